@@ -1,0 +1,54 @@
+# Everything from a fresh clone, with Python, make and git: `make demo` and `make test`.
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py
+
+.PHONY: help demo test lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo   train, evaluate and report on the CPU; ends at outputs/demo/report.html"
+	@echo "make test   ruff, mypy and pytest"
+	@echo "make lint   ruff and mypy only"
+	@echo "make clean  remove caches and build products; keeps $(VENV) and outputs"
+	@echo "Variables: VENV=$(VENV) (where to install), PYTHON=... (which Python makes it)"
+
+demo: $(VENV)/.installed
+	$(BIN)/jepa train experiment=demo
+	$(BIN)/jepa evaluate checkpoint=outputs/demo/checkpoint
+	$(BIN)/jepa report evaluation=outputs/demo/evaluation
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# The stamps make a second call instant; the test requirements include the others.
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+	$(BIN)/python -m pip install -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(SOURCES) | $(BIN)/python
+	$(BIN)/python -m pip install -e '.[test]'
+	@touch $(VENV)/.installed $@
+
+# The first Python that is new enough and can make a virtual environment with pip.
+USABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))
+
+$(BIN)/python:
+	@for candidate in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10 python); do \
+	    if $$candidate -c '$(USABLE)' >/dev/null 2>&1; then \
+	        echo "$(VENV): $$($$candidate --version)"; \
+	        $$candidate -m venv $(VENV) && exit 0; \
+	        rm -rf $(VENV); exit 1; \
+	    fi; \
+	done; \
+	echo "error: no Python >= 3.10, < 3.14 with venv and ensurepip was found;" \
+	     "install one or name it: make PYTHON=/path/to/python3" >&2; \
+	exit 1

@@ -1,0 +1,1 @@
+"""Hydra configuration of the commands, installed as the package `jepa.conf`."""

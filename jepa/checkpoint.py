@@ -1,0 +1,95 @@
+"""A checkpoint is a folder: `model.safetensors`, `config.yaml` (plain data), `tokenizer.json`. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from jepa.config import build
+from jepa.data.tokenizer import Tokenizer
+from jepa.errors import InputError
+from jepa.models.vl_jepa import VLJEPA
+
+FORMAT = "jepa.checkpoint/1"
+_WEIGHTS, _CONFIG, _TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
+
+
+def save(model: VLJEPA, config: dict[str, Any], folder: Path) -> None:
+    """Writes the checkpoint; each file appears whole or not at all, the configuration last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / _WEIGHTS, lambda path: save_file(model.state_dict(), path))
+    _replace(folder / _TOKENIZER, model.tokenizer.save)
+    text = yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False)
+    _replace(folder / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def load(folder: str | os.PathLike[str]) -> VLJEPA:
+    """The model of a checkpoint folder, on the CPU, in evaluation mode.
+
+    Raises:
+        InputError: if a file is missing, truncated or of another format version, or a tensor is missing, unexpected or
+            of another shape; the tensors are listed.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    try:
+        tensors = load_file(folder / _WEIGHTS)
+    except FileNotFoundError:
+        raise InputError(f"checkpoint weights not found: {folder / _WEIGHTS}") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / _WEIGHTS}: not a whole safetensors file: {error}") from None
+    model = build_model(config, Tokenizer.load(folder / _TOKENIZER))
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wrong = [f"missing {name}" for name in expected if name not in found]
+    wrong += [f"unexpected {name}" for name in found if name not in expected]
+    wrong += [
+        f"{name} has shape {found[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise InputError(f"{folder / _WEIGHTS} does not fit its configuration: {'; '.join(wrong[:5])}{more}")
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The plain configuration that the checkpoint was trained with."""
+    path = folder / _CONFIG
+    if not folder.is_dir():
+        raise InputError(f"checkpoint not found: {folder}")
+    if not path.is_file():
+        raise InputError(f"checkpoint configuration not found: {path}")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} must hold a mapping, got {type(config).__name__}")
+    if config.get("format") != FORMAT:
+        raise InputError(f"{path}: format must be {FORMAT!r}, got {config.get('format')!r}")
+    for key in ("model", "world"):
+        if not isinstance(config.get(key), dict):
+            raise InputError(f"{path}: {key} must be a mapping, got {config.get(key)!r}")
+    return config
+
+
+def build_model(config: dict[str, Any], tokenizer: Tokenizer) -> VLJEPA:
+    """The model of a plain configuration, with fresh weights."""
+    model = build(config["model"], tokenizer=tokenizer)
+    if not isinstance(model, VLJEPA):
+        raise InputError(f"model._target_ must build a VLJEPA, got {type(model).__name__}")
+    return model
+
+
+def _replace(path: Path, write: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    os.replace(partial, path)

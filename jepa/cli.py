@@ -1,0 +1,311 @@
+"""The commands ``jepa train``, ``jepa evaluate`` and ``jepa report``: ordinary Hydra launches, plain errors.
+
+What a user gets wrong ends in one line, ``error: …`` on stderr, and exit code 2; any other exception keeps
+its traceback. Hydra and the modules that do the work are imported only when a command runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jepa
+from jepa.config import EvaluateConfig, ReportConfig, TrainConfig, nearest, unknown_key, validate
+from jepa.errors import InputError
+
+EXIT_INPUT_ERROR = 2
+EXIT_INTERRUPTED = 130
+_MULTIRUN = ("-m", "--multirun")  # moved to the front, where Hydra's parser needs them
+_USERS_OS_ERRORS = {  # of files and folders that the user named, or of the disk: no traceback helps
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+
+
+def _train(config: Any, output: Path) -> None:
+    plain = validate(config, TrainConfig)
+    from jepa.training.run import train
+
+    train(plain, _writable(output))
+
+
+def _evaluate(config: Any, output: Path) -> None:
+    plain = validate(config, EvaluateConfig)
+    from jepa.evaluation.run import evaluate
+
+    evaluate(plain)
+
+
+def _report(config: Any, output: Path) -> None:
+    plain = validate(config, ReportConfig)
+    from jepa.evaluation.report import report
+
+    report(plain)
+
+
+@dataclass(frozen=True)
+class Command:
+    """``run(config, output)`` gets the composed configuration and Hydra's output folder."""
+
+    name: str
+    purpose: str
+    run: Callable[[Any, Path], None]
+    groups: tuple[str, ...]  # folders of conf/ that it chooses from
+    examples: tuple[str, ...]
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "train",
+            "Train a model; its checkpoint goes to outputs/<name>/checkpoint.",
+            _train,
+            ("experiment", "world", "model"),
+            (
+                "jepa train experiment=demo",
+                "jepa train experiment=demo name=longer jepa.steps=5000",
+                "jepa train -m experiment=demo seed=0,1,2",
+                "jepa train experiment=demo --cfg job",
+            ),
+        ),
+        Command(
+            "evaluate",
+            "Score a checkpoint and save the latents of its streams.",
+            _evaluate,
+            (),
+            ("jepa evaluate checkpoint=outputs/demo/checkpoint",),
+        ),
+        Command(
+            "report",
+            "Sweep the decoding policies over saved latents; write results.json and the report.",
+            _report,
+            (),
+            ("jepa report evaluation=outputs/demo/evaluation",),
+        ),
+    )
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``argv`` (default: the command line without the program's name) and returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(arguments)
+    except InputError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _main(arguments: list[str]) -> int:
+    first = arguments[0] if arguments else "--help"
+    if first in ("-h", "--help"):
+        print(_help())
+        return 0
+    if first == "--version":
+        print(f"jepa {jepa.__version__}")
+        return 0
+    if first not in COMMANDS:
+        close = ", ".join(nearest(first, COMMANDS) or COMMANDS)
+        raise InputError(f"unknown command {first!r}; nearest valid: {close}")
+    command, overrides = COMMANDS[first], sorted(arguments[1:], key=lambda item: item not in _MULTIRUN)
+    if {"-h", "--help"} & set(overrides):
+        print(_command_help(command))
+        return 0
+    return _launch(command, overrides)
+
+
+def _launch(command: Command, overrides: list[str]) -> int:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf.errors import OmegaConfBaseException
+
+    started, failures = False, 0
+
+    @hydra.main(version_base="1.3", config_path="pkg://jepa.conf", config_name=command.name)
+    def job(config: Any) -> None:
+        nonlocal started, failures
+        started = True
+        settings = HydraConfig.get()
+        output = Path(settings.runtime.output_dir)
+        if settings.mode is RunMode.MULTIRUN:
+            print(f"job {settings.job.num}: {' '.join(settings.overrides.task)} -> {output}", flush=True)
+        try:
+            command.run(config, output)
+        except InputError as error:  # reported here: Hydra would add lines of its own, and a sweep goes on
+            failures += 1
+            _fail(error)
+        except OSError as error:
+            if error.errno not in _USERS_OS_ERRORS:
+                raise
+            failures += 1
+            _fail(InputError(f"{error.filename or output}: {error.strerror}"))
+
+    with _hydra_process([f"jepa {command.name}", *overrides]):
+        try:
+            job()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _composition_error(error, command, overrides) from error
+        except (OSError, ValueError) as error:
+            if started:
+                raise
+            if isinstance(error, OSError):  # Hydra makes the folder before the job starts
+                raise _folder_error(error) from error
+            raise InputError(_one_line(error)) from error
+    return EXIT_INPUT_ERROR if failures else 0
+
+
+@contextmanager
+def _hydra_process(argv: list[str]) -> Iterator[None]:
+    """Hydra reads ``sys.argv``, and leaves exceptions to its caller only if HYDRA_FULL_ERROR is set."""
+    argv_before, full_error_before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv_before
+        if full_error_before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error_before
+
+
+# --- Errors in one line. ---
+
+
+def _fail(error: InputError) -> int:
+    sys.stdout.flush()
+    print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
+    return EXIT_INPUT_ERROR
+
+
+def _one_line(error: Exception) -> str:
+    """The message without line breaks and without what Hydra and OmegaConf append about themselves."""
+    text = str(error) or str(error.__cause__)
+    for appendix in ("Config search path:", "See https://hydra.cc", "    full_key:"):
+        text = text.partition(appendix)[0]
+    return " ".join(text.split())
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise _folder_error(error, folder) from error
+
+
+def _folder_error(error: OSError, folder: Path | None = None) -> InputError:
+    return InputError(f"output folder must be writable, got {folder or error.filename}: {error.strerror}")
+
+
+def _composition_error(error: Exception, command: Command, overrides: list[str]) -> InputError:
+    """What Hydra or OmegaConf says about a configuration that cannot be composed, in the user's words."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import (
+        ConfigAttributeError,
+        ConfigKeyError,
+        InterpolationToMissingValueError,
+        OmegaConfBaseException,
+    )
+
+    if isinstance(error, OverrideParseException):
+        reason = _one_line(error).removeprefix(f"Error parsing override '{error.override}'").strip()
+        return InputError(f"cannot parse override {error.override!r}: {reason}")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        close = ", ".join(nearest(option, error.options) or error.options)
+        return InputError(f"there is no {group} {option!r}; nearest valid: {close}")
+    if isinstance(error, InterpolationToMissingValueError):
+        key = _one_line(error).rpartition("Missing mandatory value: ")[2]
+        choice = f", or choose experiment={'|'.join(_options('experiment'))}" if command.groups else ""
+        return InputError(f"{key} is missing: give it as {key}=<value>{choice}")
+    cause = error.__cause__
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
+        return unknown_key(cause.full_key, [*command.groups, *_valid_keys(command, overrides)])
+    where = f"{error.full_key}: " if isinstance(error, OmegaConfBaseException) and error.full_key else ""
+    return InputError(f"{where}{_one_line(error)}")
+
+
+def _valid_keys(command: Command, overrides: list[str]) -> Iterator[str]:
+    """The dotted keys of the command's configuration under the groups that the user chose."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    chosen = [item for item in overrides if item.partition("=")[0] in command.groups and "," not in item]
+    with initialize_config_module("jepa.conf", version_base="1.3"):
+        composed = OmegaConf.to_container(compose(command.name, chosen))
+
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+
+    return walk(composed, "")
+
+
+# --- Help. ---
+
+
+def _help() -> str:
+    purposes = [f"  {command.name:10}{command.purpose}" for command in COMMANDS.values()]
+    examples = [f"  {command.examples[0]}" for command in COMMANDS.values()]
+    return "\n".join(
+        [
+            "usage: jepa <command> [flags] [key=value ...]",
+            "",
+            "commands:",
+            *purposes,
+            "",
+            "examples:",
+            *examples,
+            "",
+            "jepa <command> --help shows more of each; jepa --version prints the version.",
+        ]
+    )
+
+
+def _command_help(command: Command) -> str:
+    choices = [f"  {group}={'|'.join(_options(group))}" for group in command.groups]
+    return "\n".join(
+        [
+            f"usage: jepa {command.name} [flags] [key=value ...]",
+            "",
+            command.purpose,
+            "",
+            "examples:",
+            *(f"  {example}" for example in command.examples),
+            "",
+            *(["choices:", *choices, ""] if choices else []),
+            "flags:",
+            "  --cfg job         print the whole configuration, that is every key=value there is, and stop",
+            "  -m, --multirun    run once for each combination of values: seed=0,1,2",
+            "  --info            print how the configuration is composed, and stop",
+            "  --hydra-help      the other flags of Hydra",
+        ]
+    )
+
+
+def _options(group: str) -> list[str]:
+    """The files of a folder of conf/, without their ending."""
+    names = (entry.name for entry in files("jepa.conf").joinpath(group).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))

@@ -1,0 +1,410 @@
+"""The schema of every command's configuration, and ``build``, which makes objects out of ``_target_`` nodes.
+
+Both work on plain containers (``dict``, ``list``, numbers, strings), so that a checkpoint's configuration
+is checked and built without Hydra.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from jepa.errors import InputError
+
+ALLOWED_TARGETS = ("jepa", "torch.nn", "torch.optim", "timm", "torchmetrics", "lightning")
+MISSING = "???"  # OmegaConf's mark of a value that the user has to give
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A rule on a number, used as ``Annotated[int, Bound(">=", 1)]``."""
+
+    relation: Literal[">=", ">"]
+    limit: float
+
+    def holds(self, value: float) -> bool:
+        return value >= self.limit if self.relation == ">=" else value > self.limit
+
+
+Count = Annotated[int, Bound(">=", 1)]
+Natural = Annotated[int, Bound(">=", 0)]
+Positive = Annotated[float, Bound(">", 0)]
+NonNegative = Annotated[float, Bound(">=", 0)]
+Node = dict[str, Any]  # a `_target_` tree, checked by build()
+
+
+# --- Schema. Every key has to be in the YAML: a field has a type and a rule, never a default. ---
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    vocab_size: Count
+
+
+@dataclass(frozen=True)
+class ClipsConfig:
+    """Shares of the training clips: see ``jepa.data.clips.ClipBatches``."""
+
+    question_share: NonNegative
+    idle_share: NonNegative
+    cut_share: NonNegative
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of training: a constant batch, a warm-up (steps) to ``learning_rate``, then a cosine to 0."""
+
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive
+    weight_decay: NonNegative
+    warmup_steps: Natural
+    gradient_clip: Positive
+    validate_every: Count
+    validation_batches: Count
+
+
+@dataclass(frozen=True)
+class JEPAStageConfig(StageConfig):
+    loss: Node
+    y_encoder_lr_multiplier: Positive
+
+
+@dataclass(frozen=True)
+class DecoderStageConfig(StageConfig):
+    """The streams (of ``stream_seconds`` each) whose predicted embeddings the decoder learns to read."""
+
+    streams: Count
+    stream_seconds: Positive
+    step_rate_hz: Positive
+    style: Node
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    name: str
+    seed: Natural
+    precision: Literal["32-true", "bf16-mixed"]
+    accelerator: Literal["auto", "cpu", "gpu"]
+    workers: Natural
+    world: Node
+    tokenizer: TokenizerConfig
+    model: Node
+    clips: ClipsConfig
+    jepa: JEPAStageConfig
+    decoder: DecoderStageConfig
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Streams of one setting: how many to calibrate and to test on, each of ``seconds``."""
+
+    description: str
+    style: Node
+    calibration: Count
+    test: Count
+    seconds: Positive
+    step_rate_hz: Positive
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    checkpoint: str
+    output: str | None
+    seed: Natural
+    accelerator: Literal["auto", "cpu", "gpu"]
+    candidates: Count
+    batch_size: Count
+    streams: dict[str, StreamConfig]
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """Decoding that the policies are compared with: a policy of ``policies``, at one of its values in Hz."""
+
+    policy: str
+    rate_hz: Positive
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """A policy to sweep: ``policy`` is built once for each of ``values``, given as its argument ``knob``."""
+
+    label: str
+    policy: Node
+    knob: str
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    evaluation: str
+    checkpoint: str | None
+    output: str | None
+    seed: Natural
+    confidence: Positive
+    references: list[ReferenceConfig]
+    policies: dict[str, PolicyConfig]
+
+
+# --- Checking a configuration against its schema. ---
+
+
+def validate(config: Any, schema: type) -> dict[str, Any]:
+    """Checks a composed configuration against the dataclass ``schema`` and returns it as plain containers.
+
+    Interpolations are resolved. It does not matter where a key comes from: YAML, ``key=value`` or
+    ``+key=value``.
+
+    Raises:
+        InputError: a key is unknown (the nearest valid ones are named) or missing, a value has a wrong type
+            or breaks its field's rule, or a ``_target_`` lies outside ``ALLOWED_TARGETS``.
+    """
+    plain = _plain(config)
+    return _checked(plain, schema, "", list(_dotted_keys(schema, plain)))
+
+
+def nearest(word: str, options: Iterable[str]) -> list[str]:
+    """Up to three of the dotted ``options`` that ``word`` is close to, as a whole or by its last part."""
+    options = list(dict.fromkeys(options))
+    by_last_part: dict[str, list[str]] = {}
+    for option in options:
+        by_last_part.setdefault(option.rpartition(".")[2], []).append(option)
+    last_parts = difflib.get_close_matches(word.rpartition(".")[2], by_last_part, cutoff=0.75)
+    found = difflib.get_close_matches(word, options, cutoff=0.75)
+    found += [option for part in last_parts for option in by_last_part[part]]
+    found += difflib.get_close_matches(word, options, cutoff=0.6)
+    return list(dict.fromkeys(found))[:3]
+
+
+def unknown_key(key: str, options: Iterable[str]) -> InputError:
+    """The error for a dotted ``key`` that is none of ``options``: names the nearest, else its siblings."""
+    options = list(options)
+    if found := nearest(key, options):
+        return InputError(f"unknown key {key!r}; nearest valid: {', '.join(found)}")
+    parent = key.rpartition(".")[0]
+    level = sorted(option for option in options if option.rpartition(".")[0] == parent)
+    if not level:
+        return InputError(f"unknown key {key!r}")
+    return InputError(f"unknown key {key!r}; valid here: {', '.join(level)}")
+
+
+def _plain(config: Any) -> Any:
+    if isinstance(config, dict):
+        return config
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{error.full_key} cannot be resolved: {reason}") from error
+
+
+def _dotted_keys(kind: Any, value: Any, prefix: str = "") -> Iterator[str]:
+    """The valid dotted keys below ``kind``; for ``dict[str, X]`` the names are those that ``value`` has."""
+    value = value if isinstance(value, Mapping) else {}
+    if dataclasses.is_dataclass(kind):
+        children = _fields(kind)
+    elif typing.get_origin(kind) is dict:
+        children = dict.fromkeys(map(str, value), typing.get_args(kind)[1])
+    else:
+        return
+    for key, child in children.items():
+        yield f"{prefix}{key}"
+        yield from _dotted_keys(child, value.get(key), f"{prefix}{key}.")
+
+
+def _fields(schema: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(schema, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
+
+
+def _checked(value: Any, kind: Any, key: str, options: list[str]) -> Any:
+    """``value`` if it is what the annotation ``kind`` says, as that type: 1 for a float becomes 1.0."""
+    if value == MISSING:
+        raise InputError(f"{key} is missing: give it as {key}=<{_words(kind)}>")
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _checked_fields(_mapping(value, key), _fields(kind), key, options)
+    if kind == Node:
+        return _checked_tree(_mapping(value, key), key)
+    if origin is dict:
+        items = _mapping(value, key).items()
+        return {name: _checked(item, arguments[1], _join(key, name), options) for name, item in items}
+    if origin is list:
+        if not isinstance(value, list):
+            raise InputError(f"{key} must be a list, got {value!r}")
+        return [_checked(item, arguments[0], f"{key}[{i}]", options) for i, item in enumerate(value)]
+    if origin is Annotated:
+        checked = _checked(value, arguments[0], key, options)
+        for bound in arguments[1:]:
+            if not bound.holds(checked):
+                raise InputError(f"{key} must be {bound.relation} {bound.limit:g}, got {value!r}")
+        return checked
+    if origin in (typing.Union, types.UnionType):  # only `X | None` is used
+        inner = next(argument for argument in arguments if argument is not type(None))
+        return None if value is None else _checked(value, inner, key, options)
+    if origin is Literal:
+        if value not in arguments:
+            raise InputError(f"{key} must be one of {', '.join(map(str, arguments))}, got {value!r}")
+        return value
+    return _scalar(value, kind, key)
+
+
+def _checked_fields(
+    value: Mapping[str, Any], fields: Mapping[str, Any], key: str, options: list[str]
+) -> dict[str, Any]:
+    for name in value:
+        if name not in fields:
+            raise unknown_key(_join(key, name), options)
+    return {
+        name: _checked(value.get(name, MISSING), kind, _join(key, name), options)
+        for name, kind in fields.items()
+    }
+
+
+def _checked_tree(value: Any, key: str) -> Any:
+    """A free tree: nothing in it may be missing, and its ``_target_``s are allowed ones."""
+    if value == MISSING:
+        raise InputError(f"{key} is missing: give it as {key}=<value>")
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if name == "_target_":
+                _check_target(item, _join(key, name))
+            _checked_tree(item, _join(key, name))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _checked_tree(item, f"{key}[{i}]")
+    return value
+
+
+def _mapping(value: Any, key: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{key or 'configuration'} must be a group of keys, got {value!r}")
+    return value
+
+
+def _scalar(value: Any, kind: type, key: str) -> Any:
+    if kind is str and type(value) in (str, int):  # the command line reads name=7 as a number
+        return str(value)
+    if kind is float and type(value) in (float, int) and math.isfinite(value):
+        return float(value)
+    if kind in (int, bool) and type(value) is kind:
+        return value
+    raise InputError(f"{key} must be {_words(kind)}, got {value!r}")
+
+
+_WORDS: dict[Any, str] = {str: "text", int: "an integer", float: "a finite number", bool: "true or false"}
+
+
+def _words(kind: Any) -> str:
+    """A type annotation in the user's words."""
+    if typing.get_origin(kind) is Annotated:
+        return _words(typing.get_args(kind)[0])
+    if typing.get_origin(kind) is Literal:
+        return "|".join(map(str, typing.get_args(kind)))
+    return _WORDS.get(kind, "value")
+
+
+def _join(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+# --- Building objects. ---
+
+
+def build(node: Mapping[str, Any], **extra: Any) -> Any:
+    """Calls the class or function that ``node["_target_"]`` names, with the other keys as keyword arguments.
+
+    Nodes within the arguments are built first; ``extra`` are further arguments of the outermost target, given
+    as they are. All targets are checked before the first one is imported: each has to be a public class or
+    function, named by a module of a package in ``ALLOWED_TARGETS`` and defined in such a package.
+
+    Raises:
+        InputError: a target is refused or does not exist; an argument is unknown, missing or given twice;
+            or the target itself refuses a value (``ValueError``).
+    """
+    _mapping(node, "node")
+    for key in node.keys() & extra.keys():
+        raise InputError(f"{key} is set by the program and must not be configured, got {node[key]!r}")
+    _checked_tree(node, "")
+    if "_target_" not in node:
+        raise InputError(f"node must have a _target_, got the keys {', '.join(map(str, node)) or '(none)'}")
+    return _build_node(node, "", extra)
+
+
+def _build(value: Any, key: str) -> Any:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return _build_node(value, key, {})
+        return {name: _build(item, _join(key, name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_build(item, f"{key}[{i}]") for i, item in enumerate(value)]
+    return value
+
+
+def _build_node(node: Mapping[str, Any], key: str, extra: Mapping[str, Any]) -> Any:
+    target = node["_target_"]
+    factory = _locate(target, _join(key, "_target_"))
+    _check_arguments(factory, target, key, (node.keys() - {"_target_"}) | extra.keys())
+    arguments = {name: _build(item, _join(key, name)) for name, item in node.items() if name != "_target_"}
+    try:
+        return factory(**arguments, **extra)
+    except ValueError as error:
+        raise InputError(f"{f'{key}: ' if key else ''}{target}: {error}") from error
+
+
+def _check_target(target: Any, key: str) -> None:
+    """Refuses by spelling alone: nothing is imported."""
+    parts = target.split(".") if isinstance(target, str) else []
+    if len(parts) < 2 or not all(part.isidentifier() and not part.startswith("_") for part in parts):
+        raise InputError(f"{key} must be the dotted name of a public class or function, got {target!r}")
+    if not _is_allowed(target):
+        raise InputError(f"{key} must lie within {', '.join(ALLOWED_TARGETS)}, got {target!r}")
+
+
+def _is_allowed(dotted: str) -> bool:
+    return any(dotted == prefix or dotted.startswith(f"{prefix}.") for prefix in ALLOWED_TARGETS)
+
+
+def _locate(target: str, key: str) -> Callable[..., Any]:
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module exists and lacks a dependency
+        raise InputError(f"{key}: there is no module {error.name!r}, got {target!r}") from error
+    found = getattr(module, name, None)
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or not _is_allowed(str(found.__module__)):
+        public = [n for n, item in vars(module).items() if inspect.isclass(item) or inspect.isfunction(item)]
+        close = nearest(name, [n for n in public if not n.startswith("_")])
+        hint = f"; nearest: {', '.join(close)}" if close else ""
+        raise InputError(f"{key} must be a class or function of an allowed package, got {target!r}{hint}")
+    return found
+
+
+def _check_arguments(factory: Callable[..., Any], target: str, key: str, given: Collection[str]) -> None:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError as error:
+        raise InputError(f"{target} cannot be built: it does not tell its arguments") from error
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for name in sorted(given):
+            if name not in names:
+                valid = ", ".join(nearest(name, names) or names) or "(it takes none)"
+                raise InputError(f"{target} has no argument {_join(key, name)!r}; nearest valid: {valid}")
+    for parameter in parameters:
+        if parameter.name in names and parameter.default is parameter.empty and parameter.name not in given:
+            raise InputError(f"{target} needs the argument {_join(key, parameter.name)!r}")

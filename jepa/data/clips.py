@@ -1,0 +1,91 @@
+"""Training and evaluation samples drawn from the procedural world, one ready batch an item."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from jepa.data.world import CAPTION_QUERIES, IDLE, IDLE_TEXTS, Scene, Span, World, captions, questions
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """B clips with a query and the text that answers it: `frames` (B, F, S, S, 3) uint8."""
+
+    frames: Tensor
+    queries: list[str]
+    texts: list[str]
+
+
+class ClipBatches(Dataset[ClipBatch]):
+    """Item i is the i-th training batch: a function of (seed, i) alone, whichever worker draws it.
+
+    `frames` frames a clip; `question_share` of the samples ask a short question instead of a caption, `idle_share` show
+    a pause, and in `cut_share` of them another event begins or ends within the window: the text is that of the event
+    at the window's centre, as in a sliding window over a stream.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        seed: int,
+        batch_size: int,
+        batches: int,
+        frames: int = 8,
+        split: str = "train",
+        question_share: float = 0.25,
+        idle_share: float = 0.04,
+        cut_share: float = 0.25,
+    ) -> None:
+        self.world, self.seed, self.batch_size, self.batches, self.frames = (
+            world,
+            seed,
+            batch_size,
+            batches,
+            frames,
+        )
+        self.split = split
+        self.question_share, self.idle_share, self.cut_share = question_share, idle_share, cut_share
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> ClipBatch:
+        rng = np.random.default_rng([self.seed, index])
+        window = np.arange(self.frames) / self.world.fps
+        centre = 0.5 * self.frames / self.world.fps
+        timelines, queries, texts, starts = [], [], [], []
+        for _ in range(self.batch_size):
+            scene = self.world.sample_scene(rng, self.split)
+            if rng.random() < self.idle_share:
+                scene = Scene(IDLE, scene.objects if rng.random() < 0.5 else ())
+            query, text = self._ask(scene, rng)
+            start = float(rng.uniform(0.5, 8.0))
+            timelines.append(self._surround(scene, start, start + centre, rng))
+            starts.append(start)
+            queries.append(query)
+            texts.append(text)
+        clips = self.world.clips(timelines, np.array(starts)[:, None] + window, rng)
+        return ClipBatch(torch.from_numpy(clips), queries, texts)
+
+    def _ask(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+        if scene.action != IDLE and rng.random() < self.question_share:
+            question = (asked := questions(scene))[rng.integers(len(asked))]
+            return question.text, question.answer
+        return str(rng.choice(CAPTION_QUERIES)), str(
+            rng.choice(IDLE_TEXTS if scene.action == IDLE else captions(scene))
+        )
+
+    def _surround(self, scene: Scene, start: float, centre: float, rng: np.random.Generator) -> list[Span]:
+        """A timeline around the window that starts at `start`: `scene` alone, or cut by another before or after."""
+        if rng.random() >= self.cut_share:
+            return [Span(0.0, np.inf, scene, "")]
+        other = self.world.sample_scene(rng, self.split)
+        distance = float(rng.uniform(0.05, centre - start))
+        if rng.random() < 0.5:
+            return [Span(0.0, centre - distance, other, ""), Span(centre - distance, np.inf, scene, "")]
+        return [Span(0.0, centre + distance, scene, ""), Span(centre + distance, np.inf, other, "")]

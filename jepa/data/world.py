@@ -1,0 +1,543 @@
+"""A procedural video world: coloured shapes that act on moving, noisy backgrounds.
+
+Pixels change at every frame; the meaning changes only at the boundary of two events. Everything is a function of seeds:
+the same seed gives the same pixels, texts and timelines on every machine, whatever the number of workers.
+
+Array letters: N clips, M frames, O = 2 object slots, S pixels a side, T frames a clip.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import permutations, product
+
+import numpy as np
+
+from jepa.data.records import Event, StreamRecord
+from jepa.errors import InputError
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (225, 40, 40),
+    "green": (40, 190, 60),
+    "blue": (50, 90, 240),
+    "yellow": (240, 220, 50),
+    "purple": (160, 60, 200),
+    "orange": (250, 140, 30),
+    "white": (245, 245, 245),
+    "cyan": (50, 210, 220),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+
+# Each action: its paraphrases; the first is the short answer to "what does it do?". {o} is the second object.
+SOLO_ACTIONS: dict[str, tuple[str, ...]] = {
+    "left": ("moves left", "slides to the left", "drifts leftwards"),
+    "right": ("moves right", "slides to the right", "drifts rightwards"),
+    "up": ("moves up", "rises to the top", "climbs upwards"),
+    "down": ("moves down", "sinks to the bottom", "falls downwards"),
+    "grow": ("grows", "gets bigger", "becomes larger"),
+    "shrink": ("shrinks", "gets smaller", "becomes tiny"),
+    "blink": ("blinks", "flashes on and off", "keeps flickering"),
+    "spin": ("spins", "turns around itself", "rotates in place"),
+    "shake": ("shakes", "trembles quickly", "wobbles from side to side"),
+    "bounce": ("bounces", "hops up and down", "keeps jumping"),
+}
+PAIR_ACTIONS: dict[str, tuple[str, ...]] = {
+    "collide": ("bumps into {o}", "collides with {o}", "hits {o} again and again"),
+    "orbit": ("circles {o}", "orbits around {o}", "goes round {o}"),
+    "chase": ("chases {o}", "runs after {o}", "follows {o}"),
+}
+ACTIONS = (*SOLO_ACTIONS, *PAIR_ACTIONS)
+PHRASES = SOLO_ACTIONS | PAIR_ACTIONS
+IDLE = "idle"
+IDLE_TEXTS = ("nothing happens", "nothing moves", "all is still")
+CAPTION_QUERIES = ("what happens?", "describe what happens", "what is going on?")
+NUMBERS = ("none", "one", "two")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a window of video means: an action and who takes part, the acting object first.
+
+    `objects` holds (colour, shape) pairs: one for a solo action, two for a pair action, none to two when idle.
+    """
+
+    action: str
+    objects: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a scene: its `kind`, its text, the short answer, and the candidates it is chosen from."""
+
+    kind: str
+    text: str
+    answer: str
+    candidates: tuple[str, ...]
+
+
+def names(scene: Scene, article: str = "the") -> list[str]:
+    """Noun phrases of the scene's objects: `the red square`."""
+    return [f"{article} {colour} {shape}" for colour, shape in scene.objects]
+
+
+def captions(scene: Scene) -> list[str]:
+    """Every paraphrase of the scene's caption; the first is the canonical one."""
+    if scene.action == IDLE:
+        return list(IDLE_TEXTS)
+    texts = []
+    for phrase, article in product(PHRASES[scene.action], ("the", "a")):
+        subject, *others = names(scene, article)
+        texts.append(f"{subject} {phrase.format(o=others[0]) if others else phrase}")
+    return texts
+
+
+def questions(scene: Scene) -> list[Question]:
+    """The questions that have one right answer in the scene."""
+    asked = [Question("how many", "how many objects are there?", NUMBERS[len(scene.objects)], NUMBERS)]
+    for colour, shape in scene.objects:
+        asked.append(Question("what colour", f"what colour is the {shape}?", colour, tuple(COLOURS)))
+        asked.append(Question("what shape", f"what shape is the {colour} object?", shape, SHAPES))
+    if scene.action in SOLO_ACTIONS:
+        answers = tuple(phrases[0] for phrases in SOLO_ACTIONS.values())
+        asked.append(Question("what does it do", f"what does {names(scene)[0]} do?", PHRASES[scene.action][0], answers))
+    return asked
+
+
+def corpus() -> list[str]:
+    """Every word form the world can say, for training a tokenizer: captions, queries, questions, answers."""
+    texts = [*CAPTION_QUERIES, *IDLE_TEXTS, *NUMBERS, *COLOURS, *SHAPES]
+    for scene in all_scenes():
+        texts += captions(scene)
+        for question in questions(scene):
+            texts += [question.text, question.answer]
+    return texts
+
+
+def all_scenes() -> list[Scene]:
+    """Every composition with an event, in a fixed order; a circle or ring cannot be seen to spin, so it does not."""
+    things = list(product(COLOURS, SHAPES))
+    solo = [
+        Scene(action, (thing,))
+        for action, thing in product(SOLO_ACTIONS, things)
+        if not (action == "spin" and thing[1] in ("circle", "ring"))
+    ]
+    pairs = [
+        Scene(action, (a, b))
+        for action, (a, b) in product(PAIR_ACTIONS, permutations(things, 2))
+        if a[0] != b[0] and a[1] != b[1]
+    ]
+    return solo + pairs
+
+
+def is_held_out(scene: Scene, percent: int) -> bool:
+    """Whether the composition is kept out of training: a fixed hash of its words, the same for every seed."""
+    return zlib.crc32(repr((scene.action, scene.objects)).encode()) % 100 < percent
+
+
+@dataclass(frozen=True)
+class StreamStyle:
+    """How the events of a stream follow each other. Times in seconds.
+
+    Durations are log-normal with mean `mean_event` and log-deviation `spread`, at least `shortest`. After an event
+    comes a pause with probability `pause_probability`, exponential with mean `mean_pause`. About a share `recurrence`
+    of the events repeats an earlier one of the stream word for word (EPIC-KITCHENS-100: 35 %), never the one before.
+    """
+
+    mean_event: float
+    spread: float = 0.5
+    shortest: float = 1.0
+    pause_probability: float = 0.15
+    mean_pause: float = 3.0
+    recurrence: float = 0.35
+
+    def __post_init__(self) -> None:
+        for name in ("mean_event", "shortest", "mean_pause"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} must be > 0 seconds, got {getattr(self, name)}")
+        for name in ("pause_probability", "recurrence"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.spread < 0 or self.shortest >= self.mean_event:
+            raise InputError(
+                f"spread must be >= 0 and shortest < mean_event, got spread {self.spread}, "
+                f"shortest {self.shortest}, mean_event {self.mean_event}"
+            )
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a timeline with one meaning; a pause is a span whose scene is idle."""
+
+    start: float
+    end: float
+    scene: Scene
+    text: str
+
+
+class World:
+    """Scenes, clips and streams of `size` x `size` pixels at `fps` frames per second.
+
+    `noise` is the standard deviation of the per-pixel noise and `background` the amplitude of the drifting background,
+    both in grey levels (0-255); `held_out_percent` of all compositions never occur in training.
+    """
+
+    def __init__(
+        self,
+        size: int = 48,
+        fps: int = 8,
+        noise: float = 12.0,
+        background: float = 28.0,
+        held_out_percent: int = 25,
+    ) -> None:
+        for name, value, low in (
+            ("size", size, 16),
+            ("fps", fps, 1),
+            ("noise", noise, 0),
+            ("background", background, 0),
+        ):
+            if value < low:
+                raise InputError(f"{name} must be >= {low}, got {value}")
+        if not 0 < held_out_percent < 100:
+            raise InputError(f"held_out_percent must be between 0 and 100, got {held_out_percent}")
+        self.size, self.fps, self.noise, self.background = size, fps, noise, background
+        self.held_out_percent = held_out_percent
+
+    @cached_property
+    def splits(self) -> dict[str, tuple[list[Scene], list[Scene]]]:
+        """`train` and `held_out` compositions, each as (solo, pair) lists."""
+        split: dict[str, tuple[list[Scene], list[Scene]]] = {"train": ([], []), "held_out": ([], [])}
+        for scene in all_scenes():
+            name = "held_out" if is_held_out(scene, self.held_out_percent) else "train"
+            split[name][len(scene.objects) - 1].append(scene)
+        return split
+
+    def sample_scene(self, rng: np.random.Generator, split: str, pair_share: float = 0.3) -> Scene:
+        """A random composition of the split (or of `all`), a pair action with probability `pair_share`."""
+        is_pair = int(rng.random() < pair_share)
+        if split == "all":
+            split = "held_out" if rng.random() < self.held_out_percent / 100 else "train"
+        pool = self.splits[split][is_pair]
+        return pool[rng.integers(len(pool))]
+
+    # Clips
+
+    def clips(self, spans: list[list[Span]], windows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """One clip for each timeline in `spans`: the frames at `windows` (N, T) seconds, as (N, T, S, S, 3) uint8.
+
+        Every clip gets a background of its own.
+        """
+        count, length = windows.shape
+        scenes = [span.scene for timeline in spans for span in timeline]
+        motion = _Motion.draw(scenes, rng)
+        offsets = np.cumsum([0] + [len(timeline) for timeline in spans])
+        index = np.empty((count, length), dtype=np.int64)
+        for i, timeline in enumerate(spans):
+            index[i] = offsets[i] + np.searchsorted([s.start for s in timeline[1:]], windows[i], side="right")
+        starts = np.array([span.start for timeline in spans for span in timeline])[index]
+        backdrop = _Backdrop.draw(count, self.background, rng)
+        row = np.repeat(np.arange(count), length)
+        frames = self._render(motion, index.ravel(), (windows - starts).ravel(), backdrop, row, windows.ravel(), rng)
+        return frames.reshape(count, length, self.size, self.size, 3)
+
+    # Streams
+
+    def timeline(self, rng: np.random.Generator, duration: float, style: StreamStyle, split: str) -> list[Span]:
+        """Events and pauses that fill `duration` seconds, in order and without a gap; scenes of `split` (or `all`)."""
+        spans: list[Span] = []
+        events: list[Span] = []
+        now = 0.0
+        log_mean = np.log(style.mean_event) - 0.5 * style.spread**2
+        while now < duration:
+            earlier = [e for e in events[:-1] if e.scene != events[-1].scene]
+            if earlier and rng.random() < style.recurrence:
+                scene, text = (again := earlier[rng.integers(len(earlier))]).scene, again.text
+            else:
+                scene = self.sample_scene(rng, split)
+                text = str(rng.choice(captions(scene)))
+            length = max(style.shortest, float(rng.lognormal(log_mean, style.spread)))
+            spans.append(Span(now, min(now + length, duration), scene, text))
+            events.append(spans[-1])
+            now += length
+            if now < duration and rng.random() < style.pause_probability:
+                pause = max(style.shortest, float(rng.exponential(style.mean_pause)))
+                still = Scene(IDLE, scene.objects if rng.random() < 0.5 else ())
+                spans.append(Span(now, min(now + pause, duration), still, str(rng.choice(IDLE_TEXTS))))
+                now += pause
+        if (
+            len(spans) > 1 and spans[-1].end - spans[-1].start < style.shortest
+        ):  # the stream's end cut it off: drop the stub
+            spans[-2:] = [Span(spans[-2].start, duration, spans[-2].scene, spans[-2].text)]
+        return spans
+
+    def stream(
+        self, video_id: str, seed: tuple[int, ...], duration: float, style: StreamStyle, split: str = "all"
+    ) -> Stream:
+        """The stream of a seed; its frames are drawn when they are asked for."""
+        if duration <= 0:
+            raise InputError(f"duration of {video_id!r} must be > 0 seconds, got {duration}")
+        spans = self.timeline(np.random.default_rng([*seed, 0]), duration, style, split)
+        return Stream(self, video_id, seed, duration, spans)
+
+    def _render(
+        self,
+        motion: _Motion,
+        scene: np.ndarray,
+        elapsed: np.ndarray,
+        backdrop: _Backdrop,
+        row: np.ndarray,
+        now: np.ndarray,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """(M, S, S, 3) uint8: frame m shows `scene[m]`, `elapsed[m]` seconds in, before backdrop `row[m]`."""
+        image = backdrop.paint(row, now, self.size)
+        state = motion.at(scene, elapsed)
+        for slot in range(2):
+            shown = np.flatnonzero(state.opacity[:, slot] > 0)
+            if len(shown):
+                cover = _coverage(state, shown, slot, self.size)
+                colour = motion.colour[scene[shown], slot].reshape(-1, 3, 1, 1)
+                image[shown] += cover[:, None] * (colour - image[shown])
+        if self.noise:
+            bank = _noise_bank()
+            start = rng.integers(len(bank) - self.size**2, size=len(image))
+            grain = np.lib.stride_tricks.sliding_window_view(bank, self.size**2)[start]
+            image += self.noise * grain.reshape(-1, 1, self.size, self.size)
+        return np.clip(image, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+class Stream:
+    """One procedural stream: its annotation `record`, its `spans` with the pauses, and its frames on demand."""
+
+    def __init__(self, world: World, video_id: str, seed: tuple[int, ...], duration: float, spans: list[Span]) -> None:
+        self.world, self.seed, self.spans = world, seed, spans
+        events = tuple(Event(s.start, s.end, s.text) for s in spans if s.scene.action != IDLE)
+        self.record = StreamRecord(video_id, duration, events)
+
+    @property
+    def frame_count(self) -> int:
+        return int(self.record.duration * self.world.fps)
+
+    def frames(self, chunk: int = 128) -> Iterator[np.ndarray]:
+        """The frames in order, at most `chunk` at a time: (M, S, S, 3) uint8; frame m is at m / fps seconds."""
+        rng = np.random.default_rng([*self.seed, 1])
+        motion = _Motion.draw([span.scene for span in self.spans], rng)
+        backdrop = _Backdrop.draw(1, self.world.background, rng)
+        starts = np.array([span.start for span in self.spans])
+        for first in range(0, self.frame_count, chunk):
+            now = np.arange(first, min(first + chunk, self.frame_count)) / self.world.fps
+            scene = np.searchsorted(starts[1:], now, side="right")
+            row = np.zeros(len(now), dtype=np.int64)
+            yield self.world._render(motion, scene, now - starts[scene], backdrop, row, now, rng)
+
+
+@dataclass(frozen=True)
+class _State:
+    """Where the objects are: each (M, O), positions and radii as shares of the frame, angles in radians."""
+
+    x: np.ndarray
+    y: np.ndarray
+    radius: np.ndarray
+    angle: np.ndarray
+    opacity: np.ndarray
+    shape: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Motion:
+    """The free parameters of each scene's motion, drawn once a scene (first axis: scenes)."""
+
+    action: np.ndarray  # index into ACTIONS, -1 idle
+    present: np.ndarray  # (·, O)
+    colour: np.ndarray  # (·, O, 3)
+    shape: np.ndarray  # (·, O)
+    radius: np.ndarray  # (·, O)
+    x: np.ndarray
+    y: np.ndarray
+    heading: np.ndarray
+    pace: np.ndarray  # uniform in [0, 1): how fast, within the action's range
+    phase: np.ndarray  # uniform in [0, 1)
+    tilt: np.ndarray  # (·, O) starting angle
+
+    @classmethod
+    def draw(cls, scenes: list[Scene], rng: np.random.Generator) -> _Motion:
+        count = len(scenes)
+        present = np.zeros((count, 2), dtype=bool)
+        colour = np.zeros((count, 2, 3), dtype=np.float32)
+        shape = np.zeros((count, 2), dtype=np.int64)
+        action = np.full(count, -1)
+        for i, scene in enumerate(scenes):
+            if scene.action != IDLE:
+                action[i] = ACTIONS.index(scene.action)
+            for slot, (name, form) in enumerate(scene.objects):
+                present[i, slot] = True
+                colour[i, slot] = COLOURS[name]
+                shape[i, slot] = SHAPES.index(form)
+        colour = np.clip(colour + rng.uniform(-18, 18, colour.shape).astype(np.float32), 0, 255)
+        pair = present[:, 1]
+        radius = np.where(pair[:, None], rng.uniform(0.13, 0.17, (count, 2)), rng.uniform(0.16, 0.24, (count, 2)))
+        x, y, pace, phase = (rng.random(count) for _ in range(4))
+        heading = rng.uniform(0, 2 * np.pi, count)
+        tilt = rng.uniform(-0.3, 0.3, (count, 2))
+        return cls(action, present, colour, shape, radius, x, y, heading, pace, phase, tilt)
+
+    def at(self, scene: np.ndarray, t: np.ndarray) -> _State:
+        """The state of frames that show `scene` (M,) at `t` (M,) seconds after its start. The frame is a torus."""
+        act, pace, phase, heading = (
+            self.action[scene],
+            self.pace[scene],
+            self.phase[scene],
+            self.heading[scene],
+        )
+        x, y = np.repeat(self.x[scene, None], 2, 1), np.repeat(self.y[scene, None], 2, 1)
+        radius, angle = self.radius[scene].copy(), self.tilt[scene].copy()
+        opacity = self.present[scene].astype(np.float32)
+        still_pair = self.present[scene, 1] & (act < 0)
+        x[still_pair, 1] += 0.45
+
+        def doing(name: str) -> np.ndarray:
+            return np.flatnonzero(act == ACTIONS.index(name))
+
+        speed = 0.4 + 0.35 * pace  # frame widths per second
+        for name, sx, sy in (("left", -1, 0), ("right", 1, 0), ("up", 0, -1), ("down", 0, 1)):
+            i = doing(name)
+            x[i, 0] += sx * speed[i] * t[i]
+            y[i, 0] += sy * speed[i] * t[i]
+        cycle = (t / (1.3 + 0.7 * pace) + phase) % 1  # a saw tooth of 1.3-2 s
+        i = doing("grow")
+        radius[i, 0] = 0.08 + 0.24 * cycle[i]
+        i = doing("shrink")
+        radius[i, 0] = 0.32 - 0.24 * cycle[i]
+        i = doing("blink")
+        opacity[i, 0] = ((t[i] / (0.45 + 0.2 * pace[i]) + phase[i]) % 1 < 0.55).astype(np.float32)
+        i = doing("spin")
+        angle[i, 0] += 2 * np.pi * (0.45 + 0.3 * pace[i]) * t[i]
+        i = doing("shake")
+        x[i, 0] += 0.07 * np.sin(2 * np.pi * ((2.1 + 0.8 * pace[i]) * t[i] + phase[i]))
+        i = doing("bounce")
+        y[i, 0] -= 0.3 * np.abs(np.sin(np.pi * ((0.9 + 0.4 * pace[i]) * t[i] + phase[i]))) - 0.15
+
+        i = doing("collide")
+        reach = radius[i].sum(1) + 0.25 * np.abs(1 - 2 * ((t[i] / (0.9 + 0.4 * pace[i]) + phase[i]) % 1))
+        x[i, 0] += reach * np.cos(heading[i])
+        y[i, 0] += reach * np.sin(heading[i])
+        i = doing("orbit")
+        turn = heading[i] + 2 * np.pi * t[i] / (1.2 + 0.6 * pace[i])
+        x[i, 0] += 0.34 * np.cos(turn)
+        y[i, 0] += 0.34 * np.sin(turn)
+        i = doing("chase")
+        for slot, behind in ((0, 0.36), (1, 0.0)):
+            x[i, slot] += (speed[i] * t[i] - behind) * np.cos(heading[i])
+            y[i, slot] += (speed[i] * t[i] - behind) * np.sin(heading[i])
+        return _State(x % 1, y % 1, radius, angle, opacity, self.shape[scene])
+
+
+@dataclass(frozen=True)
+class _Backdrop:
+    """Drifting coloured waves: for each row, a base colour and K plane waves."""
+
+    base: np.ndarray  # (R, 3)
+    tint: np.ndarray  # (R, K, 3)
+    wave: np.ndarray  # (R, K, 2) cycles per frame width
+    drift: np.ndarray  # (R, K) cycles per second
+    phase: np.ndarray  # (R, K)
+
+    @classmethod
+    def draw(cls, rows: int, amplitude: float, rng: np.random.Generator, waves: int = 3) -> _Backdrop:
+        return cls(
+            base=rng.uniform(55, 115, (rows, 1)) + rng.uniform(-20, 20, (rows, 3)),
+            tint=amplitude / np.sqrt(waves) * rng.normal(size=(rows, waves, 3)),
+            wave=rng.integers(-2, 3, (rows, waves, 2)).astype(np.float64),
+            drift=rng.uniform(-0.6, 0.6, (rows, waves)),
+            phase=rng.random((rows, waves)),
+        )
+
+    def paint(self, row: np.ndarray, now: np.ndarray, size: int) -> np.ndarray:
+        """(M, 3, S, S) float32; sin(a + b) = sin a cos b + cos a sin b makes each channel one matrix product."""
+        grid = 2 * np.pi * np.arange(size) / size
+        across = self.wave[row, :, 0, None] * grid
+        along = self.wave[row, :, 1, None] * grid
+        along += 2 * np.pi * (self.phase[row] + self.drift[row] * now[:, None])[:, :, None]
+        left = np.concatenate([np.sin(along), np.cos(along)], axis=1).astype(np.float32).transpose(0, 2, 1)
+        right = np.concatenate([np.cos(across), np.sin(across)], axis=1).astype(np.float32)
+        tint = np.tile(self.tint, (1, 2, 1)).astype(np.float32)[row].transpose(0, 2, 1)
+        image = (left[:, None] * tint[:, :, None, :]) @ right[:, None]
+        image += self.base[row].astype(np.float32)[:, :, None, None]
+        return image
+
+
+_TEXTURE = 128  # texels a side of a shape's signed-distance map
+_EXTENT = 1.5  # in radii
+
+
+def _coverage(state: _State, shown: np.ndarray, slot: int, size: int) -> np.ndarray:
+    """How much of each pixel the object covers: (len(shown), S, S) float32 in [0, 1], anti-aliased."""
+    grid = (np.arange(size, dtype=np.float32) + 0.5) / size
+    scale = _TEXTURE / (2 * _EXTENT) / state.radius[shown, slot]
+    dx = ((grid - state.x[shown, slot, None].astype(np.float32) + 0.5) % 1 - 0.5) * scale[:, None].astype(np.float32)
+    dy = ((grid - state.y[shown, slot, None].astype(np.float32) + 0.5) % 1 - 0.5) * scale[:, None].astype(np.float32)
+    cos = np.cos(state.angle[shown, slot]).astype(np.float32)[:, None]
+    sin = np.sin(state.angle[shown, slot]).astype(np.float32)[:, None]
+    half = np.float32(_TEXTURE / 2)
+    u = (cos * dx)[:, None, :] + ((sin * dy) + half)[:, :, None]
+    v = (-sin * dx)[:, None, :] + ((cos * dy) + half)[:, :, None]
+    np.clip(u, 0, _TEXTURE - 1, out=u)
+    np.clip(v, 0, _TEXTURE - 1, out=v)
+    flat = v.astype(np.int32)
+    flat *= _TEXTURE
+    flat += u.astype(np.int32)
+    flat += (state.shape[shown, slot, None, None] * _TEXTURE**2).astype(np.int32)
+    distance = _shape_maps().take(flat)
+    distance *= (state.radius[shown, slot] * size).astype(np.float32)[:, None, None]
+    distance += np.float32(0.5)
+    np.clip(distance, 0, 1, out=distance)
+    distance *= state.opacity[shown, slot, None, None]
+    return distance
+
+
+_MAPS: np.ndarray | None = None
+_NOISE: np.ndarray | None = None
+
+
+def _shape_maps() -> np.ndarray:
+    """Approximate distance to each shape's outline, positive inside, in radii: (shapes * texels,) float32."""
+    global _MAPS
+    if _MAPS is None:
+        axis = (np.arange(_TEXTURE) + 0.5) / _TEXTURE * 2 * _EXTENT - _EXTENT
+        u, v = np.meshgrid(axis, axis)
+        rho, theta = np.hypot(u, v), np.arctan2(v, u)
+
+        def polygon(sides: int, inner: float) -> np.ndarray:
+            """A regular polygon with the corners at distance 1, pointing up."""
+            sector = (theta + np.pi / 2 + np.pi / sides) % (2 * np.pi / sides) - np.pi / sides
+            return inner * np.cos(np.pi / sides) - rho * np.cos(np.abs(sector) - np.pi / sides)
+
+        fold = np.abs((theta + np.pi / 2) % (2 * np.pi / 5) - np.pi / 5)  # 0 between two points of the star
+        tip, notch = np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)]) * 1.1, np.array([0.45, 0.0])
+        normal = np.array([tip[1] - notch[1], notch[0] - tip[0]])
+        normal /= np.hypot(*normal)
+        star = normal @ notch - (rho * np.cos(fold) * normal[0] + rho * np.sin(fold) * normal[1])
+        cross = np.maximum(
+            np.minimum(0.33 - np.abs(u), 1.0 - np.abs(v)),
+            np.minimum(0.33 - np.abs(v), 1.0 - np.abs(u)),
+        )
+        maps = {
+            "circle": 0.9 - rho,
+            "square": 0.8 - np.maximum(np.abs(u), np.abs(v)),
+            "triangle": polygon(3, 1.15),
+            "star": star,
+            "cross": cross,
+            "ring": 0.22 - np.abs(rho - 0.78),
+        }
+        _MAPS = np.stack([maps[name] for name in SHAPES]).astype(np.float32).ravel()
+    return _MAPS
+
+
+def _noise_bank() -> np.ndarray:
+    """A fixed strip of standard normal samples; frames read it at random offsets."""
+    global _NOISE
+    if _NOISE is None:
+        _NOISE = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32)
+    return _NOISE

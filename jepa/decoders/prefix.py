@@ -1,0 +1,105 @@
+"""Y-Decoder: a lightweight autoregressive decoder from one embedding to text.
+
+B embeddings, E embedding dimensions, K prefix positions, L tokens, D width, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa.errors import InputError
+
+
+class PrefixDecoder(nn.Module):
+    """A causal transformer that continues `prefix` vectors made from the embedding (ClipCap, arXiv 2111.09734).
+
+    `forward` gives the logits of known texts; `generate` decodes greedily with a key/value cache.
+
+    Raises:
+        InputError: if `width` is not a multiple of `heads`, or a text is longer than `max_length`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embedding_dim: int,
+        width: int = 128,
+        depth: int = 2,
+        heads: int = 4,
+        prefix: int = 2,
+        max_length: int = 32,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise InputError(f"width must be a multiple of heads, got width {width}, heads {heads}")
+        self.width, self.prefix, self.max_length = width, prefix, max_length
+        self.project = nn.Linear(embedding_dim, prefix * width)
+        self.tokens = nn.Embedding(vocab_size, width)
+        self.positions = nn.Parameter(torch.randn(prefix + max_length, width) * 0.02)
+        self.blocks = nn.ModuleList([_CausalBlock(width, heads) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+
+    def forward(self, latents: Tensor, ids: Tensor) -> Tensor:
+        """Logits (B, L, V) of each token of `ids` (B, L), given the embedding (B, E) and the tokens before it."""
+        if ids.shape[1] > self.max_length:
+            raise InputError(f"a text must have at most {self.max_length} tokens, got {ids.shape[1]}")
+        states = torch.cat([self._prefix(latents), self.tokens(ids[:, :-1])], dim=1)
+        states = states + self.positions[: states.shape[1]]
+        for block in self.blocks:
+            states, _ = block(states, None)
+        return self._logits(states[:, self.prefix - 1 :])
+
+    @torch.no_grad()
+    def generate(self, latents: Tensor, eos_id: int) -> list[list[int]]:
+        """Greedy tokens of each embedding (B, E), the end token left out; a text stops at `max_length` tokens."""
+        count = len(latents)
+        caches: list[_Cache] = [None] * len(self.blocks)
+        states = self._prefix(latents) + self.positions[: self.prefix]
+        tokens = latents.new_full((count, self.max_length), eos_id, dtype=torch.long)
+        ended = torch.zeros(count, dtype=torch.bool, device=latents.device)
+        for step in range(self.max_length):
+            for i, block in enumerate(self.blocks):
+                states, caches[i] = block(states, caches[i])
+            chosen = self._logits(states[:, -1]).argmax(-1)
+            tokens[:, step] = torch.where(ended, eos_id, chosen)
+            ended |= chosen == eos_id
+            if bool(ended.all()):
+                break
+            states = (self.tokens(chosen) + self.positions[self.prefix + step])[:, None]
+        return [row[: row.index(eos_id)] if eos_id in row else row for row in tokens.tolist()]
+
+    def _prefix(self, latents: Tensor) -> Tensor:
+        return self.project(latents).reshape(len(latents), self.prefix, self.width)
+
+    def _logits(self, states: Tensor) -> Tensor:
+        return F.linear(self.norm(states), self.tokens.weight).float()
+
+
+_Cache = tuple[Tensor, Tensor] | None  # keys and values, each (B, H, positions so far, D / H)
+
+
+class _CausalBlock(nn.Module):
+    """Pre-norm attention and MLP over (B, L, D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, states: Tensor, cache: _Cache) -> tuple[Tensor, _Cache]:
+        """New positions (B, L, D) after those in the cache: their states, and the cache with them added."""
+        count, length, width = states.shape
+        qkv = self.qkv(self.norm_attention(states)).reshape(count, length, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        if cache is not None:  # one new position: it sees all before it
+            key, value = torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
+        states = states + self.out(mixed.transpose(1, 2).reshape(count, length, width))
+        return states + self.mlp(self.norm_mlp(states)), (key, value)

@@ -1,0 +1,111 @@
+"""X-Encoder: a timm vision transformer over frames, with time embedded.
+
+Dimension letters: B clips, F frames a clip, T = F / tubelet time slots, P patches a slot, N = T * P states, D width,
+S pixels a side.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from jepa.errors import InputError
+
+
+class FrameViT(nn.Module):
+    """Runs a timm ViT on each group of `tubelet` consecutive frames and adds an embedding of the group's time.
+
+    Frames of a group are stacked as channels, so that motion is visible to the patch embedding (V-JEPA's tubelets,
+    arXiv 2404.08471, with a 2-D ViT). A slot is encoded without regard to the others: sliding windows over a stream
+    share slots, and `encode_slots` runs once for each.
+
+    Raises:
+        InputError: if timm does not know `name`, or `tubelet` < 1.
+    """
+
+    def __init__(self, name: str, size: int, tubelet: int = 2, **vit: Any) -> None:
+        super().__init__()
+        if tubelet < 1:
+            raise InputError(f"tubelet must be >= 1, got {tubelet}")
+        if not timm.is_model(name):
+            raise InputError(f"name must be a timm model, got {name!r}")
+        self.size, self.tubelet = size, tubelet
+        model: Any = timm.create_model(
+            name,
+            img_size=size,
+            in_chans=3 * tubelet,
+            num_classes=0,
+            class_token=False,
+            global_pool="avg",
+            embed_layer=ConvStem,
+            **vit,
+        )
+        self.vit, self.width = model, int(model.num_features)
+
+    def encode_slots(self, frames: Tensor) -> Tensor:
+        """States of each time slot, without the time embedding.
+
+        Args:
+            frames: (B, F, S, S, 3) uint8; F a multiple of `tubelet`.
+
+        Returns:
+            (B, T, P, D).
+        """
+        if frames.ndim != 5 or frames.shape[2:] != (self.size, self.size, 3) or frames.dtype != torch.uint8:
+            raise InputError(
+                f"frames must be (B, F, {self.size}, {self.size}, 3) uint8, got {tuple(frames.shape)} {frames.dtype}"
+            )
+        count, length = frames.shape[:2]
+        if length % self.tubelet:
+            raise InputError(f"the number of frames must be a multiple of tubelet {self.tubelet}, got {length}")
+        slots = length // self.tubelet
+        pixels = frames.reshape(count * slots, self.tubelet, self.size, self.size, 3).permute(0, 1, 4, 2, 3)
+        pixels = pixels.flatten(1, 2).float().div_(127.5).sub_(1.0)
+        states: Tensor = self.vit.forward_features(pixels)
+        return states.reshape(count, slots, *states.shape[1:])
+
+    def add_time(self, slots: Tensor) -> Tensor:
+        """(B, T, P, D) states of a window's slots, oldest first -> (B, N, D) with the slot's time added."""
+        return (slots + time_embedding(slots.shape[1], self.width).to(slots)[:, None]).flatten(1, 2)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, F, S, S, 3) uint8 -> states S_X (B, N, D)."""
+        return self.add_time(self.encode_slots(frames))
+
+
+class ConvStem(nn.Module):
+    """Patch embedding by two convolutions (Xiao et al. 2021, arXiv 2106.14881): learns faster than one linear map.
+
+    A non-overlapping 4 x 4 convolution to half the width, then a 3 x 3 convolution with the stride that is left.
+    `forward`: (B, C, S, S) -> (B, P, D).
+    """
+
+    def __init__(
+        self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, bias: bool = True, **unused: Any
+    ) -> None:
+        super().__init__()
+        if img_size % patch_size or patch_size % 4:
+            raise InputError(f"patch_size must be a multiple of 4 that divides size {img_size}, got {patch_size}")
+        self.grid_size = (img_size // patch_size,) * 2
+        self.num_patches = self.grid_size[0] ** 2
+        self.patch_size = (patch_size, patch_size)
+        self.proj = nn.Sequential(
+            nn.Conv2d(in_chans, embed_dim // 2, kernel_size=4, stride=4),
+            nn.GroupNorm(1, embed_dim // 2),
+            nn.GELU(),
+            nn.Conv2d(embed_dim // 2, embed_dim, kernel_size=3, stride=patch_size // 4, padding=1, bias=bias),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+def time_embedding(slots: int, width: int) -> Tensor:
+    """Sinusoids (T, D) over the slot index (Vaswani et al. 2017, section 3.5, with base 100: windows are short)."""
+    rate = torch.exp(torch.arange(0, width, 2) * (-math.log(100.0) / width))
+    angle = torch.arange(slots)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :width]

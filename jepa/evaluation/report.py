@@ -1,0 +1,98 @@
+"""`report`: policies swept over the latents of an evaluation, and the pages that show it. No encoder runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jepa import checkpoint
+from jepa.errors import InputError
+from jepa.evaluation.run import FORMAT
+from jepa.evaluation.streams import SPLITS, StreamSet, load_streams
+from jepa.evaluation.sweep import sweep_setting, sweeps
+from jepa.report import summary, write_report
+
+RESULTS_SCHEMA = "jepa.results/1"
+
+
+def report(config: dict[str, Any]) -> dict[str, Path]:
+    """Runs a validated `ReportConfig`, prints a summary, and returns the paths of the files written."""
+    folder = Path(config["evaluation"])
+    record = read_evaluation(folder)
+    model = checkpoint.load(Path(config["checkpoint"] or folder / record["checkpoint"]))
+    families = sweeps(config["policies"])
+    settings = {}
+    for name, setting in record["settings"].items():
+        streams = {split: load_streams(folder / name / split) for split in SPLITS}
+        swept = sweep_setting(
+            streams,
+            model,
+            families,
+            config["references"],
+            record["latent_delay"],
+            config["confidence"],
+            config["seed"],
+            name,
+        )
+        settings[name] = _setting(folder / name, setting, streams, swept)
+    results = {
+        "schema": RESULTS_SCHEMA,
+        **{key: record[key] for key in ("created", "name", "seed", "code", "libraries", "device")},
+        **{key: record[key] for key in ("parameters", "training", "scores")},
+        "config": {**record["config"], "report": config},
+        "settings": settings,
+    }
+    output = Path(config["output"] or folder.parent)
+    paths = write_report(results, output)
+    print(summary(results))
+    for kind, path in paths.items():
+        print(f"{kind}: {path}")
+    return paths
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """`evaluation.json` of an evaluation folder. Raises `InputError` if it is missing, broken or of another version."""
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        raise InputError(f"evaluation not found: {path}")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not JSON: {error}") from None
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{path}: format must be {FORMAT!r}, got {found!r}")
+    return record
+
+
+def _setting(
+    folder: Path, setting: dict[str, Any], streams: dict[str, StreamSet], swept: dict[str, Any]
+) -> dict[str, Any]:
+    """One entry of the results' `settings`: what the test streams are like, and what was swept."""
+    records = streams["test"].records
+    events = [event for record in records for event in record.events]
+    if not events:
+        raise InputError(f"{folder}: the test streams must hold at least one annotated event")
+    repeated = sum(len(r.events) - len({e.text for e in r.events}) for r in records)
+    emissions = swept.pop("emissions")
+    first = records[0]
+    return {
+        "description": setting["description"],
+        "step_rate_hz": setting["step_rate_hz"],
+        "events_per_second": len(events) / sum(record.duration for record in records),
+        "mean_event_seconds": sum(e.end - e.start for e in events) / len(events),
+        "repeated_events": repeated / len(events),
+        "streams": {
+            **{split: len(streams[split].records) for split in SPLITS},
+            "seconds_each": setting["seconds_each"],
+        },
+        **swept,
+        "strip": {
+            "video_id": first.video_id,
+            "duration": first.duration,
+            "thumbnails": json.loads((folder / "thumbnails.json").read_text(encoding="utf-8")),
+            "events": [{"start": e.start, "end": e.end, "text": e.text} for e in first.events],
+            "decodes": emissions,
+        },
+    }

@@ -1,0 +1,158 @@
+"""Zero-shot tasks of a VL-JEPA on held-out compositions: everything but captioning is a nearest embedding.
+
+N clips, M candidates, E embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from jepa.data.world import (
+    ACTIONS,
+    CAPTION_QUERIES,
+    PHRASES,
+    SOLO_ACTIONS,
+    Question,
+    Scene,
+    Span,
+    World,
+    captions,
+    names,
+    questions,
+)
+from jepa.metrics import (
+    cider_d,
+    paired_cosine,
+    rankme,
+    retrieval_at_k,
+    unpaired_cosine,
+)
+from jepa.models.vl_jepa import VLJEPA
+
+
+def score_tasks(model: VLJEPA, world: World, seed: int, candidates: int, batch_size: int) -> dict[str, Any]:
+    """Scores on one clip of each of `candidates` distinct held-out compositions.
+
+    - retrieval: the clip's predicted embedding under a caption query against the canonical captions of all
+      `candidates` compositions; R@1, R@5.
+    - classification: the action, by the nearest of one caption for each action with the clip's own objects.
+    - question answering: the nearest of the question's candidate answers.
+    - captioning: greedy text against all paraphrases; CIDEr-D (x10, mean) and the share that is one of them.
+    """
+    scenes = held_out_scenes(world, candidates, seed)
+    clips = _clips(world, scenes, seed, model.frames)
+    states = [model.encode(clips[i : i + batch_size]) for i in _batches(len(scenes), batch_size, "task clips")]
+
+    def predict(queries: Sequence[str], rows: Sequence[int]) -> Tensor:
+        """Embeddings (len(rows), E) of the clips `rows` under one query each."""
+        every = torch.cat(states)
+        parts = [
+            model.predict(every[list(rows[i : i + batch_size])], queries[i : i + batch_size])
+            for i in range(0, len(rows), batch_size)
+        ]
+        return torch.cat(parts).cpu()
+
+    everything = range(len(scenes))
+    predictions = predict([CAPTION_QUERIES[0]] * len(scenes), everything)
+    targets = model.embed([captions(scene)[0] for scene in scenes]).cpu()
+    labels = torch.arange(len(scenes))
+    at = {k: float(retrieval_at_k(predictions, targets, labels, k)) for k in (1, 5)}
+    return {
+        "retrieval": {
+            "candidates": len(scenes),
+            "queries": len(scenes),
+            "r@1": at[1],
+            "r@5": at[5],
+            "chance": 1 / len(scenes),
+        },
+        "classification": _classification(model, scenes, predictions),
+        "question_answering": _question_answering(model, scenes, predict),
+        "captioning": _captioning(model, scenes, predictions),
+        "geometry": {
+            "retrieval@1": at[1],
+            "rankme": float(rankme(predictions)),
+            "paired_cosine": float(paired_cosine(predictions, targets)),
+            "unpaired_cosine": float(unpaired_cosine(predictions, targets)),
+        },
+    }
+
+
+def held_out_scenes(world: World, count: int, seed: int) -> list[Scene]:
+    """`count` distinct held-out compositions: half of them solo actions (or as many as there are), the rest pairs."""
+    rng = np.random.default_rng([seed, 101])
+    solo, pairs = world.splits["held_out"]
+    chosen = [solo[i] for i in rng.permutation(len(solo))[: count // 2]]
+    chosen += [pairs[i] for i in rng.permutation(len(pairs))[: count - len(chosen)]]
+    return chosen
+
+
+def _clips(world: World, scenes: Sequence[Scene], seed: int, frames: int) -> Tensor:
+    rng = np.random.default_rng([seed, 102])
+    windows = rng.uniform(0.5, 8.0, (len(scenes), 1)) + np.arange(frames) / world.fps
+    timelines = [[Span(0.0, np.inf, scene, "")] for scene in scenes]
+    return torch.from_numpy(world.clips(timelines, windows, rng))
+
+
+def _batches(count: int, size: int, what: str) -> Any:
+    return tqdm(range(0, count, size), desc=what, unit="batch", leave=False)
+
+
+def _nearest(predictions: Tensor, candidates: Tensor) -> Tensor:
+    """Index (N,) of the nearest of M candidates: `candidates` is (M, E), or (N, M, E) for a set of each row's own."""
+    return torch.einsum("ne,nme->nm", predictions, candidates.expand(len(predictions), -1, -1)).argmax(-1)
+
+
+def _classification(model: VLJEPA, scenes: Sequence[Scene], predictions: Tensor) -> dict[str, Any]:
+    """Which action of those with the scene's number of objects; candidates name the scene's objects."""
+    right, chance = [], []
+    for scene, prediction in zip(scenes, predictions, strict=True):
+        actions = [a for a in ACTIONS if (a in SOLO_ACTIONS) == (scene.action in SOLO_ACTIONS)]
+        candidates = model.embed([captions(Scene(action, scene.objects))[0] for action in actions]).cpu()
+        right.append(actions[int(_nearest(prediction[None], candidates[None]))] == scene.action)
+        chance.append(1 / len(actions))
+    return {
+        "candidates": f"{len(SOLO_ACTIONS)} or {len(ACTIONS) - len(SOLO_ACTIONS)}",
+        "queries": len(scenes),
+        "accuracy": float(np.mean(right)),
+        "chance": float(np.mean(chance)),
+    }
+
+
+def _question_answering(model: VLJEPA, scenes: Sequence[Scene], predict: Any) -> dict[str, Any]:
+    asked: list[tuple[int, Question]] = [(row, q) for row, scene in enumerate(scenes) for q in questions(scene)]
+    predictions = predict([q.text for _, q in asked], [row for row, _ in asked])
+    by_kind: dict[str, list[int]] = {}
+    for index, (_, question) in enumerate(asked):
+        by_kind.setdefault(question.kind, []).append(index)
+    results, total = {}, 0
+    for kind, rows in by_kind.items():
+        candidates = asked[rows[0]][1].candidates
+        chosen = _nearest(predictions[rows], model.embed(candidates).cpu())
+        hits = sum(candidates[c] == asked[row][1].answer for c, row in zip(chosen.tolist(), rows, strict=True))
+        total += hits
+        results[kind] = {
+            "accuracy": hits / len(rows),
+            "candidates": len(candidates),
+            "chance": 1 / len(candidates),
+            "queries": len(rows),
+        }
+    return {"queries": len(asked), "accuracy": total / len(asked), "by_question": results}
+
+
+def _captioning(model: VLJEPA, scenes: Sequence[Scene], predictions: Tensor) -> dict[str, Any]:
+    texts = [decoded.text for decoded in model.decode(predictions)]
+    references = [captions(scene) for scene in scenes]
+    return {
+        "queries": len(scenes),
+        "cider_d": float(cider_d(texts, references).mean()),
+        "exact_match": float(np.mean([text in refs for text, refs in zip(texts, references, strict=True)])),
+    }
+
+
+__all__ = ["PHRASES", "held_out_scenes", "names", "score_tasks"]

@@ -1,0 +1,260 @@
+"""CIDEr-D: how close a caption is to its references, in n-grams weighted by how telling they are.
+
+Definition (Vedantam, Zitnick & Parikh 2015, arXiv 1411.5726: tf-idf in the section on the CIDEr metric,
+clipping and length penalty in the section on gameability), as the reference code computes it. For a caption s
+and an n-gram w,
+
+    g_w(s) = (count of w in s) · (ln D − ln max(1, df_w)),
+
+with D the number of documents in the pool (a document is all references of one item) and df_w the number of
+documents that hold w. For a candidate c with references s_1..s_m, and n = 1..4,
+
+    CIDEr-D_n(c) = 10/m · Σ_j [Σ_w min(g_w(c), g_w(s_j)) · g_w(s_j)] / (‖g(c)‖ ‖g(s_j)‖)
+                              · exp(−(l(c) − l(s_j))² / (2 σ²)),       σ = 6,
+
+with sums and norms over the n-grams of n words; a norm of zero gives 0. CIDEr-D is the mean over n, from 0
+to 10. So an empty candidate scores 0, and so does everything against a pool of one document (ln 1 = 0).
+
+Where the reference code (``pycocoevalcap``, followed here) differs from the paper:
+
+- Its length l counts bigrams, the paper's counts words. Only differences of lengths are used, and those are
+  equal, but for an empty caption, which scores 0 in any case.
+- Its g has the raw count of an n-gram, the paper's the n-gram's share of the caption. In a plain cosine
+  that cancels; in the clipped product it does not.
+
+Scale: the factor 10 is in the paper and in the code. Tables of results mostly print 100 times the value
+computed here (0.71 as 71).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from jepa.errors import InputError
+
+_ORDERS = 4  # n-grams of 1..4 words
+_SIGMA = 6.0  # width of the length penalty, in words
+_SCALE = 10.0
+
+Ngram = tuple[str, ...]
+
+_APOSTROPHES = str.maketrans("’‘`", "'''")
+_CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|ll|re|ve))(?!\w)")
+_FUSED = re.compile(
+    r"\b(can(?=not\b)|gon(?=na\b)|wan(?=na\b)|got(?=ta\b)|gim(?=me\b)|lem(?=me\b))|('t)(?=(?:is|was)\b)"
+)
+_TOKEN = re.compile(
+    r"""
+      (?:[^\W\d_]\.){2,}(?!\w)                              # u.s.  p.m.
+    | (?:mr|mrs|ms|dr|prof|st|jr|sr|vs|etc|ft)\.(?!\w)      # abbreviations that keep their period
+    | \d+(?:[,:]\d+)+(?:\.\d+)?                             # 1,000.50  5:30
+    | '(?:s|m|d|ll|re|ve|t|em|til|cause|\d\ds?)(?!\w)       # clitics, and words that begin with an apostrophe
+    | (?:[#@](?=[^\W\d_]))?[^\W_]+(?:[-_./'][^\W_]+)*       # words, also joined: left-hand  and/or  3.5  #c
+    | [^\w\s.,:;?!'"()\[\]{}«»‹›„“”…–—-]                    # other signs stand alone: $  %  &
+    """,
+    re.VERBOSE,
+)
+
+
+def tokenize(text: str) -> list[str]:
+    """Split a caption into words as the Penn Treebank tokenizer of the reference scorer does.
+
+    Lower case; ``isn't`` gives ``is n't``, ``dog's`` gives ``dog 's``, ``cannot`` gives ``can not``; words
+    joined by a hyphen, a slash or a period stay whole; signs such as ``%`` are words of their own;
+    punctuation, quotes and brackets are dropped.
+
+    The reference (Stanford's PTBTokenizer, then a list of punctuation to drop) lets some punctuation slip
+    through, which is dropped here: brackets (lower-cased to ``-lrb-``, where the list has ``-LRB-``), runs
+    such as ``?!``, and the period of a single letter or a hashtag (``person x.``). Its treatment of
+    addresses, markup, currency signs, one-character fractions, signed numbers, rare abbreviations and rare
+    contractions (``y'all``) is not reproduced.
+    """
+    text = text.lower().translate(_APOSTROPHES)
+    text = _CLITIC.sub(r" \1 ", text)
+    text = _FUSED.sub(r"\1\2 ", text)
+    return _TOKEN.findall(text)
+
+
+@dataclass(frozen=True)
+class DocumentFrequency:
+    """In how many documents of a pool each n-gram occurs; made by ``document_frequency``.
+
+    Scores are comparable only under one pool: whatever is compared (policies, checkpoints) must share it.
+
+    Raises:
+        InputError: ``documents`` is below 1, or a count is not in 1..documents.
+    """
+
+    counts: Mapping[Ngram, int]
+    documents: int
+
+    def __post_init__(self) -> None:
+        if self.documents < 1:
+            raise InputError(f"documents must be >= 1, got {self.documents}")
+        for ngram, count in self.counts.items():
+            if not 1 <= count <= self.documents:
+                raise InputError(f"counts[{ngram}] must be in 1..{self.documents} (documents), got {count}")
+
+
+def document_frequency(references: Sequence[Sequence[Sequence[str]]]) -> DocumentFrequency:
+    """Count documents per n-gram, for n = 1..4.
+
+    Args:
+        references: the pool: for each document its references, each a sequence of tokens.
+
+    Raises:
+        InputError: the pool is empty.
+    """
+    counts: Counter[Ngram] = Counter()
+    for document in references:
+        counts.update({ngram for tokens in document for ngram in _ngrams(tokens)})
+    return DocumentFrequency(dict(counts), len(references))
+
+
+def cider_d(
+    candidates: Sequence[str],
+    references: Sequence[Sequence[str]],
+    frequencies: DocumentFrequency | None = None,
+) -> np.ndarray:
+    """CIDEr-D of each candidate against its references; the definition is at the head of this module.
+
+    Args:
+        candidates: N captions, as plain text.
+        references: for each candidate one reference or more, as plain text.
+        frequencies: the pool that weights the n-grams; None takes ``references`` itself as the pool, each
+            entry one document.
+
+    Returns:
+        (N,) float64, each in 0..10. The score of a corpus is the mean.
+
+    Raises:
+        InputError: the two sequences differ in length, a string stands where a sequence of strings belongs, a
+            candidate has no reference, or there is nothing to make a pool of.
+    """
+    _check_pairs(candidates, references)
+    words = functools.cache(tokenize)  # the same captions occur again and again
+    pool = frequencies
+    if pool is None:
+        pool = document_frequency([[words(text) for text in group] for group in references])
+    vector = functools.cache(lambda text: _vector(words(text), pool))
+
+    scores = np.empty(len(candidates))
+    for index, (candidate, group) in enumerate(zip(candidates, references, strict=True)):
+        total = sum(_similarity(vector(candidate), vector(reference)) for reference in group)
+        scores[index] = _SCALE * total / (_ORDERS * len(group))
+    return scores
+
+
+class CIDErD(Metric):
+    """CIDEr-D of a corpus that arrives in batches: the mean of ``cider_d`` over all candidates.
+
+    Without ``frequencies`` the pool is all references seen until ``compute``, over all processes. The value
+    that ``forward`` returns for one batch then has that batch alone as its pool.
+
+    Texts are kept as bytes in tensors, so that they are gathered between processes like any other state.
+
+    Args:
+        frequencies: the fixed pool that weights the n-grams, or None.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    pairs: list[Tensor]  # UTF-8 bytes of JSON lines, each [candidate, [references]]
+
+    def __init__(self, frequencies: DocumentFrequency | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.frequencies = frequencies
+        self.add_state("pairs", default=[], dist_reduce_fx="cat")
+
+    def update(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+        """Add B candidates and, for each, its references.
+
+        Raises:
+            InputError: as ``cider_d``.
+        """
+        _check_pairs(candidates, references)
+        lines = "".join(json.dumps([c, list(r)]) + "\n" for c, r in zip(candidates, references, strict=True))
+        self.pairs.append(
+            torch.from_numpy(np.array(bytearray(lines.encode()), dtype=np.uint8)).to(self.device)
+        )
+
+    def compute(self) -> Tensor:
+        """The mean score, a scalar float64 in 0..10.
+
+        Raises:
+            InputError: no candidate was given.
+        """
+        lines = dim_zero_cat(self.pairs).cpu().numpy().tobytes().splitlines() if len(self.pairs) else []
+        if not lines:
+            raise InputError("CIDErD must have at least one candidate to score, got none")
+        candidates, references = zip(*map(json.loads, lines), strict=True)
+        scores = cider_d(candidates, references, self.frequencies)
+        return torch.tensor(scores.mean(), dtype=torch.float64, device=self.device)
+
+
+class _Vector(NamedTuple):
+    weights: dict[Ngram, float]  # tf-idf, without zeros
+    norms: list[float]  # one for each n
+    length: int  # bigrams
+
+
+def _ngrams(tokens: Sequence[str]) -> Iterator[Ngram]:
+    return chain.from_iterable(
+        zip(*(tokens[i:] for i in range(n)), strict=False) for n in range(1, _ORDERS + 1)
+    )
+
+
+def _vector(tokens: Sequence[str], pool: DocumentFrequency) -> _Vector:
+    log_documents, frequency = math.log(pool.documents), pool.counts.get
+    weights: dict[Ngram, float] = {}
+    squares = [0.0] * _ORDERS
+    for ngram, count in Counter(_ngrams(tokens)).items():
+        weight = count * (log_documents - math.log(frequency(ngram, 1)))
+        if weight:
+            weights[ngram] = weight
+            squares[len(ngram) - 1] += weight * weight
+    return _Vector(weights, [math.sqrt(square) for square in squares], max(len(tokens) - 1, 0))
+
+
+def _similarity(candidate: _Vector, reference: _Vector) -> float:
+    """Sum over n of the clipped cosine, times the length penalty."""
+    products = [0.0] * _ORDERS
+    for ngram, weight in candidate.weights.items():  # in order of occurrence: the same rounding in every run
+        if other := reference.weights.get(ngram):
+            products[len(ngram) - 1] += min(weight, other) * other
+    cosines = sum(
+        product / (a * b)
+        for product, a, b in zip(products, candidate.norms, reference.norms, strict=True)
+        if product
+    )
+    return cosines * math.exp(-((candidate.length - reference.length) ** 2) / (2 * _SIGMA**2))
+
+
+def _check_pairs(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    if isinstance(candidates, str):
+        raise InputError(f"candidates must be a sequence of strings, got the string {candidates!r}")
+    if len(candidates) != len(references):
+        raise InputError(
+            f"candidates and references must be equally many, got {len(candidates)} and {len(references)}"
+        )
+    for index, group in enumerate(references):
+        if isinstance(group, str):
+            raise InputError(f"references[{index}] must be a sequence of strings, got the string {group!r}")
+        if not len(group):
+            raise InputError(f"references[{index}] must hold at least one reference, got none")

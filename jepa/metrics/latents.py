@@ -1,0 +1,226 @@
+"""What latents look like beside the loss: alignment, spread, rank and retrieval.
+
+Alignment alone misleads: a collapsed model has a paired cosine of 1. Read it with the unpaired cosine, RankMe
+and retrieval next to it.
+
+N, M: rows; E: embedding dimensions. Half-precision input is computed in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from jepa.errors import InputError
+
+_QUERIES_AT_ONCE = 1024  # bounds the similarity matrix held in memory
+
+
+def paired_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Mean cosine of each prediction with its own target.
+
+    Args:
+        predictions: (N, E), of any norm.
+        targets: (N, E), of any norm; row i belongs to prediction i.
+
+    Returns:
+        Scalar in [−1, 1].
+
+    Raises:
+        InputError: the shapes differ or are not (N, E), or a value is not finite.
+    """
+    predictions, targets = _matched(predictions, targets)
+    return F.cosine_similarity(predictions, targets, dim=1).mean()
+
+
+def unpaired_cosine(predictions: Tensor, targets: Tensor, ids: Tensor | None = None) -> Tensor:
+    """Mean cosine of predictions with the targets of others: near 0 when spread out, near 1 at collapse.
+
+    Args:
+        predictions: (N, E), of any norm.
+        targets: (N, E), of any norm; row i belongs to prediction i.
+        ids: (N,) integers; rows with equal ids have the same target and do not count as unpaired. None takes
+            all rows as different: the mean over i ≠ j.
+
+    Returns:
+        Scalar in [−1, 1].
+
+    Raises:
+        InputError: the shapes differ or are not (N, E), a value is not finite, or no two rows are unpaired.
+    """
+    predictions, targets = _matched(predictions, targets)
+    count = len(predictions)
+    if ids is None:
+        group = torch.arange(count, device=predictions.device)
+    else:
+        group = _indices("ids", ids, count).unique(return_inverse=True)[1]
+    sizes = torch.bincount(group)
+    pairs = count**2 - int((sizes**2).sum())
+    if pairs == 0:
+        raise InputError(f"predictions must have at least 2 different targets, got 1 in N = {count} rows")
+    # Sum of all cosines less those within a group, from sums of rows: O(N E) instead of O(N² E).
+    predictions, targets = F.normalize(predictions, dim=1), F.normalize(targets, dim=1)
+    zeros = predictions.new_zeros(len(sizes), predictions.shape[1])
+    within = (zeros.index_add(0, group, predictions) * zeros.index_add(0, group, targets)).sum()
+    return (predictions.sum(0) @ targets.sum(0) - within) / pairs
+
+
+def rankme(latents: Tensor) -> Tensor:
+    """RankMe: the effective rank of a batch of latents (Garrido et al. 2023, arXiv 2210.02885, eq. 1–2).
+
+    exp(−Σ_k p_k ln p_k) with p_k = σ_k / Σ σ + 1e-7, over the singular values σ of the matrix as it is, not
+    centred.
+
+    Args:
+        latents: (N, E). The value cannot exceed min(N, E) (but for the 1e-7): compare at equal N.
+
+    Returns:
+        Scalar: E when all directions are used equally, 1 when all rows lie on one line (or are 0).
+
+    Raises:
+        InputError: the shape is not (N, E), or a value is not finite.
+    """
+    singular = torch.linalg.svdvals(_matrix("latents", latents))
+    total = singular.sum().clamp_min(torch.finfo(singular.dtype).tiny)
+    shares = singular / total + 1e-7
+    return torch.exp(-(shares * shares.log()).sum())
+
+
+def retrieval_at_k(queries: Tensor, gallery: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Share of queries whose own row of the gallery is among the k nearest by cosine.
+
+    Ties count as broken at random: where g rows are nearer than the right one and t others are level with it,
+    the query scores the chance of a hit, (k − g) / (t + 1) within [0, 1]. So a collapsed model scores k / M,
+    not 1. Cosines within 16 times the machine epsilon of the dtype are level.
+
+    Args:
+        queries: (N, E), of any norm.
+        gallery: (M, E), of any norm.
+        labels: (N,) integers: the row of the gallery that is right for each query.
+        k: 1..M.
+
+    Returns:
+        Scalar in [0, 1]; chance is k / M.
+
+    Raises:
+        InputError: shapes that do not match, a value that is not finite, a label outside 0..M−1, or k outside
+            1..M.
+    """
+    queries, gallery = _matrix("queries", queries), _matrix("gallery", gallery)
+    if queries.shape[1] != gallery.shape[1]:
+        raise InputError(
+            f"queries and gallery must have the same E, got {queries.shape[1]} and {gallery.shape[1]}"
+        )
+    labels, rows = _indices("labels", labels, len(queries)), len(gallery)
+    if labels.min() < 0 or labels.max() >= rows:
+        raise InputError(
+            f"labels must be in 0..{rows - 1} (rows of the gallery), got {labels.min()}..{labels.max()}"
+        )
+    if not 1 <= k <= rows:
+        raise InputError(f"k must be in 1..{rows} (rows of the gallery), got {k}")
+
+    queries, gallery = F.normalize(queries, dim=1), F.normalize(gallery, dim=1)
+    level = 16 * torch.finfo(queries.dtype).eps
+    hits = []
+    for part, right in zip(queries.split(_QUERIES_AT_ONCE), labels.split(_QUERIES_AT_ONCE), strict=True):
+        cosines = part @ gallery.T
+        lead = cosines - cosines.gather(1, right[:, None])
+        nearer = (lead > level).sum(1)
+        tied = (lead.abs() <= level).sum(1)  # the right row itself is one of them
+        hits.append(((k - nearer) / tied).clamp(0, 1))
+    return torch.cat(hits).mean()
+
+
+class LatentGeometry(Metric):
+    """The measures of this module over predictions and targets that arrive in batches.
+
+    Repeated texts are one candidate in retrieval, and not unpaired with each other.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    predictions: list[Tensor]
+    targets: list[Tensor]
+    ids: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("predictions", "targets", "ids"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, predictions: Tensor, targets: Tensor, ids: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            predictions: (B, E).
+            targets: (B, E).
+            ids: (B,) integers; equal ids mean equal target text.
+
+        Raises:
+            InputError: the shapes do not match.
+        """
+        if predictions.ndim != 2 or predictions.shape != targets.shape:
+            raise InputError(
+                "predictions and targets must both be (B, E), "
+                f"got {tuple(predictions.shape)} and {tuple(targets.shape)}"
+            )
+        self.ids.append(_indices("ids", ids, len(predictions)).detach())
+        self.predictions.append(predictions.detach())
+        self.targets.append(targets.detach())
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scalars: ``retrieval@1`` of a prediction's own text among the distinct targets, ``rankme`` of the
+        predictions, ``paired_cosine`` and ``unpaired_cosine``.
+
+        Raises:
+            InputError: there are fewer than 2 distinct targets, or a value is not finite.
+        """
+        if not len(self.ids):
+            raise InputError("LatentGeometry must have at least 2 distinct targets, got no batch")
+        predictions, targets = dim_zero_cat(self.predictions), dim_zero_cat(self.targets)
+        ids = dim_zero_cat(self.ids)
+        distinct, labels = ids.unique(return_inverse=True)
+        if len(distinct) < 2:
+            raise InputError(f"LatentGeometry must have at least 2 distinct targets, got {len(distinct)}")
+        rows = torch.arange(len(ids), device=ids.device)
+        first = rows.new_full((len(distinct),), len(ids)).scatter_reduce(0, labels, rows, "amin")
+        return {
+            "retrieval@1": retrieval_at_k(predictions, targets[first], labels, k=1),
+            "rankme": rankme(predictions),
+            "paired_cosine": paired_cosine(predictions, targets),
+            "unpaired_cosine": unpaired_cosine(predictions, targets, ids),
+        }
+
+
+def _matrix(name: str, latents: Tensor) -> Tensor:
+    if latents.ndim != 2 or 0 in latents.shape:
+        raise InputError(f"{name} must be (N, E) with N, E >= 1, got {tuple(latents.shape)}")
+    if not latents.is_floating_point():
+        raise InputError(f"{name} must be floating point, got {latents.dtype}")
+    finite = latents.isfinite().all(dim=1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise InputError(f"{name} must be finite, got a NaN or an infinity in row {row}")
+    return latents.to(torch.promote_types(latents.dtype, torch.float32))
+
+
+def _matched(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    predictions, targets = _matrix("predictions", predictions), _matrix("targets", targets)
+    if predictions.shape != targets.shape:
+        raise InputError(
+            "predictions and targets must have the same shape, "
+            f"got {tuple(predictions.shape)} and {tuple(targets.shape)}"
+        )
+    return predictions, targets
+
+
+def _indices(name: str, values: Tensor, count: int) -> Tensor:
+    if values.shape != (count,) or values.is_floating_point():
+        raise InputError(f"{name} must be ({count},) integers, got {tuple(values.shape)} {values.dtype}")
+    return values.long()

@@ -1,0 +1,276 @@
+"""The saving at equal quality: how many fewer decodes a policy needs to be as good as a reference.
+
+A policy has a knob (a rate, a threshold). Swept over it, the policy draws a curve of quality against decodes
+per second. The knob is chosen on calibration streams alone; every figure comes from other streams, the test
+streams.
+
+Streams, not annotations, are what is drawn at random, so every interval is a percentile bootstrap over
+streams (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13). It is paired: in each
+resample all curves have the same streams.
+
+S: streams; A_s: annotations of stream s; R: resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jepa.errors import InputError
+
+_TAILS = (0.025, 0.975)  # a 95 % interval
+
+
+@dataclass(frozen=True, eq=False)
+class SweepPoint:
+    """One policy at one setting of its knob, over a set of streams.
+
+    Args:
+        knob: the setting, in the policy's own unit.
+        scores: for each of S streams (A_s,) scores of its annotations, A_s >= 1.
+        decodes: (S,) decodes made.
+        seconds: (S,) length of the streams.
+
+    Raises:
+        InputError: no stream, arrays of other shapes, a stream without annotations, a value that is not
+            finite, decodes below 0, or seconds not above 0.
+    """
+
+    knob: float
+    scores: tuple[np.ndarray, ...]
+    decodes: np.ndarray
+    seconds: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, value in {
+            "scores": tuple(np.asarray(stream, dtype=np.float64) for stream in self.scores),
+            "decodes": np.asarray(self.decodes, dtype=np.float64),
+            "seconds": np.asarray(self.seconds, dtype=np.float64),
+        }.items():
+            object.__setattr__(self, name, value)
+        streams = len(self.scores)
+        if not streams:
+            raise InputError("scores must hold at least one stream, got none")
+        for index, stream in enumerate(self.scores):
+            if stream.ndim != 1 or not stream.size:
+                raise InputError(f"scores[{index}] must be (A,) with A >= 1, got shape {stream.shape}")
+            if not np.isfinite(stream).all():
+                raise InputError(f"scores[{index}] must be finite, got {stream[~np.isfinite(stream)][0]}")
+        for name in ("decodes", "seconds"):
+            values = getattr(self, name)
+            if values.shape != (streams,):
+                raise InputError(
+                    f"{name} must be ({streams},), one per stream of scores, got shape {values.shape}"
+                )
+        if not (np.isfinite(self.decodes) & (self.decodes >= 0)).all():
+            raise InputError(f"decodes must be finite and >= 0, got {self.decodes.tolist()}")
+        if not (np.isfinite(self.seconds) & (self.seconds > 0)).all():
+            raise InputError(f"seconds must be finite and > 0, got {self.seconds.tolist()}")
+
+    @property
+    def quality(self) -> float:
+        """Mean score over all annotations of all streams, rounded once: their order does not matter."""
+        return math.fsum(score for stream in self.scores for score in stream) / sum(map(len, self.scores))
+
+    @property
+    def decodes_per_second(self) -> float:
+        """All decodes over the length of all streams, in Hz."""
+        return float(self.decodes.sum() / self.seconds.sum())
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What ``saving_at_equal_quality`` found.
+
+    All figures are of the test streams. ``knob`` and what depends on it are None where no knob qualified;
+    ``saving`` is reference decodes over the policy's, to be claimed only where ``reached``.
+    """
+
+    knob: float | None
+    reached: bool
+    quality: float | None
+    reference_quality: float
+    quality_difference: Interval | None
+    decodes_per_second: float | None
+    reference_decodes_per_second: float
+    saving: Interval | None
+    reason: str
+
+
+def saving_at_equal_quality(
+    reference_calibration: SweepPoint,
+    candidates_calibration: Sequence[SweepPoint],
+    reference_test: SweepPoint,
+    candidates_test: Sequence[SweepPoint],
+    *,
+    confidence: float = 0.9,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Saving:
+    """Choose a knob on calibration streams, then measure its saving on test streams.
+
+    The knob is the cheapest (fewest decodes per second; of equals the better one) whose quality on the
+    calibration streams is at least the reference's in a share ``confidence`` of the paired resamples. The
+    margin only guards the choice against the luck of few streams. On the test streams there is no tolerance:
+    ``reached`` says whether the quality is at least the reference's, as the two numbers stand.
+
+    Args:
+        reference_calibration: the reference on the calibration streams.
+        candidates_calibration: the policy at each knob, on the same streams.
+        reference_test: the reference on the test streams.
+        candidates_test: the policy at the same knobs, in any order, on the test streams.
+        confidence: in (0, 1].
+        resamples: R, at least 1.
+        seed: of the resampling.
+
+    Returns:
+        With 95 % intervals of the difference in quality and of the saving. The upper end of the saving is
+        infinite if the policy decodes nothing at all in more than 2.5 % of the resamples.
+
+    Raises:
+        InputError: fewer than 2 streams, points that are not of the same streams, knobs that are repeated or
+            differ between calibration and test, a reference that decodes nothing on some stream, or an option
+            out of range.
+    """
+    if not 0 < confidence <= 1:
+        raise InputError(f"confidence must be in (0, 1], got {confidence}")
+    calibration = _by_knob("candidates_calibration", candidates_calibration, reference_calibration)
+    test = _by_knob("candidates_test", candidates_test, reference_test)
+    if calibration.keys() != test.keys():
+        raise InputError(
+            "candidates_test must have the knobs of candidates_calibration, "
+            f"got {sorted(test)} and {sorted(calibration)}"
+        )
+    if not reference_test.decodes.all():
+        stream = int(np.flatnonzero(reference_test.decodes == 0)[0])
+        raise InputError(
+            f"reference_test must decode at least once on every stream, got 0 on stream {stream}"
+        )
+
+    weights = _resample(reference_calibration, resamples, seed)
+    held = {
+        knob: float(np.mean(_quality_difference(point, reference_calibration, weights) >= 0))
+        for knob, point in calibration.items()
+    }
+    knob = min(
+        (knob for knob in calibration if held[knob] >= confidence),
+        key=lambda knob: (calibration[knob].decodes_per_second, -calibration[knob].quality),
+        default=None,
+    )
+    if knob is None:
+        best = max(held, key=held.__getitem__)
+        return Saving(
+            knob=None,
+            reached=False,
+            quality=None,
+            reference_quality=reference_test.quality,
+            quality_difference=None,
+            decodes_per_second=None,
+            reference_decodes_per_second=reference_test.decodes_per_second,
+            saving=None,
+            reason=f"no knob keeps the reference's quality in {confidence:.0%} of the resamples of the "
+            f"calibration streams; the nearest is {best:g}, with {held[best]:.1%}",
+        )
+
+    chosen = test[knob]
+    weights = _resample(reference_test, resamples, seed)
+    difference = chosen.quality - reference_test.quality
+    reached = chosen.quality >= reference_test.quality
+    reason = (
+        f"knob {knob:g}, chosen on the calibration streams, {'keeps' if reached else 'misses'} the "
+        f"reference's quality on the test streams ({chosen.quality:.4f} against {reference_test.quality:.4f})"
+    )
+    saving = None
+    if chosen.decodes.any():
+        # The inverse ratio is finite in every resample; its quantiles, inverted, are those of the ratio.
+        share = (weights @ chosen.decodes) / (weights @ reference_test.decodes)
+        with np.errstate(divide="ignore"):
+            high, low = 1 / np.quantile(share, _TAILS)
+        value = reference_test.decodes.sum() / chosen.decodes.sum()
+        saving = Interval(float(value), float(low), float(high))
+    else:
+        reason += "; it decodes nothing on the test streams, so there is no ratio"
+    return Saving(
+        knob=knob,
+        reached=reached,
+        quality=chosen.quality,
+        reference_quality=reference_test.quality,
+        quality_difference=_interval(difference, _quality_difference(chosen, reference_test, weights)),
+        decodes_per_second=chosen.decodes_per_second,
+        reference_decodes_per_second=reference_test.decodes_per_second,
+        saving=saving,
+        reason=reason,
+    )
+
+
+def bootstrap_mean(point: SweepPoint, *, resamples: int = 2000, seed: int = 0) -> Interval:
+    """The quality of a point with its 95 % interval over streams, for the error bar of a curve.
+
+    Raises:
+        InputError: the point has fewer than 2 streams, or ``resamples`` is below 1.
+    """
+    weights = _resample(point, resamples, seed)
+    totals = np.array([stream.sum() for stream in point.scores])
+    return _interval(point.quality, (weights @ totals) / (weights @ _annotations(point)))
+
+
+def _resample(point: SweepPoint, resamples: int, seed: int) -> np.ndarray:
+    """(R, S) how often each stream is drawn in each resample; S draws each, with replacement."""
+    streams = len(point.scores)
+    if streams < 2:
+        raise InputError(f"a bootstrap over streams must have at least 2 streams, got {streams}")
+    if resamples < 1:
+        raise InputError(f"resamples must be >= 1, got {resamples}")
+    return np.random.default_rng(seed).multinomial(streams, np.full(streams, 1 / streams), size=resamples)
+
+
+def _annotations(point: SweepPoint) -> np.ndarray:
+    return np.array([len(stream) for stream in point.scores])
+
+
+def _quality_difference(point: SweepPoint, reference: SweepPoint, weights: np.ndarray) -> np.ndarray:
+    """(R,) quality of the point less that of the reference; exactly 0 where all scores are equal."""
+    differences = np.array([(a - b).sum() for a, b in zip(point.scores, reference.scores, strict=True)])
+    return (weights @ differences) / (weights @ _annotations(point))
+
+
+def _interval(value: float, samples: np.ndarray) -> Interval:
+    low, high = np.quantile(samples, _TAILS)
+    return Interval(value, float(low), float(high))
+
+
+def _by_knob(name: str, points: Sequence[SweepPoint], reference: SweepPoint) -> dict[float, SweepPoint]:
+    if not points:
+        raise InputError(f"{name} must hold at least one point, got none")
+    for point in points:
+        if len(point.scores) != len(reference.scores):
+            raise InputError(
+                f"{name} at knob {point.knob:g} must have the reference's {len(reference.scores)} streams, "
+                f"got {len(point.scores)}"
+            )
+        for what, ours, theirs in (
+            ("annotations", _annotations(point), _annotations(reference)),
+            ("seconds", point.seconds, reference.seconds),
+        ):
+            if not np.array_equal(ours, theirs):
+                stream = int(np.flatnonzero(ours != theirs)[0])
+                raise InputError(
+                    f"{name} at knob {point.knob:g} must have the reference's {what} on every stream, "
+                    f"got {ours[stream]:g} instead of {theirs[stream]:g} on stream {stream}"
+                )
+    by_knob = {point.knob: point for point in points}
+    if len(by_knob) < len(points):
+        raise InputError(f"{name} must have each knob once, got {sorted(point.knob for point in points)}")
+    return by_knob

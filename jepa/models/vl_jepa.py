@@ -1,0 +1,178 @@
+"""VL-JEPA (arXiv 2512.10942): the embedding of the answer is predicted, and turned into text only when asked for.
+
+B clips, F frames a clip, S pixels a side, N states, D width, E embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import Attention
+from torch import Tensor, nn
+
+from jepa.data.tokenizer import Tokenizer
+from jepa.decoders.prefix import PrefixDecoder
+from jepa.encoders.text import TextTransformer
+from jepa.encoders.vision import FrameViT
+from jepa.errors import InputError
+from jepa.operations import OperationLedger
+from jepa.predictors.transformer import QueryPredictor
+from jepa.selective import Decoded
+
+
+class VLJEPA(nn.Module):
+    """The four roles together: X-Encoder, Predictor, Y-Encoder, Y-Decoder.
+
+    A window has `frames` frames at `fps` frames a second.
+
+    Raises:
+        InputError: unless `frames` is a multiple of the X-Encoder's tubelet and both are >= 1.
+    """
+
+    def __init__(
+        self,
+        x_encoder: FrameViT,
+        predictor: QueryPredictor,
+        y_encoder: TextTransformer,
+        y_decoder: PrefixDecoder,
+        tokenizer: Tokenizer,
+        frames: int,
+        fps: int,
+    ) -> None:
+        super().__init__()
+        if frames < 1 or fps < 1 or frames % x_encoder.tubelet:
+            raise InputError(
+                f"frames and fps must be >= 1 and frames a multiple of tubelet {x_encoder.tubelet}, "
+                f"got frames {frames}, fps {fps}"
+            )
+        self.x_encoder, self.predictor = x_encoder, predictor
+        self.y_encoder, self.y_decoder = y_encoder, y_decoder
+        self.tokenizer, self.frames, self.fps = tokenizer, frames, fps
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def window(self) -> float:
+        """Length of a window in seconds."""
+        return self.frames / self.fps
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """X-Encoder: (B, F, S, S, 3) uint8 -> states S_X (B, N, D)."""
+        return self.x_encoder(frames.to(self.device))
+
+    def predict(self, states: Tensor, queries: Sequence[str]) -> Tensor:
+        """Predictor: states (B, N, D) and B queries -> predicted embeddings (B, E), L2-normalised."""
+        ids, mask = self.tokenizer.encode(queries)
+        return self.predictor(states, ids.to(self.device), mask.to(self.device))
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Y-Encoder: B texts -> embeddings S_Y (B, E), L2-normalised."""
+        ids, mask = self.tokenizer.encode(texts)
+        return self.y_encoder(ids.to(self.device), mask.to(self.device))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Decoded]:
+        """Y-Decoder: embeddings (B, E) -> greedy texts, each with its number of tokens (the end token counted).
+
+        A token costs one forward pass, so both numbers are equal.
+        """
+        rows = self.y_decoder.generate(latents.to(self.device), self.tokenizer.eos_id)
+        counts = [min(len(row) + 1, self.y_decoder.max_length) for row in rows]
+        return [
+            Decoded(text=text, tokens=count, forward_passes=count)
+            for text, count in zip(self.tokenizer.decode(rows), counts, strict=True)
+        ]
+
+    @torch.no_grad()
+    def stream(
+        self,
+        frames: Iterable[np.ndarray],
+        step_rate: float,
+        query: str,
+        ledger: OperationLedger | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Latents of a sliding window over a stream, as frames arrive.
+
+        Each time slot is encoded once, whatever the overlap of the windows; the predictor runs once a step. The ledger
+        counts one encoder call a slot and one predictor call a step.
+
+        Args:
+            frames: chunks (M, S, S, 3) uint8 of consecutive frames.
+            step_rate: predicted embeddings a second; fps / step_rate must be a multiple of the tubelet.
+            query: what is asked at every step.
+
+        Yields:
+            Latents (T, E) float32, L2-normalised, and the centres (T,) float64 of their windows in seconds, for each
+            chunk that completes a window. A latent can be known `window / 2` seconds after its time.
+        """
+        hop = self._hop(step_rate)
+        tubelet = self.x_encoder.tubelet
+        length = self.frames // tubelet
+        ledger = ledger if ledger is not None else OperationLedger()
+        waiting = np.empty((0, self.x_encoder.size, self.x_encoder.size, 3), dtype=np.uint8)
+        slots: Tensor | None = None
+        first = 0  # index of the oldest slot that is kept
+        step = 0
+        for chunk in frames:
+            waiting = np.concatenate([waiting, chunk])
+            ready = len(waiting) // tubelet * tubelet
+            if not ready:
+                continue
+            with ledger.timed("encoder"):
+                encoded = self.x_encoder.encode_slots(torch.from_numpy(waiting[:ready]).to(self.device)[None])[0]
+            ledger.count("encoder", calls=len(encoded), forward_passes=len(encoded))
+            waiting = waiting[ready:]
+            slots = encoded if slots is None else torch.cat([slots, encoded])
+            steps = (first + len(slots) - length) // hop + 1 - step
+            if steps <= 0:
+                continue
+            starts = (step + torch.arange(steps)) * hop - first
+            with ledger.timed("predictor"):
+                windows = slots[starts[:, None] + torch.arange(length)]
+                latents = self.predict(self.x_encoder.add_time(windows), [query] * steps).cpu().numpy()
+            ledger.count("predictor", calls=steps, forward_passes=steps)
+            times = (step + np.arange(steps)) * hop * tubelet / self.fps + 0.5 * self.window
+            step += steps
+            drop = min(step * hop - first, len(slots))
+            slots, first = slots[drop:], first + drop
+            yield latents, times
+
+    def _hop(self, step_rate: float) -> int:
+        """Slots from one step to the next."""
+        hop = self.fps / step_rate / self.x_encoder.tubelet if step_rate > 0 else 0
+        if hop < 1 or hop != int(hop):
+            raise InputError(
+                f"step_rate must divide the slot rate of {self.fps / self.x_encoder.tubelet:g} Hz into whole hops, "
+                f"got {step_rate} Hz"
+            )
+        return int(hop)
+
+    def parameters_by_role(self) -> list[dict[str, Any]]:
+        """Total and trainable parameters of each role: `{role, total, trainable, modules}`."""
+        roles = {
+            "X-Encoder": self.x_encoder,
+            "Predictor": self.predictor,
+            "Y-Encoder": self.y_encoder,
+            "Y-Decoder": self.y_decoder,
+        }
+        return [
+            {
+                "role": role,
+                "total": sum(p.numel() for p in module.parameters()),
+                "trainable": sum(p.numel() for p in module.parameters() if p.requires_grad),
+                "modules": type(module).__name__,
+            }
+            for role, module in roles.items()
+        ]
+
+
+def set_fused_attention(model: nn.Module, fused: bool) -> None:
+    """Switches the timm blocks between the fused kernel and matmul-softmax-matmul (faster in bf16 on a CPU)."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.fused_attn = fused  # type: ignore[misc]

@@ -1,0 +1,250 @@
+"""The operation ledger: what encoder, predictor and decoder did, counted and never estimated."""
+
+from __future__ import annotations
+
+import math
+import operator
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from jepa.errors import InputError
+
+PARTS = ("encoder", "predictor", "decoder")
+
+
+@dataclass(frozen=True)
+class PartCount:
+    """What one part of the model did; counts add up with ``+``.
+
+    Args:
+        calls: inputs handled: windows of frames encoded, latents predicted, latents decoded. A batch of N
+            counts N.
+        forward_passes: passes through the part's network; a decoder that generates n tokens makes n of them.
+        tokens: tokens generated, the end token included.
+        seconds: wall time.
+
+    Raises:
+        InputError: a count that is not a whole number >= 0, or seconds that are not finite and >= 0.
+    """
+
+    calls: int = 0
+    forward_passes: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("calls", "forward_passes", "tokens"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        object.__setattr__(self, "seconds", _duration("seconds", self.seconds))
+
+    def __add__(self, other: PartCount) -> PartCount:
+        return PartCount(
+            self.calls + other.calls,
+            self.forward_passes + other.forward_passes,
+            self.tokens + other.tokens,
+            self.seconds + other.seconds,
+        )
+
+
+class OperationLedger:
+    """Counts the operations of each part of the model over any number of streams.
+
+    Every policy, uniform decoding included, writes into a ledger through the same code, so two ledgers
+    compare like with like. Ledgers of separate streams or processes merge into one (`merge`, ``+``), and
+    `to_dict` / `from_dict` are an exact round trip, also through JSON.
+    """
+
+    def __init__(self) -> None:
+        self._parts = {part: PartCount() for part in PARTS}
+        self._stream_seconds = 0.0
+        self._steps = 0
+        self._latencies: list[float] = []
+
+    @property
+    def encoder(self) -> PartCount:
+        """What the encoder did so far."""
+        return self._parts["encoder"]
+
+    @property
+    def predictor(self) -> PartCount:
+        """What the predictor did so far."""
+        return self._parts["predictor"]
+
+    @property
+    def decoder(self) -> PartCount:
+        """What the decoder did so far."""
+        return self._parts["decoder"]
+
+    @property
+    def stream_seconds(self) -> float:
+        """Duration of the streams seen, in seconds."""
+        return self._stream_seconds
+
+    @property
+    def step_count(self) -> int:
+        """Number of steps (latents) of the streams seen."""
+        return self._steps
+
+    @property
+    def latencies(self) -> tuple[float, ...]:
+        """Latency of each emission in seconds, in the order counted."""
+        return tuple(self._latencies)
+
+    def count(
+        self, part: str, *, calls: int = 0, forward_passes: int = 0, tokens: int = 0, seconds: float = 0.0
+    ) -> None:
+        """Add to the counts of `part`, one of `PARTS`; the meaning of each count is `PartCount`'s.
+
+        Raises:
+            InputError: an unknown part, or a count below 0. The ledger is then unchanged.
+        """
+        self._check_part(part)
+        self._parts[part] += PartCount(calls, forward_passes, tokens, seconds)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the wall seconds of the ``with`` block to `part`.
+
+        Where CUDA is in use, the device is synchronised before and after, so that the time is that of the
+        work and not of its launch. A block that raises adds nothing.
+
+        Raises:
+            InputError: an unknown part.
+        """
+        self._check_part(part)
+        _synchronise()
+        start = time.perf_counter()
+        yield
+        _synchronise()
+        self.count(part, seconds=time.perf_counter() - start)
+
+    def emission(self, latency_seconds: float) -> None:
+        """Count one emitted text, `latency_seconds` after the start of what it describes."""
+        self._latencies.append(_duration("latency_seconds", latency_seconds))
+
+    def stream(self, seconds: float) -> None:
+        """Add a stream's duration."""
+        self._stream_seconds += _duration("seconds", seconds)
+
+    def steps(self, n: int) -> None:
+        """Add `n` steps (latents) of a stream."""
+        self._steps += _whole("n", n)
+
+    def merge(self, other: OperationLedger) -> None:
+        """Add everything that `other` counted to this ledger."""
+        for part in PARTS:
+            self._parts[part] += other._parts[part]
+        self._stream_seconds += other._stream_seconds
+        self._steps += other._steps
+        self._latencies += other._latencies
+
+    def __add__(self, other: OperationLedger) -> OperationLedger:
+        total = OperationLedger()
+        total.merge(self)
+        total.merge(other)
+        return total
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OperationLedger) and vars(self) == vars(other)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ledger as plain data for JSON.
+
+        It has the counts of each part, `stream_seconds`, `steps`, `latencies` (seconds each) and their
+        summary `latency_seconds`, whose figures are None while nothing was emitted.
+        """
+        summary: dict[str, float | int | None] = dict.fromkeys(("count", "mean", "p50", "p95", "max"))
+        summary["count"] = len(self._latencies)
+        if self._latencies:
+            middle, tail = np.percentile(self._latencies, (50, 95))
+            summary |= {
+                "mean": float(np.mean(self._latencies)),
+                "p50": float(middle),
+                "p95": float(tail),
+                "max": max(self._latencies),
+            }
+        return {
+            **{part: asdict(count) for part, count in self._parts.items()},
+            "stream_seconds": self._stream_seconds,
+            "steps": self._steps,
+            "latency_seconds": summary,
+            "latencies": list(self._latencies),
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> OperationLedger:
+        """The ledger that `to_dict` gave `record` for. The latency summary is computed anew from `latencies`.
+
+        Raises:
+            InputError: a key is missing or unknown, a count is refused by `PartCount`, or the summary speaks
+                of another number of emissions than there are latencies.
+        """
+        ledger = cls()
+        empty = ledger.to_dict()
+        _check_keys("a ledger", record, empty)
+        _check_keys("a ledger's latency_seconds", record["latency_seconds"], empty["latency_seconds"])
+        for part in PARTS:
+            _check_keys(f"a ledger's {part}", record[part], empty[part])
+            ledger.count(part, **record[part])
+        ledger.stream(record["stream_seconds"])
+        ledger.steps(record["steps"])
+        if not isinstance(record["latencies"], list):
+            raise InputError(f"a ledger's latencies must be a list of seconds, got {record['latencies']!r}")
+        for latency in record["latencies"]:
+            ledger.emission(latency)
+        stated = record["latency_seconds"]["count"]
+        if stated != len(ledger.latencies):
+            raise InputError(
+                f"a ledger's latency_seconds must count its {len(ledger.latencies)} latencies, got {stated}"
+            )
+        return ledger
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{part}={count}" for part, count in self._parts.items())
+        return (
+            f"OperationLedger({counts}, stream_seconds={self._stream_seconds}, steps={self._steps}, "
+            f"emissions={len(self._latencies)})"
+        )
+
+    @staticmethod
+    def _check_part(part: str) -> None:
+        if part not in PARTS:
+            raise InputError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise InputError(f"{name} must be a whole number >= 0, got {value!r}")
+    return number
+
+
+def _duration(name: str, value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise InputError(f"{name} must be finite and >= 0, got {value!r}")
+    return seconds
+
+
+def _check_keys(what: str, record: Any, names: Iterable[str]) -> None:
+    if not isinstance(record, Mapping):
+        raise InputError(f"{what} must be a mapping, got {record!r}")
+    if set(record) != set(names):
+        raise InputError(f"{what} must have the keys {', '.join(names)}, got {', '.join(map(str, record))}")
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

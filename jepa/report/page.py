@@ -1,0 +1,424 @@
+"""One self-contained HTML page from a results document: no network, no scripts, light, dark and print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from html import escape
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from jepa.report import plots
+from jepa.report.schema import Results, to_json, validate_results, write_whole
+from jepa.report.tables import (
+    NONE,
+    Table,
+    clean,
+    headline,
+    headline_savings,
+    markdown,
+    operations_table,
+    parameters_table,
+    provenance_table,
+    reference_name,
+    savings_table,
+    scores_table,
+    setting_facts,
+    strip_table,
+)
+
+_STYLE = """
+:root { color-scheme: light dark; @LIGHT@ --raised: #f4f2ed; --focus: #0068a9;
+  --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial,
+    sans-serif;
+  --serif: "Iowan Old Style", "Palatino Linotype", Palatino, "URW Palladio L", "TeX Gyre Pagella",
+    "Liberation Serif", Georgia, serif;
+  --mono: ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
+@media screen and (prefers-color-scheme: dark) { :root { @DARK@ --raised: #1c1f24; --focus: #5bb5f2; } }
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
+body { margin: 0; background: var(--surface); color: var(--ink); font: 1rem/1.55 var(--sans); }
+main, header, footer { max-width: 1140px; margin: 0 auto; padding: 0 clamp(1rem, 4vw, 2.5rem); }
+header { padding-top: clamp(2rem, 6vw, 4.5rem); }
+h1, h2 { font-family: var(--serif); font-weight: 500; letter-spacing: -0.01em; line-height: 1.15;
+  text-wrap: balance; }
+h1 { font-size: clamp(2rem, 5.2vw, 3.1rem); margin: 0.3rem 0 0; max-width: 20em; }
+h2 { font-size: clamp(1.45rem, 3vw, 1.8rem); margin: 0 0 0.4rem; }
+h3 { font-size: 1rem; font-weight: 650; margin: 0 0 0.2rem; }
+p { margin: 0.4rem 0; max-width: 46rem; }
+section { margin-top: clamp(2.6rem, 6vw, 4.2rem); padding-top: 1.3rem; border-top: 1px solid var(--grid); }
+figure { margin: 0; min-width: 0; }
+figcaption, .muted, .lede { color: var(--muted); }
+figcaption, .small { font-size: 0.875rem; line-height: 1.5; }
+.kicker, h2.kicker { font-family: var(--sans); color: var(--muted); font-size: 0.875rem;
+  letter-spacing: 0.02em; margin: 0; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr));
+  gap: clamp(1.6rem, 4vw, 3rem); margin-top: 1.4rem; align-items: start; }
+.split { display: grid; gap: 1rem clamp(1.6rem, 4vw, 3rem); }
+.split > * { min-width: 0; }
+.split .scroll { margin-top: 0; }
+.split figure { max-width: 30rem; }
+@media (min-width: 60rem) { .split { grid-template-columns: 5fr 7fr; } }
+.whole { white-space: nowrap; }
+.claim { border-top: 2px solid var(--ink); padding-top: 0.9rem; }
+.stack > * + * { margin-top: 2.4rem; }
+.stack, main > .pair { margin-top: 1.8rem; }
+.claim .number { font: 500 clamp(2.9rem, 8vw, 4.2rem)/1 var(--serif); letter-spacing: -0.025em;
+  font-variant-numeric: lining-nums; margin: 0.2rem 0 0.5rem; color: var(--series-4); }
+.claim .number.words { font-size: clamp(2.1rem, 6vw, 3rem); color: var(--ink); }
+.legend { display: flex; flex-wrap: wrap; gap: 0.35rem 1.6rem; padding: 0; margin: 1.1rem 0 0;
+  list-style: none; font-size: 0.875rem; }
+.legend li { display: flex; gap: 0.5rem; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
+.legend svg { flex: none; width: 34px; height: 12px; margin-top: 0.3rem; }
+svg * { stroke-linejoin: round; stroke-linecap: butt; }
+svg text { font-family: var(--sans) !important; font-variant-numeric: tabular-nums; }
+svg image { image-rendering: pixelated; }
+.scroll { overflow-x: auto; margin: 1rem 0 0; }
+.scroll:focus-visible { outline: 2px solid var(--focus); outline-offset: 4px; }
+.strip svg { min-width: 1000px; }
+.full table { width: 100%; }
+.wide svg { min-width: 620px; }
+table { border-collapse: collapse; font-size: 0.875rem; line-height: 1.4;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: 0.42rem 1.1rem 0.42rem 0; text-align: left; vertical-align: baseline; font-weight: 400; }
+th[scope=row], td { white-space: nowrap; }
+td.n, th.n { text-align: right; padding: 0.42rem 0 0.42rem 1.2rem; }
+td.words { white-space: normal; min-width: 13rem; }
+td.n.words { color: var(--muted); }
+thead th { color: var(--muted); border-bottom: 1px solid var(--muted); vertical-align: bottom; }
+thead th.n { white-space: normal; }
+th[scope=row] { position: sticky; left: 0; background: var(--surface); }
+th[scope=rowgroup] span { position: sticky; left: 0; }
+tbody tr + tr > * { border-top: 1px solid var(--grid); }
+tbody th[scope=rowgroup] { padding-top: 1.3rem; font-weight: 650; border-bottom: 1px solid var(--grid); }
+th .dot { display: inline-block; width: 0.6em; height: 0.6em; border-radius: 50%; margin-right: 0.55em; }
+details { margin-top: 1rem; font-size: 0.875rem; }
+summary { cursor: pointer; color: var(--muted); }
+summary:focus-visible { outline: 2px solid var(--focus); outline-offset: 3px; }
+pre { font: 0.8125rem/1.5 var(--mono); background: var(--raised); padding: 1rem; overflow-x: auto;
+  border-radius: 4px; }
+dl { max-width: 46rem; margin: 1rem 0 0; }
+dt { font-weight: 650; margin-top: 0.9rem; }
+dd { margin: 0.1rem 0 0; }
+footer { margin-top: 4rem; padding-bottom: 3rem; color: var(--muted); font-size: 0.875rem; }
+@media print {
+  body { font-size: 10pt; } section { margin-top: 2rem; }
+  .scroll { overflow: visible; } .strip svg, .wide svg { min-width: 0; }
+  table { font-size: 0.75rem; } td.n, th.n { padding-left: 0.8rem; }
+  figure, tbody, .claim { break-inside: avoid; } h2, h3 { break-after: avoid; }
+}
+"""
+
+_NOTES = (
+    (
+        "Saving at equal quality",
+        "Each policy has one knob. On the calibration streams, its cheapest setting is taken that keeps the "
+        "quality of the reference; on the test streams, which had no part in that choice, quality and "
+        "decodes are measured. The saving is the reference's decodes per second over the policy's. It counts "
+        "as reached only if the policy's quality on the test streams is at least the reference's, with no "
+        "tolerance. Intervals are 95 % bootstrap intervals over streams, policy and reference paired.",
+    ),
+    (
+        "Quality",
+        "CIDEr-D of the decode nearest in time to each annotated event, averaged over all events; the n-gram "
+        "frequencies come from one pool shared by all policies. Nearest-in-time matching does not punish a "
+        "redundant decode: that is why quality is always shown against the number of decodes.",
+    ),
+    (
+        "Decoder calls are not compute",
+        "The encoder and the predictor run at every step whatever the policy. A saving in decoder calls "
+        "therefore saves less wall time end to end; the operations table shows both.",
+    ),
+    (
+        "Causal and offline",
+        "A causal policy needs only the past and decides within its stated latency. An offline policy needs "
+        "the whole stream before it decodes anything: it is a yardstick, not a competitor, for live streams.",
+    ),
+    (
+        "Chance",
+        "What guessing among the candidates would score; for a mixture of questions, averaged over the "
+        "questions asked.",
+    ),
+)
+
+
+def html(results: Results) -> str:
+    """The report as one HTML file: no network, no scripts; it follows the reader's light or dark theme.
+
+    Raises InputError if the document is not a valid ``jepa.results/1``.
+    """
+    validate_results(results)
+    name = escape(clean(results["name"]))
+    style = _STYLE.replace("@LIGHT@", plots.css_variables(plots.LIGHT))
+    style = style.replace("@DARK@", plots.css_variables(plots.DARK))
+    sections = (
+        _curves(results),
+        _strips(results),
+        _operations(results),
+        _savings(results),
+        _scores(results),
+        _parameters(results),
+        _training(results),
+        _provenance(results),
+        _notes(),
+    )
+    device = results["device"]
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}: selective decoding against uniform decoding</title>
+<style>{style}</style>
+</head>
+<body>
+<header>
+<p class="kicker">{name} · {escape(clean(results["created"]))} · seed {results["seed"]}</p>
+<h1>Selective decoding against uniform decoding</h1>
+</header>
+<main>
+{_claims(results)}
+{"".join(sections)}
+</main>
+<footer><p>Measured on {escape(clean(device["name"]))} ({escape(clean(device["type"]))}). The figures of this
+page are those of the results document beside it.</p></footer>
+</body>
+</html>
+"""
+
+
+def write_report(results: Results, folder: str | Path) -> dict[str, Path]:
+    """Write results.json, report.md, report.html and report.png into a folder, which is made if missing.
+
+    Returns the paths by file name. Everything is rendered before anything is written, and each file is
+    replaced as a whole: a failure leaves the old files as they were.
+
+    Raises InputError for a bad document or a folder that cannot be written.
+    """
+    contents = {
+        "results.json": to_json(results),
+        "report.md": markdown(results).encode(),
+        "report.html": html(results).encode(),
+        "report.png": plots.overview_png(results),
+    }
+    paths = {name: Path(folder) / name for name in contents}
+    write_whole({paths[name]: content for name, content in contents.items()})
+    return paths
+
+
+# --- The parts of the page.
+
+_Render = Callable[[str, dict[str, Any]], str]
+
+
+def _claims(results: Results) -> str:
+    claims = []
+    for name, setting in results["settings"].items():
+        words = headline(setting)
+        size = "number" if words.figure[0].isdigit() else "number words"
+        claims.append(
+            f'<div class="claim"><h2 class="kicker">{_text(name)} streams</h2>'
+            f'<p class="{size}">{escape(words.figure)}</p><p>{_text(words.claim)}</p>'
+            f'<p class="muted small">{_text(words.detail)}</p></div>'
+        )
+    return f'<div class="pair">{"".join(claims)}</div>'
+
+
+def _curves(results: Results) -> str:
+    series = plots.series_of(results)
+    policies = {p: curve for s in results["settings"].values() for p, curve in s["curves"].items()}
+    legend = "".join(
+        f"<li>{_figure(partial(plots.swatch, series[policy]), f'swatch-{index}', '')}"
+        f'<span>{_text(curve["label"])} <span class="muted">{"causal" if curve["causal"] else "offline"}; '
+        f"latency: {_text(curve['latency'])}</span></span></li>"
+        for index, (policy, curve) in enumerate(policies.items())
+    )
+
+    def figure(name: str, setting: dict[str, Any]) -> str:
+        label = f"CIDEr-D against decodes per second of {len(setting['curves'])} policies on {name} streams"
+        drawing = _figure(partial(plots.curves, results, name), f"curves-{_place(results, name)}", label)
+        caption = f"{_text(setting['description'])} {escape(setting_facts(setting))}"
+        return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
+
+    return _section(
+        "Quality against operations",
+        "Each point is one setting of a policy, measured on the test streams; bands are 95&nbsp;% bootstrap "
+        "intervals over streams. The dashed line is the quality to keep. A ring marks the operating point "
+        "chosen on the calibration streams, a cross one that falls short on the test streams.",
+        f'<ul class="legend">{legend}</ul>{_each_setting(results, figure, "pair")}',
+    )
+
+
+def _strips(results: Results) -> str:
+    def figure(name: str, setting: dict[str, Any]) -> str:
+        stream = setting["strip"]
+        label = (
+            f"{len(stream['events'])} events of stream {clean(stream['video_id'])} over "
+            f"{stream['duration']:.0f} seconds and the decodes of {len(stream['decodes'])} policies"
+        )
+        drawing = _figure(partial(plots.strip, results, name), f"strip-{_place(results, name)}", label)
+        counts = ", ".join(
+            f"{len(decodes)} by {_text(setting['curves'][policy]['label'])}"
+            for policy, decodes in stream["decodes"].items()
+        )
+        caption = f"{_text(stream['video_id'])}: {len(stream['events'])} events; decodes: {counts or NONE}."
+        return (
+            f"<figure>{_scroll('strip', label, drawing)}<figcaption>{caption}</figcaption></figure>"
+            f"<details><summary>Every event with the nearest decode of each policy</summary>"
+            f"{_table(strip_table(setting), 'Events and decodes')}</details>"
+        )
+
+    return _section(
+        "One stream",
+        "Grey bars are the annotated events. A coloured bar is what one decode stands for, the tick below it "
+        "the moment it is dated to. Text is cut to its bar; point at it to read it in full.",
+        _each_setting(results, figure, "stack"),
+    )
+
+
+def _operations(results: Results) -> str:
+    def figure(name: str, setting: dict[str, Any]) -> str:
+        if not setting["operations"]:
+            return "<p>None were recorded.</p>"
+        ledgers = [row["ledger"] for row in setting["operations"]]
+        reference = reference_name(setting, headline_savings(setting)[0])
+        label = f"Wall time of encoder, predictor and decoder of {len(ledgers)} policies on {name} streams"
+        drawing = _figure(partial(plots.operations, results, name), f"operations-{_place(results, name)}", label)
+        caption = (
+            f"Over {ledgers[0]['steps']:,} steps, {ledgers[0]['stream_seconds'] / 60:,.1f} minutes of test "
+            f"streams; × is the saving against {reference}."
+        )
+        table = _table(operations_table(setting), f"Operations, {clean(name)}")
+        return (
+            f'<div class="split"><figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>'
+            f"<div>{table}</div></div>"
+        )
+
+    return _section(
+        "Operations",
+        "What was counted and timed while the test streams ran. Encoder and predictor run at every step "
+        "whatever the policy, so a saving in decoder calls is not the saving end to end.",
+        _each_setting(results, figure, "stack"),
+    )
+
+
+def _savings(results: Results) -> str:
+    series = plots.series_of(results)
+
+    def table(name: str, setting: dict[str, Any]) -> str:
+        colours = {clean(curve["label"]): series[policy] for policy, curve in setting["curves"].items()}
+        return _table(savings_table(setting), f"Savings, {clean(name)}", colours)
+
+    return _section(
+        "Savings at equal quality",
+        "Reference over policy, in decodes per second, where the policy is at least as good on the test "
+        "streams; 95&nbsp;% intervals in brackets.",
+        _each_setting(results, table, "stack"),
+    )
+
+
+def _scores(results: Results) -> str:
+    lede = "Of the checkpoint, on compositions held out from training, each beside what guessing would give."
+    return _section("Scores", lede, _table(scores_table(results["scores"]), "Scores"))
+
+
+def _parameters(results: Results) -> str:
+    lede = "The four roles of the model. “Trained” counts what received gradients."
+    return _section("Parameters by role", lede, _table(parameters_table(results), "Parameters by role"))
+
+
+def _training(results: Results) -> str:
+    record = results["training"]
+    if any(len(row) > 1 for row in record["curve"]):
+        drawing = _figure(partial(plots.training, results), "training", "Training record against the step")
+        body = f"<figure>{_scroll('wide', 'Training record', drawing)}</figure>"
+    else:
+        body = "<p>No curve was recorded.</p>"
+    minutes = f"{record['seconds'] / 60:,.1f} minutes"
+    lede = f"{record['steps']:,} steps on {record['samples']:,} samples in {minutes}."
+    return _section("Training", lede, body)
+
+
+def _provenance(results: Results) -> str:
+    config = escape(json.dumps(results["config"], indent=2))
+    return _section(
+        "Provenance",
+        "Where these figures come from.",
+        f"{_table(provenance_table(results), 'Provenance')}"
+        f"<details><summary>Configuration</summary><pre>{config}</pre></details>",
+    )
+
+
+def _notes() -> str:
+    notes = "".join(f"<dt>{escape(term)}</dt><dd>{_text(text)}</dd>" for term, text in _NOTES)
+    return _section("What is measured and how", "", f"<dl>{notes}</dl>")
+
+
+# --- Building blocks.
+
+
+def _text(data: str) -> str:
+    """Text for the page, not to be broken at the hyphen of CIDEr-D or before a per cent sign."""
+    whole = '<span class="whole">CIDEr-D</span>'
+    return escape(clean(data)).replace("CIDEr-D", whole).replace(" %", "&nbsp;%")
+
+
+def _place(results: Results, name: str) -> int:
+    """The number of a setting: its name may hold what an id may not."""
+    return list(results["settings"]).index(name)
+
+
+def _section(title: str, lede: str, body: str) -> str:
+    uid = title.lower().replace(" ", "-")
+    lede = f'<p class="lede">{lede}</p>' if lede else ""
+    return f'<section aria-labelledby="{uid}"><h2 id="{uid}">{title}</h2>{lede}{body}</section>\n'
+
+
+def _each_setting(results: Results, render: _Render, layout: str) -> str:
+    blocks = (
+        f"<div><h3>{_text(name)}</h3>{render(name, setting)}</div>" for name, setting in results["settings"].items()
+    )
+    return f'<div class="{layout}">{"".join(blocks)}</div>'
+
+
+def _figure(draw: Callable[[plots.Colours], Any], uid: str, label: str) -> str:
+    return plots.inline_svg(draw, uid, label)
+
+
+def _scroll(kind: str, label: str, body: str) -> str:
+    """A box that scrolls sideways where the screen is narrow, also by keyboard."""
+    return f'<div class="scroll {kind}" tabindex="0" role="region" aria-label="{escape(clean(label))}">{body}</div>'
+
+
+def _table(table: Table, label: str, colours: Mapping[str, int] = MappingProxyType({})) -> str:
+    """A table that scrolls; `colours` gives row headings the dot of a policy's series."""
+
+    def cell(index: int, text: str) -> str:
+        if index == 0:
+            dot = ""
+            if text in colours:
+                dot = f'<span class="dot" style="background: var(--series-{colours[text]})"></span>'
+            return f'<th scope="row">{dot}{_text(text)}</th>'
+        if index < table.text_columns:
+            return f'<td class="words">{_text(text)}</td>' if len(text) > 40 else f"<td>{_text(text)}</td>"
+        words = " words" if text.startswith("not reached") else ""
+        return f'<td class="n{words}">{_text(text)}</td>'
+
+    def numeric(index: int) -> str:
+        return "" if index < table.text_columns else ' class="n"'
+
+    head = "".join(f'<th scope="col"{numeric(index)}>{_text(text)}</th>' for index, text in enumerate(table.header))
+    bodies = ""
+    for title, rows in table.groups:
+        bodies += "<tbody>"
+        if title:
+            heading = f"<span>{_text(title)}</span>"
+            bodies += f'<tr><th scope="rowgroup" colspan="{len(table.header)}">{heading}</th></tr>'
+        for row in rows:
+            bodies += f"<tr>{''.join(cell(index, text) for index, text in enumerate(row))}</tr>"
+        bodies += "</tbody>"
+    head = f"<thead><tr>{head}</tr></thead>" if any(table.header) else ""
+    return _scroll("full" if colours else "table", label, f"<table>{head}{bodies}</table>")

@@ -1,0 +1,368 @@
+"""The results document: what it holds, how it is checked, how it is read and written.
+
+A results document is plain data (what JSON can hold) under the schema ``jepa.results/1``. Keys that the
+schema does not name are allowed, so that a document can carry more than a report shows; a missing key, a
+wrong type, a number that is not finite or a reference to a policy without a curve is refused. Messages name
+the place as a path, such as ``settings.everyday.curves.gate.test[3].cider_d.low``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jepa.errors import InputError
+
+SCHEMA = "jepa.results/1"
+
+Results = dict[str, Any]
+Check = Callable[[Any, str], None]
+
+
+def _refuse(path: str, rule: str, value: object) -> NoReturn:
+    shown = repr(value)
+    raise InputError(f"{path} must {rule}, got {shown if len(shown) <= 80 else shown[:77] + '...'}")
+
+
+# --- The vocabulary: each function returns a check of one value at one path.
+
+
+def _number(low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf) -> Check:
+    """A finite number in [low, high] that is also > above."""
+    bounds = [f">= {low:g}"] * (low > -math.inf) + [f"> {above:g}"] * (above > -math.inf)
+    bounds += [f"<= {high:g}"] * (high < math.inf)
+    rule = " ".join(["be a finite number", " and ".join(bounds)]).rstrip()
+
+    def check(value: Any, path: str) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            _refuse(path, rule, value)
+        if not (low <= value <= high and value > above):
+            _refuse(path, rule, value)
+
+    return check
+
+
+def _count(value: Any, path: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        _refuse(path, "be a whole number >= 0", value)
+
+
+def _integer(value: Any, path: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        _refuse(path, "be a whole number", value)
+
+
+def _text(value: Any, path: str) -> None:
+    if not isinstance(value, str):
+        _refuse(path, "be text", value)
+
+
+def _flag(value: Any, path: str) -> None:
+    if not isinstance(value, bool):
+        _refuse(path, "be true or false", value)
+
+
+def _png(value: Any, path: str) -> None:
+    _text(value, path)
+    try:
+        data = base64.b64decode(value, validate=True)
+    except binascii.Error:
+        data = b""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        _refuse(path, "be a PNG file in base64", value)
+
+
+def _plain(value: Any, path: str) -> None:
+    """Anything JSON can hold."""
+    if isinstance(value, dict):
+        _mapping(_plain, empty=True)(value, path)
+    elif isinstance(value, list):
+        _sequence(_plain)(value, path)
+    elif isinstance(value, float):
+        _number()(value, path)
+    elif value is not None and not isinstance(value, (str, int)):
+        _refuse(path, "be plain data (text, number, true, false, null, list or object)", value)
+
+
+def _nullable(check: Check) -> Check:
+    return lambda value, path: None if value is None else check(value, path)
+
+
+def _sequence(check: Check, *, shortest: int = 0) -> Check:
+    def check_all(value: Any, path: str) -> None:
+        if not isinstance(value, list) or len(value) < shortest:
+            _refuse(path, "be a list" + f" of at least {shortest}" * (shortest > 0), value)
+        for index, item in enumerate(value):
+            check(item, f"{path}[{index}]")
+
+    return check_all
+
+
+def _mapping(check: Check, *, empty: bool = False) -> Check:
+    """An object whose keys are free names."""
+
+    def check_all(value: Any, path: str) -> None:
+        if not isinstance(value, dict) or not (value or empty):
+            _refuse(path, "be an object" + " with at least one entry" * (not empty), value)
+        for key, item in value.items():
+            if not isinstance(key, str):
+                _refuse(path, "have text as keys", key)
+            check(item, f"{path}.{key}")
+
+    return check_all
+
+
+def _record(keys: Mapping[str, Check], rule: Check | None = None) -> Check:
+    """An object that has all these keys; `rule` then judges them together."""
+
+    def check_all(value: Any, path: str) -> None:
+        if not isinstance(value, dict):
+            _refuse(path, "be an object", value)
+        for key, check in keys.items():
+            if key not in value:
+                _refuse(path, f"have the key {key!r}", sorted(map(str, value)))
+            check(value[key], f"{path}.{key}")
+        if rule is not None:
+            rule(value, path)
+
+    return check_all
+
+
+def _ordered(*keys: str) -> Check:
+    """The values of these keys do not decrease from one to the next."""
+
+    def check(value: Any, path: str) -> None:
+        if any(value[a] > value[b] for a, b in itertools.pairwise(keys)):
+            _refuse(path, "have " + " <= ".join(keys), {key: value[key] for key in keys})
+
+    return check
+
+
+# --- The document.
+
+_POSITIVE, _QUANTITY, _SHARE = _number(above=0), _number(0), _number(0, 1)
+_INTERVAL = _record({"value": _number(), "low": _number(), "high": _number()}, _ordered("low", "high"))
+
+_PART = _record({"calls": _count, "forward_passes": _count, "tokens": _count, "seconds": _QUANTITY})
+_LATENCY = {"count": _count} | {key: _nullable(_QUANTITY) for key in ("mean", "p50", "p95", "max")}
+_LEDGER = _record(
+    {"encoder": _PART, "predictor": _PART, "decoder": _PART}
+    | {"stream_seconds": _QUANTITY, "steps": _count, "latency_seconds": _record(_LATENCY)}
+)
+
+_SWEEP = _sequence(_record({"knob": _number(), "decodes_per_second": _POSITIVE, "cider_d": _INTERVAL}), shortest=1)
+_CURVE = _record(
+    {"label": _text, "causal": _flag, "latency": _text, "knob": _text, "test": _SWEEP, "calibration": _SWEEP}
+)
+
+
+def _saving_agrees(saving: Any, path: str) -> None:
+    measured = ("quality", "quality_difference", "decodes_per_second", "saving")
+    expected = saving["knob"] is not None
+    for key in measured:
+        if (saving[key] is not None) != expected:
+            _refuse(f"{path}.{key}", "be null exactly when the knob is null", saving[key])
+    if saving["reached"] and not expected:
+        _refuse(f"{path}.reached", "be false when the knob is null", True)
+
+
+_SAVING = _record(
+    {
+        "reference": _record({"policy": _text, "rate_hz": _POSITIVE}),
+        "headline": _flag,
+        "policy": _text,
+        "knob": _nullable(_number()),
+        "reached": _flag,
+        "quality": _nullable(_number()),
+        "reference_quality": _number(),
+        "quality_difference": _nullable(_INTERVAL),
+        "decodes_per_second": _nullable(_POSITIVE),
+        "reference_decodes_per_second": _POSITIVE,
+        "saving": _nullable(_INTERVAL),
+        "reason": _text,
+    },
+    _saving_agrees,
+)
+
+_DECODE = {"time": _number(), "start": _number(), "end": _number(), "emitted_at": _number(), "text": _text}
+_STRIP = _record(
+    {
+        "video_id": _text,
+        "duration": _POSITIVE,
+        "thumbnails": _sequence(_record({"time": _number(), "png": _png})),
+        "events": _sequence(_record({"start": _number(), "end": _number(), "text": _text}, _ordered("start", "end"))),
+        "decodes": _mapping(_sequence(_record(_DECODE, _ordered("start", "end"))), empty=True),
+    }
+)
+
+
+def _setting_agrees(setting: Any, path: str) -> None:
+    curves = setting["curves"]
+    named = [(f"strip.decodes.{policy}", policy) for policy in setting["strip"]["decodes"]]
+    for index, saving in enumerate(setting["savings"]):
+        named.append((f"savings[{index}].policy", saving["policy"]))
+        named.append((f"savings[{index}].reference.policy", saving["reference"]["policy"]))
+    named += [(f"operations[{i}].policy", row["policy"]) for i, row in enumerate(setting["operations"])]
+    for place, policy in named:
+        if policy not in curves:
+            _refuse(f"{path}.{place}", f"be a policy of {path}.curves ({', '.join(curves)})", policy)
+    headline = {
+        (saving["reference"]["policy"], saving["reference"]["rate_hz"])
+        for saving in setting["savings"]
+        if saving["headline"]
+    }
+    if len(headline) != 1:
+        _refuse(f"{path}.savings", "have a headline against exactly one reference", sorted(headline))
+
+
+_SETTING = _record(
+    {
+        "description": _text,
+        "step_rate_hz": _POSITIVE,
+        "events_per_second": _POSITIVE,
+        "mean_event_seconds": _POSITIVE,
+        "repeated_events": _SHARE,
+        "streams": _record({"calibration": _count, "test": _count, "seconds_each": _POSITIVE}),
+        "curves": _mapping(_CURVE),
+        "savings": _sequence(_SAVING, shortest=1),
+        "operations": _sequence(_record({"policy": _text, "knob": _number(), "ledger": _LEDGER})),
+        "strip": _STRIP,
+    },
+    _setting_agrees,
+)
+
+_ANSWERS = {"queries": _count, "accuracy": _SHARE}
+_SCORES = _record(
+    {
+        "retrieval": _record({"candidates": _count, "queries": _count, "r@1": _SHARE, "r@5": _SHARE, "chance": _SHARE}),
+        "classification": _record(_ANSWERS | {"candidates": _count, "chance": _SHARE}),
+        "question_answering": _record(
+            _ANSWERS | {"by_question": _mapping(_record(_ANSWERS | {"candidates": _count, "chance": _SHARE}))}
+        ),
+        "captioning": _record({"queries": _count, "cider_d": _QUANTITY, "exact_match": _SHARE}),
+        "geometry": _record(
+            {
+                "retrieval@1": _SHARE,
+                "rankme": _QUANTITY,
+                "paired_cosine": _number(),
+                "unpaired_cosine": _number(),
+            }
+        ),
+    }
+)
+
+
+def _curve_row(value: Any, path: str) -> None:
+    _mapping(_nullable(_number()))(value, path)
+    _record({"step": _count})(value, path)
+
+
+_TRAINING = _record(
+    {
+        "steps": _count,
+        "samples": _count,
+        "seconds": _QUANTITY,
+        "stages": _sequence(_record({"name": _text, "steps": _count, "seconds": _QUANTITY})),
+        "curve": _sequence(_curve_row),
+    }
+)
+
+_RESULTS = _record(
+    {
+        "created": _text,
+        "name": _text,
+        "seed": _integer,
+        "config": _mapping(_plain, empty=True),
+        "code": _record({"version": _text, "commit": _nullable(_text), "dirty": _nullable(_flag)}),
+        "libraries": _mapping(_text),
+        "device": _record({"type": _text, "name": _text, "threads": _count}),
+        "parameters": _sequence(
+            _record({"role": _text, "total": _count, "trainable": _count, "modules": _text}), shortest=1
+        ),
+        "training": _TRAINING,
+        "scores": _SCORES,
+        "settings": _mapping(_SETTING),
+    }
+)
+
+
+def validate_results(results: Results) -> None:
+    """Check a results document against ``jepa.results/1``.
+
+    Raises InputError on the first fault, naming its path in the document, the rule and the value got; a
+    document of another schema version is refused with both versions named.
+    """
+    _record({"schema": _text})(results, "results")
+    if results["schema"] != SCHEMA:
+        _refuse("results.schema", f"be {SCHEMA!r}, the version this code reads", results["schema"])
+    _plain(results, "results")
+    _RESULTS(results, "results")
+
+
+def to_json(results: Results) -> bytes:
+    """A results document, validated, as the content of its file."""
+    validate_results(results)
+    return json.dumps(results, allow_nan=False, indent=1).encode()
+
+
+def write_results(results: Results, path: str | Path) -> None:
+    """Validate a results document and write it as JSON, whole or not at all.
+
+    Raises InputError for a bad document (NaN and infinities included) or a path that cannot be written.
+    """
+    write_whole({Path(path): to_json(results)})
+
+
+def read_results(path: str | Path) -> Results:
+    """Read and validate a results document.
+
+    Raises InputError if the file is missing, unreadable, cut off, not JSON or not a valid document.
+    """
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"results file {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"results file {path} must be whole, valid JSON, got an error: {error}") from error
+    try:
+        validate_results(results)
+    except InputError as error:
+        raise InputError(f"results file {path}: {error}") from error
+    return results
+
+
+def write_whole(files: Mapping[Path, bytes]) -> None:
+    """Write files so that each is whole at every moment: temporary files beside them, then a rename each.
+
+    No file is renamed before all have been written, so that a full disk leaves every old file as it was.
+    Raises InputError if the folder or a file cannot be written.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
+    try:
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path].write_bytes(content)
+        for path in files:
+            os.replace(temporary[path], path)
+    except OSError as error:
+        names = _names(list(files))
+        raise InputError(f"{names} must be writable, got: {error.strerror or error}") from error
+    finally:
+        for path in temporary.values():
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _names(paths: Sequence[Path]) -> str:
+    """One path as it is, several as ``folder/{a, b}``."""
+    if len(paths) == 1:
+        return str(paths[0])
+    return f"{paths[0].parent}/{{{', '.join(path.name for path in paths)}}}"

@@ -1,0 +1,101 @@
+"""Uniform decoding: the baseline that every other policy is compared with."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from jepa.errors import InputError
+from jepa.selective.policies.base import Policy, Segment, unit_mean
+
+_SLACK = 1e-6  # in periods: a step due by exact arithmetic is not missed for the rounding of its time
+
+
+class Uniform(Policy):
+    """Decodes the first step, and from there the step nearest to every 1 / `rate_hz` seconds.
+
+    The due moments are counted from the first step, so that rates which do not divide the step rate keep
+    their average. A step decides without the next one: it is the nearest to a due moment if that moment is
+    less than half a step interval away, the shortest interval seen so far (of two steps equally near it is
+    the earlier). A rate above the step rate decodes every step; due moments that fall in a gap of the
+    stream are decoded once, after it.
+
+    With `pool`, what is decoded is the renormalised mean of all steps since the last decode, this one
+    included, at the midpoint of their times; steps left at the end of the stream make a last segment.
+    Without, it is the step alone. Both are baselines of VL-JEPA (arXiv 2512.10942, section 4.6).
+
+    Args:
+        rate_hz: decodes per second.
+        pool: decode the mean of the steps since the last decode.
+
+    Raises:
+        InputError: `rate_hz` is not finite and > 0.
+    """
+
+    causal = True
+    latency = "none"
+
+    def __init__(self, rate_hz: float, *, pool: bool = False) -> None:
+        if not (math.isfinite(rate_hz) and rate_hz > 0):
+            raise InputError(f"rate_hz must be finite and > 0, got {rate_hz}")
+        self.rate_hz = rate_hz
+        self.pool = pool
+        self.name = "uniform_pool" if pool else "uniform"
+        self.state = "2 latents: the pool's sum and last step" if pool else "no latent"
+        self.start()
+
+    def start(self) -> None:
+        self._index = -1  # of the newest step
+        self._origin = self._time = 0.0  # times of the first and of the newest step
+        self._interval = math.inf  # the shortest between two steps so far
+        self._due = 0  # decode number `due` is due `due` periods after the origin
+        self._forget_pool()
+
+    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
+        self._index += 1
+        if self._index == 0:
+            self._origin, passed = time, 0
+        else:
+            self._interval = min(self._interval, time - self._time)
+            passed = math.floor((time + self._interval / 2 - self._origin) * self.rate_hz + _SLACK)
+        self._time = time
+        if self.pool:
+            self._add(latent, time)
+        if passed < self._due:
+            return []
+        self._due = passed + 1
+        if self.pool:
+            return [self._close_pool()]
+        i = self._index
+        return [Segment(np.array(latent, dtype=np.float32), time=time, start=time, end=time, first=i, last=i)]
+
+    def finish(self) -> list[Segment]:
+        segments = [self._close_pool()] if self._count else []
+        self.start()
+        return segments
+
+    def _forget_pool(self) -> None:
+        self._count = 0
+        self._start = 0.0
+        self._total = self._last = np.zeros(0)
+
+    def _add(self, latent: np.ndarray, time: float) -> None:
+        self._last = latent.astype(np.float64)
+        if self._count == 0:
+            self._start, self._total = time, self._last
+        else:
+            self._total = self._total + self._last
+        self._count += 1
+
+    def _close_pool(self) -> Segment:
+        segment = Segment(
+            unit_mean(self._total, self._last),
+            time=(self._start + self._time) / 2,
+            start=self._start,
+            end=self._time,
+            first=self._index - self._count + 1,
+            last=self._index,
+        )
+        self._forget_pool()
+        return segment

@@ -1,0 +1,122 @@
+"""What the decoder is trained on: embeddings of three kinds with the texts they should become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from jepa.data.world import CAPTION_QUERIES, Scene, StreamStyle, World, captions, questions
+from jepa.errors import InputError
+from jepa.models.vl_jepa import VLJEPA
+
+
+@dataclass(frozen=True)
+class StreamLatents:
+    """Predicted latents (T, E) of training streams end to end; event i covers steps [first[i], last[i]]."""
+
+    latents: Tensor
+    first: Tensor
+    last: Tensor
+    texts: list[str]
+
+
+def predicted_latents(
+    model: VLJEPA, world: World, style: StreamStyle, seed: int, streams: int, seconds: float, step_rate: float
+) -> StreamLatents:
+    """Runs the model over `streams` training streams. A step belongs to the span at the centre of its window.
+
+    Only compositions of the training split occur.
+    """
+    pieces, first, last, texts = [], [], [], []
+    offset = 0
+    for index in tqdm(range(streams), desc="latents for the decoder", unit="stream"):
+        stream = world.stream(f"train-{index}", (seed, index), seconds, style, split="train")
+        parts = list(model.stream(stream.frames(), step_rate, CAPTION_QUERIES[0]))
+        latents = np.concatenate([part[0] for part in parts])
+        times = np.concatenate([part[1] for part in parts])
+        for span in stream.spans:
+            inside = np.flatnonzero((times >= span.start) & (times < span.end))
+            if len(inside):
+                first.append(offset + inside[0])
+                last.append(offset + inside[-1])
+                texts.append(span.text)
+        pieces.append(torch.from_numpy(latents))
+        offset += len(latents)
+    if not texts:
+        raise InputError(
+            f"training streams of {seconds} s hold no whole step: they must be longer than {model.window} s"
+        )
+    return StreamLatents(torch.cat(pieces), torch.tensor(first), torch.tensor(last), texts)
+
+
+def prediction_error(model: VLJEPA, streams: StreamLatents) -> float:
+    """Root mean square, per dimension, of predicted minus text embedding: the noise to train the decoder with."""
+    steps = torch.cat([torch.arange(a, b + 1) for a, b in zip(streams.first, streams.last, strict=True)])
+    owner = torch.repeat_interleave(torch.arange(len(streams.texts)), streams.last - streams.first + 1)
+    targets = embed_all(model, streams.texts)[owner]
+    return float((streams.latents[steps] - targets).square().mean().sqrt())
+
+
+@torch.no_grad()
+def embed_all(model: VLJEPA, texts: Sequence[str], batch_size: int = 512) -> Tensor:
+    """Text embeddings (N, E) on the CPU, computed in batches."""
+    return torch.cat([model.embed(texts[i : i + batch_size]).cpu() for i in range(0, len(texts), batch_size)])
+
+
+def training_texts(world: World) -> list[str]:
+    """Distinct captions and answers of the training compositions: all solo scenes, a fixed sample of the pairs."""
+    solo, pairs = world.splits["train"]
+    scenes: list[Scene] = [*solo, *pairs[:: max(1, len(pairs) // 1500)]]
+    texts = {text for scene in scenes for text in captions(scene)}
+    texts |= {question.answer for scene in solo for question in questions(scene)}
+    return sorted(texts)
+
+
+class DecoderBatches(Dataset[tuple[Tensor, list[str]]]):
+    """Item i is a batch of (latents (B, E), texts): a function of (seed, i) alone.
+
+    A third each: text embeddings with Gaussian noise of deviation `noise` per dimension (CapDec, arXiv 2211.00575, with
+    the noise measured instead of chosen); predicted embeddings of single steps; and means of consecutive predicted
+    embeddings of one event (what a segment's latent is). All have unit norm.
+    """
+
+    def __init__(
+        self,
+        text_latents: Tensor,
+        texts: list[str],
+        streams: StreamLatents,
+        noise: float,
+        seed: int,
+        batch_size: int,
+        batches: int,
+    ) -> None:
+        self.text_latents, self.texts, self.streams = text_latents, texts, streams
+        self.noise, self.seed, self.batch_size, self.batches = noise, seed, batch_size, batches
+        total = torch.zeros(1, streams.latents.shape[1], dtype=torch.float64)
+        self.cumulative = torch.cat([total, streams.latents.double().cumsum(0)])
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
+        generator = torch.Generator().manual_seed(hash((self.seed, index)) % 2**63)
+        single, segment = self.batch_size // 3, self.batch_size // 3
+        rows = torch.randint(len(self.texts), (self.batch_size - single - segment,), generator=generator)
+        noisy = self.text_latents[rows]
+        noisy = noisy + self.noise * torch.randn(noisy.shape, generator=generator)
+        events = torch.randint(len(self.streams.texts), (single + segment,), generator=generator)
+        steps = self.streams.last[events] - self.streams.first[events] + 1
+        ends = (torch.rand(2, len(events), generator=generator) * steps).long()
+        ends[1, :single] = ends[0, :single]
+        start = self.streams.first[events] + ends.amin(0)
+        stop = self.streams.first[events] + ends.amax(0) + 1
+        means = (self.cumulative[stop] - self.cumulative[start]) / (stop - start)[:, None]
+        latents = torch.nn.functional.normalize(torch.cat([noisy, means.float()]), dim=-1)
+        texts = [self.texts[row] for row in rows.tolist()] + [self.streams.texts[e] for e in events.tolist()]
+        return latents, texts

@@ -1,0 +1,214 @@
+"""The geometry of latents against plain loops, scikit-learn and closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics.pairwise import cosine_similarity
+
+from jepa.errors import InputError
+from jepa.metrics import LatentGeometry, paired_cosine, rankme, retrieval_at_k, unpaired_cosine
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def test_cosines_equal_plain_loops():
+    predictions, targets, n = randn(7, 5), randn(7, 5, seed=1) + 0.5, 7
+    paired = np.mean([cosine(predictions[i], targets[i]) for i in range(n)])
+    unpaired = np.mean([cosine(predictions[i], targets[j]) for i in range(n) for j in range(n) if i != j])
+    assert paired_cosine(predictions, targets).item() == pytest.approx(paired, abs=1e-12)
+    assert unpaired_cosine(predictions, targets).item() == pytest.approx(unpaired, abs=1e-12)
+
+
+def test_rows_with_equal_ids_are_not_unpaired():
+    predictions, targets, ids = randn(6, 4), randn(6, 4, seed=1), torch.tensor([9, 2, 9, 9, 2, 5])
+    expected = np.mean(
+        [cosine(predictions[i], targets[j]) for i in range(6) for j in range(6) if ids[i] != ids[j]]
+    )
+    assert unpaired_cosine(predictions, targets, ids).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_cosines_in_half_precision_are_computed_in_float32():
+    predictions, targets = randn(64, 32).bfloat16(), randn(64, 32, seed=1).bfloat16()
+    value = paired_cosine(predictions, targets)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(
+        paired_cosine(predictions.double(), targets.double()).item(), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
+def test_rankme_closed_forms(dtype, scale):
+    orthonormal = torch.linalg.qr(randn(40, 8))[0].to(dtype)  # identity covariance: all 8 directions equally
+    line = torch.outer(randn(40), randn(8, seed=1)).to(dtype)
+    assert rankme(scale * orthonormal).item() == pytest.approx(8, rel=1e-4)
+    assert rankme(scale * line).item() == pytest.approx(1, rel=1e-3)
+    assert rankme(0 * line).item() == pytest.approx(1, rel=1e-3)
+
+
+def test_rankme_of_a_known_spectrum():
+    shares = np.array([0.5, 0.25, 0.125, 0.125])  # entropy 1.75 bits
+    rows, columns = torch.linalg.qr(randn(30, 4))[0], torch.linalg.qr(randn(4, 4, seed=1))[0]
+    latents = rows @ torch.diag(torch.tensor(shares)) @ columns
+    assert rankme(latents).item() == pytest.approx(2**1.75, rel=1e-5)
+    assert rankme(latents[torch.randperm(30)]).item() == pytest.approx(2**1.75, rel=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 3, 12])
+def test_retrieval_equals_scikit_learn(k):
+    gallery, labels = randn(12, 6), torch.arange(2500) % 12  # more queries than are compared at once
+    queries = gallery[labels] + 1.5 * randn(2500, 6, seed=1)
+    scores = cosine_similarity(queries.numpy(), gallery.numpy())
+    if k < 12:
+        expected = top_k_accuracy_score(labels.numpy(), scores, k=k, labels=range(12))
+        assert 0.1 < expected < 0.95
+    else:
+        expected = 1.0
+    assert retrieval_at_k(queries, gallery, labels, k).item() == pytest.approx(expected, abs=1e-6)
+    assert retrieval_at_k(3 * queries.float(), gallery.float(), labels, k).item() == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("rows", [5, 37])
+def test_retrieval_of_a_collapsed_model_is_chance(k, rows):
+    point = F.normalize(torch.randn(1, 300, generator=torch.Generator().manual_seed(0)), dim=1)
+    queries, gallery = point.expand(50, -1), point.expand(rows, -1)
+    labels = torch.arange(50) % rows
+    assert retrieval_at_k(queries, gallery, labels, k).item() == pytest.approx(k / rows, abs=1e-6)
+
+
+def test_retrieval_breaks_ties_by_chance():
+    # The first query has one row nearer than its own and one level with it; the second wins outright.
+    gallery = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, -1.0]])
+    queries, labels = torch.tensor([[1.0, 0.0], [0.0, -1.0]]), torch.tensor([1, 3])
+    for k, first in [(1, 0.0), (2, 0.5), (3, 1.0)]:
+        assert retrieval_at_k(queries, gallery, labels, k).item() == pytest.approx((first + 1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: paired_cosine(randn(3, 2), randn(2, 2)), r"same shape, got \(3, 2\) and \(2, 2\)"),
+        (lambda: paired_cosine(randn(3), randn(3)), r"predictions must be \(N, E\) .* got \(3,\)"),
+        (lambda: rankme(torch.ones(2, 2).long()), "latents must be floating point, got torch.int64"),
+        (lambda: rankme(torch.tensor([[0.0], [math.nan]])), "latents must be finite, got .* in row 1"),
+        (
+            lambda: unpaired_cosine(randn(1, 2), randn(1, 2)),
+            "at least 2 different targets, got 1 in N = 1 rows",
+        ),
+        (
+            lambda: unpaired_cosine(randn(2, 2), randn(2, 2), torch.tensor([1.0, 2.0])),
+            r"ids must be \(2,\) integers, got \(2,\) torch.float32",
+        ),
+        (
+            lambda: retrieval_at_k(randn(2, 3), randn(4, 2), torch.tensor([0, 1]), 1),
+            "queries and gallery must have the same E, got 3 and 2",
+        ),
+        (
+            lambda: retrieval_at_k(randn(2, 3), randn(4, 3), torch.tensor([0, 4]), 1),
+            r"labels must be in 0\.\.3 \(rows of the gallery\), got 0\.\.4",
+        ),
+        (
+            lambda: retrieval_at_k(randn(2, 3), randn(4, 3), torch.tensor([0, 1]), 5),
+            r"k must be in 1\.\.4 \(rows of the gallery\), got 5",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+# ------------------------------------------------------------------------------------------------- metric
+
+IDS = torch.tensor([7, 3, 7, 11, 3, 20, 4])
+TEXTS = randn(21, 5)  # the latent of each text
+TARGETS = TEXTS[IDS]
+PREDICTIONS = TARGETS + 1.5 * randn(7, 5, seed=1)
+
+
+def expected_geometry() -> dict[str, float]:
+    distinct = sorted(set(IDS.tolist()))
+    hits = [
+        max(distinct, key=lambda text: cosine(PREDICTIONS[i], TEXTS[text])) == IDS[i].item() for i in range(7)
+    ]
+    return {
+        "retrieval@1": np.mean(hits),
+        "rankme": rankme(PREDICTIONS).item(),
+        "paired_cosine": paired_cosine(PREDICTIONS, TARGETS).item(),
+        "unpaired_cosine": np.mean(
+            [cosine(PREDICTIONS[i], TARGETS[j]) for i in range(7) for j in range(7) if IDS[i] != IDS[j]]
+        ),
+    }
+
+
+def filled(start: int, stop: int) -> LatentGeometry:
+    metric = LatentGeometry()
+    metric.update(PREDICTIONS[start:stop], TARGETS[start:stop], IDS[start:stop])
+    return metric
+
+
+def check(metric: LatentGeometry) -> None:
+    geometry = metric.compute()
+    expected = expected_geometry()
+    assert 0 < expected["retrieval@1"] < 1
+    assert {name: value.item() for name, value in geometry.items()} == pytest.approx(expected, abs=1e-6)
+
+
+def test_metric_over_batches():
+    metric = filled(0, 3)
+    metric.update(PREDICTIONS[3:].clone().requires_grad_(), TARGETS[3:], IDS[3:])
+    assert not any(batch.requires_grad for batch in metric.predictions)
+    check(metric)
+    metric.reset()
+    for part in (slice(0, 4), slice(4, 7)):
+        metric(PREDICTIONS[part], TARGETS[part], IDS[part])
+    check(metric)
+
+
+def test_metric_merges_and_gathers():
+    merged = filled(0, 2)
+    merged.merge_state(filled(2, 7))
+    check(merged)
+
+    others = iter([PREDICTIONS[2:], TARGETS[2:], IDS[2:]])  # states are gathered in order of definition
+    here = LatentGeometry(
+        dist_sync_fn=lambda state, group: [state, next(others)], distributed_available_fn=lambda: True
+    )
+    here.update(PREDICTIONS[:2], TARGETS[:2], IDS[:2])
+    check(here)
+
+
+def test_metric_of_a_collapsed_model():
+    metric = LatentGeometry()
+    metric.update(torch.ones(40, 16), torch.ones(40, 16), torch.arange(40) % 10)
+    geometry = {name: value.item() for name, value in metric.compute().items()}
+    assert geometry == pytest.approx(
+        {"retrieval@1": 0.1, "rankme": 1.0, "paired_cosine": 1.0, "unpaired_cosine": 1.0}, abs=1e-3
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
+def test_metric_refuses_what_it_cannot_measure():
+    with pytest.raises(InputError, match="at least 2 distinct targets, got no batch"):
+        LatentGeometry().compute()
+    metric = LatentGeometry()
+    metric.update(randn(3, 2), randn(3, 2), torch.tensor([5, 5, 5]))
+    with pytest.raises(InputError, match="at least 2 distinct targets, got 1"):
+        metric.compute()
+    with pytest.raises(InputError, match=r"must both be \(B, E\), got \(3, 2\) and \(3, 4\)"):
+        metric.update(randn(3, 2), randn(3, 4), torch.tensor([1, 2, 3]))

@@ -1,0 +1,298 @@
+"""The saving at equal quality against a slow bootstrap that literally repeats streams."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jepa.errors import InputError
+from jepa.metrics import Interval, Saving, SweepPoint, bootstrap_mean, saving_at_equal_quality
+
+STREAMS, RESAMPLES = 6, 200
+
+
+def sweep(
+    seed: int, offsets: dict[float, float], decodes: dict[float, int]
+) -> tuple[SweepPoint, list[SweepPoint]]:
+    """A reference and a point for each knob, with the reference's scores shifted and noised."""
+    rng = np.random.default_rng(seed)
+    seconds = rng.uniform(60, 120, STREAMS)
+    scores = [rng.uniform(0, 10, rng.integers(3, 9)) for _ in range(STREAMS)]
+    reference = SweepPoint(1.0, tuple(scores), seconds.round(), seconds)
+    points = [
+        SweepPoint(
+            knob,
+            tuple(stream + offset + 0.5 * rng.standard_normal(len(stream)) for stream in scores),
+            decodes[knob] + rng.integers(0, 4, STREAMS),
+            seconds,
+        )
+        for knob, offset in offsets.items()
+    ]
+    return reference, points
+
+
+OFFSETS = {0.5: 1.0, 1.0: 0.6, 2.0: 0.1, 4.0: -0.05, 8.0: -1.0}
+DECODES = {0.5: 60, 1.0: 40, 2.0: 25, 4.0: 12, 8.0: 5}
+
+
+def slow_bootstrap(points: list[SweepPoint], statistic, seed: int) -> np.ndarray:
+    """The statistic of points whose streams are written out as often as they were drawn."""
+    draws = np.random.default_rng(seed).multinomial(STREAMS, [1 / STREAMS] * STREAMS, size=RESAMPLES)
+    values = []
+    for counts in draws:
+        chosen = [stream for stream, count in enumerate(counts) for _ in range(count)]
+        resampled = [
+            SweepPoint(p.knob, tuple(p.scores[s] for s in chosen), p.decodes[chosen], p.seconds[chosen])
+            for p in points
+        ]
+        values.append(statistic(*resampled))
+    return np.array(values)
+
+
+def slow_interval(value: float, values: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return {"value": value, "low": low, "high": high}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("confidence", [0.6, 0.9])
+def test_equals_a_slow_bootstrap(seed, confidence):
+    reference_calibration, calibration = sweep(seed, OFFSETS, DECODES)
+    reference_test, test = sweep(seed + 100, OFFSETS, DECODES)
+    saving = saving_at_equal_quality(
+        reference_calibration,
+        calibration,
+        reference_test,
+        test[::-1],  # paired by knob, not by place
+        confidence=confidence,
+        resamples=RESAMPLES,
+        seed=seed,
+    )
+
+    qualifying = [
+        point
+        for point in calibration
+        if slow_bootstrap(
+            [point, reference_calibration], lambda p, r: p.quality - r.quality >= 0, seed
+        ).mean()
+        >= confidence
+    ]
+    best = min(qualifying, key=lambda point: point.decodes_per_second)
+    chosen = next(point for point in test if point.knob == best.knob)
+    differences = slow_bootstrap([chosen, reference_test], lambda p, r: p.quality - r.quality, seed)
+    ratios = slow_bootstrap(
+        [chosen, reference_test], lambda p, r: r.decodes_per_second / p.decodes_per_second, seed
+    )
+
+    assert saving.knob == best.knob
+    assert saving.quality == chosen.quality
+    assert saving.reference_quality == reference_test.quality
+    assert saving.reached == (chosen.quality >= reference_test.quality)
+    assert saving.decodes_per_second == chosen.decodes_per_second
+    assert saving.reference_decodes_per_second == reference_test.decodes_per_second
+    difference = chosen.quality - reference_test.quality
+    assert dataclasses.asdict(saving.quality_difference) == pytest.approx(
+        slow_interval(difference, differences)
+    )
+    ratio = reference_test.decodes_per_second / chosen.decodes_per_second
+    # Quantiles between two resamples are interpolated in the inverse ratio, hence the wider tolerance.
+    assert dataclasses.asdict(saving.saving) == pytest.approx(slow_interval(ratio, ratios), rel=1e-3)
+
+
+def test_quality_and_rate_weigh_annotations_and_seconds():
+    point = SweepPoint(
+        1.0, (np.array([1.0, 2.0, 6.0]), np.array([11.0])), np.array([3, 1]), np.array([10.0, 90.0])
+    )
+    assert point.quality == 5.0  # of annotations, not of streams (7.0)
+    assert point.decodes_per_second == 0.04
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["permuted", "random", "zero"]))
+def test_no_test_score_influences_the_knob(seed, how):
+    reference_calibration, calibration = sweep(0, OFFSETS, DECODES)
+    reference_test, test = sweep(100, OFFSETS, DECODES)
+    rng = np.random.default_rng(seed)
+
+    def other(point: SweepPoint) -> SweepPoint:
+        change = {
+            "permuted": rng.permutation,
+            "random": lambda scores: rng.uniform(0, 10, len(scores)),
+            "zero": np.zeros_like,
+        }[how]
+        return dataclasses.replace(
+            point,
+            scores=tuple(change(scores) for scores in point.scores),
+            decodes=rng.integers(1, 99, STREAMS),
+        )
+
+    plain = saving_at_equal_quality(
+        reference_calibration, calibration, reference_test, test, resamples=RESAMPLES
+    )
+    changed = saving_at_equal_quality(
+        reference_calibration,
+        calibration,
+        other(reference_test),
+        [other(point) for point in test],
+        resamples=RESAMPLES,
+    )
+    assert plain.knob == changed.knob == 1.0  # neither the cheapest nor the best: calibration decides
+
+
+def uniform_points(scores: float, decodes: int, knob: float = 1.0) -> SweepPoint:
+    return SweepPoint(knob, (np.full(3, scores), np.full(2, scores)), np.full(2, decodes), np.full(2, 30.0))
+
+
+@pytest.mark.parametrize(("test_score", "reached"), [(5.0, True), (5.0 + 1e-12, True), (5.0 - 1e-12, False)])
+def test_reached_has_no_tolerance(test_score, reached):
+    reference = uniform_points(5.0, 30)
+    saving = saving_at_equal_quality(
+        reference, [uniform_points(5.0, 10)], reference, [uniform_points(test_score, 10)]
+    )
+    assert saving.knob == 1.0
+    assert saving.reached is reached
+    assert saving.saving == Interval(3.0, 3.0, 3.0)
+    assert ("keeps" if reached else "misses") in saving.reason
+
+
+def test_the_order_of_scores_does_not_decide_a_tie():
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(0, 10, 1000)
+    points = [
+        SweepPoint(1.0, (s[:500], s[500:]), np.full(2, 9), np.full(2, 9.0)) for s in (scores, scores[::-1])
+    ]
+    assert points[0].quality == points[1].quality
+
+
+def test_the_reference_against_itself_saves_nothing():
+    reference, _ = sweep(0, OFFSETS, DECODES)
+    saving = saving_at_equal_quality(reference, [reference], reference, [reference], confidence=1.0)
+    assert saving.reached
+    assert saving.quality_difference == Interval(0.0, 0.0, 0.0)
+    assert dataclasses.astuple(saving.saving) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_of_equally_cheap_knobs_the_better_is_chosen():
+    reference = uniform_points(5.0, 30)
+    calibration = [uniform_points(6.0, 10, 1.0), uniform_points(7.0, 10, 2.0), uniform_points(9.0, 11, 3.0)]
+    test = [uniform_points(9.0, 10, 1.0), uniform_points(4.0, 10, 2.0), uniform_points(9.0, 10, 3.0)]
+    assert saving_at_equal_quality(reference, calibration, reference, test).knob == 2.0
+
+
+def test_no_knob_qualifies():
+    reference, points = sweep(0, {1.0: -2.0, 3.0: -1.0}, {1.0: 10, 3.0: 20})
+    saving = saving_at_equal_quality(reference, points, reference, points)
+    assert saving == Saving(
+        knob=None,
+        reached=False,
+        quality=None,
+        reference_quality=reference.quality,
+        quality_difference=None,
+        decodes_per_second=None,
+        reference_decodes_per_second=reference.decodes_per_second,
+        saving=None,
+        reason=saving.reason,
+    )
+    assert "no knob keeps the reference's quality in 90% of the resamples" in saving.reason
+
+
+def test_streams_without_any_decode():
+    reference = uniform_points(0.0, 30)
+    silent = uniform_points(0.0, 0)
+    assert saving_at_equal_quality(reference, [silent], reference, [silent]).saving is None
+    half = dataclasses.replace(
+        silent, decodes=np.array([0, 20])
+    )  # a quarter of the resamples decodes nothing
+    saving = saving_at_equal_quality(reference, [half], reference, [half])
+    assert saving.saving == Interval(3.0, 1.5, math.inf)
+
+
+def test_interval_of_a_mean_agrees_with_the_standard_error():
+    rng = np.random.default_rng(0)
+    scores = tuple(np.full(4, value) for value in rng.normal(5, 1, 400))
+    interval = bootstrap_mean(SweepPoint(1.0, scores, np.ones(400), np.ones(400)))
+    means = np.array([stream[0] for stream in scores])
+    error = 1.96 * means.std() / math.sqrt(400)
+    assert interval.value == pytest.approx(means.mean())
+    assert interval.low == pytest.approx(means.mean() - error, abs=0.1 * error)
+    assert interval.high == pytest.approx(means.mean() + error, abs=0.1 * error)
+
+
+def test_interval_of_a_mean_equals_a_slow_bootstrap():
+    reference, _ = sweep(3, OFFSETS, DECODES)
+    interval = bootstrap_mean(reference, resamples=RESAMPLES, seed=5)
+    values = slow_bootstrap([reference], lambda point: point.quality, seed=5)
+    assert dataclasses.asdict(interval) == pytest.approx(slow_interval(reference.quality, values))
+    assert interval == bootstrap_mean(reference, resamples=RESAMPLES, seed=5)
+
+
+A = uniform_points(5.0, 10)
+ONE = SweepPoint(1.0, (np.ones(3),), np.ones(1), np.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: SweepPoint(1.0, (), np.ones(0), np.ones(0)),
+            "scores must hold at least one stream, got none",
+        ),
+        (
+            lambda: SweepPoint(1.0, (np.ones(2), np.ones(0)), np.ones(2), np.ones(2)),
+            r"scores\[1\] must be \(A,\) with A >= 1, got shape \(0,\)",
+        ),
+        (
+            lambda: SweepPoint(1.0, (np.array([math.nan]),), np.ones(1), np.ones(1)),
+            r"scores\[0\] must be finite, got nan",
+        ),
+        (
+            lambda: dataclasses.replace(A, decodes=np.ones(3)),
+            r"decodes must be \(2,\), one per stream of scores, got shape \(3,\)",
+        ),
+        (
+            lambda: dataclasses.replace(A, decodes=np.array([1, -1])),
+            "decodes must be finite and >= 0, got .*-1",
+        ),
+        (lambda: dataclasses.replace(A, seconds=np.zeros(2)), "seconds must be finite and > 0, got .*0"),
+        (
+            lambda: saving_at_equal_quality(A, [A], A, [A], confidence=0),
+            r"confidence must be in \(0, 1\], got 0",
+        ),
+        (lambda: saving_at_equal_quality(A, [A], A, [A], resamples=0), "resamples must be >= 1, got 0"),
+        (
+            lambda: saving_at_equal_quality(A, [], A, []),
+            "candidates_calibration must hold at least one point",
+        ),
+        (lambda: saving_at_equal_quality(A, [A, A], A, [A]), r"have each knob once, got \[1.0, 1.0\]"),
+        (
+            lambda: saving_at_equal_quality(A, [A], A, [dataclasses.replace(A, knob=2.0)]),
+            r"candidates_test must have the knobs of candidates_calibration, got \[2.0\] and \[1.0\]",
+        ),
+        (lambda: saving_at_equal_quality(ONE, [ONE], A, [A]), "must have at least 2 streams, got 1"),
+        (lambda: saving_at_equal_quality(A, [A], A, [ONE]), "must have the reference's 2 streams, got 1"),
+        (
+            lambda: saving_at_equal_quality(
+                A, [dataclasses.replace(A, scores=(np.ones(3), np.ones(4)))], A, [A]
+            ),
+            "at knob 1 must have the reference's annotations .* got 4 instead of 2 on stream 1",
+        ),
+        (
+            lambda: saving_at_equal_quality(
+                A, [A], A, [dataclasses.replace(A, seconds=np.array([31.0, 30.0]))]
+            ),
+            "candidates_test at knob 1 must have the reference's seconds .* got 31 instead of 30 on stream 0",
+        ),
+        (
+            lambda: saving_at_equal_quality(A, [A], dataclasses.replace(A, decodes=np.array([1, 0])), [A]),
+            "reference_test must decode at least once on every stream, got 0 on stream 1",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()

@@ -1,0 +1,72 @@
+"""Matching in time against brute force, and the scores it leads to."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from jepa.errors import InputError
+from jepa.metrics import cider_d, document_frequency, match_nearest, stream_scores, tokenize
+
+# Quarters of a second: sums and differences are exact, and ties are frequent.
+times = st.lists(st.integers(0, 60).map(lambda quarter: quarter / 4), max_size=12)
+
+
+def brute_force(event: float, decodes: list[float]) -> int:
+    return min(range(len(decodes)), key=lambda i: (abs(decodes[i] - event), decodes[i], i), default=-1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(times, times)
+@example([1.5], [1.0, 2.0])  # a tie: the earlier
+@example([1.5], [2.0, 1.0])  # the same, decodes not in order
+@example([0.0, 9.0], [3.0])
+def test_matching_equals_brute_force(events, decodes):
+    matched = match_nearest(events, decodes)
+    assert matched.dtype == np.int64
+    assert matched.tolist() == [brute_force(event, decodes) for event in events]
+
+
+def test_matching_of_arbitrary_times_equals_brute_force():
+    rng = np.random.default_rng(0)
+    events, decodes = rng.uniform(0, 180, 500), rng.uniform(0, 180, 90)
+    distances = np.abs(events[:, None] - decodes[None, :])
+    assert (match_nearest(events, decodes) == distances.argmin(1)).all()
+
+
+TEXTS = ["a red circle moves left", "the blue square stops", "a dog sleeps on the mat"]
+POOL = document_frequency([[tokenize(text)] for text in TEXTS])
+
+
+def test_each_annotation_is_scored_against_its_nearest_decode():
+    decodes = ["the blue square stops", "a red square moves left", "unmatched"]
+    scores = stream_scores(TEXTS, [2.0, 5.0, 7.4], decodes, [5.5, 2.5, 100.0], POOL)
+    expected = cider_d([decodes[1], decodes[0], decodes[0]], [[text] for text in TEXTS], POOL)
+    assert scores.tolist() == expected.tolist()
+    assert scores[1] == pytest.approx(10)
+
+
+def test_a_stream_without_decodes_scores_zero():
+    assert stream_scores(TEXTS, [2.0, 5.0, 7.4], [], [], POOL).tolist() == [0, 0, 0]
+    assert stream_scores([], [], ["a dog"], [1.0], POOL).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((TEXTS, [1.0], [], []), "events_text and event_times must be equally many, got 3 and 1"),
+        (
+            (TEXTS[:1], [1.0], ["a"], [1.0, 2.0]),
+            "decode_texts and decode_times must be equally many, got 1 and 2",
+        ),
+        ((TEXTS[:1], [math.nan], ["a"], [1.0]), "event_times must be finite, got nan at index 0"),
+        ((TEXTS[:1], [1.0], ["a"], [[1.0]]), r"decode_times must be one-dimensional, got shape \(1, 1\)"),
+    ],
+)
+def test_bad_input_is_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        stream_scores(*arguments, POOL)

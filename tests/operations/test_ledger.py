@@ -1,0 +1,152 @@
+"""The operation ledger against counts made by hand."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jepa.errors import InputError
+from jepa.operations import PARTS, OperationLedger, PartCount
+
+WHOLE = st.integers(min_value=0, max_value=10**12)
+SECONDS = st.floats(min_value=0, max_value=1e9)
+
+
+def ledgers() -> st.SearchStrategy[OperationLedger]:
+    part = st.tuples(WHOLE, WHOLE, WHOLE, SECONDS)
+    return st.builds(_ledger, st.tuples(part, part, part), SECONDS, WHOLE, st.lists(SECONDS, max_size=6))
+
+
+def _ledger(parts: Any, stream: float, steps: int, latencies: list[float]) -> OperationLedger:
+    ledger = OperationLedger()
+    for name, (calls, forward_passes, tokens, seconds) in zip(PARTS, parts, strict=True):
+        ledger.count(name, calls=calls, forward_passes=forward_passes, tokens=tokens, seconds=seconds)
+    ledger.stream(stream)
+    ledger.steps(steps)
+    for latency in latencies:
+        ledger.emission(latency)
+    return ledger
+
+
+def test_counts_add_up_as_by_hand() -> None:
+    ledger = OperationLedger()
+    ledger.count("encoder", calls=3, forward_passes=3, seconds=0.5)
+    ledger.count("predictor", calls=3, forward_passes=3, seconds=0.25)
+    ledger.count("decoder", calls=1, forward_passes=8, tokens=7)
+    ledger.count("decoder", calls=1, forward_passes=6, tokens=5, seconds=2.0)
+    ledger.stream(1.5)
+    ledger.stream(2.5)
+    ledger.steps(3)
+    ledger.steps(5)
+    for latency in (1.0, 4.0, 2.0, 3.0):
+        ledger.emission(latency)
+
+    assert ledger.decoder == PartCount(calls=2, forward_passes=14, tokens=12, seconds=2.0)
+    assert ledger.to_dict() == {
+        "encoder": {"calls": 3, "forward_passes": 3, "tokens": 0, "seconds": 0.5},
+        "predictor": {"calls": 3, "forward_passes": 3, "tokens": 0, "seconds": 0.25},
+        "decoder": {"calls": 2, "forward_passes": 14, "tokens": 12, "seconds": 2.0},
+        "stream_seconds": 4.0,
+        "steps": 8,
+        # Sorted 1 2 3 4: the median is halfway from 2 to 3, the 95th percentile 0.95 * 3 = 2.85 steps up.
+        "latency_seconds": {"count": 4, "mean": 2.5, "p50": 2.5, "p95": pytest.approx(3.85), "max": 4.0},
+        "latencies": [1.0, 4.0, 2.0, 3.0],
+    }
+
+
+def test_nothing_emitted_has_no_latency() -> None:
+    summary = OperationLedger().to_dict()["latency_seconds"]
+    assert summary == {"count": 0, "mean": None, "p50": None, "p95": None, "max": None}
+
+
+@given(ledgers())
+def test_round_trip_through_json_is_exact(ledger: OperationLedger) -> None:
+    record = json.loads(json.dumps(ledger.to_dict(), allow_nan=False))
+    again = OperationLedger.from_dict(record)
+    assert again == ledger
+    assert again.to_dict() == ledger.to_dict()
+
+
+@given(ledgers(), ledgers())
+def test_sum_counts_both_and_leaves_them_alone(one: OperationLedger, other: OperationLedger) -> None:
+    before = one.to_dict(), other.to_dict()
+    total = one + other
+    for part in PARTS:
+        for name in ("calls", "forward_passes", "tokens", "seconds"):
+            parts = [getattr(getattr(ledger, part), name) for ledger in (one, other)]
+            assert getattr(getattr(total, part), name) == sum(parts)
+    assert total.stream_seconds == one.stream_seconds + other.stream_seconds
+    assert total.step_count == one.step_count + other.step_count
+    assert total.latencies == one.latencies + other.latencies
+    assert (one.to_dict(), other.to_dict()) == before
+    one.merge(other)
+    assert one == total
+
+
+def test_timed_adds_the_wall_time_of_its_block() -> None:
+    ledger = OperationLedger()
+    begin = time.perf_counter()
+    for _ in range(2):
+        with ledger.timed("decoder"):
+            time.sleep(0.02)
+    assert 0.04 <= ledger.decoder.seconds <= time.perf_counter() - begin
+    assert ledger.encoder.seconds == 0
+
+
+def test_timed_adds_nothing_for_a_block_that_raises() -> None:
+    ledger = OperationLedger()
+    with pytest.raises(KeyError), ledger.timed("decoder"):
+        raise KeyError
+    assert ledger == OperationLedger()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: x.count("cache", calls=1), "part must be one of encoder, predictor, decoder, got 'cache'"),
+        (lambda x: x.timed("vit").__enter__(), "part must be one of encoder, predictor, decoder, got 'vit'"),
+        (lambda x: x.count("decoder", calls=2, tokens=-1), "tokens must be a whole number >= 0, got -1"),
+        (lambda x: x.count("decoder", calls=0.5), "calls must be a whole number >= 0, got 0.5"),
+        (lambda x: x.count("decoder", calls=1, seconds=-0.1), "seconds must be finite and >= 0, got -0.1"),
+        (lambda x: x.emission(float("nan")), "latency_seconds must be finite and >= 0, got nan"),
+        (lambda x: x.stream(-1.0), "seconds must be finite and >= 0, got -1.0"),
+        (lambda x: x.steps(-2), "n must be a whole number >= 0, got -2"),
+    ],
+)
+def test_refusals_leave_the_ledger_as_it_was(call: Any, message: str) -> None:
+    ledger = _ledger([(1, 2, 3, 4.0)] * 3, 5.0, 6, [7.0])
+    with pytest.raises(InputError) as error:
+        call(ledger)
+    assert str(error.value) == message
+    assert ledger == _ledger([(1, 2, 3, 4.0)] * 3, 5.0, 6, [7.0])
+
+
+KEYS = "encoder, predictor, decoder, stream_seconds, steps, latency_seconds, latencies"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop("steps"), f"a ledger must have the keys {KEYS}, got {KEYS.replace('steps, ', '')}"),
+        (lambda r: r.update(decoder=3), "a ledger's decoder must be a mapping, got 3"),
+        (
+            lambda r: r["decoder"].pop("tokens"),
+            "a ledger's decoder must have the keys calls, forward_passes, tokens, seconds, "
+            "got calls, forward_passes, seconds",
+        ),
+        (lambda r: r["encoder"].update(calls=-1), "calls must be a whole number >= 0, got -1"),
+        (lambda r: r.update(latencies=0.5), "a ledger's latencies must be a list of seconds, got 0.5"),
+        (lambda r: r["latencies"].pop(), "a ledger's latency_seconds must count its 0 latencies, got 1"),
+    ],
+)
+def test_a_damaged_record_is_refused(change: Any, message: str) -> None:
+    record = _ledger([(1, 2, 3, 4.0)] * 3, 5.0, 6, [7.0]).to_dict()
+    change(record)
+    with pytest.raises(InputError) as error:
+        OperationLedger.from_dict(record)
+    assert str(error.value) == message

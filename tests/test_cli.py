@@ -1,0 +1,243 @@
+"""The commands: what they pass on, where outputs go, and how errors look."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jepa
+from jepa.cli import COMMANDS, main
+from jepa.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+ENTRY_POINTS = {
+    "train": ("jepa.training.run", "train"),
+    "evaluate": ("jepa.evaluation.run", "evaluate"),
+    "report": ("jepa.evaluation.report", "report"),
+}
+MANDATORY = {
+    "train": ["name=trial"],
+    "evaluate": ["checkpoint=somewhere"],
+    "report": ["evaluation=somewhere"],
+}
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path) -> list[tuple[Any, ...]]:
+    """The work of every command replaced by a record of its arguments; the current folder is an empty one."""
+    record: list[tuple[Any, ...]] = []
+    for module, name in ENTRY_POINTS.values():
+        fake = types.SimpleNamespace(**{name: lambda *arguments: record.append(arguments)})
+        monkeypatch.setitem(sys.modules, module, fake)
+    monkeypatch.chdir(tmp_path)
+    return record
+
+
+def fail_with(monkeypatch, command: str, error: BaseException) -> None:
+    def work(*arguments: Any) -> None:
+        raise error
+
+    module, name = ENTRY_POINTS[command]
+    monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: work}))
+
+
+def error_line(capsys) -> str:
+    """The one line on stderr, without its `error: `."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+def test_help_and_version_show_examples_that_parse(capsys):
+    assert main(["--help"]) == main([]) == main(["-h"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"jepa {command}" in text for command in COMMANDS)
+    for command in COMMANDS.values():
+        assert main([command.name, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert all(example in text for example in command.examples)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"jepa {jepa.__version__}"
+
+
+@pytest.mark.parametrize("example", [e for c in COMMANDS.values() for e in c.examples])
+def test_every_example_of_the_help_runs(calls, capsys, example):
+    program, *arguments = example.split()
+    assert program == "jepa"
+    assert main(arguments) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_unknown_command(capsys):
+    assert main(["trian"]) == 2
+    assert error_line(capsys) == "unknown command 'trian'; nearest valid: train"
+
+
+def test_train_gets_a_plain_config_and_its_output_folder(calls, tmp_path):
+    assert main(["train", "name=trial", "seed=3"]) == 0
+    [(config, output)] = calls
+    assert type(config) is dict
+    assert type(config["world"]) is dict
+    assert (config["name"], config["seed"]) == ("trial", 3)
+    assert output == tmp_path / "outputs" / "trial"
+    assert output.is_dir()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_evaluate_and_report_leave_no_folders_of_hydra(calls, tmp_path, command):
+    assert main([command, *MANDATORY[command]]) == 0
+    [(config,)] = calls
+    assert type(config) is dict
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_runs_each_job_in_its_own_folder(calls, tmp_path, capsys):
+    assert main(["train", "-m", "name=trial", "seed=0,1,2"]) == 0
+    assert [config["seed"] for config, _ in calls] == [0, 1, 2]
+    folders = [output for _, output in calls]
+    assert folders == [tmp_path / f"outputs/trial/multirun/name=trial,seed={seed}" for seed in range(3)]
+    assert capsys.readouterr().out.splitlines()[1].startswith("job 1: name=trial seed=1 -> ")
+
+
+def test_experiments_and_names_can_be_swept_over(calls, tmp_path):
+    assert main(["train", "-m", "name=a,b"]) == 0
+    assert [output.parent.parent.name for _, output in calls] == ["a", "b"]
+
+
+def test_the_flag_of_a_sweep_may_stand_anywhere(calls):
+    assert main(["train", "name=trial", "-m", "seed=0,1"]) == 0
+    assert [config["seed"] for config, _ in calls] == [0, 1]
+
+
+def test_a_sweep_goes_on_after_a_job_with_bad_input(calls, capsys):
+    assert main(["train", "-m", "name=trial", "seed=0,-1,2"]) == 2
+    assert [config["seed"] for config, _ in calls] == [0, 2]
+    assert error_line(capsys) == "seed must be >= 0, got -1"
+
+
+def test_hydra_flags_work(tmp_path):
+    def run(*flags: str) -> str:
+        call = [sys.executable, str(ROOT / "scripts" / "train.py"), "name=trial", "seed=5", *flags]
+        return subprocess.check_output(call, cwd=tmp_path, text=True, timeout=60)
+
+    assert "\nseed: 5\n" in run("--cfg", "job")
+    assert "pkg://jepa.conf" in run("--info", "searchpath")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=x"], r"seed must be an integer, got 'x'"),
+        (["seeed=1"], r"unknown key 'seeed'; nearest valid: seed"),
+        (["+seeed=1"], r"unknown key 'seeed'; nearest valid: seed"),
+        (["++seeed=1"], r"unknown key 'seeed'; nearest valid: seed"),
+        (["-m", "seeed=1,2"], r"unknown key 'seeed'; nearest valid: seed"),
+        (["experment=demo"], r"unknown key 'experment'; nearest valid: experiment"),
+        (["experiment=dmeo"], r"there is no experiment 'dmeo'; nearest valid: .*demo.*"),
+        (["-m", "experiment=dmeo,demo"], r"there is no experiment 'dmeo'; nearest valid: .*demo.*"),
+        (["world=zzz"], r"there is no world 'zzz'; nearest valid: .+"),
+        (["world._targett_=jepa.X"], r"unknown key 'world\._targett_'; nearest valid: world\._target_.*"),
+        (["world._target_=os.system"], r"world\._target_ must lie within jepa, .*, got 'os\.system'"),
+        (["seed=["], r"cannot parse override 'seed=\[': .+"),
+        (["seed"], r"cannot parse override 'seed': .+"),
+        (["seed=1,2"], r"Ambiguous value for argument 'seed=1,2' .*--multirun.*"),
+        (["seed=${nothing}"], r"seed cannot be resolved: Interpolation key 'nothing' not found"),
+        (["name=${nothing}"], r"hydra\.run\.dir: Interpolation key 'nothing' not found"),
+        (["~seed"], r"seed is missing: give it as seed=<an integer>"),
+        (["--config-name", "nothing"], r"Cannot find primary config 'nothing'\..*"),
+        (["--cfg", "job", "-m"], r"Only one of --run, .*"),
+    ],
+)
+def test_configuration_errors_are_one_line(calls, capsys, overrides, message):
+    assert main(["train", "name=trial", *overrides]) == 2
+    line = error_line(capsys)
+    assert re.fullmatch(message, line), line
+    assert calls == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_mandatory_value_is_named(calls, capsys, command):
+    assert main([command]) == 2
+    key = MANDATORY[command][0].partition("=")[0]
+    line = error_line(capsys)
+    assert re.fullmatch(rf"{key} is missing: give it as {key}=<.*>(, or choose experiment=.*)?", line), line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_input_error_within_a_command_is_one_line(calls, monkeypatch, capsys, command):
+    fail_with(monkeypatch, command, InputError("latents must be finite,\n got nan at step 3"))
+    assert main([command, *MANDATORY[command]]) == 2
+    assert error_line(capsys) == "latents must be finite, got nan at step 3"
+
+
+def test_other_exceptions_keep_their_traceback(calls, monkeypatch):
+    fail_with(monkeypatch, "train", RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug") as error:
+        main(["train", "name=trial"])
+    assert error.traceback[-1].name == "work"
+    fail_with(monkeypatch, "train", FileNotFoundError(errno.ENOENT, "No such file", "inner"))
+    with pytest.raises(FileNotFoundError):
+        main(["train", "name=trial"])
+
+
+def test_an_interrupt_ends_with_130(calls, monkeypatch, capsys):
+    fail_with(monkeypatch, "train", KeyboardInterrupt())
+    assert main(["train", "name=trial"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+def test_an_output_folder_that_cannot_be_made_is_one_line(calls, capsys, tmp_path, flags):
+    (tmp_path / "outputs").write_text("a file where the folder should be")
+    assert main(["train", "name=trial", *flags]) == 2
+    assert re.fullmatch(r"output folder must be writable, got .*outputs.*: .+", error_line(capsys))
+    assert calls == []
+
+
+def test_an_output_folder_without_permission_is_one_line(calls, capsys, monkeypatch):
+    def refuse(*arguments: Any, **keywords: Any) -> Any:  # the superuser, who may run this, is never refused
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "x")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert main(["train", "name=trial"]) == 2
+    line = error_line(capsys)
+    assert re.fullmatch(r"output folder must be writable, got .*/outputs/trial: Permission denied", line)
+    assert calls == []
+
+
+def test_a_full_disk_within_a_command_is_one_line(calls, capsys, monkeypatch):
+    fail_with(monkeypatch, "evaluate", OSError(errno.ENOSPC, "No space left on device", "/data/latents"))
+    assert main(["evaluate", "checkpoint=x"]) == 2
+    assert error_line(capsys) == "/data/latents: No space left on device"
+
+
+def test_the_process_is_left_as_it_was(calls, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    before = list(sys.argv)
+    main(["train", "name=trial"])
+    main(["train", "sed=1"])
+    assert sys.argv == before
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_scripts_are_the_commands(tmp_path, command):
+    def run(*call: str) -> tuple[int, str, str]:
+        arguments = [*MANDATORY[command], "seed=4", "--cfg", "job"]
+        done = subprocess.run([*call, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stdout, done.stderr
+
+    script = run(sys.executable, str(ROOT / "scripts" / f"{command}.py"))
+    assert script[0] == 0
+    assert "\nseed: 4\n" in script[1]
+    assert script == run(str(Path(sys.executable).with_name("jepa")), command)

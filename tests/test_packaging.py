@@ -1,0 +1,95 @@
+"""The wheel: what it contains, and that it runs from any folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import jepa
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ("jepa", "conf", "pyproject.toml", "setup.py", "LICENSE", "README.md")
+COMPOSE = """
+import jepa.conf
+from hydra import compose, initialize_config_module
+from pathlib import Path
+import sys
+conf = Path(jepa.conf.__file__).parent
+with initialize_config_module("jepa.conf", version_base="1.3"):
+    for path in sorted(conf.rglob("*.yaml")):
+        name = path.relative_to(conf).with_suffix("").as_posix()
+        group, _, option = name.rpartition("/")
+        compose("train", [f"{group}={option}"]) if group else compose(option)
+        print(name)
+print(jepa.__file__, file=sys.stderr)
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy of the sources, so that nothing left over from an earlier build gets in."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, source)
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, cwd=source)
+    [built] = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """The bin folder of a new environment: the wheel, and the libraries of this environment behind it."""
+    environment = tmp_path_factory.mktemp("environment")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=elsewhere)
+    binaries = environment / "bin"
+    run(
+        *(sys.executable, "-m", "pip", "--python", binaries / "python", "install", "--no-deps", "--no-index"),
+        *("--disable-pip-version-check", wheel),
+        cwd=elsewhere,
+    )
+    [packages] = environment.glob("lib/python*/site-packages")
+    (packages / "outer.pth").write_text(sysconfig.get_paths()["purelib"])
+    return binaries
+
+
+def test_the_wheel_holds_every_module_and_every_yaml(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "jepa").rglob("*.py")}
+    yaml = {f"jepa/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
+    assert modules | yaml | {"jepa/conf/__init__.py"} == {n for n in names if ".dist-info/" not in n}
+    assert f"jepa-{jepa.__version__}.dist-info/licenses/LICENSE" in names
+
+
+def test_the_installed_command_runs_from_another_folder(installed, tmp_path):
+    assert "jepa train experiment=" in run(installed / "jepa", "--help", cwd=tmp_path).stdout
+    assert run(installed / "jepa", "--version", cwd=tmp_path).stdout.strip() == f"jepa {jepa.__version__}"
+    configuration = run(installed / "jepa", "train", "name=trial", "--cfg", "job", cwd=tmp_path).stdout
+    assert "\nname: trial\n" in configuration
+
+
+def test_every_installed_configuration_composes(installed, tmp_path):
+    done = run(installed / "python", "-c", COMPOSE, cwd=tmp_path)
+    conf = ROOT / "conf"
+    expected = [path.relative_to(conf).with_suffix("").as_posix() for path in conf.rglob("*.yaml")]
+    assert sorted(done.stdout.split()) == sorted(expected)
+    assert Path(done.stderr.splitlines()[-1]).is_relative_to(installed.parent)
