@@ -51,11 +51,12 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class ClipsConfig:
-    """Shares of the training clips: see ``jepa.data.clips.ClipBatches``."""
+    """What the training clips are made of: see ``jepa.data.clips.ClipBatches``."""
 
     question_share: NonNegative
     idle_share: NonNegative
     cut_share: NonNegative
+    near_misses: Natural
 
 
 @dataclass(frozen=True)
@@ -267,10 +268,7 @@ def _checked_fields(
     for name in value:
         if name not in fields:
             raise unknown_key(_join(key, name), options)
-    return {
-        name: _checked(value.get(name, MISSING), kind, _join(key, name), options)
-        for name, kind in fields.items()
-    }
+    return {name: _checked(value.get(name, MISSING), kind, _join(key, name), options) for name, kind in fields.items()}
 
 
 def _checked_tree(value: Any, key: str) -> Any:

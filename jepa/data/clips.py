@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from jepa.data.world import CAPTION_QUERIES, IDLE, IDLE_TEXTS, Scene, Span, World, captions, questions
+from jepa.data.world import (
+    CAPTION_QUERIES,
+    IDLE,
+    IDLE_TEXTS,
+    VARIATIONS,
+    Scene,
+    Span,
+    World,
+    captions,
+    questions,
+)
 
 
-@dataclass(frozen=True)
-class ClipBatch:
-    """B clips with a query and the text that answers it: `frames` (B, F, S, S, 3) uint8."""
+class ClipBatch(NamedTuple):
+    """B clips with a query and the text that answers it: `frames` (B, F, S, S, 3) uint8.
+
+    `negatives` are further texts, wrong for every clip whose text they do not equal.
+    """
 
     frames: Tensor
     queries: list[str]
     texts: list[str]
+    negatives: list[str]
 
 
 class ClipBatches(Dataset[ClipBatch]):
@@ -26,7 +39,9 @@ class ClipBatches(Dataset[ClipBatch]):
 
     `frames` frames a clip; `question_share` of the samples ask a short question instead of a caption, `idle_share` show
     a pause, and in `cut_share` of them another event begins or ends within the window: the text is that of the event
-    at the window's centre, as in a sliding window over a stream.
+    at the window's centre, as in a sliding window over a stream. With each caption of an event come `near_misses`
+    (0 to 3) negative captions that differ from it in the action, one shape or one colour (hard negatives as in NegCLIP,
+    arXiv 2210.01936).
     """
 
     def __init__(
@@ -39,7 +54,8 @@ class ClipBatches(Dataset[ClipBatch]):
         split: str = "train",
         question_share: float = 0.25,
         idle_share: float = 0.04,
-        cut_share: float = 0.25,
+        cut_share: float = 0.15,
+        near_misses: int = 2,
     ) -> None:
         self.world, self.seed, self.batch_size, self.batches, self.frames = (
             world,
@@ -50,6 +66,7 @@ class ClipBatches(Dataset[ClipBatch]):
         )
         self.split = split
         self.question_share, self.idle_share, self.cut_share = question_share, idle_share, cut_share
+        self.near_misses = near_misses
 
     def __len__(self) -> int:
         return self.batches
@@ -58,7 +75,7 @@ class ClipBatches(Dataset[ClipBatch]):
         rng = np.random.default_rng([self.seed, index])
         window = np.arange(self.frames) / self.world.fps
         centre = 0.5 * self.frames / self.world.fps
-        timelines, queries, texts, starts = [], [], [], []
+        timelines, queries, texts, starts, negatives = [], [], [], [], []
         for _ in range(self.batch_size):
             scene = self.world.sample_scene(rng, self.split)
             if rng.random() < self.idle_share:
@@ -69,8 +86,15 @@ class ClipBatches(Dataset[ClipBatch]):
             starts.append(start)
             queries.append(query)
             texts.append(text)
+            if query in CAPTION_QUERIES and scene.action != IDLE:
+                negatives += self._near_misses(scene, rng)
         clips = self.world.clips(timelines, np.array(starts)[:, None] + window, rng)
-        return ClipBatch(torch.from_numpy(clips), queries, texts)
+        return ClipBatch(torch.from_numpy(clips), queries, texts, negatives)
+
+    def _near_misses(self, scene: Scene, rng: np.random.Generator) -> list[str]:
+        """Captions of other compositions of the split that differ from the scene in one thing."""
+        kinds = rng.permutation(VARIATIONS)[: self.near_misses]
+        return [str(rng.choice(captions(self.world.vary(scene, str(kind), rng, self.split)))) for kind in kinds]
 
     def _ask(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
         if scene.action != IDLE and rng.random() < self.question_share:

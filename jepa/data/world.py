@@ -54,6 +54,7 @@ PHRASES = SOLO_ACTIONS | PAIR_ACTIONS
 IDLE = "idle"
 IDLE_TEXTS = ("nothing happens", "nothing moves", "all is still")
 CAPTION_QUERIES = ("what happens?", "describe what happens", "what is going on?")
+VARIATIONS = ("action", "shape", "colour")
 NUMBERS = ("none", "one", "two")
 
 
@@ -188,8 +189,8 @@ class World:
         self,
         size: int = 48,
         fps: int = 8,
-        noise: float = 12.0,
-        background: float = 28.0,
+        noise: float = 10.0,
+        background: float = 24.0,
         held_out_percent: int = 25,
     ) -> None:
         for name, value, low in (
@@ -214,6 +215,10 @@ class World:
             split[name][len(scene.objects) - 1].append(scene)
         return split
 
+    @cached_property
+    def _members(self) -> dict[str, frozenset[Scene]]:
+        return {name: frozenset(solo + pairs) for name, (solo, pairs) in self.splits.items()}
+
     def sample_scene(self, rng: np.random.Generator, split: str, pair_share: float = 0.3) -> Scene:
         """A random composition of the split (or of `all`), a pair action with probability `pair_share`."""
         is_pair = int(rng.random() < pair_share)
@@ -221,6 +226,23 @@ class World:
             split = "held_out" if rng.random() < self.held_out_percent / 100 else "train"
         pool = self.splits[split][is_pair]
         return pool[rng.integers(len(pool))]
+
+    def vary(self, scene: Scene, what: str, rng: np.random.Generator, split: str) -> Scene:
+        """A scene of the split that differs from `scene` in its `what` alone, or a random one if there is none."""
+        solo = scene.action in SOLO_ACTIONS
+        slot = int(rng.integers(len(scene.objects)))
+        colour, shape = scene.objects[slot]
+        options: list[Scene] = []
+        if what == "action":
+            options = [Scene(action, scene.objects) for action in (SOLO_ACTIONS if solo else PAIR_ACTIONS)]
+        else:
+            things = [(c, shape) for c in COLOURS] if what == "colour" else [(colour, s) for s in SHAPES]
+            for thing in things:
+                objects = (*scene.objects[:slot], thing, *scene.objects[slot + 1 :])
+                options.append(Scene(scene.action, objects))
+        members = self._members[split]
+        options = [option for option in options if option != scene and option in members]
+        return options[rng.integers(len(options))] if options else self.sample_scene(rng, split)
 
     # Clips
 
@@ -377,7 +399,7 @@ class _Motion:
                 shape[i, slot] = SHAPES.index(form)
         colour = np.clip(colour + rng.uniform(-18, 18, colour.shape).astype(np.float32), 0, 255)
         pair = present[:, 1]
-        radius = np.where(pair[:, None], rng.uniform(0.13, 0.17, (count, 2)), rng.uniform(0.16, 0.24, (count, 2)))
+        radius = np.where(pair[:, None], rng.uniform(0.15, 0.19, (count, 2)), rng.uniform(0.19, 0.27, (count, 2)))
         x, y, pace, phase = (rng.random(count) for _ in range(4))
         heading = rng.uniform(0, 2 * np.pi, count)
         tilt = rng.uniform(-0.3, 0.3, (count, 2))
@@ -405,11 +427,11 @@ class _Motion:
             i = doing(name)
             x[i, 0] += sx * speed[i] * t[i]
             y[i, 0] += sy * speed[i] * t[i]
-        cycle = (t / (1.3 + 0.7 * pace) + phase) % 1  # a saw tooth of 1.3-2 s
+        cycle = (t / (1.8 + 0.8 * pace) + phase) % 1  # a saw tooth of 1.8-2.6 s
         i = doing("grow")
-        radius[i, 0] = 0.08 + 0.24 * cycle[i]
+        radius[i, 0] = 0.1 + 0.25 * cycle[i]
         i = doing("shrink")
-        radius[i, 0] = 0.32 - 0.24 * cycle[i]
+        radius[i, 0] = 0.35 - 0.25 * cycle[i]
         i = doing("blink")
         opacity[i, 0] = ((t[i] / (0.45 + 0.2 * pace[i]) + phase[i]) % 1 < 0.55).astype(np.float32)
         i = doing("spin")

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from jepa.errors import InputError
 
 
+DIFFERENCE_GAIN = 2.0  # brings frame differences to about the scale of the frames
+
+
 class FrameViT(nn.Module):
     """Runs a timm ViT on each group of `tubelet` consecutive frames and adds an embedding of the group's time.
 
@@ -64,7 +67,8 @@ class FrameViT(nn.Module):
             raise InputError(f"the number of frames must be a multiple of tubelet {self.tubelet}, got {length}")
         slots = length // self.tubelet
         pixels = frames.reshape(count * slots, self.tubelet, self.size, self.size, 3).permute(0, 1, 4, 2, 3)
-        pixels = pixels.flatten(1, 2).float().div_(127.5).sub_(1.0)
+        pixels = pixels.float().div_(127.5).sub_(1.0)
+        pixels = torch.cat([pixels[:, :1], DIFFERENCE_GAIN * pixels.diff(dim=1)], dim=1).flatten(1, 2)
         states: Tensor = self.vit.forward_features(pixels)
         return states.reshape(count, slots, *states.shape[1:])
 

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from jepa.errors import InputError
 
 
-def info_nce(predictions: Tensor, targets: Tensor, temperature: Tensor | float, ids: Tensor | None = None) -> Tensor:
+def info_nce(
+    predictions: Tensor,
+    targets: Tensor,
+    temperature: Tensor | float,
+    ids: Tensor | None = None,
+    negatives: Tensor | None = None,
+    negative_ids: Tensor | None = None,
+) -> Tensor:
     """Symmetric cross-entropy of each prediction against its target, the batch's other targets as negatives.
 
     VL-JEPA section 3.2. Pairs whose targets are the same text are not each other's negatives: they are left out of the
@@ -22,6 +29,9 @@ def info_nce(predictions: Tensor, targets: Tensor, temperature: Tensor | float, 
         targets: (B, E), L2-normalised.
         temperature: softmax temperature, > 0.
         ids: (B,) integers, equal for equal target texts; None when all differ.
+        negatives: (M, E), L2-normalised: further texts that predictions are told from. They have no predictions of
+            their own, so that they count in the direction from predictions to targets only.
+        negative_ids: (M,) integers like `ids`; needed with `negatives` if `ids` are given.
 
     Returns:
         Scalar: the mean of both directions.
@@ -30,8 +40,14 @@ def info_nce(predictions: Tensor, targets: Tensor, temperature: Tensor | float, 
     if ids is not None:
         same = (ids[:, None] == ids[None, :]) & ~torch.eye(len(ids), dtype=torch.bool, device=ids.device)
         logits = logits.masked_fill(same, -torch.inf)
+    forth = logits
+    if negatives is not None:
+        extra = predictions @ negatives.T / temperature
+        if ids is not None and negative_ids is not None:
+            extra = extra.masked_fill(ids[:, None] == negative_ids[None, :], -torch.inf)
+        forth = torch.cat([logits, extra], dim=1)
     rows = torch.arange(len(logits), device=logits.device)
-    return 0.5 * (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows))
+    return 0.5 * (F.cross_entropy(forth, rows) + F.cross_entropy(logits.T, rows))
 
 
 class InfoNCE(nn.Module):
@@ -55,5 +71,12 @@ class InfoNCE(nn.Module):
         """The current temperature, a scalar."""
         return torch.exp(-self.log_scale.clamp(0.0, self.limit))
 
-    def forward(self, predictions: Tensor, targets: Tensor, ids: Tensor | None = None) -> Tensor:
-        return info_nce(predictions, targets, self.temperature, ids)
+    def forward(
+        self,
+        predictions: Tensor,
+        targets: Tensor,
+        ids: Tensor | None = None,
+        negatives: Tensor | None = None,
+        negative_ids: Tensor | None = None,
+    ) -> Tensor:
+        return info_nce(predictions, targets, self.temperature, ids, negatives, negative_ids)

@@ -190,9 +190,7 @@ class CIDErD(Metric):
         """
         _check_pairs(candidates, references)
         lines = "".join(json.dumps([c, list(r)]) + "\n" for c, r in zip(candidates, references, strict=True))
-        self.pairs.append(
-            torch.from_numpy(np.array(bytearray(lines.encode()), dtype=np.uint8)).to(self.device)
-        )
+        self.pairs.append(torch.from_numpy(np.array(bytearray(lines.encode()), dtype=np.uint8)).to(self.device))
 
     def compute(self) -> Tensor:
         """The mean score, a scalar float64 in 0..10.
@@ -215,9 +213,7 @@ class _Vector(NamedTuple):
 
 
 def _ngrams(tokens: Sequence[str]) -> Iterator[Ngram]:
-    return chain.from_iterable(
-        zip(*(tokens[i:] for i in range(n)), strict=False) for n in range(1, _ORDERS + 1)
-    )
+    return chain.from_iterable(zip(*(tokens[i:] for i in range(n)), strict=False) for n in range(1, _ORDERS + 1))
 
 
 def _vector(tokens: Sequence[str], pool: DocumentFrequency) -> _Vector:
@@ -239,9 +235,7 @@ def _similarity(candidate: _Vector, reference: _Vector) -> float:
         if other := reference.weights.get(ngram):
             products[len(ngram) - 1] += min(weight, other) * other
     cosines = sum(
-        product / (a * b)
-        for product, a, b in zip(products, candidate.norms, reference.norms, strict=True)
-        if product
+        product / (a * b) for product, a, b in zip(products, candidate.norms, reference.norms, strict=True) if product
     )
     return cosines * math.exp(-((candidate.length - reference.length) ** 2) / (2 * _SIGMA**2))
 
@@ -250,9 +244,7 @@ def _check_pairs(candidates: Sequence[str], references: Sequence[Sequence[str]])
     if isinstance(candidates, str):
         raise InputError(f"candidates must be a sequence of strings, got the string {candidates!r}")
     if len(candidates) != len(references):
-        raise InputError(
-            f"candidates and references must be equally many, got {len(candidates)} and {len(references)}"
-        )
+        raise InputError(f"candidates and references must be equally many, got {len(candidates)} and {len(references)}")
     for index, group in enumerate(references):
         if isinstance(group, str):
             raise InputError(f"references[{index}] must be a sequence of strings, got the string {group!r}")

@@ -113,14 +113,10 @@ def retrieval_at_k(queries: Tensor, gallery: Tensor, labels: Tensor, k: int) -> 
     """
     queries, gallery = _matrix("queries", queries), _matrix("gallery", gallery)
     if queries.shape[1] != gallery.shape[1]:
-        raise InputError(
-            f"queries and gallery must have the same E, got {queries.shape[1]} and {gallery.shape[1]}"
-        )
+        raise InputError(f"queries and gallery must have the same E, got {queries.shape[1]} and {gallery.shape[1]}")
     labels, rows = _indices("labels", labels, len(queries)), len(gallery)
     if labels.min() < 0 or labels.max() >= rows:
-        raise InputError(
-            f"labels must be in 0..{rows - 1} (rows of the gallery), got {labels.min()}..{labels.max()}"
-        )
+        raise InputError(f"labels must be in 0..{rows - 1} (rows of the gallery), got {labels.min()}..{labels.max()}")
     if not 1 <= k <= rows:
         raise InputError(f"k must be in 1..{rows} (rows of the gallery), got {k}")
 

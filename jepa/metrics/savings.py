@@ -62,9 +62,7 @@ class SweepPoint:
         for name in ("decodes", "seconds"):
             values = getattr(self, name)
             if values.shape != (streams,):
-                raise InputError(
-                    f"{name} must be ({streams},), one per stream of scores, got shape {values.shape}"
-                )
+                raise InputError(f"{name} must be ({streams},), one per stream of scores, got shape {values.shape}")
         if not (np.isfinite(self.decodes) & (self.decodes >= 0)).all():
             raise InputError(f"decodes must be finite and >= 0, got {self.decodes.tolist()}")
         if not (np.isfinite(self.seconds) & (self.seconds > 0)).all():
@@ -155,9 +153,7 @@ def saving_at_equal_quality(
         )
     if not reference_test.decodes.all():
         stream = int(np.flatnonzero(reference_test.decodes == 0)[0])
-        raise InputError(
-            f"reference_test must decode at least once on every stream, got 0 on stream {stream}"
-        )
+        raise InputError(f"reference_test must decode at least once on every stream, got 0 on stream {stream}")
 
     weights = _resample(reference_calibration, resamples, seed)
     held = {

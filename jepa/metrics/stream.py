@@ -63,13 +63,10 @@ def stream_scores(
     """
     nearest = match_nearest(event_times, decode_times)
     if len(events_text) != len(nearest):
-        raise InputError(
-            f"events_text and event_times must be equally many, got {len(events_text)} and {len(nearest)}"
-        )
+        raise InputError(f"events_text and event_times must be equally many, got {len(events_text)} and {len(nearest)}")
     if len(decode_texts) != np.size(decode_times):
         raise InputError(
-            "decode_texts and decode_times must be equally many, "
-            f"got {len(decode_texts)} and {np.size(decode_times)}"
+            f"decode_texts and decode_times must be equally many, got {len(decode_texts)} and {np.size(decode_times)}"
         )
     answers = [decode_texts[index] if index >= 0 else "" for index in nearest]
     return cider_d(answers, [[text] for text in events_text], frequencies)

@@ -76,6 +76,12 @@ class VLJEPA(nn.Module):
         return self.y_encoder(ids.to(self.device), mask.to(self.device))
 
     @torch.no_grad()
+    def embed_all(self, texts: Sequence[str], batch_size: int = 512) -> Tensor:
+        """Embeddings (N, E) of any number of texts, in batches, on the CPU and without gradients."""
+        batches = (texts[i : i + batch_size] for i in range(0, len(texts), batch_size))
+        return torch.cat([self.embed(batch).cpu() for batch in batches])
+
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Decoded]:
         """Y-Decoder: embeddings (B, E) -> greedy texts, each with its number of tokens (the end token counted).
 

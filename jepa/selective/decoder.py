@@ -228,13 +228,9 @@ class SelectiveDecoder:
             with self.ledger.timed("decoder"):
                 results = self.decoder.decode(latents)
             if len(results) != len(batch):
-                raise RuntimeError(
-                    f"the decoder must return one result per latent, {len(batch)}, got {len(results)}"
-                )
+                raise RuntimeError(f"the decoder must return one result per latent, {len(batch)}, got {len(results)}")
             for item, decoded in zip(batch, results, strict=True):
-                self.ledger.count(
-                    "decoder", calls=1, forward_passes=decoded.forward_passes, tokens=decoded.tokens
-                )
+                self.ledger.count("decoder", calls=1, forward_passes=decoded.forward_passes, tokens=decoded.tokens)
                 self.ledger.emission(item.emitted_at - item.segment.start)
                 emissions.append(
                     Emission(
@@ -305,9 +301,7 @@ def _check_steps(rows: np.ndarray, times: np.ndarray, first: int, before: float)
     if len(wrong):
         raise InputError(f"latents must be finite, got {rows[i, wrong[0]]} {where} (dimension {wrong[0]})")
     if abs(norms[i] - 1) > NORM_TOLERANCE:
-        raise InputError(
-            f"latents must have unit norm within {NORM_TOLERANCE}, got norm {norms[i]:.6g} {where}"
-        )
+        raise InputError(f"latents must have unit norm within {NORM_TOLERANCE}, got norm {norms[i]:.6g} {where}")
     if not np.isfinite(times[i]):
         raise InputError(f"times must be finite, got {times[i]} {where}")
     previous = times[i - 1] if i else before

@@ -59,14 +59,8 @@ def prediction_error(model: VLJEPA, streams: StreamLatents) -> float:
     """Root mean square, per dimension, of predicted minus text embedding: the noise to train the decoder with."""
     steps = torch.cat([torch.arange(a, b + 1) for a, b in zip(streams.first, streams.last, strict=True)])
     owner = torch.repeat_interleave(torch.arange(len(streams.texts)), streams.last - streams.first + 1)
-    targets = embed_all(model, streams.texts)[owner]
+    targets = model.embed_all(streams.texts)[owner]
     return float((streams.latents[steps] - targets).square().mean().sqrt())
-
-
-@torch.no_grad()
-def embed_all(model: VLJEPA, texts: Sequence[str], batch_size: int = 512) -> Tensor:
-    """Text embeddings (N, E) on the CPU, computed in batches."""
-    return torch.cat([model.embed(texts[i : i + batch_size]).cpu() for i in range(0, len(texts), batch_size)])
 
 
 def training_texts(world: World) -> list[str]:

@@ -60,7 +60,8 @@ class _Stage(L.LightningModule):
 class JEPAModule(_Stage):
     """X-Encoder, Predictor and Y-Encoder trained together by a latent loss (VL-JEPA section 3.2).
 
-    `loss` is called with predictions (B, E), targets (B, E) and the texts' ids (B,). The Y-Encoder learns at
+    `loss` is called with predictions (B, E), targets (B, E), the texts' ids (B,), and further negative texts (M, E) with
+    their ids (M,). The Y-Encoder learns at
     `y_encoder_lr_multiplier` times the learning rate.
     """
 
@@ -81,18 +82,18 @@ class JEPAModule(_Stage):
             {"params": list(self.loss.parameters()), "weight_decay": 0.0},
         ]
 
-    def latents(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
-        """Predictions and targets of a batch, each (B, E)."""
-        return self.model.predict(self.model.encode(batch.frames), batch.queries), self.model.embed(batch.texts)
-
     def training_step(self, batch: ClipBatch, index: int) -> Tensor:
-        predictions, targets = self.latents(batch)
-        loss = self.loss(predictions, targets, text_ids(batch.texts).to(self.device))
+        predictions = self.model.predict(self.model.encode(batch.frames), batch.queries)
+        texts = [*batch.texts, *batch.negatives]
+        targets, ids = self.model.embed(texts), text_ids(texts).to(self.device)
+        count = len(batch.texts)
+        loss = self.loss(predictions, targets[:count], ids[:count], targets[count:], ids[count:])
         self.log("loss", loss, prog_bar=True, batch_size=len(batch.texts))
         return loss
 
     def validation_step(self, batch: ClipBatch, index: int) -> None:
-        predictions, targets = self.latents(batch)
+        predictions = self.model.predict(self.model.encode(batch.frames), batch.queries)
+        targets = self.model.embed(batch.texts)
         self.geometry.update(predictions, targets, self._known_ids(batch.texts).to(self.device))
 
     def on_validation_epoch_start(self) -> None:

@@ -17,7 +17,7 @@ from jepa import checkpoint
 from jepa.config import DecoderStageConfig, JEPAStageConfig, StageConfig, build
 from jepa.data.clips import ClipBatches
 from jepa.data.tokenizer import Tokenizer
-from jepa.data.world import StreamStyle, World, corpus
+from jepa.data.world import World, corpus
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.training.latents import (
@@ -46,7 +46,7 @@ def train(config: dict[str, Any], output: Path) -> Path:
             f"world.size and world.fps must be those of the model, got {world.size} px at {world.fps} Hz "
             f"for a model of {model.x_encoder.size} px at {model.fps} Hz"
         )
-    # Plain attention is twice as fast as the fused kernel in bf16 on a CPU (scripts/bench_train.py).
+    # Plain attention is twice as fast as the fused kernel in bf16 on a CPU (scripts/bench_attention.py).
     set_fused_attention(model, not (config["precision"] == "bf16-mixed" and not _on_gpu(config)))
     folder = output / "checkpoint"
     stages = []
@@ -63,10 +63,9 @@ def train(config: dict[str, Any], output: Path) -> Path:
 def _train_jepa(config: dict[str, Any], model: VLJEPA, world: World, output: Path) -> dict[str, Any]:
     stage = JEPAStageConfig(**config["jepa"])
     seed = config["seed"]
-    shares = {name: config["clips"][name] for name in ("question_share", "idle_share", "cut_share")}
-    batches = ClipBatches(world, seed, stage.batch_size, stage.steps, model.frames, **shares)
+    batches = ClipBatches(world, seed, stage.batch_size, stage.steps, model.frames, **config["clips"])
     validation = ClipBatches(
-        world, seed + _VALIDATION_SEED, stage.batch_size, stage.validation_batches, model.frames, **shares
+        world, seed + _VALIDATION_SEED, stage.batch_size, stage.validation_batches, model.frames, **config["clips"]
     )
     loss = build(stage.loss)
     module = JEPAModule(model, loss, stage, stage.y_encoder_lr_multiplier)
@@ -83,7 +82,7 @@ def _train_decoder(config: dict[str, Any], model: VLJEPA, world: World, output: 
     streams = predicted_latents(
         model,
         world,
-        StreamStyle(**stage.style),
+        build(stage.style),
         seed,
         stage.streams,
         stage.stream_seconds,
@@ -91,7 +90,7 @@ def _train_decoder(config: dict[str, Any], model: VLJEPA, world: World, output: 
     )
     noise = prediction_error(model, streams)
     texts = training_texts(world)
-    text_latents = embed_all(model, texts)
+    text_latents = model.embed_all(texts)
     batches, validation = (
         DecoderBatches(text_latents, texts, streams, noise, s, stage.batch_size, n)
         for s, n in ((seed, stage.steps), (seed + _VALIDATION_SEED, stage.validation_batches))

@@ -21,14 +21,10 @@ from jepa.errors import InputError
 from jepa.metrics import CIDErD, DocumentFrequency, cider_d, document_frequency, tokenize
 
 # Few words, so that captions share n-grams and repeat words; tokens that the tokenizer leaves as they are.
-captions = st.lists(st.sampled_from(["a", "red", "circle", "moves", "left", "twice"]), max_size=9).map(
-    " ".join
-)
+captions = st.lists(st.sampled_from(["a", "red", "circle", "moves", "left", "twice"]), max_size=9).map(" ".join)
 groups = st.lists(captions, min_size=1, max_size=3)
 corpora = st.lists(st.tuples(captions, groups), min_size=1, max_size=7).filter(
-    lambda corpus: any(
-        text for _, group in corpus for text in group
-    )  # the reference scorer fails without words
+    lambda corpus: any(text for _, group in corpus for text in group)  # the reference scorer fails without words
 )
 
 
@@ -196,9 +192,7 @@ def test_tokens_equal_the_reference_tokenizer():
     ]
     run = subprocess.run(command, input="\n".join(TOKENS) + "\n", capture_output=True, text=True, check=True)
     dropped = {"''", "'", "``", "`", ",", ":", "-", "--", ";", *(f"-{a}{b}b-" for a in "lr" for b in "rsc")}
-    for text, line in zip(
-        TOKENS, run.stdout.splitlines(), strict=False
-    ):  # it ends before trailing blank lines
+    for text, line in zip(TOKENS, run.stdout.splitlines(), strict=False):  # it ends before trailing blank lines
         kept = [word for word in line.split() if word not in dropped and not re.fullmatch(r"[.?!]+", word)]
         assert tokenize(text) == kept, text
 

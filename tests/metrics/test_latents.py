@@ -33,9 +33,7 @@ def test_cosines_equal_plain_loops():
 
 def test_rows_with_equal_ids_are_not_unpaired():
     predictions, targets, ids = randn(6, 4), randn(6, 4, seed=1), torch.tensor([9, 2, 9, 9, 2, 5])
-    expected = np.mean(
-        [cosine(predictions[i], targets[j]) for i in range(6) for j in range(6) if ids[i] != ids[j]]
-    )
+    expected = np.mean([cosine(predictions[i], targets[j]) for i in range(6) for j in range(6) if ids[i] != ids[j]])
     assert unpaired_cosine(predictions, targets, ids).item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -43,9 +41,7 @@ def test_cosines_in_half_precision_are_computed_in_float32():
     predictions, targets = randn(64, 32).bfloat16(), randn(64, 32, seed=1).bfloat16()
     value = paired_cosine(predictions, targets)
     assert value.dtype == torch.float32
-    assert value.item() == pytest.approx(
-        paired_cosine(predictions.double(), targets.double()).item(), abs=1e-6
-    )
+    assert value.item() == pytest.approx(paired_cosine(predictions.double(), targets.double()).item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -77,9 +73,7 @@ def test_retrieval_equals_scikit_learn(k):
     else:
         expected = 1.0
     assert retrieval_at_k(queries, gallery, labels, k).item() == pytest.approx(expected, abs=1e-6)
-    assert retrieval_at_k(3 * queries.float(), gallery.float(), labels, k).item() == pytest.approx(
-        expected, abs=1e-6
-    )
+    assert retrieval_at_k(3 * queries.float(), gallery.float(), labels, k).item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -143,9 +137,7 @@ PREDICTIONS = TARGETS + 1.5 * randn(7, 5, seed=1)
 
 def expected_geometry() -> dict[str, float]:
     distinct = sorted(set(IDS.tolist()))
-    hits = [
-        max(distinct, key=lambda text: cosine(PREDICTIONS[i], TEXTS[text])) == IDS[i].item() for i in range(7)
-    ]
+    hits = [max(distinct, key=lambda text: cosine(PREDICTIONS[i], TEXTS[text])) == IDS[i].item() for i in range(7)]
     return {
         "retrieval@1": np.mean(hits),
         "rankme": rankme(PREDICTIONS).item(),

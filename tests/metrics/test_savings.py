@@ -16,9 +16,7 @@ from jepa.metrics import Interval, Saving, SweepPoint, bootstrap_mean, saving_at
 STREAMS, RESAMPLES = 6, 200
 
 
-def sweep(
-    seed: int, offsets: dict[float, float], decodes: dict[float, int]
-) -> tuple[SweepPoint, list[SweepPoint]]:
+def sweep(seed: int, offsets: dict[float, float], decodes: dict[float, int]) -> tuple[SweepPoint, list[SweepPoint]]:
     """A reference and a point for each knob, with the reference's scores shifted and noised."""
     rng = np.random.default_rng(seed)
     seconds = rng.uniform(60, 120, STREAMS)
@@ -47,8 +45,7 @@ def slow_bootstrap(points: list[SweepPoint], statistic, seed: int) -> np.ndarray
     for counts in draws:
         chosen = [stream for stream, count in enumerate(counts) for _ in range(count)]
         resampled = [
-            SweepPoint(p.knob, tuple(p.scores[s] for s in chosen), p.decodes[chosen], p.seconds[chosen])
-            for p in points
+            SweepPoint(p.knob, tuple(p.scores[s] for s in chosen), p.decodes[chosen], p.seconds[chosen]) for p in points
         ]
         values.append(statistic(*resampled))
     return np.array(values)
@@ -77,17 +74,13 @@ def test_equals_a_slow_bootstrap(seed, confidence):
     qualifying = [
         point
         for point in calibration
-        if slow_bootstrap(
-            [point, reference_calibration], lambda p, r: p.quality - r.quality >= 0, seed
-        ).mean()
+        if slow_bootstrap([point, reference_calibration], lambda p, r: p.quality - r.quality >= 0, seed).mean()
         >= confidence
     ]
     best = min(qualifying, key=lambda point: point.decodes_per_second)
     chosen = next(point for point in test if point.knob == best.knob)
     differences = slow_bootstrap([chosen, reference_test], lambda p, r: p.quality - r.quality, seed)
-    ratios = slow_bootstrap(
-        [chosen, reference_test], lambda p, r: r.decodes_per_second / p.decodes_per_second, seed
-    )
+    ratios = slow_bootstrap([chosen, reference_test], lambda p, r: r.decodes_per_second / p.decodes_per_second, seed)
 
     assert saving.knob == best.knob
     assert saving.quality == chosen.quality
@@ -96,18 +89,14 @@ def test_equals_a_slow_bootstrap(seed, confidence):
     assert saving.decodes_per_second == chosen.decodes_per_second
     assert saving.reference_decodes_per_second == reference_test.decodes_per_second
     difference = chosen.quality - reference_test.quality
-    assert dataclasses.asdict(saving.quality_difference) == pytest.approx(
-        slow_interval(difference, differences)
-    )
+    assert dataclasses.asdict(saving.quality_difference) == pytest.approx(slow_interval(difference, differences))
     ratio = reference_test.decodes_per_second / chosen.decodes_per_second
     # Quantiles between two resamples are interpolated in the inverse ratio, hence the wider tolerance.
     assert dataclasses.asdict(saving.saving) == pytest.approx(slow_interval(ratio, ratios), rel=1e-3)
 
 
 def test_quality_and_rate_weigh_annotations_and_seconds():
-    point = SweepPoint(
-        1.0, (np.array([1.0, 2.0, 6.0]), np.array([11.0])), np.array([3, 1]), np.array([10.0, 90.0])
-    )
+    point = SweepPoint(1.0, (np.array([1.0, 2.0, 6.0]), np.array([11.0])), np.array([3, 1]), np.array([10.0, 90.0]))
     assert point.quality == 5.0  # of annotations, not of streams (7.0)
     assert point.decodes_per_second == 0.04
 
@@ -131,9 +120,7 @@ def test_no_test_score_influences_the_knob(seed, how):
             decodes=rng.integers(1, 99, STREAMS),
         )
 
-    plain = saving_at_equal_quality(
-        reference_calibration, calibration, reference_test, test, resamples=RESAMPLES
-    )
+    plain = saving_at_equal_quality(reference_calibration, calibration, reference_test, test, resamples=RESAMPLES)
     changed = saving_at_equal_quality(
         reference_calibration,
         calibration,
@@ -151,9 +138,7 @@ def uniform_points(scores: float, decodes: int, knob: float = 1.0) -> SweepPoint
 @pytest.mark.parametrize(("test_score", "reached"), [(5.0, True), (5.0 + 1e-12, True), (5.0 - 1e-12, False)])
 def test_reached_has_no_tolerance(test_score, reached):
     reference = uniform_points(5.0, 30)
-    saving = saving_at_equal_quality(
-        reference, [uniform_points(5.0, 10)], reference, [uniform_points(test_score, 10)]
-    )
+    saving = saving_at_equal_quality(reference, [uniform_points(5.0, 10)], reference, [uniform_points(test_score, 10)])
     assert saving.knob == 1.0
     assert saving.reached is reached
     assert saving.saving == Interval(3.0, 3.0, 3.0)
@@ -163,9 +148,7 @@ def test_reached_has_no_tolerance(test_score, reached):
 def test_the_order_of_scores_does_not_decide_a_tie():
     rng = np.random.default_rng(0)
     scores = rng.uniform(0, 10, 1000)
-    points = [
-        SweepPoint(1.0, (s[:500], s[500:]), np.full(2, 9), np.full(2, 9.0)) for s in (scores, scores[::-1])
-    ]
+    points = [SweepPoint(1.0, (s[:500], s[500:]), np.full(2, 9), np.full(2, 9.0)) for s in (scores, scores[::-1])]
     assert points[0].quality == points[1].quality
 
 
@@ -205,9 +188,7 @@ def test_streams_without_any_decode():
     reference = uniform_points(0.0, 30)
     silent = uniform_points(0.0, 0)
     assert saving_at_equal_quality(reference, [silent], reference, [silent]).saving is None
-    half = dataclasses.replace(
-        silent, decodes=np.array([0, 20])
-    )  # a quarter of the resamples decodes nothing
+    half = dataclasses.replace(silent, decodes=np.array([0, 20]))  # a quarter of the resamples decodes nothing
     saving = saving_at_equal_quality(reference, [half], reference, [half])
     assert saving.saving == Interval(3.0, 1.5, math.inf)
 
@@ -276,15 +257,11 @@ ONE = SweepPoint(1.0, (np.ones(3),), np.ones(1), np.ones(1))
         (lambda: saving_at_equal_quality(ONE, [ONE], A, [A]), "must have at least 2 streams, got 1"),
         (lambda: saving_at_equal_quality(A, [A], A, [ONE]), "must have the reference's 2 streams, got 1"),
         (
-            lambda: saving_at_equal_quality(
-                A, [dataclasses.replace(A, scores=(np.ones(3), np.ones(4)))], A, [A]
-            ),
+            lambda: saving_at_equal_quality(A, [dataclasses.replace(A, scores=(np.ones(3), np.ones(4)))], A, [A]),
             "at knob 1 must have the reference's annotations .* got 4 instead of 2 on stream 1",
         ),
         (
-            lambda: saving_at_equal_quality(
-                A, [A], A, [dataclasses.replace(A, seconds=np.array([31.0, 30.0]))]
-            ),
+            lambda: saving_at_equal_quality(A, [A], A, [dataclasses.replace(A, seconds=np.array([31.0, 30.0]))]),
             "candidates_test at knob 1 must have the reference's seconds .* got 31 instead of 30 on stream 0",
         ),
         (

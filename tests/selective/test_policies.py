@@ -325,9 +325,7 @@ def test_the_gate_does_what_its_docstring_says(pending: int, threshold: float) -
 @pytest.mark.parametrize("threshold", [0.2, 1.0, 1.5])
 @given(lengths=st.lists(st.integers(3, 12), min_size=1, max_size=12), seed=SEEDS)
 @settings(max_examples=15, deadline=None)
-def test_the_gate_finds_clean_boundaries_exactly(
-    pending: int, threshold: float, lengths: list[int], seed: int
-) -> None:
+def test_the_gate_finds_clean_boundaries_exactly(pending: int, threshold: float, lengths: list[int], seed: int) -> None:
     centres, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((16, 16)))
     latents = np.repeat(unit(centres[: len(lengths)]), lengths, axis=0)
     expected = np.cumsum([0, *lengths[:-1]]).tolist()
@@ -413,9 +411,7 @@ def test_bad_arguments_are_named(build: Callable[[], Policy], message: str) -> N
 
 
 def test_policies_say_what_they_are() -> None:
-    found = {
-        policy.name: (policy.causal, policy.latency) for policy in (build() for build in POLICIES.values())
-    }
+    found = {policy.name: (policy.causal, policy.latency) for policy in (build() for build in POLICIES.values())}
     assert found == {
         "uniform": (True, "none"),
         "uniform_pool": (True, "none"),

@@ -73,9 +73,7 @@ def test_step_equals_run(build: Callable[[], Policy], seed: int, steps: int, del
 
 @EVERY_POLICY
 def test_many_streams_in_batches_equal_one_by_one(build: Callable[[], Policy]) -> None:
-    streams = [
-        stream(seed, steps, width) for seed, (steps, width) in enumerate([(40, 6), (1, 6), (33, 4), (20, 4)])
-    ]
+    streams = [stream(seed, steps, width) for seed, (steps, width) in enumerate([(40, 6), (1, 6), (33, 4), (20, 4)])]
     single, batched = (
         SelectiveDecoder(build(), Digest()),
         SelectiveDecoder(build(), digest := Digest(), batch_size=5),

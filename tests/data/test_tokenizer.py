@@ -1,0 +1,54 @@
+"""The tokenizer: reversible on any text, padding marked, saved whole."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jepa.data.tokenizer import Tokenizer
+from jepa.data.world import corpus
+from jepa.errors import InputError
+
+TOKENIZER = Tokenizer.train(corpus(), 512)
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=30))
+def test_any_text_survives(text):
+    """Case and outer white space apart, and characters whose lower case is not their own."""
+    ids, mask = TOKENIZER.encode([text])
+    assert mask.all()
+    (back,) = TOKENIZER.decode(ids.tolist())
+    if text.lower().lower() == text.lower() and "İ" not in text:
+        assert back == text.lower().strip()
+
+
+def test_words_of_the_world_are_single_tokens():
+    ids, _ = TOKENIZER.encode(["the red square moves left"])
+    assert ids.shape == (1, 5)
+
+
+def test_padding_and_end_are_marked():
+    ids, mask = TOKENIZER.encode(["red", "the red square"], eos=True)
+    assert mask.tolist() == [[True, True, False, False], [True] * 4]
+    assert ids[0, 1] == ids[1, 3] == TOKENIZER.eos_id
+    assert (ids[0, 2:] == TOKENIZER.pad_id).all()
+    assert TOKENIZER.decode(ids.tolist()) == ["red", "the red square"]
+
+
+def test_saved_and_loaded(tmp_path):
+    TOKENIZER.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    texts = ["the cyan ring orbits around the red star", "Ünïcode"]
+    assert loaded.encode(texts)[0].tolist() == TOKENIZER.encode(texts)[0].tolist()
+    assert len(loaded) == len(TOKENIZER)
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(InputError, match="vocab_size must be >= 258 .* got 100"):
+        Tokenizer.train(["a"], 100)
+    with pytest.raises(InputError, match="tokenizer not found: .*missing.json"):
+        Tokenizer.load(tmp_path / "missing.json")
+    (tmp_path / "broken.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="broken.json: not a tokenizer"):
+        Tokenizer.load(tmp_path / "broken.json")

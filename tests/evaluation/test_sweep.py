@@ -1,0 +1,170 @@
+"""Sweeps: counts by hand, calibration before test, errors that name the stream."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from jepa.data.records import Event, StreamRecord
+from jepa.errors import InputError
+from jepa.evaluation.streams import StreamSet, load_streams, save_streams
+from jepa.evaluation.sweep import RememberingDecoder, sweep_setting, sweeps
+from jepa.operations import OperationLedger
+from jepa.selective import Decoded
+
+WORDS = ["red circle grows", "blue star spins", "green ring blinks", "white cross shakes", "cyan square bounces"]
+POLICIES = {
+    "uniform": {
+        "label": "uniform",
+        "policy": {"_target_": "jepa.selective.Uniform"},
+        "knob": "rate_hz",
+        "values": [2.0, 1.0, 0.5, 0.1],
+    },
+    "gate": {
+        "label": "gate",
+        "policy": {"_target_": "jepa.selective.Gate"},
+        "knob": "threshold",
+        "values": [0.5, 1.0, 1.5, 2.0],
+    },
+}
+REFERENCES = [{"policy": "uniform", "rate_hz": 1.0}, {"policy": "uniform", "rate_hz": 0.5}]
+
+
+class NearestWord:
+    """Latents are noisy one-hot vectors over WORDS; says the nearest, three tokens each, and counts its calls."""
+
+    def __init__(self) -> None:
+        self.decoded = 0
+
+    def decode(self, latents: torch.Tensor) -> list[Decoded]:
+        self.decoded += len(latents)
+        return [Decoded(WORDS[i], 3, 3) for i in latents[:, : len(WORDS)].argmax(-1).tolist()]
+
+
+def stream_set(split: str, seed: int, noise: float = 0.25, streams: int = 6) -> StreamSet:
+    """Streams of 60 s at 2 Hz; an event lasts 6 s."""
+    rng = np.random.default_rng(seed)
+    made = StreamSet([], [], [], [])
+    for number in range(streams):
+        order = [int(rng.integers(len(WORDS)))]
+        while len(order) < 10:
+            word = int(rng.integers(len(WORDS)))
+            if word != order[-1]:
+                order.append(word)
+        times = 0.25 + 0.5 * np.arange(120)
+        latents = np.eye(16, dtype=np.float32)[[order[int(t // 6)] for t in times]]
+        latents += noise * rng.normal(size=latents.shape).astype(np.float32)
+        latents /= np.linalg.norm(latents, axis=1, keepdims=True)
+        events = tuple(Event(6.0 * i, 6.0 * (i + 1), WORDS[word]) for i, word in enumerate(order))
+        ledger = OperationLedger()
+        ledger.count("encoder", calls=240, forward_passes=240)
+        ledger.count("predictor", calls=120, forward_passes=120)
+        ledger.stream(60.0)
+        made.records.append(StreamRecord(f"{split}-{number}", 60.0, events))
+        made.latents.append(latents)
+        made.times.append(times)
+        made.ledgers.append(ledger)
+    return made
+
+
+def run(calibration: StreamSet, test: StreamSet, decoder=None) -> dict:
+    splits = {"calibration": calibration, "test": test}
+    return sweep_setting(splits, decoder or NearestWord(), sweeps(POLICIES), REFERENCES, 0.5, 0.9, 0, "made")
+
+
+def test_the_gate_saves_what_the_events_allow_and_counts_are_exact():
+    swept = run(stream_set("calibration", 1), stream_set("test", 2))
+    gate = next(s for s in swept["savings"] if s["policy"] == "gate" and s["headline"])
+    assert gate["reached"]
+    assert gate["saving"]["value"] == pytest.approx(6.0, rel=0.15)  # one decode an event, against six
+    uniform, chosen = (next(o for o in swept["operations"] if o["policy"] == p) for p in ("uniform", "gate"))
+    assert uniform["knob"] == 1.0
+    assert uniform["ledger"]["decoder"]["calls"] == 6 * 60
+    assert uniform["ledger"]["decoder"]["tokens"] == 3 * 6 * 60
+    for row in (uniform, chosen):
+        assert row["ledger"]["encoder"]["calls"] == 6 * 240
+        assert row["ledger"]["predictor"]["calls"] == 6 * 120
+        assert row["ledger"]["stream_seconds"] == 360.0
+        assert row["ledger"]["steps"] == 6 * 120
+    point = next(p for p in swept["curves"]["gate"]["test"] if p["knob"] == chosen["knob"])
+    assert chosen["ledger"]["decoder"]["calls"] == round(point["decodes_per_second"] * 360)
+    assert len(swept["emissions"]["uniform"]) == 60
+
+
+def test_the_operating_point_never_sees_the_test_streams():
+    calibration = stream_set("calibration", 1)
+    knobs = set()
+    for seed, noise in ((2, 0.25), (3, 0.05), (4, 0.6)):
+        swept = run(calibration, stream_set("test", seed, noise))
+        knobs.add(tuple((s["policy"], s["knob"]) for s in swept["savings"]))
+    assert len(knobs) == 1
+
+
+def test_remembering_changes_no_emission_and_no_count():
+    decoder = NearestWord()
+    remembering = RememberingDecoder(decoder)
+    latents = torch.nn.functional.normalize(torch.randn(9, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    twice = torch.cat([latents, latents[:4]])
+    assert remembering.decode(twice) == NearestWord().decode(twice)
+    assert decoder.decoded == 9
+    assert remembering.decode(latents) == NearestWord().decode(latents)
+    assert decoder.decoded == 9
+
+
+def test_streams_survive_the_disk(tmp_path):
+    streams = stream_set("test", 5, streams=2)
+    save_streams(streams, tmp_path)
+    loaded = load_streams(tmp_path)
+    assert loaded.records == streams.records
+    assert loaded.ledgers == streams.ledgers
+    for ours, theirs in zip(loaded.latents + loaded.times, streams.latents + streams.times, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert (ours == theirs).all()
+
+
+def test_broken_streams_are_named(tmp_path):
+    streams = stream_set("test", 5, streams=2)
+    save_streams(streams, tmp_path)
+    path = tmp_path / "latents.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(InputError, match=r"latents.safetensors: not a whole safetensors file"):
+        load_streams(tmp_path)
+    save_streams(StreamSet(streams.records[:1], streams.latents[:1], streams.times[:1], streams.ledgers[:1]), tmp_path)
+    save_streams_records = "\n".join((tmp_path / "records.jsonl").read_text().splitlines() * 1)
+    (tmp_path / "records.jsonl").write_text(save_streams_records.replace("test-0", "test-7"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"no latents of the stream 'test-7' that records.jsonl lists"):
+        load_streams(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda s: s.latents[3].__setitem__((7, 2), np.nan),
+            "stream test-3: latents must be finite, got nan at step 7",
+        ),
+        (lambda s: s.times[2].__setitem__(9, 0.1), "stream test-2: times must strictly increase, got 0.1 after 4.25"),
+        (lambda s: s.latents[0].__imul__(2), "stream test-0: latents must have unit norm"),
+        (
+            lambda s: (s.latents.__setitem__(1, s.latents[1][:0]), s.times.__setitem__(1, s.times[1][:0])),
+            "stream test-1: stream is empty",
+        ),
+    ],
+)
+def test_bad_latents_name_the_stream(spoil, message):
+    test = copy.deepcopy(stream_set("test", 2))
+    spoil(test)
+    with pytest.raises(InputError, match=message):
+        run(stream_set("calibration", 1), test)
+
+
+def test_a_reference_that_is_not_swept_is_named():
+    with pytest.raises(InputError, match="reference uniform at 3 Hz must be one of the swept policies and values"):
+        streams = stream_set("calibration", 1)
+        splits = {"calibration": streams, "test": stream_set("test", 2)}
+        sweep_setting(
+            splits, NearestWord(), sweeps(POLICIES), [{"policy": "uniform", "rate_hz": 3.0}], 0.5, 0.9, 0, "made"
+        )

@@ -1,0 +1,86 @@
+"""InfoNCE against a plain loop over pairs, values and gradients in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from jepa.errors import InputError
+from jepa.losses.infonce import InfoNCE, info_nce
+
+
+def latents(count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(count, 7, generator=generator, dtype=torch.float64), dim=-1)
+
+
+def by_loop(predictions, targets, temperature, ids):
+    """-log of the softmax share of the right pair, both ways, over the negatives of other texts."""
+    total = 0.0
+    count = len(predictions)
+    for i in range(count):
+        others = [j for j in range(count) if ids[j] != ids[i]]
+        right = (predictions[i] @ targets[i] / temperature).exp()
+        forth = sum((predictions[i] @ targets[j] / temperature).exp() for j in others)
+        back = sum((predictions[j] @ targets[i] / temperature).exp() for j in others)
+        total = total - (right / (right + forth)).log() - (right / (right + back)).log()
+    return total / (2 * count)
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4, 5], [0, 1, 0, 2, 0, 1]])
+def test_value_and_gradient_equal_the_loop(ids):
+    inputs = [latents(6, seed).requires_grad_() for seed in (1, 2)]
+    temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    ours = info_nce(*inputs, temperature, torch.tensor(ids))
+    gradients = torch.autograd.grad(ours, [*inputs, temperature])
+    theirs = by_loop(*inputs, temperature, ids)
+    expected = torch.autograd.grad(theirs, [*inputs, temperature])
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for ours_, theirs_ in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours_, theirs_, rtol=1e-10, atol=1e-12)
+
+
+def test_further_negatives_count_for_predictions_alone():
+    """They stand in the denominator of a prediction whose text they are not, and of no target."""
+    predictions, targets, extra = latents(4, 1), latents(4, 2), latents(3, 5)
+    ids, extra_ids = torch.tensor([0, 1, 2, 3]), torch.tensor([7, 1, 8])
+    ours = info_nce(predictions, targets, 0.3, ids, extra, extra_ids)
+    total = 0.0
+    for i in range(4):
+        right = (predictions[i] @ targets[i] / 0.3).exp()
+        forth = sum((predictions[i] @ t / 0.3).exp() for t in targets)
+        forth = forth + sum((predictions[i] @ e / 0.3).exp() for e, n in zip(extra, extra_ids, strict=True) if n != i)
+        back = sum((p @ targets[i] / 0.3).exp() for p in predictions)
+        total = total - (right / forth).log() - (right / back).log()
+    torch.testing.assert_close(ours, total / 8, rtol=1e-12, atol=1e-12)
+
+
+def test_without_ids_every_other_target_is_a_negative():
+    predictions, targets = latents(5, 3), latents(5, 4)
+    every = info_nce(predictions, targets, 0.1)
+    assert every == info_nce(predictions, targets, 0.1, torch.arange(5))
+
+
+def test_collapsed_latents_cost_the_logarithm_of_the_batch():
+    same = torch.ones(8, 4, dtype=torch.float64) / 2
+    assert float(info_nce(same, same, 0.07)) == pytest.approx(math.log(8))
+
+
+def test_the_temperature_is_learnt_and_kept_in_bounds():
+    loss = InfoNCE(0.07, lowest=0.01)
+    assert float(loss.temperature) == pytest.approx(0.07)
+    loss(latents(4, 0).float(), latents(4, 1).float()).backward()
+    assert loss.log_scale.grad is not None
+    assert loss.log_scale.grad != 0
+    with torch.no_grad():
+        loss.log_scale.fill_(100.0)
+    assert float(loss.temperature) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.07, 1.5])
+def test_a_bad_temperature_is_named(temperature):
+    with pytest.raises(InputError, match=f"temperature must be in .* got {temperature}"):
+        InfoNCE(temperature)

@@ -1,0 +1,139 @@
+"""The small VL-JEPA: shapes, gradients, streams against single windows, cached against uncached decoding."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from jepa.data.world import StreamStyle, World
+from jepa.errors import InputError
+from jepa.losses.infonce import InfoNCE
+from jepa.operations import OperationLedger
+
+TEXTS = ["the red square moves left", "a cyan ring spins", "red"]
+QUERIES = ["what happens?", "what colour is the square?", "how many objects are there?"]
+
+
+def frames(count: int = 3, seed: int = 0) -> torch.Tensor:
+    return torch.randint(
+        0, 256, (count, 8, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def test_every_parameter_gets_a_gradient(tiny_model):
+    model = copy.deepcopy(tiny_model)
+    loss = InfoNCE()
+    loss(model.predict(model.encode(frames()), QUERIES), model.embed(TEXTS)).backward()
+    ids, mask = model.tokenizer.encode(TEXTS, eos=True)
+    logits = model.y_decoder(model.embed(TEXTS).detach(), ids)
+    torch.nn.functional.cross_entropy(logits[mask], ids[mask]).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # The positions behind the longest text of this batch, alone, cannot have one: they are part of a larger tensor.
+    assert without == []
+    assert loss.log_scale.grad is not None
+
+
+def test_embeddings_have_unit_norm_and_do_not_depend_on_the_batch(tiny_model):
+    states = tiny_model.encode(frames())
+    assert states.shape == (3, 2 * 16, 32)
+    together = tiny_model.predict(states, QUERIES)
+    torch.testing.assert_close(together.norm(dim=-1), torch.ones(3))
+    for row, query in enumerate(QUERIES):
+        alone = tiny_model.predict(states[row : row + 1], [query])
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-5)
+    for row, text in enumerate(TEXTS):
+        torch.testing.assert_close(tiny_model.embed([text])[0], tiny_model.embed(TEXTS)[row], rtol=1e-4, atol=1e-5)
+
+
+def test_the_query_changes_the_prediction(tiny_model):
+    states = tiny_model.encode(frames(1))
+    a, b = (tiny_model.predict(states, [query]) for query in QUERIES[:2])
+    assert (a - b).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("chunk", [5, 16, 1000])
+def test_a_stream_gives_the_latents_of_its_windows(tiny_model, chunk):
+    """Windows of 8 frames every 4, whatever the chunks in which the frames arrive."""
+    style = StreamStyle(3.0, shortest=1.0)
+    video = np.concatenate(list(World().stream("s", (3,), 6.0, style).frames()))
+    ledger = OperationLedger()
+    chunks = (video[i : i + chunk] for i in range(0, len(video), chunk))
+    parts = list(tiny_model.stream(chunks, 2.0, QUERIES[0], ledger))
+    latents = np.concatenate([p[0] for p in parts])
+    times = np.concatenate([p[1] for p in parts])
+    starts = np.arange(0, len(video) - 8 + 1, 4)
+    windows = torch.from_numpy(np.stack([video[s : s + 8] for s in starts]))
+    with torch.no_grad():
+        expected = tiny_model.predict(tiny_model.encode(windows), [QUERIES[0]] * len(starts))
+    np.testing.assert_allclose(latents, expected.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(times, (starts + 4) / 8)
+    assert ledger.encoder.calls == len(video) // 4
+    assert ledger.predictor.calls == len(starts)
+
+
+def test_a_step_rate_that_does_not_fit_is_named(tiny_model):
+    for rate in (3.0, 0.0, 1.7):
+        with pytest.raises(
+            InputError, match=f"step_rate must divide the slot rate of 2 Hz into whole hops, got {rate} Hz"
+        ):
+            list(tiny_model.stream([], rate, QUERIES[0]))
+
+
+def test_cached_decoding_equals_decoding_again_and_again(tiny_model):
+    """Greedy tokens from the cache are those of full forward passes over the growing text."""
+    decoder, eos = tiny_model.y_decoder, tiny_model.tokenizer.eos_id
+    latents = torch.nn.functional.normalize(torch.randn(5, 16, generator=torch.Generator().manual_seed(1)), dim=-1)
+    for row, latent in zip(decoder.generate(latents, eos), latents, strict=True):
+        text: list[int] = []
+        while len(text) < decoder.max_length:
+            logits = decoder(latent[None], torch.tensor([[*text, 0]]))
+            chosen = int(logits[0, -1].argmax())
+            if chosen == eos:
+                break
+            text.append(chosen)
+        assert row == text
+
+
+def test_decoding_counts_tokens_with_the_end(tiny_model):
+    latents = tiny_model.embed(TEXTS)
+    for decoded, row in zip(
+        tiny_model.decode(latents), tiny_model.y_decoder.generate(latents, tiny_model.tokenizer.eos_id), strict=True
+    ):
+        assert decoded.tokens == decoded.forward_passes == min(len(row) + 1, tiny_model.y_decoder.max_length)
+
+
+def test_logits_do_not_see_later_tokens(tiny_model):
+    decoder, latents = tiny_model.y_decoder, tiny_model.embed(TEXTS)
+    ids, _ = tiny_model.tokenizer.encode(["the red square moves left"] * 3)
+    changed = ids.clone()
+    changed[:, 3:] = 7
+    torch.testing.assert_close(decoder(latents, ids)[:, :4], decoder(latents, changed)[:, :4])
+
+
+def test_parameters_by_role_add_up(tiny_model):
+    roles = tiny_model.parameters_by_role()
+    assert [r["role"] for r in roles] == ["X-Encoder", "Predictor", "Y-Encoder", "Y-Decoder"]
+    assert sum(r["total"] for r in roles) == sum(p.numel() for p in tiny_model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.zeros(1, 8, 32, 32, 3, dtype=torch.uint8), r"frames must be \(B, F, 48, 48, 3\) uint8"),
+        (torch.zeros(1, 8, 48, 48, 3), "uint8, got .* torch.float32"),
+        (torch.zeros(1, 6, 48, 48, 3, dtype=torch.uint8), "multiple of tubelet 4, got 6"),
+    ],
+)
+def test_bad_frames_are_named(tiny_model, bad, message):
+    with pytest.raises(InputError, match=message):
+        tiny_model.encode(bad)
+
+
+def test_a_text_that_is_too_long_is_named(tiny_model):
+    with pytest.raises(InputError, match="a text must have at most 32 tokens, got 40"):
+        tiny_model.embed(["red " * 40])
+    with pytest.raises(InputError, match="a query must have at most 32 tokens, got 40"):
+        tiny_model.predict(tiny_model.encode(frames(1)), ["red " * 40])

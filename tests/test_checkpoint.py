@@ -1,0 +1,109 @@
+"""Checkpoints: the same model back, strict about every tensor, one clear line for every way to break one."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+import yaml
+from conftest import tiny_config
+from safetensors.torch import load_file, save_file
+
+import jepa
+from jepa import checkpoint
+from jepa.errors import InputError
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    checkpoint.save(tiny_model, tiny_config(), tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def test_load_gives_the_model_back(tiny_model, folder):
+    model = jepa.load(folder)
+    assert not model.training
+    theirs, ours = tiny_model.state_dict(), model.state_dict()
+    assert theirs.keys() == ours.keys()
+    assert all((theirs[name] == ours[name]).all() for name in theirs)
+    latents = tiny_model.embed(["a red star blinks", "nothing happens"])
+    assert torch.equal(model.embed(["a red star blinks", "nothing happens"]), latents)
+    assert model.decode(latents) == tiny_model.decode(latents)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "model.safetensors", "tokenizer.json"]
+
+
+def test_missing_things_are_named(folder, tmp_path):
+    with pytest.raises(InputError, match="checkpoint not found: .*nowhere"):
+        checkpoint.load(tmp_path / "nowhere")
+    for name, message in [
+        ("tokenizer.json", "tokenizer not found: .*tokenizer.json"),
+        ("model.safetensors", "checkpoint weights not found: .*model.safetensors"),
+        ("config.yaml", "checkpoint configuration not found: .*config.yaml"),
+    ]:
+        (folder / name).unlink()
+        with pytest.raises(InputError, match=message):
+            checkpoint.load(folder)
+
+
+def test_truncated_weights_are_named(folder):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for size in (0, 5, 1000, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match="model.safetensors: not a whole safetensors file"):
+            checkpoint.load(folder)
+
+
+def test_another_version_is_named(folder):
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump({**config, "format": "jepa.checkpoint/9"}), encoding="utf-8")
+    with pytest.raises(InputError, match="format must be 'jepa.checkpoint/1', got 'jepa.checkpoint/9'"):
+        checkpoint.load(folder)
+    path.write_text("a: [", encoding="utf-8")
+    with pytest.raises(InputError, match="config.yaml: not YAML"):
+        checkpoint.load(folder)
+    path.write_text("- 1", encoding="utf-8")
+    with pytest.raises(InputError, match="must hold a mapping, got list"):
+        checkpoint.load(folder)
+
+
+def test_every_wrong_tensor_is_named(folder):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["extra"] = torch.zeros(1)
+    tensors["y_encoder.head.weight"] = torch.zeros(3, 3)
+    del tensors["predictor.head.bias"]
+    save_file(tensors, path)
+    with pytest.raises(InputError) as caught:
+        checkpoint.load(folder)
+    for part in (
+        "missing predictor.head.bias",
+        "unexpected extra",
+        "y_encoder.head.weight has shape (3, 3) instead of (16, 32)",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["os.system", "jepa.cli.main", "builtins.eval", "torch.nn.Linear"])
+def test_a_checkpoint_cannot_call_what_it_likes(folder, target):
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config["model"]["_target_"] = target
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    with pytest.raises(InputError):
+        checkpoint.load(folder)
+
+
+def test_saving_leaves_the_old_checkpoint_whole_when_it_fails(tiny_model, folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tiny_model, {**tiny_config(), "name": "other"}, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    shutil.rmtree(folder)

@@ -1,0 +1,186 @@
+"""Every published experiment, as its users run it: two steps of each stage, then evaluation and report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+
+import jepa
+from jepa.cli import main
+from jepa.report import read_results
+
+EXPERIMENTS = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml"))
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The '.*_dataloader' does not have many workers",
+    "ignore:.*does not have many workers",
+    "ignore:.*LeafSpec.*",
+    "ignore:.*`isinstance.treespec, LeafSpec.*",
+)
+SHORT = [
+    "jepa.steps=2",
+    "jepa.batch_size=8",
+    "jepa.validate_every=1",
+    "jepa.validation_batches=1",
+    "decoder.steps=2",
+    "decoder.batch_size=8",
+    "decoder.streams=2",
+    "decoder.stream_seconds=10",
+    "decoder.validate_every=1",
+    "decoder.validation_batches=1",
+    "workers=0",
+    "accelerator=cpu",
+]
+SMALL = ["candidates=12", "accelerator=cpu"] + [
+    f"streams.{name}.{key}" for name in ("everyday", "dense") for key in ("calibration=2", "test=2", "seconds=20")
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """The output folder of each experiment, trained for two steps a stage."""
+    folders = {}
+    for name in EXPERIMENTS:
+        folder = tmp_path_factory.mktemp(name)
+        assert main(["train", f"experiment={name}", f"hydra.run.dir={folder}", *SHORT]) == 0
+        folders[name] = folder
+    return folders
+
+
+@pytest.fixture(scope="module")
+def evaluated(runs) -> Path:
+    folder = runs["demo"]
+    assert main(["evaluate", f"checkpoint={folder}/checkpoint", *SMALL]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_says_what_it_costs_and_gives(name):
+    text = (Path(__file__).parents[1] / "conf" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    for word in ("# Command:", "# Cost:", "# Expected:"):
+        assert word in text
+    assert "to be measured" not in text
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_trains_and_its_checkpoint_loads(runs, name):
+    model = jepa.load(runs[name] / "checkpoint")
+    assert model.embed(["the red square moves left"]).shape[0] == 1
+    record = json.loads((runs[name] / "checkpoint" / "training.json").read_text(encoding="utf-8"))
+    assert [stage["name"] for stage in record["stages"]] == ["jepa", "decoder"]
+    assert [stage["steps"] for stage in record["stages"]] == [2, 2]
+    assert any("val/retrieval@1" in row for row in record["stages"][0]["curve"])
+    logs = runs[name] / "logs" / "jepa"
+    assert (logs / "metrics.csv").is_file()
+    assert list(logs.glob("events.out.tfevents.*"))
+
+
+def test_training_is_the_same_for_the_same_seed(runs, tmp_path):
+    command = ["train", "experiment=demo", *SHORT]
+    assert main([*command, f"hydra.run.dir={tmp_path}/again"]) == 0
+    assert main([*command, f"hydra.run.dir={tmp_path}/other", "seed=1"]) == 0
+    first, again, other = (
+        load_file(folder / "checkpoint" / "model.safetensors")
+        for folder in (runs["demo"], tmp_path / "again", tmp_path / "other")
+    )
+    assert all((first[name] == again[name]).all() for name in first)
+    assert any((first[name] != other[name]).any() for name in first)
+
+
+def test_the_report_holds_what_was_evaluated(evaluated, capsys):
+    assert main(["report", f"evaluation={evaluated}/evaluation"]) == 0
+    out = capsys.readouterr().out
+    assert "report.html" in out
+    results = read_results(evaluated / "results.json")
+    assert set(results["settings"]) == {"everyday", "dense"}
+    for setting in results["settings"].values():
+        assert set(setting["curves"]) == {"uniform", "uniform_pool", "ward_midpoint", "ward_mean", "gate"}
+        fastest = setting["curves"]["uniform"]["test"][0]
+        assert fastest["knob"] == 2.0
+        assert fastest["decodes_per_second"] == pytest.approx(39 / 20)  # 39 windows of 1 s in 20 s, every 0.5 s
+        operations = setting["operations"][0]["ledger"]
+        assert operations["encoder"]["calls"] == 2 * 40  # slots of half a second
+        assert operations["predictor"]["calls"] == 2 * 39
+        assert operations["decoder"]["calls"] == 2 * 20
+    assert results["scores"]["retrieval"]["candidates"] == 12
+    for name in ("report.html", "report.md", "report.png"):
+        assert (evaluated / name).stat().st_size > 1000
+
+
+def test_the_report_needs_no_encoder(evaluated, tmp_path, monkeypatch):
+    from jepa.encoders.vision import FrameViT
+    from jepa.predictors.transformer import QueryPredictor
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the report must not encode")
+
+    for part, method in ((FrameViT, "encode_slots"), (FrameViT, "forward"), (QueryPredictor, "forward")):
+        monkeypatch.setattr(part, method, refuse)
+    assert main(["report", f"evaluation={evaluated}/evaluation", f"output={tmp_path}"]) == 0
+    assert (tmp_path / "results.json").is_file()
+
+
+def test_a_multirun_is_an_ordinary_hydra_launch(tmp_path):
+    assert main(["train", "-m", "experiment=demo", "seed=0,1", f"hydra.sweep.dir={tmp_path}", *SHORT]) == 0
+    folders = sorted(path.parent for path in tmp_path.rglob("config.yaml"))
+    seeds = [yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["seed"] for folder in folders]
+    assert sorted(seeds) == [0, 1]
+
+
+def fails(arguments: list[str], capsys, *parts: str) -> None:
+    """Exit code 2 and one line `error: …` that holds the parts; no traceback."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    line = [row for row in error.splitlines() if row.startswith("error: ")]
+    assert len(line) == 1, error
+    assert "Traceback" not in error
+    for part in parts:
+        assert part in line[0]
+
+
+def test_bad_input_ends_in_one_line(evaluated, tmp_path, capsys):
+    evaluation, checkpoint = evaluated / "evaluation", evaluated / "checkpoint"
+    fails(["evaluate", f"checkpoint={tmp_path}/none"], capsys, "checkpoint not found", f"{tmp_path}/none")
+    fails(["report", f"evaluation={tmp_path}/none"], capsys, "evaluation not found")
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way", encoding="utf-8")
+    fails(["evaluate", f"checkpoint={checkpoint}", f"output={blocked}/x", *SMALL], capsys, str(blocked))
+    fails(["report", f"evaluation={evaluation}", f"output={blocked}"], capsys, str(blocked))
+    fails(["train", "experiment=demo", f"hydra.run.dir={blocked}/x", *SHORT], capsys, str(blocked))
+    fails(
+        ["train", "experiment=demo", "model.x_encoder.depht=3", *SHORT, f"hydra.run.dir={tmp_path}/a"], capsys, "depht"
+    )
+    fails(
+        ["train", "experiment=demo", "world.fps=4", "model.fps=8", *SHORT, f"hydra.run.dir={tmp_path}/b"],
+        capsys,
+        "world.size and world.fps must be those of the model",
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "spoil", "parts"),
+    [
+        ("latents", lambda a: a.__setitem__((3, 0), np.nan), ("everyday-test-0001", "finite", "nan at step 3")),
+        ("times", lambda a: a.__setitem__(5, 0.5), ("everyday-test-0001", "times must strictly increase, got 0.5")),
+    ],
+)
+def test_bad_latents_end_in_one_line_and_leave_the_report_whole(evaluated, capsys, key, spoil, parts):
+    path = evaluated / "evaluation" / "everyday" / "test" / "latents.safetensors"
+    whole = path.read_bytes()
+    kept = (evaluated / "report.md").read_bytes() if (evaluated / "report.md").exists() else None
+    tensors = {name: array.copy() for name, array in load_file(path).items()}
+    spoil(tensors[f"everyday-test-0001/{key}"])
+    save_file(tensors, path)
+    try:
+        fails(["report", f"evaluation={evaluated}/evaluation"], capsys, *parts)
+        path.write_bytes(whole[:100])
+        fails(["report", f"evaluation={evaluated}/evaluation"], capsys, "not a whole safetensors file")
+    finally:
+        path.write_bytes(whole)
+    if kept is not None:
+        assert (evaluated / "report.md").read_bytes() == kept

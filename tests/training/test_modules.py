@@ -1,0 +1,166 @@
+"""The stages: schedule, learning rates, decoder data against plain loops, the collapse warning."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from jepa.config import JEPAStageConfig, StageConfig
+from jepa.data.clips import ClipBatches
+from jepa.data.world import StreamStyle, World, is_held_out, questions
+from jepa.losses.infonce import InfoNCE
+from jepa.training.latents import DecoderBatches, StreamLatents, predicted_latents, prediction_error, training_texts
+from jepa.training.modules import CollapseWarning, DecoderModule, JEPAModule, text_ids
+
+STAGE = {
+    "steps": 10,
+    "batch_size": 8,
+    "learning_rate": 1e-2,
+    "weight_decay": 0.05,
+    "warmup_steps": 4,
+    "gradient_clip": 1.0,
+    "validate_every": 5,
+    "validation_batches": 1,
+}
+
+
+def jepa_module(model, multiplier=0.05):
+    stage = JEPAStageConfig(**STAGE, loss={}, y_encoder_lr_multiplier=multiplier)
+    return JEPAModule(copy.deepcopy(model), InfoNCE(), stage, multiplier)
+
+
+def test_the_schedule_warms_up_and_ends_at_zero_for_every_group(tiny_model):
+    module = jepa_module(tiny_model)
+    [optimizer], [schedule] = module.configure_optimizers()
+    rates = []
+    for _ in range(11):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule["scheduler"].step()
+    fast, slow, temperature = zip(*rates, strict=True)
+    assert fast[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
+    assert max(fast) == pytest.approx(0.01)
+    assert fast[7] == pytest.approx(0.005)  # half of the cosine
+    assert fast[10] == pytest.approx(0, abs=1e-12)
+    assert slow == pytest.approx([0.05 * rate for rate in fast])
+    assert temperature == pytest.approx(fast)
+
+
+def test_every_parameter_is_in_one_group(tiny_model):
+    module = jepa_module(tiny_model)
+    grouped = [id(p) for group in module.parameter_groups() for p in group["params"]]
+    trained = [module.model.x_encoder, module.model.predictor, module.model.y_encoder, module.loss]
+    assert sorted(grouped) == sorted(id(p) for part in trained for p in part.parameters())
+
+
+def test_text_ids_are_equal_for_equal_texts():
+    ids = text_ids(["b", "a", "b", "c"]).tolist()
+    assert ids[0] == ids[2]
+    assert len({ids[0], ids[1], ids[3]}) == 3
+
+
+def test_collapse_is_warned_of(tiny_model, tmp_path):
+    module = jepa_module(tiny_model)
+    with torch.no_grad():  # both heads say the same whatever they see
+        for head in (module.model.predictor.head, module.model.y_encoder.head):
+            head.weight.zero_()
+            head.bias.fill_(1.0)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader(ClipBatches(World(), 0, 8, 1), batch_size=None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*num_workers.*|.*does not have many workers.*")
+        with pytest.warns(CollapseWarning, match=r"unpaired cosine 1.000 > 0.9"):
+            trainer.validate(module, loader, verbose=False)
+
+
+def streams() -> StreamLatents:
+    latents = torch.nn.functional.normalize(torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
+    return StreamLatents(latents, torch.tensor([0, 5, 12]), torch.tensor([4, 11, 19]), ["a b", "c", "d e f"])
+
+
+def test_decoder_batches_are_noisy_texts_single_steps_and_segment_means():
+    recorded = streams()
+    texts = ["x", "y"]
+    text_latents = torch.nn.functional.normalize(torch.randn(2, 6, generator=torch.Generator().manual_seed(1)), dim=-1)
+    data = DecoderBatches(text_latents, texts, recorded, noise=0.0, seed=0, batch_size=30, batches=50)
+    owner = {
+        text: range(int(a), int(b) + 1)
+        for text, a, b in zip(recorded.texts, recorded.first, recorded.last, strict=True)
+    }
+    lengths = []
+    for index in range(50):
+        latents, labels = data[index]
+        torch.testing.assert_close(latents.norm(dim=-1), torch.ones(30))
+        for row in range(10):
+            torch.testing.assert_close(latents[row], text_latents[texts.index(labels[row])])
+        for row in range(10, 20):
+            distance = (recorded.latents[list(owner[labels[row]])] - latents[row]).norm(dim=-1)
+            assert distance.min() < 1e-5
+        for row in range(20, 30):
+            steps = owner[labels[row]]
+            spans = [(i, j) for i in steps for j in steps if i <= j]
+            means = torch.stack([recorded.latents[i : j + 1].mean(0) for i, j in spans])
+            distance = (torch.nn.functional.normalize(means, dim=-1) - latents[row]).norm(dim=-1)
+            assert distance.min() < 1e-5
+            i, j = spans[int(distance.argmin())]
+            lengths.append(j - i + 1)
+    assert max(lengths) >= 7  # means of whole events occur
+
+
+def test_decoder_batches_have_the_noise_asked_for():
+    text_latents = torch.zeros(1, 400)
+    text_latents[0, 0] = 1
+    recorded = StreamLatents(torch.ones(1, 400) / 20, torch.tensor([0]), torch.tensor([0]), ["a"])
+    latents, _ = DecoderBatches(text_latents, ["t"], recorded, noise=0.04, seed=0, batch_size=90, batches=1)[0]
+    # Unit signal in noise of norm 0.04 * 20 = 0.8: the cosine is 1 / sqrt(1 + 0.64).
+    assert float(latents[:30, 0].mean()) == pytest.approx(1 / 1.64**0.5, abs=0.02)
+
+
+def test_prediction_error_is_the_root_mean_square_difference(tiny_model):
+    recorded = predicted_latents(tiny_model, World(), StreamStyle(3.0, shortest=1.0), 0, 2, 12.0, 2.0)
+    differences = []
+    for text, first, last in zip(recorded.texts, recorded.first, recorded.last, strict=True):
+        for step in range(int(first), int(last) + 1):
+            differences.append((recorded.latents[step] - tiny_model.embed([text])[0]).detach())
+    expected = torch.stack(differences).square().mean().sqrt()
+    assert prediction_error(tiny_model, recorded) == pytest.approx(float(expected), rel=1e-5)
+    assert len(differences) == len(recorded.latents)
+
+
+def test_training_texts_hold_no_held_out_caption():
+    world = World()
+    from jepa.data.world import captions
+
+    texts = set(training_texts(world))
+    for part in world.splits["held_out"]:
+        for scene in part[::7]:
+            assert texts.isdisjoint(captions(scene))
+            assert is_held_out(scene, 25)
+    answers = {q.answer for scene in world.splits["train"][0] for q in questions(scene)}
+    assert answers <= texts
+
+
+def test_the_decoder_learns_to_say_a_text(tiny_model):
+    """Overfit one text: greedy decoding then says it."""
+    torch.manual_seed(0)
+    model = copy.deepcopy(tiny_model)
+    module = DecoderModule(model, StageConfig(**STAGE))
+    optimizer = torch.optim.AdamW(module.parameter_groups(), lr=1e-2)
+    latents = model.embed(["the red square moves left", "a ring"]).detach()
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = module.cross_entropy(latents, ["the red square moves left", "a ring"])
+        loss.backward()
+        optimizer.step()
+    assert [d.text for d in model.decode(latents)] == ["the red square moves left", "a ring"]
