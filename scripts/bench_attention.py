@@ -50,11 +50,11 @@ def main() -> None:
 
     times: dict[str, list[float]] = {"fused": [], "plain": []}
     for repetition in tqdm(range(repetitions + 1), desc="repetitions"):
-        for name, seconds in times.items():
+        for name, measured in times.items():
             set_fused_attention(model, name == "fused")
             elapsed = step()
             if repetition:  # the first warms up
-                seconds.append(elapsed)
+                measured.append(elapsed)
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     for name, seconds in medians.items():
         print(f"{name:6} {seconds * 1e3:8.1f} ms a step")

@@ -34,7 +34,7 @@ def test_load_gives_the_model_back(tiny_model, folder):
 
 
 def test_missing_things_are_named(folder, tmp_path):
-    with pytest.raises(InputError, match="checkpoint not found: .*nowhere"):
+    with pytest.raises(InputError, match=r"checkpoint not found: .*nowhere"):
         checkpoint.load(tmp_path / "nowhere")
     for name, message in [
         ("tokenizer.json", "tokenizer not found: .*tokenizer.json"),
@@ -51,7 +51,7 @@ def test_truncated_weights_are_named(folder):
     whole = path.read_bytes()
     for size in (0, 5, 1000, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(InputError, match="model.safetensors: not a whole safetensors file"):
+        with pytest.raises(InputError, match=r"model.safetensors: not a whole safetensors file"):
             checkpoint.load(folder)
 
 
@@ -59,10 +59,10 @@ def test_another_version_is_named(folder):
     path = folder / "config.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     path.write_text(yaml.safe_dump({**config, "format": "jepa.checkpoint/9"}), encoding="utf-8")
-    with pytest.raises(InputError, match="format must be 'jepa.checkpoint/1', got 'jepa.checkpoint/9'"):
+    with pytest.raises(InputError, match=r"format must be 'jepa.checkpoint/1', got 'jepa.checkpoint/9'"):
         checkpoint.load(folder)
     path.write_text("a: [", encoding="utf-8")
-    with pytest.raises(InputError, match="config.yaml: not YAML"):
+    with pytest.raises(InputError, match=r"config.yaml: not YAML"):
         checkpoint.load(folder)
     path.write_text("- 1", encoding="utf-8")
     with pytest.raises(InputError, match="must hold a mapping, got list"):

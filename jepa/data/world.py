@@ -400,7 +400,8 @@ class _Motion:
         colour = np.clip(colour + rng.uniform(-18, 18, colour.shape).astype(np.float32), 0, 255)
         pair = present[:, 1]
         radius = np.where(pair[:, None], rng.uniform(0.15, 0.19, (count, 2)), rng.uniform(0.19, 0.27, (count, 2)))
-        x, y, pace, phase = (rng.random(count) for _ in range(4))
+        x, y = rng.uniform(0.25, 0.75, (2, count))  # whole in the frame until they move
+        pace, phase = rng.random((2, count))
         heading = rng.uniform(0, 2 * np.pi, count)
         tilt = rng.uniform(-0.3, 0.3, (count, 2))
         return cls(action, present, colour, shape, radius, x, y, heading, pace, phase, tilt)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from jepa.errors import InputError
 
-
 DIFFERENCE_GAIN = 2.0  # brings frame differences to about the scale of the frames
 
 

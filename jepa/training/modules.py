@@ -60,9 +60,8 @@ class _Stage(L.LightningModule):
 class JEPAModule(_Stage):
     """X-Encoder, Predictor and Y-Encoder trained together by a latent loss (VL-JEPA section 3.2).
 
-    `loss` is called with predictions (B, E), targets (B, E), the texts' ids (B,), and further negative texts (M, E) with
-    their ids (M,). The Y-Encoder learns at
-    `y_encoder_lr_multiplier` times the learning rate.
+    `loss` is called with predictions (B, E), targets (B, E), the texts' ids (B,), and further negative texts (M, E)
+    with their ids (M,). The Y-Encoder learns at `y_encoder_lr_multiplier` times the learning rate.
     """
 
     def __init__(self, model: VLJEPA, loss: nn.Module, stage: StageConfig, y_encoder_lr_multiplier: float) -> None:

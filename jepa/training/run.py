@@ -22,7 +22,6 @@ from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.training.latents import (
     DecoderBatches,
-    embed_all,
     predicted_latents,
     prediction_error,
     training_texts,

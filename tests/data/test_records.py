@@ -51,5 +51,5 @@ def test_bad_lines_are_named(tmp_path, line, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="stream records not found: .*nowhere.jsonl"):
+    with pytest.raises(InputError, match=r"stream records not found: .*nowhere.jsonl"):
         read_records(tmp_path / "nowhere.jsonl")

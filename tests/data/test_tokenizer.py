@@ -45,10 +45,10 @@ def test_saved_and_loaded(tmp_path):
 
 
 def test_bad_input_is_named(tmp_path):
-    with pytest.raises(InputError, match="vocab_size must be >= 258 .* got 100"):
+    with pytest.raises(InputError, match=r"vocab_size must be >= 258 .* got 100"):
         Tokenizer.train(["a"], 100)
-    with pytest.raises(InputError, match="tokenizer not found: .*missing.json"):
+    with pytest.raises(InputError, match=r"tokenizer not found: .*missing.json"):
         Tokenizer.load(tmp_path / "missing.json")
     (tmp_path / "broken.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(InputError, match="broken.json: not a tokenizer"):
+    with pytest.raises(InputError, match=r"broken.json: not a tokenizer"):
         Tokenizer.load(tmp_path / "broken.json")

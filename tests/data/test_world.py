@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -48,7 +50,7 @@ def centre(frame: np.ndarray, colour: str) -> np.ndarray:
 )
 def test_a_moving_object_moves_where_its_caption_says(action, direction):
     frames = clip(Scene(action, (("red", "circle"),)), noise=0, background=0)
-    for before, after in zip(frames, frames[1:], strict=False):
+    for before, after in itertools.pairwise(frames):
         shift = (centre(after, "red") - centre(before, "red") + 0.5) % 1 - 0.5
         along = float(shift @ direction)
         assert 0.4 / 8 - 0.02 < along < 0.75 / 8 + 0.02
@@ -66,7 +68,7 @@ def test_objects_have_the_colour_and_area_of_their_shape():
 
 def test_pixels_change_while_nothing_happens():
     frames = clip(Scene(IDLE, ()), seconds=2.0).astype(int)
-    for before, after in zip(frames, frames[1:], strict=False):
+    for before, after in itertools.pairwise(frames):
         assert np.abs(after - before).mean() > 3
 
 
@@ -115,9 +117,9 @@ def test_timelines_have_no_gap_and_no_event_repeats_the_one_before():
         spans = stream.spans
         assert spans[0].start == 0
         assert spans[-1].end == 120.0
-        assert all(a.end == b.start for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a.end == b.start for a, b in itertools.pairwise(spans))
         scenes = [s.scene for s in spans if s.scene.action != IDLE]
-        assert all(a != b for a, b in zip(scenes, scenes[1:], strict=False))
+        assert all(a != b for a, b in itertools.pairwise(scenes))
         assert all(span.text in captions(span.scene) for span in spans)
 
 

@@ -162,9 +162,7 @@ def test_bad_latents_name_the_stream(spoil, message):
 
 
 def test_a_reference_that_is_not_swept_is_named():
+    splits = {"calibration": stream_set("calibration", 1), "test": stream_set("test", 2)}
+    reference = [{"policy": "uniform", "rate_hz": 3.0}]
     with pytest.raises(InputError, match="reference uniform at 3 Hz must be one of the swept policies and values"):
-        streams = stream_set("calibration", 1)
-        splits = {"calibration": streams, "test": stream_set("test", 2)}
-        sweep_setting(
-            splits, NearestWord(), sweeps(POLICIES), [{"policy": "uniform", "rate_hz": 3.0}], 0.5, 0.9, 0, "made"
-        )
+        sweep_setting(splits, NearestWord(), sweeps(POLICIES), reference, 0.5, 0.9, 0, "made")
