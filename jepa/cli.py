@@ -63,7 +63,7 @@ class Command:
     name: str
     purpose: str
     run: Callable[[Any, Path], None]
-    groups: tuple[str, ...]  # folders of conf/ that it chooses from
+    groups: tuple[str, ...]  # folders of conf/ that it chooses from, with @ where the choice goes elsewhere
     examples: tuple[str, ...]
 
 
@@ -74,7 +74,7 @@ COMMANDS = {
             "train",
             "Train a model; its checkpoint goes to outputs/<name>/checkpoint.",
             _train,
-            ("experiment", "world", "model"),
+            ("experiment", "world", "model", "stream@decoder.style"),
             (
                 "jepa train experiment=demo",
                 "jepa train experiment=demo name=longer jepa.steps=5000",
@@ -86,7 +86,7 @@ COMMANDS = {
             "evaluate",
             "Score a checkpoint and save the latents of its streams.",
             _evaluate,
-            (),
+            ("stream@streams.everyday.style", "stream@streams.dense.style"),
             ("jepa evaluate checkpoint=outputs/demo/checkpoint",),
         ),
         Command(
@@ -236,7 +236,7 @@ def _composition_error(error: Exception, command: Command, overrides: list[str])
         return InputError(f"there is no {group} {option!r}; nearest valid: {close}")
     if isinstance(error, InterpolationToMissingValueError):
         key = _one_line(error).rpartition("Missing mandatory value: ")[2]
-        choice = f", or choose experiment={'|'.join(_options('experiment'))}" if command.groups else ""
+        choice = f", or choose experiment={'|'.join(_options('experiment'))}" if "experiment" in command.groups else ""
         return InputError(f"{key} is missing: give it as {key}=<value>{choice}")
     cause = error.__cause__
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
@@ -307,5 +307,5 @@ def _command_help(command: Command) -> str:
 
 def _options(group: str) -> list[str]:
     """The files of a folder of conf/, without their ending."""
-    names = (entry.name for entry in files("jepa.conf").joinpath(group).iterdir())
+    names = (entry.name for entry in files("jepa.conf").joinpath(group.partition("@")[0]).iterdir())
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))

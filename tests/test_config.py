@@ -55,10 +55,11 @@ def test_every_yaml_at_the_root_is_a_command():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_group_option_composes_to_the_schema_of_each_command_that_offers_it(option):
-    commands = [name for name, command in COMMANDS.items() if option.partition("=")[0] in command.groups]
-    assert commands, f"no command offers {option}"
-    for command in commands:
-        validate(composed(command, option), SCHEMAS[command])
+    folder, _, choice = option.partition("=")
+    offers = [(name, g) for name, command in COMMANDS.items() for g in command.groups if g.partition("@")[0] == folder]
+    assert offers, f"no command offers {option}"
+    for command, group in offers:
+        validate(composed(command, f"{group}={choice}"), SCHEMAS[command])
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("experiment/*.yaml")), ids=lambda path: path.stem)

@@ -26,6 +26,7 @@ with initialize_config_module("jepa.conf", version_base="1.3"):
     for path in sorted(conf.rglob("*.yaml")):
         name = path.relative_to(conf).with_suffix("").as_posix()
         group, _, option = name.rpartition("/")
+        group = {"stream": "stream@decoder.style"}.get(group, group)
         compose("train", [f"{group}={option}"]) if group else compose(option)
         print(name)
 print(jepa.__file__, file=sys.stderr)
