@@ -83,7 +83,11 @@ def test_the_groups_that_help_shows_are_those_of_the_defaults_list(command):
     [
         ("batch_sise", 3, "unknown key 'batch_sise'; nearest valid: batch_size"),
         ("streams.new.tests", 3, "unknown key 'streams.new.tests'; nearest valid: streams.new.test"),
-        ("zzzzzz", 3, "unknown key 'zzzzzz'; valid here: batch_size, checkpoint, output, seed, streams"),
+        (
+            "zzzzzz",
+            3,
+            "unknown key 'zzzzzz'; valid here: accelerator, batch_size, candidates, checkpoint, output, seed, streams",
+        ),
         ("batch_size", "many", "batch_size must be an integer, got 'many'"),
         ("batch_size", 1.5, "batch_size must be an integer, got 1.5"),
         ("batch_size", True, "batch_size must be an integer, got True"),
@@ -93,7 +97,7 @@ def test_the_groups_that_help_shows_are_those_of_the_defaults_list(command):
         ("checkpoint", "???", "checkpoint is missing: give it as checkpoint=<text>"),
         ("streams.new", 3, "streams.new must be a group of keys, got 3"),
         ("streams", None, "streams must be a group of keys, got None"),
-        ("streams.new", {"calibration": 1}, "streams.new.test is missing: give it as streams.new.test="),
+        ("streams.new", {"description": "d", "style": {}, "calibration": 1}, "streams.new.test is missing"),
     ],
 )
 def test_what_breaks_the_schema_is_refused_by_key_rule_and_value(evaluation, key, value, message):
@@ -104,7 +108,7 @@ def test_what_breaks_the_schema_is_refused_by_key_rule_and_value(evaluation, key
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 0, -1.0])
 def test_a_duration_is_finite_and_positive(evaluation, seconds):
-    good = {"calibration": 1, "test": 1, "seconds": 2, "step_rate_hz": 2.0}
+    good = {"description": "d", "style": {}, "calibration": 1, "test": 1, "seconds": 2, "step_rate_hz": 2.0}
     checked = validate(replaced(evaluation, "streams.new", good), EvaluateConfig)
     assert type(checked["streams"]["new"]["seconds"]) is float
     with pytest.raises(InputError, match=r"^streams\.new\.seconds must be .*, got (nan|inf|0|-1\.0)$"):
@@ -115,7 +119,7 @@ def test_literals_and_lists_are_checked():
     train, report = composed("train"), composed("report")
     with pytest.raises(InputError, match=r"^accelerator must be one of .*, got 'abacus'$"):
         validate(replaced(train, "accelerator", "abacus"), TrainConfig)
-    policy = {"policy": {"_target_": "jepa.X"}, "knob": "rate_hz", "values": [1, "two"]}
+    policy = {"label": "new", "policy": {"_target_": "jepa.X"}, "knob": "rate_hz", "values": [1, "two"]}
     with pytest.raises(InputError, match=r"^policies\.new\.values\[1\] must be a finite number, got 'two'$"):
         validate(replaced(report, "policies.new", policy), ReportConfig)
     with pytest.raises(InputError, match=r"^policies\.new\.values must be a list, got 3$"):

@@ -125,7 +125,20 @@ def test_the_report_needs_no_encoder(evaluated, tmp_path, monkeypatch):
 
 
 def test_a_multirun_is_an_ordinary_hydra_launch(tmp_path):
-    assert main(["train", "-m", "experiment=demo", "seed=0,1", f"hydra.sweep.dir={tmp_path}", *SHORT]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "-m",
+                "experiment=demo",
+                "seed=0,1",
+                f"hydra.sweep.dir={tmp_path}",
+                "hydra.sweep.subdir=${seed}",
+                *SHORT,
+            ]
+        )
+        == 0
+    )
     folders = sorted(path.parent for path in tmp_path.rglob("config.yaml"))
     seeds = [yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["seed"] for folder in folders]
     assert sorted(seeds) == [0, 1]

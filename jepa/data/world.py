@@ -278,6 +278,8 @@ class World:
                 scene, text = (again := earlier[rng.integers(len(earlier))]).scene, again.text
             else:
                 scene = self.sample_scene(rng, split)
+                while events and scene == events[-1].scene:
+                    scene = self.sample_scene(rng, split)
                 text = str(rng.choice(captions(scene)))
             length = max(style.shortest, float(rng.lognormal(log_mean, style.spread)))
             spans.append(Span(now, min(now + length, duration), scene, text))

@@ -43,6 +43,7 @@ class FrameViT(nn.Module):
             num_classes=0,
             class_token=False,
             global_pool="avg",
+            fc_norm=False,  # the final norm comes before pooling: the states are what is used
             embed_layer=ConvStem,
             **vit,
         )

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-import jepa
-from jepa import checkpoint
+from jepa import __version__, checkpoint
 from jepa.config import build
 from jepa.errors import InputError
 from jepa.evaluation.streams import SPLITS, encode_streams, make_streams, save_streams, thumbnails
@@ -120,7 +119,7 @@ def _training(folder: Path) -> dict[str, Any]:
 
 def code_version() -> dict[str, Any]:
     """The package's version, and the commit it runs from if it is a git checkout: `{version, commit, dirty}`."""
-    root = Path(jepa.__file__).parent.parent
+    root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str | None:
         try:
@@ -131,7 +130,7 @@ def code_version() -> dict[str, Any]:
 
     commit = git("rev-parse", "HEAD") if (root / ".git").exists() else None
     dirty = git("status", "--porcelain", "--untracked-files=no") if commit else None
-    return {"version": jepa.__version__, "commit": commit, "dirty": None if dirty is None else bool(dirty)}
+    return {"version": __version__, "commit": commit, "dirty": None if dirty is None else bool(dirty)}
 
 
 def _version(package: str) -> str:
