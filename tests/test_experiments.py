@@ -69,7 +69,7 @@ def test_an_experiment_says_what_it_costs_and_gives(name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_trains_and_its_checkpoint_loads(runs, name):
     model = jepa.load(runs[name] / "checkpoint")
-    assert model.embed(["the red square moves left"]).shape[0] == 1
+    assert model.embed(["the red bar moves left"]).shape[0] == 1
     record = json.loads((runs[name] / "checkpoint" / "training.json").read_text(encoding="utf-8"))
     assert [stage["name"] for stage in record["stages"]] == ["jepa", "decoder"]
     assert [stage["steps"] for stage in record["stages"]] == [2, 2]

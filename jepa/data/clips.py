@@ -94,7 +94,8 @@ class ClipBatches(Dataset[ClipBatch]):
     def _near_misses(self, scene: Scene, rng: np.random.Generator) -> list[str]:
         """Captions of other compositions of the split that differ from the scene in one thing."""
         kinds = rng.permutation(VARIATIONS)[: self.near_misses]
-        return [str(rng.choice(captions(self.world.vary(scene, str(kind), rng, self.split)))) for kind in kinds]
+        others = (self.world.vary(scene, str(kind), rng, self.split) for kind in kinds)
+        return [str(rng.choice(captions(other))) for other in others if other]
 
     def _ask(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
         if scene.action != IDLE and rng.random() < self.question_share:

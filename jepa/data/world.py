@@ -29,7 +29,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
     "cyan": (50, 210, 220),
 }
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+SHAPES = ("circle", "bar", "triangle", "star", "cross", "ring")
 
 # Each action: its paraphrases; the first is the short answer to "what does it do?". {o} is the second object.
 SOLO_ACTIONS: dict[str, tuple[str, ...]] = {
@@ -80,7 +80,7 @@ class Question:
 
 
 def names(scene: Scene, article: str = "the") -> list[str]:
-    """Noun phrases of the scene's objects: `the red square`."""
+    """Noun phrases of the scene's objects: `the red bar`."""
     return [f"{article} {colour} {shape}" for colour, shape in scene.objects]
 
 
@@ -227,8 +227,8 @@ class World:
         pool = self.splits[split][is_pair]
         return pool[rng.integers(len(pool))]
 
-    def vary(self, scene: Scene, what: str, rng: np.random.Generator, split: str) -> Scene:
-        """A scene of the split that differs from `scene` in its `what` alone, or a random one if there is none."""
+    def vary(self, scene: Scene, what: str, rng: np.random.Generator, split: str) -> Scene | None:
+        """A scene of the split that differs from `scene` in its `what` alone; None if there is none."""
         solo = scene.action in SOLO_ACTIONS
         slot = int(rng.integers(len(scene.objects)))
         colour, shape = scene.objects[slot]
@@ -242,7 +242,7 @@ class World:
                 options.append(Scene(scene.action, objects))
         members = self._members[split]
         options = [option for option in options if option != scene and option in members]
-        return options[rng.integers(len(options))] if options else self.sample_scene(rng, split)
+        return options[rng.integers(len(options))] if options else None
 
     # Clips
 
@@ -401,7 +401,7 @@ class _Motion:
                 shape[i, slot] = SHAPES.index(form)
         colour = np.clip(colour + rng.uniform(-18, 18, colour.shape).astype(np.float32), 0, 255)
         pair = present[:, 1]
-        radius = np.where(pair[:, None], rng.uniform(0.15, 0.19, (count, 2)), rng.uniform(0.19, 0.27, (count, 2)))
+        radius = np.where(pair[:, None], rng.uniform(0.17, 0.2, (count, 2)), rng.uniform(0.24, 0.32, (count, 2)))
         x, y = rng.uniform(0.25, 0.75, (2, count))  # whole in the frame until they move
         pace, phase = rng.random((2, count))
         heading = rng.uniform(0, 2 * np.pi, count)
@@ -540,17 +540,17 @@ def _shape_maps() -> np.ndarray:
             return inner * np.cos(np.pi / sides) - rho * np.cos(np.abs(sector) - np.pi / sides)
 
         fold = np.abs((theta + np.pi / 2) % (2 * np.pi / 5) - np.pi / 5)  # 0 between two points of the star
-        tip, notch = np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)]) * 1.1, np.array([0.45, 0.0])
+        tip, notch = np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)]) * 1.25, np.array([0.38, 0.0])
         normal = np.array([tip[1] - notch[1], notch[0] - tip[0]])
         normal /= np.hypot(*normal)
         star = normal @ notch - (rho * np.cos(fold) * normal[0] + rho * np.sin(fold) * normal[1])
         cross = np.maximum(
-            np.minimum(0.33 - np.abs(u), 1.0 - np.abs(v)),
-            np.minimum(0.33 - np.abs(v), 1.0 - np.abs(u)),
+            np.minimum(0.2 - np.abs(u), 1.1 - np.abs(v)),
+            np.minimum(0.2 - np.abs(v), 1.1 - np.abs(u)),
         )
         maps = {
             "circle": 0.9 - rho,
-            "square": 0.8 - np.maximum(np.abs(u), np.abs(v)),
+            "bar": np.minimum(1.15 - np.abs(u), 0.32 - np.abs(v)),
             "triangle": polygon(3, 1.15),
             "star": star,
             "cross": cross,

@@ -23,16 +23,16 @@ def test_any_text_survives(text):
 
 
 def test_words_of_the_world_are_single_tokens():
-    ids, _ = TOKENIZER.encode(["the red square moves left"])
+    ids, _ = TOKENIZER.encode(["the red bar moves left"])
     assert ids.shape == (1, 5)
 
 
 def test_padding_and_end_are_marked():
-    ids, mask = TOKENIZER.encode(["red", "the red square"], eos=True)
+    ids, mask = TOKENIZER.encode(["red", "the red bar"], eos=True)
     assert mask.tolist() == [[True, True, False, False], [True] * 4]
     assert ids[0, 1] == ids[1, 3] == TOKENIZER.eos_id
     assert (ids[0, 2:] == TOKENIZER.pad_id).all()
-    assert TOKENIZER.decode(ids.tolist()) == ["red", "the red square"]
+    assert TOKENIZER.decode(ids.tolist()) == ["red", "the red bar"]
 
 
 def test_saved_and_loaded(tmp_path):

@@ -58,12 +58,12 @@ def test_a_moving_object_moves_where_its_caption_says(action, direction):
 
 
 def test_objects_have_the_colour_and_area_of_their_shape():
-    """A square's side is 1.6 radii, a circle's radius 0.9: their areas compare as 2.56 to 0.81 pi."""
+    """A ring lies between 0.56 and 1 radii, a circle within 0.9: their areas compare as 0.6864 to 0.81."""
     areas = {}
-    for shape in ("circle", "square"):
+    for shape in ("circle", "ring"):
         frame = clip(Scene(IDLE, (("cyan", shape),)), seed=3, noise=0, background=0, size=96)[0]
         areas[shape] = (np.abs(frame.astype(float) - COLOURS["cyan"]).max(-1) < 45).sum()
-    assert areas["square"] / areas["circle"] == pytest.approx(2.56 / (0.81 * np.pi), rel=0.06)
+    assert areas["ring"] / areas["circle"] == pytest.approx(0.6864 / 0.81, rel=0.06)
 
 
 def test_pixels_change_while_nothing_happens():
@@ -176,16 +176,18 @@ def test_a_near_miss_differs_in_one_thing_and_is_of_the_split(what):
     world = World()
     rng = np.random.default_rng(0)
     train = {s for part in world.splits["train"] for s in part}
+    found = 0
     for _ in range(100):
         scene = world.sample_scene(rng, "train")
         other = world.vary(scene, what, rng, "train")
+        if other is None:
+            continue
+        found += 1
         assert other in train
-        words = zip(captions(scene)[0].split(), captions(other)[0].split(), strict=False)
-        changed = sum(
-            a != b for pair in zip(scene.objects, other.objects, strict=True) for a, b in zip(*pair, strict=True)
-        )
+        things = zip(sum(scene.objects, ()), sum(other.objects, ()), strict=True)
+        changed = sum(a != b for a, b in things)
         assert (other.action != scene.action, changed) == ((True, 0) if what == "action" else (False, 1))
-        assert any(a != b for a, b in words) or what == "action"
+    assert found > 85
 
 
 def test_negatives_are_captions_of_training_compositions():

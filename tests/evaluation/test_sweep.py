@@ -15,7 +15,7 @@ from jepa.evaluation.sweep import RememberingDecoder, sweep_setting, sweeps
 from jepa.operations import OperationLedger
 from jepa.selective import Decoded
 
-WORDS = ["red circle grows", "blue star spins", "green ring blinks", "white cross shakes", "cyan square bounces"]
+WORDS = ["red circle grows", "blue star spins", "green ring blinks", "white cross shakes", "cyan bar bounces"]
 POLICIES = {
     "uniform": {
         "label": "uniform",

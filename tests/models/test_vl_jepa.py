@@ -13,8 +13,8 @@ from jepa.errors import InputError
 from jepa.losses.infonce import InfoNCE
 from jepa.operations import OperationLedger
 
-TEXTS = ["the red square moves left", "a cyan ring spins", "red"]
-QUERIES = ["what happens?", "what colour is the square?", "how many objects are there?"]
+TEXTS = ["the red bar moves left", "a cyan ring spins", "red"]
+QUERIES = ["what happens?", "what colour is the bar?", "how many objects are there?"]
 
 
 def frames(count: int = 3, seed: int = 0) -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_decoding_counts_tokens_with_the_end(tiny_model):
 
 def test_logits_do_not_see_later_tokens(tiny_model):
     decoder, latents = tiny_model.y_decoder, tiny_model.embed(TEXTS)
-    ids, _ = tiny_model.tokenizer.encode(["the red square moves left"] * 3)
+    ids, _ = tiny_model.tokenizer.encode(["the red bar moves left"] * 3)
     changed = ids.clone()
     changed[:, 3:] = 7
     torch.testing.assert_close(decoder(latents, ids)[:, :4], decoder(latents, changed)[:, :4])

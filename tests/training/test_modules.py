@@ -157,10 +157,10 @@ def test_the_decoder_learns_to_say_a_text(tiny_model):
     model = copy.deepcopy(tiny_model)
     module = DecoderModule(model, StageConfig(**STAGE))
     optimizer = torch.optim.AdamW(module.parameter_groups(), lr=1e-2)
-    latents = model.embed(["the red square moves left", "a ring"]).detach()
+    latents = model.embed(["the red bar moves left", "a ring"]).detach()
     for _ in range(60):
         optimizer.zero_grad()
-        loss = module.cross_entropy(latents, ["the red square moves left", "a ring"])
+        loss = module.cross_entropy(latents, ["the red bar moves left", "a ring"])
         loss.backward()
         optimizer.step()
-    assert [d.text for d in model.decode(latents)] == ["the red square moves left", "a ring"]
+    assert [d.text for d in model.decode(latents)] == ["the red bar moves left", "a ring"]
