@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ def train(config: dict[str, Any], output: Path) -> Path:
 
     The checkpoint is written after every stage, logs go to `output/logs`.
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
     L.seed_everything(config["seed"], verbose=False)
     world = build(config["world"])
     tokenizer = Tokenizer.train(corpus(), **config["tokenizer"])
@@ -131,7 +134,10 @@ def _fit(
     )
     workers = config["workers"]
     loader = DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
-    trainer.fit(module, loader, DataLoader(validation, batch_size=None))
+    with warnings.catch_warnings():
+        for noise in (".*does not have many workers.*", ".*LeafSpec.*"):  # of libraries, not of the run
+            warnings.filterwarnings("ignore", message=noise)
+        trainer.fit(module, loader, DataLoader(validation, batch_size=None))
     return trainer
 
 
