@@ -240,7 +240,7 @@ def _curves(results: Results) -> str:
     def figure(name: str, setting: dict[str, Any]) -> str:
         label = f"CIDEr-D against decodes per second of {len(setting['curves'])} policies on {name} streams"
         drawing = _figure(partial(plots.curves, results, name), f"curves-{_place(results, name)}", label)
-        caption = f"{_text(setting['description'])} {escape(setting_facts(setting))}"
+        caption = f"{_text(setting['description'].rstrip('.'))}: {escape(setting_facts(setting))}"
         return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
 
     return _section(

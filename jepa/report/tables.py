@@ -448,7 +448,7 @@ def markdown(results: Results) -> str:
     for name, setting in settings.items():
         blocks += [
             f"## Savings at equal quality: {name}",
-            " ".join(_escape(text) for text in (clean(setting["description"]), setting_facts(setting))),
+            ": ".join(_escape(t) for t in (clean(setting["description"]).rstrip("."), setting_facts(setting))),
             _markdown_table(savings_table(setting)),
             f"## Operations: {name}",
             f"Over {setting['operations'][0]['ledger']['steps']:,} steps of the test streams."
