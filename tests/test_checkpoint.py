@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 import yaml
@@ -106,4 +104,3 @@ def test_saving_leaves_the_old_checkpoint_whole_when_it_fails(tiny_model, folder
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(tiny_model, {**tiny_config(), "name": "other"}, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    shutil.rmtree(folder)

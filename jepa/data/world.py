@@ -402,7 +402,7 @@ class _Motion:
         colour = np.clip(colour + rng.uniform(-18, 18, colour.shape).astype(np.float32), 0, 255)
         pair = present[:, 1]
         radius = np.where(pair[:, None], rng.uniform(0.17, 0.2, (count, 2)), rng.uniform(0.24, 0.32, (count, 2)))
-        x, y = rng.uniform(0.25, 0.75, (2, count))  # whole in the frame until they move
+        x, y = rng.uniform(0.25, 0.75, (2, count))  # mostly whole in the frame until they move
         pace, phase = rng.random((2, count))
         heading = rng.uniform(0, 2 * np.pi, count)
         tilt = rng.uniform(-0.3, 0.3, (count, 2))

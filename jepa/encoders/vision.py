@@ -21,9 +21,10 @@ DIFFERENCE_GAIN = 2.0  # brings frame differences to about the scale of the fram
 class FrameViT(nn.Module):
     """Runs a timm ViT on each group of `tubelet` consecutive frames and adds an embedding of the group's time.
 
-    Frames of a group are stacked as channels, so that motion is visible to the patch embedding (V-JEPA's tubelets,
-    arXiv 2404.08471, with a 2-D ViT). A slot is encoded without regard to the others: sliding windows over a stream
-    share slots, and `encode_slots` runs once for each.
+    The group's first frame, and the difference of each further frame to the one before it, are stacked as channels, so
+    that motion is visible to the patch embedding (V-JEPA's tubelets, arXiv 2404.08471, with a 2-D ViT). A slot is
+    encoded without regard to the others: sliding windows over a stream share slots, and `encode_slots` runs once
+    for each.
 
     Raises:
         InputError: if timm does not know `name`, or `tubelet` < 1.

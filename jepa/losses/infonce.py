@@ -35,6 +35,9 @@ def info_nce(
 
     Returns:
         Scalar: the mean of both directions.
+
+    Raises:
+        InputError: `ids` and `negatives` are given without `negative_ids`.
     """
     logits = predictions @ targets.T / temperature
     if ids is not None:
@@ -43,7 +46,9 @@ def info_nce(
     forth = logits
     if negatives is not None:
         extra = predictions @ negatives.T / temperature
-        if ids is not None and negative_ids is not None:
+        if ids is not None:
+            if negative_ids is None:
+                raise InputError("negative_ids must be given with negatives when ids are, got None")
             extra = extra.masked_fill(ids[:, None] == negative_ids[None, :], -torch.inf)
         forth = torch.cat([logits, extra], dim=1)
     rows = torch.arange(len(logits), device=logits.device)

@@ -133,8 +133,8 @@ def test_broken_streams_are_named(tmp_path):
     with pytest.raises(InputError, match=r"latents.safetensors: not a whole safetensors file"):
         load_streams(tmp_path)
     save_streams(StreamSet(streams.records[:1], streams.latents[:1], streams.times[:1], streams.ledgers[:1]), tmp_path)
-    save_streams_records = "\n".join((tmp_path / "records.jsonl").read_text().splitlines() * 1)
-    (tmp_path / "records.jsonl").write_text(save_streams_records.replace("test-0", "test-7"), encoding="utf-8")
+    records = tmp_path / "records.jsonl"
+    records.write_text(records.read_text(encoding="utf-8").replace("test-0", "test-7"), encoding="utf-8")
     with pytest.raises(InputError, match=r"no latents of the stream 'test-7' that records.jsonl lists"):
         load_streams(tmp_path)
 

@@ -58,6 +58,11 @@ def test_further_negatives_count_for_predictions_alone():
     torch.testing.assert_close(ours, total / 8, rtol=1e-12, atol=1e-12)
 
 
+def test_negatives_without_their_ids_are_refused():
+    with pytest.raises(InputError, match="negative_ids must be given with negatives when ids are, got None"):
+        info_nce(latents(4, 1), latents(4, 2), 0.3, torch.arange(4), latents(2, 3))
+
+
 def test_without_ids_every_other_target_is_a_negative():
     predictions, targets = latents(5, 3), latents(5, 4)
     every = info_nce(predictions, targets, 0.1)
