@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.errors import InputError
+from jepa.losses.gather import GlobalBatch
+from jepa.losses.inputs import at_least_float32, check_ids, matched
 
 
 def info_nce(
@@ -18,6 +20,7 @@ def info_nce(
     ids: Tensor | None = None,
     negatives: Tensor | None = None,
     negative_ids: Tensor | None = None,
+    gather: bool = False,
 ) -> Tensor:
     """Symmetric cross-entropy of each prediction against its target, the batch's other targets as negatives.
 
@@ -28,48 +31,92 @@ def info_nce(
         predictions: (B, E), L2-normalised.
         targets: (B, E), L2-normalised.
         temperature: softmax temperature, > 0.
-        ids: (B,) integers, equal for equal target texts; None when all differ.
+        ids: (B,) integers, equal for equal target texts, and if `gather` over all ranks, not within a batch alone;
+            None when all differ.
         negatives: (M, E), L2-normalised: further texts that predictions are told from. They have no predictions of
-            their own, so that they count in the direction from predictions to targets only.
+            their own, so that they count in the direction from predictions to targets only, and on this rank only.
         negative_ids: (M,) integers like `ids`; needed with `negatives` if `ids` are given.
+        gather: take predictions and targets of all ranks as negatives. The mean over ranks of the losses, and of the
+            gradients, is that of the global batch. Batches may differ in size; ids are given by all ranks or by none.
 
     Returns:
         Scalar: the mean of both directions.
 
     Raises:
-        InputError: `ids` and `negatives` are given without `negative_ids`.
+        InputError: predictions and targets are not floating point (B, E) of the same shape, ids are not (B,) integers,
+            or `ids` and `negatives` are given without `negative_ids`.
     """
-    logits = predictions @ targets.T / temperature
+    predictions, targets = matched(predictions, targets)
+    batch, same = GlobalBatch.around(predictions, gather), None
+    own = batch.own(predictions.device)
     if ids is not None:
-        same = (ids[:, None] == ids[None, :]) & ~torch.eye(len(ids), dtype=torch.bool, device=ids.device)
-        logits = logits.masked_fill(same, -torch.inf)
+        check_ids("ids", ids, batch.count)
+        others = own[:, None] != torch.arange(batch.total, device=own.device)
+        same = (ids[:, None] == batch.gather(ids)[None, :]) & others
+
+    def similarity(rows: Tensor, columns: Tensor) -> Tensor:
+        logits = rows @ columns.T / temperature
+        return logits if same is None else logits.masked_fill(same, -torch.inf)
+
+    all_predictions, all_targets = predictions, targets
+    if batch.ranks > 1:
+        all_predictions, all_targets = batch.gather(torch.cat([predictions, targets], dim=1)).chunk(2, dim=1)
+    logits = similarity(predictions, all_targets)
     forth = logits
     if negatives is not None:
-        extra = predictions @ negatives.T / temperature
+        extra = predictions @ at_least_float32("negatives", negatives).T / temperature
         if ids is not None:
             if negative_ids is None:
                 raise InputError("negative_ids must be given with negatives when ids are, got None")
             extra = extra.masked_fill(ids[:, None] == negative_ids[None, :], -torch.inf)
         forth = torch.cat([logits, extra], dim=1)
-    rows = torch.arange(len(logits), device=logits.device)
-    return 0.5 * (F.cross_entropy(forth, rows) + F.cross_entropy(logits.T, rows))
+    cost = F.cross_entropy(forth, own)
+    back = logits.T if batch.ranks == 1 else similarity(targets, all_predictions)
+    return batch.weight * 0.5 * (cost + F.cross_entropy(back, own))
+
+
+class ProjectionHead(nn.Sequential):
+    """Linear, ReLU, linear: (B, width) -> (B, output). SimCLR's head (Chen et al. 2020, arXiv 2002.05709, section 2.1).
+
+    A contrastive loss on its output leaves the latents before it freer.
+    """
+
+    def __init__(self, width: int, hidden: int, output: int) -> None:
+        super().__init__(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, output))
 
 
 class InfoNCE(nn.Module):
-    """`info_nce` with a learnable temperature, stored as its negative logarithm and kept in [`lowest`, 1].
+    """`info_nce` with a temperature stored as its negative logarithm and kept in [`lowest`, 1]; negatives of all ranks.
 
-    Negatives come from the local batch.
+    Args:
+        temperature: the first value, or if not `learnable` the only one.
+        lowest: the lowest value.
+        learnable: learn the temperature; if not, the module has no parameter for it.
+        gather: take the batches of all ranks, not only the local one, as negatives.
+        head: applied to predictions, targets and negatives alike, whose outputs are then L2-normalised; see
+            `ProjectionHead`. None compares the latents themselves.
 
     Raises:
         InputError: unless 0 < lowest <= temperature <= 1.
     """
 
-    def __init__(self, temperature: float = 0.07, lowest: float = 0.01) -> None:
+    unit_norm = True
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        lowest: float = 0.01,
+        learnable: bool = True,
+        gather: bool = True,
+        head: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         if not 0 < lowest <= temperature <= 1:
             raise InputError(f"temperature must be in [lowest, 1] with lowest > 0, got {temperature} (lowest {lowest})")
         self.limit = -math.log(lowest)
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        log_scale = torch.tensor(-math.log(temperature))
+        self.log_scale = nn.Parameter(log_scale) if learnable else log_scale
+        self.gather, self.head = gather, head
 
     @property
     def temperature(self) -> Tensor:
@@ -84,4 +131,9 @@ class InfoNCE(nn.Module):
         negatives: Tensor | None = None,
         negative_ids: Tensor | None = None,
     ) -> Tensor:
-        return info_nce(predictions, targets, self.temperature, ids, negatives, negative_ids)
+        predictions, targets = self._project(predictions), self._project(targets)
+        negatives = None if negatives is None else self._project(negatives)
+        return info_nce(predictions, targets, self.temperature, ids, negatives, negative_ids, self.gather)
+
+    def _project(self, latents: Tensor) -> Tensor:
+        return latents if self.head is None else F.normalize(self.head(latents), dim=-1)

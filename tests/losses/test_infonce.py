@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from jepa.errors import InputError
-from jepa.losses.infonce import InfoNCE, info_nce
+from jepa.losses.infonce import InfoNCE, ProjectionHead, info_nce
 
 
 def latents(count: int, seed: int) -> torch.Tensor:
@@ -89,3 +89,52 @@ def test_the_temperature_is_learnt_and_kept_in_bounds():
 def test_a_bad_temperature_is_named(temperature):
     with pytest.raises(InputError, match=f"temperature must be in .* got {temperature}"):
         InfoNCE(temperature)
+
+
+def test_a_fixed_temperature_is_no_parameter():
+    fixed, learnt = InfoNCE(0.2, learnable=False), InfoNCE(0.2)
+    assert not list(fixed.parameters())
+    assert not fixed.state_dict()
+    assert set(learnt.state_dict()) == {"log_scale"}
+    assert fixed.temperature == learnt.temperature
+    predictions, targets = latents(4, 0).requires_grad_(), latents(4, 1)
+    assert fixed(predictions, targets) == learnt(predictions, targets)
+    fixed(predictions, targets).backward()
+    assert predictions.grad is not None
+
+
+def test_a_projection_head_comes_before_the_comparison():
+    torch.manual_seed(0)
+    loss = InfoNCE(0.2, head=ProjectionHead(7, 5, 3)).double()
+    predictions, targets, extra = latents(4, 0), latents(4, 1), latents(2, 2)
+    first, last = loss.head[0], loss.head[2]
+    hidden = [(z @ first.weight.T + first.bias).clamp(min=0) for z in (predictions, targets, extra)]
+    projected = [h @ last.weight.T + last.bias for h in hidden]
+    unit = [z / z.square().sum(dim=1, keepdim=True).sqrt() for z in projected]
+    expected = info_nce(unit[0], unit[1], loss.temperature, negatives=unit[2])
+    value = loss(predictions, targets, negatives=extra)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    value.backward()
+    assert all(parameter.grad.any() for parameter in loss.parameters())
+
+
+def test_half_precision_is_computed_in_float32():
+    half = [latents(count, seed).bfloat16() for count, seed in ((6, 0), (6, 1), (3, 2))]
+    predictions, targets, extra = (z.float() for z in half)
+    expected = info_nce(predictions, targets, 0.1, negatives=extra)
+    assert info_nce(half[0], half[1], 0.1, negatives=half[2]) == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: info_nce(latents(3, 0), latents(2, 0), 0.1), r"same shape, got \(3, 7\) and \(2, 7\)"),
+        (
+            lambda: info_nce(latents(2, 0), latents(2, 0), 0.1, torch.tensor([0.0, 1.0])),
+            r"ids must be \(2,\) integers, got \(2,\) torch.float32",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
