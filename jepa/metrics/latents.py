@@ -8,6 +8,7 @@ N, M: rows; E: embedding dimensions. Half-precision input is computed in float32
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,10 @@ from torchmetrics.utilities import dim_zero_cat
 
 from jepa.errors import InputError
 
+COLLAPSED_COSINE = 0.9  # mean cosine of unpaired predictions and targets above which latents say nothing
+
 _QUERIES_AT_ONCE = 1024  # bounds the similarity matrix held in memory
+_FALSE_NEIGHBOURS = 0.01  # share of different meanings that recall may cost
 
 
 def paired_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -132,10 +136,121 @@ def retrieval_at_k(queries: Tensor, gallery: Tensor, labels: Tensor, k: int) -> 
     return torch.cat(hits).mean()
 
 
+def linear_fit(predictions: Tensor, targets: Tensor, *, ridge: float = 1e-3, seed: int = 0) -> Tensor:
+    """How much of the targets' variance an affine map of the predictions explains, on rows that it was not fitted to.
+
+    1 − ‖T − T̂‖² / ‖T − T̄‖² over a held-out half of the rows, with T̄ their mean and T̂ = t̄ + (P − p̄) W, fitted to
+    the other half: W = (X'X + r (tr X'X / E) I)⁻¹ X'Y with X = P − p̄ and Y = T − t̄. The ridge r is thus relative to
+    the predictions' variance, and the value does not change with their scale; what differs only by rounding (16 times
+    the machine epsilon of float32) counts as equal. The halves are drawn by `seed`. Computed in float64.
+
+    Args:
+        predictions: (N, E), of any norm. N well above 2 E: otherwise even informative latents fit badly.
+        targets: (N, E), of any norm; row i belongs to prediction i.
+        ridge: r, > 0.
+        seed: of the split.
+
+    Returns:
+        Scalar: 1 where the targets are an affine map of the predictions, 0 or below where these say nothing (or
+        are collapsed), 0 where the held-out targets are all equal.
+
+    Raises:
+        InputError: the shapes differ or are not (N, E), a value is not finite, N is below 4, or the ridge is not
+            above 0.
+    """
+    predictions, targets = (latents.double() for latents in _matched(predictions, targets))
+    count, dims = predictions.shape
+    if count < 4:
+        raise InputError(f"predictions must have at least 4 rows to fit and to hold out, got {count}")
+    if not ridge > 0:
+        raise InputError(f"ridge must be > 0, got {ridge}")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(predictions.device)
+    fit, held_out = order[: count // 2], order[count // 2 :]
+    p_mean, t_mean = predictions[fit].mean(0), targets[fit].mean(0)
+    x, y = predictions[fit] - p_mean, targets[fit] - t_mean
+    moments = x.T @ x
+    level = (16 * torch.finfo(torch.float32).eps) ** 2
+    rounding = level * predictions[fit].square().sum()
+    penalty = (ridge * moments.trace() + rounding).clamp_min(torch.finfo(x.dtype).tiny) / dims
+    weights = torch.linalg.solve(moments + penalty * torch.eye(dims, dtype=x.dtype, device=x.device), x.T @ y)
+    truth = targets[held_out]
+    total = (truth - truth.mean(0)).square().sum()
+    if total <= level * truth.square().sum():
+        return total.new_zeros(())
+    return 1 - (truth - t_mean - (predictions[held_out] - p_mean) @ weights).square().sum() / total
+
+
+def same_meaning(first: Tensor, second: Tensor, ids: Tensor) -> dict[str, Tensor]:
+    """How well the cosine tells two phrasings of one meaning from phrasings of different meanings.
+
+    The N rows are the pairs of one meaning; every first phrasing with every second one of another id is a pair of
+    different meanings, up to N² − N of them. Both values are exact, by counting, in chunks of rows. Cosines within 16
+    times the machine epsilon of the dtype are level, so that collapsed latents score 0.5 and 0.
+
+    Args:
+        first: (N, E), of any norm: latents of one phrasing.
+        second: (N, E), of any norm: latents of another phrasing; row i means the same as row i of `first`.
+        ids: (N,) integers, equal for equal meanings.
+
+    Returns:
+        Scalars in [0, 1]: ``auc``, the area under the ROC curve: the chance that a pair of one meaning has a higher
+        cosine than a pair of different meanings, ties as half; and ``recall@1%``, the share of same-meaning pairs
+        that are found when at most 1 % of the pairs of different meanings reach the threshold.
+
+    Raises:
+        InputError: the shapes differ or are not (N, E), a value is not finite, or all ids are equal.
+    """
+    first, second = _matched(first, second)
+    count = len(first)
+    ids = _indices("ids", ids, count)
+    if (ids == ids[0]).all():
+        raise InputError(f"ids must be of at least 2 different meanings, got only {int(ids[0])}")
+    first, second = F.normalize(first, dim=1), F.normalize(second, dim=1)
+    same = (first * second).sum(1).sort().values
+    level = 16 * torch.finfo(same.dtype).eps
+    # For each same-meaning cosine: how many of the different-meaning ones are lower, and how many not higher.
+    lower, not_higher = (torch.zeros(count + 1, dtype=torch.long, device=same.device) for _ in range(2))
+    for part, part_ids in zip(first.split(_QUERIES_AT_ONCE), ids.split(_QUERIES_AT_ONCE), strict=True):
+        different = (part @ second.T)[part_ids[:, None] != ids]
+        lower += torch.bincount(torch.searchsorted(same - level, different, right=True), minlength=count + 1)
+        not_higher += torch.bincount(torch.searchsorted(same + level, different), minlength=count + 1)
+    pairs = lower.sum()
+    lower, not_higher = lower.cumsum(0)[:count], not_higher.cumsum(0)[:count]
+    reaching = (pairs - lower) / pairs
+    return {
+        "auc": ((lower + not_higher).double() / 2 / pairs).mean(),
+        "recall@1%": (reaching <= _FALSE_NEIGHBOURS).double().mean(),
+    }
+
+
+def collapse_message(geometry: Mapping[str, Tensor | float]) -> str | None:
+    """One line that says so if latents have collapsed, None otherwise.
+
+    They have where the mean cosine of unpaired predictions and targets is above 0.9 (`COLLAPSED_COSINE`): near 0 is
+    what latents that tell texts apart have, and a collapsed run is beyond 0.99.
+
+    Args:
+        geometry: what `LatentGeometry` computes, with 1 among its ks.
+    """
+    unpaired = float(geometry["unpaired_cosine"])
+    if unpaired <= COLLAPSED_COSINE:
+        return None
+    return (
+        f"latents have collapsed: unpaired cosine {unpaired:.3f} > {COLLAPSED_COSINE}, "
+        f"RankMe {float(geometry['rankme']):.1f}, retrieval@1 {float(geometry['retrieval@1']):.3f}"
+    )
+
+
 class LatentGeometry(Metric):
     """The measures of this module over predictions and targets that arrive in batches.
 
     Repeated texts are one candidate in retrieval, and not unpaired with each other.
+
+    Args:
+        ks: the k of each ``retrieval@k``, at least 1.
+
+    Raises:
+        InputError: no k, or one below 1.
     """
 
     is_differentiable = False
@@ -145,8 +260,11 @@ class LatentGeometry(Metric):
     targets: list[Tensor]
     ids: list[Tensor]
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, ks: Sequence[int] = (1,), **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not ks or min(ks) < 1:
+            raise InputError(f"ks must hold at least one k, each >= 1, got {tuple(ks)}")
+        self.ks = tuple(ks)
         for name in ("predictions", "targets", "ids"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -171,8 +289,8 @@ class LatentGeometry(Metric):
         self.targets.append(targets.detach())
 
     def compute(self) -> dict[str, Tensor]:
-        """Scalars: ``retrieval@1`` of a prediction's own text among the distinct targets, ``rankme`` of the
-        predictions, ``paired_cosine`` and ``unpaired_cosine``.
+        """Scalars: ``retrieval@k`` of a prediction's own text among the distinct targets, for each k that they are
+        enough for; ``rankme`` of the predictions, ``paired_cosine`` and ``unpaired_cosine``.
 
         Raises:
             InputError: there are fewer than 2 distinct targets, or a value is not finite.
@@ -187,7 +305,11 @@ class LatentGeometry(Metric):
         rows = torch.arange(len(ids), device=ids.device)
         first = rows.new_full((len(distinct),), len(ids)).scatter_reduce(0, labels, rows, "amin")
         return {
-            "retrieval@1": retrieval_at_k(predictions, targets[first], labels, k=1),
+            **{
+                f"retrieval@{k}": retrieval_at_k(predictions, targets[first], labels, k)
+                for k in self.ks
+                if k <= len(distinct)
+            },
             "rankme": rankme(predictions),
             "paired_cosine": paired_cosine(predictions, targets),
             "unpaired_cosine": unpaired_cosine(predictions, targets, ids),

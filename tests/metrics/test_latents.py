@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score, roc_auc_score, top_k_accuracy_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 from jepa.errors import InputError
 from jepa.metrics import LatentGeometry, paired_cosine, rankme, retrieval_at_k, unpaired_cosine
+from jepa.metrics.latents import collapse_message, linear_fit, same_meaning
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -120,11 +122,92 @@ def test_retrieval_breaks_ties_by_chance():
             lambda: retrieval_at_k(randn(2, 3), randn(4, 3), torch.tensor([0, 1]), 5),
             r"k must be in 1\.\.4 \(rows of the gallery\), got 5",
         ),
+        (lambda: linear_fit(randn(3, 2), randn(3, 2)), "at least 4 rows .* got 3"),
+        (lambda: linear_fit(randn(4, 2), randn(4, 2), ridge=0), "ridge must be > 0, got 0"),
+        (
+            lambda: same_meaning(randn(2, 2), randn(2, 2), torch.tensor([5, 5])),
+            "ids must be of at least 2 different meanings, got only 5",
+        ),
+        (lambda: LatentGeometry(ks=()), r"ks must hold at least one k, each >= 1, got \(\)"),
+        (lambda: LatentGeometry(ks=(1, 0)), r"got \(1, 0\)"),
     ],
 )
 def test_bad_input_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_linear_fit_equals_scikit_learn():
+    predictions, targets = randn(300, 6) + 3, randn(300, 6, seed=1) + 1
+    targets = targets + predictions @ randn(6, 6, seed=2)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(4))
+    fit, held_out = order[:150], order[150:]
+    spread = float((predictions[fit] - predictions[fit].mean(0)).square().sum()) / 6
+    model = Ridge(alpha=0.05 * spread).fit(predictions[fit].numpy(), targets[fit].numpy())
+    expected = r2_score(
+        targets[held_out].numpy(),
+        model.predict(predictions[held_out].numpy()),
+        multioutput="variance_weighted",
+    )
+    assert 0.5 < expected < 0.95
+    assert linear_fit(predictions, targets, ridge=0.05, seed=4).item() == pytest.approx(expected, abs=1e-8)
+    assert linear_fit(20 * predictions, targets, ridge=0.05, seed=4).item() == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_linear_fit_from_nothing_to_all(dtype):
+    predictions, noise = randn(400, 8).to(dtype), randn(400, 8, seed=1).to(dtype)
+    affine = predictions @ randn(8, 8, seed=2).to(dtype) + 5
+    assert linear_fit(predictions, affine).item() == pytest.approx(1, abs=1e-4)
+    assert -0.2 < linear_fit(predictions, noise).item() < 0.02
+    assert -0.1 < linear_fit(torch.ones_like(noise), noise).item() <= 0
+    assert linear_fit(1 + 1e-7 * noise, noise).item() < 0.02  # collapsed but for rounding
+    assert linear_fit(torch.zeros_like(noise), noise).item() <= 0
+    assert linear_fit(predictions, torch.ones_like(noise)).item() == 0
+
+
+def test_same_meaning_equals_plain_loops():
+    ids = torch.arange(60) % 50  # some meanings twice
+    meanings = randn(50, 8)[ids]
+    first, second = meanings + 1.2 * randn(60, 8, seed=1), 3 * (meanings + 1.2 * randn(60, 8, seed=2))
+    own = [cosine(first[i], second[i]) for i in range(60)]
+    others = [cosine(first[i], second[j]) for i in range(60) for j in range(60) if ids[i] != ids[j]]
+    found = np.mean([np.mean(np.array(others) >= value) <= 0.01 for value in own])
+    auc = roc_auc_score([1] * len(own) + [0] * len(others), own + others)
+    assert 0.6 < auc < 0.95
+    assert 0 < found < 0.6
+    result = same_meaning(first, second, ids)
+    assert result["auc"].item() == pytest.approx(auc, abs=1e-12)
+    assert result["recall@1%"].item() == pytest.approx(found, abs=1e-12)
+
+
+def test_same_meaning_in_chunks_equals_scikit_learn():
+    count = 1500  # more rows than are compared at once
+    first = randn(count, 16).float()
+    second = first + 2 * randn(count, 16, seed=1).float()
+    scores = cosine_similarity(first.numpy(), second.numpy())
+    result = same_meaning(first, second, torch.arange(count))
+    auc = roc_auc_score(np.eye(count).ravel(), scores.ravel())
+    threshold = np.quantile(scores[~np.eye(count, dtype=bool)], 0.99)
+    assert result["auc"].item() == pytest.approx(auc, abs=1e-5)
+    assert result["recall@1%"].item() == pytest.approx(np.mean(np.diag(scores) > threshold), abs=2 / count)
+
+
+def test_same_meaning_of_perfect_and_collapsed_latents():
+    ids, latents = torch.arange(200), F.normalize(randn(200, 64).float(), dim=1)
+    perfect = {name: value.item() for name, value in same_meaning(latents, latents, ids).items()}
+    assert perfect == {"auc": 1.0, "recall@1%": 1.0}
+    point = latents[:1].expand(200, -1)
+    collapsed = {name: value.item() for name, value in same_meaning(point, 2 * point, ids).items()}
+    assert collapsed == {"auc": 0.5, "recall@1%": 0.0}
+
+
+def test_the_message_of_a_collapse():
+    geometry = {"unpaired_cosine": torch.tensor(0.95), "rankme": torch.tensor(1.24), "retrieval@1": torch.tensor(0.01)}
+    assert collapse_message(geometry) == (
+        "latents have collapsed: unpaired cosine 0.950 > 0.9, RankMe 1.2, retrieval@1 0.010"
+    )
+    assert collapse_message({**geometry, "unpaired_cosine": 0.9}) is None
 
 
 # ------------------------------------------------------------------------------------------------- metric
@@ -183,6 +266,15 @@ def test_metric_merges_and_gathers():
     )
     here.update(PREDICTIONS[:2], TARGETS[:2], IDS[:2])
     check(here)
+
+
+def test_metric_retrieves_at_each_k_that_the_targets_are_enough_for():
+    metric = LatentGeometry(ks=(1, 3, 5, 10))  # 5 distinct targets
+    metric.update(PREDICTIONS, TARGETS, IDS)
+    geometry = {name: value.item() for name, value in metric.compute().items()}
+    distinct, labels = IDS.unique(return_inverse=True)
+    expected = {f"retrieval@{k}": retrieval_at_k(PREDICTIONS, TEXTS[distinct], labels, k).item() for k in (1, 3, 5)}
+    assert geometry == pytest.approx({**expected_geometry(), **expected}, abs=1e-6)
 
 
 def test_metric_of_a_collapsed_model():

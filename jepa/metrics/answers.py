@@ -1,0 +1,286 @@
+"""Judging generated answers: whether a prediction is right, by the metric that the config names.
+
+A judge takes (prediction, gold, request) and says whether the prediction is right; the request is what was asked, and
+only Spider looks at it. A prediction that cannot be read is wrong; a gold answer that cannot be read is an InputError.
+No judge calls an empty prediction right.
+
+N: items; C: choices.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from jepa.errors import InputError
+from jepa.metrics.regex import UndecidedError, check_regex, equivalent
+from jepa.metrics.savings import Interval
+from jepa.metrics.sql import Spider
+
+Judge = Callable[[str, str, str], bool]
+
+# The number after the mark: commas and a currency sign are part of how it is written, what follows is not.
+_FINAL_ANSWER = re.compile(r"####\s*(-?)\$?\s*(-?)([0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)")
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+
+def exact_match(prediction: str, gold: str, request: str = "") -> bool:
+    """Equal but for whitespace at both ends.
+
+    Raises:
+        InputError: the gold answer is blank.
+    """
+    return prediction.strip() == _not_blank(gold).strip()
+
+
+def prefix_match(prediction: str, gold: str, request: str = "") -> bool:
+    """The prediction starts with the gold answer, whitespace at both ends apart.
+
+    The protocol of LLM-JEPA (arXiv 2509.14252) for models trained from scratch, which may not have learned to stop.
+
+    Raises:
+        InputError: the gold answer is blank: every prediction would start with it.
+    """
+    return prediction.strip().startswith(_not_blank(gold).strip())
+
+
+def regex_equivalence(prediction: str, gold: str, request: str = "") -> bool:
+    """Both match the same strings: `jepa.metrics.regex`, the metric "DFA-equal" of Locascio et al. 2016.
+
+    Whitespace at both ends does not count. A prediction whose automaton outgrows the limit before it is told from the
+    gold one is wrong.
+
+    Raises:
+        InputError: the gold expression cannot be read.
+    """
+    gold = _not_blank(gold).strip()
+    try:
+        return equivalent(prediction.strip(), gold)
+    except UndecidedError:
+        return False
+    except InputError:
+        check_regex(gold)
+        return False
+
+
+def gsm8k(prediction: str, gold: str, request: str = "") -> bool:
+    """The number after the first ``####`` of each is the same (Cobbe et al. 2021, arXiv 2110.14168).
+
+    A prediction without the mark is wrong, whatever numbers it holds. Numbers are compared as numbers: ``1,200`` is
+    ``$1200.00``, and text after them does not count. The official code compares them as text without commas.
+
+    Raises:
+        InputError: the gold answer has no number after ``####``.
+    """
+    expected = _final_answer(gold)
+    if expected is None:
+        raise InputError(f"gold must have a number after '####', got {gold!r}")
+    return _final_answer(prediction) == expected
+
+
+def nq_open(prediction: str, gold: str, request: str = "") -> bool:
+    """Equal to one of the gold answers, which ``; `` separates, after the normalisation of SQuAD.
+
+    Normalised (Rajpurkar et al. 2016, arXiv 1606.05250): lower case, without punctuation, articles and repeated
+    whitespace. A prediction that is empty then is wrong, so that nothing matches a gold answer such as ``/``.
+
+    Raises:
+        InputError: the gold answer is blank.
+    """
+    answer, right = _normalise(prediction), {_normalise(one) for one in _not_blank(gold).split("; ")}
+    return bool(answer) and answer in right
+
+
+METRICS: dict[str, Judge | type[Spider]] = {
+    "exact_match": exact_match,
+    "prefix_match": prefix_match,
+    "regex_equivalence": regex_equivalence,
+    "gsm8k": gsm8k,
+    "nq_open": nq_open,
+    "spider": Spider,
+}
+
+
+def judge_for(metric: str, **options: Any) -> Judge:
+    """The judge of a metric by its name in `METRICS`.
+
+    Args:
+        metric: the name.
+        options: for ``spider`` those of `Spider`; the others have none.
+
+    Raises:
+        InputError: an unknown name, or an option that the metric does not have or cannot do without.
+    """
+    if metric not in METRICS:
+        raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    found = METRICS[metric]
+    if isinstance(found, type):
+        if "databases" not in options or not options.keys() <= {"databases", "timeout_seconds"}:
+            raise InputError(f"metric {metric} must have databases and at most timeout_seconds, got {sorted(options)}")
+        return found(**options)
+    if options:
+        raise InputError(f"metric {metric} must have no options, got {sorted(options)}")
+    return found
+
+
+def judge(
+    metric: str,
+    predictions: Sequence[str],
+    golds: Sequence[str],
+    requests: Sequence[str] | None = None,
+    **options: Any,
+) -> list[bool]:
+    """Whether each of N predictions is right.
+
+    Args:
+        metric: a name in `METRICS`.
+        predictions: N.
+        golds: N.
+        requests: N, what was asked; None where the metric does not need it.
+        options: as in `judge_for`.
+
+    Raises:
+        InputError: as `judge_for`; different lengths; a gold answer or a request that cannot be read, with its index.
+    """
+    return _judge_all(judge_for(metric, **options), predictions, golds, requests)
+
+
+def multiple_choice(log_likelihoods: Tensor, answers: Tensor) -> Tensor:
+    """Whether the right choice is the one the model finds most likely.
+
+    A tie for the highest is wrong: a model that finds all choices alike has not answered.
+
+    Args:
+        log_likelihoods: (N, C) of each choice's text; divide by its length beforehand where lengths differ.
+        answers: (N,) integers in 0..C−1, the right choice.
+
+    Returns:
+        (N,) booleans.
+
+    Raises:
+        InputError: shapes that do not match, a NaN, or an answer outside 0..C−1.
+    """
+    if log_likelihoods.ndim != 2 or answers.shape != log_likelihoods.shape[:1] or answers.is_floating_point():
+        raise InputError(
+            "log_likelihoods and answers must be (N, C) and (N,) integers, "
+            f"got {tuple(log_likelihoods.shape)} and {tuple(answers.shape)} {answers.dtype}"
+        )
+    unknown = log_likelihoods.isnan().any(dim=1)
+    if unknown.any():
+        raise InputError(f"log_likelihoods must be numbers, got a NaN in row {int(unknown.nonzero()[0])}")
+    choices = log_likelihoods.shape[1]
+    outside = (answers < 0) | (answers >= choices)
+    if outside.any():
+        raise InputError(f"answers must be in 0..{choices - 1}, got {int(answers[outside][0])}")
+    right = log_likelihoods.gather(1, answers.long()[:, None])
+    return (log_likelihoods >= right).sum(1) == 1
+
+
+def proportion_interval(right: int, total: int) -> Interval:
+    """The share right and its 95 % Wilson interval (Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4).
+
+    It covers the luck of which items were asked, not that of the training: for that see `paired_test`.
+
+    Raises:
+        InputError: unless 0 <= right <= total and total >= 1.
+    """
+    if total < 1 or not 0 <= right <= total:
+        raise InputError(f"right and total must satisfy 0 <= right <= total and total >= 1, got {right} and {total}")
+    share = right / total
+    middle = (share + _Z**2 / (2 * total)) / (1 + _Z**2 / total)
+    half = _Z / (1 + _Z**2 / total) * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
+    low = 0.0 if right == 0 else middle - half  # exact at the ends, but for rounding
+    high = 1.0 if right == total else middle + half
+    return Interval(share, low, high)
+
+
+class AnswerAccuracy(Metric):
+    """The share of right predictions that arrive in batches, with its 95 % Wilson interval.
+
+    Args:
+        metric: a name in `METRICS`.
+        options: as in `judge_for`, and those of `torchmetrics.Metric` under `metric_options`.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    right: Tensor
+    total: Tensor
+
+    def __init__(self, metric: str, metric_options: dict[str, Any] | None = None, **options: Any) -> None:
+        super().__init__(**(metric_options or {}))
+        self.judge = judge_for(metric, **options)
+        for name in ("right", "total"):
+            self.add_state(name, default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, predictions: Sequence[str], golds: Sequence[str], requests: Sequence[str] | None = None) -> None:
+        """Add B predictions, their gold answers and, where the metric needs them, the requests.
+
+        Raises:
+            InputError: as `judge`.
+        """
+        verdicts = _judge_all(self.judge, predictions, golds, requests)
+        self.right += sum(verdicts)
+        self.total += len(verdicts)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scalars in 0..1, float64: ``accuracy``, and ``accuracy_low`` and ``accuracy_high`` of its interval.
+
+        Raises:
+            InputError: no prediction was given.
+        """
+        interval = proportion_interval(int(self.right), int(self.total))
+        values = {"accuracy": interval.value, "accuracy_low": interval.low, "accuracy_high": interval.high}
+        return {k: torch.tensor(v, dtype=torch.float64, device=self.device) for k, v in values.items()}
+
+
+def _judge_all(
+    is_right: Judge, predictions: Sequence[str], golds: Sequence[str], requests: Sequence[str] | None
+) -> list[bool]:
+    requests = [""] * len(predictions) if requests is None else requests
+    for name, texts in {"predictions": predictions, "golds": golds, "requests": requests}.items():
+        if isinstance(texts, str):
+            raise InputError(f"{name} must be a sequence of strings, got the string {texts[:80]!r}")
+    if not len(predictions) == len(golds) == len(requests):
+        raise InputError(
+            "predictions, golds and requests must be equally many, "
+            f"got {len(predictions)}, {len(golds)} and {len(requests)}"
+        )
+    verdicts = []
+    for index, (prediction, gold, request) in enumerate(zip(predictions, golds, requests, strict=True)):
+        try:
+            verdicts.append(is_right(prediction, gold, request))
+        except InputError as error:
+            raise InputError(f"item {index}: {error}") from error
+    return verdicts
+
+
+def _not_blank(gold: str) -> str:
+    if not gold.strip():
+        raise InputError(f"gold must not be blank, got {gold!r}")
+    return gold
+
+
+def _final_answer(text: str) -> Decimal | None:
+    match = _FINAL_ANSWER.search(text)
+    if match is None:
+        return None
+    first, second, digits = match.groups()
+    return Decimal((first or second) + digits.replace(",", ""))
+
+
+def _normalise(text: str) -> str:
+    text = text.lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", text).split())

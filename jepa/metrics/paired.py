@@ -1,0 +1,55 @@
+"""Whether one method beats another over seeds: the paired t test (Student 1908).
+
+The seed is what is drawn at random: each pair is one seed, run with both methods.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from jepa.errors import InputError
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """What `paired_test` found: the mean difference of n pairs, its 95 % interval and the two-sided p.
+
+    `low`, `high` and `p` are None for a single pair, which says nothing about chance.
+    """
+
+    n: int
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+
+
+def paired_test(differences: Sequence[float]) -> PairedTest:
+    """Paired t test of the hypothesis that the mean difference is 0.
+
+    Where all differences are equal the test knows no chance: the interval is the mean, and p is 0, or 1 if they are 0.
+
+    Args:
+        differences: (n,) score of one method less that of the other, one of each seed; n >= 1.
+
+    Raises:
+        InputError: no difference, or one that is not finite.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if values.ndim != 1 or not values.size:
+        raise InputError(f"differences must be (n,) with n >= 1, got shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise InputError(f"differences must be finite, got {values.tolist()}")
+    n, mean = len(values), math.fsum(values) / len(values)
+    if n == 1:
+        return PairedTest(n, mean, low=None, high=None, p=None)
+    if (values == values[0]).all():
+        return PairedTest(n, mean, low=mean, high=mean, p=0.0 if mean else 1.0)
+    error = float(values.std(ddof=1)) / math.sqrt(n)
+    half = float(stats.t.ppf(0.975, n - 1)) * error
+    return PairedTest(n, mean, mean - half, mean + half, p=2 * float(stats.t.sf(abs(mean) / error, n - 1)))

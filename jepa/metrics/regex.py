@@ -1,0 +1,340 @@
+"""Whether two regular expressions in the language of NL-RX describe the same strings.
+
+Locascio et al. 2016 (arXiv 1608.03000) compare expressions as automata with the Java library dk.brics.automaton, and
+its syntax is followed here, loosest first:
+
+    r|s  union      r&s  intersection      rs  one after the other
+    r*  r+  r?  r{n}  r{n,}  r{n,m}  repetition      ~r  complement (binds tighter than repetition: ~r* is (~r)*)
+    (r)  group      ()  the empty string      .  any character      [a-z_]  [^a-z_]  one of, none of
+    \\c  the character c as it is, for any c
+
+So ``\\b`` is the letter b and no word boundary, as in the published figures; ``^``, ``$`` and spaces stand for
+themselves. The alphabet is all of Unicode, the line break included: what ``.`` matches and ``~`` complements over.
+
+Where we differ from dk.brics: an operator where an operand is due (``*a``, ``a||b``) is an error, there it is a
+character; its ``#``, ``@``, ``"..."`` and ``<...>``, which NL-RX does not use, are errors unless escaped; so are ranges
+that run backwards, groups more than 20 deep, bounds above 1,000 and expressions longer than 1,000 characters.
+
+Method: the states of both automata are the derivatives of the expressions (Brzozowski 1964; Owens, Reppy & Turon 2009,
+"Regular-expression derivatives re-examined", which also gives the classes of characters), made as a breadth-first
+search for a string that tells the two apart needs them. Intersection and complement cost no more than union, and the
+search can stop at any size, which the determinisation inside a library of automata cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from jepa.errors import InputError
+
+_LONGEST = 1000  # characters of an expression
+_DEEPEST = 20  # groups within each other
+_LARGEST_BOUND = 1000  # in {n,m}
+_MOST_LANGUAGES = 20_000  # made in one comparison; those of NL-RX need a few dozen
+_LAST = "\U0010ffff"
+_OPERATORS = "|&*+?{)"
+_UNUSED = '#@"<'
+
+Ranges = tuple[tuple[str, str], ...]  # first and last character of each
+
+
+class UndecidedError(Exception):
+    """The comparison needs more states than are allowed."""
+
+
+@lru_cache(maxsize=65536)
+def equivalent(first: str, second: str) -> bool:
+    """Whether two expressions match the same strings, in the syntax at the head of this module.
+
+    Raises:
+        InputError: one of them cannot be read.
+        UndecidedError: the automata grow beyond 20,000 states in all before an answer is found.
+    """
+    languages = _Languages()
+    start = (_Parser(first, languages).parse(), _Parser(second, languages).parse())
+    letters = languages.letters()
+    seen, queue = {start}, [start]
+    for left, right in queue:  # the queue grows meanwhile
+        if left == right:
+            continue
+        if languages.has_empty[left] != languages.has_empty[right]:
+            return False
+        for letter in letters:
+            pair = (languages.derive(left, letter), languages.derive(right, letter))
+            if pair not in seen:
+                seen.add(pair)
+                queue.append(pair)
+    return True
+
+
+def check_regex(text: str) -> None:
+    """Refuse an expression outside the syntax at the head of this module.
+
+    Raises:
+        InputError: the expression cannot be read.
+    """
+    _Parser(text, _Languages()).parse()
+
+
+class _Languages:
+    """Languages as numbers: equal descriptions (up to order and repetition in a union or intersection) are one."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, Any], int] = {}
+        self._nodes: list[tuple[str, Any]] = []
+        self._derivatives: dict[tuple[int, str], int] = {}
+        self.has_empty: list[bool] = []  # whether the empty string belongs to a language
+        self.nothing = self.characters(())
+        self.empty = self._number("concat", (), True)
+        self.any_character = self.characters((("\0", _LAST),))
+        self.everything = self.repeat(self.any_character, 0, None)
+
+    def _number(self, kind: str, content: Any, has_empty: bool) -> int:
+        node = (kind, content)
+        if node not in self._numbers:
+            if len(self._nodes) == _MOST_LANGUAGES:
+                raise UndecidedError
+            self._numbers[node] = len(self._nodes)
+            self._nodes.append(node)
+            self.has_empty.append(has_empty)
+        return self._numbers[node]
+
+    def characters(self, ranges: Ranges) -> int:
+        return self._number("characters", ranges, False)
+
+    def concat(self, parts: Iterable[int]) -> int:
+        flat: list[int] = []
+        for part in parts:
+            if part == self.nothing:
+                return self.nothing
+            kind, content = self._nodes[part]
+            flat.extend(content if kind == "concat" else [part])
+        if len(flat) == 1:
+            return flat[0]
+        return self._number("concat", tuple(flat), all(self.has_empty[part] for part in flat))
+
+    def repeat(self, part: int, low: int, high: int | None) -> int:
+        if high == 0 or part == self.empty:
+            return self.empty
+        if (low, high) == (1, 1):
+            return part
+        if self.has_empty[part]:
+            low = 0
+        return self._number("repeat", (part, low, high), low == 0)
+
+    def union(self, parts: Iterable[int]) -> int:
+        flat = self._members("union", parts) - {self.nothing}
+        if self.everything in flat:
+            return self.everything
+        if len(flat) < 2:
+            return flat.pop() if flat else self.nothing
+        return self._number("union", frozenset(flat), any(self.has_empty[part] for part in flat))
+
+    def intersection(self, parts: Iterable[int]) -> int:
+        flat = self._members("intersection", parts) - {self.everything}
+        if self.nothing in flat:
+            return self.nothing
+        if len(flat) < 2:
+            return flat.pop() if flat else self.everything
+        return self._number("intersection", frozenset(flat), all(self.has_empty[part] for part in flat))
+
+    def complement(self, part: int) -> int:
+        if part in (self.nothing, self.everything):
+            return self.everything if part == self.nothing else self.nothing
+        kind, content = self._nodes[part]
+        return content if kind == "complement" else self._number("complement", part, not self.has_empty[part])
+
+    def _members(self, kind: str, parts: Iterable[int]) -> set[int]:
+        flat: set[int] = set()
+        for part in parts:
+            flat.update(self._nodes[part][1] if self._nodes[part][0] == kind else {part})
+        return flat
+
+    def letters(self) -> list[str]:
+        """One character of each class of characters that no set tells apart."""
+        sets = [content for kind, content in self._nodes if kind == "characters"]
+        firsts = {"\0"} | {first for ranges in sets for first, _ in ranges}
+        firsts |= {chr(ord(last) + 1) for ranges in sets for _, last in ranges if last != _LAST}
+        classes = {tuple(_within(letter, ranges) for ranges in sets): letter for letter in sorted(firsts)}
+        return list(classes.values())
+
+    def derive(self, language: int, letter: str) -> int:
+        """What may follow `letter` in a string of the language."""
+        key = (language, letter)
+        if key not in self._derivatives:
+            self._derivatives[key] = self._derive(*self._nodes[language], letter)
+        return self._derivatives[key]
+
+    def _derive(self, kind: str, content: Any, letter: str) -> int:
+        if kind == "characters":
+            return self.empty if _within(letter, content) else self.nothing
+        if kind == "complement":
+            return self.complement(self.derive(content, letter))
+        if kind == "union":
+            return self.union([self.derive(part, letter) for part in content])
+        if kind == "intersection":
+            return self.intersection([self.derive(part, letter) for part in content])
+        if kind == "repeat":
+            part, low, high = content
+            rest = self.repeat(part, max(low - 1, 0), None if high is None else high - 1)
+            return self._before(self.derive(part, letter), [rest])
+        ends = []  # of a concatenation: the letter begins its first part, or a later one if all before may be empty
+        for index, part in enumerate(content):
+            ends.append(self._before(self.derive(part, letter), content[index + 1 :]))
+            if not self.has_empty[part]:
+                break
+        return self.union(ends)
+
+    def _before(self, head: int, tail: Iterable[int]) -> int:
+        """`concat`, spread over the members of a union: so equal languages more often have equal descriptions."""
+        return self.union([self.concat([part, *tail]) for part in self._members("union", [head])])
+
+
+def _within(letter: str, ranges: Ranges) -> bool:
+    return any(first <= letter <= last for first, last in ranges)
+
+
+class _Parser:
+    """Recursive descent over the grammar at the head of this module."""
+
+    def __init__(self, text: str, languages: _Languages) -> None:
+        if len(text) > _LONGEST:
+            raise InputError(f"a regex must have at most {_LONGEST} characters, got {len(text)}: {text[:40]!r}...")
+        self.text, self.languages = text, languages
+        self.at = self.depth = 0
+
+    def parse(self) -> int:
+        language = self._union()
+        if self.at < len(self.text):
+            raise self._error("end after a complete expression")
+        return language
+
+    def _error(self, rule: str) -> InputError:
+        got = repr(self.text[self.at]) if self.at < len(self.text) else "its end"
+        return InputError(f"regex {self.text!r} must {rule}, got {got} at position {self.at}")
+
+    def _peek(self, characters: str) -> bool:
+        return self.at < len(self.text) and self.text[self.at] in characters
+
+    def _take(self, character: str) -> bool:
+        found = self._peek(character)
+        self.at += found
+        return found
+
+    def _next(self) -> str:
+        if self.at == len(self.text):
+            raise self._error("go on")
+        self.at += 1
+        return self.text[self.at - 1]
+
+    def _union(self) -> int:
+        parts = [self._intersection()]
+        while self._take("|"):
+            parts.append(self._intersection())
+        return self.languages.union(parts)
+
+    def _intersection(self) -> int:
+        parts = [self._concat()]
+        while self._take("&"):
+            parts.append(self._concat())
+        return self.languages.intersection(parts)
+
+    def _concat(self) -> int:
+        parts = [self._repeat()]
+        while self.at < len(self.text) and not self._peek("|&)"):
+            parts.append(self._repeat())
+        return self.languages.concat(parts)
+
+    def _repeat(self) -> int:
+        language = self._complement()
+        while True:
+            if self._take("*"):
+                language = self.languages.repeat(language, 0, None)
+            elif self._take("+"):
+                language = self.languages.repeat(language, 1, None)
+            elif self._take("?"):
+                language = self.languages.repeat(language, 0, 1)
+            elif self._take("{"):
+                language = self.languages.repeat(language, *self._bounds())
+            else:
+                return language
+
+    def _bounds(self) -> tuple[int, int | None]:
+        low = self._integer()
+        high: int | None = low
+        if self._take(","):
+            high = None if self._peek("}") else self._integer()
+        if not self._take("}"):
+            raise self._error("close a repetition with '}'")
+        if high is not None and high < low:
+            raise InputError(f"regex {self.text!r} must have n <= m in a repetition {{n,m}}, got {low} and {high}")
+        return low, high
+
+    def _integer(self) -> int:
+        start = self.at
+        while self._peek("0123456789"):
+            self.at += 1
+        digits = self.text[start : self.at]
+        if not digits:
+            raise self._error("have an integer in a repetition")
+        if len(digits) > 4 or int(digits) > _LARGEST_BOUND:
+            raise InputError(f"regex {self.text!r} must repeat at most {_LARGEST_BOUND} times, got {digits}")
+        return int(digits)
+
+    def _complement(self) -> int:
+        negated = False
+        while self._take("~"):
+            negated = not negated
+        language = self._atom()
+        return self.languages.complement(language) if negated else language
+
+    def _atom(self) -> int:
+        if self._peek(_OPERATORS) or self._peek(_UNUSED):
+            raise self._error("have an operand")
+        character = self._next()
+        if character == "(":
+            return self._group()
+        if character == "[":
+            return self._class()
+        if character == ".":
+            return self.languages.any_character
+        if character == "\\":
+            character = self._next()
+        return self.languages.characters(((character, character),))
+
+    def _group(self) -> int:
+        if self._take(")"):
+            return self.languages.empty
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise self._error(f"nest at most {_DEEPEST} groups")
+        language = self._union()
+        if not self._take(")"):
+            raise self._error("close a group with ')'")
+        self.depth -= 1
+        return language
+
+    def _class(self) -> int:
+        negated = self._take("^")
+        ranges: list[tuple[str, str]] = []
+        while not ranges or not self._peek("]"):
+            first = last = self._class_character()
+            if self._peek("-") and self.text[self.at + 1 : self.at + 2] != "]":
+                self.at += 1
+                last = self._class_character()
+            if last < first:
+                raise InputError(f"regex {self.text!r} must have ranges from low to high, got {first}-{last}")
+            ranges.append((first, last))
+        self.at += 1
+        members = self.languages.characters(tuple(sorted(set(ranges))))
+        if not negated:
+            return members
+        return self.languages.intersection([self.languages.any_character, self.languages.complement(members)])
+
+    def _class_character(self) -> str:
+        if self._peek("]"):
+            raise self._error("have a character in a class")
+        character = self._next()
+        return self._next() if character == "\\" else character
