@@ -1,0 +1,199 @@
+"""Floating-point operations of a callable, counted while it runs.
+
+M, K, N: sizes of a matrix product; B batch, H query heads, L queries, S keys, D key width, V value width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from jepa.errors import InputError
+
+# Words in the name of an operation of torch that multiplies and adds. A name is split at "_", so that "mm" is found in
+# `_sparse_mm` and not in `lgamma`, and "linear" in `mkldnn_linear` and not in `upsample_linear1d`.
+_COMPUTING = re.compile(
+    r"(?:^|_)(?:"
+    r"[a-z]*mm|matmul|mv|addmv|v?dot|addr|linear|trilinear|conv(?:olution|\dd)?|depthwise3d|affine_grid_generator"
+    r"|attention|encoder_layer|rnn|lstm|gru|[cp]dist|euclidean_dist|fft"
+    r"|linalg|cholesky|lu|spsolve|triangular_solve|linear_combination|geqrf|ormqr"
+    r")(?:_|$)"
+)
+# Elementwise operations, reductions and preparations whose names have such a word.
+_FREE = {
+    "_cudnn_rnn_flatten_weight",
+    "_linalg_check_errors",
+    "_thnn_fused_gru_cell",
+    "_thnn_fused_gru_cell_backward",
+    "_thnn_fused_lstm_cell",
+    "_thnn_fused_lstm_cell_backward",
+    "_thnn_fused_lstm_cell_backward_impl",
+    "linalg__powsum",
+    "linalg_cross",
+    "linalg_vector_norm",
+    "lu_unpack",
+}
+# Libraries of operations known by the names above; operations of any other library are opaque.
+_READABLE = {"aten", "prim", "prims", "c10d", "_c10d_functional", "profiler"}
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """What `count_flops` counted.
+
+    Args:
+        total: FLOPs.
+        by_operator: FLOPs of each operation that has a formula, by its name in torch, such as "aten.mm".
+        result: what the callable returned.
+    """
+
+    total: int
+    by_operator: dict[str, int]
+    result: Any = field(repr=False, compare=False)
+
+
+def count_flops(run: Callable[[], Any]) -> FlopCount:
+    """Call `run` once and count the floating-point operations of everything it executes, backward passes included.
+
+    The counter is torch's `FlopCounterMode` with the formulas it lacks. Its conventions:
+
+    - A multiply-add is 2 FLOPs, of any dtype.
+    - Matrix products, convolutions and attention count. Elementwise operations, softmax, normalisation, reductions,
+      interpolation, pooling and indexing do not.
+    - Attention counts all L·S pairs of query and key, causal or masked or neither: a mask does not lower the count.
+      Backward of a fused kernel counts the scores that it computes again: 5 products to the forward's 2, where
+      separate matrix products make 4.
+    - Convolutions count their padding; sparse operands count as dense; a grouped product counts every row it is given.
+    - What runs counts: activations recomputed in the backward pass count twice.
+
+    Only what passes torch's dispatcher is seen, not kernels launched past it. Functions that `torch.compile` wraps run
+    uncompiled. torch then refuses flex attention, unless `torch.nn.attention.flex_attention` has its switch
+    `_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG` set, with which torch 2.15 counts it; torch 2.11 cannot. `torch.cond` counts
+    the dearer branch.
+
+    Raises:
+        InputError: an operation that computes has no formula: of torch (recurrent layers, FFT, linear algebra, the
+            fused encoder layer of evaluation mode, ...) or any operation of another library. The message names them;
+            a formula given to `torch.utils.flop_counter.register_flop_formula` is used.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    # The watch is entered first, so that it sees what the counter executes and not what the counter takes apart.
+    with _Watch(counter.flop_registry) as watch, counter:
+        result = run()
+    if watch.unknown:
+        raise InputError(f"an operation that computes must have a FLOP formula, got {', '.join(sorted(watch.unknown))}")
+    counts = {str(operator): int(flops) for operator, flops in counter.get_flop_counts().get("Global", {}).items()}
+    return FlopCount(sum(counts.values()), counts, result)
+
+
+class _Watch(TorchDispatchMode):
+    """Collects the names of the operations that compute and have no formula in `known`."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, known: dict[Any, Any]) -> None:
+        super().__init__()
+        self.known = known
+        self.unknown: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operator = getattr(func, "_overloadpacket", func)  # a higher-order operator has no overloads
+        if operator not in self.known and _computes(func):
+            self.unknown.add(str(operator))
+        return func(*args, **(kwargs or {}))
+
+
+def _computes(func: Any) -> bool:
+    if func.namespace not in _READABLE:
+        return True
+    name = func._overloadpacket.__name__
+    return name not in _FREE and _COMPUTING.search(name) is not None
+
+
+# The formulas get shapes in place of tensors, then whatever else the operation takes.
+
+
+def _product(a: Any, b: Any, *_: Any, **__: Any) -> int:
+    """(M, K) x (K, N), or batches of these."""
+    return 2 * prod(a) * b[-1]
+
+
+def _added_product(_: Any, a: Any, b: Any, *__: Any, **___: Any) -> int:
+    return _product(a, b)
+
+
+def _products(a: Any, b: Any, *_: Any, **__: Any) -> int:
+    """Lists of matrices."""
+    return sum(map(_product, a, b))
+
+
+def _grouped_product(a: Any, b: Any, *_: Any, **__: Any) -> int:
+    """Rows of (M, K) in groups with one (K, N) each, or groups along another of the three axes."""
+    return _product(a[-2:] if len(b) == 2 else a, b)
+
+
+def _vector_product(a: Any, *_: Any, **__: Any) -> int:
+    """(M, K) x (K,), or (K,) x (K,)."""
+    return 2 * prod(a)
+
+
+def _added_vector_product(_: Any, a: Any, *__: Any, **___: Any) -> int:
+    return _vector_product(a)
+
+
+def _added_outer_product(_: Any, a: Any, b: Any, *__: Any, **___: Any) -> int:
+    """(M,) x (N,)."""
+    return 2 * a[0] * b[0]
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """(B, H, L, D), (B, ., S, D), (B, ., S, V): the scores, and their product with the values."""
+    return 2 * prod(query[:3]) * key[2] * (key[3] + value[3])
+
+
+def _attention_backward(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
+    """The scores again; gradients of weights and values; gradients of queries and keys."""
+    return 2 * prod(query[:3]) * key[2] * (3 * key[3] + 2 * value[3])
+
+
+def _convolution_backward(grad: Any, x: Any, weight: Any, *rest: Any, **_: Any) -> int:
+    """Each gradient asked for, of x and of weight, costs what the forward convolution does.
+
+    torch's own formula counts the gradient of a grouped convolution's weight once per group too often.
+    """
+    transposed, wanted = rest[4], rest[7]
+    return 2 * x[0] * prod(weight) * prod((x if transposed else grad)[2:]) * (bool(wanted[0]) + bool(wanted[1]))
+
+
+# Formulas that torch lacks, in all of the versions supported or in some, or has wrong. The attention formulas of torch
+# 2.11 refuse fewer key heads than query heads.
+_FORMULAS = {
+    getattr(torch.ops.aten, name): formula
+    for formula, names in {
+        _product: "_int_mm _scaled_mm_v2",
+        _added_product: "addmm_ baddbmm_ addbmm addbmm_ _addmm_activation",
+        _products: "_foreach_mm",
+        _grouped_product: "_grouped_mm _scaled_grouped_mm _scaled_grouped_mm_v2",
+        _vector_product: "mv dot vdot",
+        _added_vector_product: "addmv addmv_",
+        _added_outer_product: "addr addr_",
+        _attention: """
+            _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
+            _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+            _scaled_dot_product_fused_attention_overrideable""",
+        _attention_backward: """
+            _scaled_dot_product_flash_attention_for_cpu_backward _scaled_dot_product_flash_attention_backward
+            _scaled_dot_product_efficient_attention_backward _scaled_dot_product_cudnn_attention_backward
+            _scaled_dot_product_fused_attention_overrideable_backward""",
+        _convolution_backward: "convolution_backward",
+    }.items()
+    for name in names.split()
+    if hasattr(torch.ops.aten, name)
+}
