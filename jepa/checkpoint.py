@@ -1,35 +1,43 @@
-"""A checkpoint is a folder: `model.safetensors`, `config.yaml` (plain data), `tokenizer.json`. Nothing is unpickled."""
+"""A checkpoint is a folder: `model.safetensors`, `config.yaml` (plain data), `tokenizer.json`. Nothing is unpickled.
+
+A checkpoint of a language model has what its tokenizer needs beside these: `tokenizer_config.json`, the chat template.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from jepa.config import build
-from jepa.data.tokenizer import Tokenizer
 from jepa.errors import InputError
-from jepa.models.vl_jepa import VLJEPA
+
+if TYPE_CHECKING:
+    from jepa.models.llm_jepa import LLMJEPA
+    from jepa.models.vl_jepa import VLJEPA
 
 FORMAT = "jepa.checkpoint/1"
-_WEIGHTS, _CONFIG, _TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
+MODELS = {"vl_jepa": "jepa.models.vl_jepa.VLJEPA", "llm_jepa": "jepa.models.llm_jepa.LLMJEPA"}
+_WEIGHTS, _CONFIG = "model.safetensors", "config.yaml"
 
 
-def save(model: VLJEPA, config: dict[str, Any], folder: Path) -> None:
+def save(model: VLJEPA | LLMJEPA, config: dict[str, Any], folder: Path) -> None:
     """Writes the checkpoint; each file appears whole or not at all, the configuration last."""
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / _WEIGHTS, lambda path: save_file(model.state_dict(), path))
-    _replace(folder / _TOKENIZER, model.tokenizer.save)
+    _replace(folder / _WEIGHTS, lambda path: save_file(_tensors(model), path))
+    model.tokenizer.save(folder)
     text = yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False)
     _replace(folder / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def load(folder: str | os.PathLike[str]) -> VLJEPA:
-    """The model of a checkpoint folder, on the CPU, in evaluation mode.
+def load(folder: str | os.PathLike[str]) -> Any:
+    """The model of a checkpoint folder, a `VLJEPA` or an `LLMJEPA`, on the CPU, in evaluation mode.
 
     Raises:
         InputError: if a file is missing, truncated or of another format version, or a tensor is missing, unexpected or
@@ -43,8 +51,8 @@ def load(folder: str | os.PathLike[str]) -> VLJEPA:
         raise InputError(f"checkpoint weights not found: {folder / _WEIGHTS}") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{folder / _WEIGHTS}: not a whole safetensors file: {error}") from None
-    model = build_model(config, Tokenizer.load(folder / _TOKENIZER))
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    model = build_model(config, _model_type(config).tokenizer_type.load(folder))
+    expected = {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wrong = [f"missing {name}" for name in expected if name not in found]
     wrong += [f"unexpected {name}" for name in found if name not in expected]
@@ -56,7 +64,7 @@ def load(folder: str | os.PathLike[str]) -> VLJEPA:
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise InputError(f"{folder / _WEIGHTS} does not fit its configuration: {'; '.join(wrong[:5])}{more}")
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, strict=False)  # what is not saved is tied to what is
     return model.eval()
 
 
@@ -75,18 +83,38 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} must hold a mapping, got {type(config).__name__}")
     if config.get("format") != FORMAT:
         raise InputError(f"{path}: format must be {FORMAT!r}, got {config.get('format')!r}")
-    for key in ("model", "world"):
+    variant = config.setdefault("variant", "vl_jepa")
+    if variant not in MODELS:
+        raise InputError(f"{path}: variant must be one of {', '.join(MODELS)}, got {variant!r}")
+    for key in ("model", "world" if variant == "vl_jepa" else "data"):
         if not isinstance(config.get(key), dict):
             raise InputError(f"{path}: {key} must be a mapping, got {config.get(key)!r}")
     return config
 
 
-def build_model(config: dict[str, Any], tokenizer: Tokenizer) -> VLJEPA:
-    """The model of a plain configuration, with fresh weights."""
-    model = build(config["model"], tokenizer=tokenizer)
-    if not isinstance(model, VLJEPA):
-        raise InputError(f"model._target_ must build a VLJEPA, got {type(model).__name__}")
+def build_model(config: dict[str, Any], tokenizer: Any) -> Any:
+    """The model of a plain configuration, with fresh weights: a `VLJEPA` or an `LLMJEPA`, as its `variant` says."""
+    model, kind = build(config["model"], tokenizer=tokenizer), _model_type(config)
+    if not isinstance(model, kind):
+        raise InputError(f"model._target_ must build {kind.__name__}, got {type(model).__name__}")
     return model
+
+
+def _model_type(config: dict[str, Any]) -> Any:
+    module, _, name = MODELS[config.get("variant", "vl_jepa")].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model, each tensor once: of tied ones the first name counts."""
+    seen: dict[tuple[int, int], str] = {}
+    kept = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.numel())
+        if tensor.numel() and seen.setdefault(key, name) != name:
+            continue
+        kept[name] = tensor.contiguous()
+    return kept
 
 
 def _replace(path: Path, write: Any) -> None:

@@ -10,15 +10,24 @@ import errno
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jepa
-from jepa.config import EvaluateConfig, ReportConfig, TrainConfig, nearest, unknown_key, validate
+from jepa.config import (
+    TRAIN_CONFIGS,
+    AnswersConfig,
+    EvaluateConfig,
+    ReportConfig,
+    TrainConfig,
+    nearest,
+    unknown_key,
+    validate,
+)
 from jepa.errors import InputError
 
 EXIT_INPUT_ERROR = 2
@@ -36,10 +45,14 @@ _USERS_OS_ERRORS = {  # of files and folders that the user named, or of the disk
 
 
 def _train(config: Any, output: Path) -> None:
-    plain = validate(config, TrainConfig)
+    plain = validate(config, TRAIN_CONFIGS.get(config.get("variant"), TrainConfig))
     from jepa.training.run import train
 
-    train(plain, _writable(output))
+    folder = train(plain, _writable(output))
+    if plain["variant"] == "llm_jepa":  # a run of the controls is an arm with its scores
+        from jepa.evaluation.language import evaluate_answers
+
+        evaluate_answers(folder, output / "evaluation", AnswersConfig(**plain["answers"]), plain["accelerator"])
 
 
 def _evaluate(config: Any, output: Path) -> None:
@@ -65,6 +78,12 @@ class Command:
     run: Callable[[Any, Path], None]
     groups: tuple[str, ...]  # folders of conf/ that it chooses from, with @ where the choice goes elsewhere
     examples: tuple[str, ...]
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # more of them, by the variant that has them
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """All groups of the command, whatever the variant."""
+        return tuple(dict.fromkeys([*self.groups, *(group for more in self.variants.values() for group in more)]))
 
 
 COMMANDS = {
@@ -74,13 +93,18 @@ COMMANDS = {
             "train",
             "Train a model; its checkpoint goes to outputs/<name>/checkpoint.",
             _train,
-            ("experiment", "world", "model", "stream@decoder.style"),
+            ("experiment", "variant"),
             (
                 "jepa train experiment=demo",
                 "jepa train experiment=demo name=longer jepa.steps=5000",
                 "jepa train -m experiment=demo seed=0,1,2",
                 "jepa train experiment=demo --cfg job",
+                "jepa train experiment=llm_jepa_regex objective=cosine",
             ),
+            {
+                "vl_jepa": ("world", "model", "stream@decoder.style"),
+                "llm_jepa": ("pairs@data", "model", "objective", "arm"),
+            },
         ),
         Command(
             "evaluate",
@@ -240,7 +264,7 @@ def _composition_error(error: Exception, command: Command, overrides: list[str])
         return InputError(f"{key} is missing: give it as {key}=<value>{choice}")
     cause = error.__cause__
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
-        return unknown_key(cause.full_key, [*command.groups, *_valid_keys(command, overrides)])
+        return unknown_key(cause.full_key, [*command.choices, *_valid_keys(command, overrides)])
     where = f"{error.full_key}: " if isinstance(error, OmegaConfBaseException) and error.full_key else ""
     return InputError(f"{where}{_one_line(error)}")
 
@@ -250,7 +274,7 @@ def _valid_keys(command: Command, overrides: list[str]) -> Iterator[str]:
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    chosen = [item for item in overrides if item.partition("=")[0] in command.groups and "," not in item]
+    chosen = [item for item in overrides if item.partition("=")[0] in command.choices and "," not in item]
     with initialize_config_module("jepa.conf", version_base="1.3"):
         composed = OmegaConf.to_container(compose(command.name, chosen))
 
@@ -286,6 +310,8 @@ def _help() -> str:
 
 def _command_help(command: Command) -> str:
     choices = [f"  {group}={'|'.join(_options(group))}" for group in command.groups]
+    for variant, groups in command.variants.items():
+        choices += [f"  {group}={'|'.join(_options(group))}  (variant {variant})" for group in groups]
     return "\n".join(
         [
             f"usage: jepa {command.name} [flags] [key=value ...]",

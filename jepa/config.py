@@ -91,6 +91,7 @@ class DecoderStageConfig(StageConfig):
 
 @dataclass(frozen=True)
 class TrainConfig:
+    variant: Literal["vl_jepa"]
     name: str
     seed: Natural
     precision: Literal["32-true", "bf16-mixed"]
@@ -102,6 +103,84 @@ class TrainConfig:
     clips: ClipsConfig
     jepa: JEPAStageConfig
     decoder: DecoderStageConfig
+
+
+@dataclass(frozen=True)
+class ChatTokenizerConfig:
+    """A pretrained tokenizer (hub name or folder), or one of `vocab_size` tokens trained on the training pairs."""
+
+    pretrained: str | None
+    vocab_size: Count
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """γ·CE + λ·d: see ``jepa.training.language.Objective``. ``weight`` is λ; 0 is next-token training."""
+
+    weight: NonNegative
+    next_token_weight: NonNegative
+    latent: Literal["prediction", "tube"]
+    loss: Node
+    regulariser: Node | None
+    regulariser_weight: NonNegative
+    target: Literal["gradient", "stop_gradient", "ema"]
+    ema_decay: NonNegative
+    loss_dropout: NonNegative
+    direction: Literal["forward", "reverse"]
+    view: Literal["shared", "alone"]
+    rows: Literal["packed", "separate"]
+    train_on: Literal["answer", "everything"]
+    pairs: Literal["paired", "shuffled"]
+
+
+@dataclass(frozen=True)
+class LanguageStageConfig:
+    """Training on pairs for ``epochs``: a warm-up over a share of the steps, then a cosine to 0."""
+
+    epochs: Positive
+    batch_size: Count
+    row_tokens: Count
+    learning_rate: Positive
+    weight_decay: NonNegative
+    warmup_share: NonNegative
+    gradient_clip: Positive
+    validate_every: Count
+    validation_pairs: Count
+    select: Literal["last", "best"]
+
+
+@dataclass(frozen=True)
+class AnswersConfig:
+    """How answers are judged: by ``metrics``, names of ``jepa.metrics.answers.METRICS``, the first of which counts.
+
+    ``multiple_choice`` takes the likeliest of ``choices``; ``spider`` needs the folder ``databases``.
+    """
+
+    split: Literal["test", "validation"]
+    metrics: list[str]
+    choices: list[str]
+    databases: str | None
+    timeout_seconds: Positive
+    limit: Natural  # pairs; 0: all
+    batch_size: Count
+
+
+@dataclass(frozen=True)
+class LanguageTrainConfig:
+    variant: Literal["llm_jepa"]
+    name: str
+    arm: str
+    seed: Natural
+    precision: Literal["32-true", "bf16-mixed"]
+    accelerator: Literal["auto", "cpu", "gpu"]
+    workers: Natural
+    data: Node
+    tokenizer: ChatTokenizerConfig
+    model: Node
+    objective: ObjectiveConfig
+    equal_flops: ObjectiveConfig | None
+    stage: LanguageStageConfig
+    answers: AnswersConfig
 
 
 @dataclass(frozen=True)
@@ -125,6 +204,8 @@ class EvaluateConfig:
     candidates: Count
     batch_size: Count
     streams: dict[str, StreamConfig]
+    answers: AnswersConfig | None
+    data: Node | None
 
 
 @dataclass(frozen=True)
@@ -154,6 +235,9 @@ class ReportConfig:
     confidence: Positive
     references: list[ReferenceConfig]
     policies: dict[str, PolicyConfig]
+
+
+TRAIN_CONFIGS = {"vl_jepa": TrainConfig, "llm_jepa": LanguageTrainConfig}  # of `train`, by variant
 
 
 # --- Checking a configuration against its schema. ---

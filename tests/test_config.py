@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 import jepa.config
 from jepa.cli import COMMANDS
-from jepa.config import EvaluateConfig, ReportConfig, TrainConfig, build, nearest, validate
+from jepa.config import TRAIN_CONFIGS, EvaluateConfig, ReportConfig, TrainConfig, build, nearest, validate
 from jepa.errors import InputError
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -53,13 +53,30 @@ def test_every_yaml_at_the_root_is_a_command():
     assert {path.stem for path in CONF.glob("*.yaml")} == set(COMMANDS) == set(SCHEMAS)
 
 
+def schema(command: str, config: dict[str, Any]) -> type:
+    return TRAIN_CONFIGS[config["variant"]] if command == "train" else SCHEMAS[command]
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_group_option_composes_to_the_schema_of_each_command_that_offers_it(option):
     folder, _, choice = option.partition("=")
-    offers = [(name, g) for name, command in COMMANDS.items() for g in command.groups if g.partition("@")[0] == folder]
+    offers = [
+        (name, group, variant)
+        for name, command in COMMANDS.items()
+        for variant, groups in {None: command.groups, **command.variants}.items()
+        for group in groups
+        if group.partition("@")[0] == folder
+    ]
     assert offers, f"no command offers {option}"
-    for command, group in offers:
-        validate(composed(command, f"{group}={choice}"), SCHEMAS[command])
+    fitting = 0
+    for command, group, variant in offers:
+        if folder == "model" and str(variant) not in choice:
+            continue  # the other variant's
+        chosen = [f"variant={variant}"] if variant else []
+        config = composed(command, *chosen, f"{group}={choice}")
+        validate(config, schema(command, config))
+        fitting += 1
+    assert fitting
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("experiment/*.yaml")), ids=lambda path: path.stem)
@@ -86,7 +103,8 @@ def test_the_groups_that_help_shows_are_those_of_the_defaults_list(command):
         (
             "zzzzzz",
             3,
-            "unknown key 'zzzzzz'; valid here: accelerator, batch_size, candidates, checkpoint, output, seed, streams",
+            "unknown key 'zzzzzz'; valid here: accelerator, answers, batch_size, candidates, checkpoint, "
+            "data, output, seed, streams",
         ),
         ("batch_size", "many", "batch_size must be an integer, got 'many'"),
         ("batch_size", 1.5, "batch_size must be an integer, got 1.5"),

@@ -26,8 +26,10 @@ with initialize_config_module("jepa.conf", version_base="1.3"):
     for path in sorted(conf.rglob("*.yaml")):
         name = path.relative_to(conf).with_suffix("").as_posix()
         group, _, option = name.rpartition("/")
-        group = {"stream": "stream@decoder.style"}.get(group, group)
-        compose("train", [f"{group}={option}"]) if group else compose(option)
+        group = {"stream": "stream@decoder.style", "pairs": "pairs@data"}.get(group, group)
+        language = group in ("pairs@data", "objective", "arm") or option.startswith("llm_jepa")
+        variant = [f"variant={'llm_jepa' if language else 'vl_jepa'}"] if group not in ("variant", "experiment") else []
+        compose("train", [*variant, f"{group}={option}"]) if group else compose(option)
         print(name)
 print(jepa.__file__, file=sys.stderr)
 """

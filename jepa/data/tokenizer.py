@@ -13,6 +13,7 @@ from torch import Tensor
 from jepa.errors import InputError
 
 PAD, EOS = "<pad>", "<eos>"
+_FILE = "tokenizer.json"
 
 
 class Tokenizer:
@@ -58,12 +59,14 @@ class Tokenizer:
         """The texts of id rows; special tokens are dropped."""
         return [text.strip() for text in self._tokenizer.decode_batch([list(r) for r in rows])]
 
-    def save(self, path: Path) -> None:
-        self._tokenizer.save(str(path))
+    def save(self, folder: Path) -> None:
+        """Writes `tokenizer.json` into the folder."""
+        self._tokenizer.save(str(folder / _FILE))
 
     @classmethod
-    def load(cls, path: Path) -> Tokenizer:
+    def load(cls, folder: Path) -> Tokenizer:
         """Raises `InputError` if the file is missing or not a tokenizer."""
+        path = folder / _FILE
         if not path.is_file():
             raise InputError(f"tokenizer not found: {path}")
         try:

@@ -4,45 +4,39 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from jepa import __version__, checkpoint
-from jepa.config import build
+from jepa import checkpoint
+from jepa.config import AnswersConfig, build
 from jepa.errors import InputError
+from jepa.evaluation.language import evaluate_answers
+from jepa.evaluation.record import code_version, describe_device, library_versions
 from jepa.evaluation.streams import SPLITS, encode_streams, make_streams, save_streams, thumbnails
 from jepa.evaluation.tasks import score_tasks
+from jepa.models.vl_jepa import VLJEPA
 
 FORMAT = "jepa.evaluation/1"
-_LIBRARIES = (
-    "torch",
-    "lightning",
-    "timm",
-    "torchmetrics",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-    "hydra-core",
-)
 
 
 @torch.no_grad()
 def evaluate(config: dict[str, Any]) -> Path:
     """Runs a validated `EvaluateConfig` and returns the folder written, by default `evaluation` beside the checkpoint.
 
+    What follows is of a VL-JEPA; see `evaluate_answers` for a language model's.
     The folder holds `evaluation.json` and, for each setting and split, latents, times, annotations and ledgers.
     """
     folder = Path(config["checkpoint"])
-    model = checkpoint.load(folder)
     trained = checkpoint.read_config(folder)
-    world = build(trained["world"])
     output = Path(config["output"] or folder.parent / "evaluation")
+    if trained["variant"] == "llm_jepa":
+        answers = AnswersConfig(**(config["answers"] or trained["answers"]))
+        return evaluate_answers(folder, output, answers, config["accelerator"], config["data"])
+    model: VLJEPA = checkpoint.load(folder)
+    world = build(trained["world"])
     output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if config["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu"
     if config["accelerator"] == "gpu" and device == "cpu":
@@ -74,8 +68,8 @@ def evaluate(config: dict[str, Any]) -> Path:
         "config": {"train": trained, "evaluate": config},
         "latent_delay": model.window / 2,
         "code": code_version(),
-        "libraries": {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}},
-        "device": _device(device),
+        "libraries": library_versions(),
+        "device": describe_device(device),
         "parameters": model.parameters_by_role(),
         "training": _training(folder),
         "scores": scores,
@@ -115,37 +109,3 @@ def _training(folder: Path) -> dict[str, Any]:
         "stages": [{key: stage[key] for key in keys} for stage in stages],
         "curve": stages[0]["curve"],
     }
-
-
-def code_version() -> dict[str, Any]:
-    """The package's version, and the commit it runs from if it is a git checkout: `{version, commit, dirty}`."""
-    root = Path(__file__).parents[2]
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD") if (root / ".git").exists() else None
-    dirty = git("status", "--porcelain", "--untracked-files=no") if commit else None
-    return {"version": __version__, "commit": commit, "dirty": None if dirty is None else bool(dirty)}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _device(kind: str) -> dict[str, Any]:
-    if kind == "cuda":
-        return {"type": "cuda", "name": torch.cuda.get_device_name(), "threads": torch.get_num_threads()}
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].partition(":")[2].strip() if models else name
-    return {"type": "cpu", "name": name, "threads": torch.get_num_threads()}

@@ -32,6 +32,8 @@ class VLJEPA(nn.Module):
         InputError: unless `frames` is a multiple of the X-Encoder's tubelet and both are >= 1.
     """
 
+    tokenizer_type = Tokenizer
+
     def __init__(
         self,
         x_encoder: FrameViT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from jepa.config import StageConfig
 from jepa.data.clips import ClipBatch
-from jepa.metrics.latents import LatentGeometry
+from jepa.metrics.latents import LatentGeometry, collapse_message
 from jepa.models.vl_jepa import VLJEPA
-
-COLLAPSED_COSINE = 0.9  # mean cosine of unpaired predictions and targets above which latents say nothing
 
 
 class CollapseWarning(UserWarning):
@@ -30,7 +28,13 @@ def text_ids(texts: Iterable[str]) -> Tensor:
     return torch.from_numpy(np.unique(list(texts), return_inverse=True)[1])
 
 
-class _Stage(L.LightningModule):
+def warn_of_collapse(geometry: Mapping[str, Tensor], step: int) -> None:
+    """Warns if unpaired latents are as good as equal."""
+    if message := collapse_message(geometry):
+        warnings.warn(f"step {step}: {message}", CollapseWarning, stacklevel=3)
+
+
+class Stage(L.LightningModule):
     """AdamW, with a linear warm-up and a cosine to zero over the stage's steps."""
 
     def __init__(self, stage: StageConfig) -> None:
@@ -57,7 +61,7 @@ class _Stage(L.LightningModule):
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, scale), "interval": "step"}]
 
 
-class JEPAModule(_Stage):
+class JEPAModule(Stage):
     """X-Encoder, Predictor and Y-Encoder trained together by a latent loss (VL-JEPA section 3.2).
 
     `loss` is called with predictions (B, E), targets (B, E), the texts' ids (B,), and further negative texts (M, E)
@@ -107,17 +111,11 @@ class JEPAModule(_Stage):
         self.geometry.reset()
         self.log_dict({f"val/{name}": value for name, value in geometry.items()})
         self.log("R@1", geometry["retrieval@1"], prog_bar=True, logger=False)
-        if not self.trainer.sanity_checking and geometry["unpaired_cosine"] > COLLAPSED_COSINE:
-            warnings.warn(
-                f"latents have collapsed at step {self.global_step}: unpaired cosine "
-                f"{geometry['unpaired_cosine']:.3f} > {COLLAPSED_COSINE}, RankMe {geometry['rankme']:.1f}, "
-                f"retrieval@1 {geometry['retrieval@1']:.3f}",
-                CollapseWarning,
-                stacklevel=2,
-            )
+        if not self.trainer.sanity_checking:
+            warn_of_collapse(geometry, self.global_step)
 
 
-class DecoderModule(_Stage):
+class DecoderModule(Stage):
     """The Y-Decoder trained to say the text of an embedding; everything else stays as it is."""
 
     def __init__(self, model: VLJEPA, stage: StageConfig) -> None:

@@ -36,8 +36,8 @@ def test_padding_and_end_are_marked():
 
 
 def test_saved_and_loaded(tmp_path):
-    TOKENIZER.save(tmp_path / "tokenizer.json")
-    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    TOKENIZER.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
     texts = ["the cyan ring orbits around the red star", "Ünïcode"]
     assert loaded.encode(texts)[0].tolist() == TOKENIZER.encode(texts)[0].tolist()
     assert len(loaded) == len(TOKENIZER)
@@ -46,8 +46,8 @@ def test_saved_and_loaded(tmp_path):
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(InputError, match=r"vocab_size must be >= 258 .* got 100"):
         Tokenizer.train(["a"], 100)
-    with pytest.raises(InputError, match=r"tokenizer not found: .*missing.json"):
-        Tokenizer.load(tmp_path / "missing.json")
-    (tmp_path / "broken.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(InputError, match=r"broken.json: not a tokenizer"):
-        Tokenizer.load(tmp_path / "broken.json")
+    with pytest.raises(InputError, match=r"tokenizer not found: .*tokenizer.json"):
+        Tokenizer.load(tmp_path / "missing")
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"tokenizer.json: not a tokenizer"):
+        Tokenizer.load(tmp_path)

@@ -1,0 +1,91 @@
+"""Training batches of pairs: item i is a function of the seed and i alone, whoever asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from jepa.data.chat import ChatIds
+from jepa.data.packing import Layout, Rows, pack, pack_targets
+from jepa.errors import InputError
+
+
+class PairBatch(NamedTuple):
+    """`targets` holds the target views alone where another model embeds them, else None."""
+
+    rows: Rows
+    targets: Rows | None
+
+
+class PairBatches(Dataset[PairBatch]):
+    """`batches` batches of `batch_size` pairs: epoch after epoch in an order of its own, no pair left out.
+
+    Args:
+        latent: add what the latent term needs; False is next-token training.
+        loss_dropout: share of the batches without it (LLM-JEPA section 3.3).
+        shuffled: the control: each pair's target is another pair's, by one fixed permutation.
+        tube: add positions for the semantic tube; the other extra tokens are then left out.
+        apart: targets go into rows of their own.
+
+    Raises:
+        InputError: there are fewer pairs than `batch_size`, or `loss_dropout` is outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[ChatIds],
+        layout: Layout,
+        seed: int,
+        batch_size: int,
+        batches: int,
+        *,
+        latent: bool = True,
+        loss_dropout: float = 0.0,
+        shuffled: bool = False,
+        tube: bool = False,
+        apart: bool = False,
+    ) -> None:
+        if len(pairs) < batch_size:
+            raise InputError(f"batch_size must be at most the number of pairs, {len(pairs)}, got {batch_size}")
+        if not 0 <= loss_dropout < 1:
+            raise InputError(f"loss_dropout must be in [0, 1), got {loss_dropout}")
+        self.pairs, self.layout, self.seed = pairs, layout, seed
+        self.batch_size, self.batches = batch_size, batches
+        self.latent, self.loss_dropout, self.tube, self.apart = latent, loss_dropout, tube, apart
+        self.partner = np.arange(len(pairs))
+        if shuffled:  # a cycle: no pair keeps its own
+            order = np.random.default_rng([seed, 2]).permutation(len(pairs))
+            self.partner[order] = np.roll(order, 1)
+        keys = [tuple(p.code if layout.direction == "forward" else p.prompt) for p in pairs]
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        self.ids = [numbers[key] for key in keys]
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> PairBatch:
+        if not 0 <= index < self.batches:
+            raise IndexError(index)
+        chosen = self._chosen(index)
+        rng = np.random.default_rng([self.seed, 1, index])
+        pairs = [self.pairs[i] for i in chosen]
+        if not self.latent or rng.random() < self.loss_dropout:
+            return PairBatch(pack(pairs, self.layout), None)
+        if self.tube:
+            return PairBatch(pack(pairs, self.layout, tube=rng), None)
+        partners = self.partner[chosen]
+        targets = [self.pairs[i] for i in partners]
+        rows = pack(pairs, self.layout, targets, [self.ids[i] for i in partners], apart=self.apart)
+        return PairBatch(rows, pack_targets(targets, self.layout) if self.apart else None)
+
+    def _chosen(self, index: int) -> list[int]:
+        start = index * self.batch_size
+        chosen: list[int] = []
+        while len(chosen) < self.batch_size:
+            epoch, first = divmod(start + len(chosen), len(self.pairs))
+            order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.pairs))
+            chosen += order[first : first + self.batch_size - len(chosen)].tolist()
+        return chosen

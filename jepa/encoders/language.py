@@ -1,0 +1,178 @@
+"""A Hugging Face causal language model over rows of packed segments: X-Encoder, tied predictor and Y-Encoder at once.
+
+R rows of L tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from jepa.errors import InputError
+
+_LAYERS = {"full_attention", "sliding_attention"}  # the kinds that a block mask can be given to
+
+
+class LanguageModel(nn.Module):
+    """Any decoder-only model of `transformers`: pretrained, or built from its configuration with random weights.
+
+    Args:
+        pretrained: a hub name or a local folder.
+        architecture: without `pretrained`: the configuration, `model_type` and whatever else differs from its defaults.
+        lora: arguments of `peft.LoraConfig`; the weights then stay as they are but for the adapters and the embeddings
+            of the [PRED] tokens. None trains everything.
+        gradient_checkpointing: recompute activations in the backward pass.
+
+    Raises:
+        InputError: the model cannot be had, has layers that no block mask fits (linear or chunked attention, state
+            spaces), or turns states into logits by more than its output matrix and a soft cap.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        architecture: dict[str, Any] | None = None,
+        lora: dict[str, Any] | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if (pretrained is None) == (architecture is None):
+            raise InputError(f"give either pretrained or architecture, got {pretrained!r} and {architecture!r}")
+        self.lora = lora
+        self.lm: Any = _pretrained(pretrained) if pretrained is not None else _random(dict(architecture or {}))
+        self.lm.config.use_cache = False  # generation asks for its cache itself
+        self.set_attention("sdpa")
+        text = self.lm.config.get_text_config()
+        kinds = set(getattr(text, "layer_types", None) or ())
+        if unknown := kinds - _LAYERS:
+            raise InputError(f"layer types must be of {', '.join(sorted(_LAYERS))}, got {', '.join(sorted(unknown))}")
+        window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+        self.window: int | None = window
+        self.mixed_layers = "sliding_attention" in kinds
+        self.windowed = window is not None and not kinds  # one window for all layers (Mistral)
+        self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
+        if gradient_checkpointing:
+            self.lm.gradient_checkpointing_enable()
+        self._check_head()
+
+    @property
+    def width(self) -> int:
+        return int(self.lm.config.get_text_config().hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def architecture(self) -> dict[str, Any]:
+        """The configuration as plain data: with it and `lora` the same model can be built without the hub."""
+        plain = self.lm.config.to_diff_dict()
+        return {k: v for k, v in plain.items() if k not in ("transformers_version", "_name_or_path", "use_cache")}
+
+    def fit_vocabulary(self, size: int, new_tokens: Sequence[int]) -> None:
+        """Makes room for `size` tokens, each with a random embedding of its own, and attaches LoRA if asked for.
+
+        Never shrinks: pretrained matrices are often padded beyond their tokenizer's vocabulary.
+        """
+        if size > self.lm.get_input_embeddings().num_embeddings:
+            self.lm.resize_token_embeddings(size, mean_resizing=False)
+        if self.lora is not None:
+            from peft import LoraConfig, get_peft_model
+
+            indices = list(new_tokens) or None
+            settings = {"target_modules": "all-linear", **self.lora}
+            get_peft_model(self.lm, LoraConfig(**settings, trainable_token_indices=indices))  # in place
+
+    def set_attention(self, kind: str) -> None:
+        """ "sdpa", or "eager": matmul-softmax-matmul, faster in bf16 on a CPU (scripts/bench_attention.py)."""
+        supported = getattr(self.lm, "_supports_sdpa", False)  # Gemma 2 caps its scores: eager only
+        self.lm.set_attn_implementation(kind if supported else "eager")
+
+    def states(self, ids: Tensor, segments: Tensor, parents: Tensor, positions: Tensor) -> Tensor:
+        """Last hidden states (R, L, D) of packed rows: see `jepa.data.packing.Rows` for the arguments, each (R, L)."""
+        order = torch.arange(ids.shape[1], device=ids.device)
+        see = (segments[:, None] == segments[:, :, None]) | (segments[:, None] == parents[:, :, None])
+        see &= order[:, None] >= order
+        if self.window is not None and (self.mixed_layers or self.windowed):
+            near = see & (positions[:, :, None] - positions[:, None] < self.window)
+        mask: Any
+        if self.mixed_layers:
+            mask = {"full_attention": self._as_mask(see), "sliding_attention": self._as_mask(near)}
+        else:
+            mask = self._as_mask(near if self.windowed else see)
+        base = self.lm.get_decoder()
+        return base(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Next-token logits (..., V) of states (..., D), float32 or wider."""
+        logits = self.lm.get_output_embeddings()(states)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    @torch.no_grad()
+    def generate(
+        self, ids: Tensor, mask: Tensor, max_new_tokens: int, stop_ids: Sequence[int], pad_id: int
+    ) -> list[list[int]]:
+        """Greedy continuations of left-padded prompts (B, L), with a key/value cache; stop tokens are included."""
+        settings = GenerationConfig(
+            do_sample=False,
+            use_cache=True,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(stop_ids),
+            pad_token_id=pad_id,
+        )
+        out = self.lm.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        stop = set(stop_ids)
+        rows = out[:, ids.shape[1] :].tolist()
+        return [row[: next((i + 1 for i, token in enumerate(row) if token in stop), len(row))] for row in rows]
+
+    def _as_mask(self, see: Tensor) -> Tensor:
+        """(R, 1, L, L): boolean for sdpa; added to the scores by eager attention."""
+        see = see[:, None]
+        if self.lm.config._attn_implementation == "sdpa":
+            return see
+        kind = self.lm.dtype
+        if torch.is_autocast_enabled(see.device.type):
+            kind = torch.get_autocast_dtype(see.device.type)
+        return torch.zeros(see.shape, dtype=kind, device=see.device).masked_fill(~see, torch.finfo(kind).min)
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """`states` and `logits` together have to be the model's own forward pass."""
+        parameter = next(self.lm.parameters())
+        if parameter.is_meta:
+            return
+        training = self.lm.training
+        self.lm.eval()
+        ids = torch.arange(4, device=parameter.device)[None]
+        rows = torch.zeros_like(ids)
+        ours = self.logits(self.states(ids, rows, rows - 2, ids))
+        theirs = self.lm(input_ids=ids).logits.to(ours.dtype)
+        self.lm.train(training)
+        error = (ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)
+        if not error < 2e-2:  # half-precision weights included
+            raise InputError(
+                f"{type(self.lm).__name__} makes its logits in a way that is not supported: ours differ from its own "
+                f"by {float(error):.2g} of the largest"
+            )
+
+
+def _pretrained(name: str) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype="float32")
+    except (OSError, ValueError) as error:
+        raise InputError(f"language model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _random(architecture: dict[str, Any]) -> PreTrainedModel:
+    kind = architecture.pop("model_type", None)
+    if not isinstance(kind, str):
+        raise InputError(f"architecture.model_type must name a model of transformers, got {kind!r}")
+    try:
+        config = AutoConfig.for_model(kind, **architecture)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"architecture {kind!r} cannot be built: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,213 @@
+"""`evaluate` of an LLM-JEPA: answers judged by the metrics of the config, and what the latents look like."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from jepa import checkpoint
+from jepa.config import AnswersConfig, build
+from jepa.data.batches import PairBatches
+from jepa.data.packing import IGNORE, pack
+from jepa.data.pairs import Pair, PairSplits
+from jepa.errors import InputError
+from jepa.evaluation.record import code_version, describe_device, library_versions
+from jepa.metrics.answers import judge, multiple_choice, proportion_interval
+from jepa.metrics.latents import LatentGeometry, collapse_message, linear_fit, same_meaning
+from jepa.models.llm_jepa import LLMJEPA
+
+FORMAT = "jepa.answers/1"
+_ROW_TOKENS = 256
+
+
+@torch.no_grad()
+def evaluate_answers(folder: Path, output: Path, answers: AnswersConfig, accelerator: str, data: Any = None) -> Path:
+    """Answers the requests of a split, judges them, and writes the folder `output`.
+
+    `evaluation.json` has the scores, `predictions.jsonl` a line for each pair, `latents.safetensors` the predicted and
+    target embeddings (N, E). `data` takes the place of the data that the checkpoint was trained on.
+    """
+    trained = checkpoint.read_config(folder)
+    model = checkpoint.load(folder)
+    if not isinstance(model, LLMJEPA):
+        raise InputError(f"{folder} must be a checkpoint of an LLM-JEPA, got {type(model).__name__}")
+    device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    if accelerator == "gpu" and device == "cpu":
+        raise InputError("accelerator is gpu, but no GPU is available")
+    model.to(device)
+    splits = build(data or trained["data"])
+    if not isinstance(splits, PairSplits):
+        raise InputError(f"data._target_ must give PairSplits, got {type(splits).__name__}")
+    pairs = getattr(splits, answers.split)
+    pairs = pairs[: answers.limit] if answers.limit else pairs
+    if not pairs:
+        raise InputError(f"the {answers.split} split must hold at least 1 pair, got none")
+    if not answers.metrics:
+        raise InputError("answers.metrics must name at least 1 metric, got none")
+    output.mkdir(parents=True, exist_ok=True)
+
+    predictions, targets, ids = embeddings(model, pairs, answers.batch_size)
+    started = time.perf_counter()
+    if "multiple_choice" in answers.metrics:
+        texts, verdicts = _choose(model, pairs, answers)
+        tokens = len(pairs)
+    else:
+        decoded = generate(model, pairs, answers.batch_size)
+        texts, tokens = [d.text for d in decoded], sum(d.tokens for d in decoded)
+        verdicts = _verdicts(texts, pairs, answers)
+    seconds = time.perf_counter() - started
+    lines = [
+        {
+            "source": pair.source,
+            "request": pair.request,
+            "gold": pair.answer,
+            "prediction": text,
+            **{name: right[i] for name, right in verdicts.items()},
+        }
+        for i, (pair, text) in enumerate(zip(pairs, texts, strict=True))
+    ]
+    (output / "predictions.jsonl").write_text(
+        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
+    )
+    save_file({"predictions": predictions, "targets": targets}, output / "latents.safetensors")
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"][0]
+    record = {
+        "format": FORMAT,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "checkpoint": os.path.relpath(folder.resolve(), output.resolve()),
+        "name": trained["name"],
+        "arm": trained["arm"],
+        "seed": trained["seed"],
+        "config": trained,
+        "code": code_version(),
+        "libraries": library_versions(),
+        "device": describe_device(device),
+        "parameters": model.parameters_by_role(),
+        "training": training,
+        "split": answers.split,
+        "pairs": len(pairs),
+        "scores": {name: _score(right) for name, right in verdicts.items()},
+        "generation": {"seconds": seconds, "tokens": tokens},
+        "geometry": geometry(predictions, targets, ids, pairs),
+    }
+    (output / "evaluation.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    for line in _summary(record):
+        print(line)
+    print(f"evaluation: {output}", flush=True)
+    return output
+
+
+def embeddings(model: LLMJEPA, pairs: Sequence[Pair], batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Predicted and target embeddings (N, E), L2-normalised, and numbers (N,) equal for equal targets."""
+    layout = model.layout(row_tokens=_ROW_TOKENS, direction="forward")
+    encoded = model.tokenizer.encode(pairs)
+    ids = PairBatches(encoded, layout, 0, 1, 1).ids
+    predictions, targets = [], []
+    for start in _progress(len(pairs), batch_size, "latents"):
+        part = encoded[start : start + batch_size]
+        rows = pack(part, layout, part, ids[start : start + batch_size])
+        out = model(type(rows)(*(field.to(model.device) for field in rows)))
+        predictions.append(F.normalize(out.predictions.float(), dim=-1).cpu())
+        targets.append(F.normalize(out.targets.float(), dim=-1).cpu())
+    return torch.cat(predictions), torch.cat(targets), torch.tensor(ids)
+
+
+def generate(model: LLMJEPA, pairs: Sequence[Pair], batch_size: int) -> list[Any]:
+    """The model's own answers, in batches of similar length, each as long as the longest gold answer may need."""
+    encoded = model.tokenizer.encode(pairs)
+    longest = max(len(e.answer) - e.opening for e in encoded)
+    order = sorted(range(len(pairs)), key=lambda i: len(encoded[i].prompt))
+    decoded: list[Any] = [None] * len(pairs)
+    for start in _progress(len(pairs), batch_size, "answers"):
+        chosen = order[start : start + batch_size]
+        for i, answer in zip(chosen, model.answer([pairs[i] for i in chosen], longest), strict=True):
+            decoded[i] = answer
+    return decoded
+
+
+def geometry(predictions: Tensor, targets: Tensor, ids: Tensor, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Alignment, spread, rank and retrieval, and what tells two phrasings of one answer from different answers."""
+    measure = LatentGeometry(ks=(1, 10))
+    measure.update(predictions, targets, ids)
+    found: dict[str, Any] = {name: float(value) for name, value in measure.compute().items()}
+    found["linear_fit"] = float(linear_fit(predictions, targets))
+    by_answer: dict[int, dict[str, int]] = {}
+    for row, (number, pair) in enumerate(zip(ids.tolist(), pairs, strict=True)):
+        by_answer.setdefault(number, {}).setdefault(pair.request, row)
+    twice = [list(rows.values())[:2] for rows in by_answer.values() if len(rows) > 1]
+    if len(twice) >= 100:
+        first, second = (torch.tensor([rows[i] for rows in twice]) for i in (0, 1))
+        found["same_meaning"] = {
+            "pairs": len(twice),
+            **{k: float(v) for k, v in same_meaning(predictions[first], predictions[second], ids[first]).items()},
+        }
+    found["warning"] = collapse_message(found)
+    return found
+
+
+def _verdicts(texts: list[str], pairs: Sequence[Pair], answers: AnswersConfig) -> dict[str, list[bool]]:
+    verdicts = {}
+    for name in answers.metrics:
+        options = {}
+        if name == "spider":
+            options = {"databases": answers.databases, "timeout_seconds": answers.timeout_seconds}
+        golds, requests = [p.answer for p in pairs], [p.request for p in pairs]
+        verdicts[name] = judge(name, texts, golds, requests, **options)
+    return verdicts
+
+
+def _choose(model: LLMJEPA, pairs: Sequence[Pair], answers: AnswersConfig) -> tuple[list[str], dict[str, list[bool]]]:
+    """The likeliest of the choices for each request, by the sum of its tokens' log-likelihoods."""
+    choices = answers.choices
+    if len(choices) < 2 or len(answers.metrics) > 1:
+        raise InputError(f"multiple_choice must stand alone and have >= 2 answers.choices, got {choices}")
+    for pair in pairs:
+        if pair.answer.strip() not in choices:
+            raise InputError(f"{pair.source}: answer must be one of {', '.join(choices)}, got {pair.answer!r}")
+    layout = model.layout(row_tokens=_ROW_TOKENS)
+    likelihoods = torch.empty(len(pairs), len(choices))
+    for start in _progress(len(pairs), answers.batch_size, "choices"):
+        for column, choice in enumerate(choices):
+            part = [Pair(p.request, choice, p.system) for p in pairs[start : start + answers.batch_size]]
+            rows = pack(model.tokenizer.encode(part), layout)
+            out = model(type(rows)(*(field.to(model.device) for field in rows)))
+            scores = -F.cross_entropy(out.logits, out.labels, reduction="none").cpu()
+            owner = rows.segments[rows.labels != IGNORE] // 2  # a pair has two segments: its prompt and its answer
+            likelihoods[start : start + len(part), column] = torch.zeros(len(part)).index_add(0, owner, scores)
+    right = torch.tensor([choices.index(p.answer.strip()) for p in pairs])
+    chosen = likelihoods.argmax(1)
+    return [choices[int(c)] for c in chosen], {"multiple_choice": multiple_choice(likelihoods, right).tolist()}
+
+
+def _score(right: list[bool]) -> dict[str, Any]:
+    interval = proportion_interval(sum(right), len(right))
+    return {"accuracy": sum(right) / len(right), "interval": [interval.low, interval.high]}
+
+
+def _summary(record: dict[str, Any]) -> list[str]:
+    lines = [f"{record['pairs']} pairs of the {record['split']} split"]
+    for name, score in record["scores"].items():
+        lines.append(f"{name:28} {score['accuracy']:6.3f}   ({score['interval'][0]:.3f} to {score['interval'][1]:.3f})")
+    for name, value in record["geometry"].items():
+        if isinstance(value, float):
+            lines.append(f"{name:28} {value:6.3f}")
+    for name, value in record["geometry"].get("same_meaning", {}).items():
+        lines.append(f"{'two phrasings: ' + name:28} {value:6.3f}")
+    if record["geometry"]["warning"]:
+        lines.append(f"warning: {record['geometry']['warning']}")
+    return lines
+
+
+def _progress(count: int, size: int, what: str) -> Any:
+    return tqdm(range(0, count, size), desc=what, unit="batch", leave=False)

@@ -1,0 +1,64 @@
+"""What a result carries beside its figures: the code, the libraries and the device it comes from."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jepa import __version__
+
+_LIBRARIES = (
+    "torch",
+    "lightning",
+    "timm",
+    "transformers",
+    "peft",
+    "torchmetrics",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "hydra-core",
+)
+
+
+def library_versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}}
+
+
+def code_version() -> dict[str, Any]:
+    """The package's version, and the commit it runs from if it is a git checkout: `{version, commit, dirty}`."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD") if (root / ".git").exists() else None
+    dirty = git("status", "--porcelain", "--untracked-files=no") if commit else None
+    return {"version": __version__, "commit": commit, "dirty": None if dirty is None else bool(dirty)}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def describe_device(kind: str) -> dict[str, Any]:
+    if kind == "cuda":
+        return {"type": "cuda", "name": torch.cuda.get_device_name(), "threads": torch.get_num_threads()}
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].partition(":")[2].strip() if models else name
+    return {"type": "cpu", "name": name, "threads": torch.get_num_threads()}

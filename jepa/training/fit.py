@@ -1,0 +1,97 @@
+"""One Lightning fit, as every stage of every variant uses it."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.data import DataLoader, Dataset
+
+from jepa.config import StageConfig
+
+
+def on_gpu(config: dict[str, Any]) -> bool:
+    return config["accelerator"] != "cpu" and torch.cuda.is_available()
+
+
+def fit(
+    module: L.LightningModule,
+    batches: Dataset[Any],
+    validation: Dataset[Any],
+    stage: StageConfig,
+    config: dict[str, Any],
+    output: Path,
+    name: str,
+) -> L.Trainer:
+    """Trains for `stage.steps` batches with a progress bar; logs go to `output/logs/<name>`."""
+    logs = output / "logs"
+    trainer = L.Trainer(
+        accelerator=config["accelerator"],
+        devices=1,
+        precision=config["precision"],
+        max_steps=stage.steps,
+        max_epochs=1,
+        gradient_clip_val=stage.gradient_clip,
+        val_check_interval=min(stage.validate_every, stage.steps),
+        num_sanity_val_steps=0,
+        logger=[CSVLogger(logs, name=name, version=""), TensorBoardLogger(logs, name=name, version="")],
+        log_every_n_steps=min(10, stage.steps),
+        callbacks=[_ProgressBar(name)],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    workers = config["workers"]
+    loader = DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
+    with warnings.catch_warnings():
+        for noise in (".*does not have many workers.*", ".*LeafSpec.*"):  # of libraries, not of the run
+            warnings.filterwarnings("ignore", message=noise)
+        trainer.fit(module, loader, DataLoader(validation, batch_size=None))
+    return trainer
+
+
+class _ProgressBar(TQDMProgressBar):
+    """One line a stage; validation does not draw a bar of its own."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(refresh_rate=10)
+        self.stage = stage
+
+    def init_train_tqdm(self) -> Any:
+        bar = super().init_train_tqdm()
+        bar.set_description(self.stage)
+        return bar
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description(self.stage)
+
+    def init_validation_tqdm(self) -> Any:
+        bar = super().init_validation_tqdm()
+        bar.disable = True
+        return bar
+
+
+def summary(trainer: L.Trainer, stage: StageConfig, logs: Path) -> dict[str, Any]:
+    """Steps and samples seen, and the curve that the CSV log holds."""
+    return {
+        "steps": trainer.global_step,
+        "samples": trainer.global_step * stage.batch_size,
+        "curve": _curve(logs / "metrics.csv"),
+    }
+
+
+def _curve(path: Path) -> list[dict[str, float]]:
+    """Rows of Lightning's CSV log merged by step, without empty cells."""
+    rows: dict[int, dict[str, float]] = {}
+    with path.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            step = int(row["step"])
+            values = {key: float(v) for key, v in row.items() if v and key not in ("step", "epoch")}
+            rows.setdefault(step, {"step": step}).update(values)
+    return [rows[step] for step in sorted(rows)]

@@ -1,0 +1,292 @@
+"""`train` of an LLM-JEPA: next tokens and a latent term in one pass (arXiv 2509.14252, eq. 2).
+
+Next-token training is the same code with the weight of the latent term at 0.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa import checkpoint
+from jepa.config import LanguageStageConfig, ObjectiveConfig, StageConfig, build
+from jepa.data.batches import PairBatch, PairBatches
+from jepa.data.chat import ChatIds, ChatTokenizer
+from jepa.data.pairs import Pair, PairSplits
+from jepa.errors import InputError
+from jepa.losses.tube import SemanticTube
+from jepa.metrics.latents import LatentGeometry
+from jepa.models.llm_jepa import LLMJEPA
+from jepa.operations import count_flops
+from jepa.training.fit import fit, on_gpu, summary
+from jepa.training.modules import Stage, warn_of_collapse
+
+_FLOPS_SAMPLE = 8  # batches whose operations are counted; their mean stands for a step
+
+
+class Objective(nn.Module):
+    """γ·CE + λ·d(prediction, target) + a regulariser, of what one pass gives (LLM-JEPA eq. 2).
+
+    With loss dropout α the latent term is there on a share 1 − α of the batches, and its weight is λ / (1 − α) on
+    these: the published ratio λ / (1 − α) = constant keeps its mean weight.
+    """
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tube = SemanticTube() if config.latent == "tube" else None
+        self.loss = build(config.loss)
+        self.regulariser = build(config.regulariser) if config.regulariser is not None else None
+
+    @property
+    def has_latent_term(self) -> bool:
+        return self.config.weight > 0
+
+    def batches(
+        self, pairs: Sequence[ChatIds], model: LLMJEPA, stage: LanguageStageConfig, seed: int, steps: int
+    ) -> PairBatches:
+        """Training batches that hold what this objective needs."""
+        config = self.config
+        return PairBatches(
+            pairs,
+            self.layout(model, stage),
+            seed,
+            stage.batch_size,
+            steps,
+            latent=self.has_latent_term,
+            loss_dropout=config.loss_dropout,
+            shuffled=config.pairs == "shuffled",
+            tube=self.tube is not None,
+            apart=config.target == "ema",
+        )
+
+    def layout(self, model: LLMJEPA, stage: LanguageStageConfig) -> Any:
+        config = self.config
+        return model.layout(
+            row_tokens=stage.row_tokens,
+            direction=config.direction,
+            view=config.view,
+            packed=config.rows == "packed",
+            train_on=config.train_on,
+        )
+
+    def forward(self, model: LLMJEPA, teacher: LLMJEPA | None, batch: PairBatch) -> dict[str, Tensor]:
+        """`loss` and its parts; a part that the batch does not hold is left out."""
+        config, rows = self.config, batch.rows
+        out = model(rows)
+        next_token = F.cross_entropy(out.logits, out.labels)
+        parts = {"next_token": next_token}
+        scale = config.weight / (1 - config.loss_dropout)
+        if self.tube is not None and out.tube is not None:
+            parts["latent"] = self.tube(out.tube)
+            total = config.next_token_weight * next_token + scale * parts["latent"]
+        elif out.predictions is not None:
+            targets = out.targets
+            if batch.targets is not None and teacher is not None:
+                with torch.no_grad():
+                    targets = teacher(batch.targets).targets
+            if targets is None:
+                raise ValueError("a batch with predictions must have targets")
+            if config.target != "gradient":
+                targets = targets.detach()
+            predictions, targets = out.predictions.float(), targets.float()
+            pair = (F.normalize(x, dim=-1) if self.loss.unit_norm else x for x in (predictions, targets))
+            parts["latent"] = self.loss(*pair, rows.target_ids)
+            total = config.next_token_weight * next_token + scale * parts["latent"]
+            if self.regulariser is not None:
+                parts["regulariser"] = self.regulariser(predictions, targets)
+                total = total + config.regulariser_weight / (1 - config.loss_dropout) * parts["regulariser"]
+        else:
+            total = config.next_token_weight * next_token
+        return {"loss": total, **parts}
+
+
+class LanguageModule(Stage):
+    """An LLM-JEPA under an `Objective`; with target "ema", a slow copy of the model gives the targets."""
+
+    def __init__(self, model: LLMJEPA, objective: Objective, stage: StageConfig, keep_best: bool) -> None:
+        super().__init__(stage)
+        self.model, self.objective = model, objective
+        self.teacher: LLMJEPA | None = None
+        if objective.has_latent_term and objective.config.target == "ema":
+            self.teacher = deepcopy(model).requires_grad_(False)
+        self.geometry = LatentGeometry(ks=(1, 10))
+        self.keep_best = keep_best
+        self.best: tuple[float, int, dict[str, Tensor]] | None = None
+        self.tokens = 0
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Vectors (norms, biases) and the loss's own parameters are not decayed."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in trained if p.ndim > 1]},
+            {"params": [p for p in trained if p.ndim < 2] + list(self.objective.parameters()), "weight_decay": 0.0},
+        ]
+
+    def training_step(self, batch: PairBatch, index: int) -> Tensor:
+        parts = self.objective(self.model, self.teacher, batch)
+        size = self.stage.batch_size
+        self.log("loss", parts["loss"], prog_bar=True, batch_size=size)
+        self.log_dict({name: value for name, value in parts.items() if name != "loss"}, batch_size=size)
+        self.tokens += int((batch.rows.segments >= 0).sum())
+        if batch.targets is not None:
+            self.tokens += int((batch.targets.segments >= 0).sum())
+        return parts["loss"]
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self.teacher is not None:
+            decay = self.objective.config.ema_decay
+            for slow, fast in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+                slow.lerp_(fast, 1 - decay)
+
+    def validation_step(self, batch: PairBatch, index: int) -> None:
+        out = self.model(batch.rows)
+        self.log("val/next_token", F.cross_entropy(out.logits, out.labels), batch_size=self.stage.batch_size)
+        self.geometry.update(out.predictions, out.targets, batch.rows.target_ids)
+
+    def on_validation_epoch_end(self) -> None:
+        geometry = self.geometry.compute()
+        self.geometry.reset()
+        self.log_dict({f"val/{name}": value for name, value in geometry.items()})
+        self.log("R@1", geometry["retrieval@1"], prog_bar=True, logger=False)
+        if self.objective.has_latent_term and not self.trainer.sanity_checking:
+            warn_of_collapse(geometry, self.global_step)
+        value = float(self.trainer.callback_metrics["val/next_token"])
+        if self.keep_best and (self.best is None or value < self.best[0]):
+            state = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+            self.best = (value, self.global_step, state)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How long to train: steps, and the operations of a step (None: not counted)."""
+
+    steps: int
+    flops_per_step: float
+    stretched: float
+
+
+def train(config: dict[str, Any], output: Path) -> Path:
+    """Trains a validated `LanguageTrainConfig` and returns the checkpoint's folder, `output/checkpoint`.
+
+    With `equal_flops` the number of steps, and with it the schedule, is stretched so that as many operations are spent
+    as the objective given there would: measured on a few batches of either.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
+    L.seed_everything(config["seed"], verbose=False)
+    splits = load_pairs(config["data"])
+    print(splits.summary(), flush=True)
+    tokenizer = make_tokenizer(config["tokenizer"], splits.train)
+    model = checkpoint.build_model(config, tokenizer)
+    if not isinstance(model, LLMJEPA):
+        raise InputError(f"model._target_ must build an LLMJEPA, got {type(model).__name__}")
+    model.language.set_attention("sdpa" if on_gpu(config) else "eager")
+    stage = LanguageStageConfig(**config["stage"])
+    objective = Objective(ObjectiveConfig(**config["objective"]))
+    pairs, validation = tokenizer.encode(splits.train), tokenizer.encode(splits.validation[: stage.validation_pairs])
+    plan = _plan(config, stage, objective, model, pairs)
+    steps = StageConfig(
+        steps=plan.steps,
+        batch_size=stage.batch_size,
+        learning_rate=stage.learning_rate,
+        weight_decay=stage.weight_decay,
+        warmup_steps=round(stage.warmup_share * plan.steps),
+        gradient_clip=stage.gradient_clip,
+        validate_every=stage.validate_every,
+        validation_batches=1,
+    )
+    size = min(stage.batch_size, len(validation))
+    held_out = PairBatches(validation, objective.layout(model, stage), 0, size, len(validation) // size)
+    if len(set(held_out.ids)) < 2:
+        raise InputError(f"validation must hold at least 2 distinct answers, got {len(set(held_out.ids))}")
+    module = LanguageModule(model, objective, steps, keep_best=stage.select == "best")
+    started = time.perf_counter()
+    trainer = fit(
+        module,
+        objective.batches(pairs, model, stage, config["seed"], plan.steps),
+        held_out,
+        steps,
+        config,
+        output,
+        "llm_jepa",
+    )
+    record = {
+        "name": "llm_jepa",
+        "seconds": round(time.perf_counter() - started, 2),
+        **summary(trainer, steps, output / "logs" / "llm_jepa"),
+        "pairs": len(pairs),
+        "duplicates": splits.duplicates,
+        "tokens": module.tokens,
+        "flops": plan.flops_per_step * plan.steps,
+        "flops_counted_on": _FLOPS_SAMPLE,
+        "steps_stretched": plan.stretched,
+    }
+    if module.best is not None:
+        model.load_state_dict(module.best[2])
+        record["selected_step"] = module.best[1]
+    folder = output / "checkpoint"
+    language = {**config["model"]["language_model"], "pretrained": None, "architecture": model.language.architecture()}
+    saved = {**config, "model": {**config["model"], "language_model": language}}
+    checkpoint.save(model.cpu(), saved, folder)
+    (folder / "training.json").write_text(json.dumps({"stages": [record]}, indent=1), encoding="utf-8")
+    print(f"checkpoint: {folder}", flush=True)
+    return folder
+
+
+def load_pairs(node: dict[str, Any]) -> PairSplits:
+    splits = build(node)
+    if not isinstance(splits, PairSplits):
+        raise InputError(f"data._target_ must give PairSplits, got {type(splits).__name__}")
+    return splits
+
+
+def make_tokenizer(config: dict[str, Any], pairs: Sequence[Pair]) -> ChatTokenizer:
+    if config["pretrained"] is not None:
+        return ChatTokenizer.pretrained(config["pretrained"])
+    texts = [text for pair in pairs for text in (pair.system or "", pair.request, pair.answer)]
+    return ChatTokenizer.train(texts, config["vocab_size"])
+
+
+def _plan(
+    config: dict[str, Any],
+    stage: LanguageStageConfig,
+    objective: Objective,
+    model: LLMJEPA,
+    pairs: Sequence[ChatIds],
+) -> _Plan:
+    steps = max(1, round(stage.epochs * len(pairs) / stage.batch_size))
+    own = step_flops(objective, model, stage, pairs, config["seed"])
+    stretched = 1.0
+    if config["equal_flops"] is not None:
+        other = Objective(ObjectiveConfig(**config["equal_flops"]))
+        stretched = step_flops(other, model, stage, pairs, config["seed"]) / own
+        steps = round(steps * stretched)
+    return _Plan(steps, own, stretched)
+
+
+def step_flops(
+    objective: Objective, model: LLMJEPA, stage: LanguageStageConfig, pairs: Sequence[ChatIds], seed: int
+) -> float:
+    """Mean operations of a training step, forward and backward, measured on the first batches (without autocast)."""
+    batches = objective.batches(pairs, model, stage, seed, _FLOPS_SAMPLE)
+
+    def run() -> None:
+        for index in range(_FLOPS_SAMPLE):
+            objective(model, model, batches[index])["loss"].backward()
+
+    total = count_flops(run).total
+    model.zero_grad(set_to_none=True)
+    objective.zero_grad(set_to_none=True)
+    return total / _FLOPS_SAMPLE
