@@ -140,8 +140,7 @@ class ChatTokenizer:
         names = [f"<|predictor_{i + 1}|>" for i in range(count)]
         if names:
             self.hf.add_tokens(names, special_tokens=True)
-        ids: list[int] = self.hf.convert_tokens_to_ids(names)
-        return ids
+        return [self.hf.get_vocab()[name] for name in names]
 
     def encode(self, pairs: Sequence[Pair]) -> list[ChatIds]:
         """Ids of each pair; an answer keeps its spelling but for white space at its ends."""
@@ -174,10 +173,7 @@ class ChatTokenizer:
         user = {"role": "user", "content": pair.request}
         prompt, opening, tail = self._continuation([*system, user], pair.answer.strip())
         text = prompt if pair.text is None and not system else self._render([self._user(pair.text or pair.request)])
-        if pair.code is None:
-            code = tail
-        else:
-            code = self._continuation([*system, user], pair.code.strip())[2]
+        code = tail if pair.code is None else self._continuation([*system, user], pair.code.strip())[2]
         return prompt, opening, tail, text, code
 
     @staticmethod
