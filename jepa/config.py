@@ -135,9 +135,9 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class LanguageStageConfig:
-    """Training on pairs for ``epochs``: a warm-up over a share of the steps, then a cosine to 0."""
+    """Training on pairs for ``epochs``: a warm-up over a share of the steps, then a cosine to 0; 0 epochs: none."""
 
-    epochs: Positive
+    epochs: NonNegative
     batch_size: Count
     row_tokens: Count
     learning_rate: Positive
@@ -175,11 +175,13 @@ class LanguageTrainConfig:
     accelerator: Literal["auto", "cpu", "gpu"]
     workers: Natural
     data: Node
+    checkpoint: str | None  # to go on from: its language model and tokenizer take the place of those below
     tokenizer: ChatTokenizerConfig
     model: Node
     objective: ObjectiveConfig
     equal_flops: ObjectiveConfig | None
     stage: LanguageStageConfig
+    decoder: StageConfig | None  # of the Y-Decoder from embeddings, the rest frozen
     answers: AnswersConfig
 
 

@@ -1,15 +1,20 @@
-"""Shared fixtures: a tiny VL-JEPA in the real architecture, and its plain configuration."""
+"""Shared fixtures: a tiny VL-JEPA and a tiny LLM-JEPA in the real architecture, and their plain configurations."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 
 from jepa import checkpoint
+from jepa.data.chat import ChatTokenizer
+from jepa.data.pairs import Pair
+from jepa.data.regex_grammar import generate
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import corpus
+from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.vl_jepa import VLJEPA
 
 
@@ -67,3 +72,61 @@ def tiny_model(tokenizer: Tokenizer) -> VLJEPA:
     """Random weights from a fixed seed, in evaluation mode. Do not change it: copy it."""
     torch.manual_seed(0)
     return checkpoint.build_model(tiny_config(), tokenizer).eval()
+
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+def language_config(
+    architecture: dict[str, Any] | None = None, tokens: int = 1, placement: str = "append", **language_model: Any
+) -> dict[str, Any]:
+    """The plain configuration of an LLM-JEPA's checkpoint: a Llama 32 wide and two blocks deep unless told otherwise."""
+    return {
+        "name": "tiny",
+        "variant": "llm_jepa",
+        "seed": 0,
+        "data": {},
+        "model": {
+            "_target_": "jepa.models.llm_jepa.LLMJEPA",
+            "language_model": {
+                "_target_": "jepa.encoders.language.LanguageModel",
+                "architecture": architecture or LLAMA,
+                **language_model,
+            },
+            "predictor": {"_target_": "jepa.predictors.tied.TiedPredictor", "tokens": tokens, "placement": placement},
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def pairs() -> list[Pair]:
+    """40 requests for regular expressions, with their answers."""
+    return generate(pairs=40, test_pairs=2, validation_share=0.0, seed=0, system=False).train
+
+
+@pytest.fixture(scope="session")
+def trained_tokenizer(pairs: list[Pair]) -> ChatTokenizer:
+    return ChatTokenizer.train([text for pair in pairs for text in (pair.request, pair.answer)], 400)
+
+
+@pytest.fixture
+def chat_tokenizer(trained_tokenizer: ChatTokenizer) -> ChatTokenizer:
+    """A fresh copy: a model adds its [PRED] tokens to it."""
+    return copy.deepcopy(trained_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_llm_jepa(trained_tokenizer: ChatTokenizer) -> LLMJEPA:
+    """Random weights from a fixed seed, in evaluation mode. Do not change it: copy it."""
+    torch.manual_seed(0)
+    return checkpoint.build_model(language_config(), copy.deepcopy(trained_tokenizer)).eval()

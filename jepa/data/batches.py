@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from jepa.data.chat import ChatIds
-from jepa.data.packing import Layout, Rows, pack, pack_targets
+from jepa.data.packing import Layout, Rows, pack, pack_targets, target_view
 from jepa.errors import InputError
 
 
@@ -59,7 +59,7 @@ class PairBatches(Dataset[PairBatch]):
         if shuffled:  # a cycle: no pair keeps its own
             order = np.random.default_rng([seed, 2]).permutation(len(pairs))
             self.partner[order] = np.roll(order, 1)
-        keys = [tuple(p.code if layout.direction == "forward" else p.prompt) for p in pairs]
+        keys = [tuple(target_view(pair, layout)) for pair in pairs]
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         self.ids = [numbers[key] for key in keys]
 

@@ -32,7 +32,9 @@ _PLAIN_TEMPLATE = (  # of a base model, which has none: roles in words, every tu
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
-_DATES = re.compile(r"^(Cutting Knowledge Date|Today Date|Current date):.*\n", re.MULTILINE | re.IGNORECASE)
+_NO_CLOCK = "{%- macro strftime_now(format) %}{% endmacro -%}"  # put before a template, it hides the real clock
+# The stamp of a template whose clock says nothing; a date in the user's words stays.
+_STAMP = re.compile(r"^(Cutting Knowledge Date: .*\n)?(Today Date|Current date):[ \t]*\n", re.MULTILINE | re.IGNORECASE)
 
 
 class ChatIds(NamedTuple):
@@ -131,6 +133,11 @@ class ChatTokenizer:
         return int(self.hf.pad_token_id)
 
     @property
+    def end_id(self) -> int:
+        """The token that ends a turn."""
+        return self._turn.end_id
+
+    @property
     def stop_ids(self) -> list[int]:
         """Tokens that end an answer: the end of turn, and the end of text."""
         return sorted({self._turn.end_id, int(self.hf.eos_token_id)})
@@ -160,6 +167,14 @@ class ChatTokenizer:
         ids = torch.tensor([[self.pad_id] * (length - len(row)) + list(row) for row in rows])
         lengths = torch.tensor([len(row) for row in rows])
         return ids, torch.arange(length) >= length - lengths[:, None]
+
+    def encode_closed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Right-padded `ids` (B, L) of bare texts with an end-of-turn token, and `mask` (B, L), true at real tokens."""
+        rows = [[*ids, self.end_id] for ids in self._ids(list(texts))]
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        return ids, torch.arange(length) < lengths[:, None]
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Texts of generated ids: up to the first stop token, without special tokens and white space at the ends."""
@@ -194,9 +209,14 @@ class ChatTokenizer:
     def _render(self, messages: list[dict[str, str]], **arguments: Any) -> str:
         def render(messages: list[dict[str, str]]) -> str:
             text = self.hf.apply_chat_template(
-                messages, tokenize=False, enable_thinking=False, strftime_now=_no_date, date_string="", **arguments
+                messages,
+                chat_template=_NO_CLOCK + self.hf.get_chat_template(),
+                tokenize=False,
+                enable_thinking=False,
+                date_string="",
+                **arguments,
             )
-            return _DATES.sub("", str(text))
+            return _STAMP.sub("", str(text))
 
         try:
             return render(messages)
@@ -221,13 +241,9 @@ class ChatTokenizer:
     def _probe(self) -> _Turn:
         """Finds the token that ends the assistant's turn: the first special one after the answer's words."""
         context, _, tail = self._continuation([self._user("a")], "b")
-        after = self._ids([tail.rpartition("b")[2]])[0]
+        after = self._ids([tail.partition("b")[2]])[0]
         special = set(self.hf.all_special_ids) | set(getattr(self.hf, "added_tokens_decoder", {}))
         end = next((token for token in after if token in special), int(self.hf.eos_token_id))
         first = self._ids([context])[0]
         bos = self.hf.bos_token_id
         return _Turn(int(end), bos is not None and bool(first) and first[0] == bos)
-
-
-def _no_date(_: str) -> str:
-    return ""

@@ -194,9 +194,15 @@ def _groups(pair: ChatIds, target: ChatIds | None, layout: Layout) -> list[_Grou
     return [conversation, _prediction(source, predictors, layout), other]
 
 
+def target_view(pair: ChatIds, layout: Layout) -> list[int]:
+    """The tokens whose last state is the target: view 2, or view 1 in reverse."""
+    if layout.direction == "forward":
+        return pair.code
+    return pair.prompt if layout.view == "shared" else pair.text
+
+
 def _target(pair: ChatIds, layout: Layout) -> _Group:
-    shared = pair.prompt if layout.view == "shared" else pair.text
-    ids = pair.code if layout.direction == "forward" else shared
+    ids = target_view(pair, layout)
     return _Group([_Segment(ids)], target=(0, len(ids) - 1))
 
 

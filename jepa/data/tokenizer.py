@@ -55,6 +55,10 @@ class Tokenizer:
         lengths = torch.tensor([len(row) for row in rows])
         return ids, torch.arange(length) < lengths[:, None]
 
+    def encode_closed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """`encode` with the end token."""
+        return self.encode(texts, eos=True)
+
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """The texts of id rows; special tokens are dropped."""
         return [text.strip() for text in self._tokenizer.decode_batch([list(r) for r in rows])]

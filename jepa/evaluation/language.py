@@ -28,7 +28,7 @@ from jepa.metrics.latents import LatentGeometry, collapse_message, linear_fit, s
 from jepa.models.llm_jepa import LLMJEPA
 
 FORMAT = "jepa.answers/1"
-_ROW_TOKENS = 256
+_ROW_TOKENS = 128
 
 
 @torch.no_grad()
@@ -82,6 +82,11 @@ def evaluate_answers(folder: Path, output: Path, answers: AnswersConfig, acceler
     )
     save_file({"predictions": predictions, "targets": targets}, output / "latents.safetensors")
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"][0]
+    scores = {name: _score(right) for name, right in verdicts.items()}
+    if model.y_decoder is not None and "multiple_choice" not in verdicts:
+        spoken = [d.text for part in predictions.split(answers.batch_size) for d in model.decode(part)]
+        for name, right in _verdicts(spoken, pairs, answers).items():
+            scores[f"{name} from the embedding"] = _score(right)
     record = {
         "format": FORMAT,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -97,7 +102,7 @@ def evaluate_answers(folder: Path, output: Path, answers: AnswersConfig, acceler
         "training": training,
         "split": answers.split,
         "pairs": len(pairs),
-        "scores": {name: _score(right) for name, right in verdicts.items()},
+        "scores": scores,
         "generation": {"seconds": seconds, "tokens": tokens},
         "geometry": geometry(predictions, targets, ids, pairs),
     }

@@ -82,6 +82,25 @@ class LLMJEPA(nn.Module):
     def device(self) -> torch.device:
         return self.language.device
 
+    def node(self) -> dict[str, Any]:
+        """The configuration that builds this model anew, without the hub and but for `y_decoder`."""
+        language, predictor = self.language, self.predictor
+        return {
+            "_target_": "jepa.models.llm_jepa.LLMJEPA",
+            "language_model": {
+                "_target_": "jepa.encoders.language.LanguageModel",
+                "pretrained": None,
+                "architecture": language.architecture(),
+                "lora": language.lora,
+                "gradient_checkpointing": language.gradient_checkpointing,
+            },
+            "predictor": {
+                "_target_": "jepa.predictors.tied.TiedPredictor",
+                "tokens": predictor.tokens,
+                "placement": predictor.placement,
+            },
+        }
+
     def layout(self, **arguments: Any) -> Layout:
         """A packing layout with this model's [PRED] tokens."""
         return Layout(predictors=tuple(self.predictor_ids), placement=self.predictor.placement, **arguments)
@@ -135,8 +154,7 @@ class LLMJEPA(nn.Module):
         """
         if self.y_decoder is None:
             raise InputError("this checkpoint has no decoder from embeddings: train it with a decoder stage")
-        end = self.tokenizer.stop_ids[0]
-        rows = self.y_decoder.generate(latents.to(self.device), end)
+        rows = self.y_decoder.generate(latents.to(self.device), self.tokenizer.end_id)
         counts = [min(len(row) + 1, self.y_decoder.max_length) for row in rows]
         texts = self.tokenizer.decode(rows)
         return [Decoded(text, count, count) for text, count in zip(texts, counts, strict=True)]

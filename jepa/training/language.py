@@ -18,6 +18,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from jepa import checkpoint
 from jepa.config import LanguageStageConfig, ObjectiveConfig, StageConfig, build
@@ -30,7 +31,8 @@ from jepa.metrics.latents import LatentGeometry
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import count_flops
 from jepa.training.fit import fit, on_gpu, summary
-from jepa.training.modules import Stage, warn_of_collapse
+from jepa.training.latents import PairDecoderBatches
+from jepa.training.modules import DecoderModule, Stage, warn_of_collapse
 
 _FLOPS_SAMPLE = 8  # batches whose operations are counted; their mean stands for a step
 
@@ -181,21 +183,61 @@ class _Plan:
 def train(config: dict[str, Any], output: Path) -> Path:
     """Trains a validated `LanguageTrainConfig` and returns the checkpoint's folder, `output/checkpoint`.
 
-    With `equal_flops` the number of steps, and with it the schedule, is stretched so that as many operations are spent
-    as the objective given there would: measured on a few batches of either.
+    The stages are the language model and, if asked for, a decoder from its embeddings; the checkpoint is written after
+    each. With `equal_flops` the number of steps, and with it the schedule, is stretched so that as many operations are
+    spent as the objective given there would: measured on a few batches of either.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
     L.seed_everything(config["seed"], verbose=False)
     splits = load_pairs(config["data"])
     print(splits.summary(), flush=True)
-    tokenizer = make_tokenizer(config["tokenizer"], splits.train)
-    model = checkpoint.build_model(config, tokenizer)
-    if not isinstance(model, LLMJEPA):
-        raise InputError(f"model._target_ must build an LLMJEPA, got {type(model).__name__}")
+    model = _model(config, splits)
     model.language.set_attention("sdpa" if on_gpu(config) else "eager")
+    folder = output / "checkpoint"
+    saved = {**config, "model": {**model.node(), "y_decoder": _decoder_node(config, model)}}
+    stages: list[dict[str, Any]] = []
+    if config["checkpoint"] is not None:
+        stages = json.loads((Path(config["checkpoint"]) / "training.json").read_text(encoding="utf-8"))["stages"]
+    for name, run in (("llm_jepa", _train_language), ("decoder", _train_decoder)):
+        if not (config["stage"]["epochs"] if name == "llm_jepa" else config["decoder"]):
+            continue
+        started = time.perf_counter()
+        result = run(config, model.train(), splits, output)
+        stages.append({"name": name, "seconds": round(time.perf_counter() - started, 2), **result})
+        checkpoint.save(model.cpu(), saved, folder)
+        (folder / "training.json").write_text(json.dumps({"stages": stages}, indent=1), encoding="utf-8")
+    if not folder.is_dir():
+        raise InputError("there is nothing to train: stage.epochs is 0 and decoder is null")
+    print(f"checkpoint: {folder}", flush=True)
+    return folder
+
+
+def _model(config: dict[str, Any], splits: PairSplits) -> LLMJEPA:
+    """A new model or, with `checkpoint`, that of a checkpoint; with the decoder that `model.y_decoder` asks for."""
+    if config["checkpoint"] is None:
+        node = {**config["model"], "y_decoder": None}
+        model = checkpoint.build_model({**config, "model": node}, make_tokenizer(config["tokenizer"], splits.train))
+    else:
+        model = checkpoint.load(config["checkpoint"])
+        if not isinstance(model, LLMJEPA):
+            raise InputError(f"checkpoint must be of an LLM-JEPA, got {type(model).__name__}: {config['checkpoint']}")
+    decoder = _decoder_node(config, model)
+    if decoder is not None:
+        model.y_decoder = build(decoder)
+    return model
+
+
+def _decoder_node(config: dict[str, Any], model: LLMJEPA) -> dict[str, Any] | None:
+    """`model.y_decoder` with the sizes that the model gives it."""
+    node = config["model"]["y_decoder"]
+    return node and {**node, "vocab_size": len(model.tokenizer), "embedding_dim": model.language.width}
+
+
+def _train_language(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, output: Path) -> dict[str, Any]:
     stage = LanguageStageConfig(**config["stage"])
     objective = Objective(ObjectiveConfig(**config["objective"]))
-    pairs, validation = tokenizer.encode(splits.train), tokenizer.encode(splits.validation[: stage.validation_pairs])
+    pairs = model.tokenizer.encode(splits.train)
+    validation = model.tokenizer.encode(splits.validation[: stage.validation_pairs])
     plan = _plan(config, stage, objective, model, pairs)
     steps = StageConfig(
         steps=plan.steps,
@@ -208,23 +250,19 @@ def train(config: dict[str, Any], output: Path) -> Path:
         validation_batches=1,
     )
     size = min(stage.batch_size, len(validation))
+    if not size:
+        raise InputError("the validation split must hold at least 1 pair, got none: raise data.validation_share")
     held_out = PairBatches(validation, objective.layout(model, stage), 0, size, len(validation) // size)
     if len(set(held_out.ids)) < 2:
         raise InputError(f"validation must hold at least 2 distinct answers, got {len(set(held_out.ids))}")
     module = LanguageModule(model, objective, steps, keep_best=stage.select == "best")
-    started = time.perf_counter()
-    trainer = fit(
-        module,
-        objective.batches(pairs, model, stage, config["seed"], plan.steps),
-        held_out,
-        steps,
-        config,
-        output,
-        "llm_jepa",
-    )
+    if model.y_decoder is not None:
+        model.y_decoder.requires_grad_(False)
+    batches = objective.batches(pairs, model, stage, config["seed"], plan.steps)
+    trainer = fit(module, batches, held_out, steps, config, output, "llm_jepa")
+    if model.y_decoder is not None:
+        model.y_decoder.requires_grad_(True)
     record = {
-        "name": "llm_jepa",
-        "seconds": round(time.perf_counter() - started, 2),
         **summary(trainer, steps, output / "logs" / "llm_jepa"),
         "pairs": len(pairs),
         "duplicates": splits.duplicates,
@@ -236,13 +274,31 @@ def train(config: dict[str, Any], output: Path) -> Path:
     if module.best is not None:
         model.load_state_dict(module.best[2])
         record["selected_step"] = module.best[1]
-    folder = output / "checkpoint"
-    language = {**config["model"]["language_model"], "pretrained": None, "architecture": model.language.architecture()}
-    saved = {**config, "model": {**config["model"], "language_model": language}}
-    checkpoint.save(model.cpu(), saved, folder)
-    (folder / "training.json").write_text(json.dumps({"stages": [record]}, indent=1), encoding="utf-8")
-    print(f"checkpoint: {folder}", flush=True)
-    return folder
+    return record
+
+
+def _train_decoder(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, output: Path) -> dict[str, Any]:
+    """The Y-Decoder on the embeddings of the frozen model: predicted ones, and those of the answers with noise."""
+    stage = StageConfig(**config["decoder"])
+    model.eval().to("cuda" if on_gpu(config) else "cpu")
+    batches, validation = (
+        PairDecoderBatches(*_latents(model, pairs), [pair.answer for pair in pairs], seed, stage.batch_size, count)
+        for pairs, seed, count in (
+            (splits.train, config["seed"], stage.steps),
+            (splits.validation, config["seed"] + 1, stage.validation_batches),
+        )
+    )
+    module = DecoderModule(model, stage)
+    module.train()
+    trainer = fit(module, batches, validation, stage, config, output, "decoder")
+    return summary(trainer, stage, output / "logs" / "decoder") | {"noise_per_dimension": round(batches.noise, 5)}
+
+
+def _latents(model: LLMJEPA, pairs: Sequence[Pair], size: int = 128) -> tuple[Tensor, Tensor]:
+    """Predicted and target embeddings (N, E), L2-normalised."""
+    parts = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+    predictions = [model.predict(model.encode(part)).cpu() for part in tqdm(parts, desc="latents for the decoder")]
+    return torch.cat(predictions), torch.cat([model.embed([pair.answer for pair in part]).cpu() for part in parts])
 
 
 def load_pairs(node: dict[str, Any]) -> PairSplits:

@@ -113,3 +113,29 @@ class DecoderBatches(Dataset[tuple[Tensor, list[str]]]):
         latents = torch.nn.functional.normalize(torch.cat([noisy, means.float()]), dim=-1)
         texts = [self.texts[row] for row in rows.tolist()] + [self.streams.texts[e] for e in events.tolist()]
         return latents, texts
+
+
+class PairDecoderBatches(Dataset[tuple[Tensor, list[str]]]):
+    """Item i is a batch of (latents (B, E), answers): a function of (seed, i) alone.
+
+    Half are predicted embeddings, half those of the answers themselves with Gaussian noise (CapDec, arXiv 2211.00575):
+    of the deviation per dimension that the predictions were measured to have. All have unit norm.
+    """
+
+    def __init__(
+        self, predictions: Tensor, targets: Tensor, texts: list[str], seed: int, batch_size: int, batches: int
+    ) -> None:
+        self.predictions, self.targets, self.texts = predictions, targets, texts
+        self.noise = float((predictions - targets).square().mean().sqrt())
+        self.seed, self.batch_size, self.batches = seed, batch_size, batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
+        generator = torch.Generator().manual_seed(hash((self.seed, index)) % 2**63)
+        rows = torch.randint(len(self.texts), (self.batch_size,), generator=generator)
+        own, half = self.targets[rows], self.batch_size // 2
+        latents = own + self.noise * torch.randn(own.shape, generator=generator)
+        latents[:half] = self.predictions[rows[:half]]
+        return torch.nn.functional.normalize(latents, dim=-1), [self.texts[row] for row in rows.tolist()]

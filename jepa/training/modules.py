@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from jepa.config import StageConfig
 from jepa.data.clips import ClipBatch
+from jepa.errors import InputError
 from jepa.metrics.latents import LatentGeometry, collapse_message
+from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.vl_jepa import VLJEPA
 
 
@@ -118,8 +120,10 @@ class JEPAModule(Stage):
 class DecoderModule(Stage):
     """The Y-Decoder trained to say the text of an embedding; everything else stays as it is."""
 
-    def __init__(self, model: VLJEPA, stage: StageConfig) -> None:
+    def __init__(self, model: VLJEPA | LLMJEPA, stage: StageConfig) -> None:
         super().__init__(stage)
+        if model.y_decoder is None:
+            raise InputError("the model must have a y_decoder to train, got none")
         self.decoder, self.tokenizer = model.y_decoder, model.tokenizer
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -127,7 +131,7 @@ class DecoderModule(Stage):
 
     def cross_entropy(self, latents: Tensor, texts: list[str]) -> Tensor:
         """Mean next-token cross-entropy, in nats a token, end tokens included."""
-        ids, mask = (t.to(self.device) for t in self.tokenizer.encode(texts, eos=True))
+        ids, mask = (t.to(self.device) for t in self.tokenizer.encode_closed(texts))
         logits = self.decoder(latents, ids)
         return F.cross_entropy(logits[mask], ids[mask])
 

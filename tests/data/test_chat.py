@@ -1,0 +1,352 @@
+"""Chat formatting, with the templates of real model families on small tokenizers that need no download."""
+
+from __future__ import annotations
+
+import copy
+import re
+from datetime import datetime
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
+
+from jepa.data.chat import ChatTokenizer
+from jepa.data.pairs import Pair
+from jepa.errors import InputError
+
+PAIRS = [
+    Pair("lines with a digit", ".*[0-9].*", None),
+    Pair("lines with 'dog' before a vowel", "(dog.*[AEIOUaeiou]).*", "You write regular expressions."),
+]
+
+# Shortened to the turns that are used here; what they write around a turn is what the families' own templates write.
+LLAMA = """{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\n\n" }}
+{{- "Cutting Knowledge Date: December 2023\n" }}
+{{- "Today Date: " + date_string + "\n\n" }}
+{{- system_message }}
+{{- "<|eot_id|>" }}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif %}"""
+GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- for message in messages %}
+    {%- if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}
+    {{- '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"""
+QWEN = """{%- for message in messages %}
+    {%- if message.role == "assistant" %}
+        {{- '<|im_start|>assistant\n<think>\n\n</think>\n\n' + message.content.lstrip('\n') + '<|im_end|>\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}
+{%- endif %}"""
+GPT_OSS = """{%- macro system_message() %}
+{{- "You are a large language model.\nCurrent date: " + strftime_now("%Y-%m-%d") + "\n\n" }}
+{%- endmacro %}
+{{- "<|start|>system<|message|>" + system_message() + "<|end|>" }}
+{%- for message in messages %}
+    {%- set role = "developer" if message.role == "system" else message.role %}
+    {{- "<|start|>" + role + "<|message|>" + message.content + ("<|return|>" if role == "assistant" else "<|end|>") }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- "<|start|>assistant" }}{% endif %}"""
+OLMO = """{{ bos_token }}{% for message in messages %}
+{%- if message['role'] == 'assistant' %}
+    {{- '<|assistant|>\n' + message['content'] + (eos_token if loop.last else eos_token + '\n') }}
+{%- else %}
+    {{- '<|' + message['role'] + '|>\n' + message['content'] + '\n' }}
+{%- endif %}
+{%- if loop.last and add_generation_prompt %}{{- '<|assistant|>\n' }}{% endif %}
+{%- endfor %}"""
+MISTRAL = """{{ bos_token }}{% for message in messages %}
+{%- if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + '[/INST]' }}
+{%- elif message['role'] == 'system' %}{{ '[SYSTEM_PROMPT] ' + message['content'] + '[/SYSTEM_PROMPT]' }}
+{%- else %}{{ ' ' + message['content'] + eos_token }}{% endif %}
+{%- endfor %}"""
+
+# template, end of turn, end of text, begin of text, padding, other special tokens
+FAMILIES = {
+    "llama": (LLAMA, "<|eot_id|>", "<|eot_id|>", "<|begin_of_text|>", "<|pad|>", ["<|start_header_id|>"]),
+    "gemma": (GEMMA, "<end_of_turn>", "<eos>", "<bos>", "<pad>", ["<start_of_turn>"]),
+    "qwen": (QWEN, "<|im_end|>", "<|im_end|>", None, "<|endoftext|>", ["<|im_start|>", "<think>", "</think>"]),
+    "gpt_oss": (GPT_OSS, "<|return|>", "<|return|>", None, "<|pad|>", ["<|start|>", "<|message|>", "<|end|>"]),
+    "olmo": (OLMO, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>", "<|pad|>", []),
+    "mistral": (MISTRAL, "</s>", "</s>", "<s>", None, ["[INST]", "[/INST]"]),
+    "base": (None, "<|endoftext|>", "<|endoftext|>", None, None, []),
+}
+
+
+def family(name: str, **changed: str) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with the template and special tokens of a family."""
+    template, end, eos, bos, pad, others = FAMILIES[name]
+    special = [token for token in dict.fromkeys([pad, end, eos, bos, *others]) if token is not None]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(["lines with a dog before a digit"] * 3, trainer)
+    named = {"eos_token": eos, "bos_token": bos, "pad_token": pad, **changed}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        extra_special_tokens=[token for token in special if token not in named.values()],
+        **{key: token for key, token in named.items() if token is not None},
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture(params=FAMILIES)
+def any_family(request) -> tuple[str, ChatTokenizer]:
+    return request.param, ChatTokenizer(family(request.param))
+
+
+class Clock:
+    """A `datetime` of a fixed day, as `strftime_now` of the chat templates reads it."""
+
+    def __init__(self, year: int) -> None:
+        self.moment = datetime(year, 7, 26)
+
+    def now(self) -> datetime:
+        return self.moment
+
+
+def undated(text: str) -> str:
+    return re.sub(r"Cutting Knowledge Date: December 2023\nToday Date: \n|Current date: [-0-9]*\n", "", text)
+
+
+def render(tokenizer: ChatTokenizer, ids: list[int]) -> str:
+    return tokenizer.hf.decode(ids, skip_special_tokens=False)
+
+
+def test_the_end_of_turn_is_the_last_token_of_every_answer(any_family):
+    name, tokenizer = any_family
+    end = tokenizer.hf.convert_tokens_to_ids(FAMILIES[name][1])
+    for pair in tokenizer.encode(PAIRS):
+        assert pair.answer[-1] == pair.code[-1] == end
+        assert pair.answer.count(end) == 1
+        assert end in tokenizer.stop_ids
+
+
+def test_the_end_of_turn_is_trained_where_padding_is_the_same_token():
+    from jepa.data.packing import IGNORE, Layout, pack
+
+    for name in ("llama", "qwen", "olmo", "base"):
+        tokenizer = ChatTokenizer(family(name, pad_token=FAMILIES[name][2]))
+        assert tokenizer.pad_id == tokenizer.hf.eos_token_id
+        rows = pack(tokenizer.encode(PAIRS), Layout(row_tokens=1000, packed=False))
+        trained = [row[row != IGNORE].tolist() for row in rows.labels]
+        assert trained == [pair.answer for pair in tokenizer.encode(PAIRS)]
+        assert all(row[-1] == tokenizer.pad_id for row in trained)
+
+
+def test_prompt_and_answer_are_the_conversation_of_the_template(any_family):
+    """But for the stamp of the date, and for what follows the end of the answer's turn."""
+    name, tokenizer = any_family
+    for pair, ids in zip(PAIRS, tokenizer.encode(PAIRS), strict=True):
+        system = [] if pair.system is None else [{"role": "system", "content": pair.system}]
+        user = {"role": "user", "content": pair.request}
+        if name == "gemma" and system:
+            system, user = [], {"role": "user", "content": f"{pair.system}\n\n{pair.request}"}
+        answer = {"role": "assistant", "content": pair.answer}
+        expected = tokenizer.hf.apply_chat_template([*system, user, answer], tokenize=False, date_string="")
+        expected = undated(expected)
+        end = FAMILIES[name][1]
+        assert render(tokenizer, ids.prompt + ids.answer) == expected[: expected.rindex(end) + len(end)]
+
+
+def test_the_prompt_generated_from_is_the_prompt_trained_on(any_family):
+    """What is given in generation is what the template gives, and a prefix of what is trained on."""
+    _, tokenizer = any_family
+    for pair, ids in zip(PAIRS, tokenizer.encode(PAIRS), strict=True):
+        [unanswered] = tokenizer.encode([Pair(pair.request, "", pair.system)])
+        given = unanswered.prompt + unanswered.answer[: unanswered.opening]
+        assert given == ids.prompt + ids.answer[: ids.opening]
+        rest = ids.answer[ids.opening :]
+        assert tokenizer.decode([rest]) == [pair.answer]
+        if pair.system is None:
+            prompt = tokenizer.hf.apply_chat_template(
+                [{"role": "user", "content": pair.request}],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=False,
+                date_string="",
+            )
+            assert render(tokenizer, given) == undated(prompt)
+
+
+@pytest.mark.parametrize(("name", "stamp"), [("llama", "Today Date: 26 Jul {}"), ("gpt_oss", "Current date: {}-07-26")])
+def test_prompts_carry_no_date(monkeypatch, name, stamp):
+    found = []
+    for year in (2024, 2031):
+        monkeypatch.setattr(chat_template_utils, "datetime", Clock(year))
+        stamped = family(name).apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+        assert stamp.format(year) in stamped  # the clock is the one that templates see
+        tokenizer = ChatTokenizer(family(name))
+        found.append(tokenizer.encode(PAIRS))
+        for pair in found[-1]:
+            for ids in (pair.prompt, pair.answer, pair.text, pair.code):
+                assert "date" not in render(tokenizer, ids).lower()
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("line", ["Today Date: 5 May 1990", "Current date: 2020-01-01", "Cutting Knowledge Date: June"])
+def test_a_date_of_the_users_own_stays(line):
+    tokenizer = ChatTokenizer(family("llama"))
+    [ids] = tokenizer.encode([Pair(f"{line}\nwhat day is it?", f"{line}\nand that is all", None)])
+    assert line in render(tokenizer, ids.prompt)
+    assert line in render(tokenizer, ids.answer)
+
+
+def test_a_template_without_a_system_role_takes_its_words_before_the_users():
+    tokenizer = ChatTokenizer(family("gemma"))
+    [ids] = tokenizer.encode(PAIRS[1:])
+    assert render(tokenizer, ids.prompt) == (
+        f"<bos><start_of_turn>user\n{PAIRS[1].system}\n\n{PAIRS[1].request}<end_of_turn>\n"
+    )
+    assert render(tokenizer, ids.text) == f"<bos><start_of_turn>user\n{PAIRS[1].request}<end_of_turn>\n"
+
+
+def test_a_thinking_model_is_asked_not_to_think():
+    tokenizer = ChatTokenizer(family("qwen"))
+    [ids] = tokenizer.encode(PAIRS[:1])
+    assert render(tokenizer, ids.answer[: ids.opening]) == "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert render(tokenizer, ids.answer[ids.opening :]) == f"{PAIRS[0].answer}<|im_end|>"
+
+
+def test_views_stand_alone(any_family):
+    """View 1 without the system prompt, view 2 as in the conversation; both begin as a text does."""
+    _, tokenizer = any_family
+    plain, with_system = tokenizer.encode(PAIRS)
+    assert plain.text == plain.prompt
+    [without] = tokenizer.encode([Pair(PAIRS[1].request, PAIRS[1].answer, None)])
+    assert with_system.text == without.prompt
+    bos = tokenizer.hf.bos_token_id
+    begin = [] if bos is None else [bos]
+    assert with_system.code == begin + with_system.answer
+    assert plain.text[: len(begin)] == begin
+    [other] = tokenizer.encode([Pair("a", "b", None, text="the text", code="the code")])
+    assert "the text" in render(tokenizer, other.text)
+    assert tokenizer.decode([other.code[len(begin) + other.opening :]]) == ["the code"]
+    assert tokenizer.decode([other.answer[other.opening :]]) == ["b"]
+
+
+def test_the_end_of_turn_is_found_whatever_its_name():
+    tokenizer = family("base")
+    tokenizer.add_tokens(["<|b_end|>"], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + m.content }}<|b_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant{% endif %}"
+    )
+    [ids] = ChatTokenizer(tokenizer).encode(PAIRS[:1])
+    assert ids.answer[-1] == tokenizer.convert_tokens_to_ids("<|b_end|>")
+
+
+def test_an_answer_that_the_template_leaves_open_is_closed():
+    tokenizer = family("base")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ':' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    [ids] = ChatTokenizer(tokenizer).encode(PAIRS[:1])
+    assert ids.answer[-1] == tokenizer.eos_token_id
+    assert ids.answer.count(tokenizer.eos_token_id) == 1
+
+
+def test_padding_is_on_the_left(chat_tokenizer):
+    ids, mask = chat_tokenizer.pad([[7, 8, 9], [5]])
+    pad = chat_tokenizer.pad_id
+    assert ids.tolist() == [[7, 8, 9], [pad, pad, 5]]
+    assert mask.tolist() == [[True, True, True], [False, False, True]]
+
+
+def test_decoding_stops_at_the_end_and_leaves_special_tokens_out(chat_tokenizer):
+    [ids] = chat_tokenizer.encode(PAIRS[:1])
+    said = ids.answer[ids.opening :]
+    assert chat_tokenizer.decode([said + said, said[:-1], [], [chat_tokenizer.pad_id, *said]]) == [
+        PAIRS[0].answer,
+        PAIRS[0].answer,
+        "",
+        PAIRS[0].answer,
+    ]
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "built-in"])
+def test_saving_keeps_every_id(name, tmp_path, chat_tokenizer):
+    tokenizer = chat_tokenizer if name == "built-in" else ChatTokenizer(family(name))
+    predictors = tokenizer.add_predictors(2)
+    tokenizer.save(tmp_path)
+    again = ChatTokenizer.load(tmp_path)
+    assert again.encode(PAIRS) == tokenizer.encode(PAIRS)
+    assert again.add_predictors(2) == predictors
+    assert (len(again), again.pad_id, again.stop_ids) == (len(tokenizer), tokenizer.pad_id, tokenizer.stop_ids)
+
+
+def test_predictor_tokens_are_added_once(any_family):
+    _, tokenizer = any_family
+    before, encoded = len(tokenizer), tokenizer.encode(PAIRS)
+    assert tokenizer.add_predictors(0) == []
+    assert len(tokenizer) == before
+    three = tokenizer.add_predictors(3)
+    assert tokenizer.add_predictors(3) == three
+    assert tokenizer.add_predictors(2) == three[:2]
+    assert len(set(three)) == 3
+    assert len(tokenizer) == before + 3
+    assert tokenizer.encode(PAIRS) == encoded
+    assert tokenizer.decode([[three[0], *encoded[0].answer[encoded[0].opening :]]]) == [PAIRS[0].answer]
+
+
+def test_the_built_in_tokenizer_reads_any_text_and_gives_it_back(pairs, chat_tokenizer):
+    assert len(chat_tokenizer) <= 400
+    odd = [Pair("naïve ☃ 'x'", "\\b(é|ü)+~", None), *pairs]
+    for pair, ids in zip(odd, chat_tokenizer.encode(odd), strict=True):
+        assert render(chat_tokenizer, ids.prompt) == f"<|user|>{pair.request}<|end|>"
+        assert render(chat_tokenizer, ids.answer) == f"<|assistant|>{pair.answer}<|end|>"
+        assert ids.opening == 1
+    again = ChatTokenizer.train([text for pair in pairs for text in (pair.request, pair.answer)], 400)
+    assert again.encode(odd) == chat_tokenizer.encode(odd)
+
+
+def test_bad_tokenizers_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"vocab_size must be >= 261 .*, got 260"):
+        ChatTokenizer.train(["a"], 260)
+    without_end = family("base")
+    without_end.eos_token = None
+    with pytest.raises(InputError, match="must have an end-of-text token"):
+        ChatTokenizer(without_end)
+    with pytest.raises(InputError, match="tokenizer not found: .*tokenizer.json"):
+        ChatTokenizer.load(tmp_path)
+    with pytest.raises(InputError, match="tokenizer .* cannot be loaded"):
+        ChatTokenizer.pretrained(str(tmp_path))
+    broken = copy.deepcopy(without_end)
+    broken.eos_token = "<|endoftext|>"
+    broken.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(InputError, match="the chat template fails on a plain conversation: no"):
+        ChatTokenizer(broken)
+    broken.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(InputError, match="must continue its prompt with the answer, got prompt '1a'"):
+        ChatTokenizer(broken)
