@@ -115,10 +115,10 @@ COMMANDS = {
         ),
         Command(
             "report",
-            "Sweep the decoding policies over saved latents; write results.json and the report.",
+            "Write the report: decoding policies swept over saved latents, or a language model's arms compared.",
             _report,
             (),
-            ("jepa report evaluation=outputs/demo/evaluation",),
+            ("jepa report evaluation=outputs/demo/evaluation", "jepa report evaluation=outputs/llm_jepa_controls"),
         ),
     )
 }

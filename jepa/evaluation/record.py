@@ -1,7 +1,8 @@
-"""What a result carries beside its figures: the code, the libraries and the device it comes from."""
+"""What a result carries beside its figures (the code, the libraries, the device it comes from), and its reading."""
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from jepa import __version__
+from jepa.errors import InputError
 
 _LIBRARIES = (
     "torch",
@@ -24,6 +26,21 @@ _LIBRARIES = (
     "numpy",
     "hydra-core",
 )
+
+
+def read_evaluation(folder: Path, version: str) -> dict[str, Any]:
+    """`evaluation.json` of an evaluation folder. Raises `InputError` if it is missing, broken or of another version."""
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        raise InputError(f"evaluation not found: {path}")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not JSON: {error}") from None
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != version:
+        raise InputError(f"{path}: format must be {version!r}, got {found!r}")
+    return record
 
 
 def library_versions() -> dict[str, str]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from jepa import checkpoint
 from jepa.errors import InputError
+from jepa.evaluation.answers_report import answer_evaluations, report_answers
+from jepa.evaluation.record import read_evaluation
 from jepa.evaluation.run import FORMAT
 from jepa.evaluation.streams import SPLITS, StreamSet, load_streams
 from jepa.evaluation.sweep import sweep_setting, sweeps
@@ -17,9 +19,14 @@ RESULTS_SCHEMA = "jepa.results/1"
 
 
 def report(config: dict[str, Any]) -> dict[str, Path]:
-    """Runs a validated `ReportConfig`, prints a summary, and returns the paths of the files written."""
+    """Runs a validated `ReportConfig`, prints a summary, and returns the paths of the files written.
+
+    Of a language model it compares the arms and seeds: see `jepa.evaluation.answers_report`.
+    """
     folder = Path(config["evaluation"])
-    record = read_evaluation(folder)
+    if answers := answer_evaluations(folder):
+        return report_answers(config, answers)
+    record = read_evaluation(folder, FORMAT)
     model = checkpoint.load(Path(config["checkpoint"] or folder / record["checkpoint"]))
     families = sweeps(config["policies"])
     settings = {}
@@ -49,21 +56,6 @@ def report(config: dict[str, Any]) -> dict[str, Path]:
     for kind, path in paths.items():
         print(f"{kind}: {path}")
     return paths
-
-
-def read_evaluation(folder: Path) -> dict[str, Any]:
-    """`evaluation.json` of an evaluation folder. Raises `InputError` if it is missing, broken or of another version."""
-    path = folder / "evaluation.json"
-    if not path.is_file():
-        raise InputError(f"evaluation not found: {path}")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not JSON: {error}") from None
-    found = record.get("format") if isinstance(record, dict) else None
-    if found != FORMAT:
-        raise InputError(f"{path}: format must be {FORMAT!r}, got {found!r}")
-    return record
 
 
 def _setting(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -151,9 +151,6 @@ def html(results: Results) -> str:
     Raises InputError if the document is not a valid ``jepa.results/1``.
     """
     validate_results(results)
-    name = escape(clean(results["name"]))
-    style = _STYLE.replace("@LIGHT@", plots.css_variables(plots.LIGHT))
-    style = style.replace("@DARK@", plots.css_variables(plots.DARK))
     sections = (
         _curves(results),
         _strips(results),
@@ -163,31 +160,16 @@ def html(results: Results) -> str:
         _parameters(results),
         _training(results),
         _provenance(results),
-        _notes(),
+        notes_html(_NOTES),
     )
     device = results["device"]
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name}: selective decoding against uniform decoding</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-<p class="kicker">{name} · {escape(clean(results["created"]))} · seed {results["seed"]}</p>
-<h1>Selective decoding against uniform decoding</h1>
-</header>
-<main>
-{_claims(results)}
-{"".join(sections)}
-</main>
-<footer><p>Measured on {escape(clean(device["name"]))} ({escape(clean(device["type"]))}). The figures of this
-page are those of the results document beside it.</p></footer>
-</body>
-</html>
-"""
+    return document_html(
+        results,
+        f"seed {results['seed']}",
+        "Selective decoding against uniform decoding",
+        _claims(results) + "\n" + "".join(sections),
+        f"Measured on {clean(device['name'])} ({clean(device['type'])}).",
+    )
 
 
 def write_report(results: Results, folder: str | Path) -> dict[str, Path]:
@@ -220,9 +202,9 @@ def _claims(results: Results) -> str:
         words = headline(setting)
         size = "number" if words.figure[0].isdigit() else "number words"
         claims.append(
-            f'<div class="claim"><h2 class="kicker">{_text(name)} streams</h2>'
-            f'<p class="{size}">{escape(words.figure)}</p><p>{_text(words.claim)}</p>'
-            f'<p class="muted small">{_text(words.detail)}</p></div>'
+            f'<div class="claim"><h2 class="kicker">{text_html(name)} streams</h2>'
+            f'<p class="{size}">{escape(words.figure)}</p><p>{text_html(words.claim)}</p>'
+            f'<p class="muted small">{text_html(words.detail)}</p></div>'
         )
     return f'<div class="pair">{"".join(claims)}</div>'
 
@@ -232,18 +214,18 @@ def _curves(results: Results) -> str:
     policies = {p: curve for s in results["settings"].values() for p, curve in s["curves"].items()}
     legend = "".join(
         f"<li>{_figure(partial(plots.swatch, series[policy]), f'swatch-{index}', '')}"
-        f'<span>{_text(curve["label"])} <span class="muted">{"causal" if curve["causal"] else "offline"}; '
-        f"latency: {_text(curve['latency'])}</span></span></li>"
+        f'<span>{text_html(curve["label"])} <span class="muted">{"causal" if curve["causal"] else "offline"}; '
+        f"latency: {text_html(curve['latency'])}</span></span></li>"
         for index, (policy, curve) in enumerate(policies.items())
     )
 
     def figure(name: str, setting: dict[str, Any]) -> str:
         label = f"CIDEr-D against decodes per second of {len(setting['curves'])} policies on {name} streams"
         drawing = _figure(partial(plots.curves, results, name), f"curves-{_place(results, name)}", label)
-        caption = f"{_text(setting['description'].rstrip('.'))}: {escape(setting_facts(setting))}"
+        caption = f"{text_html(setting['description'].rstrip('.'))}: {escape(setting_facts(setting))}"
         return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
 
-    return _section(
+    return section_html(
         "Quality against operations",
         "Each point is one setting of a policy, measured on the test streams; bands are 95&nbsp;% bootstrap "
         "intervals over streams. The dashed line is the quality to keep. A ring marks the operating point "
@@ -261,17 +243,17 @@ def _strips(results: Results) -> str:
         )
         drawing = _figure(partial(plots.strip, results, name), f"strip-{_place(results, name)}", label)
         counts = ", ".join(
-            f"{len(decodes)} by {_text(setting['curves'][policy]['label'])}"
+            f"{len(decodes)} by {text_html(setting['curves'][policy]['label'])}"
             for policy, decodes in stream["decodes"].items()
         )
-        caption = f"{_text(stream['video_id'])}: {len(stream['events'])} events; decodes: {counts or NONE}."
+        caption = f"{text_html(stream['video_id'])}: {len(stream['events'])} events; decodes: {counts or NONE}."
         return (
-            f"<figure>{_scroll('strip', label, drawing)}<figcaption>{caption}</figcaption></figure>"
+            f"<figure>{scroll_html('strip', label, drawing)}<figcaption>{caption}</figcaption></figure>"
             f"<details><summary>Every event with the nearest decode of each policy</summary>"
-            f"{_table(strip_table(setting), 'Events and decodes')}</details>"
+            f"{table_html(strip_table(setting), 'Events and decodes')}</details>"
         )
 
-    return _section(
+    return section_html(
         "One stream",
         "Grey bars are the annotated events. A coloured bar is what one decode stands for, the tick below it "
         "the moment it is dated to. Text is cut to its bar; point at it to read it in full.",
@@ -291,13 +273,13 @@ def _operations(results: Results) -> str:
             f"Over {ledgers[0]['steps']:,} steps, {ledgers[0]['stream_seconds'] / 60:,.1f} minutes of test "
             f"streams; × is the saving against {reference}."
         )
-        table = _table(operations_table(setting), f"Operations, {clean(name)}")
+        table = table_html(operations_table(setting), f"Operations, {clean(name)}")
         return (
             f'<div class="split"><figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>'
             f"<div>{table}</div></div>"
         )
 
-    return _section(
+    return section_html(
         "Operations",
         "What was counted and timed while the test streams ran. Encoder and predictor run at every step "
         "whatever the policy, so a saving in decoder calls is not the saving end to end.",
@@ -310,9 +292,9 @@ def _savings(results: Results) -> str:
 
     def table(name: str, setting: dict[str, Any]) -> str:
         colours = {clean(curve["label"]): series[policy] for policy, curve in setting["curves"].items()}
-        return _table(savings_table(setting), f"Savings, {clean(name)}", colours)
+        return table_html(savings_table(setting), f"Savings, {clean(name)}", colours)
 
-    return _section(
+    return section_html(
         "Savings at equal quality",
         "Reference over policy, in decodes per second, where the policy is at least as good on the test "
         "streams; 95&nbsp;% intervals in brackets.",
@@ -322,45 +304,74 @@ def _savings(results: Results) -> str:
 
 def _scores(results: Results) -> str:
     lede = "Of the checkpoint, on compositions held out from training, each beside what guessing would give."
-    return _section("Scores", lede, _table(scores_table(results["scores"]), "Scores"))
+    return section_html("Scores", lede, table_html(scores_table(results["scores"]), "Scores"))
 
 
 def _parameters(results: Results) -> str:
     lede = "The four roles of the model. “Trained” counts what received gradients."
-    return _section("Parameters by role", lede, _table(parameters_table(results), "Parameters by role"))
+    return section_html("Parameters by role", lede, table_html(parameters_table(results), "Parameters by role"))
 
 
 def _training(results: Results) -> str:
     record = results["training"]
     if any(len(row) > 1 for row in record["curve"]):
         drawing = _figure(partial(plots.training, results), "training", "Training record against the step")
-        body = f"<figure>{_scroll('wide', 'Training record', drawing)}</figure>"
+        body = f"<figure>{scroll_html('wide', 'Training record', drawing)}</figure>"
     else:
         body = "<p>No curve was recorded.</p>"
     minutes = f"{record['seconds'] / 60:,.1f} minutes"
     lede = f"{record['steps']:,} steps on {record['samples']:,} samples in {minutes}."
-    return _section("Training", lede, body)
+    return section_html("Training", lede, body)
 
 
 def _provenance(results: Results) -> str:
     config = escape(json.dumps(results["config"], indent=2))
-    return _section(
+    return section_html(
         "Provenance",
         "Where these figures come from.",
-        f"{_table(provenance_table(results), 'Provenance')}"
+        f"{table_html(provenance_table(results), 'Provenance')}"
         f"<details><summary>Configuration</summary><pre>{config}</pre></details>",
     )
-
-
-def _notes() -> str:
-    notes = "".join(f"<dt>{escape(term)}</dt><dd>{_text(text)}</dd>" for term, text in _NOTES)
-    return _section("What is measured and how", "", f"<dl>{notes}</dl>")
 
 
 # --- Building blocks.
 
 
-def _text(data: str) -> str:
+def document_html(results: Results, detail: str, heading: str, body: str, measured: str) -> str:
+    """A whole page around `body`, which is HTML; the other words are plain text."""
+    name = escape(clean(results["name"]))
+    style = _STYLE.replace("@LIGHT@", plots.css_variables(plots.LIGHT))
+    style = style.replace("@DARK@", plots.css_variables(plots.DARK))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}: {escape(heading[:1].lower() + heading[1:])}</title>
+<style>{style}</style>
+</head>
+<body>
+<header>
+<p class="kicker">{name} · {escape(clean(results["created"]))} · {escape(detail)}</p>
+<h1>{escape(heading)}</h1>
+</header>
+<main>
+{body}
+</main>
+<footer><p>{escape(measured)} The figures of this
+page are those of the results document beside it.</p></footer>
+</body>
+</html>
+"""
+
+
+def notes_html(notes: Iterable[tuple[str, str]]) -> str:
+    """Terms and what is meant by them, as the section that ends a page."""
+    entries = "".join(f"<dt>{escape(term)}</dt><dd>{text_html(text)}</dd>" for term, text in notes)
+    return section_html("What is measured and how", "", f"<dl>{entries}</dl>")
+
+
+def text_html(data: str) -> str:
     """Text for the page, not to be broken at the hyphen of CIDEr-D or before a per cent sign."""
     whole = '<span class="whole">CIDEr-D</span>'
     return escape(clean(data)).replace("CIDEr-D", whole).replace(" %", "&nbsp;%")
@@ -371,7 +382,7 @@ def _place(results: Results, name: str) -> int:
     return list(results["settings"]).index(name)
 
 
-def _section(title: str, lede: str, body: str) -> str:
+def section_html(title: str, lede: str, body: str) -> str:
     uid = title.lower().replace(" ", "-")
     lede = f'<p class="lede">{lede}</p>' if lede else ""
     return f'<section aria-labelledby="{uid}"><h2 id="{uid}">{title}</h2>{lede}{body}</section>\n'
@@ -379,7 +390,7 @@ def _section(title: str, lede: str, body: str) -> str:
 
 def _each_setting(results: Results, render: _Render, layout: str) -> str:
     blocks = (
-        f"<div><h3>{_text(name)}</h3>{render(name, setting)}</div>" for name, setting in results["settings"].items()
+        f"<div><h3>{text_html(name)}</h3>{render(name, setting)}</div>" for name, setting in results["settings"].items()
     )
     return f'<div class="{layout}">{"".join(blocks)}</div>'
 
@@ -388,12 +399,12 @@ def _figure(draw: Callable[[plots.Colours], Any], uid: str, label: str) -> str:
     return plots.inline_svg(draw, uid, label)
 
 
-def _scroll(kind: str, label: str, body: str) -> str:
+def scroll_html(kind: str, label: str, body: str) -> str:
     """A box that scrolls sideways where the screen is narrow, also by keyboard."""
     return f'<div class="scroll {kind}" tabindex="0" role="region" aria-label="{escape(clean(label))}">{body}</div>'
 
 
-def _table(table: Table, label: str, colours: Mapping[str, int] = MappingProxyType({})) -> str:
+def table_html(table: Table, label: str, colours: Mapping[str, int] = MappingProxyType({})) -> str:
     """A table that scrolls; `colours` gives row headings the dot of a policy's series."""
 
     def cell(index: int, text: str) -> str:
@@ -401,24 +412,24 @@ def _table(table: Table, label: str, colours: Mapping[str, int] = MappingProxyTy
             dot = ""
             if text in colours:
                 dot = f'<span class="dot" style="background: var(--series-{colours[text]})"></span>'
-            return f'<th scope="row">{dot}{_text(text)}</th>'
+            return f'<th scope="row">{dot}{text_html(text)}</th>'
         if index < table.text_columns:
-            return f'<td class="words">{_text(text)}</td>' if len(text) > 40 else f"<td>{_text(text)}</td>"
+            return f'<td class="words">{text_html(text)}</td>' if len(text) > 40 else f"<td>{text_html(text)}</td>"
         words = " words" if text.startswith("not reached") else ""
-        return f'<td class="n{words}">{_text(text)}</td>'
+        return f'<td class="n{words}">{text_html(text)}</td>'
 
     def numeric(index: int) -> str:
         return "" if index < table.text_columns else ' class="n"'
 
-    head = "".join(f'<th scope="col"{numeric(index)}>{_text(text)}</th>' for index, text in enumerate(table.header))
+    head = "".join(f'<th scope="col"{numeric(index)}>{text_html(text)}</th>' for index, text in enumerate(table.header))
     bodies = ""
     for title, rows in table.groups:
         bodies += "<tbody>"
         if title:
-            heading = f"<span>{_text(title)}</span>"
+            heading = f"<span>{text_html(title)}</span>"
             bodies += f'<tr><th scope="rowgroup" colspan="{len(table.header)}">{heading}</th></tr>'
         for row in rows:
             bodies += f"<tr>{''.join(cell(index, text) for index, text in enumerate(row))}</tr>"
         bodies += "</tbody>"
     head = f"<thead><tr>{head}</tr></thead>" if any(table.header) else ""
-    return _scroll("full" if colours else "table", label, f"<table>{head}{bodies}</table>")
+    return scroll_html("full" if colours else "table", label, f"<table>{head}{bodies}</table>")

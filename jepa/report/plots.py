@@ -58,8 +58,8 @@ _PALETTE = {
     "series-7": ("#6a57c2", "#a99cf5"),
 }
 _SERIES = {"uniform": 0, "uniform_pool": 1, "ward_midpoint": 2, "ward_mean": 3, "gate": 4}
-_MARKERS = ("o", "s", "v", "^", "D", "P", "X", "*")
-_DASHES = ("-", (0, (4, 1.5)), (0, (4, 1.5)), "-", "-", "-", (0, (4, 1.5)), (0, (1, 1)))
+MARKERS = ("o", "s", "v", "^", "D", "P", "X", "*")
+DASHES = ("-", (0, (4, 1.5)), (0, (4, 1.5)), "-", "-", "-", (0, (4, 1.5)), (0, (1, 1)))
 
 Colours = Mapping[str, str]
 
@@ -67,13 +67,13 @@ LIGHT: Colours = {role: pair[0] for role, pair in _PALETTE.items()}
 DARK: Colours = {role: pair[1] for role, pair in _PALETTE.items()}
 THEMED: Colours = {role: f"#0102{index:02x}" for index, role in enumerate(_PALETTE)}
 
-_FONT, _SMALL = 8.5, 7.5  # points; the figures are laid out for a page that shows one point as 4/3 CSS pixels
-_INCH = 96.0  # CSS pixels
-_RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "jepa", "font.family": "DejaVu Sans", "font.size": _FONT}
+FONT, _SMALL = 8.5, 7.5  # points; the figures are laid out for a page that shows one point as 4/3 CSS pixels
+INCH = 96.0  # CSS pixels
+_RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "jepa", "font.family": "DejaVu Sans", "font.size": FONT}
 
 
 @contextmanager
-def _drawing() -> Iterator[None]:
+def drawing() -> Iterator[None]:
     """Our fonts; a character that the font of the PNG lacks is an empty box there, not a warning."""
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -83,7 +83,7 @@ def _drawing() -> Iterator[None]:
 def series_of(results: Results) -> dict[str, int]:
     """Policy -> number of its colour, marker and dash, the same in all figures of a document."""
     others = sorted({p for s in results["settings"].values() for p in s["curves"]} - set(_SERIES))
-    free = range(len(_SERIES), len(_MARKERS))
+    free = range(len(_SERIES), len(MARKERS))
     return _SERIES | {policy: free[index % len(free)] for index, policy in enumerate(others)}
 
 
@@ -97,7 +97,7 @@ def css_variables(colours: Colours) -> str:
 
 def curves(results: Results, name: str, colours: Colours = LIGHT) -> Figure:
     """CIDEr-D against decodes per second of every policy on one setting's test streams."""
-    figure = Figure(figsize=(430 / _INCH, 350 / _INCH), layout="constrained")
+    figure = Figure(figsize=(430 / INCH, 350 / INCH), layout="constrained")
     _draw_curves(figure.add_subplot(), results, name, colours)
     return figure
 
@@ -116,8 +116,8 @@ def _draw_curves(axes: Axes, results: Results, name: str, colours: Colours) -> N
             value,
             color=colour,
             linewidth=1.6,
-            linestyle=_DASHES[index],
-            marker=_MARKERS[index],
+            linestyle=DASHES[index],
+            marker=MARKERS[index],
             markersize=3.5,
         )
         lowest += [min(low), min(value)]
@@ -127,17 +127,17 @@ def _draw_curves(axes: Axes, results: Results, name: str, colours: Colours) -> N
     spread = max(highest) - min(lowest) or 1.0
     floor = min([*lowest, level]) - 0.13 * spread
     axes.set(xscale="log", ylim=(floor, max([*highest, level]) + 0.05 * spread))
-    _frame(axes, colours)
+    frame(axes, colours)
     axes.grid(axis="y", color=colours["grid"], linewidth=0.8)
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.set_xlabel("decodes per second", color=colours["muted"])
-    axes.set_title("CIDEr-D", loc="left", fontsize=_FONT, color=colours["muted"])
+    axes.set_title("CIDEr-D", loc="left", fontsize=FONT, color=colours["muted"])
 
     axes.axhline(level, color=colours["ink"], linewidth=1, linestyle=(0, (5, 3)))
     axes.annotate(
-        _short(reference_name(setting, savings[0]), 250),
+        short(reference_name(setting, savings[0]), 250),
         (0, level),
         (4, 4),
         xycoords=axes.get_yaxis_transform(),
@@ -168,7 +168,7 @@ def _draw_curves(axes: Axes, results: Results, name: str, colours: Colours) -> N
                 markeredgecolor=colours[f"series-{index}"],
                 markeredgewidth=1.8,
                 zorder=5,
-                gid=_tip(f"{_policy_name(setting, saving)}: CIDEr-D {quality(saving['quality'])}"),
+                gid=tooltip(f"{_policy_name(setting, saving)}: CIDEr-D {quality(saving['quality'])}"),
             )
     best = best_causal(setting)
     if best is not None and best["reached"] and best["saving"]["value"] > 1:
@@ -206,7 +206,7 @@ def strip(results: Results, name: str, colours: Colours = LIGHT, width: float = 
 
     `width` is in CSS pixels. Text is abbreviated to its bar; the SVG tells it in full when pointed at.
     """
-    figure = Figure(figsize=(width / _INCH, strip_height(results, name) / _INCH))
+    figure = Figure(figsize=(width / INCH, strip_height(results, name) / INCH))
     _draw_strip(figure, results, name, colours, width)
     return figure
 
@@ -279,7 +279,7 @@ def _draw_system(
 ) -> None:
     setting, series = results["settings"][name], series_of(results)
     stream = setting["strip"]
-    _frame(axes, colours)
+    frame(axes, colours)
     axes.spines["left"].set_visible(False)
     axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, steps=[1, 2, 5, 10]))
@@ -294,7 +294,7 @@ def _draw_system(
             return
         length = max(end - start - 1.5 / pixels_per_second, 0.5 / pixels_per_second)
         box = Rectangle((start, top), length, height, facecolor=colour, alpha=alpha, linewidth=0)
-        box.set_gid(_tip(tip))
+        box.set_gid(tooltip(tip))
         axes.add_patch(box)
         lines = fit(clean(item["text"]), (end - start) * pixels_per_second - 6, lines=2)
         for index, line in enumerate(lines):
@@ -306,7 +306,7 @@ def _draw_system(
                 va="center_baseline",
                 fontsize=_SMALL,
                 color=colours["ink"],
-                gid=_tip(tip),
+                gid=tooltip(tip),
                 parse_math=False,
                 clip_on=True,
             )
@@ -340,11 +340,11 @@ def _draw_system(
                 bar(top, height - _TICK, decode, colour, 0.24, tip)
                 if axes.get_xlim()[0] <= decode["time"] <= axes.get_xlim()[1]:
                     tick = [top + height - _TICK, top + height]
-                    axes.plot([decode["time"]] * 2, tick, color=colour, linewidth=1.8, gid=_tip(tip))
+                    axes.plot([decode["time"]] * 2, tick, color=colour, linewidth=1.8, gid=tooltip(tip))
         axes.annotate(
-            _short(label, _LEFT - 8),
+            short(label, _LEFT - 8),
             (0, top + height / 2),
-            (-_LEFT * 72 / _INCH, 0),
+            (-_LEFT * 72 / INCH, 0),
             xycoords=axes.get_yaxis_transform(),
             textcoords="offset points",
             va="center_baseline",
@@ -399,7 +399,7 @@ def fit(text: str, width: float, lines: int) -> list[str]:
     font = FontProperties(family="DejaVu Sans", size=_SMALL)
 
     def fits(line: str) -> bool:
-        return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] * _INCH / 72 <= width
+        return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] * INCH / 72 <= width
 
     broken: list[str] = []
     words = text.split()
@@ -423,7 +423,7 @@ def fit(text: str, width: float, lines: int) -> list[str]:
 
 def swatch(series: int, colours: Colours = LIGHT) -> Figure:
     """The line and the marker of a policy, for a legend beside the figures."""
-    figure = Figure(figsize=(34 / _INCH, 12 / _INCH))
+    figure = Figure(figsize=(34 / INCH, 12 / INCH))
     figure.add_artist(_handle(series, colours, xdata=[0.06, 0.5, 0.94], ydata=[0.5] * 3, markevery=[1]))
     return figure
 
@@ -431,7 +431,7 @@ def swatch(series: int, colours: Colours = LIGHT) -> Figure:
 def _handle(
     series: int, colours: Colours, xdata: Sequence[float] = (), ydata: Sequence[float] = (), **style: Any
 ) -> Line2D:
-    style |= {"linewidth": 1.6, "linestyle": _DASHES[series], "marker": _MARKERS[series], "markersize": 4.5}
+    style |= {"linewidth": 1.6, "linestyle": DASHES[series], "marker": MARKERS[series], "markersize": 4.5}
     return Line2D(xdata, ydata, color=colours[f"series-{series}"], **style)
 
 
@@ -439,9 +439,9 @@ def operations(results: Results, name: str, colours: Colours = LIGHT) -> Figure:
     """Wall seconds of each part per minute of stream, one bar an operating point."""
     setting, series = results["settings"][name], series_of(results)
     rows = setting["operations"]
-    figure = Figure(figsize=(430 / _INCH, (84 + 40 * len(rows)) / _INCH), layout="constrained")
+    figure = Figure(figsize=(430 / INCH, (84 + 40 * len(rows)) / INCH), layout="constrained")
     axes = figure.add_subplot()
-    _frame(axes, colours)
+    frame(axes, colours)
     shades = {"encoder": 0.5, "predictor": 0.27}
     longest = 0.0
     for y, row in enumerate(rows):
@@ -467,7 +467,7 @@ def operations(results: Results, name: str, colours: Colours = LIGHT) -> Figure:
     for row in rows:
         curve = setting["curves"][row["policy"]]
         words = (clean(curve["label"]), operating_point(curve, row["knob"]))
-        labels.append("\n".join(_short(text, 100) for text in words))
+        labels.append("\n".join(short(text, 100) for text in words))
     axes.set_yticks(range(len(rows)), labels, color=colours["ink"], parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -495,16 +495,16 @@ def training(results: Results, colours: Colours = LIGHT) -> Figure:
     record = results["training"]["curve"]
     keys = list(dict.fromkeys(key for row in record for key in row if key != "step"))
     rows = max((len(keys) + 1) // 2, 1)
-    figure = Figure(figsize=(1060 / _INCH, (30 + 150 * rows) / _INCH), layout="constrained")
+    figure = Figure(figsize=(1060 / INCH, (30 + 150 * rows) / INCH), layout="constrained")
     for index, key in enumerate(keys):
         axes = figure.add_subplot(rows, 2, index + 1)
         points = [(row["step"], row[key]) for row in record if row.get(key) is not None]
         axes.set_xlim(0, max(row["step"] for row in record) or 1)
         axes.plot(*zip(*points, strict=True), color=colours["series-4"], linewidth=1.6)
-        _frame(axes, colours)
+        frame(axes, colours)
         axes.grid(axis="y", color=colours["grid"], linewidth=0.8)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-        axes.set_title(_short(clean(key), 300), loc="left", fontsize=_FONT, color=colours["ink"], parse_math=False)
+        axes.set_title(short(clean(key), 300), loc="left", fontsize=FONT, color=colours["ink"], parse_math=False)
         axes.set_xlabel("step", color=colours["muted"])
     return figure
 
@@ -521,7 +521,7 @@ def save_png(results: Results, path: str | Path) -> None:
     write_whole({Path(path): overview_png(results)})
 
 
-_TITLE: dict[str, Any] = {"fontsize": 11, "weight": "bold", "color": LIGHT["ink"], "parse_math": False}
+TITLE: dict[str, Any] = {"fontsize": 11, "weight": "bold", "color": LIGHT["ink"], "parse_math": False}
 
 
 def overview_png(results: Results) -> bytes:
@@ -529,8 +529,8 @@ def overview_png(results: Results) -> bytes:
     names, series = list(results["settings"]), series_of(results)
     heights = (460.0, 40.0, strip_height(results, names[0]))
     width = 1200.0
-    with _drawing():
-        figure = Figure(figsize=(width / _INCH, sum(heights) / _INCH), facecolor=LIGHT["surface"])
+    with drawing():
+        figure = Figure(figsize=(width / INCH, sum(heights) / INCH), facecolor=LIGHT["surface"])
         upper, between, lower = figure.subfigures(3, 1, squeeze=False, height_ratios=heights).flat
         for part in (upper, between, lower):
             part.set_facecolor(LIGHT["surface"])
@@ -539,11 +539,9 @@ def overview_png(results: Results) -> bytes:
         for axes, name in zip(panels, names, strict=True):
             _draw_curves(axes, results, name, LIGHT)
             place = {"xycoords": "axes fraction", "textcoords": "offset points"}
-            axes.annotate(_short(f"{clean(name)} streams", 350), (0, 1), (0, 22), **place, **_TITLE)
+            axes.annotate(short(f"{clean(name)} streams", 350), (0, 1), (0, 22), **place, **TITLE)
         policies = {p: c["label"] for s in results["settings"].values() for p, c in s["curves"].items()}
-        handles = [
-            _handle(series[policy], LIGHT, label=_short(clean(label), 150)) for policy, label in policies.items()
-        ]
+        handles = [_handle(series[policy], LIGHT, label=short(clean(label), 150)) for policy, label in policies.items()]
         upper.legend(
             handles=handles,
             loc="upper left",
@@ -554,11 +552,11 @@ def overview_png(results: Results) -> bytes:
             fontsize=9.5,
             handlelength=2.6,
         )
-        title = _short(f"One of the {clean(names[0])} streams", 700)
-        between.text(0.045, 0.5, title, **_TITLE)
+        title = short(f"One of the {clean(names[0])} streams", 700)
+        between.text(0.045, 0.5, title, **TITLE)
         _draw_strip(lower, results, names[0], LIGHT, width, margin=0.045 * width)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=1.5 * _INCH)
+        figure.savefig(buffer, format="png", dpi=1.5 * INCH)
     return buffer.getvalue()
 
 
@@ -569,7 +567,7 @@ def inline_svg(draw: Callable[[Colours], Figure], uid: str, label: str) -> str:
     is an ornament). The element has a viewBox and no size of its own.
     """
     buffer = io.BytesIO()
-    with _drawing():
+    with drawing():
         draw(THEMED).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     root = ET.fromstring(buffer.getvalue())
     variables = {colour: f"var(--{role})" for role, colour in THEMED.items()}
@@ -602,7 +600,7 @@ def inline_svg(draw: Callable[[Colours], Figure], uid: str, label: str) -> str:
     return ET.tostring(root, encoding="unicode", short_empty_elements=False)
 
 
-def _short(text: str, width: float) -> str:
+def short(text: str, width: float) -> str:
     """Text on one line of `width` CSS pixels."""
     return " ".join(fit(text, width, lines=1))
 
@@ -610,7 +608,7 @@ def _short(text: str, width: float) -> str:
 _TIP = "tip:"
 
 
-def _tip(text: str) -> str:
+def tooltip(text: str) -> str:
     """The id of an artist that, in SVG, tells `text` when pointed at."""
     return _TIP + text
 
@@ -620,12 +618,12 @@ def _policy_name(setting: dict[str, Any], saving: dict[str, Any]) -> str:
     return f"{clean(curve['label'])}, {operating_point(curve, saving['knob'])}"
 
 
-def _frame(axes: Axes, colours: Colours) -> None:
+def frame(axes: Axes, colours: Colours) -> None:
     """No box; one thin line below, words and numbers in muted ink."""
     axes.set_facecolor("none")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(colours["muted"])
-    axes.tick_params(colors=colours["muted"], labelsize=_FONT, width=0.8, length=3)
+    axes.tick_params(colors=colours["muted"], labelsize=FONT, width=0.8, length=3)
     axes.tick_params(axis="y", length=0)
     axes.set_axisbelow(True)

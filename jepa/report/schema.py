@@ -27,7 +27,7 @@ Results = dict[str, Any]
 Check = Callable[[Any, str], None]
 
 
-def _refuse(path: str, rule: str, value: object) -> NoReturn:
+def refuse(path: str, rule: str, value: object) -> NoReturn:
     shown = repr(value)
     raise InputError(f"{path} must {rule}, got {shown if len(shown) <= 80 else shown[:77] + '...'}")
 
@@ -35,7 +35,7 @@ def _refuse(path: str, rule: str, value: object) -> NoReturn:
 # --- The vocabulary: each function returns a check of one value at one path.
 
 
-def _number(low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf) -> Check:
+def number(low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf) -> Check:
     """A finite number in [low, high] that is also > above."""
     bounds = [f">= {low:g}"] * (low > -math.inf) + [f"> {above:g}"] * (above > -math.inf)
     bounds += [f"<= {high:g}"] * (high < math.inf)
@@ -43,92 +43,92 @@ def _number(low: float = -math.inf, high: float = math.inf, *, above: float = -m
 
     def check(value: Any, path: str) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            _refuse(path, rule, value)
+            refuse(path, rule, value)
         if not (low <= value <= high and value > above):
-            _refuse(path, rule, value)
+            refuse(path, rule, value)
 
     return check
 
 
-def _count(value: Any, path: str) -> None:
+def count(value: Any, path: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        _refuse(path, "be a whole number >= 0", value)
+        refuse(path, "be a whole number >= 0", value)
 
 
-def _integer(value: Any, path: str) -> None:
+def integer(value: Any, path: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        _refuse(path, "be a whole number", value)
+        refuse(path, "be a whole number", value)
 
 
-def _text(value: Any, path: str) -> None:
+def text(value: Any, path: str) -> None:
     if not isinstance(value, str):
-        _refuse(path, "be text", value)
+        refuse(path, "be text", value)
 
 
-def _flag(value: Any, path: str) -> None:
+def flag(value: Any, path: str) -> None:
     if not isinstance(value, bool):
-        _refuse(path, "be true or false", value)
+        refuse(path, "be true or false", value)
 
 
 def _png(value: Any, path: str) -> None:
-    _text(value, path)
+    text(value, path)
     try:
         data = base64.b64decode(value, validate=True)
     except binascii.Error:
         data = b""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
-        _refuse(path, "be a PNG file in base64", value)
+        refuse(path, "be a PNG file in base64", value)
 
 
-def _plain(value: Any, path: str) -> None:
+def plain(value: Any, path: str) -> None:
     """Anything JSON can hold."""
     if isinstance(value, dict):
-        _mapping(_plain, empty=True)(value, path)
+        mapping(plain, empty=True)(value, path)
     elif isinstance(value, list):
-        _sequence(_plain)(value, path)
+        sequence(plain)(value, path)
     elif isinstance(value, float):
-        _number()(value, path)
+        number()(value, path)
     elif value is not None and not isinstance(value, (str, int)):
-        _refuse(path, "be plain data (text, number, true, false, null, list or object)", value)
+        refuse(path, "be plain data (text, number, true, false, null, list or object)", value)
 
 
-def _nullable(check: Check) -> Check:
+def nullable(check: Check) -> Check:
     return lambda value, path: None if value is None else check(value, path)
 
 
-def _sequence(check: Check, *, shortest: int = 0) -> Check:
+def sequence(check: Check, *, shortest: int = 0) -> Check:
     def check_all(value: Any, path: str) -> None:
         if not isinstance(value, list) or len(value) < shortest:
-            _refuse(path, "be a list" + f" of at least {shortest}" * (shortest > 0), value)
+            refuse(path, "be a list" + f" of at least {shortest}" * (shortest > 0), value)
         for index, item in enumerate(value):
             check(item, f"{path}[{index}]")
 
     return check_all
 
 
-def _mapping(check: Check, *, empty: bool = False) -> Check:
+def mapping(check: Check, *, empty: bool = False) -> Check:
     """An object whose keys are free names."""
 
     def check_all(value: Any, path: str) -> None:
         if not isinstance(value, dict) or not (value or empty):
-            _refuse(path, "be an object" + " with at least one entry" * (not empty), value)
+            refuse(path, "be an object" + " with at least one entry" * (not empty), value)
         for key, item in value.items():
             if not isinstance(key, str):
-                _refuse(path, "have text as keys", key)
+                refuse(path, "have text as keys", key)
             check(item, f"{path}.{key}")
 
     return check_all
 
 
-def _record(keys: Mapping[str, Check], rule: Check | None = None) -> Check:
+def record(keys: Mapping[str, Check], rule: Check | None = None) -> Check:
     """An object that has all these keys; `rule` then judges them together."""
 
     def check_all(value: Any, path: str) -> None:
         if not isinstance(value, dict):
-            _refuse(path, "be an object", value)
+            refuse(path, "be an object", value)
         for key, check in keys.items():
             if key not in value:
-                _refuse(path, f"have the key {key!r}", sorted(map(str, value)))
+                refuse(path, f"have the key {key!r}", sorted(map(str, value)))
             check(value[key], f"{path}.{key}")
         if rule is not None:
             rule(value, path)
@@ -136,32 +136,30 @@ def _record(keys: Mapping[str, Check], rule: Check | None = None) -> Check:
     return check_all
 
 
-def _ordered(*keys: str) -> Check:
+def ordered(*keys: str) -> Check:
     """The values of these keys do not decrease from one to the next."""
 
     def check(value: Any, path: str) -> None:
         if any(value[a] > value[b] for a, b in itertools.pairwise(keys)):
-            _refuse(path, "have " + " <= ".join(keys), {key: value[key] for key in keys})
+            refuse(path, "have " + " <= ".join(keys), {key: value[key] for key in keys})
 
     return check
 
 
 # --- The document.
 
-_POSITIVE, _QUANTITY, _SHARE = _number(above=0), _number(0), _number(0, 1)
-_INTERVAL = _record({"value": _number(), "low": _number(), "high": _number()}, _ordered("low", "high"))
+_POSITIVE, _QUANTITY, _SHARE = number(above=0), number(0), number(0, 1)
+_INTERVAL = record({"value": number(), "low": number(), "high": number()}, ordered("low", "high"))
 
-_PART = _record({"calls": _count, "forward_passes": _count, "tokens": _count, "seconds": _QUANTITY})
-_LATENCY = {"count": _count} | {key: _nullable(_QUANTITY) for key in ("mean", "p50", "p95", "max")}
-_LEDGER = _record(
+_PART = record({"calls": count, "forward_passes": count, "tokens": count, "seconds": _QUANTITY})
+_LATENCY = {"count": count} | {key: nullable(_QUANTITY) for key in ("mean", "p50", "p95", "max")}
+_LEDGER = record(
     {"encoder": _PART, "predictor": _PART, "decoder": _PART}
-    | {"stream_seconds": _QUANTITY, "steps": _count, "latency_seconds": _record(_LATENCY)}
+    | {"stream_seconds": _QUANTITY, "steps": count, "latency_seconds": record(_LATENCY)}
 )
 
-_SWEEP = _sequence(_record({"knob": _number(), "decodes_per_second": _POSITIVE, "cider_d": _INTERVAL}), shortest=1)
-_CURVE = _record(
-    {"label": _text, "causal": _flag, "latency": _text, "knob": _text, "test": _SWEEP, "calibration": _SWEEP}
-)
+_SWEEP = sequence(record({"knob": number(), "decodes_per_second": _POSITIVE, "cider_d": _INTERVAL}), shortest=1)
+_CURVE = record({"label": text, "causal": flag, "latency": text, "knob": text, "test": _SWEEP, "calibration": _SWEEP})
 
 
 def _saving_agrees(saving: Any, path: str) -> None:
@@ -169,37 +167,37 @@ def _saving_agrees(saving: Any, path: str) -> None:
     expected = saving["knob"] is not None
     for key in measured:
         if (saving[key] is not None) != expected:
-            _refuse(f"{path}.{key}", "be null exactly when the knob is null", saving[key])
+            refuse(f"{path}.{key}", "be null exactly when the knob is null", saving[key])
     if saving["reached"] and not expected:
-        _refuse(f"{path}.reached", "be false when the knob is null", True)
+        refuse(f"{path}.reached", "be false when the knob is null", True)
 
 
-_SAVING = _record(
+_SAVING = record(
     {
-        "reference": _record({"policy": _text, "rate_hz": _POSITIVE}),
-        "headline": _flag,
-        "policy": _text,
-        "knob": _nullable(_number()),
-        "reached": _flag,
-        "quality": _nullable(_number()),
-        "reference_quality": _number(),
-        "quality_difference": _nullable(_INTERVAL),
-        "decodes_per_second": _nullable(_POSITIVE),
+        "reference": record({"policy": text, "rate_hz": _POSITIVE}),
+        "headline": flag,
+        "policy": text,
+        "knob": nullable(number()),
+        "reached": flag,
+        "quality": nullable(number()),
+        "reference_quality": number(),
+        "quality_difference": nullable(_INTERVAL),
+        "decodes_per_second": nullable(_POSITIVE),
         "reference_decodes_per_second": _POSITIVE,
-        "saving": _nullable(_INTERVAL),
-        "reason": _text,
+        "saving": nullable(_INTERVAL),
+        "reason": text,
     },
     _saving_agrees,
 )
 
-_DECODE = {"time": _number(), "start": _number(), "end": _number(), "emitted_at": _number(), "text": _text}
-_STRIP = _record(
+_DECODE = {"time": number(), "start": number(), "end": number(), "emitted_at": number(), "text": text}
+_STRIP = record(
     {
-        "video_id": _text,
+        "video_id": text,
         "duration": _POSITIVE,
-        "thumbnails": _sequence(_record({"time": _number(), "png": _png})),
-        "events": _sequence(_record({"start": _number(), "end": _number(), "text": _text}, _ordered("start", "end"))),
-        "decodes": _mapping(_sequence(_record(_DECODE, _ordered("start", "end"))), empty=True),
+        "thumbnails": sequence(record({"time": number(), "png": _png})),
+        "events": sequence(record({"start": number(), "end": number(), "text": text}, ordered("start", "end"))),
+        "decodes": mapping(sequence(record(_DECODE, ordered("start", "end"))), empty=True),
     }
 )
 
@@ -213,83 +211,88 @@ def _setting_agrees(setting: Any, path: str) -> None:
     named += [(f"operations[{i}].policy", row["policy"]) for i, row in enumerate(setting["operations"])]
     for place, policy in named:
         if policy not in curves:
-            _refuse(f"{path}.{place}", f"be a policy of {path}.curves ({', '.join(curves)})", policy)
+            refuse(f"{path}.{place}", f"be a policy of {path}.curves ({', '.join(curves)})", policy)
     headline = {
         (saving["reference"]["policy"], saving["reference"]["rate_hz"])
         for saving in setting["savings"]
         if saving["headline"]
     }
     if len(headline) != 1:
-        _refuse(f"{path}.savings", "have a headline against exactly one reference", sorted(headline))
+        refuse(f"{path}.savings", "have a headline against exactly one reference", sorted(headline))
 
 
-_SETTING = _record(
+_SETTING = record(
     {
-        "description": _text,
+        "description": text,
         "step_rate_hz": _POSITIVE,
         "events_per_second": _POSITIVE,
         "mean_event_seconds": _POSITIVE,
         "repeated_events": _SHARE,
-        "streams": _record({"calibration": _count, "test": _count, "seconds_each": _POSITIVE}),
-        "curves": _mapping(_CURVE),
-        "savings": _sequence(_SAVING, shortest=1),
-        "operations": _sequence(_record({"policy": _text, "knob": _number(), "ledger": _LEDGER})),
+        "streams": record({"calibration": count, "test": count, "seconds_each": _POSITIVE}),
+        "curves": mapping(_CURVE),
+        "savings": sequence(_SAVING, shortest=1),
+        "operations": sequence(record({"policy": text, "knob": number(), "ledger": _LEDGER})),
         "strip": _STRIP,
     },
     _setting_agrees,
 )
 
-_ANSWERS = {"queries": _count, "accuracy": _SHARE}
-_SCORES = _record(
+_ANSWERS = {"queries": count, "accuracy": _SHARE}
+_SCORES = record(
     {
-        "retrieval": _record({"candidates": _count, "queries": _count, "r@1": _SHARE, "r@5": _SHARE, "chance": _SHARE}),
-        "classification": _record(_ANSWERS | {"candidates": _count, "chance": _SHARE}),
-        "question_answering": _record(
-            _ANSWERS | {"by_question": _mapping(_record(_ANSWERS | {"candidates": _count, "chance": _SHARE}))}
+        "retrieval": record({"candidates": count, "queries": count, "r@1": _SHARE, "r@5": _SHARE, "chance": _SHARE}),
+        "classification": record(_ANSWERS | {"candidates": count, "chance": _SHARE}),
+        "question_answering": record(
+            _ANSWERS | {"by_question": mapping(record(_ANSWERS | {"candidates": count, "chance": _SHARE}))}
         ),
-        "captioning": _record({"queries": _count, "cider_d": _QUANTITY, "exact_match": _SHARE}),
-        "geometry": _record(
+        "captioning": record({"queries": count, "cider_d": _QUANTITY, "exact_match": _SHARE}),
+        "geometry": record(
             {
                 "retrieval@1": _SHARE,
                 "rankme": _QUANTITY,
-                "paired_cosine": _number(),
-                "unpaired_cosine": _number(),
+                "paired_cosine": number(),
+                "unpaired_cosine": number(),
             }
         ),
     }
 )
 
 
+CODE = record({"version": text, "commit": nullable(text), "dirty": nullable(flag)})
+DEVICE = record({"type": text, "name": text, "threads": count})
+PARAMETERS = sequence(record({"role": text, "total": count, "trainable": count, "modules": text}), shortest=1)
+
+
 def _curve_row(value: Any, path: str) -> None:
-    _mapping(_nullable(_number()))(value, path)
-    _record({"step": _count})(value, path)
+    mapping(nullable(number()))(value, path)
+    record({"step": count})(value, path)
 
 
-_TRAINING = _record(
+CURVE = sequence(_curve_row)
+
+_TRAINING = record(
     {
-        "steps": _count,
-        "samples": _count,
+        "steps": count,
+        "samples": count,
         "seconds": _QUANTITY,
-        "stages": _sequence(_record({"name": _text, "steps": _count, "seconds": _QUANTITY})),
-        "curve": _sequence(_curve_row),
+        "stages": sequence(record({"name": text, "steps": count, "seconds": _QUANTITY})),
+        "curve": CURVE,
     }
 )
 
-_RESULTS = _record(
+_RESULTS = record(
     {
-        "created": _text,
-        "name": _text,
-        "seed": _integer,
-        "config": _mapping(_plain, empty=True),
-        "code": _record({"version": _text, "commit": _nullable(_text), "dirty": _nullable(_flag)}),
-        "libraries": _mapping(_text),
-        "device": _record({"type": _text, "name": _text, "threads": _count}),
-        "parameters": _sequence(
-            _record({"role": _text, "total": _count, "trainable": _count, "modules": _text}), shortest=1
-        ),
+        "created": text,
+        "name": text,
+        "seed": integer,
+        "config": mapping(plain, empty=True),
+        "code": CODE,
+        "libraries": mapping(text),
+        "device": DEVICE,
+        "parameters": PARAMETERS,
         "training": _TRAINING,
         "scores": _SCORES,
-        "settings": _mapping(_SETTING),
+        "settings": mapping(_SETTING),
     }
 )
 
@@ -300,11 +303,16 @@ def validate_results(results: Results) -> None:
     Raises InputError on the first fault, naming its path in the document, the rule and the value got; a
     document of another schema version is refused with both versions named.
     """
-    _record({"schema": _text})(results, "results")
-    if results["schema"] != SCHEMA:
-        _refuse("results.schema", f"be {SCHEMA!r}, the version this code reads", results["schema"])
-    _plain(results, "results")
-    _RESULTS(results, "results")
+    check_document(results, SCHEMA, _RESULTS)
+
+
+def check_document(results: Results, schema: str, check: Check) -> None:
+    """The rules of every schema: its name and version, plain data, and then what `check` asks."""
+    record({"schema": text})(results, "results")
+    if results["schema"] != schema:
+        refuse("results.schema", f"be {schema!r}, the version this code reads", results["schema"])
+    plain(results, "results")
+    check(results, "results")
 
 
 def to_json(results: Results) -> bytes:

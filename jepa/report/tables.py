@@ -39,38 +39,38 @@ def clean(text: str) -> str:
     return "".join(c for c in " ".join(text.split()) if c.isprintable())
 
 
-def _fixed(value: float, digits: int, sign: str = "") -> str:
+def fixed(value: float, digits: int, sign: str = "") -> str:
     return f"{round(value, digits) + 0.0:{sign},.{digits}f}".replace("-", "−")  # + 0.0: no negative zero
 
 
 def quality(value: float) -> str:
     """A CIDEr-D score, or RankMe: two decimals."""
-    return _fixed(value, 2)
+    return fixed(value, 2)
 
 
 def rate(value: float) -> str:
     """Decodes per second: three decimals."""
-    return _fixed(value, 3)
+    return fixed(value, 3)
 
 
 def factor(value: float | None) -> str:
     """A ratio: two decimals and a multiplication sign."""
-    return NONE if value is None else f"{_fixed(value, 2)}×"
+    return NONE if value is None else f"{fixed(value, 2)}×"
 
 
 def share(value: float) -> str:
     """A score between 0 and 1: three decimals, or two significant digits below 0.01."""
-    return f"{value:.2g}" if 0 < value < 0.01 else _fixed(value, 3)
+    return f"{value:.2g}" if 0 < value < 0.01 else fixed(value, 3)
 
 
 def seconds(value: float | None) -> str:
     """A time in seconds: two decimals, one from 100 s on."""
-    return NONE if value is None else _fixed(value, 1 if value >= 100 else 2)
+    return NONE if value is None else fixed(value, 1 if value >= 100 else 2)
 
 
 def interval(low: float, high: float, digits: int = 2, sign: str = "") -> str:
     """The two ends of an interval."""
-    return f"{_fixed(low, digits, sign)} to {_fixed(high, digits, sign)}"
+    return f"{fixed(low, digits, sign)} to {fixed(high, digits, sign)}"
 
 
 def factor_with_interval(saving: dict[str, float]) -> str:
@@ -79,7 +79,7 @@ def factor_with_interval(saving: dict[str, float]) -> str:
 
 def difference(value: dict[str, float]) -> str:
     """A quality difference with its sign and interval."""
-    return f"{_fixed(value['value'], 2, '+')} ({interval(value['low'], value['high'], sign='+')})"
+    return f"{fixed(value['value'], 2, '+')} ({interval(value['low'], value['high'], sign='+')})"
 
 
 def operating_point(curve: dict[str, Any], knob: float) -> str:
@@ -308,8 +308,8 @@ def scores_table(scores: dict[str, Any]) -> Table:
             (
                 measured("retrieval@1", share(geometry["retrieval@1"])),
                 measured("RankMe", quality(geometry["rankme"])),
-                measured("cosine of pairs", _fixed(geometry["paired_cosine"], 3)),
-                measured("cosine of non-pairs", _fixed(geometry["unpaired_cosine"], 3)),
+                measured("cosine of pairs", fixed(geometry["paired_cosine"], 3)),
+                measured("cosine of non-pairs", fixed(geometry["unpaired_cosine"], 3)),
             ),
         ),
     )
@@ -418,18 +418,18 @@ def _listed(reasons: Iterable[str]) -> str:
 # --- Markdown and plain text.
 
 
-def _escape(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Data in Markdown: no markup, no cell borders, no HTML."""
     return re.sub(r"([\\`*_|<>&\[\]])", r"\\\1", text)
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
     rule = ["---" if i < table.text_columns else "---:" for i in range(len(table.header))]
-    lines = [[_escape(cell) for cell in table.header], rule]
+    lines = [[escape_markdown(cell) for cell in table.header], rule]
     for title, rows in table.groups:
         if title:
-            lines.append([f"**{_escape(title)}**"] + [""] * (len(table.header) - 1))
-        lines += [[_escape(cell) for cell in row] for row in rows]
+            lines.append([f"**{escape_markdown(title)}**"] + [""] * (len(table.header) - 1))
+        lines += [[escape_markdown(cell) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -439,30 +439,30 @@ def markdown(results: Results) -> str:
     Raises InputError if the document is not a valid ``jepa.results/1``.
     """
     validate_results(results)
-    settings = {_escape(clean(name)): setting for name, setting in results["settings"].items()}
-    blocks = [f"# {_escape(clean(results['name']))}: selective decoding against uniform decoding"]
+    settings = {escape_markdown(clean(name)): setting for name, setting in results["settings"].items()}
+    blocks = [f"# {escape_markdown(clean(results['name']))}: selective decoding against uniform decoding"]
     for name, setting in settings.items():
         words = headline(setting)
-        sentences = " ".join(_escape(text) for text in (words.claim, words.detail))
+        sentences = " ".join(escape_markdown(text) for text in (words.claim, words.detail))
         blocks.append(f"- **{name}: {words.figure}** {sentences}")
     for name, setting in settings.items():
         blocks += [
             f"## Savings at equal quality: {name}",
-            ": ".join(_escape(t) for t in (clean(setting["description"]).rstrip("."), setting_facts(setting))),
-            _markdown_table(savings_table(setting)),
+            ": ".join(escape_markdown(t) for t in (clean(setting["description"]).rstrip("."), setting_facts(setting))),
+            markdown_table(savings_table(setting)),
             f"## Operations: {name}",
             f"Over {setting['operations'][0]['ledger']['steps']:,} steps of the test streams."
             if setting["operations"]
             else "None were recorded.",
-            _markdown_table(operations_table(setting)),
+            markdown_table(operations_table(setting)),
         ]
     blocks += [
         "## Scores",
-        _markdown_table(scores_table(results["scores"])),
+        markdown_table(scores_table(results["scores"])),
         "## Parameters by role",
-        _markdown_table(parameters_table(results)),
+        markdown_table(parameters_table(results)),
         "## Provenance",
-        _markdown_table(provenance_table(results)),
+        markdown_table(provenance_table(results)),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -470,7 +470,7 @@ def markdown(results: Results) -> str:
 WIDTH = 100
 
 
-def _columns(rows: list[Row], widths: tuple[int, ...], text_columns: int) -> list[str]:
+def columns(rows: list[Row], widths: tuple[int, ...], text_columns: int) -> list[str]:
     lines = []
     for row in rows:
         cells = [cell if len(cell) <= w else cell[: w - 1] + "…" for cell, w in zip(row, widths, strict=True)]
@@ -498,7 +498,7 @@ def summary(results: Results) -> str:
             verdict = factor_with_interval(saving["saving"]) if saving["reached"] else "not reached"
             rows.append((clean(name), label, point, score, decodes, verdict))
     rule = tuple("─" * width for width in widths)
-    lines = _columns([header, rule, *rows], widths, text_columns=3)
+    lines = columns([header, rule, *rows], widths, text_columns=3)
     scores = results["scores"]
     ends = [
         f"retrieval R@1 {share(scores['retrieval']['r@1'])} (chance {share(scores['retrieval']['chance'])})",
