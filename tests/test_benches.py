@@ -1,0 +1,94 @@
+"""The cores of the language model's benchmarks on a tiny model: what they compare does the same."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from jepa.checkpoint import build_model
+from jepa.config import LanguageTrainConfig, build, validate
+from jepa.selective import Decoded
+from jepa.training.language import make_tokenizer
+
+SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    yield
+    for name in ("bench_llm_step", "bench_generate"):
+        sys.modules.pop(name, None)
+
+
+def tiny(predictors: int):
+    """A model 32 wide, 12 pairs and the configuration."""
+    architecture = [f"model.language_model.architecture.{name}={value}" for name, value in SIZE.items()]
+    architecture.append("model.language_model.architecture.num_key_value_heads=2")
+    with initialize_config_module("jepa.conf", version_base="1.3"):
+        overrides = ["variant=llm_jepa", "objective=cosine", "name=bench", f"model.predictor.tokens={predictors}"]
+        data = ["data.pairs=12", "data.test_pairs=0", "data.validation_share=0"]
+        config = validate(compose("train", [*overrides, *data, *architecture]), LanguageTrainConfig)
+    pairs = build(config["data"]).train
+    torch.manual_seed(0)
+    return build_model(config, make_tokenizer(config["tokenizer"], pairs)), pairs, config
+
+
+@pytest.mark.parametrize("predictors", [0, 1, 3])
+def test_the_steps_compared_have_one_loss_and_one_gradient(predictors):
+    import bench_llm_step as bench
+
+    model, pairs, config = tiny(predictors)
+    losses = bench.variants(model, config, length=96)
+    encoded = model.tokenizer.encode(pairs)
+    bench.check_agreement(model, losses, encoded)
+    shifted = {**losses, "packed pass": lambda batch: losses["packed pass"](batch) * 1.01}
+    with pytest.raises(AssertionError, match="packed pass"):
+        bench.check_agreement(model, shifted, encoded)
+
+
+def test_every_step_is_timed_and_counted():
+    import bench_llm_step as bench
+
+    model, pairs, config = tiny(1)
+    losses = bench.variants(model, config, length=96)
+    encoded = model.tokenizer.encode(pairs)
+    seconds, kernels = bench.step_seconds(model, losses, [encoded[:4], encoded[4:8]], autocast=True)
+    assert set(seconds) == set(kernels) == set(losses)
+    assert min(seconds.values()) > 0
+    assert set(kernels.values()) <= {"eager", "fused"}
+    flops = {name: bench.step_flops(model, loss, [encoded]) for name, loss in losses.items()}
+    assert flops["padded rows"] > flops["trimmed rows"] > flops["masked rows"] > flops["next tokens"]
+    assert flops["packed pass"] > flops["next tokens"]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    costs = {"packed pass": 3.0, "next tokens": 2.0}
+    assert bench.with_dropout(costs, 0.0) == 1.5
+    assert bench.with_dropout(costs, 0.75) == (3 * 2.0 + 3.0) / (4 * 2.0)  # 3 of 4 steps are next tokens alone
+
+
+@pytest.mark.parametrize("limit", [None, 128])
+def test_answers_are_those_of_one_request_at_a_time(limit):
+    import bench_generate as bench
+
+    model, pairs, _ = tiny(1)
+    bench.train(model, pairs, steps=20, size=4, row_tokens=128)
+    model.eval()
+    rates, ended, tokens = bench.answers_per_second(model, pairs[:6], 2, 4, limit, repetitions=1)
+    assert set(rates) == {"batched", "one at a time"}
+    assert min(rates.values()) > 0
+    assert 0 <= ended <= 1
+    assert tokens >= 1
+
+
+def test_answers_that_differ_are_refused(monkeypatch):
+    import bench_generate as bench
+
+    model, pairs, _ = tiny(1)
+    monkeypatch.setattr(bench, "generate", lambda *arguments: [Decoded("another", 2, 2)] * 6)
+    model.eval()
+    with pytest.raises(AssertionError, match="answers must be equal"):
+        bench.answers_per_second(model, pairs[:6], 6, 4, 8, repetitions=1)
