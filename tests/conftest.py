@@ -90,7 +90,7 @@ LLAMA = {
 def language_config(
     architecture: dict[str, Any] | None = None, tokens: int = 1, placement: str = "append", **language_model: Any
 ) -> dict[str, Any]:
-    """The plain configuration of an LLM-JEPA's checkpoint: a Llama 32 wide and two blocks deep unless told otherwise."""
+    """The plain configuration of an LLM-JEPA's checkpoint: a Llama 32 wide and two blocks deep unless told."""
     return {
         "name": "tiny",
         "variant": "llm_jepa",

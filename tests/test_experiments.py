@@ -14,12 +14,17 @@ import jepa
 from jepa.cli import main
 from jepa.report import read_results
 
-EXPERIMENTS = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+ALL = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+LANGUAGE = [name for name in ALL if name.startswith("llm_jepa_")]
+EXPERIMENTS = [name for name in ALL if name not in LANGUAGE]  # of the other variant, VL-JEPA
+NLRX = ROOT.parent / "shared" / "data" / "nlrx"
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The '.*_dataloader' does not have many workers",
     "ignore:.*does not have many workers",
     "ignore:.*LeafSpec.*",
     "ignore:.*`isinstance.treespec, LeafSpec.*",
+    "ignore::jepa.training.modules.CollapseWarning",  # after two steps latents may be anything
 )
 SHORT = [
     "jepa.steps=2",
@@ -35,6 +40,24 @@ SHORT = [
     "workers=0",
     "accelerator=cpu",
 ]
+SHORT_LANGUAGE = [
+    "stage.epochs=0.1",
+    "stage.batch_size=8",
+    "stage.validate_every=1",
+    "stage.validation_pairs=8",
+    "model.language_model.architecture.hidden_size=32",
+    "model.language_model.architecture.intermediate_size=64",
+    "model.language_model.architecture.num_hidden_layers=1",
+    "answers.limit=4",
+    "workers=0",
+    "accelerator=cpu",
+    "precision=32-true",
+]
+SHORT_DATA = {  # of the generator, and of the real files
+    "llm_jepa_nlrx": [f"data.folder={NLRX}", "data.limit=160"],
+    "llm_jepa_regex": ["data.pairs=170", "data.test_pairs=8"],
+    "llm_jepa_controls": ["data.pairs=170", "data.test_pairs=8"],
+}
 SMALL = ["candidates=12", "accelerator=cpu"] + [
     f"streams.{name}.{key}" for name in ("everyday", "dense") for key in ("calibration=2", "test=2", "seconds=20")
 ]
@@ -58,9 +81,9 @@ def evaluated(runs) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", ALL)
 def test_an_experiment_says_what_it_costs_and_gives(name):
-    text = (Path(__file__).parents[1] / "conf" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
     for word in ("# Command:", "# Cost:", "# Expected:"):
         assert word in text
     assert "to be measured" not in text
@@ -142,6 +165,66 @@ def test_a_multirun_is_an_ordinary_hydra_launch(tmp_path):
     folders = sorted(path.parent for path in tmp_path.rglob("config.yaml"))
     seeds = [yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["seed"] for folder in folders]
     assert sorted(seeds) == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["llm_jepa_regex", "llm_jepa_nlrx"])
+def test_a_language_experiment_trains_answers_and_evaluates_again(name, tmp_path):
+    if name == "llm_jepa_nlrx" and not NLRX.is_dir():
+        pytest.skip(f"{NLRX} is not there")
+    command = ["train", f"experiment={name}", f"hydra.run.dir={tmp_path}", *SHORT_LANGUAGE, *SHORT_DATA[name]]
+    assert main(command) == 0
+    model = jepa.load(tmp_path / "checkpoint")
+    assert model.embed(["the answer"]).shape == (1, 32)
+    [stage] = json.loads((tmp_path / "checkpoint" / "training.json").read_text(encoding="utf-8"))["stages"]
+    assert (stage["name"], stage["steps"]) == ("llm_jepa", 2)
+    lines = (tmp_path / "evaluation" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 4
+    assert set(json.loads(lines[0])) == {
+        "source",
+        "request",
+        "gold",
+        "prediction",
+        "exact_match",
+        "regex_equivalence",
+    }
+    latents = load_file(tmp_path / "evaluation" / "latents.safetensors")
+    assert latents["predictions"].shape == latents["targets"].shape == (4, 32)
+    first = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    assert main(["evaluate", f"checkpoint={tmp_path}/checkpoint", f"output={tmp_path}/again", "accelerator=cpu"]) == 0
+    again = json.loads((tmp_path / "again" / "evaluation.json").read_text(encoding="utf-8"))
+    assert (again["scores"], again["geometry"]) == (first["scores"], first["geometry"])
+
+
+def test_a_decoder_from_embeddings_is_trained_on_a_frozen_model(tmp_path):
+    data = SHORT_DATA["llm_jepa_regex"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["train", "experiment=llm_jepa_regex", f"hydra.run.dir={first}", *SHORT_LANGUAGE, *data]) == 0
+    short = ["decoder.steps=2", "decoder.batch_size=8", "decoder.validate_every=1", "answers.limit=4", "workers=0"]
+    command = ["train", "experiment=llm_jepa_decoder", f"checkpoint={first}/checkpoint", f"hydra.run.dir={second}"]
+    assert main([*command, *short, *data, "accelerator=cpu", "precision=32-true"]) == 0
+    before, after = (load_file(folder / "checkpoint" / "model.safetensors") for folder in (first, second))
+    assert all((before[name] == after[name]).all() for name in before)
+    assert {name.partition(".")[0] for name in after.keys() - before.keys()} == {"y_decoder"}
+    stages = json.loads((second / "checkpoint" / "training.json").read_text(encoding="utf-8"))["stages"]
+    assert [stage["name"] for stage in stages] == ["llm_jepa", "decoder"]
+    scores = json.loads((second / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))["scores"]
+    assert "exact_match from the embedding" in scores
+    assert jepa.load(second / "checkpoint").decode(jepa.load(first / "checkpoint").embed(["a"]))[0].tokens >= 1
+
+
+def test_the_controls_are_a_sweep_over_arms_and_seeds(tmp_path):
+    arms, data = ("ntp", "ntp_equal_flops"), SHORT_DATA["llm_jepa_controls"]
+    sweep = [f"hydra.sweep.dir={tmp_path}", f"arm={','.join(arms)}", "seed=0"]
+    assert (
+        main(["train", "-m", "experiment=llm_jepa_controls", *sweep, *SHORT_LANGUAGE, *data, "stage.epochs=0.4"]) == 0
+    )
+    steps = {}
+    for arm in arms:
+        folder = tmp_path / "llm_jepa_controls" / arm / "seed_0"
+        record = json.loads((folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+        assert (record["arm"], record["seed"], record["pairs"]) == (arm, 0, 4)
+        steps[arm] = record["training"]["steps"]
+    assert steps["ntp_equal_flops"] > steps["ntp"], record["training"]
 
 
 def fails(arguments: list[str], capsys, *parts: str) -> None:

@@ -55,13 +55,10 @@ class PairBatches(Dataset[PairBatch]):
         self.pairs, self.layout, self.seed = pairs, layout, seed
         self.batch_size, self.batches = batch_size, batches
         self.latent, self.loss_dropout, self.tube, self.apart = latent, loss_dropout, tube, apart
-        self.partner = np.arange(len(pairs))
-        if shuffled:  # a cycle: no pair keeps its own
-            order = np.random.default_rng([seed, 2]).permutation(len(pairs))
-            self.partner[order] = np.roll(order, 1)
         keys = [tuple(target_view(pair, layout)) for pair in pairs]
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         self.ids = [numbers[key] for key in keys]
+        self.partner = _strangers(self.ids, seed) if shuffled else np.arange(len(pairs))
 
     def __len__(self) -> int:
         return self.batches
@@ -89,3 +86,21 @@ class PairBatches(Dataset[PairBatch]):
             order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.pairs))
             chosen += order[first : first + self.batch_size - len(chosen)].tolist()
         return chosen
+
+
+def _strangers(ids: Sequence[int], seed: int) -> np.ndarray:
+    """A permutation that gives every pair the target of another, and a different one.
+
+    Raises:
+        InputError: more than half of the pairs have the same target.
+    """
+    numbers = np.asarray(ids)
+    most = int(np.bincount(numbers).max())
+    if 2 * most > len(numbers):
+        raise InputError(f"to be shuffled, at most half of the pairs may have one target, got {most} of {len(numbers)}")
+    rng = np.random.default_rng([seed, 2])
+    shuffled = rng.permutation(len(numbers))
+    order = shuffled[np.argsort(rng.permutation(numbers.max() + 1)[numbers[shuffled]], kind="stable")]
+    partner = np.empty_like(order)
+    partner[order] = np.roll(order, most)  # equal targets lie side by side: `most` further on there is another
+    return partner

@@ -5,6 +5,7 @@ R rows of L tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,12 +82,18 @@ class LanguageModel(nn.Module):
         """
         if size > self.lm.get_input_embeddings().num_embeddings:
             self.lm.resize_token_embeddings(size, mean_resizing=False)
+        weight = self.lm.get_input_embeddings().weight
+        if new_tokens and not weight.is_meta:  # rows of padding are often zero, all of them
+            with torch.no_grad():
+                weight[list(new_tokens)] = weight.std() * torch.randn(len(new_tokens), weight.shape[1])
         if self.lora is not None:
             from peft import LoraConfig, get_peft_model
 
             indices = list(new_tokens) or None
             settings = {"target_modules": "all-linear", **self.lora}
-            get_peft_model(self.lm, LoraConfig(**settings, trainable_token_indices=indices))  # in place
+            with warnings.catch_warnings():  # of one library about the other
+                warnings.filterwarnings("ignore", category=FutureWarning)
+                get_peft_model(self.lm, LoraConfig(**settings, trainable_token_indices=indices))  # in place
 
     def set_attention(self, kind: str) -> None:
         """ "sdpa", or "eager": matmul-softmax-matmul, faster in bf16 on a CPU (scripts/bench_attention.py)."""
@@ -155,9 +162,9 @@ class LanguageModel(nn.Module):
         parents, positions = segments.new_tensor([[-2] * 6 + [0] * 3]), torch.cat([first, first, second], 1)
         try:
             ours = self.logits(self.states(ids, segments, parents, positions))
-        except Exception as error:  # whatever a model does with arguments that it does not know
-            raise InputError(f"{name} does not take packed rows: {' '.join(str(error).split())}") from error
-        whole, alone = (self.lm(input_ids=ids).logits for ids in (torch.cat([first, second], 1), second))
+        except Exception as reason:  # whatever a model does with arguments that it does not know
+            raise InputError(f"{name} does not take packed rows: {' '.join(str(reason).split())}") from reason
+        whole, alone = (self.lm(input_ids=text).logits for text in (torch.cat([first, second], 1), second))
         theirs = torch.cat([whole[:, :3], alone, whole[:, 3:]], 1).to(ours.dtype)
         self.lm.train(training)
         error = (ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)

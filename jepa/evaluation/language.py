@@ -28,7 +28,7 @@ from jepa.metrics.latents import LatentGeometry, collapse_message, linear_fit, s
 from jepa.models.llm_jepa import LLMJEPA
 
 FORMAT = "jepa.answers/1"
-_ROW_TOKENS = 128
+_ROW_TOKENS = 64
 
 
 @torch.no_grad()
@@ -57,7 +57,8 @@ def evaluate_answers(folder: Path, output: Path, answers: AnswersConfig, acceler
         raise InputError("answers.metrics must name at least 1 metric, got none")
     output.mkdir(parents=True, exist_ok=True)
 
-    predictions, targets, ids = embeddings(model, pairs, answers.batch_size)
+    views = {key: trained["objective"][key] for key in ("direction", "view")}
+    predictions, targets, ids = embeddings(model, pairs, answers.batch_size, **views)
     started = time.perf_counter()
     if "multiple_choice" in answers.metrics:
         texts, verdicts = _choose(model, pairs, answers)
@@ -113,9 +114,12 @@ def evaluate_answers(folder: Path, output: Path, answers: AnswersConfig, acceler
     return output
 
 
-def embeddings(model: LLMJEPA, pairs: Sequence[Pair], batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Predicted and target embeddings (N, E), L2-normalised, and numbers (N,) equal for equal targets."""
-    layout = model.layout(row_tokens=_ROW_TOKENS, direction="forward")
+def embeddings(model: LLMJEPA, pairs: Sequence[Pair], batch_size: int, **views: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Predicted and target embeddings (N, E), L2-normalised, and numbers (N,) equal for equal targets.
+
+    `views` are the layout's `direction` and `view`, which have to be those of training.
+    """
+    layout = model.layout(row_tokens=_ROW_TOKENS, **views)
     encoded = model.tokenizer.encode(pairs)
     ids = PairBatches(encoded, layout, 0, 1, 1).ids
     predictions, targets = [], []

@@ -5,6 +5,7 @@ B requests, N tokens of the longest, D width of the model, E embedding dimension
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -216,17 +217,33 @@ class LLMJEPA(nn.Module):
 class RequestDecoder:
     """The language model's own answers behind the protocol of `SelectiveDecoder`, which knows latents only.
 
-    It is told the requests of a stream with their predicted embeddings, and answers the request whose embedding is
+    It hears the requests of a stream with their predicted embeddings, and answers the request whose embedding is
     nearest to the latent it is given: that request itself, where a policy passes on the latent of a step.
+
+    Args:
+        model: gives the answers.
+        max_new_tokens: most tokens of an answer.
+        memory: how many of the newest requests it can still answer; None: all.
     """
 
-    def __init__(self, model: LLMJEPA, requests: Sequence[Request], latents: Tensor, max_new_tokens: int) -> None:
+    def __init__(self, model: LLMJEPA, max_new_tokens: int, memory: int | None = None) -> None:
+        self.model, self.max_new_tokens = model, max_new_tokens
+        self.heard: deque[tuple[Request, Tensor]] = deque(maxlen=memory)
+
+    def hear(self, requests: Sequence[Request], latents: Tensor | np.ndarray) -> None:
+        """Adds requests and their predicted embeddings (T, E), L2-normalised."""
         if len(requests) != len(latents):
             raise InputError(f"requests and latents must be as many, got {len(requests)} and {len(latents)}")
-        self.model, self.requests, self.latents = model, list(requests), latents.cpu()
-        self.max_new_tokens = max_new_tokens
+        self.heard.extend(zip(requests, torch.as_tensor(latents).cpu(), strict=True))
 
     def decode(self, latents: Tensor) -> list[Decoded]:
-        """Answers to the requests nearest to latents (B, E)."""
-        nearest = (latents.cpu() @ self.latents.T).argmax(1).tolist()
-        return self.model.answer([self.requests[i] for i in nearest], self.max_new_tokens)
+        """Answers to the requests nearest to latents (B, E).
+
+        Raises:
+            InputError: no request was heard.
+        """
+        if not self.heard:
+            raise InputError("a RequestDecoder must hear requests before it answers, got none")
+        known = torch.stack([latent for _, latent in self.heard])
+        nearest = (latents.cpu() @ known.T).argmax(1).tolist()
+        return self.model.answer([self.heard[i][0] for i in nearest], self.max_new_tokens)

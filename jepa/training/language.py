@@ -34,7 +34,7 @@ from jepa.training.fit import fit, on_gpu, summary
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, Stage, warn_of_collapse
 
-_FLOPS_SAMPLE = 8  # batches whose operations are counted; their mean stands for a step
+_FLOPS_SAMPLE = 4  # batches whose operations are counted; their mean stands for a step
 
 
 class Objective(nn.Module):
@@ -335,14 +335,24 @@ def _plan(
 def step_flops(
     objective: Objective, model: LLMJEPA, stage: LanguageStageConfig, pairs: Sequence[ChatIds], seed: int
 ) -> float:
-    """Mean operations of a training step, forward and backward, measured on the first batches (without autocast)."""
+    """Mean operations of a training step, forward and backward, measured on the first batches (without autocast).
+
+    With loss dropout α, batches with and without the latent term are measured apart and weighted by 1 − α and α.
+    """
     batches = objective.batches(pairs, model, stage, seed, _FLOPS_SAMPLE)
+    share = 1 - batches.loss_dropout if batches.latent else 0.0
+    batches.loss_dropout = 0.0
 
-    def run() -> None:
-        for index in range(_FLOPS_SAMPLE):
-            objective(model, model, batches[index])["loss"].backward()
+    def measured(latent: bool) -> float:
+        batches.latent = latent
 
-    total = count_flops(run).total
-    model.zero_grad(set_to_none=True)
-    objective.zero_grad(set_to_none=True)
-    return total / _FLOPS_SAMPLE
+        def run() -> None:
+            for index in range(_FLOPS_SAMPLE):
+                objective(model, model, batches[index])["loss"].backward()
+
+        total = count_flops(run).total
+        model.zero_grad(set_to_none=True)
+        objective.zero_grad(set_to_none=True)
+        return total / _FLOPS_SAMPLE
+
+    return (share * measured(True) if share > 0 else 0.0) + ((1 - share) * measured(False) if share < 1 else 0.0)

@@ -134,7 +134,8 @@ def test_tube_batches_have_three_positions_and_no_extra_tokens():
 
 
 @pytest.mark.parametrize(
-    ("direction", "view", "part"), [("forward", "shared", "code"), ("reverse", "shared", "prompt"), ("reverse", "alone", "text")]
+    ("direction", "view", "part"),
+    [("forward", "shared", "code"), ("reverse", "shared", "prompt"), ("reverse", "alone", "text")],
 )
 def test_equal_targets_have_equal_numbers(direction, view, part):
     pairs = chats(8)

@@ -46,9 +46,10 @@ LLAMA = """{{- bos_token }}
 {%- if add_generation_prompt %}
     {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
 {%- endif %}"""
-GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+GEMMA = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
 {%- for message in messages %}
-    {%- if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
     {{- '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"""
@@ -338,9 +339,9 @@ def test_bad_tokenizers_are_named(tmp_path):
     without_end.eos_token = None
     with pytest.raises(InputError, match="must have an end-of-text token"):
         ChatTokenizer(without_end)
-    with pytest.raises(InputError, match="tokenizer not found: .*tokenizer.json"):
+    with pytest.raises(InputError, match=r"tokenizer not found: .*tokenizer.json"):
         ChatTokenizer.load(tmp_path)
-    with pytest.raises(InputError, match="tokenizer .* cannot be loaded"):
+    with pytest.raises(InputError, match=r"tokenizer .* cannot be loaded"):
         ChatTokenizer.pretrained(str(tmp_path))
     broken = copy.deepcopy(without_end)
     broken.eos_token = "<|endoftext|>"

@@ -1,0 +1,232 @@
+"""Language models of `transformers`: logits, refusals, vocabulary, LoRA, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import LLAMA, language_config
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from jepa import checkpoint
+from jepa.data.packing import Layout, pack
+from jepa.encoders.language import LanguageModel
+from jepa.errors import InputError
+
+FAMILIES = {
+    "llama": {},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6, "final_logit_softcapping": 2.0},
+    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6},
+    "olmo2": {},
+    "mistral": {"sliding_window": 6},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+}
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of peft
+IDS = torch.arange(20, 32)[None]
+
+
+def family(name: str, **changed) -> LanguageModel:
+    torch.manual_seed(0)
+    architecture = {**LLAMA, "model_type": name, "pad_token_id": None, "initializer_range": 0.3, **FAMILIES[name]}
+    return LanguageModel(architecture={**architecture, **changed}).eval()
+
+
+def states(language: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
+    zeros = torch.zeros_like(ids)
+    return language.states(ids, zeros, zeros - 2, torch.arange(ids.shape[1]).expand_as(ids))
+
+
+def changed_tensors(before: dict[str, torch.Tensor], module: torch.nn.Module) -> set[str]:
+    return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_the_models_own(name, attention):
+    language = family(name)
+    language.set_attention(attention)
+    with torch.no_grad():
+        ours, theirs = language.logits(states(language, IDS)), language.lm(input_ids=IDS).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    if name == "gemma2":  # the soft cap is at work, and attention caps its scores: eager only
+        uncapped = language.lm.get_output_embeddings()(states(language, IDS))
+        assert uncapped.abs().max() > 4.0 > 2.0 > ours.abs().max()
+        assert language.lm.config._attn_implementation == "eager"
+    else:
+        assert language.lm.config._attn_implementation == attention
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        (
+            {
+                "model_type": "qwen3_next",
+                "layer_types": ["linear_attention", "full_attention"],
+                "num_experts": 2,
+                "num_experts_per_tok": 1,
+                "moe_intermediate_size": 8,
+                "shared_expert_intermediate_size": 8,
+                "head_dim": 8,
+            },
+            "layer types must be of full_attention, sliding_attention, got linear_attention",
+        ),
+        ({"model_type": "mamba", "state_size": 4}, "got linear_attention"),
+        ({"model_type": "rwkv", "attention_hidden_size": 32}, "RwkvForCausalLM makes its attention or its logits in a"),
+        ({"model_type": "mpt", "d_model": 32, "n_heads": 4, "n_layers": 2}, "MptForCausalLM makes its attention or"),
+        ({"model_type": "bloom", "n_head": 4, "n_layer": 2}, "BloomForCausalLM does not take packed rows"),
+        ({"model_type": "cohere", "logit_scale": 0.0625}, "CohereForCausalLM makes its attention or its logits in a"),
+        ({"model_type": "no_such_model"}, "architecture 'no_such_model' cannot be built"),
+        ({"model_type": "llama", "num_attention_heads": "four"}, "architecture 'llama' cannot be built"),
+        ({"model_type": None}, "architecture.model_type must name a model of transformers, got None"),
+        ({"model_type": "bert"}, "Bert"),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else None,
+)
+def test_models_that_no_block_mask_fits_are_refused(architecture, message):
+    torch.manual_seed(0)
+    with pytest.raises(InputError, match=message):
+        LanguageModel(architecture={**LLAMA, **architecture})
+
+
+def test_one_source_of_weights_is_needed(tmp_path):
+    for arguments in ({}, {"pretrained": "a", "architecture": LLAMA}):
+        with pytest.raises(InputError, match="give either pretrained or architecture"):
+            LanguageModel(**arguments)
+    with pytest.raises(InputError, match=r"language model .* cannot be loaded"):
+        LanguageModel(pretrained=str(tmp_path))
+
+
+def test_checking_a_model_leaves_the_model_as_it_is():
+    torch.manual_seed(0)
+    language = LanguageModel(architecture=LLAMA)
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA))
+    assert all(torch.equal(a, b) for a, b in zip(language.lm.parameters(), lm.parameters(), strict=True))
+    assert language.lm.training
+    assert all(p.grad is None for p in language.parameters())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_vocabulary_grows_and_never_shrinks(tied):
+    language = family("llama", tie_word_embeddings=tied)
+    before = language.lm.get_input_embeddings().weight.detach().clone()
+    language.fit_vocabulary(390, [])
+    assert language.lm.get_input_embeddings().num_embeddings == 400
+    language.fit_vocabulary(404, [400, 401, 402, 403])
+    embeddings, head = language.lm.get_input_embeddings().weight, language.lm.get_output_embeddings().weight
+    assert embeddings.shape[0] == head.shape[0] == language.lm.config.vocab_size == 404
+    assert torch.equal(embeddings[:400], before)
+    assert (embeddings is head) == tied
+    new = embeddings[400:].detach()
+    assert torch.pdist(new).min() > 0.1 * new.norm(dim=1).mean()
+    assert new.norm(dim=1).mean() == pytest.approx(float(before.norm(dim=1).mean()), rel=0.5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_lora_trains_adapters_and_predictor_embeddings_alone(tied, pairs, chat_tokenizer, tmp_path):
+    torch.manual_seed(0)
+    config = language_config({**LLAMA, "tie_word_embeddings": tied}, tokens=2, lora={"r": 4, "lora_alpha": 8})
+    model = checkpoint.build_model(config, chat_tokenizer)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    base = model.language.lm.get_input_embeddings().weight.detach().clone()
+    encoded = chat_tokenizer.encode(pairs[:6])
+    rows = pack(encoded, model.layout(row_tokens=150), encoded, list(range(6)))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(2):  # the second matrix of an adapter starts at 0 and holds back the first one's gradient
+        out = model(rows)
+        loss = (
+            torch.nn.functional.cross_entropy(out.logits, out.labels) + (out.predictions - out.targets).square().sum()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    changed = changed_tensors(before, model)
+    assert all("lora_" in name or "trainable_tokens_delta" in name for name in changed)
+    lora = {name for name in before if "lora_" in name}
+    assert lora <= changed
+    assert any("trainable_tokens_delta" in name for name in changed)
+    embedded = model.language.lm.get_input_embeddings()(torch.arange(len(base))).detach()
+    rows_changed = (embedded != base).any(dim=1).nonzero().flatten().tolist()
+    assert rows_changed == model.predictor_ids
+
+    language_model = {**config["model"]["language_model"], "architecture": model.language.architecture()}
+    saved = {**config, "model": {**config["model"], "language_model": language_model}}
+    checkpoint.save(model, saved, tmp_path)
+    again, model = checkpoint.load(tmp_path), model.eval()
+    with torch.no_grad():
+        for ours, theirs in zip(model(rows), again(rows), strict=True):
+            assert (ours is None and theirs is None) or torch.equal(ours, theirs)
+    assert not changed_tensors(model.state_dict(), again)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+def test_a_checkpoint_gives_the_same_model(name, tied, pairs, chat_tokenizer, tmp_path):
+    torch.manual_seed(0)
+    architecture = {**LLAMA, "model_type": name, **FAMILIES[name], "tie_word_embeddings": tied, "pad_token_id": None}
+    config = language_config(architecture, tokens=2)
+    model = checkpoint.build_model(config, chat_tokenizer).eval()
+    language_model = {**config["model"]["language_model"], "architecture": model.language.architecture()}
+    checkpoint.save(model, {**config, "model": {**config["model"], "language_model": language_model}}, tmp_path)
+    again = checkpoint.load(tmp_path)
+    encoded = chat_tokenizer.encode(pairs[:4])
+    rows = pack(encoded, model.layout(row_tokens=150), encoded, list(range(4)))
+    with torch.no_grad():
+        for ours, theirs in zip(model(rows), again(rows), strict=True):
+            assert (ours is None and theirs is None) or torch.equal(ours, theirs)
+    head, embeddings = again.language.lm.get_output_embeddings(), again.language.lm.get_input_embeddings()
+    assert (head.weight is embeddings.weight) == tied
+    assert again.predictor_ids == model.predictor_ids
+    assert again.answer([pairs[0].request], 5) == model.answer([pairs[0].request], 5)
+
+
+def test_a_checkpoint_of_a_pretrained_model_does_not_need_it_again(pairs, chat_tokenizer, tmp_path):
+    hub, folder = tmp_path / "hub", tmp_path / "checkpoint"
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**LLAMA, "vocab_size": 448}))
+    lm.save_pretrained(hub)
+    chat_tokenizer.save(hub)
+    config = language_config(pretrained=str(hub))
+    config["model"]["language_model"]["architecture"] = None
+    tokenizer = type(chat_tokenizer).pretrained(str(hub))
+    model = checkpoint.build_model(config, tokenizer).eval()
+    assert torch.equal(
+        model.language.lm.model.layers[0].self_attn.q_proj.weight, lm.model.layers[0].self_attn.q_proj.weight
+    )
+    assert model.language.lm.get_input_embeddings().num_embeddings == 448
+    plain = {**config["model"]["language_model"], "pretrained": None, "architecture": model.language.architecture()}
+    checkpoint.save(model, {**config, "model": {**config["model"], "language_model": plain}}, folder)
+    for file in hub.iterdir():
+        file.unlink()
+    again = checkpoint.load(folder)
+    assert not changed_tensors(model.state_dict(), again)
+    assert again.answer([pairs[0].request], 5) == model.answer([pairs[0].request], 5)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(pairs, chat_tokenizer):
+    encoded = chat_tokenizer.encode(pairs[:4])
+    rows = pack(encoded, Layout(150))
+    found = []
+    for on in (False, True):
+        torch.manual_seed(0)
+        language = LanguageModel(architecture=LLAMA, gradient_checkpointing=on).train()
+        language.states(rows.ids, rows.segments, rows.parents, rows.positions).square().mean().backward()
+        found.append({name: p.grad for name, p in language.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name])
+
+
+def test_greedy_generation_takes_no_setting_from_the_pretrained_model():
+    """A penalty or a temperature in the model's own generation settings is not greedy decoding."""
+    language = family("llama")
+    expected = language.generate(IDS, torch.ones_like(IDS), 12, [1], 0)
+    other = copy.deepcopy(language)
+    other.lm.generation_config.update(
+        repetition_penalty=5.0, no_repeat_ngram_size=1, do_sample=True, temperature=0.6, top_p=0.9
+    )
+    assert other.generate(IDS, torch.ones_like(IDS), 12, [1], 0) == expected

@@ -1,0 +1,370 @@
+"""Training an LLM-JEPA: every objective for a few steps, the terms by hand, equal operations, selection, repetition."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import LLAMA, language_config
+from safetensors.torch import load_file
+
+from jepa import checkpoint
+from jepa.config import LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, StageConfig, validate
+from jepa.data.batches import PairBatches
+from jepa.errors import InputError
+from jepa.losses.infonce import InfoNCE
+from jepa.training import language
+from jepa.training.language import LanguageModule, Objective, load_pairs, step_flops, train
+from jepa.training.modules import CollapseWarning
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::jepa.training.modules.CollapseWarning"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # of peft
+]
+LOSSES = "jepa.losses."
+INFONCE = {"_target_": LOSSES + "infonce.InfoNCE", "temperature": 0.07, "learnable": False}
+STAGE = {
+    "epochs": 0.2,
+    "batch_size": 8,
+    "row_tokens": 100,
+    "learning_rate": 1e-2,
+    "weight_decay": 0.1,
+    "warmup_share": 0.3,
+    "gradient_clip": 1.0,
+    "validate_every": 2,
+    "validation_pairs": 8,
+    "select": "last",
+}
+
+
+@pytest.fixture(autouse=True)
+def short_count(monkeypatch):
+    """Operations are counted on one batch, where a run counts eight."""
+    monkeypatch.setattr("jepa.training.language._FLOPS_SAMPLE", 1)
+
+
+def objective_config(**changed: Any) -> dict[str, Any]:
+    return {
+        "weight": 0.3,
+        "next_token_weight": 1.0,
+        "latent": "prediction",
+        "loss": INFONCE,
+        "regulariser": None,
+        "regulariser_weight": 0.0,
+        "target": "gradient",
+        "ema_decay": 0.9,
+        "loss_dropout": 0.0,
+        "direction": "forward",
+        "view": "shared",
+        "rows": "packed",
+        "train_on": "answer",
+        "pairs": "paired",
+        **changed,
+    }
+
+
+def objective(**changed: Any) -> Objective:
+    return Objective(ObjectiveConfig(**objective_config(**changed)))
+
+
+def train_config(
+    changed: dict[str, Any] | None = None,
+    stage: dict[str, Any] | None = None,
+    seed: int = 0,
+    equal_flops: Any = None,
+    **model: Any,
+) -> dict[str, Any]:
+    tiny = language_config(LLAMA, **model)["model"]
+    tiny["y_decoder"] = None
+    tiny["language_model"] = {"pretrained": None, "lora": None, **tiny["language_model"]}
+    data = {"pairs": 100, "test_pairs": 2, "validation_share": 0.1, "seed": 0, "system": False}
+    config = {
+        "variant": "llm_jepa",
+        "name": "tiny",
+        "arm": "llm_jepa",
+        "seed": seed,
+        "precision": "32-true",
+        "accelerator": "cpu",
+        "workers": 0,
+        "data": {"_target_": "jepa.data.regex_grammar.generate", **data},
+        "tokenizer": {"pretrained": None, "vocab_size": 400},
+        "model": tiny,
+        "objective": objective_config(**(changed or {})),
+        "checkpoint": None,
+        "decoder": None,
+        "equal_flops": equal_flops,
+        "stage": {**STAGE, **(stage or {})},
+        "answers": {
+            "split": "test",
+            "metrics": ["exact_match"],
+            "choices": [],
+            "databases": None,
+            "timeout_seconds": 1.0,
+            "limit": 0,
+            "batch_size": 8,
+        },
+    }
+    return validate(config, LanguageTrainConfig)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    [stage] = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
+    return stage
+
+
+def logged(output: Path, name: str) -> list[float]:
+    with (output / "logs" / "llm_jepa" / "metrics.csv").open(encoding="utf-8") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "default": ({}, {}),
+    "next tokens": ({"weight": 0.0}, {}),
+    "cosine": ({"loss": {"_target_": LOSSES + "distance.Cosine"}, "weight": 1.0}, {}),
+    "mse": ({"loss": {"_target_": LOSSES + "distance.MSE"}}, {}),
+    "siglip": ({"loss": {"_target_": LOSSES + "siglip.SigLIP"}}, {}),
+    "vicreg": ({"regulariser": {"_target_": LOSSES + "regularisers.VICReg"}, "regulariser_weight": 0.1}, {}),
+    "sigreg": ({"regulariser": {"_target_": LOSSES + "regularisers.SIGReg"}, "regulariser_weight": 0.1}, {}),
+    "ema": ({"target": "ema"}, {}),
+    "stop-gradient": ({"target": "stop_gradient"}, {}),
+    "tube": ({"latent": "tube", "weight": 0.02}, {}),
+    "loss dropout": ({"loss_dropout": 0.5}, {}),
+    "shuffled": ({"pairs": "shuffled"}, {}),
+    "reverse": ({"direction": "reverse"}, {}),
+    "prepend": ({}, {"placement": "prepend"}),
+    "no tokens": ({}, {"tokens": 0}),
+    "separate rows": ({"rows": "separate", "view": "alone"}, {}),
+    "everything": ({"train_on": "everything"}, {}),
+    "lora": ({}, {"lora": {"r": 2}}),
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_objective_trains_and_its_checkpoint_loads(arm, tmp_path):
+    changed, model = ARMS[arm]
+    folder = train(train_config(changed, **model), tmp_path)
+    stage = record(folder)
+    assert stage["steps"] == 2
+    assert stage["pairs"] == 90
+    assert stage["tokens"] > 0
+    assert stage["flops"] > 0
+    assert stage["steps_stretched"] == 1
+    losses = logged(tmp_path, "loss")
+    assert losses
+    latent = logged(tmp_path, "latent")
+    assert bool(latent) == (arm != "next tokens") or arm == "loss dropout"  # which may have skipped both steps
+    assert len(logged(tmp_path, "val/next_token")) == 1
+    loaded = checkpoint.load(folder)
+    assert loaded.answer(["lines with a digit"], 3)[0].tokens <= 3
+    assert loaded.predictor.tokens == model.get("tokens", 1)
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    first, again, other = (
+        load_file(train(train_config(seed=seed), tmp_path / name) / "model.safetensors")
+        for name, seed in (("first", 0), ("again", 0), ("other", 1))
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+# --- The objective. ---
+
+
+def batch_of(chosen: Objective, model, pairs, index: int = 0, steps: int = 4):
+    stage = LanguageStageConfig(**STAGE)
+    return chosen.batches(model.tokenizer.encode(pairs), model, stage, 0, steps)[index]
+
+
+def test_the_loss_is_what_equation_2_says(tiny_llm_jepa, pairs):
+    chosen = objective(weight=0.7, next_token_weight=0.4, loss={"_target_": LOSSES + "distance.Cosine"})
+    batch = batch_of(chosen, tiny_llm_jepa, pairs)
+    parts = chosen(tiny_llm_jepa, None, batch)
+    out = tiny_llm_jepa(batch.rows)
+    distance = 1 - F.cosine_similarity(out.predictions, out.targets).mean()
+    torch.testing.assert_close(parts["latent"], distance)
+    torch.testing.assert_close(parts["next_token"], F.cross_entropy(out.logits, out.labels))
+    torch.testing.assert_close(parts["loss"], 0.4 * parts["next_token"] + 0.7 * distance)
+
+
+def test_next_token_training_has_no_extra_tokens_and_the_same_next_token_loss(tiny_llm_jepa, pairs):
+    arms = [objective(weight=0.0), objective()]
+    batches = [batch_of(arm, tiny_llm_jepa, pairs) for arm in arms]
+    encoded = {tuple(e.prompt + e.answer) for e in tiny_llm_jepa.tokenizer.encode(pairs)}
+    assert int((batches[0].rows.segments >= 0).sum()) < int((batches[1].rows.segments >= 0).sum())
+    assert tiny_llm_jepa.predictor_ids[0] not in batches[0].rows.ids
+    assert max(map(len, encoded)) < STAGE["row_tokens"]
+    plain, method = (arm(tiny_llm_jepa, None, batch) for arm, batch in zip(arms, batches, strict=True))
+    assert set(plain) == {"loss", "next_token"}
+    torch.testing.assert_close(plain["loss"], plain["next_token"])
+    torch.testing.assert_close(plain["next_token"], method["next_token"])
+
+
+def test_infonce_leaves_equal_targets_out(tiny_llm_jepa, pairs):
+    chosen = objective()
+    same = [*pairs[:7], pairs[0]]
+    batch = batch_of(chosen, tiny_llm_jepa, same)
+    assert len(batch.rows.target_ids.unique()) == 7
+    out = tiny_llm_jepa(batch.rows)
+    unit = [F.normalize(x, dim=-1) for x in (out.predictions, out.targets)]
+    expected = InfoNCE(0.07, learnable=False)(*unit, batch.rows.target_ids)
+    torch.testing.assert_close(chosen(tiny_llm_jepa, None, batch)["latent"], expected)
+
+
+def gradients_of_latent(target: str, model, pairs) -> dict[str, torch.Tensor]:
+    """Of the mean squared error alone."""
+    chosen = objective(weight=1.0, next_token_weight=0.0, target=target, loss={"_target_": LOSSES + "distance.MSE"})
+    teacher = copy.deepcopy(model).requires_grad_(False) if target == "ema" else None
+    model.zero_grad()
+    chosen(model, teacher, batch_of(chosen, model, pairs))["loss"].backward()
+    if teacher is not None:
+        assert all(p.grad is None for p in teacher.parameters())
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_a_stopped_gradient_is_that_of_the_prediction_alone(tiny_llm_jepa, pairs):
+    model = copy.deepcopy(tiny_llm_jepa)
+    both, stopped, ema = (gradients_of_latent(kind, model, pairs) for kind in ("gradient", "stop_gradient", "ema"))
+    batch = batch_of(objective(), model, pairs)
+    fixed = model(batch.rows).targets.detach()
+    model.zero_grad()
+    F.mse_loss(model(batch.rows).predictions, fixed).backward()
+    for name, parameter in model.named_parameters():
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad  # none: of the head
+        torch.testing.assert_close(stopped[name], expected)
+        torch.testing.assert_close(ema[name], stopped[name], rtol=1e-3, atol=1e-6)  # the teacher starts as the model
+    assert any((both[name] - stopped[name]).abs().max() > 1e-3 * stopped[name].abs().max() for name in both)
+
+
+def test_the_teacher_follows_the_model_slowly(tiny_llm_jepa, pairs):
+    module = LanguageModule(copy.deepcopy(tiny_llm_jepa), objective(target="ema"), stage_config(4), keep_best=False)
+    before = [p.clone() for p in module.teacher.parameters()]
+    with torch.no_grad():
+        for p in module.model.parameters():
+            p.add_(torch.randn_like(p))
+    module.on_train_batch_end()
+    for old, slow, fast in zip(before, module.teacher.parameters(), module.model.parameters(), strict=True):
+        torch.testing.assert_close(slow, 0.9 * old + 0.1 * fast)
+        assert not slow.requires_grad
+    grouped = {id(p) for group in module.parameter_groups() for p in group["params"]}
+    assert grouped == {id(p) for p in module.model.parameters()}
+    for changed in ({"target": "ema", "weight": 0.0}, {}):
+        plain = LanguageModule(copy.deepcopy(tiny_llm_jepa), objective(**changed), stage_config(4), keep_best=False)
+        assert plain.teacher is None
+
+
+def test_loss_dropout_skips_the_term_and_rescales_it(tiny_llm_jepa, pairs):
+    dropped = objective(loss_dropout=0.75)
+    kinds = set()
+    for index in range(12):
+        batch = batch_of(dropped, tiny_llm_jepa, pairs, index, 12)
+        parts = dropped(tiny_llm_jepa, None, batch)
+        kinds.add(len(parts))
+        if len(batch.rows.predicted):
+            torch.testing.assert_close(parts["loss"], parts["next_token"] + 4 * 0.3 * parts["latent"])
+        else:
+            assert set(parts) == {"loss", "next_token"}
+            assert torch.equal(parts["loss"], parts["next_token"])
+            assert tiny_llm_jepa.predictor_ids[0] not in batch.rows.ids
+    assert kinds == {2, 3}
+
+
+def test_the_tube_needs_no_extra_tokens(tiny_llm_jepa, pairs):
+    chosen = objective(latent="tube", weight=0.02)
+    batch = batch_of(chosen, tiny_llm_jepa, pairs)
+    assert torch.equal(batch.rows.ids, batch_of(objective(weight=0.0), tiny_llm_jepa, pairs).rows.ids)
+    parts = chosen(tiny_llm_jepa, None, batch)
+    states = tiny_llm_jepa.language.states(*batch.rows[:4]).flatten(0, 1)
+    s, r, t = states[batch.rows.tube].unbind(1)
+    torch.testing.assert_close(parts["latent"], 1 - F.cosine_similarity(t - r, r - s).mean())
+    torch.testing.assert_close(parts["loss"], parts["next_token"] + 0.02 * parts["latent"])
+
+
+# --- The run. ---
+
+
+def stage_config(steps: int) -> StageConfig:
+    kept = {
+        key: STAGE[key] for key in ("batch_size", "learning_rate", "weight_decay", "gradient_clip", "validate_every")
+    }
+    return StageConfig(steps=steps, warmup_steps=1, validation_batches=1, **kept)
+
+
+def test_every_trained_parameter_is_in_one_group(tiny_llm_jepa):
+    chosen = objective(loss={"_target_": LOSSES + "siglip.SigLIP"})
+    module = LanguageModule(copy.deepcopy(tiny_llm_jepa), chosen, stage_config(4), keep_best=False)
+    decayed, plain = module.parameter_groups()
+    grouped = [id(p) for group in (decayed, plain) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for part in (module.model, chosen) for p in part.parameters())
+    assert plain["weight_decay"] == 0.0
+    assert all(p.ndim < 2 for p in plain["params"])
+
+
+def test_equal_operations_stretch_the_steps_and_the_schedule(tmp_path, monkeypatch):
+    seen = {}
+    real = language.fit
+
+    def watched(module, batches, *arguments):
+        trainer = real(module, batches, *arguments)
+        seen["rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        seen["batches"] = len(batches)
+        return trainer
+
+    monkeypatch.setattr(language, "fit", watched)
+    stage = {"epochs": 1.0}
+    method = record(train(train_config({}, stage), tmp_path / "method"))
+    equal = record(train(train_config({"weight": 0.0}, stage, equal_flops=objective_config()), tmp_path / "equal"))
+    assert method["steps"] == round(90 / 8) == 11
+    assert equal["steps_stretched"] > 1.2
+    assert equal["steps"] == seen["batches"] == round(11 * equal["steps_stretched"])
+    assert equal["flops"] == pytest.approx(method["flops"], rel=0.06)  # to half a step
+    assert seen["rate"] == pytest.approx(0, abs=1e-12)
+
+
+def test_operations_of_a_step_grow_with_its_batch_and_leave_no_gradient(tiny_llm_jepa, pairs):
+    model = copy.deepcopy(tiny_llm_jepa)
+    encoded, stage = model.tokenizer.encode(pairs[:8]), LanguageStageConfig(**STAGE)
+    plain, method = (step_flops(arm, model, stage, encoded, 0) for arm in (objective(weight=0.0), objective()))
+    assert plain < method < 3 * plain
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_selection_restores_the_weights_of_the_best_validation(tmp_path):
+    """With a learning rate that spoils the model, the first validation is the best."""
+    stage = {"epochs": 0.6, "learning_rate": 3.0, "validate_every": 1, "warmup_share": 0.0}
+    config = train_config({}, {**stage, "select": "best"})
+    folder = train(config, tmp_path)
+    losses = logged(tmp_path, "val/next_token")
+    assert len(losses) == record(folder)["steps"] == 7
+    best = min(range(7), key=losses.__getitem__)
+    assert record(folder)["selected_step"] == best + 1
+    model = checkpoint.load(folder)
+    encoded = model.tokenizer.encode(load_pairs(config["data"]).validation[:8])
+    rows = PairBatches(encoded, objective().layout(model, LanguageStageConfig(**STAGE)), 0, 8, 1)[0].rows
+    with torch.no_grad():
+        out = model(rows)
+    assert float(F.cross_entropy(out.logits, out.labels)) == pytest.approx(losses[best], rel=1e-4)
+
+
+def test_collapse_is_warned_of_while_there_is_a_latent_term(tmp_path):
+    """With a large cosine term every latent becomes the same; next tokens alone promise nothing about latents."""
+    cosine = {"loss": {"_target_": LOSSES + "distance.Cosine"}, "weight": 5.0, "next_token_weight": 0.0}
+    with pytest.warns(CollapseWarning, match="latents have collapsed: unpaired cosine"):
+        train(train_config(cosine, {"epochs": 1.0, "learning_rate": 3e-2, "validate_every": 5}), tmp_path)
+
+
+def test_bad_runs_are_named(tmp_path):
+    with pytest.raises(InputError, match="batch_size must be at most the number of pairs, 90, got 91"):
+        train(train_config(stage={"batch_size": 91}), tmp_path)
+    config = train_config()
+    config["data"] = {"_target_": "jepa.losses.distance.Cosine"}
+    with pytest.raises(InputError, match=r"data\._target_ must give PairSplits, got Cosine"):
+        train(config, tmp_path)
+    with pytest.raises(InputError, match="validation must hold at least 2 distinct answers"):
+        train(train_config(stage={"validation_pairs": 1}), tmp_path)
