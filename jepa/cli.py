@@ -48,10 +48,13 @@ def _train(config: Any, output: Path) -> None:
     plain = validate(config, TRAIN_CONFIGS.get(config.get("variant"), TrainConfig))
     from jepa.training.run import train
 
-    folder = train(plain, _writable(output))
-    if plain["variant"] == "llm_jepa":  # a run of the controls is an arm with its scores
-        from jepa.evaluation.language import evaluate_answers
+    if plain["variant"] == "vl_jepa":
+        train(plain, _writable(output))
+    else:  # an arm of the controls is a run with its scores
+        from jepa.evaluation.language import check_before_training, evaluate_answers
 
+        check_before_training(plain)
+        folder = train(plain, _writable(output))
         evaluate_answers(folder, output / "evaluation", AnswersConfig(**plain["answers"]), plain["accelerator"])
 
 

@@ -206,7 +206,7 @@ class EvaluateConfig:
     candidates: Count
     batch_size: Count
     streams: dict[str, StreamConfig]
-    answers: AnswersConfig | None
+    answers: Node  # keys of AnswersConfig to change; the others are those that the model was trained with
     data: Node | None
 
 

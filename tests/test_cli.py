@@ -37,7 +37,8 @@ def calls(monkeypatch, tmp_path) -> list[tuple[Any, ...]]:
     for module, name in ENTRY_POINTS.values():
         fake = types.SimpleNamespace(**{name: lambda *arguments: record.append(arguments)})
         monkeypatch.setitem(sys.modules, module, fake)
-    answers = types.SimpleNamespace(evaluate_answers=lambda *arguments: None)  # what follows the training of an LLM
+    nothing = dict.fromkeys(("check_before_training", "evaluate_answers"), lambda *arguments: None)
+    answers = types.SimpleNamespace(**nothing)  # what comes before and after the training of a language model
     monkeypatch.setitem(sys.modules, "jepa.evaluation.language", answers)
     monkeypatch.chdir(tmp_path)
     return record

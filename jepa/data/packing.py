@@ -31,7 +31,7 @@ class Rows(NamedTuple):
 
     Args:
         ids: (R, L) tokens.
-        segments: (R, L) number of each token's segment within its row, −1 at padding.
+        segments: (R, L) number of each token's segment, counted over all rows in the order of the pairs; −1 at padding.
         parents: (R, L) number of its segment's parent, −2 where there is none.
         positions: (R, L) positions for the model's position encoding.
         labels: (R, L) the token to predict at each position, `IGNORE` where none is trained on.
@@ -57,13 +57,13 @@ class Layout:
     """What is laid into the rows.
 
     Args:
-        row_tokens: room of a row; a longer sequence gets a row of its own length.
+        row_tokens: room of a row; if a sequence is longer, the rows of its batch are as long as it.
         predictors: ids of the [PRED] tokens; none: the last state of view 1 is the prediction.
         placement: the [PRED] tokens come after view 1, or before it (which then is computed a second time).
         direction: "forward" predicts view 2 from view 1, "reverse" view 1 from view 2.
         view: "shared" takes the conversation's prompt as view 1; "alone" the user's turn by itself, as published.
         packed: False gives every sequence a row of its own, as published, and computes view 1 for each anew.
-        train_on: "answer", or "everything" for the prompt's tokens, too.
+        train_on: "answer" and its end of turn, or "everything" for the prompt's tokens and the turn's opening, too.
     """
 
     row_tokens: int
@@ -84,6 +84,7 @@ class _Segment:
     ids: list[int]
     parent: int = -1  # index within its sequence group
     trained: bool = False  # its tokens are labels
+    given: int = 0  # but for so many at its start, which generation is given
 
 
 @dataclass
@@ -137,6 +138,8 @@ def pack(
     if tube is not None:
         for group in conversation:  # prompt and answer lie one after the other
             length = sum(len(s.ids) for s in groups[group].segments[:2])
+            if length < 3:
+                raise InputError(f"a conversation must have at least 3 tokens for the semantic tube, got {length}")
             triples.append([place(group, (0, 0)) + int(j) for j in np.sort(tube.choice(length, 3, replace=False))])
     return rows._replace(
         predicted=_index([place(g, groups[g].predicted) for g in predicted]),
@@ -173,7 +176,7 @@ def _lay(groups: Sequence[_Group], layout: Layout) -> tuple[Rows, Callable[[int,
 
 def _groups(pair: ChatIds, target: ChatIds | None, layout: Layout) -> list[_Group]:
     """The conversation first, then what the latent term adds."""
-    conversation = _Group([_Segment(pair.prompt), _Segment(pair.answer, parent=0, trained=True)])
+    conversation = _Group([_Segment(pair.prompt), _Segment(pair.answer, parent=0, trained=True, given=pair.opening)])
     if target is None:
         return [conversation]
     predictors = list(layout.predictors)
@@ -255,11 +258,12 @@ def _tensors(
         return torch.full(shape, fill, dtype=torch.long).index_put((row, col), values)
 
     tokens = torch.tensor([token for _, _, s in segments for token in s.ids])
-    trained = torch.tensor([s.trained for _, _, s in segments])[owner]
-    if everything:  # the prompt of each conversation: the segment before a trained one
-        before = torch.tensor([s.trained for _, _, s in segments]).roll(-1)
-        trained = trained | before[owner]
-        trained = trained & ~((inside == 0) & (parent[owner] < 0))
+    answer = torch.tensor([s.trained for _, _, s in segments])
+    if everything:  # with the prompt, the segment before an answer, but for the first token of all
+        trained = (answer | answer.roll(-1))[owner] & ~((inside == 0) & (parent[owner] < 0))
+    else:
+        given = torch.tensor([s.given for _, _, s in segments])
+        trained = answer[owner] & (inside >= given[owner])
     ids = scatter(tokens, 0)
     wanted = scatter(trained.long(), 0).bool()
     labels = torch.full(shape, IGNORE, dtype=torch.long)

@@ -82,8 +82,9 @@ def split_pairs(
     """Hold validation pairs out of `train`, and keep `limit` of the others.
 
     Pairs with one answer (with one `code`, where there is one) stay together: answers are held out in random order as
-    long as they fit into the share. The order of pairs is kept. With one seed, the pairs kept at a smaller limit are
-    among those kept at a larger one, and the validation pairs are the same.
+    long as they fit into the share. Where answers are classes, so few that one of them exceeds the share, requests are
+    held out instead. The order of pairs is kept. With one seed, the pairs kept at a smaller limit are among those kept
+    at a larger one, and the validation pairs are the same.
 
     Args:
         train: pairs of the training file.
@@ -94,28 +95,30 @@ def split_pairs(
         drop_test_duplicates: drop the pairs of `train` whose request occurs in `test`; otherwise they are counted only.
 
     Raises:
-        InputError: a share or limit out of its range, no training pair, or a share in which no answer fits.
+        InputError: a share or limit out of its range, no training pair, or a share in which nothing fits.
     """
     if not 0 <= validation_share < 1:
         raise InputError(f"validation_share must be in [0, 1), got {validation_share}")
     asked = {pair.request for pair in test} if drop_test_duplicates else set()
     usable = [pair for pair in train if pair.request not in asked]
 
-    sizes = Counter(pair.views[1] for pair in usable)
-    answers, room, held_out = list(sizes), round(validation_share * len(usable)), set()
-    rng = Random(seed)
-    rng.shuffle(answers)
-    for answer in answers:
-        if sizes[answer] <= room:
-            held_out.add(answer)
-            room -= sizes[answer]
+    room, held_out = round(validation_share * len(usable)), set[str]()
+    classes = max(Counter(pair.views[1] for pair in usable).values(), default=0) > max(1, room)
+    keys = [pair.request if classes else pair.views[1] for pair in usable]
+    sizes = Counter(keys)
+    order, rng = list(sizes), Random(seed)
+    rng.shuffle(order)
+    for key in order:
+        if sizes[key] <= room:
+            held_out.add(key)
+            room -= sizes[key]
     if validation_share and not held_out:
         raise InputError(
-            f"validation_share must be large enough to hold out all pairs of one answer, "
-            f"got {validation_share} of {len(usable)} pairs with {len(sizes)} answers"
+            f"validation_share must be large enough to hold out all pairs of one answer or request, "
+            f"got {validation_share} of {len(usable)} pairs"
         )
-    validation = [pair for pair in usable if pair.views[1] in held_out]
-    kept = [pair for pair in usable if pair.views[1] not in held_out]
+    validation = [pair for pair, key in zip(usable, keys, strict=True) if key in held_out]
+    kept = [pair for pair, key in zip(usable, keys, strict=True) if key not in held_out]
     if not kept:
         raise InputError(
             f"a training set must have at least 1 pair, got {len(train)} pairs, {len(train) - len(usable)} of them "
@@ -124,9 +127,9 @@ def split_pairs(
     if limit is not None:
         if not 1 <= limit <= len(kept):
             raise InputError(f"limit must be in 1..{len(kept)} (training pairs after validation), got {limit}")
-        order = list(range(len(kept)))
-        rng.shuffle(order)
-        kept = [kept[index] for index in sorted(order[:limit])]
+        rows = list(range(len(kept)))
+        rng.shuffle(rows)
+        kept = [kept[row] for row in sorted(rows[:limit])]
     duplicates = _duplicates(kept, validation, test) | {"dropped": len(train) - len(usable)}
     return PairSplits(kept, validation, list(test), duplicates)
 

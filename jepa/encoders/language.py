@@ -47,6 +47,7 @@ class LanguageModel(nn.Module):
         self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
         self.lm: Any = _pretrained(pretrained) if pretrained is not None else _random(dict(architecture or {}))
         self.lm.config.use_cache = False  # generation asks for its cache itself
+        self.lm.generation_config = GenerationConfig.from_model_config(self.lm.config)  # nothing of the hub's: greedy
         self.set_attention("sdpa")
         text = self.lm.config.get_text_config()
         kinds = set(getattr(text, "layer_types", None) or ())

@@ -55,7 +55,9 @@ _RECORD: Check = record(
         "name": text,
         "arm": text,
         "seed": integer,
-        "config": record(dict.fromkeys(("data", "tokenizer", "model", "objective", "stage", "precision"), plain)),
+        "config": record(
+            dict.fromkeys(("data", "tokenizer", "model", "objective", "equal_flops", "stage", "precision"), plain)
+        ),
         "code": CODE,
         "libraries": mapping(text),
         "device": DEVICE,
@@ -128,6 +130,7 @@ def answers_results(evaluations: Sequence[Path], root: Path) -> dict[str, Any]:
         raise InputError(f"evaluations must be at least 1, got none in {root}")
     _check_alike(runs)
     arms = _arms(runs)
+    _check_budget(arms)
     first = runs[0].record
     names = {run.record["name"] for run in runs}
     return {
@@ -320,6 +323,18 @@ def _geometry(found: Mapping[str, Any]) -> dict[str, float]:
     return {
         key: float(value) for key, value in _leaves(found) if isinstance(value, (int, float)) and math.isfinite(value)
     }
+
+
+def _check_budget(arms: Mapping[str, Sequence[_Run]]) -> None:
+    """An arm of equal operations has to have been given those of the method it stands beside."""
+    method = arms.get(METHOD)
+    for arm, runs in arms.items():
+        other = runs[0].record["config"]["equal_flops"]
+        if other is not None and method is not None and other != method[0].record["config"]["objective"]:
+            raise InputError(
+                f"{runs[0].path}: config.equal_flops of arm {arm!r} must be the objective of {METHOD!r}: "
+                f"change both, objective and equal_flops; got {other}"
+            )
 
 
 def _settings(arms: Mapping[str, Sequence[_Run]]) -> dict[str, dict[str, Any]]:

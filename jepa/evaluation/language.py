@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from jepa.data.packing import IGNORE, pack
 from jepa.data.pairs import Pair, PairSplits
 from jepa.errors import InputError
 from jepa.evaluation.record import code_version, describe_device, library_versions
-from jepa.metrics.answers import judge, multiple_choice, proportion_interval
+from jepa.metrics.answers import judge, judge_for, multiple_choice, proportion_interval
 from jepa.metrics.latents import LatentGeometry, collapse_message, linear_fit, same_meaning
 from jepa.models.llm_jepa import LLMJEPA
 
@@ -46,19 +47,14 @@ def evaluate_answers(folder: Path, output: Path, answers: AnswersConfig, acceler
     if accelerator == "gpu" and device == "cpu":
         raise InputError("accelerator is gpu, but no GPU is available")
     model.to(device)
-    splits = build(data or trained["data"])
-    if not isinstance(splits, PairSplits):
-        raise InputError(f"data._target_ must give PairSplits, got {type(splits).__name__}")
+    splits = _splits(data or trained["data"])
     pairs = getattr(splits, answers.split)
     pairs = pairs[: answers.limit] if answers.limit else pairs
-    if not pairs:
-        raise InputError(f"the {answers.split} split must hold at least 1 pair, got none")
-    if not answers.metrics:
-        raise InputError("answers.metrics must name at least 1 metric, got none")
     output.mkdir(parents=True, exist_ok=True)
 
-    views = {key: trained["objective"][key] for key in ("direction", "view")}
-    predictions, targets, ids = embeddings(model, pairs, answers.batch_size, **views)
+    training = _training(folder)
+    check_answers(answers, splits)
+    predictions, targets, ids = embeddings(model, pairs, answers.batch_size, trained["objective"])
     started = time.perf_counter()
     if "multiple_choice" in answers.metrics:
         texts, verdicts = _choose(model, pairs, answers)
@@ -68,12 +64,18 @@ def evaluate_answers(folder: Path, output: Path, answers: AnswersConfig, acceler
         texts, tokens = [d.text for d in decoded], sum(d.tokens for d in decoded)
         verdicts = _verdicts(texts, pairs, answers)
     seconds = time.perf_counter() - started
+    spoken: list[str] = []
+    if model.y_decoder is not None and "multiple_choice" not in verdicts:
+        spoken = [d.text for part in predictions.split(answers.batch_size) for d in model.decode(part)]
+        heard = _verdicts(spoken, pairs, answers)
+        verdicts |= {f"{name} from the embedding": right for name, right in heard.items()}
     lines = [
         {
             "source": pair.source,
             "request": pair.request,
             "gold": pair.answer,
             "prediction": text,
+            **({"prediction from the embedding": spoken[i]} if spoken else {}),
             **{name: right[i] for name, right in verdicts.items()},
         }
         for i, (pair, text) in enumerate(zip(pairs, texts, strict=True))
@@ -82,12 +84,6 @@ def evaluate_answers(folder: Path, output: Path, answers: AnswersConfig, acceler
         "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
     )
     save_file({"predictions": predictions, "targets": targets}, output / "latents.safetensors")
-    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"][0]
-    scores = {name: _score(right) for name, right in verdicts.items()}
-    if model.y_decoder is not None and "multiple_choice" not in verdicts:
-        spoken = [d.text for part in predictions.split(answers.batch_size) for d in model.decode(part)]
-        for name, right in _verdicts(spoken, pairs, answers).items():
-            scores[f"{name} from the embedding"] = _score(right)
     record = {
         "format": FORMAT,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -103,7 +99,7 @@ def evaluate_answers(folder: Path, output: Path, answers: AnswersConfig, acceler
         "training": training,
         "split": answers.split,
         "pairs": len(pairs),
-        "scores": scores,
+        "scores": {name: _score(right) for name, right in verdicts.items()},
         "generation": {"seconds": seconds, "tokens": tokens},
         "geometry": geometry(predictions, targets, ids, pairs),
     }
@@ -114,18 +110,24 @@ def evaluate_answers(folder: Path, output: Path, answers: AnswersConfig, acceler
     return output
 
 
-def embeddings(model: LLMJEPA, pairs: Sequence[Pair], batch_size: int, **views: str) -> tuple[Tensor, Tensor, Tensor]:
+def embeddings(
+    model: LLMJEPA, pairs: Sequence[Pair], batch_size: int, objective: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Predicted and target embeddings (N, E), L2-normalised, and numbers (N,) equal for equal targets.
 
-    `views` are the layout's `direction` and `view`, which have to be those of training.
+    They are of the `direction` and `view` of the objective that the model was trained with. Where it has no term that
+    trains the [PRED] tokens, the prediction is the last state of view 1, as with none of them.
     """
-    layout = model.layout(row_tokens=_ROW_TOKENS, **views)
+    layout = model.layout(row_tokens=_ROW_TOKENS, direction=objective["direction"], view=objective["view"])
+    if objective["weight"] == 0 or objective["latent"] == "tube":
+        layout = replace(layout, predictors=())
     encoded = model.tokenizer.encode(pairs)
     ids = PairBatches(encoded, layout, 0, 1, 1).ids
     predictions, targets = [], []
     for start in _progress(len(pairs), batch_size, "latents"):
         part = encoded[start : start + batch_size]
         rows = pack(part, layout, part, ids[start : start + batch_size])
+        rows = rows._replace(labels=torch.full_like(rows.labels, IGNORE))  # no logits are wanted
         out = model(type(rows)(*(field.to(model.device) for field in rows)))
         predictions.append(F.normalize(out.predictions.float(), dim=-1).cpu())
         targets.append(F.normalize(out.targets.float(), dim=-1).cpu())
@@ -147,10 +149,13 @@ def generate(model: LLMJEPA, pairs: Sequence[Pair], batch_size: int) -> list[Any
 
 def geometry(predictions: Tensor, targets: Tensor, ids: Tensor, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Alignment, spread, rank and retrieval, and what tells two phrasings of one answer from different answers."""
+    if len(ids.unique()) < 2:
+        return {"warning": "fewer than 2 distinct targets: nothing to tell apart"}
     measure = LatentGeometry(ks=(1, 10))
     measure.update(predictions, targets, ids)
     found: dict[str, Any] = {name: float(value) for name, value in measure.compute().items()}
-    found["linear_fit"] = float(linear_fit(predictions, targets))
+    if len(predictions) >= 4 * predictions.shape[1]:  # with fewer rows the fit says little
+        found["linear_fit"] = float(linear_fit(predictions, targets))
     by_answer: dict[int, dict[str, int]] = {}
     for row, (number, pair) in enumerate(zip(ids.tolist(), pairs, strict=True)):
         by_answer.setdefault(number, {}).setdefault(pair.request, row)
@@ -165,25 +170,69 @@ def geometry(predictions: Tensor, targets: Tensor, ids: Tensor, pairs: Sequence[
     return found
 
 
+def check_before_training(config: dict[str, Any]) -> None:
+    """Raises `InputError` for what the evaluation at the end of a training would stumble over."""
+    check_answers(AnswersConfig(**config["answers"]), _splits(config["data"]))
+
+
+def _splits(node: dict[str, Any]) -> PairSplits:
+    splits = build(node)
+    if not isinstance(splits, PairSplits):
+        raise InputError(f"data._target_ must give PairSplits, got {type(splits).__name__}")
+    return splits
+
+
+def check_answers(answers: AnswersConfig, splits: PairSplits) -> None:
+    """Raises `InputError` for what could not be judged, before anything is generated."""
+    pairs = getattr(splits, answers.split)
+    if not pairs:
+        raise InputError(f"answers.split must hold at least 1 pair, got none in {answers.split}")
+    if not answers.metrics:
+        raise InputError("answers.metrics must name at least 1 metric, got none")
+    for name in answers.metrics:
+        if name != "multiple_choice":
+            judge_for(name, **_options(name, answers))
+        elif len(answers.choices) < 2 or len(answers.metrics) > 1:
+            raise InputError(f"multiple_choice must stand alone and have >= 2 answers.choices, got {answers.choices}")
+        else:
+            for pair in pairs:
+                if pair.answer.strip() not in answers.choices:
+                    choices = ", ".join(answers.choices)
+                    raise InputError(f"{pair.source}: answer must be one of {choices}, got {pair.answer!r}")
+
+
+def _options(metric: str, answers: AnswersConfig) -> dict[str, Any]:
+    if metric != "spider":
+        return {}
+    if answers.databases is None:
+        raise InputError("answers.databases must name the folder of Spider's databases, got none")
+    return {"databases": answers.databases, "timeout_seconds": answers.timeout_seconds}
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """The record of the last training of the language model, with the costs of all."""
+    path = folder / "training.json"
+    if not path.is_file():
+        raise InputError(f"training record not found: {path}")
+    stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+    language = [stage for stage in stages if stage["name"] == "llm_jepa"]
+    if not language:
+        raise InputError(f"{path} must have a stage llm_jepa, got {[stage['name'] for stage in stages]}")
+    costs = ("steps", "samples", "tokens", "flops", "seconds")
+    return {**language[-1], **{key: sum(stage[key] for stage in language) for key in costs}}
+
+
 def _verdicts(texts: list[str], pairs: Sequence[Pair], answers: AnswersConfig) -> dict[str, list[bool]]:
     verdicts = {}
     for name in answers.metrics:
-        options = {}
-        if name == "spider":
-            options = {"databases": answers.databases, "timeout_seconds": answers.timeout_seconds}
         golds, requests = [p.answer for p in pairs], [p.request for p in pairs]
-        verdicts[name] = judge(name, texts, golds, requests, **options)
+        verdicts[name] = judge(name, texts, golds, requests, **_options(name, answers))
     return verdicts
 
 
 def _choose(model: LLMJEPA, pairs: Sequence[Pair], answers: AnswersConfig) -> tuple[list[str], dict[str, list[bool]]]:
     """The likeliest of the choices for each request, by the sum of its tokens' log-likelihoods."""
     choices = answers.choices
-    if len(choices) < 2 or len(answers.metrics) > 1:
-        raise InputError(f"multiple_choice must stand alone and have >= 2 answers.choices, got {choices}")
-    for pair in pairs:
-        if pair.answer.strip() not in choices:
-            raise InputError(f"{pair.source}: answer must be one of {', '.join(choices)}, got {pair.answer!r}")
     layout = model.layout(row_tokens=_ROW_TOKENS)
     likelihoods = torch.empty(len(pairs), len(choices))
     for start in _progress(len(pairs), answers.batch_size, "choices"):

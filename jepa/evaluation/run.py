@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from jepa import checkpoint
-from jepa.config import AnswersConfig, build
+from jepa.config import AnswersConfig, build, validate
 from jepa.errors import InputError
 from jepa.evaluation.language import evaluate_answers
 from jepa.evaluation.record import code_version, describe_device, library_versions
@@ -33,7 +33,7 @@ def evaluate(config: dict[str, Any]) -> Path:
     trained = checkpoint.read_config(folder)
     output = Path(config["output"] or folder.parent / "evaluation")
     if trained["variant"] == "llm_jepa":
-        answers = AnswersConfig(**(config["answers"] or trained["answers"]))
+        answers = AnswersConfig(**validate({**trained["answers"], **config["answers"]}, AnswersConfig))
         return evaluate_answers(folder, output, answers, config["accelerator"], config["data"])
     model: VLJEPA = checkpoint.load(folder)
     world = build(trained["world"])

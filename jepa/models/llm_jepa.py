@@ -176,7 +176,8 @@ class LLMJEPA(nn.Module):
     ) -> Iterator[np.ndarray]:
         """Predicted embeddings (T, E) float32, L2-normalised, of a stream of requests that comes in chunks of T.
 
-        The ledger counts an encoder and a predictor call for each request.
+        The ledger counts an encoder and a predictor call for each request; where the [PRED] tokens come first, or there
+        are none, predicting takes no forward pass of its own.
         """
         ledger = ledger if ledger is not None else OperationLedger()
         for chunk in requests:
@@ -185,7 +186,8 @@ class LLMJEPA(nn.Module):
             ledger.count("encoder", calls=len(chunk), forward_passes=len(chunk))
             with ledger.timed("predictor"):
                 latents = self.predict(encoded)
-            ledger.count("predictor", calls=len(chunk), forward_passes=len(chunk))
+            own_pass = bool(self.predictor_ids) and self.predictor.placement == "append"
+            ledger.count("predictor", calls=len(chunk), forward_passes=len(chunk) if own_pass else 0)
             yield latents.cpu().numpy()
 
     def parameters_by_role(self) -> list[dict[str, Any]]:

@@ -10,13 +10,14 @@ import logging
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -40,12 +41,16 @@ _FLOPS_SAMPLE = 4  # batches whose operations are counted; their mean stands for
 class Objective(nn.Module):
     """γ·CE + λ·d(prediction, target) + a regulariser, of what one pass gives (LLM-JEPA eq. 2).
 
-    With loss dropout α the latent term is there on a share 1 − α of the batches, and its weight is λ / (1 − α) on
-    these: the published ratio λ / (1 − α) = constant keeps its mean weight.
+    With loss dropout α the latent term is there on a share 1 − α of the batches, with the weight λ / (1 − α): its mean
+    weight stays λ. The losses are computed in float32, whatever the precision of the model.
+
+    Raises:
+        InputError: keys that do not go together.
     """
 
     def __init__(self, config: ObjectiveConfig) -> None:
         super().__init__()
+        _check(config)
         self.config = config
         self.tube = SemanticTube() if config.latent == "tube" else None
         self.loss = build(config.loss)
@@ -91,7 +96,7 @@ class Objective(nn.Module):
         parts = {"next_token": next_token}
         scale = config.weight / (1 - config.loss_dropout)
         if self.tube is not None and out.tube is not None:
-            parts["latent"] = self.tube(out.tube)
+            parts["latent"] = self.tube(out.tube.float())
             total = config.next_token_weight * next_token + scale * parts["latent"]
         elif out.predictions is not None:
             targets = out.targets
@@ -104,10 +109,12 @@ class Objective(nn.Module):
                 targets = targets.detach()
             predictions, targets = out.predictions.float(), targets.float()
             pair = (F.normalize(x, dim=-1) if self.loss.unit_norm else x for x in (predictions, targets))
-            parts["latent"] = self.loss(*pair, rows.target_ids)
+            with torch.autocast(predictions.device.type, enabled=False):
+                parts["latent"] = self.loss(*pair, rows.target_ids)
+                if self.regulariser is not None:
+                    parts["regulariser"] = self.regulariser(predictions, targets)
             total = config.next_token_weight * next_token + scale * parts["latent"]
             if self.regulariser is not None:
-                parts["regulariser"] = self.regulariser(predictions, targets)
                 total = total + config.regulariser_weight / (1 - config.loss_dropout) * parts["regulariser"]
         else:
             total = config.next_token_weight * next_token
@@ -122,7 +129,7 @@ class LanguageModule(Stage):
         self.model, self.objective = model, objective
         self.teacher: LLMJEPA | None = None
         if objective.has_latent_term and objective.config.target == "ema":
-            self.teacher = deepcopy(model).requires_grad_(False)
+            self.teacher = deepcopy(model).requires_grad_(False)  # on_train_epoch_start keeps it without dropout
         self.geometry = LatentGeometry(ks=(1, 10))
         self.keep_best = keep_best
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
@@ -145,6 +152,10 @@ class LanguageModule(Stage):
         if batch.targets is not None:
             self.tokens += int((batch.targets.segments >= 0).sum())
         return parts["loss"]
+
+    def on_train_epoch_start(self) -> None:
+        if self.teacher is not None:
+            self.teacher.eval()
 
     @torch.no_grad()
     def on_train_batch_end(self, *args: Any) -> None:
@@ -173,7 +184,7 @@ class LanguageModule(Stage):
 
 @dataclass(frozen=True)
 class _Plan:
-    """How long to train: steps, and the operations of a step (None: not counted)."""
+    """How long to train: steps, the operations of a step, and how much longer than asked for by epochs."""
 
     steps: int
     flops_per_step: float
@@ -194,7 +205,10 @@ def train(config: dict[str, Any], output: Path) -> Path:
     model = _model(config, splits)
     model.language.set_attention("sdpa" if on_gpu(config) else "eager")
     folder = output / "checkpoint"
-    saved = {**config, "model": {**model.node(), "y_decoder": _decoder_node(config, model)}}
+    saved = {**config, "model": {**model.node(), "y_decoder": _decoder_node(config, model, splits)}}
+    if config["checkpoint"] is not None and not config["stage"]["epochs"]:  # the language model stays what it is
+        before = checkpoint.read_config(Path(config["checkpoint"]))
+        saved |= {key: before[key] for key in ("arm", "objective", "equal_flops", "tokenizer", "stage")}
     stages: list[dict[str, Any]] = []
     if config["checkpoint"] is not None:
         stages = json.loads((Path(config["checkpoint"]) / "training.json").read_text(encoding="utf-8"))["stages"]
@@ -202,7 +216,7 @@ def train(config: dict[str, Any], output: Path) -> Path:
         if not (config["stage"]["epochs"] if name == "llm_jepa" else config["decoder"]):
             continue
         started = time.perf_counter()
-        result = run(config, model.train(), splits, output)
+        result = run(saved, model.train(), splits, output)
         stages.append({"name": name, "seconds": round(time.perf_counter() - started, 2), **result})
         checkpoint.save(model.cpu(), saved, folder)
         (folder / "training.json").write_text(json.dumps({"stages": stages}, indent=1), encoding="utf-8")
@@ -221,23 +235,33 @@ def _model(config: dict[str, Any], splits: PairSplits) -> LLMJEPA:
         model = checkpoint.load(config["checkpoint"])
         if not isinstance(model, LLMJEPA):
             raise InputError(f"checkpoint must be of an LLM-JEPA, got {type(model).__name__}: {config['checkpoint']}")
-    decoder = _decoder_node(config, model)
-    if decoder is not None:
-        model.y_decoder = build(decoder)
+    decoder = _decoder_node(config, model, splits)
+    model.y_decoder = None if decoder is None else build(decoder)
     return model
 
 
-def _decoder_node(config: dict[str, Any], model: LLMJEPA) -> dict[str, Any] | None:
-    """`model.y_decoder` with the sizes that the model gives it."""
+def _decoder_node(config: dict[str, Any], model: LLMJEPA, splits: PairSplits) -> dict[str, Any] | None:
+    """`model.y_decoder` with the sizes that the model and the longest answer give it."""
     node = config["model"]["y_decoder"]
-    return node and {**node, "vocab_size": len(model.tokenizer), "embedding_dim": model.language.width}
+    if (node is None) != (config["decoder"] is None):
+        raise InputError(f"decoder and model.y_decoder must be given together, got {config['decoder']} and {node}")
+    if node is None:
+        return None
+    answers = [pair.answer for part in (splits.train, splits.validation, splits.test) for pair in part]
+    longest = model.tokenizer.encode_closed(answers)[0].shape[1]
+    sizes = {"vocab_size": len(model.tokenizer), "embedding_dim": model.language.width}
+    return {"max_length": longest, **node, **sizes}
 
 
 def _train_language(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, output: Path) -> dict[str, Any]:
     stage = LanguageStageConfig(**config["stage"])
     objective = Objective(ObjectiveConfig(**config["objective"]))
+    if objective.config.view == "shared" and any(pair.text is not None for pair in splits.train):
+        raise InputError("objective.view must be alone for data with text and code views, got shared")
     pairs = model.tokenizer.encode(splits.train)
     validation = model.tokenizer.encode(splits.validation[: stage.validation_pairs])
+    _check_lengths(model, pairs, splits.train)
+    model.to("cuda" if on_gpu(config) else "cpu")
     plan = _plan(config, stage, objective, model, pairs)
     steps = StageConfig(
         steps=plan.steps,
@@ -252,7 +276,10 @@ def _train_language(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, 
     size = min(stage.batch_size, len(validation))
     if not size:
         raise InputError("the validation split must hold at least 1 pair, got none: raise data.validation_share")
-    held_out = PairBatches(validation, objective.layout(model, stage), 0, size, len(validation) // size)
+    layout = objective.layout(model, stage)
+    if not objective.has_latent_term or objective.tube is not None:
+        layout = replace(layout, predictors=())  # nothing trains them
+    held_out = PairBatches(validation, layout, 0, size, -(-len(validation) // size))
     if len(set(held_out.ids)) < 2:
         raise InputError(f"validation must hold at least 2 distinct answers, got {len(set(held_out.ids))}")
     module = LanguageModule(model, objective, steps, keep_best=stage.select == "best")
@@ -280,6 +307,12 @@ def _train_language(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, 
 def _train_decoder(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, output: Path) -> dict[str, Any]:
     """The Y-Decoder on the embeddings of the frozen model: predicted ones, and those of the answers with noise."""
     stage = StageConfig(**config["decoder"])
+    objective = config["objective"]
+    if (objective["direction"], objective["view"]) != ("forward", "shared"):
+        raise InputError(
+            "a decoder needs a model with objective.direction forward and objective.view shared, got "
+            f"{objective['direction']} and {objective['view']}"
+        )
     model.eval().to("cuda" if on_gpu(config) else "cpu")
     batches, validation = (
         PairDecoderBatches(*_latents(model, pairs), [pair.answer for pair in pairs], seed, stage.batch_size, count)
@@ -332,6 +365,33 @@ def _plan(
     return _Plan(steps, own, stretched)
 
 
+def _check_lengths(model: LLMJEPA, encoded: Sequence[ChatIds], pairs: Sequence[Pair]) -> None:
+    limit = getattr(model.language.lm.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(range(len(encoded)), key=lambda i: len(encoded[i].prompt) + len(encoded[i].answer))
+    length = len(encoded[longest].prompt) + max(len(encoded[longest].answer), len(model.predictor_ids))
+    if limit is not None and length > limit:
+        raise InputError(
+            f"{pairs[longest].source}: a pair must have at most {limit} tokens, as many as the model has positions, "
+            f"got {length}"
+        )
+
+
+def _check(config: ObjectiveConfig) -> None:
+    """Refuses keys that would be without effect or meaning."""
+    weight = config.regulariser_weight
+    if (config.regulariser is None) != (weight == 0):
+        raise InputError(f"objective.regulariser and regulariser_weight must be given together, got weight {weight}")
+    if config.regulariser is not None and config.weight == 0:
+        raise InputError("objective.regulariser must have objective.weight > 0 beside it, got 0")
+    if config.latent == "tube":
+        alone = {"target": "gradient", "pairs": "paired", "direction": "forward", "regulariser": None}
+        for key, value in alone.items():
+            if getattr(config, key) != value:
+                raise InputError(f"objective.{key} must be {value} with latent=tube, got {getattr(config, key)}")
+    if config.ema_decay > 1:
+        raise InputError(f"objective.ema_decay must be in [0, 1], got {config.ema_decay}")
+
+
 def step_flops(
     objective: Objective, model: LLMJEPA, stage: LanguageStageConfig, pairs: Sequence[ChatIds], seed: int
 ) -> float:
@@ -339,6 +399,7 @@ def step_flops(
 
     With loss dropout α, batches with and without the latent term are measured apart and weighted by 1 − α and α.
     """
+    objective = objective.to(model.device)
     batches = objective.batches(pairs, model, stage, seed, _FLOPS_SAMPLE)
     share = 1 - batches.loss_dropout if batches.latent else 0.0
     batches.loss_dropout = 0.0
@@ -348,7 +409,8 @@ def step_flops(
 
         def run() -> None:
             for index in range(_FLOPS_SAMPLE):
-                objective(model, model, batches[index])["loss"].backward()
+                batch = move_data_to_device(batches[index], model.device)
+                objective(model, model, batch)["loss"].backward()
 
         total = count_flops(run).total
         model.zero_grad(set_to_none=True)

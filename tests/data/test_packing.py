@@ -121,7 +121,7 @@ def test_every_token_sees_what_it_must_and_nothing_else(lengths, layout, partner
     for (row, column), before in contexts(rows).items():
         if rows.labels[row, column] != IGNORE:
             trained[(*before, int(rows.labels[row, column]))] += 1
-    first = {"answer": lambda pair: len(pair.prompt) + 1, "everything": lambda pair: 2}[layout.train_on]
+    first = {"answer": lambda pair: len(pair.prompt) + pair.opening + 1, "everything": lambda pair: 2}[layout.train_on]
     assert trained == Counter(p for pair in pairs for p in prefixes(pair.prompt + pair.answer, first(pair)))
 
     padding = rows.segments < 0

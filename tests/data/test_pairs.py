@@ -228,8 +228,8 @@ def test_duplicates_are_counted_or_dropped():
         (lambda: split_pairs(numbered(9), [], 1.0, 0), r"validation_share must be in \[0, 1\), got 1.0"),
         (lambda: split_pairs(numbered(9), [], -0.1, 0), r"validation_share must be in \[0, 1\), got -0.1"),
         (
-            lambda: split_pairs(numbered(9, 2), [], 0.2, 0),
-            "hold out all pairs of one answer, got 0.2 of 9 pairs with 2",
+            lambda: split_pairs(numbered(2), [], 0.2, 0),
+            "hold out all pairs of one answer or request, got 0.2 of 2 pairs",
         ),
         (lambda: split_pairs(numbered(9), [], 0.0, 0, limit=10), r"limit must be in 1\.\.9 .*, got 10"),
         (lambda: split_pairs(numbered(9), [], 0.0, 0, limit=0), r"limit must be in 1\.\.9 .*, got 0"),
@@ -242,6 +242,13 @@ def test_duplicates_are_counted_or_dropped():
 def test_bad_splits_are_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_answers_that_are_classes_do_not_prevent_a_validation_split():
+    splits = split_pairs(numbered(80, answers=4), [], 0.1, 0)
+    assert len(splits.validation) == 8
+    assert {pair.answer for pair in splits.train} == {f"answer {i}" for i in range(4)}
+    assert not {pair.request for pair in splits.train} & {pair.request for pair in splits.validation}
 
 
 # ------------------------------------------------------------------------------------------------- other readers

@@ -110,7 +110,7 @@ def one_by_one(model, encoded, direction="forward", view="shared", train_on="ans
     logits, labels, predictions, targets = [], [], [], []
     with InFloat64():
         for pair, number in zip(encoded, order, strict=True):
-            start = len(pair.prompt) if train_on == "answer" else 1
+            start = len(pair.prompt) + pair.opening if train_on == "answer" else 1
             whole = pair.prompt + pair.answer
             logits.append(run(whole)[0][start - 1 : -1])
             labels.append(torch.tensor(whole[start:]))
@@ -192,4 +192,4 @@ def test_padding_takes_no_part(encoded, chat_tokenizer):
     ours, theirs = model(rows), model(changed)
     torch.testing.assert_close(ours.logits, theirs.logits, rtol=0, atol=0)
     torch.testing.assert_close(ours.predictions, theirs.predictions, rtol=0, atol=0)
-    assert int((rows.labels != IGNORE).sum()) == len(ours.labels) == sum(len(pair.answer) for pair in encoded)
+    assert int((rows.labels != IGNORE).sum()) == len(ours.labels) == sum(len(pair.answer) - pair.opening for pair in encoded)
