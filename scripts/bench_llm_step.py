@@ -188,8 +188,8 @@ def _padded(rows: Sequence[Sequence[int]], fill: int, length: int | None = None)
 
 
 def _loss(model: LLMJEPA, pairs: Sequence[ChatIds], states: Tensor, predictions: Tensor, targets: Tensor) -> Tensor:
-    """`states` (B, L, D) are the conversations'; a state is trained on the token after it, in the answer."""
-    rows = [[IGNORE] * (len(pair.prompt) - 1) + pair.answer for pair in pairs]
+    """A state of the conversations, `states` (B, L, D), is trained on the token after it where that is of the answer."""
+    rows = [[IGNORE] * (len(p.prompt) + p.opening - 1) + p.answer[p.opening :] for p in pairs]
     labels = _padded(rows, IGNORE, states.shape[1]).to(model.device)
     trained = labels != IGNORE
     next_tokens = F.cross_entropy(model.language.logits(states[trained]), labels[trained])
