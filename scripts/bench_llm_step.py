@@ -188,7 +188,7 @@ def _padded(rows: Sequence[Sequence[int]], fill: int, length: int | None = None)
 
 
 def _loss(model: LLMJEPA, pairs: Sequence[ChatIds], states: Tensor, predictions: Tensor, targets: Tensor) -> Tensor:
-    """A state of the conversations, `states` (B, L, D), is trained on the token after it where that is of the answer."""
+    """A state (of `states` (B, L, D), the conversations) is trained on the next token where that is the answer's."""
     rows = [[IGNORE] * (len(p.prompt) + p.opening - 1) + p.answer[p.opening :] for p in pairs]
     labels = _padded(rows, IGNORE, states.shape[1]).to(model.device)
     trained = labels != IGNORE

@@ -192,4 +192,8 @@ def test_padding_takes_no_part(encoded, chat_tokenizer):
     ours, theirs = model(rows), model(changed)
     torch.testing.assert_close(ours.logits, theirs.logits, rtol=0, atol=0)
     torch.testing.assert_close(ours.predictions, theirs.predictions, rtol=0, atol=0)
-    assert int((rows.labels != IGNORE).sum()) == len(ours.labels) == sum(len(pair.answer) - pair.opening for pair in encoded)
+    assert (
+        int((rows.labels != IGNORE).sum())
+        == len(ours.labels)
+        == sum(len(pair.answer) - pair.opening for pair in encoded)
+    )
