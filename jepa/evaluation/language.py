@@ -24,8 +24,14 @@ from jepa.data.packing import IGNORE, pack
 from jepa.data.pairs import Pair, PairSplits
 from jepa.errors import InputError
 from jepa.evaluation.record import code_version, describe_device, library_versions
-from jepa.metrics.answers import judge, judge_for, multiple_choice, proportion_interval
-from jepa.metrics.latents import LatentGeometry, collapse_message, linear_fit, same_meaning
+from jepa.metrics.answers import METRICS, judge, judge_for, multiple_choice, proportion_interval
+from jepa.metrics.latents import (
+    LatentGeometry,
+    collapse_message,
+    linear_fit,
+    recall_at_false_share,
+    same_meaning,
+)
 from jepa.models.llm_jepa import LLMJEPA
 
 FORMAT = "jepa.answers/1"
@@ -101,7 +107,7 @@ def evaluate_answers(folder: Path, output: Path, answers: AnswersConfig, acceler
         "pairs": len(pairs),
         "scores": {name: _score(right) for name, right in verdicts.items()},
         "generation": {"seconds": seconds, "tokens": tokens},
-        "geometry": geometry(predictions, targets, ids, pairs),
+        "geometry": geometry(predictions, targets, ids, pairs, answers),
     }
     (output / "evaluation.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     for line in _summary(record):
@@ -147,8 +153,14 @@ def generate(model: LLMJEPA, pairs: Sequence[Pair], batch_size: int) -> list[Any
     return decoded
 
 
-def geometry(predictions: Tensor, targets: Tensor, ids: Tensor, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Alignment, spread, rank and retrieval, and what tells two phrasings of one answer from different answers."""
+def geometry(
+    predictions: Tensor, targets: Tensor, ids: Tensor, pairs: Sequence[Pair], judged: AnswersConfig
+) -> dict[str, Any]:
+    """Alignment, spread, rank and retrieval, and what tells two phrasings of one answer from different answers.
+
+    A nearest neighbour among the other phrasings is a right one if its answer would serve: if one of the metrics that
+    judge the answers takes it for the request's own.
+    """
     if len(ids.unique()) < 2:
         return {"warning": "fewer than 2 distinct targets: nothing to tell apart"}
     measure = LatentGeometry(ks=(1, 10))
@@ -160,11 +172,20 @@ def geometry(predictions: Tensor, targets: Tensor, ids: Tensor, pairs: Sequence[
     for row, (number, pair) in enumerate(zip(ids.tolist(), pairs, strict=True)):
         by_answer.setdefault(number, {}).setdefault(pair.request, row)
     twice = [list(rows.values())[:2] for rows in by_answer.values() if len(rows) > 1]
-    if len(twice) >= 100:
+    if len(twice) >= 100 and set(judged.metrics) - {"spider", "multiple_choice"}:
         first, second = (torch.tensor([rows[i] for rows in twice]) for i in (0, 1))
+        cosines, nearest = (predictions[first] @ predictions[second].T).max(1)
+        answers, others = ([pairs[int(row)].answer for row in rows] for rows in (first, second[nearest]))
+        serves = [
+            judge(name, others, answers, **_options(name, judged))
+            for name in judged.metrics
+            if name in METRICS and name != "spider"
+        ]
+        right = torch.tensor([any(verdicts) for verdicts in zip(*serves, strict=True)])
         found["same_meaning"] = {
             "pairs": len(twice),
             **{k: float(v) for k, v in same_meaning(predictions[first], predictions[second], ids[first]).items()},
+            "recall at 1% false neighbours": float(recall_at_false_share(cosines, right)),
         }
     found["warning"] = collapse_message(found)
     return found

@@ -223,6 +223,38 @@ def same_meaning(first: Tensor, second: Tensor, ids: Tensor) -> dict[str, Tensor
     }
 
 
+def recall_at_false_share(cosines: Tensor, right: Tensor, share: float = 0.01) -> Tensor:
+    """What nearest neighbours find, if at most a share of what they find may be false.
+
+    The N neighbours are accepted from the nearest on, down to the lowest cosine at which at most `share` of the
+    accepted are false. Stricter than recall at a false positive rate: the wrong neighbours of N rows are few against
+    their N² pairs, but not against their N nearest.
+
+    Args:
+        cosines: (N,) cosine of each row with its nearest neighbour.
+        right: (N,) whether that neighbour is a right one.
+        share: of false ones among the accepted, in [0, 1].
+
+    Returns:
+        Scalar in [0, 1]: accepted right neighbours over N.
+
+    Raises:
+        InputError: the shapes are not (N,), or `share` is outside [0, 1].
+    """
+    if cosines.ndim != 1 or right.shape != cosines.shape or not len(cosines):
+        raise InputError(
+            f"cosines and right must be (N,) with N >= 1, got {tuple(cosines.shape)}, {tuple(right.shape)}"
+        )
+    if not 0 <= share <= 1:
+        raise InputError(f"share must be in [0, 1], got {share}")
+    ordered, order = cosines.sort(descending=True)
+    found = right[order].double().cumsum(0)
+    accepted = torch.arange(1, len(found) + 1, device=found.device)
+    last_of_level = torch.cat([ordered[1:] != ordered[:-1], ordered.new_ones(1, dtype=torch.bool)])
+    allowed = ((accepted - found) <= share * accepted) & last_of_level  # equal cosines are accepted together
+    return found[allowed].max() / len(found) if allowed.any() else found.new_zeros(())
+
+
 def collapse_message(geometry: Mapping[str, Tensor | float]) -> str | None:
     """One line that says so if latents have collapsed, None otherwise.
 

@@ -14,7 +14,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from jepa.errors import InputError
 from jepa.metrics import LatentGeometry, paired_cosine, rankme, retrieval_at_k, unpaired_cosine
-from jepa.metrics.latents import collapse_message, linear_fit, same_meaning
+from jepa.metrics.latents import collapse_message, linear_fit, recall_at_false_share, same_meaning
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -296,3 +296,18 @@ def test_metric_refuses_what_it_cannot_measure():
         metric.compute()
     with pytest.raises(InputError, match=r"must both be \(B, E\), got \(3, 2\) and \(3, 4\)"):
         metric.update(randn(3, 2), randn(3, 4), torch.tensor([1, 2, 3]))
+
+
+def test_recall_at_a_share_of_false_neighbours():
+    cosines = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    right = torch.tensor([True, True, False, True])
+    assert recall_at_false_share(cosines, right, 0.0) == 0.5
+    assert recall_at_false_share(cosines, right, 0.25) == 0.75  # one false of four
+    assert recall_at_false_share(cosines, ~right, 0.01) == 0.0
+    level = torch.tensor([0.9, 0.9, 0.7, 0.6])  # the second cannot be had without the first
+    assert recall_at_false_share(level, torch.tensor([True, False, True, True]), 0.3) == 0.75
+    assert recall_at_false_share(level, torch.tensor([True, False, True, True]), 0.2) == 0.0
+    with pytest.raises(InputError, match=r"share must be in \[0, 1\], got 2"):
+        recall_at_false_share(cosines, right, 2)
+    with pytest.raises(InputError, match=r"must be \(N,\) with N >= 1"):
+        recall_at_false_share(cosines, right[:2])
