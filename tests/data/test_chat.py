@@ -161,7 +161,7 @@ def test_the_end_of_turn_is_trained_where_padding_is_the_same_token():
         assert tokenizer.pad_id == tokenizer.hf.eos_token_id
         rows = pack(tokenizer.encode(PAIRS), Layout(row_tokens=1000, packed=False))
         trained = [row[row != IGNORE].tolist() for row in rows.labels]
-        assert trained == [pair.answer for pair in tokenizer.encode(PAIRS)]
+        assert trained == [pair.answer[pair.opening :] for pair in tokenizer.encode(PAIRS)]
         assert all(row[-1] == tokenizer.pad_id for row in trained)
 
 
