@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a hardly trained model and few answers, under 50 s")
     parser.add_argument("--checkpoint", help="folder of a trained LLM-JEPA")
     parser.add_argument("--data", help="chat JSON lines; the default is generated")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--single", type=int, default=64, help="requests that are answered one at a time")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="limit of one request at a time")
     parser.add_argument("--steps", type=int, default=200, help="of training, without a checkpoint")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from jepa.errors import InputError
 
@@ -47,7 +47,6 @@ class LanguageModel(nn.Module):
         self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
         self.lm: Any = _pretrained(pretrained) if pretrained is not None else _random(dict(architecture or {}))
         self.lm.config.use_cache = False  # generation asks for its cache itself
-        self.lm.generation_config = GenerationConfig.from_model_config(self.lm.config)  # nothing of the hub's: greedy
         self.set_attention("sdpa")
         text = self.lm.config.get_text_config()
         kinds = set(getattr(text, "layer_types", None) or ())
@@ -123,21 +122,37 @@ class LanguageModel(nn.Module):
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     @torch.no_grad()
-    def generate(
-        self, ids: Tensor, mask: Tensor, max_new_tokens: int, stop_ids: Sequence[int], pad_id: int
-    ) -> list[list[int]]:
-        """Greedy continuations of left-padded prompts (B, L), with a key/value cache; stop tokens are included."""
-        settings = GenerationConfig(
-            do_sample=False,
-            use_cache=True,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=list(stop_ids),
-            pad_token_id=pad_id,
-        )
-        out = self.lm.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
-        stop = set(stop_ids)
-        rows = out[:, ids.shape[1] :].tolist()
-        return [row[: next((i + 1 for i, token in enumerate(row) if token in stop), len(row))] for row in rows]
+    def generate(self, ids: Tensor, mask: Tensor, max_new_tokens: int, stop_ids: Sequence[int]) -> list[list[int]]:
+        """Greedy continuations of left-padded prompts (B, L), with a key/value cache; stop tokens are included.
+
+        Rows that have ended leave the batch and its cache once they are a quarter of it: `transformers` carries them
+        along until the longest is done, at twice the time where lengths differ (scripts/bench_generate.py).
+        """
+        decoder, stop = self.lm.get_decoder(), ids.new_tensor(list(stop_ids))
+        rows: list[list[int]] = [[] for _ in ids]
+        alive = torch.arange(len(ids), device=ids.device)
+        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        mask, cache = mask.long(), None
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        for step in range(max_new_tokens):
+            out = decoder(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+            chosen, cache = self.logits(out.last_hidden_state[:, -1]).argmax(-1), out.past_key_values
+            for row, token, done in zip(alive.tolist(), chosen.tolist(), ended.tolist(), strict=True):
+                if not done:
+                    rows[row].append(token)
+            ended |= torch.isin(chosen, stop)
+            if bool(ended.all()) or step + 1 == max_new_tokens:
+                break
+            positions = positions[:, -1:] + 1
+            if 4 * int(ended.sum()) >= len(ended):
+                kept = (~ended).nonzero()[:, 0]
+                cache.batch_select_indices(kept)
+                alive, ended, chosen = alive[kept], ended[kept], chosen[kept]
+                mask, positions = mask[kept], positions[kept]
+            ids, mask = chosen[:, None], torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        return rows
 
     def _as_mask(self, see: Tensor) -> Tensor:
         """(R, 1, L, L): boolean for sdpa; added to the scores by eager attention."""

@@ -165,11 +165,11 @@ class LLMJEPA(nn.Module):
         """The language model's own greedy answers; a token is a forward pass, the first with the whole prompt."""
         prompts = [[*pair.prompt, *pair.answer[: pair.opening]] for pair in self._ids(requests)]
         ids, mask = self.tokenizer.pad(prompts)
-        tokenizer = self.tokenizer
         rows = self.language.generate(
-            ids.to(self.device), mask.to(self.device), max_new_tokens, tokenizer.stop_ids, tokenizer.pad_id
+            ids.to(self.device), mask.to(self.device), max_new_tokens, self.tokenizer.stop_ids
         )
-        return [Decoded(text, len(row), len(row)) for text, row in zip(tokenizer.decode(rows), rows, strict=True)]
+        texts = self.tokenizer.decode(rows)
+        return [Decoded(text, len(row), len(row)) for text, row in zip(texts, rows, strict=True)]
 
     def stream(
         self, requests: Iterable[Sequence[Request]], ledger: OperationLedger | None = None

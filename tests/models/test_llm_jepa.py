@@ -116,9 +116,9 @@ def test_generation_ends_each_row_at_its_stop_token(tiny_llm_jepa, pairs):
     model, texts = tiny_llm_jepa, requests(pairs)
     encoded = model.tokenizer.encode([Pair(text, "", None) for text in texts])
     ids, mask = model.tokenizer.pad([pair.prompt for pair in encoded])
-    free = model.language.generate(ids, mask, 8, [1], 0)
+    free = model.language.generate(ids, mask, 8, [1])
     stop = next(token for row in free for token in row[1:4] if token != row[0])
-    stopped = model.language.generate(ids, mask, 8, [stop], 0)
+    stopped = model.language.generate(ids, mask, 8, [stop])
     assert stopped == [row[: row.index(stop) + 1] if stop in row else row for row in free]
     assert len({len(row) for row in stopped}) > 1
 
