@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from jepa.config import build
+from jepa.config import build_as
 from jepa.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,10 +94,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def build_model(config: dict[str, Any], tokenizer: Any) -> Any:
     """The model of a plain configuration, with fresh weights: a `VLJEPA` or an `LLMJEPA`, as its `variant` says."""
-    model, kind = build(config["model"], tokenizer=tokenizer), _model_type(config)
-    if not isinstance(model, kind):
-        raise InputError(f"model._target_ must build {kind.__name__}, got {type(model).__name__}")
-    return model
+    return build_as(_model_type(config), "model", config["model"], tokenizer=tokenizer)
 
 
 def _model_type(config: dict[str, Any]) -> Any:

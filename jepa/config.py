@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from jepa.errors import InputError
 
@@ -38,6 +38,7 @@ Count = Annotated[int, Bound(">=", 1)]
 Natural = Annotated[int, Bound(">=", 0)]
 Positive = Annotated[float, Bound(">", 0)]
 NonNegative = Annotated[float, Bound(">=", 0)]
+T = TypeVar("T")
 Node = dict[str, Any]  # a `_target_` tree, checked by build()
 
 
@@ -425,6 +426,18 @@ def build(node: Mapping[str, Any], **extra: Any) -> Any:
     if "_target_" not in node:
         raise InputError(f"node must have a _target_, got the keys {', '.join(map(str, node)) or '(none)'}")
     return _build_node(node, "", extra)
+
+
+def build_as(kind: type[T], key: str, node: Mapping[str, Any], **extra: Any) -> T:
+    """`build`, of a node under `key` that has to give a `kind`.
+
+    Raises:
+        InputError: as `build`, or it gives something else.
+    """
+    built = build(node, **extra)
+    if not isinstance(built, kind):
+        raise InputError(f"{key}._target_ must build {kind.__name__}, got {type(built).__name__}")
+    return built
 
 
 def _build(value: Any, key: str) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from jepa.data.chat import ChatIds
-from jepa.data.packing import Layout, Rows, pack, pack_targets, target_view
+from jepa.data.packing import Layout, Rows, pack, pack_targets, target_numbers
 from jepa.errors import InputError
 
 
@@ -55,9 +55,7 @@ class PairBatches(Dataset[PairBatch]):
         self.pairs, self.layout, self.seed = pairs, layout, seed
         self.batch_size, self.batches = batch_size, batches
         self.latent, self.loss_dropout, self.tube, self.apart = latent, loss_dropout, tube, apart
-        keys = [tuple(target_view(pair, layout)) for pair in pairs]
-        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        self.ids = [numbers[key] for key in keys]
+        self.ids = target_numbers(pairs, layout)
         self.partner = _strangers(self.ids, seed) if shuffled else np.arange(len(pairs))
 
     def __len__(self) -> int:

@@ -204,6 +204,12 @@ def target_view(pair: ChatIds, layout: Layout) -> list[int]:
     return pair.prompt if layout.view == "shared" else pair.text
 
 
+def target_numbers(pairs: Sequence[ChatIds], layout: Layout) -> list[int]:
+    """A number for each pair, equal for equal targets."""
+    numbers: dict[tuple[int, ...], int] = {}
+    return [numbers.setdefault(tuple(target_view(pair, layout)), len(numbers)) for pair in pairs]
+
+
 def _target(pair: ChatIds, layout: Layout) -> _Group:
     ids = target_view(pair, layout)
     return _Group([_Segment(ids)], target=(0, len(ids) - 1))

@@ -96,7 +96,7 @@ class LanguageModel(nn.Module):
                 get_peft_model(self.lm, LoraConfig(**settings, trainable_token_indices=indices))  # in place
 
     def set_attention(self, kind: str) -> None:
-        """ "sdpa", or "eager": matmul-softmax-matmul, faster in bf16 on a CPU (scripts/bench_attention.py)."""
+        """Chooses "sdpa", or "eager": matmul-softmax-matmul, faster in bf16 on a CPU (scripts/bench_llm_step.py)."""
         supported = getattr(self.lm, "_supports_sdpa", False)  # Gemma 2 caps its scores: eager only
         self.lm.set_attn_implementation(kind if supported else "eager")
 
@@ -121,36 +121,42 @@ class LanguageModel(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
+    def extend(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Last hidden states (B, M, D) of M tokens (B, M) after those of a key/value cache or None; the new cache.
+
+        `mask` (B, N) is true at the real tokens of all N positions so far, these M included; rows are left-padded.
+        """
+        mask = mask.long()
+        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        out = self.lm.get_decoder()(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        return out.last_hidden_state, out.past_key_values
+
     @torch.no_grad()
     def generate(self, ids: Tensor, mask: Tensor, max_new_tokens: int, stop_ids: Sequence[int]) -> list[list[int]]:
         """Greedy continuations of left-padded prompts (B, L), with a key/value cache; stop tokens are included.
 
-        Rows that have ended leave the batch and its cache once they are a quarter of it: `transformers` carries them
-        along until the longest is done, at twice the time where lengths differ (scripts/bench_generate.py).
+        Rows that have ended leave the batch and its cache once they are a quarter of it; the generation of
+        `transformers` carries them along until the longest is done.
         """
-        decoder, stop = self.lm.get_decoder(), ids.new_tensor(list(stop_ids))
+        stop, cache = ids.new_tensor(list(stop_ids)), None
         rows: list[list[int]] = [[] for _ in ids]
         alive = torch.arange(len(ids), device=ids.device)
         ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        mask, cache = mask.long(), None
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
         for step in range(max_new_tokens):
-            out = decoder(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-            )
-            chosen, cache = self.logits(out.last_hidden_state[:, -1]).argmax(-1), out.past_key_values
+            states, cache = self.extend(ids, mask, cache)
+            chosen = self.logits(states[:, -1]).argmax(-1)
             for row, token, done in zip(alive.tolist(), chosen.tolist(), ended.tolist(), strict=True):
                 if not done:
                     rows[row].append(token)
             ended |= torch.isin(chosen, stop)
             if bool(ended.all()) or step + 1 == max_new_tokens:
                 break
-            positions = positions[:, -1:] + 1
             if 4 * int(ended.sum()) >= len(ended):
                 kept = (~ended).nonzero()[:, 0]
                 cache.batch_select_indices(kept)
-                alive, ended, chosen = alive[kept], ended[kept], chosen[kept]
-                mask, positions = mask[kept], positions[kept]
+                alive, ended, chosen, mask = alive[kept], ended[kept], chosen[kept], mask[kept]
             ids, mask = chosen[:, None], torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         return rows
 

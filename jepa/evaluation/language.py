@@ -18,9 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jepa import checkpoint
-from jepa.config import AnswersConfig, build
-from jepa.data.batches import PairBatches
-from jepa.data.packing import IGNORE, pack
+from jepa.config import AnswersConfig, build_as
+from jepa.data.packing import IGNORE, pack, target_numbers
 from jepa.data.pairs import Pair, PairSplits
 from jepa.errors import InputError
 from jepa.evaluation.record import code_version, describe_device, library_versions
@@ -53,7 +52,7 @@ def evaluate_answers(folder: Path, output: Path, answers: AnswersConfig, acceler
     if accelerator == "gpu" and device == "cpu":
         raise InputError("accelerator is gpu, but no GPU is available")
     model.to(device)
-    splits = _splits(data or trained["data"])
+    splits = build_as(PairSplits, "data", data or trained["data"])
     pairs = getattr(splits, answers.split)
     pairs = pairs[: answers.limit] if answers.limit else pairs
     output.mkdir(parents=True, exist_ok=True)
@@ -128,7 +127,7 @@ def embeddings(
     if objective["weight"] == 0 or objective["latent"] == "tube":
         layout = replace(layout, predictors=())
     encoded = model.tokenizer.encode(pairs)
-    ids = PairBatches(encoded, layout, 0, 1, 1).ids
+    ids = target_numbers(encoded, layout)
     predictions, targets = [], []
     for start in _progress(len(pairs), batch_size, "latents"):
         part = encoded[start : start + batch_size]
@@ -193,14 +192,7 @@ def geometry(
 
 def check_before_training(config: dict[str, Any]) -> None:
     """Raises `InputError` for what the evaluation at the end of a training would stumble over."""
-    check_answers(AnswersConfig(**config["answers"]), _splits(config["data"]))
-
-
-def _splits(node: dict[str, Any]) -> PairSplits:
-    splits = build(node)
-    if not isinstance(splits, PairSplits):
-        raise InputError(f"data._target_ must give PairSplits, got {type(splits).__name__}")
-    return splits
+    check_answers(AnswersConfig(**config["answers"]), build_as(PairSplits, "data", config["data"]))
 
 
 def check_answers(answers: AnswersConfig, splits: PairSplits) -> None:

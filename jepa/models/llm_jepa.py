@@ -126,8 +126,8 @@ class LLMJEPA(nn.Module):
         before = self.predictor_ids if self.predictor.placement == "prepend" else []
         ids, mask = self.tokenizer.pad([[*before, *pair.prompt] for pair in self._ids(requests)])
         ids, mask = ids.to(self.device), mask.to(self.device)
-        out = self._decoder(ids, mask, None)
-        return RequestStates(out.last_hidden_state, mask, out.past_key_values)
+        states, cache = self.language.extend(ids, mask, None)
+        return RequestStates(states, mask, cache)
 
     @torch.no_grad()
     def predict(self, encoded: RequestStates) -> Tensor:
@@ -136,7 +136,7 @@ class LLMJEPA(nn.Module):
         if self.predictor_ids and self.predictor.placement == "append":
             ids = torch.tensor([self.predictor_ids], device=self.device).expand(len(states), -1)
             mask = torch.cat([encoded.mask, torch.ones_like(ids, dtype=torch.bool)], dim=1)
-            states = self._decoder(ids, mask, deepcopy(encoded.cache)).last_hidden_state
+            states, _ = self.language.extend(ids, mask, deepcopy(encoded.cache))
         return F.normalize(states[:, -1].float(), dim=-1)
 
     @torch.no_grad()
@@ -144,8 +144,8 @@ class LLMJEPA(nn.Module):
         """Y-Encoder: B answers, each alone -> embeddings (B, E), L2-normalised."""
         pairs = self.tokenizer.encode([Pair("", answer, None) for answer in answers])
         ids, mask = self.tokenizer.pad([pair.code for pair in pairs])
-        out = self._decoder(ids.to(self.device), mask.to(self.device), None)
-        return F.normalize(out.last_hidden_state[:, -1].float(), dim=-1)
+        states, _ = self.language.extend(ids.to(self.device), mask.to(self.device), None)
+        return F.normalize(states[:, -1].float(), dim=-1)
 
     def decode(self, latents: Tensor) -> list[Decoded]:
         """Y-Decoder: embeddings (B, E) -> greedy texts, by the lightweight decoder; a token is a forward pass.
@@ -207,13 +207,6 @@ class LLMJEPA(nn.Module):
 
     def _ids(self, requests: Sequence[Request]) -> list[Any]:
         return self.tokenizer.encode([r if isinstance(r, Pair) else Pair(r, "", None) for r in requests])
-
-    def _decoder(self, ids: Tensor, mask: Tensor, cache: Any) -> Any:
-        """The model without its head over left-padded rows; positions count the real tokens of `mask` (B, N)."""
-        positions = (mask.long().cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        return self.language.lm.get_decoder()(
-            input_ids=ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True
-        )
 
 
 class RequestDecoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -23,7 +23,7 @@ def on_gpu(config: dict[str, Any]) -> bool:
 def fit(
     module: L.LightningModule,
     batches: Dataset[Any],
-    validation: Dataset[Any],
+    validation: Dataset[Any] | list[Any],
     stage: StageConfig,
     config: dict[str, Any],
     output: Path,
@@ -51,7 +51,7 @@ def fit(
     with warnings.catch_warnings():
         for noise in (".*does not have many workers.*", ".*LeafSpec.*"):  # of libraries, not of the run
             warnings.filterwarnings("ignore", message=noise)
-        trainer.fit(module, loader, DataLoader(validation, batch_size=None))
+        trainer.fit(module, loader, DataLoader(cast("Dataset[Any]", validation), batch_size=None))
     return trainer
 
 

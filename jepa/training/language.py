@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from jepa import checkpoint
-from jepa.config import LanguageStageConfig, ObjectiveConfig, StageConfig, build
+from jepa.config import LanguageStageConfig, ObjectiveConfig, StageConfig, build, build_as
 from jepa.data.batches import PairBatch, PairBatches
 from jepa.data.chat import ChatIds, ChatTokenizer
+from jepa.data.packing import Layout, pack, target_numbers
 from jepa.data.pairs import Pair, PairSplits
 from jepa.errors import InputError
 from jepa.losses.tube import SemanticTube
@@ -78,7 +79,7 @@ class Objective(nn.Module):
             apart=config.target == "ema",
         )
 
-    def layout(self, model: LLMJEPA, stage: LanguageStageConfig) -> Any:
+    def layout(self, model: LLMJEPA, stage: LanguageStageConfig) -> Layout:
         config = self.config
         return model.layout(
             row_tokens=stage.row_tokens,
@@ -166,7 +167,7 @@ class LanguageModule(Stage):
 
     def validation_step(self, batch: PairBatch, index: int) -> None:
         out = self.model(batch.rows)
-        self.log("val/next_token", F.cross_entropy(out.logits, out.labels), batch_size=self.stage.batch_size)
+        self.log("val/next_token", F.cross_entropy(out.logits, out.labels), batch_size=len(out.labels))
         self.geometry.update(out.predictions, out.targets, batch.rows.target_ids)
 
     def on_validation_epoch_end(self) -> None:
@@ -200,7 +201,7 @@ def train(config: dict[str, Any], output: Path) -> Path:
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
     L.seed_everything(config["seed"], verbose=False)
-    splits = load_pairs(config["data"])
+    splits = build_as(PairSplits, "data", config["data"])
     print(splits.summary(), flush=True)
     model = _model(config, splits)
     model.language.set_attention("sdpa" if on_gpu(config) else "eager")
@@ -273,15 +274,10 @@ def _train_language(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, 
         validate_every=stage.validate_every,
         validation_batches=1,
     )
-    size = min(stage.batch_size, len(validation))
-    if not size:
-        raise InputError("the validation split must hold at least 1 pair, got none: raise data.validation_share")
     layout = objective.layout(model, stage)
     if not objective.has_latent_term or objective.tube is not None:
         layout = replace(layout, predictors=())  # nothing trains them
-    held_out = PairBatches(validation, layout, 0, size, -(-len(validation) // size))
-    if len(set(held_out.ids)) < 2:
-        raise InputError(f"validation must hold at least 2 distinct answers, got {len(set(held_out.ids))}")
+    held_out = _every_pair_once(validation, layout, stage.batch_size)
     module = LanguageModule(model, objective, steps, keep_best=stage.select == "best")
     if model.y_decoder is not None:
         model.y_decoder.requires_grad_(False)
@@ -302,6 +298,18 @@ def _train_language(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, 
         model.load_state_dict(module.best[2])
         record["selected_step"] = module.best[1]
     return record
+
+
+def _every_pair_once(pairs: Sequence[ChatIds], layout: Layout, size: int) -> list[PairBatch]:
+    """Validation batches; the last may be smaller."""
+    ids = target_numbers(pairs, layout)
+    if len(set(ids)) < 2:
+        raise InputError(
+            f"the validation split must hold at least 2 distinct targets, got {len(set(ids))}; "
+            "raise data.validation_share"
+        )
+    parts = [slice(i, i + size) for i in range(0, len(pairs), size)]
+    return [PairBatch(pack(pairs[part], layout, pairs[part], ids[part]), None) for part in parts]
 
 
 def _train_decoder(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, output: Path) -> dict[str, Any]:
@@ -332,13 +340,6 @@ def _latents(model: LLMJEPA, pairs: Sequence[Pair], size: int = 128) -> tuple[Te
     parts = [pairs[i : i + size] for i in range(0, len(pairs), size)]
     predictions = [model.predict(model.encode(part)).cpu() for part in tqdm(parts, desc="latents for the decoder")]
     return torch.cat(predictions), torch.cat([model.embed([pair.answer for pair in part]).cpu() for part in parts])
-
-
-def load_pairs(node: dict[str, Any]) -> PairSplits:
-    splits = build(node)
-    if not isinstance(splits, PairSplits):
-        raise InputError(f"data._target_ must give PairSplits, got {type(splits).__name__}")
-    return splits
 
 
 def make_tokenizer(config: dict[str, Any], pairs: Sequence[Pair]) -> ChatTokenizer:

@@ -15,12 +15,12 @@ from conftest import LLAMA, language_config
 from safetensors.torch import load_file
 
 from jepa import checkpoint
-from jepa.config import LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, StageConfig, validate
+from jepa.config import LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, StageConfig, build, validate
 from jepa.data.batches import PairBatches
 from jepa.errors import InputError
 from jepa.losses.infonce import InfoNCE
 from jepa.training import language
-from jepa.training.language import LanguageModule, Objective, load_pairs, step_flops, train
+from jepa.training.language import LanguageModule, Objective, step_flops, train
 from jepa.training.modules import CollapseWarning
 
 pytestmark = [
@@ -345,7 +345,7 @@ def test_selection_restores_the_weights_of_the_best_validation(tmp_path):
     best = min(range(7), key=losses.__getitem__)
     assert record(folder)["selected_step"] == best + 1
     model = checkpoint.load(folder)
-    encoded = model.tokenizer.encode(load_pairs(config["data"]).validation[:8])
+    encoded = model.tokenizer.encode(build(config["data"]).validation[:8])
     rows = PairBatches(encoded, objective().layout(model, LanguageStageConfig(**STAGE)), 0, 8, 1)[0].rows
     with torch.no_grad():
         out = model(rows)
@@ -364,7 +364,7 @@ def test_bad_runs_are_named(tmp_path):
         train(train_config(stage={"batch_size": 91}), tmp_path)
     config = train_config()
     config["data"] = {"_target_": "jepa.losses.distance.Cosine"}
-    with pytest.raises(InputError, match=r"data\._target_ must give PairSplits, got Cosine"):
+    with pytest.raises(InputError, match=r"data\._target_ must build PairSplits, got Cosine"):
         train(config, tmp_path)
-    with pytest.raises(InputError, match="validation must hold at least 2 distinct answers"):
+    with pytest.raises(InputError, match="must hold at least 2 distinct targets, got 1"):
         train(train_config(stage={"validation_pairs": 1}), tmp_path)
