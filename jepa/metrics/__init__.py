@@ -1,28 +1,67 @@
-"""Metrics: captions (CIDEr-D), streams, savings at equal quality, and the geometry of latents."""
+"""Metrics: captions (CIDEr-D), streams, dense captions, savings at equal quality, and the geometry of latents."""
 
 from __future__ import annotations
 
 from jepa.metrics.cider import CIDErD, DocumentFrequency, cider_d, document_frequency, tokenize
+from jepa.metrics.dense import (
+    DenseCaptions,
+    DenseScores,
+    FScore,
+    Similarity,
+    dense_scores,
+    emissions_within,
+    in_force,
+    merge_repeats,
+    soda_c,
+    temporal_f1,
+    tim_cover,
+    tim_redun,
+)
 from jepa.metrics.latents import LatentGeometry, paired_cosine, rankme, retrieval_at_k, unpaired_cosine
-from jepa.metrics.savings import Interval, Saving, SweepPoint, bootstrap_mean, saving_at_equal_quality
-from jepa.metrics.stream import match_nearest, stream_scores
+from jepa.metrics.savings import (
+    CurveDifference,
+    Interval,
+    Saving,
+    SweepPoint,
+    area_between_curves,
+    bootstrap_mean,
+    paired_difference,
+    saving_at_equal_quality,
+)
+from jepa.metrics.stream import CaptionPairs, match_nearest, stream_scores
 
 __all__ = [
     "CIDErD",
+    "CaptionPairs",
+    "CurveDifference",
+    "DenseCaptions",
+    "DenseScores",
     "DocumentFrequency",
+    "FScore",
     "Interval",
     "LatentGeometry",
     "Saving",
+    "Similarity",
     "SweepPoint",
+    "area_between_curves",
     "bootstrap_mean",
     "cider_d",
+    "dense_scores",
     "document_frequency",
+    "emissions_within",
+    "in_force",
     "match_nearest",
+    "merge_repeats",
     "paired_cosine",
+    "paired_difference",
     "rankme",
     "retrieval_at_k",
     "saving_at_equal_quality",
+    "soda_c",
     "stream_scores",
+    "temporal_f1",
+    "tim_cover",
+    "tim_redun",
     "tokenize",
     "unpaired_cosine",
 ]

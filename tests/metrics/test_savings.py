@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa.errors import InputError
-from jepa.metrics import Interval, Saving, SweepPoint, bootstrap_mean, saving_at_equal_quality
+from jepa.metrics import (
+    CurveDifference,
+    Interval,
+    Saving,
+    SweepPoint,
+    area_between_curves,
+    bootstrap_mean,
+    paired_difference,
+    saving_at_equal_quality,
+)
 
 STREAMS, RESAMPLES = 6, 200
 
@@ -58,7 +67,8 @@ def slow_interval(value: float, values: np.ndarray) -> dict[str, float]:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("confidence", [0.6, 0.9])
-def test_equals_a_slow_bootstrap(seed, confidence):
+@pytest.mark.parametrize("tolerance", [0.0, 0.03, 0.3])
+def test_equals_a_slow_bootstrap(seed, confidence, tolerance):
     reference_calibration, calibration = sweep(seed, OFFSETS, DECODES)
     reference_test, test = sweep(seed + 100, OFFSETS, DECODES)
     saving = saving_at_equal_quality(
@@ -67,6 +77,7 @@ def test_equals_a_slow_bootstrap(seed, confidence):
         reference_test,
         test[::-1],  # paired by knob, not by place
         confidence=confidence,
+        tolerance=tolerance,
         resamples=RESAMPLES,
         seed=seed,
     )
@@ -74,7 +85,9 @@ def test_equals_a_slow_bootstrap(seed, confidence):
     qualifying = [
         point
         for point in calibration
-        if slow_bootstrap([point, reference_calibration], lambda p, r: p.quality - r.quality >= 0, seed).mean()
+        if slow_bootstrap(
+            [point, reference_calibration], lambda p, r: p.quality >= (1 - tolerance) * r.quality, seed
+        ).mean()
         >= confidence
     ]
     best = min(qualifying, key=lambda point: point.decodes_per_second)
@@ -85,7 +98,7 @@ def test_equals_a_slow_bootstrap(seed, confidence):
     assert saving.knob == best.knob
     assert saving.quality == chosen.quality
     assert saving.reference_quality == reference_test.quality
-    assert saving.reached == (chosen.quality >= reference_test.quality)
+    assert saving.reached == (chosen.quality >= (1 - tolerance) * reference_test.quality)
     assert saving.decodes_per_second == chosen.decodes_per_second
     assert saving.reference_decodes_per_second == reference_test.decodes_per_second
     difference = chosen.quality - reference_test.quality
@@ -143,6 +156,30 @@ def test_reached_has_no_tolerance(test_score, reached):
     assert saving.reached is reached
     assert saving.saving == Interval(3.0, 3.0, 3.0)
     assert ("keeps" if reached else "misses") in saving.reason
+
+
+@pytest.mark.parametrize(("score", "tolerance", "reached"), [(4.5, 0.1, True), (4.5, 0.09, False), (4.5, 0.0, False)])
+def test_reached_within_a_tolerance(score, tolerance, reached):
+    reference, point = uniform_points(5.0, 30), uniform_points(score, 10)
+    saving = saving_at_equal_quality(reference, [point], reference, [point], tolerance=tolerance)
+    assert (saving.knob is not None) is reached  # the calibration streams ask for the same
+    better = uniform_points(5.0, 10)
+    saving = saving_at_equal_quality(reference, [better], reference, [point], tolerance=tolerance)
+    assert saving.reached is reached
+    assert saving.quality_difference == Interval(-0.5, -0.5, -0.5)  # always against the reference itself
+    assert (f"{100 * (1 - tolerance):g}% of the reference's quality" in saving.reason) is (tolerance > 0)
+
+
+def test_a_higher_tolerance_never_saves_less():
+    reference_calibration, calibration = sweep(0, OFFSETS, DECODES)
+    reference_test, test = sweep(100, OFFSETS, DECODES)
+    savings = [
+        saving_at_equal_quality(reference_calibration, calibration, reference_test, test, tolerance=tolerance)
+        for tolerance in (0.0, 0.02, 0.05, 0.1, 0.3)
+    ]
+    rates = [saving.decodes_per_second for saving in savings]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > rates[-1]
 
 
 def test_the_order_of_scores_does_not_decide_a_tie():
@@ -212,6 +249,105 @@ def test_interval_of_a_mean_equals_a_slow_bootstrap():
     assert interval == bootstrap_mean(reference, resamples=RESAMPLES, seed=5)
 
 
+def curve(seed: int, height: float, rates: list[float]) -> list[SweepPoint]:
+    """Points at about these rates, of a quality that grows with the logarithm of the rate, on the same streams."""
+    rng = np.random.default_rng(seed)
+    seconds = np.linspace(60, 120, STREAMS)
+    return [
+        SweepPoint(
+            rate,
+            tuple(rng.normal(5 + height + np.log(rate), 1, 3 + stream % 4) for stream in range(STREAMS)),
+            np.maximum(rng.poisson(rate * seconds), 1),
+            seconds,
+        )
+        for rate in rates
+    ]
+
+
+def slow_level(points: list[SweepPoint], low: float, high: float) -> float:
+    """The mean over log rate, by a fine grid; numpy interpolates, and is level beyond the ends."""
+    ordered = sorted(points, key=lambda point: point.decodes_per_second)
+    x = [math.log(point.decodes_per_second) for point in ordered]
+    grid = np.linspace(math.log(low), math.log(high), 4001)
+    values = np.interp(grid, x, [point.quality for point in ordered])
+    return float((values[1:] + values[:-1]).mean() / 2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_area_between_curves_equals_a_slow_one(seed):
+    reference = curve(seed, 0.0, [2.0, 1.0, 0.5, 0.1])
+    policy = curve(seed + 50, 0.4, [0.05, 0.3, 0.7])
+    area = area_between_curves(reference, policy, resamples=RESAMPLES, seed=seed)
+    low, high = (point.decodes_per_second for point in (reference[-1], policy[-1]))
+    assert (area.low_rate, area.high_rate) == (low, high)
+
+    def difference(*points: SweepPoint) -> float:
+        return slow_level(list(points[4:]), low, high) - slow_level(list(points[:4]), low, high)
+
+    values = slow_bootstrap([*reference, *policy], difference, seed)
+    expected = slow_interval(difference(*reference, *policy), values)
+    assert dataclasses.asdict(area.difference) == pytest.approx(expected, abs=1e-4)
+
+
+def test_curves_a_constant_apart_have_that_area():
+    reference = curve(0, 0.0, [2.0, 1.0, 0.5, 0.1])
+    higher = [dataclasses.replace(p, scores=tuple(stream + 0.7 for stream in p.scores)) for p in reference]
+    area = area_between_curves(reference, higher[::-1])
+    assert dataclasses.astuple(area.difference) == pytest.approx((0.7, 0.7, 0.7))
+    back = area_between_curves(higher, reference)
+    assert dataclasses.astuple(back.difference) == pytest.approx((-0.7, -0.7, -0.7))
+
+
+def test_area_is_over_the_logarithm_of_the_rate():
+    def point(rate: float, score: float) -> SweepPoint:
+        return SweepPoint(rate, (np.full(2, score), np.full(3, score)), np.full(2, 100 * rate), np.full(2, 100.0))
+
+    reference = [point(0.1, 1.0), point(10.0, 1.0)]
+    policy = [point(0.1, 1.0), point(1.0, 3.0), point(10.0, 1.0)]  # a tent, its top in the middle of the log axis
+    assert area_between_curves(reference, policy).difference == Interval(1.0, 1.0, 1.0)
+    assert area_between_curves(reference, policy[:2]) == CurveDifference(Interval(1.0, 1.0, 1.0), 0.1, 1.0)
+
+
+def test_curves_without_a_common_range_have_no_area():
+    nothing = CurveDifference(None, None, None)
+    assert area_between_curves(curve(0, 0.0, [1.0, 2.0]), curve(1, 0.0, [0.1, 0.2])) == nothing
+    reference = curve(0, 0.0, [1.0, 2.0])
+    assert area_between_curves(reference, reference[:1]) == nothing  # one point has no width
+    silent = [dataclasses.replace(point, decodes=np.zeros(STREAMS)) for point in reference]
+    assert area_between_curves(reference, silent) == nothing
+
+
+def test_a_point_without_decodes_is_left_out_of_the_curve():
+    reference = curve(0, 0.0, [0.5, 1.0, 2.0])
+    silent = dataclasses.replace(reference[0], knob=99.0, decodes=np.zeros(STREAMS))
+    assert area_between_curves(reference, [*reference, silent]) == area_between_curves(reference, reference)
+
+
+def test_area_survives_resamples_without_decodes():
+    reference = curve(0, 0.0, [0.01, 1.0])
+    rare = dataclasses.replace(reference[0], decodes=np.array([9.0] + [0.0] * (STREAMS - 1)))
+    area = area_between_curves(reference, [rare, reference[1]])
+    assert np.isfinite(dataclasses.astuple(area.difference)).all()
+    assert area.difference.low <= area.difference.value <= area.difference.high
+
+
+def test_paired_difference_equals_a_slow_bootstrap():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.random(STREAMS), rng.random(STREAMS)
+    found = paired_difference(ours, theirs, resamples=RESAMPLES, seed=4)
+    points = [SweepPoint(1.0, tuple(values[:, None]), np.ones(STREAMS), np.ones(STREAMS)) for values in (ours, theirs)]
+    values = slow_bootstrap(points, lambda p, r: p.quality - r.quality, seed=4)
+    assert dataclasses.asdict(found) == pytest.approx(slow_interval((ours - theirs).mean(), values))
+
+
+def test_paired_difference_of_equal_scores_is_nothing():
+    scores = np.random.default_rng(0).random(9)
+    assert paired_difference(scores, scores) == Interval(0.0, 0.0, 0.0)
+    # Pairing: the spread of the streams themselves is no part of the interval.
+    higher = paired_difference(scores + 0.25, scores)
+    assert dataclasses.astuple(higher) == pytest.approx((0.25, 0.25, 0.25))
+
+
 A = uniform_points(5.0, 10)
 ONE = SweepPoint(1.0, (np.ones(3),), np.ones(1), np.ones(1))
 
@@ -244,7 +380,23 @@ ONE = SweepPoint(1.0, (np.ones(3),), np.ones(1), np.ones(1))
             lambda: saving_at_equal_quality(A, [A], A, [A], confidence=0),
             r"confidence must be in \(0, 1\], got 0",
         ),
+        (
+            lambda: saving_at_equal_quality(A, [A], A, [A], tolerance=1.0),
+            r"tolerance must be in \[0, 1\), got 1.0",
+        ),
         (lambda: saving_at_equal_quality(A, [A], A, [A], resamples=0), "resamples must be >= 1, got 0"),
+        (lambda: area_between_curves([], [A]), "reference must hold at least one point, got none"),
+        (lambda: area_between_curves([A], []), "policy must hold at least one point, got none"),
+        (lambda: area_between_curves([A], [ONE]), "policy at knob 1 must have the reference's 2 streams, got 1"),
+        (
+            lambda: paired_difference(np.ones(3), np.ones(2)),
+            r"values and reference must both be \(S,\), got shapes \(3,\) and \(2,\)",
+        ),
+        (
+            lambda: paired_difference([0.5, math.nan], [0.5, 0.5]),
+            "values and reference must be finite, got nan and 0.5 on stream 1",
+        ),
+        (lambda: paired_difference([1.0], [1.0]), "must have at least 2 streams, got 1"),
         (
             lambda: saving_at_equal_quality(A, [], A, []),
             "candidates_calibration must hold at least one point",

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import jepa.metrics.stream
 from jepa.errors import InputError
-from jepa.metrics import cider_d, document_frequency, match_nearest, stream_scores, tokenize
+from jepa.metrics import CaptionPairs, cider_d, document_frequency, match_nearest, stream_scores, tokenize
 
 # Quarters of a second: sums and differences are exact, and ties are frequent.
 times = st.lists(st.integers(0, 60).map(lambda quarter: quarter / 4), max_size=12)
@@ -53,6 +54,35 @@ def test_each_annotation_is_scored_against_its_nearest_decode():
 def test_a_stream_without_decodes_scores_zero():
     assert stream_scores(TEXTS, [2.0, 5.0, 7.4], [], [], POOL).tolist() == [0, 0, 0]
     assert stream_scores([], [], ["a dog"], [1.0], POOL).shape == (0,)
+
+
+def test_pairs_score_as_cider_d_and_compute_each_pair_once(monkeypatch):
+    computed = []
+
+    def counting(candidates, references, frequencies):
+        computed.extend((candidate, group[0]) for candidate, group in zip(candidates, references, strict=True))
+        return cider_d(candidates, references, frequencies)
+
+    monkeypatch.setattr(jepa.metrics.stream, "cider_d", counting)
+    pairs = CaptionPairs(POOL)
+    candidates = [TEXTS[i] for i in (0, 1, 0, 2, 0)] + ["a red square stops"] * 2
+    references = [TEXTS[i] for i in (0, 2, 0, 1, 1, 0, 0)]
+    expected = cider_d(candidates, [[reference] for reference in references], POOL)
+    assert (pairs.cider_d(candidates, references) == expected).all()
+    assert computed == list(dict.fromkeys(zip(candidates, references, strict=True)))
+    assert (pairs.similarity(candidates[::-1], references[::-1]) == expected[::-1] / 10).all()
+    assert len(computed) == 5
+    assert pairs.cider_d([], []).shape == (0,)
+
+
+def test_scores_by_pairs_are_those_by_frequencies():
+    arguments = (TEXTS, [2.0, 5.0, 7.4], ["the blue square stops", "a red square moves left"], [5.5, 2.5])
+    assert (stream_scores(*arguments, CaptionPairs(POOL)) == stream_scores(*arguments, POOL)).all()
+
+
+def test_pairs_must_be_pairs():
+    with pytest.raises(InputError, match="candidates and references must be equally many, got 1 and 0"):
+        CaptionPairs(POOL).cider_d(["a"], [])
 
 
 @pytest.mark.parametrize(

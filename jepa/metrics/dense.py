@@ -1,0 +1,378 @@
+"""What nearest-in-time scores do not see: redundant, missing and misplaced emissions.
+
+*The interval of an emission.* All policies follow one convention: an emission is in force from midway after
+the one before it to midway before the next (``in_force``). An emission without extent (uniform decoding
+without pooling) so gets the times that it is the nearest decode of, which is how annotations are matched in
+``jepa.metrics.stream``; a policy whose segments tile the stream keeps its own boundaries.
+
+*Redundant decodes.* ``temporal_f1`` and ``soda_c`` take each emission as a claim of one event, so decoding the
+same thing twice costs precision. Where uniform decoding at a high rate is the reference, that alone makes
+any sparser policy look better. ``merge_repeats`` makes one interval of consecutive emissions of the same
+text: what a reader sees who only sees the text change. The F1 of those intervals does not reward sparse
+decoding for itself, and is what a claim of no lower quality against a dense reference should be checked on.
+
+Every score is of one stream; the score of several is the mean over streams, as SODA takes it.
+
+A: events; D: emissions. Intervals are (start, end) in seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import maximum_bipartite_matching
+from torch import Tensor
+from torchmetrics import Metric
+
+from jepa.errors import InputError
+from jepa.metrics.stream import times_array
+
+_SLACK = 1e-9  # an IoU short of the threshold by its rounding alone reaches it
+
+Similarity = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+"""Of N generated and N reference captions the (N,) similarity of each pair, in 0..1."""
+
+
+@dataclass(frozen=True)
+class FScore:
+    """Precision, recall and their harmonic mean, which is 0 where both are."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class DenseScores:
+    """The scores of one stream that ``dense_scores`` gives; `temporal_f1_merged` is after ``merge_repeats``."""
+
+    temporal_f1: float
+    temporal_f1_merged: float
+    soda_c: float
+    tim_redun: float
+    tim_cover: float
+
+
+def in_force(spans: ArrayLike, duration: float) -> np.ndarray:
+    """The interval in which each emission is the current one; together they tile the stream.
+
+    The boundary of two neighbours is midway between the end of the one and the start of the other; of
+    neighbours that overlap, or lie one within the other, it is kept between their midpoints. The first is
+    in force from 0, the last until the end of the stream.
+
+    Args:
+        spans: (D,) moments or (D, 2) intervals, in any order; neighbours are in the order of their midpoints.
+        duration: of the stream, in seconds; what lies outside 0..duration is cut off.
+
+    Returns:
+        (D, 2) float64, in the order of `spans`. Of emissions at the same moment all but the first and the last
+        have no extent.
+
+    Raises:
+        InputError: an array of another shape, a time that is not finite, an interval that ends before it starts,
+            or a duration that is not finite and > 0.
+    """
+    values = np.asarray(spans, dtype=np.float64)
+    intervals = _intervals("spans", np.stack([values, values], axis=1) if values.ndim == 1 else values)
+    if not (math.isfinite(duration) and duration > 0):
+        raise InputError(f"duration must be finite and > 0, got {duration}")
+    if not len(intervals):
+        return intervals
+    middle = intervals.mean(axis=1)
+    order = np.argsort(middle, kind="stable")
+    starts, ends, middle = intervals[order, 0], intervals[order, 1], middle[order]
+    between = np.clip((ends[:-1] + starts[1:]) / 2, middle[:-1], middle[1:])
+    boundaries = np.concatenate([[0.0], between.clip(0, duration), [duration]])
+    tiles = np.empty_like(intervals)
+    tiles[order] = np.stack([boundaries[:-1], boundaries[1:]], axis=1)
+    return tiles
+
+
+def merge_repeats(intervals: ArrayLike, texts: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Consecutive emissions of the same text as one.
+
+    Two events in a row that are described alike can then be answered only once.
+
+    Args:
+        intervals: (D, 2), in any order.
+        texts: D texts; the same means equal strings.
+
+    Returns:
+        (D', 2) intervals in the order of their start, each from the first start to the last end of a run of
+        equal texts, and its D' texts.
+
+    Raises:
+        InputError: as ``temporal_f1``, or texts and intervals differ in number.
+    """
+    emissions = _intervals("intervals", intervals)
+    _check_texts("texts", texts, "intervals", emissions)
+    if not len(emissions):
+        return emissions, []
+    order = np.lexsort((emissions[:, 1], emissions[:, 0]))
+    ordered = [texts[index] for index in order.tolist()]
+    first = [i for i, text in enumerate(ordered) if not i or text != ordered[i - 1]]
+    ends = np.maximum.reduceat(emissions[order, 1], first)
+    return np.stack([emissions[order[first], 0], ends], axis=1), [ordered[i] for i in first]
+
+
+def temporal_f1(events: ArrayLike, emissions: ArrayLike, iou: float = 0.5) -> float:
+    """F1 of events and emissions that are matched one to one, as many as can be, where their IoU is enough.
+
+    2 · matches / (A + D), with a maximum matching in the bipartite graph of pairs of intersection over union at
+    least `iou`. Texts do not matter.
+
+    Args:
+        events: (A, 2), A >= 1. An interval without extent matches nothing: annotations that are moments take
+            ``in_force`` as well.
+        emissions: (D, 2), as ``in_force`` gives them.
+        iou: threshold in (0, 1]; an IoU that falls short of it by less than 1e-9 counts as equal.
+
+    Returns:
+        In 0..1; 0 without any emission.
+
+    Raises:
+        InputError: no event, an array of another shape, a time that is not finite, an interval that ends before
+            it starts, or a threshold outside (0, 1].
+    """
+    if not 0 < iou <= 1:
+        raise InputError(f"iou must be in (0, 1], got {iou}")
+    overlaps = _iou(_events(events), _intervals("emissions", emissions))
+    pairs = csr_matrix(overlaps >= iou - _SLACK)
+    matches = int((maximum_bipartite_matching(pairs, perm_type="column") >= 0).sum()) if pairs.nnz else 0
+    return 2 * matches / sum(overlaps.shape)
+
+
+def soda_c(
+    events_text: Sequence[str],
+    events: ArrayLike,
+    emission_texts: Sequence[str],
+    emissions: ArrayLike,
+    similarity: Similarity,
+) -> FScore:
+    """SODA (c): do the emissions tell the story of the stream, each event once and in order.
+
+    Fujita et al., "SODA: Story Oriented Dense Video Captioning Evaluation Framework", ECCV 2020: the one-to-one
+    matching that keeps the order of starts and has the largest sum of costs is found by dynamic programming
+    (section 5.1), with the cost IoU · similarity of a pair (section 5.3, equation 11). That sum over D is the
+    precision, over A the recall (section 5.2).
+
+    The paper's similarity is METEOR, which needs WordNet. Figures under another one rank methods but do not
+    compare with published ones. ``CaptionPairs.similarity`` is a tenth of CIDEr-D: it knows no synonyms and no stems,
+    weighs words by how telling they are, and stays below 1 for equal captions of fewer than four words.
+
+    Args:
+        events_text: A annotations.
+        events: (A, 2), A >= 1, in any order.
+        emission_texts: D texts.
+        emissions: (D, 2), as ``in_force`` gives them, in any order.
+        similarity: of emission texts (first argument) and annotations; called once, with the pairs that overlap.
+
+    Returns:
+        Each in 0..1 if the similarity is; 0 without any emission.
+
+    Raises:
+        InputError: as ``temporal_f1``, texts and intervals differ in number, or a similarity that is negative, not
+            finite, or not one for each pair.
+    """
+    annotated, emitted = _events(events), _intervals("emissions", emissions)
+    _check_texts("events_text", events_text, "events", annotated)
+    _check_texts("emission_texts", emission_texts, "emissions", emitted)
+    costs = _iou(annotated, emitted)
+    event, emission = np.nonzero(costs)
+    if len(event):
+        candidates = [emission_texts[i] for i in emission.tolist()]
+        references = [events_text[i] for i in event.tolist()]
+        values = np.asarray(similarity(candidates, references), dtype=np.float64)
+        if values.shape != event.shape:
+            raise InputError(f"similarity must give one value for each of {len(event)} pairs, got shape {values.shape}")
+        if not (np.isfinite(values) & (values >= 0)).all():
+            bad = values[~(np.isfinite(values) & (values >= 0))][0]
+            raise InputError(f"similarity must be finite and >= 0, got {bad}")
+        costs[event, emission] *= values
+    order = [np.lexsort((intervals[:, 1], intervals[:, 0])) for intervals in (annotated, emitted)]
+    total = _ordered_matching(costs[np.ix_(*order)])
+    precision = total / len(emitted) if len(emitted) else 0.0
+    recall = total / len(annotated)
+    return FScore(precision, recall, 2 * precision * recall / (precision + recall) if total else 0.0)
+
+
+def emissions_within(events: ArrayLike, times: ArrayLike) -> np.ndarray:
+    """How many emissions fall within each event, both of its ends included.
+
+    Args:
+        events: (A, 2), A >= 1.
+        times: (D,) seconds, in any order.
+
+    Returns:
+        (A,) int64, |M_i| of ``tim_redun`` and ``tim_cover``.
+
+    Raises:
+        InputError: as ``temporal_f1``, or a time that is not finite.
+    """
+    intervals, moments = _events(events), np.sort(times_array("times", times))
+    starts, ends = intervals.T
+    return (np.searchsorted(moments, ends, side="right") - np.searchsorted(moments, starts)).astype(np.int64)
+
+
+def tim_redun(events: ArrayLike, times: ArrayLike) -> float:
+    """TimRedun: how far the events are from one emission each, the mean of ||M_i| − 1| over events.
+
+    From LiveStar (arXiv 2511.05299), where M_i are the responses made between start and end of clip i, and a
+    response is at the moment it is made: `Emission.emitted_at`. With the moment that an emission stands for,
+    `Emission.time`, the delay of a policy, which the ledger counts, stays out of this score. Emissions outside all
+    events do not count.
+
+    Args:
+        events: (A, 2), A >= 1.
+        times: (D,) seconds, in any order.
+
+    Returns:
+        At least 0, the best; 1 without any emission.
+
+    Raises:
+        InputError: as ``emissions_within``.
+    """
+    return float(np.abs(emissions_within(events, times) - 1).mean())
+
+
+def tim_cover(events: ArrayLike, times: ArrayLike) -> float:
+    """TimCover: the share of events with at least one emission within; source and arguments as ``tim_redun``.
+
+    Raises:
+        InputError: as ``emissions_within``.
+    """
+    return float((emissions_within(events, times) > 0).mean())
+
+
+def dense_scores(
+    events_text: Sequence[str],
+    events: ArrayLike,
+    emission_texts: Sequence[str],
+    times: ArrayLike,
+    spans: ArrayLike,
+    duration: float,
+    similarity: Similarity,
+) -> DenseScores:
+    """All scores of this module for one stream, under the convention of ``in_force``, at IoU 0.5.
+
+    Args:
+        events_text: A annotations.
+        events: (A, 2), A >= 1.
+        emission_texts: D texts.
+        times: (D,) seconds at which emissions are counted by ``tim_redun`` and ``tim_cover``.
+        spans: (D, 2) or (D,), what each emission covers.
+        duration: of the stream, in seconds.
+        similarity: of ``soda_c``.
+
+    Raises:
+        InputError: as the functions that it calls, or times and texts differ in number.
+    """
+    count = len(emission_texts)
+    if np.size(times) != count:
+        raise InputError(f"times and emission_texts must be equally many, got {np.size(times)} and {count}")
+    tiles = in_force(spans, duration)
+    return DenseScores(
+        temporal_f1=temporal_f1(events, tiles),
+        temporal_f1_merged=temporal_f1(events, merge_repeats(tiles, emission_texts)[0]),
+        soda_c=soda_c(events_text, events, emission_texts, tiles, similarity).f1,
+        tim_redun=tim_redun(events, times),
+        tim_cover=tim_cover(events, times),
+    )
+
+
+class DenseCaptions(Metric):
+    """``dense_scores`` of streams that arrive one by one: the mean of each score over streams.
+
+    Args:
+        similarity: of ``soda_c``; one for all processes and everything compared.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    totals: Tensor  # float64, the sum of each field of DenseScores
+    streams: Tensor
+
+    def __init__(self, similarity: Similarity, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.similarity = similarity
+        empty = torch.zeros(len(fields(DenseScores)), dtype=torch.float64)
+        self.add_state("totals", default=empty, dist_reduce_fx="sum")
+        self.add_state("streams", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        events_text: Sequence[str],
+        events: ArrayLike,
+        emission_texts: Sequence[str],
+        times: ArrayLike,
+        spans: ArrayLike,
+        duration: float,
+    ) -> None:
+        """Add one stream; arguments and errors are those of ``dense_scores``."""
+        scores = dense_scores(events_text, events, emission_texts, times, spans, duration, self.similarity)
+        self.totals += torch.tensor(astuple(scores), dtype=torch.float64, device=self.device)
+        self.streams += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scalars by the names of ``DenseScores``.
+
+        Raises:
+            InputError: no stream was given.
+        """
+        if not self.streams:
+            raise InputError("DenseCaptions must have at least one stream to score, got none")
+        means = self.totals / self.streams
+        return {field.name: means[index] for index, field in enumerate(fields(DenseScores))}
+
+
+def _ordered_matching(costs: np.ndarray) -> float:
+    """Largest sum of costs (A, D), all >= 0, of a one-to-one matching that crosses nowhere."""
+    best = np.zeros(costs.shape[1] + 1)  # best[j]: of the rows so far and the first j columns
+    for row in costs:
+        best[1:] = np.maximum(best[1:], best[:-1] + row)
+        best = np.maximum.accumulate(best)
+    return float(best[-1])
+
+
+def _iou(events: np.ndarray, emissions: np.ndarray) -> np.ndarray:
+    """(A, D) intersection over union; 0 where an interval has no extent."""
+    starts, ends = events[:, :1], events[:, 1:]
+    overlap = np.minimum(ends, emissions[:, 1]) - np.maximum(starts, emissions[:, 0])
+    span = np.maximum(ends, emissions[:, 1]) - np.minimum(starts, emissions[:, 0])
+    return np.divide(overlap, span, out=np.zeros_like(overlap), where=overlap > 0)
+
+
+def _events(values: ArrayLike) -> np.ndarray:
+    events = _intervals("events", values)
+    if not len(events):
+        raise InputError("events must hold at least one event, got none")
+    return events
+
+
+def _intervals(name: str, values: ArrayLike) -> np.ndarray:
+    intervals = np.asarray(values, dtype=np.float64)
+    if not intervals.size:
+        return np.zeros((0, 2))
+    if intervals.ndim != 2 or intervals.shape[1] != 2:
+        raise InputError(f"{name} must be (N, 2), start and end of each, got shape {intervals.shape}")
+    good = np.isfinite(intervals).all(axis=1) & (intervals[:, 0] <= intervals[:, 1])
+    if not good.all():
+        index = int(np.argmin(good))
+        start, end = intervals[index]
+        raise InputError(f"{name} must be finite with start <= end, got ({start:g}, {end:g}) at index {index}")
+    return intervals
+
+
+def _check_texts(name: str, texts: Sequence[str], intervals_name: str, intervals: np.ndarray) -> None:
+    if isinstance(texts, str):
+        raise InputError(f"{name} must be a sequence of strings, got the string {texts!r}")
+    if len(texts) != len(intervals):
+        raise InputError(f"{name} and {intervals_name} must be equally many, got {len(texts)} and {len(intervals)}")
