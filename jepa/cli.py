@@ -1,4 +1,4 @@
-"""The commands ``jepa train``, ``jepa evaluate`` and ``jepa report``: ordinary Hydra launches, plain errors.
+"""The commands ``jepa train``, ``evaluate``, ``report`` and ``replay``: ordinary Hydra launches, plain errors.
 
 What a user gets wrong ends in one line, ``error: …`` on stderr, and exit code 2; any other exception keeps
 its traceback. Hydra and the modules that do the work are imported only when a command runs.
@@ -22,6 +22,7 @@ from jepa.config import (
     TRAIN_CONFIGS,
     AnswersConfig,
     EvaluateConfig,
+    ReplayConfig,
     ReportConfig,
     TrainConfig,
     nearest,
@@ -72,6 +73,13 @@ def _report(config: Any, output: Path) -> None:
     report(plain)
 
 
+def _replay(config: Any, output: Path) -> None:
+    plain = validate(config, ReplayConfig)
+    from jepa.evaluation.replay import replay
+
+    replay(plain)
+
+
 @dataclass(frozen=True)
 class Command:
     """``run(config, output)`` gets the composed configuration and Hydra's output folder."""
@@ -113,15 +121,32 @@ COMMANDS = {
             "evaluate",
             "Score a checkpoint and save the latents of its streams.",
             _evaluate,
-            ("stream@streams.everyday.style", "stream@streams.dense.style"),
-            ("jepa evaluate checkpoint=outputs/demo/checkpoint",),
+            ("stream@streams.everyday.style", "stream@streams.dense.style", "videos", "requests"),
+            (
+                "jepa evaluate checkpoint=outputs/demo/checkpoint",
+                "jepa evaluate checkpoint=outputs/llm_jepa_nlrx/checkpoint requests=typing",
+            ),
         ),
         Command(
             "report",
             "Write the report: decoding policies swept over saved latents, or a language model's arms compared.",
             _report,
+            ("policies",),
+            (
+                "jepa report evaluation=outputs/demo/evaluation",
+                "jepa report evaluation=outputs/demo/evaluation policies=all",
+                "jepa report evaluation=outputs/llm_jepa_controls",
+            ),
+        ),
+        Command(
+            "replay",
+            "Compare decoding policies on the timeline of a real data set, with simulated embeddings.",
+            _replay,
             (),
-            ("jepa report evaluation=outputs/demo/evaluation", "jepa report evaluation=outputs/llm_jepa_controls"),
+            (
+                "jepa replay timeline.format=epic timeline.path=narrations.csv timeline.durations=video_info.csv",
+                "jepa replay timeline.format=youcook2 timeline.path=youcook2.json noise=[0.6,1.2,2.4]",
+            ),
         ),
     )
 }

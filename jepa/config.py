@@ -199,6 +199,29 @@ class StreamConfig:
 
 
 @dataclass(frozen=True)
+class TimelineConfig:
+    """An annotated timeline: see ``jepa.data.timelines.read_timeline``; ``split_by`` keeps groups or videos whole."""
+
+    format: str
+    path: str
+    durations: str | None
+    point_seconds: Positive
+    split_by: Literal["group", "video"]
+
+
+@dataclass(frozen=True)
+class VideosConfig:
+    """A folder of videos, ``<video_id>.mp4`` or the like, with their annotations; ``minutes`` of each, 0: all."""
+
+    description: str
+    folder: str
+    timeline: TimelineConfig
+    calibration_share: Positive
+    minutes: NonNegative
+    step_rate_hz: Positive
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     checkpoint: str
     output: str | None
@@ -207,8 +230,66 @@ class EvaluateConfig:
     candidates: Count
     batch_size: Count
     streams: dict[str, StreamConfig]
+    videos: VideosConfig | None
     answers: Node  # keys of AnswersConfig to change; the others are those that the model was trained with
     data: Node | None
+    requests: Node | None  # of a language model, in place of its answers: streams of requests, see REQUESTS_CONFIGS
+
+
+@dataclass(frozen=True)
+class TypingStyleConfig:
+    """See ``jepa.data.request_streams.TypingStyle``."""
+
+    words_per_minute: Positive
+    jitter: NonNegative
+    corrections: NonNegative
+    pause: Positive
+
+
+@dataclass(frozen=True)
+class TypingValuesConfig:
+    """What each method's knob may be: see ``jepa.evaluation.requests``."""
+
+    delta: list[float]
+    endpoint_quantiles: list[float]
+    every: list[int]
+    debounce: list[float]
+
+
+@dataclass(frozen=True)
+class TypingConfig:
+    """Requests typed word by word, ``per_stream`` to a stream; 0 test ``requests`` are all."""
+
+    kind: Literal["typing"]
+    requests: Natural
+    per_stream: Count
+    style: TypingStyleConfig
+    control: str | None  # checkpoint of a next-token model, whose states are tried in place of the latents
+    probe_requests: Count
+    confidence: Positive
+    values: TypingValuesConfig
+    live_streams: Natural
+    batch_size: Count
+
+
+@dataclass(frozen=True)
+class RecurringConfig:
+    """Requests whose expressions recur in several phrasings, answered with a cache of ``capacity`` answers."""
+
+    kind: Literal["recurring"]
+    orders: Count
+    zipf_streams: Count
+    zipf_length: Count
+    zipf_exponent: NonNegative
+    capacity: Count
+    reach: NonNegative
+    errors: list[float]
+    distances: list[float]
+    tolerances: list[float]
+    batch_size: Count
+
+
+REQUESTS_CONFIGS = {"typing": TypingConfig, "recurring": RecurringConfig}  # of `evaluate`, by kind
 
 
 @dataclass(frozen=True)
@@ -220,13 +301,28 @@ class ReferenceConfig:
 
 
 @dataclass(frozen=True)
+class CacheConfig:
+    """A latent cache, whose threshold is calibrated to a share ``error_rate`` of the look-ups with a wrong text."""
+
+    capacity: Count
+    shared: bool
+    error_rate: Annotated[float, Bound(">", 0)]
+
+
+@dataclass(frozen=True)
 class PolicyConfig:
-    """A policy to sweep: ``policy`` is built once for each of ``values``, given as its argument ``knob``."""
+    """A policy to sweep: ``policy`` is built once for each of ``values``, given as its argument ``knob``.
+
+    The knob ``none`` is that of a policy that has none; one value, which means nothing, stands for it. With ``steps``
+    (a ``jepa.selective.StepSelection``) only the steps that it selects are computed and decoded from.
+    """
 
     label: str
     policy: Node
     knob: str
     values: list[float]
+    cache: CacheConfig | None
+    steps: Node | None
 
 
 @dataclass(frozen=True)
@@ -235,6 +331,26 @@ class ReportConfig:
     checkpoint: str | None
     output: str | None
     seed: Natural
+    confidence: Positive
+    tolerances: list[float]
+    references: list[ReferenceConfig]
+    policies: dict[str, PolicyConfig]
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Policies on a real timeline with simulated embeddings: see ``jepa.evaluation.replay``."""
+
+    timeline: TimelineConfig
+    output: str
+    seed: Natural
+    videos: Natural  # at most; 0: all
+    minutes: NonNegative  # of each video; 0: all
+    calibration_share: Positive
+    step_rate_hz: Positive
+    gap: Literal["last", "background"]
+    noise: list[float]
+    autocorrelation: NonNegative
     confidence: Positive
     references: list[ReferenceConfig]
     policies: dict[str, PolicyConfig]

@@ -22,11 +22,13 @@ ENTRY_POINTS = {
     "train": ("jepa.training.run", "train"),
     "evaluate": ("jepa.evaluation.run", "evaluate"),
     "report": ("jepa.evaluation.report", "report"),
+    "replay": ("jepa.evaluation.replay", "replay"),
 }
 MANDATORY = {
     "train": ["name=trial"],
     "evaluate": ["checkpoint=somewhere"],
     "report": ["evaluation=somewhere"],
+    "replay": ["timeline.format=coin", "timeline.path=COIN.json"],
 }
 
 

@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 
 import jepa.config
 from jepa.cli import COMMANDS
-from jepa.config import TRAIN_CONFIGS, EvaluateConfig, ReportConfig, TrainConfig, build, nearest, validate
+from jepa.config import TRAIN_CONFIGS, EvaluateConfig, ReplayConfig, ReportConfig, TrainConfig, build, nearest, validate
 from jepa.errors import InputError
 
 CONF = Path(__file__).parent.parent / "conf"
-SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "report": ReportConfig}
+SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "report": ReportConfig, "replay": ReplayConfig}
 OPTIONS = [f"{path.parent.relative_to(CONF)}={path.stem}" for path in sorted(CONF.glob("*/**/*.yaml"))]
 
 
@@ -104,7 +104,7 @@ def test_the_groups_that_help_shows_are_those_of_the_defaults_list(command):
             "zzzzzz",
             3,
             "unknown key 'zzzzzz'; valid here: accelerator, answers, batch_size, candidates, checkpoint, "
-            "data, output, seed, streams",
+            "data, output, requests, seed, streams",
         ),
         ("batch_size", "many", "batch_size must be an integer, got 'many'"),
         ("batch_size", 1.5, "batch_size must be an integer, got 1.5"),

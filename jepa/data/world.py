@@ -341,8 +341,12 @@ class Stream:
         self.record = StreamRecord(video_id, duration, events)
 
     @property
+    def fps(self) -> int:
+        return self.world.fps
+
+    @property
     def frame_count(self) -> int:
-        return int(self.record.duration * self.world.fps)
+        return int(self.record.duration * self.fps)
 
     def frames(self, chunk: int = 128) -> Iterator[np.ndarray]:
         """The frames in order, at most `chunk` at a time: (M, S, S, 3) uint8; frame m is at m / fps seconds."""

@@ -73,6 +73,15 @@ class PrefixDecoder(nn.Module):
             states = (self.tokens(chosen) + self.positions[self.prefix + step])[:, None]
         return [row[: row.index(eos_id)] if eos_id in row else row for row in tokens.tolist()]
 
+    def flops(self, tokens: int) -> int:
+        """FLOPs of generating a text of `tokens` tokens alone, by the conventions of `jepa.operations.count_flops`."""
+        width, vocabulary, dim = self.width, self.tokens.num_embeddings, self.project.in_features
+        total = 2 * dim * self.prefix * width + tokens * 2 * width * vocabulary
+        for step in range(tokens):
+            new, seen = (self.prefix if step == 0 else 1), self.prefix + step
+            total += len(self.blocks) * (2 * new * 12 * width**2 + 4 * new * seen * width)
+        return total
+
     def _prefix(self, latents: Tensor) -> Tensor:
         return self.project(latents).reshape(len(latents), self.prefix, self.width)
 

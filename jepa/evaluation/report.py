@@ -14,8 +14,7 @@ from jepa.evaluation.run import FORMAT
 from jepa.evaluation.streams import SPLITS, StreamSet, load_streams
 from jepa.evaluation.sweep import sweep_setting, sweeps
 from jepa.report import summary, write_report
-
-RESULTS_SCHEMA = "jepa.results/1"
+from jepa.report.schema import SCHEMA
 
 
 def report(config: dict[str, Any]) -> dict[str, Path]:
@@ -28,23 +27,23 @@ def report(config: dict[str, Any]) -> dict[str, Path]:
         return report_answers(config, answers)
     record = read_evaluation(folder, FORMAT)
     model = checkpoint.load(Path(config["checkpoint"] or folder / record["checkpoint"]))
-    families = sweeps(config["policies"])
     settings = {}
     for name, setting in record["settings"].items():
         streams = {split: load_streams(folder / name / split) for split in SPLITS}
         swept = sweep_setting(
             streams,
             model,
-            families,
+            sweeps(config["policies"]),  # anew for each setting: they remember what they cut
             config["references"],
             record["latent_delay"],
             config["confidence"],
             config["seed"],
             name,
+            config["tolerances"],
         )
         settings[name] = _setting(folder / name, setting, streams, swept)
     results = {
-        "schema": RESULTS_SCHEMA,
+        "schema": SCHEMA,
         **{key: record[key] for key in ("created", "name", "seed", "code", "libraries", "device")},
         **{key: record[key] for key in ("parameters", "training", "scores")},
         "config": {**record["config"], "report": config},

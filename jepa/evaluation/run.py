@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,25 +14,38 @@ import torch
 
 from jepa import checkpoint
 from jepa.config import AnswersConfig, build, validate
+from jepa.data.timelines import read_timeline
+from jepa.data.video import VideoStream, find_video
+from jepa.data.world import Stream, World
 from jepa.errors import InputError
 from jepa.evaluation.language import evaluate_answers
 from jepa.evaluation.record import code_version, describe_device, library_versions
+from jepa.evaluation.replay import excerpt, video_of
+from jepa.evaluation.requests import evaluate_requests
 from jepa.evaluation.streams import SPLITS, encode_streams, make_streams, save_streams, thumbnails
 from jepa.evaluation.tasks import score_tasks
 from jepa.models.vl_jepa import VLJEPA
 
-FORMAT = "jepa.evaluation/1"
+FORMAT = "jepa.evaluation/2"
 
 
 @torch.no_grad()
 def evaluate(config: dict[str, Any]) -> Path:
     """Runs a validated `EvaluateConfig` and returns the folder written, by default `evaluation` beside the checkpoint.
 
-    What follows is of a VL-JEPA; see `evaluate_answers` for a language model's.
+    What follows is of a VL-JEPA; see `evaluate_answers` for a language model's, and `evaluate_requests` for its streams
+    of `requests`, whose folder is by default `requests_<kind>` beside the checkpoint.
     The folder holds `evaluation.json` and, for each setting and split, latents, times, annotations and ledgers.
     """
     folder = Path(config["checkpoint"])
     trained = checkpoint.read_config(folder)
+    requests = config["requests"]
+    if requests is not None:
+        if trained["variant"] != "llm_jepa":
+            raise InputError(f"requests must be null for a checkpoint of {trained['variant']}, got {requests}")
+        output = Path(config["output"] or folder.parent / f"requests_{requests.get('kind')}")
+        evaluate_requests(folder, output, requests, config["seed"], config["accelerator"], config["data"])
+        return output
     output = Path(config["output"] or folder.parent / "evaluation")
     if trained["variant"] == "llm_jepa":
         answers = AnswersConfig(**validate({**trained["answers"], **config["answers"]}, AnswersConfig))
@@ -45,19 +60,12 @@ def evaluate(config: dict[str, Any]) -> Path:
 
     scores = score_tasks(model, world, config["seed"], config["candidates"], config["batch_size"])
     print(_score_lines(scores), flush=True)
-    settings = {}
-    for name, setting in config["streams"].items():
-        style = build(setting["style"])
-        for split in SPLITS:
-            streams = make_streams(world, name, split, setting[split], setting["seconds"], style, config["seed"])
-            encoded = encode_streams(model, streams, setting["step_rate_hz"], f"{name} {split}")
-            save_streams(encoded, output / name / split)
-        pictures = thumbnails(streams[0])
-        (output / name / "thumbnails.json").write_text(json.dumps(pictures), encoding="utf-8")
-        settings[name] = {
-            "description": setting["description"],
-            "step_rate_hz": setting["step_rate_hz"],
-            "seconds_each": setting["seconds"],
+    if config["videos"] is not None:
+        settings = {"videos": _save_videos(model, config["videos"], output / "videos")}
+    else:
+        settings = {
+            name: _save_made(model, world, name, setting, config["seed"], output / name)
+            for name, setting in config["streams"].items()
         }
     record = {
         "format": FORMAT,
@@ -78,6 +86,61 @@ def evaluate(config: dict[str, Any]) -> Path:
     (output / "evaluation.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     print(f"evaluation: {output}", flush=True)
     return output
+
+
+def _save_made(
+    model: VLJEPA, world: World, name: str, setting: dict[str, Any], seed: int, folder: Path
+) -> dict[str, Any]:
+    """Latents of the embedded streams of a setting; its entry in the record."""
+    style = build(setting["style"])
+    made = {
+        split: make_streams(world, name, split, setting[split], setting["seconds"], style, seed) for split in SPLITS
+    }
+    return _save_streams(model, made, setting, setting["seconds"], name, folder)
+
+
+def _save_videos(model: VLJEPA, setting: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Latents of the annotated videos of a folder; their entry in the record."""
+    source = {key: value for key, value in setting["timeline"].items() if key != "split_by"}
+    timeline = read_timeline(**source)
+    files = {r.video_id: find_video(Path(setting["folder"]), video_of(r.video_id)) for r in timeline.records}
+    there = [record for record in timeline.records if files[record.video_id] is not None]
+    print(f"{len(there)} of {len(files)} annotated videos are in {setting['folder']}", flush=True)
+    if not there:
+        raise InputError(f"videos.folder must hold annotated videos, got none of {len(files)} in {setting['folder']}")
+    taken = excerpt(
+        replace(timeline, records=tuple(there)),
+        0,
+        setting["minutes"],
+        setting["calibration_share"],
+        setting["timeline"]["split_by"],
+    )
+    size, fps = model.x_encoder.size, model.fps
+    found = {
+        split: [VideoStream(files[r.video_id] or Path(), r, size, fps) for r in taken.splits[split]] for split in SPLITS
+    }
+    seconds = [stream.record.duration for stream in found["test"]]
+    return _save_streams(model, found, setting, sum(seconds) / len(seconds), "videos", folder)
+
+
+def _save_streams(
+    model: VLJEPA,
+    streams: Mapping[str, Sequence[Stream | VideoStream]],
+    setting: dict[str, Any],
+    seconds: float,
+    name: str,
+    folder: Path,
+) -> dict[str, Any]:
+    for split, each in streams.items():
+        encoded = encode_streams(model, each, setting["step_rate_hz"], f"{name} {split}")
+        save_streams(encoded, folder / split)
+    pictures = thumbnails(streams["test"][0])
+    (folder / "thumbnails.json").write_text(json.dumps(pictures), encoding="utf-8")
+    return {
+        "description": setting["description"],
+        "step_rate_hz": setting["step_rate_hz"],
+        "seconds_each": seconds,
+    }
 
 
 def _score_lines(scores: dict[str, Any]) -> str:

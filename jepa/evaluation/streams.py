@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from jepa.data.records import StreamRecord, read_records, write_records
+from jepa.data.video import VideoStream
 from jepa.data.world import CAPTION_QUERIES, Stream, StreamStyle, World
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger
+from jepa.selective import ColourChange, step_changes
 
 SPLITS = ("calibration", "test")
 _SPLIT_SEEDS = {"calibration": 7_001, "test": 7_002}  # apart from each other and from training's
@@ -31,13 +34,17 @@ _SPLIT_SEEDS = {"calibration": 7_001, "test": 7_002}  # apart from each other an
 class StreamSet:
     """The streams of one split: `latents[i]` (T, E) float32 at `times[i]` (T,) seconds, annotated by `records[i]`.
 
-    `ledgers[i]` holds what encoding stream i took.
+    `ledgers[i]` holds what encoding stream i took, `changes[i]` (T,) the statistic of the change detector at each step.
+    Step i is the window of `length` slots from slot `i * hop` on.
     """
 
     records: list[StreamRecord]
     latents: list[np.ndarray]
     times: list[np.ndarray]
     ledgers: list[OperationLedger]
+    changes: list[np.ndarray] = field(default_factory=list)
+    hop: int = 1
+    length: int = 1
 
 
 def make_streams(
@@ -51,12 +58,14 @@ def make_streams(
     ]
 
 
-def encode_streams(model: VLJEPA, streams: list[Stream], step_rate: float, what: str) -> StreamSet:
-    """Runs X-Encoder and Predictor over whole streams, under a caption query."""
-    result = StreamSet([], [], [], [])
+def encode_streams(model: VLJEPA, streams: Sequence[Stream | VideoStream], step_rate: float, what: str) -> StreamSet:
+    """Runs X-Encoder and Predictor over whole streams, under a caption query, and the change detector beside them."""
+    hop, length = model.slots(step_rate)
+    result = StreamSet([], [], [], [], [], hop, length)
     for stream in tqdm(streams, desc=f"latents, {what}", unit="stream"):
         ledger = OperationLedger()
-        parts = list(model.stream(stream.frames(), step_rate, CAPTION_QUERIES[0], ledger))
+        watched = _Watched(stream.frames(), model.x_encoder.tubelet, ledger)
+        parts = list(model.stream(watched, step_rate, CAPTION_QUERIES[0], ledger))
         if not parts:
             raise InputError(
                 f"stream {stream.record.video_id} must last at least {model.window} s, got {stream.record.duration} s"
@@ -66,38 +75,64 @@ def encode_streams(model: VLJEPA, streams: list[Stream], step_rate: float, what:
         result.latents.append(np.concatenate([part[0] for part in parts]).astype(np.float32))
         result.times.append(np.concatenate([part[1] for part in parts]))
         result.ledgers.append(ledger)
+        result.changes.append(step_changes(np.array(watched.changes), hop, length).astype(np.float32))
     return result
 
 
-def thumbnails(stream: Stream, count: int = 36) -> list[dict[str, Any]]:
-    """`count` frames at equal distances, as `{time, png}` with base64 PNG data."""
+class _Watched:
+    """Frames passed on chunk by chunk, while a change detector looks at each slot of them."""
+
+    def __init__(self, frames: Iterable[np.ndarray], tubelet: int, ledger: OperationLedger) -> None:
+        self.frames, self.tubelet, self.ledger = frames, tubelet, ledger
+        self.changes: list[float] = []
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        detector = ColourChange()
+        waiting: list[np.ndarray] = []
+        for chunk in self.frames:
+            waiting = [*waiting, *chunk]
+            count = len(waiting) // self.tubelet
+            with self.ledger.timed("detector"):
+                for slot in range(count):
+                    frames = np.stack(waiting[slot * self.tubelet : (slot + 1) * self.tubelet])
+                    self.changes.append(detector.step(frames))
+            self.ledger.count("detector", calls=count, flops=count * detector.flops(self.tubelet, chunk.shape[1]))
+            waiting = waiting[count * self.tubelet :]
+            yield chunk
+
+
+def thumbnails(stream: Stream | VideoStream, count: int = 36) -> list[dict[str, Any]]:
+    """`count` frames at equal distances, as `{time, png}` with base64 PNG data; fewer if the stream ends early."""
     from PIL import Image
 
-    frames = np.concatenate(list(stream.frames()))
-    chosen = ((np.arange(count) + 0.5) / count * len(frames)).astype(int)
-    pictures = []
-    for index in chosen:
-        buffer = io.BytesIO()
-        Image.fromarray(frames[index]).save(buffer, format="PNG")
-        pictures.append(
-            {
-                "time": float(index / stream.world.fps),
-                "png": base64.b64encode(buffer.getvalue()).decode("ascii"),
-            }
-        )
+    chosen = ((np.arange(count) + 0.5) / count * stream.frame_count).astype(int).tolist()
+    pictures: list[dict[str, Any]] = []
+    first = 0
+    for chunk in stream.frames():
+        for index in chosen[len(pictures) :]:
+            if index >= first + len(chunk):
+                break
+            buffer = io.BytesIO()
+            Image.fromarray(chunk[index - first]).save(buffer, format="PNG")
+            png = base64.b64encode(buffer.getvalue()).decode("ascii")
+            pictures.append({"time": float(index / stream.fps), "png": png})
+        first += len(chunk)
     return pictures
 
 
 def save_streams(streams: StreamSet, folder: Path) -> None:
-    """Writes `latents.safetensors`, `records.jsonl` and `ledgers.json`."""
+    """Writes `latents.safetensors`, `records.jsonl` and `encoding.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    for record, latents, times in zip(streams.records, streams.latents, streams.times, strict=True):
+    per_stream = zip(streams.records, streams.latents, streams.times, streams.changes, strict=True)
+    for record, latents, times, changes in per_stream:
         tensors[f"{record.video_id}/latents"] = latents
         tensors[f"{record.video_id}/times"] = times
+        tensors[f"{record.video_id}/changes"] = changes
     save_file(tensors, folder / "latents.safetensors")
     write_records(streams.records, folder / "records.jsonl")
-    (folder / "ledgers.json").write_text(json.dumps([x.to_dict() for x in streams.ledgers]), encoding="utf-8")
+    encoding = {"hop": streams.hop, "length": streams.length, "ledgers": [x.to_dict() for x in streams.ledgers]}
+    (folder / "encoding.json").write_text(json.dumps(encoding), encoding="utf-8")
 
 
 def load_streams(folder: Path) -> StreamSet:
@@ -111,18 +146,20 @@ def load_streams(folder: Path) -> StreamSet:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a whole safetensors file: {error}") from None
     for record in records:
-        for part in ("latents", "times"):
+        for part in ("latents", "times", "changes"):
             if f"{record.video_id}/{part}" not in tensors:
                 raise InputError(f"{path}: no {part} of the stream {record.video_id!r} that records.jsonl lists")
     try:
-        ledgers = [
-            OperationLedger.from_dict(d) for d in json.loads((folder / "ledgers.json").read_text(encoding="utf-8"))
-        ]
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{folder / 'ledgers.json'} cannot be read: {error}") from None
+        encoding = json.loads((folder / "encoding.json").read_text(encoding="utf-8"))
+        ledgers = [OperationLedger.from_dict(ledger) for ledger in encoding["ledgers"]]
+        window = {key: int(encoding[key]) for key in ("hop", "length")}
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / 'encoding.json'} cannot be read: {error!r}") from None
     return StreamSet(
         records,
         [tensors[f"{r.video_id}/latents"] for r in records],
         [tensors[f"{r.video_id}/times"] for r in records],
         ledgers,
+        [tensors[f"{r.video_id}/changes"] for r in records],
+        **window,
     )

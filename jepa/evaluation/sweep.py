@@ -5,52 +5,99 @@ S streams, T steps, E embedding dimensions, N latents.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from jepa.config import build
+from jepa.config import build, build_as
 from jepa.errors import InputError
 from jepa.evaluation.streams import StreamSet
 from jepa.metrics import (
-    DocumentFrequency,
+    CaptionPairs,
+    DenseScores,
     SweepPoint,
+    area_between_curves,
     bootstrap_mean,
+    dense_scores,
     document_frequency,
+    paired_difference,
     saving_at_equal_quality,
     stream_scores,
     tokenize,
 )
 from jepa.operations import OperationLedger
-from jepa.selective import Decoded, Decoder, Emission, Policy, SelectiveDecoder
+from jepa.selective import (
+    Calibration,
+    Decoded,
+    Decoder,
+    Emission,
+    ErrorRate,
+    LatentCache,
+    Oracle,
+    Policy,
+    Segment,
+    SelectiveDecoder,
+    StepSelection,
+    audit_cache,
+    calibrate_threshold,
+    decode_segments,
+    slots_needed,
+)
 
-Counted = Callable[[], None]
+NO_KNOB = "none"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A policy family: `make(value)` gives the policy with its knob at `value`."""
+    """A policy family: `make(value)` gives the policy with its knob at `value`.
+
+    With a `cache` (`{capacity, shared, error_rate}`) the texts of near latents are used again; its threshold is
+    calibrated anew for each value of the knob. With `steps` the encoder runs at the steps that they select alone.
+    """
 
     name: str
     label: str
     knob: str
     values: tuple[float, ...]
     make: Callable[[float], Policy]
+    cache: Mapping[str, Any] | None = None
+    steps: StepSelection | None = None
 
 
 def sweeps(policies: Mapping[str, Mapping[str, Any]]) -> dict[str, Sweep]:
-    """The policy families of a validated report configuration."""
+    """The policy families of a validated report configuration; the knob "none" is that of a policy without one."""
+
+    known: dict[str, Policy] = {}
 
     def factory(node: Mapping[str, Any], knob: str) -> Callable[[float], Policy]:
-        return lambda value: build(node, **{knob: value})
+        def make(value: float) -> Policy:
+            key = json.dumps([node, knob, value], sort_keys=True)
+            if key not in known:
+                policy = build(node, **({} if knob == NO_KNOB else {knob: value}))
+                known[key] = policy if isinstance(policy, Oracle) else RememberingPolicy(policy)
+            return known[key]
+
+        return make
 
     return {
-        name: Sweep(name, p["label"], p["knob"], tuple(p["values"]), factory(p["policy"], p["knob"]))
+        name: Sweep(
+            name,
+            p["label"],
+            p["knob"],
+            tuple(p["values"]),
+            factory(p["policy"], p["knob"]),
+            p["cache"],
+            None if p["steps"] is None else build_as(StepSelection, f"policies.{name}.steps", p["steps"]),
+        )
         for name, p in policies.items()
     }
 
@@ -71,6 +118,79 @@ class RememberingDecoder:
         return [self._known[key] for key in keys]
 
 
+class RememberingPolicy(Policy):
+    """Cuts equal streams once. For sweeps only: families that differ in their cache alone have the same segments."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.name, self.causal, self.latency, self.state = policy.name, policy.causal, policy.latency, policy.state
+        self._known: dict[bytes, list[tuple[Segment, int]]] = {}
+
+    def start(self) -> None:
+        self.policy.start()
+
+    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
+        return self.policy.step(latent, time)
+
+    def finish(self) -> list[Segment]:
+        return self.policy.finish()
+
+    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
+        key = hashlib.blake2b(latents.tobytes() + times.tobytes()).digest()
+        if key not in self._known:
+            self._known[key] = self.policy.run(latents, times)
+        return self._known[key]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """A policy at one value of its knob, on the streams of a split."""
+
+    emissions: list[list[Emission]]
+    ledger: OperationLedger  # of the steps and of what was decoded, not of the encoding
+    wrong: ErrorRate | None = None  # of the cache
+
+
+class _Split:
+    """The streams of one split, and what scores emissions on them: the pool is one for all policies."""
+
+    def __init__(self, streams: StreamSet) -> None:
+        self.streams = streams
+        events = [event for record in streams.records for event in record.events]
+        self.pairs = CaptionPairs(document_frequency([[tokenize(event.text)] for event in events]))
+
+    def point(self, knob: float, emissions: Sequence[Sequence[Emission]]) -> SweepPoint:
+        """Quality, and decoder calls: what a cache answered is none."""
+        records = self.streams.records
+        scores = [
+            stream_scores(
+                [event.text for event in record.events],
+                np.array([event.midpoint for event in record.events]),
+                [emission.text for emission in emitted],
+                np.array([emission.time for emission in emitted]),
+                self.pairs,
+            )
+            for record, emitted in zip(records, emissions, strict=True)
+        ]
+        calls = [sum(emission.source == "decoder" for emission in emitted) for emitted in emissions]
+        return SweepPoint(knob, tuple(scores), np.array(calls), np.array([record.duration for record in records]))
+
+    def dense(self, emissions: Sequence[Sequence[Emission]]) -> list[DenseScores]:
+        """What nearest-in-time scores do not see, of each stream."""
+        return [
+            dense_scores(
+                [event.text for event in record.events],
+                [(event.start, event.end) for event in record.events],
+                [emission.text for emission in emitted],
+                [emission.time for emission in emitted],
+                np.array([(emission.start, emission.end) for emission in emitted]).reshape(-1, 2),
+                record.duration,
+                self.pairs.similarity,
+            )
+            for record, emitted in zip(self.streams.records, emissions, strict=True)
+        ]
+
+
 def sweep_setting(
     streams: Mapping[str, StreamSet],
     decoder: Decoder,
@@ -80,48 +200,147 @@ def sweep_setting(
     confidence: float,
     seed: int,
     name: str,
+    tolerances: Sequence[float] = (0.0,),
 ) -> dict[str, Any]:
     """Curves, savings, operations and emissions of one setting.
 
-    `streams` has the splits `calibration` and `test`. A reference is `{policy, rate_hz}`; the first is the headline.
-    The pool of document frequencies is one for all policies of a split: its annotations.
+    `streams` has the splits `calibration` and `test`. Whatever is chosen or calibrated (the value of a knob, the
+    threshold of a cache) is so on the calibration streams. A reference is `{policy, rate_hz}`; the first one, at the
+    first of the `tolerances`, is the headline. The pool of document frequencies is one for all policies of a split:
+    its annotations.
 
     Returns:
-        `curves`, `savings` and `operations` of the results schema, and `emissions`: for the policies that the strip
-        shows, those on the first test stream.
+        `curves`, `savings`, `areas` and `operations` of the results schema, and `emissions`: for the policies that the
+        strip shows, those on the first test stream.
     """
     remembering = RememberingDecoder(decoder)
+    splits = {split: _Split(streams[split]) for split in ("calibration", "test")}
     points: dict[str, dict[str, dict[float, SweepPoint]]] = {}
-    total = sum(len(f.values) for f in families.values()) * len(streams)
+    dense: dict[tuple[str, float], list[DenseScores]] = {}
+    caches: dict[tuple[str, float], Calibration] = {}
+    wrong: dict[tuple[str, float], ErrorRate | None] = {}
+    total = sum(len(f.values) for f in families.values()) * len(splits)
     with tqdm(total=total, desc=f"policies, {name}", unit="run") as bar:
-        for split, recorded in streams.items():
-            frequencies = _frequencies(recorded)
+        for kind, split in splits.items():
             for family in families.values():
                 for value in family.values:
-                    emissions, _ = _decode(family.make(value), recorded, remembering, latent_delay)
-                    point = _score(value, recorded, emissions, frequencies)
-                    points.setdefault(family.name, {}).setdefault(split, {})[value] = point
+                    key = (family.name, value)
+                    if family.cache is not None and kind == "calibration":
+                        caches[key] = _calibrate(family, value, split.streams, remembering)
+                    outcome = _decode(
+                        family, value, split.streams, remembering, remembering, latent_delay, caches.get(key)
+                    )
+                    points.setdefault(family.name, {}).setdefault(kind, {})[value] = split.point(
+                        value, outcome.emissions
+                    )
+                    if kind == "test":
+                        dense[key], wrong[key] = split.dense(outcome.emissions), outcome.wrong
                     bar.update()
-    savings = list(_savings(points, families, references, confidence, seed))
+    savings = list(_savings(points, dense, families, references, tolerances, confidence, seed))
     operations: list[dict[str, Any]] = []
     strip: dict[str, list[dict[str, Any]]] = {}
+    test = streams["test"]
     for policy, knob in _operating_points(savings, references):
-        emissions, ledger = _decode(families[policy].make(knob), streams["test"], decoder, latent_delay)
-        for encoding in streams["test"].ledgers:
-            ledger = ledger + encoding
-        operations.append({"policy": policy, "knob": knob, "ledger": ledger.to_dict()})
-        strip.setdefault(policy, [_plain(e) for e in emissions[0]])
-    curves = {family.name: _curve(family, points[family.name], seed) for family in families.values()}
-    return {"curves": curves, "savings": savings, "operations": operations, "emissions": strip}
+        family = families[policy]
+        outcome = _decode(family, knob, test, decoder, remembering, latent_delay, caches.get((policy, knob)))
+        ledger = outcome.ledger
+        for index in range(len(test.records)):
+            ledger = ledger + _encoding(test, index, family.steps)
+        operations.append(
+            {
+                "policy": policy,
+                "knob": knob,
+                "ledger": ledger.to_dict(),
+                "seconds_estimated": family.steps is not None,
+            }
+        )
+        strip.setdefault(policy, [_plain(e) for e in outcome.emissions[0]])
+    curves = {
+        family.name: _curve(family, points[family.name], dense, caches, wrong, seed) for family in families.values()
+    }
+    baseline = list(points[references[0]["policy"]]["test"].values())
+    areas = {
+        family: asdict(area_between_curves(baseline, list(found["test"].values()), seed=seed))
+        for family, found in points.items()
+        if family != references[0]["policy"]
+    }
+    return {"curves": curves, "savings": savings, "areas": areas, "operations": operations, "emissions": strip}
+
+
+def _calibrate(family: Sweep, value: float, streams: StreamSet, decoder: Decoder) -> Calibration:
+    """The threshold of a family's cache, on what its policy cuts."""
+    settings = family.cache or {}
+    with _naming_streams(streams):
+        return calibrate_threshold(
+            decode_segments(family.make(value), decoder, _steps(streams, family.steps)),
+            settings["error_rate"],
+            capacity=settings["capacity"],
+            shared=settings["shared"],
+        )
 
 
 def _decode(
-    policy: Policy, streams: StreamSet, decoder: Decoder, latent_delay: float
-) -> tuple[list[list[Emission]], OperationLedger]:
-    selective = SelectiveDecoder(policy, decoder, latent_delay=latent_delay)
+    family: Sweep,
+    value: float,
+    streams: StreamSet,
+    decoder: Decoder,
+    auditor: Decoder,
+    latent_delay: float,
+    calibrated: Calibration | None,
+) -> _Outcome:
+    """Runs a policy; the hits of its cache are checked against `auditor`, which counts as no operation."""
+    policy, settings, cache, wrong = family.make(value), family.cache, None, None
+    if settings is not None and calibrated is not None:
+        cache = LatentCache(calibrated.threshold, settings["capacity"], shared=settings["shared"])
+    selective = SelectiveDecoder(policy, decoder, cache=cache, latent_delay=latent_delay)
+    steps = _steps(streams, family.steps)
     with _naming_streams(streams):
-        emissions = selective.run_many(list(zip(streams.latents, streams.times, strict=True)))
-    return emissions, selective.ledger
+        if isinstance(policy, Oracle):
+            emissions = []
+            for record, stream in zip(streams.records, steps, strict=True):
+                policy.boundaries = sorted({t for event in record.events for t in (event.start, event.end)})
+                emissions.append(selective.run(*stream))
+        else:
+            emissions = selective.run_many(steps)
+    if cache is not None:
+        wrong = audit_cache(cache, decode_segments(policy, auditor, steps), ledger=selective.ledger)
+    return _Outcome(emissions, selective.ledger, wrong)
+
+
+def _steps(streams: StreamSet, selection: StepSelection | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Latents and times of each stream, at the steps that are computed."""
+    everything = list(zip(streams.latents, streams.times, strict=True))
+    if selection is None:
+        return everything
+    chosen = [selection.select(changes) for changes in streams.changes]
+    return [(latents[mask], times[mask]) for (latents, times), mask in zip(everything, chosen, strict=True)]
+
+
+def _encoding(streams: StreamSet, index: int, selection: StepSelection | None) -> OperationLedger:
+    """What encoding one stream takes.
+
+    The whole stream was encoded once. Of the steps that a selection takes, calls and FLOPs are exact (all calls cost
+    the same FLOPs), wall time is estimated by the mean of a call.
+    """
+    whole, ledger = streams.ledgers[index], OperationLedger()
+    ledger.stream(whole.stream_seconds)
+    calls = {"encoder": whole.encoder.calls, "predictor": whole.predictor.calls}
+    if selection is not None:
+        mask = selection.select(streams.changes[index])
+        calls = {"encoder": slots_needed(mask, streams.hop, streams.length), "predictor": int(mask.sum())}
+        if selection.threshold is not None:
+            ledger.count("detector", **asdict(whole.detector))
+    for part, count in calls.items():
+        once = getattr(whole, part)
+        share = count / once.calls if once.calls else 0.0
+        ledger.count(
+            part,
+            calls=count,
+            forward_passes=round(once.forward_passes * share),
+            flops=round(once.flops * share),
+            seconds=once.seconds * share,
+        )
+    return ledger
 
 
 @contextmanager
@@ -136,39 +355,16 @@ def _naming_streams(streams: StreamSet) -> Iterator[None]:
         raise InputError(f"stream {streams.records[int(number)].video_id}: {rest}") from None
 
 
-def _frequencies(streams: StreamSet) -> DocumentFrequency:
-    return document_frequency([[tokenize(event.text)] for record in streams.records for event in record.events])
-
-
-def _score(
-    knob: float, streams: StreamSet, emissions: Sequence[Sequence[Emission]], frequencies: DocumentFrequency
-) -> SweepPoint:
-    scores = [
-        stream_scores(
-            [event.text for event in record.events],
-            np.array([event.midpoint for event in record.events]),
-            [emission.text for emission in emitted],
-            np.array([emission.time for emission in emitted]),
-            frequencies,
-        )
-        for record, emitted in zip(streams.records, emissions, strict=True)
-    ]
-    return SweepPoint(
-        knob,
-        tuple(scores),
-        np.array([len(emitted) for emitted in emissions]),
-        np.array([record.duration for record in streams.records]),
-    )
-
-
 def _savings(
     points: Mapping[str, Mapping[str, Mapping[float, SweepPoint]]],
+    dense: Mapping[tuple[str, float], Sequence[DenseScores]],
     families: Mapping[str, Sweep],
     references: Sequence[Mapping[str, Any]],
+    tolerances: Sequence[float],
     confidence: float,
     seed: int,
 ) -> Iterator[dict[str, Any]]:
-    for number, reference in enumerate(references):
+    for number, (reference, tolerance) in enumerate(product(references, tolerances)):
         name, rate = reference["policy"], reference["rate_hz"]
         if name not in families or rate not in families[name].values:
             raise InputError(f"reference {name} at {rate:g} Hz must be one of the swept policies and values")
@@ -179,36 +375,62 @@ def _savings(
                 points[name]["test"][rate],
                 list(points[family.name]["test"].values()),
                 confidence=confidence,
+                tolerance=tolerance,
                 seed=seed,
             )
+            difference = None
+            if saving.knob is not None:
+                ours, theirs = (
+                    [scores.temporal_f1_merged for scores in dense[key]]
+                    for key in ((family.name, saving.knob), (name, rate))
+                )
+                difference = asdict(paired_difference(ours, theirs, seed=seed))
+            found = asdict(saving)
+            if saving.saving is not None and math.isinf(saving.saving.high):
+                found["saving"]["high"] = None
             yield {
                 "reference": dict(reference),
+                "tolerance": tolerance,
                 "headline": number == 0,
                 "policy": family.name,
-                **asdict(saving),
+                **found,
+                "temporal_f1_difference": difference,
             }
 
 
 def _operating_points(
     savings: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, float]]:
-    """The headline reference itself, then each policy where it was found to be as good."""
+    """The headline reference itself, then each policy where it is as good, or loses the least of the tolerances."""
     first = references[0]
-    chosen = [(first["policy"], first["rate_hz"])]
-    chosen += [(s["policy"], s["knob"]) for s in savings if s["headline"] and s["knob"] is not None]
-    return list(dict.fromkeys(chosen))
+    chosen = {first["policy"]: first["rate_hz"]}
+    for saving in savings:
+        if saving["reference"] == first and saving["knob"] is not None:
+            chosen.setdefault(saving["policy"], saving["knob"])
+    return list(chosen.items())
 
 
-def _curve(family: Sweep, points: Mapping[str, Mapping[float, SweepPoint]], seed: int) -> dict[str, Any]:
+def _curve(
+    family: Sweep,
+    points: Mapping[str, Mapping[float, SweepPoint]],
+    dense: Mapping[tuple[str, float], Sequence[DenseScores]],
+    caches: Mapping[tuple[str, float], Calibration],
+    wrong: Mapping[tuple[str, float], ErrorRate | None],
+    seed: int,
+) -> dict[str, Any]:
     policy = family.make(family.values[0])
     curve: dict[str, Any] = {
         "label": family.label,
         "causal": policy.causal,
         "latency": policy.latency,
+        "state": policy.state,
+        "oracle": isinstance(policy, Oracle),
         "knob": family.knob,
+        "cache": None if family.cache is None else dict(family.cache),
+        "selects_steps": family.steps is not None,
     }
-    for split, by_knob in points.items():
-        curve[split] = [
+    for kind, by_knob in points.items():
+        curve[kind] = [
             {
                 "knob": knob,
                 "decodes_per_second": point.decodes_per_second,
@@ -216,8 +438,15 @@ def _curve(family: Sweep, points: Mapping[str, Mapping[float, SweepPoint]], seed
             }
             for knob, point in by_knob.items()
         ]
+    for row in curve["test"]:
+        key = (family.name, row["knob"])
+        scores = [asdict(stream) for stream in dense[key]]
+        row["dense"] = {name: float(np.mean([stream[name] for stream in scores])) for name in scores[0]}
+        error = wrong[key]
+        if error is not None:
+            row["cache"] = {"threshold": caches[key].threshold, "error": asdict(error)}
     return curve
 
 
 def _plain(emission: Emission) -> dict[str, Any]:
-    return {key: value for key, value in asdict(emission).items() if key != "source"}
+    return asdict(emission)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from jepa.data.pairs import Pair
 from jepa.decoders.prefix import PrefixDecoder
 from jepa.encoders.language import LanguageModel
 from jepa.errors import InputError
-from jepa.operations import OperationLedger
+from jepa.operations import OperationLedger, count_flops, transformer_flops
+from jepa.operations.closed_form import FAMILIES
 from jepa.predictors.tied import TiedPredictor
 from jepa.selective import Decoded
 
@@ -76,6 +78,7 @@ class LLMJEPA(nn.Module):
         super().__init__()
         self.language, self.predictor, self.tokenizer = language_model, predictor, tokenizer
         self.y_decoder = y_decoder
+        self._flops: dict[tuple[int, int, int], int] = {}
         self.predictor_ids = tokenizer.add_predictors(predictor.tokens)
         language_model.fit_vocabulary(len(tokenizer), self.predictor_ids)
 
@@ -158,36 +161,88 @@ class LLMJEPA(nn.Module):
         rows = self.y_decoder.generate(latents.to(self.device), self.tokenizer.end_id)
         counts = [min(len(row) + 1, self.y_decoder.max_length) for row in rows]
         texts = self.tokenizer.decode(rows)
-        return [Decoded(text, count, count) for text, count in zip(texts, counts, strict=True)]
+        return [
+            Decoded(text, count, count, self.y_decoder.flops(count)) for text, count in zip(texts, counts, strict=True)
+        ]
+
+    def answer(self, requests: Sequence[Request], max_new_tokens: int) -> list[Decoded]:
+        """The language model's own greedy answers; a token is a forward pass, the first with the whole prompt.
+
+        FLOPs are those of each request answered alone.
+        """
+        prompts = [[*pair.prompt, *pair.answer[: pair.opening]] for pair in self._ids(requests)]
+        rows = self.generate(requests, max_new_tokens)
+        return [
+            Decoded(text, len(row), len(row), self._answer_flops(len(prompt), len(row)))
+            for text, prompt, row in zip(self.tokenizer.decode(rows), prompts, rows, strict=True)
+        ]
 
     @torch.no_grad()
-    def answer(self, requests: Sequence[Request], max_new_tokens: int) -> list[Decoded]:
-        """The language model's own greedy answers; a token is a forward pass, the first with the whole prompt."""
+    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[list[int]]:
+        """The tokens of `answer`, with the stop token where one was reached."""
         prompts = [[*pair.prompt, *pair.answer[: pair.opening]] for pair in self._ids(requests)]
         ids, mask = self.tokenizer.pad(prompts)
-        rows = self.language.generate(
+        return self.language.generate(
             ids.to(self.device), mask.to(self.device), max_new_tokens, self.tokenizer.stop_ids
         )
-        texts = self.tokenizer.decode(rows)
-        return [Decoded(text, len(row), len(row)) for text, row in zip(texts, rows, strict=True)]
+
+    @torch.no_grad()
+    def pass_flops(self, tokens: int, context: int, logits: int = 0) -> int:
+        """FLOPs of one pass of the language model over `tokens` tokens, by the conventions of `count_flops`.
+
+        By the closed form for the families that have one; otherwise counted once on a pass of these lengths.
+
+        Args:
+            tokens: that are processed, >= 1.
+            context: tokens that they attend to, themselves and those of the key/value cache.
+            logits: of the last tokens, how many get logits.
+        """
+        key = (tokens, context, logits)
+        if key not in self._flops:
+            config = self.language.lm.config
+            if self.language.lora is None and config.model_type in FAMILIES:
+                self._flops[key] = transformer_flops(config, tokens, context=context, logits=logits).total
+            else:
+                self._flops[key] = self._measured_flops(*key)
+        return self._flops[key]
+
+    def _measured_flops(self, tokens: int, context: int, logits: int) -> int:
+        ids = torch.zeros((1, context), dtype=torch.long, device=self.device)
+        mask, held = torch.ones_like(ids, dtype=torch.bool), context - tokens
+        cache = self.language.extend(ids[:, :held], mask[:, :held], None)[1] if held else None
+
+        def run() -> None:
+            states, _ = self.language.extend(ids[:, held:], mask, cache)
+            if logits:
+                self.language.logits(states[:, -logits:])
+
+        return count_flops(run).total
+
+    def _answer_flops(self, prompt: int, tokens: int) -> int:
+        """FLOPs of generating `tokens` tokens, >= 1, after a prompt of `prompt` tokens."""
+        later = (self.pass_flops(1, prompt + i, 1) for i in range(1, tokens))
+        return self.pass_flops(prompt, prompt, 1) + sum(later)
 
     def stream(
         self, requests: Iterable[Sequence[Request]], ledger: OperationLedger | None = None
     ) -> Iterator[np.ndarray]:
         """Predicted embeddings (T, E) float32, L2-normalised, of a stream of requests that comes in chunks of T.
 
-        The ledger counts an encoder and a predictor call for each request; where the [PRED] tokens come first, or there
-        are none, predicting takes no forward pass of its own.
+        The ledger counts an encoder and a predictor call for each request, with the FLOPs of each encoded alone; where
+        the [PRED] tokens come first, or there are none, predicting takes no forward pass of its own.
         """
         ledger = ledger if ledger is not None else OperationLedger()
         for chunk in requests:
             with ledger.timed("encoder"):
                 encoded = self.encode(chunk)
-            ledger.count("encoder", calls=len(chunk), forward_passes=len(chunk))
             with ledger.timed("predictor"):
                 latents = self.predict(encoded)
+            lengths, k = encoded.mask.sum(1).tolist(), len(self.predictor_ids)
+            flops = sum(self.pass_flops(n, n) for n in lengths)
+            ledger.count("encoder", calls=len(chunk), forward_passes=len(chunk), flops=flops)
             own_pass = bool(self.predictor_ids) and self.predictor.placement == "append"
-            ledger.count("predictor", calls=len(chunk), forward_passes=len(chunk) if own_pass else 0)
+            passes, flops = (len(chunk), sum(self.pass_flops(k, n + k) for n in lengths)) if own_pass else (0, 0)
+            ledger.count("predictor", calls=len(chunk), forward_passes=passes, flops=flops)
             yield latents.cpu().numpy()
 
     def parameters_by_role(self) -> list[dict[str, Any]]:
@@ -209,6 +264,14 @@ class LLMJEPA(nn.Module):
         return self.tokenizer.encode([r if isinstance(r, Pair) else Pair(r, "", None) for r in requests])
 
 
+class Answerer(Protocol):
+    """What answers requests: an `LLMJEPA`, or a `RequestSession` of one."""
+
+    def answer(self, requests: Sequence[Request], max_new_tokens: int) -> list[Decoded]:
+        """A greedy answer of at most `max_new_tokens` tokens to each request."""
+        ...
+
+
 class RequestDecoder:
     """The language model's own answers behind the protocol of `SelectiveDecoder`, which knows latents only.
 
@@ -221,7 +284,7 @@ class RequestDecoder:
         memory: how many of the newest requests it can still answer; None: all.
     """
 
-    def __init__(self, model: LLMJEPA, max_new_tokens: int, memory: int | None = None) -> None:
+    def __init__(self, model: Answerer, max_new_tokens: int, memory: int | None = None) -> None:
         self.model, self.max_new_tokens = model, max_new_tokens
         self.heard: deque[tuple[Request, Tensor]] = deque(maxlen=memory)
 
@@ -242,3 +305,162 @@ class RequestDecoder:
         known = torch.stack([latent for _, latent in self.heard])
         nearest = (latents.cpu() @ known.T).argmax(1).tolist()
         return self.model.answer([self.heard[i][0] for i in nearest], self.max_new_tokens)
+
+
+class RequestSession:
+    """An LLM-JEPA on requests that come one after another: typed word by word, or each a new one.
+
+    Encoder, predictor and answers work on one key/value cache: of each token sequence only what follows the longest
+    common beginning with the sequence before is computed, by whichever part that was. (The cache of a sliding window
+    cannot go back: such models begin anew unless a sequence goes on from the one before.) What is computed is what the
+    ledger counts.
+
+    Args:
+        model: an LLM-JEPA in evaluation mode.
+        ledger: where encoder, predictor and the verification of answers are counted; answers are returned with their
+            counts, for `SelectiveDecoder` to add.
+    """
+
+    def __init__(self, model: LLMJEPA, ledger: OperationLedger | None = None) -> None:
+        self.model = model
+        self.ledger = OperationLedger() if ledger is None else ledger
+        self._stop = set(model.tokenizer.stop_ids)
+        self._crops = not (model.language.mixed_layers or model.language.windowed)
+        self._encoded: dict[Pair, Any] = {}
+        self._held: list[int] = []  # the tokens whose keys and values are in the cache
+        self._cache: Any = None
+        self._begun: tuple[Pair, list[int]] | None = None  # the last request verified, and how its answer begins
+
+    def state(self, request: Request) -> np.ndarray:
+        """X-Encoder: the state of a request's last token (D,) float32, L2-normalised."""
+        pair = _pair(request)
+        return self._state(pair, self._encode(pair))
+
+    def predict(self, request: Request) -> np.ndarray:
+        """X-Encoder and Predictor: the predicted embedding (E,) float32, L2-normalised."""
+        pair, own = _pair(request), self.model.predictor_ids
+        states = self._encode(pair)
+        if own and self.model.predictor.placement == "append":
+            states = self._run("predictor", [*self._ids(pair).prompt, *own], calls=1)
+        else:
+            self.ledger.count("predictor", calls=1)
+        return self._latent(pair, states)
+
+    def agrees(self, request: Request, text: str, tolerance: float = 0.0) -> bool:
+        """Whether `text` may stand as the answer to a request: one forward pass over it, counted as the decoder's.
+
+        It may if none of its tokens, its end included, has a log-probability more than `tolerance` (nats) below that of
+        the likeliest token in its place: with 0 exactly if the model would answer so itself. If not, `answer` goes on
+        from the first token that differs from the model's own, so that the pass is not lost.
+        """
+        pair = _pair(request)
+        return self.worst_gap(pair, self._draft(pair, text)) <= tolerance
+
+    def worst_gap(self, request: Request, draft: list[int]) -> float:
+        """How far the worst token of a draft (its end included) lies below the likeliest in its place, in nats."""
+        pair = _pair(request)
+        states = self._run("decoder", [*self._prompt(pair), *draft[:-1]], last=len(draft), logits=len(draft))
+        gap, own = self._judge(pair, draft, states)
+        self._begun = (pair, own[: common_length(draft, own) + 1])
+        return gap
+
+    def answer(self, requests: Sequence[Request], max_new_tokens: int) -> list[Decoded]:
+        """The model's own greedy answers, one after the other; tokens known from `agrees` are not generated again."""
+        return [self._answer(_pair(request), max_new_tokens) for request in requests]
+
+    def _answer(self, pair: Pair, max_new_tokens: int) -> Decoded:
+        known, begun = self._begun or (None, [])
+        row = begun[:max_new_tokens] if known == pair else []
+        prompt, start, flops = self._prompt(pair), len(row), 0
+        while len(row) < max_new_tokens and not (row and row[-1] in self._stop):
+            states, cost = self._extend([*prompt, *row], last=1, logits=1)
+            row = [*row, self._next(pair, row, states)]
+            flops += cost
+        return Decoded(self._text(row), len(row) - start, len(row) - start, flops)
+
+    def _encode(self, pair: Pair) -> Tensor | None:
+        before = self.model.predictor_ids if self.model.predictor.placement == "prepend" else []
+        return self._run("encoder", [*before, *self._ids(pair).prompt], calls=1)
+
+    def _run(self, part: str, ids: list[int], *, calls: int = 0, last: int = 1, logits: int = 0) -> Tensor | None:
+        """One pass, counted: the states (n, D) of at least the `last` tokens."""
+        with self.ledger.timed(part):
+            states, flops = self._extend(ids, last, logits)
+        self.ledger.count(part, calls=calls, forward_passes=1, flops=flops)
+        return states
+
+    def _extend(self, ids: list[int], last: int, logits: int) -> tuple[Tensor | None, int]:
+        """States (n, D) of the tokens that are not held, at least the `last`, and the FLOPs of the pass."""
+        kept = min(common_length(ids, self._held), len(ids) - last)
+        if kept < len(self._held) and not self._crops:
+            kept = 0
+        states = self._compute(ids, kept)
+        self._held = ids
+        return states, self.model.pass_flops(len(ids) - kept, len(ids), logits)
+
+    def _ids(self, pair: Pair) -> Any:
+        if pair not in self._encoded:
+            self._encoded[pair] = self.model.tokenizer.encode([pair])[0]
+        return self._encoded[pair]
+
+    def _prompt(self, pair: Pair) -> list[int]:
+        """What the answer follows."""
+        ids = self._ids(pair)
+        return [*ids.prompt, *ids.answer[: ids.opening]]
+
+    def _draft(self, pair: Pair, text: str) -> list[int]:
+        """A text as the answer to a request, with its end of turn."""
+        ids = self._ids(replace(pair, answer=text))
+        return list(ids.answer[ids.opening :])
+
+    # What is computed, and what is read from it: a session that remembers answers for an evaluation replaces these.
+
+    @torch.no_grad()
+    def _compute(self, ids: list[int], kept: int) -> Tensor | None:
+        if kept == 0:
+            self._cache = None
+        elif kept < len(self._held):
+            self._cache.crop(kept - len(self._held))  # negative: how many to remove
+        tokens = torch.tensor([ids], device=self.model.device)
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        states, self._cache = self.model.language.extend(tokens[:, kept:], mask, self._cache)
+        return states[0]
+
+    def _state(self, pair: Pair, states: Any) -> np.ndarray:
+        return _unit(states[-1])
+
+    def _latent(self, pair: Pair, states: Any) -> np.ndarray:
+        return _unit(states[-1])
+
+    @torch.no_grad()
+    def _judge(self, pair: Pair, draft: list[int], states: Any) -> tuple[float, list[int]]:
+        """How far the worst token of a draft lies below the likeliest in its place (nats), and the likeliest ones."""
+        scores = self.model.language.logits(states[-len(draft) :]).log_softmax(-1)
+        best, own = scores.max(-1)
+        given = scores.gather(1, torch.tensor(draft, device=scores.device)[:, None])[:, 0]
+        return float((best - given).max()), own.tolist()
+
+    @torch.no_grad()
+    def _next(self, pair: Pair, row: list[int], states: Any) -> int:
+        """The token that follows `row` in the answer."""
+        return int(self.model.language.logits(states[-1]).argmax())
+
+    def _text(self, row: list[int]) -> str:
+        return self.model.tokenizer.decode([row])[0]
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences have in common from their beginning."""
+    for index, (first, second) in enumerate(zip(one, other, strict=False)):
+        if first != second:
+            return index
+    return min(len(one), len(other))
+
+
+def _unit(state: Tensor) -> np.ndarray:
+    return np.asarray(F.normalize(state.float(), dim=-1).cpu())
+
+
+def _pair(request: Request) -> Pair:
+    """What a request is, whatever its answer and its source."""
+    return Pair(request, "", None) if isinstance(request, str) else Pair(request.request, "", request.system)

@@ -18,9 +18,9 @@ from jepa.decoders.prefix import PrefixDecoder
 from jepa.encoders.text import TextTransformer
 from jepa.encoders.vision import FrameViT
 from jepa.errors import InputError
-from jepa.operations import OperationLedger
+from jepa.operations import OperationLedger, count_flops
 from jepa.predictors.transformer import QueryPredictor
-from jepa.selective import Decoded
+from jepa.selective import Decoded, SelectiveEncoding
 
 
 class VLJEPA(nn.Module):
@@ -53,6 +53,7 @@ class VLJEPA(nn.Module):
         self.x_encoder, self.predictor = x_encoder, predictor
         self.y_encoder, self.y_decoder = y_encoder, y_decoder
         self.tokenizer, self.frames, self.fps = tokenizer, frames, fps
+        self._stream_flops: dict[str, dict[str, int]] = {}  # by query
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +93,7 @@ class VLJEPA(nn.Module):
         rows = self.y_decoder.generate(latents.to(self.device), self.tokenizer.eos_id)
         counts = [min(len(row) + 1, self.y_decoder.max_length) for row in rows]
         return [
-            Decoded(text=text, tokens=count, forward_passes=count)
+            Decoded(text=text, tokens=count, forward_passes=count, flops=self.y_decoder.flops(count))
             for text, count in zip(self.tokenizer.decode(rows), counts, strict=True)
         ]
 
@@ -103,62 +104,92 @@ class VLJEPA(nn.Module):
         step_rate: float,
         query: str,
         ledger: OperationLedger | None = None,
+        selection: SelectiveEncoding | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Latents of a sliding window over a stream, as frames arrive.
 
-        Each time slot is encoded once, whatever the overlap of the windows; the predictor runs once a step. The ledger
-        counts one encoder call a slot and one predictor call a step.
+        Each time slot is encoded at most once, whatever the overlap of the windows; the predictor runs once a step.
+        With a `selection`, only the steps that it selects are computed, and only the slots that their windows need are
+        encoded. The ledger counts one encoder call a slot encoded, one predictor call a step computed, and one
+        detector call a slot that the change detector looks at.
 
         Args:
             frames: chunks (M, S, S, 3) uint8 of consecutive frames.
             step_rate: predicted embeddings a second; fps / step_rate must be a multiple of the tubelet.
             query: what is asked at every step.
+            selection: which steps to compute; None: all.
 
         Yields:
             Latents (T, E) float32, L2-normalised, and the centres (T,) float64 of their windows in seconds, for each
-            chunk that completes a window. A latent can be known `window / 2` seconds after its time.
+            chunk that completes a window to compute. A latent can be known `window / 2` seconds after its time.
         """
-        hop = self._hop(step_rate)
-        tubelet = self.x_encoder.tubelet
-        length = self.frames // tubelet
+        (hop, length), tubelet = self.slots(step_rate), self.x_encoder.tubelet
         ledger = ledger if ledger is not None else OperationLedger()
-        waiting = np.empty((0, self.x_encoder.size, self.x_encoder.size, 3), dtype=np.uint8)
-        slots: Tensor | None = None
-        first = 0  # index of the oldest slot that is kept
+        flops = self.stream_flops(query)
+        size = self.x_encoder.size
+        waiting = np.empty((0, size, size, 3), dtype=np.uint8)
+        states: dict[int, Tensor] = {}  # of the slots encoded that a window may still need
+        first = 0  # slot that `waiting` begins with
         step = 0
+        if selection is not None:
+            selection.start()
         for chunk in frames:
             waiting = np.concatenate([waiting, chunk])
-            ready = len(waiting) // tubelet * tubelet
-            if not ready:
-                continue
-            with ledger.timed("encoder"):
-                encoded = self.x_encoder.encode_slots(torch.from_numpy(waiting[:ready]).to(self.device)[None])[0]
-            ledger.count("encoder", calls=len(encoded), forward_passes=len(encoded))
-            waiting = waiting[ready:]
-            slots = encoded if slots is None else torch.cat([slots, encoded])
-            steps = (first + len(slots) - length) // hop + 1 - step
-            if steps <= 0:
-                continue
-            starts = (step + torch.arange(steps)) * hop - first
-            with ledger.timed("predictor"):
-                windows = slots[starts[:, None] + torch.arange(length)]
-                latents = self.predict(self.x_encoder.add_time(windows), [query] * steps).cpu().numpy()
-            ledger.count("predictor", calls=steps, forward_passes=steps)
-            times = (step + np.arange(steps)) * hop * tubelet / self.fps + 0.5 * self.window
+            slots = waiting[: len(waiting) // tubelet * tubelet].reshape(-1, tubelet, size, size, 3)
+            steps = max(0, (first + len(slots) - length) // hop + 1 - step)
+            chosen = list(range(step, step + steps))
+            if selection is not None:
+                unseen = slots[selection.seen - first :]
+                with ledger.timed("detector"):
+                    due = selection.look(unseen, hop, length)
+                ledger.count("detector", calls=len(unseen), flops=len(unseen) * selection.detector.flops(tubelet, size))
+                chosen = [number for number, wanted in zip(chosen, due, strict=True) if wanted]
+            needed = {slot for i in chosen for slot in range(i * hop, i * hop + length)}
+            new = sorted(needed - states.keys())
+            if new:
+                with ledger.timed("encoder"):
+                    rows = torch.from_numpy(slots[[slot - first for slot in new]])
+                    encoded = self.x_encoder.encode_slots(rows.flatten(0, 1).to(self.device)[None])[0]
+                states.update(zip(new, encoded, strict=True))
+                ledger.count("encoder", calls=len(new), forward_passes=len(new), flops=len(new) * flops["encoder"])
             step += steps
-            drop = min(step * hop - first, len(slots))
-            slots, first = slots[drop:], first + drop
-            yield latents, times
+            gone = min(step * hop - first, len(slots))
+            if chosen:
+                with ledger.timed("predictor"):
+                    windows = torch.stack([torch.stack([states[i * hop + k] for k in range(length)]) for i in chosen])
+                    latents = self.predict(self.x_encoder.add_time(windows), [query] * len(chosen)).cpu().numpy()
+                count = len(chosen)
+                ledger.count("predictor", calls=count, forward_passes=count, flops=count * flops["predictor"])
+                yield latents, np.array(chosen) * hop * tubelet / self.fps + 0.5 * self.window
+            first += gone
+            waiting = waiting[gone * tubelet :]
+            states = {slot: state for slot, state in states.items() if slot >= first}
 
-    def _hop(self, step_rate: float) -> int:
-        """Slots from one step to the next."""
+    def stream_flops(self, query: str) -> dict[str, int]:
+        """FLOPs of encoding a slot, `encoder`, and of a prediction under `query`, `predictor`, counted on blanks."""
+        if query not in self._stream_flops:
+            blank = torch.zeros(
+                1, self.x_encoder.tubelet, *2 * (self.x_encoder.size,), 3, dtype=torch.uint8, device=self.device
+            )
+            encoder = count_flops(lambda: self.x_encoder.encode_slots(blank))
+            window = encoder.result.expand(1, self.frames // self.x_encoder.tubelet, -1, -1)
+            predictor = count_flops(lambda: self.predict(self.x_encoder.add_time(window), [query]))
+            self._stream_flops[query] = {"encoder": encoder.total, "predictor": predictor.total}
+        return self._stream_flops[query]
+
+    def slots(self, step_rate: float) -> tuple[int, int]:
+        """Slots from one step to the next, and slots of a window.
+
+        Raises:
+            InputError: the step rate does not fit the slots.
+        """
         hop = self.fps / step_rate / self.x_encoder.tubelet if step_rate > 0 else 0
         if hop < 1 or hop != int(hop):
             raise InputError(
                 f"step_rate must divide the slot rate of {self.fps / self.x_encoder.tubelet:g} Hz into whole hops, "
                 f"got {step_rate} Hz"
             )
-        return int(hop)
+        return int(hop), self.frames // self.x_encoder.tubelet
 
     def parameters_by_role(self) -> list[dict[str, Any]]:
         """Total and trainable parameters of each role: `{role, total, trainable, modules}`."""

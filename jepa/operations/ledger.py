@@ -1,4 +1,4 @@
-"""The operation ledger: what encoder, predictor and decoder did, counted and never estimated."""
+"""The operation ledger: what detector, encoder, predictor, decoder and cache did, counted and never estimated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import operator
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from jepa.errors import InputError
 
-PARTS = ("encoder", "predictor", "decoder")
+PARTS = ("detector", "encoder", "predictor", "decoder")
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,11 @@ class PartCount:
     """What one part of the model did; counts add up with ``+``.
 
     Args:
-        calls: inputs handled: windows of frames encoded, latents predicted, latents decoded. A batch of N
-            counts N.
+        calls: inputs handled: inputs that a change detector in front of the encoder looked at, windows of frames
+            encoded, latents predicted, latents decoded. A batch of N counts N.
         forward_passes: passes through the part's network; a decoder that generates n tokens makes n of them.
         tokens: tokens generated, the end token included.
+        flops: floating-point operations, 0 where nobody counted them.
         seconds: wall time.
 
     Raises:
@@ -36,20 +37,57 @@ class PartCount:
     calls: int = 0
     forward_passes: int = 0
     tokens: int = 0
+    flops: int = 0
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("calls", "forward_passes", "tokens"):
-            object.__setattr__(self, name, _whole(name, getattr(self, name)))
-        object.__setattr__(self, "seconds", _duration("seconds", self.seconds))
+        _normalise(self, ("calls", "forward_passes", "tokens", "flops"))
 
     def __add__(self, other: PartCount) -> PartCount:
         return PartCount(
             self.calls + other.calls,
             self.forward_passes + other.forward_passes,
             self.tokens + other.tokens,
+            self.flops + other.flops,
             self.seconds + other.seconds,
         )
+
+
+@dataclass(frozen=True)
+class CacheCount:
+    """What a cache of decoded latents did; counts add up with ``+``.
+
+    A hit is no decode: it counts here and never among the decoder's calls. The check of a hit, a decode that the
+    method itself does without, counts as `audited` and is no operation of any part.
+
+    Args:
+        lookups: latents looked up.
+        hits: look-ups that were answered with the text of another latent.
+        audited: hits whose text was compared with what the decoder says for the latent looked up.
+        wrong_hits: audited hits whose text is another than the decoder's.
+        seconds: wall time of the look-ups.
+
+    Raises:
+        InputError: a count that is not a whole number >= 0, seconds that are not finite and >= 0, or counts that do
+            not decrease from one to the next.
+    """
+
+    lookups: int = 0
+    hits: int = 0
+    audited: int = 0
+    wrong_hits: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        _normalise(self, ("lookups", "hits", "audited", "wrong_hits"))
+        if not self.lookups >= self.hits >= self.audited >= self.wrong_hits:
+            raise InputError(
+                "lookups >= hits >= audited >= wrong_hits must hold, "
+                f"got {self.lookups}, {self.hits}, {self.audited}, {self.wrong_hits}"
+            )
+
+    def __add__(self, other: CacheCount) -> CacheCount:
+        return CacheCount(*map(operator.add, astuple(self), astuple(other)))
 
 
 class OperationLedger:
@@ -62,9 +100,15 @@ class OperationLedger:
 
     def __init__(self) -> None:
         self._parts = {part: PartCount() for part in PARTS}
+        self._cache = CacheCount()
         self._stream_seconds = 0.0
         self._steps = 0
         self._latencies: list[float] = []
+
+    @property
+    def detector(self) -> PartCount:
+        """What the change detector in front of the encoder did so far."""
+        return self._parts["detector"]
 
     @property
     def encoder(self) -> PartCount:
@@ -82,6 +126,21 @@ class OperationLedger:
         return self._parts["decoder"]
 
     @property
+    def cache(self) -> CacheCount:
+        """What the cache of decoded latents did so far."""
+        return self._cache
+
+    @property
+    def total_flops(self) -> int:
+        """FLOPs of all parts."""
+        return sum(count.flops for count in self._parts.values())
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall seconds of all parts and of the cache."""
+        return sum(count.seconds for count in self._parts.values()) + self._cache.seconds
+
+    @property
     def stream_seconds(self) -> float:
         """Duration of the streams seen, in seconds."""
         return self._stream_seconds
@@ -97,7 +156,14 @@ class OperationLedger:
         return tuple(self._latencies)
 
     def count(
-        self, part: str, *, calls: int = 0, forward_passes: int = 0, tokens: int = 0, seconds: float = 0.0
+        self,
+        part: str,
+        *,
+        calls: int = 0,
+        forward_passes: int = 0,
+        tokens: int = 0,
+        flops: int = 0,
+        seconds: float = 0.0,
     ) -> None:
         """Add to the counts of `part`, one of `PARTS`; the meaning of each count is `PartCount`'s.
 
@@ -105,7 +171,19 @@ class OperationLedger:
             InputError: an unknown part, or a count below 0. The ledger is then unchanged.
         """
         self._check_part(part)
-        self._parts[part] += PartCount(calls, forward_passes, tokens, seconds)
+        self._parts[part] += PartCount(calls, forward_passes, tokens, flops, seconds)
+
+    def count_cache(
+        self, *, lookups: int = 0, hits: int = 0, audited: int = 0, wrong_hits: int = 0, seconds: float = 0.0
+    ) -> None:
+        """Add to the counts of the cache; the meaning of each count is `CacheCount`'s.
+
+        Raises:
+            InputError: a count below 0, or the sums break a rule of `CacheCount`. The ledger is then unchanged.
+        """
+        more = {"lookups": lookups, "hits": hits, "audited": audited, "wrong_hits": wrong_hits}
+        sums = {name: getattr(self._cache, name) + _whole(name, value) for name, value in more.items()}
+        self._cache = CacheCount(**sums, seconds=self._cache.seconds + _duration("seconds", seconds))
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -140,6 +218,7 @@ class OperationLedger:
         """Add everything that `other` counted to this ledger."""
         for part in PARTS:
             self._parts[part] += other._parts[part]
+        self._cache += other._cache
         self._stream_seconds += other._stream_seconds
         self._steps += other._steps
         self._latencies += other._latencies
@@ -156,8 +235,8 @@ class OperationLedger:
     def to_dict(self) -> dict[str, Any]:
         """The ledger as plain data for JSON.
 
-        It has the counts of each part, `stream_seconds`, `steps`, `latencies` (seconds each) and their
-        summary `latency_seconds`, whose figures are None while nothing was emitted.
+        It has the counts of each part and of the `cache`, `stream_seconds`, `steps`, `latencies` (seconds each) and
+        their summary `latency_seconds`, whose figures are None while nothing was emitted.
         """
         summary: dict[str, float | int | None] = dict.fromkeys(("count", "mean", "p50", "p95", "max"))
         summary["count"] = len(self._latencies)
@@ -171,6 +250,7 @@ class OperationLedger:
             }
         return {
             **{part: asdict(count) for part, count in self._parts.items()},
+            "cache": asdict(self._cache),
             "stream_seconds": self._stream_seconds,
             "steps": self._steps,
             "latency_seconds": summary,
@@ -182,8 +262,9 @@ class OperationLedger:
         """The ledger that `to_dict` gave `record` for. The latency summary is computed anew from `latencies`.
 
         Raises:
-            InputError: a key is missing or unknown, a count is refused by `PartCount`, or the summary speaks
-                of another number of emissions than there are latencies.
+            InputError: a key is missing or unknown (as in records of ledgers without detector, cache or FLOPs), a
+                count is refused by `PartCount` or `CacheCount`, or the summary speaks of another number of emissions
+                than there are latencies.
         """
         ledger = cls()
         empty = ledger.to_dict()
@@ -192,6 +273,8 @@ class OperationLedger:
         for part in PARTS:
             _check_keys(f"a ledger's {part}", record[part], empty[part])
             ledger.count(part, **record[part])
+        _check_keys("a ledger's cache", record["cache"], empty["cache"])
+        ledger.count_cache(**record["cache"])
         ledger.stream(record["stream_seconds"])
         ledger.steps(record["steps"])
         if not isinstance(record["latencies"], list):
@@ -208,14 +291,23 @@ class OperationLedger:
     def __repr__(self) -> str:
         counts = ", ".join(f"{part}={count}" for part, count in self._parts.items())
         return (
-            f"OperationLedger({counts}, stream_seconds={self._stream_seconds}, steps={self._steps}, "
-            f"emissions={len(self._latencies)})"
+            f"OperationLedger({counts}, cache={self._cache}, stream_seconds={self._stream_seconds}, "
+            f"steps={self._steps}, emissions={len(self._latencies)})"
         )
 
     @staticmethod
     def _check_part(part: str) -> None:
         if part not in PARTS:
             raise InputError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+
+
+def _normalise(count: PartCount | CacheCount, whole: Iterable[str]) -> None:
+    """Check the fields of a new count, and make plain numbers of them."""
+    for name in whole:
+        value = getattr(count, name)
+        if type(value) is not int or value < 0:
+            object.__setattr__(count, name, _whole(name, value))
+    object.__setattr__(count, "seconds", _duration("seconds", count.seconds))
 
 
 def _whole(name: str, value: Any) -> int:

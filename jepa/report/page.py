@@ -13,19 +13,31 @@ from typing import Any
 from jepa.report import plots
 from jepa.report.schema import Results, to_json, validate_results, write_whole
 from jepa.report.tables import (
+    CACHE_NOTE,
+    COMPUTE_NOTE,
+    MATRIX_NOTE,
     NONE,
+    QUALITY_NOTE,
     Table,
+    cache_table,
     clean,
+    compute_table,
+    has_cache,
     headline,
     headline_savings,
+    label,
     markdown,
+    matrix_table,
+    operations_facts,
     operations_table,
     parameters_table,
     provenance_table,
+    quality_table,
     reference_name,
     savings_table,
     scores_table,
     setting_facts,
+    strip_decodes,
     strip_table,
 )
 
@@ -46,6 +58,7 @@ h1, h2 { font-family: var(--serif); font-weight: 500; letter-spacing: -0.01em; l
   text-wrap: balance; }
 h1 { font-size: clamp(2rem, 5.2vw, 3.1rem); margin: 0.3rem 0 0; max-width: 20em; }
 h2 { font-size: clamp(1.45rem, 3vw, 1.8rem); margin: 0 0 0.4rem; }
+h4 { font-size: 0.9375rem; font-weight: 650; margin: 1.8rem 0 0; }
 h3 { font-size: 1rem; font-weight: 650; margin: 0 0 0.2rem; }
 p { margin: 0.4rem 0; max-width: 46rem; }
 section { margin-top: clamp(2.6rem, 6vw, 4.2rem); padding-top: 1.3rem; border-top: 1px solid var(--grid); }
@@ -56,30 +69,26 @@ figcaption, .small { font-size: 0.875rem; line-height: 1.5; }
   letter-spacing: 0.02em; margin: 0; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr));
   gap: clamp(1.6rem, 4vw, 3rem); margin-top: 1.4rem; align-items: start; }
-.split { display: grid; gap: 1rem clamp(1.6rem, 4vw, 3rem); }
-.split > * { min-width: 0; }
-.split .scroll { margin-top: 0; }
-.split figure { max-width: 30rem; }
-@media (min-width: 60rem) { .split { grid-template-columns: 5fr 7fr; } }
+.half { max-width: 36rem; }
 .whole { white-space: nowrap; }
 .claim { border-top: 2px solid var(--ink); padding-top: 0.9rem; }
 .stack > * + * { margin-top: 2.4rem; }
 .stack, main > .pair { margin-top: 1.8rem; }
 .claim .number { font: 500 clamp(2.9rem, 8vw, 4.2rem)/1 var(--serif); letter-spacing: -0.025em;
   font-variant-numeric: lining-nums; margin: 0.2rem 0 0.5rem; color: var(--series-4); }
+.claim .second { font-size: 0.9375rem; margin-top: 0.9rem; }
+.claim .second strong { font: 500 1.6rem/1 var(--serif); font-variant-numeric: lining-nums; }
 .claim .number.words { font-size: clamp(2.1rem, 6vw, 3rem); color: var(--ink); }
-.legend { display: flex; flex-wrap: wrap; gap: 0.35rem 1.6rem; padding: 0; margin: 1.1rem 0 0;
-  list-style: none; font-size: 0.875rem; }
-.legend li { display: flex; gap: 0.5rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
-.legend svg { flex: none; width: 34px; height: 12px; margin-top: 0.3rem; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 svg text { font-family: var(--sans) !important; font-variant-numeric: tabular-nums; }
 svg image { image-rendering: pixelated; }
 .scroll { overflow-x: auto; margin: 1rem 0 0; }
 .scroll:focus-visible { outline: 2px solid var(--focus); outline-offset: 4px; }
 .strip svg { min-width: 1000px; }
-.full table { width: 100%; }
+.full table { width: 100%; font-size: 0.8125rem; }
+.full td.n, .full th.n { padding-left: 0.8rem; }
+@media (max-width: 40rem) { .full th[scope=row] { white-space: normal; min-width: 8.5rem; padding-right: 0.3rem; } }
 .wide svg { min-width: 620px; }
 table { border-collapse: collapse; font-size: 0.875rem; line-height: 1.4;
   font-variant-numeric: tabular-nums; }
@@ -108,7 +117,7 @@ footer { margin-top: 4rem; padding-bottom: 3rem; color: var(--muted); font-size:
   body { font-size: 10pt; } section { margin-top: 2rem; }
   .scroll { overflow: visible; } .strip svg, .wide svg { min-width: 0; }
   table { font-size: 0.75rem; } td.n, th.n { padding-left: 0.8rem; }
-  figure, tbody, .claim { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  figure, tbody, .claim { break-inside: avoid; } h2, h3, h4 { break-after: avoid; }
 }
 """
 
@@ -129,13 +138,15 @@ _NOTES = (
     ),
     (
         "Decoder calls are not compute",
-        "The encoder and the predictor run at every step whatever the policy. A saving in decoder calls "
-        "therefore saves less wall time end to end; the operations table shows both.",
+        "Unless a policy selects steps, the encoder and the predictor run at every step whatever it decodes. A "
+        "saving in decoder calls therefore saves less end to end; the compute table shows both. Decodes per second "
+        "are decoder calls: what a cache answers is none.",
     ),
     (
-        "Causal and offline",
+        "Causal, offline, upper bound",
         "A causal policy needs only the past and decides within its stated latency. An offline policy needs "
-        "the whole stream before it decodes anything: it is a yardstick, not a competitor, for live streams.",
+        "the whole stream before it decodes anything: it is a yardstick, not a competitor, for live streams. An "
+        "oracle is told the annotated boundaries: no method, but an upper bound of what better cuts could give.",
     ),
     (
         "Chance",
@@ -148,14 +159,17 @@ _NOTES = (
 def html(results: Results) -> str:
     """The report as one HTML file: no network, no scripts; it follows the reader's light or dark theme.
 
-    Raises InputError if the document is not a valid ``jepa.results/1``.
+    Raises InputError if the document is not a valid ``jepa.results/2``.
     """
     validate_results(results)
     sections = (
         _curves(results),
         _strips(results),
-        _operations(results),
         _savings(results),
+        _compute(results),
+        _quality(results),
+        _operations(results),
+        _cache(results),
         _scores(results),
         _parameters(results),
         _training(results),
@@ -204,51 +218,48 @@ def _claims(results: Results) -> str:
         claims.append(
             f'<div class="claim"><h2 class="kicker">{text_html(name)} streams</h2>'
             f'<p class="{size}">{escape(words.figure)}</p><p>{text_html(words.claim)}</p>'
-            f'<p class="muted small">{text_html(words.detail)}</p></div>'
+            f'<p class="muted small">{text_html(words.detail)}</p>'
+            f'<p class="second"><strong>{escape(words.compute_figure)}</strong> {text_html(words.compute)}</p></div>'
         )
     return f'<div class="pair">{"".join(claims)}</div>'
 
 
 def _curves(results: Results) -> str:
-    series = plots.series_of(results)
-    policies = {p: curve for s in results["settings"].values() for p, curve in s["curves"].items()}
-    legend = "".join(
-        f"<li>{_figure(partial(plots.swatch, series[policy]), f'swatch-{index}', '')}"
-        f'<span>{text_html(curve["label"])} <span class="muted">{"causal" if curve["causal"] else "offline"}; '
-        f"latency: {text_html(curve['latency'])}</span></span></li>"
-        for index, (policy, curve) in enumerate(policies.items())
-    )
-
     def figure(name: str, setting: dict[str, Any]) -> str:
-        label = f"CIDEr-D against decodes per second of {len(setting['curves'])} policies on {name} streams"
-        drawing = _figure(partial(plots.curves, results, name), f"curves-{_place(results, name)}", label)
+        title = f"CIDEr-D against decodes per second of {len(setting['curves'])} policies on {name} streams"
+        drawing = _figure(partial(plots.curves, results, name), f"curves-{_place(results, name)}", title)
         caption = f"{text_html(setting['description'].rstrip('.'))}: {escape(setting_facts(setting))}"
         return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
 
     return section_html(
         "Quality against operations",
-        "Each point is one setting of a policy, measured on the test streams; bands are 95&nbsp;% bootstrap "
-        "intervals over streams. The dashed line is the quality to keep. A ring marks the operating point "
-        "chosen on the calibration streams, a cross one that falls short on the test streams.",
-        f'<ul class="legend">{legend}</ul>{_each_setting(results, figure, "pair")}',
+        "Each point is one setting of a policy, measured on the test streams; the bands of the reference and of the "
+        "best causal policy are 95&nbsp;% bootstrap intervals over streams. The dashed line is the quality to keep. A "
+        "ring marks the operating point chosen on the calibration streams, a cross one that falls short on the test "
+        "streams. Grey lines are the other policies: point at one for its name; the tables have them all.",
+        _each_setting(results, figure, "pair"),
     )
 
 
 def _strips(results: Results) -> str:
     def figure(name: str, setting: dict[str, Any]) -> str:
-        stream = setting["strip"]
-        label = (
+        stream, shown = setting["strip"], strip_decodes(setting)
+        title = (
             f"{len(stream['events'])} events of stream {clean(stream['video_id'])} over "
-            f"{stream['duration']:.0f} seconds and the decodes of {len(stream['decodes'])} policies"
+            f"{stream['duration']:.0f} seconds and the decodes of {len(shown)} policies"
         )
-        drawing = _figure(partial(plots.strip, results, name), f"strip-{_place(results, name)}", label)
+        drawing = _figure(partial(plots.strip, results, name), f"strip-{_place(results, name)}", title)
         counts = ", ".join(
-            f"{len(decodes)} by {text_html(setting['curves'][policy]['label'])}"
-            for policy, decodes in stream["decodes"].items()
+            f"{sum(decode['source'] == 'decoder' for decode in decodes)} of {len(decodes)} by "
+            f"{text_html(label(setting['curves'][policy]))}"
+            for policy, decodes in shown.items()
         )
-        caption = f"{text_html(stream['video_id'])}: {len(stream['events'])} events; decodes: {counts or NONE}."
+        caption = (
+            f"{text_html(stream['video_id'])}: {len(stream['events'])} events; texts from the decoder: "
+            f"{counts or NONE}."
+        )
         return (
-            f"<figure>{scroll_html('strip', label, drawing)}<figcaption>{caption}</figcaption></figure>"
+            f"<figure>{scroll_html('strip', title, drawing)}<figcaption>{caption}</figcaption></figure>"
             f"<details><summary>Every event with the nearest decode of each policy</summary>"
             f"{table_html(strip_table(setting), 'Events and decodes')}</details>"
         )
@@ -256,50 +267,85 @@ def _strips(results: Results) -> str:
     return section_html(
         "One stream",
         "Grey bars are the annotated events. A coloured bar is what one decode stands for, the tick below it "
-        "the moment it is dated to. Text is cut to its bar; point at it to read it in full.",
-        _each_setting(results, figure, "stack"),
-    )
-
-
-def _operations(results: Results) -> str:
-    def figure(name: str, setting: dict[str, Any]) -> str:
-        if not setting["operations"]:
-            return "<p>None were recorded.</p>"
-        ledgers = [row["ledger"] for row in setting["operations"]]
-        reference = reference_name(setting, headline_savings(setting)[0])
-        label = f"Wall time of encoder, predictor and decoder of {len(ledgers)} policies on {name} streams"
-        drawing = _figure(partial(plots.operations, results, name), f"operations-{_place(results, name)}", label)
-        caption = (
-            f"Over {ledgers[0]['steps']:,} steps, {ledgers[0]['stream_seconds'] / 60:,.1f} minutes of test "
-            f"streams; × is the saving against {reference}."
-        )
-        table = table_html(operations_table(setting), f"Operations, {clean(name)}")
-        return (
-            f'<div class="split"><figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>'
-            f"<div>{table}</div></div>"
-        )
-
-    return section_html(
-        "Operations",
-        "What was counted and timed while the test streams ran. Encoder and predictor run at every step "
-        "whatever the policy, so a saving in decoder calls is not the saving end to end.",
+        "the moment it is dated to; an outlined one took no decoder call, its text came from a cache or a bank. Text "
+        "is cut to its bar; point at it to read it in full.",
         _each_setting(results, figure, "stack"),
     )
 
 
 def _savings(results: Results) -> str:
-    series = plots.series_of(results)
-
-    def table(name: str, setting: dict[str, Any]) -> str:
-        colours = {clean(curve["label"]): series[policy] for policy, curve in setting["curves"].items()}
-        return table_html(savings_table(setting), f"Savings, {clean(name)}", colours)
+    def tables(name: str, setting: dict[str, Any]) -> str:
+        return (
+            f"{_table(results, name, 'Savings', savings_table(setting))}"
+            f"<h4>All references and tolerances</h4>{_note(MATRIX_NOTE)}"
+            f"{_table(results, name, 'All references and tolerances', matrix_table(setting))}"
+        )
 
     return section_html(
         "Savings at equal quality",
-        "Reference over policy, in decodes per second, where the policy is at least as good on the test "
+        "Reference over policy, in decoder calls per second, where the policy is at least as good on the test "
         "streams; 95&nbsp;% intervals in brackets.",
-        _each_setting(results, table, "stack"),
+        _each_setting(results, tables, "stack"),
     )
+
+
+def _compute(results: Results) -> str:
+    def figure(name: str, setting: dict[str, Any]) -> str:
+        reference = reference_name(setting, headline_savings(setting)[0])
+        title = f"Compute of {len(setting['operations'])} operating points on {name} streams"
+        drawing = _figure(partial(plots.operations, results, name), f"compute-{_place(results, name)}", title)
+        caption = text_html(f"{operations_facts(setting)}; × is the saving against {reference}.")
+        table = _table(results, name, "Compute", compute_table(setting))
+        return f'<figure class="half">{drawing}<figcaption>{caption}</figcaption></figure>{table}'
+
+    lede = "What detector, encoder, predictor and decoder take at each operating point, and what is saved end to end."
+    return section_html("Compute", lede, _note(COMPUTE_NOTE) + _each_setting(results, _where_recorded(figure), "stack"))
+
+
+def _quality(results: Results) -> str:
+    def table(name: str, setting: dict[str, Any]) -> str:
+        return _table(results, name, "Stream quality", quality_table(setting))
+
+    lede = "What the texts of each operating point are worth as a description of the stream, and how late they are."
+    return section_html(
+        "Stream quality", lede, _note(QUALITY_NOTE) + _each_setting(results, _where_recorded(table), "stack")
+    )
+
+
+def _operations(results: Results) -> str:
+    def table(name: str, setting: dict[str, Any]) -> str:
+        return _table(results, name, "Operations", operations_table(setting))
+
+    return section_html(
+        "Operations",
+        "What was counted and timed while the test streams ran.",
+        _each_setting(results, _where_recorded(table), "stack"),
+    )
+
+
+def _cache(results: Results) -> str:
+    def table(name: str, setting: dict[str, Any]) -> str:
+        return _table(results, name, "Cache", cache_table(setting)) if has_cache(setting) else "<p>None was used.</p>"
+
+    if not any(map(has_cache, results["settings"].values())):
+        return ""
+    return section_html("Cache", text_html(CACHE_NOTE), _each_setting(results, table, "stack"))
+
+
+def _table(results: Results, name: str, title: str, table: Table) -> str:
+    """A table of a setting's policies, each with the dot of its series."""
+    series, curves = plots.series_of(results), results["settings"][name]["curves"]
+    colours = {label(curve): series[policy] for policy, curve in curves.items() if policy in series}
+    return table_html(table, f"{title}, {clean(name)}", colours)
+
+
+def _note(text: str) -> str:
+    return f'<p class="muted small">{text_html(text)}</p>'
+
+
+def _where_recorded(render: _Render) -> _Render:
+    """`render`, or words where no operations were recorded."""
+    return lambda name, setting: render(name, setting) if setting["operations"] else "<p>None were recorded.</p>"
 
 
 def _scores(results: Results) -> str:
@@ -405,13 +451,14 @@ def scroll_html(kind: str, label: str, body: str) -> str:
 
 
 def table_html(table: Table, label: str, colours: Mapping[str, int] = MappingProxyType({})) -> str:
-    """A table that scrolls; `colours` gives row headings the dot of a policy's series."""
+    """A table that scrolls; `colours` gives row headings the dot of a policy's series, grey if it has none."""
 
     def cell(index: int, text: str) -> str:
         if index == 0:
             dot = ""
-            if text in colours:
-                dot = f'<span class="dot" style="background: var(--series-{colours[text]})"></span>'
+            if colours:
+                colour = f"series-{colours[text]}" if text in colours else "grid"
+                dot = f'<span class="dot" style="background: var(--{colour})"></span>'
             return f'<th scope="row">{dot}{text_html(text)}</th>'
         if index < table.text_columns:
             return f'<td class="words">{text_html(text)}</td>' if len(text) > 40 else f"<td>{text_html(text)}</td>"

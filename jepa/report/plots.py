@@ -2,16 +2,18 @@
 
 Each figure function takes the colours to draw with: :data:`LIGHT` or :data:`DARK` for a picture, or
 :data:`THEMED`, stand-in colours that :func:`inline_svg` turns into CSS variables, so that one SVG follows
-the light or dark theme of the page it stands in. A policy has the same colour in every figure.
+the light or dark theme of the page it stands in. A policy has the same colour in every figure; those that the
+palette has no colour for are thin and grey.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties
 from matplotlib.legend_handler import HandlerTuple
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -34,15 +35,20 @@ from jepa.report.tables import (
     best_causal,
     clean,
     factor,
+    flops_unit,
     headline_savings,
+    highlighted,
+    label,
     operating_point,
     operations_ratio,
     quality,
     reference_name,
+    strip_decodes,
+    total_flops,
 )
 
 # Role -> (light, dark). The series are Okabe and Ito's palette, safe for colour-blind readers, with the two
-# uniform policies in greys and the two Ward policies in oranges; other policies take the last three.
+# uniform policies in greys and the two Ward policies in oranges; other policies take those that are left.
 _PALETTE = {
     "surface": ("#fdfcfa", "#15171b"),
     "ink": ("#1e2024", "#e8e6e1"),
@@ -57,9 +63,9 @@ _PALETTE = {
     "series-6": ("#b65a93", "#e29ac4"),
     "series-7": ("#6a57c2", "#a99cf5"),
 }
-_SERIES = {"uniform": 0, "uniform_pool": 1, "ward_midpoint": 2, "ward_mean": 3, "gate": 4}
-MARKERS = ("o", "s", "v", "^", "D", "P", "X", "*")
-DASHES = ("-", (0, (4, 1.5)), (0, (4, 1.5)), "-", "-", "-", (0, (4, 1.5)), (0, (1, 1)))
+_SERIES = {"uniform": 1, "uniform_pool": 0, "ward_midpoint": 2, "ward_mean": 3, "gate": 4}
+MARKERS = ("s", "o", "v", "^", "D", "P", "X", "*")
+DASHES = ((0, (4, 1.5)), "-", (0, (4, 1.5)), "-", "-", "-", (0, (4, 1.5)), (0, (1, 1)))
 
 Colours = Mapping[str, str]
 
@@ -81,10 +87,15 @@ def drawing() -> Iterator[None]:
 
 
 def series_of(results: Results) -> dict[str, int]:
-    """Policy -> number of its colour, marker and dash, the same in all figures of a document."""
-    others = sorted({p for s in results["settings"].values() for p in s["curves"]} - set(_SERIES))
-    free = range(len(_SERIES), len(MARKERS))
-    return _SERIES | {policy: free[index % len(free)] for index, policy in enumerate(others)}
+    """Highlighted policy -> number of its colour, marker and dash, the same in all figures of a document."""
+    shown = highlighted(results)
+    series = {policy: _SERIES[policy] for policy in shown if policy in _SERIES}
+    free = [number for number in (5, 6, 7, 4, 3, 2, 1, 0) if number not in series.values()]  # greys last
+    return series | dict(zip(sorted(set(shown) - set(series)), free, strict=False))
+
+
+def _colour(series: Mapping[str, int], policy: str, colours: Colours) -> str:
+    return colours[f"series-{series[policy]}" if policy in series else "muted"]
 
 
 def css_variables(colours: Colours) -> str:
@@ -94,47 +105,44 @@ def css_variables(colours: Colours) -> str:
 
 # --- Quality against operations.
 
+_NAMES = 168  # CSS pixels to the right of the curves, for the names of the policies
+_LINE = 12.5  # CSS pixels from one line of names to the next
+
 
 def curves(results: Results, name: str, colours: Colours = LIGHT) -> Figure:
     """CIDEr-D against decodes per second of every policy on one setting's test streams."""
-    figure = Figure(figsize=(430 / INCH, 350 / INCH), layout="constrained")
-    _draw_curves(figure.add_subplot(), results, name, colours)
+    width, height = 470, 370
+    figure = Figure(figsize=(width / INCH, height / INCH))
+    left, bottom, top = 26, 44, 40
+    inside = (width - left - _NAMES, height - bottom - top)
+    axes = figure.add_axes((left / width, bottom / height, inside[0] / width, inside[1] / height))
+    _draw_curves(axes, results, name, colours)
     return figure
 
 
 def _draw_curves(axes: Axes, results: Results, name: str, colours: Colours) -> None:
+    """The policies with a colour in front and named at the right, the others thin and grey behind them."""
     setting, series = results["settings"][name], series_of(results)
-    lowest, highest = [], []
-    for policy, curve in setting["curves"].items():
-        points = sorted(curve["test"], key=lambda point: point["decodes_per_second"])
-        x = [point["decodes_per_second"] for point in points]
-        value, low, high = ([point["cider_d"][key] for point in points] for key in ("value", "low", "high"))
-        colour, index = colours[f"series-{series[policy]}"], series[policy]
-        axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
-        axes.plot(
-            x,
-            value,
-            color=colour,
-            linewidth=1.6,
-            linestyle=DASHES[index],
-            marker=MARKERS[index],
-            markersize=3.5,
-        )
-        lowest += [min(low), min(value)]
-        highest += [max(high), max(value)]
     savings = headline_savings(setting)
     rate, level = savings[0]["reference_decodes_per_second"], savings[0]["reference_quality"]
-    spread = max(highest) - min(lowest) or 1.0
-    floor = min([*lowest, level]) - 0.13 * spread
-    axes.set(xscale="log", ylim=(floor, max([*highest, level]) + 0.05 * spread))
-    frame(axes, colours)
-    axes.grid(axis="y", color=colours["grid"], linewidth=0.8)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.set_xlabel("decodes per second", color=colours["muted"])
-    axes.set_title("CIDEr-D", loc="left", fontsize=FONT, color=colours["muted"])
-
+    lines = {
+        policy: sorted(
+            (point for point in curve["test"] if point["decodes_per_second"] > 0),  # the axis is logarithmic
+            key=lambda point: point["decodes_per_second"],
+        )
+        for policy, curve in setting["curves"].items()
+    }
+    values = [point["cider_d"] for points in lines.values() for point in points]
+    lowest = min([level, *(min(value["low"], value["value"]) for value in values)])
+    highest = max([level, *(max(value["high"], value["value"]) for value in values)])
+    spread = highest - lowest or 1.0
+    floor = lowest - 0.13 * spread
+    axes.set(xscale="log", ylim=(floor, highest + 0.05 * spread))
+    best = best_causal(setting)
+    claimed = {savings[0]["reference"]["policy"]} | ({best["policy"]} if best is not None else set())
+    for policy, points in lines.items():
+        _draw_curve(axes, label(setting["curves"][policy]), points, series.get(policy), policy in claimed, colours)
+    _frame_curves(axes, setting, colours)
     axes.axhline(level, color=colours["ink"], linewidth=1, linestyle=(0, (5, 3)))
     axes.annotate(
         short(reference_name(setting, savings[0]), 250),
@@ -145,6 +153,56 @@ def _draw_curves(axes: Axes, results: Results, name: str, colours: Colours) -> N
         color=colours["ink"],
         parse_math=False,
     )
+    for saving in savings:
+        if saving["decodes_per_second"] and saving["policy"] in series:
+            reached = saving["reached"]
+            axes.plot(
+                [saving["decodes_per_second"]],
+                [saving["quality"]],
+                linestyle="none",
+                marker="o" if reached else "X",
+                markersize=10 if reached else 8,
+                markerfacecolor="none" if reached else colours["surface"],
+                markeredgecolor=_colour(series, saving["policy"], colours),
+                markeredgewidth=1.8,
+                zorder=5,
+                gid=tooltip(f"{_policy_name(setting, saving)}: CIDEr-D {quality(saving['quality'])}"),
+            )
+    if best is not None and best["reached"] and best["saving"] is not None and best["saving"]["value"] > 1:
+        _draw_saving(axes, best, (rate, level), floor + 0.05 * spread, colours)
+    ends = {
+        p: (points[-1]["decodes_per_second"], points[-1]["cider_d"]["value"]) for p, points in lines.items() if points
+    }
+    _name_curves(axes, setting, ends, series, colours)
+
+
+def _draw_curve(
+    axes: Axes, name: str, points: list[dict[str, Any]], series: int | None, band: bool, colours: Colours
+) -> None:
+    """One policy: with colour, marker and dash of its series, or thin and grey."""
+    x = [point["decodes_per_second"] for point in points]
+    value, low, high = ([point["cider_d"][key] for point in points] for key in ("value", "low", "high"))
+    if series is None:
+        marker = "." if len(points) == 1 else ""
+        colour = colours["muted"]
+        axes.plot(x, value, color=colour, linewidth=0.8, alpha=0.5, marker=marker, zorder=1.5, gid=tooltip(name))
+        return
+    colour = colours[f"series-{series}"]
+    if band:
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    style: dict[str, Any] = {"linestyle": DASHES[series], "marker": MARKERS[series], "markersize": 3.5}
+    axes.plot(x, value, color=colour, linewidth=1.6, gid=tooltip(name), **style)
+
+
+def _frame_curves(axes: Axes, setting: dict[str, Any], colours: Colours) -> None:
+    """The axes, their names, and the rate of the events."""
+    frame(axes, colours)
+    axes.grid(axis="y", color=colours["grid"], linewidth=0.8)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.set_xlabel("decodes per second", color=colours["muted"])
+    axes.set_title("CIDEr-D", loc="left", fontsize=FONT, color=colours["muted"])
     axes.axvline(setting["events_per_second"], color=colours["muted"], linewidth=0.9, linestyle=(0, (1, 2)))
     axes.annotate(
         "event rate",
@@ -155,24 +213,77 @@ def _draw_curves(axes: Axes, results: Results, name: str, colours: Colours) -> N
         ha="center",
         color=colours["muted"],
     )
-    for saving in savings:
-        if saving["knob"] is not None:
-            index = series[saving["policy"]]
-            axes.plot(
-                [saving["decodes_per_second"]],
-                [saving["quality"]],
-                linestyle="none",
-                marker="o" if saving["reached"] else "X",
-                markersize=10 if saving["reached"] else 8,
-                markerfacecolor="none" if saving["reached"] else colours["surface"],
-                markeredgecolor=colours[f"series-{index}"],
-                markeredgewidth=1.8,
-                zorder=5,
-                gid=tooltip(f"{_policy_name(setting, saving)}: CIDEr-D {quality(saving['quality'])}"),
-            )
-    best = best_causal(setting)
-    if best is not None and best["reached"] and best["saving"]["value"] > 1:
-        _draw_saving(axes, best, (rate, level), floor + 0.05 * spread, colours)
+
+
+def _name_curves(
+    axes: Axes,
+    setting: dict[str, Any],
+    ends: Mapping[str, tuple[float, float]],
+    series: Mapping[str, int],
+    colours: Colours,
+) -> None:
+    """The names of the coloured policies at the right, in the order of their ends, each led to its line."""
+    named = sorted((policy for policy in ends if policy in series), key=lambda policy: ends[policy][1])
+    room = (_NAMES - 44) * _SMALL / FONT  # `fit` measures in the smaller size
+    texts = [fit(label(setting["curves"][policy]), room, lines=2) for policy in named]
+    width, height = (side / axes.figure.dpi * INCH for side in (axes.bbox.width, axes.bbox.height))
+    beside = [1 + pixels / width for pixels in (10, 12, 22, 32, 39)]  # the end of a leader, the swatch, the name
+    bottom, top = axes.get_ylim()
+    unit = (top - bottom) / height  # of the y axis in a CSS pixel
+    others = len(ends) - len(named)
+    first = 1.5 * _LINE if others else 0.0
+    if others:
+        _name(axes, [f"{others} others"], beside[4], bottom + _LINE / 2 * unit, colours["muted"])
+    sizes = [_LINE * len(lines) + 2 for lines in texts]
+    middles = _apart([(ends[policy][1] - bottom) / unit for policy in named], sizes, first, height)
+    across = axes.get_yaxis_transform()
+    for policy, lines, middle in zip(named, texts, middles, strict=True):
+        y, number = bottom + middle * unit, series[policy]
+        colour = colours[f"series-{number}"]
+        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.7, "shrinkA": 3, "shrinkB": 0}
+        axes.annotate(
+            "",
+            (beside[0], y),
+            ends[policy],
+            xycoords=across,
+            textcoords="data",
+            arrowprops=arrow,
+            annotation_clip=False,
+        )
+        style: dict[str, Any] = {"color": colour, "transform": across, "clip_on": False}
+        axes.plot(beside[1:4:2], [y, y], linewidth=1.6, linestyle=DASHES[number], **style)
+        axes.plot(beside[2:3], [y], marker=MARKERS[number], markersize=4, **style)
+        _name(axes, lines, beside[4], y, colours["ink"])
+
+
+def _name(axes: Axes, lines: list[str], x: float, y: float, colour: str) -> None:
+    """The lines of a name, from `x` as a share of the axes' width on, around the height `y` of the y axis."""
+    for index, line in enumerate(lines):
+        axes.annotate(
+            line,
+            (x, y),
+            (0, ((len(lines) - 1) / 2 - index) * _LINE * 72 / INCH),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            va="center_baseline",
+            color=colour,
+            parse_math=False,
+            annotation_clip=False,
+        )
+
+
+def _apart(wanted: list[float], sizes: list[float], first: float, last: float) -> list[float]:
+    """Middles, near the ascending ones wanted, of boxes apart from each other: from `first` to `last`, if they fit."""
+    middles: list[float] = []
+    low = first
+    for middle, size in zip(wanted, sizes, strict=True):
+        middles.append(max(middle, low + size / 2))
+        low = middles[-1] + size / 2
+    high = max(last, first + sum(sizes))
+    for index in reversed(range(len(middles))):
+        middles[index] = min(middles[index], high - sizes[index] / 2)
+        high = middles[index] - sizes[index] / 2
+    return middles
 
 
 def _draw_saving(axes: Axes, best: dict[str, Any], reference: tuple[float, float], y: float, colours: Colours) -> None:
@@ -204,7 +315,8 @@ _GAP, _AXIS = 7, 42  # below each of them; below each line of the strip, for the
 def strip(results: Results, name: str, colours: Colours = LIGHT, width: float = 1060) -> Figure:
     """One stream on a time axis that wraps like a score: frames, events, and the decodes of each policy.
 
-    `width` is in CSS pixels. Text is abbreviated to its bar; the SVG tells it in full when pointed at.
+    A bar without a filling is a text that took no decoder call. `width` is in CSS pixels. Text is abbreviated to its
+    bar; the SVG tells it in full when pointed at.
     """
     figure = Figure(figsize=(width / INCH, strip_height(results, name) / INCH))
     _draw_strip(figure, results, name, colours, width)
@@ -216,11 +328,12 @@ def _systems(stream: dict[str, Any]) -> int:
     return min(max(round(stream["duration"] / 60), round(len(stream["events"]) / 14), 1), 5)
 
 
-def _lanes(stream: dict[str, Any]) -> list[tuple[str, float]]:
+def _lanes(setting: dict[str, Any]) -> list[tuple[str, float]]:
     """(lane, height in CSS pixels) from top to bottom; a policy that decodes single steps has only ticks."""
+    stream = setting["strip"]
     lanes = [("frames", float(_FRAMES))] if stream["thumbnails"] else []
     lanes.append(("events", float(_TALL * (max(_rows(stream["events"]), default=0) + 1))))
-    for policy, decodes in stream["decodes"].items():
+    for policy, decodes in strip_decodes(setting).items():
         tall = any(decode["end"] > decode["start"] for decode in decodes)
         lanes.append((policy, float(_TALL * tall + _TICK)))
     return lanes
@@ -239,12 +352,12 @@ def _rows(events: Iterable[dict[str, Any]]) -> list[int]:
 
 def strip_height(results: Results, name: str) -> float:
     """CSS pixels."""
-    stream = results["settings"][name]["strip"]
-    return _systems(stream) * _system_height(stream)
+    setting = results["settings"][name]
+    return _systems(setting["strip"]) * _system_height(setting)
 
 
-def _system_height(stream: dict[str, Any]) -> float:
-    return sum(height + _GAP for _, height in _lanes(stream)) + _AXIS
+def _system_height(setting: dict[str, Any]) -> float:
+    return sum(height + _GAP for _, height in _lanes(setting)) + _AXIS
 
 
 def _draw_strip(
@@ -256,8 +369,9 @@ def _draw_strip(
     margin: float = 0,
 ) -> None:
     """`margin`: CSS pixels to the left of everything."""
-    stream = results["settings"][name]["strip"]
-    systems, height = _systems(stream), _system_height(stream)
+    setting = results["settings"][name]
+    stream = setting["strip"]
+    systems, height = _systems(stream), _system_height(setting)
     total, span = systems * height, stream["duration"] / systems
     images = [(item["time"], item["png"]) for item in stream["thumbnails"]]
     left = margin + _LEFT
@@ -286,14 +400,19 @@ def _draw_system(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} s"))
     bottom = axes.get_ylim()[0]
 
-    def bar(top: float, height: float, item: dict[str, Any], colour: str, alpha: float, tip: str) -> None:
-        """A tinted box over [start, end] with as much of the text as fits in it."""
+    def bar(
+        top: float, height: float, item: dict[str, Any], colour: str, alpha: float, tip: str, hollow: bool = False
+    ) -> None:
+        """A tinted or hollow box over [start, end] with as much of the text as fits in it."""
         left, right = axes.get_xlim()
         start, end = max(item["start"], left), min(item["end"], right)
         if start >= end:
             return
         length = max(end - start - 1.5 / pixels_per_second, 0.5 / pixels_per_second)
-        box = Rectangle((start, top), length, height, facecolor=colour, alpha=alpha, linewidth=0)
+        style: dict[str, Any] = {"facecolor": colour, "alpha": alpha, "linewidth": 0}
+        if hollow:
+            style = {"facecolor": "none", "edgecolor": colour, "linewidth": 0.9, "linestyle": (0, (2, 1.5))}
+        box = Rectangle((start, top), length, height, **style)
         box.set_gid(tooltip(tip))
         axes.add_patch(box)
         lines = fit(clean(item["text"]), (end - start) * pixels_per_second - 6, lines=2)
@@ -312,12 +431,12 @@ def _draw_system(
             )
 
     top = 0.0
-    for lane, height in _lanes(stream):
+    for lane, height in _lanes(setting):
         if lane == "frames":
-            label = "frames"
+            title = "frames"
             _draw_frames(axes, images, top, pixels_per_second)
         elif lane == "events":
-            label = "events"
+            title = "events"
             for event, row in zip(stream["events"], _rows(stream["events"]), strict=True):
                 tip = f"{event['start']:.1f}–{event['end']:.1f} s: {clean(event['text'])}"
                 bar(top + row * _TALL, _TALL - 2, event, colours["muted"], 0.22, tip)
@@ -331,18 +450,20 @@ def _draw_system(
                             zorder=0,
                         )
         else:
-            label = clean(setting["curves"][lane]["label"])
-            colour = colours[f"series-{series[lane]}"]
+            title = label(setting["curves"][lane])
+            colour = _colour(series, lane, colours)
             for decode in stream["decodes"][lane]:
                 tip = (
-                    f"{label} at {decode['time']:.1f} s, known at {decode['emitted_at']:.1f} s: {clean(decode['text'])}"
+                    f"{title} at {decode['time']:.1f} s, known at {decode['emitted_at']:.1f} s, from the "
+                    f"{decode['source']}: {clean(decode['text'])}"
                 )
-                bar(top, height - _TICK, decode, colour, 0.24, tip)
+                hollow = decode["source"] != "decoder"
+                bar(top, height - _TICK, decode, colour, 0.24, tip, hollow)
                 if axes.get_xlim()[0] <= decode["time"] <= axes.get_xlim()[1]:
-                    tick = [top + height - _TICK, top + height]
-                    axes.plot([decode["time"]] * 2, tick, color=colour, linewidth=1.8, gid=tooltip(tip))
+                    tick, line = [top + height - _TICK, top + height], 0.8 if hollow else 1.8
+                    axes.plot([decode["time"]] * 2, tick, color=colour, linewidth=line, gid=tooltip(tip))
         axes.annotate(
-            short(label, _LEFT - 8),
+            short(title, _LEFT - 8),
             (0, top + height / 2),
             (-_LEFT * 72 / INCH, 0),
             xycoords=axes.get_yaxis_transform(),
@@ -391,15 +512,22 @@ def decode_png(png: str) -> Any:
         raise InputError(f"a thumbnail of the strip must be a whole PNG file, got an error: {error}") from error
 
 
+@functools.lru_cache(maxsize=8192)
+def _text_width(line: str) -> float:
+    """CSS pixels of a line at the small size."""
+    font = FontProperties(family="DejaVu Sans", size=_SMALL)
+    points: float = text_to_path.get_text_width_height_descent(line, font, ismath=False)[0]
+    return points * INCH / 72
+
+
 def fit(text: str, width: float, lines: int) -> list[str]:
     """Break text into at most `lines` lines of `width` CSS pixels.
 
     Text that is too long ends in "…"; where less than six characters of it would remain, nothing does: [].
     """
-    font = FontProperties(family="DejaVu Sans", size=_SMALL)
 
     def fits(line: str) -> bool:
-        return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] * INCH / 72 <= width
+        return _text_width(line) <= width
 
     broken: list[str] = []
     words = text.split()
@@ -418,44 +546,33 @@ def fit(text: str, width: float, lines: int) -> list[str]:
     return broken
 
 
-# --- The legend, operations and training.
-
-
-def swatch(series: int, colours: Colours = LIGHT) -> Figure:
-    """The line and the marker of a policy, for a legend beside the figures."""
-    figure = Figure(figsize=(34 / INCH, 12 / INCH))
-    figure.add_artist(_handle(series, colours, xdata=[0.06, 0.5, 0.94], ydata=[0.5] * 3, markevery=[1]))
-    return figure
-
-
-def _handle(
-    series: int, colours: Colours, xdata: Sequence[float] = (), ydata: Sequence[float] = (), **style: Any
-) -> Line2D:
-    style |= {"linewidth": 1.6, "linestyle": DASHES[series], "marker": MARKERS[series], "markersize": 4.5}
-    return Line2D(xdata, ydata, color=colours[f"series-{series}"], **style)
+# --- Operations and training.
 
 
 def operations(results: Results, name: str, colours: Colours = LIGHT) -> Figure:
-    """Wall seconds of each part per minute of stream, one bar an operating point."""
+    """What each part takes per second of stream, one bar an operating point: FLOPs, or wall time if none counted."""
     setting, series = results["settings"][name], series_of(results)
     rows = setting["operations"]
-    figure = Figure(figsize=(430 / INCH, (84 + 40 * len(rows)) / INCH), layout="constrained")
-    axes = figure.add_subplot()
+    counted = all(total_flops(row["ledger"]) for row in rows)
+    scale, unit = flops_unit(rows) if counted else (1e-3, "wall millisecond")
+    width, height = 470, 70 + 31 * len(rows)
+    figure = Figure(figsize=(width / INCH, height / INCH))
+    axes = figure.add_axes((170 / width, 42 / height, 1 - 180 / width, 1 - 70 / height))
     frame(axes, colours)
-    shades = {"encoder": 0.5, "predictor": 0.27}
+    shades = {"detector": 0.9, "encoder": 0.5, "predictor": 0.27}
     longest = 0.0
     for y, row in enumerate(rows):
-        ledger = row["ledger"]
-        scale = 60 / ledger["stream_seconds"] if ledger["stream_seconds"] else 0.0
-        left = 0.0
+        ledger, left = row["ledger"], 0.0
         for part in PARTS:
-            length = ledger[part]["seconds"] * scale
-            colour = colours["muted"] if part in shades else colours[f"series-{series[row['policy']]}"]
+            amount = ledger[part]["flops" if counted else "seconds"]
+            length = amount / ledger["stream_seconds"] / scale if ledger["stream_seconds"] else 0.0
+            colour = colours["muted"] if part in shades else _decoder_colour(series, row["policy"], colours)
             axes.barh(y, length, 0.56, left, color=colour, alpha=shades.get(part, 1.0), linewidth=0)
             left += length
-        wall = operations_ratio(setting, row)[1]
+        ratios = operations_ratio(setting, row)
+        estimated = " est." if row["seconds_estimated"] and not counted else ""
         axes.annotate(
-            f"{left:.3g} s · {factor(wall)}",
+            f"{left:.3g} · {factor(ratios.flops if counted else ratios.seconds)}{estimated}",
             (left, y),
             (5, 0),
             textcoords="offset points",
@@ -463,24 +580,25 @@ def operations(results: Results, name: str, colours: Colours = LIGHT) -> Figure:
             color=colours["ink"],
         )
         longest = max(longest, left)
-    labels = []
-    for row in rows:
-        curve = setting["curves"][row["policy"]]
-        words = (clean(curve["label"]), operating_point(curve, row["knob"]))
-        labels.append("\n".join(short(text, 100) for text in words))
+    swept = [setting["curves"][row["policy"]] for row in rows]
+    labels = [
+        f"{short(label(curve), 150)}\n{short(operating_point(curve, row['knob']), 150)}"
+        for curve, row in zip(swept, rows, strict=True)
+    ]
     axes.set_yticks(range(len(rows)), labels, color=colours["ink"], parse_math=False)
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, labelsize=_SMALL)
     axes.spines["left"].set_visible(False)
-    axes.set(xlim=(0, longest * 1.35 or 1), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_xlabel("wall seconds per minute of stream", color=colours["muted"])
+    axes.set(xlim=(0, longest * 1.4 or 1), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xlabel(f"{unit}s per second of stream", color=colours["muted"])
     parts: list[Any] = [Patch(color=colours["muted"], alpha=shade, linewidth=0) for shade in shades.values()]
-    parts.append(tuple(Patch(color=colours[f"series-{series[row['policy']]}"], linewidth=0) for row in rows))
+    decoders = dict.fromkeys(_decoder_colour(series, row["policy"], colours) for row in rows)
+    parts.append(tuple(Patch(color=colour, linewidth=0) for colour in [*decoders][:3]))
     figure.legend(
         parts,
         PARTS,
         handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
-        loc="outside upper left",
-        ncols=3,
+        loc="upper left",
+        ncols=len(PARTS),
         frameon=False,
         labelcolor=colours["muted"],
         handlelength=1.6,
@@ -488,6 +606,10 @@ def operations(results: Results, name: str, colours: Colours = LIGHT) -> Figure:
         columnspacing=1.2,
     )
     return figure
+
+
+def _decoder_colour(series: Mapping[str, int], policy: str, colours: Colours) -> str:
+    return _colour(series, policy, colours) if policy in series else colours["ink"]
 
 
 def training(results: Results, colours: Colours = LIGHT) -> Figure:
@@ -526,7 +648,7 @@ TITLE: dict[str, Any] = {"fontsize": 11, "weight": "bold", "color": LIGHT["ink"]
 
 def overview_png(results: Results) -> bytes:
     """The picture of :func:`save_png` as the content of a PNG file."""
-    names, series = list(results["settings"]), series_of(results)
+    names = list(results["settings"])
     heights = (460.0, 40.0, strip_height(results, names[0]))
     width = 1200.0
     with drawing():
@@ -535,23 +657,11 @@ def overview_png(results: Results) -> bytes:
         for part in (upper, between, lower):
             part.set_facecolor(LIGHT["surface"])
         panels = upper.subplots(1, len(names), squeeze=False)[0]
-        upper.subplots_adjust(0.045, 0.11, 0.985, 0.79, wspace=0.13)
+        upper.subplots_adjust(0.045, 0.11, 1 - _NAMES / width, 0.84, wspace=0.36)
         for axes, name in zip(panels, names, strict=True):
             _draw_curves(axes, results, name, LIGHT)
             place = {"xycoords": "axes fraction", "textcoords": "offset points"}
             axes.annotate(short(f"{clean(name)} streams", 350), (0, 1), (0, 22), **place, **TITLE)
-        policies = {p: c["label"] for s in results["settings"].values() for p, c in s["curves"].items()}
-        handles = [_handle(series[policy], LIGHT, label=short(clean(label), 150)) for policy, label in policies.items()]
-        upper.legend(
-            handles=handles,
-            loc="upper left",
-            bbox_to_anchor=(0.037, 0.99),
-            ncols=min(len(handles), 6),
-            frameon=False,
-            labelcolor=LIGHT["ink"],
-            fontsize=9.5,
-            handlelength=2.6,
-        )
         title = short(f"One of the {clean(names[0])} streams", 700)
         between.text(0.045, 0.5, title, **TITLE)
         _draw_strip(lower, results, names[0], LIGHT, width, margin=0.045 * width)
@@ -613,9 +723,10 @@ def tooltip(text: str) -> str:
     return _TIP + text
 
 
-def _policy_name(setting: dict[str, Any], saving: dict[str, Any]) -> str:
-    curve = setting["curves"][saving["policy"]]
-    return f"{clean(curve['label'])}, {operating_point(curve, saving['knob'])}"
+def _policy_name(setting: dict[str, Any], row: dict[str, Any]) -> str:
+    """Of a saving or of operations: the policy and its operating point."""
+    curve = setting["curves"][row["policy"]]
+    return f"{label(curve)}, {operating_point(curve, row['knob'])}"
 
 
 def frame(axes: Axes, colours: Colours) -> None:

@@ -1,8 +1,8 @@
 """The results document: what it holds, how it is checked, how it is read and written.
 
-A results document is plain data (what JSON can hold) under the schema ``jepa.results/1``. Keys that the
+A results document is plain data (what JSON can hold) under the schema ``jepa.results/2``. Keys that the
 schema does not name are allowed, so that a document can carry more than a report shows; a missing key, a
-wrong type, a number that is not finite or a reference to a policy without a curve is refused. Messages name
+wrong type, a number that is not finite, or a reference to a policy or a knob without a curve is refused. Messages name
 the place as a path, such as ``settings.everyday.curves.gate.test[3].cider_d.low``.
 """
 
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from jepa.errors import InputError
 
-SCHEMA = "jepa.results/1"
+SCHEMA = "jepa.results/2"
 
 Results = dict[str, Any]
 Check = Callable[[Any, str], None]
@@ -63,6 +63,16 @@ def integer(value: Any, path: str) -> None:
 def text(value: Any, path: str) -> None:
     if not isinstance(value, str):
         refuse(path, "be text", value)
+
+
+def choice(*options: str) -> Check:
+    """One of these texts."""
+
+    def check(value: Any, path: str) -> None:
+        if value not in options:
+            refuse(path, f"be one of {', '.join(options)}", value)
+
+    return check
 
 
 def flag(value: Any, path: str) -> None:
@@ -151,23 +161,65 @@ def ordered(*keys: str) -> Check:
 _POSITIVE, _QUANTITY, _SHARE = number(above=0), number(0), number(0, 1)
 _INTERVAL = record({"value": number(), "low": number(), "high": number()}, ordered("low", "high"))
 
-_PART = record({"calls": count, "forward_passes": count, "tokens": count, "seconds": _QUANTITY})
+_PART = record({"calls": count, "forward_passes": count, "tokens": count, "flops": count, "seconds": _QUANTITY})
+_CACHE = record({"lookups": count, "hits": count, "audited": count, "wrong_hits": count, "seconds": _QUANTITY})
 _LATENCY = {"count": count} | {key: nullable(_QUANTITY) for key in ("mean", "p50", "p95", "max")}
 _LEDGER = record(
-    {"encoder": _PART, "predictor": _PART, "decoder": _PART}
+    {"detector": _PART, "encoder": _PART, "predictor": _PART, "decoder": _PART, "cache": _CACHE}
     | {"stream_seconds": _QUANTITY, "steps": count, "latency_seconds": record(_LATENCY)}
 )
 
-_SWEEP = sequence(record({"knob": number(), "decodes_per_second": _POSITIVE, "cider_d": _INTERVAL}), shortest=1)
-_CURVE = record({"label": text, "causal": flag, "latency": text, "knob": text, "test": _SWEEP, "calibration": _SWEEP})
+_DENSE = record(
+    dict.fromkeys(("temporal_f1", "temporal_f1_merged", "soda_c", "tim_cover"), _SHARE) | {"tim_redun": _QUANTITY}
+)
+_RATE = {"value": _SHARE, "low": _SHARE, "high": _SHARE, "wrong": count, "hits": count, "lookups": count}
+
+
+def _error_agrees(error: Any, path: str) -> None:
+    ordered("low", "value", "high")(error, path)
+    ordered("wrong", "hits", "lookups")(error, path)
+
+
+_CACHED = record({"cache": record({"threshold": number(), "error": record(_RATE, _error_agrees)})})
+_POINT = {"knob": number(), "decodes_per_second": _QUANTITY, "cider_d": _INTERVAL}
+
+
+def _curve_agrees(curve: Any, path: str) -> None:
+    if curve["cache"] is not None:
+        sequence(_CACHED)(curve["test"], f"{path}.test")
+
+
+_CURVE = record(
+    {
+        "label": text,
+        "causal": flag,
+        "oracle": flag,
+        "latency": text,
+        "state": text,
+        "knob": text,
+        "cache": nullable(record({"capacity": count, "shared": flag, "error_rate": _SHARE})),
+        "selects_steps": flag,
+        "test": sequence(record(_POINT | {"dense": _DENSE}), shortest=1),
+        "calibration": sequence(record(_POINT), shortest=1),
+    },
+    _curve_agrees,
+)
+
+
+def _ratio(value: Any, path: str) -> None:
+    """An interval whose upper end is null where it has no bound."""
+    record({"value": _POSITIVE, "low": _POSITIVE, "high": nullable(_POSITIVE)})(value, path)
+    if value["high"] is not None:
+        ordered("low", "high")(value, path)
 
 
 def _saving_agrees(saving: Any, path: str) -> None:
-    measured = ("quality", "quality_difference", "decodes_per_second", "saving")
     expected = saving["knob"] is not None
-    for key in measured:
+    for key in ("quality", "quality_difference", "temporal_f1_difference", "decodes_per_second"):
         if (saving[key] is not None) != expected:
             refuse(f"{path}.{key}", "be null exactly when the knob is null", saving[key])
+    if (saving["saving"] is not None) != bool(saving["decodes_per_second"]):
+        refuse(f"{path}.saving", "be null exactly when the policy decodes nothing", saving["saving"])
     if saving["reached"] and not expected:
         refuse(f"{path}.reached", "be false when the knob is null", True)
 
@@ -175,6 +227,7 @@ def _saving_agrees(saving: Any, path: str) -> None:
 _SAVING = record(
     {
         "reference": record({"policy": text, "rate_hz": _POSITIVE}),
+        "tolerance": _SHARE,
         "headline": flag,
         "policy": text,
         "knob": nullable(number()),
@@ -182,15 +235,18 @@ _SAVING = record(
         "quality": nullable(number()),
         "reference_quality": number(),
         "quality_difference": nullable(_INTERVAL),
-        "decodes_per_second": nullable(_POSITIVE),
+        "temporal_f1_difference": nullable(_INTERVAL),
+        "decodes_per_second": nullable(_QUANTITY),
         "reference_decodes_per_second": _POSITIVE,
-        "saving": nullable(_INTERVAL),
+        "saving": nullable(_ratio),
         "reason": text,
     },
     _saving_agrees,
 )
+_AREA = record({"difference": nullable(_INTERVAL), "low_rate": nullable(_POSITIVE), "high_rate": nullable(_POSITIVE)})
 
-_DECODE = {"time": number(), "start": number(), "end": number(), "emitted_at": number(), "text": text}
+_DECODE = {key: number() for key in ("time", "start", "end", "emitted_at")}
+_DECODE |= {"text": text, "source": choice("decoder", "cache", "bank")}
 _STRIP = record(
     {
         "video_id": text,
@@ -203,22 +259,26 @@ _STRIP = record(
 
 
 def _setting_agrees(setting: Any, path: str) -> None:
-    curves = setting["curves"]
+    curves, rows = setting["curves"], ("savings", "operations")
     named = [(f"strip.decodes.{policy}", policy) for policy in setting["strip"]["decodes"]]
-    for index, saving in enumerate(setting["savings"]):
-        named.append((f"savings[{index}].policy", saving["policy"]))
-        named.append((f"savings[{index}].reference.policy", saving["reference"]["policy"]))
-    named += [(f"operations[{i}].policy", row["policy"]) for i, row in enumerate(setting["operations"])]
+    named += [(f"areas.{policy}", policy) for policy in setting["areas"]]
+    named += [(f"{kind}[{i}].policy", row["policy"]) for kind in rows for i, row in enumerate(setting[kind])]
+    named += [(f"savings[{i}].reference.policy", s["reference"]["policy"]) for i, s in enumerate(setting["savings"])]
     for place, policy in named:
         if policy not in curves:
             refuse(f"{path}.{place}", f"be a policy of {path}.curves ({', '.join(curves)})", policy)
+    for kind in rows:
+        for index, row in enumerate(setting[kind]):
+            swept = [point["knob"] for point in curves[row["policy"]]["test"]]
+            if row["knob"] is not None and row["knob"] not in swept:
+                refuse(f"{path}.{kind}[{index}].knob", f"be a knob of the policy's test curve {swept}", row["knob"])
     headline = {
-        (saving["reference"]["policy"], saving["reference"]["rate_hz"])
+        (saving["reference"]["policy"], saving["reference"]["rate_hz"], saving["tolerance"])
         for saving in setting["savings"]
         if saving["headline"]
     }
     if len(headline) != 1:
-        refuse(f"{path}.savings", "have a headline against exactly one reference", sorted(headline))
+        refuse(f"{path}.savings", "have a headline against exactly one reference and tolerance", sorted(headline))
 
 
 _SETTING = record(
@@ -231,7 +291,10 @@ _SETTING = record(
         "streams": record({"calibration": count, "test": count, "seconds_each": _POSITIVE}),
         "curves": mapping(_CURVE),
         "savings": sequence(_SAVING, shortest=1),
-        "operations": sequence(record({"policy": text, "knob": number(), "ledger": _LEDGER})),
+        "areas": mapping(_AREA, empty=True),
+        "operations": sequence(
+            record({"policy": text, "knob": number(), "ledger": _LEDGER, "seconds_estimated": flag})
+        ),
         "strip": _STRIP,
     },
     _setting_agrees,
@@ -298,7 +361,7 @@ _RESULTS = record(
 
 
 def validate_results(results: Results) -> None:
-    """Check a results document against ``jepa.results/1``.
+    """Check a results document against ``jepa.results/2``.
 
     Raises InputError on the first fault, naming its path in the document, the rule and the value got; a
     document of another schema version is refused with both versions named.

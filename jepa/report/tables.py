@@ -6,14 +6,15 @@ and the HTML page cannot disagree.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jepa.report.schema import Results, validate_results
 
-PARTS = ("encoder", "predictor", "decoder")
+PARTS = ("detector", "encoder", "predictor", "decoder")
 NONE = "–"
 
 Row = tuple[str, ...]
@@ -73,7 +74,21 @@ def interval(low: float, high: float, digits: int = 2, sign: str = "") -> str:
     return f"{fixed(low, digits, sign)} to {fixed(high, digits, sign)}"
 
 
-def factor_with_interval(saving: dict[str, float]) -> str:
+def significant(value: float) -> str:
+    """Three significant digits, whole numbers from 100 on."""
+    return fixed(value, 0) if abs(value) >= 100 else f"{value:.3g}".replace("-", "−")
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def factor_with_interval(saving: dict[str, Any] | None) -> str:
+    """A saving; without an upper bound where the policy may decode nothing, in words where it does decode nothing."""
+    if saving is None:
+        return "decodes nothing"
+    if saving["high"] is None:
+        return f"{factor(saving['value'])} (from {fixed(saving['low'], 2)})"
     return f"{factor(saving['value'])} ({interval(saving['low'], saving['high'])})"
 
 
@@ -83,16 +98,40 @@ def difference(value: dict[str, float]) -> str:
 
 
 def operating_point(curve: dict[str, Any], knob: float) -> str:
-    """Where a policy stands on its knob: "1 Hz" for a rate, "threshold 3.1" for anything else."""
+    """Where a policy stands on its knob: "1 Hz" for a rate, "threshold 3.1" for anything else, "no knob"."""
+    if curve["knob"] == "none":
+        return "no knob"
     if curve["knob"] == "rate_hz":
         return f"{knob:.3g} Hz"
     return f"{clean(curve['knob'])} {knob:.3g}".replace("-", "−")
+
+
+def label(curve: dict[str, Any]) -> str:
+    """The name of a policy; of an oracle, which is told the answer, that it is an upper bound."""
+    name = clean(curve["label"])
+    return f"{name} (upper bound)" if curve["oracle"] and "upper bound" not in name else name
+
+
+def needs(curve: dict[str, Any]) -> str:
+    """What a policy must have seen before it decodes."""
+    if curve["oracle"]:
+        return "the annotations"
+    return "the past" if curve["causal"] else "the whole stream"
 
 
 def reference_name(setting: dict[str, Any], saving: dict[str, Any]) -> str:
     """Such as "uniform at 1 Hz"."""
     reference = saving["reference"]
     return f"{clean(setting['curves'][reference['policy']]['label'])} at {reference['rate_hz']:.3g} Hz"
+
+
+def wanted_name(setting: dict[str, Any], saving: dict[str, Any]) -> str:
+    """What is to be kept: such as "uniform at 1 Hz", or "uniform at 1 Hz, −2 %" of its quality."""
+    tolerance = f", −{percent(saving['tolerance'])}" if saving["tolerance"] else ""
+    return reference_name(setting, saving) + tolerance
+
+
+# --- Which policies and which operating points.
 
 
 def headline_savings(setting: dict[str, Any]) -> list[dict[str, Any]]:
@@ -113,134 +152,375 @@ def best_causal(setting: dict[str, Any]) -> dict[str, Any] | None:
         and setting["curves"][saving["policy"]]["causal"]
         and saving["policy"] != saving["reference"]["policy"]
     ]
-    reached = [saving for saving in measured if saving["reached"]]
+    reached = [saving for saving in measured if saving["reached"] and saving["saving"] is not None]
     if reached:
         return max(reached, key=lambda saving: saving["saving"]["value"])
     return max(measured, key=lambda saving: saving["quality_difference"]["value"], default=None)
 
 
-# --- Operations.
-
-
-def _wall_seconds(ledger: dict[str, Any]) -> float:
-    return sum(ledger[part]["seconds"] for part in PARTS)
-
-
-def operations_ratio(setting: dict[str, Any], row: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Reference over policy, per second of stream: (decoder calls, wall time of all three parts).
-
-    The reference is the row of the headline reference; without it, or where the divisor is 0, None.
-    """
+def reference_row(setting: dict[str, Any]) -> dict[str, Any] | None:
+    """The operations of the headline reference, if they were recorded."""
     reference = headline_savings(setting)[0]["reference"]
-    for other in setting["operations"]:
-        if other["policy"] == reference["policy"] and other["knob"] == reference["rate_hz"]:
-            break
-    else:
-        return None, None
-
-    def ratio(of_reference: float, of_policy: float) -> float | None:
-        divisor = of_policy * other["ledger"]["stream_seconds"]
-        return of_reference * row["ledger"]["stream_seconds"] / divisor if divisor else None
-
-    calls = [ledger["decoder"]["calls"] for ledger in (other["ledger"], row["ledger"])]
-    wall = [_wall_seconds(ledger) for ledger in (other["ledger"], row["ledger"])]
-    return ratio(calls[0], calls[1]), ratio(wall[0], wall[1])
+    chosen = (reference["policy"], reference["rate_hz"])
+    return next((row for row in setting["operations"] if (row["policy"], row["knob"]) == chosen), None)
 
 
-def end_to_end(setting: dict[str, Any], saving: dict[str, Any]) -> float | None:
-    """The wall-time saving of the operations row that belongs to a saving, if there is one."""
-    for row in setting["operations"]:
-        if row["policy"] == saving["policy"] and row["knob"] == saving["knob"]:
-            return operations_ratio(setting, row)[1]
-    return None
+def leanest(setting: dict[str, Any]) -> dict[str, Any] | None:
+    """The operating point that saves most FLOPs end to end, whatever its quality, but no oracle's; None if unknown."""
+    reference = reference_row(setting)
+    rows = [
+        row
+        for row in setting["operations"]
+        if row is not reference
+        and not setting["curves"][row["policy"]]["oracle"]
+        and operations_ratio(setting, row).flops is not None
+    ]
+    return max(rows, key=lambda row: operations_ratio(setting, row).flops or 0.0, default=None)
+
+
+def prominent(setting: dict[str, Any]) -> list[str]:
+    """All policies of a setting, those that a figure should show first at the front.
+
+    They are the headline reference, the best causal policy, the leanest, the best of those that need the whole stream,
+    the best oracle, the other references; then by saving.
+    """
+    curves, savings = setting["curves"], headline_savings(setting)
+    measured = [saving for saving in savings if saving["saving"] is not None]
+    ranked = sorted(measured, key=lambda saving: (saving["reached"], saving["saving"]["value"]), reverse=True)
+    order = [saving["policy"] for saving in ranked]
+    front = [savings[0]["reference"]["policy"]]
+    front += [found["policy"] for found in (best_causal(setting), leanest(setting)) if found is not None]
+    for kind in ("the whole stream", "the annotations"):
+        front += [policy for policy in order if needs(curves[policy]) == kind][:1]
+    front += [saving["reference"]["policy"] for saving in setting["savings"]]
+    return list(dict.fromkeys([*front, *order, *curves]))
+
+
+SHOWN, LANES = 8, 5  # policies with a colour of their own; of these, policies beside one stream
+
+
+def highlighted(results: Results) -> list[str]:
+    """At most `SHOWN` policies, taken in turn from the front of each setting's `prominent`."""
+    ranks = itertools.zip_longest(*map(prominent, results["settings"].values()))
+    return list(dict.fromkeys(policy for rank in ranks for policy in rank if policy is not None))[:SHOWN]
+
+
+def strip_decodes(setting: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The decodes of the strip's stream by the first `LANES` of its policies."""
+    decodes = setting["strip"]["decodes"]
+    return {policy: decodes[policy] for policy in [p for p in prominent(setting) if p in decodes][:LANES]}
+
+
+def _point(setting: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """The point of the test curve at an operating point."""
+    found: dict[str, Any] = next(
+        point for point in setting["curves"][row["policy"]]["test"] if point["knob"] == row["knob"]
+    )
+    return found
+
+
+def _quality_difference(setting: dict[str, Any], row: dict[str, Any]) -> str:
+    """CIDEr-D less the headline reference's, with its interval where that was measured at this operating point."""
+    if row is reference_row(setting):
+        return NONE
+    first = headline_savings(setting)[0]
+    for saving in setting["savings"]:
+        same = (saving["policy"], saving["knob"]) == (row["policy"], row["knob"])
+        if same and saving["reference"] == first["reference"]:
+            return difference(saving["quality_difference"])
+    return fixed(_point(setting, row)["cider_d"]["value"] - first["reference_quality"], 2, "+")
+
+
+# --- Operations and compute.
+
+
+def total_seconds(ledger: dict[str, Any]) -> float:
+    """Wall seconds of all parts and of the cache."""
+    return float(sum(ledger[part]["seconds"] for part in (*PARTS, "cache")))
+
+
+def part_flops(ledger: dict[str, Any], part: str) -> int | None:
+    """None where the part was called but its FLOPs were not counted."""
+    flops: int = ledger[part]["flops"]
+    return None if ledger[part]["calls"] and not flops else flops
+
+
+def total_flops(ledger: dict[str, Any]) -> int | None:
+    """None unless the FLOPs of all parts were counted."""
+    parts = [part_flops(ledger, part) for part in PARTS]
+    return sum(flops or 0 for flops in parts) if None not in parts else None
+
+
+class Ratios(NamedTuple):
+    """Reference over policy, per second of stream; None without a reference, a count or a divisor."""
+
+    calls: float | None
+    flops: float | None
+    seconds: float | None
+
+
+def operations_ratio(setting: dict[str, Any], row: dict[str, Any]) -> Ratios:
+    """What an operating point saves against the headline reference: decoder calls, and all parts end to end."""
+    reference = reference_row(setting)
+    if reference is None:
+        return Ratios(None, None, None)
+    theirs, ours = reference["ledger"], row["ledger"]
+
+    def ratio(of_reference: float | None, of_policy: float | None) -> float | None:
+        if of_reference is None or of_policy is None:
+            return None
+        divisor = of_policy * theirs["stream_seconds"]
+        return of_reference * ours["stream_seconds"] / divisor if divisor else None
+
+    return Ratios(
+        ratio(theirs["decoder"]["calls"], ours["decoder"]["calls"]),
+        ratio(total_flops(theirs), total_flops(ours)),
+        ratio(total_seconds(theirs), total_seconds(ours)),
+    )
+
+
+def break_even(setting: dict[str, Any], row: dict[str, Any]) -> float | None:
+    """Steps per second up to which encoding costs no more FLOPs than the decodes saved; <= 0 where none are.
+
+    (decoder FLOPs per second of the headline reference − of the policy) / (encoder and predictor FLOPs per step).
+    None where one of them was not counted.
+    """
+    reference = reference_row(setting)
+    if reference is None:
+        return None
+    ledgers = (reference["ledger"], row["ledger"])
+    decoding = [part_flops(ledger, "decoder") for ledger in ledgers]
+    encoder, predictor = (part_flops(row["ledger"], part) for part in ("encoder", "predictor"))
+    if None in (*decoding, encoder, predictor) or not all(ledger["stream_seconds"] for ledger in ledgers):
+        return None
+    theirs, ours = ((flops or 0) / ledger["stream_seconds"] for flops, ledger in zip(decoding, ledgers, strict=True))
+    encoding = (encoder or 0) + (predictor or 0)
+    return (theirs - ours) * row["ledger"]["steps"] / encoding if encoding else None
+
+
+_UNITS = ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"), (1.0, "FLOP"))
+UNCOUNTED = "not counted"
+
+
+def flops_unit(rows: Iterable[dict[str, Any]]) -> tuple[float, str]:
+    """The unit in which the largest part, per second of stream, is a handy number."""
+    ledgers = [row["ledger"] for row in rows if row["ledger"]["stream_seconds"]]
+    largest = max((x[part]["flops"] / x["stream_seconds"] for x in ledgers for part in PARTS), default=0.0)
+    return next((unit for unit in _UNITS if largest >= unit[0]), _UNITS[-1])
+
+
+COMPUTE_NOTE = (
+    "Savings are the reference's figure over the policy's, per second of stream; of FLOPs and wall time, all parts "
+    "and the cache are counted, end to end. A policy that does not select steps is charged with encoding every step, "
+    "and so is the reference. Break-even: the steps per second up to which encoding costs no more FLOPs than the "
+    "decodes that the policy saves, (decoder FLOPs per second of the reference − of the policy) / (encoder and "
+    "predictor FLOPs per step). est.: of the steps that were selected, wall time is the mean of a call times the calls."
+)
+
+
+def compute_table(setting: dict[str, Any]) -> Table:
+    """FLOPs per second of stream of each part at each operating point, and what is saved end to end."""
+    rows = setting["operations"]
+    scale, unit = flops_unit(rows)
+
+    def flops(value: int | None, ledger: dict[str, Any]) -> str:
+        if value is None:
+            return UNCOUNTED
+        return significant(value / ledger["stream_seconds"] / scale) if ledger["stream_seconds"] else NONE
+
+    def cells(row: dict[str, Any]) -> Row:
+        curve, ledger, ratios = setting["curves"][row["policy"]], row["ledger"], operations_ratio(setting, row)
+        even, steps = break_even(setting, row), ledger["steps"]
+        limit = UNCOUNTED if even is None else "none" if even <= 0 else significant(even)
+        return (
+            label(curve),
+            operating_point(curve, row["knob"]),
+            *(flops(part_flops(ledger, part), ledger) for part in PARTS),
+            flops(total_flops(ledger), ledger),
+            factor(ratios.calls),
+            factor(ratios.flops),
+            factor(ratios.seconds) + _estimated(row, ratios.seconds),
+            _quality_difference(setting, row),
+            significant(steps / ledger["stream_seconds"]) if ledger["stream_seconds"] else NONE,
+            NONE if row is reference_row(setting) else limit,
+        )
+
+    header: Row = ("policy", "operating point", *PARTS, "all parts", "saving, decoder calls", "saving, FLOPs")
+    header += ("saving, wall time", "CIDEr-D difference", "steps/s", "break-even steps/s")
+    title = f"{unit}s per second of stream; savings against {reference_name(setting, headline_savings(setting)[0])}"
+    return Table(header, ((title, tuple(map(cells, rows))),), text_columns=2)
+
+
+def _estimated(row: dict[str, Any], value: float | None) -> str:
+    return " est." if row["seconds_estimated"] and value else ""
 
 
 def operations_table(setting: dict[str, Any]) -> Table:
-    """Counts and wall time: one row a quantity, one column an operating point."""
-    rows = setting["operations"]
-    ledgers = [row["ledger"] for row in rows]
-    ratios = [operations_ratio(setting, row) for row in rows]
+    """Counts and wall seconds, one row an operating point."""
 
-    def counts(part: str, key: str) -> Row:
-        return tuple(f"{ledger[part][key]:,}" for ledger in ledgers)
+    def cells(row: dict[str, Any]) -> Row:
+        curve, ledger = setting["curves"][row["policy"]], row["ledger"]
+        whole = total_seconds(ledger)
+        timed = {part: ledger[part]["seconds"] for part in (*PARTS, "cache")}
+        selected = ("encoder", "predictor")  # whose wall time may be estimated
+        return (
+            label(curve),
+            operating_point(curve, row["knob"]),
+            *(f"{ledger[part]['calls']:,}" for part in PARTS),
+            *(f"{ledger['decoder'][key]:,}" for key in ("forward_passes", "tokens")),
+            *(seconds(value) + _estimated(row, value) * (part in selected) for part, value in timed.items()),
+            seconds(whole) + _estimated(row, whole),
+        )
 
-    def factors(index: int) -> Row:
-        return tuple(factor(pair[index]) for pair in ratios)
-
-    def latency(key: str) -> Row:
-        return tuple(seconds(ledger["latency_seconds"][key]) for ledger in ledgers)
-
-    groups = (
-        (
-            "Counted",
-            (
-                ("encoder calls", *counts("encoder", "calls")),
-                ("predictor calls", *counts("predictor", "calls")),
-                ("decoder calls", *counts("decoder", "calls")),
-                ("decoder forward passes", *counts("decoder", "forward_passes")),
-                ("tokens decoded", *counts("decoder", "tokens")),
-            ),
-        ),
-        (
-            "Wall time, seconds",
-            (
-                *((part, *(seconds(ledger[part]["seconds"]) for ledger in ledgers)) for part in PARTS),
-                ("all three", *(seconds(_wall_seconds(ledger)) for ledger in ledgers)),
-            ),
-        ),
-        (
-            "Saving against the reference",
-            (("decoder calls", *factors(0)), ("wall time, end to end", *factors(1))),
-        ),
-        ("Emission latency, seconds", (("mean", *latency("mean")), ("95th percentile", *latency("p95")))),
-    )
-    return Table(("", *(_operations_name(setting, row) for row in rows)), groups)
+    header: Row = ("policy", "operating point", *(f"{part} calls" for part in PARTS), "decoder forward passes")
+    header += ("tokens decoded", *(f"{part}, s" for part in (*PARTS, "cache")), "all, s")
+    return Table(header, (("", tuple(map(cells, setting["operations"]))),), text_columns=2)
 
 
-def _operations_name(setting: dict[str, Any], row: dict[str, Any]) -> str:
-    curve = setting["curves"][row["policy"]]
-    return f"{clean(curve['label'])}, {operating_point(curve, row['knob'])}"
+# --- The quality of what comes out.
+
+
+QUALITY_NOTE = (
+    "Temporal F1: emissions matched one to one with events at an overlap (IoU) of at least 0.5; merged: after "
+    "repeats that follow each other became one. SODA_c: the best matching in order of time, by overlap and text. "
+    "TimRedun: how far the number of emissions an event is from 1. TimCover: share of the events with an emission. "
+    "Means over the test streams; latency from the start of a segment until its text is known."
+)
+
+
+def quality_table(setting: dict[str, Any]) -> Table:
+    """What the emissions at each operating point are worth, what they need, and how late they are."""
+
+    def cells(row: dict[str, Any]) -> Row:
+        curve, point, late = setting["curves"][row["policy"]], _point(setting, row), row["ledger"]["latency_seconds"]
+        names = ("temporal_f1_merged", "temporal_f1", "soda_c", "tim_redun", "tim_cover")
+        return (
+            label(curve),
+            operating_point(curve, row["knob"]),
+            needs(curve),
+            clean(curve["latency"]),
+            clean(curve["state"]),
+            quality(point["cider_d"]["value"]),
+            *(share(point["dense"][name]) for name in names),
+            seconds(late["mean"]),
+            seconds(late["p95"]),
+        )
+
+    header: Row = ("policy", "operating point", "needs", "latency", "state", "CIDEr-D", "temporal F1, merged")
+    header += ("temporal F1", "SODA_c", "TimRedun", "TimCover", "latency, mean s", "latency, 95th percentile s")
+    return Table(header, (("", tuple(map(cells, setting["operations"]))),), text_columns=5)
+
+
+CACHE_NOTE = (
+    "A look-up is wrong if it hits and the text differs from the decoder's for the same latent, which was decoded to "
+    "check; the error is the share of wrong look-ups on the test streams. The threshold was calibrated on the others."
+)
+
+
+def cache_table(setting: dict[str, Any]) -> Table:
+    """What the cache of each policy that has one did at its operating point, and the error that was asked for."""
+
+    def cells(policy: str, knob: float | None) -> Row:
+        curve = setting["curves"][policy]
+        asked = percent(curve["cache"]["error_rate"])
+        if knob is None:
+            return (label(curve), "no operating point", asked, *(NONE,) * 6)
+        cache = _point(setting, {"policy": policy, "knob": knob})["cache"]
+        error, none = cache["error"], cache["threshold"] < 0
+        return (
+            label(curve),
+            operating_point(curve, knob),
+            asked,
+            "no threshold kept the requested error" if none else f"{cache['threshold']:.4f}",
+            *(f"{error[key]:,}" for key in ("lookups", "hits", "wrong")),
+            f"{percent(error['value'])} ({100 * error['low']:.3g} to {100 * error['high']:.3g})",
+            "yes" if error["value"] <= curve["cache"]["error_rate"] else "no",
+        )
+
+    knobs: dict[str, list[float | None]] = {p: [] for p, c in setting["curves"].items() if c["cache"] is not None}
+    for row in setting["operations"]:
+        if row["policy"] in knobs:
+            knobs[row["policy"]].append(row["knob"])
+    rows = tuple(cells(policy, knob) for policy, found in knobs.items() for knob in found or [None])
+    header: Row = ("policy", "operating point", "requested error", "threshold", "look-ups", "hits", "wrong hits")
+    return Table((*header, "error (95 % interval)", "kept"), (("", rows),), text_columns=2)
 
 
 # --- The other tables.
 
 
 def savings_table(setting: dict[str, Any]) -> Table:
-    """Every policy against every reference, the headline reference first."""
-    header = ("policy", "needs", "operating point", "CIDEr-D", "difference", "decodes/s", "saving")
-    groups: dict[str, list[Row]] = {}
-    for saving in sorted(setting["savings"], key=lambda saving: not saving["headline"]):
-        title = (
-            f"against {reference_name(setting, saving)}: CIDEr-D {quality(saving['reference_quality'])}, "
-            f"{rate(saving['reference_decodes_per_second'])} decodes/s"
-        )
-        groups.setdefault(title, []).append(_savings_row(setting, saving))
-    return Table(header, tuple((title, tuple(rows)) for title, rows in groups.items()), text_columns=3)
+    """Every policy against the headline reference."""
+    header: Row = ("policy", "needs", "operating point", "saving", "CIDEr-D", "difference", "decodes/s")
+    header += ("merged temporal F1, difference",)
+    savings = headline_savings(setting)
+    first = savings[0]
+    title = (
+        f"against {wanted_name(setting, first)}: CIDEr-D {quality(first['reference_quality'])}, "
+        f"{rate(first['reference_decodes_per_second'])} decodes/s"
+    )
+    rows = tuple(_savings_row(setting, saving) for saving in savings)
+    return Table(header, ((title, rows),), text_columns=3)
 
 
 def _savings_row(setting: dict[str, Any], saving: dict[str, Any]) -> Row:
     curve = setting["curves"][saving["policy"]]
-    needs = "the past" if curve["causal"] else "the whole stream"
     if saving["knob"] is None:
         verdict = f"not reached: {clean(saving['reason'])}" if saving["reason"] else "not reached"
-        return (clean(curve["label"]), needs, NONE, NONE, NONE, NONE, verdict)
+        return (label(curve), needs(curve), NONE, verdict, *(NONE,) * 4)
     verdict = factor_with_interval(saving["saving"])
     if not saving["reached"]:
         verdict = f"not reached; {verdict} at lower quality"
     return (
-        clean(curve["label"]),
-        needs,
+        label(curve),
+        needs(curve),
         operating_point(curve, saving["knob"]),
+        verdict,
         quality(saving["quality"]),
         difference(saving["quality_difference"]),
         rate(saving["decodes_per_second"]),
-        verdict,
+        difference(saving["temporal_f1_difference"]),
     )
+
+
+MATRIX_NOTE = (
+    "Saving in decoder calls against each reference; −2 %, say, where that share of its quality may be lost. In "
+    "brackets: missed on the test streams. –: no operating point. *: merged temporal F1 is lower than the reference's. "
+    "Curves: CIDEr-D above or below the first reference's curve, the mean over the logarithm of decodes per second, "
+    "where both curves are."
+)
+
+
+def matrix_table(setting: dict[str, Any]) -> Table:
+    """One row a policy, one column a reference and tolerance; then the area between the curves."""
+    wanted: dict[str, dict[str, str]] = {}
+    for saving in setting["savings"]:
+        wanted.setdefault(wanted_name(setting, saving), {})[saving["policy"]] = _verdict(saving)
+
+    def area(policy: str) -> Row:
+        found = setting["areas"].get(policy)
+        if found is None or found["difference"] is None:
+            return (NONE, NONE)
+        return (difference(found["difference"]), f"{found['low_rate']:.3g}–{found['high_rate']:.3g}")
+
+    rows = tuple(
+        (label(curve), *(column.get(policy, NONE) for column in wanted.values()), *area(policy))
+        for policy, curve in setting["curves"].items()
+    )
+    return Table(("policy", *wanted, "curves, CIDEr-D", "at decodes/s"), (("", rows),))
+
+
+def _verdict(saving: dict[str, Any]) -> str:
+    if saving["knob"] is None:
+        return NONE
+    ratio = factor(saving["saving"]["value"]) if saving["saving"] else "decodes nothing"
+    ratio += "*" * (saving["temporal_f1_difference"]["value"] < 0)
+    return ratio if saving["reached"] else f"({ratio})"
 
 
 def strip_table(setting: dict[str, Any]) -> Table:
     """Each event of the strip beside the decode of each policy that is nearest in time to its middle."""
-    decodes = setting["strip"]["decodes"]
+    decodes = strip_decodes(setting)
 
     def nearest(policy: str, event: dict[str, Any]) -> str:
         middle = (event["start"] + event["end"]) / 2
@@ -255,7 +535,7 @@ def strip_table(setting: dict[str, Any]) -> Table:
         )
         for event in setting["strip"]["events"]
     )
-    labels = (clean(setting["curves"][policy]["label"]) for policy in decodes)
+    labels = (label(setting["curves"][policy]) for policy in decodes)
     return Table(("time", "event", *labels), (("", rows),), text_columns=2 + len(decodes))
 
 
@@ -366,47 +646,76 @@ def setting_facts(setting: dict[str, Any]) -> str:
     )
 
 
+def operations_facts(setting: dict[str, Any]) -> str:
+    """What the operations were counted over; `setting` has some."""
+    row = reference_row(setting) or setting["operations"][0]
+    minutes = row["ledger"]["stream_seconds"] / 60
+    return f"Over {row['ledger']['steps']:,} steps, {minutes:,.1f} minutes of test streams"
+
+
+def has_cache(setting: dict[str, Any]) -> bool:
+    return any(curve["cache"] is not None for curve in setting["curves"].values())
+
+
 @dataclass(frozen=True)
 class Headline:
-    """One setting in a few words: `figure` is the ratio or "not reached", the others are sentences."""
+    """One setting in a few words: the figures are a ratio, "not reached" or "not counted", the others sentences."""
 
     figure: str
     claim: str
     detail: str
+    compute_figure: str
+    compute: str
 
 
 def headline(setting: dict[str, Any]) -> Headline:
-    """What the best causal policy saves at equal quality, or, in plain words, that it does not."""
+    """What the best causal policy saves at equal quality, or, in plain words, that it does not; and compute."""
+    return Headline(*_decodes_headline(setting), *_compute_headline(setting))
+
+
+def _decodes_headline(setting: dict[str, Any]) -> tuple[str, str, str]:
     first = headline_savings(setting)[0]
-    reference = f"{reference_name(setting, first)} (CIDEr-D {quality(first['reference_quality'])})"
+    reference = f"{wanted_name(setting, first)} (CIDEr-D {quality(first['reference_quality'])})"
     best = best_causal(setting)
+    missed = f"No causal policy reaches the quality of {reference}."
     if best is None:
         reasons = {clean(saving["reason"]) for saving in headline_savings(setting) if saving["knob"] is None}
-        return Headline(
-            "not reached",
-            f"No causal policy reaches the quality of {reference}.",
-            f"No operating point qualified on the calibration streams{_listed(reasons)}.",
-        )
+        return "not reached", missed, f"No operating point qualified on the calibration streams{_listed(reasons)}."
     curve, saving = setting["curves"][best["policy"]], best["saving"]
-    name = f"{clean(curve['label'])} ({operating_point(curve, best['knob'])})"
+    name = f"{label(curve)} ({operating_point(curve, best['knob'])})"
     at = (
         f"CIDEr-D {quality(best['quality'])}, difference {difference(best['quality_difference'])}; "
+        f"merged temporal F1 {difference(best['temporal_f1_difference'])}; "
         f"{rate(best['decodes_per_second'])} against {rate(best['reference_decodes_per_second'])} "
         "decodes per second"
     )
-    if not best["reached"]:
-        return Headline(
-            "not reached",
-            f"No causal policy reaches the quality of {reference}.",
-            f"{name} comes closest: {at}.",
-        )
+    if not best["reached"] or saving is None:
+        return "not reached", missed, f"{name} comes closest: {at}."
     claim = "fewer decoder calls" if saving["value"] >= 1 else "the saving in decoder calls, so more of them,"
-    wall = end_to_end(setting, best)
-    return Headline(
+    bounds = factor_with_interval(saving).partition("(")[2].rstrip(")")
+    return (
         factor(saving["value"]),
-        f"{claim} at the quality of {reference}, 95 % interval {interval(saving['low'], saving['high'])}.",
-        f"{name}: {at}."
-        + (f" End to end, encoder and predictor included: {factor(wall)} less wall time." if wall else ""),
+        f"{claim} at the quality of {reference}, 95 % interval {bounds}.",
+        f"{name}: {at}.",
+    )
+
+
+def _compute_headline(setting: dict[str, Any]) -> tuple[str, str]:
+    row = leanest(setting)
+    if row is None:
+        return UNCOUNTED, "FLOPs end to end were not counted for the reference and another operating point."
+    curve, ratios = setting["curves"][row["policy"]], operations_ratio(setting, row)
+    ratio, wall = ratios.flops or 0.0, ratios.seconds
+    claim = "fewer FLOPs end to end" if ratio >= 1 else "the saving in FLOPs end to end, so more of them,"
+    point = _point(setting, row)["cider_d"]["value"]
+    lost = headline_savings(setting)[0]["reference_quality"] - point
+    kept = "quality is kept" if lost <= 0 else f"{percent(lost / (point + lost))} of the quality is lost"
+    return factor(ratio), (
+        f"{claim}, encoder and predictor included, at most: {label(curve)} "
+        f"({operating_point(curve, row['knob'])}), which needs {needs(curve)}; {kept}: CIDEr-D {quality(point)}, "
+        f"difference {_quality_difference(setting, row)}"
+        + (f"; saving in wall time: {factor(wall)}{' (estimated)' * row['seconds_estimated']}" if wall else "")
+        + "."
     )
 
 
@@ -434,9 +743,9 @@ def markdown_table(table: Table) -> str:
 
 
 def markdown(results: Results) -> str:
-    """The report as Markdown: headline, savings, operations, scores, parameters, provenance.
+    """The report as Markdown: headline, savings, compute, quality, operations, cache, scores, provenance.
 
-    Raises InputError if the document is not a valid ``jepa.results/1``.
+    Raises InputError if the document is not a valid ``jepa.results/2``.
     """
     validate_results(results)
     settings = {escape_markdown(clean(name)): setting for name, setting in results["settings"].items()}
@@ -444,18 +753,35 @@ def markdown(results: Results) -> str:
     for name, setting in settings.items():
         words = headline(setting)
         sentences = " ".join(escape_markdown(text) for text in (words.claim, words.detail))
-        blocks.append(f"- **{name}: {words.figure}** {sentences}")
+        blocks.append(
+            f"- **{name}: {words.figure}** {sentences}\n"
+            f"- **{name}, compute: {words.compute_figure}** {escape_markdown(words.compute)}"
+        )
     for name, setting in settings.items():
         blocks += [
             f"## Savings at equal quality: {name}",
             ": ".join(escape_markdown(t) for t in (clean(setting["description"]).rstrip("."), setting_facts(setting))),
             markdown_table(savings_table(setting)),
+            f"### All references and tolerances: {name}",
+            escape_markdown(MATRIX_NOTE),
+            markdown_table(matrix_table(setting)),
+        ]
+        if not setting["operations"]:
+            blocks += [f"## Operations: {name}", "None were recorded."]
+            continue
+        blocks += [
+            f"## Compute: {name}",
+            escape_markdown(COMPUTE_NOTE),
+            markdown_table(compute_table(setting)),
+            f"## Stream quality: {name}",
+            escape_markdown(QUALITY_NOTE),
+            markdown_table(quality_table(setting)),
             f"## Operations: {name}",
-            f"Over {setting['operations'][0]['ledger']['steps']:,} steps of the test streams."
-            if setting["operations"]
-            else "None were recorded.",
+            f"{operations_facts(setting)}.",
             markdown_table(operations_table(setting)),
         ]
+        if has_cache(setting):
+            blocks += [f"## Cache: {name}", escape_markdown(CACHE_NOTE), markdown_table(cache_table(setting))]
     blocks += [
         "## Scores",
         markdown_table(scores_table(results["scores"])),
@@ -485,20 +811,26 @@ def columns(rows: list[Row], widths: tuple[int, ...], text_columns: int) -> list
 def summary(results: Results) -> str:
     """The main figures for a terminal of 100 columns: savings against the headline reference, then scores.
 
-    Raises InputError if the document is not a valid ``jepa.results/1``.
+    Raises InputError if the document is not a valid ``jepa.results/2``.
     """
     validate_results(results)
-    widths = (16, 18, 15, 8, 9, 24)
-    header = ("setting", "policy", "at", "CIDEr-D", "decodes/s", "saving (95 % interval)")
-    rows: list[Row] = []
+    widths = (24, 15, 7, 9, 24, 11)
+    header = ("policy", "at", "CIDEr-D", "decodes/s", "saving (95 % interval)", "FLOPs")
+    lines = columns([header, tuple("─" * width for width in widths)], widths, text_columns=2)
     for name, setting in results["settings"].items():
+        first = headline_savings(setting)[0]
+        lines.append(f"{clean(name)}, against {wanted_name(setting, first)}"[:WIDTH])
+        saved = {(row["policy"], row["knob"]): operations_ratio(setting, row).flops for row in setting["operations"]}
+        rows: list[Row] = []
         for saving in headline_savings(setting):
-            label, _, point, score, _, decodes, _ = _savings_row(setting, saving)
-            label += "" if setting["curves"][saving["policy"]]["causal"] else "*"
+            curve = setting["curves"][saving["policy"]]
+            mark = "†" if curve["oracle"] else "" if curve["causal"] else "*"
+            _, _, point, _, score, _, decodes, _ = _savings_row(setting, saving)
             verdict = factor_with_interval(saving["saving"]) if saving["reached"] else "not reached"
-            rows.append((clean(name), label, point, score, decodes, verdict))
-    rule = tuple("─" * width for width in widths)
-    lines = columns([header, rule, *rows], widths, text_columns=3)
+            flops = factor(saved.get((saving["policy"], saving["knob"])))
+            name = clean(curve["label"])
+            rows.append((mark + name, point, score, decodes, verdict, flops))
+        lines += columns(rows, widths, text_columns=2)
     scores = results["scores"]
     ends = [
         f"retrieval R@1 {share(scores['retrieval']['r@1'])} (chance {share(scores['retrieval']['chance'])})",
@@ -506,4 +838,5 @@ def summary(results: Results) -> str:
         f"(chance {share(scores['classification']['chance'])})",
         f"questions {share(scores['question_answering']['accuracy'])}",
     ]
-    return "\n".join([*lines, "* offline: needs the whole stream", "", " · ".join(ends)])
+    notes = "* offline: needs the whole stream   † upper bound: needs the annotations   FLOPs: saving end to end"
+    return "\n".join([*lines, notes, "", " · ".join(ends)])

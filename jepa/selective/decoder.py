@@ -1,12 +1,16 @@
-"""The selective decoder: a policy chooses what to decode, a decoder turns it into text, a ledger counts.
+"""The selective decoder: a policy chooses what to decode, a decoder or a cache gives its text, a ledger counts.
 
 Dimension letters: T steps of a stream, E width of the latent space, N latents to decode.
 """
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Sequence
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +19,7 @@ import torch
 
 from jepa.errors import InputError
 from jepa.operations import OperationLedger
+from jepa.selective.cache import CacheEntry, LatentCache
 from jepa.selective.policies import Policy, Segment
 
 NORM_TOLERANCE = 1e-3
@@ -22,7 +27,7 @@ NORM_TOLERANCE = 1e-3
 Array = np.ndarray | torch.Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Decoded:
     """One decoded latent.
 
@@ -30,12 +35,14 @@ class Decoded:
         text: the text.
         tokens: tokens generated for it, the end token included.
         forward_passes: passes through the decoder's network that it took, counted as if it were decoded
-            alone.
+            alone; 0 where the text was found without it, in a bank of captions.
+        flops: floating-point operations that it took, 0 where they are not counted.
     """
 
     text: str
     tokens: int
     forward_passes: int
+    flops: int = 0
 
 
 class Decoder(Protocol):
@@ -46,7 +53,7 @@ class Decoder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Emission:
     """A text that was emitted for a segment of the stream; all times in seconds.
 
@@ -55,8 +62,10 @@ class Emission:
         time: the moment it stands for.
         start: time of the first step it covers.
         end: time of the last step it covers.
-        emitted_at: when it can be known: the time of the step that closed the segment, and the latent delay.
-        source: where the text comes from: "decoder".
+        emitted_at: when it can be known: the time of the step that closed the segment or, where that was later, of
+            the step that ended its wait for a batch; and the latent delay.
+        source: where the text comes from: "decoder"; "bank", if the decoder found it without a forward pass; or
+            "cache", if it was decoded for another latent.
     """
 
     text: str
@@ -73,7 +82,7 @@ class SelectiveDecoder:
     ``step`` for each latent of a live stream and ``finish`` at its end, or ``run`` for a recorded one, give
     the same emissions and the same counts::
 
-        decoder = SelectiveDecoder(Gate(1.0), model.decoder)
+        decoder = SelectiveDecoder(Gate(1.0), model.decoder, cache=LatentCache(0.1, capacity=64))
         for latent, time in stream:
             for emission in decoder.step(latent, time):
                 print(emission.text)
@@ -82,21 +91,34 @@ class SelectiveDecoder:
     Every latent is checked before the policy sees it: one line says what is wrong with which step, and
     nothing has changed, so that a live stream goes on with its next good step.
 
-    The ledger is told each step, and of the decoder one call per latent decoded, its tokens and forward
-    passes as reported by the decoder, its wall time, and the latency of each emission: from the start of
-    its segment until `emitted_at`. Encoder and predictor ran before, and stream durations are known to
-    whoever reads the streams: they are theirs to count.
+    *The cache* is asked for each segment as soon as the policy has cut it. On a hit the segment gets the text of the
+    latent that it hit, and the decoder is not called. A latent that waits for the decoder can be hit as well.
+
+    *Micro-batches.* With a `max_delay` segments of a live stream wait for the decoder until `batch_size` of them are
+    there, or until the first step at which the oldest has waited `max_delay` seconds of stream time, or the stream's
+    end. The texts are the same; `emitted_at` includes the wait, in `run` as in `step`. Emissions stay in order: a
+    hit waits for the segments before it.
+
+    The ledger is told each step, and of the decoder one call per latent decoded, its tokens, forward passes and
+    FLOPs as reported by the decoder, its wall time, and the latency of each emission: from the start of its segment
+    until `emitted_at`. Of the cache it is told look-ups, hits and wall time. Encoder and predictor ran before, and
+    stream durations are known to whoever reads the streams: they are theirs to count.
+
+    If the decoder fails, the segments it was given are lost: the policy has moved on, and the cache forgets them.
 
     Args:
         policy: which latents to decode. It must not be shared with another decoder.
         decoder: turns latents into text.
         ledger: where operations are counted; a new one if not given, as `self.ledger`.
+        cache: asked before the decoder is. It must not be shared with another decoder.
         latent_delay: seconds from the time a latent is stamped with (the centre of its window) until it can
             be known.
         batch_size: most latents in one call of the decoder.
+        max_delay: most seconds that a segment of a live stream waits for others to be decoded with.
 
     Raises:
-        InputError: `latent_delay` is not finite and >= 0, or `batch_size` is not a whole number >= 1.
+        InputError: `latent_delay` or `max_delay` is not finite and >= 0, `batch_size` is not a whole number >= 1, or
+            `cache` is not a `LatentCache`.
     """
 
     def __init__(
@@ -105,23 +127,35 @@ class SelectiveDecoder:
         decoder: Decoder,
         ledger: OperationLedger | None = None,
         *,
+        cache: LatentCache | None = None,
         latent_delay: float = 0.0,
         batch_size: int = 256,
+        max_delay: float = 0.0,
     ) -> None:
-        if not (math.isfinite(latent_delay) and latent_delay >= 0):
-            raise InputError(f"latent_delay must be finite and >= 0, got {latent_delay}")
+        for name, delay in (("latent_delay", latent_delay), ("max_delay", max_delay)):
+            if not (math.isfinite(delay) and delay >= 0):
+                raise InputError(f"{name} must be finite and >= 0, got {delay}")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch_size must be a whole number >= 1, got {batch_size}")
+        if not (cache is None or isinstance(cache, LatentCache)):
+            raise InputError(f"cache must be a LatentCache, got {cache!r}")
         self.policy = policy
         self.decoder = decoder
         self.ledger = OperationLedger() if ledger is None else ledger
+        self.cache = cache
         self.latent_delay = latent_delay
         self.batch_size = batch_size
+        self.max_delay = max_delay
+        self._queue = _Queue(batch_size, max_delay)
         self.start()
 
     def start(self) -> None:
         """Begin a new stream; what is open of a stream that was not finished is dropped."""
         self.policy.start()
+        dropped = self._queue.flush(0.0)
+        if self.cache is not None:
+            self.cache.discard(pick.entry for pick, _ in dropped if not pick.hit)
+            self.cache.start()
         self._steps = 0
         self._width = 0
         self._time = -math.inf
@@ -148,7 +182,13 @@ class SelectiveDecoder:
                 f"got {len(row)} at step {self._steps}"
             )
         _check_steps(row[None], np.array([time], dtype=np.float64), self._steps, self._time)
-        return self._emit(self._advance(row, float(time)))
+        self._check_width(len(row), len(row))
+        now = float(time)
+        self._steps += 1
+        self._width, self._time = len(row), now
+        self.ledger.steps(1)
+        released = self._take(self.policy.step(row, now), now)
+        return self._emit(released + self._queue.expire(now))
 
     def finish(self) -> list[Emission]:
         """End the live stream and return its last emissions; the next `step` begins a new one.
@@ -158,7 +198,9 @@ class SelectiveDecoder:
         """
         if self._steps == 0:
             raise InputError("stream is empty: finish() needs at least one step before it")
-        return self._emit(self._end())
+        released = self._take(self.policy.finish(), self._time) + self._queue.flush(self._time)
+        self.start()
+        return self._emit(released)
 
     def run(self, latents: Array, times: Array | Sequence[float]) -> list[Emission]:
         """Decode a recorded stream from its start to its end.
@@ -197,71 +239,167 @@ class SelectiveDecoder:
         for number, (latents, times) in enumerate(streams):
             try:
                 checked.append(_check_stream(latents, times))
+                self._check_width(checked[-1][0].shape[1], checked[0][0].shape[1])
             except InputError as error:
                 raise InputError(f"stream {number}: {error}" if len(streams) > 1 else str(error)) from None
-        chosen = []
-        for rows, seconds in checked:
-            closed: list[_Closed] = []
-            for row, time in zip(rows, seconds.tolist(), strict=True):
-                closed += self._advance(row, time)
-            chosen.append(closed + self._end())
-        emissions = iter(self._emit([closed for stream in chosen for closed in stream]))
-        return [[next(emissions) for _ in stream] for stream in chosen]
+        with _collection_paused():
+            cuts = [self.policy.run(rows, seconds) for rows, seconds in checked]
+            released = []
+            for (rows, seconds), cut in zip(checked, cuts, strict=True):
+                if self.cache is not None:
+                    self.cache.start()
+                self.ledger.steps(len(rows))
+                released.append(self._schedule(cut, seconds.tolist()))
+            self.start()
+            emissions = iter(self._emit([item for stream in released for item in stream]))
+            return [[next(emissions) for _ in stream] for stream in released]
 
-    def _advance(self, row: np.ndarray, time: float) -> list[_Closed]:
-        """Give the policy one checked step; return what it closes."""
-        self._steps += 1
-        self._width, self._time = len(row), time
-        self.ledger.steps(1)
-        return [_Closed(segment, time + self.latent_delay) for segment in self.policy.step(row, time)]
+    def _check_width(self, width: int, first: int) -> None:
+        """Refuse latents that a shared cache cannot compare with its keys, or with those of the `first` width."""
+        if self.cache is not None and self.cache.shared and width != (expected := self.cache.width or first):
+            raise InputError(f"latents must have the width of the shared cache's keys, {expected}, got {width}")
 
-    def _end(self) -> list[_Closed]:
-        closed = [_Closed(segment, self._time + self.latent_delay) for segment in self.policy.finish()]
-        self.start()
-        return closed
+    def _schedule(self, cut: Sequence[tuple[Segment, int]], times: list[float]) -> list[_Released]:
+        """What comes out of a recorded stream, and when, given its segments and the steps at which they were cut."""
+        picks = self._pick([segment for segment, _ in cut])
+        if self.max_delay == 0:
+            return [(pick, times[step]) for pick, (_, step) in zip(picks, cut, strict=True)]
+        released: list[_Released] = []
+        for pick, (_, step) in zip(picks, cut, strict=True):
+            due = bisect_left(times, self._queue.deadline, hi=step)
+            if due < step:
+                released += self._queue.flush(times[due])
+            released += self._queue.add(pick, times[step])
+        due = bisect_left(times, self._queue.deadline)
+        return released + self._queue.flush(times[min(due, len(times) - 1)])
 
-    def _emit(self, closed: Sequence[_Closed]) -> list[Emission]:
-        """Decode segments, batch by batch, and count."""
-        emissions: list[Emission] = []
-        for batch in _batches(closed, self.batch_size):
-            latents = torch.from_numpy(np.stack([item.segment.latent for item in batch]))
-            with self.ledger.timed("decoder"):
-                results = self.decoder.decode(latents)
-            if len(results) != len(batch):
-                raise RuntimeError(f"the decoder must return one result per latent, {len(batch)}, got {len(results)}")
-            for item, decoded in zip(batch, results, strict=True):
-                self.ledger.count("decoder", calls=1, forward_passes=decoded.forward_passes, tokens=decoded.tokens)
-                self.ledger.emission(item.emitted_at - item.segment.start)
-                emissions.append(
-                    Emission(
-                        decoded.text,
-                        time=item.segment.time,
-                        start=item.segment.start,
-                        end=item.segment.end,
-                        emitted_at=item.emitted_at,
-                        source="decoder",
-                    )
-                )
+    def _take(self, segments: Sequence[Segment], now: float) -> list[_Released]:
+        return [released for pick in self._pick(segments) for released in self._queue.add(pick, now)]
+
+    def _pick(self, segments: Sequence[Segment]) -> list[_Pick]:
+        """Ask the cache, if there is one, which segments it answers."""
+        if self.cache is None:
+            return [_Pick(segment, CacheEntry(), hit=False) for segment in segments]
+        if not segments:
+            return []
+        start = time.perf_counter()
+        picks = [_Pick(segment, *self.cache.look_up(segment.latent)) for segment in segments]
+        seconds = time.perf_counter() - start
+        self.ledger.count_cache(lookups=len(picks), hits=sum(pick.hit for pick in picks), seconds=seconds)
+        return picks
+
+    def _emit(self, released: Sequence[_Released]) -> list[Emission]:
+        """Decode what missed the cache, batch by batch, and count."""
+        self._decode([pick for pick, _ in released if not pick.hit])
+        emissions = [pick.emission(moment + self.latent_delay) for pick, moment in released]
+        for emission in emissions:
+            self.ledger.emission(emission.emitted_at - emission.start)
         return emissions
 
+    def _decode(self, picks: Sequence[_Pick]) -> None:
+        try:
+            for batch in _batches(picks, self.batch_size):
+                latents = torch.from_numpy(np.stack([pick.segment.latent for pick in batch]))
+                with self.ledger.timed("decoder"):
+                    results = self.decoder.decode(latents)
+                if len(results) != len(batch):
+                    raise RuntimeError(
+                        f"the decoder must return one result per latent, {len(batch)}, got {len(results)}"
+                    )
+                for pick, decoded in zip(batch, results, strict=True):
+                    pick.entry.decoded = decoded
+                self.ledger.count(
+                    "decoder",
+                    calls=len(batch),
+                    forward_passes=sum(decoded.forward_passes for decoded in results),
+                    tokens=sum(decoded.tokens for decoded in results),
+                    flops=sum(decoded.flops for decoded in results),
+                )
+        except BaseException:
+            if self.cache is not None:
+                self.cache.discard(pick.entry for pick in picks if pick.entry.decoded is None)
+            raise
 
-@dataclass(frozen=True)
-class _Closed:
-    """A segment that the policy closed, and when."""
+
+@dataclass(frozen=True, slots=True)
+class _Pick:
+    """A segment that the policy cut, and the entry that holds its text, or will once this segment is decoded."""
 
     segment: Segment
-    emitted_at: float
+    entry: CacheEntry
+    hit: bool
+
+    def emission(self, emitted_at: float) -> Emission:
+        decoded, segment = self.entry.decoded, self.segment
+        if decoded is None:
+            raise RuntimeError(f"the segment at {segment.time} s hit a latent that was not decoded")
+        source = "cache" if self.hit else "decoder" if decoded.forward_passes else "bank"
+        return Emission(decoded.text, segment.time, segment.start, segment.end, emitted_at, source)
 
 
-def _batches(closed: Sequence[_Closed], size: int) -> list[list[_Closed]]:
+_Released = tuple[_Pick, float]  # and the time of the step at which it goes on
+
+
+class _Queue:
+    """Segments that wait to be decoded together, and the hits behind them.
+
+    Its first segment, if there is one, waits for the decoder: hits with nothing before them go on at once.
+
+    Args:
+        size: most segments that wait for the decoder.
+        max_delay: seconds that the first one waits at most.
+    """
+
+    def __init__(self, size: int, max_delay: float) -> None:
+        self._size = size
+        self._max_delay = max_delay
+        self._picks: list[_Pick] = []
+        self.flush(0.0)
+
+    def add(self, pick: _Pick, now: float) -> list[_Released]:
+        """Take the next segment, cut at `now`; return what goes on, this one included."""
+        if pick.hit and not self._picks:
+            return [(pick, now)]
+        if not self._picks:
+            self.deadline = now + self._max_delay
+        self._picks.append(pick)
+        self._misses += not pick.hit
+        return self.flush(now) if self._misses == self._size else []
+
+    def expire(self, now: float) -> list[_Released]:
+        """What goes on because the first has waited long enough."""
+        return self.flush(now) if now >= self.deadline else []
+
+    def flush(self, now: float) -> list[_Released]:
+        """Everything goes on."""
+        released = [(pick, now) for pick in self._picks]
+        self._picks = []
+        self._misses = 0
+        self.deadline = math.inf
+        return released
+
+
+def _batches(picks: Iterable[_Pick], size: int) -> list[list[_Pick]]:
     """Cut into batches of at most `size` latents of one width."""
-    batches: list[list[_Closed]] = []
-    for item in closed:
+    batches: list[list[_Pick]] = []
+    for pick in picks:
         full = not batches or len(batches[-1]) == size
-        if full or batches[-1][0].segment.latent.shape != item.segment.latent.shape:
+        if full or batches[-1][0].segment.latent.shape != pick.segment.latent.shape:
             batches.append([])
-        batches[-1].append(item)
+        batches[-1].append(pick)
     return batches
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """No passes of the garbage collector: over the many small objects of a run, without cycles, they find nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _array(values: Array | Sequence[float], dtype: type[np.floating]) -> np.ndarray:

@@ -13,7 +13,7 @@ from jepa.errors import InputError
 from jepa.evaluation.streams import StreamSet, load_streams, save_streams
 from jepa.evaluation.sweep import RememberingDecoder, sweep_setting, sweeps
 from jepa.operations import OperationLedger
-from jepa.selective import Decoded
+from jepa.selective import Decoded, StepSelection
 
 WORDS = ["red circle grows", "blue star spins", "green ring blinks", "white cross shakes", "cyan bar bounces"]
 POLICIES = {
@@ -22,12 +22,16 @@ POLICIES = {
         "policy": {"_target_": "jepa.selective.Uniform"},
         "knob": "rate_hz",
         "values": [2.0, 1.0, 0.5, 0.1],
+        "cache": None,
+        "steps": None,
     },
     "gate": {
         "label": "gate",
         "policy": {"_target_": "jepa.selective.Gate"},
         "knob": "threshold",
         "values": [0.5, 1.0, 1.5, 2.0],
+        "cache": None,
+        "steps": None,
     },
 }
 REFERENCES = [{"policy": "uniform", "rate_hz": 1.0}, {"policy": "uniform", "rate_hz": 0.5}]
@@ -67,7 +71,14 @@ def stream_set(split: str, seed: int, noise: float = 0.25, streams: int = 6) -> 
         made.latents.append(latents)
         made.times.append(times)
         made.ledgers.append(ledger)
+        moved = 1 - (latents[1:] * latents[:-1]).sum(1)
+        made.changes.append(np.append(0.0, moved).astype(np.float32))
     return made
+
+
+def first_of(streams: StreamSet, count: int) -> StreamSet:
+    parts = (streams.records, streams.latents, streams.times, streams.ledgers, streams.changes)
+    return StreamSet(*(part[:count] for part in parts))
 
 
 def run(calibration: StreamSet, test: StreamSet, decoder=None) -> dict:
@@ -132,7 +143,7 @@ def test_broken_streams_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(InputError, match=r"latents.safetensors: not a whole safetensors file"):
         load_streams(tmp_path)
-    save_streams(StreamSet(streams.records[:1], streams.latents[:1], streams.times[:1], streams.ledgers[:1]), tmp_path)
+    save_streams(first_of(streams, 1), tmp_path)
     records = tmp_path / "records.jsonl"
     records.write_text(records.read_text(encoding="utf-8").replace("test-0", "test-7"), encoding="utf-8")
     with pytest.raises(InputError, match=r"no latents of the stream 'test-7' that records.jsonl lists"):
@@ -166,3 +177,74 @@ def test_a_reference_that_is_not_swept_is_named():
     reference = [{"policy": "uniform", "rate_hz": 3.0}]
     with pytest.raises(InputError, match="reference uniform at 3 Hz must be one of the swept policies and values"):
         sweep_setting(splits, NearestWord(), sweeps(POLICIES), reference, 0.5, 0.9, 0, "made")
+
+
+def family(policy: dict, knob: str, values: list[float], cache: dict | None = None, steps: dict | None = None) -> dict:
+    return {
+        "label": policy["_target_"],
+        "policy": policy,
+        "knob": knob,
+        "values": values,
+        "cache": cache,
+        "steps": steps,
+    }
+
+
+GATE = {"_target_": "jepa.selective.Gate"}
+SELECTION = {"_target_": "jepa.selective.StepSelection", "threshold": 0.5, "burst": 2, "hold": 4}
+
+
+def run_families(policies: dict, tolerances=(0.0,)) -> dict:
+    splits = {"calibration": stream_set("calibration", 1), "test": stream_set("test", 2)}
+    every = sweeps({"uniform": POLICIES["uniform"], **policies})
+    return sweep_setting(splits, NearestWord(), every, REFERENCES, 0.5, 0.9, 0, "made", tolerances)
+
+
+def test_a_cache_is_counted_as_what_it_is_and_audited():
+    cache = {"capacity": 8, "shared": False, "error_rate": 0.05}
+    swept = run_families(
+        {"gate": family(GATE, "threshold", [1.0]), "cached": family(GATE, "threshold", [1.0], cache)}, (0.5,)
+    )
+    plain, cached = (next(o for o in swept["operations"] if o["policy"] == p)["ledger"] for p in ("gate", "cached"))
+    counts = cached["cache"]
+    assert counts["lookups"] == plain["decoder"]["calls"]
+    assert counts["hits"] == counts["lookups"] - cached["decoder"]["calls"] > 0
+    assert counts["audited"] == counts["hits"]
+    point = swept["curves"]["cached"]["test"][0]
+    assert point["decodes_per_second"] == pytest.approx(cached["decoder"]["calls"] / 360)
+    error = point["cache"]["error"]
+    assert (error["wrong"], error["hits"], error["lookups"]) == tuple(
+        counts[key] for key in ("wrong_hits", "hits", "lookups")
+    )
+    assert {e["source"] for e in swept["emissions"]["cached"]} == {"decoder", "cache"}
+    assert len(swept["emissions"]["cached"]) == len(swept["emissions"]["gate"])
+
+
+def test_selected_steps_take_only_their_share_of_the_encoder():
+    swept = run_families({"selected": family(GATE | {"pending": 1}, "threshold", [0.5], steps=SELECTION)}, (0.5,))
+    row = next(o for o in swept["operations"] if o["policy"] == "selected")
+    test = stream_set("test", 2)
+    selection = StepSelection(0.5, burst=2, hold=4)
+    steps = sum(int(selection.select(changes).sum()) for changes in test.changes)
+    assert row["seconds_estimated"]
+    assert row["ledger"]["steps"] == row["ledger"]["predictor"]["calls"] == steps < 6 * 120
+    assert row["ledger"]["encoder"]["calls"] == steps  # windows of one slot
+
+
+def test_the_oracle_cuts_at_the_annotations():
+    oracle = {"_target_": "jepa.selective.Oracle", "representative": "mean"}
+    swept = run_families({"oracle": family(oracle, "none", [0.0])})
+    point = swept["curves"]["oracle"]["test"][0]
+    assert point["decodes_per_second"] == pytest.approx(10 / 60)
+    assert point["dense"]["temporal_f1"] == 1.0
+    assert point["dense"]["tim_cover"] == 1.0
+
+
+def test_a_tolerance_is_a_saving_of_its_own():
+    swept = run_families({"gate": POLICIES["gate"]}, tolerances=(0.0, 0.5))
+    rows = [s for s in swept["savings"] if s["policy"] == "gate" and s["reference"] == REFERENCES[0]]
+    assert [row["tolerance"] for row in rows] == [0.0, 0.5]
+    assert [row["headline"] for row in rows] == [True, False]
+    assert rows[1]["saving"]["value"] >= rows[0]["saving"]["value"]
+    assert rows[0]["temporal_f1_difference"]["value"] > 0  # a segment an event against six decodes an event
+    assert swept["areas"]["gate"]["difference"]["value"] > 0

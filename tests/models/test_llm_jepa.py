@@ -17,7 +17,7 @@ from jepa.data.pairs import Pair
 from jepa.decoders.prefix import PrefixDecoder
 from jepa.errors import InputError
 from jepa.models.llm_jepa import LLMJEPA, RequestDecoder
-from jepa.operations import OperationLedger
+from jepa.operations import OperationLedger, count_flops
 from jepa.predictors.tied import TiedPredictor
 from jepa.selective import Decoded, SelectiveDecoder
 from jepa.selective.policies import Uniform
@@ -103,7 +103,8 @@ def test_answers_are_greedy_and_the_same_in_batches(any_model, pairs):
         [ids] = model.tokenizer.encode([Pair(text, "", None)])
         prompt = ids.prompt + ids.answer[: ids.opening]
         said = greedy(model, prompt, 9)
-        assert decoded == Decoded(model.tokenizer.decode([said])[0], len(said), len(said))
+        counted = count_flops(lambda text=text: model.answer([text], 9))
+        assert decoded == Decoded(model.tokenizer.decode([said])[0], len(said), len(said), counted.total)
         settings = GenerationConfig(
             do_sample=False, max_new_tokens=9, eos_token_id=model.tokenizer.stop_ids, pad_token_id=0
         )

@@ -11,7 +11,8 @@ import torch
 from jepa.data.world import StreamStyle, World
 from jepa.errors import InputError
 from jepa.losses.infonce import InfoNCE
-from jepa.operations import OperationLedger
+from jepa.operations import OperationLedger, count_flops
+from jepa.selective import ColourChange, SelectiveEncoding, StepSelection
 
 TEXTS = ["the red bar moves left", "a cyan ring spins", "red"]
 QUERIES = ["what happens?", "what colour is the bar?", "how many objects are there?"]
@@ -136,3 +137,35 @@ def test_a_text_that_is_too_long_is_named(tiny_model):
         tiny_model.embed([" ".join(["red"] * 40)])
     with pytest.raises(InputError, match="a query must have at most 32 tokens, got 40"):
         tiny_model.predict(tiny_model.encode(frames(1)), [" ".join(["red"] * 40)])
+
+
+def test_selective_encoding_computes_the_selected_steps_and_encodes_only_their_slots(tiny_model):
+    """The latents are those of the whole stream at the steps selected, whatever the chunks."""
+    video = np.concatenate(list(World().stream("s", (3,), 20.0, StreamStyle(3.0, shortest=1.0)).frames()))
+    every, times = (np.concatenate(part) for part in zip(*tiny_model.stream([video], 2.0, QUERIES[0]), strict=True))
+    for chunk in (5, 40, 1000):
+        ledger = OperationLedger()
+        selection = SelectiveEncoding(ColourChange(), StepSelection(1.0, burst=2, hold=6))
+        chunks = (video[i : i + chunk] for i in range(0, len(video), chunk))
+        parts = list(tiny_model.stream(chunks, 2.0, QUERIES[0], ledger, selection))
+        latents, at = (np.concatenate(part) for part in zip(*parts, strict=True))
+        chosen = np.flatnonzero(np.isin(times, at))
+        assert 0 < len(chosen) == len(at) < len(times)
+        np.testing.assert_allclose(latents, every[chosen], rtol=1e-4, atol=1e-5)
+        slots = {slot for i in chosen for slot in (i, i + 1)}
+        assert ledger.encoder.calls == len(slots) < len(video) // 4
+        assert ledger.predictor.calls == len(chosen)
+        assert ledger.detector.calls == len(video) // 4
+        flops = tiny_model.stream_flops(QUERIES[0])
+        assert ledger.encoder.flops == len(slots) * flops["encoder"]
+        assert ledger.predictor.flops == len(chosen) * flops["predictor"]
+        assert ledger.detector.flops == len(video) // 4 * selection.detector.flops(4, 48)
+
+
+def test_flops_of_a_decoded_text_are_those_that_run(tiny_model):
+    latents = torch.nn.functional.normalize(
+        torch.randn(3, tiny_model.y_decoder.project.in_features, generator=torch.Generator().manual_seed(1)), dim=-1
+    )
+    for row in latents:
+        counted = count_flops(lambda row=row: tiny_model.decode(row[None]))
+        assert counted.result[0].flops == counted.total > 0

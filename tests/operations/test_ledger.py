@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import timeit
 from typing import Any
 
 import pytest
@@ -11,21 +12,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jepa.errors import InputError
-from jepa.operations import PARTS, OperationLedger, PartCount
+from jepa.operations import PARTS, CacheCount, OperationLedger, PartCount
 
 WHOLE = st.integers(min_value=0, max_value=10**12)
+SLOW_MACHINE = 4  # some are this much slower than those whose decoder takes a millisecond
 SECONDS = st.floats(min_value=0, max_value=1e9)
 
 
 def ledgers() -> st.SearchStrategy[OperationLedger]:
-    part = st.tuples(WHOLE, WHOLE, WHOLE, SECONDS)
-    return st.builds(_ledger, st.tuples(part, part, part), SECONDS, WHOLE, st.lists(SECONDS, max_size=6))
+    part = st.tuples(WHOLE, WHOLE, WHOLE, WHOLE, SECONDS)
+    falling = st.lists(WHOLE, min_size=4, max_size=4).map(lambda counts: sorted(counts, reverse=True))
+    return st.builds(
+        _ledger,
+        st.tuples(*[part] * len(PARTS)),
+        st.tuples(falling, SECONDS),
+        SECONDS,
+        WHOLE,
+        st.lists(SECONDS, max_size=6),
+    )
 
 
-def _ledger(parts: Any, stream: float, steps: int, latencies: list[float]) -> OperationLedger:
+def _ledger(parts: Any, cache: Any, stream: float, steps: int, latencies: list[float]) -> OperationLedger:
     ledger = OperationLedger()
-    for name, (calls, forward_passes, tokens, seconds) in zip(PARTS, parts, strict=True):
-        ledger.count(name, calls=calls, forward_passes=forward_passes, tokens=tokens, seconds=seconds)
+    for name, (calls, forward_passes, tokens, flops, seconds) in zip(PARTS, parts, strict=True):
+        ledger.count(name, calls=calls, forward_passes=forward_passes, tokens=tokens, flops=flops, seconds=seconds)
+    (lookups, hits, audited, wrong), seconds = cache
+    ledger.count_cache(lookups=lookups, hits=hits, seconds=seconds)
+    ledger.count_cache(audited=audited, wrong_hits=wrong)
     ledger.stream(stream)
     ledger.steps(steps)
     for latency in latencies:
@@ -35,10 +48,14 @@ def _ledger(parts: Any, stream: float, steps: int, latencies: list[float]) -> Op
 
 def test_counts_add_up_as_by_hand() -> None:
     ledger = OperationLedger()
-    ledger.count("encoder", calls=3, forward_passes=3, seconds=0.5)
+    ledger.count("detector", calls=4, flops=40, seconds=0.125)
+    ledger.count("encoder", calls=3, forward_passes=3, flops=3 * 2**70, seconds=0.5)
     ledger.count("predictor", calls=3, forward_passes=3, seconds=0.25)
-    ledger.count("decoder", calls=1, forward_passes=8, tokens=7)
-    ledger.count("decoder", calls=1, forward_passes=6, tokens=5, seconds=2.0)
+    ledger.count("decoder", calls=1, forward_passes=8, tokens=7, flops=700)
+    ledger.count("decoder", calls=1, forward_passes=6, tokens=5, flops=500, seconds=2.0)
+    ledger.count_cache(lookups=3, hits=1, seconds=0.0625)
+    ledger.count_cache(lookups=2, hits=2)
+    ledger.count_cache(audited=2, wrong_hits=1)
     ledger.stream(1.5)
     ledger.stream(2.5)
     ledger.steps(3)
@@ -46,11 +63,17 @@ def test_counts_add_up_as_by_hand() -> None:
     for latency in (1.0, 4.0, 2.0, 3.0):
         ledger.emission(latency)
 
-    assert ledger.decoder == PartCount(calls=2, forward_passes=14, tokens=12, seconds=2.0)
+    assert ledger.detector == PartCount(calls=4, flops=40, seconds=0.125)
+    assert ledger.decoder == PartCount(calls=2, forward_passes=14, tokens=12, flops=1200, seconds=2.0)
+    assert ledger.cache == CacheCount(lookups=5, hits=3, audited=2, wrong_hits=1, seconds=0.0625)
+    assert ledger.total_flops == 40 + 3 * 2**70 + 1200
+    assert ledger.total_seconds == 0.125 + 0.5 + 0.25 + 2.0 + 0.0625
     assert ledger.to_dict() == {
-        "encoder": {"calls": 3, "forward_passes": 3, "tokens": 0, "seconds": 0.5},
-        "predictor": {"calls": 3, "forward_passes": 3, "tokens": 0, "seconds": 0.25},
-        "decoder": {"calls": 2, "forward_passes": 14, "tokens": 12, "seconds": 2.0},
+        "detector": {"calls": 4, "forward_passes": 0, "tokens": 0, "flops": 40, "seconds": 0.125},
+        "encoder": {"calls": 3, "forward_passes": 3, "tokens": 0, "flops": 3 * 2**70, "seconds": 0.5},
+        "predictor": {"calls": 3, "forward_passes": 3, "tokens": 0, "flops": 0, "seconds": 0.25},
+        "decoder": {"calls": 2, "forward_passes": 14, "tokens": 12, "flops": 1200, "seconds": 2.0},
+        "cache": {"lookups": 5, "hits": 3, "audited": 2, "wrong_hits": 1, "seconds": 0.0625},
         "stream_seconds": 4.0,
         "steps": 8,
         # Sorted 1 2 3 4: the median is halfway from 2 to 3, the 95th percentile 0.95 * 3 = 2.85 steps up.
@@ -77,9 +100,12 @@ def test_sum_counts_both_and_leaves_them_alone(one: OperationLedger, other: Oper
     before = one.to_dict(), other.to_dict()
     total = one + other
     for part in PARTS:
-        for name in ("calls", "forward_passes", "tokens", "seconds"):
+        for name in ("calls", "forward_passes", "tokens", "flops", "seconds"):
             parts = [getattr(getattr(ledger, part), name) for ledger in (one, other)]
             assert getattr(getattr(total, part), name) == sum(parts)
+    for name in ("lookups", "hits", "audited", "wrong_hits", "seconds"):
+        assert getattr(total.cache, name) == getattr(one.cache, name) + getattr(other.cache, name)
+    assert total.total_flops == one.total_flops + other.total_flops
     assert total.stream_seconds == one.stream_seconds + other.stream_seconds
     assert total.step_count == one.step_count + other.step_count
     assert total.latencies == one.latencies + other.latencies
@@ -105,39 +131,67 @@ def test_timed_adds_nothing_for_a_block_that_raises() -> None:
     assert ledger == OperationLedger()
 
 
+def _some_ledger() -> OperationLedger:
+    return _ledger([(1, 2, 3, 4, 4.0)] * 4, ((8, 6, 4, 2), 0.5), 5.0, 6, [7.0])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: x.count("cache", calls=1), "part must be one of encoder, predictor, decoder, got 'cache'"),
-        (lambda x: x.timed("vit").__enter__(), "part must be one of encoder, predictor, decoder, got 'vit'"),
+        (lambda x: x.count("cache", calls=1), "part must be one of detector, encoder, predictor, decoder, got 'cache'"),
+        (lambda x: x.timed("vit").__enter__(), "part must be one of detector, encoder, predictor, decoder, got 'vit'"),
         (lambda x: x.count("decoder", calls=2, tokens=-1), "tokens must be a whole number >= 0, got -1"),
         (lambda x: x.count("decoder", calls=0.5), "calls must be a whole number >= 0, got 0.5"),
         (lambda x: x.count("decoder", calls=1, seconds=-0.1), "seconds must be finite and >= 0, got -0.1"),
+        (lambda x: x.count("encoder", flops=1e12), "flops must be a whole number >= 0, got 1000000000000.0"),
+        (lambda x: x.count_cache(lookups=1, hits=-1), "hits must be a whole number >= 0, got -1"),
+        (lambda x: x.count_cache(lookups=1, seconds=-1.0), "seconds must be finite and >= 0, got -1.0"),
+        (
+            lambda x: x.count_cache(lookups=1, hits=5),
+            "lookups >= hits >= audited >= wrong_hits must hold, got 9, 11, 4, 2",
+        ),
+        (
+            lambda x: x.count_cache(audited=1, wrong_hits=4),
+            "lookups >= hits >= audited >= wrong_hits must hold, got 8, 6, 5, 6",
+        ),
         (lambda x: x.emission(float("nan")), "latency_seconds must be finite and >= 0, got nan"),
         (lambda x: x.stream(-1.0), "seconds must be finite and >= 0, got -1.0"),
         (lambda x: x.steps(-2), "n must be a whole number >= 0, got -2"),
     ],
 )
 def test_refusals_leave_the_ledger_as_it_was(call: Any, message: str) -> None:
-    ledger = _ledger([(1, 2, 3, 4.0)] * 3, 5.0, 6, [7.0])
+    ledger = _some_ledger()
     with pytest.raises(InputError) as error:
         call(ledger)
     assert str(error.value) == message
-    assert ledger == _ledger([(1, 2, 3, 4.0)] * 3, 5.0, 6, [7.0])
+    assert ledger == _some_ledger()
 
 
-KEYS = "encoder, predictor, decoder, stream_seconds, steps, latency_seconds, latencies"
+KEYS = "detector, encoder, predictor, decoder, cache, stream_seconds, steps, latency_seconds, latencies"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda r: r.pop("steps"), f"a ledger must have the keys {KEYS}, got {KEYS.replace('steps, ', '')}"),
+        (  # a record from before there were detector and cache
+            lambda r: [r.pop("detector"), r.pop("cache")],
+            f"a ledger must have the keys {KEYS}, got {KEYS.replace('detector, ', '').replace('cache, ', '')}",
+        ),
         (lambda r: r.update(decoder=3), "a ledger's decoder must be a mapping, got 3"),
         (
             lambda r: r["decoder"].pop("tokens"),
-            "a ledger's decoder must have the keys calls, forward_passes, tokens, seconds, "
-            "got calls, forward_passes, seconds",
+            "a ledger's decoder must have the keys calls, forward_passes, tokens, flops, seconds, "
+            "got calls, forward_passes, flops, seconds",
+        ),
+        (
+            lambda r: r["cache"].pop("audited"),
+            "a ledger's cache must have the keys lookups, hits, audited, wrong_hits, seconds, "
+            "got lookups, hits, wrong_hits, seconds",
+        ),
+        (
+            lambda r: r["cache"].update(hits=9),
+            "lookups >= hits >= audited >= wrong_hits must hold, got 8, 9, 4, 2",
         ),
         (lambda r: r["encoder"].update(calls=-1), "calls must be a whole number >= 0, got -1"),
         (lambda r: r.update(latencies=0.5), "a ledger's latencies must be a list of seconds, got 0.5"),
@@ -145,8 +199,20 @@ KEYS = "encoder, predictor, decoder, stream_seconds, steps, latency_seconds, lat
     ],
 )
 def test_a_damaged_record_is_refused(change: Any, message: str) -> None:
-    record = _ledger([(1, 2, 3, 4.0)] * 3, 5.0, 6, [7.0]).to_dict()
+    record = _some_ledger().to_dict()
     change(record)
     with pytest.raises(InputError) as error:
         OperationLedger.from_dict(record)
     assert str(error.value) == message
+
+
+def test_counting_costs_less_than_a_hundredth_of_a_decode_of_a_millisecond() -> None:
+    ledger = OperationLedger()
+
+    def decode() -> None:
+        with ledger.timed("decoder"):
+            pass
+        ledger.count("decoder", calls=1, forward_passes=8, tokens=8, flops=1000)
+        ledger.emission(1.0)
+
+    assert min(timeit.repeat(decode, number=200, repeat=50)) / 200 < 10e-6 * SLOW_MACHINE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from jepa.errors import InputError
 from jepa.operations import OperationLedger
-from jepa.selective import Decoded, Emission, Gate, Policy, SelectiveDecoder, Uniform, Ward
+from jepa.selective import Decoded, Emission, Gate, LatentCache, Policy, SelectiveDecoder, Uniform, Ward
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "uniform": lambda: Uniform(0.7),
@@ -28,7 +29,7 @@ EVERY_POLICY = pytest.mark.parametrize("build", POLICIES.values(), ids=POLICIES)
 
 
 class Digest:
-    """A decoder whose text, tokens and passes are a function of the bits of the latent."""
+    """A decoder whose text, tokens, passes and FLOPs are a function of the bits of the latent."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -37,7 +38,8 @@ class Digest:
         assert latents.dtype == torch.float32
         self.batches.append(len(latents))
         texts = [hashlib.sha256(row.tobytes()).hexdigest() for row in latents.numpy()]
-        return [Decoded(text, tokens=int(text[0], 16), forward_passes=int(text[0], 16) + 1) for text in texts]
+        numbers = [int(text[0], 16) for text in texts]
+        return [Decoded(t, tokens=n, forward_passes=n + 1, flops=10 * n) for t, n in zip(texts, numbers, strict=True)]
 
 
 def stream(seed: int, steps: int, width: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -55,20 +57,85 @@ def live(decoder: SelectiveDecoder, latents: np.ndarray, times: np.ndarray) -> l
 
 def counts(ledger: OperationLedger) -> dict[str, Any]:
     record = ledger.to_dict()
-    del record["decoder"]["seconds"]
+    del record["decoder"]["seconds"], record["cache"]["seconds"]
     return record
 
 
+CACHES = st.tuples(st.floats(-0.1, 0.6), st.integers(0, 5), st.booleans())
+OPTIONS = st.fixed_dictionaries(
+    {
+        "latent_delay": st.floats(0, 2),
+        "batch_size": st.integers(1, 5),
+        "max_delay": st.sampled_from([0.0, 0.3, 2.0, 60.0]),
+    }
+)
+
+
+def new_cache(cache: tuple[float, int, bool] | None) -> LatentCache | None:
+    return None if cache is None else LatentCache(*cache[:2], shared=cache[2])
+
+
 @EVERY_POLICY
-@given(seed=st.integers(0, 10**6), steps=st.integers(1, 60), delay=st.floats(0, 2))
+@given(seed=st.integers(0, 10**6), steps=st.integers(1, 60), cache=st.none() | CACHES, options=OPTIONS)
 @settings(max_examples=25, deadline=None)
-def test_step_equals_run(build: Callable[[], Policy], seed: int, steps: int, delay: float) -> None:
-    latents, times = stream(seed, steps)
-    one, other = (SelectiveDecoder(build(), Digest(), latent_delay=delay) for _ in range(2))
-    emissions = live(one, latents, times)
-    assert emissions == other.run(latents, times)
-    assert counts(one.ledger) == counts(other.ledger)
-    assert emissions == one.run(latents, times)  # the next stream starts afresh
+def test_step_equals_run(
+    build: Callable[[], Policy], seed: int, steps: int, cache: tuple[float, int, bool] | None, options: dict[str, Any]
+) -> None:
+    streams = [stream(seed, steps), stream(seed + 1, 30)]
+    one, other, third = (SelectiveDecoder(build(), Digest(), cache=new_cache(cache), **options) for _ in range(3))
+    emissions = [live(one, *recorded) for recorded in streams]
+    assert emissions == [other.run(*recorded) for recorded in streams]
+    assert emissions == third.run_many(streams)
+    assert counts(one.ledger) == counts(other.ledger) == counts(third.ledger)
+
+
+@EVERY_POLICY
+@given(seed=st.integers(0, 10**6), cache=st.none() | CACHES, options=OPTIONS)
+@settings(max_examples=25, deadline=None)
+def test_micro_batches_change_nothing_but_the_moment(
+    build: Callable[[], Policy], seed: int, cache: tuple[float, int, bool] | None, options: dict[str, Any]
+) -> None:
+    latents, times = stream(seed, 50)
+    digest = Digest()
+    at_once = SelectiveDecoder(build(), Digest(), cache=new_cache(cache)).run(latents, times)
+    batched = SelectiveDecoder(build(), digest, cache=new_cache(cache), **options)
+    emissions = live(batched, latents, times)
+    delay, longest = options["latent_delay"], options["max_delay"]
+    for now, then in zip(at_once, emissions, strict=True):
+        assert replace(then, emitted_at=now.emitted_at) == now
+        # The step that ends the wait is the first after it: 0.6 s at most between two.
+        assert now.emitted_at + delay <= then.emitted_at <= now.emitted_at + delay + longest + (0.6 if longest else 0)
+    assert [e.emitted_at for e in emissions] == sorted(e.emitted_at for e in emissions)
+    assert max(digest.batches) <= options["batch_size"]
+    assert sum(digest.batches) == batched.ledger.decoder.calls == sum(e.source == "decoder" for e in emissions)
+
+
+@EVERY_POLICY
+@given(seed=st.integers(0, 10**6), cache=CACHES)
+@settings(max_examples=25, deadline=None)
+def test_a_hit_has_the_text_of_the_latent_it_hit(
+    build: Callable[[], Policy], seed: int, cache: tuple[float, int, bool]
+) -> None:
+    streams = [stream(seed + i, 40) for i in range(3)]
+    decoder = SelectiveDecoder(build(), Digest(), cache=new_cache(cache))
+    expected, by_hand = [], LatentCache(*cache[:2], shared=cache[2])
+    hits = 0
+    for latents, times in streams:
+        texts = {}
+        by_hand.start()
+        for segment, _ in build().run(latents, times):
+            entry, hit = by_hand.look_up(segment.latent)
+            if not hit:
+                [entry.decoded] = Digest().decode(torch.from_numpy(segment.latent)[None])
+            hits += hit
+            texts[segment.start] = (entry.decoded.text, "cache" if hit else "decoder")
+        expected.append(texts)
+    emissions = decoder.run_many(streams)
+    assert [{e.start: (e.text, e.source) for e in emitted} for emitted in emissions] == expected
+    count = decoder.ledger.cache
+    assert (count.lookups, count.hits) == (sum(map(len, expected)), hits)
+    assert decoder.ledger.decoder.calls == count.lookups - count.hits
+    assert len(decoder.ledger.latencies) == count.lookups
 
 
 @EVERY_POLICY
@@ -117,6 +184,7 @@ def test_emissions_and_counts_of_a_stream_worked_out_by_hand() -> None:
     assert ledger.decoder.calls == 2
     assert ledger.decoder.tokens == decoded[0].tokens + decoded[1].tokens
     assert ledger.decoder.forward_passes == ledger.decoder.tokens + 2
+    assert ledger.decoder.flops == ledger.total_flops == 10 * ledger.decoder.tokens
     assert ledger.decoder.seconds > 0
     assert counts(ledger)["encoder"] == counts(OperationLedger())["encoder"]
     assert ledger.stream_seconds == 0  # the reader of the stream knows its duration
@@ -128,6 +196,109 @@ def test_uniform_decoding_goes_through_the_same_counts() -> None:
     emissions = decoder.run(latents, times)
     assert len(emissions) == decoder.ledger.decoder.calls == 60
     assert decoder.ledger.latencies == (0.0,) * 60
+
+
+# --- Cache and micro-batches, by hand
+
+BASIS = np.eye(6, dtype=np.float32)
+
+
+def test_waiting_hits_and_batches_by_hand() -> None:
+    """Steps 1 s apart, each a segment: letters are latents, the cache holds all, batches are of 2, waits 3 s."""
+    letters = "aabacdee"
+    #          0: a misses and waits, due at 3; 1: a hits behind it; 2: b misses, the batch of a and b is full: all go.
+    #          3: a hits, nothing waits: it goes at once. 4, 5: c and d fill a batch. 6: e waits, 7: e hits behind it.
+    latents, times = BASIS[["abcde".index(letter) for letter in letters]], np.arange(8.0)
+    digest = Digest()
+    options: dict[str, Any] = {"batch_size": 2, "max_delay": 3.0, "latent_delay": 0.5}
+    decoder = SelectiveDecoder(Uniform(1.0), digest, cache=LatentCache(0.1, 8), **options)
+    emitted = [decoder.step(latent, time) for latent, time in zip(latents, times, strict=True)] + [decoder.finish()]
+    assert [[e.time for e in emissions] for emissions in emitted] == [
+        [], [], [0, 1, 2], [3], [], [4, 5], [], [], [6, 7],
+    ]  # fmt: skip
+    flat = [e for emissions in emitted for e in emissions]
+    assert [e.emitted_at for e in flat] == [2.5, 2.5, 2.5, 3.5, 5.5, 5.5, 7.5, 7.5]
+    assert [e.source[0] for e in flat] == list("dcdcdddc")
+    assert [e.text for e in flat] == [d.text for d in Digest().decode(torch.from_numpy(latents))]
+    assert digest.batches == [2, 2, 1]
+    assert decoder.ledger.latencies == (2.5, 1.5, 0.5, 0.5, 1.5, 0.5, 1.5, 0.5)
+    # Without a second miss the wait of the first ends it, at the first step 3 s later.
+    assert [e.emitted_at for e in decoder.run(BASIS[[0, 0, 0, 0, 0]], [0.0, 1.0, 2.0, 3.5, 4.5])] == [4.0] * 4 + [5.0]
+
+
+def test_an_evicted_latent_is_decoded_again() -> None:
+    decoder = SelectiveDecoder(Uniform(1.0), Digest(), cache=LatentCache(0.1, 1), max_delay=60.0)
+    emissions = decoder.run(BASIS[[0, 1, 0, 0]], np.arange(4.0))
+    assert [e.source for e in emissions] == ["decoder", "decoder", "decoder", "cache"]
+    assert emissions[0].text == emissions[2].text == emissions[3].text != emissions[1].text
+
+
+def test_streams_share_a_cache_only_if_it_says_so() -> None:
+    streams = [(BASIS[[0, 1]], [0.0, 1.0])] * 3
+    for shared, calls in ((False, 6), (True, 2)):
+        decoder = SelectiveDecoder(Uniform(1.0), Digest(), cache=LatentCache(0.1, 8, shared=shared))
+        decoder.run_many(streams)
+        assert (decoder.ledger.decoder.calls, decoder.ledger.cache.hits) == (calls, 6 - calls)
+
+
+def test_a_stream_that_is_dropped_leaves_no_latent_without_text() -> None:
+    decoder = SelectiveDecoder(Uniform(1.0), Digest(), cache=LatentCache(0.1, 8, shared=True), max_delay=60.0)
+    decoder.run(BASIS[:1], [0.0])
+    assert decoder.step(BASIS[1], 0.0) == []  # waits
+    decoder.start()
+    emissions = decoder.run(BASIS[:2], [0.0, 1.0])
+    assert [e.source for e in emissions] == ["cache", "decoder"]
+
+
+def test_a_decoder_that_fails_leaves_no_latent_without_text() -> None:
+    class Failing(Digest):
+        fails = False
+
+        def decode(self, latents: torch.Tensor) -> list[Decoded]:
+            if self.fails:
+                raise MemoryError
+            return super().decode(latents)
+
+    failing = Failing()
+    decoder = SelectiveDecoder(Uniform(1.0), failing, cache=LatentCache(0.1, 8, shared=True))
+    decoder.step(BASIS[0], 0.0)
+    failing.fails = True
+    with pytest.raises(MemoryError):
+        decoder.step(BASIS[1], 1.0)
+    decoder.start()
+    with pytest.raises(MemoryError):
+        decoder.run(BASIS[[0, 1, 2]], np.arange(3.0))
+    failing.fails = False
+    emissions = decoder.run(BASIS[[0, 1, 1, 2]], np.arange(4.0))
+    assert [e.source for e in emissions] == ["cache", "decoder", "cache", "decoder"]
+
+
+def test_a_text_without_a_forward_pass_comes_from_a_bank() -> None:
+    class Bank:
+        def decode(self, latents: torch.Tensor) -> list[Decoded]:
+            return [Decoded("found", tokens=0, forward_passes=0, flops=12)] * len(latents)
+
+    decoder = SelectiveDecoder(Uniform(1.0), Bank(), cache=LatentCache(0.1, 8))
+    assert [e.source for e in decoder.run(BASIS[[0, 0, 1]], np.arange(3.0))] == ["bank", "cache", "bank"]
+    assert (decoder.ledger.decoder.calls, decoder.ledger.decoder.flops) == (2, 24)
+
+
+def test_streams_that_share_a_cache_must_have_its_width() -> None:
+    decoder = SelectiveDecoder(Uniform(1.0), digest := Digest(), cache=LatentCache(0.1, 8, shared=True))
+    message = "latents must have the width of the shared cache's keys, 6, got 5"
+    other = np.eye(5, dtype=np.float32)
+    with pytest.raises(InputError) as error:
+        decoder.run_many([(BASIS[:2], [0.0, 1.0]), (other, np.arange(5.0))])
+    assert str(error.value) == "stream 1: " + message
+    assert (digest.batches, decoder.ledger) == ([], OperationLedger())
+    decoder.run(BASIS, np.arange(6.0))
+    for call in (lambda: decoder.run(other, np.arange(5.0)), lambda: decoder.step(other[0], 0.0)):
+        with pytest.raises(InputError) as error:
+            call()
+        assert str(error.value) == message
+    SelectiveDecoder(Uniform(1.0), digest, cache=LatentCache(0.1, 8)).run_many(
+        [(BASIS[:2], [0.0, 1.0]), (other, np.arange(5.0))]
+    )
 
 
 # --- What is refused
@@ -254,6 +425,9 @@ def test_a_decoder_that_loses_a_latent_is_found_out() -> None:
     [
         ({"latent_delay": -0.5}, "latent_delay must be finite and >= 0, got -0.5"),
         ({"latent_delay": float("nan")}, "latent_delay must be finite and >= 0, got nan"),
+        ({"max_delay": -1.0}, "max_delay must be finite and >= 0, got -1.0"),
+        ({"max_delay": float("inf")}, "max_delay must be finite and >= 0, got inf"),
+        ({"cache": 0.1}, "cache must be a LatentCache, got 0.1"),
         ({"batch_size": 0}, "batch_size must be a whole number >= 1, got 0"),
     ],
 )

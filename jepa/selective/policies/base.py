@@ -6,10 +6,13 @@ are seconds. Policies trust their input; `jepa.selective.SelectiveDecoder` is wh
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
+
+from jepa.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,55 @@ class Policy(ABC):
     def finish(self) -> list[Segment]:
         """End the stream; return the segments still open."""
 
+    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
+        """Take a recorded stream from its start to its end; what is open of an earlier one is dropped.
+
+        The segments are those of `start`, `step` for each latent, and `finish`. A policy that can do the
+        same faster overrides this.
+
+        Args:
+            latents: (T, E) unit float32.
+            times: (T,) float64 seconds, strictly increasing.
+
+        Returns:
+            Each segment with the index of the step at which it came out, T − 1 for those of `finish`.
+        """
+        self.start()
+        closed = [
+            (segment, i)
+            for i, (latent, time) in enumerate(zip(latents, times.tolist(), strict=True))
+            for segment in self.step(latent, time)
+        ]
+        return closed + [(segment, len(times) - 1) for segment in self.finish()]
+
+
+class CausalPolicy(Policy):
+    """A policy whose segments come out of `step`, from the steps so far, with a state of O(E).
+
+    Attributes:
+        threshold: the knob of a threshold policy, the higher the fewer segments; other policies have none.
+            It may change between two steps.
+    """
+
+    causal = True
+    threshold: float
+
+    @abstractmethod
+    def close(self) -> list[Segment]:
+        """Close the open segment at the newest step, so that its text waits no longer; the stream goes on.
+
+        What was learned of the stream stays, as does what is due. A policy that decodes single steps decodes
+        the newest one.
+
+        Returns:
+            The segment, or nothing if all that has come was decoded.
+        """
+
+    def finish(self) -> list[Segment]:
+        segments = self.close()
+        self.start()
+        return segments
+
 
 class OfflinePolicy(Policy):
     """A policy that sees the whole stream before it cuts: it stores the steps and cuts in `finish`."""
@@ -91,6 +143,114 @@ class OfflinePolicy(Policy):
         segments = self.segment(np.stack(self._latents), np.array(self._times)) if self._latents else []
         self.start()
         return segments
+
+    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
+        self.start()
+        segments = self.segment(latents, times) if len(times) else []
+        self.start()
+        return [(segment, len(times) - 1) for segment in segments]
+
+
+class OpenSegment:
+    """The steps since the last cut, in O(E): what a causal policy adds to and closes.
+
+    Attributes:
+        count: n, its steps.
+        first: index of its first step.
+        total: (E,) float64, the sum of its steps; unset while there is none.
+        last: (E,) float64, its last step; unset while there is none.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = 0
+        self.total = self.last = np.zeros(0)
+        self._start = self._end = 0.0
+
+    def add(self, latent: np.ndarray, time: float) -> None:
+        """Append a step: latent (E,) float64, which is kept and must not change afterwards."""
+        if self.count:
+            self.total += latent
+        else:
+            self.total, self._start = latent.copy(), time
+        self.last, self._end = latent, time
+        self.count += 1
+
+    def mean(self) -> np.ndarray:
+        """(E,) float64, the mean of its n >= 1 steps, not renormalised."""
+        return self.total / self.count
+
+    def close(self) -> list[Segment]:
+        """The steps as a segment with their renormalised mean, at the midpoint of their times; then none are left.
+
+        Returns:
+            The segment, or nothing if there is no step.
+        """
+        if not self.count:
+            return []
+        segment = Segment(
+            unit_mean(self.total, self.last),
+            time=(self._start + self._end) / 2,
+            start=self._start,
+            end=self._end,
+            first=self.first,
+            last=self.first + self.count - 1,
+        )
+        self.first += self.count
+        self.count = 0
+        return [segment]
+
+
+class RunningMean:
+    """An average over a stream, exponential over 64 values; its first value has the weight of 4.
+
+    Attributes:
+        value: the average.
+    """
+
+    _MEMORY = 64
+    _HEAD_START = 4
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+        self._weight = self._HEAD_START
+
+    def add(self, value: float) -> None:
+        """Take the next value."""
+        self._weight = min(self._weight + 1, self._MEMORY)
+        self.value += (value - self.value) / self._weight
+
+
+def cosine_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """1 − cos of unit latents (E,), as half their squared distance: exactly 0 if they are equal, 2 if opposite."""
+    gap = one - other
+    return float(gap @ gap) / 2
+
+
+def step_segment(latent: np.ndarray, time: float, index: int) -> Segment:
+    """A single step (E,), number `index` of its stream, as a segment."""
+    return Segment(latent, time=time, start=time, end=time, first=index, last=index)
+
+
+def positive(name: str, value: float) -> float:
+    """The value of the argument `name`. Raises `InputError` if it is not finite and > 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{name} must be finite and > 0, got {value}")
+    return value
+
+
+def not_negative(name: str, value: float) -> float:
+    """The value of the argument `name`. Raises `InputError` if it is not finite and >= 0."""
+    if not (math.isfinite(value) and value >= 0):
+        raise InputError(f"{name} must be finite and >= 0, got {value}")
+    return value
+
+
+def whole(name: str, value: int, least: int) -> int:
+    """The value of the argument `name`. Raises `InputError` if it is not a whole number >= `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name} must be a whole number >= {least}, got {value}")
+    return value
 
 
 def unit_mean(total: np.ndarray, last: np.ndarray) -> np.ndarray:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 
 import numpy as np
 
-from jepa.errors import InputError
-from jepa.selective.policies.base import Policy, Segment, unit_mean
+from jepa.selective.policies.base import (
+    CausalPolicy,
+    OpenSegment,
+    RunningMean,
+    Segment,
+    not_negative,
+    positive,
+    whole,
+)
 
-_MEMORY = 64  # steps over which the noise is averaged
-_HEAD_START = 4  # steps that the initial noise counts for
 
-
-class Gate(Policy):
+class Gate(CausalPolicy):
     """Cuts the stream where the newest steps no longer fit the open segment.
 
     The open segment is known by the mean μ of its n steps; the newest m = `pending` steps wait, with mean
@@ -58,87 +61,68 @@ class Gate(Policy):
     """
 
     name = "gate"
-    causal = True
 
     def __init__(self, threshold: float, *, pending: int = 2, noise_floor: float = 0.15) -> None:
-        if not (math.isfinite(threshold) and threshold >= 0):
-            raise InputError(f"threshold must be finite and >= 0, got {threshold}")
-        if not isinstance(pending, int) or pending < 1:
-            raise InputError(f"pending must be a whole number >= 1, got {pending}")
-        if not (math.isfinite(noise_floor) and noise_floor > 0):
-            raise InputError(f"noise_floor must be finite and > 0, got {noise_floor}")
-        self.threshold = threshold
-        self.pending = pending
-        self.noise_floor = noise_floor
+        self.threshold = not_negative("threshold", threshold)
+        self.pending = whole("pending", pending, 1)
+        self.noise_floor = positive("noise_floor", noise_floor)
         self.latency = f"{pending} step{'s' * (pending > 1)} after the segment's last step"
         self.state = f"{pending + 2} latents: the open segment's sum and last step, {pending} pending"
         self.start()
 
     def start(self) -> None:
-        self._noise = self.noise_floor
-        self._weight = _HEAD_START
+        self._noise = RunningMean(self.noise_floor)
         self._waiting: deque[tuple[np.ndarray, float]] = deque()
-        self._count = 0  # steps of the open segment
-        self._first = 0  # index of its first step
-        self._start = self._end = 0.0  # times of its first and last step
-        self._total = self._last = np.zeros(0)  # sum of its steps, and the last one
+        self._open = OpenSegment()
 
     def step(self, latent: np.ndarray, time: float) -> list[Segment]:
         self._waiting.append((latent.astype(np.float64), time))
         if len(self._waiting) < self.pending:
             return []
-        if self._count and not self._changed():
-            self._join()
-            return []
-        segments = [self._close()] if self._count else []
-        while self._waiting:
-            self._join()
+        if self._open.count:
+            mean = self._open.mean()
+            deviation = self._waiting[0][0] - mean
+            square = float(deviation @ deviation)
+            if not self._changed(mean, square):
+                self._join(square)
+                return []
+        segments = self._open.close()
+        self._join_all()
         return segments
 
-    def finish(self) -> list[Segment]:
-        while self._waiting:
-            self._join()
-        segments = [self._close()] if self._count else []
-        self.start()
-        return segments
+    def close(self) -> list[Segment]:
+        self._join_all()
+        return self._open.close()
 
-    def _changed(self) -> bool:
-        n, m = self._count, self.pending
-        mean = self._total / n
+    def _changed(self, mean: np.ndarray, square: float) -> bool:
+        """Whether the pending steps do not fit the open segment of this mean.
+
+        `square` is the squared distance of the oldest of them to the mean.
+        """
+        n, m = self._open.count, self.pending
         oldest = self._waiting[0][0]
-        total = sum((latent for latent, _ in self._waiting), start=np.zeros(()))
+        total = oldest
+        for i in range(1, m):
+            total = total + self._waiting[i][0]
         gap = total / m - mean
-        if n * m / (n + m) * (gap @ gap) <= self.threshold * (self._noise + self.noise_floor):
+        if n * m / (n + m) * float(gap @ gap) <= self.threshold * (self._noise.value + self.noise_floor):
             return False
         if m == 1:
             return True
-        to_mean = oldest - mean
         to_others = oldest - (total - oldest) / (m - 1)
-        return bool(to_others @ to_others < to_mean @ to_mean)
+        return float(to_others @ to_others) < square
 
-    def _join(self) -> None:
-        """Move the oldest pending step into the open segment, and learn the noise from it."""
-        latent, time = self._waiting.popleft()
-        n = self._count
-        if n == 0:
-            self._start, self._total = time, latent
-        else:
-            deviation = latent - self._total / n
-            self._weight = min(self._weight + 1, _MEMORY)
-            self._noise += (n / (n + 1) * float(deviation @ deviation) - self._noise) / self._weight
-            self._total = self._total + latent
-        self._last, self._end = latent, time
-        self._count = n + 1
+    def _join(self, square: float) -> None:
+        """Move the oldest pending step, this squared distance from the open segment's mean, into the segment."""
+        n = self._open.count
+        self._noise.add(n / (n + 1) * square)
+        self._open.add(*self._waiting.popleft())
 
-    def _close(self) -> Segment:
-        segment = Segment(
-            unit_mean(self._total, self._last),
-            time=(self._start + self._end) / 2,
-            start=self._start,
-            end=self._end,
-            first=self._first,
-            last=self._first + self._count - 1,
-        )
-        self._first += self._count
-        self._count = 0
-        return segment
+    def _join_all(self) -> None:
+        """Move all pending steps into the open segment, or a new one."""
+        while self._waiting:
+            if self._open.count:
+                deviation = self._waiting[0][0] - self._open.mean()
+                self._join(float(deviation @ deviation))
+            else:
+                self._open.add(*self._waiting.popleft())

@@ -6,13 +6,12 @@ import math
 
 import numpy as np
 
-from jepa.errors import InputError
-from jepa.selective.policies.base import Policy, Segment, unit_mean
+from jepa.selective.policies.base import CausalPolicy, OpenSegment, Segment, positive, step_segment
 
 _SLACK = 1e-6  # in periods: a step due by exact arithmetic is not missed for the rounding of its time
 
 
-class Uniform(Policy):
+class Uniform(CausalPolicy):
     """Decodes the first step, and from there the step nearest to every 1 / `rate_hz` seconds.
 
     The due moments are counted from the first step, so that rates which do not divide the step rate keep
@@ -33,16 +32,13 @@ class Uniform(Policy):
         InputError: `rate_hz` is not finite and > 0.
     """
 
-    causal = True
     latency = "none"
 
     def __init__(self, rate_hz: float, *, pool: bool = False) -> None:
-        if not (math.isfinite(rate_hz) and rate_hz > 0):
-            raise InputError(f"rate_hz must be finite and > 0, got {rate_hz}")
-        self.rate_hz = rate_hz
+        self.rate_hz = positive("rate_hz", rate_hz)
         self.pool = pool
         self.name = "uniform_pool" if pool else "uniform"
-        self.state = "2 latents: the pool's sum and last step" if pool else "no latent"
+        self.state = "2 latents: the pool's sum and last step" if pool else "1 latent: the newest step"
         self.start()
 
     def start(self) -> None:
@@ -50,7 +46,8 @@ class Uniform(Policy):
         self._origin = self._time = 0.0  # times of the first and of the newest step
         self._interval = math.inf  # the shortest between two steps so far
         self._due = 0  # decode number `due` is due `due` periods after the origin
-        self._forget_pool()
+        self._open = OpenSegment()  # the pool
+        self._newest: np.ndarray | None = None  # without a pool: the newest step, until it is decoded
 
     def step(self, latent: np.ndarray, time: float) -> list[Segment]:
         self._index += 1
@@ -61,41 +58,23 @@ class Uniform(Policy):
             passed = math.floor((time + self._interval / 2 - self._origin) * self.rate_hz + _SLACK)
         self._time = time
         if self.pool:
-            self._add(latent, time)
+            self._open.add(latent.astype(np.float64), time)
+        else:
+            self._newest = np.array(latent, dtype=np.float32)
         if passed < self._due:
             return []
         self._due = passed + 1
+        return self.close()
+
+    def close(self) -> list[Segment]:
         if self.pool:
-            return [self._close_pool()]
-        i = self._index
-        return [Segment(np.array(latent, dtype=np.float32), time=time, start=time, end=time, first=i, last=i)]
+            return self._open.close()
+        if self._newest is None:
+            return []
+        latent, self._newest = self._newest, None
+        return [step_segment(latent, self._time, self._index)]
 
     def finish(self) -> list[Segment]:
-        segments = [self._close_pool()] if self._count else []
+        segments = self._open.close()
         self.start()
         return segments
-
-    def _forget_pool(self) -> None:
-        self._count = 0
-        self._start = 0.0
-        self._total = self._last = np.zeros(0)
-
-    def _add(self, latent: np.ndarray, time: float) -> None:
-        self._last = latent.astype(np.float64)
-        if self._count == 0:
-            self._start, self._total = time, self._last
-        else:
-            self._total = self._total + self._last
-        self._count += 1
-
-    def _close_pool(self) -> Segment:
-        segment = Segment(
-            unit_mean(self._total, self._last),
-            time=(self._start + self._time) / 2,
-            start=self._start,
-            end=self._time,
-            first=self._index - self._count + 1,
-            last=self._index,
-        )
-        self._forget_pool()
-        return segment

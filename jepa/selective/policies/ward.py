@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections import OrderedDict
+from dataclasses import dataclass
 
 import numpy as np
 
-from jepa.errors import InputError
-from jepa.selective.policies.base import OfflinePolicy, Segment, unit_mean
+from jepa.selective.policies.base import not_negative, positive
+from jepa.selective.policies.offline import Segmentation, StreamMemory, segment_count
 
-REPRESENTATIVES = ("midpoint", "mean")
-
-_CACHED_STREAMS = 64
-_boundaries: OrderedDict[tuple[bytes, tuple[int, ...]], np.ndarray] = OrderedDict()  # by digest and shape
+_memory: StreamMemory[WardTree] = StreamMemory(256 << 20)
 
 
-class Ward(OfflinePolicy):
+class Ward(Segmentation):
     """Ward clustering with temporal connectivity into a number of segments set by the rate.
 
     VL-JEPA (arXiv 2512.10942, section 4.6): starting from single steps, the two neighbouring segments of n
@@ -26,8 +21,8 @@ class Ward(OfflinePolicy):
     is that which the T steps cover: the span of their times and one mean step interval. The tree is cut by
     the number of segments, never by a cost: along time the cost of successive mergers may fall.
 
-    The tree of a stream does not depend on the rate. Those of the last 64 streams are kept (T − 1 integers
-    each), so that a sweep over rates clusters each stream once.
+    The tree of a stream does not depend on the rate. Trees are kept (16 bytes a step, 256 MiB in all, the
+    least recently used go first), so that a sweep over rates clusters each stream once.
 
     Args:
         rate_hz: segments per second of stream.
@@ -40,66 +35,88 @@ class Ward(OfflinePolicy):
     """
 
     def __init__(self, rate_hz: float, representative: str) -> None:
-        if not (math.isfinite(rate_hz) and rate_hz > 0):
-            raise InputError(f"rate_hz must be finite and > 0, got {rate_hz}")
-        if representative not in REPRESENTATIVES:
-            names = ", ".join(REPRESENTATIVES)
-            raise InputError(f"representative must be one of {names}, got {representative!r}")
-        self.rate_hz = rate_hz
-        self.representative = representative
+        self.rate_hz = positive("rate_hz", rate_hz)
+        super().__init__(representative)
         self.name = f"ward_{representative}"
-        super().__init__()
 
-    def segment(self, latents: np.ndarray, times: np.ndarray) -> list[Segment]:
-        steps = len(times)
-        duration = (times[-1] - times[0]) * steps / max(1, steps - 1)
-        number = min(steps, max(1, math.floor(self.rate_hz * duration + 0.5)))
-        firsts = np.sort(np.append(ward_boundaries(latents)[: number - 1], 0))
-        lasts = np.append(firsts[1:], steps) - 1
-        return [self._represent(latents, times, int(i), int(j)) for i, j in zip(firsts, lasts, strict=True)]
-
-    def _represent(self, latents: np.ndarray, times: np.ndarray, first: int, last: int) -> Segment:
-        start, end = float(times[first]), float(times[last])
-        if self.representative == "midpoint":
-            middle = (first + last) // 2
-            latent, time = latents[middle].copy(), float(times[middle])
-        else:
-            total = latents[first : last + 1].sum(axis=0, dtype=np.float64)
-            latent, time = unit_mean(total, latents[last]), (start + end) / 2
-        return Segment(latent, time=time, start=start, end=end, first=first, last=last)
+    def firsts(self, latents: np.ndarray, times: np.ndarray) -> np.ndarray:
+        return ward_tree(latents).firsts(segment_count(self.rate_hz, times))
 
 
-def ward_boundaries(latents: np.ndarray) -> np.ndarray:
-    """The hierarchy of segments that Ward's criterion makes of a stream, as an order of its boundaries.
+class WardCut(Segmentation):
+    """Ward clustering with temporal connectivity, all streams cut at one merge cost.
+
+    The tree is that of `Ward`; in place of N for each stream there is one cost for all, so that a stream
+    where much happens gets more segments than one where little does. Mergers are undone from the last to
+    the first for as long as the highest cost among those up to and including it is above `cost`:
+    N = 1 + the number of mergers whose running maximum of costs exceeds `cost`. The cost of a merger alone
+    would be no cut, since along time the cost of successive mergers may fall.
 
     Args:
-        latents: (T, E).
+        cost: nm / (n + m) · ||μ₁ − μ₂||², squared distance times steps, >= 0: two segments of n unrelated
+            steps each, all equal within a segment, merge at n.
+        representative: as for `Ward`.
 
-    Returns:
-        (T − 1,) the steps at which a segment begins, step 0 apart, the last merged first: the first N − 1
-        of them cut the stream into N segments. Read-only.
+    Raises:
+        InputError: `cost` is not finite and >= 0, or `representative` is neither of the two.
     """
-    key = (hashlib.blake2b(latents.tobytes()).digest(), latents.shape)
-    if key not in _boundaries:
-        _boundaries[key] = _cluster(latents)
-        _boundaries[key].setflags(write=False)
-        while len(_boundaries) > _CACHED_STREAMS:
-            _boundaries.popitem(last=False)
-    _boundaries.move_to_end(key)
-    return _boundaries[key]
+
+    def __init__(self, cost: float, representative: str) -> None:
+        self.cost = not_negative("cost", cost)
+        super().__init__(representative)
+        self.name = f"ward_cut_{representative}"
+
+    def firsts(self, latents: np.ndarray, times: np.ndarray) -> np.ndarray:
+        tree = ward_tree(latents)
+        return tree.firsts(1 + int(np.count_nonzero(np.maximum.accumulate(tree.costs) > self.cost)))
 
 
-def _cluster(latents: np.ndarray) -> np.ndarray:
-    from sklearn.cluster import ward_tree  # takes a second to import, and only this policy needs it
+@dataclass(frozen=True)
+class WardTree:
+    """The hierarchy of segments that Ward's criterion makes of T steps, merger by merger.
+
+    Args:
+        boundaries: (T − 1,) int64, the first step of the later of the two segments that each merger joins.
+        costs: (T − 1,) float64, by how much it raises the within-segment sum of squares.
+    """
+
+    boundaries: np.ndarray
+    costs: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return int(self.boundaries.nbytes + self.costs.nbytes)
+
+    def firsts(self, number: int) -> np.ndarray:
+        """(N,) the first steps of the N segments left when all but the last N − 1 mergers are made."""
+        undone = self.boundaries[len(self.boundaries) + 1 - number :]
+        return np.sort(np.append(undone, 0))
+
+
+def ward_tree(latents: np.ndarray) -> WardTree:
+    """The tree of a stream, latents (T, E) float32; from memory if it was asked for before."""
+    key = _memory.key(latents)
+    tree = _memory.get(key)
+    if tree is None:
+        tree = _cluster(latents)
+        _memory.put(key, tree)
+    return tree
+
+
+def _cluster(latents: np.ndarray) -> WardTree:
+    from sklearn import cluster  # takes a second to import, and only these policies need it
     from sklearn.feature_extraction.image import grid_to_graph
 
     steps = len(latents)
     if steps == 1:
-        return np.zeros(0, dtype=np.int64)
-    mergers = ward_tree(latents.astype(np.float64), connectivity=grid_to_graph(steps, 1))[0]
+        return WardTree(np.zeros(0, dtype=np.int64), np.zeros(0))
+    mergers, _, _, _, distances = cluster.ward_tree(
+        latents.astype(np.float64), connectivity=grid_to_graph(steps, 1), return_distance=True
+    )
     first = list(range(steps))  # first step of each node: the steps, then the mergers in their order
     boundaries = []
-    for one, other in mergers:
+    for one, other in mergers.tolist():
         boundaries.append(max(first[one], first[other]))
         first.append(min(first[one], first[other]))
-    return np.array(boundaries[::-1], dtype=np.int64)
+    return WardTree(np.array(boundaries, dtype=np.int64), distances**2 / 2)  # of scikit-learn: √(2 · cost)

@@ -1,0 +1,164 @@
+"""Streams of requests: typed word by word, or complete ones that recur.
+
+Everything is a function of the pairs and a seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from jepa.data.pairs import Pair
+from jepa.errors import InputError
+
+_SHORTEST = 0.01  # seconds between two steps
+
+
+@dataclass(frozen=True)
+class TypingStyle:
+    """How requests are typed.
+
+    Args:
+        words_per_minute: of five characters each, spaces included.
+        jitter: standard deviation of the logarithm of each word's duration.
+        corrections: share of words before which a wrong word is typed, and removed again.
+        pause: seconds between two requests, on average; they vary as the words do.
+
+    Raises:
+        InputError: a speed or pause that is not > 0, a jitter < 0, or a share outside 0..1.
+    """
+
+    words_per_minute: float
+    jitter: float
+    corrections: float
+    pause: float
+
+    def __post_init__(self) -> None:
+        for name in ("words_per_minute", "pause"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InputError(f"{name} must be finite and > 0, got {getattr(self, name)}")
+        if not (math.isfinite(self.jitter) and self.jitter >= 0):
+            raise InputError(f"jitter must be finite and >= 0, got {self.jitter}")
+        if not 0 <= self.corrections <= 1:
+            raise InputError(f"corrections must be in 0..1, got {self.corrections}")
+
+
+@dataclass(frozen=True)
+class TypedStep:
+    """What stands there after a word was typed, or removed.
+
+    Args:
+        time: seconds.
+        request: the text so far; its answer is that of the whole request.
+        last: this is the request's last word. Nobody is told while the stream runs.
+    """
+
+    time: float
+    request: Pair
+    last: bool
+
+
+@dataclass(frozen=True)
+class TypedStream:
+    """Requests typed one after another.
+
+    Args:
+        name: of the stream.
+        steps: in the order of their strictly increasing times.
+        corrections: wrong words among them.
+        seconds: from the first key to the last step.
+    """
+
+    name: str
+    steps: tuple[TypedStep, ...]
+    corrections: int
+    seconds: float
+
+
+def type_requests(pairs: Sequence[Pair], style: TypingStyle, seed: Sequence[int], name: str = "") -> TypedStream:
+    """Requests typed one after another, a step for each word and for each wrong word that is removed.
+
+    A word takes the time of its characters and of the space before it, and removing one as long as typing it. A wrong
+    word is one of another request of the stream (of the same one, if it is alone), and differs from the right one. A
+    removal after which nothing stands there is no step.
+
+    Raises:
+        InputError: no pair, or a request without words.
+    """
+    if not pairs:
+        raise InputError("a stream of requests must have at least 1 pair, got none")
+    words = [pair.request.split() for pair in pairs]
+    for pair, parts in zip(pairs, words, strict=True):
+        if not parts:
+            raise InputError(f"{pair.source or 'request'}: a request must have at least 1 word, got {pair.request!r}")
+    rng = np.random.default_rng(tuple(seed))
+    pool = sorted({word for parts in words for word in parts})
+    per_character = 60 / (5 * style.words_per_minute)
+    time, corrections, steps = 0.0, 0, list[TypedStep]()
+
+    def after(seconds: float) -> float:
+        return time + max(_SHORTEST, seconds * math.exp(style.jitter * rng.standard_normal() - style.jitter**2 / 2))
+
+    for number, (pair, parts) in enumerate(zip(pairs, words, strict=True)):
+        if number:
+            time = after(style.pause)
+        for index, word in enumerate(parts):
+            others = [other for other in pool if other != word]
+            if others and rng.random() < style.corrections:
+                corrections += 1
+                wrong = others[int(rng.integers(len(others)))]
+                time = after(per_character * (len(wrong) + 1))
+                steps.append(TypedStep(time, replace(pair, request=" ".join([*parts[:index], wrong])), False))
+                time = after(per_character * (len(wrong) + 1))
+                if index:
+                    steps.append(TypedStep(time, replace(pair, request=" ".join(parts[:index])), False))
+            time = after(per_character * (len(word) + 1))
+            text = " ".join(parts[: index + 1])
+            steps.append(TypedStep(time, replace(pair, request=text), index + 1 == len(parts)))
+    return TypedStream(name, tuple(steps), corrections, time)
+
+
+def expressions(pairs: Iterable[Pair]) -> list[tuple[Pair, ...]]:
+    """Pairs grouped by their answer, in the order in which answers come: the phrasings of each, those of two or more.
+
+    Phrasings that are equal count once.
+
+    Raises:
+        InputError: no answer has two phrasings.
+    """
+    groups: dict[str, dict[str, Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.answer, {}).setdefault(pair.request, pair)
+    found = [tuple(phrasings.values()) for phrasings in groups.values() if len(phrasings) > 1]
+    if not found:
+        raise InputError("pairs must hold at least 1 answer with two phrasings, got none: train on data.phrasing=both")
+    return found
+
+
+def each_once(groups: Sequence[Sequence[Pair]], seed: Sequence[int]) -> list[Pair]:
+    """Every phrasing of every expression once, in random order."""
+    requests = [pair for phrasings in groups for pair in phrasings]
+    order = np.random.default_rng(tuple(seed)).permutation(len(requests))
+    return [requests[i] for i in order.tolist()]
+
+
+def zipf(groups: Sequence[Sequence[Pair]], length: int, exponent: float, seed: Sequence[int]) -> list[Pair]:
+    """`length` requests whose expressions recur by Zipf's law: that of rank r with a weight of r^(−exponent).
+
+    The ranks of the expressions are drawn at random, and one of its phrasings for each request.
+
+    Raises:
+        InputError: `length` < 1, or an exponent that is not finite and >= 0.
+    """
+    if length < 1:
+        raise InputError(f"length must be >= 1, got {length}")
+    if not (math.isfinite(exponent) and exponent >= 0):
+        raise InputError(f"exponent must be finite and >= 0, got {exponent}")
+    rng = np.random.default_rng(tuple(seed))
+    ranked = rng.permutation(len(groups))
+    weights = np.arange(1, len(groups) + 1, dtype=np.float64) ** -exponent
+    chosen = ranked[rng.choice(len(groups), size=length, p=weights / weights.sum())]
+    return [groups[i][int(rng.integers(len(groups[i])))] for i in chosen.tolist()]

@@ -1,0 +1,423 @@
+"""Readers of annotated timelines in the formats in which data sets publish them, into `StreamRecord`s.
+
+| format | file | durations |
+|---|---|---|
+| `ego_exo4d` | `atomic_descriptions_{split}.json` | `takes.json` |
+| `ego4d` | `narration.json` | `ego4d.json` |
+| `epic` | a CSV of EPIC-KITCHENS-100 segments | `EPIC_100_video_info.csv` |
+| `activitynet` | `{train,val_1,val_2}.json` of ActivityNet Captions | in the file |
+| `youcook2` | `youcookii_annotations_trainval.json` | in the file |
+| `coin` | `COIN.json` | in the file |
+| `vitt` | `ViTT-annotations.json`, JSON lines | a CSV with the columns video_id and duration |
+
+The readers are strict: a key that is missing, a value of a wrong type or an unknown video is an `InputError` that
+names the file, the line or the key path, the rule and the value. What is well formed and still unusable is dropped
+and counted.
+
+*Points.* Ego-Exo4D, Ego4D and ViTT give a moment, not a span. A point is in force until the next later point of the
+same annotator, at most `point_seconds`, and not beyond the video's end.
+
+*Annotators* are kept apart: each pass over a video is a record of its own, with the annotator in its `video_id`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from jepa.data.records import Event, StreamRecord
+from jepa.errors import InputError
+
+_CLOCK = re.compile(r"(\d{2,}):([0-5]\d):([0-5]\d(?:\.\d+)?)")
+_EPIC_COLUMNS = ("video_id", "participant_id", "start_timestamp", "stop_timestamp", "narration")
+_TAG = re.compile(r"^#[A-Za-z]+\s+")  # `#C C opens a drawer`: who acts
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Annotated streams, and what was left out of them.
+
+    Args:
+        records: the streams that have annotations, in the order of the file.
+        groups: for each `video_id` what must not be on both sides of a split: the participant where the format names
+            one, otherwise the video (with all its annotators).
+        dropped: reason -> number of annotations left out; "videos without annotations" counts videos.
+    """
+
+    records: tuple[StreamRecord, ...]
+    groups: Mapping[str, str]
+    dropped: Mapping[str, int]
+
+    @property
+    def overlapping(self) -> int:
+        """How many events begin before an earlier one of their record has ended. They are kept."""
+        count = 0
+        for record in self.records:
+            end = 0.0
+            for event in record.events:
+                count += event.start < end
+                end = max(end, event.end)
+        return count
+
+
+def read_timeline(
+    path: str | Path, format: str, *, durations: str | Path | None = None, point_seconds: float = 8.0
+) -> Timeline:
+    """Read one annotation file.
+
+    Dropped and counted are annotations that are rejected or unsure by their own mark, begin at the video's end or
+    later, end before they begin, or have no text; Ego4D's narrations marked `#unsure` and its passes without
+    narrations among them. A span that runs over the video's end is cut there. White space in texts becomes single
+    spaces, and the tag in front of an Ego4D narration (`#C`, `#O`) goes.
+
+    Args:
+        path: the annotations.
+        format: one of `FORMATS`.
+        durations: the file with the videos' lengths, for the formats whose annotations lack them.
+        point_seconds: how long a point is in force at most, in seconds.
+
+    Raises:
+        InputError: an unknown format, a file that is missing, unreadable or breaks its format, a durations file
+            where none belongs or none where one does, or no annotation that can be used.
+    """
+    if format not in FORMATS:
+        raise InputError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if not (math.isfinite(point_seconds) and point_seconds > 0):
+        raise InputError(f"point_seconds must be finite and > 0, got {point_seconds}")
+    reader = FORMATS[format]
+    if (durations is None) != (reader.durations is None):
+        rule = "be null: the annotations have them" if reader.durations is None else f"name {reader.durations}"
+        raise InputError(f"durations of the format {format} must {rule}, got {durations}")
+    dropped: Counter[str] = Counter()
+    lengths = {} if reader.durations is None else reader.lengths(Path(str(durations)))
+    records, groups = [], {}
+    for number, stream in reader.streams(Path(path), lengths, dropped):
+        if stream.video_id in groups:
+            raise InputError(f"{number}: a video must be listed once, got {stream.video_id!r} again")
+        groups[stream.video_id] = stream.group
+        if events := _events(stream, point_seconds, dropped):
+            records.append(StreamRecord(stream.video_id, stream.duration, events))
+        else:
+            dropped["videos without annotations"] += 1
+    if not records:
+        raise InputError(f"{path}: must hold at least one usable annotation, got none (dropped: {dict(dropped)})")
+    return Timeline(tuple(records), {r.video_id: groups[r.video_id] for r in records}, dict(dropped))
+
+
+class _Annotation(NamedTuple):
+    start: float
+    end: float | None  # None: a point
+    text: str
+
+
+class _Stream(NamedTuple):
+    video_id: str
+    group: str
+    duration: float
+    annotations: list[_Annotation]
+
+
+class _Length(NamedTuple):
+    seconds: float
+    participant: str | None
+
+
+_Lengths = Mapping[str, _Length]
+_Streams = Iterator[tuple[str, _Stream]]  # with the place in the file, for errors
+
+
+class _Format(NamedTuple):
+    streams: Callable[[Path, _Lengths, Counter[str]], _Streams]
+    durations: str | None
+    lengths: Callable[[Path], _Lengths]
+
+
+def _events(stream: _Stream, point_seconds: float, dropped: Counter[str]) -> tuple[Event, ...]:
+    """The usable annotations in order of their start (then end); points get their end."""
+    kept = []
+    for annotation in stream.annotations:
+        text = " ".join(annotation.text.split())
+        if not text:
+            dropped["without text"] += 1
+        elif annotation.start >= stream.duration:
+            dropped["beyond the video's end"] += 1
+        elif annotation.end is not None and annotation.end <= annotation.start:
+            dropped["without length"] += 1
+        else:
+            kept.append(_Annotation(annotation.start, annotation.end, text))
+    starts = sorted({annotation.start for annotation in kept})
+    following = dict(zip(starts, [*starts[1:], math.inf], strict=False))
+    events = []
+    for start, end, text in kept:
+        end = min(following[start], start + point_seconds) if end is None else end
+        events.append(Event(start, min(end, stream.duration), text))
+    return tuple(sorted(events, key=lambda event: (event.start, event.end)))
+
+
+# --- JSON, with the path of keys to every value.
+
+
+class _Json:
+    """A value of a JSON file and where it stands. Every access checks what it asks for."""
+
+    def __init__(self, value: Any, where: str) -> None:
+        self.value, self.where = value, where
+
+    def __getitem__(self, key: str) -> _Json:
+        return _Json(self._object().get(key, _ABSENT), f"{self.where}.{key}")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._object()
+
+    def items(self) -> list[tuple[str, _Json]]:
+        return [(key, self[key]) for key in self._object()]
+
+    def array(self, length: int | None = None) -> list[_Json]:
+        if not isinstance(self.value, list) or length not in (None, len(self.value)):
+            self._refuse("be a list" if length is None else f"be a list of {length}")
+        return [_Json(item, f"{self.where}[{index}]") for index, item in enumerate(self.value)]
+
+    def text(self) -> str:
+        if not isinstance(self.value, str):
+            self._refuse("be text")
+        return self.value
+
+    def flag(self) -> bool:
+        if not isinstance(self.value, bool):
+            self._refuse("be true or false")
+        return self.value
+
+    def name(self) -> str:
+        """Text, or a whole number as text."""
+        if isinstance(self.value, bool) or not isinstance(self.value, (str, int)):
+            self._refuse("be text or a whole number")
+        return str(self.value)
+
+    def number(self, positive: bool = False) -> float:
+        value = self.value
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not good or value < 0 or (positive and value == 0):
+            self._refuse(f"be a number {'>' if positive else '>='} 0")
+        return float(value)
+
+    def _object(self) -> dict[str, Any]:
+        if not isinstance(self.value, dict):
+            self._refuse("be an object")
+        return self.value
+
+    def _refuse(self, rule: str) -> NoReturn:
+        if self.value is _ABSENT:
+            raise InputError(f"{self.where} must be there, got nothing")
+        shown = repr(self.value)
+        raise InputError(f"{self.where} must {rule}, got {shown if len(shown) <= 80 else shown[:77] + '...'}")
+
+
+_ABSENT = object()
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: must be UTF-8, got byte 0x{error.object[error.start]:02x} at {error.start}"
+        ) from None
+
+
+def _parse(text: str, where: str) -> _Json:
+    try:
+        return _Json(json.loads(text), where)
+    except ValueError as error:
+        raise InputError(f"{where}: must be JSON, got an error: {error}") from None
+
+
+def _read_json(path: Path) -> _Json:
+    return _parse(_read_text(path), f"{path}: $")
+
+
+def _length(lengths: _Lengths, video: str, where: str) -> _Length:
+    if video not in lengths:
+        raise InputError(f"{where} must be a video of the durations file, got {video!r}")
+    return lengths[video]
+
+
+def _spans(items: list[_Json], text: str) -> list[_Annotation]:
+    """Annotations that have a `segment` [start, end]."""
+    annotations = []
+    for item in items:
+        start, end = (bound.number() for bound in item["segment"].array(2))
+        annotations.append(_Annotation(start, end, item[text].text()))
+    return annotations
+
+
+# --- Ego-Exo4D.
+
+
+def _ego_exo4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
+    for take, passes in _read_json(path)["annotations"].items():
+        length = _length(lengths, take, passes.where)
+        seen: Counter[str] = Counter()
+        for item in passes.array():
+            descriptions = item["descriptions"].array()
+            if item["rejected"].flag():
+                dropped["rejected"] += len(descriptions)
+                continue
+            annotator = item["annotator_id"].name()
+            seen[annotator] += 1
+            if seen[annotator] > 1:
+                annotator = f"{annotator}-{seen[annotator]}"
+            sure = [description for description in descriptions if not description["unsure"].flag()]
+            dropped["unsure"] += len(descriptions) - len(sure)
+            points = [_Annotation(d["timestamp"].number(), None, d["text"].text()) for d in sure]
+            group = length.participant or take
+            yield item.where, _Stream(f"{take}/{annotator}", group, length.seconds, points)
+
+
+def _takes(path: Path) -> _Lengths:
+    lengths = {}
+    for take in _read_json(path).array():
+        participant = take["participant_uid"].name() if "participant_uid" in take else None
+        lengths[take["take_uid"].text()] = _Length(take["duration_sec"].number(positive=True), participant)
+    return lengths
+
+
+# --- Ego4D.
+
+
+def _ego4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
+    for video, passes in _read_json(path).items():
+        names = [name for name, _ in passes.items() if name.startswith("narration_pass_")]
+        if not names:  # a redacted video has its status alone
+            dropped["videos without annotations"] += 1
+        for name in names:
+            length = _length(lengths, video, passes.where)
+            points = []
+            for item in passes[name]["narrations"].array():
+                text = item["narration_text"].text()
+                if "#unsure" in text.lower():
+                    dropped["unsure"] += 1
+                else:
+                    points.append(_Annotation(item["timestamp_sec"].number(), None, _TAG.sub("", text.strip())))
+            yield passes[name].where, _Stream(f"{video}/{name}", video, length.seconds, points)
+
+
+def _ego4d_videos(path: Path) -> _Lengths:
+    videos = _read_json(path)["videos"].array()
+    return {v["video_uid"].text(): _Length(v["duration_sec"].number(positive=True), None) for v in videos}
+
+
+# --- EPIC-KITCHENS-100, and CSV files.
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file, each with its place; a row must have as many fields as the header."""
+    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        for column in columns:
+            if column not in header:
+                raise InputError(f"{path}:1: the header must have the column {column}, got {', '.join(header)}")
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if len(row) != len(header):
+                raise InputError(f"{where}: a row must have {len(header)} fields, got {len(row)}")
+            yield where, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: must be CSV, got an error: {error}") from None
+
+
+def _epic(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
+    videos: dict[str, tuple[str, _Stream]] = {}
+    for where, row in _rows(path, _EPIC_COLUMNS):
+        video = row["video_id"]
+        if video not in videos:
+            length = _length(lengths, video, f"{where}: video_id")
+            videos[video] = where, _Stream(video, row["participant_id"], length.seconds, [])
+        start, stop = (_clock(row[f"{bound}_timestamp"], f"{where}: {bound}_timestamp") for bound in ("start", "stop"))
+        videos[video][1].annotations.append(_Annotation(start, stop, row["narration"]))
+    yield from videos.values()
+
+
+def _clock(text: str, where: str) -> float:
+    match = _CLOCK.fullmatch(text)
+    if match is None:
+        raise InputError(f"{where} must be HH:MM:SS.ss, got {text!r}")
+    hours, minutes, seconds = match.groups()
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+
+
+def _csv_lengths(path: Path) -> _Lengths:
+    lengths = {}
+    for where, row in _rows(path, ("video_id", "duration")):
+        try:
+            seconds = float(row["duration"])
+        except ValueError:
+            seconds = math.nan
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise InputError(f"{where}: duration must be a number > 0, got {row['duration']!r}")
+        lengths[row["video_id"]] = _Length(seconds, None)
+    return lengths
+
+
+# --- Formats that carry durations, and ViTT.
+
+
+def _activitynet(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
+    for video, item in _read_json(path).items():
+        spans = item["timestamps"].array()
+        annotations = []
+        for span, sentence in zip(spans, item["sentences"].array(len(spans)), strict=True):
+            start, end = (bound.number() for bound in span.array(2))
+            annotations.append(_Annotation(start, end, sentence.text()))
+        yield item.where, _Stream(video, video, item["duration"].number(positive=True), annotations)
+
+
+def _youcook2(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
+    for video, item in _read_json(path)["database"].items():
+        annotations = _spans(item["annotations"].array(), "sentence")
+        yield item.where, _Stream(video, video, item["duration"].number(positive=True), annotations)
+
+
+def _coin(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
+    for video, item in _read_json(path)["database"].items():
+        annotations = _spans(item["annotation"].array(), "label")
+        yield item.where, _Stream(video, video, item["duration"].number(positive=True), annotations)
+
+
+def _vitt(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
+    seen: Counter[str] = Counter()
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        item = _parse(line, f"{path}:{number}: $")
+        video = item["id"].text()
+        seen[video] += 1  # one line an annotator
+        tags = item["annotations"].array()
+        points = [_Annotation(tag["timestamp"].number() / 1000, None, tag["tag"].text()) for tag in tags]
+        length = _length(lengths, video, f"{item.where}.id")
+        yield item.where, _Stream(f"{video}/{seen[video]}", video, length.seconds, points)
+
+
+def _no_lengths(path: Path) -> _Lengths:
+    return {}
+
+
+FORMATS: Mapping[str, _Format] = {
+    "ego_exo4d": _Format(_ego_exo4d, "takes.json", _takes),
+    "ego4d": _Format(_ego4d, "ego4d.json", _ego4d_videos),
+    "epic": _Format(_epic, "EPIC_100_video_info.csv", _csv_lengths),
+    "activitynet": _Format(_activitynet, None, _no_lengths),
+    "youcook2": _Format(_youcook2, None, _no_lengths),
+    "coin": _Format(_coin, None, _no_lengths),
+    "vitt": _Format(_vitt, "a CSV file with the columns video_id and duration", _csv_lengths),
+}

@@ -1,0 +1,78 @@
+"""Y-Decoder without generation: the nearest caption of a bank. B latents, N captions, E embedding dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from jepa.errors import InputError
+
+_NORM_TOLERANCE = 1e-3
+
+
+class CaptionBank(nn.Module):
+    """Answers a latent with the nearest of N captions by cosine, and knows when none is near enough.
+
+    A latent is *known* where the cosine to its nearest caption is at least `margin`. The cosine itself is compared,
+    not its gap to the second: two captions that say the same in other words are both near, and their gap is small
+    where the answer is safest. −1 answers every latent.
+
+    Args:
+        texts: the N captions; no two are equal.
+        embeddings: (N, E) of unit norm, in the space of the latents, row i that of caption i.
+        margin: the lowest cosine that the bank answers for, in [−1, 1].
+
+    Raises:
+        InputError: there is no caption, one occurs twice, the numbers of texts and rows differ, a row is not finite
+            or not of unit norm within 0.001, or the margin is outside [−1, 1].
+    """
+
+    embeddings: Tensor
+
+    def __init__(self, texts: Sequence[str], embeddings: Tensor, *, margin: float = -1.0) -> None:
+        super().__init__()
+        if embeddings.ndim != 2 or 0 in embeddings.shape:
+            raise InputError(f"embeddings must have the shape (N, E) with N, E >= 1, got {tuple(embeddings.shape)}")
+        if len(texts) != len(embeddings):
+            raise InputError(f"texts must be as many as embeddings, {len(embeddings)}, got {len(texts)}")
+        if len(set(texts)) < len(texts):
+            again = next(text for index, text in enumerate(texts) if text in texts[:index])
+            raise InputError(f"texts must be distinct, got {again!r} twice")
+        norms = torch.linalg.vector_norm(embeddings.double(), dim=1)
+        if len(wrong := torch.nonzero(~((norms - 1).abs() <= _NORM_TOLERANCE))):
+            row = int(wrong[0])
+            raise InputError(f"embeddings must have unit norm, got norm {norms[row]:.6g} in row {row}")
+        if not (math.isfinite(margin) and -1 <= margin <= 1):
+            raise InputError(f"margin must be in [-1, 1], got {margin}")
+        self.texts = tuple(texts)
+        self.margin = margin
+        self.register_buffer("embeddings", embeddings.detach().float(), persistent=False)
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of one look-up: 2·N·E, a multiplication and an addition for each number of the bank."""
+        return 2 * self.embeddings.numel()
+
+    @torch.no_grad()
+    def nearest(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """For latents (B, E) of unit norm the nearest captions, indices (B,), and their cosines (B,).
+
+        Of equally near captions the first is taken.
+
+        Raises:
+            InputError: the latents have another width than the bank.
+        """
+        width = self.embeddings.shape[1]
+        if latents.ndim != 2 or latents.shape[1] != width:
+            raise InputError(f"latents must have the shape (B, {width}), got {tuple(latents.shape)}")
+        cosines, indices = (latents.to(self.embeddings) @ self.embeddings.T).max(dim=1)
+        return indices, cosines
+
+    def lookup(self, latents: Tensor) -> list[str | None]:
+        """The caption of each latent (B, E), or None where the nearest is below the margin."""
+        indices, cosines = self.nearest(latents)
+        found = zip(indices.tolist(), (cosines >= self.margin).tolist(), strict=True)
+        return [self.texts[index] if known else None for index, known in found]

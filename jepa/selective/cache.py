@@ -1,0 +1,137 @@
+"""A cache of decoded latents: a latent near one that was decoded before gets its text without the decoder.
+
+Dimension letters: E width of the latent space, C capacity, N entries held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jepa.errors import InputError
+
+if TYPE_CHECKING:
+    from jepa.selective.decoder import Decoded
+
+
+class CacheEntry:
+    """What a latent was decoded to.
+
+    Attributes:
+        decoded: the decoder's result, None until it is there.
+    """
+
+    __slots__ = ("decoded",)
+
+    def __init__(self) -> None:
+        self.decoded: Decoded | None = None
+
+
+class LatentCache:
+    """Reuses the text of the nearest latent decoded so far where it is near enough.
+
+    A latent hits if 1 − cos to the nearest key is at most `threshold`; else it becomes a key itself. Keys alone
+    decide, never texts. The cache holds at most `capacity` keys: the one that was used least recently, as a key or by
+    a hit, makes room. A look-up is one product of the N keys (C, E), float32, with the latent, and takes O(N·E).
+
+    A cache serves one `SelectiveDecoder` at a time.
+
+    Args:
+        threshold: on 1 − cos, which is 0 for equal and 2 for opposite latents. Below 0 nothing hits, at 0 only equal
+            latents do. `calibrate_threshold` finds one for a share of wrong texts; it gives no guarantee on streams
+            unlike those it was found on.
+        capacity: C, most keys held; with 0 nothing hits.
+        shared: keep the keys from one stream to the next. Otherwise `start` forgets them.
+
+    Raises:
+        InputError: `threshold` is not finite, `capacity` is not a whole number >= 0, or `shared` is not a bool.
+    """
+
+    def __init__(self, threshold: float, capacity: int, *, shared: bool = False) -> None:
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not math.isfinite(threshold):
+            raise InputError(f"threshold must be a finite number, got {threshold!r}")
+        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 0:
+            raise InputError(f"capacity must be a whole number >= 0, got {capacity!r}")
+        if not isinstance(shared, bool):
+            raise InputError(f"shared must be true or false, got {shared!r}")
+        self.threshold = threshold
+        self.capacity = capacity
+        self.shared = shared
+        self.clear()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def width(self) -> int | None:
+        """E of the keys held, None while there is none."""
+        return self._keys.shape[1] if self._entries else None
+
+    def clear(self) -> None:
+        """Forget every key."""
+        self._entries: list[CacheEntry] = []
+        self._keys = np.zeros((0, 0), dtype=np.float32)
+        self._used = np.zeros(self.capacity, dtype=np.int64)  # when each key was used last, in look-ups
+        self._clock = 0
+
+    def start(self) -> None:
+        """Begin a new stream: forget every key, unless the cache is shared between streams."""
+        if not self.shared:
+            self.clear()
+
+    def look_up(self, latent: np.ndarray) -> tuple[CacheEntry, bool]:
+        """The entry that answers for a latent, and whether that is a hit.
+
+        Where it is none, the entry is new: whoever looked it up decodes the latent and fills in `decoded`. A later
+        look-up may hit it before that.
+
+        Args:
+            latent: (E,) float32, finite, not zero.
+
+        Raises:
+            InputError: the keys held have another width. Nothing has changed.
+        """
+        key = latent / np.float32(math.sqrt(float(latent @ latent)))
+        held = len(self._entries)
+        if held:
+            if len(key) != self._keys.shape[1]:
+                raise InputError(f"latents must have the width of the cache's keys, {self.width}, got {len(key)}")
+            nearest = int((self._keys[:held] @ key).argmax())
+            gap = self._keys[nearest] - key
+            if float(gap @ gap) / 2 <= self.threshold:  # = 1 − cos of unit vectors, and exactly 0 for equal ones
+                self._touch(nearest)
+                return self._entries[nearest], True
+        return self._add(key), False
+
+    def discard(self, entries: Iterable[CacheEntry]) -> None:
+        """Forget these entries, where they are still held: their text will not come."""
+        for entry in entries:
+            if entry in self._entries:
+                slot, last = self._entries.index(entry), len(self._entries) - 1
+                self._entries[slot] = self._entries[last]
+                self._keys[slot], self._used[slot] = self._keys[last], self._used[last]
+                del self._entries[last]
+
+    def _touch(self, slot: int) -> None:
+        self._clock += 1
+        self._used[slot] = self._clock
+
+    def _add(self, key: np.ndarray) -> CacheEntry:
+        entry = CacheEntry()
+        held = len(self._entries)
+        if self.capacity == 0:
+            return entry
+        if held == 0:
+            self._keys = np.empty((self.capacity, len(key)), dtype=np.float32)
+        if held < self.capacity:
+            slot = held
+            self._entries.append(entry)
+        else:
+            slot = int(self._used.argmin())
+            self._entries[slot] = entry
+        self._keys[slot] = key
+        self._touch(slot)
+        return entry

@@ -1,0 +1,279 @@
+"""The error of a latent cache: measured on streams that were decoded in full, and a threshold that keeps it low.
+
+A look-up of the cache is wrong if it hits and the text of the latent that it hit is another than what the decoder says
+for the latent looked up. The error rate is the share of wrong look-ups among all look-ups: the share of emissions
+that the cache made wrong.
+
+Dimension letters: S streams, N_s latents looked up in stream s, E width of the latent space, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.special import betaincinv
+
+from jepa.errors import InputError
+from jepa.operations import OperationLedger
+from jepa.selective.cache import LatentCache
+from jepa.selective.decoder import Array, Decoded, Decoder
+from jepa.selective.policies import Policy
+
+_CANDIDATES = 127  # thresholds to choose from; a power of two less one, so that bisection comes out even
+_BLOCK = 1024  # latents compared at once with all before them
+
+DecodedStream = tuple[Array, Sequence[str]]
+Judge = Callable[[str, str], bool]
+
+
+@dataclass(frozen=True)
+class ErrorRate:
+    """How often the texts of a cache differed from the decoder's.
+
+    Args:
+        value: wrong look-ups over look-ups; 0 without any.
+        low: lower end of the 95 % interval of `value`: the wider, at either end, of Clopper and Pearson's (Biometrika
+            1934), which takes look-ups for independent, and of a bootstrap over streams, which does not but sees no
+            error beyond those observed. Of a single stream it is the first alone.
+        high: upper end.
+        wrong: look-ups that hit a text other than the decoder's.
+        hits: look-ups that hit.
+        lookups: latents looked up.
+    """
+
+    value: float
+    low: float
+    high: float
+    wrong: int
+    hits: int
+    lookups: int
+
+    @property
+    def of_hits(self) -> float:
+        """Wrong look-ups over hits; 0 without any."""
+        return self.wrong / self.hits if self.hits else 0.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate_threshold` chose, and what it measured there.
+
+    Args:
+        threshold: for `LatentCache`; −1, at which nothing hits, if no candidate was good enough.
+        error_rate: the error rate asked for.
+        bound: upper confidence bound of the error at `threshold`, at most `error_rate`.
+        measured: the error at `threshold` on the calibration streams.
+    """
+
+    threshold: float
+    error_rate: float
+    bound: float
+    measured: ErrorRate
+
+
+def decode_segments(
+    policy: Policy, decoder: Decoder, streams: Sequence[tuple[np.ndarray, np.ndarray]], *, batch_size: int = 256
+) -> list[tuple[np.ndarray, list[str]]]:
+    """Every segment of recorded streams with the decoder's text: what a cache is calibrated and audited on.
+
+    Args:
+        policy: cuts the streams.
+        decoder: decodes every segment.
+        streams: latents (T, E), unit float32, and times (T,), float64 seconds, of each stream.
+        batch_size: most latents in one call of the decoder.
+
+    Returns:
+        For each stream the latents (N_s, E) in the order they are decoded in, and their texts.
+    """
+    chosen = [np.stack([segment.latent for segment, _ in policy.run(*stream)]) for stream in streams]
+    decoded = []
+    for latents in chosen:
+        for batch in torch.from_numpy(latents).split(batch_size):
+            decoded += [result.text for result in decoder.decode(batch)]
+    ends = np.cumsum([len(latents) for latents in chosen]).tolist()
+    return [(latents, decoded[end - len(latents) : end]) for latents, end in zip(chosen, ends, strict=True)]
+
+
+def audit_cache(
+    cache: LatentCache,
+    streams: Sequence[DecodedStream],
+    *,
+    same: Judge = operator.eq,
+    ledger: OperationLedger | None = None,
+) -> ErrorRate:
+    """Measure how often a cache gives another text than the decoder.
+
+    The streams are replayed through an empty cache of the same settings, so the hits are those of a `SelectiveDecoder`
+    with that cache, policy and decoder.
+
+    Args:
+        cache: whose settings are used; it is left as it is.
+        streams: for each stream its latents (N_s, E) in order and the decoder's texts of them: see `decode_segments`.
+        same: whether two different texts say the same; equal texts always do.
+        ledger: told how many hits were checked and how many were wrong. The checks are no decodes of the method.
+
+    Raises:
+        InputError: there is no stream, a stream has not one text a latent, or latents are not finite.
+    """
+    wrong, hits, lookups = _replay(cache.threshold, cache.capacity, cache.shared, _checked(streams), same)
+    if ledger is not None:
+        ledger.count_cache(audited=int(hits.sum()), wrong_hits=int(wrong.sum()))
+    return _error_rate(wrong, hits, lookups, _resample(len(lookups), 2000, seed=0))
+
+
+def calibrate_threshold(
+    streams: Sequence[DecodedStream],
+    error_rate: float,
+    *,
+    capacity: int,
+    shared: bool = False,
+    same: Judge = operator.eq,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Calibration:
+    """Find the largest threshold of a cache whose error on held-out streams is low enough with confidence.
+
+    Low enough is an upper confidence bound of the error of at most `error_rate`. The bound is the larger of Clopper and
+    Pearson's (Biometrika 1934), which alone would be too low, since look-ups of one stream are not independent, and of
+    the percentile bootstrap over streams (Efron & Tibshirani 1993, chapter 13), which alone would be 0 where no error
+    was seen. The error at a threshold is measured by a replay of the streams through a `LatentCache`.
+
+    Candidates are 0 and quantiles of the distance from each latent to the nearest one before it. They are bisected,
+    which finds the largest that is good enough if the bound grows with the threshold. Where it does not, what is found
+    still has the bound, but a larger one may have it too.
+
+    The bound is one on streams drawn as these were. One threshold for all latents gives no guarantee on other streams,
+    nor for a single text: errors gather where different meanings are close together (vCache, arXiv 2502.03771).
+
+    Args:
+        streams: at least 2: for each its latents (N_s, E) in order and the decoder's texts of them, see
+            `decode_segments`.
+        error_rate: in (0, 1), wrong look-ups over look-ups.
+        capacity: of the cache.
+        shared: whether the cache is shared by the streams, in the order given. Streams then depend on those before,
+            which the bootstrap does not see.
+        same: whether two different texts say the same; equal texts always do.
+        confidence: of the bound, one-sided, in (0, 1).
+        resamples: R of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        InputError: fewer than 2 streams, a stream without one text a latent or with latents that are not finite, or an
+            option out of range.
+    """
+    for name, share in (("error_rate", error_rate), ("confidence", confidence)):
+        if not 0 < share < 1:
+            raise InputError(f"{name} must be in (0, 1), got {share}")
+    if resamples < 1:
+        raise InputError(f"resamples must be >= 1, got {resamples}")
+    checked = _checked(streams)
+    if len(checked) < 2:
+        raise InputError(f"streams must be at least 2 for a bootstrap over streams, got {len(checked)}")
+    weights = _resample(len(checked), resamples, seed)
+
+    def measure(threshold: float) -> Calibration:
+        counts = _replay(threshold, capacity, shared, checked, same)
+        bound = _upper_bound(counts[0], counts[2], weights, confidence)
+        return Calibration(threshold, error_rate, bound, _error_rate(*counts, weights))
+
+    candidates = _candidates(checked, shared)
+    best = measure(-1.0)
+    low, high = 0, len(candidates)
+    while low < high:
+        middle = (low + high) // 2
+        tried = measure(candidates[middle])
+        if tried.bound <= error_rate:
+            best, low = tried, middle + 1
+        else:
+            high = middle
+    return best
+
+
+def _checked(streams: Sequence[DecodedStream]) -> list[tuple[np.ndarray, list[str]]]:
+    if not streams:
+        raise InputError("streams must hold at least one stream, got none")
+    checked = []
+    for number, (latents, texts) in enumerate(streams):
+        rows = latents.detach().cpu().numpy() if isinstance(latents, torch.Tensor) else np.asarray(latents)
+        if rows.ndim != 2 or rows.shape[0] != len(texts) or not len(texts):
+            raise InputError(
+                f"stream {number}: latents must have the shape (N, E) with a text each and N >= 1, "
+                f"got {rows.shape} and {len(texts)} texts"
+            )
+        rows = rows.astype(np.float32)
+        norms = np.linalg.norm(rows, axis=1)
+        if not (np.isfinite(norms) & (norms > 0)).all():
+            raise InputError(f"stream {number}: latents must be finite and not zero, got one of norm {norms.min()}")
+        checked.append((rows, list(texts)))
+    return checked
+
+
+def _replay(
+    threshold: float, capacity: int, shared: bool, streams: Sequence[tuple[np.ndarray, list[str]]], same: Judge
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Wrong look-ups, hits and look-ups of each stream: (S,) each."""
+    cache = LatentCache(threshold, capacity, shared=shared)
+    counts = np.zeros((3, len(streams)), dtype=np.int64)
+    for number, (latents, texts) in enumerate(streams):
+        cache.start()
+        hits = wrong = 0
+        for latent, text in zip(latents, texts, strict=True):
+            entry, hit = cache.look_up(latent)
+            if entry.decoded is None:
+                entry.decoded = Decoded(text, tokens=0, forward_passes=0)
+            hits += hit
+            wrong += hit and not (entry.decoded.text == text or same(entry.decoded.text, text))
+        counts[:, number] = wrong, hits, len(texts)
+    return counts[0], counts[1], counts[2]
+
+
+def _candidates(streams: Sequence[tuple[np.ndarray, list[str]]], shared: bool) -> list[float]:
+    """Thresholds in ascending order: 0, and quantiles of the distance to the nearest latent before."""
+    unit = [latents / np.linalg.norm(latents, axis=1, keepdims=True) for latents, _ in streams]
+    distances = np.concatenate([_nearest_before(latents) for latents in ([np.concatenate(unit)] if shared else unit)])
+    quantiles = np.quantile(distances, np.linspace(0, 1, _CANDIDATES)) if len(distances) else []
+    candidates: list[float] = np.unique([0.0, *np.clip(quantiles, 0, None)]).tolist()
+    return candidates
+
+
+def _nearest_before(latents: np.ndarray) -> np.ndarray:
+    """(N − 1,) 1 − cos of each of the unit latents (N, E) but the first to the nearest before it."""
+    distances = []
+    for first in range(0, len(latents), _BLOCK):
+        cosines = latents[first : first + _BLOCK] @ latents[: first + _BLOCK].T
+        later = np.arange(cosines.shape[1]) >= np.arange(first, first + len(cosines))[:, None]
+        cosines[later] = -math.inf
+        distances.append(1 - cosines.max(axis=1))
+    return np.concatenate(distances)[1:]
+
+
+def _resample(streams: int, resamples: int, seed: int) -> np.ndarray:
+    """(R, S) how often each stream is drawn in each resample; S draws each, with replacement."""
+    return np.random.default_rng(seed).multinomial(streams, np.full(streams, 1 / streams), size=resamples)
+
+
+def _error_rate(wrong: np.ndarray, hits: np.ndarray, lookups: np.ndarray, weights: np.ndarray) -> ErrorRate:
+    errors, total = int(wrong.sum()), int(lookups.sum())
+    low = float(betaincinv(errors, total - errors + 1, 0.025)) if errors else 0.0
+    high = _clopper_pearson(errors, total, 0.975)
+    if len(lookups) > 1:
+        by_resample = (weights @ wrong) / (weights @ lookups)
+        low, high = min(low, np.quantile(by_resample, 0.025)), max(high, np.quantile(by_resample, 0.975))
+    return ErrorRate(errors / total, float(low), float(high), errors, int(hits.sum()), total)
+
+
+def _upper_bound(wrong: np.ndarray, lookups: np.ndarray, weights: np.ndarray, confidence: float) -> float:
+    by_resample = (weights @ wrong) / (weights @ lookups)
+    exact = _clopper_pearson(int(wrong.sum()), int(lookups.sum()), confidence)
+    return max(exact, float(np.quantile(by_resample, confidence)))
+
+
+def _clopper_pearson(errors: int, total: int, confidence: float) -> float:
+    """The share of errors at which so few would be seen with a probability of 1 − confidence."""
+    return float(betaincinv(errors + 1, total - errors, confidence)) if errors < total else 1.0

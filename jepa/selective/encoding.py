@@ -1,0 +1,191 @@
+"""Selective encoding: a cheap change detector in front of the X-Encoder, and the steps that it lets through.
+
+The encoder and the predictor cost the same at every step, however little of it is decoded. Here the step rate adapts:
+few steps are computed while nothing seems to change, several in a row after a change.
+
+F frames, S their side in pixels, T steps.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from jepa.errors import InputError
+
+_GREY = 0.15  # chroma (0 to 1) below which a cell has no hue to speak of
+_SPREAD_FLOOR = 0.05  # added to the spread: where nothing moves, its estimate is 0
+_OPERATIONS_PER_CELL = 24  # of hue, chroma and the two bins that a cell falls between
+
+
+class ColourChange:
+    """How much the colours of the newest frames differ from those of the frames before.
+
+    Each frame becomes a histogram of hues over `cells` x `cells` cells, weighted by how colourful a cell is and split
+    linearly between neighbouring bins. The statistic compares the newest `after` frames with the `before` frames that
+    came ahead of them, as a two-sample test does: the distance of their mean histograms over their spread,
+
+        |mean_after - mean_before|_1  /  (|std_after|_1 + |std_before|_1 + 0.05),
+
+    so that what moves or flickers within both does not count as a change. Motion alone leaves a histogram as it is.
+
+    State: the histograms of `before` + `after` frames. It never looks ahead.
+
+    Args:
+        before: frames to compare with.
+        after: newest frames; a change is seen once they lie behind it.
+        bins: hues.
+        cells: cells along each side that a frame is averaged to.
+
+    Raises:
+        InputError: an argument is not a whole number >= 1.
+    """
+
+    def __init__(self, before: int = 8, after: int = 6, bins: int = 12, cells: int = 12) -> None:
+        for name, value in {"before": before, "after": after, "bins": bins, "cells": cells}.items():
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be a whole number >= 1, got {value}")
+        self.before, self.after, self.bins, self.cells = before, after, bins, cells
+        self.start()
+
+    def start(self) -> None:
+        """Forgets the stream so far."""
+        self._recent = np.zeros((0, self.bins))
+
+    def step(self, frames: np.ndarray) -> float:
+        """Takes the next frames (F, S, S, 3) uint8; the statistic after them, 0 until enough frames were seen."""
+        self._recent = np.concatenate([self._recent, self.histograms(frames)])[-self.before - self.after :]
+        if len(self._recent) < self.before + self.after:
+            return 0.0
+        old, new = self._recent[: self.before], self._recent[self.before :]
+        distance = np.abs(new.mean(0) - old.mean(0)).sum()
+        return float(distance / (new.std(0).sum() + old.std(0).sum() + _SPREAD_FLOOR))
+
+    def histograms(self, frames: np.ndarray) -> np.ndarray:
+        """Colour histograms (F, bins) float64 of frames (F, S, S, 3) uint8."""
+        images = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
+        colours = F.adaptive_avg_pool2d(images, self.cells).flatten(2).double().numpy()  # (F, 3, cells²)
+        red, green, blue = colours[:, 0], colours[:, 1], colours[:, 2]
+        largest = colours.max(1)
+        chroma = largest - colours.min(1)
+        safe = np.where(chroma > 0, chroma, 1.0)
+        turn = np.select(
+            [largest == red, largest == green],
+            [(green - blue) / safe % 6, (blue - red) / safe + 2],
+            (red - green) / safe + 4,
+        )
+        place = turn / 6 * self.bins
+        lower = np.floor(place).astype(np.int64)
+        upper_share = place - lower
+        weight = np.clip(chroma - _GREY, 0, None) * (10 / self.cells**2)
+        count = len(frames)
+        row = np.arange(count)[:, None] * self.bins
+        total = np.zeros(count * self.bins)
+        for shift, share in ((0, 1 - upper_share), (1, upper_share)):
+            index = row + (lower + shift) % self.bins
+            total += np.bincount(index.ravel(), (share * weight).ravel(), minlength=len(total))
+        return total.reshape(count, self.bins)
+
+    def flops(self, frames: int, size: int) -> int:
+        """Arithmetic operations of one `step` with `frames` frames of `size`² pixels, elementwise ones included."""
+        statistic = 8 * self.bins * (self.before + self.after)
+        return frames * (3 * size**2 + _OPERATIONS_PER_CELL * self.cells**2) + statistic
+
+
+class StepSelection:
+    """Which steps of a stream are computed: `burst` of them when a change is seen, and one every `hold` steps anyway.
+
+    The first step is always computed. After a change is seen, none is looked for in the next `refractory` steps: the
+    statistic stays high while the boundary passes through the frames that it compares.
+
+    Args:
+        threshold: of the statistic of the change detector; None: no detector but a fixed rate, one step in `hold`.
+        burst: steps computed in a row after a change.
+        hold: most steps from one that is computed to the next; 1: all steps.
+        refractory: steps from one change to the next, at least.
+
+    Raises:
+        InputError: `threshold` is neither None nor a number >= 0, or another argument not a whole number >= 1.
+    """
+
+    def __init__(self, threshold: float | None, *, burst: int = 2, hold: int = 4, refractory: int = 3) -> None:
+        if threshold is not None and (math.isnan(threshold) or threshold < 0):
+            raise InputError(f"threshold must be a number >= 0, got {threshold}")
+        for name, value in {"burst": burst, "hold": hold, "refractory": refractory}.items():
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be a whole number >= 1, got {value}")
+        self.threshold, self.burst, self.hold, self.refractory = threshold, burst, hold, refractory
+        self.start()
+
+    def start(self) -> None:
+        """Forgets the stream so far."""
+        self._since_change = self.refractory
+        self._since_computed = self.hold
+        self._left = 0
+
+    def step(self, change: float) -> bool:
+        """Whether the next step is computed, given the change statistic at its end."""
+        seen = self.threshold is not None and change > self.threshold
+        if seen and self._since_change >= self.refractory:
+            self._since_change, self._left = 0, self.burst
+        computed = self._left > 0 or self._since_computed >= self.hold
+        self._left = max(0, self._left - 1)
+        self._since_change += 1
+        self._since_computed = 1 if computed else self._since_computed + 1
+        return computed
+
+    def select(self, changes: np.ndarray) -> np.ndarray:
+        """(T,) bool: the steps of a recorded stream that are computed, given its statistics (T,)."""
+        self.start()
+        return np.array([self.step(float(change)) for change in changes], dtype=bool)
+
+
+class SelectiveEncoding:
+    """A change detector and the selection of steps by it, in front of the X-Encoder of a live stream.
+
+    Args:
+        detector: looks at every slot of frames.
+        steps: which steps to compute.
+    """
+
+    def __init__(self, detector: ColourChange, steps: StepSelection) -> None:
+        self.detector, self.steps = detector, steps
+        self.start()
+
+    def start(self) -> None:
+        """Forgets the stream so far."""
+        self.detector.start()
+        self.steps.start()
+        self.seen = 0  # slots looked at
+        self._change = 0.0  # the largest statistic since the last step
+
+    def look(self, slots: np.ndarray, hop: int, length: int) -> list[bool]:
+        """Looks at the next slots (N, F, S, S, 3) uint8; for each step that they complete, whether it is computed.
+
+        A step ends with every `hop`-th slot from slot `length - 1` on, `length` being the slots of a window.
+        """
+        due = []
+        for slot in slots:
+            self._change = max(self._change, self.detector.step(slot))
+            self.seen += 1
+            if self.seen >= length and (self.seen - length) % hop == 0:
+                due.append(self.steps.step(self._change))
+                self._change = 0.0
+        return due
+
+
+def step_changes(changes: np.ndarray, hop: int, length: int) -> np.ndarray:
+    """What `SelectiveEncoding` goes by at each step (T,), given the statistic after each slot (N,) of a stream."""
+    ends = np.arange(length - 1, len(changes), hop)
+    return np.maximum.reduceat(changes, np.r_[0, ends[:-1] + 1])[: len(ends)] if len(ends) else changes[:0]
+
+
+def slots_needed(selected: np.ndarray, hop: int, length: int) -> int:
+    """Slots in the windows of the steps selected (T,) bool, each counted once; step i has those from `i * hop` on."""
+    needed = np.zeros(hop * len(selected) + length, dtype=bool)
+    for offset in range(length):
+        needed[np.flatnonzero(selected) * hop + offset] = True
+    return int(needed.sum())

@@ -1,0 +1,81 @@
+"""Prediction error: a new segment where the next latent is not what the stream so far lets expect."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jepa.selective.policies.base import CausalPolicy, OpenSegment, RunningMean, Segment, not_negative, positive
+
+
+class PredictionError(CausalPolicy):
+    """Cuts the stream where the error of a one-step forecast is large for this stream.
+
+    Each latent is forecast as an autoregressive step of order 1 around the mean μ of the n steps of the open
+    segment, and a new segment begins with each step whose error is large for this stream:
+
+        ẑ_t = μ + φ · (z_{t−1} − μ),        e_t = n / (n + 1) · ||z_t − ẑ_t||²,
+        e_t  >  threshold · (error + noise_floor).
+
+    The factor n / (n + 1) makes up for the noise in the mean of few steps.
+
+    *The coefficient* φ, one for all dimensions, is learned from the steps that join a segment, by discounted
+    least squares: the running mean of (z_t − μ)·(z_{t−1} − μ) over that of ||z_{t−1} − μ||², within 0 and 1.
+    It starts at 0, the segment's mean as forecast; noise that is correlated in time raises it. *The error* is
+    the running mean of e_t and starts as `noise_floor`; a step that cuts counts with the limit that it broke
+    and no more, so that changes weigh little, and yet a stream noisier than expected is learned, were each of
+    its first steps to cut. All three means are exponential over 64 steps, and their first values weigh 4.
+    This is the sequentially discounted autoregression of ChangeFinder (Takeuchi & Yamanishi 2006, IEEE TKDE
+    18(4), 482-492) around the mean of the segment in place of that of the stream, by squared error in place
+    of likelihood, and without its second stage.
+
+    What is emitted is the renormalised mean of the finished segment, for the midpoint of its times. One step
+    decides: a single outlier makes two cuts.
+
+    Args:
+        threshold: dimensionless, >= 0.
+        noise_floor: added to the error; squared distance, where unrelated unit latents are 2 apart. It keeps
+            the threshold of a stream without noise above 0.
+
+    Raises:
+        InputError: `threshold` is not finite and >= 0, or `noise_floor` is not finite and > 0.
+    """
+
+    name = "prediction_error"
+    latency = "1 step after the segment's last step"
+    state = "2 latents: the open segment's sum and last step"
+
+    def __init__(self, threshold: float, *, noise_floor: float = 0.15) -> None:
+        self.threshold = not_negative("threshold", threshold)
+        self.noise_floor = positive("noise_floor", noise_floor)
+        self.start()
+
+    def start(self) -> None:
+        self._open = OpenSegment()
+        self._error = RunningMean(self.noise_floor)
+        self._product = RunningMean(0.0)
+        self._square = RunningMean(self.noise_floor)
+
+    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
+        row = latent.astype(np.float64)
+        segments = self._open.close() if self._open.count and not self._expected(row) else []
+        self._open.add(row, time)
+        return segments
+
+    def close(self) -> list[Segment]:
+        return self._open.close()
+
+    def _expected(self, row: np.ndarray) -> bool:
+        """Whether this step goes on with the open segment; if so, the forecast learns from it."""
+        n, mean = self._open.count, self._open.mean()
+        before, now = self._open.last - mean, row - mean
+        product, square = float(now @ before), float(before @ before)
+        share = min(1.0, max(0.0, self._product.value / self._square.value))
+        error = n / (n + 1) * max(0.0, float(now @ now) - 2 * share * product + share**2 * square)
+        limit = self.threshold * (self._error.value + self.noise_floor)
+        self._error.add(min(error, limit))
+        if error > limit:
+            return False
+        if n > 1:  # the mean of one step is that step
+            self._product.add(product)
+            self._square.add(square)
+        return True

@@ -1,0 +1,182 @@
+"""Speed of the policies: a step of the gate, offline Ward, and a sweep over recorded streams.
+
+    python scripts/bench_selective.py [--quick] [--policies all]
+
+The latents are synthetic. The gate takes a stream that does not end, 1,536 wide, and its state is weighed on the way.
+Ward is timed beside scikit-learn's `ward_tree` alone, which it is built on. The sweep runs each policy and value of
+conf/policies/standard.yaml (or all.yaml) by `SelectiveDecoder.run_many`, in one process, with a decoder that does
+nothing and without caches; families that differ in their cache or their choice of steps alone count once. All times
+are CPU times of one thread: wall times where nothing else runs. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from sklearn.cluster import ward_tree
+from sklearn.feature_extraction.image import grid_to_graph
+from tqdm import tqdm
+
+from jepa.config import build_as
+from jepa.selective import Decoded, Gate, Oracle, Policy, SelectiveDecoder, Ward
+from jepa.selective.policies import ward
+
+STEP_RATE = 2.0
+STEPS = 720  # six minutes
+Stream = tuple[np.ndarray, np.ndarray]
+
+
+class Silent:
+    """A decoder that does nothing."""
+
+    def decode(self, latents: torch.Tensor) -> Sequence[Decoded]:
+        return [Decoded("", tokens=1, forward_passes=1)] * len(latents)
+
+
+def synthetic(seed: int, steps: int, width: int) -> Stream:
+    """A stream of events of 5 s on average: noisy latents (steps, width) and their times."""
+    rng = np.random.default_rng(seed)
+    events = np.cumsum(rng.random(steps) < 0.2 / STEP_RATE)
+    latents = rng.standard_normal((steps + 1, width), dtype=np.float32)[events]
+    latents += 0.7 * rng.standard_normal((steps, width), dtype=np.float32)
+    latents /= np.linalg.norm(latents, axis=1, keepdims=True)
+    return latents, np.arange(steps) / STEP_RATE
+
+
+def gate_steps(steps: int, width: int) -> dict[str, float]:
+    """Time of a gate's step and what its state weighs, a tenth of the way and at the end.
+
+    Returns:
+        Mean microseconds a step, bytes of the pickled state, and megabytes by which the process grew between the two.
+    """
+    latents, _ = synthetic(0, STEPS, width)
+    gate, seconds, sizes, peaks = Gate(1.0), 0.0, [], []
+    for part in tqdm(range(10), desc=f"{steps:,} steps of the gate, {width} wide"):
+        start = time.process_time()
+        for i in range(part * steps // 10, (part + 1) * steps // 10):
+            gate.step(latents[i % STEPS], i / STEP_RATE)
+        seconds += time.process_time() - start
+        sizes.append(len(pickle.dumps(gate)))
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return {
+        "microseconds": round(1e6 * seconds / steps, 2),
+        "state_bytes_first": sizes[0],
+        "state_bytes_last": sizes[-1],
+        "grown_mb": round(peaks[-1] - peaks[0], 2),
+    }
+
+
+def ward_times(steps: int, width: int, repetitions: int) -> dict[str, float]:
+    """Milliseconds of `Ward` and of scikit-learn's tree alone for one stream, the best of some repetitions each."""
+    latents, times = synthetic(1, steps, width)
+
+    def ours() -> None:
+        ward._memory.clear()
+        Ward(0.35, "mean").run(latents, times)
+
+    def theirs() -> None:
+        ward_tree(latents.astype(np.float64), connectivity=grid_to_graph(steps, 1))
+
+    mine, tree = (1e3 * best(what, repetitions) for what in (ours, theirs))
+    return {"ours_ms": round(mine, 2), "tree_ms": round(tree, 2), "ratio": round(mine / tree, 3)}
+
+
+def best(what: Callable[[], None], repetitions: int) -> float:
+    """Seconds of the fastest of some calls."""
+    seconds = []
+    for _ in range(repetitions):
+        start = time.process_time()
+        what()
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
+def sweep_seconds(families: Mapping[str, Mapping[str, Any]], streams: Sequence[Stream]) -> dict[str, float]:
+    """Seconds that each family takes over all streams, at all of its values together."""
+    seconds = {}
+    for name, family in tqdm(families.items(), desc=f"sweep, {streams[0][0].shape[1]} wide", unit="family"):
+        start = time.process_time()
+        for policy in policies(family):
+            decode(policy, streams)
+        seconds[name] = round(time.process_time() - start, 2)
+    return seconds
+
+
+def configured_families(group: str) -> dict[str, Mapping[str, Any]]:
+    """The families of conf/policies/{group}.yaml, the first of each policy and its values."""
+    with initialize_config_module("jepa.conf", version_base="1.3"):
+        families: Any = OmegaConf.to_container(compose("report", [f"policies={group}"])["policies"])
+    first: dict[str, str] = {}
+    for name, family in families.items():
+        first.setdefault(json.dumps([family["policy"], family["knob"], family["values"]]), name)
+    return {name: families[name] for name in first.values()}
+
+
+def policies(family: Mapping[str, Any]) -> Iterator[Policy]:
+    """The policy of a family at each of its values."""
+    for value in family["values"]:
+        knob = {} if family["knob"] == "none" else {family["knob"]: value}
+        yield build_as(Policy, "policy", family["policy"], **knob)  # type: ignore[type-abstract]
+
+
+def decode(policy: Policy, streams: Sequence[Stream]) -> int:
+    """Decode all streams, an oracle with a boundary every 5 s; return the number of texts."""
+    decoder = SelectiveDecoder(policy, Silent())
+    if not isinstance(policy, Oracle):
+        return sum(map(len, decoder.run_many(streams)))
+    texts = 0
+    for latents, times in streams:
+        policy.boundaries = np.arange(0.0, times[-1], 5.0).tolist()
+        texts += len(decoder.run(latents, times))
+    return texts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer steps and streams, under 50 s")
+    parser.add_argument("--policies", choices=["standard", "all"], default="standard", help="what the sweep runs")
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    torch.set_num_threads(1)
+    families = configured_families(arguments.policies)
+    count = 5 if quick else 200
+    gate = gate_steps(50_000 if quick else 1_000_000, 1536)
+    wards = {width: ward_times(STEPS, width, 3 if quick else 10) for width in (128, 1536)}
+    sweeps = {}
+    for width in (128, 1536):
+        sweeps[width] = sweep_seconds(families, [synthetic(seed, STEPS, width) for seed in range(count)])
+    print(f"gate: {gate['microseconds']:.1f} µs a step, its state {gate['state_bytes_last']:,} bytes")
+    for width, times in wards.items():
+        print(f"Ward, {STEPS} steps, {width} wide: {times['ours_ms']} ms, the tree alone {times['tree_ms']} ms")
+    print(f"{f'seconds over {count} streams':28}{'values':>8}" + "".join(f"{f'{width} wide':>12}" for width in sweeps))
+    for name, family in families.items():
+        print(f"{name:28}{len(family['values']):8}" + "".join(f"{times[name]:12.2f}" for times in sweeps.values()))
+    totals = {width: round(sum(times.values()), 2) for width, times in sweeps.items()}
+    values = sum(len(family["values"]) for family in families.values())
+    print(f"{'all of these':28}{values:8}" + "".join(f"{total:12.2f}" for total in totals.values()))
+    figures = {
+        "bench": "selective",
+        "numpy": np.__version__,
+        "gate": gate,
+        "ward": wards,
+        "policies": arguments.policies,
+        "values": values,
+        "streams": count,
+        "steps": STEPS,
+        "sweep_seconds": totals,
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

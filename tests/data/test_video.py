@@ -1,0 +1,94 @@
+"""Video files: what is shown when, orientation, and files that cannot be read."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from jepa.data.records import StreamRecord
+from jepa.data.video import VideoStream, find_video
+from jepa.errors import InputError
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "video"
+
+
+def write(path: Path, times: list[float], greys: list[int], size: tuple[int, int] = (96, 64)) -> Path:
+    """A video whose frame i, at `times[i]` seconds, is `greys[i]` all over, but for a bright top left corner."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=100)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", 4_000_000
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for time, grey in zip(times, greys, strict=True):
+            picture = np.full((size[1], size[0], 3), grey, dtype=np.uint8)
+            picture[: size[1] // 4, : size[0] // 4] = 255
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def read(path: Path, duration: float, size: int = 32, fps: int = 8, chunk: int = 5) -> np.ndarray:
+    return np.concatenate(list(VideoStream(path, StreamRecord("v", duration, ()), size, fps).frames(chunk)))
+
+
+def test_the_newest_frame_by_each_moment_is_shown_whatever_the_frame_rate(tmp_path):
+    """A second of 20 frames a second, then one frame every half second."""
+    times = [i / 20 for i in range(20)] + [1.0 + i / 2 for i in range(5)]
+    greys = [20 + 8 * i for i in range(25)]
+    found = read(write(tmp_path / "v.mp4", times, greys), duration=3.0)
+    assert found.shape == (24, 32, 32, 3)
+    moments = np.arange(24) / 8
+    expected = [greys[int(np.searchsorted(times, t + 1e-6)) - 1] for t in moments]
+    np.testing.assert_allclose(found[:, 20:28, 20:28].mean((1, 2, 3)), expected, atol=4)
+
+
+def test_a_video_that_ends_early_ends_the_stream(tmp_path):
+    path = write(tmp_path / "v.mp4", [i / 10 for i in range(10)], [90] * 10)
+    assert len(read(path, duration=60.0)) == 8
+
+
+def test_frames_are_cut_to_the_middle_square(tmp_path):
+    found = read(write(tmp_path / "v.mp4", [0.0, 0.5, 1.0], [60] * 3, size=(128, 64)), duration=1.0)
+    assert found.shape[1:] == (32, 32, 3)
+    assert found.max() < 110  # the bright corner lies outside the middle
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there")
+def test_real_files():
+    pancake = read(REAL / "flipping_a_pancake.mkv", duration=10.0, size=48)
+    assert pancake.shape == (80, 48, 48, 3)
+    assert np.abs(np.diff(pancake.astype(float), axis=0)).mean() > 1
+    with av.open(str(REAL / "rotated_90.mov")) as container:
+        frame = next(container.decode(video=0))
+        upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    found = read(REAL / "rotated_90.mov", duration=0.1, size=48, fps=30)[0].astype(float)
+    middle = upright[(len(upright) - upright.shape[1]) // 2 :][: upright.shape[1]]
+    small = np.asarray(Image.fromarray(middle).resize((48, 48))).astype(float)
+    assert np.corrcoef(small.ravel(), found.ravel())[0, 1] > 0.8
+    assert np.corrcoef(np.rot90(small, 2).ravel(), found.ravel())[0, 1] < 0.5
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there")
+def test_a_corrupted_file_is_named_with_the_time_reached():
+    with pytest.raises(InputError, match=r"corrupted\.mp4: cannot be decoded beyond \d+\.\d\d s: "):
+        read(REAL / "corrupted.mp4", duration=60.0)
+
+
+def test_files_that_are_no_video(tmp_path):
+    with pytest.raises(InputError, match=r"none\.mp4: cannot be decoded beyond 0\.00 s"):
+        read(tmp_path / "none.mp4", 1.0)
+    (tmp_path / "text.mp4").write_text("not a video", encoding="utf-8")
+    with pytest.raises(InputError, match=r"text\.mp4: cannot be decoded"):
+        read(tmp_path / "text.mp4", 1.0)
+
+
+def test_videos_are_found_by_their_name(tmp_path):
+    write(tmp_path / "P01_01.mkv", [0.0, 0.5], [60, 60])
+    assert find_video(tmp_path, "P01_01") == tmp_path / "P01_01.mkv"
+    assert find_video(tmp_path, "P01_02") is None

@@ -1,0 +1,49 @@
+"""The benchmark of the policies on tiny streams: what it times is what it says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from jepa.selective import Gate, Oracle, Uniform
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    sys.modules.pop("bench_selective", None)
+    import bench_selective
+
+    return bench_selective
+
+
+def test_the_sweep_runs_every_value_of_each_policy_once(bench: ModuleType) -> None:
+    families = bench.configured_families("all")
+    assert {"uniform", "ward_mean", "gate", "optimal", "oracle"} <= families.keys()
+    assert not {"gate_cache", "gate_shared_cache"} & families.keys()  # the same policy and values as gate
+    gates = list(bench.policies(families["gate"]))
+    assert [gate.threshold for gate in gates] == families["gate"]["values"]
+    assert all(isinstance(gate, Gate) for gate in gates)
+    seconds = bench.sweep_seconds(families, [bench.synthetic(seed, 60, 16) for seed in range(2)])
+    assert seconds.keys() == families.keys()
+
+
+def test_all_streams_are_decoded(bench: ModuleType) -> None:
+    streams = [bench.synthetic(seed, 60, 16) for seed in range(3)]
+    np.testing.assert_allclose(np.linalg.norm(streams[0][0], axis=1), 1, atol=1e-6)
+    assert streams[0][0].dtype == np.float32
+    assert bench.decode(Uniform(2.0), streams) == 180
+    assert bench.decode(Oracle("mean"), streams) == 18  # 30 s with a boundary every 5 s
+
+
+def test_a_step_is_timed_and_its_state_weighed(bench: ModuleType) -> None:
+    gate = bench.gate_steps(200, 64)
+    assert gate["microseconds"] > 0
+    assert 3 * 64 * 8 < gate["state_bytes_last"] < 4 * 64 * 8 + 2_000
+    times = bench.ward_times(100, 8, 2)
+    assert times["ours_ms"] > 0
+    assert times["ratio"] == pytest.approx(times["ours_ms"] / times["tree_ms"], rel=0.05)

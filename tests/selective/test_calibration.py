@@ -1,0 +1,202 @@
+"""Errors of a cache against runs of the selective decoder with and without it, and against scipy's intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from jepa.errors import InputError
+from jepa.operations import OperationLedger
+from jepa.selective import (
+    Decoded,
+    Gate,
+    LatentCache,
+    SelectiveDecoder,
+    Uniform,
+    audit_cache,
+    calibrate_threshold,
+    decode_segments,
+)
+
+MEANINGS = np.random.default_rng(0).standard_normal((12, 32))
+MEANINGS[6:] = MEANINGS[:6] + 0.5 * MEANINGS[6:]  # six pairs, near each other
+MEANINGS /= np.linalg.norm(MEANINGS, axis=1, keepdims=True)
+
+
+class Nearest:
+    """Says the number of the nearest meaning."""
+
+    def decode(self, latents: torch.Tensor) -> list[Decoded]:
+        numbers = (latents.double().numpy() @ MEANINGS.T).argmax(axis=1)
+        return [Decoded(str(number), tokens=1, forward_passes=1) for number in numbers]
+
+
+def recorded(seed: int, streams: int, steps: int, noise: float = 0.6) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(streams):
+        rows = np.repeat(MEANINGS[rng.integers(0, len(MEANINGS), steps)], rng.integers(1, 6, steps), axis=0)[:steps]
+        rows = rows + noise / np.sqrt(rows.shape[1]) * rng.standard_normal(rows.shape)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        made.append((rows.astype(np.float32), 0.5 * np.arange(steps)))
+    return made
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    threshold=st.floats(0, 0.5),
+    capacity=st.integers(0, 10),
+    shared=st.booleans(),
+    pooled=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_audit_finds_the_texts_that_the_cache_changed(
+    seed: int, threshold: float, capacity: int, shared: bool, pooled: bool
+) -> None:
+    streams = recorded(seed, 3, 60)
+    policy = Gate(1.0) if pooled else Uniform(1.0)
+    cache = LatentCache(threshold, capacity, shared=shared)
+    plain = SelectiveDecoder(policy, Nearest()).run_many(streams)
+    cached = SelectiveDecoder(policy, Nearest(), cache=cache)
+    pairs = [
+        pair
+        for one, other in zip(cached.run_many(streams), plain, strict=True)
+        for pair in zip(one, other, strict=True)
+    ]
+    found = audit_cache(cache, decode_segments(policy, Nearest(), streams, batch_size=7), ledger=cached.ledger)
+    assert found.wrong == sum(one.text != other.text for one, other in pairs)
+    assert found.hits == sum(one.source == "cache" for one, _ in pairs) == cached.ledger.cache.hits
+    assert found.lookups == len(pairs) == cached.ledger.cache.lookups
+    assert found.value == found.wrong / len(pairs)
+    assert found.of_hits == (found.wrong / found.hits if found.hits else 0)
+    assert (cached.ledger.cache.audited, cached.ledger.cache.wrong_hits) == (found.hits, found.wrong)
+    assert cached.ledger.decoder.calls == found.lookups - found.hits  # checks are no decodes
+
+
+def test_segments_are_decoded_in_order() -> None:
+    streams = recorded(1, 2, 40)
+    emissions = SelectiveDecoder(Gate(1.0), Nearest()).run_many(streams)
+    decoded = decode_segments(Gate(1.0), Nearest(), streams, batch_size=4)
+    assert [texts for _, texts in decoded] == [[e.text for e in stream] for stream in emissions]
+    for latents, texts in decoded:
+        assert [d.text for d in Nearest().decode(torch.from_numpy(latents))] == texts
+
+
+def test_interval_of_one_stream_is_clopper_and_pearsons() -> None:
+    for steps in (100, 300):
+        found = audit_cache(LatentCache(0.3, 64), decode_segments(Uniform(2.0), Nearest(), recorded(3, 1, steps)))
+        exact = binomtest(found.wrong, found.lookups).proportion_ci(method="exact")
+        assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+        assert found.wrong > 0
+    none = audit_cache(LatentCache(-1, 4), [(MEANINGS, ["a"] * 12)])
+    assert (none.wrong, none.low, none.high) == (0, 0, pytest.approx(binomtest(0, 12).proportion_ci().high))
+
+
+def test_interval_of_streams_that_differ_is_wider() -> None:
+    rows = np.tile(MEANINGS[:1], (100, 1))
+    good, bad = (rows, ["same"] * 100), (rows, [str(i) for i in range(100)])
+    found = audit_cache(LatentCache(0.1, 4), [good] * 5 + [bad] * 5)
+    assert found.wrong == 5 * 99
+    exact = binomtest(found.wrong, found.lookups).proportion_ci(method="exact")
+    # Of 10 streams the bad ones drawn are binomial (10, 1/2), between 2 and 8 with 97.9 %.
+    assert (found.low, found.high) == pytest.approx((0.2 * 0.99, 0.8 * 0.99), abs=0.1)
+    assert found.low < exact.low
+    assert found.high > exact.high
+
+
+def test_threshold_lies_between_what_is_right_and_what_is_wrong() -> None:
+    """Each stream repeats a latent at growing distances; from 0.2 on the text is another one."""
+    distances = np.concatenate([np.linspace(0.001, 0.19, 60), np.linspace(0.21, 0.6, 60)])
+    streams = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        axes = np.linalg.qr(rng.standard_normal((256, 256)))[0]
+        rows, texts = [], []
+        for i, d in enumerate(rng.permutation(distances)):
+            one, other = axes[2 * i], axes[2 * i + 1]
+            rows += [one, (1 - d) * one + np.sqrt(1 - (1 - d) ** 2) * other]
+            texts += [f"{i}", f"{i}" if d < 0.2 else f"not {i}"]
+        streams.append((np.array(rows), texts))
+    found = calibrate_threshold(streams, 0.01, capacity=8)
+    assert 0.19 <= found.threshold <= 0.225  # 0.01 of 240 look-ups: two wrong ones at most
+    assert found.measured.hits >= 6 * 60
+    assert found.bound <= 0.01
+    for rate in (0.05, 0.1, 0.2):
+        found = calibrate_threshold(streams, rate, capacity=8)
+        # Wrong look-ups grow by one of 240 every 0.39 / 59 from 0.21 on; candidates are 1 % of the distances apart.
+        reached = 0.21 + rate * 240 * 0.39 / 59
+        assert reached - 0.06 <= found.threshold <= reached
+        larger = audit_cache(LatentCache(found.threshold + 0.05, 8), streams)
+        assert larger.value > rate
+    lenient = calibrate_threshold(streams, 0.01, capacity=8, same=lambda a, b: a.split()[-1] == b.split()[-1])
+    assert lenient.threshold >= 0.599
+
+
+def test_error_on_other_streams_is_as_low_as_asked_for() -> None:
+    kept = []
+    for seed in range(20):
+        held_out, fresh = (
+            decode_segments(Uniform(2.0), Nearest(), recorded(seed + offset, 8, 80)) for offset in (100, 200)
+        )
+        found = calibrate_threshold(held_out, 0.05, capacity=16, seed=seed)
+        assert found.bound <= 0.05
+        assert found.measured.hits > 0
+        kept.append(audit_cache(LatentCache(found.threshold, 16), fresh).value <= 0.05)
+    assert sum(kept) >= 17  # 95 % of 20 are 19
+
+
+def test_too_few_lookups_give_a_cache_that_never_hits() -> None:
+    found = calibrate_threshold([(MEANINGS, list("abcdefghijkl"))] * 2, 0.01, capacity=8)
+    assert found.threshold == -1
+    assert found.measured.hits == found.measured.wrong == 0
+    assert calibrate_threshold([(MEANINGS[:1], ["a"])] * 200, 0.02, capacity=8).threshold == 0
+
+
+def test_a_shared_cache_is_calibrated_over_streams_in_order() -> None:
+    streams = [(MEANINGS[:3], ["a", "b", "c"])] * 40
+    apart, shared = (calibrate_threshold(streams, 0.05, capacity=8, shared=shared) for shared in (False, True))
+    assert shared.measured.hits == 3 * 39
+    assert apart.measured.hits == 0
+
+
+GOOD = (MEANINGS, ["x"] * 12)
+
+
+@pytest.mark.parametrize(
+    ("streams", "options", "message"),
+    [
+        ([], {}, "streams must hold at least one stream, got none"),
+        ([GOOD], {}, "streams must be at least 2 for a bootstrap over streams, got 1"),
+        ([GOOD, GOOD], {"error_rate": 0.0}, "error_rate must be in (0, 1), got 0.0"),
+        ([GOOD, GOOD], {"confidence": 1.0}, "confidence must be in (0, 1), got 1.0"),
+        ([GOOD, GOOD], {"resamples": 0}, "resamples must be >= 1, got 0"),
+        ([GOOD, GOOD], {"capacity": -1}, "capacity must be a whole number >= 0, got -1"),
+        (
+            [GOOD, (MEANINGS, ["x"] * 11)],
+            {},
+            "stream 1: latents must have the shape (N, E) with a text each and N >= 1, got (12, 32) and 11 texts",
+        ),
+        (
+            [GOOD, (MEANINGS * np.nan, ["x"] * 12)],
+            {},
+            "stream 1: latents must be finite and not zero, got one of norm nan",
+        ),
+    ],
+)
+def test_bad_input_is_named(streams: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        calibrate_threshold(streams, **{"error_rate": 0.1, "capacity": 4} | options)
+    assert str(error.value) == message
+
+
+def test_audit_tells_the_ledger_only_what_it_checked() -> None:
+    ledger = OperationLedger()
+    with pytest.raises(InputError, match="lookups >= hits >= audited >= wrong_hits must hold, got 0, 0, 11, 0"):
+        audit_cache(LatentCache(2.0, 4), [GOOD], ledger=ledger)  # of another run than the ledger's
+    assert ledger == OperationLedger()

@@ -1,0 +1,184 @@
+"""Send-on-delta, drift, local variance and prediction error against references by their docstrings."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policy_streams import LENGTHS, SEEDS, closed_by, firsts_of, noisy_events, times_of, unit
+
+from jepa.selective import Drift, Gate, LocalVariance, Policy, PredictionError, SendOnDelta
+
+THRESHOLDS = st.floats(0.01, 1.5)
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    return float(one.astype(np.float64) @ other.astype(np.float64))
+
+
+def rotating(steps: int, radians: float) -> np.ndarray:
+    """A direction that turns by the same angle at each step: (steps, 2)."""
+    angles = radians * np.arange(steps)
+    return unit(np.stack([np.cos(angles), np.sin(angles)], axis=1))
+
+
+# --- SendOnDelta
+
+
+@given(seed=SEEDS, steps=LENGTHS, threshold=THRESHOLDS)
+@settings(max_examples=60, deadline=None)
+def test_send_on_delta_decodes_a_step_far_from_the_last_decoded(seed: int, steps: int, threshold: float) -> None:
+    latents = noisy_events(seed, steps)
+    expected = [0]
+    for i in range(1, steps):
+        if 1 - cosine(latents[i], latents[expected[-1]]) > threshold:
+            expected.append(i)
+    closed = closed_by(SendOnDelta(threshold), latents, times_of(steps))
+    assert [i for _, i in closed] == [s.first for s, _ in closed] == expected
+
+
+def test_send_on_delta_follows_a_slow_change_that_drift_never_sees() -> None:
+    latents = rotating(90, math.radians(2))  # 1 − cos 20° = 0.06
+    assert firsts_of(SendOnDelta(0.06), latents) == [0, 10, 20, 30, 40, 50, 60, 70, 80]
+    assert firsts_of(Drift(0.06), latents) == [0]
+
+
+def test_send_on_delta_decodes_equal_steps_once() -> None:
+    latents = np.repeat(noisy_events(0, 6), 20, axis=0)
+    distinct = [i for i in range(len(latents)) if i == 0 or (latents[i] != latents[i - 1]).any()]
+    assert firsts_of(SendOnDelta(0.0), latents) == distinct
+
+
+# --- Drift
+
+
+@given(seed=SEEDS, steps=LENGTHS, threshold=THRESHOLDS)
+@settings(max_examples=60, deadline=None)
+def test_drift_cuts_between_distant_neighbours(seed: int, steps: int, threshold: float) -> None:
+    latents = noisy_events(seed, steps)
+    expected = [i for i in range(steps) if i == 0 or 1 - cosine(latents[i], latents[i - 1]) > threshold]
+    assert firsts_of(Drift(threshold), latents) == expected
+
+
+# --- LocalVariance
+
+
+@given(seed=SEEDS, steps=LENGTHS, threshold=st.floats(0.01, 0.9), window=st.integers(2, 6))
+@settings(max_examples=80, deadline=None)
+def test_local_variance_does_what_its_docstring_says(seed: int, steps: int, threshold: float, window: int) -> None:
+    latents = noisy_events(seed, steps)
+    expected = [0]
+    for i in range(1, steps):
+        recent = latents[max(expected[-1], i + 1 - window) : i + 1].astype(np.float64)
+        if recent.var(axis=0).sum() > threshold:
+            expected.append(i)
+    assert firsts_of(LocalVariance(threshold, window=window), latents) == expected
+
+
+@given(seed=SEEDS, steps=LENGTHS, threshold=THRESHOLDS)
+@settings(max_examples=30, deadline=None)
+def test_local_variance_of_two_steps_is_half_their_drift(seed: int, steps: int, threshold: float) -> None:
+    latents = noisy_events(seed, steps)
+    assert firsts_of(LocalVariance(threshold / 2, window=2), latents) == firsts_of(Drift(threshold), latents)
+
+
+@pytest.mark.parametrize("window", [2, 3, 4, 8])
+def test_a_longer_window_notices_a_change_later(window: int) -> None:
+    latents = np.repeat(np.eye(2, 8, dtype=np.float32), 20, axis=0)  # squared distance 2
+    late = next(k for k in range(1, window) if 2 * k * (window - k) / window**2 > 0.4)
+    first = firsts_of(LocalVariance(0.4, window=window), latents)[1]
+    assert first == 20 + late - 1
+
+
+@pytest.mark.parametrize(("share", "cuts"), [(0.999, True), (1.001, False)])
+def test_the_variance_of_a_long_segment_stays_exact(share: float, cuts: bool) -> None:
+    latents = noisy_events(1, 20_000)
+    policy = LocalVariance(2.0, window=4)
+    for i, latent in enumerate(latents[:-1]):
+        assert policy.step(latent, 0.5 * i) == []
+    policy.threshold = share * float(latents[-4:].astype(np.float64).var(axis=0).sum())
+    assert bool(policy.step(latents[-1], 1e6)) == cuts
+
+
+# --- PredictionError
+
+
+def naive_prediction_error(latents: np.ndarray, threshold: float, floor: float) -> list[int]:
+    """Where it cuts, by its docstring, with every mean taken anew from the raw steps."""
+    rows = latents.astype(np.float64)
+    firsts, errors, products, squares = [0], [], [], []
+
+    def average(first: float, values: list[float]) -> float:
+        value, weight = first, 4
+        for item in values:
+            weight = min(weight + 1, 64)
+            value = (1 - 1 / weight) * value + item / weight
+        return value
+
+    for i in range(1, len(rows)):
+        n = i - firsts[-1]
+        mean = rows[firsts[-1] : i].mean(axis=0)
+        phi = np.clip(average(0.0, products) / average(floor, squares), 0, 1)
+        error = n / (n + 1) * np.sum((rows[i] - mean - phi * (rows[i - 1] - mean)) ** 2)
+        limit = threshold * (average(floor, errors) + floor)
+        errors.append(min(error, limit))
+        if error > limit:
+            firsts.append(i)
+        elif n > 1:
+            products.append((rows[i] - mean) @ (rows[i - 1] - mean))
+            squares.append(np.sum((rows[i - 1] - mean) ** 2))
+    return firsts
+
+
+@pytest.mark.parametrize("threshold", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("floor", [0.05, 0.15])
+def test_prediction_error_does_what_its_docstring_says(threshold: float, floor: float) -> None:
+    for seed in range(6):
+        latents = noisy_events(seed, 120)
+        found = firsts_of(PredictionError(threshold, noise_floor=floor), latents)
+        assert found == naive_prediction_error(latents, threshold, floor)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+def test_the_forecast_learns_how_the_noise_is_correlated(correlation: float) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((400, 256)) * 0.4 / 16
+    for i in range(1, len(noise)):
+        noise[i] = correlation * noise[i - 1] + math.sqrt(1 - correlation**2) * noise[i]
+    policy = PredictionError(3.0)
+    for i, latent in enumerate(unit(np.eye(1, 256) + noise)):
+        assert policy.step(latent, 0.5 * i) == []
+    assert math.isclose(policy._product.value / policy._square.value, correlation, abs_tol=0.1)
+
+
+def test_prediction_error_learns_a_stream_noisier_than_expected() -> None:
+    rng = np.random.default_rng(0)
+    latents = unit(unit(rng.standard_normal((1, 64))) + 1.5 * unit(rng.standard_normal((300, 64))))
+    firsts = firsts_of(PredictionError(1.3, noise_floor=0.15), latents)
+    assert len(firsts) > 1  # it began with too low an error
+    assert max(firsts) < 60
+
+
+# --- All of them
+
+
+@pytest.mark.parametrize(
+    "policy", [Drift(0.6), LocalVariance(0.3), PredictionError(1.0), Gate(1.0)], ids=lambda policy: policy.name
+)
+@given(lengths=st.lists(st.integers(4, 12), min_size=1, max_size=10), seed=SEEDS)
+@settings(max_examples=15, deadline=None)
+def test_clean_boundaries_are_found_exactly(policy: Policy, lengths: list[int], seed: int) -> None:
+    centres, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((16, 16)))
+    latents = np.repeat(unit(centres[: len(lengths)]), lengths, axis=0)
+    assert firsts_of(policy, latents) == np.cumsum([0, *lengths[:-1]]).tolist()
+
+
+@pytest.mark.parametrize("kind", [Drift, LocalVariance, PredictionError, SendOnDelta])
+def test_a_higher_threshold_decodes_less(kind: type) -> None:
+    latents = np.concatenate([noisy_events(seed, 400, width=32) for seed in range(3)])
+    counts = [len(firsts_of(kind(threshold), latents)) for threshold in (0.05, 0.2, 0.4, 0.8)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > 2 * counts[-1]

@@ -1,0 +1,101 @@
+"""The gate against a reference that shares no code with it, and invariants."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policy_streams import SEEDS, firsts_of, noisy_events, segments_of, sse, times_of, unit
+
+from jepa.selective import Gate
+
+
+def naive_gate(latents: np.ndarray, threshold: float, pending: int, floor: float) -> list[int]:
+    """Where the gate cuts, by its docstring, with every mean taken anew from the raw steps."""
+    rows = latents.astype(np.float64)
+    firsts, joined, deviations = [0], 0, []  # the open segment is firsts[-1] .. joined - 1
+
+    def join() -> None:
+        nonlocal joined
+        n = joined - firsts[-1]
+        if n:
+            mean = rows[firsts[-1] : joined].mean(axis=0)
+            deviations.append(n / (n + 1) * np.sum((rows[joined] - mean) ** 2))
+        joined += 1
+
+    def noise() -> float:
+        value, weight = floor, 4
+        for deviation in deviations:
+            weight = min(weight + 1, 64)
+            value = (1 - 1 / weight) * value + deviation / weight
+        return value
+
+    while joined + pending <= len(rows):
+        open_, window = rows[firsts[-1] : joined], rows[joined : joined + pending]
+        if len(open_):
+            before, after = sse(open_) + sse(window), sse(rows[firsts[-1] : joined + pending])
+            changed = after - before > threshold * (noise() + floor)
+            if pending > 1:
+                there = np.linalg.norm(window[0] - window[1:].mean(axis=0))
+                changed = changed and there < np.linalg.norm(window[0] - open_.mean(axis=0))
+            if not changed:
+                join()
+                continue
+            firsts.append(joined)
+        for _ in range(pending):
+            join()
+    return firsts
+
+
+@pytest.mark.parametrize("pending", [1, 2, 3])
+@pytest.mark.parametrize("threshold", [0.3, 1.0, 2.0])
+def test_the_gate_does_what_its_docstring_says(pending: int, threshold: float) -> None:
+    for seed in range(6):
+        latents = noisy_events(seed, 120)
+        gate = Gate(threshold, pending=pending, noise_floor=0.1)
+        assert firsts_of(gate, latents) == naive_gate(latents, threshold, pending, 0.1)
+
+
+@pytest.mark.parametrize("pending", [1, 2, 3])
+@pytest.mark.parametrize("threshold", [0.2, 1.0, 1.5])
+@given(lengths=st.lists(st.integers(3, 12), min_size=1, max_size=12), seed=SEEDS)
+@settings(max_examples=15, deadline=None)
+def test_the_gate_finds_clean_boundaries_exactly(pending: int, threshold: float, lengths: list[int], seed: int) -> None:
+    centres, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((16, 16)))
+    latents = np.repeat(unit(centres[: len(lengths)]), lengths, axis=0)
+    expected = np.cumsum([0, *lengths[:-1]]).tolist()
+    assert firsts_of(Gate(threshold, pending=pending), latents) == expected
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.49, 0.51, 0.7, 0.9])
+def test_a_blended_step_goes_to_the_nearer_side(share: float) -> None:
+    one, other = np.eye(2, 8)
+    blend = (1 - share) * one + share * other
+    latents = unit(np.array([one] * 8 + [blend] + [other] * 8))
+    assert firsts_of(Gate(1.0), latents) == [0, 8 if share > 0.5 else 9]
+
+
+def test_an_outlier_starts_a_segment_only_if_one_step_is_enough() -> None:
+    usual = np.eye(1, 8)[0]
+    outlier = unit(usual + 0.8 * np.eye(8)[1])
+    latents = np.array([usual] * 9 + [outlier] + [usual] * 9, np.float32)
+    assert firsts_of(Gate(1.5, pending=1), latents) == [0, 9]
+    assert firsts_of(Gate(1.5), latents) == [0]
+
+
+@given(seed=SEEDS, steps=st.integers(2, 60), pending=st.integers(1, 4))
+@settings(max_examples=50, deadline=None)
+def test_segments_of_the_gate_are_no_shorter_than_its_window(seed: int, steps: int, pending: int) -> None:
+    segments = segments_of(Gate(0.2, pending=pending), noisy_events(seed, steps), times_of(steps))
+    assert min(s.last - s.first + 1 for s in segments) >= min(pending, steps)
+
+
+@given(seed=SEEDS, pending=st.integers(1, 4))
+@settings(max_examples=20, deadline=None)
+def test_the_gate_emits_as_late_as_it_says(seed: int, pending: int) -> None:
+    gate = Gate(0.5, pending=pending)
+    assert gate.latency.startswith(f"{pending} step")
+    for i, latent in enumerate(noisy_events(seed, 80)):
+        for segment in gate.step(latent, 0.5 * i):
+            assert i - segment.last == pending
