@@ -76,6 +76,21 @@ def stream_set(split: str, seed: int, noise: float = 0.25, streams: int = 6) -> 
     return made
 
 
+def family(policy: dict, knob: str, values: list[float], cache: dict | None = None, steps: dict | None = None) -> dict:
+    return {
+        "label": policy["_target_"],
+        "policy": policy,
+        "knob": knob,
+        "values": values,
+        "cache": cache,
+        "steps": steps,
+    }
+
+
+GATE = {"_target_": "jepa.selective.Gate"}
+SELECTION = {"_target_": "jepa.selective.StepSelection", "threshold": 0.5, "burst": 2, "hold": 4}
+
+
 def first_of(streams: StreamSet, count: int) -> StreamSet:
     parts = (streams.records, streams.latents, streams.times, streams.ledgers, streams.changes)
     return StreamSet(*(part[:count] for part in parts))
@@ -105,13 +120,21 @@ def test_the_gate_saves_what_the_events_allow_and_counts_are_exact():
     assert len(swept["emissions"]["uniform"]) == 60
 
 
-def test_the_operating_point_never_sees_the_test_streams():
+def test_no_knob_and_no_threshold_sees_the_test_streams():
+    """Whatever the test streams are, what is chosen and what is calibrated stay the same."""
     calibration = stream_set("calibration", 1)
-    knobs = set()
+    cached = family(GATE, "threshold", [1.0, 2.0], {"capacity": 8, "shared": False, "error_rate": 0.05})
+    chosen, scores = set(), set()
     for seed, noise in ((2, 0.25), (3, 0.05), (4, 0.6)):
-        swept = run(calibration, stream_set("test", seed, noise))
-        knobs.add(tuple((s["policy"], s["knob"]) for s in swept["savings"]))
-    assert len(knobs) == 1
+        splits = {"calibration": calibration, "test": stream_set("test", seed, noise)}
+        families = sweeps({**POLICIES, "cached": cached})
+        swept = sweep_setting(splits, NearestWord(), families, REFERENCES, 0.5, 0.9, 0, "made", (0.0, 0.1))
+        knobs = tuple((s["policy"], s["tolerance"], s["knob"]) for s in swept["savings"])
+        thresholds = tuple(point["cache"]["threshold"] for point in swept["curves"]["cached"]["test"])
+        chosen.add((knobs, thresholds))
+        scores.add(tuple(s["quality"] for s in swept["savings"]))
+    assert len(chosen) == 1
+    assert len(scores) == 3
 
 
 def test_remembering_changes_no_emission_and_no_count():
@@ -177,21 +200,6 @@ def test_a_reference_that_is_not_swept_is_named():
     reference = [{"policy": "uniform", "rate_hz": 3.0}]
     with pytest.raises(InputError, match="reference uniform at 3 Hz must be one of the swept policies and values"):
         sweep_setting(splits, NearestWord(), sweeps(POLICIES), reference, 0.5, 0.9, 0, "made")
-
-
-def family(policy: dict, knob: str, values: list[float], cache: dict | None = None, steps: dict | None = None) -> dict:
-    return {
-        "label": policy["_target_"],
-        "policy": policy,
-        "knob": knob,
-        "values": values,
-        "cache": cache,
-        "steps": steps,
-    }
-
-
-GATE = {"_target_": "jepa.selective.Gate"}
-SELECTION = {"_target_": "jepa.selective.StepSelection", "threshold": 0.5, "burst": 2, "hold": 4}
 
 
 def run_families(policies: dict, tolerances=(0.0,)) -> dict:
