@@ -93,9 +93,9 @@ class _Watched:
             waiting = [*waiting, *chunk]
             count = len(waiting) // self.tubelet
             with self.ledger.timed("detector"):
-                for slot in range(count):
-                    frames = np.stack(waiting[slot * self.tubelet : (slot + 1) * self.tubelet])
-                    self.changes.append(detector.step(frames))
+                if count:
+                    slots = np.stack(waiting[: count * self.tubelet]).reshape(count, self.tubelet, *chunk.shape[1:])
+                    self.changes += detector.run(slots).tolist()
             self.ledger.count("detector", calls=count, flops=count * detector.flops(self.tubelet, chunk.shape[1]))
             waiting = waiting[count * self.tubelet :]
             yield chunk

@@ -57,7 +57,15 @@ class ColourChange:
 
     def step(self, frames: np.ndarray) -> float:
         """Takes the next frames (F, S, S, 3) uint8; the statistic after them, 0 until enough frames were seen."""
-        self._recent = np.concatenate([self._recent, self.histograms(frames)])[-self.before - self.after :]
+        return float(self.run(frames[None])[0])
+
+    def run(self, slots: np.ndarray) -> np.ndarray:
+        """Takes the next slots (N, F, S, S, 3) uint8; the statistics (N,) after each, as `step` gives them."""
+        histograms = self.histograms(slots.reshape(-1, *slots.shape[2:])).reshape(*slots.shape[:2], self.bins)
+        return np.array([self._statistic(slot) for slot in histograms])
+
+    def _statistic(self, histograms: np.ndarray) -> float:
+        self._recent = np.concatenate([self._recent, histograms])[-self.before - self.after :]
         if len(self._recent) < self.before + self.after:
             return 0.0
         old, new = self._recent[: self.before], self._recent[self.before :]
@@ -167,9 +175,11 @@ class SelectiveEncoding:
 
         A step ends with every `hop`-th slot from slot `length - 1` on, `length` being the slots of a window.
         """
-        due = []
-        for slot in slots:
-            self._change = max(self._change, self.detector.step(slot))
+        due: list[bool] = []
+        if not len(slots):
+            return due
+        for change in self.detector.run(slots):
+            self._change = max(self._change, float(change))
             self.seen += 1
             if self.seen >= length and (self.seen - length) % hop == 0:
                 due.append(self.steps.step(self._change))

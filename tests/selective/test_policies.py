@@ -45,6 +45,8 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "oracle_midpoint": lambda: Oracle("midpoint"),
     "oracle_mean": lambda: Oracle("mean"),
     "gate": lambda: Gate(1.0),
+    "gate, agreement": lambda: Gate(1.0, agreement=8.0),
+    "ward agreement": lambda: Ward(0.4, "agreement"),
     "gate, 1 pending": lambda: Gate(2.0, pending=1),
     "gate, 3 pending": lambda: Gate(0.3, pending=3, noise_floor=0.05),
     "send_on_delta": lambda: SendOnDelta(0.5),
@@ -90,7 +92,7 @@ def test_every_step_is_in_exactly_one_segment(name: str, seed: int, steps: int) 
     assert [i for s in segments for i in range(s.first, s.last + 1)] == list(range(steps))
 
 
-@pytest.mark.parametrize("name", [name for name in PARTITIONS if not name.endswith("midpoint")])
+@pytest.mark.parametrize("name", [name for name in PARTITIONS if not name.endswith(("midpoint", "agreement"))])
 @given(seed=SEEDS, steps=LENGTHS)
 @settings(max_examples=15, deadline=None)
 def test_a_pooled_latent_is_the_mean_of_its_steps(name: str, seed: int, steps: int) -> None:
@@ -256,12 +258,12 @@ def test_a_causal_policy_does_not_depend_on_the_axes(name: str, seed: int) -> No
         (lambda: Uniform(0.0), "rate_hz must be finite and > 0, got 0.0"),
         (lambda: Uniform(math.inf), "rate_hz must be finite and > 0, got inf"),
         (lambda: Ward(-1.0, "mean"), "rate_hz must be finite and > 0, got -1.0"),
-        (lambda: Ward(1.0, "median"), "representative must be one of midpoint, mean, got 'median'"),
+        (lambda: Ward(1.0, "median"), "representative must be one of midpoint, mean, agreement, got 'median'"),
         (lambda: WardCut(-1.0, "mean"), "cost must be finite and >= 0, got -1.0"),
-        (lambda: WardCut(1.0, "max"), "representative must be one of midpoint, mean, got 'max'"),
+        (lambda: WardCut(1.0, "max"), "representative must be one of midpoint, mean, agreement, got 'max'"),
         (lambda: Optimal(math.nan, "mean"), "rate_hz must be finite and > 0, got nan"),
-        (lambda: Optimal(1.0, "mode"), "representative must be one of midpoint, mean, got 'mode'"),
-        (lambda: Oracle("first"), "representative must be one of midpoint, mean, got 'first'"),
+        (lambda: Optimal(1.0, "mode"), "representative must be one of midpoint, mean, agreement, got 'mode'"),
+        (lambda: Oracle("first"), "representative must be one of midpoint, mean, agreement, got 'first'"),
         (lambda: Gate(-0.5), "threshold must be finite and >= 0, got -0.5"),
         (lambda: Gate(math.nan), "threshold must be finite and >= 0, got nan"),
         (lambda: Gate(1.0, pending=0), "pending must be a whole number >= 1, got 0"),

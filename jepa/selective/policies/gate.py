@@ -46,7 +46,8 @@ class Gate(CausalPolicy):
     than m steps (unless the stream is).
 
     When a segment closes its renormalised mean is emitted, for the midpoint of its times; `finish` closes
-    the last one.
+    the last one. With `agreement` κ it is a mean with the weights exp(κ · (cos − 1)), cos between a step and the
+    plain mean: the steps at the edges, which blend two meanings, then count for less.
 
     Args:
         threshold: dimensionless, >= 0.
@@ -54,26 +55,32 @@ class Gate(CausalPolicy):
             no event shorter than m steps is found.
         noise_floor: added to the noise; squared distance, where unrelated unit latents are 2 apart. Smaller
             if all latents of a model are close together.
+        agreement: κ, >= 0; 0: the plain mean.
 
     Raises:
-        InputError: `threshold` is not finite and >= 0, `pending` is not a whole number >= 1, or
+        InputError: `threshold` or `agreement` is not finite and >= 0, `pending` is not a whole number >= 1, or
             `noise_floor` is not finite and > 0.
     """
 
     name = "gate"
 
-    def __init__(self, threshold: float, *, pending: int = 2, noise_floor: float = 0.15) -> None:
+    def __init__(
+        self, threshold: float, *, pending: int = 2, noise_floor: float = 0.15, agreement: float = 0.0
+    ) -> None:
         self.threshold = not_negative("threshold", threshold)
         self.pending = whole("pending", pending, 1)
         self.noise_floor = positive("noise_floor", noise_floor)
+        self.agreement = not_negative("agreement", agreement)
         self.latency = f"{pending} step{'s' * (pending > 1)} after the segment's last step"
         self.state = f"{pending + 2} latents: the open segment's sum and last step, {pending} pending"
+        if agreement:
+            self.state = f"{pending + 18} latents: the open segment's sums and newest 16 steps, {pending} pending"
         self.start()
 
     def start(self) -> None:
         self._noise = RunningMean(self.noise_floor)
         self._waiting: deque[tuple[np.ndarray, float]] = deque()
-        self._open = OpenSegment()
+        self._open = OpenSegment(self.agreement)
 
     def step(self, latent: np.ndarray, time: float) -> list[Segment]:
         self._waiting.append((latent.astype(np.float64), time))

@@ -11,9 +11,10 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from jepa.errors import InputError
-from jepa.selective.policies.base import OfflinePolicy, Segment, unit_mean
+from jepa.selective.policies.base import OfflinePolicy, Segment, unit_mean, weighed_sum
 
-REPRESENTATIVES = ("midpoint", "mean")
+REPRESENTATIVES = ("midpoint", "mean", "agreement")
+_AGREEMENT = 8.0
 
 
 class Segmentation(OfflinePolicy):
@@ -22,10 +23,10 @@ class Segmentation(OfflinePolicy):
     Args:
         representative: "midpoint" decodes the latent of the segment's middle step (of two, the earlier) at
             that step's time; "mean" decodes the renormalised mean of the segment at the midpoint of its
-            times.
+            times; "agreement" the same with the weights of `Gate(agreement=8)`.
 
     Raises:
-        InputError: `representative` is neither of the two.
+        InputError: `representative` is none of these.
     """
 
     def __init__(self, representative: str) -> None:
@@ -55,7 +56,10 @@ class Segmentation(OfflinePolicy):
             middle = (first + last) // 2
             latent, time = latents[middle].copy(), float(times[middle])
         else:
-            total = latents[first : last + 1].sum(axis=0, dtype=np.float64)
+            steps = latents[first : last + 1].astype(np.float64)
+            total = steps.sum(axis=0)
+            if self.representative == "agreement":
+                total = weighed_sum(steps, total, _AGREEMENT)
             latent, time = unit_mean(total, latents[last]), (start + end) / 2
         return Segment(latent, time=time, start=start, end=end, first=first, last=last)
 
