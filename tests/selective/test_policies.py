@@ -46,7 +46,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "oracle_mean": lambda: Oracle("mean"),
     "gate": lambda: Gate(1.0),
     "gate, agreement": lambda: Gate(1.0, agreement=8.0),
-    "ward agreement": lambda: Ward(0.4, "agreement"),
+    "ward_agreement": lambda: Ward(0.4, "agreement"),
     "gate, 1 pending": lambda: Gate(2.0, pending=1),
     "gate, 3 pending": lambda: Gate(0.3, pending=3, noise_floor=0.05),
     "send_on_delta": lambda: SendOnDelta(0.5),

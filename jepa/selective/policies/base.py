@@ -183,7 +183,7 @@ class OpenSegment:
             self.total += latent
         else:
             self.total, self._start = latent.copy(), time
-            self._weighed = np.zeros_like(latent)
+            self._weighed = np.zeros(len(latent) if self.agreement else 0)
         self.last, self._end = latent, time
         self.count += 1
         if self.agreement:
@@ -207,7 +207,6 @@ class OpenSegment:
         if self.agreement:
             total = self._weighed + weighed_sum(np.stack(self._kept), self.total, self.agreement)
             self._kept.clear()
-            self._weighed = np.zeros_like(total)
         segment = Segment(
             unit_mean(total, self.last),
             time=(self._start + self._end) / 2,
