@@ -233,7 +233,7 @@ def _name_curves(
     others = len(ends) - len(named)
     first = 1.5 * _LINE if others else 0.0
     if others:
-        _name(axes, [f"{others} others"], beside[4], bottom + _LINE / 2 * unit, colours["muted"])
+        _name(axes, [f"{others} other{'s' * (others > 1)}"], beside[4], bottom + _LINE / 2 * unit, colours["muted"])
     sizes = [_LINE * len(lines) + 2 for lines in texts]
     middles = _apart([(ends[policy][1] - bottom) / unit for policy in named], sizes, first, height)
     across = axes.get_yaxis_transform()
@@ -657,7 +657,7 @@ def overview_png(results: Results) -> bytes:
         for part in (upper, between, lower):
             part.set_facecolor(LIGHT["surface"])
         panels = upper.subplots(1, len(names), squeeze=False)[0]
-        upper.subplots_adjust(0.045, 0.11, 1 - _NAMES / width, 0.84, wspace=0.36)
+        upper.subplots_adjust(0.045, 0.11, 1 - _NAMES / width, 0.84, wspace=0.52)
         for axes, name in zip(panels, names, strict=True):
             _draw_curves(axes, results, name, LIGHT)
             place = {"xycoords": "axes fraction", "textcoords": "offset points"}
