@@ -3,10 +3,10 @@
     python scripts/bench_selective.py [--quick] [--policies all]
 
 The latents are synthetic. The gate takes a stream that does not end, 1,536 wide, and its state is weighed on the way.
-Ward is timed beside scikit-learn's `ward_tree` alone, which it is built on. The sweep runs each policy and value of
-conf/policies/standard.yaml (or all.yaml) by `SelectiveDecoder.run_many`, in one process, with a decoder that does
-nothing and without caches; families that differ in their cache or their choice of steps alone count once. All times
-are CPU times of one thread: wall times where nothing else runs. Ends with one JSON line.
+Ward is timed beside scikit-learn's `AgglomerativeClustering` with the same connectivity. The sweep runs each policy and
+value of conf/policies/standard.yaml (or all.yaml) by `SelectiveDecoder.run_many`, in one process, with a decoder that
+does nothing and without caches; families that differ in their cache or their choice of steps alone count once. All
+times are CPU times of one thread: wall times where nothing else runs. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from sklearn.cluster import ward_tree
+from sklearn.cluster import AgglomerativeClustering
 from sklearn.feature_extraction.image import grid_to_graph
 from tqdm import tqdm
 
 from jepa.config import build_as
 from jepa.selective import Decoded, Gate, Oracle, Policy, SelectiveDecoder, Ward
 from jepa.selective.policies import ward
+from jepa.selective.policies.offline import segment_count
 
 STEP_RATE = 2.0
 STEPS = 720  # six minutes
@@ -77,7 +78,7 @@ def gate_steps(steps: int, width: int) -> dict[str, float]:
 
 
 def ward_times(steps: int, width: int, repetitions: int) -> dict[str, float]:
-    """Milliseconds of `Ward` and of scikit-learn's tree alone for one stream, the best of some repetitions each."""
+    """Milliseconds of `Ward` and of scikit-learn's clusters for one stream, the best of some repetitions each."""
     latents, times = synthetic(1, steps, width)
 
     def ours() -> None:
@@ -85,10 +86,11 @@ def ward_times(steps: int, width: int, repetitions: int) -> dict[str, float]:
         Ward(0.35, "mean").run(latents, times)
 
     def theirs() -> None:
-        ward_tree(latents.astype(np.float64), connectivity=grid_to_graph(steps, 1))
+        number = segment_count(0.35, times)
+        AgglomerativeClustering(number, linkage="ward", connectivity=grid_to_graph(steps, 1)).fit(latents)
 
-    mine, tree = (1e3 * best(what, repetitions) for what in (ours, theirs))
-    return {"ours_ms": round(mine, 2), "tree_ms": round(tree, 2), "ratio": round(mine / tree, 3)}
+    mine, sklearn = (1e3 * best(what, repetitions) for what in (ours, theirs))
+    return {"ours_ms": round(mine, 2), "sklearn_ms": round(sklearn, 2), "ratio": round(mine / sklearn, 3)}
 
 
 def best(what: Callable[[], None], repetitions: int) -> float:
@@ -157,7 +159,7 @@ def main() -> None:
         sweeps[width] = sweep_seconds(families, [synthetic(seed, STEPS, width) for seed in range(count)])
     print(f"gate: {gate['microseconds']:.1f} µs a step, its state {gate['state_bytes_last']:,} bytes")
     for width, times in wards.items():
-        print(f"Ward, {STEPS} steps, {width} wide: {times['ours_ms']} ms, the tree alone {times['tree_ms']} ms")
+        print(f"Ward, {STEPS} steps, {width} wide: {times['ours_ms']} ms, scikit-learn {times['sklearn_ms']} ms")
     print(f"{f'seconds over {count} streams':28}{'values':>8}" + "".join(f"{f'{width} wide':>12}" for width in sweeps))
     for name, family in families.items():
         print(f"{name:28}{len(family['values']):8}" + "".join(f"{times[name]:12.2f}" for times in sweeps.values()))

@@ -42,13 +42,15 @@ def evaluate(config: dict[str, Any]) -> Path:
     requests = config["requests"]
     if requests is not None:
         if trained["variant"] != "llm_jepa":
-            raise InputError(f"requests must be null for a checkpoint of {trained['variant']}, got {requests}")
+            raise InputError(f"requests needs a checkpoint of llm_jepa, got one of {trained['variant']}: {folder}")
         output = Path(config["output"] or folder.parent / f"requests_{requests.get('kind')}")
         evaluate_requests(folder, output, requests, config["seed"], config["accelerator"], config["data"])
         return output
     output = Path(config["output"] or folder.parent / "evaluation")
     if trained["variant"] == "llm_jepa":
         answers = AnswersConfig(**validate({**trained["answers"], **config["answers"]}, AnswersConfig))
+        if config["output"] is None and answers.split != trained["answers"]["split"]:
+            output = folder.parent / f"evaluation_{answers.split}"  # not over that of the training's own split
         return evaluate_answers(folder, output, answers, config["accelerator"], config["data"])
     model: VLJEPA = checkpoint.load(folder)
     world = build(trained["world"])
