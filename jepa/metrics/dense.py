@@ -200,7 +200,7 @@ def soda_c(
     total = _ordered_matching(costs[np.ix_(*order)])
     precision = total / len(emitted) if len(emitted) else 0.0
     recall = total / len(annotated)
-    return FScore(precision, recall, 2 * precision * recall / (precision + recall) if total else 0.0)
+    return FScore(precision, recall, 2 * total / (len(emitted) + len(annotated)))  # 2PR / (P + R), without its 0 / 0
 
 
 def emissions_within(events: ArrayLike, times: ArrayLike) -> np.ndarray:

@@ -190,8 +190,14 @@ def test_soda_equals_brute_force(events, emissions, random):
     costs = np.array([[overlap(events[i], emissions[j]) * values[j, i] for j in columns] for i in rows])
     total = best_in_order(costs.reshape(len(rows), len(columns)))
     precision, recall = total / max(len(emissions), 1), total / len(events)
-    f1 = 2 * precision * recall / (precision + recall) if total else 0
+    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0
     assert asdict(score) == pytest.approx(asdict(FScore(precision, recall, f1)))
+
+
+def test_soda_of_the_smallest_similarity_is_finite():
+    times = [(0.0, 0.0), (0.0, 0.25)]
+    score = soda_c(["a", "b"], times, ["a", "b"], times, lambda ours, theirs: np.full(len(ours), 5e-324))
+    assert score.f1 == pytest.approx(0)
 
 
 def test_soda_keeps_the_order():
