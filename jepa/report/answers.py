@@ -6,7 +6,6 @@ where it is made. Accuracies and cosines are shares, FLOPs whole operations, tim
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -538,9 +537,7 @@ def overview_png(results: Results) -> bytes:
         for part, draw in ((upper, _draw_arms), (lower, _draw_curves)):
             part.set_facecolor(LIGHT["surface"])
             draw(part, results, LIGHT)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=1.5 * INCH)
-    return buffer.getvalue()
+        return plots.png(figure)
 
 
 def _arms_height(results: Results) -> float:

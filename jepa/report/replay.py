@@ -7,7 +7,6 @@ what is simulated, and is the first line of every output. ``levels`` holds for e
 
 from __future__ import annotations
 
-import io
 import json
 import textwrap
 from pathlib import Path
@@ -17,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from jepa.report.plots import FONT, INCH, LIGHT, MARKERS, TITLE, drawing, frame, short
+from jepa.report.plots import FONT, INCH, LIGHT, MARKERS, TITLE, drawing, frame, png, short
 from jepa.report.schema import write_whole
 from jepa.report.tables import (
     NONE,
@@ -237,9 +236,7 @@ def replay_png(results: Replay) -> bytes:
             fontsize=FONT,
             handlelength=2.6,
         )
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=1.5 * INCH)
-    return buffer.getvalue()
+        return png(figure)
 
 
 def _draw_curves(axes: Axes, level: Level, series: dict[str, int]) -> list[Any]:

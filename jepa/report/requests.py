@@ -7,7 +7,6 @@ with its 95 % interval.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -461,9 +460,7 @@ def overview_png(results: Results) -> bytes:
         figure = Figure(figsize=(1200 / INCH, 560 / INCH), facecolor=LIGHT["surface"])
         figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
         draw(figure, results)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=1.5 * INCH)
-    return buffer.getvalue()
+        return plots.png(figure)
 
 
 def _colour(name: str) -> str:
