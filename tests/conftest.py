@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from jepa import checkpoint
 from jepa.data.chat import ChatTokenizer
@@ -16,6 +17,11 @@ from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import corpus
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.vl_jepa import VLJEPA
+
+# The same examples in every run, so that a change is all that can break one. To search for new ones:
+# pytest --hypothesis-profile=default
+settings.register_profile("house", deadline=None, derandomize=True)
+settings.load_profile("house")
 
 
 def tiny_config() -> dict[str, Any]:

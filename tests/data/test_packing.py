@@ -95,7 +95,7 @@ LAYOUTS = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LENGTHS, LAYOUTS, st.sampled_from(["none", "own", "shuffled"]), st.booleans(), st.integers(0, 9))
 def test_every_token_sees_what_it_must_and_nothing_else(lengths, layout, partner, apart, seed):
     pairs = batch(lengths)
@@ -129,7 +129,7 @@ def test_every_token_sees_what_it_must_and_nothing_else(lengths, layout, partner
     assert (rows.labels[padding] == IGNORE).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(LENGTHS, LAYOUTS)
 def test_rows_are_full_and_no_longer_than_they_may_be(lengths, layout):
     """First fit: no two rows could have been one; only a sequence that is too long itself makes longer rows."""
@@ -147,7 +147,7 @@ def test_rows_are_full_and_no_longer_than_they_may_be(lengths, layout):
         assert a + b > layout.row_tokens
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(LENGTHS, st.integers(1, 60), st.integers(0, 9))
 def test_the_tube_lies_in_order_in_each_conversation(lengths, row_tokens, seed):
     pairs = batch([(2 + p, a, t, c) for p, a, t, c in lengths])

@@ -21,7 +21,7 @@ def pairs_of(requests: list[list[str]]) -> list[Pair]:
     return [Pair(" ".join(words), f"answer {i}", None) for i, words in enumerate(requests)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(WORDS, min_size=1, max_size=4), st.floats(0, 1), st.integers(0, 2**16))
 def test_typing_ends_in_the_requests_one_word_at_a_time(requests, corrections, seed):
     style = TypingStyle(50, 0.3, corrections, 5.0)

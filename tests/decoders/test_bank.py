@@ -34,7 +34,7 @@ class Spelling:
 
 
 @given(st.integers(1, 20), st.integers(2, 12), st.integers(1, 9), st.integers(0, 10**6), st.floats(-1, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_nearest_caption_and_the_margin_are_those_of_float64(captions, width, queries, seed, margin):
     embeddings, latents = unit(captions, width, seed), unit(queries, width, seed + 1)
     bank = CaptionBank([f"caption {i}" for i in range(captions)], embeddings, margin=margin)

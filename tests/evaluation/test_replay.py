@@ -144,7 +144,7 @@ def timeline(people: int, videos: int, annotators: int = 1) -> Timeline:
 
 
 @given(st.integers(2, 6), st.integers(2, 5), st.integers(2, 3), st.sampled_from(["group", "video"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_split_shares_no_participant_or_no_video(people, videos, annotators, split_by):
     made = timeline(people, videos, annotators)
     taken = excerpt(made, 0, 2.0, 0.5, split_by)

@@ -55,7 +55,7 @@ def by_hand(name: str, p: np.ndarray, t: np.ndarray, beta: float) -> tuple[float
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.floats(0.1, 2), st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_values_and_gradients_equal_numpy(rows, width, beta, seed):
     predictions, targets = randn(rows, width, seed=seed), randn(rows, width, seed=seed + 100)
     functions = {

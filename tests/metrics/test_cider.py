@@ -62,7 +62,7 @@ def pool_of(references: Sequence[Sequence[str]]) -> DocumentFrequency:
     return document_frequency([[tokenize(text) for text in group] for group in references])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(corpora)
 @example([("red circle", ["red circle"])])  # a corpus of one
 @example([("", ["red circle"]), ("red", ["a"])])  # an empty candidate
@@ -75,7 +75,7 @@ def test_equals_the_reference_scorer(corpus):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(corpora, corpora)
 def test_equals_the_reference_scorer_with_a_fixed_pool(corpus, other):
     candidates, references = zip(*corpus, strict=True)

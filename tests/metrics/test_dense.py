@@ -69,7 +69,7 @@ def test_what_lies_outside_the_stream_is_cut_off():
     assert in_force([2.0, 14.0, 20.0], 10).tolist() == [[0, 8], [8, 10], [10, 10]]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(interval, min_size=1, max_size=8))
 @example([(0.0, 10.0), (2.0, 3.0), (4.0, 5.0)])  # two within the first
 def test_intervals_in_force_tile_the_stream_around_their_midpoints(spans):
@@ -82,7 +82,7 @@ def test_intervals_in_force_tile_the_stream_around_their_midpoints(spans):
     assert ((tiles[:, 0] <= middle) & (middle <= tiles[:, 1])).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(quarters, min_size=1, max_size=8, unique=True), st.floats(0, 10))
 def test_the_decode_in_force_is_the_nearest_one(times, moment):
     start, end = in_force(times, 10)[match_nearest([moment], times)[0]]
@@ -92,7 +92,7 @@ def test_the_decode_in_force_is_the_nearest_one(times, moment):
 # merge_repeats
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from("ab"), max_size=8))
 def test_runs_of_one_text_become_one_interval(texts):
     tiles = np.stack([np.arange(len(texts)), np.arange(len(texts)) + 1.0], axis=1)
@@ -117,7 +117,7 @@ def most_matches(events: list, emissions: list, iou: float) -> int:
     return best
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(events, intervals, st.sampled_from([0.25, 0.5, 1.0]))
 @example([(0, 4), (0, 3)], [(0, 3), (0, 1.5)], 0.5)  # the greedy pair (0, 3), (0, 3) leaves the first without one
 def test_f1_equals_brute_force(events, emissions, iou):
@@ -175,7 +175,7 @@ def best_in_order(costs: np.ndarray) -> float:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(events, intervals, st.randoms(use_true_random=False))
 def test_soda_equals_brute_force(events, emissions, random):
     values = {(a, b): random.random() for a in range(5) for b in range(4)}
@@ -218,7 +218,7 @@ def test_responses_are_counted_from_start_to_end_inclusive():
     assert tim_cover(events, times) == pytest.approx(2 / 3)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(events, st.lists(quarters, max_size=10))
 def test_responses_equal_brute_force(events, times):
     counts = [sum(start <= time <= end for time in times) for start, end in events]

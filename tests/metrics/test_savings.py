@@ -114,7 +114,7 @@ def test_quality_and_rate_weigh_annotations_and_seconds():
     assert point.decodes_per_second == 0.04
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["permuted", "random", "zero"]))
 def test_no_test_score_influences_the_knob(seed, how):
     reference_calibration, calibration = sweep(0, OFFSETS, DECODES)

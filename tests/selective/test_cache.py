@@ -33,7 +33,7 @@ def turned(degrees: float) -> np.ndarray:
     threshold=st.floats(-0.1, 1.5),
     capacity=st.integers(0, 8),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_look_ups_are_those_of_a_list_in_order_of_use(seed: int, steps: int, threshold: float, capacity: int) -> None:
     cache = LatentCache(threshold, capacity)
     held: list[tuple[np.ndarray, CacheEntry]] = []  # the least recently used first

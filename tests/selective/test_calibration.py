@@ -55,7 +55,7 @@ def recorded(seed: int, streams: int, steps: int, noise: float = 0.6) -> list[tu
     shared=st.booleans(),
     pooled=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_audit_finds_the_texts_that_the_cache_changed(
     seed: int, threshold: float, capacity: int, shared: bool, pooled: bool
 ) -> None:

@@ -70,7 +70,7 @@ EVERY_POLICY = pytest.mark.parametrize("build", POLICIES.values(), ids=POLICIES)
 
 @EVERY_POLICY
 @given(seed=SEEDS, steps=LENGTHS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_segment_says_what_it_covers(build: Callable[[], Policy], seed: int, steps: int) -> None:
     latents, times = noisy_events(seed, steps), times_of(steps)
     segments = segments_of(build(), latents, times)
@@ -86,7 +86,7 @@ def test_a_segment_says_what_it_covers(build: Callable[[], Policy], seed: int, s
 
 @pytest.mark.parametrize("name", PARTITIONS)
 @given(seed=SEEDS, steps=LENGTHS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_every_step_is_in_exactly_one_segment(name: str, seed: int, steps: int) -> None:
     segments = segments_of(POLICIES[name](), noisy_events(seed, steps), times_of(steps))
     assert [i for s in segments for i in range(s.first, s.last + 1)] == list(range(steps))
@@ -94,7 +94,7 @@ def test_every_step_is_in_exactly_one_segment(name: str, seed: int, steps: int) 
 
 @pytest.mark.parametrize("name", [name for name in PARTITIONS if not name.endswith(("midpoint", "agreement"))])
 @given(seed=SEEDS, steps=LENGTHS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_pooled_latent_is_the_mean_of_its_steps(name: str, seed: int, steps: int) -> None:
     latents, times = noisy_events(seed, steps), times_of(steps)
     for s in segments_of(POLICIES[name](), latents, times):
@@ -122,7 +122,7 @@ def test_a_single_step_is_decoded_as_it_is(name: str) -> None:
 
 @EVERY_POLICY
 @given(seed=SEEDS, steps=LENGTHS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_recorded_stream_gives_what_its_steps_give(build: Callable[[], Policy], seed: int, steps: int) -> None:
     latents, times = noisy_events(seed, steps), times_of(steps)
     expected = closed_by(build(), latents, times)
@@ -136,7 +136,7 @@ def test_a_recorded_stream_gives_what_its_steps_give(build: Callable[[], Policy]
 
 @pytest.mark.parametrize("name", CAUSAL)
 @given(seed=SEEDS, steps=LENGTHS, data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_causal_policy_does_not_see_the_future(name: str, seed: int, steps: int, data: Any) -> None:
     now = data.draw(st.integers(0, steps))
     latents, times = noisy_events(seed, steps), times_of(steps)
@@ -150,7 +150,7 @@ def test_a_causal_policy_does_not_see_the_future(name: str, seed: int, steps: in
 
 @EVERY_POLICY
 @given(seed=SEEDS, steps=LENGTHS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_stream_leaves_no_trace_in_the_next(build: Callable[[], Policy], seed: int, steps: int) -> None:
     latents, times = noisy_events(seed, steps), times_of(steps)
     policy = build()
@@ -193,7 +193,7 @@ def test_steps_that_cancel_out_are_stood_in_for_by_the_last(policy: Policy) -> N
 
 @pytest.mark.parametrize("name", CAUSAL)
 @given(seed=SEEDS, steps=LENGTHS, data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_what_is_closed_by_hand_ends_at_the_newest_step(name: str, seed: int, steps: int, data: Any) -> None:
     when = data.draw(st.sets(st.integers(0, steps - 1)))
     latents, times = noisy_events(seed, steps), times_of(steps)
@@ -241,7 +241,7 @@ def test_the_state_of_a_causal_policy_does_not_grow(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CAUSAL if "uniform" not in name])
 @given(seed=SEEDS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_causal_policy_does_not_depend_on_the_axes(name: str, seed: int) -> None:
     latents, times = noisy_events(seed, 100), times_of(100)
     rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((8, 8)))

@@ -29,7 +29,7 @@ def rotating(steps: int, radians: float) -> np.ndarray:
 
 
 @given(seed=SEEDS, steps=LENGTHS, threshold=THRESHOLDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_send_on_delta_decodes_a_step_far_from_the_last_decoded(seed: int, steps: int, threshold: float) -> None:
     latents = noisy_events(seed, steps)
     expected = [0]
@@ -56,7 +56,7 @@ def test_send_on_delta_decodes_equal_steps_once() -> None:
 
 
 @given(seed=SEEDS, steps=LENGTHS, threshold=THRESHOLDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_drift_cuts_between_distant_neighbours(seed: int, steps: int, threshold: float) -> None:
     latents = noisy_events(seed, steps)
     expected = [i for i in range(steps) if i == 0 or 1 - cosine(latents[i], latents[i - 1]) > threshold]
@@ -67,7 +67,7 @@ def test_drift_cuts_between_distant_neighbours(seed: int, steps: int, threshold:
 
 
 @given(seed=SEEDS, steps=LENGTHS, threshold=st.floats(0.01, 0.9), window=st.integers(2, 6))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_local_variance_does_what_its_docstring_says(seed: int, steps: int, threshold: float, window: int) -> None:
     latents = noisy_events(seed, steps)
     expected = [0]
@@ -79,7 +79,7 @@ def test_local_variance_does_what_its_docstring_says(seed: int, steps: int, thre
 
 
 @given(seed=SEEDS, steps=LENGTHS, threshold=THRESHOLDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_local_variance_of_two_steps_is_half_their_drift(seed: int, steps: int, threshold: float) -> None:
     latents = noisy_events(seed, steps)
     assert firsts_of(LocalVariance(threshold / 2, window=2), latents) == firsts_of(Drift(threshold), latents)
@@ -169,7 +169,7 @@ def test_prediction_error_learns_a_stream_noisier_than_expected() -> None:
     "policy", [Drift(0.6), LocalVariance(0.3), PredictionError(1.0), Gate(1.0)], ids=lambda policy: policy.name
 )
 @given(lengths=st.lists(st.integers(4, 12), min_size=1, max_size=10), seed=SEEDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_clean_boundaries_are_found_exactly(policy: Policy, lengths: list[int], seed: int) -> None:
     centres, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((16, 16)))
     latents = np.repeat(unit(centres[: len(lengths)]), lengths, axis=0)

@@ -60,7 +60,7 @@ def test_the_gate_does_what_its_docstring_says(pending: int, threshold: float) -
 @pytest.mark.parametrize("pending", [1, 2, 3])
 @pytest.mark.parametrize("threshold", [0.2, 1.0, 1.5])
 @given(lengths=st.lists(st.integers(3, 12), min_size=1, max_size=12), seed=SEEDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_gate_finds_clean_boundaries_exactly(pending: int, threshold: float, lengths: list[int], seed: int) -> None:
     centres, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((16, 16)))
     latents = np.repeat(unit(centres[: len(lengths)]), lengths, axis=0)
@@ -85,14 +85,14 @@ def test_an_outlier_starts_a_segment_only_if_one_step_is_enough() -> None:
 
 
 @given(seed=SEEDS, steps=st.integers(2, 60), pending=st.integers(1, 4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_segments_of_the_gate_are_no_shorter_than_its_window(seed: int, steps: int, pending: int) -> None:
     segments = segments_of(Gate(0.2, pending=pending), noisy_events(seed, steps), times_of(steps))
     assert min(s.last - s.first + 1 for s in segments) >= min(pending, steps)
 
 
 @given(seed=SEEDS, pending=st.integers(1, 4))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_gate_emits_as_late_as_it_says(seed: int, pending: int) -> None:
     gate = Gate(0.5, pending=pending)
     assert gate.latency.startswith(f"{pending} step")

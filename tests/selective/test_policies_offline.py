@@ -61,7 +61,7 @@ def brute_force_ward(latents: np.ndarray) -> tuple[list[list[int]], list[float]]
 
 
 @given(seed=SEEDS, steps=st.integers(1, 24))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_ward_equals_brute_force_at_every_number_of_segments(seed: int, steps: int) -> None:
     latents = walk(seed, steps)
     cuts, costs = brute_force_ward(latents)
@@ -125,7 +125,7 @@ def test_the_memory_holds_as_many_bytes_as_it_may() -> None:
 
 
 @given(seed=SEEDS, steps=st.integers(1, 24), cost=st.floats(0.0, 4.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ward_cut_undoes_mergers_from_the_last_one(seed: int, steps: int, cost: float) -> None:
     latents = walk(seed, steps)
     cuts, costs = brute_force_ward(latents)
@@ -134,7 +134,7 @@ def test_ward_cut_undoes_mergers_from_the_last_one(seed: int, steps: int, cost: 
 
 
 @given(seed=SEEDS, steps=LENGTHS, cuts=st.lists(st.floats(0.0, 6.0), min_size=2, max_size=6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_higher_cost_never_adds_a_boundary(seed: int, steps: int, cuts: list[float]) -> None:
     latents = noisy_events(seed, steps)
     found = [set(firsts_of(WardCut(cost, "mean"), latents)) for cost in sorted(cuts)]
@@ -164,7 +164,7 @@ def test_one_cost_gives_an_eventful_stream_more_segments() -> None:
 
 
 @given(seed=SEEDS, steps=st.integers(1, 9))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_optimal_equals_brute_force(seed: int, steps: int) -> None:
     latents = walk(seed, steps)
     for number in range(1, steps + 1):
@@ -175,7 +175,7 @@ def test_optimal_equals_brute_force(seed: int, steps: int) -> None:
 
 
 @given(seed=SEEDS, steps=LENGTHS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_no_segmentation_beats_the_optimal_one(seed: int, steps: int) -> None:
     latents = noisy_events(seed, steps)
     spread = []
@@ -218,7 +218,7 @@ def test_the_oracle_cuts_at_its_boundaries() -> None:
 
 
 @given(seed=SEEDS, steps=LENGTHS, boundaries=st.lists(st.floats(-5, 40, allow_nan=False), max_size=12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_steps_share_a_segment_if_no_boundary_lies_between(seed: int, steps: int, boundaries: list[float]) -> None:
     times = times_of(steps)
     oracle = Oracle("midpoint")

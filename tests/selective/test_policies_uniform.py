@@ -20,7 +20,7 @@ from jepa.selective import Uniform
     step_rate=st.sampled_from([1, 2, 3, 5, 25]),
     origin=st.sampled_from([0.0, 0.1, 12345.7]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_uniform_takes_the_step_nearest_to_each_due_moment(
     rate: Fraction, steps: int, step_rate: int, origin: float
 ) -> None:

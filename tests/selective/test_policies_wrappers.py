@@ -44,7 +44,7 @@ INNER = STEERED | {
 
 @pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
 @given(seed=SEEDS, steps=LENGTHS, seconds=st.floats(0.1, 12.0))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_no_gap_is_longer(inner: Callable[[], CausalPolicy], seed: int, steps: int, seconds: float) -> None:
     times = times_of(steps)
     closed = closed_by(LongestGap(inner(), seconds), noisy_events(seed, steps), times)
@@ -54,7 +54,7 @@ def test_no_gap_is_longer(inner: Callable[[], CausalPolicy], seed: int, steps: i
 
 @pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
 @given(seed=SEEDS, steps=LENGTHS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_gap_that_is_never_reached_changes_nothing(inner: Callable[[], CausalPolicy], seed: int, steps: int) -> None:
     latents, times = noisy_events(seed, steps), times_of(steps)
     found = segments_of(LongestGap(inner(), 1e4), latents, times)
@@ -119,7 +119,7 @@ def test_the_budget_is_held_when_the_density_changes(inner: Callable[[], CausalP
 
 
 @given(seed=SEEDS, steps=LENGTHS, rate=st.floats(0.02, 2.0), gain=st.floats(0.05, 1.0), span=st.floats(1.5, 50.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_threshold_is_where_the_count_puts_it(seed: int, steps: int, rate: float, gain: float, span: float) -> None:
     budget = Budget(Gate(0.8), rate, gain=gain, span=span)
     excess, limit = 0.0, math.log(span) / gain

@@ -77,7 +77,7 @@ def new_cache(cache: tuple[float, int, bool] | None) -> LatentCache | None:
 
 @EVERY_POLICY
 @given(seed=st.integers(0, 10**6), steps=st.integers(1, 60), cache=st.none() | CACHES, options=OPTIONS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_step_equals_run(
     build: Callable[[], Policy], seed: int, steps: int, cache: tuple[float, int, bool] | None, options: dict[str, Any]
 ) -> None:
@@ -91,7 +91,7 @@ def test_step_equals_run(
 
 @EVERY_POLICY
 @given(seed=st.integers(0, 10**6), cache=st.none() | CACHES, options=OPTIONS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_micro_batches_change_nothing_but_the_moment(
     build: Callable[[], Policy], seed: int, cache: tuple[float, int, bool] | None, options: dict[str, Any]
 ) -> None:
@@ -112,7 +112,7 @@ def test_micro_batches_change_nothing_but_the_moment(
 
 @EVERY_POLICY
 @given(seed=st.integers(0, 10**6), cache=CACHES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_hit_has_the_text_of_the_latent_it_hit(
     build: Callable[[], Policy], seed: int, cache: tuple[float, int, bool]
 ) -> None:
