@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encoders": {"losses"},
     "predictors": {"losses"},
     "decoders": {"losses"},
-    "selective": {"operations"},
+    "selective": {"metrics", "operations"},
     "models": PARTS | {"data", "operations", "selective"},
     "config": set(),
     "checkpoint": {"config", "models", "data"},

@@ -434,7 +434,7 @@ def _curve(
             {
                 "knob": knob,
                 "decodes_per_second": point.decodes_per_second,
-                "cider_d": asdict(bootstrap_mean(point, seed=seed)),
+                "cider_d": asdict(bootstrap_mean(point.scores, seed=seed)),
             }
             for knob, point in by_knob.items()
         ]

@@ -365,10 +365,9 @@ def _typing_row(
     chosen, reference = runs[value]["test"], uniform["test"]
     requests = sum(map(len, chosen.right))
     ledger = sum(chosen.ledgers[1:], start=chosen.ledgers[0])
-    seconds = base["test"].seconds
 
     def mean(scores: Sequence[np.ndarray]) -> dict[str, float]:
-        return asdict(bootstrap_mean(SweepPoint(0.0, tuple(scores), chosen.calls(), seconds), seed=seed))
+        return asdict(bootstrap_mean(scores, seed=seed))
 
     return {
         "name": method.name,

@@ -25,7 +25,9 @@ from jepa.metrics.savings import (
     SweepPoint,
     area_between_curves,
     bootstrap_mean,
+    bootstrap_ratio,
     paired_difference,
+    resample,
     saving_at_equal_quality,
 )
 from jepa.metrics.stream import CaptionPairs, match_nearest, stream_scores
@@ -45,6 +47,7 @@ __all__ = [
     "SweepPoint",
     "area_between_curves",
     "bootstrap_mean",
+    "bootstrap_ratio",
     "cider_d",
     "dense_scores",
     "document_frequency",
@@ -55,6 +58,7 @@ __all__ = [
     "paired_cosine",
     "paired_difference",
     "rankme",
+    "resample",
     "retrieval_at_k",
     "saving_at_equal_quality",
     "soda_c",

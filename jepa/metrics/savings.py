@@ -47,7 +47,7 @@ class SweepPoint:
 
     def __post_init__(self) -> None:
         for name, value in {
-            "scores": tuple(np.asarray(stream, dtype=np.float64) for stream in self.scores),
+            "scores": _scores(self.scores),
             "decodes": np.asarray(self.decodes, dtype=np.float64),
             "seconds": np.asarray(self.seconds, dtype=np.float64),
         }.items():
@@ -55,11 +55,6 @@ class SweepPoint:
         streams = len(self.scores)
         if not streams:
             raise InputError("scores must hold at least one stream, got none")
-        for index, stream in enumerate(self.scores):
-            if stream.ndim != 1 or not stream.size:
-                raise InputError(f"scores[{index}] must be (A,) with A >= 1, got shape {stream.shape}")
-            if not np.isfinite(stream).all():
-                raise InputError(f"scores[{index}] must be finite, got {stream[~np.isfinite(stream)][0]}")
         for name in ("decodes", "seconds"):
             values = getattr(self, name)
             if values.shape != (streams,):
@@ -72,7 +67,7 @@ class SweepPoint:
     @property
     def quality(self) -> float:
         """Mean score over all annotations of all streams, rounded once: their order does not matter."""
-        return math.fsum(score for stream in self.scores for score in stream) / sum(map(len, self.scores))
+        return _mean(self.scores)
 
     @property
     def decodes_per_second(self) -> float:
@@ -178,7 +173,7 @@ def saving_at_equal_quality(
         stream = int(np.flatnonzero(reference_test.decodes == 0)[0])
         raise InputError(f"reference_test must decode at least once on every stream, got 0 on stream {stream}")
 
-    weights = _resample(len(reference_calibration.scores), resamples, seed)
+    weights = resample(len(reference_calibration.scores), resamples, seed)
     allowed = tolerance * _quality(reference_calibration, weights)
     held = {
         knob: float(np.mean(_quality_difference(point, reference_calibration, weights) + allowed >= 0))
@@ -205,22 +200,15 @@ def saving_at_equal_quality(
         )
 
     chosen = test[knob]
-    weights = _resample(len(reference_test.scores), resamples, seed)
+    weights = resample(len(reference_test.scores), resamples, seed)
     difference = chosen.quality - reference_test.quality
     reached = chosen.quality >= (1 - tolerance) * reference_test.quality
     reason = (
         f"knob {knob:g}, chosen on the calibration streams, {'keeps' if reached else 'misses'} "
         f"{wanted} on the test streams ({chosen.quality:.4f} against {reference_test.quality:.4f})"
     )
-    saving = None
-    if chosen.decodes.any():
-        # The inverse ratio is finite in every resample; its quantiles, inverted, are those of the ratio.
-        share = (weights @ chosen.decodes) / (weights @ reference_test.decodes)
-        with np.errstate(divide="ignore"):
-            high, low = 1 / np.quantile(share, _TAILS)
-        value = reference_test.decodes.sum() / chosen.decodes.sum()
-        saving = Interval(float(value), float(low), float(high))
-    else:
+    saving = bootstrap_ratio(reference_test.decodes, chosen.decodes, resamples=resamples, seed=seed)
+    if saving is None:
         reason += "; it decodes nothing on the test streams, so there is no ratio"
     return Saving(
         knob=knob,
@@ -235,13 +223,66 @@ def saving_at_equal_quality(
     )
 
 
-def bootstrap_mean(point: SweepPoint, *, resamples: int = 2000, seed: int = 0) -> Interval:
-    """The quality of a point with its 95 % interval over streams, for the error bar of a curve.
+def bootstrap_mean(scores: Sequence[ArrayLike], *, resamples: int = 2000, seed: int = 0) -> Interval:
+    """The mean over all scores of all streams with its 95 % interval over streams, for the error bar of a curve.
+
+    Args:
+        scores: for each of S streams (A_s,) scores, A_s >= 1; S >= 2.
+        resamples: R, at least 1.
+        seed: of the resampling.
 
     Raises:
-        InputError: the point has fewer than 2 streams, or ``resamples`` is below 1.
+        InputError: fewer than 2 streams, a stream without scores or with one that is not finite, or ``resamples`` is
+            below 1.
     """
-    return _interval(point.quality, _quality(point, _resample(len(point.scores), resamples, seed)))
+    streams = _scores(scores)
+    return _interval(_mean(streams), _means(streams, resample(len(streams), resamples, seed)))
+
+
+def bootstrap_ratio(reference: ArrayLike, ours: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Interval | None:
+    """How many times as much a reference takes in all as we do, with its 95 % interval over streams.
+
+    Args:
+        reference: (S,) what the reference takes on each stream (decodes, FLOPs, seconds), > 0; S >= 2.
+        ours: (S,) what we take on the same streams, >= 0.
+        resamples: R, at least 1.
+        seed: of the resampling; equal seeds draw equal streams, here as in the other intervals.
+
+    Returns:
+        The sum of ``reference`` over that of ``ours``; None where ``ours`` is 0 on every stream. The upper end is
+        infinite if ``ours`` is 0 in more than 2.5 % of the resamples.
+
+    Raises:
+        InputError: the shapes differ or are not (S,), a value is out of range or not finite, fewer than 2 streams, or
+            ``resamples`` is below 1.
+    """
+    theirs, mine = np.asarray(reference, dtype=np.float64), np.asarray(ours, dtype=np.float64)
+    if theirs.ndim != 1 or theirs.shape != mine.shape:
+        raise InputError(f"reference and ours must both be (S,), got shapes {theirs.shape} and {mine.shape}")
+    for name, values, relation, good in (("reference", theirs, "> 0", theirs > 0), ("ours", mine, ">= 0", mine >= 0)):
+        if not (good & np.isfinite(values)).all():
+            stream = int(np.flatnonzero(~(good & np.isfinite(values)))[0])
+            raise InputError(f"{name} must be finite and {relation}, got {values[stream]} on stream {stream}")
+    weights = resample(len(mine), resamples, seed)
+    if not mine.any():
+        return None
+    # The inverse ratio is finite in every resample; its quantiles, inverted, are those of the ratio.
+    with np.errstate(divide="ignore"):
+        high, low = 1 / np.quantile((weights @ mine) / (weights @ theirs), _TAILS)
+    return Interval(float(theirs.sum() / mine.sum()), float(low), float(high))
+
+
+def resample(streams: int, resamples: int, seed: int) -> np.ndarray:
+    """(R, S) how often each stream is drawn in each resample; S draws each, with replacement.
+
+    Raises:
+        InputError: fewer than 2 streams, or ``resamples`` is below 1.
+    """
+    if streams < 2:
+        raise InputError(f"a bootstrap over streams must have at least 2 streams, got {streams}")
+    if resamples < 1:
+        raise InputError(f"resamples must be >= 1, got {resamples}")
+    return np.random.default_rng(seed).multinomial(streams, np.full(streams, 1 / streams), size=resamples)
 
 
 def paired_difference(values: ArrayLike, reference: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Interval:
@@ -272,7 +313,7 @@ def paired_difference(values: ArrayLike, reference: ArrayLike, *, resamples: int
         raise InputError(
             f"values and reference must be finite, got {ours[stream]} and {theirs[stream]} on stream {stream}"
         )
-    weights = _resample(len(differences), resamples, seed)
+    weights = resample(len(differences), resamples, seed)
     return _interval(math.fsum(differences) / len(differences), (weights @ differences) / len(differences))
 
 
@@ -305,7 +346,7 @@ def area_between_curves(
         [point for point in _by_knob(name, points, reference[0]).values() if point.decodes.any()]
         for name, points in (("reference", reference), ("policy", policy))
     ]
-    weights = _resample(len(reference[0].scores), resamples, seed)
+    weights = resample(len(reference[0].scores), resamples, seed)
     if not all(curves):
         return CurveDifference(None, None, None)
     rates = [[point.decodes_per_second for point in curve] for curve in curves]
@@ -335,13 +376,26 @@ def _mean_level(curve: Sequence[SweepPoint], weights: np.ndarray, low: float, hi
     return area / (end - start)
 
 
-def _resample(streams: int, resamples: int, seed: int) -> np.ndarray:
-    """(R, S) how often each stream is drawn in each resample; S draws each, with replacement."""
-    if streams < 2:
-        raise InputError(f"a bootstrap over streams must have at least 2 streams, got {streams}")
-    if resamples < 1:
-        raise InputError(f"resamples must be >= 1, got {resamples}")
-    return np.random.default_rng(seed).multinomial(streams, np.full(streams, 1 / streams), size=resamples)
+def _scores(scores: Sequence[ArrayLike]) -> tuple[np.ndarray, ...]:
+    """(A_s,) float64 scores of each stream, checked."""
+    streams = tuple(np.asarray(stream, dtype=np.float64) for stream in scores)
+    for index, stream in enumerate(streams):
+        if stream.ndim != 1 or not stream.size:
+            raise InputError(f"scores[{index}] must be (A,) with A >= 1, got shape {stream.shape}")
+        if not np.isfinite(stream).all():
+            raise InputError(f"scores[{index}] must be finite, got {stream[~np.isfinite(stream)][0]}")
+    return streams
+
+
+def _mean(scores: Sequence[np.ndarray]) -> float:
+    """Over all scores of all streams, rounded once: their order does not matter."""
+    return math.fsum(score for stream in scores for score in stream) / sum(map(len, scores))
+
+
+def _means(scores: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """(R,) mean over all scores of all streams, weighted by (R, S)."""
+    totals, counts = (np.array([of(stream) for stream in scores]) for of in (np.sum, len))
+    return np.asarray((weights @ totals) / (weights @ counts))
 
 
 def _annotations(point: SweepPoint) -> np.ndarray:
@@ -350,8 +404,7 @@ def _annotations(point: SweepPoint) -> np.ndarray:
 
 def _quality(point: SweepPoint, weights: np.ndarray) -> np.ndarray:
     """(R,) quality of the point over streams weighted by (R, S)."""
-    totals = np.array([stream.sum() for stream in point.scores])
-    return (weights @ totals) / (weights @ _annotations(point))
+    return _means(point.scores, weights)
 
 
 def _quality_difference(point: SweepPoint, reference: SweepPoint, weights: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ import torch
 from scipy.special import betaincinv
 
 from jepa.errors import InputError
+from jepa.metrics import resample
 from jepa.operations import OperationLedger
 from jepa.selective.cache import LatentCache
 from jepa.selective.decoder import Array, Decoded, Decoder
@@ -123,7 +124,7 @@ def audit_cache(
     wrong, hits, lookups = _replay(cache.threshold, cache.capacity, cache.shared, _checked(streams), same)
     if ledger is not None:
         ledger.count_cache(audited=int(hits.sum()), wrong_hits=int(wrong.sum()))
-    return _error_rate(wrong, hits, lookups, _resample(len(lookups), 2000, seed=0))
+    return _error_rate(wrong, hits, lookups, resample(len(lookups), 2000, seed=0))
 
 
 def calibrate_threshold(
@@ -175,7 +176,7 @@ def calibrate_threshold(
     checked = _checked(streams)
     if len(checked) < 2:
         raise InputError(f"streams must be at least 2 for a bootstrap over streams, got {len(checked)}")
-    weights = _resample(len(checked), resamples, seed)
+    weights = resample(len(checked), resamples, seed)
 
     def measure(threshold: float) -> Calibration:
         counts = _replay(threshold, capacity, shared, checked, same)
@@ -251,11 +252,6 @@ def _nearest_before(latents: np.ndarray) -> np.ndarray:
         cosines[later] = -math.inf
         distances.append(1 - cosines.max(axis=1))
     return np.concatenate(distances)[1:]
-
-
-def _resample(streams: int, resamples: int, seed: int) -> np.ndarray:
-    """(R, S) how often each stream is drawn in each resample; S draws each, with replacement."""
-    return np.random.default_rng(seed).multinomial(streams, np.full(streams, 1 / streams), size=resamples)
 
 
 def _error_rate(wrong: np.ndarray, hits: np.ndarray, lookups: np.ndarray, weights: np.ndarray) -> ErrorRate:

@@ -18,7 +18,9 @@ from jepa.metrics import (
     SweepPoint,
     area_between_curves,
     bootstrap_mean,
+    bootstrap_ratio,
     paired_difference,
+    resample,
     saving_at_equal_quality,
 )
 
@@ -233,7 +235,7 @@ def test_streams_without_any_decode():
 def test_interval_of_a_mean_agrees_with_the_standard_error():
     rng = np.random.default_rng(0)
     scores = tuple(np.full(4, value) for value in rng.normal(5, 1, 400))
-    interval = bootstrap_mean(SweepPoint(1.0, scores, np.ones(400), np.ones(400)))
+    interval = bootstrap_mean(scores)
     means = np.array([stream[0] for stream in scores])
     error = 1.96 * means.std() / math.sqrt(400)
     assert interval.value == pytest.approx(means.mean())
@@ -243,10 +245,39 @@ def test_interval_of_a_mean_agrees_with_the_standard_error():
 
 def test_interval_of_a_mean_equals_a_slow_bootstrap():
     reference, _ = sweep(3, OFFSETS, DECODES)
-    interval = bootstrap_mean(reference, resamples=RESAMPLES, seed=5)
+    interval = bootstrap_mean(reference.scores, resamples=RESAMPLES, seed=5)
     values = slow_bootstrap([reference], lambda point: point.quality, seed=5)
     assert dataclasses.asdict(interval) == pytest.approx(slow_interval(reference.quality, values))
-    assert interval == bootstrap_mean(reference, resamples=RESAMPLES, seed=5)
+    assert interval == bootstrap_mean(reference.scores, resamples=RESAMPLES, seed=5)
+
+
+def test_interval_of_a_ratio_equals_a_slow_bootstrap():
+    rng = np.random.default_rng(4)
+    reference, ours = rng.uniform(5, 9, STREAMS), rng.uniform(1, 3, STREAMS)
+    interval = bootstrap_ratio(reference, ours, resamples=RESAMPLES, seed=5)
+    weights = resample(STREAMS, RESAMPLES, 5)
+    drawn = [
+        sum(w * r for w, r in zip(row, reference, strict=True)) / sum(w * o for w, o in zip(row, ours, strict=True))
+        for row in weights.tolist()
+    ]
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    assert dataclasses.asdict(interval) == pytest.approx(
+        {"value": sum(reference) / sum(ours), "low": low, "high": high},
+        rel=1e-3,  # between two resamples the inverse ratio is interpolated, not the ratio
+    )
+
+
+def test_a_ratio_of_nothing_is_none_and_bad_totals_are_refused():
+    assert bootstrap_ratio([1, 2], [0, 0]) is None
+    for reference, ours, message in (
+        ([1, 0], [1, 1], "reference must be finite and > 0, got 0.0 on stream 1"),
+        ([1, 1], [-1, 1], "ours must be finite and >= 0, got -1.0 on stream 0"),
+        ([1, 1], [1, math.nan], "ours must be finite and >= 0, got nan on stream 1"),
+        ([1, 1], [1], "reference and ours must both be"),
+        ([1], [1], "at least 2 streams, got 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            bootstrap_ratio(reference, ours)
 
 
 def curve(seed: int, height: float, rates: list[float]) -> list[SweepPoint]:
