@@ -199,12 +199,22 @@ def _at(row: Mapping[str, Any]) -> str:
     return f"{clean(row['knob'])} {row['value']:.3g}" if row["knob"] else NONE
 
 
-def _verdict(row: Mapping[str, Any]) -> str:
-    if row["name"] == "uniform":
+def _exact_match(row: Mapping[str, Any]) -> str:
+    """At the last word; of a method that waits, also what its difference and verdict are of."""
+    found = _with_interval(row["exact_match"], 3)
+    wait = row["wait_seconds"]
+    return f"{found}; {wait:g} s later {_with_interval(row['settled'], 3)}" if wait else found
+
+
+def _verdict(row: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+    """Whether uniform decoding's exact match is kept; `reference` is its row."""
+    if row["name"] == reference["name"]:
         return NONE
+    if not reference["exact_match"]["value"]:
+        return "nothing to keep"
     if not row["chosen"]:
-        return "no: none on calibration"
-    return ("yes" if row["reached"] else "no") + (f", {row['value']:g} s later" if row["wait_seconds"] else "")
+        return "no, none on calibration"
+    return ("yes" if row["reached"] else "no") + (f", {row['wait_seconds']:g} s later" if row["wait_seconds"] else "")
 
 
 def typing_table(results: Results) -> Table:
@@ -227,9 +237,9 @@ def typing_table(results: Results) -> Table:
             (
                 clean(row["label"]),
                 _at(row),
-                _with_interval(row["exact_match"], 3),
+                _exact_match(row),
                 NONE if difference is None else _with_interval(difference, 1, "+", 100),
-                _verdict(row),
+                _verdict(row, results["rows"][0]),
                 fixed(row["agreement"]["value"], 3),
                 *(_ratio(row["saving"][key]) for key in ("calls", "forward_passes", "flops")),
             )
@@ -341,8 +351,9 @@ def recurring_operations_table(setting: Mapping[str, Any]) -> Table:
 
 _TYPING_NOTES = (
     "Exact match is that of the answer in force at the last word of a request, at once; a request is followed by the "
-    "next, and nothing tells that it is complete. `kept`: the threshold, chosen on validation streams, keeps uniform "
-    "decoding's exact match on the test streams. Encoder, predictor and verification count where a method uses them; "
+    "next, and nothing tells that it is complete. A method that waits is late for that: its second figure is of the "
+    "answer in force when the next request begins, and `difference` and `kept` are of this one. `kept`: the threshold, "
+    "chosen on validation streams, keeps uniform decoding's exact match on the test streams. Encoder, predictor and verification count where a method uses them; "
     "all parts share one key/value cache and compute only tokens that are new, uniform decoding's prompts included. "
     "Intervals are bootstraps over streams. `ms`: wall time a request, one step at a time."
 )
@@ -386,11 +397,12 @@ def markdown(results: Results) -> str:
 
 def _typed(results: Results) -> str:
     test, calibration = results["streams"]["test"], results["streams"]["calibration"]
+    right = results["rows"][0]["exact_match"]["value"]
     return (
         f"{test['requests']:,} test requests in {test['streams']} streams: {test['steps']:,} steps, "
         f"{test['corrections']:,} wrong words among them; thresholds chosen on {calibration['requests']:,} "
         "validation requests."
-    )
+    ) + (" Uniform decoding never answers right: there is no quality to keep." if not right else "")
 
 
 def summary(results: Results) -> str:
@@ -404,8 +416,14 @@ def summary(results: Results) -> str:
         widths = (33, 18, 22, 23)
         header: Row = ("method", "exact match", "fewer decoder calls", "kept")
         rows: list[Row] = [
-            (clean(r["label"]), fixed(r["exact_match"]["value"], 3), _ratio(r["saving"]["calls"]), _verdict(r))
-            for r in results["rows"]
+            (
+                clean(row["label"]),
+                fixed(row["exact_match"]["value"], 3)
+                + (f", later {fixed(row['settled']['value'], 3)}" if row["wait_seconds"] else ""),
+                _ratio(row["saving"]["calls"]),
+                _verdict(row, results["rows"][0]),
+            )
+            for row in results["rows"]
         ]
     else:
         widths = (51, 10, 10, 10, 12)
@@ -505,11 +523,8 @@ def _draw_typing(figure: Figure, results: Results) -> None:
             found = row["saving"][key]
             right.barh(place + shift, found["value"], height=0.36, color=_colour(row["name"]), alpha=alpha)
             right.plot([found["low"], found["high"]], [place + shift] * 2, color=LIGHT["ink"], linewidth=1)
-        note = (
-            "" if row["name"] == "uniform" else "  kept" if row["reached"] and not row["wait_seconds"] else "  not kept"
-        )
-        note += f" at once, after {row['value']:g} s" if row["wait_seconds"] else ""
-        text = f"{factor(row['saving']['calls']['value'])}{note}"
+        verdict = _verdict(row, results["rows"][0])
+        text = factor(row["saving"]["calls"]["value"]) + (f"  kept: {verdict}" if verdict != NONE else "")
         right.annotate(
             text,
             (max(row["saving"][key]["high"] for key in ("calls", "flops")), place),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from jepa.evaluation.requests import evaluate_requests
 from jepa.evaluation.typed_requests import _in_force, _StateProbe, _TextEndpoint
 from jepa.models.llm_jepa import LLMJEPA, RequestSession
 from jepa.operations import OperationLedger, count_flops
-from jepa.report.requests import markdown, summary, validate_results
+from jepa.report.requests import markdown, summary, typing_table, validate_results
 from jepa.selective import Decoded, SelectiveDecoder, SendOnDelta, Uniform
 
 GEMMA = {"model_type": "gemma3_text", "head_dim": 8, "sliding_window": 6, "pad_token_id": None}
@@ -402,3 +403,27 @@ def test_bad_documents_are_refused(typed):
     ):
         with pytest.raises(InputError, match=message):
             validate_results({**results, **change})
+
+
+def test_a_method_that_waits_is_judged_by_what_is_shown_beside_its_verdict(typed):
+    results = json.loads(typed["requests.json"].read_text())
+    rows = {row["name"]: row for row in results["rows"]}
+    for row in results["rows"]:
+        row["exact_match"] = row["settled"] = {"value": 0.8, "low": 0.7, "high": 0.9}
+    late = rows["debounce"]
+    late |= {"exact_match": {"value": 0.1, "low": 0.0, "high": 0.2}, "chosen": True, "reached": True}
+    late["difference"] = {"value": 0.0, "low": 0.0, "high": 0.0}
+    table = {cells[0]: cells for _, group in typing_table(results).groups for cells in group}
+    assert table["debounce"][2:5] == (
+        "0.100 (0.000 to 0.200); 1 s later 0.800 (0.700 to 0.900)",
+        "+0.0 (+0.0 to +0.0)",
+        "yes, 1 s later",
+    )
+    assert re.search(r"debounce +0\.100, later 0\.800 .*yes, 1 s later", summary(results))
+    late["reached"] = False
+    assert ";" not in table["verify the answer in force"][2]
+    assert re.search(r"no, 1 s later", summary(results))
+    rows["uniform"]["exact_match"] = {"value": 0.0, "low": 0.0, "high": 0.0}
+    table = {cells[0]: cells for _, group in typing_table(results).groups for cells in group}
+    assert {cells[4] for name, cells in table.items() if name != "uniform: every word"} == {"nothing to keep"}
+    assert "there is no quality to keep" in markdown(results)
