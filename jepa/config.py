@@ -11,11 +11,12 @@ import difflib
 import importlib
 import inspect
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from jepa.errors import InputError
 
@@ -23,21 +24,50 @@ ALLOWED_TARGETS = ("jepa", "torch.nn", "torch.optim", "timm", "torchmetrics", "l
 MISSING = "???"  # OmegaConf's mark of a value that the user has to give
 
 
+class Rule(Protocol):
+    """What ``Annotated[kind, rule, ...]`` asks of a value beyond its type; ``str(rule)`` goes on from "must"."""
+
+    def holds(self, value: Any) -> bool: ...
+
+
+_RELATIONS: dict[str, Callable[[float, float], bool]] = {
+    ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Bound:
-    """A rule on a number, used as ``Annotated[int, Bound(">=", 1)]``."""
+    """A rule on a number: ``Annotated[float, Bound(">=", 0), Bound("<", 1)]``."""
 
-    relation: Literal[">=", ">"]
+    relation: Literal[">", ">=", "<", "<="]
     limit: float
 
     def holds(self, value: float) -> bool:
-        return value >= self.limit if self.relation == ">=" else value > self.limit
+        return _RELATIONS[self.relation](value, self.limit)
+
+    def __str__(self) -> str:
+        return f"be {self.relation} {self.limit:g}"
+
+
+@dataclass(frozen=True)
+class NotEmpty:
+    """A rule on a list."""
+
+    def holds(self, value: list[Any]) -> bool:
+        return bool(value)
+
+    def __str__(self) -> str:
+        return "not be empty"
 
 
 Count = Annotated[int, Bound(">=", 1)]
 Natural = Annotated[int, Bound(">=", 0)]
 Positive = Annotated[float, Bound(">", 0)]
 NonNegative = Annotated[float, Bound(">=", 0)]
+Share = Annotated[float, Bound(">=", 0), Bound("<=", 1)]
+ShareBelowOne = Annotated[float, Bound(">=", 0), Bound("<", 1)]
+ShareAboveZero = Annotated[float, Bound(">", 0), Bound("<=", 1)]
+ShareBetween = Annotated[float, Bound(">", 0), Bound("<", 1)]  # neither 0 nor 1
 T = TypeVar("T")
 Node = dict[str, Any]  # a `_target_` tree, checked by build()
 
@@ -54,9 +84,9 @@ class TokenizerConfig:
 class ClipsConfig:
     """What the training clips are made of: see ``jepa.data.clips.ClipBatches``."""
 
-    question_share: NonNegative
-    idle_share: NonNegative
-    cut_share: NonNegative
+    question_share: Share
+    idle_share: Share
+    cut_share: Share
     near_misses: Natural
 
 
@@ -125,8 +155,8 @@ class ObjectiveConfig:
     regulariser: Node | None
     regulariser_weight: NonNegative
     target: Literal["gradient", "stop_gradient", "ema"]
-    ema_decay: NonNegative
-    loss_dropout: NonNegative
+    ema_decay: Share
+    loss_dropout: ShareBelowOne
     direction: Literal["forward", "reverse"]
     view: Literal["shared", "alone"]
     rows: Literal["packed", "separate"]
@@ -143,7 +173,7 @@ class LanguageStageConfig:
     row_tokens: Count
     learning_rate: Positive
     weight_decay: NonNegative
-    warmup_share: NonNegative
+    warmup_share: Share
     gradient_clip: Positive
     validate_every: Count
     validation_pairs: Count
@@ -158,7 +188,7 @@ class AnswersConfig:
     """
 
     split: Literal["test", "validation"]
-    metrics: list[str]
+    metrics: Annotated[list[str], NotEmpty()]
     choices: list[str]
     databases: str | None
     timeout_seconds: Positive
@@ -216,7 +246,7 @@ class VideosConfig:
     description: str
     folder: str
     timeline: TimelineConfig
-    calibration_share: Positive
+    calibration_share: ShareBetween
     minutes: NonNegative
     step_rate_hz: Positive
 
@@ -248,12 +278,12 @@ class TypingStyleConfig:
 
 @dataclass(frozen=True)
 class TypingValuesConfig:
-    """What each method's knob may be: see ``jepa.evaluation.requests``."""
+    """What each method's knob may be: see ``jepa.evaluation.typed_requests``."""
 
-    delta: list[float]
-    endpoint_quantiles: list[float]
-    every: list[int]
-    debounce: list[float]
+    delta: Annotated[list[NonNegative], NotEmpty()]
+    endpoint_quantiles: Annotated[list[Share], NotEmpty()]
+    every: Annotated[list[Count], NotEmpty()]
+    debounce: Annotated[list[NonNegative], NotEmpty()]
 
 
 @dataclass(frozen=True)
@@ -266,7 +296,7 @@ class TypingConfig:
     style: TypingStyleConfig
     control: str | None  # checkpoint of a next-token model, whose states are tried in place of the latents
     probe_requests: Count
-    confidence: Positive
+    confidence: ShareAboveZero
     values: TypingValuesConfig
     live_streams: Natural
     batch_size: Count
@@ -283,9 +313,9 @@ class RecurringConfig:
     zipf_exponent: NonNegative
     capacity: Count
     reach: NonNegative
-    errors: list[float]
-    distances: list[float]
-    tolerances: list[float]
+    errors: Annotated[list[Share], NotEmpty()]
+    distances: Annotated[list[NonNegative], NotEmpty()]
+    tolerances: Annotated[list[NonNegative], NotEmpty()]
     batch_size: Count
 
 
@@ -306,7 +336,7 @@ class CacheConfig:
 
     capacity: Count
     shared: bool
-    error_rate: Annotated[float, Bound(">", 0)]
+    error_rate: ShareBetween
 
 
 @dataclass(frozen=True)
@@ -320,7 +350,7 @@ class PolicyConfig:
     label: str
     policy: Node
     knob: str
-    values: list[float]
+    values: Annotated[list[float], NotEmpty()]
     cache: CacheConfig | None
     steps: Node | None
 
@@ -331,9 +361,9 @@ class ReportConfig:
     checkpoint: str | None
     output: str | None
     seed: Natural
-    confidence: Positive
-    tolerances: list[float]
-    references: list[ReferenceConfig]
+    confidence: ShareAboveZero
+    tolerances: Annotated[list[ShareBelowOne], NotEmpty()]
+    references: Annotated[list[ReferenceConfig], NotEmpty()]
     policies: dict[str, PolicyConfig]
 
 
@@ -346,13 +376,13 @@ class ReplayConfig:
     seed: Natural
     videos: Natural  # at most; 0: all
     minutes: NonNegative  # of each video; 0: all
-    calibration_share: Positive
+    calibration_share: ShareBetween
     step_rate_hz: Positive
     gap: Literal["last", "background"]
-    noise: list[float]
-    autocorrelation: NonNegative
-    confidence: Positive
-    references: list[ReferenceConfig]
+    noise: Annotated[list[NonNegative], NotEmpty()]
+    autocorrelation: ShareBelowOne
+    confidence: ShareAboveZero
+    references: Annotated[list[ReferenceConfig], NotEmpty()]
     policies: dict[str, PolicyConfig]
 
 
@@ -451,9 +481,9 @@ def _checked(value: Any, kind: Any, key: str, options: list[str]) -> Any:
         return [_checked(item, arguments[0], f"{key}[{i}]", options) for i, item in enumerate(value)]
     if origin is Annotated:
         checked = _checked(value, arguments[0], key, options)
-        for bound in arguments[1:]:
-            if not bound.holds(checked):
-                raise InputError(f"{key} must be {bound.relation} {bound.limit:g}, got {value!r}")
+        for rule in arguments[1:]:
+            if not rule.holds(checked):
+                raise InputError(f"{key} must {rule}, got {value!r}")
         return checked
     if origin in (typing.Union, types.UnionType):  # only `X | None` is used
         inner = next(argument for argument in arguments if argument is not type(None))

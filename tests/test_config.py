@@ -15,7 +15,17 @@ from omegaconf import OmegaConf
 
 import jepa.config
 from jepa.cli import COMMANDS
-from jepa.config import TRAIN_CONFIGS, EvaluateConfig, ReplayConfig, ReportConfig, TrainConfig, build, nearest, validate
+from jepa.config import (
+    TRAIN_CONFIGS,
+    Bound,
+    EvaluateConfig,
+    ReplayConfig,
+    ReportConfig,
+    TrainConfig,
+    build,
+    nearest,
+    validate,
+)
 from jepa.errors import InputError
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -131,6 +141,29 @@ def test_a_duration_is_finite_and_positive(evaluation, seconds):
     assert type(checked["streams"]["new"]["seconds"]) is float
     with pytest.raises(InputError, match=r"^streams\.new\.seconds must be .*, got (nan|inf|0|-1\.0)$"):
         validate(replaced(evaluation, "streams.new", {**good, "seconds": seconds}), EvaluateConfig)
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value", "message"),
+    [
+        ("report", "confidence", 1.5, "confidence must be <= 1, got 1.5"),
+        ("report", "confidence", 0, "confidence must be > 0, got 0"),
+        ("report", "tolerances", [0.0, 1.0], "tolerances[1] must be < 1, got 1.0"),
+        ("report", "tolerances", [], "tolerances must not be empty, got []"),
+        ("replay", "calibration_share", 1.0, "calibration_share must be < 1, got 1.0"),
+        ("replay", "noise", [-0.1], "noise[0] must be >= 0, got -0.1"),
+    ],
+)
+def test_shares_and_lists_keep_their_bounds(command, key, value, message):
+    config = composed(command)
+    with pytest.raises(InputError) as error:
+        validate(replaced(config, key, value), SCHEMAS[command])
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(("relation", "holds"), [(">", [2]), (">=", [1, 2]), ("<", [0]), ("<=", [0, 1])])
+def test_a_bound_holds_where_its_relation_does(relation, holds):
+    assert [value for value in (0, 1, 2) if Bound(relation, 1).holds(value)] == holds
 
 
 def test_literals_and_lists_are_checked():

@@ -306,7 +306,7 @@ def _every_pair_once(pairs: Sequence[ChatIds], layout: Layout, size: int) -> lis
     if len(set(ids)) < 2:
         raise InputError(
             f"the validation split must hold at least 2 distinct targets, got {len(set(ids))}; "
-            "raise data.validation_share"
+            "raise stage.validation_pairs or data.validation_share"
         )
     parts = [slice(i, i + size) for i in range(0, len(pairs), size)]
     return [PairBatch(pack(pairs[part], layout, pairs[part], ids[part]), None) for part in parts]
@@ -389,8 +389,6 @@ def _check(config: ObjectiveConfig) -> None:
         for key, value in alone.items():
             if getattr(config, key) != value:
                 raise InputError(f"objective.{key} must be {value} with latent=tube, got {getattr(config, key)}")
-    if config.ema_decay > 1:
-        raise InputError(f"objective.ema_decay must be in [0, 1], got {config.ema_decay}")
 
 
 def step_flops(

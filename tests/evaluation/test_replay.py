@@ -252,9 +252,9 @@ def test_the_report_shows_a_policy_without_an_operating_point(results):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"noise": []}, r"noise must be a list of distinct levels >= 0, got \[\]"),
-        ({"noise": [1.0, -0.5]}, r"noise must be a list of distinct levels >= 0, got \[1\.0, -0\.5\]"),
-        ({"noise": [1.0, 1.0]}, r"noise must be a list of distinct levels >= 0"),
+        ({"noise": []}, r"noise must not be empty, got \[\]"),
+        ({"noise": [1.0, -0.5]}, r"noise\[1\] must be >= 0, got -0\.5"),
+        ({"noise": [1.0, 1.0]}, r"noise must be a list of distinct levels, got \[1\.0, 1\.0\]"),
         ({"autocorrelation": 1.0}, r"autocorrelation must be < 1, got 1\.0"),
         ({"calibration_share": 1.0}, r"calibration_share must be < 1, got 1\.0"),
         ({"videos": 3}, r"the (calibration|test) split must have at least 2 streams, got \d"),
