@@ -1,12 +1,13 @@
-"""Floating-point operations of a decoder-only transformer from its configuration alone.
+"""Floating-point operations and key/value bytes from sizes alone: of decoder-only transformers and of our own models.
 
-B: sequences; L: tokens of each that are processed; S: keys that they attend to, cached ones included; D: hidden width.
+B: sequences; L: tokens of each that are processed; S: keys that they attend to, cached ones included; D: hidden width;
+E: embedding dimensions; V: vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jepa.errors import InputError
@@ -23,7 +24,7 @@ FAMILIES = (
     "qwen3",
     "qwen3_moe",
 )
-_LATENT = {"deepseek_v3", "mistral4"}  # multi-head latent attention (MLA, arXiv 2405.04434)
+LATENT_FAMILIES = {"deepseek_v3", "mistral4"}  # multi-head latent attention (MLA, arXiv 2405.04434)
 _WINDOWS_BY_LAYER = {"gemma2", "gemma3_text", "qwen3"}
 _ONE_WINDOW = {"mistral", "mixtral", "qwen3_moe"}
 
@@ -95,20 +96,17 @@ def transformer_flops(
         raise InputError(f"logits must be between 0 and the {tokens} tokens, got {logits}")
     if training and context != tokens:
         raise InputError(f"context must be the {tokens} tokens when training, got {context}")
-    family = _field(config, "model_type")
-    if family not in FAMILIES:
-        raise InputError(f"config.model_type must be one of {', '.join(FAMILIES)}, got {family!r}")
-
-    width = _integer(config, "hidden_size")
-    projection, expansion, heads, key_width, value_width = _attention(config, family, width)
+    family = family_of(config)
+    width = integer(config, "hidden_size")
+    projection, expansion, heads, key_width, value_width = attention_weights(config, family, width)
     # Multiply-adds of a forward pass over all layers, and pairs of query and key.
     projections = pairs = feed_forward = router = 0
-    for layer in range(_integer(config, "num_hidden_layers")):
-        window = _window(config, family, layer)
+    for layer in range(integer(config, "num_hidden_layers")):
+        window = window_of(config, family, layer)
         keys = context if window is None else tokens + min(context - tokens, window - 1)
         projections += tokens * projection + keys * expansion
         pairs += heads * tokens * keys
-        forward, choice = _feed_forward(config, family, width, layer)
+        forward, choice, _ = feed_forward_weights(config, family, width, layer)
         feed_forward += tokens * forward
         router += tokens * choice
     passes = 3 if training else 1  # forward; gradient of the activations; gradient of the weights
@@ -120,70 +118,290 @@ def transformer_flops(
         attention=2 * batch * attention,
         feed_forward=2 * batch * passes * feed_forward,
         router=2 * batch * passes * router,
-        logits=2 * batch * passes * logits * width * _integer(config, "vocab_size"),
+        logits=2 * batch * passes * logits * width * integer(config, "vocab_size"),
     )
 
 
-def _attention(config: Any, family: str, width: int) -> tuple[int, int, int, int, int]:
+def one_pass_flops(
+    config: Any, rows: int, tokens: int, trained: int, *, training: bool = False, fused_attention: bool = False
+) -> TransformerFlops:
+    """An LLM-JEPA's pass over packed rows (`LLMJEPA.forward`): all views in one pass, logits where labels are trained.
+
+    A row's mask of segments does not lower the count. The embeddings are states picked from the last layer, which
+    costs nothing; what a loss makes of them is its own (`similarity_flops`).
+
+    Args:
+        config: as of `transformer_flops`.
+        rows: R, packed rows.
+        tokens: L of each row, padding included.
+        trained: positions of all rows that get logits.
+        training, fused_attention: as of `transformer_flops`.
+
+    Raises:
+        InputError: as `transformer_flops`.
+    """
+    layers = transformer_flops(config, tokens, batch=rows, logits=0, training=training, fused_attention=fused_attention)
+    head = trained * integer(config, "hidden_size") * integer(config, "vocab_size")
+    return replace(layers, logits=2 * (3 if training else 1) * head)
+
+
+def similarity_flops(rows: int, columns: int, width: int, *, training: bool = False) -> int:
+    """The matrix of products between embeddings (rows, width) and (columns, width) that a contrastive loss takes."""
+    return 2 * (3 if training else 1) * rows * columns * width
+
+
+def block_flops(
+    batch: int,
+    tokens: int,
+    *,
+    width: int,
+    depth: int,
+    inner: int,
+    cached: int = 0,
+    training: bool = False,
+    fused_attention: bool = False,
+) -> int:
+    """`depth` transformer blocks with full heads and a two-layer MLP, over (B, L, D); training as `transformer_flops`.
+
+    Args:
+        batch: B.
+        tokens: L, those that are computed.
+        width: D.
+        inner: width of the MLP's hidden layer.
+        cached: keys before these tokens that are in a cache.
+        training: a forward and a backward pass, every parameter and the input with a gradient.
+        fused_attention: whether the backward pass of the attention is a fused kernel's.
+    """
+    weights = tokens * (4 * width**2 + 2 * width * inner)
+    product = tokens * (cached + tokens) * width  # one of the two of attention: scores; their product with the values
+    products = (7 if fused_attention else 6) if training else 2
+    return 2 * batch * depth * ((3 if training else 1) * weights + products * product)
+
+
+def frame_vit_flops(
+    slots: int,
+    *,
+    size: int,
+    patch: int,
+    tubelet: int,
+    width: int,
+    depth: int,
+    inner: int,
+    training: bool = False,
+    fused_attention: bool = False,
+) -> int:
+    """X-Encoder (`FrameViT` over a plain ViT) of so many time slots, all clips together.
+
+    The pixels have no gradient, so that the first convolution's backward pass is that of its weights alone.
+
+    Args:
+        slots: groups of `tubelet` frames.
+        size: pixels of a side.
+        patch: pixels of a patch's side.
+        width, depth, inner, training, fused_attention: as of `block_flops`.
+    """
+    patches = (size // patch) ** 2
+    first = (size // 4) ** 2 * (width // 2) * 3 * tubelet * 4**2
+    second = patches * width * (width // 2) * 3**2
+    stem = slots * (first * (2 if training else 1) + second * (3 if training else 1))
+    return 2 * stem + block_flops(
+        slots, patches, width=width, depth=depth, inner=inner, training=training, fused_attention=fused_attention
+    )
+
+
+def text_transformer_flops(
+    batch: int,
+    tokens: int,
+    *,
+    width: int,
+    depth: int,
+    inner: int,
+    embedding_dim: int,
+    training: bool = False,
+    fused_attention: bool = False,
+) -> int:
+    """Y-Encoder (`TextTransformer`): blocks over B texts padded to L tokens, and the head over their means.
+
+    Args:
+        embedding_dim: E.
+        batch, tokens, width, depth, inner, training, fused_attention: as of `block_flops`.
+    """
+    head = batch * width * embedding_dim
+    return 2 * (3 if training else 1) * head + block_flops(
+        batch, tokens, width=width, depth=depth, inner=inner, training=training, fused_attention=fused_attention
+    )
+
+
+def query_predictor_flops(
+    batch: int,
+    states: int,
+    tokens: int,
+    *,
+    state_dim: int,
+    width: int,
+    depth: int,
+    inner: int,
+    embedding_dim: int,
+    training: bool = False,
+    fused_attention: bool = False,
+) -> int:
+    """Predictor (`QueryPredictor`): the states' projection, blocks over states and query together, the head.
+
+    When training, the states have a gradient: the X-Encoder is trained as well.
+
+    Args:
+        states: N visual states of each of the B clips.
+        tokens: L of the padded queries.
+        state_dim: width of the states.
+        embedding_dim: E.
+        batch, width, depth, inner, training, fused_attention: as of `block_flops`.
+    """
+    linear = batch * (states * state_dim * width + width * embedding_dim)
+    return 2 * (3 if training else 1) * linear + block_flops(
+        batch,
+        states + tokens,
+        width=width,
+        depth=depth,
+        inner=inner,
+        training=training,
+        fused_attention=fused_attention,
+    )
+
+
+def prefix_decoder_flops(
+    batch: int,
+    tokens: int,
+    *,
+    prefix: int,
+    width: int,
+    depth: int,
+    vocab_size: int,
+    embedding_dim: int,
+    cached: bool = False,
+    training: bool = False,
+) -> int:
+    """Y-Decoder (`PrefixDecoder`): B texts of L tokens each, the end token included.
+
+    Args:
+        prefix: positions made from the embedding.
+        embedding_dim: E.
+        cached: generated one by one with a key/value cache (`generate`), in place of all at once (`forward`).
+        training: a forward and a backward pass over the texts at once; the embeddings have no gradient.
+        batch, width, depth: as of `block_flops`.
+
+    Raises:
+        InputError: both `cached` and `training`.
+    """
+    if cached and training:
+        raise InputError("cached must be false when training, got true")
+    project, logits = embedding_dim * prefix * width, tokens * width * vocab_size
+    total = 2 * batch * (project * (2 if training else 1) + logits * (3 if training else 1))
+    sizes = {"width": width, "depth": depth, "inner": 4 * width}
+    if not cached:
+        return total + block_flops(batch, prefix + tokens - 1, **sizes, training=training)
+    total += block_flops(batch, prefix, **sizes)
+    return total + sum(block_flops(batch, 1, **sizes, cached=prefix + step) for step in range(tokens - 1))
+
+
+def transformer_cache_bytes(config: Any, held: int, *, batch: int = 1, element_size: int = 2) -> int:
+    """Bytes of keys and values in the cache of a causal language model, which the pass after them reads.
+
+    Two vectors for each key head and layer, 2·K·h; with latent attention the latent and the turned key, d_c + d_r,
+    as transformers 5.23 keeps them. A layer with a sliding window of W keeps W - 1 positions at most.
+
+    Args:
+        config: as of `transformer_flops`.
+        held: tokens in the cache, >= 0.
+        batch: B, >= 1.
+        element_size: bytes of a number: 2 in bfloat16.
+
+    Raises:
+        InputError: an argument breaks its rule, or as `transformer_flops`.
+    """
+    for name, value, lowest in (("held", held, 0), ("batch", batch, 1), ("element_size", element_size, 1)):
+        if value < lowest:
+            raise InputError(f"{name} must be >= {lowest}, got {value}")
+    family = family_of(config)
+    if family in LATENT_FAMILIES:
+        each = integer(config, "kv_lora_rank") + integer(config, "qk_rope_head_dim")
+    else:
+        _, _, heads, size, _ = attention_weights(config, family, integer(config, "hidden_size"))
+        pairs = field(config, "num_key_value_heads", None)
+        each = 2 * (heads if pairs is None else integer(config, "num_key_value_heads")) * size
+    windows = (window_of(config, family, layer) for layer in range(integer(config, "num_hidden_layers")))
+    positions = sum(held if window is None else min(held, window - 1) for window in windows)
+    return batch * element_size * each * positions
+
+
+def family_of(config: Any) -> str:
+    """The `model_type` of a config, one of `FAMILIES`."""
+    family = field(config, "model_type")
+    if family not in FAMILIES:
+        raise InputError(f"config.model_type must be one of {', '.join(FAMILIES)}, got {family!r}")
+    return str(family)
+
+
+def attention_weights(config: Any, family: str, width: int) -> tuple[int, int, int, int, int]:
     """Weights applied to each token, weights applied to each key, heads, width of a key and width of a value."""
-    heads = _integer(config, "num_attention_heads")
-    if family in _LATENT:
-        turned, straight = _integer(config, "qk_rope_head_dim"), _integer(config, "qk_nope_head_dim")
-        value, rank = _integer(config, "v_head_dim"), _integer(config, "kv_lora_rank")
+    heads = integer(config, "num_attention_heads")
+    if family in LATENT_FAMILIES:
+        turned, straight = integer(config, "qk_rope_head_dim"), integer(config, "qk_nope_head_dim")
+        value, rank = integer(config, "v_head_dim"), integer(config, "kv_lora_rank")
         queries = heads * (straight + turned)
-        if _field(config, "q_lora_rank") is None:
+        if field(config, "q_lora_rank") is None:
             query = width * queries
         else:
-            query = _integer(config, "q_lora_rank") * (width + queries)
+            query = integer(config, "q_lora_rank") * (width + queries)
         latent, out = width * (rank + turned), heads * value * width
         return query + latent + out, rank * heads * (straight + value), heads, straight + turned, value
-    size = width // heads if _field(config, "head_dim", None) is None else _integer(config, "head_dim")
-    pairs = heads if _field(config, "num_key_value_heads", None) is None else _integer(config, "num_key_value_heads")
+    size = width // heads if field(config, "head_dim", None) is None else integer(config, "head_dim")
+    pairs = heads if field(config, "num_key_value_heads", None) is None else integer(config, "num_key_value_heads")
     return width * size * (2 * heads + 2 * pairs), 0, heads, size, size
 
 
-def _window(config: Any, family: str, layer: int) -> int | None:
+def window_of(config: Any, family: str, layer: int) -> int | None:
     """The sliding window of a layer, None where it sees everything before it."""
     if family in _WINDOWS_BY_LAYER:
-        slides = _field(config, "layer_types")[layer] == "sliding_attention"
+        slides = field(config, "layer_types")[layer] == "sliding_attention"
     else:
-        slides = family in _ONE_WINDOW and _field(config, "use_sliding_window", True)
-    return _integer(config, "sliding_window") if slides and _field(config, "sliding_window") is not None else None
+        slides = family in _ONE_WINDOW and field(config, "use_sliding_window", True)
+    return integer(config, "sliding_window") if slides and field(config, "sliding_window") is not None else None
 
 
-def _feed_forward(config: Any, family: str, width: int, layer: int) -> tuple[int, int]:
-    """Weights applied to each token by the gated layers of the feed-forward block, and by its router."""
+def feed_forward_weights(config: Any, family: str, width: int, layer: int) -> tuple[int, int, int]:
+    """Weights of a feed-forward block: those of its gated layers that a token meets, its router, all gated layers."""
     if family == "mixtral":
         routed, experts, inner, shared = True, "num_local_experts", "intermediate_size", 0
     elif family == "qwen3_moe":
-        routed = (layer + 1) % _integer(config, "decoder_sparse_step") == 0
-        routed = routed and layer not in (_field(config, "mlp_only_layers") or ())
+        routed = (layer + 1) % integer(config, "decoder_sparse_step") == 0
+        routed = routed and layer not in (field(config, "mlp_only_layers") or ())
         # config.json says num_experts, what transformers writes may say num_local_experts.
-        experts = "num_experts" if _field(config, "num_experts", None) is not None else "num_local_experts"
+        experts = "num_experts" if field(config, "num_experts", None) is not None else "num_local_experts"
         inner, shared = "moe_intermediate_size", 0
-    elif family in _LATENT:
-        routed = layer >= _integer(config, "first_k_dense_replace")
-        experts, inner, shared = "n_routed_experts", "moe_intermediate_size", _integer(config, "n_shared_experts")
+    elif family in LATENT_FAMILIES:
+        routed = layer >= integer(config, "first_k_dense_replace")
+        experts, inner, shared = "n_routed_experts", "moe_intermediate_size", integer(config, "n_shared_experts")
     else:
         routed = False
     if not routed:
-        return 3 * width * _integer(config, "intermediate_size"), 0
-    active = _integer(config, "num_experts_per_tok") + shared
-    return 3 * width * _integer(config, inner) * active, width * _integer(config, experts)
+        dense = 3 * width * integer(config, "intermediate_size")
+        return dense, 0, dense
+    expert, count = 3 * width * integer(config, inner), integer(config, experts)
+    return expert * (integer(config, "num_experts_per_tok") + shared), width * count, expert * (count + shared)
 
 
 _REQUIRED = object()
 
 
-def _field(config: Any, name: str, absent: Any = _REQUIRED) -> Any:
+def field(config: Any, name: str, absent: Any = _REQUIRED) -> Any:
     value = config.get(name, absent) if isinstance(config, Mapping) else getattr(config, name, absent)
     if value is _REQUIRED:
         raise InputError(f"the config must have a field {name}, got none")
     return value
 
 
-def _integer(config: Any, name: str) -> int:
-    value = _field(config, name)
+def integer(config: Any, name: str) -> int:
+    value = field(config, name)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InputError(f"config.{name} must be a whole number >= 0, got {value!r}")
     return value

@@ -29,6 +29,11 @@ class PartCount:
         tokens: tokens generated, the end token included.
         flops: floating-point operations, 0 where nobody counted them.
         seconds: wall time.
+        weight_bytes: bytes of weights read, 0 where nobody counted them. Each forward pass reads every parameter of the
+            part once (`weight_bytes` of the module): looked-up tables and idle experts are read whole, and passes that
+            share a batch do not share their reading. The backward pass of a training step reads them once more.
+        cache_bytes: bytes of cached keys and values read, 0 where nobody counted them. A pass reads what was in the
+            cache before it once; what it writes is not counted.
 
     Raises:
         InputError: a count that is not a whole number >= 0, or seconds that are not finite and >= 0.
@@ -39,9 +44,11 @@ class PartCount:
     tokens: int = 0
     flops: int = 0
     seconds: float = 0.0
+    weight_bytes: int = 0
+    cache_bytes: int = 0
 
     def __post_init__(self) -> None:
-        _normalise(self, ("calls", "forward_passes", "tokens", "flops"))
+        _normalise(self, ("calls", "forward_passes", "tokens", "flops", "weight_bytes", "cache_bytes"))
 
     def __add__(self, other: PartCount) -> PartCount:
         return PartCount(
@@ -50,6 +57,8 @@ class PartCount:
             self.tokens + other.tokens,
             self.flops + other.flops,
             self.seconds + other.seconds,
+            self.weight_bytes + other.weight_bytes,
+            self.cache_bytes + other.cache_bytes,
         )
 
 
@@ -136,6 +145,11 @@ class OperationLedger:
         return sum(count.flops for count in self._parts.values())
 
     @property
+    def total_bytes(self) -> int:
+        """Bytes of weights and of cached keys and values that all parts read."""
+        return sum(count.weight_bytes + count.cache_bytes for count in self._parts.values())
+
+    @property
     def total_seconds(self) -> float:
         """Wall seconds of all parts and of the cache."""
         return sum(count.seconds for count in self._parts.values()) + self._cache.seconds
@@ -164,14 +178,24 @@ class OperationLedger:
         tokens: int = 0,
         flops: int = 0,
         seconds: float = 0.0,
+        weight_bytes: int = 0,
+        cache_bytes: int = 0,
     ) -> None:
         """Add to the counts of `part`, one of `PARTS`; the meaning of each count is `PartCount`'s.
 
         Raises:
             InputError: an unknown part, or a count below 0. The ledger is then unchanged.
         """
+        self.add(part, PartCount(calls, forward_passes, tokens, flops, seconds, weight_bytes, cache_bytes))
+
+    def add(self, part: str, count: PartCount) -> None:
+        """Add a count to those of `part`, one of `PARTS`.
+
+        Raises:
+            InputError: an unknown part.
+        """
         self._check_part(part)
-        self._parts[part] += PartCount(calls, forward_passes, tokens, flops, seconds)
+        self._parts[part] += count
 
     def count_cache(
         self, *, lookups: int = 0, hits: int = 0, audited: int = 0, wrong_hits: int = 0, seconds: float = 0.0
@@ -232,6 +256,17 @@ class OperationLedger:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, OperationLedger) and vars(self) == vars(other)
 
+    def per_step(self) -> dict[str, dict[str, float]]:
+        """The counts of each part divided by the number of steps; of a ledger of one step, that step's.
+
+        Raises:
+            InputError: no step was counted.
+        """
+        if self._steps == 0:
+            raise InputError("a ledger must have counted a step before it has a mean of them, got 0")
+        counts = {part: asdict(count) for part, count in self._parts.items()}
+        return {part: {name: value / self._steps for name, value in each.items()} for part, each in counts.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """The ledger as plain data for JSON.
 
@@ -261,6 +296,8 @@ class OperationLedger:
     def from_dict(cls, record: Mapping[str, Any]) -> OperationLedger:
         """The ledger that `to_dict` gave `record` for. The latency summary is computed anew from `latencies`.
 
+        In records from before bytes were counted they are missing, and 0.
+
         Raises:
             InputError: a key is missing or unknown (as in records of ledgers without detector, cache or FLOPs), a
                 count is refused by `PartCount` or `CacheCount`, or the summary speaks of another number of emissions
@@ -271,7 +308,7 @@ class OperationLedger:
         _check_keys("a ledger", record, empty)
         _check_keys("a ledger's latency_seconds", record["latency_seconds"], empty["latency_seconds"])
         for part in PARTS:
-            _check_keys(f"a ledger's {part}", record[part], empty[part])
+            _check_keys(f"a ledger's {part}", record[part], empty[part], optional=("weight_bytes", "cache_bytes"))
             ledger.count(part, **record[part])
         _check_keys("a ledger's cache", record["cache"], empty["cache"])
         ledger.count_cache(**record["cache"])
@@ -330,10 +367,10 @@ def _duration(name: str, value: Any) -> float:
     return seconds
 
 
-def _check_keys(what: str, record: Any, names: Iterable[str]) -> None:
+def _check_keys(what: str, record: Any, names: Iterable[str], optional: Iterable[str] = ()) -> None:
     if not isinstance(record, Mapping):
         raise InputError(f"{what} must be a mapping, got {record!r}")
-    if set(record) != set(names):
+    if not set(names) - set(optional) <= set(record) <= set(names):
         raise InputError(f"{what} must have the keys {', '.join(names)}, got {', '.join(map(str, record))}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import timeit
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ SECONDS = st.floats(min_value=0, max_value=1e9)
 
 
 def ledgers() -> st.SearchStrategy[OperationLedger]:
-    part = st.tuples(WHOLE, WHOLE, WHOLE, WHOLE, SECONDS)
+    part = st.builds(PartCount, WHOLE, WHOLE, WHOLE, WHOLE, SECONDS, WHOLE, WHOLE)
     falling = st.lists(WHOLE, min_size=4, max_size=4).map(lambda counts: sorted(counts, reverse=True))
     return st.builds(
         _ledger,
@@ -34,8 +35,8 @@ def ledgers() -> st.SearchStrategy[OperationLedger]:
 
 def _ledger(parts: Any, cache: Any, stream: float, steps: int, latencies: list[float]) -> OperationLedger:
     ledger = OperationLedger()
-    for name, (calls, forward_passes, tokens, flops, seconds) in zip(PARTS, parts, strict=True):
-        ledger.count(name, calls=calls, forward_passes=forward_passes, tokens=tokens, flops=flops, seconds=seconds)
+    for name, count in zip(PARTS, parts, strict=True):
+        ledger.add(name, count)
     (lookups, hits, audited, wrong), seconds = cache
     ledger.count_cache(lookups=lookups, hits=hits, seconds=seconds)
     ledger.count_cache(audited=audited, wrong_hits=wrong)
@@ -49,10 +50,12 @@ def _ledger(parts: Any, cache: Any, stream: float, steps: int, latencies: list[f
 def test_counts_add_up_as_by_hand() -> None:
     ledger = OperationLedger()
     ledger.count("detector", calls=4, flops=40, seconds=0.125)
-    ledger.count("encoder", calls=3, forward_passes=3, flops=3 * 2**70, seconds=0.5)
+    ledger.count("encoder", calls=3, forward_passes=3, flops=3 * 2**70, seconds=0.5, weight_bytes=3 * 2**40)
     ledger.count("predictor", calls=3, forward_passes=3, seconds=0.25)
-    ledger.count("decoder", calls=1, forward_passes=8, tokens=7, flops=700)
-    ledger.count("decoder", calls=1, forward_passes=6, tokens=5, flops=500, seconds=2.0)
+    ledger.count("decoder", calls=1, forward_passes=8, tokens=7, flops=700, weight_bytes=80, cache_bytes=56)
+    ledger.count(
+        "decoder", calls=1, forward_passes=6, tokens=5, flops=500, seconds=2.0, weight_bytes=60, cache_bytes=30
+    )
     ledger.count_cache(lookups=3, hits=1, seconds=0.0625)
     ledger.count_cache(lookups=2, hits=2)
     ledger.count_cache(audited=2, wrong_hits=1)
@@ -64,15 +67,28 @@ def test_counts_add_up_as_by_hand() -> None:
         ledger.emission(latency)
 
     assert ledger.detector == PartCount(calls=4, flops=40, seconds=0.125)
-    assert ledger.decoder == PartCount(calls=2, forward_passes=14, tokens=12, flops=1200, seconds=2.0)
+    decoder = {"calls": 2, "forward_passes": 14, "tokens": 12, "flops": 1200, "seconds": 2.0}
+    decoder |= {"weight_bytes": 140, "cache_bytes": 86}
+    assert ledger.decoder == PartCount(**decoder)
     assert ledger.cache == CacheCount(lookups=5, hits=3, audited=2, wrong_hits=1, seconds=0.0625)
     assert ledger.total_flops == 40 + 3 * 2**70 + 1200
+    assert ledger.total_bytes == 3 * 2**40 + 140 + 86
+    assert ledger.per_step()["decoder"] == {name: value / 8 for name, value in decoder.items()}
+    assert ledger.per_step()["encoder"]["weight_bytes"] == 3 * 2**37
     assert ledger.total_seconds == 0.125 + 0.5 + 0.25 + 2.0 + 0.0625
     assert ledger.to_dict() == {
-        "detector": {"calls": 4, "forward_passes": 0, "tokens": 0, "flops": 40, "seconds": 0.125},
-        "encoder": {"calls": 3, "forward_passes": 3, "tokens": 0, "flops": 3 * 2**70, "seconds": 0.5},
-        "predictor": {"calls": 3, "forward_passes": 3, "tokens": 0, "flops": 0, "seconds": 0.25},
-        "decoder": {"calls": 2, "forward_passes": 14, "tokens": 12, "flops": 1200, "seconds": 2.0},
+        "detector": asdict(PartCount(calls=4, flops=40, seconds=0.125)),
+        "encoder": {
+            "calls": 3,
+            "forward_passes": 3,
+            "tokens": 0,
+            "flops": 3 * 2**70,
+            "seconds": 0.5,
+            "weight_bytes": 3 * 2**40,
+            "cache_bytes": 0,
+        },
+        "predictor": asdict(PartCount(calls=3, forward_passes=3, seconds=0.25)),
+        "decoder": decoder,
         "cache": {"lookups": 5, "hits": 3, "audited": 2, "wrong_hits": 1, "seconds": 0.0625},
         "stream_seconds": 4.0,
         "steps": 8,
@@ -100,12 +116,13 @@ def test_sum_counts_both_and_leaves_them_alone(one: OperationLedger, other: Oper
     before = one.to_dict(), other.to_dict()
     total = one + other
     for part in PARTS:
-        for name in ("calls", "forward_passes", "tokens", "flops", "seconds"):
+        for name in ("calls", "forward_passes", "tokens", "flops", "seconds", "weight_bytes", "cache_bytes"):
             parts = [getattr(getattr(ledger, part), name) for ledger in (one, other)]
             assert getattr(getattr(total, part), name) == sum(parts)
     for name in ("lookups", "hits", "audited", "wrong_hits", "seconds"):
         assert getattr(total.cache, name) == getattr(one.cache, name) + getattr(other.cache, name)
     assert total.total_flops == one.total_flops + other.total_flops
+    assert total.total_bytes == one.total_bytes + other.total_bytes
     assert total.stream_seconds == one.stream_seconds + other.stream_seconds
     assert total.step_count == one.step_count + other.step_count
     assert total.latencies == one.latencies + other.latencies
@@ -132,7 +149,7 @@ def test_timed_adds_nothing_for_a_block_that_raises() -> None:
 
 
 def _some_ledger() -> OperationLedger:
-    return _ledger([(1, 2, 3, 4, 4.0)] * 4, ((8, 6, 4, 2), 0.5), 5.0, 6, [7.0])
+    return _ledger([PartCount(1, 2, 3, 4, 4.0, 5, 6)] * 4, ((8, 6, 4, 2), 0.5), 5.0, 6, [7.0])
 
 
 @pytest.mark.parametrize(
@@ -181,8 +198,8 @@ KEYS = "detector, encoder, predictor, decoder, cache, stream_seconds, steps, lat
         (lambda r: r.update(decoder=3), "a ledger's decoder must be a mapping, got 3"),
         (
             lambda r: r["decoder"].pop("tokens"),
-            "a ledger's decoder must have the keys calls, forward_passes, tokens, flops, seconds, "
-            "got calls, forward_passes, flops, seconds",
+            "a ledger's decoder must have the keys calls, forward_passes, tokens, flops, seconds, weight_bytes, "
+            "cache_bytes, got calls, forward_passes, flops, seconds, weight_bytes, cache_bytes",
         ),
         (
             lambda r: r["cache"].pop("audited"),
@@ -206,13 +223,27 @@ def test_a_damaged_record_is_refused(change: Any, message: str) -> None:
     assert str(error.value) == message
 
 
+def test_a_record_from_before_bytes_were_counted_has_none() -> None:
+    record = _some_ledger().to_dict()
+    for part in PARTS:
+        del record[part]["weight_bytes"], record[part]["cache_bytes"]
+    ledger = OperationLedger.from_dict(record)
+    assert ledger.total_bytes == 0
+    assert ledger.decoder == PartCount(1, 2, 3, 4, 4.0)
+
+
+def test_no_step_has_no_mean() -> None:
+    with pytest.raises(InputError, match="a ledger must have counted a step before it has a mean of them, got 0"):
+        OperationLedger().per_step()
+
+
 def test_counting_costs_less_than_a_hundredth_of_a_decode_of_a_millisecond() -> None:
     ledger = OperationLedger()
 
     def decode() -> None:
         with ledger.timed("decoder"):
             pass
-        ledger.count("decoder", calls=1, forward_passes=8, tokens=8, flops=1000)
+        ledger.count("decoder", calls=1, forward_passes=8, tokens=8, flops=1000, weight_bytes=800, cache_bytes=56)
         ledger.emission(1.0)
 
     assert min(timeit.repeat(decode, number=200, repeat=50)) / 200 < 10e-6 * SLOW_MACHINE
