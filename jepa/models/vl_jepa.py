@@ -19,6 +19,7 @@ from jepa.encoders.text import TextTransformer
 from jepa.encoders.vision import FrameViT
 from jepa.errors import InputError
 from jepa.operations import OperationLedger, count_flops
+from jepa.predictors.experts import active_parameters
 from jepa.predictors.transformer import QueryPredictor
 from jepa.selective import Decoded, SelectiveEncoding
 
@@ -192,7 +193,7 @@ class VLJEPA(nn.Module):
         return int(hop), self.frames // self.x_encoder.tubelet
 
     def parameters_by_role(self) -> list[dict[str, Any]]:
-        """Total and trainable parameters of each role: `{role, total, trainable, modules}`."""
+        """Parameters of each role: `{role, total, trainable, active, modules}`, `active` those that a token uses."""
         roles = {
             "X-Encoder": self.x_encoder,
             "Predictor": self.predictor,
@@ -204,6 +205,7 @@ class VLJEPA(nn.Module):
                 "role": role,
                 "total": sum(p.numel() for p in module.parameters()),
                 "trainable": sum(p.numel() for p in module.parameters() if p.requires_grad),
+                "active": active_parameters(module),
                 "modules": type(module).__name__,
             }
             for role, module in roles.items()

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from jepa.errors import InputError
+from jepa.predictors.experts import ExpertBlock, Mixture
 
 
 class QueryPredictor(nn.Module):
@@ -18,6 +19,7 @@ class QueryPredictor(nn.Module):
 
     The query comes after the visual states, attention is bidirectional, the output is the average over all real tokens,
     a linear head, and unit norm. VL-JEPA takes the last layers of a language model here; this one starts from scratch.
+    With a `mixture`, sparse experts take the place of the feed-forward layers (`jepa.predictors.experts`).
 
     Args of `forward`: `states` (B, N, D_x); `ids` (B, L) query tokens; `mask` (B, L) true at real tokens.
     Returns (B, E), L2-normalised.
@@ -35,13 +37,17 @@ class QueryPredictor(nn.Module):
         depth: int = 3,
         heads: int = 4,
         max_length: int = 32,
+        mixture: Mixture | None = None,
     ) -> None:
         super().__init__()
         self.max_length = max_length
         self.project = nn.Linear(state_dim, width)
         self.tokens = nn.Embedding(vocab_size, width)
         self.positions = nn.Parameter(torch.randn(max_length, width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, qkv_bias=True) if mixture is None else ExpertBlock(width, heads, mixture)
+            for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, embedding_dim)
         nn.init.normal_(self.tokens.weight, std=0.02)

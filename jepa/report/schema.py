@@ -323,7 +323,16 @@ _SCORES = record(
 
 CODE = record({"version": text, "commit": nullable(text), "dirty": nullable(flag)})
 DEVICE = record({"type": text, "name": text, "threads": count})
-PARAMETERS = sequence(record({"role": text, "total": count, "trainable": count, "modules": text}), shortest=1)
+
+
+def _active_agrees(role: Any, path: str) -> None:
+    if "active" in role:
+        count(role["active"], f"{path}.active")
+        ordered("active", "total")(role, path)
+
+
+_ROLE = record({"role": text, "total": count, "trainable": count, "modules": text}, _active_agrees)
+PARAMETERS = sequence(_ROLE, shortest=1)
 
 
 def _curve_row(value: Any, path: str) -> None:

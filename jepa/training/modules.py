@@ -19,6 +19,7 @@ from jepa.errors import InputError
 from jepa.metrics.latents import LatentGeometry, collapse_message
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.vl_jepa import VLJEPA
+from jepa.predictors.experts import Routing, load_balancing_loss, recorded_routing
 
 
 class CollapseWarning(UserWarning):
@@ -67,7 +68,8 @@ class JEPAModule(Stage):
     """X-Encoder, Predictor and Y-Encoder trained together by a latent loss (VL-JEPA section 3.2).
 
     `loss` is called with predictions (B, E), targets (B, E), the texts' ids (B,), and further negative texts (M, E)
-    with their ids (M,). The Y-Encoder learns at `y_encoder_lr_multiplier` times the learning rate.
+    with their ids (M,). The Y-Encoder learns at `y_encoder_lr_multiplier` times the learning rate. Sparse experts add
+    their load-balancing losses, each with its weight.
     """
 
     def __init__(self, model: VLJEPA, loss: nn.Module, stage: StageConfig, y_encoder_lr_multiplier: float) -> None:
@@ -88,13 +90,21 @@ class JEPAModule(Stage):
         ]
 
     def training_step(self, batch: ClipBatch, index: int) -> Tensor:
-        predictions = self.model.predict(self.model.encode(batch.frames), batch.queries)
+        with recorded_routing(self.model.predictor) as routings:
+            predictions = self.model.predict(self.model.encode(batch.frames), batch.queries)
         texts = [*batch.texts, *batch.negatives]
         targets, ids = self.model.embed(texts), text_ids(texts).to(self.device)
         count = len(batch.texts)
         loss = self.loss(predictions, targets[:count], ids[:count], targets[count:], ids[count:])
         self.log("loss", loss, prog_bar=True, batch_size=len(batch.texts))
-        return loss
+        return loss + self.balance(routings) if routings else loss
+
+    def balance(self, routings: list[Routing]) -> Tensor:
+        """Weighted sum of the layers' load-balancing losses; logs their mean and the loads furthest from even."""
+        losses = torch.stack([load_balancing_loss(r.probabilities, r.chosen, gather=True) for r in routings])
+        loads = torch.stack([routing.load for routing in routings])
+        self.log_dict({"balance": losses.mean(), "busiest_expert": loads.max(), "idlest_expert": loads.min()})
+        return (losses * losses.new_tensor([routing.balance_weight for routing in routings])).sum()
 
     def validation_step(self, batch: ClipBatch, index: int) -> None:
         predictions = self.model.predict(self.model.encode(batch.frames), batch.queries)

@@ -19,6 +19,7 @@ from jepa.losses.distance import MSE
 from jepa.losses.infonce import InfoNCE, ProjectionHead, info_nce
 from jepa.losses.regularisers import SIGReg, VICReg
 from jepa.losses.siglip import SigLIP
+from jepa.predictors.experts import load_balancing_loss
 
 SIZES = (2, 4)
 IDS = torch.tensor([5, 7, 7, 1, 5, 1])  # equal texts within a rank and across ranks
@@ -88,6 +89,15 @@ def further_negatives(rank: int) -> dict[str, Tensor]:
     return {"loss": loss.detach(), "predictions": predictions.grad}
 
 
+def balance(rows: slice, gather: bool) -> dict[str, Tensor]:
+    """The load-balancing loss of 5 experts, 2 for a token, and its gradient by the router."""
+    router = unit(5, 4).requires_grad_()
+    probabilities = (3 * unit(6, 0)[rows] @ router.T).softmax(-1)
+    loss = load_balancing_loss(probabilities, probabilities.topk(2).indices, gather=gather)
+    loss.backward()
+    return {"loss": loss.detach(), "router": router.grad}
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     made = cases()  # before there is a process group, as Lightning does
@@ -97,6 +107,7 @@ def work(rank: int, folder: str) -> None:
         wrapped = case if name == LOCAL else DistributedDataParallel(case)
         found[name] = outcome(wrapped, rows_of(rank, name), seed=rank)
     found["further negatives"] = further_negatives(rank)
+    found["balance"] = balance(rows_of(rank, "balance"), gather=True)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -141,6 +152,12 @@ def test_further_negatives_count_on_their_rank_alone(ranks):
 @pytest.mark.parametrize("name", ["VICReg", "SIGReg"])
 def test_a_statistic_of_the_batch_is_the_same_on_all_ranks(ranks, name):
     assert ranks[0][name]["loss"] == ranks[1][name]["loss"]
+
+
+def test_experts_are_balanced_over_all_ranks(ranks):
+    for name, expected in balance(slice(None), gather=False).items():
+        mean = (ranks[0]["balance"][name] + ranks[1]["balance"][name]) / 2
+        torch.testing.assert_close(mean, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_without_gather_each_rank_is_alone(ranks):

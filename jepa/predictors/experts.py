@@ -1,0 +1,198 @@
+"""Sparse experts: a feed-forward layer of which each token uses a part.
+
+T tokens, N routed experts, K of them active for a token, D width, H hidden width of an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from jepa.errors import InputError
+from jepa.losses.gather import GlobalBatch
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Sizes of a mixture of experts.
+
+    Args:
+        experts: routed experts, N.
+        top_k: routed experts that are active for a token, K.
+        hidden: hidden width of an expert, H. The grouped product needs a multiple of 8, and so it does of the width D.
+        shared: experts that are active for every token.
+        balance_weight: weight of each layer's load-balancing loss, α of Switch Transformers.
+
+    Raises:
+        InputError: unless experts, hidden >= 1, 1 <= top_k <= experts, and shared, balance_weight >= 0.
+    """
+
+    experts: int
+    top_k: int
+    hidden: int
+    shared: int = 1
+    balance_weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("experts", 1), ("top_k", 1), ("hidden", 1), ("shared", 0), ("balance_weight", 0)):
+            if getattr(self, name) < lowest:
+                raise InputError(f"{name} must be >= {lowest}, got {getattr(self, name)}")
+        if self.top_k > self.experts:
+            raise InputError(f"top_k must be <= experts {self.experts}, got {self.top_k}")
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where the tokens of a forward pass went.
+
+    Args:
+        probabilities: (T, N) of the router, with gradient.
+        chosen: (T, K) integers, the experts of each token, the likeliest first.
+        balance_weight: weight of the load-balancing loss of this layer.
+    """
+
+    probabilities: Tensor
+    chosen: Tensor
+    balance_weight: float
+
+    @property
+    def load(self) -> Tensor:
+        """(N,): tokens of each expert over those of an even load, K·T / N."""
+        tokens = torch.bincount(self.chosen.flatten(), minlength=self.probabilities.shape[1])
+        return tokens * (len(tokens) / self.chosen.numel())
+
+
+def load_balancing_loss(probabilities: Tensor, chosen: Tensor, *, gather: bool = False) -> Tensor:
+    """N · Σ_i f_i · P_i: f_i is the share of the choices that fell on expert i, P_i its mean probability.
+
+    Switch Transformers (arXiv 2101.03961, equations 4 to 6) for K = 1, DeepSeekMoE (arXiv 2401.06066, equations 12 to
+    14) for any K, both without their weight α. An even load gives 1, and N is the most that K = 1 can give. Gradients
+    flow through P alone.
+
+    Args:
+        probabilities: (T, N), rows with the sum 1; T >= 1.
+        chosen: (T, K) integers below N.
+        gather: balance the tokens of all ranks and not those of each rank; see `jepa.losses.gather`.
+
+    Returns:
+        Scalar.
+    """
+    experts = probabilities.shape[1]
+    batch = GlobalBatch.around(probabilities, gather)
+    choices = batch.sum(torch.bincount(chosen.flatten(), minlength=experts).to(probabilities.dtype))
+    shares, means = choices / (chosen.shape[1] * batch.total), batch.sum(probabilities.sum(0)) / batch.total
+    return experts * (shares * means).sum()  # a product of vectors would be rounded by autocast
+
+
+class Experts(nn.Module):
+    """A feed-forward layer of N routed experts, K active for a token, and of shared ones that always are.
+
+    The router is Mixtral's (arXiv 2401.04088, section 2.1): the K largest of a softmax, divided by their sum. With K
+    = 1 that would leave no gradient, and the probability itself is the gate (Switch Transformers, equation 2). Shared
+    experts are those of DeepSeekMoE (arXiv 2401.06066, section 3.2): added without a gate, and computed as one layer.
+    An expert is two matrices around a GELU, without biases. There is no capacity, and no token is dropped, so that a
+    token's result does not depend on the others.
+
+    Tokens are sorted by expert and multiplied by torch's grouped product: half, bfloat16 and float32 on CPU and CUDA,
+    widths of whole 16 bytes. Otherwise, or with `grouped` set to False, experts are computed one after the other.
+    Both make the same FLOPs, those of the active experts. The router computes in float32 or wider.
+
+    Args of `forward`: `tokens` (T, D), none of them padding; returns (T, D) and the `Routing`.
+    """
+
+    def __init__(self, width: int, mixture: Mixture) -> None:
+        super().__init__()
+        self.mixture = mixture
+        self.grouped = True
+        self.router = nn.Linear(width, mixture.experts, bias=False)
+        self.up = nn.Parameter(torch.empty(mixture.experts, width, mixture.hidden))
+        self.down = nn.Parameter(torch.empty(mixture.experts, mixture.hidden, width))
+        for weight in (self.up, self.down):  # as nn.Linear
+            nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
+        self.shared = Mlp(width, mixture.shared * mixture.hidden, bias=False) if mixture.shared else None
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Routing]:
+        device, top_k = tokens.device.type, self.mixture.top_k
+        # torch's grouped product does not know of autocast.
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
+        gates, routing = self.route(tokens)
+        order = routing.chosen.flatten().argsort(stable=True)
+        counts = torch.bincount(routing.chosen.flatten(), minlength=self.mixture.experts)
+        rows = tokens.to(dtype)[:, None].expand(-1, top_k, -1).flatten(0, 1)[order]
+        rows = self._product(F.gelu(self._product(rows, self.up.to(dtype), counts)), self.down.to(dtype), counts)
+        outputs = rows[order.argsort()].view(len(tokens), top_k, -1)
+        result = (gates[..., None].to(dtype) * outputs).sum(1)
+        return (result if self.shared is None else result + self.shared(tokens)), routing
+
+    def route(self, tokens: Tensor) -> tuple[Tensor, Routing]:
+        """(T, D) -> gates (T, K) and the `Routing`."""
+        wide = torch.promote_types(tokens.dtype, torch.float32)
+        with torch.autocast(tokens.device.type, enabled=False):
+            probabilities = F.linear(tokens.to(wide), self.router.weight.to(wide)).softmax(-1)
+        gates, chosen = probabilities.topk(self.mixture.top_k)
+        if self.mixture.top_k > 1:
+            gates = gates / gates.sum(-1, keepdim=True)
+        return gates, Routing(probabilities, chosen, self.mixture.balance_weight)
+
+    def _product(self, rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+        if self.grouped and _has_grouped_product(rows, weights):
+            return F.grouped_mm(rows, weights, offs=counts.cumsum(0).to(torch.int32))
+        groups = rows.split(counts.tolist())
+        return torch.cat([group @ weight for group, weight in zip(groups, weights, strict=True)])
+
+    @property
+    def inactive(self) -> int:
+        """Parameters of the routed experts that are not active for a token."""
+        return (self.mixture.experts - self.mixture.top_k) * (self.up[0].numel() + self.down[0].numel())
+
+
+def _has_grouped_product(rows: Tensor, weights: Tensor) -> bool:
+    aligned = all(size * rows.itemsize % 16 == 0 for size in weights.shape[1:])
+    kinds = (torch.float32, torch.float16, torch.bfloat16)
+    return rows.device.type in ("cpu", "cuda") and rows.dtype in kinds and aligned
+
+
+class ExpertBlock(Block):
+    """timm's block with `Experts` for its feed-forward layer; padding is not routed and keeps what attention gave it.
+
+    Args of `forward`: `x` (B, L, D); `attn_mask` (B, 1, 1, L) true at real tokens, None: all. Returns (B, L, D).
+    """
+
+    def __init__(self, width: int, heads: int, mixture: Mixture) -> None:
+        super().__init__(width, heads, qkv_bias=True, mlp_layer=lambda in_features, **_: Experts(in_features, mixture))
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        x = x + self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
+        states = self.norm2(x)
+        real = x.new_ones(x.shape[:2], dtype=torch.bool) if attn_mask is None else attn_mask[:, 0, 0]
+        rows, _ = self.mlp(states[real])
+        return x + rows.new_zeros(x.shape).masked_scatter(real[..., None], rows)
+
+
+@contextmanager
+def recorded_routing(module: nn.Module) -> Iterator[list[Routing]]:
+    """Collects the `Routing` of each forward pass of each `Experts` in `module`, in the order in which they run."""
+    routings: list[Routing] = []
+    handles = [
+        layer.register_forward_hook(lambda _module, _inputs, output: routings.append(output[1]))
+        for layer in module.modules()
+        if isinstance(layer, Experts)
+    ]
+    try:
+        yield routings
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def active_parameters(module: nn.Module) -> int:
+    """Parameters of `module` without those of routed experts that a token does not use."""
+    inactive = sum(layer.inactive for layer in module.modules() if isinstance(layer, Experts))
+    return sum(p.numel() for p in module.parameters()) - inactive
