@@ -296,11 +296,13 @@ def prefix_decoder_flops(
         raise InputError("cached must be false when training, got true")
     project, logits = embedding_dim * prefix * width, tokens * width * vocab_size
     total = 2 * batch * (project * (2 if training else 1) + logits * (3 if training else 1))
-    sizes = {"width": width, "depth": depth, "inner": 4 * width}
+
+    def blocks(count: int, held: int = 0) -> int:
+        return block_flops(batch, count, width=width, depth=depth, inner=4 * width, cached=held, training=training)
+
     if not cached:
-        return total + block_flops(batch, prefix + tokens - 1, **sizes, training=training)
-    total += block_flops(batch, prefix, **sizes)
-    return total + sum(block_flops(batch, 1, **sizes, cached=prefix + step) for step in range(tokens - 1))
+        return total + blocks(prefix + tokens - 1)
+    return total + blocks(prefix) + sum(blocks(1, prefix + step) for step in range(tokens - 1))
 
 
 def transformer_cache_bytes(config: Any, held: int, *, batch: int = 1, element_size: int = 2) -> int:
