@@ -82,6 +82,11 @@ class PrefixDecoder(nn.Module):
             total += len(self.blocks) * (2 * new * 12 * width**2 + 4 * new * seen * width)
         return total
 
+    def cache_bytes(self, tokens: int) -> int:
+        """Bytes of cached keys and values read while a text of `tokens` tokens is generated alone."""
+        positions = sum(self.prefix + step for step in range(tokens - 1))  # the first token finds nothing cached
+        return 2 * len(self.blocks) * self.width * self.project.weight.element_size() * positions
+
     def _prefix(self, latents: Tensor) -> Tensor:
         return self.project(latents).reshape(len(latents), self.prefix, self.width)
 

@@ -15,8 +15,8 @@ from jepa.selective import Decoded, Decoder
 class BankDecoder:
     """Decodes by looking up, and generates only what the bank does not know.
 
-    An answer of the bank takes no token and no forward pass; its look-up costs `bank.flops`. A latent below the
-    bank's margin goes to `fallback`, and what that counts comes on top of the look-up.
+    An answer of the bank takes no token and no forward pass; its look-up costs `bank.flops` and reads the whole bank.
+    A latent below the bank's margin goes to `fallback`, and what that counts comes on top of the look-up.
 
     Args:
         bank: the captions.
@@ -40,5 +40,6 @@ class BankDecoder:
         results = []
         for text in texts:
             decoded = next(generated) if text is None else Decoded(text, tokens=0, forward_passes=0)
-            results.append(replace(decoded, flops=decoded.flops + self.bank.flops))
+            cost = {"flops": self.bank.flops, "weight_bytes": self.bank.embeddings.nbytes}
+            results.append(replace(decoded, **{name: getattr(decoded, name) + more for name, more in cost.items()}))
         return results

@@ -22,7 +22,14 @@ from jepa.data.pairs import Pair
 from jepa.decoders.prefix import PrefixDecoder
 from jepa.encoders.language import LanguageModel
 from jepa.errors import InputError
-from jepa.operations import OperationLedger, count_flops, transformer_flops
+from jepa.operations import (
+    OperationLedger,
+    PartCount,
+    count_flops,
+    transformer_cache_bytes,
+    transformer_flops,
+    weight_bytes,
+)
 from jepa.operations.closed_form import FAMILIES
 from jepa.predictors.tied import TiedPredictor
 from jepa.selective import Decoded
@@ -79,6 +86,8 @@ class LLMJEPA(nn.Module):
         self.language, self.predictor, self.tokenizer = language_model, predictor, tokenizer
         self.y_decoder = y_decoder
         self._flops: dict[tuple[int, int, int], int] = {}
+        self._cache_bytes: dict[int, int] = {}
+        self._weight_bytes: dict[torch.dtype, int] = {}  # a walk over all parameters
         self.predictor_ids = tokenizer.add_predictors(predictor.tokens)
         language_model.fit_vocabulary(len(tokenizer), self.predictor_ids)
 
@@ -161,19 +170,21 @@ class LLMJEPA(nn.Module):
         rows = self.y_decoder.generate(latents.to(self.device), self.tokenizer.end_id)
         counts = [min(len(row) + 1, self.y_decoder.max_length) for row in rows]
         texts = self.tokenizer.decode(rows)
+        decoder, read = self.y_decoder, weight_bytes(self.y_decoder)
         return [
-            Decoded(text, count, count, self.y_decoder.flops(count)) for text, count in zip(texts, counts, strict=True)
+            Decoded(text, count, count, decoder.flops(count), count * read, decoder.cache_bytes(count))
+            for text, count in zip(texts, counts, strict=True)
         ]
 
     def answer(self, requests: Sequence[Request], max_new_tokens: int) -> list[Decoded]:
         """The language model's own greedy answers; a token is a forward pass, the first with the whole prompt.
 
-        FLOPs are those of each request answered alone.
+        FLOPs and bytes are those of each request answered alone.
         """
         prompts = [[*pair.prompt, *pair.answer[: pair.opening]] for pair in self._ids(requests)]
         rows = self.generate(requests, max_new_tokens)
         return [
-            Decoded(text, len(row), len(row), self._answer_flops(len(prompt), len(row)))
+            _decoded(text, len(row), self._answer_cost(len(prompt), len(row)))
             for text, prompt, row in zip(self.tokenizer.decode(rows), prompts, rows, strict=True)
         ]
 
@@ -206,6 +217,38 @@ class LLMJEPA(nn.Module):
                 self._flops[key] = self._measured_flops(*key)
         return self._flops[key]
 
+    def pass_cost(self, tokens: int, context: int, logits: int = 0) -> PartCount:
+        """What the ledger counts of one pass of the language model: arguments as of `pass_flops`."""
+        kind = self.language.lm.dtype
+        if kind not in self._weight_bytes:
+            self._weight_bytes[kind] = weight_bytes(self.language)
+        return PartCount(
+            forward_passes=1,
+            flops=self.pass_flops(tokens, context, logits),
+            weight_bytes=self._weight_bytes[kind],
+            cache_bytes=self.cache_bytes(context - tokens),
+        )
+
+    def cache_bytes(self, held: int) -> int:
+        """Bytes of the keys and values of one sequence of `held` tokens in the cache.
+
+        By the closed form for the families that have one; otherwise read once off a cache of that length.
+        """
+        config = self.language.lm.config
+        if config.model_type in FAMILIES:
+            return transformer_cache_bytes(config, held, element_size=self.language.lm.dtype.itemsize)
+        if held not in self._cache_bytes:
+            self._cache_bytes[held] = self._measured_cache_bytes(held)
+        return self._cache_bytes[held]
+
+    @torch.no_grad()
+    def _measured_cache_bytes(self, held: int) -> int:
+        if held == 0:
+            return 0
+        ids = torch.zeros((1, held), dtype=torch.long, device=self.device)
+        _, cache = self.language.extend(ids, torch.ones_like(ids, dtype=torch.bool), None)
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
     def _measured_flops(self, tokens: int, context: int, logits: int) -> int:
         ids = torch.zeros((1, context), dtype=torch.long, device=self.device)
         mask, held = torch.ones_like(ids, dtype=torch.bool), context - tokens
@@ -218,17 +261,17 @@ class LLMJEPA(nn.Module):
 
         return count_flops(run).total
 
-    def _answer_flops(self, prompt: int, tokens: int) -> int:
-        """FLOPs of generating `tokens` tokens, >= 1, after a prompt of `prompt` tokens."""
-        later = (self.pass_flops(1, prompt + i, 1) for i in range(1, tokens))
-        return self.pass_flops(prompt, prompt, 1) + sum(later)
+    def _answer_cost(self, prompt: int, tokens: int) -> PartCount:
+        """What generating `tokens` tokens, >= 1, after a prompt of `prompt` tokens takes."""
+        later = (self.pass_cost(1, prompt + i, 1) for i in range(1, tokens))
+        return sum(later, start=self.pass_cost(prompt, prompt, 1))
 
     def stream(
         self, requests: Iterable[Sequence[Request]], ledger: OperationLedger | None = None
     ) -> Iterator[np.ndarray]:
         """Predicted embeddings (T, E) float32, L2-normalised, of a stream of requests that comes in chunks of T.
 
-        The ledger counts an encoder and a predictor call for each request, with the FLOPs of each encoded alone; where
+        The ledger counts an encoder and a predictor call for each request, with the cost of each encoded alone; where
         the [PRED] tokens come first, or there are none, predicting takes no forward pass of its own.
         """
         ledger = ledger if ledger is not None else OperationLedger()
@@ -238,11 +281,11 @@ class LLMJEPA(nn.Module):
             with ledger.timed("predictor"):
                 latents = self.predict(encoded)
             lengths, k = encoded.mask.sum(1).tolist(), len(self.predictor_ids)
-            flops = sum(self.pass_flops(n, n) for n in lengths)
-            ledger.count("encoder", calls=len(chunk), forward_passes=len(chunk), flops=flops)
+            alone = (self.pass_cost(n, n) for n in lengths)
+            ledger.add("encoder", sum(alone, start=PartCount(calls=len(chunk))))
             own_pass = bool(self.predictor_ids) and self.predictor.placement == "append"
-            passes, flops = (len(chunk), sum(self.pass_flops(k, n + k) for n in lengths)) if own_pass else (0, 0)
-            ledger.count("predictor", calls=len(chunk), forward_passes=passes, flops=flops)
+            passes = (self.pass_cost(k, n + k) for n in lengths) if own_pass else ()
+            ledger.add("predictor", sum(passes, start=PartCount(calls=len(chunk))))
             yield latents.cpu().numpy()
 
     def parameters_by_role(self) -> list[dict[str, Any]]:
@@ -371,12 +414,12 @@ class RequestSession:
     def _answer(self, pair: Pair, max_new_tokens: int) -> Decoded:
         known, begun = self._begun or (None, [])
         row = begun[:max_new_tokens] if known == pair else []
-        prompt, start, flops = self._prompt(pair), len(row), 0
+        prompt, start, cost = self._prompt(pair), len(row), PartCount()
         while len(row) < max_new_tokens and not (row and row[-1] in self._stop):
-            states, cost = self._extend([*prompt, *row], last=1, logits=1)
+            states, more = self._extend([*prompt, *row], last=1, logits=1)
             row = [*row, self._next(pair, row, states)]
-            flops += cost
-        return Decoded(self._text(row), len(row) - start, len(row) - start, flops)
+            cost += more
+        return _decoded(self._text(row), len(row) - start, cost)
 
     def _encode(self, pair: Pair) -> Tensor | None:
         before = self.model.predictor_ids if self.model.predictor.placement == "prepend" else []
@@ -385,18 +428,18 @@ class RequestSession:
     def _run(self, part: str, ids: list[int], *, calls: int = 0, last: int = 1, logits: int = 0) -> Tensor | None:
         """One pass, counted: the states (n, D) of at least the `last` tokens."""
         with self.ledger.timed(part):
-            states, flops = self._extend(ids, last, logits)
-        self.ledger.count(part, calls=calls, forward_passes=1, flops=flops)
+            states, cost = self._extend(ids, last, logits)
+        self.ledger.add(part, PartCount(calls=calls) + cost)
         return states
 
-    def _extend(self, ids: list[int], last: int, logits: int) -> tuple[Tensor | None, int]:
-        """States (n, D) of the tokens that are not held, at least the `last`, and the FLOPs of the pass."""
+    def _extend(self, ids: list[int], last: int, logits: int) -> tuple[Tensor | None, PartCount]:
+        """States (n, D) of the tokens that are not held, at least the `last`, and what the pass takes."""
         kept = min(common_length(ids, self._held), len(ids) - last)
         if kept < len(self._held) and not self._crops:
             kept = 0
         states = self._compute(ids, kept)
         self._held = ids
-        return states, self.model.pass_flops(len(ids) - kept, len(ids), logits)
+        return states, self.model.pass_cost(len(ids) - kept, len(ids), logits)
 
     def _ids(self, pair: Pair) -> Any:
         if pair not in self._encoded:
@@ -447,6 +490,10 @@ class RequestSession:
 
     def _text(self, row: list[int]) -> str:
         return self.model.tokenizer.decode([row])[0]
+
+
+def _decoded(text: str, tokens: int, cost: PartCount) -> Decoded:
+    return Decoded(text, tokens, cost.forward_passes, cost.flops, cost.weight_bytes, cost.cache_bytes)
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:

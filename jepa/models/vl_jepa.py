@@ -18,7 +18,7 @@ from jepa.decoders.prefix import PrefixDecoder
 from jepa.encoders.text import TextTransformer
 from jepa.encoders.vision import FrameViT
 from jepa.errors import InputError
-from jepa.operations import OperationLedger, count_flops
+from jepa.operations import OperationLedger, count_flops, weight_bytes
 from jepa.predictors.experts import active_parameters
 from jepa.predictors.transformer import QueryPredictor
 from jepa.selective import Decoded, SelectiveEncoding
@@ -93,8 +93,9 @@ class VLJEPA(nn.Module):
         """
         rows = self.y_decoder.generate(latents.to(self.device), self.tokenizer.eos_id)
         counts = [min(len(row) + 1, self.y_decoder.max_length) for row in rows]
+        decoder, read = self.y_decoder, weight_bytes(self.y_decoder)
         return [
-            Decoded(text=text, tokens=count, forward_passes=count, flops=self.y_decoder.flops(count))
+            Decoded(text, count, count, decoder.flops(count), count * read, decoder.cache_bytes(count))
             for text, count in zip(self.tokenizer.decode(rows), counts, strict=True)
         ]
 
@@ -127,6 +128,7 @@ class VLJEPA(nn.Module):
         (hop, length), tubelet = self.slots(step_rate), self.x_encoder.tubelet
         ledger = ledger if ledger is not None else OperationLedger()
         flops = self.stream_flops(query)
+        read = {"encoder": weight_bytes(self.x_encoder), "predictor": weight_bytes(self.predictor)}
         size = self.x_encoder.size
         waiting = np.empty((0, size, size, 3), dtype=np.uint8)
         states: dict[int, Tensor] = {}  # of the slots encoded that a window may still need
@@ -152,7 +154,14 @@ class VLJEPA(nn.Module):
                     rows = torch.from_numpy(slots[[slot - first for slot in new]])
                     encoded = self.x_encoder.encode_slots(rows.flatten(0, 1).to(self.device)[None])[0]
                 states.update(zip(new, encoded, strict=True))
-                ledger.count("encoder", calls=len(new), forward_passes=len(new), flops=len(new) * flops["encoder"])
+                count = len(new)
+                ledger.count(
+                    "encoder",
+                    calls=count,
+                    forward_passes=count,
+                    flops=count * flops["encoder"],
+                    weight_bytes=count * read["encoder"],
+                )
             step += steps
             gone = min(step * hop - first, len(slots))
             if chosen:
@@ -160,7 +169,13 @@ class VLJEPA(nn.Module):
                     windows = torch.stack([torch.stack([states[i * hop + k] for k in range(length)]) for i in chosen])
                     latents = self.predict(self.x_encoder.add_time(windows), [query] * len(chosen)).cpu().numpy()
                 count = len(chosen)
-                ledger.count("predictor", calls=count, forward_passes=count, flops=count * flops["predictor"])
+                ledger.count(
+                    "predictor",
+                    calls=count,
+                    forward_passes=count,
+                    flops=count * flops["predictor"],
+                    weight_bytes=count * read["predictor"],
+                )
                 yield latents, np.array(chosen) * hop * tubelet / self.fps + 0.5 * self.window
             first += gone
             waiting = waiting[gone * tubelet :]

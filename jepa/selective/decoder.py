@@ -37,12 +37,16 @@ class Decoded:
         forward_passes: passes through the decoder's network that it took, counted as if it were decoded
             alone; 0 where the text was found without it, in a bank of captions.
         flops: floating-point operations that it took, 0 where they are not counted.
+        weight_bytes: bytes of weights that it read, as `PartCount` says, 0 where they are not counted.
+        cache_bytes: bytes of cached keys and values that it read, 0 where they are not counted.
     """
 
     text: str
     tokens: int
     forward_passes: int
     flops: int = 0
+    weight_bytes: int = 0
+    cache_bytes: int = 0
 
 
 class Decoder(Protocol):
@@ -99,10 +103,10 @@ class SelectiveDecoder:
     end. The texts are the same; `emitted_at` includes the wait, in `run` as in `step`. Emissions stay in order: a
     hit waits for the segments before it.
 
-    The ledger is told each step, and of the decoder one call per latent decoded, its tokens, forward passes and
-    FLOPs as reported by the decoder, its wall time, and the latency of each emission: from the start of its segment
-    until `emitted_at`. Of the cache it is told look-ups, hits and wall time. Encoder and predictor ran before, and
-    stream durations are known to whoever reads the streams: they are theirs to count.
+    The ledger is told each step, and of the decoder one call per latent decoded, its tokens, forward passes,
+    FLOPs and bytes as reported by the decoder, its wall time, and the latency of each emission: from the start of
+    its segment until `emitted_at`. Of the cache it is told look-ups, hits and wall time. Encoder and predictor ran
+    before, and stream durations are known to whoever reads the streams: they are theirs to count.
 
     If the decoder fails, the segments it was given are lost: the policy has moved on, and the cache forgets them.
 
@@ -314,6 +318,8 @@ class SelectiveDecoder:
                     forward_passes=sum(decoded.forward_passes for decoded in results),
                     tokens=sum(decoded.tokens for decoded in results),
                     flops=sum(decoded.flops for decoded in results),
+                    weight_bytes=sum(decoded.weight_bytes for decoded in results),
+                    cache_bytes=sum(decoded.cache_bytes for decoded in results),
                 )
         except BaseException:
             if self.cache is not None:

@@ -61,13 +61,13 @@ def test_what_the_bank_does_not_know_is_generated_and_counted_on_top():
     bank = CaptionBank(["zero", "one"], eye[:2], margin=0.9)
     fallback = Spelling()
     latents = torch.stack([eye[1], eye[3], F.normalize(eye[0] + 0.1 * eye[2], dim=0), eye[2]])
-    look_up = 2 * 2 * 4
+    look_up, read = 2 * 2 * 4, 2 * 4 * 4
     assert bank.flops == look_up
     assert BankDecoder(bank, fallback).decode(latents) == [
-        Decoded("one", 0, 0, flops=look_up),
-        Decoded("dimension 3", 2, 2, flops=1000 + look_up),
-        Decoded("zero", 0, 0, flops=look_up),
-        Decoded("dimension 2", 2, 2, flops=1000 + look_up),
+        Decoded("one", 0, 0, look_up, read),
+        Decoded("dimension 3", 2, 2, 1000 + look_up, read),
+        Decoded("zero", 0, 0, look_up, read),
+        Decoded("dimension 2", 2, 2, 1000 + look_up, read),
     ]
     assert fallback.calls == [2]
     BankDecoder(bank, fallback).decode(eye[:2])

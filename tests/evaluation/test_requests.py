@@ -131,7 +131,7 @@ def test_verification_agrees_with_exactly_the_models_own_answer_and_is_not_lost(
     wrong = [*draft[:4], (draft[4] + 1) % 300, *draft[5:]]
     assert session.worst_gap(request, wrong) > 0
     [answer] = session.answer([request], LONGEST)  # goes on after the four tokens that agree and the right fifth
-    assert answer == Decoded(own.text, own.tokens - 5, own.tokens - 5, answer.flops)
+    assert (answer.text, answer.tokens, answer.forward_passes) == (own.text, own.tokens - 5, own.tokens - 5)
     assert not session.agrees(request, "no such answer")
     assert session.agrees(request, "no such answer", tolerance=1e9)
     [other] = session.answer([pairs[1].request], LONGEST)  # what was verified for one request is no use to another

@@ -104,7 +104,8 @@ def test_answers_are_greedy_and_the_same_in_batches(any_model, pairs):
         prompt = ids.prompt + ids.answer[: ids.opening]
         said = greedy(model, prompt, 9)
         counted = count_flops(lambda text=text: model.answer([text], 9))
-        assert decoded == Decoded(model.tokenizer.decode([said])[0], len(said), len(said), counted.total)
+        assert (decoded.text, decoded.flops) == (model.tokenizer.decode([said])[0], counted.total)
+        assert decoded.tokens == decoded.forward_passes == len(said)
         settings = GenerationConfig(
             do_sample=False, max_new_tokens=9, eos_token_id=model.tokenizer.stop_ids, pad_token_id=0
         )
