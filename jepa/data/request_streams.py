@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jepa.data.pairs import Pair
-from jepa.errors import InputError
+from jepa.errors import InputError, not_negative, positive, whole
 
 _SHORTEST = 0.01  # seconds between two steps
 
@@ -37,11 +37,9 @@ class TypingStyle:
     pause: float
 
     def __post_init__(self) -> None:
-        for name in ("words_per_minute", "pause"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"{name} must be finite and > 0, got {getattr(self, name)}")
-        if not (math.isfinite(self.jitter) and self.jitter >= 0):
-            raise InputError(f"jitter must be finite and >= 0, got {self.jitter}")
+        positive("words_per_minute", self.words_per_minute)
+        positive("pause", self.pause)
+        not_negative("jitter", self.jitter)
         if not 0 <= self.corrections <= 1:
             raise InputError(f"corrections must be in 0..1, got {self.corrections}")
 
@@ -151,12 +149,10 @@ def zipf(groups: Sequence[Sequence[Pair]], length: int, exponent: float, seed: S
     The ranks of the expressions are drawn at random, and one of its phrasings for each request.
 
     Raises:
-        InputError: `length` < 1, or an exponent that is not finite and >= 0.
+        InputError: `length` is not a whole number >= 1, or an exponent that is not finite and >= 0.
     """
-    if length < 1:
-        raise InputError(f"length must be >= 1, got {length}")
-    if not (math.isfinite(exponent) and exponent >= 0):
-        raise InputError(f"exponent must be finite and >= 0, got {exponent}")
+    whole("length", length, 1)
+    not_negative("exponent", exponent)
     rng = np.random.default_rng(tuple(seed))
     ranked = rng.permutation(len(groups))
     weights = np.arange(1, len(groups) + 1, dtype=np.float64) ** -exponent

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from jepa.metrics.cider import CIDErD, DocumentFrequency, cider_d, document_frequency, tokenize
 from jepa.metrics.dense import (
-    DenseCaptions,
     DenseScores,
     FScore,
     Similarity,
@@ -36,7 +35,6 @@ __all__ = [
     "CIDErD",
     "CaptionPairs",
     "CurveDifference",
-    "DenseCaptions",
     "DenseScores",
     "DocumentFrequency",
     "FScore",

@@ -20,16 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
-from torch import Tensor
-from torchmetrics import Metric
 
 from jepa.errors import InputError
 from jepa.metrics.stream import times_array
@@ -285,52 +281,6 @@ def dense_scores(
         tim_redun=tim_redun(events, times),
         tim_cover=tim_cover(events, times),
     )
-
-
-class DenseCaptions(Metric):
-    """``dense_scores`` of streams that arrive one by one: the mean of each score over streams.
-
-    Args:
-        similarity: of ``soda_c``; one for all processes and everything compared.
-    """
-
-    is_differentiable = False
-    full_state_update = False
-
-    totals: Tensor  # float64, the sum of each field of DenseScores
-    streams: Tensor
-
-    def __init__(self, similarity: Similarity, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.similarity = similarity
-        empty = torch.zeros(len(fields(DenseScores)), dtype=torch.float64)
-        self.add_state("totals", default=empty, dist_reduce_fx="sum")
-        self.add_state("streams", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(
-        self,
-        events_text: Sequence[str],
-        events: ArrayLike,
-        emission_texts: Sequence[str],
-        times: ArrayLike,
-        spans: ArrayLike,
-        duration: float,
-    ) -> None:
-        """Add one stream; arguments and errors are those of ``dense_scores``."""
-        scores = dense_scores(events_text, events, emission_texts, times, spans, duration, self.similarity)
-        self.totals += torch.tensor(astuple(scores), dtype=torch.float64, device=self.device)
-        self.streams += 1
-
-    def compute(self) -> dict[str, Tensor]:
-        """Scalars by the names of ``DenseScores``.
-
-        Raises:
-            InputError: no stream was given.
-        """
-        if not self.streams:
-            raise InputError("DenseCaptions must have at least one stream to score, got none")
-        means = self.totals / self.streams
-        return {field.name: means[index] for index, field in enumerate(fields(DenseScores))}
 
 
 def _ordered_matching(costs: np.ndarray) -> float:

@@ -39,7 +39,7 @@ class BankDecoder:
         generated = iter(self.fallback.decode(latents[torch.tensor(unknown)]) if self.fallback and unknown else ())
         results = []
         for text in texts:
-            decoded = next(generated) if text is None else Decoded(text, tokens=0, forward_passes=0)
+            decoded = next(generated) if text is None else Decoded(text, tokens=0, forward_passes=0, source="bank")
             cost = {"flops": self.bank.flops, "weight_bytes": self.bank.embeddings.nbytes}
             results.append(replace(decoded, **{name: getattr(decoded, name) + more for name, more in cost.items()}))
         return results

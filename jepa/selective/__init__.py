@@ -1,27 +1,28 @@
 """Selective decoding: decode a stream of latents when its meaning changes, not at every step."""
 
 from jepa.selective.cache import CacheEntry, LatentCache
-from jepa.selective.calibration import Calibration, ErrorRate, audit_cache, calibrate_threshold, decode_segments
+from jepa.selective.calibration import (
+    Calibration,
+    ErrorRate,
+    audit_cache,
+    calibrate_threshold,
+    decode_segments,
+    measured_error,
+)
 from jepa.selective.decoder import Decoded, Decoder, Emission, SelectiveDecoder
 from jepa.selective.encoding import ColourChange, SelectiveEncoding, StepSelection, slots_needed, step_changes
-from jepa.selective.policies import (
-    Budget,
-    CausalPolicy,
-    Drift,
-    Gate,
-    LocalVariance,
-    LongestGap,
-    OfflinePolicy,
-    Optimal,
-    Oracle,
-    Policy,
-    PredictionError,
-    Segment,
-    SendOnDelta,
-    Uniform,
-    Ward,
-    WardCut,
-)
+from jepa.selective.policies.base import CausalPolicy, OfflinePolicy, Policy, Segment
+from jepa.selective.policies.debounce import Debounce
+from jepa.selective.policies.delta import SendOnDelta
+from jepa.selective.policies.drift import Drift
+from jepa.selective.policies.gate import Gate
+from jepa.selective.policies.optimal import Optimal
+from jepa.selective.policies.oracle import Oracle
+from jepa.selective.policies.prediction import PredictionError
+from jepa.selective.policies.uniform import Uniform
+from jepa.selective.policies.variance import LocalVariance
+from jepa.selective.policies.ward import Ward, WardCut
+from jepa.selective.policies.wrappers import Budget, LongestGap
 
 __all__ = [
     "Budget",
@@ -29,6 +30,7 @@ __all__ = [
     "Calibration",
     "CausalPolicy",
     "ColourChange",
+    "Debounce",
     "Decoded",
     "Decoder",
     "Drift",
@@ -54,6 +56,7 @@ __all__ = [
     "audit_cache",
     "calibrate_threshold",
     "decode_segments",
+    "measured_error",
     "slots_needed",
     "step_changes",
 ]

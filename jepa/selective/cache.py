@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jepa.errors import InputError
+from jepa.errors import InputError, finite, whole
 
 if TYPE_CHECKING:
     from jepa.selective.decoder import Decoded
@@ -51,14 +51,10 @@ class LatentCache:
     """
 
     def __init__(self, threshold: float, capacity: int, *, shared: bool = False) -> None:
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not math.isfinite(threshold):
-            raise InputError(f"threshold must be a finite number, got {threshold!r}")
-        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 0:
-            raise InputError(f"capacity must be a whole number >= 0, got {capacity!r}")
         if not isinstance(shared, bool):
             raise InputError(f"shared must be true or false, got {shared!r}")
-        self.threshold = threshold
-        self.capacity = capacity
+        self.threshold = finite("threshold", threshold)
+        self.capacity = whole("capacity", capacity, 0)
         self.shared = shared
         self.clear()
 

@@ -10,26 +10,24 @@ Dimension letters: S streams, N_s latents looked up in stream s, E width of the 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import betaincinv
+from scipy.stats import binomtest
 
 from jepa.errors import InputError
 from jepa.metrics import resample
 from jepa.operations import OperationLedger
 from jepa.selective.cache import LatentCache
 from jepa.selective.decoder import Array, Decoded, Decoder
-from jepa.selective.policies import Policy
+from jepa.selective.policies.base import Policy
 
 _CANDIDATES = 127  # thresholds to choose from; a power of two less one, so that bisection comes out even
 _BLOCK = 1024  # latents compared at once with all before them
 
 DecodedStream = tuple[Array, Sequence[str]]
-Judge = Callable[[str, str], bool]
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class ErrorRate:
     """How often the texts of a cache differed from the decoder's.
 
     Args:
-        value: wrong look-ups over look-ups; 0 without any.
+        value: wrong look-ups over look-ups.
         low: lower end of the 95 % interval of `value`: the wider, at either end, of Clopper and Pearson's (Biometrika
             1934), which takes look-ups for independent, and of a bootstrap over streams, which does not but sees no
             error beyond those observed. Of a single stream it is the first alone.
@@ -53,11 +51,6 @@ class ErrorRate:
     wrong: int
     hits: int
     lookups: int
-
-    @property
-    def of_hits(self) -> float:
-        """Wrong look-ups over hits; 0 without any."""
-        return self.wrong / self.hits if self.hits else 0.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,6 @@ def audit_cache(
     cache: LatentCache,
     streams: Sequence[DecodedStream],
     *,
-    same: Judge = operator.eq,
     ledger: OperationLedger | None = None,
 ) -> ErrorRate:
     """Measure how often a cache gives another text than the decoder.
@@ -115,16 +107,21 @@ def audit_cache(
     Args:
         cache: whose settings are used; it is left as it is.
         streams: for each stream its latents (N_s, E) in order and the decoder's texts of them: see `decode_segments`.
-        same: whether two different texts say the same; equal texts always do.
         ledger: told how many hits were checked and how many were wrong. The checks are no decodes of the method.
 
     Raises:
         InputError: there is no stream, a stream has not one text a latent, or latents are not finite.
     """
-    wrong, hits, lookups = _replay(cache.threshold, cache.capacity, cache.shared, _checked(streams), same)
+    wrong, hits, lookups = _replay(cache.threshold, cache.capacity, cache.shared, _checked(streams))
     if ledger is not None:
         ledger.count_cache(audited=int(hits.sum()), wrong_hits=int(wrong.sum()))
-    return _error_rate(wrong, hits, lookups, resample(len(lookups), 2000, seed=0))
+    return measured_error(wrong, hits, lookups)
+
+
+def measured_error(wrong: np.ndarray, hits: np.ndarray, lookups: np.ndarray) -> ErrorRate:
+    """The error rate of a cache whose wrong look-ups, hits and look-ups were counted on each stream: (S,) each."""
+    weights = resample(len(lookups), 2000, seed=0) if len(lookups) > 1 else np.ones((1, 1))
+    return _error_rate(wrong, hits, lookups, (weights @ wrong) / (weights @ lookups))
 
 
 def calibrate_threshold(
@@ -133,7 +130,6 @@ def calibrate_threshold(
     *,
     capacity: int,
     shared: bool = False,
-    same: Judge = operator.eq,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -159,7 +155,6 @@ def calibrate_threshold(
         capacity: of the cache.
         shared: whether the cache is shared by the streams, in the order given. Streams then depend on those before,
             which the bootstrap does not see.
-        same: whether two different texts say the same; equal texts always do.
         confidence: of the bound, one-sided, in (0, 1).
         resamples: R of the bootstrap.
         seed: of the bootstrap.
@@ -179,9 +174,11 @@ def calibrate_threshold(
     weights = resample(len(checked), resamples, seed)
 
     def measure(threshold: float) -> Calibration:
-        counts = _replay(threshold, capacity, shared, checked, same)
-        bound = _upper_bound(counts[0], counts[2], weights, confidence)
-        return Calibration(threshold, error_rate, bound, _error_rate(*counts, weights))
+        wrong, hits, lookups = _replay(threshold, capacity, shared, checked)
+        drawn = (weights @ wrong) / (weights @ lookups)
+        exact = binomtest(int(wrong.sum()), int(lookups.sum()), alternative="less")
+        bound = max(exact.proportion_ci(confidence, method="exact").high, np.quantile(drawn, confidence))
+        return Calibration(threshold, error_rate, float(bound), _error_rate(wrong, hits, lookups, drawn))
 
     candidates = _candidates(checked, shared)
     best = measure(-1.0)
@@ -216,7 +213,7 @@ def _checked(streams: Sequence[DecodedStream]) -> list[tuple[np.ndarray, list[st
 
 
 def _replay(
-    threshold: float, capacity: int, shared: bool, streams: Sequence[tuple[np.ndarray, list[str]]], same: Judge
+    threshold: float, capacity: int, shared: bool, streams: Sequence[tuple[np.ndarray, list[str]]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Wrong look-ups, hits and look-ups of each stream: (S,) each."""
     cache = LatentCache(threshold, capacity, shared=shared)
@@ -229,7 +226,7 @@ def _replay(
             if entry.decoded is None:
                 entry.decoded = Decoded(text, tokens=0, forward_passes=0)
             hits += hit
-            wrong += hit and not (entry.decoded.text == text or same(entry.decoded.text, text))
+            wrong += hit and entry.decoded.text != text
         counts[:, number] = wrong, hits, len(texts)
     return counts[0], counts[1], counts[2]
 
@@ -254,22 +251,11 @@ def _nearest_before(latents: np.ndarray) -> np.ndarray:
     return np.concatenate(distances)[1:]
 
 
-def _error_rate(wrong: np.ndarray, hits: np.ndarray, lookups: np.ndarray, weights: np.ndarray) -> ErrorRate:
+def _error_rate(wrong: np.ndarray, hits: np.ndarray, lookups: np.ndarray, drawn: np.ndarray) -> ErrorRate:
+    """The error rate, given its value in each of R resamples (R,)."""
     errors, total = int(wrong.sum()), int(lookups.sum())
-    low = float(betaincinv(errors, total - errors + 1, 0.025)) if errors else 0.0
-    high = _clopper_pearson(errors, total, 0.975)
-    if len(lookups) > 1:
-        by_resample = (weights @ wrong) / (weights @ lookups)
-        low, high = min(low, np.quantile(by_resample, 0.025)), max(high, np.quantile(by_resample, 0.975))
-    return ErrorRate(errors / total, float(low), float(high), errors, int(hits.sum()), total)
-
-
-def _upper_bound(wrong: np.ndarray, lookups: np.ndarray, weights: np.ndarray, confidence: float) -> float:
-    by_resample = (weights @ wrong) / (weights @ lookups)
-    exact = _clopper_pearson(int(wrong.sum()), int(lookups.sum()), confidence)
-    return max(exact, float(np.quantile(by_resample, confidence)))
-
-
-def _clopper_pearson(errors: int, total: int, confidence: float) -> float:
-    """The share of errors at which so few would be seen with a probability of 1 − confidence."""
-    return float(betaincinv(errors + 1, total - errors, confidence)) if errors < total else 1.0
+    exact = binomtest(errors, total).proportion_ci(0.95, method="exact")
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return ErrorRate(
+        errors / total, float(min(exact.low, low)), float(max(exact.high, high)), errors, int(hits.sum()), total
+    )

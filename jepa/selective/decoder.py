@@ -17,10 +17,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from jepa.errors import InputError
+from jepa.errors import InputError, not_negative, whole
 from jepa.operations import OperationLedger
 from jepa.selective.cache import CacheEntry, LatentCache
-from jepa.selective.policies import Policy, Segment
+from jepa.selective.policies.base import Policy, Segment
 
 NORM_TOLERANCE = 1e-3
 
@@ -39,6 +39,7 @@ class Decoded:
         flops: floating-point operations that it took, 0 where they are not counted.
         weight_bytes: bytes of weights that it read, as `PartCount` says, 0 where they are not counted.
         cache_bytes: bytes of cached keys and values that it read, 0 where they are not counted.
+        source: who found it: "decoder", or "bank" for a bank of captions.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Decoded:
     flops: int = 0
     weight_bytes: int = 0
     cache_bytes: int = 0
+    source: str = "decoder"
 
 
 class Decoder(Protocol):
@@ -68,8 +70,7 @@ class Emission:
         end: time of the last step it covers.
         emitted_at: when it can be known: the time of the step that closed the segment or, where that was later, of
             the step that ended its wait for a batch; and the latent delay.
-        source: where the text comes from: "decoder"; "bank", if the decoder found it without a forward pass; or
-            "cache", if it was decoded for another latent.
+        source: where the text comes from: "cache", if it was decoded for another latent; else as `Decoded.source`.
     """
 
     text: str
@@ -86,11 +87,10 @@ class SelectiveDecoder:
     ``step`` for each latent of a live stream and ``finish`` at its end, or ``run`` for a recorded one, give
     the same emissions and the same counts::
 
-        decoder = SelectiveDecoder(Gate(1.0), model.decoder, cache=LatentCache(0.1, capacity=64))
+        decoder = SelectiveDecoder(Gate(1.0), model, cache=LatentCache(0.1, capacity=64))
         for latent, time in stream:
-            for emission in decoder.step(latent, time):
-                print(emission.text)
-        decoder.finish()
+            show(decoder.step(latent, time))
+        show(decoder.finish())
 
     Every latent is checked before the policy sees it: one line says what is wrong with which step, and
     nothing has changed, so that a live stream goes on with its next good step.
@@ -136,20 +136,15 @@ class SelectiveDecoder:
         batch_size: int = 256,
         max_delay: float = 0.0,
     ) -> None:
-        for name, delay in (("latent_delay", latent_delay), ("max_delay", max_delay)):
-            if not (math.isfinite(delay) and delay >= 0):
-                raise InputError(f"{name} must be finite and >= 0, got {delay}")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size must be a whole number >= 1, got {batch_size}")
         if not (cache is None or isinstance(cache, LatentCache)):
             raise InputError(f"cache must be a LatentCache, got {cache!r}")
         self.policy = policy
         self.decoder = decoder
         self.ledger = OperationLedger() if ledger is None else ledger
         self.cache = cache
-        self.latent_delay = latent_delay
-        self.batch_size = batch_size
-        self.max_delay = max_delay
+        self.latent_delay = not_negative("latent_delay", latent_delay)
+        self.batch_size = whole("batch_size", batch_size, 1)
+        self.max_delay = not_negative("max_delay", max_delay)
         self._queue = _Queue(batch_size, max_delay)
         self.start()
 
@@ -254,9 +249,9 @@ class SelectiveDecoder:
                     self.cache.start()
                 self.ledger.steps(len(rows))
                 released.append(self._schedule(cut, seconds.tolist()))
-            self.start()
-            emissions = iter(self._emit([item for stream in released for item in stream]))
-            return [[next(emissions) for _ in stream] for stream in released]
+        self.start()
+        emissions = iter(self._emit([item for stream in released for item in stream]))
+        return [[next(emissions) for _ in stream] for stream in released]
 
     def _check_width(self, width: int, first: int) -> None:
         """Refuse latents that a shared cache cannot compare with its keys, or with those of the `first` width."""
@@ -339,7 +334,7 @@ class _Pick:
         decoded, segment = self.entry.decoded, self.segment
         if decoded is None:
             raise RuntimeError(f"the segment at {segment.time} s hit a latent that was not decoded")
-        source = "cache" if self.hit else "decoder" if decoded.forward_passes else "bank"
+        source = "cache" if self.hit else decoded.source
         return Emission(decoded.text, segment.time, segment.start, segment.end, emitted_at, source)
 
 
@@ -398,7 +393,7 @@ def _batches(picks: Iterable[_Pick], size: int) -> list[list[_Pick]]:
 
 @contextmanager
 def _collection_paused() -> Iterator[None]:
-    """No passes of the garbage collector: over the many small objects of a run, without cycles, they find nothing."""
+    """No passes of the garbage collector: over the many small objects of cutting, without cycles, they find nothing."""
     enabled = gc.isenabled()
     gc.disable()
     try:

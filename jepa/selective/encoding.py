@@ -8,13 +8,11 @@ F frames, S their side in pixels, T steps.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from jepa.errors import InputError
+from jepa.errors import not_negative, whole
 
 _GREY = 0.15  # chroma (0 to 1) below which a cell has no hue to speak of
 _SPREAD_FLOOR = 0.05  # added to the spread: where nothing moves, its estimate is 0
@@ -45,10 +43,8 @@ class ColourChange:
     """
 
     def __init__(self, before: int = 8, after: int = 6, bins: int = 12, cells: int = 12) -> None:
-        for name, value in {"before": before, "after": after, "bins": bins, "cells": cells}.items():
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} must be a whole number >= 1, got {value}")
-        self.before, self.after, self.bins, self.cells = before, after, bins, cells
+        self.before, self.after = whole("before", before, 1), whole("after", after, 1)
+        self.bins, self.cells = whole("bins", bins, 1), whole("cells", cells, 1)
         self.start()
 
     def start(self) -> None:
@@ -116,16 +112,13 @@ class StepSelection:
         refractory: steps from one change to the next, at least.
 
     Raises:
-        InputError: `threshold` is neither None nor a number >= 0, or another argument not a whole number >= 1.
+        InputError: `threshold` is neither None nor finite and >= 0, or another argument not a whole number >= 1.
     """
 
     def __init__(self, threshold: float | None, *, burst: int = 2, hold: int = 4, refractory: int = 3) -> None:
-        if threshold is not None and (math.isnan(threshold) or threshold < 0):
-            raise InputError(f"threshold must be a number >= 0, got {threshold}")
-        for name, value in {"burst": burst, "hold": hold, "refractory": refractory}.items():
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} must be a whole number >= 1, got {value}")
-        self.threshold, self.burst, self.hold, self.refractory = threshold, burst, hold, refractory
+        self.threshold = None if threshold is None else not_negative("threshold", threshold)
+        self.burst, self.hold = whole("burst", burst, 1), whole("hold", hold, 1)
+        self.refractory = whole("refractory", refractory, 1)
         self.start()
 
     def start(self) -> None:

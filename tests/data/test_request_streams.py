@@ -122,7 +122,7 @@ def test_bad_streams_are_refused():
     with pytest.raises(InputError, match="here:3: a request must have at least 1 word, got '  '"):
         type_requests([Pair("  ", "x", None, source="here:3")], STYLE, (0,))
     group = [(Pair("a", "x", None), Pair("b", "x", None))]
-    with pytest.raises(InputError, match="length must be >= 1, got 0"):
+    with pytest.raises(InputError, match="length must be a whole number >= 1, got 0"):
         zipf(group, 0, 1.0, (0,))
     with pytest.raises(InputError, match="exponent must be finite and >= 0, got -1"):
         zipf(group, 5, -1.0, (0,))

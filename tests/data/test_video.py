@@ -8,7 +8,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
 
 from jepa.data.records import StreamRecord
 from jepa.data.video import VideoStream, find_video
@@ -64,14 +63,11 @@ def test_real_files():
     pancake = read(REAL / "flipping_a_pancake.mkv", duration=10.0, size=48)
     assert pancake.shape == (80, 48, 48, 3)
     assert np.abs(np.diff(pancake.astype(float), axis=0)).mean() > 1
-    with av.open(str(REAL / "rotated_90.mov")) as container:
-        frame = next(container.decode(video=0))
-        upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-    found = read(REAL / "rotated_90.mov", duration=0.1, size=48, fps=30)[0].astype(float)
-    middle = upright[(len(upright) - upright.shape[1]) // 2 :][: upright.shape[1]]
-    small = np.asarray(Image.fromarray(middle).resize((48, 48))).astype(float)
-    assert np.corrcoef(small.ravel(), found.ravel())[0, 1] > 0.8
-    assert np.corrcoef(np.rot90(small, 2).ravel(), found.ravel())[0, 1] < 0.5
+    keyboard = read(REAL / "rotated_90.mov", duration=0.1, size=48, fps=30)[0].astype(float).mean(2)
+    bright = np.quantile(keyboard, 0.95)
+    letters = {"I": (8, 15), "O": (8, 31), "K": (21, 19), "L": (21, 34), "M": (36, 12)}  # white, as the eye sees them
+    for row, column in letters.values():
+        assert keyboard[row - 2 : row + 3, column - 2 : column + 3].max() > bright
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there")

@@ -64,9 +64,9 @@ def test_what_the_bank_does_not_know_is_generated_and_counted_on_top():
     look_up, read = 2 * 2 * 4, 2 * 4 * 4
     assert bank.flops == look_up
     assert BankDecoder(bank, fallback).decode(latents) == [
-        Decoded("one", 0, 0, look_up, read),
+        Decoded("one", 0, 0, look_up, read, source="bank"),
         Decoded("dimension 3", 2, 2, 1000 + look_up, read),
-        Decoded("zero", 0, 0, look_up, read),
+        Decoded("zero", 0, 0, look_up, read, source="bank"),
         Decoded("dimension 2", 2, 2, 1000 + look_up, read),
     ]
     assert fallback.calls == [2]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from conftest import LLAMA, language_config
@@ -219,14 +217,3 @@ def test_gradient_checkpointing_gives_the_same_gradients(pairs, chat_tokenizer):
     assert found[0].keys() == found[1].keys()
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name])
-
-
-def test_greedy_generation_takes_no_setting_from_the_pretrained_model():
-    """A penalty or a temperature in the model's own generation settings is not greedy decoding."""
-    language = family("llama")
-    expected = language.generate(IDS, torch.ones_like(IDS), 12, [1])
-    other = copy.deepcopy(language)
-    other.lm.generation_config.update(
-        repetition_penalty=5.0, no_repeat_ngram_size=1, do_sample=True, temperature=0.6, top_p=0.9
-    )
-    assert other.generate(IDS, torch.ones_like(IDS), 12, [1]) == expected

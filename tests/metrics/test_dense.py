@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from jepa.errors import InputError
 from jepa.metrics import (
     CaptionPairs,
-    DenseCaptions,
     DenseScores,
     FScore,
     dense_scores,
@@ -277,23 +276,6 @@ def test_a_stream_without_emissions():
     assert asdict(silent) == {
         "temporal_f1": 0, "temporal_f1_merged": 0, "soda_c": 0, "tim_redun": 1, "tim_cover": 0
     }  # fmt: skip
-
-
-def test_the_metric_is_the_mean_over_streams():
-    streams = [(TEXTS, EVENTS), (TEXTS[::-1], EVENTS), (TEXTS[:2], EVENTS[2:]), ([], np.zeros((0, 2)))]
-    metric = DenseCaptions(PAIRS.similarity)
-    for texts, spans in streams:
-        metric.update(TEXTS, EVENTS, texts, spans.mean(axis=1), spans, 14.0)
-    single = [asdict(scored(texts, spans)[0]) for texts, spans in streams]
-    values = {name: float(value) for name, value in metric.compute().items()}
-    assert values == pytest.approx({name: np.mean([scores[name] for scores in single]) for name in single[0]})
-    assert 0 < values["soda_c"] < 1
-
-
-@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric DenseCaptions was called before")
-def test_the_metric_needs_a_stream():
-    with pytest.raises(InputError, match="at least one stream to score, got none"):
-        DenseCaptions(PAIRS.similarity).compute()
 
 
 ONE = [(0.0, 1.0)]

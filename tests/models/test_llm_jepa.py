@@ -19,8 +19,7 @@ from jepa.errors import InputError
 from jepa.models.llm_jepa import LLMJEPA, RequestDecoder
 from jepa.operations import OperationLedger, count_flops
 from jepa.predictors.tied import TiedPredictor
-from jepa.selective import Decoded, SelectiveDecoder
-from jepa.selective.policies import Uniform
+from jepa.selective import SelectiveDecoder, Uniform
 
 GEMMA = {
     "model_type": "gemma3_text",

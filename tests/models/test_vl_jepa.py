@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from jepa.data.world import StreamStyle, World
+from jepa.data.world import CAPTION_QUERIES, StreamStyle, World
 from jepa.errors import InputError
+from jepa.evaluation.streams import encode_streams, load_streams, save_streams
+from jepa.evaluation.sweep import _encoding
 from jepa.losses.infonce import InfoNCE
 from jepa.operations import OperationLedger, count_flops
 from jepa.selective import ColourChange, SelectiveEncoding, StepSelection
@@ -160,6 +162,28 @@ def test_selective_encoding_computes_the_selected_steps_and_encodes_only_their_s
         assert ledger.encoder.flops == len(slots) * flops["encoder"]
         assert ledger.predictor.flops == len(chosen) * flops["predictor"]
         assert ledger.detector.flops == len(video) // 4 * selection.detector.flops(4, 48)
+
+
+@pytest.mark.parametrize("rate", [1.0, 2.0])
+def test_a_live_stream_takes_the_operations_that_the_evaluation_gives_a_recorded_one(tiny_model, tmp_path, rate):
+    """Windows of 2 slots every 1 or 2; what the evaluation saved is read back first."""
+    stream = World().stream("s", (3,), 20.0, StreamStyle(3.0, shortest=1.0))
+    save_streams(encode_streams(tiny_model, [stream], rate, "test"), tmp_path)
+    recorded = load_streams(tmp_path)
+    assert (recorded.hop, recorded.length) == (2 / rate, 2)
+    assert len(recorded.changes[0]) == len(recorded.times[0])
+    for steps in (StepSelection(1.0, burst=2, hold=6), StepSelection(None, hold=3)):
+        live = OperationLedger()
+        list(
+            tiny_model.stream(stream.frames(), rate, CAPTION_QUERIES[0], live, SelectiveEncoding(ColourChange(), steps))
+        )
+        known = _encoding(recorded, 0, steps)
+        assert 0 < known.predictor.calls < len(recorded.times[0])
+        for part in ("encoder", "predictor"):
+            ours, theirs = getattr(known, part), getattr(live, part)
+            assert (ours.calls, ours.forward_passes, ours.flops) == (theirs.calls, theirs.forward_passes, theirs.flops)
+        if steps.threshold is not None:
+            assert (known.detector.calls, known.detector.flops) == (live.detector.calls, live.detector.flops)
 
 
 def test_flops_of_a_decoded_text_are_those_that_run(tiny_model):

@@ -74,7 +74,6 @@ def test_audit_finds_the_texts_that_the_cache_changed(
     assert found.hits == sum(one.source == "cache" for one, _ in pairs) == cached.ledger.cache.hits
     assert found.lookups == len(pairs) == cached.ledger.cache.lookups
     assert found.value == found.wrong / len(pairs)
-    assert found.of_hits == (found.wrong / found.hits if found.hits else 0)
     assert (cached.ledger.cache.audited, cached.ledger.cache.wrong_hits) == (found.hits, found.wrong)
     assert cached.ledger.decoder.calls == found.lookups - found.hits  # checks are no decodes
 
@@ -134,8 +133,6 @@ def test_threshold_lies_between_what_is_right_and_what_is_wrong() -> None:
         assert reached - 0.06 <= found.threshold <= reached
         larger = audit_cache(LatentCache(found.threshold + 0.05, 8), streams)
         assert larger.value > rate
-    lenient = calibrate_threshold(streams, 0.01, capacity=8, same=lambda a, b: a.split()[-1] == b.split()[-1])
-    assert lenient.threshold >= 0.599
 
 
 def test_error_on_other_streams_is_as_low_as_asked_for() -> None:

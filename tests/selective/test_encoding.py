@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa.errors import InputError
-from jepa.selective import ColourChange, SelectiveEncoding, StepSelection, step_changes
+from jepa.selective import ColourChange, SelectiveEncoding, StepSelection, slots_needed
 
 RED, BLUE = (220, 30, 30), (30, 40, 220)
 
@@ -103,14 +103,22 @@ def test_a_live_stream_selects_the_steps_of_the_recorded_one(seed, hop, length, 
     live = [due for a, b in pairwise(edges) for due in selection.look(slots[a:b], hop, length)]
     detector.start()
     per_slot = np.array([detector.step(slot) for slot in slots])
-    assert live == StepSelection(1.0, burst=2, hold=5).select(step_changes(per_slot, hop, length)).tolist()
+    ends = range(length - 1, 24, hop)
+    changes = np.array([per_slot[max(0, end + 1 - hop) if end >= length else 0 : end + 1].max() for end in ends])
+    assert live == StepSelection(1.0, burst=2, hold=5).select(changes).tolist()
+
+
+@given(selected=st.lists(st.booleans(), max_size=20), hop=st.integers(1, 3), length=st.integers(1, 4))
+def test_slots_of_overlapping_windows_are_needed_once(selected, hop, length):
+    slots = {i * hop + k for i, wanted in enumerate(selected) if wanted for k in range(length)}
+    assert slots_needed(np.array(selected, dtype=bool), hop, length) == len(slots)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: ColourChange(before=0), "before must be a whole number >= 1, got 0"),
-        (lambda: StepSelection(float("nan")), "threshold must be a number >= 0, got nan"),
+        (lambda: StepSelection(float("nan")), "threshold must be finite and >= 0, got nan"),
         (lambda: StepSelection(1.0, hold=0), "hold must be a whole number >= 1, got 0"),
     ],
 )

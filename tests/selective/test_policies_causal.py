@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from policy_streams import LENGTHS, SEEDS, closed_by, firsts_of, noisy_events, times_of, unit
 
@@ -34,7 +35,9 @@ def test_send_on_delta_decodes_a_step_far_from_the_last_decoded(seed: int, steps
     latents = noisy_events(seed, steps)
     expected = [0]
     for i in range(1, steps):
-        if 1 - cosine(latents[i], latents[expected[-1]]) > threshold:
+        distance = 1 - cosine(latents[i], latents[expected[-1]])
+        assume(abs(distance - threshold) > 1e-6)
+        if distance > threshold:
             expected.append(i)
     closed = closed_by(SendOnDelta(threshold), latents, times_of(steps))
     assert [i for _, i in closed] == [s.first for s, _ in closed] == expected
@@ -59,7 +62,9 @@ def test_send_on_delta_decodes_equal_steps_once() -> None:
 @settings(max_examples=60)
 def test_drift_cuts_between_distant_neighbours(seed: int, steps: int, threshold: float) -> None:
     latents = noisy_events(seed, steps)
-    expected = [i for i in range(steps) if i == 0 or 1 - cosine(latents[i], latents[i - 1]) > threshold]
+    distances = [1 - cosine(latents[i], latents[i - 1]) for i in range(1, steps)]
+    assume(all(abs(distance - threshold) > 1e-6 for distance in distances))
+    expected = [0, *(i for i, distance in enumerate(distances, start=1) if distance > threshold)]
     assert firsts_of(Drift(threshold), latents) == expected
 
 
@@ -73,7 +78,9 @@ def test_local_variance_does_what_its_docstring_says(seed: int, steps: int, thre
     expected = [0]
     for i in range(1, steps):
         recent = latents[max(expected[-1], i + 1 - window) : i + 1].astype(np.float64)
-        if recent.var(axis=0).sum() > threshold:
+        variance = recent.var(axis=0).sum()
+        assume(abs(variance - threshold) > 1e-6)
+        if variance > threshold:
             expected.append(i)
     assert firsts_of(LocalVariance(threshold, window=window), latents) == expected
 
@@ -82,6 +89,7 @@ def test_local_variance_does_what_its_docstring_says(seed: int, steps: int, thre
 @settings(max_examples=30)
 def test_local_variance_of_two_steps_is_half_their_drift(seed: int, steps: int, threshold: float) -> None:
     latents = noisy_events(seed, steps)
+    assume(all(abs(1 - cosine(a, b) - threshold) > 1e-6 for a, b in pairwise(latents)))
     assert firsts_of(LocalVariance(threshold / 2, window=2), latents) == firsts_of(Drift(threshold), latents)
 
 
@@ -174,6 +182,15 @@ def test_clean_boundaries_are_found_exactly(policy: Policy, lengths: list[int], 
     centres, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((16, 16)))
     latents = np.repeat(unit(centres[: len(lengths)]), lengths, axis=0)
     assert firsts_of(policy, latents) == np.cumsum([0, *lengths[:-1]]).tolist()
+
+
+@pytest.mark.parametrize("kind", [Drift, Gate, LocalVariance, PredictionError, SendOnDelta])
+@pytest.mark.parametrize("norm", [0.999, 1.0, 1.001])
+@given(seed=SEEDS)
+@settings(max_examples=10)
+def test_equal_steps_are_one_segment_at_threshold_0(kind: type, norm: float, seed: int) -> None:
+    latents = np.repeat(noisy_events(seed, 1), 300, axis=0) * np.float32(norm)
+    assert firsts_of(kind(0.0), latents) == [0]
 
 
 @pytest.mark.parametrize("kind", [Drift, LocalVariance, PredictionError, SendOnDelta])

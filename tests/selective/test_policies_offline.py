@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_streams import LENGTHS, SEEDS, firsts_of, noisy_events, plain, segments_of, sse, times_of, total_sse, unit
+from policy_streams import LENGTHS, SEEDS, firsts_of, noisy_events, sse, times_of, total_sse, unit
 
 from jepa.errors import InputError
 from jepa.selective import Decoded, Optimal, Oracle, SelectiveDecoder, Uniform, Ward, WardCut
@@ -264,11 +264,3 @@ def test_an_oracle_serves_one_stream_after_the_other() -> None:
     for boundaries, number in (([2.0], 2), ([], 1), ([1.0, 2.0, 3.0], 4)):
         oracle.boundaries = boundaries
         assert len(decoder.run(noisy_events(0, 10), times_of(10))) == number
-
-
-def test_live_steps_of_the_oracle_are_those_of_a_recorded_stream() -> None:
-    latents, times = noisy_events(3, 30), times_of(30)
-    oracle = Oracle("mean")
-    live = segments_of(oracle, latents, times)
-    oracle.boundaries = [t for i in range(0, 30, 7) for t in (times[i] - 0.1, times[i])]
-    assert plain([s for s, _ in oracle.run(latents, times)]) == plain(live)

@@ -273,10 +273,10 @@ def test_a_decoder_that_fails_leaves_no_latent_without_text() -> None:
     assert [e.source for e in emissions] == ["cache", "decoder", "cache", "decoder"]
 
 
-def test_a_text_without_a_forward_pass_comes_from_a_bank() -> None:
+def test_an_emission_says_who_found_its_text() -> None:
     class Bank:
         def decode(self, latents: torch.Tensor) -> list[Decoded]:
-            return [Decoded("found", tokens=0, forward_passes=0, flops=12)] * len(latents)
+            return [Decoded("found", tokens=0, forward_passes=0, flops=12, source="bank")] * len(latents)
 
     decoder = SelectiveDecoder(Uniform(1.0), Bank(), cache=LatentCache(0.1, 8))
     assert [e.source for e in decoder.run(BASIS[[0, 0, 1]], np.arange(3.0))] == ["bank", "cache", "bank"]

@@ -19,6 +19,7 @@ from jepa.config import LanguageStageConfig, LanguageTrainConfig, ObjectiveConfi
 from jepa.data.batches import PairBatches
 from jepa.errors import InputError
 from jepa.losses.infonce import InfoNCE
+from jepa.metrics import LatentGeometry
 from jepa.training import language
 from jepa.training.language import LanguageModule, Objective, step_flops, train
 from jepa.training.modules import CollapseWarning
@@ -352,6 +353,23 @@ def test_selection_restores_the_weights_of_the_best_validation(tmp_path):
     assert float(F.cross_entropy(out.logits, out.labels)) == pytest.approx(losses[best], rel=1e-4)
 
 
+def test_validation_in_several_batches_is_that_of_all_pairs_at_once(tmp_path):
+    """20 pairs in batches of 8, 8 and 4: every token counts once, and retrieval is among all 20."""
+    config = train_config(stage={"validation_pairs": 20})
+    config["data"]["validation_share"] = 0.25
+    model = checkpoint.load(train(config, tmp_path))
+    encoded = model.tokenizer.encode(build(config["data"]).validation[:20])
+    layout = objective().layout(model, LanguageStageConfig(**STAGE))
+    (batch,) = language._every_pair_once(encoded, layout, 20)
+    geometry = LatentGeometry(ks=(1, 10))
+    with torch.no_grad():
+        out = model(batch.rows)
+        geometry.update(out.predictions, out.targets, batch.rows.target_ids)
+    expected = {"next_token": float(F.cross_entropy(out.logits, out.labels))}
+    expected |= {name: float(value) for name, value in geometry.compute().items()}
+    assert {name: logged(tmp_path, f"val/{name}")[-1] for name in expected} == pytest.approx(expected, rel=1e-4)
+
+
 def test_collapse_is_warned_of_while_there_is_a_latent_term(tmp_path):
     """With a large cosine term every latent becomes the same; next tokens alone promise nothing about latents."""
     cosine = {"loss": {"_target_": LOSSES + "distance.Cosine"}, "weight": 5.0, "next_token_weight": 0.0}
@@ -366,5 +384,6 @@ def test_bad_runs_are_named(tmp_path):
     config["data"] = {"_target_": "jepa.losses.distance.Cosine"}
     with pytest.raises(InputError, match=r"data\._target_ must build PairSplits, got Cosine"):
         train(config, tmp_path)
-    with pytest.raises(InputError, match="must hold at least 2 distinct targets, got 1"):
+    message = r"must hold at least 2 distinct targets, got 1; raise stage\.validation_pairs or data\.validation_share"
+    with pytest.raises(InputError, match=message):
         train(train_config(stage={"validation_pairs": 1}), tmp_path)

@@ -6,14 +6,11 @@ are seconds. Policies trust their input; `jepa.selective.SelectiveDecoder` is wh
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
-
-from jepa.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ class OpenSegment:
     """The steps since the last cut, in O(E): what a causal policy adds to and closes.
 
     Args:
-        agreement: of `agreement_mean`, which is what closes then; 0: the plain mean. The newest 16 steps are kept and
+        agreement: of `weighed_sum`, which is what closes then; 0: the plain mean. The newest 16 steps are kept and
             weighed when the segment closes, an older one when it leaves them.
 
     Attributes:
@@ -172,6 +169,7 @@ class OpenSegment:
         self.agreement = agreement
         self._kept: deque[np.ndarray] = deque()
         self._weighed = np.zeros(0)  # sum of the steps that left the kept ones, weighed
+        self._weight = 0.0  # sum of their weights
         self.count = 0
         self.first = 0
         self.total = self.last = np.zeros(0)
@@ -183,13 +181,14 @@ class OpenSegment:
             self.total += latent
         else:
             self.total, self._start = latent.copy(), time
-            self._weighed = np.zeros(len(latent) if self.agreement else 0)
+            self._weighed, self._weight = np.zeros(len(latent) if self.agreement else 0), 0.0
         self.last, self._end = latent, time
         self.count += 1
         if self.agreement:
             self._kept.append(latent)
             if len(self._kept) > self._KEPT:
-                self._weighed = self._weighed + weighed_sum(self._kept.popleft()[None], self.total, self.agreement)
+                weighed, weight = weighed_sum(self._kept.popleft()[None], self.total, self.agreement)
+                self._weighed, self._weight = self._weighed + weighed, self._weight + weight
 
     def mean(self) -> np.ndarray:
         """(E,) float64, the mean of its n >= 1 steps, not renormalised."""
@@ -203,12 +202,13 @@ class OpenSegment:
         """
         if not self.count:
             return []
-        total = self.total
+        total, weight = self.total, float(self.count)
         if self.agreement:
-            total = self._weighed + weighed_sum(np.stack(self._kept), self.total, self.agreement)
+            total, weight = weighed_sum(np.stack(self._kept), self.total, self.agreement)
+            total, weight = self._weighed + total, self._weight + weight
             self._kept.clear()
         segment = Segment(
-            unit_mean(total, self.last),
+            unit_mean(total, weight, self.last),
             time=(self._start + self._end) / 2,
             start=self._start,
             end=self._end,
@@ -240,6 +240,9 @@ class RunningMean:
         self.value += (value - self.value) / self._weight
 
 
+ROUNDING = 1e-12  # squared distance of two means, float64, of equal latents
+
+
 def cosine_distance(one: np.ndarray, other: np.ndarray) -> float:
     """1 − cos of unit latents (E,), as half their squared distance: exactly 0 if they are equal, 2 if opposite."""
     gap = one - other
@@ -251,47 +254,30 @@ def step_segment(latent: np.ndarray, time: float, index: int) -> Segment:
     return Segment(latent, time=time, start=time, end=time, first=index, last=index)
 
 
-def positive(name: str, value: float) -> float:
-    """The value of the argument `name`. Raises `InputError` if it is not finite and > 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"{name} must be finite and > 0, got {value}")
-    return value
+def weighed_sum(latents: np.ndarray, total: np.ndarray, agreement: float) -> tuple[np.ndarray, float]:
+    """The sum (E,) of unit latents (N, E), each with the weight exp(agreement · (cos − 1)), and the sum of the weights.
 
-
-def not_negative(name: str, value: float) -> float:
-    """The value of the argument `name`. Raises `InputError` if it is not finite and >= 0."""
-    if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"{name} must be finite and >= 0, got {value}")
-    return value
-
-
-def whole(name: str, value: int, least: int) -> int:
-    """The value of the argument `name`. Raises `InputError` if it is not a whole number >= `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name} must be a whole number >= {least}, got {value}")
-    return value
-
-
-def weighed_sum(latents: np.ndarray, total: np.ndarray, agreement: float) -> np.ndarray:
-    """The sum (E,) of unit latents (N, E), each with the weight exp(agreement · (cos − 1)), cos to `total` (E,).
+    The cosine is that to `total` (E,), the plain sum of their segment.
 
     Steps that agree with their segment count, and those do little that blend two meanings at its edges, or are
     outliers: one step of the mean shift with a von Mises-Fisher kernel (Kobayashi & Otsu 2010, ICPR).
     """
     norm = float(np.sqrt(total @ total))
     direction = total / norm if norm > 1e-6 else total
-    return np.exp(agreement * (latents @ direction - 1)) @ latents
+    weights = np.exp(agreement * (latents @ direction - 1))
+    return weights @ latents, float(weights.sum())
 
 
-def unit_mean(total: np.ndarray, last: np.ndarray) -> np.ndarray:
+def unit_mean(total: np.ndarray, weight: float, last: np.ndarray) -> np.ndarray:
     """The direction of the mean of unit latents, given their sum.
 
     Args:
-        total: (E,) float64, their sum.
+        total: (E,) float64, their weighted sum.
+        weight: the sum of their weights, > 0.
         last: (E,) the last of them, which stands in where they cancel out and the mean has no direction.
 
     Returns:
         (E,) float32 of unit norm.
     """
     norm = float(np.sqrt(total @ total))
-    return (total / norm if norm > 1e-6 else last).astype(np.float32)
+    return (total / norm if norm > 1e-6 * weight else last).astype(np.float32)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jepa.selective.policies.base import CausalPolicy, OpenSegment, Segment, cosine_distance, not_negative
+from jepa.errors import not_negative
+from jepa.selective.policies.base import CausalPolicy, OpenSegment, Segment, cosine_distance
 
 
 class Drift(CausalPolicy):

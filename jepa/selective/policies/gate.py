@@ -6,15 +6,8 @@ from collections import deque
 
 import numpy as np
 
-from jepa.selective.policies.base import (
-    CausalPolicy,
-    OpenSegment,
-    RunningMean,
-    Segment,
-    not_negative,
-    positive,
-    whole,
-)
+from jepa.errors import not_negative, positive, whole
+from jepa.selective.policies.base import ROUNDING, CausalPolicy, OpenSegment, RunningMean, Segment
 
 
 class Gate(CausalPolicy):
@@ -112,7 +105,7 @@ class Gate(CausalPolicy):
         for i in range(1, m):
             total = total + self._waiting[i][0]
         gap = total / m - mean
-        if n * m / (n + m) * float(gap @ gap) <= self.threshold * (self._noise.value + self.noise_floor):
+        if n * m / (n + m) * float(gap @ gap) <= self.threshold * (self._noise.value + self.noise_floor) + ROUNDING:
             return False
         if m == 1:
             return True

@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from jepa.errors import InputError
+from jepa.errors import InputError, positive
 from jepa.selective.policies.base import OfflinePolicy, Segment, unit_mean, weighed_sum
 
 REPRESENTATIVES = ("midpoint", "mean", "agreement")
@@ -25,15 +25,21 @@ class Segmentation(OfflinePolicy):
             that step's time; "mean" decodes the renormalised mean of the segment at the midpoint of its
             times; "agreement" the same with the weights of `Gate(agreement=8)`.
 
+    Attributes:
+        method: how it partitions; with the representative it makes the `name`.
+
     Raises:
         InputError: `representative` is none of these.
     """
+
+    method: str
 
     def __init__(self, representative: str) -> None:
         if representative not in REPRESENTATIVES:
             names = ", ".join(REPRESENTATIVES)
             raise InputError(f"representative must be one of {names}, got {representative!r}")
         self.representative = representative
+        self.name = f"{self.method}_{representative}"
         super().__init__()
 
     @abstractmethod
@@ -57,11 +63,27 @@ class Segmentation(OfflinePolicy):
             latent, time = latents[middle].copy(), float(times[middle])
         else:
             steps = latents[first : last + 1].astype(np.float64)
-            total = steps.sum(axis=0)
+            total, weight = steps.sum(axis=0), float(len(steps))
             if self.representative == "agreement":
-                total = weighed_sum(steps, total, _AGREEMENT)
-            latent, time = unit_mean(total, latents[last]), (start + end) / 2
+                total, weight = weighed_sum(steps, total, _AGREEMENT)
+            latent, time = unit_mean(total, weight, latents[last]), (start + end) / 2
         return Segment(latent, time=time, start=start, end=end, first=first, last=last)
+
+
+class RateSegmentation(Segmentation):
+    """A segmentation into as many segments as the rate asks for: N of `segment_count`.
+
+    Args:
+        rate_hz: segments per second of stream.
+        representative: as for `Segmentation`.
+
+    Raises:
+        InputError: `rate_hz` is not finite and > 0, or `representative` is none of the three.
+    """
+
+    def __init__(self, rate_hz: float, representative: str) -> None:
+        self.rate_hz = positive("rate_hz", rate_hz)
+        super().__init__(representative)
 
 
 def segment_count(rate_hz: float, times: np.ndarray) -> int:

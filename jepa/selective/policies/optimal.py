@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jepa.selective.policies.base import positive
-from jepa.selective.policies.offline import Segmentation, StreamMemory, segment_count
+from jepa.selective.policies.offline import RateSegmentation, StreamMemory, segment_count
 
 _memory: StreamMemory[OptimalCuts] = StreamMemory(256 << 20)
 
 
-class Optimal(Segmentation):
+class Optimal(RateSegmentation):
     """The segmentation into N segments whose within-segment sum of squares is least.
 
     The criterion is Ward's, and N is chosen as `Ward` does; where Ward merges greedily, this is the exact
@@ -28,13 +27,10 @@ class Optimal(Segmentation):
         representative: as for `Ward`.
 
     Raises:
-        InputError: `rate_hz` is not finite and > 0, or `representative` is neither of the two.
+        InputError: `rate_hz` is not finite and > 0, or `representative` is none of the three.
     """
 
-    def __init__(self, rate_hz: float, representative: str) -> None:
-        self.rate_hz = positive("rate_hz", rate_hz)
-        super().__init__(representative)
-        self.name = f"optimal_{representative}"
+    method = "optimal"
 
     def firsts(self, latents: np.ndarray, times: np.ndarray) -> np.ndarray:
         number, steps = segment_count(self.rate_hz, times), len(times)
@@ -75,7 +71,7 @@ class OptimalCuts:
 
 
 def _solve(latents: np.ndarray, number: int) -> OptimalCuts:
-    from ruptures import KernelCPD  # imports scipy, and only this policy needs it
+    from ruptures import KernelCPD  # only this policy needs it
 
     search = KernelCPD(kernel="linear", min_size=1).fit(latents)
     search.predict(n_bkps=number - 1)

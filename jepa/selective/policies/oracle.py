@@ -33,11 +33,12 @@ class Oracle(Segmentation):
             are set.
     """
 
+    method = "oracle"
+
     def __init__(self, representative: str) -> None:
         self._boundaries: tuple[float, ...] | None = None
         self._times: list[float] = []
         super().__init__(representative)
-        self.name = f"oracle_{representative}"
 
     @property
     def boundaries(self) -> tuple[float, ...] | None:

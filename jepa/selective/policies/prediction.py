@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jepa.selective.policies.base import CausalPolicy, OpenSegment, RunningMean, Segment, not_negative, positive
+from jepa.errors import not_negative, positive
+from jepa.selective.policies.base import ROUNDING, CausalPolicy, OpenSegment, RunningMean, Segment
 
 
 class PredictionError(CausalPolicy):
@@ -71,7 +72,7 @@ class PredictionError(CausalPolicy):
         product, square = float(now @ before), float(before @ before)
         share = min(1.0, max(0.0, self._product.value / self._square.value))
         error = n / (n + 1) * max(0.0, float(now @ now) - 2 * share * product + share**2 * square)
-        limit = self.threshold * (self._error.value + self.noise_floor)
+        limit = self.threshold * (self._error.value + self.noise_floor) + ROUNDING
         self._error.add(min(error, limit))
         if error > limit:
             return False

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from jepa.selective.policies.base import CausalPolicy, OpenSegment, Segment, positive, step_segment
+from jepa.errors import positive
+from jepa.selective.policies.base import CausalPolicy, OpenSegment, Segment, step_segment
 
 _SLACK = 1e-6  # in periods: a step due by exact arithmetic is not missed for the rounding of its time
 

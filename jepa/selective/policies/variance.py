@@ -6,7 +6,8 @@ from collections import deque
 
 import numpy as np
 
-from jepa.selective.policies.base import CausalPolicy, OpenSegment, Segment, not_negative, whole
+from jepa.errors import not_negative, whole
+from jepa.selective.policies.base import CausalPolicy, OpenSegment, Segment
 
 
 class LocalVariance(CausalPolicy):
@@ -42,32 +43,26 @@ class LocalVariance(CausalPolicy):
     def __init__(self, threshold: float, *, window: int = 4) -> None:
         self.threshold = not_negative("threshold", threshold)
         self.window = whole("window", window, 2)
-        self.state = f"{window + 1} latents: the open segment's sum, the newest {window - 1} steps and their sum"
+        self.state = f"{window} latents: the open segment's sum and the newest {window - 1} steps"
         self.start()
 
     def start(self) -> None:
         self._open = OpenSegment()
-        self._forget_window()
-
-    def _forget_window(self) -> None:
-        self._recent: deque[np.ndarray] = deque()  # the window without the step to come
-        self._total: np.ndarray = np.zeros(())  # their sum
+        self._recent: deque[np.ndarray] = deque(maxlen=self.window - 1)  # the window without the step to come
 
     def step(self, latent: np.ndarray, time: float) -> list[Segment]:
         row = latent.astype(np.float64)
         segments = self.close() if self._recent and self._variance_with(row) > self.threshold else []
         self._open.add(row, time)
         self._recent.append(row)
-        self._total = self._total + row
-        if len(self._recent) == self.window:
-            self._total -= self._recent.popleft()
         return segments
 
     def close(self) -> list[Segment]:
-        self._forget_window()
+        self._recent.clear()
         return self._open.close()
 
     def _variance_with(self, row: np.ndarray) -> float:
         """Variance of the window that ends with this step."""
-        mean = (self._total + row) / (len(self._recent) + 1)
-        return 1 - float(mean @ mean)
+        gaps = np.stack(self._recent) - row  # from the newest step, whose own is 0: no variance of equal steps
+        mean = gaps.sum(axis=0) / (len(gaps) + 1)
+        return float((gaps * gaps).sum()) / (len(gaps) + 1) - float(mean @ mean)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jepa.selective.policies.base import not_negative, positive
-from jepa.selective.policies.offline import Segmentation, StreamMemory, segment_count
+from jepa.errors import not_negative
+from jepa.selective.policies.offline import RateSegmentation, Segmentation, StreamMemory, segment_count
 
 _memory: StreamMemory[WardTree] = StreamMemory(256 << 20)
 
 
-class Ward(Segmentation):
+class Ward(RateSegmentation):
     """Ward clustering with temporal connectivity into a number of segments set by the rate.
 
     VL-JEPA (arXiv 2512.10942, section 4.6): starting from single steps, the two neighbouring segments of n
@@ -28,16 +28,13 @@ class Ward(Segmentation):
         rate_hz: segments per second of stream.
         representative: "midpoint" decodes the latent of the segment's middle step (of two, the earlier) at
             that step's time; "mean" decodes the renormalised mean of the segment at the midpoint of its
-            times.
+            times; "agreement" the same with the weights of `Gate(agreement=8)`.
 
     Raises:
-        InputError: `rate_hz` is not finite and > 0, or `representative` is neither of the two.
+        InputError: `rate_hz` is not finite and > 0, or `representative` is none of the three.
     """
 
-    def __init__(self, rate_hz: float, representative: str) -> None:
-        self.rate_hz = positive("rate_hz", rate_hz)
-        super().__init__(representative)
-        self.name = f"ward_{representative}"
+    method = "ward"
 
     def firsts(self, latents: np.ndarray, times: np.ndarray) -> np.ndarray:
         return ward_tree(latents).firsts(segment_count(self.rate_hz, times))
@@ -58,13 +55,14 @@ class WardCut(Segmentation):
         representative: as for `Ward`.
 
     Raises:
-        InputError: `cost` is not finite and >= 0, or `representative` is neither of the two.
+        InputError: `cost` is not finite and >= 0, or `representative` is none of the three.
     """
+
+    method = "ward_cut"
 
     def __init__(self, cost: float, representative: str) -> None:
         self.cost = not_negative("cost", cost)
         super().__init__(representative)
-        self.name = f"ward_cut_{representative}"
 
     def firsts(self, latents: np.ndarray, times: np.ndarray) -> np.ndarray:
         tree = ward_tree(latents)

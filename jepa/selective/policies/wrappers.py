@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from jepa.errors import InputError
-from jepa.selective.policies.base import CausalPolicy, Policy, Segment, positive
+from jepa.errors import InputError, positive
+from jepa.selective.policies.base import CausalPolicy, Policy, Segment
 
 _SLACK = 1e-6  # seconds: a gap that is over by exact arithmetic is not missed for the rounding of its times
 

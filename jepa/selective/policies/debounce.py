@@ -1,0 +1,48 @@
+"""Debounce: decodes a step when nothing has followed it for some time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jepa.errors import not_negative
+from jepa.selective.policies.base import CausalPolicy, Segment, step_segment
+
+
+class Debounce(CausalPolicy):
+    """Decodes a step once nothing has followed it for some time, as input fields on web pages do.
+
+    A step that is followed by another within `seconds` is never decoded. Steps come one at a time, so what a timer
+    would set off after `seconds` comes out with the next step, and the last one with `finish`; whoever has a timer
+    calls `close` when it goes off.
+
+    A segment is one step.
+
+    Args:
+        seconds: to wait, >= 0; 0 decodes every step, one step late.
+
+    Raises:
+        InputError: `seconds` is not finite and >= 0.
+    """
+
+    name = "debounce"
+    state = "1 latent: the newest step"
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = not_negative("seconds", seconds)
+        self.latency = f"{seconds:g} s"
+        self.start()
+
+    def start(self) -> None:
+        self._index = -1  # of the newest step
+        self._newest: Segment | None = None  # unless it was decoded
+
+    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
+        self._index += 1
+        paused = self._newest is not None and time - self._newest.time >= self.seconds
+        closed = self.close() if paused else []
+        self._newest = step_segment(np.array(latent, dtype=np.float32), time, self._index)
+        return closed
+
+    def close(self) -> list[Segment]:
+        newest, self._newest = self._newest, None
+        return [newest] if newest is not None else []

@@ -1,0 +1,41 @@
+"""Debounce: which steps it decodes, and when they come out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jepa.selective import Debounce
+
+LATENT = np.ones(1, dtype=np.float32)
+
+
+def test_a_step_is_decoded_when_it_is_followed_by_a_pause() -> None:
+    policy = Debounce(1.0)
+    out = [[segment.last for segment in policy.step(LATENT, time)] for time in (0.0, 0.5, 2.0, 2.9, 4.0)]
+    assert out == [[], [], [1], [], [3]]
+    assert [segment.last for segment in policy.finish()] == [4]
+    assert policy.finish() == []
+    assert policy.latency == "1 s"
+
+
+def test_what_a_timer_closed_is_not_decoded_again() -> None:
+    policy = Debounce(1.0)
+    assert policy.step(LATENT, 0.0) == []
+    assert [segment.time for segment in policy.close()] == [0.0]
+    assert policy.close() == []
+    assert policy.step(LATENT, 5.0) == []
+    assert [segment.last for segment in policy.finish()] == [1]
+
+
+@given(st.lists(st.integers(1, 30), max_size=20), st.integers(0, 30))
+@pytest.mark.parametrize("scale", [0.25])
+def test_decoded_are_the_steps_before_gaps(scale: float, gaps: list[int], wait: int) -> None:
+    times = scale * np.cumsum([0, *gaps])
+    latents = np.ones((len(times), 1), dtype=np.float32)
+    segments = Debounce(scale * wait).run(latents, times)
+    expected = [i for i, gap in enumerate(gaps) if gap >= wait]
+    assert [segment.last for segment, _ in segments] == [*expected, len(gaps)]
+    assert [step for _, step in segments] == [*(i + 1 for i in expected), len(gaps)]
