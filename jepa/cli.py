@@ -47,16 +47,19 @@ _USERS_OS_ERRORS = {  # of files and folders that the user named, or of the disk
 
 def _train(config: Any, output: Path) -> None:
     plain = validate(config, TRAIN_CONFIGS.get(config.get("variant"), TrainConfig))
+    if plain["variant"] == "vl_jepa":
+        from jepa.training.run import train
+
+        train(plain, _writable(output))
+        return
+    from jepa.evaluation.judging import check_before_training
+
+    check_before_training(plain)  # before the model libraries are imported
+    from jepa.evaluation.language import evaluate_answers
     from jepa.training.run import train
 
-    if plain["variant"] == "vl_jepa":
-        train(plain, _writable(output))
-    else:  # an arm of the controls is a run with its scores
-        from jepa.evaluation.language import check_before_training, evaluate_answers
-
-        check_before_training(plain)
-        folder = train(plain, _writable(output))
-        evaluate_answers(folder, output / "evaluation", AnswersConfig(**plain["answers"]), plain["accelerator"])
+    folder = train(plain, _writable(output))  # an arm of the controls is a run with its scores
+    evaluate_answers(folder, output / "evaluation", AnswersConfig(**plain["answers"]), plain["accelerator"])
 
 
 def _evaluate(config: Any, output: Path) -> None:
@@ -142,7 +145,7 @@ COMMANDS = {
             "replay",
             "Compare decoding policies on the timeline of a real data set, with simulated embeddings.",
             _replay,
-            (),
+            ("policies",),
             (
                 "jepa replay timeline.format=epic timeline.path=narrations.csv timeline.durations=video_info.csv",
                 "jepa replay timeline.format=youcook2 timeline.path=youcook2.json noise=[0.6,1.2,2.4]",

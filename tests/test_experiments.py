@@ -169,7 +169,7 @@ def write_video(path: Path, seed: int, seconds: int = 24) -> None:
 
 
 def test_real_videos_go_from_files_to_a_report(evaluated, tmp_path, capsys):
-    """Four annotated videos, one of them not there: windows, latents, emissions, savings."""
+    """Five annotated videos, one of them not there: windows, latents, emissions, savings."""
     annotations = {}
     for number in range(5):
         spans = [[float(t), t + 3.0] for t in range(0, 24, 3)]

@@ -23,6 +23,7 @@ same annotator, at most `point_seconds`, and not beyond the video's end.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -74,7 +75,7 @@ def read_timeline(
     """Read one annotation file.
 
     Dropped and counted are annotations that are rejected or unsure by their own mark, begin at the video's end or
-    later, end before they begin, or have no text; Ego4D's narrations marked `#unsure` and its passes without
+    later, end where they begin or before, or have no text; Ego4D's narrations marked `#unsure` and its passes without
     narrations among them. A span that runs over the video's end is cut there. White space in texts becomes single
     spaces, and the tag in front of an Ego4D narration (`#C`, `#O`) goes.
 
@@ -97,7 +98,7 @@ def read_timeline(
         rule = "be null: the annotations have them" if reader.durations is None else f"name {reader.durations}"
         raise InputError(f"durations of the format {format} must {rule}, got {durations}")
     dropped: Counter[str] = Counter()
-    lengths = {} if reader.durations is None else reader.lengths(Path(str(durations)))
+    lengths = {} if reader.lengths is None else reader.lengths(Path(str(durations)))
     records, groups = [], {}
     for number, stream in reader.streams(Path(path), lengths, dropped):
         if stream.video_id in groups:
@@ -137,7 +138,7 @@ _Streams = Iterator[tuple[str, _Stream]]  # with the place in the file, for erro
 class _Format(NamedTuple):
     streams: Callable[[Path, _Lengths, Counter[str]], _Streams]
     durations: str | None
-    lengths: Callable[[Path], _Lengths]
+    lengths: Callable[[Path], _Lengths] | None
 
 
 def _events(stream: _Stream, point_seconds: float, dropped: Counter[str]) -> tuple[Event, ...]:
@@ -408,16 +409,79 @@ def _vitt(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
         yield item.where, _Stream(f"{video}/{seen[video]}", video, length.seconds, points)
 
 
-def _no_lengths(path: Path) -> _Lengths:
-    return {}
-
-
 FORMATS: Mapping[str, _Format] = {
     "ego_exo4d": _Format(_ego_exo4d, "takes.json", _takes),
     "ego4d": _Format(_ego4d, "ego4d.json", _ego4d_videos),
     "epic": _Format(_epic, "EPIC_100_video_info.csv", _csv_lengths),
-    "activitynet": _Format(_activitynet, None, _no_lengths),
-    "youcook2": _Format(_youcook2, None, _no_lengths),
-    "coin": _Format(_coin, None, _no_lengths),
+    "activitynet": _Format(_activitynet, None, None),
+    "youcook2": _Format(_youcook2, None, None),
+    "coin": _Format(_coin, None, None),
     "vitt": _Format(_vitt, "a CSV file with the columns video_id and duration", _csv_lengths),
 }
+
+
+# --- A part of a timeline, split.
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """What of a timeline is replayed.
+
+    Args:
+        splits: the streams of `calibration` and of `test`; no group has streams in both.
+        cut: annotations left out because they end after the excerpt of their video.
+    """
+
+    splits: Mapping[str, list[StreamRecord]]
+    cut: int
+
+
+def excerpt(timeline: Timeline, videos: int, minutes: float, calibration_share: float, split_by: str) -> Excerpt:
+    """Choose streams and split them, both by a fixed hash of their names: no seed changes them.
+
+    Args:
+        timeline: the annotated streams.
+        videos: most streams taken; 0 takes all.
+        minutes: how much of each is taken, from its beginning; 0 takes all.
+        calibration_share: the share of groups whose streams calibrate.
+        split_by: "group" keeps a participant's videos together (see `Timeline.groups`), "video" those of a video's
+            annotators.
+
+    Raises:
+        InputError: a split gets fewer than 2 streams, or an argument is out of range.
+    """
+    if isinstance(videos, bool) or not isinstance(videos, int) or videos < 0:
+        raise InputError(f"videos must be a whole number >= 0, got {videos}")
+    if not (math.isfinite(minutes) and minutes >= 0):
+        raise InputError(f"minutes must be finite and >= 0, got {minutes}")
+    if not 0 < calibration_share < 1:
+        raise InputError(f"calibration_share must be in (0, 1), got {calibration_share}")
+    if split_by not in ("group", "video"):
+        raise InputError(f"split_by must be group or video, got {split_by!r}")
+    chosen = sorted(timeline.records, key=lambda record: name_share(record.video_id))[: videos or None]
+    splits: dict[str, list[StreamRecord]] = {split: [] for split in ("calibration", "test")}
+    whole = {r.video_id: timeline.groups[r.video_id] if split_by == "group" else video_of(r.video_id) for r in chosen}
+    names = sorted(set(whole.values()), key=lambda name: name_share(f"split {name}"))
+    calibrating = set(names[: round(calibration_share * len(names))])
+    cut = 0
+    for record in chosen:
+        duration = min(record.duration, 60 * minutes) if minutes else record.duration
+        events = tuple(event for event in record.events if event.end <= duration)
+        cut += len(record.events) - len(events)
+        if events:
+            split = "calibration" if whole[record.video_id] in calibrating else "test"
+            splits[split].append(StreamRecord(record.video_id, duration, events))
+    for split, records in splits.items():
+        if len(records) < 2:
+            raise InputError(f"the {split} split must have at least 2 streams, got {len(records)}: take more videos")
+    return Excerpt(splits, cut)
+
+
+def video_of(video_id: str) -> str:
+    """Without the annotator."""
+    return video_id.partition("/")[0]
+
+
+def name_share(name: str) -> float:
+    """In [0, 1), the same on every machine."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48

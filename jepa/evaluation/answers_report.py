@@ -17,8 +17,7 @@ from typing import Any
 from scipy import stats
 
 from jepa.errors import InputError
-from jepa.evaluation.language import FORMAT
-from jepa.evaluation.record import read_evaluation
+from jepa.evaluation.record import ANSWERS, announce, read_evaluation
 from jepa.metrics.paired import paired_test
 from jepa.report.answers import SCHEMA, summary, write_report
 from jepa.report.schema import (
@@ -89,16 +88,6 @@ class _Run:
         return int(self.record["seed"])
 
 
-def answer_evaluations(folder: Path) -> list[Path]:
-    """The evaluations of language models that a folder is or holds, in order; none where it has none.
-
-    The folder is one if it has an `evaluation.json`; otherwise all `evaluation/evaluation.json` below it count.
-    """
-    own = folder / "evaluation.json"
-    paths = [own] if own.is_file() else sorted(folder.glob("**/evaluation/evaluation.json"))
-    return [path.parent for path in paths] if any(_format(path) == FORMAT for path in paths) else []
-
-
 def report_answers(config: dict[str, Any], evaluations: Sequence[Path]) -> dict[str, Path]:
     """Runs a validated `ReportConfig` over `evaluations`, prints a summary, and returns the paths of the files written.
 
@@ -111,9 +100,7 @@ def report_answers(config: dict[str, Any], evaluations: Sequence[Path]) -> dict[
     results = answers_results(evaluations, folder)
     beside = folder.parent if list(evaluations) == [folder] else folder
     paths = write_report(results, Path(config["output"] or beside))
-    print(summary(results))
-    for kind, path in paths.items():
-        print(f"{kind}: {path}")
+    announce(summary(results), paths)
     return paths
 
 
@@ -156,16 +143,8 @@ def answers_results(evaluations: Sequence[Path], root: Path) -> dict[str, Any]:
 # --- Reading and checking.
 
 
-def _format(path: Path) -> str | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return found.get("format") if isinstance(found, dict) else None
-
-
 def _read(folder: Path) -> _Run:
-    found = read_evaluation(folder, FORMAT)
+    found = read_evaluation(folder, ANSWERS)
     path = folder / "evaluation.json"
     _RECORD(found, f"{path}: record")
     asked, verdicts = _predictions(folder / "predictions.jsonl", list(found["scores"]))

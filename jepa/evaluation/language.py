@@ -22,8 +22,9 @@ from jepa.config import AnswersConfig, build_as
 from jepa.data.packing import IGNORE, pack, target_numbers
 from jepa.data.pairs import Pair, PairSplits
 from jepa.errors import InputError
-from jepa.evaluation.record import code_version, describe_device, library_versions
-from jepa.metrics.answers import METRICS, judge, judge_for, multiple_choice, proportion_interval
+from jepa.evaluation.judging import check_answers, judge_options
+from jepa.evaluation.record import ANSWERS, code_version, describe_device, device_of, library_versions
+from jepa.metrics.answers import METRICS, judge, multiple_choice, proportion_interval
 from jepa.metrics.latents import (
     LatentGeometry,
     collapse_message,
@@ -33,26 +34,21 @@ from jepa.metrics.latents import (
 )
 from jepa.models.llm_jepa import LLMJEPA
 
-FORMAT = "jepa.answers/1"
 _ROW_TOKENS = 64
 
 
 @torch.no_grad()
-def evaluate_answers(folder: Path, output: Path, answers: AnswersConfig, accelerator: str, data: Any = None) -> Path:
+def evaluate_answers(
+    folder: Path, output: Path, answers: AnswersConfig, accelerator: str, splits: PairSplits | None = None
+) -> Path:
     """Answers the requests of a split, judges them, and writes the folder `output`.
 
     `evaluation.json` has the scores, `predictions.jsonl` a line for each pair, `latents.safetensors` the predicted and
-    target embeddings (N, E). `data` takes the place of the data that the checkpoint was trained on.
+    target embeddings (N, E). Without `splits` the data are those that the checkpoint was trained on.
     """
-    trained = checkpoint.read_config(folder)
-    model = checkpoint.load(folder)
-    if not isinstance(model, LLMJEPA):
-        raise InputError(f"{folder} must be a checkpoint of an LLM-JEPA, got {type(model).__name__}")
-    device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    if accelerator == "gpu" and device == "cpu":
-        raise InputError("accelerator is gpu, but no GPU is available")
-    model.to(device)
-    splits = build_as(PairSplits, "data", data or trained["data"])
+    trained, device = checkpoint.read_config(folder), device_of(accelerator)
+    splits = splits or build_as(PairSplits, "data", trained["data"])
+    model = load_language_model(folder, device)
     pairs = getattr(splits, answers.split)
     pairs = pairs[: answers.limit] if answers.limit else pairs
     output.mkdir(parents=True, exist_ok=True)
@@ -90,7 +86,7 @@ def evaluate_answers(folder: Path, output: Path, answers: AnswersConfig, acceler
     )
     save_file({"predictions": predictions, "targets": targets}, output / "latents.safetensors")
     record = {
-        "format": FORMAT,
+        "format": ANSWERS,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "checkpoint": os.path.relpath(folder.resolve(), output.resolve()),
         "name": trained["name"],
@@ -113,6 +109,14 @@ def evaluate_answers(folder: Path, output: Path, answers: AnswersConfig, acceler
         print(line)
     print(f"evaluation: {output}", flush=True)
     return output
+
+
+def load_language_model(folder: Path, device: str) -> LLMJEPA:
+    """The model of a checkpoint. Raises `InputError` if it is none of an LLM-JEPA."""
+    model = checkpoint.load(folder)
+    if not isinstance(model, LLMJEPA):
+        raise InputError(f"{folder} must be a checkpoint of an LLM-JEPA, got {type(model).__name__}")
+    return model.to(device)
 
 
 def embeddings(
@@ -176,7 +180,7 @@ def geometry(
         cosines, nearest = (predictions[first] @ predictions[second].T).max(1)
         answers, others = ([pairs[int(row)].answer for row in rows] for rows in (first, second[nearest]))
         serves = [
-            judge(name, others, answers, **_options(name, judged))
+            judge(name, others, answers, **judge_options(name, judged))
             for name in judged.metrics
             if name in METRICS and name != "spider"
         ]
@@ -188,38 +192,6 @@ def geometry(
         }
     found["warning"] = collapse_message(found)
     return found
-
-
-def check_before_training(config: dict[str, Any]) -> None:
-    """Raises `InputError` for what the evaluation at the end of a training would stumble over."""
-    check_answers(AnswersConfig(**config["answers"]), build_as(PairSplits, "data", config["data"]))
-
-
-def check_answers(answers: AnswersConfig, splits: PairSplits) -> None:
-    """Raises `InputError` for what could not be judged, before anything is generated."""
-    pairs = getattr(splits, answers.split)
-    if not pairs:
-        raise InputError(f"answers.split must hold at least 1 pair, got none in {answers.split}")
-    if not answers.metrics:
-        raise InputError("answers.metrics must name at least 1 metric, got none")
-    for name in answers.metrics:
-        if name != "multiple_choice":
-            judge_for(name, **_options(name, answers))
-        elif len(answers.choices) < 2 or len(answers.metrics) > 1:
-            raise InputError(f"multiple_choice must stand alone and have >= 2 answers.choices, got {answers.choices}")
-        else:
-            for pair in pairs:
-                if pair.answer.strip() not in answers.choices:
-                    choices = ", ".join(answers.choices)
-                    raise InputError(f"{pair.source}: answer must be one of {choices}, got {pair.answer!r}")
-
-
-def _options(metric: str, answers: AnswersConfig) -> dict[str, Any]:
-    if metric != "spider":
-        return {}
-    if answers.databases is None:
-        raise InputError("answers.databases must name the folder of Spider's databases, got none")
-    return {"databases": answers.databases, "timeout_seconds": answers.timeout_seconds}
 
 
 def _training(folder: Path) -> dict[str, Any]:
@@ -239,7 +211,7 @@ def _verdicts(texts: list[str], pairs: Sequence[Pair], answers: AnswersConfig) -
     verdicts = {}
     for name in answers.metrics:
         golds, requests = [p.answer for p in pairs], [p.request for p in pairs]
-        verdicts[name] = judge(name, texts, golds, requests, **_options(name, answers))
+        verdicts[name] = judge(name, texts, golds, requests, **judge_options(name, answers))
     return verdicts
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 
 from jepa import __version__
 from jepa.errors import InputError
+from jepa.metrics.savings import Interval
 
 _LIBRARIES = (
     "torch",
@@ -28,6 +32,26 @@ _LIBRARIES = (
 )
 
 
+EVALUATION = "jepa.evaluation/2"  # of a VL-JEPA's streams
+ANSWERS = "jepa.answers/1"  # of a language model's answers
+
+
+def device_of(accelerator: str) -> str:
+    """ "cuda" or "cpu" for an accelerator "auto", "cpu" or "gpu". Raises `InputError` for a GPU that is not there."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "cuda"
+    if accelerator == "gpu":
+        raise InputError("accelerator is gpu, but no GPU is available")
+    return "cpu"
+
+
+def announce(summary: str, paths: Mapping[str, Path]) -> None:
+    """Prints what a command found, and where it wrote it."""
+    print(summary)
+    for name, path in paths.items():
+        print(f"{name}: {path}", flush=True)
+
+
 def read_evaluation(folder: Path, version: str) -> dict[str, Any]:
     """`evaluation.json` of an evaluation folder. Raises `InputError` if it is missing, broken or of another version."""
     path = folder / "evaluation.json"
@@ -41,6 +65,31 @@ def read_evaluation(folder: Path, version: str) -> dict[str, Any]:
     if found != version:
         raise InputError(f"{path}: format must be {version!r}, got {found!r}")
     return record
+
+
+def plain_ratio(found: Interval | None) -> dict[str, float | None] | None:
+    """A ratio with its interval as documents hold it: null for none, and for an upper end without a bound."""
+    if found is None:
+        return None
+    return {**asdict(found), "high": found.high if math.isfinite(found.high) else None}
+
+
+def answer_evaluations(folder: Path) -> list[Path]:
+    """The evaluations of language models that a folder is or holds, in order; none where it has none.
+
+    The folder is one if it has an `evaluation.json`; otherwise all `evaluation/evaluation.json` below it count.
+    """
+    own = folder / "evaluation.json"
+    paths = [own] if own.is_file() else sorted(folder.glob("**/evaluation/evaluation.json"))
+    return [path.parent for path in paths] if any(_format(path) == ANSWERS for path in paths) else []
+
+
+def _format(path: Path) -> str | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return found.get("format") if isinstance(found, dict) else None
 
 
 def library_versions() -> dict[str, str]:

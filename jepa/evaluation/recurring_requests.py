@@ -10,7 +10,7 @@ N: requests.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -22,23 +22,22 @@ from jepa.data.request_streams import each_once, expressions, zipf
 from jepa.errors import InputError
 from jepa.evaluation.request_sessions import (
     EVERY_STEP,
-    AnswerCache,
     Known,
-    Read,
     RememberingSession,
     all_passes,
-    follow,
     longest_answer,
     per_request,
-    read_latent,
-    resample,
 )
+from jepa.metrics import bootstrap_mean
 from jepa.metrics.answers import exact_match, regex_equivalence
 from jepa.models.llm_jepa import LLMJEPA, RequestSession
+from jepa.models.requests import AnswerCache, Read, follow, read_latent
 from jepa.operations import OperationLedger
 from jepa.selective import Uniform
 
 Streams = Sequence[Sequence[Pair]]
+
+_NO_THRESHOLD = 0.0  # given to a method without one
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class _Reuse:
 
     name: str
     label: str
-    values: tuple[float, ...]  # of the threshold that is calibrated; one: none is
+    values: tuple[float, ...]  # of the threshold that is calibrated; none: it has none
     cache: Callable[[float, RequestSession], AnswerCache | None]
     read: Read | None = None
 
@@ -102,7 +101,7 @@ def evaluate_recurring(
 
 def _reuses(settings: Mapping[str, Any], words: Read) -> list[_Reuse]:
     """The rows of the table: always decoding first, exact text second."""
-    capacity, reach, none = settings["capacity"], settings["reach"], (0.0,)
+    capacity, reach = settings["capacity"], settings["reach"]
     distances, tolerances = tuple(settings["distances"]), tuple(settings["tolerances"])
 
     def text(pair: Pair) -> str:
@@ -115,23 +114,22 @@ def _reuses(settings: Mapping[str, Any], words: Read) -> list[_Reuse]:
         return lambda value, session: AnswerCache(reach, capacity, name=name, session=session, tolerance=value)
 
     return [
-        _Reuse("always", "always decode", none, lambda value, session: None),
-        _Reuse("exact", "exact text", none, lambda value, session: AnswerCache(-1.0, capacity, name=text)),
+        _Reuse("always", "always decode", (), lambda value, session: None),
+        _Reuse("exact", "exact text", (), lambda value, session: AnswerCache(-1.0, capacity, name=text)),
         _Reuse("latent", "latent", distances, lambda value, session: AnswerCache(value, capacity), read_latent),
         _Reuse(
             "exact_latent",
             "exact text, latent",
             distances,
             lambda value, session: AnswerCache(value, capacity, name=text),
-            read_latent,
         ),
         _Reuse(
-            "lossless", "exact text, latent, verified: the model's own answer", none, verified(text, reach), read_latent
+            "lossless", "exact text, latent, verified: the model's own answer", (), verified(text, reach), read_latent
         ),
         _Reuse("latent_verified", "latent, verified", tolerances, verified(None, reach), read_latent),
         _Reuse("exact_latent_verified", "exact text, latent, verified", tolerances, verified(text, reach), read_latent),
         _Reuse("words_verified", "exact text, TF-IDF neighbour, verified", tolerances, verified(text, 1.0), words),
-        _Reuse("oracle", "oracle: same expression", none, lambda _, session: AnswerCache(-1.0, capacity, name=answer)),
+        _Reuse("oracle", "oracle: same expression", (), lambda _, session: AnswerCache(-1.0, capacity, name=answer)),
     ]
 
 
@@ -172,8 +170,8 @@ def _operating_points(
     """
     points: list[tuple[_Reuse, float | None, list[float | None]]] = []
     for method in tqdm(runs.methods, desc="recurring: calibration", unit="method", leave=False):
-        if len(method.values) == 1:
-            points.append((method, None, [method.values[0]] * 2))
+        if not method.values:
+            points.append((method, None, [_NO_THRESHOLD] * 2))
             continue
         measured = [{value: runs(method, value, half).error() for value in method.values} for half in halves]
         for requested in errors:
@@ -189,7 +187,7 @@ def _setting(
     what: str,
 ) -> dict[str, Any]:
     """All methods at their operating points on the streams of both halves."""
-    always, exact = ([runs(method, method.values[0], half) for half in halves] for method in runs.methods[:2])
+    always, exact = ([runs(method, _NO_THRESHOLD, half) for half in halves] for method in runs.methods[:2])
     exact_calls = sum(done.ledger.decoder.calls for done in exact)
     rows: list[dict[str, Any]] = []
     for method, requested, values in tqdm(points, desc=what, unit="row", leave=False):
@@ -260,13 +258,10 @@ def _reuse_row(done: Sequence[_Answered], always: Sequence[_Answered], exact_cal
     ledger, reference = done[0].ledger + done[1].ledger, always[0].ledger + always[1].ledger
     requests = len(joined["hit"])
     _, cluster = np.unique(joined["expressions"], return_inverse=True)
-    weights = resample(int(cluster.max()) + 1, seed)
-    sizes = np.bincount(cluster)
+    order, ends = np.argsort(cluster, kind="stable"), np.cumsum(np.bincount(cluster))
 
     def share(values: np.ndarray) -> dict[str, float]:
-        drawn = (weights @ np.bincount(cluster, weights=values)) / (weights @ sizes)
-        low, high = np.quantile(drawn, (0.025, 0.975))
-        return {"value": float(values.mean()), "low": float(low), "high": float(high)}
+        return asdict(bootstrap_mean(np.split(values[order], ends[:-1]), seed=seed))
 
     return {
         "hits": share(joined["hit"]),

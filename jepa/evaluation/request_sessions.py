@@ -1,17 +1,15 @@
-"""What the evaluations of request streams share: remembered answers, policies on words, and a cache of answers.
+"""What the evaluations of request streams share: remembered answers, and steps chosen beforehand.
 
 All methods go through `SelectiveDecoder`, with a `RequestSession` behind a `RequestDecoder`. Encoder and predictor run,
 and count, where a method reads them.
 
-E: embedding dimensions; D: width of the model; S: streams.
+S: streams.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,27 +17,13 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from jepa import checkpoint
 from jepa.data.pairs import Pair
-from jepa.errors import InputError
-from jepa.models.llm_jepa import LLMJEPA, RequestDecoder, RequestSession
+from jepa.models.llm_jepa import LLMJEPA, RequestSession
 from jepa.operations import OperationLedger
-from jepa.selective import Emission, LatentCache, Policy, Segment, SelectiveDecoder
-from jepa.selective.cache import CacheEntry
+from jepa.selective import Policy, Segment
 from jepa.selective.policies.base import step_segment
 
 EVERY_STEP = 1000.0  # Hz, above the rate of any steps
-RESAMPLES = 2000
-_CODES = 8  # width of latents that only name a step
-
-Read = Callable[[RequestSession, Pair], np.ndarray]
-
-
-def load_language_model(folder: Path, device: str) -> LLMJEPA:
-    model = checkpoint.load(folder)
-    if not isinstance(model, LLMJEPA):
-        raise InputError(f"{folder} must be a checkpoint of an LLM-JEPA, got {type(model).__name__}")
-    return model.to(device)
 
 
 def longest_answer(model: LLMJEPA, pairs: Sequence[Pair]) -> int:
@@ -62,11 +46,6 @@ def per_request(ledger: OperationLedger, requests: int) -> dict[str, float]:
         "flops": ledger.total_flops,
     }
     return {name: count / requests for name, count in counts.items()}
-
-
-def resample(count: int, seed: int) -> np.ndarray:
-    """(R, count) how often each of `count` clusters is drawn in each resample."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
 
 
 # --- What the model says, computed once and in batches.
@@ -168,9 +147,6 @@ def bare(pair: Pair) -> Pair:
     return Pair(pair.request, "", pair.system)
 
 
-# --- Reading a stream.
-
-
 class Steps(Policy):
     """Decodes the steps of the given numbers: a rule that was worked out from the texts beforehand.
 
@@ -197,143 +173,3 @@ class Steps(Policy):
     def finish(self) -> list[Segment]:
         self.start()
         return []
-
-
-class Debounce(Policy):
-    """Decodes a step once nothing has followed it for some time, as input fields on web pages do.
-
-    A step that is followed by another within `seconds` is never decoded. Steps come when words do, so that what a timer
-    would set off after `seconds` comes out with the next step, and the last one with `finish`.
-
-    Args:
-        seconds: to wait, >= 0.
-    """
-
-    name = "debounce"
-    causal = True
-    state = "1 latent: the newest"
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.latency = f"{seconds:g} s"
-        self.start()
-
-    def start(self) -> None:
-        self._index = -1
-        self._newest: Segment | None = None
-
-    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
-        self._index += 1
-        newest, self._newest = self._newest, step_segment(latent, time, self._index)
-        return [newest] if newest is not None and time - newest.time >= self.seconds else []
-
-    def finish(self) -> list[Segment]:
-        newest = self._newest
-        self.start()
-        return [newest] if newest is not None else []
-
-
-class AnswerCache(LatentCache):
-    """A latent cache of answers that may also know a request by its words, and ask the model about what it finds.
-
-    A request whose `name` was answered before gets that answer at once. Otherwise the nearest latent within `threshold`
-    offers its answer, which the model, if there is a `session`, may refuse (`RequestSession.agrees`).
-
-    Args:
-        threshold: as of `LatentCache`.
-        capacity: as of `LatentCache`; as many names are held.
-        name: what makes two requests one; None: nothing does.
-        session: verifies an answer from a near latent; None: it is taken.
-        tolerance: of the verification, in nats.
-    """
-
-    def __init__(
-        self,
-        threshold: float,
-        capacity: int,
-        *,
-        name: Callable[[Pair], str] | None = None,
-        session: RequestSession | None = None,
-        tolerance: float = 0.0,
-    ) -> None:
-        super().__init__(threshold, capacity)
-        self.name, self.session, self.tolerance = name, session, tolerance
-
-    def clear(self) -> None:
-        super().clear()
-        self._named: OrderedDict[str, CacheEntry] = OrderedDict()
-        self._request: Pair | None = None
-
-    def hear(self, request: Pair) -> bool:
-        """The request that will be looked up next; whether it is known by name."""
-        self._request = request
-        return self.name is not None and self.name(request) in self._named
-
-    def look_up(self, latent: np.ndarray) -> tuple[CacheEntry, bool]:
-        request = self._request
-        if request is None:
-            raise RuntimeError("an AnswerCache must hear a request before each look-up")
-        if self.name is None:
-            return self._near(latent, request)
-        name, hit = self.name(request), self.hear(request)
-        if hit:
-            entry = self._named[name]
-        else:
-            entry, hit = self._near(latent, request)
-        self._named[name] = entry
-        self._named.move_to_end(name)
-        if len(self._named) > self.capacity:
-            self._named.popitem(last=False)
-        return entry, hit
-
-    def _near(self, latent: np.ndarray, request: Pair) -> tuple[CacheEntry, bool]:
-        entry, near = super().look_up(latent)
-        if not near or self.session is None or entry.decoded is None:
-            return entry, near
-        if self.session.agrees(request, entry.decoded.text, self.tolerance):
-            return entry, True
-        return self._add(latent), False
-
-
-def follow(
-    steps: Iterable[tuple[Pair, float]],
-    policy: Policy,
-    session: RequestSession,
-    longest: int,
-    read: Read | None,
-    reader: RequestSession | None = None,
-    cache: LatentCache | None = None,
-) -> tuple[list[Emission], list[Emission]]:
-    """One stream through a `SelectiveDecoder`: what is emitted while it runs, and at its end.
-
-    Args:
-        steps: requests and their times.
-        policy: of this stream.
-        session: answers, and counts.
-        longest: most tokens of an answer.
-        read: gives the latent of a request; None: latents that only name the step.
-        reader: the session that `read` is called with, where it is another model's.
-        cache: of this stream.
-    """
-    decoder = RequestDecoder(session, longest, memory=2)
-    selective = SelectiveDecoder(policy, decoder, session.ledger, cache=cache)
-    emissions: list[Emission] = []
-    width = None
-    for index, (request, time) in enumerate(steps):
-        named = isinstance(cache, AnswerCache) and cache.hear(request)
-        if read is None or (named and width is not None):  # known by its words: the latent is not needed
-            latent = np.eye(width or _CODES, dtype=np.float32)[index % (width or _CODES)]
-        else:
-            latent = read(reader or session, request)
-            width = len(latent)
-        decoder.hear([request], latent[None])
-        emissions += selective.step(latent, time)
-    return emissions, selective.finish()
-
-
-def read_latent(session: RequestSession, request: Pair) -> np.ndarray:
-    return session.predict(request)
-
-
-def read_state(session: RequestSession, request: Pair) -> np.ndarray:
-    return session.state(request)

@@ -10,21 +10,24 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from jepa import checkpoint
 from jepa.config import REQUESTS_CONFIGS, build_as, validate
 from jepa.data.pairs import PairSplits
 from jepa.errors import InputError
-from jepa.evaluation.record import code_version, describe_device, library_versions
+from jepa.evaluation.language import load_language_model
+from jepa.evaluation.record import announce, code_version, describe_device, device_of, library_versions
 from jepa.evaluation.recurring_requests import evaluate_recurring
-from jepa.evaluation.request_sessions import load_language_model
 from jepa.evaluation.typed_requests import evaluate_typing
 from jepa.report.requests import SCHEMA, summary, write_report
 
 
 def evaluate_requests(
-    folder: Path, output: Path, settings: Mapping[str, Any], seed: int, accelerator: str, data: Any = None
+    folder: Path,
+    output: Path,
+    settings: Mapping[str, Any],
+    seed: int,
+    accelerator: str,
+    splits: PairSplits | None = None,
 ) -> dict[str, Path]:
     """Runs one of the two evaluations on a checkpoint and writes requests.json, requests.md and requests.png.
 
@@ -34,7 +37,7 @@ def evaluate_requests(
         settings: a configuration of `REQUESTS_CONFIGS`, by its `kind`.
         seed: of streams, folds and resampling.
         accelerator: "auto", "cpu" or "gpu".
-        data: what differs from the data that the checkpoint was trained on, or other data with a `_target_`.
+        splits: the data; None: those that the checkpoint was trained on.
 
     Raises:
         InputError: settings that break a rule, a checkpoint of another variant, or data without what is asked for.
@@ -43,13 +46,9 @@ def evaluate_requests(
     if kind not in REQUESTS_CONFIGS:
         raise InputError(f"requests.kind must be one of {', '.join(REQUESTS_CONFIGS)}, got {kind!r}")
     settings = validate(dict(settings), REQUESTS_CONFIGS[kind])
-    trained = checkpoint.read_config(folder)
-    device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    if accelerator == "gpu" and device == "cpu":
-        raise InputError("accelerator is gpu, but no GPU is available")
+    trained, device = checkpoint.read_config(folder), device_of(accelerator)
+    splits = splits or build_as(PairSplits, "data", trained["data"])
     model = load_language_model(folder, device)
-    node = data if data and "_target_" in data else {**trained["data"], **(data or {})}
-    splits = build_as(PairSplits, "data", node)
     run = evaluate_typing if kind == "typing" else evaluate_recurring
     results = {
         "schema": SCHEMA,
@@ -63,7 +62,5 @@ def evaluate_requests(
         "config": {"train": trained, "requests": settings, "seed": seed},
     }
     paths = write_report(results, output)
-    print(summary(results))
-    for name, path in paths.items():
-        print(f"{name}: {path}")
+    announce(summary(results), paths)
     return paths

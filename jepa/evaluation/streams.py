@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from jepa.data.world import CAPTION_QUERIES, Stream, StreamStyle, World
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger
-from jepa.selective import ColourChange, step_changes
+from jepa.selective import ColourChange, SelectiveEncoding, StepSelection
 
 SPLITS = ("calibration", "test")
 _SPLIT_SEEDS = {"calibration": 7_001, "test": 7_002}  # apart from each other and from training's
@@ -64,8 +64,9 @@ def encode_streams(model: VLJEPA, streams: Sequence[Stream | VideoStream], step_
     result = StreamSet([], [], [], [], [], hop, length)
     for stream in tqdm(streams, desc=f"latents, {what}", unit="stream"):
         ledger = OperationLedger()
-        watched = _Watched(stream.frames(), model.x_encoder.tubelet, ledger)
-        parts = list(model.stream(watched, step_rate, CAPTION_QUERIES[0], ledger))
+        every = _EveryStep()
+        selection = SelectiveEncoding(ColourChange(), every)
+        parts = list(model.stream(stream.frames(), step_rate, CAPTION_QUERIES[0], ledger, selection))
         if not parts:
             raise InputError(
                 f"stream {stream.record.video_id} must last at least {model.window} s, got {stream.record.duration} s"
@@ -75,30 +76,34 @@ def encode_streams(model: VLJEPA, streams: Sequence[Stream | VideoStream], step_
         result.latents.append(np.concatenate([part[0] for part in parts]).astype(np.float32))
         result.times.append(np.concatenate([part[1] for part in parts]))
         result.ledgers.append(ledger)
-        result.changes.append(step_changes(np.array(watched.changes), hop, length).astype(np.float32))
+        result.changes.append(np.array(every.changes, dtype=np.float32))
     return result
 
 
-class _Watched:
-    """Frames passed on chunk by chunk, while a change detector looks at each slot of them."""
+class _EveryStep(StepSelection):
+    """Takes every step, and keeps what the change detector said of it."""
 
-    def __init__(self, frames: Iterable[np.ndarray], tubelet: int, ledger: OperationLedger) -> None:
-        self.frames, self.tubelet, self.ledger = frames, tubelet, ledger
+    def __init__(self) -> None:
+        super().__init__(None, hold=1)
+
+    def start(self) -> None:
+        super().start()
         self.changes: list[float] = []
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        detector = ColourChange()
-        waiting: list[np.ndarray] = []
-        for chunk in self.frames:
-            waiting = [*waiting, *chunk]
-            count = len(waiting) // self.tubelet
-            with self.ledger.timed("detector"):
-                if count:
-                    slots = np.stack(waiting[: count * self.tubelet]).reshape(count, self.tubelet, *chunk.shape[1:])
-                    self.changes += detector.run(slots).tolist()
-            self.ledger.count("detector", calls=count, flops=count * detector.flops(self.tubelet, chunk.shape[1]))
-            waiting = waiting[count * self.tubelet :]
-            yield chunk
+    def step(self, change: float) -> bool:
+        self.changes.append(change)
+        return super().step(change)
+
+
+def density(records: Sequence[StreamRecord]) -> dict[str, float]:
+    """How many events streams have, how long these are, and the share that repeats an earlier one of its stream."""
+    events = [event for record in records for event in record.events]
+    repeated = sum(len(r.events) - len({event.text for event in r.events}) for r in records)
+    return {
+        "events_per_second": len(events) / sum(record.duration for record in records),
+        "mean_event_seconds": sum(event.end - event.start for event in events) / len(events),
+        "repeated_events": repeated / len(events),
+    }
 
 
 def thumbnails(stream: Stream | VideoStream, count: int = 36) -> list[dict[str, Any]]:

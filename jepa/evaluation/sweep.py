@@ -5,10 +5,9 @@ S streams, T steps, E embedding dimensions, N latents.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -19,7 +18,9 @@ import torch
 from tqdm import tqdm
 
 from jepa.config import build, build_as
+from jepa.data.records import StreamRecord
 from jepa.errors import InputError
+from jepa.evaluation.record import plain_ratio
 from jepa.evaluation.streams import StreamSet
 from jepa.metrics import (
     CaptionPairs,
@@ -47,18 +48,19 @@ from jepa.selective import (
     Segment,
     SelectiveDecoder,
     StepSelection,
-    audit_cache,
     calibrate_threshold,
     decode_segments,
+    measured_error,
     slots_needed,
 )
 
 NO_KNOB = "none"
+_AUDITED = 256  # latents in a call of the decoder
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A policy family: `make(value)` gives the policy with its knob at `value`.
+    """A policy family: `make(value)` builds its `policy` with the `knob` at `value`.
 
     With a `cache` (`{capacity, shared, error_rate}`) the texts of near latents are used again; its threshold is
     calibrated anew for each value of the knob. With `steps` the encoder runs at the steps that they select alone.
@@ -66,35 +68,31 @@ class Sweep:
 
     name: str
     label: str
+    policy: Mapping[str, Any]
     knob: str
     values: tuple[float, ...]
-    make: Callable[[float], Policy]
     cache: Mapping[str, Any] | None = None
     steps: StepSelection | None = None
+
+    def make(self, value: float) -> Policy:
+        policy: Policy = build(self.policy, **({} if self.knob == NO_KNOB else {self.knob: value}))
+        return policy
+
+    def cuts(self, value: float) -> str:
+        """Equal for families that cut streams alike at this value."""
+        steps = self.steps and (self.steps.threshold, self.steps.burst, self.steps.hold, self.steps.refractory)
+        return json.dumps([self.policy, self.knob, value, steps], sort_keys=True)
 
 
 def sweeps(policies: Mapping[str, Mapping[str, Any]]) -> dict[str, Sweep]:
     """The policy families of a validated report configuration; the knob "none" is that of a policy without one."""
-
-    known: dict[str, Policy] = {}
-
-    def factory(node: Mapping[str, Any], knob: str) -> Callable[[float], Policy]:
-        def make(value: float) -> Policy:
-            key = json.dumps([node, knob, value], sort_keys=True)
-            if key not in known:
-                policy = build(node, **({} if knob == NO_KNOB else {knob: value}))
-                known[key] = policy if isinstance(policy, Oracle) else RememberingPolicy(policy)
-            return known[key]
-
-        return make
-
     return {
         name: Sweep(
             name,
             p["label"],
+            p["policy"],
             p["knob"],
             tuple(p["values"]),
-            factory(p["policy"], p["knob"]),
             p["cache"],
             None if p["steps"] is None else build_as(StepSelection, f"policies.{name}.steps", p["steps"]),
         )
@@ -119,14 +117,22 @@ class RememberingDecoder:
 
 
 class RememberingPolicy(Policy):
-    """Cuts equal streams once. For sweeps only: families that differ in their cache alone have the same segments."""
+    """Cuts each stream of a split once. For sweeps only: they run all streams of a split, in order, several times.
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    Args:
+        policy: cuts.
+        records: of the streams; an oracle is told where their events begin and end.
+    """
+
+    def __init__(self, policy: Policy, records: Sequence[StreamRecord]) -> None:
+        self.policy, self.records = policy, records
         self.name, self.causal, self.latency, self.state = policy.name, policy.causal, policy.latency, policy.state
-        self._known: dict[bytes, list[tuple[Segment, int]]] = {}
+        self._cuts: list[list[tuple[Segment, int]]] = []
+        self._next = 0
 
     def start(self) -> None:
+        """The next stream is the first one."""
+        self._next = 0
         self.policy.start()
 
     def step(self, latent: np.ndarray, time: float) -> list[Segment]:
@@ -136,10 +142,14 @@ class RememberingPolicy(Policy):
         return self.policy.finish()
 
     def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
-        key = hashlib.blake2b(latents.tobytes() + times.tobytes()).digest()
-        if key not in self._known:
-            self._known[key] = self.policy.run(latents, times)
-        return self._known[key]
+        if self._next == len(self._cuts):
+            if isinstance(self.policy, Oracle):
+                events = self.records[self._next].events
+                self.policy.boundaries = [second for event in events for second in (event.start, event.end)]
+            self._cuts.append(self.policy.run(latents, times))
+        cut = self._cuts[self._next]
+        self._next = (self._next + 1) % len(self.records)
+        return cut
 
 
 @dataclass(frozen=True)
@@ -152,12 +162,33 @@ class _Outcome:
 
 
 class _Split:
-    """The streams of one split, and what scores emissions on them: the pool is one for all policies."""
+    """The streams of one split, what cuts them, and what scores emissions on them: the pool is one for all policies."""
 
-    def __init__(self, streams: StreamSet) -> None:
+    def __init__(self, streams: StreamSet, families: Collection[Sweep]) -> None:
         self.streams = streams
         events = [event for record in streams.records for event in record.events]
         self.pairs = CaptionPairs(document_frequency([[tokenize(event.text)] for event in events]))
+        self._families = Counter(family.cuts(value) for family in families for value in family.values)
+        self._remembering: dict[str, RememberingPolicy] = {}
+
+    def policy(self, family: Sweep, value: float) -> Policy:
+        """A family's policy at a value, remembering its cuts where others need them too, and where it is an oracle."""
+        key = family.cuts(value)
+        if key in self._remembering:
+            return self._remembering[key]
+        policy = family.make(value)
+        if self._families[key] > 1 or family.cache is not None or isinstance(policy, Oracle):
+            self._remembering[key] = RememberingPolicy(policy, self.streams.records)
+            return self._remembering[key]
+        return policy
+
+    def steps(self, selection: StepSelection | None) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Latents and times of each stream, at the steps that are computed."""
+        everything = list(zip(self.streams.latents, self.streams.times, strict=True))
+        if selection is None:
+            return everything
+        chosen = [selection.select(changes) for changes in self.streams.changes]
+        return [(latents[mask], times[mask]) for (latents, times), mask in zip(everything, chosen, strict=True)]
 
     def point(self, knob: float, emissions: Sequence[Sequence[Emission]]) -> SweepPoint:
         """Quality, and decoder calls: what a cache answered is none."""
@@ -172,7 +203,7 @@ class _Split:
             )
             for record, emitted in zip(records, emissions, strict=True)
         ]
-        calls = [sum(emission.source == "decoder" for emission in emitted) for emitted in emissions]
+        calls = [sum(emission.source != "cache" for emission in emitted) for emitted in emissions]
         return SweepPoint(knob, tuple(scores), np.array(calls), np.array([record.duration for record in records]))
 
     def dense(self, emissions: Sequence[Sequence[Emission]]) -> list[DenseScores]:
@@ -209,12 +240,16 @@ def sweep_setting(
     first of the `tolerances`, is the headline. The pool of document frequencies is one for all policies of a split:
     its annotations.
 
+    Raises:
+        InputError: before anything runs, for references, values, tolerances or a confidence that no sweep can have.
+
     Returns:
         `curves`, `savings`, `areas` and `operations` of the results schema, and `emissions`: for the policies that the
         strip shows, those on the first test stream.
     """
     remembering = RememberingDecoder(decoder)
-    splits = {split: _Split(streams[split]) for split in ("calibration", "test")}
+    _check(streams, families, references, confidence, tolerances)
+    splits = {split: _Split(streams[split], families.values()) for split in ("calibration", "test")}
     points: dict[str, dict[str, dict[float, SweepPoint]]] = {}
     dense: dict[tuple[str, float], list[DenseScores]] = {}
     caches: dict[tuple[str, float], Calibration] = {}
@@ -226,10 +261,9 @@ def sweep_setting(
                 for value in family.values:
                     key = (family.name, value)
                     if family.cache is not None and kind == "calibration":
-                        caches[key] = _calibrate(family, value, split.streams, remembering)
-                    outcome = _decode(
-                        family, value, split.streams, remembering, remembering, latent_delay, caches.get(key)
-                    )
+                        caches[key] = _calibrate(split, family, value, remembering, seed)
+                    auditor = remembering if kind == "test" else None
+                    outcome = _decode(split, family, value, remembering, auditor, latent_delay, caches.get(key))
                     points.setdefault(family.name, {}).setdefault(kind, {})[value] = split.point(
                         value, outcome.emissions
                     )
@@ -242,7 +276,7 @@ def sweep_setting(
     test = streams["test"]
     for policy, knob in _operating_points(savings, references):
         family = families[policy]
-        outcome = _decode(family, knob, test, decoder, remembering, latent_delay, caches.get((policy, knob)))
+        outcome = _decode(splits["test"], family, knob, decoder, remembering, latent_delay, caches.get((policy, knob)))
         ledger = outcome.ledger
         for index in range(len(test.records)):
             ledger = ledger + _encoding(test, index, family.steps)
@@ -254,7 +288,7 @@ def sweep_setting(
                 "seconds_estimated": family.steps is not None,
             }
         )
-        strip.setdefault(policy, [_plain(e) for e in outcome.emissions[0]])
+        strip.setdefault(policy, [asdict(emission) for emission in outcome.emissions[0]])
     curves = {
         family.name: _curve(family, points[family.name], dense, caches, wrong, seed) for family in families.values()
     }
@@ -267,53 +301,91 @@ def sweep_setting(
     return {"curves": curves, "savings": savings, "areas": areas, "operations": operations, "emissions": strip}
 
 
-def _calibrate(family: Sweep, value: float, streams: StreamSet, decoder: Decoder) -> Calibration:
+def _check(
+    streams: Mapping[str, StreamSet],
+    families: Mapping[str, Sweep],
+    references: Sequence[Mapping[str, Any]],
+    confidence: float,
+    tolerances: Sequence[float],
+) -> None:
+    """Raises `InputError` for what a sweep would stumble over after minutes."""
+    if not 0 < confidence <= 1:
+        raise InputError(f"confidence must be in (0, 1], got {confidence}")
+    for key, values in (("references", references), ("tolerances", tolerances)):
+        if not values:
+            raise InputError(f"{key} must hold at least one, got none")
+    for index, tolerance in enumerate(tolerances):
+        if not 0 <= tolerance < 1:
+            raise InputError(f"tolerances[{index}] must be in [0, 1), got {tolerance}")
+    for name, family in families.items():
+        if not family.values or len(set(family.values)) < len(family.values):
+            raise InputError(f"policies.{name}.values must be one or more distinct values, got {list(family.values)}")
+        if family.steps is not None and not all(split.changes for split in streams.values()):
+            raise InputError(f"policies.{name}.steps must be null: no change detector looked at these streams")
+        for value in family.values:
+            family.make(value)
+    for index, reference in enumerate(references):
+        policy, rate = reference["policy"], reference["rate_hz"]
+        if policy not in families or rate not in families[policy].values:
+            raise InputError(
+                f"references[{index}] must be one of the swept policies and values, got {policy} at {rate:g} Hz"
+            )
+
+
+def _calibrate(split: _Split, family: Sweep, value: float, decoder: Decoder, seed: int) -> Calibration:
     """The threshold of a family's cache, on what its policy cuts."""
     settings = family.cache or {}
-    with _naming_streams(streams):
+    with _naming_streams(split.streams):
         return calibrate_threshold(
-            decode_segments(family.make(value), decoder, _steps(streams, family.steps)),
+            decode_segments(split.policy(family, value), decoder, split.steps(family.steps)),
             settings["error_rate"],
             capacity=settings["capacity"],
             shared=settings["shared"],
+            seed=seed,
         )
 
 
 def _decode(
+    split: _Split,
     family: Sweep,
     value: float,
-    streams: StreamSet,
     decoder: Decoder,
-    auditor: Decoder,
+    auditor: Decoder | None,
     latent_delay: float,
     calibrated: Calibration | None,
 ) -> _Outcome:
-    """Runs a policy; the hits of its cache are checked against `auditor`, which counts as no operation."""
-    policy, settings, cache, wrong = family.make(value), family.cache, None, None
+    """Runs a policy; the hits of its cache are checked against `auditor`, if given, which counts as no operation."""
+    policy, settings, cache, wrong = split.policy(family, value), family.cache, None, None
     if settings is not None and calibrated is not None:
         cache = LatentCache(calibrated.threshold, settings["capacity"], shared=settings["shared"])
     selective = SelectiveDecoder(policy, decoder, cache=cache, latent_delay=latent_delay)
-    steps = _steps(streams, family.steps)
-    with _naming_streams(streams):
-        if isinstance(policy, Oracle):
-            emissions = []
-            for record, stream in zip(streams.records, steps, strict=True):
-                policy.boundaries = sorted({t for event in record.events for t in (event.start, event.end)})
-                emissions.append(selective.run(*stream))
-        else:
-            emissions = selective.run_many(steps)
-    if cache is not None:
-        wrong = audit_cache(cache, decode_segments(policy, auditor, steps), ledger=selective.ledger)
+    steps = split.steps(family.steps)
+    with _naming_streams(split.streams):
+        emissions = selective.run_many(steps)
+    if cache is not None and auditor is not None:
+        wrong = _audit(policy, emissions, steps, auditor)
+        selective.ledger.count_cache(audited=wrong.hits, wrong_hits=wrong.wrong)
     return _Outcome(emissions, selective.ledger, wrong)
 
 
-def _steps(streams: StreamSet, selection: StepSelection | None) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Latents and times of each stream, at the steps that are computed."""
-    everything = list(zip(streams.latents, streams.times, strict=True))
-    if selection is None:
-        return everything
-    chosen = [selection.select(changes) for changes in streams.changes]
-    return [(latents[mask], times[mask]) for (latents, times), mask in zip(everything, chosen, strict=True)]
+def _audit(
+    policy: Policy,
+    emissions: Sequence[Sequence[Emission]],
+    steps: Sequence[tuple[np.ndarray, np.ndarray]],
+    decoder: Decoder,
+) -> ErrorRate:
+    """How often the text of a hit is not what the decoder says for its own latent."""
+    wrong, hits = [], []
+    for stream, emitted in zip(steps, emissions, strict=True):
+        pairs = zip(policy.run(*stream), emitted, strict=True)
+        reused = [(segment.latent, emission.text) for (segment, _), emission in pairs if emission.source == "cache"]
+        own: list[str] = []
+        for start in range(0, len(reused), _AUDITED):
+            latents = np.stack([latent for latent, _ in reused[start : start + _AUDITED]])
+            own += [decoded.text for decoded in decoder.decode(torch.from_numpy(latents))]
+        wrong.append(sum(text != said for (_, text), said in zip(reused, own, strict=True)))
+        hits.append(len(reused))
+    return measured_error(np.array(wrong), np.array(hits), np.array([len(emitted) for emitted in emissions]))
 
 
 def _encoding(streams: StreamSet, index: int, selection: StepSelection | None) -> OperationLedger:
@@ -366,8 +438,6 @@ def _savings(
 ) -> Iterator[dict[str, Any]]:
     for number, (reference, tolerance) in enumerate(product(references, tolerances)):
         name, rate = reference["policy"], reference["rate_hz"]
-        if name not in families or rate not in families[name].values:
-            raise InputError(f"reference {name} at {rate:g} Hz must be one of the swept policies and values")
         for family in families.values():
             saving = saving_at_equal_quality(
                 points[name]["calibration"][rate],
@@ -385,9 +455,7 @@ def _savings(
                     for key in ((family.name, saving.knob), (name, rate))
                 )
                 difference = asdict(paired_difference(ours, theirs, seed=seed))
-            found = asdict(saving)
-            if saving.saving is not None and math.isinf(saving.saving.high):
-                found["saving"]["high"] = None
+            found = asdict(saving) | {"saving": plain_ratio(saving.saving)}
             yield {
                 "reference": dict(reference),
                 "tolerance": tolerance,
@@ -446,7 +514,3 @@ def _curve(
         if error is not None:
             row["cache"] = {"threshold": caches[key].threshold, "error": asdict(error)}
     return curve
-
-
-def _plain(emission: Emission) -> dict[str, Any]:
-    return asdict(emission)

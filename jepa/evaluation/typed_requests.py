@@ -22,28 +22,23 @@ from tqdm import tqdm
 from jepa.data.pairs import Pair, PairSplits
 from jepa.data.request_streams import TypedStream, TypingStyle, type_requests
 from jepa.errors import InputError
+from jepa.evaluation.language import load_language_model
+from jepa.evaluation.record import plain_ratio
 from jepa.evaluation.request_sessions import (
-    AnswerCache,
-    Debounce,
     Known,
-    Read,
     RememberingSession,
     Steps,
     all_passes,
     bare,
-    follow,
-    load_language_model,
     longest_answer,
     per_request,
-    read_latent,
-    read_state,
-    resample,
 )
-from jepa.metrics import SweepPoint, bootstrap_mean, saving_at_equal_quality
+from jepa.metrics import SweepPoint, bootstrap_mean, bootstrap_ratio, saving_at_equal_quality
 from jepa.metrics.answers import exact_match
 from jepa.models.llm_jepa import LLMJEPA, RequestSession
+from jepa.models.requests import AnswerCache, Read, follow, read_latent, read_state
 from jepa.operations import OperationLedger
-from jepa.selective import Emission, Policy, SendOnDelta
+from jepa.selective import Debounce, Emission, Policy, SendOnDelta
 
 
 @dataclass(frozen=True)
@@ -369,6 +364,9 @@ def _typing_row(
     def mean(scores: Sequence[np.ndarray]) -> dict[str, float]:
         return asdict(bootstrap_mean(scores, seed=seed))
 
+    def fewer(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float | None] | None:
+        return plain_ratio(bootstrap_ratio(theirs, ours, seed=seed))
+
     return {
         "name": method.name,
         "label": method.label,
@@ -383,9 +381,9 @@ def _typing_row(
         "difference": None if saving.quality_difference is None else asdict(saving.quality_difference),
         "agreement": mean(chosen.agrees),
         "saving": {
-            "calls": _ratio(reference.calls(), chosen.calls(), seed),
-            "flops": _ratio(reference.flops(), chosen.flops(), seed),
-            "forward_passes": _ratio(all_passes(reference.ledgers), all_passes(chosen.ledgers), seed),
+            "calls": fewer(reference.calls(), chosen.calls()),
+            "flops": fewer(reference.flops(), chosen.flops()),
+            "forward_passes": fewer(all_passes(reference.ledgers), all_passes(chosen.ledgers)),
         },
         "per_request": per_request(ledger, requests),
         "curve": [
@@ -397,16 +395,6 @@ def _typing_row(
             for knob, run in runs.items()
         ],
     }
-
-
-def _ratio(reference: np.ndarray, ours: np.ndarray, seed: int) -> dict[str, float]:
-    """Sum of (S,) over that of another (S,), with its 95 % interval over streams; 0 where nothing is to divide by."""
-    weights = resample(len(ours), seed)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = np.nan_to_num((weights @ reference) / (weights @ ours), posinf=0.0)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    value = reference.sum() / ours.sum() if ours.sum() else 0.0
-    return {"value": float(value), "low": float(low), "high": float(high)}
 
 
 def _live_seconds(

@@ -1,13 +1,12 @@
 """From a results document to a Markdown table, plots and one self-contained HTML page.
 
-Everything here takes the plain results dictionary (schema ``jepa.results/1``) and nothing else: no model,
+Everything here takes the plain results dictionary (schema ``jepa.results/2``) and nothing else: no model,
 no checkpoint, no encoder. :func:`write_report` leaves the four files of a report in a folder.
 """
 
 from __future__ import annotations
 
 from jepa.report.page import html, write_report
-from jepa.report.plots import save_png
 from jepa.report.schema import SCHEMA, read_results, validate_results, write_results
 from jepa.report.tables import markdown, summary
 
@@ -16,7 +15,6 @@ __all__ = [
     "html",
     "markdown",
     "read_results",
-    "save_png",
     "summary",
     "validate_results",
     "write_report",

@@ -15,7 +15,6 @@ import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -30,7 +29,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from PIL import Image
 
 from jepa.errors import InputError
-from jepa.report.schema import Results, validate_results, write_whole
+from jepa.report.schema import Results
 from jepa.report.tables import (
     PARTS,
     best_causal,
@@ -87,7 +86,7 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def series_of(results: Results) -> dict[str, int]:
+def series_of(results: Mapping[str, Any]) -> dict[str, int]:
     """Highlighted policy -> number of its colour, marker and dash, the same in all figures of a document."""
     shown = highlighted(results)
     series = {policy: _SERIES[policy] for policy in shown if policy in _SERIES}
@@ -106,7 +105,7 @@ def css_variables(colours: Colours) -> str:
 
 # --- Quality against operations.
 
-_NAMES = 168  # CSS pixels to the right of the curves, for the names of the policies
+NAMES = 168  # CSS pixels to the right of the curves, for the names of the policies
 _LINE = 12.5  # CSS pixels from one line of names to the next
 
 
@@ -115,13 +114,13 @@ def curves(results: Results, name: str, colours: Colours = LIGHT) -> Figure:
     width, height = 470, 370
     figure = Figure(figsize=(width / INCH, height / INCH))
     left, bottom, top = 26, 44, 40
-    inside = (width - left - _NAMES, height - bottom - top)
+    inside = (width - left - NAMES, height - bottom - top)
     axes = figure.add_axes((left / width, bottom / height, inside[0] / width, inside[1] / height))
-    _draw_curves(axes, results, name, colours)
+    draw_curves(axes, results, name, colours)
     return figure
 
 
-def _draw_curves(axes: Axes, results: Results, name: str, colours: Colours) -> None:
+def draw_curves(axes: Axes, results: Mapping[str, Any], name: str, colours: Colours) -> None:
     """The policies with a colour in front and named at the right, the others thin and grey behind them."""
     setting, series = results["settings"][name], series_of(results)
     savings = headline_savings(setting)
@@ -191,8 +190,18 @@ def _draw_curve(
     colour = colours[f"series-{series}"]
     if band:
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    style: dict[str, Any] = {"linestyle": DASHES[series], "marker": MARKERS[series], "markersize": 3.5}
-    axes.plot(x, value, color=colour, linewidth=1.6, gid=tooltip(name), **style)
+    axes.plot(x, value, gid=tooltip(name), **style(series, colours))
+
+
+def style(series: int, colours: Colours) -> dict[str, Any]:
+    """The line of a policy with a colour of its own."""
+    return {
+        "color": colours[f"series-{series}"],
+        "linewidth": 1.6,
+        "linestyle": DASHES[series],
+        "marker": MARKERS[series],
+        "markersize": 3.5,
+    }
 
 
 def _frame_curves(axes: Axes, setting: dict[str, Any], colours: Colours) -> None:
@@ -224,7 +233,7 @@ def _name_curves(
 ) -> None:
     """The names of the coloured policies at the right, in the order of their ends, each led to its line."""
     named = sorted((policy for policy in ends if policy in series), key=lambda policy: ends[policy][1])
-    room = (_NAMES - 44) * _SMALL / FONT  # `fit` measures in the smaller size
+    room = (NAMES - 44) * _SMALL / FONT  # `fit` measures in the smaller size
     texts = [fit(label(setting["curves"][policy]), room, lines=2) for policy in named]
     width, height = (side / axes.figure.dpi * INCH for side in (axes.bbox.width, axes.bbox.height))
     beside = [1 + pixels / width for pixels in (10, 12, 22, 32, 39)]  # the end of a leader, the swatch, the name
@@ -634,20 +643,11 @@ def training(results: Results, colours: Colours = LIGHT) -> Figure:
 # --- The picture for a README, and SVG for the page.
 
 
-def save_png(results: Results, path: str | Path) -> None:
-    """Write the overview: the curves of all settings above the strip of the first one, on light ground.
-
-    Raises InputError for a bad document or a path that cannot be written.
-    """
-    validate_results(results)
-    write_whole({Path(path): overview_png(results)})
-
-
 TITLE: dict[str, Any] = {"fontsize": 11, "weight": "bold", "color": LIGHT["ink"], "parse_math": False}
 
 
 def overview_png(results: Results) -> bytes:
-    """The picture of :func:`save_png` as the content of a PNG file."""
+    """The curves of all settings above the strip of the first one, on light ground, as the content of a PNG file."""
     names = list(results["settings"])
     heights = (460.0, 40.0, strip_height(results, names[0]))
     width = 1200.0
@@ -657,9 +657,9 @@ def overview_png(results: Results) -> bytes:
         for part in (upper, between, lower):
             part.set_facecolor(LIGHT["surface"])
         panels = upper.subplots(1, len(names), squeeze=False)[0]
-        upper.subplots_adjust(0.045, 0.11, 1 - _NAMES / width, 0.84, wspace=0.52)
+        upper.subplots_adjust(0.045, 0.11, 1 - NAMES / width, 0.84, wspace=0.52)
         for axes, name in zip(panels, names, strict=True):
-            _draw_curves(axes, results, name, LIGHT)
+            draw_curves(axes, results, name, LIGHT)
             place = {"xycoords": "axes fraction", "textcoords": "offset points"}
             axes.annotate(short(f"{clean(name)} streams", 350), (0, 1), (0, 22), **place, **TITLE)
         title = short(f"One of the {clean(names[0])} streams", 700)

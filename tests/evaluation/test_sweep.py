@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ import torch
 from jepa.data.records import Event, StreamRecord
 from jepa.errors import InputError
 from jepa.evaluation.streams import StreamSet, load_streams, save_streams
-from jepa.evaluation.sweep import RememberingDecoder, sweep_setting, sweeps
+from jepa.evaluation.sweep import RememberingDecoder, RememberingPolicy, sweep_setting, sweeps
 from jepa.operations import OperationLedger
-from jepa.selective import Decoded, StepSelection
+from jepa.selective import Decoded, Oracle, StepSelection
 
 WORDS = ["red circle grows", "blue star spins", "green ring blinks", "white cross shakes", "cyan bar bounces"]
 POLICIES = {
@@ -198,8 +199,35 @@ def test_bad_latents_name_the_stream(spoil, message):
 def test_a_reference_that_is_not_swept_is_named():
     splits = {"calibration": stream_set("calibration", 1), "test": stream_set("test", 2)}
     reference = [{"policy": "uniform", "rate_hz": 3.0}]
-    with pytest.raises(InputError, match="reference uniform at 3 Hz must be one of the swept policies and values"):
-        sweep_setting(splits, NearestWord(), sweeps(POLICIES), reference, 0.5, 0.9, 0, "made")
+    decoder = NearestWord()
+    with pytest.raises(InputError, match=r"references\[0\] must be one of the swept .* got uniform at 3 Hz"):
+        sweep_setting(splits, decoder, sweeps(POLICIES), reference, 0.5, 0.9, 0, "made")
+    assert decoder.decoded == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"references": []}, "references must hold at least one, got none"),
+        ({"tolerances": ()}, "tolerances must hold at least one, got none"),
+        ({"tolerances": (0.0, 1.0)}, r"tolerances\[1\] must be in \[0, 1\), got 1\.0"),
+        ({"confidence": 1.5}, r"confidence must be in \(0, 1\], got 1\.5"),
+        ({"gate": {"values": []}}, r"policies\.gate\.values must be one or more distinct values, got \[\]"),
+        ({"gate": {"values": [1.0, 1.0]}}, r"policies\.gate\.values must be one or more distinct values"),
+        ({"gate": {"values": [1.0, -1.0]}}, "threshold"),
+        ({"gate": {"steps": SELECTION}}, r"policies\.gate\.steps must be null: no change detector"),
+    ],
+)
+def test_what_no_sweep_can_have_is_refused_before_it(change, message):
+    streams = replace(stream_set("test", 2), changes=[])
+    settings = {"references": REFERENCES, "tolerances": (0.0,), "confidence": 0.9, "gate": {}, **change}
+    families = sweeps(POLICIES | {"gate": POLICIES["gate"] | settings.pop("gate")})
+    decoder = NearestWord()
+    with pytest.raises(InputError, match=message):
+        sweep_setting(
+            {"calibration": streams, "test": streams}, decoder, families, latent_delay=0.5, seed=0, name="", **settings
+        )
+    assert decoder.decoded == 0
 
 
 def run_families(policies: dict, tolerances=(0.0,)) -> dict:
@@ -246,6 +274,68 @@ def test_the_oracle_cuts_at_the_annotations():
     assert point["decodes_per_second"] == pytest.approx(10 / 60)
     assert point["dense"]["temporal_f1"] == 1.0
     assert point["dense"]["tim_cover"] == 1.0
+
+
+def test_an_oracle_with_a_cache_decodes_each_text_once():
+    oracle = {"_target_": "jepa.selective.Oracle", "representative": "mean"}
+    cache = {"capacity": 8, "shared": False, "error_rate": 0.5}
+    swept = run_families(
+        {"oracle": family(oracle, "none", [0.0]), "cached": family(oracle, "none", [0.0], cache)}, (0.5,)
+    )
+    plain, cached = (next(o for o in swept["operations"] if o["policy"] == p)["ledger"] for p in ("oracle", "cached"))
+    assert cached["cache"]["lookups"] == plain["decoder"]["calls"] == 6 * 10
+    assert cached["cache"]["hits"] == 60 - cached["decoder"]["calls"]
+    texts = [len({event.text for event in record.events}) for record in stream_set("test", 2).records]
+    assert cached["decoder"]["calls"] <= sum(texts)  # at most one of each text of a stream
+    assert [e["time"] for e in swept["emissions"]["cached"]] == [e["time"] for e in swept["emissions"]["oracle"]]
+
+
+class CountedCuts(Oracle):
+    """An oracle that counts the streams it cuts."""
+
+    cut = 0
+
+    def firsts(self, latents, times):
+        self.cut += 1
+        return super().firsts(latents, times)
+
+
+def test_remembered_cuts_are_those_of_each_stream():
+    streams = stream_set("test", 2, streams=2)
+    one, other = streams.records[0], replace(streams.records[1], events=streams.records[1].events[:3])
+    latents, times = streams.latents[0], streams.times[0]  # of both: one video, annotated twice
+    expected = []
+    for record in (one, other):
+        oracle = Oracle("mean")
+        oracle.boundaries = [second for event in record.events for second in (event.start, event.end)]
+        expected.append([(segment.first, segment.last, step) for segment, step in oracle.run(latents, times)])
+    assert expected[0] != expected[1]
+    policy = CountedCuts("mean")
+    remembering = RememberingPolicy(policy, [one, other])
+    for _ in range(3):
+        found = [[(s.first, s.last, step) for s, step in remembering.run(latents, times)] for _ in range(2)]
+        assert found == expected
+    remembering.run(latents, times)
+    remembering.start()  # the first stream again
+    assert [(s.first, s.last, step) for s, step in remembering.run(latents, times)] == expected[0]
+    assert policy.cut == 2
+
+
+def test_a_decode_is_what_no_cache_answered():
+    class Bank(NearestWord):
+        def decode(self, latents):
+            return [Decoded(decoded.text, 0, 0) for decoded in super().decode(latents)]
+
+    cache = {"capacity": 8, "shared": False, "error_rate": 0.5}
+    cached = {"cached": family(GATE, "threshold", [1.0], cache)}
+    splits = {"calibration": stream_set("calibration", 1), "test": stream_set("test", 2)}
+    every = sweeps({"uniform": POLICIES["uniform"], **cached})
+    outcomes = [
+        sweep_setting(splits, decoder, every, REFERENCES, 0.5, 0.9, 0, "made")["curves"]["cached"]
+        for decoder in (NearestWord(), Bank())
+    ]
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[1]["test"][0]["cache"]["error"]["hits"] > 0
 
 
 def test_a_tolerance_is_a_saving_of_its_own():

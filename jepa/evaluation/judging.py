@@ -1,0 +1,42 @@
+"""What answers are judged by, checked before anything is trained or generated. No model is imported here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jepa.config import AnswersConfig, build_as
+from jepa.data.pairs import PairSplits
+from jepa.errors import InputError
+from jepa.metrics.answers import judge_for
+
+
+def check_before_training(config: dict[str, Any]) -> None:
+    """Raises `InputError` for what the evaluation at the end of a training would stumble over."""
+    check_answers(AnswersConfig(**config["answers"]), build_as(PairSplits, "data", config["data"]))
+
+
+def check_answers(answers: AnswersConfig, splits: PairSplits) -> None:
+    """Raises `InputError` for what could not be judged, before anything is generated."""
+    pairs = getattr(splits, answers.split)
+    if not pairs:
+        raise InputError(f"answers.split must hold at least 1 pair, got none in {answers.split}")
+    if not answers.metrics:
+        raise InputError("answers.metrics must name at least 1 metric, got none")
+    for name in answers.metrics:
+        if name != "multiple_choice":
+            judge_for(name, **judge_options(name, answers))
+        elif len(answers.choices) < 2 or len(answers.metrics) > 1:
+            raise InputError(f"multiple_choice must stand alone and have >= 2 answers.choices, got {answers.choices}")
+        else:
+            for pair in pairs:
+                if pair.answer.strip() not in answers.choices:
+                    choices = ", ".join(answers.choices)
+                    raise InputError(f"{pair.source}: answer must be one of {choices}, got {pair.answer!r}")
+
+
+def judge_options(metric: str, answers: AnswersConfig) -> dict[str, Any]:
+    if metric != "spider":
+        return {}
+    if answers.databases is None:
+        raise InputError("answers.databases must name the folder of Spider's databases, got none")
+    return {"databases": answers.databases, "timeout_seconds": answers.timeout_seconds}
