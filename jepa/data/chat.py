@@ -54,6 +54,11 @@ class ChatIds(NamedTuple):
     text: list[int]
     code: list[int]
 
+    @property
+    def given(self) -> list[int]:
+        """What is given in generation: the prompt, and the words that open the turn."""
+        return [*self.prompt, *self.answer[: self.opening]]
+
 
 @dataclass(frozen=True)
 class _Turn:

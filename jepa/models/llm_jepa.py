@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.data.chat import ChatTokenizer
+from jepa.data.chat import ChatIds, ChatTokenizer
 from jepa.data.packing import IGNORE, Layout, Rows
 from jepa.data.pairs import Pair
 from jepa.decoders.prefix import PrefixDecoder
 from jepa.encoders.language import LanguageModel
 from jepa.errors import InputError
+from jepa.models.roles import greedy_texts, role_parameters
 from jepa.operations import (
     OperationLedger,
     PartCount,
@@ -167,31 +168,26 @@ class LLMJEPA(nn.Module):
         """
         if self.y_decoder is None:
             raise InputError("this checkpoint has no decoder from embeddings: train it with a decoder stage")
-        rows = self.y_decoder.generate(latents.to(self.device), self.tokenizer.end_id)
-        counts = [min(len(row) + 1, self.y_decoder.max_length) for row in rows]
-        texts = self.tokenizer.decode(rows)
-        decoder, read = self.y_decoder, weight_bytes(self.y_decoder)
-        return [
-            Decoded(text, count, count, decoder.flops(count), count * read, decoder.cache_bytes(count))
-            for text, count in zip(texts, counts, strict=True)
-        ]
+        return greedy_texts(self.y_decoder, latents.to(self.device), self.tokenizer, self.tokenizer.end_id)
 
     def answer(self, requests: Sequence[Request], max_new_tokens: int) -> list[Decoded]:
         """The language model's own greedy answers; a token is a forward pass, the first with the whole prompt.
 
         FLOPs and bytes are those of each request answered alone.
         """
-        prompts = [[*pair.prompt, *pair.answer[: pair.opening]] for pair in self._ids(requests)]
-        rows = self.generate(requests, max_new_tokens)
+        prompts = [ids.given for ids in self._ids(requests)]
+        rows = self._generate(prompts, max_new_tokens)
         return [
             _decoded(text, len(row), self._answer_cost(len(prompt), len(row)))
             for text, prompt, row in zip(self.tokenizer.decode(rows), prompts, rows, strict=True)
         ]
 
-    @torch.no_grad()
     def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[list[int]]:
         """The tokens of `answer`, with the stop token where one was reached."""
-        prompts = [[*pair.prompt, *pair.answer[: pair.opening]] for pair in self._ids(requests)]
+        return self._generate([ids.given for ids in self._ids(requests)], max_new_tokens)
+
+    @torch.no_grad()
+    def _generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
         ids, mask = self.tokenizer.pad(prompts)
         return self.language.generate(
             ids.to(self.device), mask.to(self.device), max_new_tokens, self.tokenizer.stop_ids
@@ -294,16 +290,11 @@ class LLMJEPA(nn.Module):
         if self.y_decoder is not None:
             roles["Y-Decoder from embeddings"] = self.y_decoder
         return [
-            {
-                "role": role,
-                "total": sum(p.numel() for p in module.parameters()),
-                "trainable": sum(p.numel() for p in module.parameters() if p.requires_grad),
-                "modules": type(module.lm if isinstance(module, LanguageModel) else module).__name__,
-            }
+            role_parameters(role, module, type(module.lm if isinstance(module, LanguageModel) else module).__name__)
             for role, module in roles.items()
         ]
 
-    def _ids(self, requests: Sequence[Request]) -> list[Any]:
+    def _ids(self, requests: Sequence[Request]) -> list[ChatIds]:
         return self.tokenizer.encode([r if isinstance(r, Pair) else Pair(r, "", None) for r in requests])
 
 
@@ -350,6 +341,15 @@ class RequestDecoder:
         return self.model.answer([self.heard[i][0] for i in nearest], self.max_new_tokens)
 
 
+class _Newest(dict[Pair, ChatIds]):
+    """The 16 newest entries: a session may live for ever."""
+
+    def __setitem__(self, pair: Pair, ids: ChatIds) -> None:
+        super().__setitem__(pair, ids)
+        if len(self) > 16:
+            del self[next(iter(self))]
+
+
 class RequestSession:
     """An LLM-JEPA on requests that come one after another: typed word by word, or each a new one.
 
@@ -369,7 +369,7 @@ class RequestSession:
         self.ledger = OperationLedger() if ledger is None else ledger
         self._stop = set(model.tokenizer.stop_ids)
         self._crops = not (model.language.mixed_layers or model.language.windowed)
-        self._encoded: dict[Pair, Any] = {}
+        self._encoded: dict[Pair, ChatIds] = _Newest()
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
         self._cache: Any = None
         self._begun: tuple[Pair, list[int]] | None = None  # the last request verified, and how its answer begins
@@ -441,15 +441,14 @@ class RequestSession:
         self._held = ids
         return states, self.model.pass_cost(len(ids) - kept, len(ids), logits)
 
-    def _ids(self, pair: Pair) -> Any:
+    def _ids(self, pair: Pair) -> ChatIds:
         if pair not in self._encoded:
             self._encoded[pair] = self.model.tokenizer.encode([pair])[0]
         return self._encoded[pair]
 
     def _prompt(self, pair: Pair) -> list[int]:
         """What the answer follows."""
-        ids = self._ids(pair)
-        return [*ids.prompt, *ids.answer[: ids.opening]]
+        return self._ids(pair).given
 
     def _draft(self, pair: Pair, text: str) -> list[int]:
         """A text as the answer to a request, with its end of turn."""

@@ -18,6 +18,7 @@ from jepa.decoders.prefix import PrefixDecoder
 from jepa.encoders.text import TextTransformer
 from jepa.encoders.vision import FrameViT
 from jepa.errors import InputError
+from jepa.models.roles import greedy_texts, role_parameters
 from jepa.operations import OperationLedger, count_flops, weight_bytes
 from jepa.predictors.experts import active_parameters
 from jepa.predictors.transformer import QueryPredictor
@@ -85,19 +86,12 @@ class VLJEPA(nn.Module):
         batches = (texts[i : i + batch_size] for i in range(0, len(texts), batch_size))
         return torch.cat([self.embed(batch).cpu() for batch in batches])
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Decoded]:
         """Y-Decoder: embeddings (B, E) -> greedy texts, each with its number of tokens (the end token counted).
 
         A token costs one forward pass, so both numbers are equal.
         """
-        rows = self.y_decoder.generate(latents.to(self.device), self.tokenizer.eos_id)
-        counts = [min(len(row) + 1, self.y_decoder.max_length) for row in rows]
-        decoder, read = self.y_decoder, weight_bytes(self.y_decoder)
-        return [
-            Decoded(text, count, count, decoder.flops(count), count * read, decoder.cache_bytes(count))
-            for text, count in zip(self.tokenizer.decode(rows), counts, strict=True)
-        ]
+        return greedy_texts(self.y_decoder, latents.to(self.device), self.tokenizer, self.tokenizer.eos_id)
 
     @torch.no_grad()
     def stream(
@@ -216,13 +210,7 @@ class VLJEPA(nn.Module):
             "Y-Decoder": self.y_decoder,
         }
         return [
-            {
-                "role": role,
-                "total": sum(p.numel() for p in module.parameters()),
-                "trainable": sum(p.numel() for p in module.parameters() if p.requires_grad),
-                "active": active_parameters(module),
-                "modules": type(module).__name__,
-            }
+            role_parameters(role, module, type(module).__name__) | {"active": active_parameters(module)}
             for role, module in roles.items()
         ]
 

@@ -16,7 +16,7 @@ from jepa.data.packing import pack
 from jepa.data.pairs import Pair
 from jepa.decoders.prefix import PrefixDecoder
 from jepa.errors import InputError
-from jepa.models.llm_jepa import LLMJEPA, RequestDecoder
+from jepa.models.llm_jepa import LLMJEPA, RequestDecoder, RequestSession
 from jepa.operations import OperationLedger, count_flops
 from jepa.predictors.tied import TiedPredictor
 from jepa.selective import SelectiveDecoder, Uniform
@@ -190,6 +190,23 @@ def test_parameters_by_role_add_up(tiny_llm_jepa):
     assert role["role"] == "X-Encoder, Predictor, Y-Encoder, Y-Decoder"
     assert role["total"] == role["trainable"] == sum(p.numel() for p in tiny_llm_jepa.parameters())
     assert role["modules"] == "LlamaForCausalLM"
+
+
+def test_an_answer_reads_each_request_once(tiny_llm_jepa, pairs, monkeypatch):
+    model, read = copy.deepcopy(tiny_llm_jepa), []
+    encode = model.tokenizer.encode
+    monkeypatch.setattr(model.tokenizer, "encode", lambda given: read.extend(given) or encode(given))
+    model.answer(pairs[:3], 2)
+    assert read == pairs[:3]
+
+
+def test_a_session_forgets_the_tokens_of_old_requests(tiny_llm_jepa, pairs):
+    session = RequestSession(tiny_llm_jepa)
+    first = session.predict(pairs[0])
+    for pair in pairs:
+        session.predict(pair)
+    assert [pair.request for pair in session._encoded] == [pair.request for pair in pairs[-16:]]
+    np.testing.assert_allclose(session.predict(pairs[0]), first, rtol=1e-4, atol=1e-5)
 
 
 def test_bad_predictors_are_named():
