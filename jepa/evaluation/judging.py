@@ -1,4 +1,4 @@
-"""What answers are judged by, checked before anything is trained or generated. No model is imported here."""
+"""What answers are judged by, checked before anything is trained or generated, and before a model is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 from jepa.config import AnswersConfig, build_as
 from jepa.data.pairs import PairSplits
 from jepa.errors import InputError
-from jepa.metrics.answers import judge_for
 
 
 def check_before_training(config: dict[str, Any]) -> None:
@@ -22,6 +21,8 @@ def check_answers(answers: AnswersConfig, splits: PairSplits) -> None:
         raise InputError(f"answers.split must hold at least 1 pair, got none in {answers.split}")
     if not answers.metrics:
         raise InputError("answers.metrics must name at least 1 metric, got none")
+    from jepa.metrics.answers import judge_for
+
     for name in answers.metrics:
         if name != "multiple_choice":
             judge_for(name, **judge_options(name, answers))

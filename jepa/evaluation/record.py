@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from jepa import __version__
 from jepa.errors import InputError
-from jepa.metrics.savings import Interval
+
+if TYPE_CHECKING:
+    from jepa.metrics import Interval
 
 _LIBRARIES = (
     "torch",

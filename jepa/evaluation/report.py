@@ -1,11 +1,14 @@
-"""`report`: policies swept over the latents of an evaluation, and the pages that show it. No encoder runs."""
+"""`report`: policies swept over the latents of an evaluation, and the pages that show it. No encoder runs.
+
+What does the work is imported when the evaluation has been read: what is missing or broken is refused at once.
+"""
 
 from __future__ import annotations
 
 import json
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jepa import checkpoint
 from jepa.errors import InputError
@@ -17,10 +20,9 @@ from jepa.evaluation.record import (
     describe_device,
     read_evaluation,
 )
-from jepa.evaluation.streams import SPLITS, StreamSet, density, load_streams
-from jepa.evaluation.sweep import sweep_setting, sweeps
-from jepa.report import summary, write_report
-from jepa.report.schema import SCHEMA
+
+if TYPE_CHECKING:
+    from jepa.evaluation.streams import StreamSet
 
 
 def report(config: dict[str, Any]) -> dict[str, Path]:
@@ -34,6 +36,10 @@ def report(config: dict[str, Any]) -> dict[str, Path]:
 
         return report_answers(config, answers)
     record = read_evaluation(folder, EVALUATION)
+    from jepa.evaluation.streams import SPLITS, load_streams
+    from jepa.evaluation.sweep import sweep_setting, sweeps
+    from jepa.report import SCHEMA, summary, write_report
+
     model = checkpoint.load(Path(config["checkpoint"] or folder / record["checkpoint"]))
     settings, families = {}, sweeps(config["policies"])
     device = describe_device("cpu")  # the decoder's
@@ -73,6 +79,8 @@ def _setting(
     folder: Path, setting: dict[str, Any], streams: dict[str, StreamSet], swept: dict[str, Any]
 ) -> dict[str, Any]:
     """One entry of the results' `settings`: what the test streams are like, and what was swept."""
+    from jepa.evaluation.streams import SPLITS, density
+
     records = streams["test"].records
     if not any(record.events for record in records):
         raise InputError(f"{folder}: the test streams must hold at least one annotated event")

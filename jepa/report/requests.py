@@ -8,7 +8,7 @@ with its 95 % interval.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -189,9 +189,13 @@ def _with_interval(found: Mapping[str, float], digits: int, sign: str = "", scal
     return f"{fixed(value, digits, sign)} ({interval(low, high, digits, sign)})"
 
 
-def _flops(value: float) -> str:
-    """Millions of FLOPs."""
-    return fixed(value / 1e6, 1)
+def _points(found: Mapping[str, float] | None) -> str:
+    """A difference of shares."""
+    return NONE if found is None else _with_interval(found, 1, "+", 100)
+
+
+def _requested(row: Mapping[str, Any]) -> str:
+    return NONE if row["requested_error"] is None else f"{100 * row['requested_error']:g}"
 
 
 def _at(row: Mapping[str, Any]) -> str:
@@ -216,61 +220,66 @@ def _verdict(row: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
     return ("yes" if row["reached"] else "no") + (f", {row['wait_seconds']:g} s later" if row["wait_seconds"] else "")
 
 
+def _table(rows: Iterable[Any], *columns: tuple[str, Callable[[Any], str]], words: int = 1) -> Table:
+    """A row for each of `rows`, a column for each title and what its cells are; the first `words` hold words."""
+    cells = tuple(tuple(cell(row) for _, cell in columns) for row in rows)
+    return Table(tuple(title for title, _ in columns), (("", cells),), text_columns=words)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return clean(row["label"])
+
+
+def _each(key: str) -> Callable[[Mapping[str, Any]], str]:
+    """A count of each request."""
+    return lambda row: fixed(row["per_request"][key], 2)
+
+
+def _mega(key: str) -> Callable[[Mapping[str, Any]], str]:
+    """Millions of FLOPs of each request."""
+    return lambda row: fixed(row["per_request"][key] / 1e6, 1)
+
+
 def typing_table(results: Results) -> Table:
     """What each method does to exact match, and what it saves."""
-    header = (
-        "method",
-        "at",
-        "exact match at the last word",
-        "difference, points",
-        "kept",
-        "agreement at every word",
-        "fewer decoder calls",
-        "fewer forward passes",
-        "fewer FLOPs",
+
+    def saved(key: str) -> Callable[[Mapping[str, Any]], str]:
+        return lambda row: factor_with_interval(row["saving"][key])
+
+    return _table(
+        results["rows"],
+        ("method", _name),
+        ("at", _at),
+        ("exact match at the last word", _exact_match),
+        ("difference, points", lambda row: _points(row["difference"])),
+        ("kept", lambda row: _verdict(row, results["rows"][0])),
+        ("agreement at every word", lambda row: fixed(row["agreement"]["value"], 3)),
+        ("fewer decoder calls", saved("calls")),
+        ("fewer forward passes", saved("forward_passes")),
+        ("fewer FLOPs", saved("flops")),
+        words=2,
     )
-    rows = []
-    for row in results["rows"]:
-        difference = row["difference"]
-        rows.append(
-            (
-                clean(row["label"]),
-                _at(row),
-                _exact_match(row),
-                NONE if difference is None else _with_interval(difference, 1, "+", 100),
-                _verdict(row, results["rows"][0]),
-                fixed(row["agreement"]["value"], 3),
-                *(factor_with_interval(row["saving"][key]) for key in ("calls", "forward_passes", "flops")),
-            )
-        )
-    return Table(header, (("", tuple(rows)),), text_columns=2)
 
 
 def typing_operations_table(results: Results) -> Table:
     """The operations of each request."""
-    header = (
-        "method",
-        "decoder calls",
-        "decoder passes",
-        "tokens",
-        "MFLOPs encoder",
-        "predictor",
-        "decoder",
-        "all",
-        "ms",
+
+    def milliseconds(row: Mapping[str, Any]) -> str:
+        live = row["seconds_per_request"]
+        return NONE if live is None else fixed(1000 * live["all"], 0)
+
+    return _table(
+        results["rows"],
+        ("method", _name),
+        ("decoder calls", _each("decoder_calls")),
+        ("decoder passes", _each("decoder_passes")),
+        ("tokens", _each("tokens")),
+        ("MFLOPs encoder", _mega("encoder_flops")),
+        ("predictor", _mega("predictor_flops")),
+        ("decoder", _mega("decoder_flops")),
+        ("all", _mega("flops")),
+        ("ms", milliseconds),
     )
-    rows = []
-    for row in results["rows"]:
-        found, live = row["per_request"], row["seconds_per_request"]
-        rows.append(
-            (
-                clean(row["label"]),
-                *(fixed(found[key], 2) for key in ("decoder_calls", "decoder_passes", "tokens")),
-                *(_flops(found[key]) for key in ("encoder_flops", "predictor_flops", "decoder_flops", "flops")),
-                NONE if live is None else fixed(1000 * live["all"], 0),
-            )
-        )
-    return Table(header, (("", tuple(rows)),))
 
 
 def recurring_table(setting: Mapping[str, Any]) -> Table:
@@ -289,23 +298,22 @@ def recurring_table(setting: Mapping[str, Any]) -> Table:
     )
     rows = []
     for row in setting["rows"]:
-        found, asked = row["found"], row["requested_error"]
-        requested = NONE if asked is None else f"{100 * asked:g}"
+        found = row["found"]
         if found is None:
-            rows.append((clean(row["label"]), requested, "no threshold", *[NONE] * 7))
+            rows.append((_name(row), _requested(row), "no threshold", *[NONE] * 7))
             continue
         rows.append(
             (
-                clean(row["label"]),
-                requested,
+                _name(row),
+                _requested(row),
                 _with_interval(found["error"], 2, scale=100),
                 fixed(100 * found["repaired"]["value"], 2),
                 _with_interval(found["hits"], 1, scale=100),
                 fixed(100 * found["beyond_exact"], 1, "+"),
                 fixed(found["exact_match"]["value"], 3),
-                _with_interval(found["exact_match_difference"], 1, "+", 100),
+                _points(found["exact_match_difference"]),
                 fixed(found["equivalent"]["value"], 3),
-                _with_interval(found["equivalent_difference"], 1, "+", 100),
+                _points(found["equivalent_difference"]),
             )
         )
     return Table(header, (("", tuple(rows)),))
@@ -313,37 +321,23 @@ def recurring_table(setting: Mapping[str, Any]) -> Table:
 
 def recurring_operations_table(setting: Mapping[str, Any]) -> Table:
     """The operations of each request, and all of them relative to always decoding."""
-    header = (
-        "method",
-        "requested error, %",
-        "thresholds of the halves",
-        "hits that are not the model's own answer, %",
-        "decoder calls",
-        "decoder passes",
-        "tokens",
-        "MFLOPs",
-        "passes, all parts",
-        "FLOPs, all parts",
+    found = [{**row, **row["found"]} for row in setting["rows"] if row["found"] is not None]
+    return _table(
+        found,
+        ("method", _name),
+        ("requested error, %", _requested),
+        ("thresholds of the halves", lambda row: ", ".join(f"{value:g}" for value in row["values"]) or NONE),
+        (
+            "hits that are not the model's own answer, %",
+            lambda row: fixed(100 * row["differing_hits"]["value"], 2),
+        ),
+        ("decoder calls", _each("decoder_calls")),
+        ("decoder passes", _each("decoder_passes")),
+        ("tokens", _each("tokens")),
+        ("MFLOPs", _mega("flops")),
+        ("passes, all parts", lambda row: factor(row["passes_ratio"])),
+        ("FLOPs, all parts", lambda row: factor(row["flops_ratio"])),
     )
-    rows: list[Row] = []
-    for row in setting["rows"]:
-        found, asked = row["found"], row["requested_error"]
-        if found is None:
-            continue
-        each = found["per_request"]
-        rows.append(
-            (
-                clean(row["label"]),
-                NONE if asked is None else f"{100 * asked:g}",
-                ", ".join(f"{value:g}" for value in found["values"]) or NONE,
-                fixed(100 * found["differing_hits"]["value"], 2),
-                *(fixed(each[key], 2) for key in ("decoder_calls", "decoder_passes", "tokens")),
-                _flops(each["flops"]),
-                factor(found["passes_ratio"]),
-                factor(found["flops_ratio"]),
-            )
-        )
-    return Table(header, (("", tuple(rows)),))
 
 
 # --- Text.
@@ -428,7 +422,7 @@ def summary(results: Results) -> str:
         for name, setting in results["settings"].items():
             rows.append((_SETTINGS.get(name, clean(name)), "", "", "", ""))
             for row in setting["rows"]:
-                found, asked = row["found"], row["requested_error"]
+                found = row["found"]
                 cells = [NONE] * 3
                 if found is not None:
                     shares = (found["error"], found["hits"], found["exact_match_difference"])
@@ -436,7 +430,7 @@ def summary(results: Results) -> str:
                         fixed(100 * part["value"], digits, sign)
                         for part, digits, sign in zip(shares, (2, 1, 1), ("", "", "+"), strict=True)
                     ]
-                rows.append((f"  {clean(row['label'])}", NONE if asked is None else f"{100 * asked:g}", *cells))
+                rows.append((f"  {_name(row)}", _requested(row), *cells))
     rule = tuple("─" * width for width in widths)
     return "\n".join(columns([header, rule, *rows], widths, text_columns=1))
 

@@ -87,9 +87,14 @@ def factor_with_interval(saving: dict[str, Any] | None) -> str:
     """A saving; without an upper bound where the policy may decode nothing, in words where it does decode nothing."""
     if saving is None:
         return "decodes nothing"
+    return f"{factor(saving['value'])} ({bounds(saving)})"
+
+
+def bounds(saving: dict[str, Any]) -> str:
+    """The interval of a saving."""
     if saving["high"] is None:
-        return f"{factor(saving['value'])} (from {fixed(saving['low'], 2)})"
-    return f"{factor(saving['value'])} ({interval(saving['low'], saving['high'])})"
+        return f"from {fixed(saving['low'], 2)}"
+    return interval(saving["low"], saving["high"])
 
 
 def difference(value: dict[str, float]) -> str:
@@ -708,10 +713,9 @@ def _decodes_headline(setting: dict[str, Any]) -> tuple[str, str, str]:
     if not best["reached"] or saving is None:
         return "not reached", missed, f"{name} comes closest: {at}."
     claim = "fewer decoder calls" if saving["value"] >= 1 else "the saving in decoder calls, so more of them,"
-    bounds = factor_with_interval(saving).partition("(")[2].rstrip(")")
     return (
         factor(saving["value"]),
-        f"{claim} at the quality of {reference}, 95 % interval {bounds}.",
+        f"{claim} at the quality of {reference}, 95 % interval {bounds(saving)}.",
         f"{name}: {at}.",
     )
 
