@@ -241,11 +241,11 @@ def replay_png(results: Replay) -> bytes:
     width, height = (1200 if several else 720), 480
     with plots.drawing():
         figure = Figure(figsize=(width / INCH, height / INCH), facecolor=LIGHT["surface"])
-        left, bottom, top, inner = 40, 50, 80, 660 - plots.NAMES
+        left, bottom, top, inner = 40, 50, 100, 660 - plots.NAMES
         across = (height - bottom - top) / height
         axes = figure.add_axes((left / width, bottom / height, inner / width, across))
         plots.draw_curves(axes, swept, name, LIGHT)
-        axes.set_title(f"CIDEr-D, {name}", loc="left", **TITLE)
+        axes.annotate(name, (0, 1), (0, 22), xycoords="axes fraction", textcoords="offset points", **TITLE)
         if several:
             start = left + inner + plots.NAMES + 50
             axes = figure.add_axes((start / width, bottom / height, (width - start - 20) / width, across))

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepa.data.records import Event
-from jepa.data.timelines import FORMATS, Timeline, _Annotation, _events, _Stream, read_timeline
+from jepa.data.records import Event, StreamRecord
+from jepa.data.timelines import FORMATS, Timeline, _Annotation, _events, _Stream, excerpt, read_timeline
 from jepa.errors import InputError
 
 
@@ -335,3 +335,21 @@ def test_formats_are_named_and_never_guessed(tmp_path):
 def test_events_are_plain_records(tmp_path):
     [record] = read(tmp_path, "coin").records
     assert record.events == (Event(4.0, 9.0, "comb the hair"),)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"videos": -1}, "videos must be a whole number >= 0, got -1"),
+        ({"minutes": float("nan")}, "minutes must be finite and >= 0, got nan"),
+        ({"calibration_share": 1.0}, r"calibration_share must be in \(0, 1\), got 1\.0"),
+        ({"split_by": "person"}, "split_by must be group or video, got 'person'"),
+    ],
+)
+def test_an_excerpt_that_cannot_be_is_refused(change, message):
+    records = tuple(StreamRecord(f"v{i}", 9.0, (Event(1.0, 2.0, "a"),)) for i in range(8))
+    made = Timeline(records, {record.video_id: record.video_id for record in records}, {})
+    chosen = {"videos": 0, "minutes": 0.0, "calibration_share": 0.5, "split_by": "group"}
+    assert len(excerpt(made, **chosen).splits["test"]) == 4
+    with pytest.raises(InputError, match=message):
+        excerpt(made, **chosen | change)
