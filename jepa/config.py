@@ -267,16 +267,6 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class TypingStyleConfig:
-    """See ``jepa.data.request_streams.TypingStyle``."""
-
-    words_per_minute: Positive
-    jitter: NonNegative
-    corrections: NonNegative
-    pause: Positive
-
-
-@dataclass(frozen=True)
 class TypingValuesConfig:
     """What each method's knob may be: see ``jepa.evaluation.typed_requests``."""
 
@@ -293,7 +283,7 @@ class TypingConfig:
     kind: Literal["typing"]
     requests: Natural
     per_stream: Count
-    style: TypingStyleConfig
+    style: Node
     control: str | None  # checkpoint of a next-token model, whose states are tried in place of the latents
     probe_requests: Count
     confidence: ShareAboveZero

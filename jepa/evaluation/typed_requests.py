@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from jepa.config import build_as
 from jepa.data.pairs import Pair, PairSplits
 from jepa.data.request_streams import TypedStream, TypingStyle, type_requests
 from jepa.errors import InputError
@@ -89,7 +90,7 @@ class _Typed:
 def evaluate_typing(
     model: LLMJEPA, splits: PairSplits, settings: Mapping[str, Any], seed: int, device: str
 ) -> dict[str, Any]:
-    style = TypingStyle(**settings["style"])
+    style = build_as(TypingStyle, "requests.style", settings["style"])
     streams = {
         "calibration": _typed_streams(splits.validation, 0, settings["per_stream"], style, (seed, 8_001)),
         "test": _typed_streams(splits.test, settings["requests"], settings["per_stream"], style, (seed, 8_002)),

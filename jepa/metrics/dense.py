@@ -18,7 +18,6 @@ A: events; D: emissions. Intervals are (start, end) in seconds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +26,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from jepa.errors import InputError
+from jepa.errors import InputError, positive
 from jepa.metrics.stream import times_array
 
 _SLACK = 1e-9  # an IoU short of the threshold by its rounding alone reaches it
@@ -77,8 +76,7 @@ def in_force(spans: ArrayLike, duration: float) -> np.ndarray:
     """
     values = np.asarray(spans, dtype=np.float64)
     intervals = _intervals("spans", np.stack([values, values], axis=1) if values.ndim == 1 else values)
-    if not (math.isfinite(duration) and duration > 0):
-        raise InputError(f"duration must be finite and > 0, got {duration}")
+    positive("duration", duration)
     if not len(intervals):
         return intervals
     middle = intervals.mean(axis=1)

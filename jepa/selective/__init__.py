@@ -10,7 +10,7 @@ from jepa.selective.calibration import (
     measured_error,
 )
 from jepa.selective.decoder import Decoded, Decoder, Emission, SelectiveDecoder
-from jepa.selective.encoding import ColourChange, SelectiveEncoding, StepSelection, slots_needed, step_changes
+from jepa.selective.encoding import ColourChange, SelectiveEncoding, StepSelection, slots_needed
 from jepa.selective.policies.base import CausalPolicy, OfflinePolicy, Policy, Segment
 from jepa.selective.policies.debounce import Debounce
 from jepa.selective.policies.delta import SendOnDelta
@@ -58,5 +58,4 @@ __all__ = [
     "decode_segments",
     "measured_error",
     "slots_needed",
-    "step_changes",
 ]

@@ -180,12 +180,6 @@ class SelectiveEncoding:
         return due
 
 
-def step_changes(changes: np.ndarray, hop: int, length: int) -> np.ndarray:
-    """What `SelectiveEncoding` goes by at each step (T,), given the statistic after each slot (N,) of a stream."""
-    ends = np.arange(length - 1, len(changes), hop)
-    return np.maximum.reduceat(changes, np.r_[0, ends[:-1] + 1])[: len(ends)] if len(ends) else changes[:0]
-
-
 def slots_needed(selected: np.ndarray, hop: int, length: int) -> int:
     """Slots in the windows of the steps selected (T,) bool, each counted once; step i has those from `i * hop` on."""
     needed = np.zeros(hop * len(selected) + length, dtype=bool)
