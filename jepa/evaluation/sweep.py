@@ -411,6 +411,7 @@ def _encoding(streams: StreamSet, index: int, selection: StepSelection | None) -
             forward_passes=round(once.forward_passes * share),
             flops=round(once.flops * share),
             seconds=once.seconds * share,
+            weight_bytes=round(once.weight_bytes * share),
         )
     return ledger
 
