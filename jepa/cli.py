@@ -1,4 +1,4 @@
-"""The commands ``jepa train``, ``evaluate``, ``report`` and ``replay``: ordinary Hydra launches, plain errors.
+"""The commands ``jepa train``, ``evaluate``, ``report``, ``replay``, ``cost``: ordinary Hydra launches, plain errors.
 
 What a user gets wrong ends in one line, ``error: …`` on stderr, and exit code 2; any other exception keeps
 its traceback. Hydra and the modules that do the work are imported only when a command runs.
@@ -21,6 +21,7 @@ import jepa
 from jepa.config import (
     TRAIN_CONFIGS,
     AnswersConfig,
+    CostConfig,
     EvaluateConfig,
     ReplayConfig,
     ReportConfig,
@@ -81,6 +82,13 @@ def _replay(config: Any, output: Path) -> None:
     from jepa.evaluation.replay import replay
 
     replay(plain)
+
+
+def _cost(config: Any, output: Path) -> None:
+    plain = validate(config, CostConfig)
+    from jepa.evaluation.cost import cost
+
+    cost(plain)
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,18 @@ COMMANDS = {
             (
                 "jepa replay timeline.format=epic timeline.path=narrations.csv timeline.durations=video_info.csv",
                 "jepa replay timeline.format=youcook2 timeline.path=youcook2.json noise=[0.6,1.2,2.4]",
+            ),
+        ),
+        Command(
+            "cost",
+            "Estimate what a workload costs to serve, and what several levers save together.",
+            _cost,
+            ("served", "hardware"),
+            (
+                "jepa cost input_tokens=100000 output_tokens=1450",
+                "jepa cost served=mistral_small_4 perception=null stream_rates=null cache=fp8 order=[tokens]",
+                "jepa cost levers.selective.results=outputs/demo/report/results.json levers.selective.policy=gate_mean",
+                "jepa cost served=config served.model.path=Qwen3-0.6B/config.json order=[tokens,hardware]",
             ),
         ),
     )

@@ -376,6 +376,112 @@ class ReplayConfig:
     policies: dict[str, PolicyConfig]
 
 
+@dataclass(frozen=True)
+class FigureConfig:
+    """A figure of a datasheet, where it stands and when it was read."""
+
+    value: Positive
+    source: str
+    as_of: str
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """One chip: see ``jepa.operations.hardware.Hardware``; ``peaks`` by number format."""
+
+    name: str
+    peaks: dict[str, FigureConfig]
+    memory: FigureConfig
+    bandwidth: FigureConfig
+    watts: FigureConfig | None
+
+
+@dataclass(frozen=True)
+class ServedPartConfig:
+    """A part of a model that reads ``tokens`` at every step of a stream."""
+
+    tokens: Count
+    dimensions: Node
+
+
+@dataclass(frozen=True)
+class MeasuredTimesConfig:
+    """What the model's authors measured: a step of perception, and a decode."""
+
+    step_seconds: Positive
+    decode_seconds: Positive
+
+
+@dataclass(frozen=True)
+class ServedConfig:
+    """A model that is served: its language ``model``, and what it runs at every step of a stream.
+
+    It reads ``input_per_step`` tokens with every request beside the workload's; ``every_step``: it generates at every
+    step of a stream.
+    """
+
+    name: str
+    source: str
+    as_of: str
+    assumed: str | None
+    model: Node
+    perception: dict[str, ServedPartConfig] | None
+    input_per_step: Natural
+    every_step: bool
+    measured: MeasuredTimesConfig | None
+
+
+@dataclass(frozen=True)
+class EfficiencyConfig:
+    """The share of a chip's peak that is reached, with its interval."""
+
+    value: ShareAboveZero
+    low: ShareAboveZero
+    high: ShareAboveZero
+    source: str
+
+
+@dataclass(frozen=True)
+class StreamLoadConfig:
+    """Steps of perception, and requests to the language model, in a second of a stream."""
+
+    steps_per_second: Positive
+    requests_per_second: Positive
+
+
+@dataclass(frozen=True)
+class CostGridConfig:
+    input_tokens: Annotated[list[NonNegative], NotEmpty()]
+    output_tokens: Annotated[list[Positive], NotEmpty()]
+    batches: Annotated[list[Count], NotEmpty()]
+
+
+@dataclass(frozen=True)
+class CostConfig:
+    """What a workload costs to serve, and what several levers save together: see ``jepa.evaluation.cost``."""
+
+    output: str
+    served: ServedConfig
+    perception: str | None  # a served model whose perception runs on the stream where ``served`` has none
+    hardware: HardwareConfig
+    weights: str
+    cache: str
+    chips: Count | None
+    memory_share: ShareAboveZero
+    input_tokens: NonNegative
+    output_tokens: Positive
+    batch: Count
+    stream_rates: StreamLoadConfig | None
+    compute_efficiency: EfficiencyConfig
+    memory_efficiency: EfficiencyConfig
+    measure: Literal["chip_seconds", "joules", "price"]
+    prices: dict[str, Positive]  # of a chip for an hour, by the hardware's name
+    levers: dict[str, Node]
+    order: Annotated[list[str], NotEmpty()]
+    goal: list[Positive]
+    grid: CostGridConfig
+
+
 TRAIN_CONFIGS = {"vl_jepa": TrainConfig, "llm_jepa": LanguageTrainConfig}  # of `train`, by variant
 
 

@@ -18,6 +18,7 @@ from jepa.cli import COMMANDS
 from jepa.config import (
     TRAIN_CONFIGS,
     Bound,
+    CostConfig,
     EvaluateConfig,
     ReplayConfig,
     ReportConfig,
@@ -29,7 +30,13 @@ from jepa.config import (
 from jepa.errors import InputError
 
 CONF = Path(__file__).parent.parent / "conf"
-SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "report": ReportConfig, "replay": ReplayConfig}
+SCHEMAS = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "report": ReportConfig,
+    "replay": ReplayConfig,
+    "cost": CostConfig,
+}
 OPTIONS = [f"{path.parent.relative_to(CONF)}={path.stem}" for path in sorted(CONF.glob("*/**/*.yaml"))]
 
 

@@ -1,0 +1,240 @@
+"""`jepa cost`: joint savings against sums done apart, attribution against its axioms, and wrong input in one line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from PIL import Image
+from transformers import AutoConfig
+
+from jepa.cli import main
+from jepa.config import CostConfig, validate
+from jepa.errors import InputError
+from jepa.evaluation.cost import analyse, read_dimensions, shapley
+from jepa.report.cost import answer, cost_markdown, cost_png, cost_summary, validate_cost
+
+SMALL_GRID = ["grid.input_tokens=[500,100000]", "grid.output_tokens=[50,2000]", "grid.batches=[1,128]"]
+
+
+def settings(*overrides: str) -> dict[str, Any]:
+    with initialize_config_module("jepa.conf", version_base="1.3"):
+        config = compose("cost", [*SMALL_GRID, *overrides])
+    return validate(OmegaConf.to_container(config, resolve=True), CostConfig)
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    return analyse(settings())
+
+
+@pytest.fixture
+def results_file(tmp_path) -> Path:
+    """The document that the tests of the report use."""
+    document = runpy.run_path(str(Path(__file__).parents[1] / "report" / "test_report.py"))["make_results"]()
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def lever(results: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(row for row in results["levers"] if row["name"] == name)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "saving"), [(500, 2000, "3.5"), (100_000, 1450, "1.1")])
+def test_fewer_output_tokens_save_what_is_published(inputs, outputs, saving):
+    request = ["perception=null", "stream_rates=null", "served=mistral_small_4", "cache=fp8", "order=[tokens]"]
+    found = analyse(settings(*request, f"input_tokens={inputs}", f"output_tokens={outputs}"))
+    assert f"{math.floor(found['joint']['value'] * 10) / 10:.1f}" == saving
+    assert found["unit"] == "request"
+
+
+def test_the_chain_of_levers_multiplies_to_the_joint_saving(results):
+    rows, joint = results["levers"], results["joint"]["value"]
+    assert math.prod(row["in_order"] for row in rows) == pytest.approx(joint)
+    assert math.prod(row["averaged"] for row in rows) == pytest.approx(joint)
+    costs = [results[key]["chip_seconds"] for key in ("baseline", "with_levers")]
+    assert costs[0] / costs[1] == pytest.approx(joint)
+    assert results["product"] == pytest.approx(math.prod(row["alone"]["value"] for row in rows))
+    assert results["claims"] == pytest.approx(3.0 * 3.6 * 2.27 * 2.85)
+
+
+def test_a_lever_that_divides_its_parts_obeys_amdahl(results):
+    row = lever(results, "selective")
+    assert row["touches"] == ["prefill", "decode"]
+    parts = results["baseline"]["parts"]
+    share = parts["prefill"]["share"] + parts["decode"]["share"]
+    assert row["share"] == pytest.approx(share)
+    assert row["alone"]["value"] == pytest.approx(1 / (1 - share + share / 2.85))
+    assert row["limit"] == pytest.approx(1 / (1 - share))
+
+
+def test_shares_and_ranges(results):
+    assert math.fsum(part["share"] for part in results["baseline"]["parts"].values()) == pytest.approx(1)
+    assert lever(results, "hardware")["share"] == pytest.approx(1)
+    assert lever(results, "hardware")["limit"] is None
+    assert lever(results, "tokens")["touches"] == ["decode"]
+    for ratio in [results["joint"], *(row["alone"] for row in results["levers"])]:
+        assert ratio["low"] < ratio["value"] < ratio["high"]
+
+
+def test_another_chip_saves_between_the_ratios_of_its_peaks_at_equal_efficiencies():
+    found = analyse(settings("order=[hardware]"))["joint"]["value"]
+    ratios = (2250 / 989, 8.0 / 3.35)
+    assert min(ratios) - 1e-9 <= found <= max(ratios) + 1e-9
+
+
+def test_the_measure_of_a_ratio_is_a_matter_of_power_and_price():
+    by_time, by_energy, by_price = (
+        analyse(settings("order=[hardware]", *more))["joint"]["value"]
+        for more in ([], ["measure=joules"], ["measure=price", "+prices={NVIDIA H100 SXM:2.0,NVIDIA B200:5.0}"])
+    )
+    assert by_energy == pytest.approx(by_time * 700 / 1000)
+    assert by_price == pytest.approx(by_time * 2 / 5)
+
+
+@given(st.lists(st.floats(-3, 3), min_size=8, max_size=8))
+def test_shapley_is_the_mean_over_all_orders(figures):
+    names = ("a", "b", "c")
+    subsets = [frozenset(s) for size in range(4) for s in itertools.combinations(names, size)]
+    values = dict(zip(subsets, figures, strict=True))
+    orders = list(itertools.permutations(names))
+    shares = shapley(values, names)
+    for name in names:
+        gains = []
+        for order in orders:
+            before = frozenset(order[: order.index(name)])
+            gains.append(values[before | {name}] - values[before])
+        assert shares[name] == pytest.approx(sum(gains) / len(orders), abs=1e-9)
+
+
+def test_a_baseline_that_generates_at_every_step_pays_for_it():
+    text = ["output_tokens=30", "input_tokens=20", "order=[tokens]", "stream_rates.steps_per_second=2.0"]
+    every = analyse(settings("served=vlm_baseline", *text))["baseline"]
+    wanted = analyse(settings("served=vl_jepa", *text))["baseline"]
+    assert (every["requests"], wanted["requests"]) == (2.0, 1.0)
+    assert (every["input_tokens"], wanted["input_tokens"]) == (2068, 21)
+    assert set(every["parts"]) == {"encoder", "prefill", "decode"}
+    assert set(wanted["parts"]) == {"encoder", "predictor", "prefill", "decode"}
+    assert every["parts"]["encoder"]["chip_seconds"] == pytest.approx(wanted["parts"]["encoder"]["chip_seconds"])
+
+
+@pytest.mark.parametrize(("steps", "requests", "saving"), [(1.0, 1.0, 1.67), (2.0, 1.0, 1.41)])
+def test_decoder_calls_are_not_seconds_by_the_times_that_were_measured(steps, requests, saving):
+    rates = [
+        f"stream_rates.steps_per_second={steps}",
+        f"stream_rates.requests_per_second={requests}",
+        "order=[selective]",
+    ]
+    found = analyse(settings(*rates))["published"]["saving"]
+    assert found == pytest.approx((steps * 126 + requests * 203) / (steps * 126 + requests * 203 / 2.85))
+    assert round(found, 2) == saving
+
+
+def test_a_grid_answers_over_which_workloads_the_goal_holds(results):
+    cells = results["grid"]
+    assert len(cells) == 8
+    low, high = results["goal"]
+    within = [cell for cell in cells if low <= cell["joint"]["value"] <= high]
+    assert answer(results).startswith(f"10 to 20× holds on {len(within)} of 8 workloads")
+    same = next(c for c in cells if (c["batch"], c["input_tokens"], c["output_tokens"]) == (128, 500, 2000))
+    assert same["joint"] == pytest.approx(results["joint"])
+    assert same["product"] == pytest.approx(results["product"])
+
+
+def test_workloads_that_do_not_fit_are_left_out():
+    found = analyse(settings("chips=2", "order=[tokens]"))
+    assert {cell["batch"] for cell in found["grid"] if cell["joint"] is None} == {128}
+    assert "too large" not in cost_markdown(found)
+    assert "does not fit" in cost_markdown(found)
+
+
+def test_a_transformers_configuration_is_a_served_model(tmp_path):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model("llama", vocab_size=100, intermediate_size=96, **sizes)
+    config.save_pretrained(tmp_path)
+    by_hand = 2 * (64 * 16 * (4 + 2 + 2 + 4) + 3 * 64 * 96 + 2 * 64) + 64 + 2 * 100 * 64
+    assert read_dimensions(str(tmp_path)).parameters == by_hand
+    found = analyse(settings("served=config", f"served.model.path={tmp_path}/config.json", "order=[tokens]"))
+    assert found["baseline"]["parameters"] == by_hand
+
+
+def test_selective_decoding_takes_its_saving_from_results(results_file):
+    document = json.loads(results_file.read_text())
+    name, setting = next(iter(document["settings"].items()))
+    saving = next(s for s in setting["savings"] if s["headline"] and s["policy"] == "gate")
+    found = analyse(
+        settings("order=[selective]", f"levers.selective.results={results_file}", "levers.selective.policy=gate")
+    )
+    row = lever(found, "selective")
+    assert row["evidence"] == "measured"
+    assert row["factor"]["value"] == saving["saving"]["value"]
+    assert f"on {name} streams" in row["change"]
+    assert row["factor"]["low"] == saving["saving"]["low"]
+    assert row["measured_flops_saving"] is not None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["hardware=h1000"], "there is no hardware 'h1000'; nearest valid: h100"),
+        (["levers.hardware.hardware=b2000"], "there is no hardware 'b2000'; nearest valid: b200"),
+        (["levers.experts.served=gpt"], "there is no served 'gpt'; nearest valid: llama_3_2_1b, mistral_small_3,"),
+        (["input_tokens=-1"], "input_tokens must be >= 0, got -1"),
+        (["output_tokens=0"], "output_tokens must be > 0, got 0"),
+        (["weights=mx4"], "format must be one that NVIDIA H100 SXM computes in (bf16, fp8), got 'mx4'"),
+        (
+            ["chips=1"],
+            "the model and its caches must fit in 1 × NVIDIA H100 SXM (72.0 GB of their memory may be used), got",
+        ),
+        (["order=[tokens,tokens]"], "order must name up to 8 of levers"),
+        (["stream_rates=null"], "levers.selective needs a stream, got stream_rates=null"),
+        (["served=vlm_baseline", "order=[selective]"], "levers.selective needs a model that may stay silent"),
+        (["measure=price"], "measure=price needs prices of NVIDIA H100 SXM, got none"),
+        (["levers.tokens.factor=-2"], "levers.tokens: jepa.evaluation.cost.OutputTokens: factor must be > 0, got -2"),
+        (["served=config", "served.model.path=nothing"], "served.model.path must be a config.json or a folder"),
+        (["levers.selective.results=broken.json"], "results file broken.json: results.schema must be 'jepa.results/2'"),
+        (["levers.selective.results=missing.json"], "results file missing.json cannot be read"),
+        (["goal=[20,10]"], "goal must be a lower and an upper factor, got [20.0, 10.0]"),
+    ],
+)
+def test_wrong_input_is_one_line(capsys, tmp_path, monkeypatch, overrides, message):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.json").write_text(json.dumps({"schema": "jepa.results/1"}))
+    assert main(["cost", *overrides]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_the_command_writes_a_valid_document_and_its_pictures(tmp_path, capsys):
+    assert main(["cost", f"output={tmp_path}", *SMALL_GRID]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"cost.json", "cost.md", "cost.png", "cost.html"}
+    written = json.loads((tmp_path / "cost.json").read_text())
+    validate_cost(written)
+    printed = capsys.readouterr().out
+    assert cost_summary(written) in printed
+    assert max(map(len, cost_summary(written).splitlines())) <= 100
+    assert "An estimate by a roofline" in printed
+    with Image.open(tmp_path / "cost.png") as picture:
+        assert picture.width > 1000
+    page = (tmp_path / "cost.html").read_text()
+    assert page.count("<svg") == 2
+    assert "<script" not in page
+
+
+def test_a_broken_document_is_refused(results):
+    broken = {**results, "joint": {**results["joint"], "low": 99.0}}
+    with pytest.raises(InputError, match=r"results\.joint must have low <= value <= high"):
+        cost_png(broken)
+    with pytest.raises(InputError, match=r"results\.schema must be 'jepa\.cost/1'"):
+        validate_cost({**results, "schema": "jepa.cost/0"})
