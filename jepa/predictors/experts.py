@@ -15,7 +15,7 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from jepa.errors import InputError
+from jepa.errors import InputError, not_negative, whole
 from jepa.losses.gather import GlobalBatch
 
 
@@ -31,7 +31,8 @@ class Mixture:
         balance_weight: weight of each layer's load-balancing loss, α of Switch Transformers.
 
     Raises:
-        InputError: unless experts, hidden >= 1, 1 <= top_k <= experts, and shared, balance_weight >= 0.
+        InputError: unless these are whole numbers, experts, hidden >= 1, 1 <= top_k <= experts, shared >= 0; or unless
+            balance_weight is finite and >= 0.
     """
 
     experts: int
@@ -41,9 +42,9 @@ class Mixture:
     balance_weight: float = 0.01
 
     def __post_init__(self) -> None:
-        for name, lowest in (("experts", 1), ("top_k", 1), ("hidden", 1), ("shared", 0), ("balance_weight", 0)):
-            if getattr(self, name) < lowest:
-                raise InputError(f"{name} must be >= {lowest}, got {getattr(self, name)}")
+        for name, least in (("experts", 1), ("top_k", 1), ("hidden", 1), ("shared", 0)):
+            whole(name, getattr(self, name), least)
+        not_negative("balance_weight", self.balance_weight)
         if self.top_k > self.experts:
             raise InputError(f"top_k must be <= experts {self.experts}, got {self.top_k}")
 
@@ -125,9 +126,9 @@ class Experts(nn.Module):
         gates, routing = self.route(tokens)
         order = routing.chosen.flatten().argsort(stable=True)
         counts = torch.bincount(routing.chosen.flatten(), minlength=self.mixture.experts)
-        rows = tokens.to(dtype)[:, None].expand(-1, top_k, -1).flatten(0, 1)[order]
+        rows = tokens.to(dtype)[:, None].expand(-1, top_k, -1).flatten(0, 1).index_select(0, order)
         rows = self._product(F.gelu(self._product(rows, self.up.to(dtype), counts)), self.down.to(dtype), counts)
-        outputs = rows[order.argsort()].view(len(tokens), top_k, -1)
+        outputs = rows.index_select(0, order.argsort()).view(len(tokens), top_k, -1)
         result = (gates[..., None].to(dtype) * outputs).sum(1)
         return (result if self.shared is None else result + self.shared(tokens)), routing
 
@@ -166,14 +167,17 @@ class ExpertBlock(Block):
     """
 
     def __init__(self, width: int, heads: int, mixture: Mixture) -> None:
-        super().__init__(width, heads, qkv_bias=True, mlp_layer=lambda in_features, **_: Experts(in_features, mixture))
+        super().__init__(width, heads, qkv_bias=True, mlp_layer=nn.Identity)
+        self.mlp = Experts(width, mixture)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         x = x + self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
-        states = self.norm2(x)
-        real = x.new_ones(x.shape[:2], dtype=torch.bool) if attn_mask is None else attn_mask[:, 0, 0]
-        rows, _ = self.mlp(states[real])
-        return x + rows.new_zeros(x.shape).masked_scatter(real[..., None], rows)
+        tokens = self.norm2(x).flatten(0, 1)
+        if attn_mask is None:
+            return x + self.mlp(tokens)[0].view_as(x)
+        real = attn_mask.flatten().nonzero()[:, 0]
+        outputs, _ = self.mlp(tokens.index_select(0, real))
+        return x.flatten(0, 1).index_add(0, real, outputs.to(x.dtype)).view_as(x)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -267,6 +268,21 @@ def test_active_parameters_are_those_that_a_token_uses():
     assert active_parameters(nn.Linear(3, 4)) == 16
 
 
+def test_the_bench_compares_equal_active_and_equal_total_parameters(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    import bench_experts
+
+    node = {"_target_": "jepa.predictors.transformer.QueryPredictor", "vocab_size": 50, "state_dim": 12}
+    node |= {"embedding_dim": 8, "width": 16, "depth": 2, "heads": 2, "mixture": MIXTURE}
+    made = bench_experts.predictors(node)
+    router = 2 * 6 * 16
+    for name in ("experts, grouped", "experts, loop"):
+        total = sum(p.numel() for p in made[name].parameters())
+        assert total - router == active_parameters(made["dense, equal total"])
+        assert active_parameters(made[name]) - router == active_parameters(made["dense, equal active"])
+        assert [block.mlp.grouped for block in made[name].blocks] == [name == "experts, grouped"] * 2
+
+
 @pytest.fixture(scope="module")
 def config() -> dict:
     made = tiny_config()
@@ -320,12 +336,12 @@ def test_training_adds_the_balance_to_the_loss_and_logs_it(model, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"experts": 0}, "experts must be >= 1, got 0"),
+        ({"experts": 0}, "experts must be a whole number >= 1, got 0"),
         ({"top_k": 7}, "top_k must be <= experts 6, got 7"),
-        ({"top_k": 0}, "top_k must be >= 1, got 0"),
-        ({"hidden": 0}, "hidden must be >= 1, got 0"),
-        ({"shared": -1}, "shared must be >= 0, got -1"),
-        ({"balance_weight": -0.1}, "balance_weight must be >= 0, got -0.1"),
+        ({"top_k": 0}, "top_k must be a whole number >= 1, got 0"),
+        ({"hidden": 0}, "hidden must be a whole number >= 1, got 0"),
+        ({"shared": -1}, "shared must be a whole number >= 0, got -1"),
+        ({"balance_weight": -0.1}, "balance_weight must be finite and >= 0, got -0.1"),
     ],
 )
 def test_bad_sizes_are_named(change, message):
