@@ -1,4 +1,4 @@
-"""Metrics: captions (CIDEr-D), streams, dense captions, savings at equal quality, and the geometry of latents."""
+"""Metrics: captions, streams, dense captions, cost per right answer, savings at equal quality, and latents."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ from jepa.metrics.dense import (
     tim_redun,
 )
 from jepa.metrics.latents import LatentGeometry, paired_cosine, rankme, retrieval_at_k, unpaired_cosine
+from jepa.metrics.per_token import (
+    AccuracyWithin,
+    CostOfPass,
+    OckScore,
+    accuracy_area,
+    accuracy_within,
+    cost_of_pass,
+    ock_score,
+)
 from jepa.metrics.savings import (
     CurveDifference,
     Interval,
@@ -32,27 +41,34 @@ from jepa.metrics.savings import (
 from jepa.metrics.stream import CaptionPairs, match_nearest, stream_scores
 
 __all__ = [
+    "AccuracyWithin",
     "CIDErD",
     "CaptionPairs",
+    "CostOfPass",
     "CurveDifference",
     "DenseScores",
     "DocumentFrequency",
     "FScore",
     "Interval",
     "LatentGeometry",
+    "OckScore",
     "Saving",
     "Similarity",
     "SweepPoint",
+    "accuracy_area",
+    "accuracy_within",
     "area_between_curves",
     "bootstrap_mean",
     "bootstrap_ratio",
     "cider_d",
+    "cost_of_pass",
     "dense_scores",
     "document_frequency",
     "emissions_within",
     "in_force",
     "match_nearest",
     "merge_repeats",
+    "ock_score",
     "paired_cosine",
     "paired_difference",
     "rankme",

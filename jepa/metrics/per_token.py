@@ -1,0 +1,203 @@
+"""Performance per generated token: accuracy with what it cost.
+
+Tokens are those that were generated, counted by one named tokenizer; counts of different tokenizers do not compare.
+Reports print accuracy beside each of these, for none of them says it alone.
+
+N: answers, one attempt at each of N requests; B: answers of a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from jepa.errors import InputError, whole
+
+OCK_WEIGHT, OCK_TOKENS = 10.0, 10_000.0  # of OckScore: weight of the penalty, tokens at which it is 10 ln 2
+
+
+def cost_of_pass(right: Tensor, costs: Tensor) -> Tensor:
+    """Cost of a right answer: the mean cost of an attempt over the share that is right.
+
+    Cost-of-pass = E[cost of an attempt] / P(right) (Erol et al. 2025, arXiv 2504.13359, section 2), infinite where
+    nothing is right. The paper takes it of each problem, over repeated attempts; we attempt each problem once, and
+    take it of all problems together: the cost of all attempts, of the wrong ones too, over the number of right ones.
+
+    Args:
+        right: (N,) booleans.
+        costs: (N,) what each attempt cost, in any unit: generated tokens, FLOPs, joules.
+
+    Returns:
+        A scalar in the unit of `costs`, float64.
+
+    Raises:
+        InputError: shapes that are not (N,) with N >= 1, `right` that is no boolean, or costs that are not finite
+            and >= 0.
+    """
+    right, costs = _checked(right, costs, "costs")
+    if not right.any():
+        return torch.full((), torch.inf, dtype=torch.float64, device=costs.device)
+    return costs.sum() / right.sum()
+
+
+def ock_score(right: Tensor, tokens: Tensor) -> Tensor:
+    """Accuracy in percent less a penalty for tokens: 100 accuracy - 10 ln(mean tokens / 10,000 + 1).
+
+    OckScore (Du et al. 2025, arXiv 2511.05722; formula and logarithm as in the authors' code, `src/core/scoring.py` of
+    github.com/OckBench/OckBench). That code counts the prompt's tokens too; give these in `tokens` to compare with its
+    figures. Made for answers of thousands of tokens: it is all but the accuracy for short ones.
+
+    Args:
+        right: (N,) booleans.
+        tokens: (N,) tokens of each answer.
+
+    Returns:
+        A scalar of at most 100, float64.
+
+    Raises:
+        InputError: as `cost_of_pass`.
+    """
+    right, tokens = _checked(right, tokens, "tokens")
+    return 100 * right.double().mean() - OCK_WEIGHT * torch.log1p(tokens.mean() / OCK_TOKENS)
+
+
+def accuracy_within(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
+    """Share of all answers that are right and at most b tokens long, for b = 0, 1, ..., `longest`.
+
+    This curve of accuracy against tokens is our definition. It is OAA_t of Aggarwal et al. 2025 (arXiv 2508.13141) at
+    t = b + 1, who count the tokens of thinking and ask for fewer than t.
+
+    Args:
+        right: (N,) booleans.
+        tokens: (N,) whole numbers, tokens of each answer.
+        longest: the largest budget, >= 1; curves compare only where it is the same.
+
+    Returns:
+        (longest + 1,) shares in 0..1, none below the one before it, float64.
+
+    Raises:
+        InputError: as `cost_of_pass`, or a bad `longest`.
+    """
+    right, tokens = _checked(right, tokens, "tokens")
+    budgets = torch.arange(whole("longest", longest, 1) + 1, device=tokens.device)
+    in_time = tokens[right].sort().values
+    return torch.searchsorted(in_time, budgets.double(), right=True).double() / len(right)
+
+
+def accuracy_area(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
+    """Area under `accuracy_within` as a curve of steps from 0 to `longest` tokens, divided by `longest`.
+
+    Equal to AUC_OAA (arXiv 2508.13141) with t_max = `longest`: the mean over answers of
+    right * max(0, longest - tokens) / longest, as in the authors' code (`projects/otb/eval.py` of
+    github.com/facebookresearch/RAM), which has `longest` = 1000 and counts the tokens of thinking only.
+
+    Args:
+        right: (N,) booleans.
+        tokens: (N,) tokens of each answer.
+        longest: the largest budget, >= 1; areas compare only where it is the same.
+
+    Returns:
+        A scalar from 0 to the accuracy, which only right answers of no tokens reach; float64.
+
+    Raises:
+        InputError: as `accuracy_within`.
+    """
+    right, tokens = _checked(right, tokens, "tokens")
+    return (right * (whole("longest", longest, 1) - tokens).clamp(min=0)).mean() / longest
+
+
+class _PerAnswer(Metric):
+    """Keeps whether each answer is right and what it cost."""
+
+    is_differentiable = False
+    full_state_update = False
+
+    right: list[Tensor]
+    costs: list[Tensor]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name in ("right", "costs"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, right: Tensor, costs: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            right: (B,) booleans.
+            costs: (B,) what each answer cost, finite and >= 0: tokens where the metric is one of tokens.
+
+        Raises:
+            InputError: as `cost_of_pass`.
+        """
+        right, costs = _checked(right, costs, "costs")
+        self.right.append(right)
+        self.costs.append(costs)
+
+    def _all(self) -> tuple[Tensor, Tensor]:
+        if not len(self.right):
+            raise InputError("at least one answer must be given before compute, got none")
+        return dim_zero_cat(self.right), dim_zero_cat(self.costs)
+
+
+class CostOfPass(_PerAnswer):
+    """`cost_of_pass` of answers that arrive in batches: a scalar in the unit of the costs, float64."""
+
+    higher_is_better = False
+
+    def compute(self) -> Tensor:
+        """A scalar; infinite where nothing is right. Raises `InputError` before the first answer."""
+        return cost_of_pass(*self._all())
+
+
+class OckScore(_PerAnswer):
+    """`ock_score` of answers that arrive in batches; the costs of `update` are tokens."""
+
+    higher_is_better = True
+
+    def compute(self) -> Tensor:
+        """A scalar of at most 100. Raises `InputError` before the first answer."""
+        return ock_score(*self._all())
+
+
+class AccuracyWithin(_PerAnswer):
+    """`accuracy_within` and `accuracy_area` of answers that arrive in batches; the costs of `update` are tokens.
+
+    Args:
+        longest: the largest budget in tokens, >= 1.
+        options: those of `torchmetrics.Metric`.
+
+    Raises:
+        InputError: a bad `longest`.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, longest: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.longest = whole("longest", longest, 1)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``curve`` (longest + 1,) and ``area``, a scalar. Raises `InputError` before the first answer."""
+        right, tokens = self._all()
+        return {
+            "curve": accuracy_within(right, tokens, self.longest),
+            "area": accuracy_area(right, tokens, self.longest),
+        }
+
+
+def _checked(right: Tensor, costs: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Both, the costs as float64."""
+    if right.ndim != 1 or right.shape != costs.shape or not len(right) or right.dtype != torch.bool:
+        raise InputError(
+            f"right and {name} must be (N,) with N >= 1, right of booleans, "
+            f"got {tuple(right.shape)} {right.dtype} and {tuple(costs.shape)}"
+        )
+    bad = ~(costs.isfinite() & (costs >= 0))
+    if bad.any():
+        raise InputError(f"{name} must be finite and >= 0, got {costs[bad][0].item()}")
+    return right, costs.double()
