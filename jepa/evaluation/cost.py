@@ -28,10 +28,10 @@ from jepa.checkpoint import load
 from jepa.config import HardwareConfig, ServedConfig, build_as, nearest, validate
 from jepa.errors import InputError
 from jepa.evaluation.record import announce, code_version
-from jepa.operations.hardware import Hardware
-from jepa.operations.serving import (
+from jepa.operations import (
     Cost,
     Dimensions,
+    Hardware,
     Perception,
     Service,
     Values,

@@ -24,6 +24,7 @@ from jepa.encoders.language import LanguageModel
 from jepa.errors import InputError
 from jepa.models.roles import greedy_texts, role_parameters
 from jepa.operations import (
+    FAMILIES,
     OperationLedger,
     PartCount,
     count_flops,
@@ -31,7 +32,6 @@ from jepa.operations import (
     transformer_flops,
     weight_bytes,
 )
-from jepa.operations.closed_form import FAMILIES
 from jepa.predictors.tied import TiedPredictor
 from jepa.selective import Decoded
 

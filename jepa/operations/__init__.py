@@ -1,7 +1,6 @@
-"""What a model does while it runs, counted; and what its sizes alone say."""
+"""What a model does while it runs, counted; what its sizes alone say; and what it costs to serve, estimated."""
 
 from jepa.operations.closed_form import (
-    FAMILIES,
     TransformerFlops,
     block_flops,
     frame_vit_flops,
@@ -13,29 +12,38 @@ from jepa.operations.closed_form import (
     transformer_cache_bytes,
     transformer_flops,
 )
+from jepa.operations.dimensions import FAMILIES, Dimensions, from_hf_config
 from jepa.operations.flops import FlopCount, count_flops
-from jepa.operations.ledger import PARTS, CacheCount, OperationLedger, PartCount
-from jepa.operations.parameters import TransformerParameters, transformer_parameters, weight_bytes
+from jepa.operations.hardware import Hardware
+from jepa.operations.ledger import PARTS, CacheCount, OperationLedger, PartCount, weight_bytes
+from jepa.operations.serving import Cost, Perception, Service, Values, Workload, serving_cost
 
 __all__ = [
     "FAMILIES",
     "PARTS",
     "CacheCount",
+    "Cost",
+    "Dimensions",
     "FlopCount",
+    "Hardware",
     "OperationLedger",
     "PartCount",
+    "Perception",
+    "Service",
     "TransformerFlops",
-    "TransformerParameters",
+    "Values",
+    "Workload",
     "block_flops",
     "count_flops",
     "frame_vit_flops",
+    "from_hf_config",
     "one_pass_flops",
     "prefix_decoder_flops",
     "query_predictor_flops",
+    "serving_cost",
     "similarity_flops",
     "text_transformer_flops",
     "transformer_cache_bytes",
     "transformer_flops",
-    "transformer_parameters",
     "weight_bytes",
 ]

@@ -6,27 +6,11 @@ E: embedding dimensions; V: vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jepa.errors import InputError
-
-FAMILIES = (
-    "deepseek_v3",
-    "gemma2",
-    "gemma3_text",
-    "llama",
-    "mistral",
-    "mistral4",
-    "mixtral",
-    "olmo2",
-    "qwen3",
-    "qwen3_moe",
-)
-LATENT_FAMILIES = {"deepseek_v3", "mistral4"}  # multi-head latent attention (MLA, arXiv 2405.04434)
-_WINDOWS_BY_LAYER = {"gemma2", "gemma3_text", "qwen3"}
-_ONE_WINDOW = {"mistral", "mixtral", "qwen3_moe"}
+from jepa.operations.dimensions import from_hf_config
 
 
 @dataclass(frozen=True)
@@ -73,7 +57,7 @@ def transformer_flops(
     products of attention are followed by four, or five in a fused kernel, which computes the scores again.
 
     Args:
-        config: a mapping (`config.json`) or an object with its keys as attributes; `model_type` one of `FAMILIES`.
+        config: as of `from_hf_config`.
         tokens: L, >= 1.
         batch: B, >= 1.
         context: S, >= L; L without a cache, which is the default. A layer with a sliding window of W keeps W - 1 keys
@@ -84,8 +68,7 @@ def transformer_flops(
         fused_attention: whether the backward pass is a fused kernel's; no matter unless training.
 
     Raises:
-        InputError: an argument breaks its rule; `training` with cached keys; a `config` of another family, or with a
-            field missing or of the wrong kind.
+        InputError: an argument breaks its rule; `training` with cached keys; or as `from_hf_config`.
     """
     context = tokens if context is None else context
     logits = tokens if logits is None else logits
@@ -96,29 +79,22 @@ def transformer_flops(
         raise InputError(f"logits must be between 0 and the {tokens} tokens, got {logits}")
     if training and context != tokens:
         raise InputError(f"context must be the {tokens} tokens when training, got {context}")
-    family = family_of(config)
-    width = integer(config, "hidden_size")
-    projection, expansion, heads, key_width, value_width = attention_weights(config, family, width)
+    model = from_hf_config(config)
     # Multiply-adds of a forward pass over all layers, and pairs of query and key.
-    projections = pairs = feed_forward = router = 0
-    for layer in range(integer(config, "num_hidden_layers")):
-        window = window_of(config, family, layer)
-        keys = context if window is None else tokens + min(context - tokens, window - 1)
-        projections += tokens * projection + keys * expansion
-        pairs += heads * tokens * keys
-        forward, choice, _ = feed_forward_weights(config, family, width, layer)
-        feed_forward += tokens * forward
-        router += tokens * choice
+    keys = model.layers * tokens + model.positions(context - tokens)
+    expansion = model.expansion_weights
+    projections = model.layers * tokens * (model.attention_weights - expansion) + keys * expansion
+    pairs = model.heads * tokens * keys
     passes = 3 if training else 1  # forward; gradient of the activations; gradient of the weights
-    attention = passes * pairs * (key_width + value_width)
+    attention = passes * pairs * (model.key_width + model.value_width)
     if training and fused_attention:
-        attention += pairs * key_width  # the scores once more
+        attention += pairs * model.key_width  # the scores once more
     return TransformerFlops(
         projections=2 * batch * passes * projections,
         attention=2 * batch * attention,
-        feed_forward=2 * batch * passes * feed_forward,
-        router=2 * batch * passes * router,
-        logits=2 * batch * passes * logits * width * integer(config, "vocab_size"),
+        feed_forward=2 * batch * passes * tokens * model.feed_forward_weights(model.active),
+        router=2 * batch * passes * tokens * model.router_weights,
+        logits=2 * batch * passes * logits * model.table,
     )
 
 
@@ -141,8 +117,7 @@ def one_pass_flops(
         InputError: as `transformer_flops`.
     """
     layers = transformer_flops(config, tokens, batch=rows, logits=0, training=training, fused_attention=fused_attention)
-    head = trained * integer(config, "hidden_size") * integer(config, "vocab_size")
-    return replace(layers, logits=2 * (3 if training else 1) * head)
+    return replace(layers, logits=2 * (3 if training else 1) * trained * from_hf_config(config).table)
 
 
 def similarity_flops(rows: int, columns: int, width: int, *, training: bool = False) -> int:
@@ -323,87 +298,5 @@ def transformer_cache_bytes(config: Any, held: int, *, batch: int = 1, element_s
     for name, value, lowest in (("held", held, 0), ("batch", batch, 1), ("element_size", element_size, 1)):
         if value < lowest:
             raise InputError(f"{name} must be >= {lowest}, got {value}")
-    family = family_of(config)
-    if family in LATENT_FAMILIES:
-        each = integer(config, "kv_lora_rank") + integer(config, "qk_rope_head_dim")
-    else:
-        _, _, heads, size, _ = attention_weights(config, family, integer(config, "hidden_size"))
-        pairs = field(config, "num_key_value_heads", None)
-        each = 2 * (heads if pairs is None else integer(config, "num_key_value_heads")) * size
-    windows = (window_of(config, family, layer) for layer in range(integer(config, "num_hidden_layers")))
-    positions = sum(held if window is None else min(held, window - 1) for window in windows)
-    return batch * element_size * each * positions
-
-
-def family_of(config: Any) -> str:
-    """The `model_type` of a config, one of `FAMILIES`."""
-    family = field(config, "model_type")
-    if family not in FAMILIES:
-        raise InputError(f"config.model_type must be one of {', '.join(FAMILIES)}, got {family!r}")
-    return str(family)
-
-
-def attention_weights(config: Any, family: str, width: int) -> tuple[int, int, int, int, int]:
-    """Weights applied to each token, weights applied to each key, heads, width of a key and width of a value."""
-    heads = integer(config, "num_attention_heads")
-    if family in LATENT_FAMILIES:
-        turned, straight = integer(config, "qk_rope_head_dim"), integer(config, "qk_nope_head_dim")
-        value, rank = integer(config, "v_head_dim"), integer(config, "kv_lora_rank")
-        queries = heads * (straight + turned)
-        if field(config, "q_lora_rank") is None:
-            query = width * queries
-        else:
-            query = integer(config, "q_lora_rank") * (width + queries)
-        latent, out = width * (rank + turned), heads * value * width
-        return query + latent + out, rank * heads * (straight + value), heads, straight + turned, value
-    size = width // heads if field(config, "head_dim", None) is None else integer(config, "head_dim")
-    pairs = heads if field(config, "num_key_value_heads", None) is None else integer(config, "num_key_value_heads")
-    return width * size * (2 * heads + 2 * pairs), 0, heads, size, size
-
-
-def window_of(config: Any, family: str, layer: int) -> int | None:
-    """The sliding window of a layer, None where it sees everything before it."""
-    if family in _WINDOWS_BY_LAYER:
-        slides = field(config, "layer_types")[layer] == "sliding_attention"
-    else:
-        slides = family in _ONE_WINDOW and field(config, "use_sliding_window", True)
-    return integer(config, "sliding_window") if slides and field(config, "sliding_window") is not None else None
-
-
-def feed_forward_weights(config: Any, family: str, width: int, layer: int) -> tuple[int, int, int]:
-    """Weights of a feed-forward block: those of its gated layers that a token meets, its router, all gated layers."""
-    if family == "mixtral":
-        routed, experts, inner, shared = True, "num_local_experts", "intermediate_size", 0
-    elif family == "qwen3_moe":
-        routed = (layer + 1) % integer(config, "decoder_sparse_step") == 0
-        routed = routed and layer not in (field(config, "mlp_only_layers") or ())
-        # config.json says num_experts, what transformers writes may say num_local_experts.
-        experts = "num_experts" if field(config, "num_experts", None) is not None else "num_local_experts"
-        inner, shared = "moe_intermediate_size", 0
-    elif family in LATENT_FAMILIES:
-        routed = layer >= integer(config, "first_k_dense_replace")
-        experts, inner, shared = "n_routed_experts", "moe_intermediate_size", integer(config, "n_shared_experts")
-    else:
-        routed = False
-    if not routed:
-        dense = 3 * width * integer(config, "intermediate_size")
-        return dense, 0, dense
-    expert, count = 3 * width * integer(config, inner), integer(config, experts)
-    return expert * (integer(config, "num_experts_per_tok") + shared), width * count, expert * (count + shared)
-
-
-_REQUIRED = object()
-
-
-def field(config: Any, name: str, absent: Any = _REQUIRED) -> Any:
-    value = config.get(name, absent) if isinstance(config, Mapping) else getattr(config, name, absent)
-    if value is _REQUIRED:
-        raise InputError(f"the config must have a field {name}, got none")
-    return value
-
-
-def integer(config: Any, name: str) -> int:
-    value = field(config, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InputError(f"config.{name} must be a whole number >= 0, got {value!r}")
-    return value
+    model = from_hf_config(config)
+    return batch * element_size * model.cache_width * model.positions(held)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from jepa.errors import InputError
 
@@ -345,6 +346,11 @@ def _normalise(count: PartCount | CacheCount, whole: Iterable[str]) -> None:
         if type(value) is not int or value < 0:
             object.__setattr__(count, name, _whole(name, value))
     object.__setattr__(count, "seconds", _duration("seconds", count.seconds))
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of a module's parameters, each shared one once: what a forward pass reads of weights at most."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
 def _whole(name: str, value: Any) -> int:

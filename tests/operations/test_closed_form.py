@@ -22,6 +22,7 @@ from jepa.operations import (
     FAMILIES,
     count_flops,
     frame_vit_flops,
+    from_hf_config,
     one_pass_flops,
     prefix_decoder_flops,
     query_predictor_flops,
@@ -29,7 +30,6 @@ from jepa.operations import (
     text_transformer_flops,
     transformer_cache_bytes,
     transformer_flops,
-    transformer_parameters,
     weight_bytes,
 )
 from jepa.predictors.transformer import QueryPredictor
@@ -68,6 +68,13 @@ CASES = {
     "llama": ("Llama", "LlamaConfig", {}),
     "olmo2": ("Olmo2", "Olmo2Config", {}),
     "mistral": ("Mistral", "MistralConfig", {"sliding_window": 4}),
+    "ministral3": ("Ministral3", "Ministral3Config", {"sliding_window": 4, "head_dim": 16}),
+    "qwen2": ("Qwen2", "Qwen2Config", {}),
+    "qwen2, windows": (
+        "Qwen2",
+        "Qwen2Config",
+        {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
     "qwen3": ("Qwen3", "Qwen3Config", {"head_dim": 16}),
     "qwen3, windows": ("Qwen3", "Qwen3Config", WINDOWS | {"use_sliding_window": True}),
     "gemma2": ("Gemma2", "Gemma2Config", WINDOWS),
@@ -161,6 +168,11 @@ def test_parts_by_hand():
         ({}, {"context": 6, "training": True}, "context must be the 5 tokens when training, got 6"),
         ({"model_type": "gpt2"}, {}, "config.model_type must be one of .*, got 'gpt2'"),
         ({"hidden_size": 2.5}, {}, "config.hidden_size must be a whole number >= 0, got 2.5"),
+        (
+            {"model_type": "gemma2", "sliding_window": 4, "layer_types": ["sliding_attention"]},
+            {},
+            r"config.layer_types must be a list of 4 names, got \['sliding_attention'\]",
+        ),
         ({"model_type": "mixtral", "sliding_window": None}, {}, "the config must have a field num_local_experts"),
     ],
 )
@@ -181,65 +193,15 @@ def test_parameters_are_those_of_the_model(name, tied, biased):
     config.attention_bias = config.mlp_bias = biased
     with torch.device("meta"):
         model = getattr(transformers, f"{CASES[name][0]}ForCausalLM")(config)
-    parameters = transformer_parameters(config)
-    assert parameters.total == sum(parameter.numel() for parameter in model.parameters())
-    assert parameters.input_table == model.get_input_embeddings().weight.numel()
-    assert parameters.head == model.get_output_embeddings().weight.numel()
-    assert parameters.tied == tied
+    found = from_hf_config(config)
+    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert found.table == model.get_input_embeddings().weight.numel() == model.get_output_embeddings().weight.numel()
+    assert found.tied == tied
+    once = transformer_flops(config, 1)
+    assert once.total - once.attention == 2 * found.active_parameters
     if name not in MIXTURES:  # all but norms and biases, and the table unless it is the head
         vectors = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 1)
-        assert parameters.active == parameters.total - vectors - (0 if tied else parameters.input_table)
-
-
-LLAMA_1B = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "tie_word_embeddings": True,
-}
-MISTRAL_SMALL_4 = {
-    "model_type": "mistral4",
-    "vocab_size": 131072,
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "first_k_dense_replace": 0,
-    "q_lora_rank": 1024,
-    "kv_lora_rank": 256,
-    "qk_rope_head_dim": 64,
-    "qk_nope_head_dim": 64,
-    "v_head_dim": 128,
-    "n_routed_experts": 128,
-    "num_experts_per_tok": 4,
-    "n_shared_experts": 1,
-    "moe_intermediate_size": 2048,
-    "tie_word_embeddings": False,
-}
-
-
-def test_the_published_counts_of_llama_3_2_1b():
-    parameters = transformer_parameters(LLAMA_1B)
-    assert parameters.total == 1_235_814_400
-    assert parameters.active == 1_235_814_400 - (2 * 16 + 1) * 2048
-    assert transformer_cache_bytes(LLAMA_1B, 1) == 2 * 16 * 8 * 64 * 2
-
-
-def test_the_published_counts_of_mistral_small_4():
-    parameters = transformer_parameters(MISTRAL_SMALL_4)
-    billions = [
-        parameters.total,
-        parameters.active,
-        parameters.active - parameters.head,
-        parameters.active + parameters.input_table,
-    ]
-    assert [round(count / 1e9, 2) for count in billions] == [118.97, 6.10, 5.56, 6.63]
-    assert transformer_cache_bytes(MISTRAL_SMALL_4, 1) == 23_040
+        assert found.active_parameters == found.parameters - vectors - (0 if tied else found.table)
 
 
 @pytest.mark.parametrize("held", [0, 2, 3, TOKENS])
@@ -274,8 +236,8 @@ def test_weights_that_are_shared_count_once():
     model = build("llama", "eager", "eager")
     model.config.tie_word_embeddings = True
     model.tie_weights()
-    assert weight_bytes(model) == 4 * transformer_parameters(model.config).total
-    assert weight_bytes(model.half()) == 2 * transformer_parameters(model.config).total
+    assert weight_bytes(model) == 4 * from_hf_config(model.config).parameters
+    assert weight_bytes(model.half()) == 2 * from_hf_config(model.config).parameters
 
 
 # Our own models. Attention is a fused kernel or not.

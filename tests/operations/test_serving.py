@@ -1,51 +1,61 @@
-"""Dimensions against transformers and published counts; costs against sums done by hand and invariants."""
+"""Dimensions against published counts; costs against sums done by hand and invariants."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.mistral4.modeling_mistral4 import Mistral4ForCausalLM
 
 from jepa.errors import InputError
-from jepa.operations.hardware import Hardware
-from jepa.operations.serving import Dimensions, Perception, Service, Workload, from_hf_config, serving_cost
+from jepa.operations import (
+    Dimensions,
+    Hardware,
+    Perception,
+    Service,
+    Workload,
+    from_hf_config,
+    serving_cost,
+    transformer_cache_bytes,
+)
 
-SMALL: dict[str, Any] = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-SMALL |= {"intermediate_size": 48, "num_key_value_heads": 2}
-LATENT = {"q_lora_rank": 12, "kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 10}
-LATENT |= {"n_routed_experts": 6, "n_shared_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
-LATENT |= {"num_key_value_heads": 4, "n_group": 1, "topk_group": 1}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": {"tie_word_embeddings": True},
-    "mistral": {"sliding_window": 5, "head_dim": 16},
-    "qwen2": {},
-    "qwen3": {"head_dim": 16},
-    "olmo2": {},
-    "gemma2": {"head_dim": 16, "sliding_window": 7},
-    "gemma3_text": {"head_dim": 16, "sliding_window": 7},
-    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None},
-    "qwen3_moe": {
-        "head_dim": 16, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "mlp_only_layers": [1],
-    },
-    "deepseek_v3": {**LATENT, "first_k_dense_replace": 1},
-    "mistral4": {**LATENT, "first_k_dense_replace": 0},
-}  # fmt: skip
-
-LLAMA_1B = Dimensions(
-    layers=16, width=2048, heads=32, kv_heads=8, key_width=64, value_width=64, feed_forward=8192, vocabulary=128256,
-    tied=True, other_parameters=67584,
-)  # fmt: skip
-MISTRAL_4 = Dimensions(
-    layers=36, width=4096, heads=32, kv_heads=32, key_width=128, value_width=128, query_rank=1024, kv_rank=256,
-    rope_width=64, experts=128, active=4, shared=1, expert_width=2048, vocabulary=131072, other_parameters=345088,
-)  # fmt: skip
+SERVED = Path(__file__).parents[2] / "conf" / "served"
+LLAMA_1B_CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
+MISTRAL_4_CONFIG = {
+    "model_type": "mistral4",
+    "vocab_size": 131072,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "first_k_dense_replace": 0,
+    "q_lora_rank": 1024,
+    "kv_lora_rank": 256,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_routed_experts": 128,
+    "num_experts_per_tok": 4,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 2048,
+    "tie_word_embeddings": False,
+}
+LLAMA_1B, MISTRAL_4 = from_hf_config(LLAMA_1B_CONFIG), from_hf_config(MISTRAL_4_CONFIG)
 CHIP = Hardware("chip", {"bf16": 1e15, "fp8": 2e15}, memory=1e11, bandwidth=4e12, watts=500)
 
 
@@ -53,38 +63,44 @@ def service(model: Dimensions = LLAMA_1B, **changes: Any) -> Service:
     return replace(Service(model, CHIP, "bf16", "bf16"), **changes)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-def test_parameters_are_those_that_transformers_builds(family):
-    config = AutoConfig.for_model(family, **{**SMALL, **CONFIGS[family]})
-    with torch.device("meta"):
-        model = (Mistral4ForCausalLM if family == "mistral4" else AutoModelForCausalLM.from_config)(config)
-    found = from_hf_config(config)
-    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
-
-
-def test_published_counts_follow_from_the_dimensions():
+def test_the_published_counts_of_llama_3_2_1b():
     assert LLAMA_1B.parameters == 1_235_814_400
-    assert round(MISTRAL_4.parameters / 1e9, 2) == 118.97
-    assert round(MISTRAL_4.active_parameters / 1e9, 2) == 6.10
-    assert round(MISTRAL_4.layer_parameters / 1e9, 2) == 5.56
-    assert MISTRAL_4.cached(1) * 2 == 23_040  # bytes of a token in bf16
+    assert LLAMA_1B.active_parameters == 1_235_814_400 - (2 * 16 + 1) * 2048
+    assert transformer_cache_bytes(LLAMA_1B_CONFIG, 1) == 2 * LLAMA_1B.cached(1) == 2 * 16 * 8 * 64 * 2
 
 
-def test_an_unknown_family_is_refused():
-    with pytest.raises(InputError, match=r"config\.model_type must be one of .*llama.*, got 'gpt2'"):
-        from_hf_config(AutoConfig.for_model("gpt2"))
+def test_the_published_counts_of_mistral_small_4():
+    active = MISTRAL_4.active_parameters
+    counts = [MISTRAL_4.parameters, active, MISTRAL_4.layer_parameters, active + MISTRAL_4.table]
+    assert [round(count / 1e9, 2) for count in counts] == [118.97, 6.10, 5.56, 6.63]
+    assert transformer_cache_bytes(MISTRAL_4_CONFIG, 1) == 2 * MISTRAL_4.cached(1) == 23_040
+
+
+@pytest.mark.parametrize(("name", "found"), [("llama_3_2_1b", LLAMA_1B), ("mistral_small_4", MISTRAL_4)])
+def test_a_served_model_has_the_dimensions_of_its_config(name, found):
+    node = yaml.safe_load((SERVED / f"{name}.yaml").read_text(encoding="utf-8"))["model"]
+    served = Dimensions(**{key: value for key, value in node.items() if key != "_target_"})
+
+    def figures(model: Dimensions) -> list[float]:
+        return [
+            model.parameters,
+            model.active_parameters,
+            model.read_weights(9),
+            model.cached(9),
+            model.prefill_flops(9),
+        ]
+
+    assert figures(served) == figures(found)
 
 
 def test_windows_bound_the_cache_and_the_pairs():
-    config = AutoConfig.for_model("gemma2", **{**SMALL, **CONFIGS["gemma2"]})
-    windowed = from_hf_config(config)
-    assert windowed.window_layers == config.layer_types.count("sliding_attention") == 2
-    width = 2 * 2 * 16  # keys and values of two heads
+    windowed = replace(LLAMA_1B, layers=3, window=7, window_layers=2)
+    width = 2 * 8 * 64  # keys and values of eight heads
     assert windowed.cached(5) == 3 * 5 * width
-    assert windowed.cached(50) == (50 + 2 * 7) * width
+    assert windowed.cached(50) == (50 + 2 * 6) * width
     pairs = sum(min(i + 0.5, 7) for i in range(50)) * 2 + 50 * 50 / 2  # half a token of itself, as I²/2 has it
     attention = windowed.prefill_flops(50) - 2 * windowed.active_parameters * 50
-    assert attention == pytest.approx(2 * 4 * 32 * pairs, rel=0.01)
+    assert attention == pytest.approx(2 * 32 * 128 * pairs, rel=0.01)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 64))
@@ -186,6 +202,7 @@ def test_a_model_takes_the_least_power_of_two_of_chips_that_it_fits_in():
         (lambda: service(cache="fp3"), "number format must be one of bf16, .*, got 'fp3'"),
         (lambda: service(chips=0), "chips must be >= 1, got 0"),
         (lambda: replace(MISTRAL_4, active=0), "active must be between 1 and the 128 experts, got 0"),
+        (lambda: replace(MISTRAL_4, window_layers=1), "window must be a whole number >= 1, got None"),
         (lambda: replace(MISTRAL_4, layers=0), "layers must be a whole number >= 1, got 0"),
         (lambda: Hardware("x", {}, 1, 1, None), "peaks must name at least one number format"),
         (lambda: Hardware("x", {"bf16": 1.0}, 0, 1, None), "memory must be > 0, got 0"),
