@@ -46,6 +46,15 @@ _FREE = ("config.stage.row_tokens",)  # how pairs are laid into rows changes no 
 _COSTS = ("steps", "samples", "tokens", "flops", "seconds", "steps_stretched")
 
 _SHARE = number(0, 1)
+_COST = record(
+    dict.fromkeys(("tokens_per_answer", "flops_per_answer"), number(0))
+    | dict.fromkeys(("tokens_per_right_answer", "flops_per_right_answer"), or_null(number(0)))
+)
+
+
+def _cost_where_counted(score: Any, path: str) -> None:
+    if "cost" in score:  # older evaluations and choices among given answers have none
+        _COST(score["cost"], f"{path}.cost")
 
 
 _RECORD: Check = record(
@@ -68,7 +77,7 @@ _RECORD: Check = record(
         ),
         "split": text,
         "pairs": count,
-        "scores": mapping(record({"accuracy": _SHARE, "interval": list_of(_SHARE, shortest=2)})),
+        "scores": mapping(record({"accuracy": _SHARE, "interval": list_of(_SHARE, shortest=2)}, _cost_where_counted)),
         "geometry": record({"warning": or_null(text)}),
     }
 )
@@ -242,6 +251,7 @@ def _arm(runs: Sequence[_Run], baseline: Sequence[_Run], name: str) -> dict[str,
     return {
         "seeds": [run.seed for run in runs],
         "accuracy": {metric: _accuracy(runs, metric) for metric in runs[0].verdicts},
+        "answer_costs": {metric: _answer_costs(runs, metric) for metric in runs[0].verdicts},
         "against_baseline": _against(pairs) if pairs else None,
         "costs": {key: _mean([run.record["training"][key] for run in runs]) for key in _COSTS},
         "geometry": {
@@ -263,6 +273,23 @@ def _accuracy(runs: Sequence[_Run], metric: str) -> dict[str, Any]:
     if found.low is None or found.high is None:
         raise ValueError("several seeds must have an interval")
     return {"value": found.mean, "low": max(found.low, 0.0), "high": min(found.high, 1.0), "over": "seeds"}
+
+
+def _answer_costs(runs: Sequence[_Run], metric: str) -> dict[str, float | None] | None:
+    """Tokens and FLOPs of an answer and of a right one, all seeds together; None where a run did not count them.
+
+    Of a right one: cost-of-pass (arXiv 2504.13359), the mean cost of an answer over the mean accuracy; None where no
+    answer is right.
+    """
+    scores = [run.record["scores"][metric] for run in runs]
+    if not all("cost" in score for score in scores):
+        return None
+    accuracy = _mean([score["accuracy"] for score in scores])
+    found: dict[str, float | None] = {}
+    for unit in ("tokens", "flops"):
+        each = _mean([score["cost"][f"{unit}_per_answer"] for score in scores])
+        found |= {f"{unit}_per_answer": each, f"{unit}_per_right_answer": each / accuracy if accuracy else None}
+    return found
 
 
 def _against(pairs: Sequence[tuple[_Run, _Run]]) -> dict[str, Any]:
@@ -333,6 +360,7 @@ def _run(run: _Run, root: Path) -> dict[str, Any]:
         "seed": run.seed,
         "evaluation": str(run.path.parent.relative_to(root)),
         "accuracy": {metric: score["accuracy"] for metric, score in run.record["scores"].items()},
+        "answer_costs": {metric: _answer_costs([run], metric) for metric in run.verdicts},
         "costs": {key: training[key] for key in _COSTS},
         "geometry": _geometry(run.record["geometry"]),
         "warning": run.record["geometry"]["warning"],

@@ -32,7 +32,10 @@ from jepa.metrics.latents import (
     recall_at_false_share,
     same_meaning,
 )
+from jepa.metrics.per_token import accuracy_area, cost_of_pass, ock_score
 from jepa.models.llm_jepa import LLMJEPA
+from jepa.operations import OperationLedger
+from jepa.selective import Decoded
 
 _ROW_TOKENS = 64
 
@@ -44,7 +47,8 @@ def evaluate_answers(
     """Answers the requests of a split, judges them, and writes the folder `output`.
 
     `evaluation.json` has the scores, `predictions.jsonl` a line for each pair, `latents.safetensors` the predicted and
-    target embeddings (N, E). Without `splits` the data are those that the checkpoint was trained on.
+    target embeddings (N, E). Without `splits` the data are those that the checkpoint was trained on. Scores
+    of generated answers have their `cost`: see `answer_costs`.
     """
     trained, device = checkpoint.read_config(folder), device_of(accelerator)
     splits = splits or build_as(PairSplits, "data", trained["data"])
@@ -57,6 +61,7 @@ def evaluate_answers(
     check_answers(answers, splits)
     predictions, targets, ids = embeddings(model, pairs, answers.batch_size, trained["objective"])
     started = time.perf_counter()
+    decoded: list[Decoded] = []
     if "multiple_choice" in answers.metrics:
         texts, verdicts = _choose(model, pairs, answers)
         tokens = len(pairs)
@@ -65,11 +70,16 @@ def evaluate_answers(
         texts, tokens = [d.text for d in decoded], sum(d.tokens for d in decoded)
         verdicts = _verdicts(texts, pairs, answers)
     seconds = time.perf_counter() - started
+    longest = _longest_answer(model, pairs)
+    costs = {name: answer_costs(right, decoded, longest) for name, right in verdicts.items() if decoded}
     spoken: list[str] = []
     if model.y_decoder is not None and "multiple_choice" not in verdicts:
-        spoken = [d.text for part in predictions.split(answers.batch_size) for d in model.decode(part)]
+        said = [d for part in predictions.split(answers.batch_size) for d in model.decode(part)]
+        spoken = [d.text for d in said]
         heard = _verdicts(spoken, pairs, answers)
         verdicts |= {f"{name} from the embedding": right for name, right in heard.items()}
+        before = _predicting_flops(model, pairs, answers.batch_size) / len(pairs)
+        costs |= {f"{name} from the embedding": answer_costs(heard[name], said, longest, before) for name in heard}
     lines = [
         {
             "source": pair.source,
@@ -100,7 +110,9 @@ def evaluate_answers(
         "training": training,
         "split": answers.split,
         "pairs": len(pairs),
-        "scores": {name: _score(right) for name, right in verdicts.items()},
+        "scores": {
+            name: _score(right) | ({"cost": costs[name]} if name in costs else {}) for name, right in verdicts.items()
+        },
         "generation": {"seconds": seconds, "tokens": tokens},
         "geometry": geometry(predictions, targets, ids, pairs, answers),
     }
@@ -146,7 +158,7 @@ def embeddings(
 def generate(model: LLMJEPA, pairs: Sequence[Pair], batch_size: int) -> list[Any]:
     """The model's own answers, in batches of similar length, each as long as the longest gold answer may need."""
     encoded = model.tokenizer.encode(pairs)
-    longest = max(len(e.answer) - e.opening for e in encoded)
+    longest = _longest_answer(model, pairs)
     order = sorted(range(len(pairs)), key=lambda i: len(encoded[i].prompt))
     decoded: list[Any] = [None] * len(pairs)
     for start in _progress(len(pairs), batch_size, "answers"):
@@ -154,6 +166,28 @@ def generate(model: LLMJEPA, pairs: Sequence[Pair], batch_size: int) -> list[Any
         for i, answer in zip(chosen, model.answer([pairs[i] for i in chosen], longest), strict=True):
             decoded[i] = answer
     return decoded
+
+
+def answer_costs(
+    right: Sequence[bool], decoded: Sequence[Decoded], longest: int, before: float = 0.0
+) -> dict[str, float | None]:
+    """What N generated answers cost: means of an answer, costs of a right one (None: none is right), and scores.
+
+    `tokens_per_answer` and `flops_per_answer`; `tokens_per_right_answer` and `flops_per_right_answer` by
+    `cost_of_pass`; `ock_score`; `accuracy_area` up to `longest` tokens. Tokens are those of the checkpoint's tokenizer,
+    the end token included. FLOPs are those of each request answered alone, its prompt included; `before` is what an
+    answer took on average before its decoder.
+    """
+    verdicts = torch.tensor(list(right))
+    found: dict[str, float | None] = {}
+    tokens, flops = (torch.tensor(each) for each in zip(*((d.tokens, d.flops + before) for d in decoded), strict=True))
+    spent = {"tokens": tokens.double(), "flops": flops.double()}
+    for unit, each in spent.items():
+        found[f"{unit}_per_answer"] = float(each.double().mean())
+        found[f"{unit}_per_right_answer"] = float(cost_of_pass(verdicts, each)) if verdicts.any() else None
+    found["ock_score"] = float(ock_score(verdicts, tokens))
+    found["accuracy_area"] = float(accuracy_area(verdicts, tokens, longest))
+    return found
 
 
 def geometry(
@@ -233,6 +267,20 @@ def _choose(model: LLMJEPA, pairs: Sequence[Pair], answers: AnswersConfig) -> tu
     return [choices[int(c)] for c in chosen], {"multiple_choice": multiple_choice(likelihoods, right).tolist()}
 
 
+def _longest_answer(model: LLMJEPA, pairs: Sequence[Pair]) -> int:
+    """Tokens of the longest gold answer, its end included: most that an answer may have."""
+    return max(len(e.answer) - e.opening for e in model.tokenizer.encode(pairs))
+
+
+def _predicting_flops(model: LLMJEPA, pairs: Sequence[Pair], batch_size: int) -> int:
+    """FLOPs of predicting the embeddings of all requests, each alone."""
+    ledger = OperationLedger()
+    batches = (pairs[start : start + batch_size] for start in _progress(len(pairs), batch_size, "operations"))
+    for _ in model.stream(batches, ledger):
+        pass
+    return ledger.total_flops
+
+
 def _score(right: list[bool]) -> dict[str, Any]:
     interval = proportion_interval(sum(right), len(right))
     return {"accuracy": sum(right) / len(right), "interval": [interval.low, interval.high]}
@@ -242,6 +290,10 @@ def _summary(record: dict[str, Any]) -> list[str]:
     lines = [f"{record['pairs']} pairs of the {record['split']} split"]
     for name, score in record["scores"].items():
         lines.append(f"{name:28} {score['accuracy']:6.3f}   ({score['interval'][0]:.3f} to {score['interval'][1]:.3f})")
+        if "cost" in score:
+            tokens, flops = (score["cost"][f"{unit}_per_right_answer"] for unit in ("tokens", "flops"))
+            cost = "no right answer" if tokens is None else f"{tokens:.4g} tokens, {flops:.3g} FLOPs"
+            lines.append(f"{'  per right answer':28} {cost}")
     for name, value in record["geometry"].items():
         if isinstance(value, float):
             lines.append(f"{name:28} {value:6.3f}")

@@ -54,6 +54,7 @@ from jepa.report.tables import (
     markdown_table,
     parameters_table,
     seconds,
+    significant,
 )
 
 SCHEMA = "jepa.answers-results/1"
@@ -72,6 +73,14 @@ _COSTS = record(
     | dict.fromkeys(("flops", "steps_stretched"), number(above=0))
 )
 _GEOMETRY = mapping(_NUMBER, empty=True)
+_ANSWER_COSTS = mapping(
+    nullable(
+        record(
+            dict.fromkeys(("tokens_per_answer", "flops_per_answer"), _QUANTITY)
+            | dict.fromkeys(("tokens_per_right_answer", "flops_per_right_answer"), nullable(_QUANTITY))
+        )
+    )
+)  # null: not counted; of a right answer, null: none is right
 
 
 def _over(value: Any, path: str) -> None:
@@ -105,6 +114,7 @@ _ARM = record(
         "accuracy": mapping(
             record({"value": _SHARE, "low": _SHARE, "high": _SHARE, "over": _over}, ordered("low", "value", "high"))
         ),
+        "answer_costs": _ANSWER_COSTS,
         "against_baseline": nullable(_AGAINST),
         "costs": _COSTS,
         "geometry": _GEOMETRY,
@@ -113,7 +123,7 @@ _ARM = record(
 )
 _RUN = record(
     {"arm": text, "seed": integer, "evaluation": text, "accuracy": mapping(_SHARE), "costs": _COSTS}
-    | {"geometry": _GEOMETRY, "warning": nullable(text), "curve": CURVE}
+    | {"answer_costs": _ANSWER_COSTS, "geometry": _GEOMETRY, "warning": nullable(text), "curve": CURVE}
 )
 
 
@@ -129,6 +139,8 @@ def _agrees(results: Any, path: str) -> None:
         if arm["against_baseline"] is not None
     ]
     scored += [(f"runs[{index}].accuracy", run["accuracy"]) for index, run in enumerate(results["runs"])]
+    scored += [(f"arms.{name}.answer_costs", arm["answer_costs"]) for name, arm in arms.items()]
+    scored += [(f"runs[{index}].answer_costs", run["answer_costs"]) for index, run in enumerate(results["runs"])]
     for place, scores in scored:
         if set(scores) != set(metrics):
             refuse(f"{path}.{place}", f"have the metrics {', '.join(metrics)}", sorted(scores))
@@ -254,6 +266,14 @@ def _accuracy(score: dict[str, Any]) -> str:
     return f"{fixed(score['value'], 3)} ({interval(score['low'], score['high'], 3)})"
 
 
+def _per_right_answer(costs: dict[str, float | None] | None) -> tuple[str, str]:
+    """Cells of tokens and FLOPs; a dash where they were not counted, infinite where no answer is right."""
+    if costs is None:
+        return NONE, NONE
+    tokens, flops = costs["tokens_per_right_answer"], costs["flops_per_right_answer"]
+    return "∞" if tokens is None else significant(tokens), "∞" if flops is None else f"{flops:.3g}"
+
+
 # --- Tables.
 
 _GEOMETRY_NAMES = {
@@ -289,6 +309,9 @@ def _column(results: Results, name: str) -> dict[tuple[str, str], str]:
         wilson = " °" if several and score["over"] == "examples" else ""
         over = "seeds" if several else "examples"
         cells[group, f"mean and 95 % interval over {over}"] = _accuracy(score) + wilson
+        tokens, flops = _per_right_answer(arm["answer_costs"][metric])
+        cells[group, "generated tokens per right answer"] = tokens
+        cells[group, "FLOPs per right answer"] = flops
         if baseline is None:
             continue
         found = None if against is None else against["metrics"][metric]
@@ -341,13 +364,23 @@ def settings_table(results: Results) -> Table:
 def runs_table(results: Results) -> Table:
     """Each arm and seed."""
     metrics = results["metrics"]
-    header = ("arm", "evaluation", "seed", *map(_title, metrics), "steps", "FLOPs", "seconds")
+    header = (
+        "arm",
+        "evaluation",
+        "seed",
+        *(title for metric in metrics for title in (_title(metric), "tokens per right", "FLOPs per right")),
+    )
+    header += ("steps", "training FLOPs", "seconds")
     rows = tuple(
         (
             clean(run["arm"]),
             clean(run["evaluation"]),
             str(run["seed"]),
-            *(fixed(run["accuracy"][metric], 3) for metric in metrics),
+            *(
+                cell
+                for metric in metrics
+                for cell in (fixed(run["accuracy"][metric], 3), *_per_right_answer(run["answer_costs"][metric]))
+            ),
             f"{run['costs']['steps']:,}",
             f"{run['costs']['flops']:.3g}",
             seconds(run["costs"]["seconds"]),
@@ -395,6 +428,12 @@ _NOTES = (
         "would show them, and has little power with few seeds. McNemar's exact test counts the answers that one of "
         "the two alone gets right, all seeds pooled as if their answers were independent: it asks about other "
         "examples, not about other trainings. The p values are not corrected for the number of comparisons.",
+    ),
+    (
+        "Per right answer",
+        "Cost-of-pass (arXiv 2504.13359): what all answers of all seeds cost, the wrong ones too, over the number of "
+        "right ones; infinite where none is right. Tokens are those generated, the end included, by the checkpoint's "
+        "tokenizer. FLOPs are those of each request answered alone, its prompt included.",
     ),
     (
         "Training FLOPs",
@@ -499,7 +538,9 @@ def summary(results: Results) -> str:
         )
     rule = tuple("─" * width for width in widths)
     lines = columns([header, rule, *rows], widths, text_columns=1)
-    return "\n".join([*lines, "", headline(results), *remarks(results)])
+    spent = {name: _per_right_answer(arm["answer_costs"][metric]) for name, arm in results["arms"].items()}
+    costs = "; ".join(f"{clean(name)} {tokens} tokens, {flops} FLOPs" for name, (tokens, flops) in spent.items())
+    return "\n".join([*lines, "", headline(results), f"per right answer: {costs}", *remarks(results)])
 
 
 # --- Figures.

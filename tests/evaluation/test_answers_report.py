@@ -111,6 +111,36 @@ def test_arms_are_compared_over_seeds_and_over_examples(controls):
     assert results["settings"] == {"objective.weight": {"ntp": 0.0, "llm_jepa": 0.3, "mine": 0.3}}
 
 
+def test_a_right_answer_costs_what_all_answers_did(controls):
+    counted = {"tokens_per_answer": 8.0, "flops_per_answer": 4e9}
+    for seed, right in enumerate((12, 13, 15)):
+        each = {"tokens_per_right_answer": 8.0 * N / right, "flops_per_right_answer": 4e9 * N / right}
+        folder = controls / "llm_jepa" / f"seed_{seed}" / "evaluation"
+        change(folder, "scores.exact_match.cost", counted | each)
+    results = results_of(controls)
+    cost = results["arms"]["llm_jepa"]["answer_costs"]["exact_match"]
+    assert cost["tokens_per_right_answer"] == pytest.approx(8 * 3 * N / 40)  # 40 of 60 answers are right
+    assert cost["flops_per_right_answer"] == pytest.approx(4e9 * 3 * N / 40)
+    assert results["arms"]["ntp"]["answer_costs"] == {"exact_match": None}  # an evaluation that did not count
+    runs = [run["answer_costs"]["exact_match"] for run in results["runs"] if run["arm"] == "llm_jepa"]
+    assert runs[2]["tokens_per_right_answer"] == pytest.approx(8 * N / 15)
+
+    change(controls / "llm_jepa" / "seed_1" / "evaluation", "scores.exact_match.cost.tokens_per_answer", -1)
+    with pytest.raises(InputError, match=r"exact_match\.cost\.tokens_per_answer must be a finite number >= 0, got -1"):
+        results_of(controls)
+
+
+def test_nothing_right_has_no_cost_of_a_right_answer(tmp_path):
+    record = made_up("ntp", 0, 0)
+    record["scores"]["exact_match"]["cost"] = {
+        "tokens_per_answer": 8.0, "flops_per_answer": 4e9,
+        "tokens_per_right_answer": None, "flops_per_right_answer": None,
+    }  # fmt: skip
+    write(tmp_path, record)
+    cost = results_of(tmp_path)["arms"]["ntp"]["answer_costs"]["exact_match"]
+    assert (cost["tokens_per_right_answer"], cost["flops_per_right_answer"]) == (None, None)
+
+
 def test_equal_arms_differ_by_nothing(controls):
     found = results_of(controls)["arms"]["mine"]["against_baseline"]["metrics"]["exact_match"]
     assert (found["value"], found["p"], found["examples"]["p"]) == (0, 1, 1)
@@ -249,4 +279,7 @@ def test_the_command_reports_what_training_left(tmp_path, monkeypatch, capsys):
     results = json.loads(Path("outputs/llm_jepa_controls/results.json").read_text())
     assert {(run["arm"], run["seed"]) for run in results["runs"]} == {("ntp", 0), ("llm_jepa", 0)}
     assert results["arms"]["llm_jepa"]["against_baseline"]["flops_ratio"] > 1
+    cost = results["arms"]["llm_jepa"]["answer_costs"]["exact_match"]
+    assert cost["tokens_per_answer"] >= 1
+    assert cost["flops_per_answer"] > 0
     assert "llm_jepa against ntp: " in capsys.readouterr().out

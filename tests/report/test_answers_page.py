@@ -30,6 +30,13 @@ HOSTILE = '<script>alert("1")</script> & $x_1$ | `code` *bold* \x00\nnext'
 GEOMETRY = {"retrieval@1": 0.95, "unpaired_cosine": 0.012, "paired_cosine": 0.8, "rankme": 21.3}
 COSTS = {"steps": 100, "samples": 6400, "tokens": 91000, "flops": 2e12, "seconds": 61.0, "steps_stretched": 1.0}
 
+ANSWER_COSTS = {
+    "tokens_per_answer": 12.0,
+    "flops_per_answer": 3e9,
+    "tokens_per_right_answer": 15.0,
+    "flops_per_right_answer": 3.75e9,
+}
+
 
 def _arm(accuracy: float, seeds: int, against: float | None, **geometry: float) -> dict[str, Any]:
     over = {"low": accuracy - 0.02, "high": accuracy + 0.02, "over": "seeds" if seeds > 1 else "examples"}
@@ -44,6 +51,7 @@ def _arm(accuracy: float, seeds: int, against: float | None, **geometry: float) 
     return {
         "seeds": list(range(seeds)),
         "accuracy": {"exact_match": {"value": accuracy, **over}},
+        "answer_costs": {"exact_match": dict(ANSWER_COSTS)},
         "against_baseline": None if against is None else found,
         "costs": dict(COSTS),
         "geometry": GEOMETRY | geometry,
@@ -63,6 +71,7 @@ def results() -> dict[str, Any]:
         {
             "arm": name, "seed": seed, "evaluation": f"{name}/seed_{seed}/evaluation",
             "accuracy": {"exact_match": arm["accuracy"]["exact_match"]["value"] + 0.004 * (seed - 1)},
+            "answer_costs": {"exact_match": dict(ANSWER_COSTS)},
             "costs": dict(COSTS), "geometry": arm["geometry"], "warning": "collapsed" if arm["collapsed"] else None,
             "curve": [
                 {"step": 9, "loss": None},
@@ -133,6 +142,21 @@ def test_a_missing_baseline_is_said(results):
     for shown in (markdown(results), html(results), summary(results)):
         assert "There is no arm ntp, so differences to next-token training are left out." in shown
     assert not any("ntp" in title for title in _cells(results))
+
+
+def test_accuracy_stands_beside_what_a_right_answer_costs(results):
+    results["arms"]["cosine"]["answer_costs"]["exact_match"] = None
+    results["arms"]["single"]["answer_costs"]["exact_match"] |= {
+        "tokens_per_right_answer": None,
+        "flops_per_right_answer": None,
+    }
+    cells = _cells(results)
+    assert cells["generated tokens per right answer"] == ("15", "15", "–", "∞")
+    assert cells["FLOPs per right answer"] == ("3.75e+09", "3.75e+09", "–", "∞")
+    assert "\nper right answer: ntp 15 tokens, 3.75e+09 FLOPs; " in summary(results)
+    assert runs_table(results).groups[0][1][0][3:6] == ("0.856", "15", "3.75e+09")
+    for shown in (markdown(results), html(results)):
+        assert "2504.13359" in shown
 
 
 def test_the_table_holds_every_figure_of_every_arm(results):
