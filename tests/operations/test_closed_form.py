@@ -85,6 +85,16 @@ CASES = {
         "Qwen3MoeConfig",
         EXPERTS | {"num_experts": 4, "head_dim": 16, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
     ),
+    "qwen3_moe, windows": (
+        "Qwen3Moe",
+        "Qwen3MoeConfig",
+        EXPERTS | {"num_experts": 4, "mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 4},
+    ),
+    "mixtral, windows": (
+        "Mixtral",
+        "MixtralConfig",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
+    ),
     "deepseek_v3": ("DeepseekV3", "DeepseekV3Config", LATENT | {"n_shared_experts": 2}),
     "deepseek_v3, full queries": ("DeepseekV3", "DeepseekV3Config", LATENT | {"q_lora_rank": None}),
     "mistral4": ("Mistral4", "Mistral4Config", LATENT | {"v_head_dim": 12}),
@@ -138,6 +148,11 @@ def test_every_family_is_run():
 def test_a_mapping_gives_what_the_object_gives(name):
     config = configuration(name)
     assert transformer_flops(config.to_dict(), 5, context=9) == transformer_flops(config, 5, context=9)
+
+
+def test_of_several_parts_the_text_counts():
+    text = configuration("ministral3")
+    assert from_hf_config(transformers.Mistral3Config(text_config=text)) == from_hf_config(text)
 
 
 def test_torch_alone_misses_grouped_experts():
