@@ -16,6 +16,7 @@ from tqdm import tqdm
 from jepa.data.world import CAPTION_QUERIES, SOLO_ACTIONS, Question, Scene, Span, World, captions, questions
 from jepa.metrics import (
     cider_d,
+    cost_of_pass,
     paired_cosine,
     rankme,
     retrieval_at_k,
@@ -31,7 +32,9 @@ def score_tasks(model: VLJEPA, world: World, seed: int, candidates: int, batch_s
       `candidates` compositions; R@1, R@5.
     - classification: the action of solo clips, by the nearest of one caption an action with the clip's own object.
     - question answering: the nearest of the question's candidate answers.
-    - captioning: greedy text against all paraphrases; CIDEr-D (x10, mean) and the share that is one of them.
+    - captioning: greedy text against all paraphrases; CIDEr-D (x10, mean) and the share that is one of them;
+      generated tokens of a caption, those of one right by that share (`cost_of_pass`, None: none is), and the FLOPs of
+      decoding a caption.
     """
     scenes = held_out_scenes(world, candidates, seed)
     clips = _clips(world, scenes, seed, model.frames)
@@ -134,10 +137,15 @@ def _question_answering(model: VLJEPA, scenes: Sequence[Scene], predict: Any) ->
 
 
 def _captioning(model: VLJEPA, scenes: Sequence[Scene], predictions: Tensor) -> dict[str, Any]:
-    texts = [decoded.text for decoded in model.decode(predictions)]
+    decoded = model.decode(predictions)
+    texts, tokens = [d.text for d in decoded], torch.tensor([d.tokens for d in decoded])
     references = [captions(scene) for scene in scenes]
+    right = torch.tensor([text in refs for text, refs in zip(texts, references, strict=True)])
     return {
         "queries": len(scenes),
         "cider_d": float(cider_d(texts, references).mean()),
-        "exact_match": float(np.mean([text in refs for text, refs in zip(texts, references, strict=True)])),
+        "exact_match": float(right.double().mean()),
+        "tokens_per_caption": float(tokens.double().mean()),
+        "tokens_per_right_caption": float(cost_of_pass(right, tokens)) if right.any() else None,
+        "flops_per_caption": float(np.mean([d.flops for d in decoded])),
     }

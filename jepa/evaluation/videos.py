@@ -131,7 +131,8 @@ def _score_lines(scores: dict[str, Any]) -> str:
         ),
     ]
     lines = [f"{name:28} {value:6.3f}   (chance {chance:.3f})" for name, value, chance in rows]
-    lines.append(f"{'caption CIDEr-D (0-10)':28} {captioning['cider_d']:6.3f}")
+    cost = f"{captioning['tokens_per_caption']:.3g} tokens and {captioning['flops_per_caption']:.3g} FLOPs a caption"
+    lines.append(f"{'caption CIDEr-D (0-10)':28} {captioning['cider_d']:6.3f}   at {cost}")
     return "\n".join(["held-out compositions", *lines])
 
 
