@@ -539,7 +539,10 @@ def summary(results: Results) -> str:
     rule = tuple("─" * width for width in widths)
     lines = columns([header, rule, *rows], widths, text_columns=1)
     spent = {name: _per_right_answer(arm["answer_costs"][metric]) for name, arm in results["arms"].items()}
-    costs = "; ".join(f"{clean(name)} {tokens} tokens, {flops} FLOPs" for name, (tokens, flops) in spent.items())
+    costs = "; ".join(
+        f"{clean(name)} " + ("not counted" if tokens == NONE else f"{tokens} tokens, {flops} FLOPs")
+        for name, (tokens, flops) in spent.items()
+    )
     return "\n".join([*lines, "", headline(results), f"per right answer: {costs}", *remarks(results)])
 
 

@@ -154,6 +154,7 @@ def test_accuracy_stands_beside_what_a_right_answer_costs(results):
     assert cells["generated tokens per right answer"] == ("15", "15", "–", "∞")
     assert cells["FLOPs per right answer"] == ("3.75e+09", "3.75e+09", "–", "∞")
     assert "\nper right answer: ntp 15 tokens, 3.75e+09 FLOPs; " in summary(results)
+    assert "; cosine not counted; single ∞ tokens, ∞ FLOPs\n" in summary(results)
     assert runs_table(results).groups[0][1][0][3:6] == ("0.856", "15", "3.75e+09")
     for shown in (markdown(results), html(results)):
         assert "2504.13359" in shown
