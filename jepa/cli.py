@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from jepa.config import (
 )
 from jepa.errors import InputError
 
+EXIT_NOT_MET = 1  # a report below what `fail_under` asks
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
 _MULTIRUN = ("-m", "--multirun")  # moved to the front, where Hydra's parser needs them
@@ -70,11 +72,41 @@ def _evaluate(config: Any, output: Path) -> None:
     evaluate(plain)
 
 
-def _report(config: Any, output: Path) -> None:
+def _report(config: Any, output: Path) -> int:
     plain = validate(config, ReportConfig)
     from jepa.evaluation.report import report
+    from jepa.report.requirement import NotMetError
 
-    report(plain)
+    try:
+        report(plain)
+    except NotMetError as error:
+        sys.stdout.flush()
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+        return EXIT_NOT_MET
+    return 0
+
+
+def _report_flags(arguments: list[str]) -> list[str]:
+    """``--fail-under EXPR`` and ``--compare A B`` as overrides; Hydra takes ``>=`` only in quotes of its own."""
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        item = rest.pop(0)
+        if item == "--compare":
+            runs = list(takewhile(lambda run: "=" not in run and not run.startswith("-"), rest))
+            del rest[: len(runs)]
+            item = f"compare=[{','.join(map(_quoted, runs))}]"
+        elif item == "--fail-under" and rest:
+            item = f"fail_under={rest.pop(0)}"
+        key, _, value = item.partition("=")
+        if key == "fail_under" and ">" in value and value[0] not in "'\"":
+            item = f"fail_under={_quoted(value)}"
+        overrides.append(item)
+    return overrides
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "\\'") + "'"
 
 
 def _replay(config: Any, output: Path) -> None:
@@ -93,14 +125,18 @@ def _cost(config: Any, output: Path) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """``run(config, output)`` gets the composed configuration and Hydra's output folder."""
+    """``run(config, output)`` gets the composed configuration and Hydra's output folder; it may return an exit code.
+
+    ``flags`` turns flags of the command's own into overrides.
+    """
 
     name: str
     purpose: str
-    run: Callable[[Any, Path], None]
+    run: Callable[[Any, Path], int | None]
     groups: tuple[str, ...]  # folders of conf/ that it chooses from, with @ where the choice goes elsewhere
     examples: tuple[str, ...]
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # more of them, by the variant that has them
+    flags: Callable[[list[str]], list[str]] = list
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -147,7 +183,10 @@ COMMANDS = {
                 "jepa report evaluation=outputs/demo/evaluation",
                 "jepa report evaluation=outputs/demo/evaluation policies=all",
                 "jepa report evaluation=outputs/llm_jepa_controls",
+                "jepa report results=outputs/demo/results.json --fail-under 'savings>=2.85'",
+                "jepa report --compare outputs/demo outputs/longer",
             ),
+            flags=_report_flags,
         ),
         Command(
             "replay",
@@ -198,7 +237,8 @@ def _main(arguments: list[str]) -> int:
     if first not in COMMANDS:
         close = ", ".join(nearest(first, COMMANDS) or COMMANDS)
         raise InputError(f"unknown command {first!r}; nearest valid: {close}")
-    command, overrides = COMMANDS[first], sorted(arguments[1:], key=lambda item: item not in _MULTIRUN)
+    command = COMMANDS[first]
+    overrides = sorted(command.flags(arguments[1:]), key=lambda item: item not in _MULTIRUN)
     if {"-h", "--help"} & set(overrides):
         print(_command_help(command))
         return 0
@@ -212,18 +252,18 @@ def _launch(command: Command, overrides: list[str]) -> int:
     from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
-    started, failures = False, 0
+    started, failures, status = False, 0, 0
 
     @hydra.main(version_base="1.3", config_path="pkg://jepa.conf", config_name=command.name)
     def job(config: Any) -> None:
-        nonlocal started, failures
+        nonlocal started, failures, status
         started = True
         settings = HydraConfig.get()
         output = Path(settings.runtime.output_dir)
         if settings.mode is RunMode.MULTIRUN:
             print(f"job {settings.job.num}: {' '.join(settings.overrides.task)} -> {output}", flush=True)
         try:
-            command.run(config, output)
+            status = max(status, command.run(config, output) or 0)
         except InputError as error:  # reported here: Hydra would add lines of its own, and a sweep goes on
             failures += 1
             _fail(error)
@@ -244,7 +284,7 @@ def _launch(command: Command, overrides: list[str]) -> int:
             if isinstance(error, OSError):  # Hydra makes the folder before the job starts
                 raise _folder_error(error) from error
             raise InputError(_one_line(error)) from error
-    return EXIT_INPUT_ERROR if failures else 0
+    return EXIT_INPUT_ERROR if failures else status
 
 
 @contextmanager

@@ -347,7 +347,12 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    evaluation: str
+    """One of ``evaluation``, ``results`` and ``compare`` is given: see ``jepa.evaluation.report``."""
+
+    evaluation: str | None
+    results: str | None
+    compare: list[str] | None
+    fail_under: str | None
     checkpoint: str | None
     output: str | None
     seed: Natural

@@ -172,7 +172,7 @@ def test_configuration_errors_are_one_line(calls, capsys, overrides, message):
     assert calls == []
 
 
-@pytest.mark.parametrize("command", [name for name, given in MANDATORY.items() if given])
+@pytest.mark.parametrize("command", ["train", "evaluate", "replay"])
 def test_a_missing_mandatory_value_is_named(calls, capsys, command):
     assert main([command]) == 2
     key = MANDATORY[command][0].partition("=")[0]

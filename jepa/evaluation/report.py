@@ -1,5 +1,7 @@
 """`report`: policies swept over the latents of an evaluation, and the pages that show it. No encoder runs.
 
+Of results that are there already it makes the pages again, holds them to a bar, or shows them side by side.
+
 What does the work is imported when the evaluation has been read: what is missing or broken is refused at once.
 """
 
@@ -23,22 +25,40 @@ from jepa.evaluation.record import (
 
 if TYPE_CHECKING:
     from jepa.evaluation.streams import StreamSet
+    from jepa.report.requirement import Requirement
 
 
 def report(config: dict[str, Any]) -> dict[str, Path]:
     """Runs a validated `ReportConfig`, prints a summary, and returns the paths of the files written.
 
-    Of a language model it compares the arms and seeds: see `jepa.evaluation.answers_report`.
+    Of an evaluation it sweeps the policies; of `results`, a results file or its folder, it only renders; of `compare`,
+    two or more of them, it shows the runs side by side. Of a language model it compares the arms and seeds: see
+    `jepa.evaluation.answers_report`.
+
+    Raises `InputError` for bad input, and `jepa.report.requirement.NotMetError`, once all files are written, if what
+    `fail_under` asks does not hold.
     """
+    given = [key for key in ("evaluation", "results", "compare") if config[key] is not None]
+    if len(given) != 1:
+        raise InputError(f"give one of evaluation=, results= and compare=, got {' and '.join(given) or 'none'}")
+    if config["compare"] is not None:
+        return _compare(config)
+    required = _requirement(config)
+    if config["results"] is not None:
+        return _rendered(config["results"], config["output"], required)
     folder = Path(config["evaluation"])
     if answers := answer_evaluations(folder):
+        if required:
+            raise InputError(f"fail_under holds the results of a VL-JEPA's streams to a bar, got answers: {folder}")
         from jepa.evaluation.answers_report import report_answers
 
         return report_answers(config, answers)
     record = read_evaluation(folder, EVALUATION)
+    if required:
+        required.check_setting(record["settings"])
     from jepa.evaluation.streams import SPLITS, load_streams
     from jepa.evaluation.sweep import sweep_setting, sweeps
-    from jepa.report import SCHEMA, summary, write_report
+    from jepa.report import SCHEMA
 
     model = checkpoint.load(Path(config["checkpoint"] or folder / record["checkpoint"]))
     settings, families = {}, sweeps(config["policies"])
@@ -69,9 +89,57 @@ def report(config: dict[str, Any]) -> dict[str, Path]:
         },
         "settings": settings,
     }
-    output = Path(config["output"] or folder.parent)
-    paths = write_report(results, output)
+    return _written(results, Path(config["output"] or folder.parent), required)
+
+
+def _requirement(config: dict[str, Any]) -> Requirement | None:
+    if config["fail_under"] is None:
+        return None
+    from jepa.report.requirement import Requirement
+
+    return Requirement.parse(config["fail_under"])
+
+
+def _written(results: dict[str, Any], output: Path | None, required: Requirement | None) -> dict[str, Path]:
+    """Writes the report of a document, prints its summary, then holds it to what is required."""
+    from jepa.report import summary, write_report
+
+    paths = write_report(results, output) if output else {}
     announce(summary(results), paths)
+    if required:
+        print(required.verdict(results), flush=True)
+    return paths
+
+
+def _rendered(path: str, output: str | None, required: Requirement | None) -> dict[str, Path]:
+    """The report of a results file; without an `output` nothing is written."""
+    from jepa.report import read_results
+
+    results = read_results(_results_file(path))
+    if required:
+        required.check_setting(results["settings"])
+    return _written(results, Path(output) if output else None, required)
+
+
+def _results_file(path: str) -> Path:
+    """A results file, or that of a folder."""
+    return Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+
+
+def _compare(config: dict[str, Any]) -> dict[str, Path]:
+    """Runs side by side, printed and written."""
+    if config["fail_under"] is not None:
+        raise InputError("fail_under holds one run to a bar: give evaluation= or results=, not compare=")
+    if len(config["compare"]) < 2:
+        raise InputError(f"compare must name two or more results, got {config['compare']}")
+    from jepa.report import read_results
+    from jepa.report.compare import comparison_summary, write_comparison
+
+    runs = {path: read_results(_results_file(path)) for path in config["compare"]}
+    if len(runs) < len(config["compare"]):
+        raise InputError(f"compare must name each of its results once, got {config['compare']}")
+    paths = write_comparison(runs, config["output"] or "outputs/comparison")
+    announce(comparison_summary(runs), paths)
     return paths
 
 

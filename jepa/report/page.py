@@ -103,7 +103,7 @@ th[scope=row] { position: sticky; left: 0; background: var(--surface); }
 th[scope=rowgroup] span { position: sticky; left: 0; }
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
 tbody th[scope=rowgroup] { padding-top: 1.3rem; font-weight: 650; border-bottom: 1px solid var(--grid); }
-th .dot { display: inline-block; width: 0.6em; height: 0.6em; border-radius: 50%; margin-right: 0.55em; }
+th .dot, .runs .dot { display: inline-block; width: 0.6em; height: 0.6em; border-radius: 50%; margin-right: 0.55em; }
 details { margin-top: 1rem; font-size: 0.875rem; }
 summary { cursor: pointer; color: var(--muted); }
 summary:focus-visible { outline: 2px solid var(--focus); outline-offset: 3px; }
@@ -383,7 +383,12 @@ def _provenance(results: Results) -> str:
 # --- Building blocks.
 
 
-def document_html(results: Results, detail: str, heading: str, body: str, measured: str) -> str:
+_SOURCE = "The figures of this page are those of the results document beside it."
+
+
+def document_html(
+    results: Mapping[str, Any], detail: str, heading: str, body: str, measured: str, source: str = _SOURCE
+) -> str:
     """A whole page around `body`, which is HTML; the other words are plain text."""
     name = escape(clean(results["name"]))
     style = _STYLE.replace("@LIGHT@", plots.css_variables(plots.LIGHT))
@@ -404,8 +409,7 @@ def document_html(results: Results, detail: str, heading: str, body: str, measur
 <main>
 {body}
 </main>
-<footer><p>{escape(measured)} The figures of this
-page are those of the results document beside it.</p></footer>
+<footer><p>{escape(measured)} {escape(source)}</p></footer>
 </body>
 </html>
 """

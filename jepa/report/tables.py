@@ -228,7 +228,7 @@ def strip_decodes(setting: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {policy: decodes[policy] for policy in [p for p in prominent(setting) if p in decodes][:LANES]}
 
 
-def _point(setting: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+def point(setting: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """The point of the test curve at an operating point."""
     found: dict[str, Any] = next(
         point for point in setting["curves"][row["policy"]]["test"] if point["knob"] == row["knob"]
@@ -245,7 +245,7 @@ def _quality_difference(setting: dict[str, Any], row: dict[str, Any]) -> str:
         same = (saving["policy"], saving["knob"]) == (row["policy"], row["knob"])
         if same and saving["reference"] == first["reference"]:
             return difference(saving["quality_difference"])
-    return fixed(_point(setting, row)["cider_d"]["value"] - first["reference_quality"], 2, "+")
+    return fixed(point(setting, row)["cider_d"]["value"] - first["reference_quality"], 2, "+")
 
 
 # --- Operations and compute.
@@ -410,7 +410,7 @@ def quality_table(setting: dict[str, Any]) -> Table:
     """What the emissions at each operating point are worth, what they need, and how late they are."""
 
     def cells(row: dict[str, Any]) -> Row:
-        curve, point, late = setting["curves"][row["policy"]], _point(setting, row), row["ledger"]["latency_seconds"]
+        curve, measured, late = setting["curves"][row["policy"]], point(setting, row), row["ledger"]["latency_seconds"]
         names = ("temporal_f1_merged", "temporal_f1", "soda_c", "tim_redun", "tim_cover")
         return (
             label(curve),
@@ -418,8 +418,8 @@ def quality_table(setting: dict[str, Any]) -> Table:
             needs(curve),
             clean(curve["latency"]),
             clean(curve["state"]),
-            quality(point["cider_d"]["value"]),
-            *(share(point["dense"][name]) for name in names),
+            quality(measured["cider_d"]["value"]),
+            *(share(measured["dense"][name]) for name in names),
             seconds(late["mean"]),
             seconds(late["p95"]),
         )
@@ -443,7 +443,7 @@ def cache_table(setting: dict[str, Any]) -> Table:
         asked = percent(curve["cache"]["error_rate"])
         if knob is None:
             return (label(curve), "no operating point", asked, *(NONE,) * 6)
-        cache = _point(setting, {"policy": policy, "knob": knob})["cache"]
+        cache = point(setting, {"policy": policy, "knob": knob})["cache"]
         error, none = cache["error"], cache["threshold"] < 0
         return (
             label(curve),
@@ -614,13 +614,19 @@ def scores_table(scores: dict[str, Any]) -> Table:
     return Table(("score", "value", "chance", "candidates", "queries"), groups)
 
 
+def parameters_total(results: Results) -> tuple[int, int]:
+    """Parameters of all roles, and those trained."""
+    total, trainable = (sum(role[key] for role in results["parameters"]) for key in ("total", "trainable"))
+    return total, trainable
+
+
 def parameters_table(results: Results) -> Table:
     """Parameters by role, and their sum."""
     roles = results["parameters"]
     rows = [
         (clean(role["role"]), clean(role["modules"]), f"{role['total']:,}", f"{role['trainable']:,}") for role in roles
     ]
-    total, trainable = (sum(role[key] for role in roles) for key in ("total", "trainable"))
+    total, trainable = parameters_total(results)
     rows.append(("all roles", "", f"{total:,}", f"{trainable:,}"))
     return Table(("role", "modules", "parameters", "trained"), (("", tuple(rows)),), text_columns=2)
 
@@ -727,12 +733,12 @@ def _compute_headline(setting: dict[str, Any]) -> tuple[str, str]:
     curve, ratios = setting["curves"][row["policy"]], operations_ratio(setting, row)
     ratio, wall = ratios.flops or 0.0, ratios.seconds
     claim = "fewer FLOPs end to end" if ratio >= 1 else "the saving in FLOPs end to end, so more of them,"
-    point = _point(setting, row)["cider_d"]["value"]
-    lost = headline_savings(setting)[0]["reference_quality"] - point
-    kept = "quality is kept" if lost <= 0 else f"{percent(lost / (point + lost))} of the quality is lost"
+    level = point(setting, row)["cider_d"]["value"]
+    lost = headline_savings(setting)[0]["reference_quality"] - level
+    kept = "quality is kept" if lost <= 0 else f"{percent(lost / (level + lost))} of the quality is lost"
     return factor(ratio), (
         f"{claim}, encoder and predictor included, at most: {label(curve)} "
-        f"({operating_point(curve, row['knob'])}), which needs {needs(curve)}; {kept}: CIDEr-D {quality(point)}, "
+        f"({operating_point(curve, row['knob'])}), which needs {needs(curve)}; {kept}: CIDEr-D {quality(level)}, "
         f"difference {_quality_difference(setting, row)}"
         + (f"; saving in wall time: {factor(wall)}{' (estimated)' * row['seconds_estimated']}" if wall else "")
         + "."

@@ -1,0 +1,143 @@
+"""A bar that a report must reach, such as ``savings>=2.85``: for a build that must fail when a run gets worse."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jepa.errors import InputError
+from jepa.report.schema import Results
+from jepa.report.tables import (
+    best_causal,
+    bounds,
+    clean,
+    difference,
+    factor,
+    headline_savings,
+    label,
+    operating_point,
+    operations_ratio,
+    point,
+    quality,
+    reference_row,
+    wanted_name,
+)
+
+
+class Measured(NamedTuple):
+    """A figure of a setting: `value` and `low`, the lower end of its 95 % interval, are None where not reached."""
+
+    value: float | None
+    low: float | None
+    words: str
+
+
+class NotMetError(Exception):
+    """The report is written, and its bar is not reached. The message is one line with the figure measured."""
+
+
+def _saving(setting: dict[str, Any]) -> Measured:
+    best = best_causal(setting)
+    if best is None or not best["reached"] or best["saving"] is None:
+        wanted = wanted_name(setting, headline_savings(setting)[0])
+        return Measured(None, None, f"not reached: no causal policy keeps the quality of {wanted}")
+    saving = best["saving"]
+    words = f"{factor(saving['value'])}, 95 % interval {bounds(saving)}, by {_name(setting, best)}"
+    return Measured(saving["value"], saving["low"], words)
+
+
+def _compute_saving(setting: dict[str, Any]) -> Measured:
+    wanted, reference = headline_savings(setting)[0]["reference_quality"], reference_row(setting)
+    found = [
+        (ratio, row)
+        for row in setting["operations"]
+        if row is not reference
+        and setting["curves"][row["policy"]]["causal"]
+        and (ratio := operations_ratio(setting, row).flops) is not None
+        and point(setting, row)["cider_d"]["value"] >= wanted
+    ]
+    if not found:
+        reason = f"no causal operating point with counted FLOPs has a CIDEr-D of {quality(wanted)}"
+        return Measured(None, None, f"not reached: {reason}")
+    ratio, row = max(found, key=lambda pair: pair[0])
+    return Measured(ratio, None, f"{factor(ratio)} by {_name(setting, row)}")
+
+
+def _difference(key: str) -> Callable[[dict[str, Any]], Measured]:
+    def measure(setting: dict[str, Any]) -> Measured:
+        best = best_causal(setting)
+        if best is None:
+            return Measured(None, None, "not reached: no causal policy has an operating point")
+        found = best[key]
+        return Measured(found["value"], found["low"], f"{difference(found)} by {_name(setting, best)}")
+
+    return measure
+
+
+def _name(setting: dict[str, Any], row: dict[str, Any]) -> str:
+    curve = setting["curves"][row["policy"]]
+    return f"{label(curve)} ({operating_point(curve, row['knob'])})"
+
+
+# What can be required, of the first setting of a document or of the one that is named.
+FIGURES: Mapping[str, Callable[[dict[str, Any]], Measured]] = {
+    "savings": _saving,  # in decoder calls, of the best causal policy at the headline's quality
+    "compute_savings": _compute_saving,  # in FLOPs end to end, the largest of a causal policy at no lower CIDEr-D
+    "quality_difference": _difference("quality_difference"),  # CIDEr-D of the best causal policy less the reference's
+    "temporal_f1_difference": _difference("temporal_f1_difference"),  # merged temporal F1, likewise
+}
+_WITHOUT_INTERVAL = ("compute_savings",)
+_FORM = "<name>[.<setting>][.low]>=<number>"
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """``figure`` of ``setting`` (None: the first one), or the lower end of its interval, is at least ``least``."""
+
+    text: str
+    figure: str
+    setting: str | None
+    low: bool
+    least: float
+
+    @classmethod
+    def parse(cls, text: str) -> Requirement:
+        """From such as ``savings>=2.85``, ``savings.dense.low>=2``. Raises `InputError` for anything else."""
+        found = re.fullmatch(r"\s*(\w+)((?:\..+?)??)(\.low)?\s*>=\s*(\S+)\s*", text)
+        if found is None:
+            raise InputError(f"fail_under must be {_FORM}, got {text!r}")
+        figure, setting, low, number = found.groups()
+        if figure not in FIGURES:
+            raise InputError(f"fail_under: the name must be one of {', '.join(FIGURES)}, got {figure!r}")
+        if low and figure in _WITHOUT_INTERVAL:
+            raise InputError(f"fail_under: {figure} has no interval, so no lower end, got {text!r}")
+        try:
+            least = float(number)
+        except ValueError:
+            least = math.nan
+        if not math.isfinite(least):
+            raise InputError(f"fail_under: what follows >= must be a finite number, got {number!r}")
+        return cls(text.strip(), figure, setting[1:] or None, low is not None, least)
+
+    def check_setting(self, names: Iterable[str]) -> None:
+        """Raises `InputError` if the setting is none of a document's `names`."""
+        names = list(names)
+        if self.setting is not None and self.setting not in names:
+            raise InputError(f"fail_under: the setting must be one of {', '.join(names)}, got {self.setting!r}")
+
+    def verdict(self, results: Results) -> str:
+        """One line that says that a valid document meets the requirement, and by what figure.
+
+        Raises NotMetError with such a line if it does not, and InputError if it lacks the setting.
+        """
+        self.check_setting(results["settings"])
+        name = self.setting or next(iter(results["settings"]))
+        measured = FIGURES[self.figure](results["settings"][name])
+        value = measured.low if self.low else measured.value
+        line = f"{self.figure} of {clean(name)}: {measured.words}"
+        if value is None or value < self.least:
+            raise NotMetError(f"{self.text} does not hold; {line}")
+        return f"{self.text} holds; {line}"
