@@ -206,7 +206,7 @@ COMMANDS = {
             (
                 "jepa cost input_tokens=100000 output_tokens=1450",
                 "jepa cost served=mistral_small_4 perception=null stream_rates=null cache=fp8 order=[tokens]",
-                "jepa cost levers.selective.results=outputs/demo/report/results.json levers.selective.policy=gate",
+                "jepa cost levers.selective.results=outputs/demo/results.json levers.selective.policy=gate",
                 "jepa cost served=config served.model.path=Qwen3-0.6B/config.json order=[tokens,hardware]",
             ),
         ),
