@@ -599,6 +599,17 @@ def scores_table(scores: dict[str, Any]) -> Table:
             (
                 row("CIDEr-D", quality(captions["cider_d"]), None, None, captions["queries"]),
                 row("exact match", share(captions["exact_match"]), None, None, captions["queries"]),
+                *(
+                    row(
+                        name,
+                        NONE if captions[key] is None else f"{captions[key]:,.3g}",
+                        None,
+                        None,
+                        captions["queries"],
+                    )
+                    for name, key in _CAPTION_COSTS
+                    if key in captions
+                ),
             ),
         ),
         (
@@ -614,6 +625,13 @@ def scores_table(scores: dict[str, Any]) -> Table:
     return Table(("score", "value", "chance", "candidates", "queries"), groups)
 
 
+_CAPTION_COSTS = (
+    ("tokens of a caption", "tokens_per_caption"),
+    ("tokens for each right caption", "tokens_per_right_caption"),
+    ("FLOPs of decoding a caption", "flops_per_caption"),
+)
+
+
 def parameters_total(results: Results) -> tuple[int, int]:
     """Parameters of all roles, and those trained."""
     total, trainable = (sum(role[key] for role in results["parameters"]) for key in ("total", "trainable"))
@@ -621,14 +639,18 @@ def parameters_total(results: Results) -> tuple[int, int]:
 
 
 def parameters_table(results: Results) -> Table:
-    """Parameters by role, and their sum."""
+    """Parameters by role, and their sum: stored, trained, and those that a token uses (all, but of routed experts)."""
+
+    def row(name: str, modules: str, roles: list[dict[str, Any]]) -> Row:
+        active = sum(role.get("active", role["total"]) for role in roles)
+        total, trainable = (sum(role[key] for role in roles) for key in ("total", "trainable"))
+        return (name, modules, f"{total:,}", f"{trainable:,}", f"{active:,}")
+
     roles = results["parameters"]
-    rows = [
-        (clean(role["role"]), clean(role["modules"]), f"{role['total']:,}", f"{role['trainable']:,}") for role in roles
-    ]
-    total, trainable = parameters_total(results)
-    rows.append(("all roles", "", f"{total:,}", f"{trainable:,}"))
-    return Table(("role", "modules", "parameters", "trained"), (("", tuple(rows)),), text_columns=2)
+    rows = [row(clean(role["role"]), clean(role["modules"]), [role]) for role in roles]
+    rows.append(row("all roles", "", roles))
+    header = ("role", "modules", "parameters", "trained", "used by a token")
+    return Table(header, (("", tuple(rows)),), text_columns=2)
 
 
 def provenance_table(results: Results) -> Table:
