@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import av
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 ALL = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 LANGUAGE = [name for name in ALL if name.startswith("llm_jepa_")]
 EXPERIMENTS = [name for name in ALL if name not in LANGUAGE]  # of the other variant, VL-JEPA
-NLRX = ROOT.parent / "shared" / "data" / "nlrx"
+NLRX = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "nlrx"
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The '.*_dataloader' does not have many workers",
     "ignore:.*does not have many workers",

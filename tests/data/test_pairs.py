@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from jepa.data.pairs import (
 )
 from jepa.errors import InputError
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA"))
 NLRX, CHAT = DATA / "nlrx", DATA / "chat"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the data files are not at {DATA}")
 

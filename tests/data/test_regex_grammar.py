@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from jepa.data.regex_grammar import (
 )
 from jepa.errors import InputError
 
-NLRX = Path(__file__).parents[3] / "shared" / "data" / "nlrx"
+NLRX = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "nlrx"
 NAMES = {pattern: name for name, pattern in TERMINALS.items()}
 # What stands around the parenthesised parts of a regular expression.
 GLUE = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from jepa.data.records import StreamRecord
 from jepa.data.video import VideoStream, find_video
 from jepa.errors import InputError
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "video"
+REAL = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "video"
 
 
 def write(path: Path, times: list[float], greys: list[int], size: tuple[int, int] = (96, 64)) -> Path:

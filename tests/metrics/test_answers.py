@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,7 @@ from scipy import stats
 from jepa.errors import InputError
 from jepa.metrics.answers import METRICS, AnswerAccuracy, judge, judge_for, multiple_choice, proportion_interval
 
-CHAT = Path(__file__).parents[3] / "shared" / "data" / "chat"
+CHAT = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "chat"
 
 
 @pytest.mark.parametrize(

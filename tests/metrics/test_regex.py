@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from jepa.errors import InputError
 from jepa.metrics.regex import UndecidedError, check_regex, equivalent
 
-NLRX = Path(__file__).parents[3] / "shared" / "data" / "nlrx"
+NLRX = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "nlrx"
 STRINGS = ["".join(letters) for n in range(5) for letters in itertools.product("abc", repeat=n)]
 
 atoms = st.sampled_from(["a", "b", "ab", ".", "[ab]", "[a-c]", "[^a]", "()"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from contextlib import closing
@@ -14,7 +15,7 @@ from jepa.errors import InputError
 from jepa.metrics.sql import Spider, has_own_order
 
 REQUEST = "For db_id:[shop]\n\nWhat is sold?"
-SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "chat" / "spider_sample.jsonl"
+SAMPLE = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "chat" / "spider_sample.jsonl"
 
 
 @pytest.fixture
