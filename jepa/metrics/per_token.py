@@ -23,7 +23,7 @@ OCK_WEIGHT, OCK_TOKENS = 10.0, 10_000.0  # of OckScore: weight of the penalty, t
 def cost_of_pass(right: Tensor, costs: Tensor) -> Tensor:
     """Cost of a right answer: the mean cost of an attempt over the share that is right.
 
-    Cost-of-pass = E[cost of an attempt] / P(right) (Erol et al. 2025, arXiv 2504.13359, section 2), infinite where
+    Cost-of-pass = E[cost of an attempt] / P(right) (Erol et al. 2025, arXiv 2504.13359), infinite where
     nothing is right. The paper takes it of each problem, over repeated attempts; we attempt each problem once, and
     take it of all problems together: the cost of all attempts, of the wrong ones too, over the number of right ones.
 
