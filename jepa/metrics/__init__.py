@@ -26,6 +26,7 @@ from jepa.metrics.per_token import (
     cost_of_pass,
     ock_score,
 )
+from jepa.metrics.retrieval import Retrieval, chance_ranks, retrieval_ranks
 from jepa.metrics.savings import (
     CurveDifference,
     Interval,
@@ -52,6 +53,7 @@ __all__ = [
     "Interval",
     "LatentGeometry",
     "OckScore",
+    "Retrieval",
     "Saving",
     "Similarity",
     "SweepPoint",
@@ -60,6 +62,7 @@ __all__ = [
     "area_between_curves",
     "bootstrap_mean",
     "bootstrap_ratio",
+    "chance_ranks",
     "cider_d",
     "cost_of_pass",
     "dense_scores",
@@ -74,6 +77,7 @@ __all__ = [
     "rankme",
     "resample",
     "retrieval_at_k",
+    "retrieval_ranks",
     "saving_at_equal_quality",
     "soda_c",
     "stream_scores",

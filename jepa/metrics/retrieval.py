@@ -1,0 +1,173 @@
+"""Retrieval in both directions between clips and their captions: recall at k and the median rank.
+
+Rows that are level with the right one count as if they stood in random order, so that a collapsed model scores chance.
+
+N: queries; M: rows of the gallery; E: embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from jepa.errors import InputError
+
+_QUERIES_AT_ONCE = 1024  # bounds the similarity matrix held in memory
+
+
+class Ranks(NamedTuple):
+    """What stands before and beside the first right row of each of N queries: each (N,) integers.
+
+    `nearer` wrong rows are nearer than it; `wrong` and `right` rows are level with it, itself among the `right`.
+    """
+
+    nearer: Tensor
+    wrong: Tensor
+    right: Tensor
+
+    def recall(self, k: int) -> Tensor:
+        """The chance (N,) float64 that a right row is among the first k.
+
+        1 − C(w, m) / C(w + r, m): that none of the r right rows is among m = k − nearer drawn from all that are level.
+        """
+        level = (self.wrong + self.right).double()
+        drawn = (k - self.nearer).double().clamp(min=0)
+        drawn = torch.minimum(drawn, level)
+        wrong, missed = self.wrong.double(), (self.wrong - drawn).clamp(min=0)
+        log_miss = torch.lgamma(wrong + 1) - torch.lgamma(missed + 1)
+        log_miss += torch.lgamma(level - drawn + 1) - torch.lgamma(level + 1)
+        return torch.where(drawn > wrong, 1.0, -torch.expm1(log_miss))
+
+    def expected(self) -> Tensor:
+        """The expected rank (N,) float64 of the first right row; the nearest row has rank 1."""
+        return 1 + self.nearer + self.wrong / (self.right + 1.0).double()
+
+
+def retrieval_ranks(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> Ranks:
+    """Where the first right row of a gallery stands for each query, by cosine.
+
+    A row is right where its id equals the query's; several may be (the captions of a clip), and the nearest of them
+    counts. Cosines within 16 times the machine epsilon of the dtype are level.
+
+    Args:
+        queries: (N, E), of any norm.
+        gallery: (M, E), of any norm.
+        query_ids: (N,) integers.
+        gallery_ids: (M,) integers.
+
+    Raises:
+        InputError: shapes that do not match, a value that is not finite, or a query without a right row.
+    """
+    for name, rows, ids in (("queries", queries, query_ids), ("gallery", gallery, gallery_ids)):
+        if rows.ndim != 2 or 0 in rows.shape or ids.shape != rows.shape[:1]:
+            raise InputError(
+                f"{name} must be (rows, E) with an id a row, got {tuple(rows.shape)} with {tuple(ids.shape)} ids"
+            )
+        if not rows.isfinite().all():
+            raise InputError(f"{name} must be finite, got a NaN or an infinity")
+    if queries.shape[1] != gallery.shape[1]:
+        raise InputError(f"queries and gallery must have the same E, got {queries.shape[1]} and {gallery.shape[1]}")
+    alone = query_ids[~torch.isin(query_ids, gallery_ids)]
+    if len(alone):
+        raise InputError(f"every query must have a row of its id in the gallery, got none for the id {int(alone[0])}")
+
+    queries, gallery = F.normalize(queries.float(), dim=1), F.normalize(gallery.float(), dim=1)
+    level = 16 * torch.finfo(queries.dtype).eps
+    parts = []
+    for part, ids in zip(queries.split(_QUERIES_AT_ONCE), query_ids.split(_QUERIES_AT_ONCE), strict=True):
+        cosines, own = part @ gallery.T, ids[:, None] == gallery_ids
+        lead = cosines - cosines.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+        beside = lead.abs() <= level
+        parts.append(Ranks((lead > level).sum(1), (beside & ~own).sum(1), (beside & own).sum(1)))
+    return Ranks(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def chance_ranks(query_ids: Tensor, gallery_ids: Tensor) -> Ranks:
+    """The ranks of a model that tells nothing apart: every row is level.
+
+    Args:
+        query_ids: (N,) integers.
+        gallery_ids: (M,) integers.
+    """
+    distinct, counts = gallery_ids.unique(return_counts=True)
+    right = counts[torch.searchsorted(distinct, query_ids)]
+    return Ranks(torch.zeros_like(right), len(gallery_ids) - right, right)
+
+
+class Retrieval(Metric):
+    """Retrieval over clips and captions that arrive in batches: a clip may have several captions.
+
+    Between processes the rows are gathered as they are: each clip and each caption is given once, by one process.
+
+    Args:
+        ks: the k of each recall, each at least 1.
+
+    Raises:
+        InputError: no k, or one below 1.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    clips: list[Tensor]
+    clip_ids: list[Tensor]
+    texts: list[Tensor]
+    text_ids: list[Tensor]
+
+    def __init__(self, ks: Sequence[int] = (1, 5, 10), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not ks or min(ks) < 1:
+            raise InputError(f"ks must hold at least one k, each >= 1, got {tuple(ks)}")
+        self.ks = tuple(ks)
+        for name in ("clips", "clip_ids", "texts", "text_ids"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, clips: Tensor, clip_ids: Tensor, texts: Tensor, text_ids: Tensor) -> None:
+        """Add a batch of B clips and the C captions of these.
+
+        Args:
+            clips: (B, E) predicted embeddings, of any norm.
+            clip_ids: (B,) integers, each clip's own.
+            texts: (C, E) embeddings of captions, of any norm.
+            text_ids: (C,) integers: the clip of each.
+        """
+        for name, rows in (("clips", clips), ("clip_ids", clip_ids), ("texts", texts), ("text_ids", text_ids)):
+            getattr(self, name).append(rows.detach())
+
+    def compute(self) -> dict[str, dict[str, Any]]:
+        """Scores of ``video_to_text`` and of ``text_to_video``.
+
+        Each has the numbers of ``queries`` and ``candidates``, ``r@k`` for each k that there are candidates for, the
+        ``median_rank``, and under ``chance`` both as a model that tells nothing apart would have them.
+
+        Raises:
+            InputError: as `retrieval_ranks`, or there is no batch.
+        """
+        if not len(self.clips):
+            raise InputError("Retrieval must have at least one clip, got none")
+        clips, texts = dim_zero_cat(self.clips), dim_zero_cat(self.texts)
+        clip_ids, text_ids = dim_zero_cat(self.clip_ids), dim_zero_cat(self.text_ids)
+        return {
+            "video_to_text": self._scores(clips, texts, clip_ids, text_ids),
+            "text_to_video": self._scores(texts, clips, text_ids, clip_ids),
+        }
+
+    def _scores(self, queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> dict[str, Any]:
+        ks = [k for k in self.ks if k <= len(gallery)]
+
+        def summary(ranks: Ranks) -> dict[str, float]:
+            recalls = {f"r@{k}": float(ranks.recall(k).mean()) for k in ks}
+            return {**recalls, "median_rank": float(ranks.expected().quantile(0.5))}
+
+        return {
+            "queries": len(queries),
+            "candidates": len(gallery),
+            **summary(retrieval_ranks(queries, gallery, query_ids, gallery_ids)),
+            "chance": summary(chance_ranks(query_ids, gallery_ids)),
+        }

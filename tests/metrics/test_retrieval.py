@@ -1,0 +1,107 @@
+"""Retrieval against an independent count over all orders of the gallery."""
+
+from __future__ import annotations
+
+from itertools import pairwise, permutations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jepa.errors import InputError
+from jepa.metrics.retrieval import Ranks, Retrieval, chance_ranks, retrieval_ranks
+
+
+def brute_force(cosines: list[float], right: list[bool], k: int) -> tuple[float, float]:
+    """Recall at k and the rank of the first right row: means over all orders in which level rows may stand."""
+    ranks = []
+    for order in permutations(range(len(cosines))):
+        if all(cosines[a] >= cosines[b] for a, b in pairwise(order)):
+            ranks.append(1 + next(place for place, row in enumerate(order) if right[row]))
+    return float(np.mean([rank <= k for rank in ranks])), float(np.mean(ranks))
+
+
+def on_the_circle(cosines: list[float]) -> torch.Tensor:
+    """Rows (M, 2) with these cosines to (1, 0)."""
+    first = torch.tensor(cosines)
+    return torch.stack([first, (1 - first**2).sqrt()], 1)
+
+
+@given(st.lists(st.tuples(st.sampled_from([-0.5, 0.0, 0.3, 0.9]), st.booleans()), min_size=1, max_size=6), st.data())
+def test_ranks_and_recall_are_means_over_all_orders_of_level_rows(rows, data):
+    cosines, right = [c for c, _ in rows], [r for _, r in rows]
+    right[data.draw(st.integers(0, len(rows) - 1))] = True
+    ids = torch.tensor([7 if r else 100 + i for i, r in enumerate(right)])
+    ranks = retrieval_ranks(torch.tensor([[2.0, 0.0]]), 3 * on_the_circle(cosines), torch.tensor([7]), ids)
+    for k in range(1, len(rows) + 1):
+        recall, rank = brute_force(cosines, right, k)
+        assert float(ranks.recall(k)) == pytest.approx(recall, abs=1e-9)
+        assert float(ranks.expected()) == pytest.approx(rank)
+    assert float(ranks.recall(len(rows) + 3)) == 1
+
+
+def test_both_directions_by_sorting():
+    generator = torch.Generator().manual_seed(0)
+    clips, texts = torch.randn(30, 8, generator=generator), torch.randn(75, 8, generator=generator)
+    owners = torch.cat([torch.arange(30), torch.randint(30, (45,), generator=generator)])
+    texts += 0.7 * clips[owners]
+    metric = Retrieval(ks=(1, 5, 10, 40))
+    order = torch.randperm(75, generator=generator)  # batches of clips with the captions of other clips
+    for part in range(3):
+        rows, own = slice(10 * part, 10 * part + 10), order[25 * part : 25 * part + 25]
+        metric.update(clips[rows], 100 + torch.arange(30)[rows], texts[own], 100 + owners[own])
+    found = metric.compute()
+
+    cosines = torch.nn.functional.cosine_similarity(clips[:, None], texts[None], dim=-1).numpy()
+    by_clip = [next(r for r, t in enumerate(np.argsort(-row), 1) if owners[t] == i) for i, row in enumerate(cosines)]
+    by_text = [1 + list(np.argsort(-column)).index(owners[t]) for t, column in enumerate(cosines.T)]
+    for direction, ranks, candidates in (("video_to_text", by_clip, 75), ("text_to_video", by_text, 30)):
+        scores = found[direction]
+        assert (scores["queries"], scores["candidates"]) == (len(ranks), candidates)
+        assert scores["median_rank"] == pytest.approx(np.median(ranks))
+        for k in (1, 5, 10, 40):
+            if k <= candidates:
+                assert scores[f"r@{k}"] == pytest.approx(np.mean(np.array(ranks) <= k))
+        assert ("r@40" in scores) == (candidates >= 40)
+    assert found["text_to_video"]["chance"]["r@5"] == pytest.approx(5 / 30)
+    assert found["text_to_video"]["chance"]["median_rank"] == pytest.approx(31 / 2)
+
+
+def test_a_collapsed_model_scores_chance():
+    ids, owners = torch.arange(6), torch.tensor([0, 0, 1, 2, 3, 4, 5, 5, 5])
+    metric = Retrieval(ks=(1, 3))
+    metric.update(torch.ones(6, 4), ids, torch.ones(9, 4), owners)
+    for scores in metric.compute().values():
+        assert {key: scores[key] for key in scores["chance"]} == pytest.approx(scores["chance"])
+        assert 0 < scores["r@1"] < scores["r@3"] < 1
+
+
+def test_chance_counts_the_captions_of_each_clip():
+    ranks = chance_ranks(torch.tensor([1, 3]), torch.tensor([1, 1, 2, 3]))
+    assert [each.tolist() for each in ranks] == [[0, 0], [2, 3], [2, 1]]
+    assert Ranks(*ranks).recall(1).tolist() == pytest.approx([2 / 4, 1 / 4])
+    assert Ranks(*ranks).recall(2).tolist() == pytest.approx([1 - 1 / 6, 2 / 4])
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery", "query_ids", "gallery_ids", "message"),
+    [
+        (torch.ones(2, 3), torch.ones(2, 4), [0, 1], [0, 1], "same E, got 3 and 4"),
+        (torch.ones(2, 3), torch.ones(2, 3), [0, 5], [0, 1], "got none for the id 5"),
+        (torch.ones(2, 3), torch.full((2, 3), torch.nan), [0, 1], [0, 1], "gallery must be finite"),
+        (torch.ones(2, 3), torch.ones(2, 3), [0], [0, 1], "queries must be"),
+        (torch.ones(2, 3), torch.ones(0, 3), [0, 1], [], "gallery must be"),
+    ],
+)
+def test_bad_input_is_refused(queries, gallery, query_ids, gallery_ids, message):
+    with pytest.raises(InputError, match=message):
+        retrieval_ranks(queries, gallery, torch.tensor(query_ids), torch.tensor(gallery_ids))
+
+
+def test_a_metric_without_clips_or_ks_is_refused():
+    with pytest.raises(InputError, match=r"each >= 1, got \(0,\)"):
+        Retrieval(ks=(0,))
+    with pytest.raises(InputError, match="at least one clip"), pytest.warns(UserWarning, match="before"):
+        Retrieval().compute()
