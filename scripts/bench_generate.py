@@ -26,7 +26,7 @@ from jepa.checkpoint import build_model
 from jepa.config import LanguageTrainConfig, build, validate
 from jepa.data.packing import Rows, pack
 from jepa.data.pairs import Pair, read_chat
-from jepa.evaluation.language import generate
+from jepa.evaluation.language import generate, longest_answer
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.training.language import make_tokenizer
 
@@ -39,27 +39,30 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="folder of a trained LLM-JEPA")
     parser.add_argument("--data", help="chat JSON lines; the default is generated")
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--single", type=int, default=64, help="requests that are answered one at a time")
+    parser.add_argument("--requests", type=int, default=1024, help="that are answered in batches")
+    parser.add_argument("--single", type=int, default=64, help="of them, evenly spaced, are answered one at a time")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="limit of one request at a time")
     parser.add_argument("--steps", type=int, default=200, help="of training, without a checkpoint")
     parser.add_argument("--threads", type=int, help="of torch, on a CPU")
     parser.add_argument("--repetitions", type=int, default=3)
     arguments = parser.parse_args()
-    repetitions, singles = (1, 16) if arguments.quick else (arguments.repetitions, arguments.single)
-    size = arguments.batch_size
+    size, count = arguments.batch_size, arguments.requests
+    repetitions, singles = arguments.repetitions, arguments.single
+    if arguments.quick:
+        count, repetitions, singles = size, 1, 16
     steps = 0 if arguments.checkpoint else 10 if arguments.quick else arguments.steps
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with initialize_config_module("jepa.conf", version_base="1.3"):
-        overrides = ["variant=llm_jepa", "name=bench", "data.pairs=2000", "data.test_pairs=500"]
+        overrides = ["variant=llm_jepa", "name=bench", "data.pairs=2000", f"data.test_pairs={count}"]
         config = validate(compose("train", overrides), LanguageTrainConfig)
     if arguments.data:
         pairs = read_chat(arguments.data, config["data"]["system"])
-        asked, training = pairs[:size], pairs[size:]
+        asked, training = pairs[:count], pairs[count:]
     else:
         splits = build(config["data"])
-        asked, training = splits.test[:size], splits.train
+        asked, training = splits.test[:count], splits.train
     if len(asked) < singles:
         parser.error(f"there must be at least {singles} pairs to answer, got {len(asked)}")
     if steps and len(training) < config["stage"]["batch_size"]:
@@ -87,6 +90,7 @@ def main() -> None:
         "device": device,
         "threads": torch.get_num_threads(),
         "batch_size": size,
+        "requests": len(asked),
         "training_steps": None if arguments.checkpoint else steps,
         "tokens_per_answer": round(tokens, 2),
         "ended": round(stopped, 4),
@@ -116,10 +120,11 @@ def answers_per_second(
 ) -> tuple[dict[str, float], float, float]:
     """Median rates, the share of answers that the model ended, and mean tokens an answer.
 
-    The first `singles` pairs are answered one at a time, with `limit` new tokens (None: the longest gold answer).
+    `singles` of the pairs, evenly spaced, are answered one at a time, with `limit` new tokens (None: the longest gold
+    answer).
     """
-    encoded = model.tokenizer.encode(pairs)
-    longest = max(len(ids.answer) - ids.opening for ids in encoded)
+    longest = longest_answer(model.tokenizer.encode(pairs))
+    spaced = [i * len(pairs) // singles for i in range(singles)]
     times: dict[str, list[float]] = {"batched": [], "one at a time": []}
     for repetition in tqdm(range(repetitions + 1), desc="repetitions"):
         if not repetition:  # warms up
@@ -129,9 +134,9 @@ def answers_per_second(
         batched = generate(model, pairs, size)
         times["batched"].append((time.perf_counter() - started) / len(pairs))
         started = time.perf_counter()
-        alone = [model.answer([pair], limit or longest)[0] for pair in pairs[:singles]]
+        alone = [model.answer([pairs[i]], limit or longest)[0] for i in spaced]
         times["one at a time"].append((time.perf_counter() - started) / singles)
-        for ours, theirs in zip(batched, alone, strict=False):
+        for ours, theirs in zip((batched[i] for i in spaced), alone, strict=True):
             cut = ours.tokens == longest  # may stand within a character, and within white space
             same = theirs.text.startswith(ours.text.rstrip("\ufffd")) if cut else theirs.text == ours.text
             if not same:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from jepa import checkpoint
 from jepa.config import AnswersConfig, build_as
+from jepa.data.chat import ChatIds
 from jepa.data.packing import IGNORE, pack, target_numbers
 from jepa.data.pairs import Pair, PairSplits
 from jepa.errors import InputError
@@ -70,7 +71,7 @@ def evaluate_answers(
         texts, tokens = [d.text for d in decoded], sum(d.tokens for d in decoded)
         verdicts = _verdicts(texts, pairs, answers)
     seconds = time.perf_counter() - started
-    longest = _longest_answer(model, pairs)
+    longest = longest_answer(model.tokenizer.encode(pairs))
     costs = {name: answer_costs(right, decoded, longest) for name, right in verdicts.items() if decoded}
     spoken: list[str] = []
     if model.y_decoder is not None and "multiple_choice" not in verdicts:
@@ -158,12 +159,12 @@ def embeddings(
 def generate(model: LLMJEPA, pairs: Sequence[Pair], batch_size: int) -> list[Any]:
     """The model's own answers, in batches of similar length, each as long as the longest gold answer may need."""
     encoded = model.tokenizer.encode(pairs)
-    longest = _longest_answer(model, pairs)
-    order = sorted(range(len(pairs)), key=lambda i: len(encoded[i].prompt))
+    longest = longest_answer(encoded)
+    order = sorted(range(len(pairs)), key=lambda i: len(encoded[i].given))
     decoded: list[Any] = [None] * len(pairs)
     for start in _progress(len(pairs), batch_size, "answers"):
         chosen = order[start : start + batch_size]
-        for i, answer in zip(chosen, model.answer([pairs[i] for i in chosen], longest), strict=True):
+        for i, answer in zip(chosen, model.continuations([encoded[i].given for i in chosen], longest), strict=True):
             decoded[i] = answer
     return decoded
 
@@ -267,9 +268,9 @@ def _choose(model: LLMJEPA, pairs: Sequence[Pair], answers: AnswersConfig) -> tu
     return [choices[int(c)] for c in chosen], {"multiple_choice": multiple_choice(likelihoods, right).tolist()}
 
 
-def _longest_answer(model: LLMJEPA, pairs: Sequence[Pair]) -> int:
+def longest_answer(encoded: Iterable[ChatIds]) -> int:
     """Tokens of the longest gold answer, its end included: most that an answer may have."""
-    return max(len(e.answer) - e.opening for e in model.tokenizer.encode(pairs))
+    return max(len(ids.answer) - ids.opening for ids in encoded)
 
 
 def _predicting_flops(model: LLMJEPA, pairs: Sequence[Pair], batch_size: int) -> int:

@@ -87,7 +87,7 @@ class LLMJEPA(nn.Module):
         self.language, self.predictor, self.tokenizer = language_model, predictor, tokenizer
         self.y_decoder = y_decoder
         self._flops: dict[tuple[int, int, int], int] = {}
-        self._cache_bytes: dict[int, int] = {}
+        self._cache_bytes: dict[tuple[int, torch.dtype], int] = {}
         self._weight_bytes: dict[torch.dtype, int] = {}  # a walk over all parameters
         self.predictor_ids = tokenizer.add_predictors(predictor.tokens)
         language_model.fit_vocabulary(len(tokenizer), self.predictor_ids)
@@ -175,7 +175,10 @@ class LLMJEPA(nn.Module):
 
         FLOPs and bytes are those of each request answered alone.
         """
-        prompts = [ids.given for ids in self._ids(requests)]
+        return self.continuations([ids.given for ids in self._ids(requests)], max_new_tokens)
+
+    def continuations(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Decoded]:
+        """`answer` to prompts that are encoded already."""
         rows = self._generate(prompts, max_new_tokens)
         return [
             _decoded(text, len(row), self._answer_cost(len(prompt), len(row)))
@@ -230,12 +233,15 @@ class LLMJEPA(nn.Module):
 
         By the closed form for the families that have one; otherwise read once off a cache of that length.
         """
-        config = self.language.lm.config
-        if config.model_type in FAMILIES:
-            return transformer_cache_bytes(config, held, element_size=self.language.lm.dtype.itemsize)
-        if held not in self._cache_bytes:
-            self._cache_bytes[held] = self._measured_cache_bytes(held)
-        return self._cache_bytes[held]
+        kind = self.language.lm.dtype
+        if (held, kind) not in self._cache_bytes:
+            config = self.language.lm.config
+            if config.model_type in FAMILIES:
+                found = transformer_cache_bytes(config, held, element_size=kind.itemsize)
+            else:
+                found = self._measured_cache_bytes(held)
+            self._cache_bytes[held, kind] = found
+        return self._cache_bytes[held, kind]
 
     @torch.no_grad()
     def _measured_cache_bytes(self, held: int) -> int:
