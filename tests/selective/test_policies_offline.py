@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_streams import LENGTHS, SEEDS, firsts_of, noisy_events, sse, times_of, total_sse, unit
+from sklearn import cluster
+from sklearn.feature_extraction.image import grid_to_graph
 
 from jepa.errors import InputError
 from jepa.selective import Decoded, Optimal, Oracle, SelectiveDecoder, Uniform, Ward, WardCut
@@ -69,6 +71,23 @@ def test_ward_equals_brute_force_at_every_number_of_segments(seed: int, steps: i
     assert math.isclose(sum(ward_tree(latents).costs), sse(latents), rel_tol=1e-9, abs_tol=1e-9)
     for number, firsts in enumerate(cuts, start=1):
         assert firsts_of(Ward(rate_of(number, steps), "mean"), latents) == firsts
+
+
+@given(seed=SEEDS, steps=st.integers(2, 60), length=st.integers(0, 3), runs=st.integers(1, 4))
+@settings(max_examples=40)
+def test_ward_merges_as_scikit_learn_does(seed: int, steps: int, length: int, runs: int) -> None:
+    """Also where costs are equal: those of unrelated runs of 2^length steps are, and have no rounding."""
+    for latents in (walk(seed, steps), np.eye(2**runs, dtype=np.float32).repeat(2**length, axis=0)):
+        mergers, _, _, _, distances = cluster.ward_tree(
+            latents.astype(np.float64), connectivity=grid_to_graph(len(latents), 1), return_distance=True
+        )
+        firsts, boundaries = list(range(len(latents))), []
+        for one, other in mergers.tolist():
+            boundaries.append(max(firsts[one], firsts[other]))
+            firsts.append(min(firsts[one], firsts[other]))
+        tree = ward_tree(latents)
+        assert tree.boundaries.tolist() == boundaries
+        np.testing.assert_allclose(tree.costs, distances**2 / 2, atol=1e-12)  # its distance is √(2 · cost)
 
 
 def test_unit_latents_spread_by_one_minus_their_mean() -> None:

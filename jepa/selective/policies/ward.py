@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import numpy as np
 
@@ -103,18 +104,39 @@ def ward_tree(latents: np.ndarray) -> WardTree:
 
 
 def _cluster(latents: np.ndarray) -> WardTree:
-    from sklearn import cluster  # takes a second to import, and only these policies need it
-    from sklearn.feature_extraction.image import grid_to_graph
+    """Merges the two neighbours of least cost until one segment is left: O(T·E + T·log T).
 
+    Segments are numbered as they come to be, the T steps first. Of equal costs, the pair goes first whose newer segment
+    has the lower number, then its older one, as in scikit-learn's `ward_tree` with the steps connected along time.
+    """
     steps = len(latents)
-    if steps == 1:
-        return WardTree(np.zeros(0, dtype=np.int64), np.zeros(0))
-    mergers, _, _, _, distances = cluster.ward_tree(
-        latents.astype(np.float64), connectivity=grid_to_graph(steps, 1), return_distance=True
-    )
-    first = list(range(steps))  # first step of each node: the steps, then the mergers in their order
-    boundaries = []
-    for one, other in mergers.tolist():
-        boundaries.append(max(first[one], first[other]))
-        first.append(min(first[one], first[other]))
-    return WardTree(np.array(boundaries, dtype=np.int64), distances**2 / 2)  # of scikit-learn: √(2 · cost)
+    means = list(latents.astype(np.float64))  # of a segment, at its first step; so its size and its number
+    sizes = [1] * steps
+    numbers = list(range(steps))  # −1 where no segment begins any more
+    firsts = list(range(steps))  # of a segment, at its last step
+    pairs: list[tuple[float, int, int, int, int]] = []
+
+    def pair(left: int, right: int) -> None:
+        gap = means[right] - means[left]
+        cost = sizes[left] * sizes[right] / (sizes[left] + sizes[right]) * float(gap.dot(gap))
+        older, newer = sorted((numbers[left], numbers[right]))
+        heappush(pairs, (cost, newer, older, left, right))
+
+    for step in range(1, steps):
+        pair(step - 1, step)
+    boundaries, costs = [], []
+    while len(costs) < steps - 1:
+        cost, newer, older, left, right = heappop(pairs)
+        if {numbers[left], numbers[right]} != {newer, older}:
+            continue  # one of the two has been merged
+        size = sizes[left] + sizes[right]
+        means[left] += sizes[right] / size * (means[right] - means[left])
+        sizes[left], numbers[left], numbers[right] = size, steps + len(costs), -1
+        firsts[left + size - 1] = left
+        boundaries.append(right)
+        costs.append(cost)
+        if left > 0:
+            pair(firsts[left - 1], left)
+        if left + size < steps:
+            pair(left, left + size)
+    return WardTree(np.array(boundaries, dtype=np.int64), np.array(costs))
