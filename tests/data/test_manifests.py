@@ -1,0 +1,129 @@
+"""Manifests: every kind of sample, what is refused and how it is named, image folders, and the way back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jepa.data.manifests import (
+    CaptionSample,
+    ClassSample,
+    QuestionSample,
+    WorldPredictionSample,
+    media_of,
+    read_manifest,
+    write_manifest,
+)
+from jepa.data.media import Media
+from jepa.errors import InputError
+
+LINES = [
+    {"media": "a.mp4", "start": 1.5, "end": 4.0, "captions": ["A man cuts onions.", "Onions «are» cut."]},
+    {"media": "b.JPG", "question": "Is it raining?", "answer": "no", "candidates": ["yes", "no"]},
+    {"media": "b.JPG", "question": "What falls?", "answer": "rain", "alternatives": ["drizzle"], "id": "b-2"},
+    {"media": "frames", "label": "chopping", "id": "c-17"},
+    {
+        "before": "b.JPG",
+        "after": {"media": "a.mp4", "start": 9},
+        "candidates": ["a.mp4", {"media": "a.mp4", "start": 0, "end": 2}],
+        "answer": 1,
+    },
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.mp4", "b.JPG", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "frames").mkdir()
+    return tmp_path
+
+
+def write(folder, *lines):
+    path = folder / "m.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), "utf-8")
+    return path
+
+
+def test_every_kind_of_sample(folder):
+    samples = read_manifest(write(folder, *LINES))
+    clip, picture = folder / "a.mp4", Media("b.JPG", folder / "b.JPG")
+    assert samples == [
+        CaptionSample("1", Media("a.mp4", clip, 1.5, 4.0), ("A man cuts onions.", "Onions «are» cut.")),
+        QuestionSample("2", picture, "Is it raining?", "no", candidates=("yes", "no")),
+        QuestionSample("b-2", picture, "What falls?", "rain", alternatives=("drizzle",)),
+        ClassSample("c-17", Media("frames", folder / "frames"), "chopping"),
+        WorldPredictionSample(
+            "5", picture, Media("a.mp4", clip, 9), (Media("a.mp4", clip), Media("a.mp4", clip, 0, 2)), 1
+        ),
+    ]
+    assert [sample.kind for sample in samples] == ["caption", "question", "question", "class", "world_prediction"]
+    assert [len(media_of(sample)) for sample in samples] == [1, 1, 1, 1, 4]
+    assert [m.key for m in media_of(samples[4])] == ["b.JPG", "a.mp4#9-", "a.mp4", "a.mp4#0.0-2"]
+
+
+def test_what_is_written_is_read_again(folder):
+    samples = read_manifest(write(folder, *LINES))
+    write_manifest(samples, folder / "again.jsonl")
+    assert read_manifest(folder / "again.jsonl") == samples
+
+
+def test_image_folders_are_class_samples(tmp_path):
+    for name in ("cat/2.png", "cat/1.jpg", "a dog/1.JPEG", "cat/notes.txt", "stray.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [(s.id, s.media.source, s.label) for s in read_manifest(tmp_path, {"class"})]
+    names = [("a dog/1.JPEG", "a dog"), ("cat/1.jpg", "cat"), ("cat/2.png", "cat")]
+    assert found == [(name, tmp_path / name, label) for name, label in names]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "a sample must be an object, got list"),
+        ({"media": "a.mp4", "caption": ["x"]}, "unknown field 'caption'; did you mean 'captions'?"),
+        ({"media": "a.mp4"}, "must have exactly one of captions, question, label, before, got none"),
+        ({"media": "a.mp4", "label": "x", "captions": ["x"]}, "got captions and label"),
+        ({"media": "a.mp4", "question": "x"}, "a question sample must have 'answer', got media, question"),
+        ({"media": "a.mp4", "label": "x", "answer": "y"}, "a class sample has no field 'answer'"),
+        ({"media": "a.mp4", "captions": []}, r"captions must be a list that is not empty, got \[\]"),
+        ({"media": "a.mp4", "captions": "x"}, "captions must be a list that is not empty, got 'x'"),
+        ({"media": "a.mp4", "captions": ["x", " "]}, "captions must be a list of texts that are not empty, got ' '"),
+        ({"media": "a.mp4", "label": 3}, "label must be a text that is not empty, got 3"),
+        ({"media": "a.mp4", "label": "x", "id": ""}, "id must be a text that is not empty, got ''"),
+        ({"media": "a.mp4", "label": "x", "id": "one"}, "ids must differ, got 'one' as in line 1"),
+        ({"media": "none.mp4", "label": "x"}, "media not found: .*none.mp4"),
+        ({"media": 4, "label": "x"}, "media must be a text that is not empty, got 4"),
+        ({"media": "notes.txt", "label": "x"}, "notes.txt: must be a folder of frames or end in one of .mp4, "),
+        ({"media": "a.mp4", "label": "x", "start": "1"}, "start must be finite and >= 0, got '1'"),
+        ({"media": "a.mp4", "label": "x", "start": 4, "end": 4}, "a.mp4: end must be after start, got start 4, end 4"),
+        ({"media": "a.mp4", "label": "x", "end": float("nan")}, "end must be finite and >= 0, got nan"),
+        ({"media": "b.JPG", "label": "x", "end": 4}, "b.JPG: only a video can have start and end, got None and 4"),
+        (
+            {"media": "a.mp4", "question": "x", "answer": "y", "candidates": ["n"]},
+            r"candidates must hold the answer 'y', got \['n'\]",
+        ),
+        ({**LINES[4], "answer": 2}, "answer must be the number of one of 2 candidates, from 0, got 2"),
+        ({**LINES[4], "answer": True}, "answer must be a whole number >= 0, got True"),
+        ({**LINES[4], "candidates": [[]]}, r"candidates must be the name of a medium, got \[\]"),
+        ({**LINES[4], "before": {"media": "a.mp4", "from": 3}}, "before must have media, and may have start and end"),
+        ({**LINES[4], "media": "a.mp4"}, "a world_prediction sample has no field 'media'"),
+    ],
+)
+def test_bad_lines_are_named(folder, line, message):
+    path = write(folder, {"media": "a.mp4", "label": "x", "id": "one"}, line)
+    with pytest.raises(InputError, match=rf"m\.jsonl:2: .*{message}"):
+        read_manifest(path)
+
+
+def test_bad_manifests_are_named(folder):
+    with pytest.raises(InputError, match=r"manifest not found: .*nowhere\.jsonl"):
+        read_manifest(folder / "nowhere.jsonl")
+    with pytest.raises(InputError, match=r"m\.jsonl: a manifest must have at least 1 sample, got none"):
+        read_manifest(write(folder))
+    with pytest.raises(InputError, match="frames: a manifest must have at least 1 sample"):
+        read_manifest(folder / "frames")
+    with pytest.raises(InputError, match="samples must be of kind caption or question, got class: 'c-17'"):
+        read_manifest(write(folder, *LINES[:4]), ["caption", "question"])
