@@ -1,12 +1,15 @@
 """A checkpoint is a folder: `model.safetensors`, `config.yaml` (plain data), `tokenizer.json`. Nothing is unpickled.
 
 A checkpoint of a language model has what its tokenizer needs beside these: `tokenizer_config.json`, the chat template.
+The tokenizers of a VL-JEPA's pretrained text parts are in the folders `tokenizers/<role>`. Parts that came from a hub
+or another folder are saved by their architecture: a checkpoint is whole by itself.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +22,33 @@ from jepa.config import build_as
 from jepa.errors import InputError
 
 if TYPE_CHECKING:
+    from jepa.data.pretrained_tokenizer import PretrainedTokenizer
     from jepa.models.llm_jepa import LLMJEPA
     from jepa.models.vl_jepa import VLJEPA
 
 FORMAT = "jepa.checkpoint/1"
 MODELS = {"vl_jepa": "jepa.models.vl_jepa.VLJEPA", "llm_jepa": "jepa.models.llm_jepa.LLMJEPA"}
-_WEIGHTS, _CONFIG = "model.safetensors", "config.yaml"
+_WEIGHTS, _CONFIG, _TOKENIZERS = "model.safetensors", "config.yaml", "tokenizers"
 
 
 def save(model: VLJEPA | LLMJEPA, config: dict[str, Any], folder: Path) -> None:
-    """Writes the checkpoint; each file appears whole or not at all, the configuration last."""
+    """Writes the checkpoint; each file appears whole or not at all, the configuration last.
+
+    In the configuration's `model`, each part that has a `node()` is replaced by it, and `tokenizers` by their roles.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / _WEIGHTS, lambda path: save_file(_tensors(model), path))
     model.tokenizer.save(folder)
-    text = yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False)
+    parts: dict[str, Any] = {name: part for name, part in model.named_children() if hasattr(part, "node")}
+    node = {key: parts[key].node() if key in parts else value for key, value in config["model"].items()}
+    own: dict[str, PretrainedTokenizer] = {
+        role: each for role, each in getattr(model, _TOKENIZERS, {}).items() if each is not model.tokenizer
+    }
+    if own:
+        node[_TOKENIZERS] = list(own)
+    for role, tokenizer in own.items():
+        tokenizer.save(folder / _TOKENIZERS / role)
+    text = yaml.safe_dump({"format": FORMAT, **config, "model": node}, sort_keys=False)
     _replace(folder / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 
 
@@ -51,7 +67,8 @@ def load(folder: str | os.PathLike[str]) -> Any:
         raise InputError(f"checkpoint weights not found: {folder / _WEIGHTS}") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{folder / _WEIGHTS}: not a whole safetensors file: {error}") from None
-    model = build_model(config, _model_type(config).tokenizer_type.load(folder))
+    own = _load_tokenizers(folder / _TOKENIZERS, config["model"].pop(_TOKENIZERS, []))
+    model = build_model(config, _model_type(config).tokenizer_type.load(folder), own)
     expected = {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wrong = [f"missing {name}" for name in expected if name not in found]
@@ -92,14 +109,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def build_model(config: dict[str, Any], tokenizer: Any) -> Any:
-    """The model of a plain configuration, with fresh weights: a `VLJEPA` or an `LLMJEPA`, as its `variant` says."""
-    return build_as(_model_type(config), "model", config["model"], tokenizer=tokenizer)
+def build_model(config: dict[str, Any], tokenizer: Any, tokenizers: Mapping[str, Any] | None = None) -> Any:
+    """The model of a plain configuration, with fresh weights: a `VLJEPA` or an `LLMJEPA`, as its `variant` says.
+
+    `tokenizers` are those of a VL-JEPA's pretrained text parts by role; without them, its configuration names them.
+    """
+    extra = {_TOKENIZERS: tokenizers} if tokenizers else {}
+    return build_as(_model_type(config), "model", config["model"], tokenizer=tokenizer, **extra)
 
 
 def _model_type(config: dict[str, Any]) -> Any:
     module, _, name = MODELS[config.get("variant", "vl_jepa")].rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def _load_tokenizers(folder: Path, roles: Sequence[str]) -> dict[str, PretrainedTokenizer]:
+    if not roles:
+        return {}
+    from jepa.data.pretrained_tokenizer import PretrainedTokenizer
+
+    return {role: PretrainedTokenizer.load(folder / role) for role in roles}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -1,16 +1,90 @@
-"""What both models say of their roles: greedy texts of the lightweight decoder, and parameters by role."""
+"""What the models say of their roles: what fills one, greedy texts of a Y-Decoder, and parameters by role.
+
+B samples, F frames, S pixels a side, T time slots, P states a slot, N states, D width, L tokens, V vocabulary, E
+embedding dimensions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from jepa.decoders.prefix import PrefixDecoder
 from jepa.operations import weight_bytes
 from jepa.selective import Decoded
+
+
+class Part(Protocol):
+    """An `nn.Module`."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any: ...
+
+
+class XEncoder(Part, Protocol):
+    """Frames (B, F, S, S, 3) uint8 -> states (B, N, D); F is a multiple of `tubelet`, S is `size`, D is `width`."""
+
+    size: int
+    tubelet: int
+    width: int
+
+    def __call__(self, frames: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class SlotEncoder(Protocol):
+    """An `XEncoder` that encodes a slot of `tubelet` frames without regard to the others: windows can share slots."""
+
+    def encode_slots(self, frames: Tensor) -> Tensor:
+        """(B, F, S, S, 3) uint8 -> (B, T, P, D), without the slots' time."""
+
+    def add_time(self, slots: Tensor) -> Tensor:
+        """(B, T, P, D) of a window's slots, oldest first -> states (B, N, D)."""
+
+
+class Predictor(Part, Protocol):
+    """States (B, N, D), query tokens (B, L) and their mask, true at real ones -> (B, E) float32, L2-normalised."""
+
+    def __call__(self, states: Tensor, ids: Tensor, mask: Tensor) -> Tensor: ...
+
+
+class YEncoder(Part, Protocol):
+    """Tokens (B, L) and their mask, true at real ones -> (B, E) float32, L2-normalised."""
+
+    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor: ...
+
+
+class YDecoder(Part, Protocol):
+    """Embeddings (B, E) and the tokens (B, L) of known texts -> logits (B, L, V); the rest as `PrefixDecoder` says."""
+
+    max_length: int
+
+    def __call__(self, latents: Tensor, ids: Tensor) -> Tensor: ...
+
+    def generate(self, latents: Tensor, eos_id: int) -> list[list[int]]: ...
+
+    def flops(self, tokens: int) -> int: ...
+
+    def cache_bytes(self, tokens: int) -> int: ...
+
+
+class TextTokenizer(Protocol):
+    """Texts to ids and masks (B, L), right-padded, and back."""
+
+    @property
+    def eos_id(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]: ...
+
+    def encode_closed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """With the end token."""
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]: ...
 
 
 class _Detokenizer(Protocol):
@@ -18,7 +92,7 @@ class _Detokenizer(Protocol):
 
 
 @torch.no_grad()
-def greedy_texts(decoder: PrefixDecoder, latents: Tensor, tokenizer: _Detokenizer, end_id: int) -> list[Decoded]:
+def greedy_texts(decoder: YDecoder, latents: Tensor, tokenizer: _Detokenizer, end_id: int) -> list[Decoded]:
     """Greedy texts of embeddings (B, E) on the decoder's device; each token, the end included, is a forward pass."""
     rows = decoder.generate(latents, end_id)
     counts = [min(len(row) + 1, decoder.max_length) for row in rows]
@@ -29,7 +103,7 @@ def greedy_texts(decoder: PrefixDecoder, latents: Tensor, tokenizer: _Detokenize
     ]
 
 
-def role_parameters(role: str, module: nn.Module, name: str) -> dict[str, Any]:
+def role_parameters(role: str, module: Part, name: str) -> dict[str, Any]:
     """Total and trainable parameters of the module that fills a role: `{role, total, trainable, modules}`."""
     return {
         "role": role,

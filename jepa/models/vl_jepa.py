@@ -5,7 +5,7 @@ B clips, F frames a clip, S pixels a side, N states, D width, E embedding dimens
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,37 +14,50 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from jepa.data.tokenizer import Tokenizer
-from jepa.decoders.prefix import PrefixDecoder
-from jepa.encoders.text import TextTransformer
-from jepa.encoders.vision import FrameViT
 from jepa.errors import InputError
-from jepa.models.roles import greedy_texts, role_parameters
+from jepa.models.roles import (
+    Predictor,
+    TextTokenizer,
+    XEncoder,
+    YDecoder,
+    YEncoder,
+    greedy_texts,
+    role_parameters,
+)
 from jepa.operations import OperationLedger, count_flops, weight_bytes
 from jepa.predictors.experts import active_parameters
-from jepa.predictors.transformer import QueryPredictor
 from jepa.selective import Decoded, SelectiveEncoding
+
+ROLES = {"x_encoder": "X-Encoder", "predictor": "Predictor", "y_encoder": "Y-Encoder", "y_decoder": "Y-Decoder"}
+TEXT_ROLES = ("predictor", "y_encoder", "y_decoder")
 
 
 class VLJEPA(nn.Module):
     """The four roles together: X-Encoder, Predictor, Y-Encoder, Y-Decoder.
 
-    A window has `frames` frames at `fps` frames a second.
+    Args:
+        tokenizer: of the parts that have none of their own.
+        frames: frames of a window.
+        fps: frames a second.
+        tokenizers: those of pretrained text parts, by `TEXT_ROLES`.
 
     Raises:
-        InputError: unless `frames` is a multiple of the X-Encoder's tubelet and both are >= 1.
+        InputError: unless `frames` is a multiple of the X-Encoder's tubelet and both are >= 1, and `tokenizers` has
+            no other names.
     """
 
     tokenizer_type = Tokenizer
 
     def __init__(
         self,
-        x_encoder: FrameViT,
-        predictor: QueryPredictor,
-        y_encoder: TextTransformer,
-        y_decoder: PrefixDecoder,
+        x_encoder: XEncoder,
+        predictor: Predictor,
+        y_encoder: YEncoder,
+        y_decoder: YDecoder,
         tokenizer: Tokenizer,
         frames: int,
         fps: int,
+        tokenizers: Mapping[str, TextTokenizer] | None = None,
     ) -> None:
         super().__init__()
         if frames < 1 or fps < 1 or frames % x_encoder.tubelet:
@@ -52,6 +65,10 @@ class VLJEPA(nn.Module):
                 f"frames and fps must be >= 1 and frames a multiple of tubelet {x_encoder.tubelet}, "
                 f"got frames {frames}, fps {fps}"
             )
+        own = dict(tokenizers or {})
+        if unknown := own.keys() - set(TEXT_ROLES):
+            raise InputError(f"tokenizers must be of {', '.join(TEXT_ROLES)}, got {', '.join(sorted(unknown))}")
+        self.tokenizers: dict[str, TextTokenizer] = {role: own.get(role, tokenizer) for role in TEXT_ROLES}
         self.x_encoder, self.predictor = x_encoder, predictor
         self.y_encoder, self.y_decoder = y_encoder, y_decoder
         self.tokenizer, self.frames, self.fps = tokenizer, frames, fps
@@ -72,12 +89,12 @@ class VLJEPA(nn.Module):
 
     def predict(self, states: Tensor, queries: Sequence[str]) -> Tensor:
         """Predictor: states (B, N, D) and B queries -> predicted embeddings (B, E), L2-normalised."""
-        ids, mask = self.tokenizer.encode(queries)
+        ids, mask = self.tokenizers["predictor"].encode(queries)
         return self.predictor(states, ids.to(self.device), mask.to(self.device))
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Y-Encoder: B texts -> embeddings S_Y (B, E), L2-normalised."""
-        ids, mask = self.tokenizer.encode(texts)
+        ids, mask = self.tokenizers["y_encoder"].encode(texts)
         return self.y_encoder(ids.to(self.device), mask.to(self.device))
 
     @torch.no_grad()
@@ -91,7 +108,8 @@ class VLJEPA(nn.Module):
 
         A token costs one forward pass, so both numbers are equal.
         """
-        return greedy_texts(self.y_decoder, latents.to(self.device), self.tokenizer, self.tokenizer.eos_id)
+        tokenizer = self.tokenizers["y_decoder"]
+        return greedy_texts(self.y_decoder, latents.to(self.device), tokenizer, tokenizer.eos_id)
 
     @torch.no_grad()
     def stream(
@@ -203,16 +221,12 @@ class VLJEPA(nn.Module):
 
     def parameters_by_role(self) -> list[dict[str, Any]]:
         """Parameters of each role: `{role, total, trainable, active, modules}`, `active` those that a token uses."""
-        roles = {
-            "X-Encoder": self.x_encoder,
-            "Predictor": self.predictor,
-            "Y-Encoder": self.y_encoder,
-            "Y-Decoder": self.y_decoder,
-        }
-        return [
-            role_parameters(role, module, type(module).__name__) | {"active": active_parameters(module)}
-            for role, module in roles.items()
-        ]
+        rows = []
+        for name, role in ROLES.items():
+            module = self.get_submodule(name)
+            described = getattr(module, "description", type(module).__name__)
+            rows.append(role_parameters(role, module, described) | {"active": active_parameters(module)})
+        return rows
 
 
 def set_fused_attention(model: nn.Module, fused: bool) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -348,7 +348,11 @@ def _normalise(count: PartCount | CacheCount, whole: Iterable[str]) -> None:
     object.__setattr__(count, "seconds", _duration("seconds", count.seconds))
 
 
-def weight_bytes(module: nn.Module) -> int:
+class _Weighted(Protocol):
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+def weight_bytes(module: _Weighted) -> int:
     """Bytes of a module's parameters, each shared one once: what a forward pass reads of weights at most."""
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
