@@ -289,10 +289,13 @@ class SelectiveDecoder:
 
     def _emit(self, released: Sequence[_Released]) -> list[Emission]:
         """Decode what missed the cache, batch by batch, and count."""
+        if not released:
+            return []
         self._decode([pick for pick, _ in released if not pick.hit])
-        emissions = [pick.emission(moment + self.latent_delay) for pick, moment in released]
-        for emission in emissions:
-            self.ledger.emission(emission.emitted_at - emission.start)
+        with _collection_paused():
+            emissions = [pick.emission(moment + self.latent_delay) for pick, moment in released]
+            for emission in emissions:
+                self.ledger.emission(emission.emitted_at - emission.start)
         return emissions
 
     def _decode(self, picks: Sequence[_Pick]) -> None:
@@ -429,7 +432,8 @@ def _check_steps(rows: np.ndarray, times: np.ndarray, first: int, before: float)
 
     `first` is the index in the stream of their first step, `before` the time of the step before it.
     """
-    norms = np.sqrt(np.einsum("te,te->t", rows, rows, dtype=np.float64))
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.sqrt(np.vecdot(rows, rows))
     later = np.append(before, times[:-1]) < times
     good = np.isfinite(norms) & (np.abs(norms - 1) <= NORM_TOLERANCE) & np.isfinite(times) & later
     if good.all():
@@ -440,7 +444,8 @@ def _check_steps(rows: np.ndarray, times: np.ndarray, first: int, before: float)
     if len(wrong):
         raise InputError(f"latents must be finite, got {rows[i, wrong[0]]} {where} (dimension {wrong[0]})")
     if abs(norms[i] - 1) > NORM_TOLERANCE:
-        raise InputError(f"latents must have unit norm within {NORM_TOLERANCE}, got norm {norms[i]:.6g} {where}")
+        norm = np.linalg.norm(rows[i].astype(np.float64))
+        raise InputError(f"latents must have unit norm within {NORM_TOLERANCE}, got norm {norm:.6g} {where}")
     if not np.isfinite(times[i]):
         raise InputError(f"times must be finite, got {times[i]} {where}")
     previous = times[i - 1] if i else before
