@@ -1,11 +1,19 @@
-"""What a model looks at: a part of a video file, a picture, or a folder of frames."""
+"""What a model looks at: a part of a video file, a picture, or a folder of frames, read as a clip.
+
+F frames, S their side in pixels.
+"""
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from PIL import Image, ImageOps
+
 from jepa.data.video import SUFFIXES as VIDEOS
+from jepa.data.video import VideoFile
 from jepa.errors import InputError, not_negative
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -55,3 +63,65 @@ class Media:
         if self.start is None and self.end is None:
             return self.name
         return f"{self.name}#{self.start or 0.0}-{'' if self.end is None else self.end}"
+
+
+def read_clip(media: Media, frames: int, size: int, fps: float | None = None) -> np.ndarray:
+    """A clip of a medium: (F, S, S, 3) uint8, turned upright, cut to the square in the middle.
+
+    Args:
+        media: a picture fills the clip; of a folder of frames, F are taken at equal distances.
+        frames: F.
+        size: S.
+        fps: of a video, take F frames at this rate around the middle of its part; where the part is shorter, its first
+            or last frame is held. None: F frames at equal distances over the part, each in the middle of its share
+            (VL-JEPA section 3.1).
+
+    Raises:
+        InputError: a file that is missing, truncated or cannot be decoded, or a part that begins after the video's end.
+    """
+    if media.is_video and not isinstance(media.source, tuple):
+        with VideoFile(media.name if isinstance(media.source, bytes) else str(media.source), media.source) as file:
+            start = media.start or 0.0
+            end = file.duration if media.end is None else media.end
+            if end <= start:
+                raise InputError(f"{media.name}: start must be before the video's end, {end:.2f} s, got {start}")
+            steps = (np.arange(frames) + 0.5) / frames
+            if fps is None:
+                times = start + (end - start) * steps
+            else:
+                times = np.clip((start + end) / 2 + (np.arange(frames) - frames / 2) / fps, start, end)
+            return np.stack(list(file.at(times.tolist(), size)))
+    pictures = _pictures(media)
+    chosen = [i * len(pictures) // frames for i in range(frames)] if len(pictures) > 1 else [0] * frames
+    read = {i: _read_picture(*pictures[i], size) for i in sorted(set(chosen))}
+    return np.stack([read[i] for i in chosen])
+
+
+def _pictures(media: Media) -> list[tuple[str, Path | bytes]]:
+    """Names and sources of a medium's pictures."""
+    if isinstance(media.source, tuple):
+        return [(f"{media.name} (frame {number})", frame) for number, frame in enumerate(media.source)]
+    if isinstance(media.source, bytes):
+        return [(media.name, media.source)]
+    if not media.source.is_dir():
+        return [(str(media.source), media.source)]
+    files = frame_files(media.source)
+    return [(str(file), file) for file in files]
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The frames of a folder in order of name. Raises `InputError` if it has none."""
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
+    if not files:
+        raise InputError(f"{folder}: a folder of frames must have pictures ({', '.join(PICTURES)}), got none")
+    return files
+
+
+def _read_picture(name: str, source: Path | bytes, size: int) -> np.ndarray:
+    """(S, S, 3) uint8, turned as its EXIF data say."""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            upright = ImageOps.exif_transpose(image)
+            return np.array(ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL calls a broken PNG a syntax error
+        raise InputError(f"{name}: cannot be read as a picture: {error}") from None

@@ -1,20 +1,119 @@
-"""Video files as streams of small square frames at a steady rate.
+"""Video files: streams of small square frames at a steady rate, and frames at given times.
 
 M frames, S their side in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import av
 import numpy as np
 
 from jepa.data.records import StreamRecord
 from jepa.errors import InputError
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
+JUMP = 4.0  # seconds; frames closer than this are reached by decoding on, others by seeking
+HOLD = 1.0  # seconds that the last frame may be shown beyond its time; a file that ends earlier is truncated
+
+
+class VideoFile:
+    """An open video file; used by `with`, which turns whatever goes wrong in decoding into an `InputError`.
+
+    Times are seconds after the file's first frame. One frame is held at a time.
+
+    Args:
+        name: what errors call it.
+        source: its path, or its bytes.
+
+    Raises:
+        InputError: the file is missing, has no video, or cannot be decoded, with the time that was reached.
+    """
+
+    def __init__(self, name: str, source: Path | bytes) -> None:
+        self.name, self.source = name, source
+        self._reached = 0.0
+
+    def __enter__(self) -> VideoFile:
+        try:
+            file = io.BytesIO(self.source) if isinstance(self.source, bytes) else str(self.source)
+            self._container = av.open(file, "r")
+        except (av.FFmpegError, OSError) as error:
+            raise self._broken(error) from None
+        if not self._container.streams.video:
+            self._container.close()
+            raise InputError(f"{self.name}: must have a video stream, got none")
+        self._stream = self._container.streams.video[0]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._container.close()
+        if isinstance(error, av.FFmpegError | OSError):
+            raise self._broken(error) from None
+
+    @property
+    def first(self) -> float:
+        """The timestamp of the first frame in seconds, as the file states it."""
+        return float((self._stream.start_time or 0) * (self._stream.time_base or 0))
+
+    @property
+    def duration(self) -> float:
+        """Seconds, as the file states it; a file that does not (a recorded WebM) is read through once."""
+        if self._stream.duration is not None and self._stream.time_base is not None:
+            return float(self._stream.duration * self._stream.time_base)
+        if self._container.duration is not None:
+            return self._container.duration / av.time_base
+        packets = self._container.demux(self._stream)
+        ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in packets if p.pts is not None and p.time_base]
+        return max(ends, default=self.first) - self.first
+
+    def decode(self, near: float | None = None) -> Iterator[Any]:
+        """Frames with their timestamps: from the start, or from the last key frame before the timestamp `near` on."""
+        if near is not None and self._stream.time_base is not None:
+            self._container.seek(max(0, int(near / self._stream.time_base)), stream=self._stream)
+        for frame in self._container.decode(self._stream):
+            if frame.time is None:
+                raise InputError(
+                    f"{self.name}: every frame must have a timestamp, got none after {self._reached:.2f} s"
+                )
+            if frame.is_corrupt:
+                raise InputError(f"{self.name}: cannot be decoded beyond {self._reached:.2f} s: the frame is corrupt")
+            self._reached = frame.time
+            yield frame
+
+    def at(self, times: Iterable[float], size: int) -> Iterator[np.ndarray]:
+        """The newest frame at each of `times`, in order: (S, S, 3) uint8, see `picture`.
+
+        Raises:
+            InputError: also when the file ends more than `HOLD` seconds before a time: it is truncated.
+        """
+        held: Any = None
+        ahead: Any = None
+        for time in times:
+            moment = self.first + time + 1e-6
+            if held is None or moment > held.time + JUMP:
+                frames = self.decode(moment)
+                held = next(frames, None)
+                if held is None or held.time > moment:  # a file without an index, or with a wrong one
+                    frames = self.decode(0.0)
+                    held = next(frames, None)
+                ahead = next(frames, None)
+                shown = None
+            while ahead is not None and ahead.time <= moment:
+                held, ahead, shown = ahead, next(frames, None), None
+            if held is None or (ahead is None and moment > held.time + HOLD):
+                end = 0.0 if held is None else held.time - self.first
+                raise InputError(f"{self.name}: must have a frame at {time:.2f} s, got its last at {end:.2f} s")
+            shown = picture(held, size) if shown is None else shown
+            yield shown
+
+    def _broken(self, error: BaseException) -> InputError:
+        return InputError(f"{self.name}: cannot be decoded beyond {self._reached:.2f} s: {error}")
 
 
 class VideoStream:
@@ -45,33 +144,22 @@ class VideoStream:
         Raises:
             InputError: the file is missing, has no video, or cannot be decoded, with the time that was reached.
         """
-        import av
-
         waiting: list[np.ndarray] = []
-        reached = 0.0
-        try:
-            with av.open(str(self.path)) as container:
-                if not container.streams.video:
-                    raise InputError(f"{self.path}: must have a video stream, got none")
-                for frame, repeats in self._shown(container):
-                    reached = frame.time or 0.0
-                    waiting += [self._picture(frame)] * repeats
-                    while len(waiting) >= chunk:
-                        yield np.stack(waiting[:chunk])
-                        waiting = waiting[chunk:]
-        except (av.FFmpegError, OSError) as error:
-            raise InputError(f"{self.path}: cannot be decoded beyond {reached:.2f} s: {error}") from None
+        with VideoFile(str(self.path), self.path) as file:
+            for frame, repeats in self._shown(file):
+                waiting += [picture(frame, self.size)] * repeats
+                while len(waiting) >= chunk:
+                    yield np.stack(waiting[:chunk])
+                    waiting = waiting[chunk:]
         if waiting:
             yield np.stack(waiting)
 
-    def _shown(self, container: Any) -> Iterator[tuple[Any, int]]:
+    def _shown(self, file: VideoFile) -> Iterator[tuple[Any, int]]:
         """Frames of the file that are shown at some moment, and at how many moments."""
         held: Any = None
         first = period = 0.0
         given = 0
-        for frame in container.decode(video=0):
-            if frame.time is None:
-                raise InputError(f"{self.path}: every frame must have a timestamp, got none after {given / self.fps} s")
+        for frame in file.decode():
             first = frame.time if held is None else first
             due = min(self.frame_count, int(np.ceil((frame.time - first) * self.fps - 1e-6)))
             if held is not None:
@@ -87,14 +175,14 @@ class VideoStream:
             if last > given:
                 yield held, last - given
 
-    def _picture(self, frame: Any) -> np.ndarray:
-        """(S, S, 3) uint8."""
-        scale = self.size / min(frame.width, frame.height)
-        width, height = (max(self.size, round(side * scale)) for side in (frame.width, frame.height))
-        picture = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
-        top, left = (height - self.size) // 2, (width - self.size) // 2
-        square = picture[top : top + self.size, left : left + self.size]
-        return np.rot90(square, round((frame.rotation or 0) / 90))
+
+def picture(frame: Any, size: int) -> np.ndarray:
+    """A decoded frame with its shorter side scaled to S, cut to the middle square, turned as it says: (S, S, 3)."""
+    scale = size / min(frame.width, frame.height)
+    width, height = (max(size, round(side * scale)) for side in (frame.width, frame.height))
+    whole = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+    top, left = (height - size) // 2, (width - size) // 2
+    return np.rot90(whole[top : top + size, left : left + size], round((frame.rotation or 0) / 90))
 
 
 def find_video(folder: Path, name: str) -> Path | None:
