@@ -6,6 +6,7 @@ are seconds. Policies trust their input; `jepa.selective.SelectiveDecoder` is wh
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
@@ -173,6 +174,7 @@ class OpenSegment:
         self.count = 0
         self.first = 0
         self.total = self.last = np.zeros(0)
+        self._square: float | None = None  # of `total`, once asked for
         self._start = self._end = 0.0
 
     def add(self, latent: np.ndarray, time: float) -> None:
@@ -184,15 +186,33 @@ class OpenSegment:
             self._weighed, self._weight = np.zeros(len(latent) if self.agreement else 0), 0.0
         self.last, self._end = latent, time
         self.count += 1
+        self._square = None
         if self.agreement:
             self._kept.append(latent)
             if len(self._kept) > self._KEPT:
-                weighed, weight = weighed_sum(self._kept.popleft()[None], self.total, self.agreement)
-                self._weighed, self._weight = self._weighed + weighed, self._weight + weight
+                leaving = self._kept.popleft()
+                cosine = float(leaving.dot(self.total)) / _norm(self.square())
+                weight = math.exp(self.agreement * (cosine - 1))
+                self._weighed += weight * leaving
+                self._weight += weight
 
     def mean(self) -> np.ndarray:
         """(E,) float64, the mean of its n >= 1 steps, not renormalised."""
         return self.total / self.count
+
+    def square(self) -> float:
+        """Squared norm of the sum of its n >= 1 steps."""
+        if self._square is None:
+            self._square = float(self.total.dot(self.total))
+        return self._square
+
+    def distance(self, total: np.ndarray, count: int) -> float:
+        """Squared distance of the mean of its n >= 1 steps to that of `count` steps that sum to `total` (E,) float64.
+
+        By their products: for unit latents of float64 it is off by about 1e-15.
+        """
+        here, there = self.square() / self.count**2, float(total.dot(total)) / count**2
+        return here + there - 2 * float(total.dot(self.total)) / (self.count * count)
 
     def close(self) -> list[Segment]:
         """The steps as a segment with their renormalised mean, at the midpoint of their times; then none are left.
@@ -203,10 +223,10 @@ class OpenSegment:
         if not self.count:
             return []
         total, weight = self.total, float(self.count)
-        if self.agreement:
-            total, weight = weighed_sum(np.stack(self._kept), self.total, self.agreement)
+        if self.agreement and self.count > 1:
+            total, weight = weighed_sum(np.array(self._kept), self.total, self.agreement)
             total, weight = self._weighed + total, self._weight + weight
-            self._kept.clear()
+        self._kept.clear()
         segment = Segment(
             unit_mean(total, weight, self.last),
             time=(self._start + self._end) / 2,
@@ -262,10 +282,13 @@ def weighed_sum(latents: np.ndarray, total: np.ndarray, agreement: float) -> tup
     Steps that agree with their segment count, and those do little that blend two meanings at its edges, or are
     outliers: one step of the mean shift with a von Mises-Fisher kernel (Kobayashi & Otsu 2010, ICPR).
     """
-    norm = float(np.sqrt(total @ total))
-    direction = total / norm if norm > 1e-6 else total
-    weights = np.exp(agreement * (latents @ direction - 1))
+    weights = np.exp(agreement * (latents @ total / _norm(float(total.dot(total))) - 1))
     return weights @ latents, float(weights.sum())
+
+
+def _norm(square: float) -> float:
+    """The norm of a sum of unit latents of this squared norm; 1 where they cancel out."""
+    return math.sqrt(square) if square > 1e-12 else 1.0
 
 
 def unit_mean(total: np.ndarray, weight: float, last: np.ndarray) -> np.ndarray:

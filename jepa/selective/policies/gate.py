@@ -80,10 +80,8 @@ class Gate(CausalPolicy):
         if len(self._waiting) < self.pending:
             return []
         if self._open.count:
-            mean = self._open.mean()
-            deviation = self._waiting[0][0] - mean
-            square = float(deviation @ deviation)
-            if not self._changed(mean, square):
+            square = self._open.distance(self._waiting[0][0], 1)
+            if not self._changed(square):
                 self._join(square)
                 return []
         segments = self._open.close()
@@ -94,18 +92,17 @@ class Gate(CausalPolicy):
         self._join_all()
         return self._open.close()
 
-    def _changed(self, mean: np.ndarray, square: float) -> bool:
-        """Whether the pending steps do not fit the open segment of this mean.
+    def _changed(self, square: float) -> bool:
+        """Whether the pending steps do not fit the open segment.
 
-        `square` is the squared distance of the oldest of them to the mean.
+        `square` is the squared distance of the oldest of them to its mean.
         """
         n, m = self._open.count, self.pending
-        oldest = self._waiting[0][0]
-        total = oldest
+        oldest = total = self._waiting[0][0]
         for i in range(1, m):
             total = total + self._waiting[i][0]
-        gap = total / m - mean
-        if n * m / (n + m) * float(gap @ gap) <= self.threshold * (self._noise.value + self.noise_floor) + ROUNDING:
+        gap = square if m == 1 else self._open.distance(total, m)
+        if n * m / (n + m) * gap <= self.threshold * (self._noise.value + self.noise_floor) + ROUNDING:
             return False
         if m == 1:
             return True
@@ -122,7 +119,6 @@ class Gate(CausalPolicy):
         """Move all pending steps into the open segment, or a new one."""
         while self._waiting:
             if self._open.count:
-                deviation = self._waiting[0][0] - self._open.mean()
-                self._join(float(deviation @ deviation))
+                self._join(self._open.distance(self._waiting[0][0], 1))
             else:
                 self._open.add(*self._waiting.popleft())

@@ -115,12 +115,13 @@ def _cluster(latents: np.ndarray) -> WardTree:
     numbers = list(range(steps))  # −1 where no segment begins any more
     firsts = list(range(steps))  # of a segment, at its last step
     pairs: list[tuple[float, int, int, int, int]] = []
+    gap = np.empty_like(means[0])
 
     def pair(left: int, right: int) -> None:
-        gap = means[right] - means[left]
-        cost = sizes[left] * sizes[right] / (sizes[left] + sizes[right]) * float(gap.dot(gap))
-        older, newer = sorted((numbers[left], numbers[right]))
-        heappush(pairs, (cost, newer, older, left, right))
+        n, m, one, other = sizes[left], sizes[right], numbers[left], numbers[right]
+        np.subtract(means[right], means[left], gap)
+        cost = n * m / (n + m) * float(gap.dot(gap))
+        heappush(pairs, (cost, max(one, other), min(one, other), left, right))
 
     for step in range(1, steps):
         pair(step - 1, step)
@@ -130,7 +131,9 @@ def _cluster(latents: np.ndarray) -> WardTree:
         if {numbers[left], numbers[right]} != {newer, older}:
             continue  # one of the two has been merged
         size = sizes[left] + sizes[right]
-        means[left] += sizes[right] / size * (means[right] - means[left])
+        np.subtract(means[right], means[left], gap)
+        gap *= sizes[right] / size
+        means[left] += gap
         sizes[left], numbers[left], numbers[right] = size, steps + len(costs), -1
         firsts[left + size - 1] = left
         boundaries.append(right)
