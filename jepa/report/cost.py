@@ -16,12 +16,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FuncFormatter
+from matplotlib.patches import Rectangle
 
 from jepa.report import plots
-from jepa.report.page import document_html, scroll_html, section_html, table_html, text_html
-from jepa.report.plots import FONT, INCH, LIGHT, TITLE, Colours, drawing, frame, png, short
+from jepa.report.page import ESTIMATED, document_html, scroll_html, section_html, table_html, text_html
+from jepa.report.plots import FONT, INCH, LIGHT, TITLE, Colours, Fall, draw_waterfall, drawing, frame, png, short
 from jepa.report.schema import (
     CODE,
     Results,
@@ -370,85 +369,28 @@ def cost_summary(results: Results) -> str:
 
 # --- Pictures.
 
-_SOLID = ("measured",)  # evidence that is drawn solid; all else is hatched
-
 
 def waterfall(results: Results, colours: Colours = LIGHT) -> Figure:
-    """The baseline's cost, what each lever takes off in its order, and what is left."""
-    figure = Figure(figsize=(560 / INCH, (120 + 46 * (len(results["levers"]) + 3)) / INCH))
-    axes = figure.add_axes((0.27, 0.12, 0.57, 0.74))
-    _draw_waterfall(axes, results, colours)
+    """The baseline's cost, what each lever takes off in its order, and what is left; what is measured is solid."""
+    figure = Figure(figsize=(560 / INCH, (60 + 44 * (len(results["levers"]) + 3)) / INCH))
+    _draw_waterfall(figure.add_axes((0.27, 0.13, 0.7, 0.85)), results, 0.42, colours)
     return figure
 
 
-def _draw_waterfall(axes: Axes, results: Results, colours: Colours) -> None:
-    left, labels = 1.0, ["baseline"]
-    axes.barh(0, 1.0, 0.6, color=colours["muted"], linewidth=0)
-    axes.annotate("1", (1.0, 0), (4, 0), textcoords="offset points", va="center_baseline", color=colours["ink"])
-    for place, lever in enumerate(results["levers"], 1):
-        right, left = left, left / lever["in_order"]
-        low, width = min(left, right), abs(right - left)
-        colour = colours["series-4"] if lever["in_order"] >= 1 else colours["series-3"]
-        solid = lever["evidence"] in _SOLID
-        axes.add_patch(
-            Rectangle(
-                (low, place - 0.3),
-                width,
-                0.6,
-                facecolor=colour if solid else "none",
-                edgecolor=colour,
-                hatch=None if solid else "////",
-                linewidth=1,
-            )
-        )
+def _draw_waterfall(axes: Axes, results: Results, room: float, colours: Colours) -> None:
+    left, falls = 1.0, [Fall("baseline", "1", 1.0, measured=False)]
+    for lever in results["levers"]:
         words = f"{factor(lever['in_order'])} · alone {factor(lever['alone']['value'])}"
-        place_of = (max(left, right), place)
-        axes.annotate(words, place_of, (4, 0), textcoords="offset points", va="center_baseline", color=colours["ink"])
-        labels.append(f"{short(clean(lever['label']), 150)}\n{lever['evidence']}")
-    end, joint = len(labels), results["joint"]
-    axes.barh(end, 1 / joint["value"], 0.6, color="none", edgecolor=colours["ink"], hatch="////", linewidth=1)
-    axes.plot([1 / joint["high"], 1 / joint["low"]], [end, end], color=colours["ink"], linewidth=2)
-    axes.annotate(
-        _ranged(joint),
-        (1 / joint["low"], end),
-        (5, 0),
-        textcoords="offset points",
-        va="center_baseline",
-        color=colours["ink"],
+        named = f"{short(clean(lever['label']), 150)}\n{lever['evidence']}"
+        right, left = left, left / lever["in_order"]
+        falls.append(Fall(named, words, left, right, measured=lever["evidence"] == "measured"))
+    joint, product = results["joint"], results["product"]
+    low, high = 1 / joint["high"], 1 / joint["low"]
+    falls.append(Fall("all levers together", _ranged(joint), 1 / joint["value"], low=low, high=high, measured=False))
+    falls.append(
+        Fall("product of the single\nsavings (naive)", factor(product), 1 / product, measured=False, faint=True)
     )
-    axes.barh(
-        end + 1, 1 / results["product"], 0.6, color="none", edgecolor=colours["muted"], linestyle=":", linewidth=1.2
-    )
-    axes.annotate(
-        factor(results["product"]),
-        (1 / results["product"], end + 1),
-        (5, 0),
-        textcoords="offset points",
-        va="center_baseline",
-        color=colours["muted"],
-    )
-    labels += ["all levers together\nestimated", "product of the single\nsavings (naive)"]
-    axes.set_yticks(range(len(labels)), labels, color=colours["ink"], parse_math=False)
-    lowest = min(1 / results["product"], 1 / joint["high"])
-    axes.set_xscale("log")
-    axes.set(ylim=(len(labels) - 0.4, -0.6), xlim=(lowest * 0.8, 4))
-    frame(axes, colours)
-    axes.grid(axis="x", color=colours["grid"], linewidth=0.8)
-    axes.minorticks_off()
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel(f"{_measure(results)} of a {results['unit']}, share of the baseline", color=colours["muted"])
-    axes.legend(
-        handles=[
-            Patch(facecolor=colours["series-4"], label="size of the lever measured"),
-            Patch(facecolor="none", edgecolor=colours["series-4"], hatch="////", label="not measured"),
-        ],
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 1.0),
-        ncols=2,
-        frameon=False,
-        labelcolor=colours["ink"],
-        fontsize=FONT,
-    )
+    draw_waterfall(axes, falls, f"{_measure(results)} of a {results['unit']}, share of the baseline", room, colours)
 
 
 def heat_map(results: Results, colours: Colours = LIGHT) -> Figure:
@@ -505,7 +447,7 @@ def cost_png(results: Results) -> bytes:
         upper, lower = parts.flat
         for part in parts.flat:
             part.set_facecolor(LIGHT["surface"])
-        _draw_waterfall(upper.add_axes((0.17, 0.13, 0.64, 0.66)), results, LIGHT)
+        _draw_waterfall(upper.add_axes((0.17, 0.13, 0.8, 0.72)), results, 0.3, LIGHT)
         title = f"{clean(results['baseline']['model'])} on {clean(results['baseline']['hardware'])}: estimated savings"
         upper.text(0.03, 0.93, short(title, 700), **TITLE)
         _draw_grid(lower.subplots(1, len(batches), squeeze=False)[0], results, LIGHT)
@@ -531,13 +473,15 @@ def cost_html(results: Results) -> str:
                 "Levers",
                 text_html(_LEVERS_NOTE),
                 f'<figure class="half">{fall}</figure>{table_html(levers_table(results), "Levers")}',
+                (ESTIMATED,),
             ),
-            section_html("Workings", "", table_html(scenarios_table(results), "Workings")),
+            section_html("Workings", "", table_html(scenarios_table(results), "Workings"), (ESTIMATED,)),
             section_html(
                 "Workloads",
                 text_html(answer(results)),
                 f"<figure>{scroll_html('wide', 'Joint saving', grid)}</figure>"
                 f"{table_html(grid_table(results), 'Joint saving')}",
+                (ESTIMATED,),
             ),
             section_html("Sources", "", table_html(_sources_table(results), "Sources")),
         )

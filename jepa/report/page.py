@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -15,8 +15,11 @@ from jepa.report.schema import Results, to_json, validate_results, write_whole
 from jepa.report.tables import (
     CACHE_NOTE,
     COMPUTE_NOTE,
+    EST,
+    LEVERS_NOTE,
     MATRIX_NOTE,
     NONE,
+    PARAMETERS_NOTE,
     QUALITY_NOTE,
     Table,
     cache_table,
@@ -26,6 +29,7 @@ from jepa.report.tables import (
     headline,
     headline_savings,
     label,
+    lever_chain,
     markdown,
     matrix_table,
     operations_facts,
@@ -52,7 +56,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body { margin: 0; background: var(--surface); color: var(--ink); font: 1rem/1.55 var(--sans); }
-main, header, footer { max-width: 1140px; margin: 0 auto; padding: 0 clamp(1rem, 4vw, 2.5rem); }
+main, header, footer { max-width: 1280px; margin: 0 auto; padding: 0 clamp(1rem, 4vw, 2.5rem); }
 header { padding-top: clamp(2rem, 6vw, 4.5rem); }
 h1, h2 { font-family: var(--serif); font-weight: 500; letter-spacing: -0.01em; line-height: 1.15;
   text-wrap: balance; }
@@ -69,7 +73,7 @@ figcaption, .small { font-size: 0.875rem; line-height: 1.5; }
   letter-spacing: 0.02em; margin: 0; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr));
   gap: clamp(1.6rem, 4vw, 3rem); margin-top: 1.4rem; align-items: start; }
-.half { max-width: 36rem; }
+.half { max-width: 40rem; }
 .whole { white-space: nowrap; }
 .claim { border-top: 2px solid var(--ink); padding-top: 0.9rem; }
 .stack > * + * { margin-top: 2.4rem; }
@@ -104,6 +108,14 @@ th[scope=rowgroup] span { position: sticky; left: 0; }
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
 tbody th[scope=rowgroup] { padding-top: 1.3rem; font-weight: 650; border-bottom: 1px solid var(--grid); }
 th .dot, .runs .dot { display: inline-block; width: 0.6em; height: 0.6em; border-radius: 50%; margin-right: 0.55em; }
+.badge { font: 400 0.75rem/1.3 var(--sans); letter-spacing: 0; color: var(--muted); white-space: nowrap; }
+h2 .badge { margin-left: 0.9em; }
+.badge::before { content: ""; display: inline-block; width: 0.8em; height: 0.8em; margin-right: 0.4em;
+  border: 1px solid var(--muted); vertical-align: -0.06em; print-color-adjust: exact; }
+.badge.measured::before { background: var(--muted); }
+.badge.estimated::before { background: repeating-linear-gradient(-45deg, var(--muted) 0 1px, transparent 1px 3px); }
+.legend { margin-top: 1rem; max-width: none; }
+.legend .badge { margin-right: 0.3em; }
 details { margin-top: 1rem; font-size: 0.875rem; }
 summary { cursor: pointer; color: var(--muted); }
 summary:focus-visible { outline: 2px solid var(--focus); outline-offset: 3px; }
@@ -238,6 +250,7 @@ def _curves(results: Results) -> str:
         "ring marks the operating point chosen on the calibration streams, a cross one that falls short on the test "
         "streams. Grey lines are the other policies: point at one for its name; the tables have them all.",
         _each_setting(results, figure, "pair"),
+        (MEASURED,),
     )
 
 
@@ -270,6 +283,7 @@ def _strips(results: Results) -> str:
         "the moment it is dated to; an outlined one took no decoder call, its text came from a cache or a bank. Text "
         "is cut to its bar; point at it to read it in full.",
         _each_setting(results, figure, "stack"),
+        (MEASURED,),
     )
 
 
@@ -286,20 +300,39 @@ def _savings(results: Results) -> str:
         "Reference over policy, in decoder calls per second, where the policy is at least as good on the test "
         "streams; 95&nbsp;% intervals in brackets.",
         _each_setting(results, tables, "stack"),
+        (MEASURED,),
     )
 
 
 def _compute(results: Results) -> str:
-    def figure(name: str, setting: dict[str, Any]) -> str:
+    def figures(name: str, setting: dict[str, Any]) -> str:
         reference = reference_name(setting, headline_savings(setting)[0])
-        title = f"Compute of {len(setting['operations'])} operating points on {name} streams"
-        drawing = _figure(partial(plots.operations, results, name), f"compute-{_place(results, name)}", title)
-        caption = text_html(f"{operations_facts(setting)}; × is the saving against {reference}.")
-        table = _table(results, name, "Compute", compute_table(setting))
-        return f'<figure class="half">{drawing}<figcaption>{caption}</figcaption></figure>{table}'
+        place, steps = _place(results, name), setting["operations"]
+        measures = {"flops": "FLOPs", "seconds": "Wall time"}
+        drawn = ""
+        for measure, words in measures.items():
+            title = f"{words} of the parts at {len(steps)} operating points on {name} streams"
+            drawing = _figure(partial(plots.operations, results, name, measure), f"{measure}-{place}", title)
+            caption = f"{words} of each part. {operations_facts(setting)}; × is the saving against {reference}."
+            drawn += f"<figure>{drawing}<figcaption>{text_html(caption)}</figcaption></figure>"
+        for measure, words in measures.items():
+            if not lever_chain(setting, measure):
+                continue
+            title = f"{words} that each lever takes off uniform decoding on {name} streams"
+            drawing = _figure(partial(plots.levers, results, name, measure), f"levers-{measure}-{place}", title)
+            caption = f"{words}, one lever after the other. {LEVERS_NOTE}"
+            drawn += f"<figure>{drawing}<figcaption>{text_html(caption)}</figcaption></figure>"
+        return f'<div class="pair">{drawn}</div>{_table(results, name, "Compute", compute_table(setting))}'
 
-    lede = "What detector, encoder, predictor and decoder take at each operating point, and what is saved end to end."
-    return section_html("Compute", lede, _note(COMPUTE_NOTE) + _each_setting(results, _where_recorded(figure), "stack"))
+    lede = "What detector, encoder, predictor, decoder and cache take at each operating point, and what is saved."
+    body = _note(COMPUTE_NOTE) + _each_setting(results, _where_recorded(figures), "stack")
+    return section_html("Compute", lede, body, _timed(results))
+
+
+def _timed(results: Results) -> tuple[str, ...]:
+    """Whether wall times are all measured, or some of them estimated."""
+    rows = [row for setting in results["settings"].values() for row in setting["operations"]]
+    return (MEASURED, ESTIMATED) if any(row["seconds_estimated"] for row in rows) else (MEASURED,)
 
 
 def _quality(results: Results) -> str:
@@ -307,9 +340,8 @@ def _quality(results: Results) -> str:
         return _table(results, name, "Stream quality", quality_table(setting))
 
     lede = "What the texts of each operating point are worth as a description of the stream, and how late they are."
-    return section_html(
-        "Stream quality", lede, _note(QUALITY_NOTE) + _each_setting(results, _where_recorded(table), "stack")
-    )
+    body = _note(QUALITY_NOTE) + _each_setting(results, _where_recorded(table), "stack")
+    return section_html("Stream quality", lede, body, (MEASURED,))
 
 
 def _operations(results: Results) -> str:
@@ -320,6 +352,7 @@ def _operations(results: Results) -> str:
         "Operations",
         "What was counted and timed while the test streams ran.",
         _each_setting(results, _where_recorded(table), "stack"),
+        _timed(results),
     )
 
 
@@ -329,7 +362,7 @@ def _cache(results: Results) -> str:
 
     if not any(map(has_cache, results["settings"].values())):
         return ""
-    return section_html("Cache", text_html(CACHE_NOTE), _each_setting(results, table, "stack"))
+    return section_html("Cache", text_html(CACHE_NOTE), _each_setting(results, table, "stack"), (MEASURED,))
 
 
 def _table(results: Results, name: str, title: str, table: Table) -> str:
@@ -350,12 +383,12 @@ def _where_recorded(render: _Render) -> _Render:
 
 def _scores(results: Results) -> str:
     lede = "Of the checkpoint, on compositions held out from training, each beside what guessing would give."
-    return section_html("Scores", lede, table_html(scores_table(results["scores"]), "Scores"))
+    return section_html("Scores", lede, table_html(scores_table(results["scores"]), "Scores"), (MEASURED,))
 
 
 def _parameters(results: Results) -> str:
-    lede = "The four roles of the model. “Trained” counts what received gradients."
-    return section_html("Parameters by role", lede, table_html(parameters_table(results), "Parameters by role"))
+    table = table_html(parameters_table(results), "Parameters by role")
+    return section_html("Parameters by role", text_html(PARAMETERS_NOTE), table)
 
 
 def _training(results: Results) -> str:
@@ -367,7 +400,7 @@ def _training(results: Results) -> str:
         body = "<p>No curve was recorded.</p>"
     minutes = f"{record['seconds'] / 60:,.1f} minutes"
     lede = f"{record['steps']:,} steps on {record['samples']:,} samples in {minutes}."
-    return section_html("Training", lede, body)
+    return section_html("Training", lede, body, (MEASURED,))
 
 
 def _provenance(results: Results) -> str:
@@ -383,6 +416,18 @@ def _provenance(results: Results) -> str:
 # --- Building blocks.
 
 
+MEASURED, ESTIMATED = "measured", "estimated"
+
+
+def badge_html(evidence: str, words: str = "") -> str:
+    """What a figure is, `MEASURED` or `ESTIMATED`, as a solid or a hatched mark before `words`."""
+    return f'<span class="badge {evidence}">{words or evidence}</span>'
+
+
+_LEGEND = (
+    f"{badge_html(MEASURED)} counted or timed while it ran; solid in the figures. "
+    f"{badge_html(ESTIMATED)} follows from a model or from a part of the run; hatched."
+)
 _SOURCE = "The figures of this page are those of the results document beside it."
 
 
@@ -405,6 +450,7 @@ def document_html(
 <header>
 <p class="kicker">{name} · {escape(clean(results["created"]))} · {escape(detail)}</p>
 <h1>{escape(heading)}</h1>
+<p class="legend small muted">{_LEGEND}</p>
 </header>
 <main>
 {body}
@@ -432,10 +478,12 @@ def _place(results: Results, name: str) -> int:
     return list(results["settings"]).index(name)
 
 
-def section_html(title: str, lede: str, body: str) -> str:
+def section_html(title: str, lede: str, body: str, evidence: Sequence[str] = ()) -> str:
+    """A part of a page; `evidence` says what its figures are: `MEASURED`, `ESTIMATED`, or both."""
     uid = title.lower().replace(" ", "-")
     lede = f'<p class="lede">{lede}</p>' if lede else ""
-    return f'<section aria-labelledby="{uid}"><h2 id="{uid}">{title}</h2>{lede}{body}</section>\n'
+    heading = " ".join([title, *map(badge_html, evidence)])
+    return f'<section aria-labelledby="{uid}"><h2 id="{uid}">{heading}</h2>{lede}{body}</section>\n'
 
 
 def _each_setting(results: Results, render: _Render, layout: str) -> str:
@@ -454,6 +502,15 @@ def scroll_html(kind: str, label: str, body: str) -> str:
     return f'<div class="scroll {kind}" tabindex="0" role="region" aria-label="{escape(clean(label))}">{body}</div>'
 
 
+def _cell_html(text: str) -> str:
+    """The text of a cell, with a badge for what says that it was measured or estimated."""
+    if text in (MEASURED, ESTIMATED):
+        return badge_html(text)
+    if text.endswith(EST):
+        return f"{text_html(text.removesuffix(EST))} {badge_html(ESTIMATED, EST.strip())}"
+    return text_html(text)
+
+
 def table_html(table: Table, label: str, colours: Mapping[str, int] = MappingProxyType({})) -> str:
     """A table that scrolls; `colours` gives row headings the dot of a policy's series, grey if it has none."""
 
@@ -463,11 +520,11 @@ def table_html(table: Table, label: str, colours: Mapping[str, int] = MappingPro
             if colours:
                 colour = f"series-{colours[text]}" if text in colours else "grid"
                 dot = f'<span class="dot" style="background: var(--{colour})"></span>'
-            return f'<th scope="row">{dot}{text_html(text)}</th>'
+            return f'<th scope="row">{dot}{_cell_html(text)}</th>'
         if index < table.text_columns:
-            return f'<td class="words">{text_html(text)}</td>' if len(text) > 40 else f"<td>{text_html(text)}</td>"
+            return f'<td class="words">{text_html(text)}</td>' if len(text) > 40 else f"<td>{_cell_html(text)}</td>"
         words = " words" if text.startswith("not reached") else ""
-        return f'<td class="n{words}">{text_html(text)}</td>'
+        return f'<td class="n{words}">{_cell_html(text)}</td>'
 
     def numeric(index: int) -> str:
         return "" if index < table.text_columns else ' class="n"'

@@ -13,8 +13,9 @@ import functools
 import io
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -31,7 +32,9 @@ from PIL import Image
 from jepa.errors import InputError
 from jepa.report.schema import Results
 from jepa.report.tables import (
+    ESTIMATED_PARTS,
     PARTS,
+    UNCOUNTED,
     best_causal,
     clean,
     factor,
@@ -39,8 +42,10 @@ from jepa.report.tables import (
     headline_savings,
     highlighted,
     label,
+    lever_chain,
     operating_point,
     operations_ratio,
+    point,
     quality,
     reference_name,
     strip_decodes,
@@ -107,13 +112,14 @@ def css_variables(colours: Colours) -> str:
 
 NAMES = 168  # CSS pixels to the right of the curves, for the names of the policies
 _LINE = 12.5  # CSS pixels from one line of names to the next
+_ABOVE = 16.0  # points from the curves to their title: the event rate is named between them
 
 
 def curves(results: Results, name: str, colours: Colours = LIGHT) -> Figure:
     """CIDEr-D against decodes per second of every policy on one setting's test streams."""
     width, height = 470, 370
     figure = Figure(figsize=(width / INCH, height / INCH))
-    left, bottom, top = 26, 44, 40
+    left, bottom, top = 26, 44, 46
     inside = (width - left - NAMES, height - bottom - top)
     axes = figure.add_axes((left / width, bottom / height, inside[0] / width, inside[1] / height))
     draw_curves(axes, results, name, colours)
@@ -144,15 +150,8 @@ def draw_curves(axes: Axes, results: Mapping[str, Any], name: str, colours: Colo
         _draw_curve(axes, label(setting["curves"][policy]), points, series.get(policy), policy in claimed, colours)
     _frame_curves(axes, setting, colours)
     axes.axhline(level, color=colours["ink"], linewidth=1, linestyle=(0, (5, 3)))
-    axes.annotate(
-        short(reference_name(setting, savings[0]), 250),
-        (0, level),
-        (4, 4),
-        xycoords=axes.get_yaxis_transform(),
-        textcoords="offset points",
-        color=colours["ink"],
-        parse_math=False,
-    )
+    title = f"CIDEr-D; dashed: {reference_name(setting, savings[0])}"
+    axes.set_title(short(title, 300), loc="left", pad=_ABOVE, fontsize=FONT, color=colours["muted"], parse_math=False)
     for saving in savings:
         if saving["decodes_per_second"] and saving["policy"] in series:
             reached = saving["reached"]
@@ -212,7 +211,6 @@ def _frame_curves(axes: Axes, setting: dict[str, Any], colours: Colours) -> None
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.set_xlabel("decodes per second", color=colours["muted"])
-    axes.set_title("CIDEr-D", loc="left", fontsize=FONT, color=colours["muted"])
     axes.axvline(setting["events_per_second"], color=colours["muted"], linewidth=0.9, linestyle=(0, (1, 2)))
     axes.annotate(
         "event rate",
@@ -558,62 +556,161 @@ def fit(text: str, width: float, lines: int) -> list[str]:
 # --- Operations and training.
 
 
-def operations(results: Results, name: str, colours: Colours = LIGHT) -> Figure:
-    """What each part takes per second of stream, one bar an operating point: FLOPs, or wall time if none counted."""
+_SHADES = {"detector": 0.9, "encoder": 0.5, "predictor": 0.27}  # of grey; decoder and cache have the policy's colour
+_CACHE_SHADE = 0.45
+ESTIMATED = "/////"  # the hatch of whatever is estimated, not measured; what is measured is solid
+MEASURES = ("flops", "seconds")
+
+
+def operations(results: Results, name: str, measure: str, colours: Colours = LIGHT) -> Figure:
+    """What each part takes per second of stream, one stacked bar an operating point.
+
+    `measure` is one of `MEASURES`: FLOPs as they were counted, or wall time, in which cache look-ups are a part and
+    what is estimated is hatched.
+    """
     setting, series = results["settings"][name], series_of(results)
     rows = setting["operations"]
-    counted = all(total_flops(row["ledger"]) for row in rows)
-    scale, unit = flops_unit(rows) if counted else (1e-3, "wall millisecond")
+    scale, unit = flops_unit(rows) if measure == "flops" else (1e-3, "millisecond")
+    parts = PARTS if measure == "flops" else (*PARTS, "cache")
     width, height = 470, 70 + 31 * len(rows)
     figure = Figure(figsize=(width / INCH, height / INCH))
-    axes = figure.add_axes((170 / width, 42 / height, 1 - 180 / width, 1 - 70 / height))
+    axes = figure.add_axes((160 / width, 42 / height, 1 - 176 / width, 1 - 70 / height))
     frame(axes, colours)
-    shades = {"detector": 0.9, "encoder": 0.5, "predictor": 0.27}
     longest = 0.0
     for y, row in enumerate(rows):
         ledger, left = row["ledger"], 0.0
-        for part in PARTS:
-            amount = ledger[part]["flops" if counted else "seconds"]
-            length = amount / ledger["stream_seconds"] / scale if ledger["stream_seconds"] else 0.0
-            colour = colours["muted"] if part in shades else _decoder_colour(series, row["policy"], colours)
-            axes.barh(y, length, 0.56, left, color=colour, alpha=shades.get(part, 1.0), linewidth=0)
+        for part in parts:
+            length = ledger[part][measure] / ledger["stream_seconds"] / scale if ledger["stream_seconds"] else 0.0
+            estimated = measure == "seconds" and row["seconds_estimated"] and part in ESTIMATED_PARTS
+            colour = colours["muted"] if part in _SHADES else _decoder_colour(series, row["policy"], colours)
+            fill = _fill(colour, _SHADES.get(part, _CACHE_SHADE if part == "cache" else 1.0), estimated)
+            axes.barh(y, length, 0.56, left, gid=tooltip(f"{part}: {length:.3g} {unit}s per second of stream"), **fill)
             left += length
-        ratios = operations_ratio(setting, row)
-        estimated = " est." if row["seconds_estimated"] and not counted else ""
-        axes.annotate(
-            f"{left:.3g} · {factor(ratios.flops if counted else ratios.seconds)}{estimated}",
-            (left, y),
-            (5, 0),
-            textcoords="offset points",
-            va="center_baseline",
-            color=colours["ink"],
-        )
+        ratio = getattr(operations_ratio(setting, row), measure)
+        words = f"{left:.3g} · {factor(ratio)}" if measure == "seconds" or total_flops(ledger) else UNCOUNTED
+        place: Any = {"textcoords": "offset points", "va": "center_baseline"}
+        axes.annotate(words, (left, y), (5, 0), color=colours["ink"], **place)
         longest = max(longest, left)
     swept = [setting["curves"][row["policy"]] for row in rows]
     labels = [
         f"{short(label(curve), 150)}\n{short(operating_point(curve, row['knob']), 150)}"
         for curve, row in zip(swept, rows, strict=True)
     ]
-    axes.set_yticks(range(len(rows)), labels, color=colours["ink"], parse_math=False)
-    axes.tick_params(axis="y", length=0, labelsize=_SMALL)
-    axes.spines["left"].set_visible(False)
-    axes.set(xlim=(0, longest * 1.4 or 1), ylim=(len(rows) - 0.5, -0.5))
+    _label_bars(axes, labels, colours)
+    axes.set(xlim=(0, longest * 1.45 or 1))
     axes.set_xlabel(f"{unit}s per second of stream", color=colours["muted"])
-    parts: list[Any] = [Patch(color=colours["muted"], alpha=shade, linewidth=0) for shade in shades.values()]
-    decoders = dict.fromkeys(_decoder_colour(series, row["policy"], colours) for row in rows)
-    parts.append(tuple(Patch(color=colour, linewidth=0) for colour in [*decoders][:3]))
+    decoders = [*dict.fromkeys(_decoder_colour(series, row["policy"], colours) for row in rows)][:3]
+    keys: list[Any] = [Patch(color=colours["muted"], alpha=shade, linewidth=0) for shade in _SHADES.values()]
+    for part in parts[len(_SHADES) :]:
+        alpha = _CACHE_SHADE if part == "cache" else 1.0
+        keys.append(tuple(Patch(color=colour, alpha=alpha, linewidth=0) for colour in decoders))
     figure.legend(
+        keys,
         parts,
-        PARTS,
         handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
         loc="upper left",
-        ncols=len(PARTS),
+        ncols=len(parts),
         frameon=False,
         labelcolor=colours["muted"],
-        handlelength=1.6,
+        handlelength=1.4,
         handleheight=1,
-        columnspacing=1.2,
+        columnspacing=1.1,
     )
+    return figure
+
+
+def _fill(colour: str, alpha: float, estimated: bool) -> dict[str, Any]:
+    """How a bar is filled: solid where it is measured, hatched where it is estimated."""
+    if not estimated:
+        return {"facecolor": colour, "alpha": alpha, "linewidth": 0}
+    return {"facecolor": "none", "edgecolor": colour, "alpha": alpha, "linewidth": 0.8, "hatch": ESTIMATED}
+
+
+def _label_bars(axes: Axes, labels: list[str], colours: Colours) -> None:
+    """Names at the left of horizontal bars, the first one at the top."""
+    axes.set_yticks(range(len(labels)), labels, color=colours["ink"], parse_math=False)
+    axes.tick_params(axis="y", length=0, labelsize=_SMALL)
+    axes.set(ylim=(len(labels) - 0.5, -0.5))
+
+
+@dataclass(frozen=True)
+class Fall:
+    """A bar of a waterfall, from `start` to `end`, shares of the baseline > 0; without a `start` it is a total.
+
+    `low` and `high` are the ends of a total's range, where it has one. A bar that is not `measured` is hatched, a
+    `faint` one is only outlined.
+    """
+
+    label: str
+    words: str
+    end: float
+    start: float | None = None
+    low: float | None = None
+    high: float | None = None
+    measured: bool = True
+    faint: bool = False
+
+
+def draw_waterfall(axes: Axes, falls: Sequence[Fall], xlabel: str, room: float, colours: Colours) -> None:
+    """What each lever takes off a baseline of 1, in order, on a logarithmic axis: equal lengths are equal ratios.
+
+    `room` is the share of the width that is kept for the words at the right.
+    """
+    floor = min(0.4, *(0.8 * (fall.low or fall.end) for fall in falls))
+    highest = max(fall.high or fall.end for fall in falls)
+    frame(axes, colours)
+    for y, fall in enumerate(falls):
+        start = floor if fall.start is None else fall.start
+        colour = colours["muted" if fall.start is None else "series-4" if fall.end <= fall.start else "series-3"]
+        fill = _fill(colour, 1.0, not fall.measured)
+        if fall.faint:
+            fill = {"facecolor": "none", "edgecolor": colour, "linestyle": ":", "linewidth": 1.2}
+        tip = tooltip(f"{' '.join(fall.label.split())}: {fall.words}")
+        axes.barh(y, abs(fall.end - start), 0.6, min(start, fall.end), gid=tip, **fill)
+        if fall.low is not None:
+            axes.plot([fall.low, fall.high], [y, y], color=colours["ink"], linewidth=2)
+        place = (max(start, fall.end, fall.high or 0), y)
+        style: Any = {"textcoords": "offset points", "va": "center_baseline", "parse_math": False}
+        axes.annotate(fall.words, place, (5, 0), color=colours["muted" if fall.faint else "ink"], **style)
+        if y + 1 < len(falls) and not fall.faint:  # what is left, carried to the next bar
+            axes.plot([fall.end] * 2, [y + 0.3, y + 0.7], color=colours["muted"], linewidth=0.8)
+    _label_bars(axes, [fall.label for fall in falls], colours)
+    axes.set_xscale("log")
+    axes.set_xlim(floor, highest * (highest / floor) ** (room / (1 - room)))
+    axes.grid(axis="x", color=colours["grid"], linewidth=0.8)
+    ticks = [tick for tick in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if tick >= floor]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(xlabel, color=colours["muted"])
+
+
+def levers(results: Results, name: str, measure: str, colours: Colours = LIGHT) -> Figure:
+    """What deciding when to decode, a cache and encoding only some steps each take off, one after the other.
+
+    Every bar ends at the total of a ledger of its own, relative to the reference's: nothing is multiplied.
+    """
+    setting = results["settings"][name]
+    falls, left = [], 1.0
+    chain = lever_chain(setting, measure)
+    for title, row in chain:
+        curve = setting["curves"][row["policy"]]
+        ratio = getattr(operations_ratio(setting, row), measure)
+        level = f"CIDEr-D {quality(point(setting, row)['cider_d']['value'])}"
+        if not falls:
+            falls.append(Fall(f"{short(label(curve), 140)}\n{operating_point(curve, row['knob'])}", level, 1.0))
+            continue
+        words = f"{factor(left * ratio)}, {level}"
+        named = f"{title}\n{short(label(curve), 140)}"
+        measured = measure == "flops" or not row["seconds_estimated"]
+        falls.append(Fall(named, words, 1 / ratio, left, measured=measured))
+        left = 1 / ratio
+    estimated = measure == "seconds" and any(row["seconds_estimated"] for _, row in chain)
+    falls.append(Fall("all together", factor(1 / left), left, measured=not estimated))
+    width, height = 470, 60 + 38 * len(falls)
+    figure = Figure(figsize=(width / INCH, height / INCH))
+    axes = figure.add_axes((150 / width, 42 / height, 1 - 156 / width, 1 - 50 / height))
+    unit = {"flops": "FLOPs", "seconds": "wall time"}[measure]
+    draw_waterfall(axes, falls, f"{unit} per second of stream, share of the first", 0.42, colours)
     return figure
 
 
@@ -657,11 +754,11 @@ def overview_png(results: Results) -> bytes:
         for part in (upper, between, lower):
             part.set_facecolor(LIGHT["surface"])
         panels = upper.subplots(1, len(names), squeeze=False)[0]
-        upper.subplots_adjust(0.045, 0.11, 1 - NAMES / width, 0.84, wspace=0.52)
+        upper.subplots_adjust(0.045, 0.11, 1 - NAMES / width, 0.83, wspace=0.52)
         for axes, name in zip(panels, names, strict=True):
             draw_curves(axes, results, name, LIGHT)
             place = {"xycoords": "axes fraction", "textcoords": "offset points"}
-            axes.annotate(short(f"{clean(name)} streams", 350), (0, 1), (0, 22), **place, **TITLE)
+            axes.annotate(short(f"{clean(name)} streams", 350), (0, 1), (0, 34), **place, **TITLE)
         title = short(f"One of the {clean(names[0])} streams", 700)
         between.text(0.045, 0.5, title, **TITLE)
         _draw_strip(lower, results, names[0], LIGHT, width, margin=0.045 * width)
@@ -674,7 +771,7 @@ def png(figure: Figure) -> bytes:
     figure.savefig(buffer, format="png", dpi=1.5 * INCH)
     picture = Image.open(buffer).convert("RGB")
     buffer = io.BytesIO()
-    picture.quantize(kmeans=3, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
+    picture.quantize(dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
     return buffer.getvalue()
 
 

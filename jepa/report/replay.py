@@ -245,7 +245,7 @@ def replay_png(results: Replay) -> bytes:
         across = (height - bottom - top) / height
         axes = figure.add_axes((left / width, bottom / height, inner / width, across))
         plots.draw_curves(axes, swept, name, LIGHT)
-        axes.annotate(name, (0, 1), (0, 22), xycoords="axes fraction", textcoords="offset points", **TITLE)
+        axes.annotate(name, (0, 1), (0, 34), xycoords="axes fraction", textcoords="offset points", **TITLE)
         if several:
             start = left + inner + plots.NAMES + 50
             axes = figure.add_axes((start / width, bottom / height, (width - start - 20) / width, across))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from jepa.report.schema import Results, validate_results
 
 PARTS = ("detector", "encoder", "predictor", "decoder")
+ESTIMATED_PARTS = ("encoder", "predictor")  # whose wall time is estimated where a policy selects steps
 NONE = "–"
 
 Row = tuple[str, ...]
@@ -296,6 +297,40 @@ def operations_ratio(setting: dict[str, Any], row: dict[str, Any]) -> Ratios:
     )
 
 
+def lever_chain(setting: dict[str, Any], measure: str) -> list[tuple[str, dict[str, Any]]]:
+    """(lever, operations) of the reference, then of causal operating points that each have one lever more.
+
+    The levers: deciding when to decode, a cache besides, encoding only some steps besides. Of several operating points,
+    one that keeps the reference's quality is taken, of these the one of the fewest FLOPs. A lever that no policy has is
+    left out; where FLOPs, or the `measure` ("flops" or "seconds"), do not compare there is no chain: [].
+    """
+    reference, curves = reference_row(setting), setting["curves"]
+    wanted = headline_savings(setting)[0]["reference_quality"]
+
+    def rank(row: dict[str, Any]) -> tuple[bool, float]:
+        return point(setting, row)["cider_d"]["value"] >= wanted, operations_ratio(setting, row).flops or 0.0
+
+    def has(row: dict[str, Any], cached: bool, selects: bool) -> bool:
+        curve = curves[row["policy"]]
+        decides = curve["causal"] and not curve["oracle"] and curve["knob"] != "rate_hz"
+        return decides and (curve["cache"] is not None) == cached and curve["selects_steps"] == selects
+
+    counted = [row for row in setting["operations"] if operations_ratio(setting, row).flops]
+    chain = [] if reference is None else [("uniform", reference)]
+    cached = False
+    for title, cache, selects in (
+        ("selective decoding", False, False),
+        ("+ cache", True, False),
+        ("+ selective encoding", None, True),
+    ):
+        rows = [row for row in counted if has(row, cached if cache is None else cache, selects)]
+        if rows:
+            chain.append((title, max(rows, key=rank)))
+            cached = cached or bool(cache)
+    compared = all(getattr(operations_ratio(setting, row), measure) for _, row in chain)
+    return chain if len(chain) > 1 and compared else []
+
+
 def break_even(setting: dict[str, Any], row: dict[str, Any]) -> float | None:
     """Steps per second up to which encoding costs no more FLOPs than the decodes saved; <= 0 where none are.
 
@@ -336,6 +371,12 @@ COMPUTE_NOTE = (
 )
 
 
+LEVERS_NOTE = (
+    "Each bar is the ledger of an operating point of its own, so that what the levers do together is measured, not "
+    "multiplied; beside it the CIDEr-D there. Equal lengths are equal factors."
+)
+
+
 def compute_table(setting: dict[str, Any]) -> Table:
     """FLOPs per second of stream of each part at each operating point, and what is saved end to end."""
     rows = setting["operations"]
@@ -369,8 +410,11 @@ def compute_table(setting: dict[str, Any]) -> Table:
     return Table(header, ((title, tuple(map(cells, rows))),), text_columns=2)
 
 
+EST = " est."  # after what was estimated, not measured
+
+
 def _estimated(row: dict[str, Any], value: float | None) -> str:
-    return " est." if row["seconds_estimated"] and value else ""
+    return EST if row["seconds_estimated"] and value else ""
 
 
 def operations_table(setting: dict[str, Any]) -> Table:
@@ -380,13 +424,12 @@ def operations_table(setting: dict[str, Any]) -> Table:
         curve, ledger = setting["curves"][row["policy"]], row["ledger"]
         whole = total_seconds(ledger)
         timed = {part: ledger[part]["seconds"] for part in (*PARTS, "cache")}
-        selected = ("encoder", "predictor")  # whose wall time may be estimated
         return (
             label(curve),
             operating_point(curve, row["knob"]),
             *(f"{ledger[part]['calls']:,}" for part in PARTS),
             *(f"{ledger['decoder'][key]:,}" for key in ("forward_passes", "tokens")),
-            *(seconds(value) + _estimated(row, value) * (part in selected) for part, value in timed.items()),
+            *(seconds(value) + _estimated(row, value) * (part in ESTIMATED_PARTS) for part, value in timed.items()),
             seconds(whole) + _estimated(row, whole),
         )
 
@@ -638,6 +681,13 @@ def parameters_total(results: Results) -> tuple[int, int]:
     return total, trainable
 
 
+PARAMETERS_NOTE = (
+    "Parameters: all that are stored, token embeddings and frozen ones included; what roles share counts "
+    "with the first. Trained: those that received gradients in any stage. Used by a token: all, but of routed experts "
+    "those that one token is sent to."
+)
+
+
 def parameters_table(results: Results) -> Table:
     """Parameters by role, and their sum: stored, trained, and those that a token uses (all, but of routed experts)."""
 
@@ -834,6 +884,7 @@ def markdown(results: Results) -> str:
         "## Scores",
         markdown_table(scores_table(results["scores"])),
         "## Parameters by role",
+        PARAMETERS_NOTE,
         markdown_table(parameters_table(results)),
         "## Provenance",
         markdown_table(provenance_table(results)),

@@ -1082,3 +1082,42 @@ def test_summary_fits_100_columns(results):
     assert any(line.startswith("†oracle") for line in rows)
     assert any(line.startswith("*Ward, mean") and "2.45×" in line for line in rows)
     assert "retrieval R@1 0.712 (chance 0.0042)" in lines[-1]
+
+
+# --- Operations by part, and levers.
+
+
+def test_the_parts_are_stacked_to_the_whole_and_what_is_estimated_is_hatched(results):
+    """Of FLOPs and of wall time; only the latter has cache look-ups, and estimates."""
+    setting = results["settings"]["everyday"]
+    for measure in plots.MEASURES:
+        axes = plots.operations(results, "everyday", measure).axes[0]
+        for y, row in enumerate(setting["operations"]):
+            bars = [bar for bar in axes.patches if bar.get_y() + bar.get_height() / 2 == pytest.approx(y)]
+            parts = (*tables.PARTS, "cache") if measure == "seconds" else tables.PARTS
+            assert len(bars) == len(parts)
+            whole = sum(row["ledger"][part][measure] for part in parts) / row["ledger"]["stream_seconds"]
+            widths = sum(bar.get_width() for bar in bars)
+            unit = 1e-3 if measure == "seconds" else tables.flops_unit(setting["operations"])[0]
+            assert widths * unit == pytest.approx(whole)
+            hatched = [part for part, bar in zip(parts, bars, strict=True) if bar.get_hatch()]
+            estimated = measure == "seconds" and row["seconds_estimated"]
+            assert hatched == (["encoder", "predictor"] if estimated else [])
+
+
+def test_levers_end_at_what_was_measured_together(results):
+    """Each fall starts where the one before it ends; the last is the ledger of the last operating point."""
+    setting = results["settings"]["everyday"]
+    for measure in plots.MEASURES:
+        chain = tables.lever_chain(setting, measure)
+        assert [title for title, _ in chain] == ["uniform", "selective decoding", "+ cache"]  # as policies have levers
+        first, *falls, total = plots.levers(results, "everyday", measure).axes[0].patches
+        ends = [1 / getattr(tables.operations_ratio(setting, row), measure) for _, row in chain]
+        for bar, start, end in zip(falls, ends, ends[1:], strict=False):
+            low, high = sorted((start, end))
+            assert (bar.get_x(), bar.get_x() + bar.get_width()) == pytest.approx((low, high))
+        assert total.get_x() + total.get_width() == pytest.approx(ends[-1])
+        assert first.get_x() + first.get_width() == pytest.approx(1)
+    setting = copy.deepcopy(setting) | {"one_device": False}
+    assert tables.lever_chain(setting, "flops")
+    assert tables.lever_chain(setting, "seconds") == []
