@@ -7,8 +7,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from jepa.errors import InputError
+from jepa.errors import InputError, whole
 from jepa.losses.gather import GlobalBatch
 from jepa.losses.inputs import at_least_float32, check_ids, matched
 
@@ -21,6 +22,7 @@ def info_nce(
     negatives: Tensor | None = None,
     negative_ids: Tensor | None = None,
     gather: bool = False,
+    chunk: int | None = None,
 ) -> Tensor:
     """Symmetric cross-entropy of each prediction against its target, the batch's other targets as negatives.
 
@@ -38,15 +40,23 @@ def info_nce(
         negative_ids: (M,) integers like `ids`; needed with `negatives` if `ids` are given.
         gather: take predictions and targets of all ranks as negatives. The mean over ranks of the losses, and of the
             gradients, is that of the global batch. Batches may differ in size; ids are given by all ranks or by none.
+        chunk: rows of the similarity matrix in memory at once, forward and backward, where it is computed again; the
+            same loss and gradients. None: all rows.
 
     Returns:
         Scalar: the mean of both directions.
 
     Raises:
         InputError: predictions and targets are not floating point (B, E) of the same shape, ids are not (B,) integers,
-            or `ids` and `negatives` are given without `negative_ids`.
+            `ids` and `negatives` are given without `negative_ids`, or chunk < 1.
     """
     predictions, targets = matched(predictions, targets)
+    if negatives is not None:
+        negatives = at_least_float32("negatives", negatives)
+        if ids is not None and negative_ids is None:
+            raise InputError("negative_ids must be given with negatives when ids are, got None")
+    if chunk is not None:
+        return _in_chunks(predictions, targets, temperature, ids, negatives, negative_ids, gather, chunk)
     batch, same = GlobalBatch.around(predictions, gather), None
     own = batch.own(predictions.device)
     if ids is not None:
@@ -64,15 +74,60 @@ def info_nce(
     logits = similarity(predictions, all_targets)
     forth = logits
     if negatives is not None:
-        extra = predictions @ at_least_float32("negatives", negatives).T / temperature
-        if ids is not None:
-            if negative_ids is None:
-                raise InputError("negative_ids must be given with negatives when ids are, got None")
+        extra = predictions @ negatives.T / temperature
+        if ids is not None and negative_ids is not None:
             extra = extra.masked_fill(ids[:, None] == negative_ids[None, :], -torch.inf)
         forth = torch.cat([logits, extra], dim=1)
     cost = F.cross_entropy(forth, own)
     back = logits.T if batch.ranks == 1 else similarity(targets, all_predictions)
     return batch.weight * 0.5 * (cost + F.cross_entropy(back, own))
+
+
+def _in_chunks(
+    predictions: Tensor,
+    targets: Tensor,
+    temperature: Tensor | float,
+    ids: Tensor | None,
+    negatives: Tensor | None,
+    negative_ids: Tensor | None,
+    gather: bool,
+    chunk: int,
+) -> Tensor:
+    """`info_nce` from the logarithms of its denominators, whose similarities are computed `chunk` rows at a time.
+
+    A chunk gives the denominators of its rows, and its share of those of all columns.
+    """
+    whole("chunk", chunk, 1)
+    batch = GlobalBatch.around(predictions, gather)
+    own, columns, column_ids = batch.own(predictions.device), batch.gather(targets), None
+    if ids is not None:
+        check_ids("ids", ids, batch.count)
+        column_ids = batch.gather(ids)
+
+    def log_denominators(first: int) -> tuple[Tensor, Tensor]:
+        rows = slice(first, first + chunk)
+        logits = predictions[rows] @ columns.T / temperature
+        masked = torch.finfo(logits.dtype).min  # not -inf: all of a chunk's share of a column may be masked
+        if ids is not None:
+            others = own[rows, None] != torch.arange(batch.total, device=own.device)
+            logits = logits.masked_fill((ids[rows, None] == column_ids) & others, masked)
+        shares = logits.logsumexp(dim=0)
+        if negatives is not None:
+            extra = predictions[rows] @ negatives.T / temperature
+            if ids is not None and negative_ids is not None:
+                extra = extra.masked_fill(ids[rows, None] == negative_ids, masked)
+            logits = torch.cat([logits, extra], dim=1)
+        return logits.logsumexp(dim=1), shares
+
+    parts = [
+        checkpoint(log_denominators, first, use_reentrant=False, preserve_rng_state=False)
+        for first in range(0, batch.count, chunk)
+    ]
+    of_rows = torch.cat([rows for rows, _ in parts])
+    of_columns = torch.stack([shares for _, shares in parts]).logsumexp(dim=0, keepdim=True)
+    of_columns = GlobalBatch.around(of_columns, gather).gather(of_columns).logsumexp(dim=0)[own]
+    right = (predictions * targets).sum(dim=1) / temperature
+    return batch.weight * (0.5 * (of_rows + of_columns) - right).mean()
 
 
 class ProjectionHead(nn.Sequential):
@@ -95,9 +150,10 @@ class InfoNCE(nn.Module):
         gather: take the batches of all ranks, not only the local one, as negatives.
         head: applied to predictions, targets and negatives alike, whose outputs are then L2-normalised; see
             `ProjectionHead`. None compares the latents themselves.
+        chunk: as in `info_nce`.
 
     Raises:
-        InputError: unless 0 < lowest <= temperature <= 1.
+        InputError: unless 0 < lowest <= temperature <= 1 and chunk >= 1.
     """
 
     unit_norm = True
@@ -109,6 +165,7 @@ class InfoNCE(nn.Module):
         learnable: bool = True,
         gather: bool = True,
         head: nn.Module | None = None,
+        chunk: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 < lowest <= temperature <= 1:
@@ -117,6 +174,7 @@ class InfoNCE(nn.Module):
         log_scale = torch.tensor(-math.log(temperature))
         self.log_scale = nn.Parameter(log_scale) if learnable else log_scale
         self.gather, self.head = gather, head
+        self.chunk = None if chunk is None else whole("chunk", chunk, 1)
 
     @property
     def temperature(self) -> Tensor:
@@ -133,7 +191,8 @@ class InfoNCE(nn.Module):
     ) -> Tensor:
         predictions, targets = self._project(predictions), self._project(targets)
         negatives = None if negatives is None else self._project(negatives)
-        return info_nce(predictions, targets, self.temperature, ids, negatives, negative_ids, self.gather)
+        arguments = ids, negatives, negative_ids, self.gather, self.chunk
+        return info_nce(predictions, targets, self.temperature, *arguments)
 
     def _project(self, latents: Tensor) -> Tensor:
         return latents if self.head is None else F.normalize(self.head(latents), dim=-1)

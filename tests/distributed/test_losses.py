@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jepa.losses.distance import MSE
+from jepa.losses.distance import L1, L2, MSE, Cosine, SmoothL1
 from jepa.losses.infonce import InfoNCE, ProjectionHead, info_nce
 from jepa.losses.regularisers import SIGReg, VICReg
 from jepa.losses.siglip import SigLIP
@@ -24,6 +24,7 @@ from jepa.predictors.experts import load_balancing_loss
 SIZES = (2, 4)
 IDS = torch.tensor([5, 7, 7, 1, 5, 1])  # equal texts within a rank and across ranks
 LOCAL = "InfoNCE, local"
+DISTANCES = {"Cosine": Cosine, "L1": L1, "L2": L2, "MSE": MSE, "SmoothL1": SmoothL1}
 WAIT = datetime.timedelta(seconds=60)
 
 
@@ -55,7 +56,9 @@ def cases() -> dict[str, Case]:
         "SigLIP, no ids": Case(SigLIP(4.0, -2.0), use_ids=False),
         "VICReg": Case(VICReg(), use_ids=False),
         "SIGReg": Case(SIGReg(projections=6), use_ids=False),
-        "MSE": Case(MSE(), use_ids=False),
+        "InfoNCE, chunks": Case(InfoNCE(0.3, chunk=3), use_ids=True),
+        "InfoNCE, chunks, no ids": Case(InfoNCE(0.3, chunk=1), use_ids=False),
+        **{name: Case(distance(), use_ids=False) for name, distance in DISTANCES.items()},
         LOCAL: Case(InfoNCE(0.3, gather=False), use_ids=True),
     }
     return {name: case.double() for name, case in made.items()}
@@ -70,7 +73,7 @@ def outcome(case: nn.Module, rows: slice, seed: int) -> dict[str, Tensor]:
 
 
 def rows_of(rank: int, name: str) -> slice:
-    sizes = (3, 3) if name == "MSE" else SIZES  # a plain mean over rows asks for batches of equal size
+    sizes = (3, 3) if name in DISTANCES else SIZES  # a plain mean over rows asks for batches of equal size
     return slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
 
 

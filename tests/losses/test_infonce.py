@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from jepa.errors import InputError
 from jepa.losses.infonce import InfoNCE, ProjectionHead, info_nce
@@ -41,6 +43,40 @@ def test_value_and_gradient_equal_the_loop(ids):
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     for ours_, theirs_ in zip(gradients, expected, strict=True):
         torch.testing.assert_close(ours_, theirs_, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 6, 9])
+@pytest.mark.parametrize("ids", [None, [0, 1, 0, 2, 0, 1], [3, 3, 3, 3, 3, 3]])
+@pytest.mark.parametrize("further", [False, True])
+def test_chunks_change_neither_value_nor_gradients(chunk, ids, further):
+    inputs = [latents(count, seed).requires_grad_() for count, seed in ((6, 1), (6, 2), (3, 3))]
+    temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    ids = None if ids is None else torch.tensor(ids)
+    extra = (inputs[2], torch.tensor([0, 3, 9])) if further else (None, None)
+    leaves = [*inputs[: 3 if further else 2], temperature]
+    found = []
+    for size in (None, chunk):
+        value = info_nce(*inputs[:2], temperature, ids, *extra, chunk=size)
+        found.append((value, torch.autograd.grad(value, leaves)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+
+
+def test_similarities_of_all_rows_never_stand_in_memory_at_once():
+    """What forward and backward allocate, counted tensor by tensor: no more than `chunk` rows of the 256 at a time."""
+    inputs = [latents(256, seed).requires_grad_() for seed in (1, 2)]
+    sizes = []
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            sizes.extend(tensor.numel() for tensor in tree_leaves(made) if isinstance(tensor, torch.Tensor))
+            return made
+
+    for chunk, most in ((32, 32 * 256), (None, 256 * 256)):
+        sizes.clear()
+        with Largest():
+            info_nce(*inputs, 0.2, torch.arange(256) // 2, chunk=chunk).backward()
+        assert max(sizes) == most
 
 
 def test_further_negatives_count_for_predictions_alone():

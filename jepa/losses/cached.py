@@ -1,0 +1,35 @@
+"""Losses over batches too large to be encoded at once (GradCache, Gao et al. 2021, arXiv 2101.06983)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Chunk = TypeVar("Chunk")
+
+
+def cached_loss(
+    encode: Callable[[Chunk], tuple[Tensor, ...]], chunks: Sequence[Chunk], loss: Callable[..., Tensor]
+) -> Tensor:
+    """The loss of a whole batch, encoded chunk by chunk: what is kept of a chunk are its embeddings.
+
+    `backward()` encodes each chunk again, with the same dropout masks, and frees it before the next: memory is that of
+    one chunk and of all embeddings. Value and gradients are those of the batch encoded at once, if `encode` treats
+    rows on their own (no batch statistics). It is one ordinary backward pass, so that DistributedDataParallel,
+    autocast and gradient accumulation work unchanged. With `info_nce(..., chunk=)` the similarities do not stand in
+    memory at once, either. What is frozen is better encoded beforehand: it would be encoded twice here.
+
+    Args:
+        encode: a chunk -> its embeddings, each (b, E): predictions, targets, and what else `loss` takes.
+        chunks: on the device on which `encode` computes.
+        loss: all embeddings (B, E), in the order of `encode`'s -> a scalar.
+
+    Returns:
+        Scalar, with its graph.
+    """
+    parts = [checkpoint(encode, chunk, use_reentrant=False) for chunk in chunks]
+    return loss(*(torch.cat(each) for each in zip(*parts, strict=True)))

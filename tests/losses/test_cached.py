@@ -1,0 +1,83 @@
+"""A batch encoded in chunks against the same batch encoded at once: value, gradients, and what is kept in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from jepa.losses.cached import cached_loss
+from jepa.losses.infonce import InfoNCE
+
+WIDTH, HIDDEN = 6, 40
+
+
+class Towers(nn.Module):
+    """Two encoders and a learned temperature."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.encode, self.embed = (
+            nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.GELU(), nn.Dropout(dropout), nn.Linear(HIDDEN, 4))
+            for _ in range(2)
+        )
+        self.loss = InfoNCE(0.3, chunk=3)
+
+    def forward(self, chunk: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        contexts, texts = chunk
+        return F.normalize(self.encode(contexts)), F.normalize(self.embed(texts))
+
+
+def towers(**options: float) -> Towers:
+    torch.manual_seed(0)
+    return Towers(**options).double()
+
+
+def batch(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    first, second = torch.randn(2, rows, WIDTH, generator=generator, dtype=torch.float64)
+    return first, second
+
+
+def split(rows: int, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(zip(*(side.split(size) for side in batch(rows)), strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 4, 10, 11])
+def test_value_and_gradients_are_those_of_the_whole_batch(size):
+    whole, chunked, ids = towers(), towers(), torch.arange(11) // 2
+    expected = whole.loss(*whole(batch(11)), ids)
+    value = cached_loss(chunked, split(11, size), lambda *latents: chunked.loss(*latents, ids))
+    expected.backward()
+    value.backward()
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    for (name, ours), theirs in zip(chunked.named_parameters(), whole.parameters(), strict=True):
+        assert theirs.grad.any(), name
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_dropout_is_the_same_in_both_passes():
+    """The gradient is that of the masks of the forward pass, drawn here chunk by chunk."""
+    plain, chunked = towers(dropout=0.5), towers(dropout=0.5)
+    torch.manual_seed(7)
+    expected = plain.loss(*(torch.cat(each) for each in zip(*map(plain, split(8, 2)), strict=True)))
+    torch.manual_seed(7)
+    value = cached_loss(chunked, split(8, 2), chunked.loss)
+    expected.backward()
+    value.backward()
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(chunked.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_no_activation_outlives_its_chunk():
+    """Whatever autograd keeps between forward and backward is an input, a parameter or an embedding."""
+    model, kept = towers(), []
+    with saved_tensors_hooks(lambda tensor: kept.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor):
+        cached_loss(model, split(32, 4), model.loss)
+    assert (4, HIDDEN) not in kept
+    with saved_tensors_hooks(lambda tensor: kept.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor):
+        model.loss(*model(split(32, 4)[0]))
+    assert (4, HIDDEN) in kept
