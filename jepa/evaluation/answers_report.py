@@ -24,6 +24,7 @@ from jepa.report.schema import (
     CODE,
     DEVICE,
     PARAMETERS,
+    PER_TOKEN,
     Check,
     count,
     flag,
@@ -48,14 +49,9 @@ _COSTS = ("steps", "samples", "tokens", "flops", "seconds", "steps_stretched")
 _SHARE = number(0, 1)
 _COST = record(
     dict.fromkeys(("tokens_per_answer", "flops_per_answer"), number(0))
-    | dict.fromkeys(("tokens_per_right_answer", "flops_per_right_answer"), or_null(number(0)))
+    | dict.fromkeys(("tokens_per_right_answer", "flops_per_right_answer"), or_null(number(0))),
+    optional=PER_TOKEN,
 )
-
-
-def _cost_where_counted(score: Any, path: str) -> None:
-    if "cost" in score:  # older evaluations and choices among given answers have none
-        _COST(score["cost"], f"{path}.cost")
-
 
 _RECORD: Check = record(
     {
@@ -77,7 +73,11 @@ _RECORD: Check = record(
         ),
         "split": text,
         "pairs": count,
-        "scores": mapping(record({"accuracy": _SHARE, "interval": list_of(_SHARE, shortest=2)}, _cost_where_counted)),
+        "scores": mapping(
+            record(  # older evaluations and choices among given answers have no cost
+                {"accuracy": _SHARE, "interval": list_of(_SHARE, shortest=2)}, optional={"cost": _COST}
+            )
+        ),
         "geometry": record({"warning": or_null(text)}),
     }
 )
@@ -275,20 +275,27 @@ def _accuracy(runs: Sequence[_Run], metric: str) -> dict[str, Any]:
     return {"value": found.mean, "low": max(found.low, 0.0), "high": min(found.high, 1.0), "over": "seeds"}
 
 
-def _answer_costs(runs: Sequence[_Run], metric: str) -> dict[str, float | None] | None:
+def _answer_costs(runs: Sequence[_Run], metric: str) -> dict[str, Any] | None:
     """Tokens and FLOPs of an answer and of a right one, all seeds together; None where a run did not count them.
 
     Of a right one: cost-of-pass (arXiv 2504.13359), the mean cost of an answer over the mean accuracy; None where no
-    answer is right.
+    answer is right. OckScore, the curve of accuracy within b tokens and its area are means over the seeds; None where a
+    run has none.
     """
     scores = [run.record["scores"][metric] for run in runs]
     if not all("cost" in score for score in scores):
         return None
     accuracy = _mean([score["accuracy"] for score in scores])
-    found: dict[str, float | None] = {}
+    found: dict[str, Any] = {}
     for unit in ("tokens", "flops"):
         each = _mean([score["cost"][f"{unit}_per_answer"] for score in scores])
         found |= {f"{unit}_per_answer": each, f"{unit}_per_right_answer": each / accuracy if accuracy else None}
+    costs = [score["cost"] for score in scores]
+    complete = all(key in cost for cost in costs for key in PER_TOKEN)
+    for key in ("ock_score", "accuracy_area"):
+        found[key] = _mean([cost[key] for cost in costs]) if complete else None
+    curves = [cost["accuracy_within"] for cost in costs] if complete else []
+    found["accuracy_within"] = [_mean(shares) for shares in zip(*curves, strict=True)] or None
     return found
 
 

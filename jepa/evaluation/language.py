@@ -33,7 +33,7 @@ from jepa.metrics.latents import (
     recall_at_false_share,
     same_meaning,
 )
-from jepa.metrics.per_token import accuracy_area, cost_of_pass, ock_score
+from jepa.metrics.per_token import answer_costs
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import OperationLedger
 from jepa.selective import Decoded
@@ -49,7 +49,7 @@ def evaluate_answers(
 
     `evaluation.json` has the scores, `predictions.jsonl` a line for each pair, `latents.safetensors` the predicted and
     target embeddings (N, E). Without `splits` the data are those that the checkpoint was trained on. Scores
-    of generated answers have their `cost`: see `answer_costs`.
+    of generated answers have their `cost`: see `jepa.metrics.per_token.answer_costs`.
     """
     trained, device = checkpoint.read_config(folder), device_of(accelerator)
     splits = splits or build_as(PairSplits, "data", trained["data"])
@@ -72,7 +72,7 @@ def evaluate_answers(
         verdicts = _verdicts(texts, pairs, answers)
     seconds = time.perf_counter() - started
     longest = longest_answer(model.tokenizer.encode(pairs))
-    costs = {name: answer_costs(right, decoded, longest) for name, right in verdicts.items() if decoded}
+    costs = {name: _answer_costs(right, decoded, longest) for name, right in verdicts.items() if decoded}
     spoken: list[str] = []
     if model.y_decoder is not None and "multiple_choice" not in verdicts:
         said = [d for part in predictions.split(answers.batch_size) for d in model.decode(part)]
@@ -80,7 +80,7 @@ def evaluate_answers(
         heard = _verdicts(spoken, pairs, answers)
         verdicts |= {f"{name} from the embedding": right for name, right in heard.items()}
         before = _predicting_flops(model, pairs, answers.batch_size) / len(pairs)
-        costs |= {f"{name} from the embedding": answer_costs(heard[name], said, longest, before) for name in heard}
+        costs |= {f"{name} from the embedding": _answer_costs(heard[name], said, longest, before) for name in heard}
     lines = [
         {
             "source": pair.source,
@@ -169,26 +169,16 @@ def generate(model: LLMJEPA, pairs: Sequence[Pair], batch_size: int) -> list[Any
     return decoded
 
 
-def answer_costs(
+def _answer_costs(
     right: Sequence[bool], decoded: Sequence[Decoded], longest: int, before: float = 0.0
-) -> dict[str, float | None]:
-    """What N generated answers cost: means of an answer, costs of a right one (None: none is right), and scores.
+) -> dict[str, Any]:
+    """`answer_costs` of N generated answers.
 
-    `tokens_per_answer` and `flops_per_answer`; `tokens_per_right_answer` and `flops_per_right_answer` by
-    `cost_of_pass`; `ock_score`; `accuracy_area` up to `longest` tokens. Tokens are those of the checkpoint's tokenizer,
-    the end token included. FLOPs are those of each request answered alone, its prompt included; `before` is what an
-    answer took on average before its decoder.
+    Tokens are those of the checkpoint's tokenizer, the end token included. FLOPs are those of each request answered
+    alone, its prompt included; `before` is what an answer took on average before its decoder.
     """
-    verdicts = torch.tensor(list(right))
-    found: dict[str, float | None] = {}
     tokens, flops = (torch.tensor(each) for each in zip(*((d.tokens, d.flops + before) for d in decoded), strict=True))
-    spent = {"tokens": tokens.double(), "flops": flops.double()}
-    for unit, each in spent.items():
-        found[f"{unit}_per_answer"] = float(each.double().mean())
-        found[f"{unit}_per_right_answer"] = float(cost_of_pass(verdicts, each)) if verdicts.any() else None
-    found["ock_score"] = float(ock_score(verdicts, tokens))
-    found["accuracy_area"] = float(accuracy_area(verdicts, tokens, longest))
-    return found
+    return answer_costs(torch.tensor(list(right)), tokens, flops.double(), longest)
 
 
 def geometry(

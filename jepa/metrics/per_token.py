@@ -110,6 +110,32 @@ def accuracy_area(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
     return (right * (whole("longest", longest, 1) - tokens).clamp(min=0)).mean() / longest
 
 
+def answer_costs(right: Tensor, tokens: Tensor, flops: Tensor, longest: int) -> dict[str, Any]:
+    """What N answers cost, as plain data for a report to print beside their accuracy.
+
+    Args:
+        right: (N,) booleans.
+        tokens: (N,) tokens of each answer.
+        flops: (N,) FLOPs of each answer.
+        longest: the largest budget of the curve in tokens, >= 1.
+
+    Returns:
+        `tokens_per_answer` and `flops_per_answer`, means; `tokens_per_right_answer` and `flops_per_right_answer` by
+        `cost_of_pass` (None: none is right); `ock_score`; `accuracy_within` as a list; `accuracy_area`.
+
+    Raises:
+        InputError: as `accuracy_within`.
+    """
+    found: dict[str, Any] = {}
+    for unit, spent in (("tokens", tokens), ("flops", flops)):
+        found[f"{unit}_per_answer"] = float(spent.double().mean())
+        found[f"{unit}_per_right_answer"] = float(cost_of_pass(right, spent)) if right.any() else None
+    found["ock_score"] = float(ock_score(right, tokens))
+    found["accuracy_within"] = accuracy_within(right, tokens, longest).tolist()
+    found["accuracy_area"] = float(accuracy_area(right, tokens, longest))
+    return found
+
+
 class _PerAnswer(Metric):
     """Keeps whether each answer is right and what it cost."""
 

@@ -1,6 +1,6 @@
 """The answers of a language model under several arms and seeds: results document, table, picture and page.
 
-A document of the schema ``jepa.answers-results/1`` holds everything that is shown here; its figures are computed
+A document of the schema ``jepa.answers-results/2`` holds everything that is shown here; its figures are computed
 where it is made. Accuracies and cosines are shares, FLOPs whole operations, times seconds.
 """
 
@@ -19,15 +19,26 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from jepa.report import plots
-from jepa.report.page import document_html, notes_html, scroll_html, section_html, table_html, text_html
+from jepa.report.page import (
+    ESTIMATED,
+    MEASURED,
+    document_html,
+    notes_html,
+    scroll_html,
+    section_html,
+    table_html,
+    text_html,
+)
 from jepa.report.plots import FONT, INCH, LIGHT, Colours
 from jepa.report.schema import (
     CODE,
     CURVE,
     DEVICE,
     PARAMETERS,
+    PER_TOKEN,
     Results,
     check_document,
+    choice,
     count,
     integer,
     mapping,
@@ -42,7 +53,9 @@ from jepa.report.schema import (
     write_whole,
 )
 from jepa.report.tables import (
+    EST,
     NONE,
+    PARAMETERS_NOTE,
     Row,
     Table,
     clean,
@@ -57,7 +70,7 @@ from jepa.report.tables import (
     significant,
 )
 
-SCHEMA = "jepa.answers-results/1"
+SCHEMA = "jepa.answers-results/2"
 
 INFORMATIVE_RETRIEVAL, INFORMATIVE_COSINE = (
     0.9,
@@ -78,14 +91,10 @@ _ANSWER_COSTS = mapping(
         record(
             dict.fromkeys(("tokens_per_answer", "flops_per_answer"), _QUANTITY)
             | dict.fromkeys(("tokens_per_right_answer", "flops_per_right_answer"), nullable(_QUANTITY))
+            | {key: nullable(check) for key, check in PER_TOKEN.items()}
         )
     )
 )  # null: not counted; of a right answer, null: none is right
-
-
-def _over(value: Any, path: str) -> None:
-    if value not in ("seeds", "examples"):
-        refuse(path, "be 'seeds' or 'examples'", value)
 
 
 def _bounded(value: Any, path: str) -> None:
@@ -112,7 +121,10 @@ _ARM = record(
     {
         "seeds": sequence(integer, shortest=1),
         "accuracy": mapping(
-            record({"value": _SHARE, "low": _SHARE, "high": _SHARE, "over": _over}, ordered("low", "value", "high"))
+            record(
+                {"value": _SHARE, "low": _SHARE, "high": _SHARE, "over": choice("seeds", "examples")},
+                ordered("low", "value", "high"),
+            )
         ),
         "answer_costs": _ANSWER_COSTS,
         "against_baseline": nullable(_AGAINST),
@@ -175,7 +187,7 @@ _DOCUMENT = record(
 
 
 def validate_results(results: Results) -> None:
-    """Check a document against ``jepa.answers-results/1``.
+    """Check a document against ``jepa.answers-results/2``.
 
     Raises InputError on the first fault, naming its path in the document, the rule and the value got.
     """
@@ -274,6 +286,13 @@ def _per_right_answer(costs: dict[str, float | None] | None) -> tuple[str, str]:
     return "∞" if tokens is None else significant(tokens), "∞" if flops is None else f"{flops:.3g}"
 
 
+def _per_token(costs: dict[str, Any] | None) -> tuple[str, str]:
+    """Cells of OckScore and of the area under accuracy against tokens; dashes where the answers' tokens are unknown."""
+    if costs is None or costs["ock_score"] is None:
+        return NONE, NONE
+    return fixed(costs["ock_score"], 2), fixed(costs["accuracy_area"], 3)
+
+
 # --- Tables.
 
 _GEOMETRY_NAMES = {
@@ -312,6 +331,9 @@ def _column(results: Results, name: str) -> dict[tuple[str, str], str]:
         tokens, flops = _per_right_answer(arm["answer_costs"][metric])
         cells[group, "generated tokens per right answer"] = tokens
         cells[group, "FLOPs per right answer"] = flops
+        score, area = _per_token(arm["answer_costs"][metric])
+        cells[group, "OckScore"] = score
+        cells[group, "area of accuracy against tokens"] = area
         if baseline is None:
             continue
         found = None if against is None else against["metrics"][metric]
@@ -331,10 +353,10 @@ def _column(results: Results, name: str) -> dict[tuple[str, str], str]:
         cells[group, key] = f"{arm['costs'][key]:,.0f}"
     if any(other["costs"]["steps_stretched"] != 1 for other in results["arms"].values()):
         cells[group, "steps stretched, for equal FLOPs"] = factor(arm["costs"]["steps_stretched"])
-    cells[group, "FLOPs, measured"] = f"{arm['costs']['flops']:.3g}"
+    cells[group, f"FLOPs, from some batches{EST}"] = f"{arm['costs']['flops']:.3g}"
     if baseline is not None:
         ratio = 1.0 if name == baseline else None if against is None else against["flops_ratio"]
-        cells[group, f"FLOPs relative to {clean(baseline)}, same seed"] = factor(ratio)
+        cells[group, f"FLOPs relative to {clean(baseline)}, same seed{EST}"] = factor(ratio)
     cells[group, "seconds"] = seconds(arm["costs"]["seconds"])
     group = "geometry of the latents, mean of the seeds"
     for key, title in _GEOMETRY_NAMES.items():
@@ -368,7 +390,11 @@ def runs_table(results: Results) -> Table:
         "arm",
         "evaluation",
         "seed",
-        *(title for metric in metrics for title in (_title(metric), "tokens per right", "FLOPs per right")),
+        *(
+            title
+            for metric in metrics
+            for title in (_title(metric), "tokens per right", "FLOPs per right", "OckScore", "area")
+        ),
     )
     header += ("steps", "training FLOPs", "seconds")
     rows = tuple(
@@ -379,7 +405,11 @@ def runs_table(results: Results) -> Table:
             *(
                 cell
                 for metric in metrics
-                for cell in (fixed(run["accuracy"][metric], 3), *_per_right_answer(run["answer_costs"][metric]))
+                for cell in (
+                    fixed(run["accuracy"][metric], 3),
+                    *_per_right_answer(run["answer_costs"][metric]),
+                    *_per_token(run["answer_costs"][metric]),
+                )
             ),
             f"{run['costs']['steps']:,}",
             f"{run['costs']['flops']:.3g}",
@@ -436,6 +466,13 @@ _NOTES = (
         "tokenizer. FLOPs are those of each request answered alone, its prompt included.",
     ),
     (
+        "OckScore, accuracy against tokens",
+        "OckScore (arXiv 2511.05722): 100 · accuracy − 10 · ln(mean tokens / 10,000 + 1); of short answers it is all "
+        "but the accuracy. Accuracy against tokens: the share of all answers that are right and at most so many tokens "
+        "long; its area up to the longest gold answer (AUC_OAA, arXiv 2508.13141) is the accuracy only for right "
+        "answers of no tokens. Tokens are the generated ones, by the checkpoint's tokenizer.",
+    ),
+    (
         "Training FLOPs",
         "The operations of forward and backward passes, counted on some batches of the run and multiplied by its "
         "steps. Generation and evaluation are not in them.",
@@ -481,7 +518,7 @@ def _others(results: Results) -> list[str]:
 def markdown(results: Results) -> str:
     """The report as Markdown: verdicts, the arms' table, their settings, every run, provenance.
 
-    Raises InputError if the document is not a valid ``jepa.answers-results/1``.
+    Raises InputError if the document is not a valid ``jepa.answers-results/2``.
     """
     validate_results(results)
     blocks = [
@@ -512,7 +549,7 @@ def markdown(results: Results) -> str:
 def summary(results: Results) -> str:
     """The main figures for a terminal of 100 columns: an arm a line, then the verdict.
 
-    Raises InputError if the document is not a valid ``jepa.answers-results/1``.
+    Raises InputError if the document is not a valid ``jepa.answers-results/2``.
     """
     validate_results(results)
     metric = results["metrics"][0]
@@ -543,7 +580,10 @@ def summary(results: Results) -> str:
         f"{clean(name)} " + ("not counted" if tokens == NONE else f"{tokens} tokens, {flops} FLOPs")
         for name, (tokens, flops) in spent.items()
     )
-    return "\n".join([*lines, "", headline(results), f"per right answer: {costs}", *remarks(results)])
+    scores = {name: _per_token(arm["answer_costs"][metric]) for name, arm in results["arms"].items()}
+    scored = "; ".join(f"{clean(name)} {ock}, {area}" for name, (ock, area) in scores.items() if ock != NONE)
+    scored = f"OckScore, area of accuracy against tokens: {scored or 'not counted'}"
+    return "\n".join([*lines, "", headline(results), f"per right answer: {costs}", scored, *remarks(results)])
 
 
 # --- Figures.
@@ -571,8 +611,20 @@ def curves_figure(results: Results, colours: Colours = LIGHT) -> Figure:
     return figure
 
 
+def budget_figure(results: Results, colours: Colours = LIGHT) -> Figure:
+    """The accuracy that answers of at most so many tokens reach, a line an arm, of the first metric."""
+    metric = results["metrics"][0]
+    series = series_of(results)
+    curves = {
+        name: (costs["accuracy_within"], colours[f"series-{series[name]}"])
+        for name, arm in results["arms"].items()
+        if (costs := arm["answer_costs"][metric]) is not None and costs["accuracy_within"] is not None
+    }
+    return plots.within_tokens(curves, _title(metric), colours)
+
+
 def overview_png(results: Results) -> bytes:
-    """Both figures, one above the other, on light ground, as the content of a PNG file."""
+    """The first two figures, one above the other, on light ground, as the content of a PNG file."""
     heights = (_arms_height(results) + 30, 330.0)
     with plots.drawing():
         figure = Figure(figsize=(1200 / INCH, sum(heights) / INCH), facecolor=LIGHT["surface"])
@@ -695,12 +747,15 @@ _HEADING = "Accuracy, cost and latents by training objective"
 def html(results: Results) -> str:
     """The report as one HTML file: no network, no scripts; it follows the reader's light or dark theme.
 
-    Raises InputError if the document is not a valid ``jepa.answers-results/1``.
+    Raises InputError if the document is not a valid ``jepa.answers-results/2``.
     """
     validate_results(results)
     arms = results["arms"]
     seeds = sorted({seed for arm in arms.values() for seed in arm["seeds"]})
     devices = ", ".join(f"{clean(device['name'])} ({clean(device['type'])})" for device in results["device"])
+    metric = results["metrics"][0]
+    spent = [arm["answer_costs"][metric] for arm in arms.values()]
+    tokens = f"Accuracy of {len(arms)} arms against the tokens of an answer"
     body = [
         _claim(results),
         section_html(
@@ -709,11 +764,22 @@ def html(results: Results) -> str:
             "mean, the line across it its 95&nbsp;% interval over seeds (over examples where there is one seed).",
             _wide("arms", f"Accuracy, retrieval and cosine of {len(arms)} arms", partial(arms_figure, results))
             + table_html(arms_table(results), "Arms"),
+            (MEASURED, ESTIMATED),
+        ),
+        section_html(
+            "Accuracy against tokens",
+            f"The share of the answers that are right, by {_title(metric)}, and at most so many tokens long: the mean "
+            "of the seeds.",
+            f'<figure class="half">{plots.inline_svg(partial(budget_figure, results), "budget", tokens)}</figure>'
+            if any(costs and costs["accuracy_within"] for costs in spent)
+            else "<p>The tokens of the answers were not kept.</p>",
+            (MEASURED,),
         ),
         section_html(
             "Training",
             "What validation measured along the way, a line a run.",
             _wide("curves", f"Validation of {len(results['runs'])} runs", partial(curves_figure, results)),
+            (MEASURED, ESTIMATED),
         ),
     ]
     if results["settings"]:
@@ -722,8 +788,12 @@ def html(results: Results) -> str:
         body.append(section_html("What tells the arms apart", lede, table))
     config = escape(json.dumps(results["config"], indent=2))
     body += [
-        section_html("Runs", "", table_html(runs_table(results), "Runs")),
-        section_html("Parameters by role", "", table_html(parameters_table(results), "Parameters by role")),
+        section_html("Runs", "", table_html(runs_table(results), "Runs"), (MEASURED, ESTIMATED)),
+        section_html(
+            "Parameters by role",
+            text_html(PARAMETERS_NOTE),
+            table_html(parameters_table(results), "Parameters by role"),
+        ),
         section_html(
             "Provenance",
             "Where these figures come from.",

@@ -74,6 +74,7 @@ figcaption, .small { font-size: 0.875rem; line-height: 1.5; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr));
   gap: clamp(1.6rem, 4vw, 3rem); margin-top: 1.4rem; align-items: start; }
 .half { max-width: 40rem; }
+.budget { margin-top: 1.6rem; }
 .whole { white-space: nowrap; }
 .claim { border-top: 2px solid var(--ink); padding-top: 0.9rem; }
 .stack > * + * { margin-top: 2.4rem; }
@@ -383,7 +384,22 @@ def _where_recorded(render: _Render) -> _Render:
 
 def _scores(results: Results) -> str:
     lede = "Of the checkpoint, on compositions held out from training, each beside what guessing would give."
-    return section_html("Scores", lede, table_html(scores_table(results["scores"]), "Scores"), (MEASURED,))
+    body, captions = table_html(scores_table(results["scores"]), "Scores"), results["scores"]["captioning"]
+    if "accuracy_within" in captions:
+        title = "Share of captions that are right within a budget of tokens"
+        drawing = _figure(partial(_caption_budget, captions["accuracy_within"]), "captions", title)
+        body += f'<figure class="half budget">{drawing}<figcaption>{text_html(_BUDGET_NOTE)}</figcaption></figure>'
+    return section_html("Scores", lede, body, (MEASURED,))
+
+
+_BUDGET_NOTE = (
+    "The share of all captions that are one of the clip's own and at most so many tokens long. Its area is AUC_OAA "
+    "(arXiv 2508.13141); OckScore (arXiv 2511.05722) is 100 · that share − 10 · ln(mean tokens / 10,000 + 1)."
+)
+
+
+def _caption_budget(shares: list[float], colours: plots.Colours) -> Any:
+    return plots.within_tokens({"captions": (shares, colours["series-4"])}, "exact match", colours)
 
 
 def _parameters(results: Results) -> str:

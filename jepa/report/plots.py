@@ -714,6 +714,26 @@ def levers(results: Results, name: str, measure: str, colours: Colours = LIGHT) 
     return figure
 
 
+def within_tokens(curves: Mapping[str, tuple[Sequence[float], str]], title: str, colours: Colours = LIGHT) -> Figure:
+    """Accuracy that answers of at most b tokens reach, b = 0, 1, …: name -> (shares, colour); areas in the legend."""
+    width, height = 560, 250 + 18 * len(curves)
+    figure = Figure(figsize=(width / INCH, height / INCH), layout="constrained")
+    axes = figure.add_subplot()
+    for name, (shares, colour) in curves.items():
+        area = sum(shares[:-1]) / (len(shares) - 1)
+        words = f"{short(clean(name), 200)}: {shares[-1]:.3f}, area {area:.3f}"
+        tip = tooltip(f"{clean(name)}: {shares[-1]:.3f} within {len(shares) - 1} tokens")
+        axes.step(range(len(shares)), shares, where="post", color=colour, linewidth=1.6, label=words, gid=tip)
+    frame(axes, colours)
+    axes.grid(axis="y", color=colours["grid"], linewidth=0.8)
+    axes.set_ylim(0, min(1.02, 1.15 * max(shares[-1] for shares, _ in curves.values()) or 1.0))
+    axes.set_xlim(left=0)
+    axes.set_xlabel("tokens of an answer, at most", color=colours["muted"])
+    axes.set_title(f"{title} within a budget", loc="left", fontsize=FONT, color=colours["muted"], parse_math=False)
+    figure.legend(loc="outside lower left", ncols=1, frameon=False, labelcolor=colours["ink"], handlelength=1.4)
+    return figure
+
+
 def _decoder_colour(series: Mapping[str, int], policy: str, colours: Colours) -> str:
     return _colour(series, policy, colours) if policy in series else colours["ink"]
 

@@ -16,6 +16,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +36,21 @@ def refuse(path: str, rule: str, value: object) -> NoReturn:
 # --- The vocabulary: each function returns a check of one value at one path.
 
 
+@dataclass(frozen=True)
+class Described:
+    """A check that can say what it asks: a type in words, and the checks of what is inside.
+
+    The keys of `inner` are those of an object ("key?": it may lack it), "<name>" for free names, "[]" for a list.
+    """
+
+    check: Check
+    words: str
+    inner: Mapping[str, Check] = field(default_factory=dict)
+
+    def __call__(self, value: Any, path: str) -> None:
+        self.check(value, path)
+
+
 def number(low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf) -> Check:
     """A finite number in [low, high] that is also > above."""
     bounds = [f">= {low:g}"] * (low > -math.inf) + [f"> {above:g}"] * (above > -math.inf)
@@ -47,7 +63,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, above: float = -ma
         if not (low <= value <= high and value > above):
             refuse(path, rule, value)
 
-    return check
+    return Described(check, rule.removeprefix("be a finite "))
 
 
 def count(value: Any, path: str) -> None:
@@ -72,7 +88,7 @@ def choice(*options: str) -> Check:
         if value not in options:
             refuse(path, f"be one of {', '.join(options)}", value)
 
-    return check
+    return Described(check, f"one of {', '.join(options)}")
 
 
 def flag(value: Any, path: str) -> None:
@@ -102,8 +118,23 @@ def plain(value: Any, path: str) -> None:
         refuse(path, "be plain data (text, number, true, false, null, list or object)", value)
 
 
+_WORDS: Mapping[Check, str] = {
+    count: "whole number >= 0",
+    integer: "whole number",
+    text: "text",
+    flag: "true or false",
+    plain: "anything that JSON can hold",
+    _png: "PNG file in base64",
+}
+
+
 def nullable(check: Check) -> Check:
-    return lambda value, path: None if value is None else check(value, path)
+    def check_unless_null(value: Any, path: str) -> None:
+        if value is not None:
+            check(value, path)
+
+    words, inner = described(check)
+    return Described(check_unless_null, f"{words}, or null", inner)
 
 
 def sequence(check: Check, *, shortest: int = 0) -> Check:
@@ -113,7 +144,7 @@ def sequence(check: Check, *, shortest: int = 0) -> Check:
         for index, item in enumerate(value):
             check(item, f"{path}[{index}]")
 
-    return check_all
+    return Described(check_all, "list" + f" of at least {shortest}" * (shortest > 0), {"[]": check})
 
 
 def mapping(check: Check, *, empty: bool = False) -> Check:
@@ -127,11 +158,12 @@ def mapping(check: Check, *, empty: bool = False) -> Check:
                 refuse(path, "have text as keys", key)
             check(item, f"{path}.{key}")
 
-    return check_all
+    return Described(check_all, "object of free names" + ", at least one" * (not empty), {"<name>": check})
 
 
-def record(keys: Mapping[str, Check], rule: Check | None = None) -> Check:
-    """An object that has all these keys; `rule` then judges them together."""
+def record(keys: Mapping[str, Check], rule: Check | None = None, optional: Mapping[str, Check] | None = None) -> Check:
+    """An object that has all these keys, and may have the `optional` ones; `rule` then judges them together."""
+    more = optional or {}
 
     def check_all(value: Any, path: str) -> None:
         if not isinstance(value, dict):
@@ -140,10 +172,20 @@ def record(keys: Mapping[str, Check], rule: Check | None = None) -> Check:
             if key not in value:
                 refuse(path, f"have the key {key!r}", sorted(map(str, value)))
             check(value[key], f"{path}.{key}")
+        for key in more.keys() & value.keys():
+            more[key](value[key], f"{path}.{key}")
         if rule is not None:
             rule(value, path)
 
-    return check_all
+    inner = {**keys, **{f"{key}?": check for key, check in more.items()}}
+    return Described(check_all, "object", inner)
+
+
+def described(check: Check) -> tuple[str, Mapping[str, Check]]:
+    """What a check asks in words, and the checks of what is inside, as `Described` has them."""
+    if isinstance(check, Described):
+        return check.words, check.inner
+    return _WORDS[check], {}
 
 
 def ordered(*keys: str) -> Check:
@@ -180,13 +222,13 @@ def _error_agrees(error: Any, path: str) -> None:
     ordered("wrong", "hits", "lookups")(error, path)
 
 
-_CACHED = record({"cache": record({"threshold": number(), "error": record(_RATE, _error_agrees)})})
+_CACHED = record({"threshold": number(), "error": record(_RATE, _error_agrees)})
 _POINT = {"knob": number(), "decodes_per_second": _QUANTITY, "cider_d": _INTERVAL}
 
 
 def _curve_agrees(curve: Any, path: str) -> None:
     if curve["cache"] is not None:
-        sequence(_CACHED)(curve["test"], f"{path}.test")
+        sequence(record({"cache": _CACHED}))(curve["test"], f"{path}.test")
 
 
 _CURVE = record(
@@ -199,18 +241,20 @@ _CURVE = record(
         "knob": text,
         "cache": nullable(record({"capacity": count, "shared": flag, "error_rate": _SHARE})),
         "selects_steps": flag,
-        "test": sequence(record(_POINT | {"dense": _DENSE}), shortest=1),
+        "test": sequence(record(_POINT | {"dense": _DENSE}, optional={"cache": _CACHED}), shortest=1),
         "calibration": sequence(record(_POINT), shortest=1),
     },
     _curve_agrees,
 )
 
 
-def ratio(value: Any, path: str) -> None:
-    """An interval whose upper end is null where it has no bound."""
-    record({"value": _POSITIVE, "low": _POSITIVE, "high": nullable(_POSITIVE)})(value, path)
+def _bounded(value: Any, path: str) -> None:
     if value["high"] is not None:
         ordered("low", "high")(value, path)
+
+
+# An interval whose upper end is null where it has no bound.
+ratio = record({"value": _POSITIVE, "low": _POSITIVE, "high": nullable(_POSITIVE)}, _bounded)
 
 
 def _saving_agrees(saving: Any, path: str) -> None:
@@ -281,8 +325,6 @@ def swept_agrees(setting: Any, path: str) -> None:
 
 
 def _setting_agrees(setting: Any, path: str) -> None:
-    if "one_device" in setting:
-        flag(setting["one_device"], f"{path}.one_device")
     for policy in setting["strip"]["decodes"]:
         _check_policy(setting, f"{path}.strip.decodes.{policy}", path, policy)
     swept_agrees(setting, path)
@@ -311,8 +353,19 @@ _SETTING = record(
         "strip": _STRIP,
     },
     _setting_agrees,
+    {"one_device": flag},
 )
 
+PER_TOKEN: Mapping[str, Check] = {  # of answers judged right or wrong: jepa.metrics.per_token
+    "ock_score": number(high=100),
+    "accuracy_within": sequence(_SHARE, shortest=2),
+    "accuracy_area": _SHARE,
+}
+_CAPTION_COSTS = {
+    **dict.fromkeys(("tokens_per_caption", "flops_per_caption"), _QUANTITY),
+    "tokens_per_right_caption": nullable(_QUANTITY),
+    **PER_TOKEN,
+}
 _ANSWERS = {"queries": count, "accuracy": _SHARE}
 _SCORES = record(
     {
@@ -321,7 +374,7 @@ _SCORES = record(
         "question_answering": record(
             _ANSWERS | {"by_question": mapping(record(_ANSWERS | {"candidates": count, "chance": _SHARE}))}
         ),
-        "captioning": record({"queries": count, "cider_d": _QUANTITY, "exact_match": _SHARE}),
+        "captioning": record({"queries": count, "cider_d": _QUANTITY, "exact_match": _SHARE}, optional=_CAPTION_COSTS),
         "geometry": record(
             {
                 "retrieval@1": _SHARE,
@@ -340,11 +393,10 @@ DEVICE = record({"type": text, "name": text, "threads": count})
 
 def _active_agrees(role: Any, path: str) -> None:
     if "active" in role:
-        count(role["active"], f"{path}.active")
         ordered("active", "total")(role, path)
 
 
-_ROLE = record({"role": text, "total": count, "trainable": count, "modules": text}, _active_agrees)
+_ROLE = record({"role": text, "total": count, "trainable": count, "modules": text}, _active_agrees, {"active": count})
 PARAMETERS = sequence(_ROLE, shortest=1)
 
 
@@ -353,7 +405,7 @@ def _curve_row(value: Any, path: str) -> None:
     record({"step": count})(value, path)
 
 
-CURVE = sequence(_curve_row)
+CURVE = sequence(Described(_curve_row, "object", {"step": count, "<name>": nullable(number())}))
 
 _TRAINING = record(
     {
@@ -366,12 +418,6 @@ _TRAINING = record(
 )
 
 _REPORT = record({"created": text, "code": CODE, "device": DEVICE})
-
-
-def _report_agrees(results: Any, path: str) -> None:
-    if "report" in results:  # what was not known of a report before it was recorded
-        _REPORT(results["report"], f"{path}.report")
-
 
 _RESULTS = record(
     {
@@ -387,7 +433,7 @@ _RESULTS = record(
         "scores": _SCORES,
         "settings": mapping(_SETTING),
     },
-    _report_agrees,
+    optional={"report": _REPORT},
 )
 
 

@@ -669,6 +669,8 @@ def scores_table(scores: dict[str, Any]) -> Table:
 
 
 _CAPTION_COSTS = (
+    ("OckScore of exact match", "ock_score"),
+    ("area of exact match against tokens", "accuracy_area"),
     ("tokens of a caption", "tokens_per_caption"),
     ("tokens for each right caption", "tokens_per_right_caption"),
     ("FLOPs of decoding a caption", "flops_per_caption"),
