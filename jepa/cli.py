@@ -168,9 +168,11 @@ COMMANDS = {
             "evaluate",
             "Score a checkpoint and save the latents of its streams.",
             _evaluate,
-            ("stream@streams.everyday.style", "stream@streams.dense.style", "videos", "requests"),
+            ("stream@streams.everyday.style", "stream@streams.dense.style", "videos", "task", "requests"),
             (
                 "jepa evaluate checkpoint=outputs/demo/checkpoint",
+                "jepa evaluate checkpoint=outputs/demo/checkpoint task=retrieval",
+                "jepa evaluate checkpoint=outputs/demo/checkpoint task=vqa task.manifest=questions.jsonl",
                 "jepa evaluate checkpoint=outputs/llm_jepa_nlrx/checkpoint requests=typing",
             ),
         ),

@@ -60,6 +60,19 @@ class NotEmpty:
         return "not be empty"
 
 
+@dataclass(frozen=True)
+class Contains:
+    """A rule on a text: ``Annotated[str, Contains("{label}")]``."""
+
+    part: str
+
+    def holds(self, value: str) -> bool:
+        return self.part in value
+
+    def __str__(self) -> str:
+        return f"contain {self.part}"
+
+
 Count = Annotated[int, Bound(">=", 1)]
 Natural = Annotated[int, Bound(">=", 0)]
 Positive = Annotated[float, Bound(">", 0)]
@@ -261,6 +274,7 @@ class EvaluateConfig:
     batch_size: Count
     streams: dict[str, StreamConfig]
     videos: VideosConfig | None
+    task: Node | None  # a zero-shot task of a VL-JEPA, see TASK_CONFIGS
     answers: Node  # keys of AnswersConfig to change; the others are those that the model was trained with
     data: Node | None
     requests: Node | None  # of a language model, in place of its answers: streams of requests, see REQUESTS_CONFIGS
@@ -318,6 +332,64 @@ class ReferenceConfig:
 
     policy: str
     rate_hz: Positive
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A zero-shot task on a ``manifest``: see ``jepa.evaluation.zero_shot``; null: on the embedded data."""
+
+    kind: str
+    manifest: str | None
+    limit: Natural  # samples of the manifest, from its beginning; 0: all
+    fps: Positive | None  # of videos: frames a second around the middle; null: at equal distances over the whole part
+    workers: Natural
+
+
+@dataclass(frozen=True)
+class ClassificationTaskConfig(TaskConfig):
+    query: str
+    templates: Annotated[list[Annotated[str, Contains("{label}")]], NotEmpty()]
+    top: Annotated[list[Count], NotEmpty()]
+
+
+@dataclass(frozen=True)
+class RetrievalTaskConfig(TaskConfig):
+    query: str
+    ks: Annotated[list[Count], NotEmpty()]
+
+
+@dataclass(frozen=True)
+class VQATaskConfig(TaskConfig):
+    prompt: Annotated[str, Contains("{question}")]
+    candidate: Annotated[str, Contains("{candidate}")]
+
+
+@dataclass(frozen=True)
+class CaptioningTaskConfig(TaskConfig):
+    query: str
+
+
+@dataclass(frozen=True)
+class WorldPredictionTaskConfig(TaskConfig):
+    query: str  # of the two states
+    action_query: str  # of each candidate clip
+
+
+@dataclass(frozen=True)
+class StreamTaskConfig:
+    """The streams of ``streams`` or ``videos``, as without a task."""
+
+    kind: str
+
+
+TASK_CONFIGS: dict[str, type] = {  # of `evaluate`, by kind
+    "classification": ClassificationTaskConfig,
+    "retrieval": RetrievalTaskConfig,
+    "vqa": VQATaskConfig,
+    "captioning": CaptioningTaskConfig,
+    "world_prediction": WorldPredictionTaskConfig,
+    "stream": StreamTaskConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -505,6 +577,14 @@ def validate(config: Any, schema: type) -> dict[str, Any]:
     """
     plain = _plain(config)
     return _checked(plain, schema, "", list(_dotted_keys(schema, plain)))
+
+
+def validate_task(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The `task` of an `EvaluateConfig`, checked by the schema of its kind. Raises `InputError` as `validate`."""
+    if (kind := task.get("kind")) not in TASK_CONFIGS:
+        raise InputError(f"task.kind must be one of {', '.join(TASK_CONFIGS)}, got {kind!r}")
+    schema = TASK_CONFIGS[kind]
+    return typing.cast("dict[str, Any]", _checked(task, schema, "task", list(_dotted_keys(schema, task, "task."))))
 
 
 def nearest(word: str, options: Iterable[str]) -> list[str]:

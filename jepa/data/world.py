@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations, product
 
@@ -50,6 +50,7 @@ PAIR_ACTIONS: dict[str, tuple[str, ...]] = {
     "chase": ("chases {o}", "runs after {o}", "follows {o}"),
 }
 ACTIONS = (*SOLO_ACTIONS, *PAIR_ACTIONS)
+TRANSITIONS = ("left", "right", "up", "down", "grow", "shrink")  # that two moments half a second apart tell apart
 PHRASES = SOLO_ACTIONS | PAIR_ACTIONS
 IDLE = "idle"
 IDLE_TEXTS = ("nothing happens", "nothing moves", "all is still")
@@ -263,6 +264,19 @@ class World:
         row = np.repeat(np.arange(count), length)
         frames = self._render(motion, index.ravel(), (windows - starts).ravel(), backdrop, row, windows.ravel(), rng)
         return frames.reshape(count, length, self.size, self.size, 3)
+
+    def transitions(self, scenes: list[Scene], rng: np.random.Generator, seconds: float = 0.5) -> np.ndarray:
+        """Two moments of each scene, `seconds` (at most 0.9) apart: before and after, (N, 2, S, S, 3) uint8.
+
+        What grows or shrinks does not start over in between.
+        """
+        motion = _Motion.draw(scenes, rng)
+        motion = replace(motion, phase=motion.phase / 2)  # of a cycle that lasts 1.8 s or longer
+        backdrop = _Backdrop.draw(len(scenes), self.background, rng)
+        row = np.repeat(np.arange(len(scenes)), 2)
+        now = np.tile([0.0, seconds], len(scenes))
+        frames = self._render(motion, row, now, backdrop, row, now, rng)
+        return frames.reshape(len(scenes), 2, self.size, self.size, 3)
 
     # Streams
 

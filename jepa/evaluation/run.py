@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa import checkpoint
-from jepa.config import AnswersConfig, build_as, validate
+from jepa.config import AnswersConfig, build_as, validate, validate_task
 from jepa.data.pairs import PairSplits
 from jepa.errors import InputError
 
@@ -18,7 +18,8 @@ from jepa.errors import InputError
 def evaluate(config: dict[str, Any]) -> Path:
     """Runs a validated `EvaluateConfig` and returns the folder written, by default `evaluation` beside the checkpoint.
 
-    Of a VL-JEPA: see `evaluate_videos`; of a language model: see `evaluate_answers`, and `evaluate_requests` for its
+    Of a VL-JEPA: see `evaluate_videos`, and `evaluate_task` for its zero-shot `task`, whose folder is by default
+    `task_<kind>` beside the checkpoint; of a language model: see `evaluate_answers`, and `evaluate_requests` for its
     streams of `requests`, whose folder is by default `requests_<kind>` beside the checkpoint. The keys of `data` take
     the place of those that a language model was trained with; `data` with a `_target_` takes the place of all.
     """
@@ -28,9 +29,15 @@ def evaluate(config: dict[str, Any]) -> Path:
     if trained["variant"] != "llm_jepa":
         if requests is not None:
             raise InputError(f"requests needs a checkpoint of llm_jepa, got one of {trained['variant']}: {folder}")
+        if config["task"] is not None and (kind := validate_task(config["task"])["kind"]) != "stream":
+            from jepa.evaluation.zero_shot import evaluate_task
+
+            return evaluate_task(folder, Path(config["output"] or folder.parent / f"task_{kind}"), config)
         from jepa.evaluation.videos import evaluate_videos
 
         return evaluate_videos(folder, Path(config["output"] or folder.parent / "evaluation"), config)
+    if config["task"] is not None:
+        raise InputError(f"task needs a checkpoint of vl_jepa, got one of {trained['variant']}: {folder}")
     splits = build_as(PairSplits, "data", data_of(trained["data"], config["data"]))
     if requests is not None:
         from jepa.evaluation.requests import evaluate_requests

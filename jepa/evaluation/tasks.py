@@ -13,16 +13,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from jepa.data.world import CAPTION_QUERIES, SOLO_ACTIONS, Question, Scene, Span, World, captions, questions
+from jepa.data.world import CAPTION_QUERIES, SOLO_ACTIONS, Question, Scene, World, captions, questions
+from jepa.data.world_tasks import held_out_clips, held_out_scenes
 from jepa.metrics import (
+    accuracy_area,
+    accuracy_within,
     cider_d,
     cost_of_pass,
+    ock_score,
     paired_cosine,
     rankme,
     retrieval_at_k,
     unpaired_cosine,
 )
 from jepa.models.vl_jepa import VLJEPA
+from jepa.selective import Decoded
 
 
 def score_tasks(model: VLJEPA, world: World, seed: int, candidates: int, batch_size: int) -> dict[str, Any]:
@@ -37,7 +42,7 @@ def score_tasks(model: VLJEPA, world: World, seed: int, candidates: int, batch_s
       decoding a caption.
     """
     scenes = held_out_scenes(world, candidates, seed)
-    clips = _clips(world, scenes, seed, model.frames)
+    clips = torch.from_numpy(held_out_clips(world, scenes, model.frames, seed))
     states = [model.encode(clips[i : i + batch_size]) for i in _batches(len(scenes), batch_size, "task clips")]
 
     def predict(queries: Sequence[str], rows: Sequence[int]) -> Tensor:
@@ -72,22 +77,6 @@ def score_tasks(model: VLJEPA, world: World, seed: int, candidates: int, batch_s
             "unpaired_cosine": float(unpaired_cosine(predictions, targets)),
         },
     }
-
-
-def held_out_scenes(world: World, count: int, seed: int) -> list[Scene]:
-    """`count` distinct held-out compositions: half of them solo actions (or as many as there are), the rest pairs."""
-    rng = np.random.default_rng([seed, 101])
-    solo, pairs = world.splits["held_out"]
-    chosen = [solo[i] for i in rng.permutation(len(solo))[: count // 2]]
-    chosen += [pairs[i] for i in rng.permutation(len(pairs))[: count - len(chosen)]]
-    return chosen
-
-
-def _clips(world: World, scenes: Sequence[Scene], seed: int, frames: int) -> Tensor:
-    rng = np.random.default_rng([seed, 102])
-    windows = rng.uniform(0.5, 8.0, (len(scenes), 1)) + np.arange(frames) / world.fps
-    timelines = [[Span(0.0, np.inf, scene, "")] for scene in scenes]
-    return torch.from_numpy(world.clips(timelines, windows, rng))
 
 
 def _batches(count: int, size: int, what: str) -> Any:
@@ -137,15 +126,27 @@ def _question_answering(model: VLJEPA, scenes: Sequence[Scene], predict: Any) ->
 
 
 def _captioning(model: VLJEPA, scenes: Sequence[Scene], predictions: Tensor) -> dict[str, Any]:
-    decoded = model.decode(predictions)
+    return caption_scores(model.decode(predictions), [captions(scene) for scene in scenes])
+
+
+CAPTION_TOKENS = 32  # the largest budget of exact match against tokens
+
+
+def caption_scores(decoded: Sequence[Decoded], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """CIDEr-D (x10, mean) of N captions, the share that is one of their references, and what they cost to decode.
+
+    OckScore and the curve of accuracy within 0, 1, ..., `CAPTION_TOKENS` tokens, with its area, are of that share.
+    """
     texts, tokens = [d.text for d in decoded], torch.tensor([d.tokens for d in decoded])
-    references = [captions(scene) for scene in scenes]
     right = torch.tensor([text in refs for text, refs in zip(texts, references, strict=True)])
     return {
-        "queries": len(scenes),
+        "queries": len(decoded),
         "cider_d": float(cider_d(texts, references).mean()),
         "exact_match": float(right.double().mean()),
         "tokens_per_caption": float(tokens.double().mean()),
         "tokens_per_right_caption": float(cost_of_pass(right, tokens)) if right.any() else None,
         "flops_per_caption": float(np.mean([d.flops for d in decoded])),
+        "ock_score": float(ock_score(right, tokens)),
+        "accuracy_within": accuracy_within(right, tokens, CAPTION_TOKENS).tolist(),
+        "accuracy_area": float(accuracy_area(right, tokens, CAPTION_TOKENS)),
     }

@@ -26,7 +26,7 @@ from jepa.metrics.per_token import (
     cost_of_pass,
     ock_score,
 )
-from jepa.metrics.retrieval import Retrieval, chance_ranks, retrieval_ranks
+from jepa.metrics.retrieval import Retrieval, retrieval_ranks, retrieval_scores
 from jepa.metrics.savings import (
     CurveDifference,
     Interval,
@@ -62,7 +62,6 @@ __all__ = [
     "area_between_curves",
     "bootstrap_mean",
     "bootstrap_ratio",
-    "chance_ranks",
     "cider_d",
     "cost_of_pass",
     "dense_scores",
@@ -78,6 +77,7 @@ __all__ = [
     "resample",
     "retrieval_at_k",
     "retrieval_ranks",
+    "retrieval_scores",
     "saving_at_equal_quality",
     "soda_c",
     "stream_scores",

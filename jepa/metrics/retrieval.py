@@ -100,6 +100,30 @@ def chance_ranks(query_ids: Tensor, gallery_ids: Tensor) -> Ranks:
     return Ranks(torch.zeros_like(right), len(gallery_ids) - right, right)
 
 
+def retrieval_scores(
+    clips: Tensor, clip_ids: Tensor, texts: Tensor, text_ids: Tensor, ks: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """Scores of ``video_to_text`` and of ``text_to_video``.
+
+    Each has the numbers of ``queries`` and ``candidates``, ``r@k`` for each k that there are candidates for, the
+    ``median_rank``, and under ``chance`` both as a model that tells nothing apart would have them.
+
+    Args:
+        clips: (N, E) predicted embeddings, of any norm.
+        clip_ids: (N,) integers, each clip's own.
+        texts: (M, E) embeddings of captions, of any norm.
+        text_ids: (M,) integers: the clip of each.
+        ks: the k of each recall, each at least 1.
+
+    Raises:
+        InputError: as `retrieval_ranks`.
+    """
+    return {
+        "video_to_text": _scores(clips, texts, clip_ids, text_ids, ks),
+        "text_to_video": _scores(texts, clips, text_ids, clip_ids, ks),
+    }
+
+
 class Retrieval(Metric):
     """Retrieval over clips and captions that arrive in batches: a clip may have several captions.
 
@@ -141,33 +165,24 @@ class Retrieval(Metric):
             getattr(self, name).append(rows.detach())
 
     def compute(self) -> dict[str, dict[str, Any]]:
-        """Scores of ``video_to_text`` and of ``text_to_video``.
-
-        Each has the numbers of ``queries`` and ``candidates``, ``r@k`` for each k that there are candidates for, the
-        ``median_rank``, and under ``chance`` both as a model that tells nothing apart would have them.
-
-        Raises:
-            InputError: as `retrieval_ranks`, or there is no batch.
-        """
+        """As `retrieval_scores`. Raises `InputError` before the first batch."""
         if not len(self.clips):
             raise InputError("Retrieval must have at least one clip, got none")
-        clips, texts = dim_zero_cat(self.clips), dim_zero_cat(self.texts)
-        clip_ids, text_ids = dim_zero_cat(self.clip_ids), dim_zero_cat(self.text_ids)
-        return {
-            "video_to_text": self._scores(clips, texts, clip_ids, text_ids),
-            "text_to_video": self._scores(texts, clips, text_ids, clip_ids),
-        }
+        return retrieval_scores(*map(dim_zero_cat, (self.clips, self.clip_ids, self.texts, self.text_ids)), self.ks)
 
-    def _scores(self, queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> dict[str, Any]:
-        ks = [k for k in self.ks if k <= len(gallery)]
 
-        def summary(ranks: Ranks) -> dict[str, float]:
-            recalls = {f"r@{k}": float(ranks.recall(k).mean()) for k in ks}
-            return {**recalls, "median_rank": float(ranks.expected().quantile(0.5))}
+def _scores(
+    queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor, ks: Sequence[int]
+) -> dict[str, Any]:
+    ks = [k for k in ks if k <= len(gallery)]
 
-        return {
-            "queries": len(queries),
-            "candidates": len(gallery),
-            **summary(retrieval_ranks(queries, gallery, query_ids, gallery_ids)),
-            "chance": summary(chance_ranks(query_ids, gallery_ids)),
-        }
+    def summary(ranks: Ranks) -> dict[str, float]:
+        recalls = {f"r@{k}": float(ranks.recall(k).mean()) for k in ks}
+        return {**recalls, "median_rank": float(ranks.expected().quantile(0.5))}
+
+    return {
+        "queries": len(queries),
+        "candidates": len(gallery),
+        **summary(retrieval_ranks(queries, gallery, query_ids, gallery_ids)),
+        "chance": summary(chance_ranks(query_ids, gallery_ids)),
+    }

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from jepa.data.world import Scene, World, captions
-from jepa.evaluation.tasks import _captioning, held_out_scenes
+from jepa.data.world_tasks import held_out_scenes
+from jepa.evaluation.tasks import _captioning
 from jepa.selective import Decoded
 
 
