@@ -97,7 +97,9 @@ class TokenizerConfig:
 class ClipsConfig:
     """What the training clips are made of: see ``jepa.data.clips.ClipBatches``."""
 
+    query_free: bool
     question_share: Share
+    class_share: Share
     idle_share: Share
     cut_share: Share
     near_misses: Natural
@@ -105,11 +107,16 @@ class ClipsConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of training: a constant batch, a warm-up (steps) to ``learning_rate``, then a cosine to 0."""
+    """One stage of training: a warm-up (steps) to ``learning_rate``, then that rate for good or a cosine to 0.
+
+    A step updates the weights by the mean gradient of ``accumulate`` batches of ``batch_size``, on each device.
+    """
 
     steps: Count
     batch_size: Count
+    accumulate: Count
     learning_rate: Positive
+    schedule: Literal["cosine", "constant"]
     weight_decay: NonNegative
     warmup_steps: Natural
     gradient_clip: Positive
@@ -119,7 +126,14 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class JEPAStageConfig(StageConfig):
+    """See ``jepa.training.modules.JEPAModule``."""
+
     loss: Node
+    regulariser: Node | None
+    regulariser_weight: NonNegative
+    target: Literal["gradient", "stop_gradient", "ema"]
+    ema_decay: Share
+    chunk: Natural  # samples encoded at a time (cached contrastive learning); 0: the whole batch
     y_encoder_lr_multiplier: Positive
 
 
@@ -140,13 +154,17 @@ class TrainConfig:
     seed: Natural
     precision: Literal["32-true", "bf16-mixed"]
     accelerator: Literal["auto", "cpu", "gpu"]
+    strategy: Literal["auto", "ddp", "fsdp"]
+    devices: Count
+    compile: bool
     workers: Natural
+    checkpoint: str | None  # to go on from: its model and tokenizer take the place of those below
     world: Node
     tokenizer: TokenizerConfig
     model: Node
     clips: ClipsConfig
-    jepa: JEPAStageConfig
-    decoder: DecoderStageConfig
+    jepa: JEPAStageConfig | None  # null: the stage is left out
+    decoder: DecoderStageConfig | None
 
 
 @dataclass(frozen=True)
@@ -230,6 +248,56 @@ class LanguageTrainConfig:
 
 
 @dataclass(frozen=True)
+class ComparisonDecoderConfig(StageConfig):
+    """Training of a VL-JEPA's decoder at each point of the comparison, on at most ``examples`` samples seen."""
+
+    examples: Count
+
+
+@dataclass(frozen=True)
+class ComparisonStreamConfig:
+    """Streams of ``seconds`` each, and the policy of VL-JEPA's selective decoding."""
+
+    streams: Count
+    seconds: Positive
+    step_rate_hz: Positive
+    style: Node
+    policy: Node
+
+
+@dataclass(frozen=True)
+class ComparisonTrainConfig:
+    """An arm of the controlled comparison: see ``jepa.training.comparison``.
+
+    ``pool`` counts batches of training clips, ``held_out`` compositions to test on, ``points`` steps after which an arm
+    is scored, ``answers`` clips that are answered one by one.
+    """
+
+    variant: Literal["comparison"]
+    name: str
+    seed: Natural
+    precision: Literal["32-true", "bf16-mixed"]
+    accelerator: Literal["auto", "cpu", "gpu"]
+    workers: Natural
+    states: str
+    data_seed: Natural
+    pool: Count
+    held_out: Count
+    points: Annotated[list[Count], NotEmpty()]
+    learning_rate_factors: Annotated[list[Positive], NotEmpty()]
+    world: Node
+    tokenizer: TokenizerConfig
+    model: Node
+    clips: ClipsConfig
+    encoder: StageConfig
+    stage: StageConfig
+    loss: Node
+    decoder: ComparisonDecoderConfig
+    answers: Count
+    stream: ComparisonStreamConfig
+
+
+@dataclass(frozen=True)
 class StreamConfig:
     """Streams of one setting: how many to calibrate and to test on, each of ``seconds``."""
 
@@ -262,6 +330,64 @@ class VideosConfig:
     calibration_share: ShareBetween
     minutes: NonNegative
     step_rate_hz: Positive
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A zero-shot task on a ``manifest``: see ``jepa.evaluation.zero_shot``; null: on the embedded data."""
+
+    kind: str
+    manifest: str | None
+    limit: Natural  # samples of the manifest, from its beginning; 0: all
+    fps: Positive | None  # of videos: frames a second around the middle; null: at equal distances over the whole part
+    workers: Natural
+
+
+@dataclass(frozen=True)
+class ClassificationTaskConfig(TaskConfig):
+    query: str
+    templates: Annotated[list[Annotated[str, Contains("{label}")]], NotEmpty()]
+    top: Annotated[list[Count], NotEmpty()]
+
+
+@dataclass(frozen=True)
+class RetrievalTaskConfig(TaskConfig):
+    query: str
+    ks: Annotated[list[Count], NotEmpty()]
+
+
+@dataclass(frozen=True)
+class VQATaskConfig(TaskConfig):
+    prompt: Annotated[str, Contains("{question}")]
+    candidate: Annotated[str, Contains("{candidate}")]
+
+
+@dataclass(frozen=True)
+class CaptioningTaskConfig(TaskConfig):
+    query: str
+
+
+@dataclass(frozen=True)
+class WorldPredictionTaskConfig(TaskConfig):
+    query: str  # of the two states
+    action_query: str  # of each candidate clip
+
+
+@dataclass(frozen=True)
+class StreamTaskConfig:
+    """The streams of ``streams`` or ``videos``, as without a task."""
+
+    kind: str
+
+
+TASK_CONFIGS: dict[str, type] = {  # of `evaluate`, by kind
+    "classification": ClassificationTaskConfig,
+    "retrieval": RetrievalTaskConfig,
+    "vqa": VQATaskConfig,
+    "captioning": CaptioningTaskConfig,
+    "world_prediction": WorldPredictionTaskConfig,
+    "stream": StreamTaskConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -332,64 +458,6 @@ class ReferenceConfig:
 
     policy: str
     rate_hz: Positive
-
-
-@dataclass(frozen=True)
-class TaskConfig:
-    """A zero-shot task on a ``manifest``: see ``jepa.evaluation.zero_shot``; null: on the embedded data."""
-
-    kind: str
-    manifest: str | None
-    limit: Natural  # samples of the manifest, from its beginning; 0: all
-    fps: Positive | None  # of videos: frames a second around the middle; null: at equal distances over the whole part
-    workers: Natural
-
-
-@dataclass(frozen=True)
-class ClassificationTaskConfig(TaskConfig):
-    query: str
-    templates: Annotated[list[Annotated[str, Contains("{label}")]], NotEmpty()]
-    top: Annotated[list[Count], NotEmpty()]
-
-
-@dataclass(frozen=True)
-class RetrievalTaskConfig(TaskConfig):
-    query: str
-    ks: Annotated[list[Count], NotEmpty()]
-
-
-@dataclass(frozen=True)
-class VQATaskConfig(TaskConfig):
-    prompt: Annotated[str, Contains("{question}")]
-    candidate: Annotated[str, Contains("{candidate}")]
-
-
-@dataclass(frozen=True)
-class CaptioningTaskConfig(TaskConfig):
-    query: str
-
-
-@dataclass(frozen=True)
-class WorldPredictionTaskConfig(TaskConfig):
-    query: str  # of the two states
-    action_query: str  # of each candidate clip
-
-
-@dataclass(frozen=True)
-class StreamTaskConfig:
-    """The streams of ``streams`` or ``videos``, as without a task."""
-
-    kind: str
-
-
-TASK_CONFIGS: dict[str, type] = {  # of `evaluate`, by kind
-    "classification": ClassificationTaskConfig,
-    "retrieval": RetrievalTaskConfig,
-    "vqa": VQATaskConfig,
-    "captioning": CaptioningTaskConfig,
-    "world_prediction": WorldPredictionTaskConfig,
-    "stream": StreamTaskConfig,
-}
 
 
 @dataclass(frozen=True)
@@ -559,7 +627,11 @@ class CostConfig:
     grid: CostGridConfig
 
 
-TRAIN_CONFIGS = {"vl_jepa": TrainConfig, "llm_jepa": LanguageTrainConfig}  # of `train`, by variant
+TRAIN_CONFIGS = {  # of `train`, by variant
+    "vl_jepa": TrainConfig,
+    "llm_jepa": LanguageTrainConfig,
+    "comparison": ComparisonTrainConfig,
+}
 
 
 # --- Checking a configuration against its schema. ---

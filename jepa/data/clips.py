@@ -13,6 +13,7 @@ from jepa.data.world import (
     CAPTION_QUERIES,
     IDLE,
     IDLE_TEXTS,
+    PHRASES,
     VARIATIONS,
     Scene,
     Span,
@@ -20,6 +21,9 @@ from jepa.data.world import (
     captions,
     questions,
 )
+
+CLASS_QUERY = "which action is it?"
+QUERY_FREE = ""
 
 
 class ClipBatch(NamedTuple):
@@ -37,11 +41,12 @@ class ClipBatch(NamedTuple):
 class ClipBatches(Dataset[ClipBatch]):
     """Item i is the i-th training batch: a function of (seed, i) alone, whichever worker draws it.
 
-    `frames` frames a clip; `question_share` of the samples ask a short question instead of a caption, `idle_share` show
-    a pause, and in `cut_share` of them another event begins or ends within the window: the text is that of the event
-    at the window's centre, as in a sliding window over a stream. With each caption of an event come `near_misses`
-    (0 to 3) negative captions that differ from it in the action, one shape or one colour (hard negatives as in NegCLIP,
-    arXiv 2210.01936).
+    `frames` frames a clip; `question_share` of the samples ask a short question instead of a caption, `class_share` the
+    name of the action (its first paraphrase, without objects); captions have no query if `query_free`. `idle_share`
+    show a pause, and in `cut_share` of the samples another event begins or ends within the window: the text is that of
+    the event at the window's centre, as in a sliding window over a stream. With each caption of an event come
+    `near_misses` (0 to 3) negative captions that differ from it in the action, one shape or one colour (hard negatives
+    as in NegCLIP, arXiv 2210.01936).
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class ClipBatches(Dataset[ClipBatch]):
         idle_share: float = 0.04,
         cut_share: float = 0.15,
         near_misses: int = 2,
+        class_share: float = 0.0,
+        query_free: bool = False,
     ) -> None:
         self.world, self.seed, self.batch_size, self.batches, self.frames = (
             world,
@@ -66,7 +73,7 @@ class ClipBatches(Dataset[ClipBatch]):
         )
         self.split = split
         self.question_share, self.idle_share, self.cut_share = question_share, idle_share, cut_share
-        self.near_misses = near_misses
+        self.near_misses, self.class_share, self.query_free = near_misses, class_share, query_free
 
     def __len__(self) -> int:
         return self.batches
@@ -86,7 +93,7 @@ class ClipBatches(Dataset[ClipBatch]):
             starts.append(start)
             queries.append(query)
             texts.append(text)
-            if query in CAPTION_QUERIES and scene.action != IDLE:
+            if query in (*CAPTION_QUERIES, QUERY_FREE) and scene.action != IDLE:
                 negatives += self._near_misses(scene, rng)
         clips = self.world.clips(timelines, np.array(starts)[:, None] + window, rng)
         return ClipBatch(torch.from_numpy(clips), queries, texts, negatives)
@@ -101,9 +108,10 @@ class ClipBatches(Dataset[ClipBatch]):
         if scene.action != IDLE and rng.random() < self.question_share:
             question = (asked := questions(scene))[rng.integers(len(asked))]
             return question.text, question.answer
-        return str(rng.choice(CAPTION_QUERIES)), str(
-            rng.choice(IDLE_TEXTS if scene.action == IDLE else captions(scene))
-        )
+        if scene.action != IDLE and self.class_share and rng.random() < self.class_share / (1 - self.question_share):
+            return CLASS_QUERY, PHRASES[scene.action][0].removesuffix(" {o}")
+        query = QUERY_FREE if self.query_free else str(rng.choice(CAPTION_QUERIES))
+        return query, str(rng.choice(IDLE_TEXTS if scene.action == IDLE else captions(scene)))
 
     def _surround(self, scene: Scene, start: float, centre: float, rng: np.random.Generator) -> list[Span]:
         """A timeline around the window that starts at `start`: `scene` alone, or cut by another before or after."""

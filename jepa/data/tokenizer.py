@@ -51,7 +51,7 @@ class Tokenizer:
         """Right-padded `ids` (B, L) and `mask` (B, L), true at real tokens; `eos` appends the end token."""
         rows = [[*e.ids, self.eos_id] if eos else e.ids for e in self._tokenizer.encode_batch(list(texts))]
         length = max(map(len, rows))
-        ids = torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows])
+        ids = torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows], dtype=torch.long)
         lengths = torch.tensor([len(row) for row in rows])
         return ids, torch.arange(length) < lengths[:, None]
 

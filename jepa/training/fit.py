@@ -28,17 +28,24 @@ def fit(
     config: dict[str, Any],
     output: Path,
     name: str,
+    strategy: str = "auto",
+    devices: int = 1,
 ) -> L.Trainer:
-    """Trains for `stage.steps` batches with a progress bar; logs go to `output/logs/<name>`."""
+    """Trains for `stage.steps` steps with a progress bar; logs go to `output/logs/<name>`.
+
+    `batches` has as many as all devices need, which take turns: steps * accumulate * devices.
+    """
     logs = output / "logs"
     trainer = L.Trainer(
         accelerator=config["accelerator"],
-        devices=1,
+        devices=devices,
+        strategy=strategy,
         precision=config["precision"],
         max_steps=stage.steps,
         max_epochs=1,
+        accumulate_grad_batches=stage.accumulate,
         gradient_clip_val=stage.gradient_clip,
-        val_check_interval=min(stage.validate_every, stage.steps),
+        val_check_interval=min(stage.validate_every, stage.steps) * stage.accumulate,
         num_sanity_val_steps=0,
         logger=[CSVLogger(logs, name=name, version=""), TensorBoardLogger(logs, name=name, version="")],
         log_every_n_steps=min(10, stage.steps),
@@ -81,7 +88,7 @@ def summary(trainer: L.Trainer, stage: StageConfig, logs: Path) -> dict[str, Any
     """Steps and samples seen, and the curve that the CSV log holds."""
     return {
         "steps": trainer.global_step,
-        "samples": trainer.global_step * stage.batch_size,
+        "samples": trainer.global_step * stage.accumulate * trainer.world_size * stage.batch_size,
         "curve": _curve(logs / "metrics.csv"),
     }
 

@@ -34,7 +34,7 @@ from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import count_flops
 from jepa.training.fit import fit, on_gpu, summary
 from jepa.training.latents import PairDecoderBatches
-from jepa.training.modules import DecoderModule, Stage, warn_of_collapse
+from jepa.training.modules import DecoderModule, Stage, follow, warn_of_collapse
 
 _FLOPS_SAMPLE = 4  # batches whose operations are counted; their mean stands for a step
 
@@ -158,12 +158,9 @@ class LanguageModule(Stage):
         if self.teacher is not None:
             self.teacher.eval()
 
-    @torch.no_grad()
     def on_train_batch_end(self, *args: Any) -> None:
         if self.teacher is not None:
-            decay = self.objective.config.ema_decay
-            for slow, fast in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
-                slow.lerp_(fast, 1 - decay)
+            follow(self.teacher, self.model, self.objective.config.ema_decay)
 
     def validation_step(self, batch: PairBatch, index: int) -> None:
         out = self.model(batch.rows)
@@ -267,7 +264,9 @@ def _train_language(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, 
     steps = StageConfig(
         steps=plan.steps,
         batch_size=stage.batch_size,
+        accumulate=1,
         learning_rate=stage.learning_rate,
+        schedule="cosine",
         weight_decay=stage.weight_decay,
         warmup_steps=round(stage.warmup_share * plan.steps),
         gradient_clip=stage.gradient_clip,

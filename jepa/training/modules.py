@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import lightning as L
@@ -13,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.config import StageConfig
+from jepa.config import JEPAStageConfig, StageConfig, build
 from jepa.data.clips import ClipBatch
 from jepa.errors import InputError
+from jepa.losses.cached import cached_loss
 from jepa.metrics.latents import LatentGeometry, collapse_message
 from jepa.models.llm_jepa import LLMJEPA
+from jepa.models.roles import Part
 from jepa.models.vl_jepa import VLJEPA
 from jepa.predictors.experts import Routing, load_balancing_loss, recorded_routing
 
@@ -27,8 +33,16 @@ class CollapseWarning(UserWarning):
 
 
 def text_ids(texts: Iterable[str]) -> Tensor:
-    """(B,) integers, equal for equal texts."""
-    return torch.from_numpy(np.unique(list(texts), return_inverse=True)[1])
+    """(B,) integers, equal for equal texts, whichever batch or rank they are in: the first 8 bytes of their hashes."""
+    digests = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return torch.from_numpy(np.frombuffer(digests, dtype=np.int64).copy())
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, model: nn.Module, decay: float) -> None:
+    """Moves the parameters of `teacher` towards those of `model`: an exponential moving average."""
+    for slow, fast in zip(teacher.parameters(), model.parameters(), strict=True):
+        slow.lerp_(fast, 1 - decay)
 
 
 def warn_of_collapse(geometry: Mapping[str, Tensor], step: int) -> None:
@@ -38,7 +52,7 @@ def warn_of_collapse(geometry: Mapping[str, Tensor], step: int) -> None:
 
 
 class Stage(L.LightningModule):
-    """AdamW, with a linear warm-up and a cosine to zero over the stage's steps."""
+    """AdamW, with a linear warm-up, then a constant rate or a cosine to zero over the stage's steps."""
 
     def __init__(self, stage: StageConfig) -> None:
         super().__init__()
@@ -59,6 +73,8 @@ class Stage(L.LightningModule):
         def scale(step: int) -> float:
             if step < warmup:
                 return (step + 1) / warmup
+            if self.stage.schedule == "constant":
+                return 1.0
             return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
 
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, scale), "interval": "step"}]
@@ -67,37 +83,108 @@ class Stage(L.LightningModule):
 class JEPAModule(Stage):
     """X-Encoder, Predictor and Y-Encoder trained together by a latent loss (VL-JEPA section 3.2).
 
-    `loss` is called with predictions (B, E), targets (B, E), the texts' ids (B,), and further negative texts (M, E)
-    with their ids (M,). The Y-Encoder learns at `y_encoder_lr_multiplier` times the learning rate. Sparse experts add
-    their load-balancing losses, each with its weight.
+    The loss d is called with predictions (B, E), targets (B, E) and the texts' ids (B,), and with further negative
+    texts (M, E) and their ids (M,) if it takes some. Frozen parameters stay as they are, and with target
+    "stop_gradient" all of the Y-Encoder's; it learns at `y_encoder_lr_multiplier` times the learning rate. With target
+    "ema" each side is compared with a slow copy of the other, d(Ŝ, S_slow) / 2 + d(Ŝ_slow, S) / 2: the targets alone
+    would leave the Y-Encoder without gradient. Copies are made of Predictor and Y-Encoder, not of the X-Encoder.
+
+    A regulariser gets both embeddings times √E, so that unit vectors in all directions have variance 1 in each
+    dimension. Sparse experts add their load-balancing losses, each with its weight.
+
+    Raises:
+        InputError: the regulariser and its weight are not given together.
     """
 
-    def __init__(self, model: VLJEPA, loss: nn.Module, stage: StageConfig, y_encoder_lr_multiplier: float) -> None:
+    def __init__(self, model: VLJEPA, stage: JEPAStageConfig) -> None:
         super().__init__(stage)
-        self.model, self.loss = model, loss
-        self.multiplier = y_encoder_lr_multiplier
+        if (stage.regulariser is None) != (stage.regulariser_weight == 0):
+            raise InputError(
+                "jepa.regulariser and jepa.regulariser_weight must be given together, "
+                f"got {stage.regulariser} and {stage.regulariser_weight}"
+            )
+        self.model, self.settings = model, stage
+        self.loss: Any = build(stage.loss)
+        self.regulariser: Any = None if stage.regulariser is None else build(stage.regulariser)
+        self.takes_negatives = "negatives" in inspect.signature(self.loss.forward).parameters
+        self.slow: Any = None
+        if stage.target == "ema":
+            self.slow = deepcopy(self.pair()).requires_grad_(False)
+        if stage.target == "stop_gradient":
+            model.y_encoder.requires_grad_(False)
         self.geometry = LatentGeometry()
 
+    def pair(self) -> nn.ModuleList:
+        """Predictor and Y-Encoder."""
+        return nn.ModuleList([self.model.predictor, self.model.y_encoder])  # type: ignore[list-item]
+
     def parameter_groups(self) -> list[dict[str, Any]]:
-        fast = [*self.model.x_encoder.parameters(), *self.model.predictor.parameters()]
-        return [
-            {"params": fast},
-            {
-                "params": list(self.model.y_encoder.parameters()),
-                "lr": self.stage.learning_rate * self.multiplier,
-            },
+        def trained(*parts: Part) -> list[nn.Parameter]:
+            return [p for part in parts for p in part.parameters() if p.requires_grad]
+
+        rate = self.stage.learning_rate * self.settings.y_encoder_lr_multiplier
+        groups: list[dict[str, Any]] = [
+            {"params": trained(self.model.x_encoder, self.model.predictor)},
+            {"params": trained(self.model.y_encoder), "lr": rate},
             {"params": list(self.loss.parameters()), "weight_decay": 0.0},
         ]
+        return [group for group in groups if group["params"]]
 
     def training_step(self, batch: ClipBatch, index: int) -> Tensor:
+        chunks = _in_chunks(
+            batch if self.takes_negatives else batch._replace(negatives=[]), self.settings.chunk or len(batch.texts)
+        )
+        ids = text_ids(text for chunk in chunks for text in chunk.texts).to(self.device)
+        negative_ids = text_ids(text for chunk in chunks for text in chunk.negatives).to(self.device)
+        loss = partial(self.latent_loss, ids, negative_ids)
         with recorded_routing(self.model.predictor) as routings:
-            predictions = self.model.predict(self.model.encode(batch.frames), batch.queries)
-        texts = [*batch.texts, *batch.negatives]
-        targets, ids = self.model.embed(texts), text_ids(texts).to(self.device)
-        count = len(batch.texts)
-        loss = self.loss(predictions, targets[:count], ids[:count], targets[count:], ids[count:])
-        self.log("loss", loss, prog_bar=True, batch_size=len(batch.texts))
-        return loss + self.balance(routings) if routings else loss
+            one = len(chunks) == 1
+            value = loss(*self.embeddings(batch)) if one else cached_loss(self.embeddings, chunks, loss)
+        self.log("loss", value, prog_bar=True, batch_size=len(batch.texts))
+        return value + self.balance(routings) if routings else value
+
+    def embeddings(self, batch: ClipBatch) -> tuple[Tensor, ...]:
+        """Predictions (B, E), targets (B, E), negative texts (M, E); then these by the slow copies, if there are."""
+        states, count = self.model.encode(batch.frames), len(batch.texts)
+        texts = [*batch.texts, *batch.negatives] if self.takes_negatives else batch.texts
+        predictions, targets = self.model.predict(states, batch.queries), self.model.embed(texts)
+        found = predictions, targets[:count], targets[count:]
+        if self.slow is None:
+            return found
+        with torch.no_grad():
+            tokenizers, (predictor, y_encoder) = self.model.tokenizers, self.slow
+            queries, tokens = tokenizers["predictor"].encode(batch.queries), tokenizers["y_encoder"].encode(texts)
+            targets = y_encoder(*(t.to(self.device) for t in tokens))
+            return *found, predictor(states, *(t.to(self.device) for t in queries)), targets[:count], targets[count:]
+
+    def latent_loss(
+        self, ids: Tensor, negative_ids: Tensor, predictions: Tensor, targets: Tensor, negatives: Tensor, *slow: Tensor
+    ) -> Tensor:
+        """Of embeddings as `embeddings` gives them, with ids (B,) and negative ids (M,)."""
+
+        def distance(predictions: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
+            more = (negatives, negative_ids) if self.takes_negatives else ()
+            found: Tensor = self.loss(predictions, targets, ids, *more)
+            return found
+
+        if slow:
+            slow_predictions, slow_targets, slow_negatives = slow
+            forth = distance(predictions, slow_targets, slow_negatives)
+            loss = 0.5 * (forth + distance(slow_predictions, targets, negatives))
+        else:
+            loss = distance(predictions, targets, negatives)
+        if self.regulariser is not None:
+            scale = predictions.shape[1] ** 0.5
+            loss = loss + self.settings.regulariser_weight * self.regulariser(predictions * scale, targets * scale)
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        if self.slow is not None:
+            self.slow.eval()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self.slow is not None:
+            follow(self.slow, self.pair(), self.settings.ema_decay)
 
     def balance(self, routings: list[Routing]) -> Tensor:
         """Weighted sum of the layers' load-balancing losses; logs their mean and the loads furthest from even."""
@@ -109,14 +196,7 @@ class JEPAModule(Stage):
     def validation_step(self, batch: ClipBatch, index: int) -> None:
         predictions = self.model.predict(self.model.encode(batch.frames), batch.queries)
         targets = self.model.embed(batch.texts)
-        self.geometry.update(predictions, targets, self._known_ids(batch.texts).to(self.device))
-
-    def on_validation_epoch_start(self) -> None:
-        self._known: dict[str, int] = {}
-
-    def _known_ids(self, texts: list[str]) -> Tensor:
-        """Like `text_ids`, but the same over all batches of a validation."""
-        return torch.tensor([self._known.setdefault(text, len(self._known)) for text in texts])
+        self.geometry.update(predictions, targets, text_ids(batch.texts).to(self.device))
 
     def on_validation_epoch_end(self) -> None:
         geometry = self.geometry.compute()
@@ -125,6 +205,15 @@ class JEPAModule(Stage):
         self.log("R@1", geometry["retrieval@1"], prog_bar=True, logger=False)
         if not self.trainer.sanity_checking:
             warn_of_collapse(geometry, self.global_step)
+
+
+def _in_chunks(batch: ClipBatch, size: int) -> list[ClipBatch]:
+    """Batches of at most `size` samples; the negative texts are dealt out."""
+    starts = range(0, len(batch.texts), size)
+    return [
+        ClipBatch(*(field[start : start + size] for field in batch[:3]), batch.negatives[number :: len(starts)])
+        for number, start in enumerate(starts)
+    ]
 
 
 class DecoderModule(Stage):

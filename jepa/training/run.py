@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from jepa import checkpoint
 from jepa.config import DecoderStageConfig, JEPAStageConfig, build
@@ -16,6 +21,7 @@ from jepa.data.clips import ClipBatches
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import World, corpus
 from jepa.errors import InputError
+from jepa.models.roles import Part
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.training import language
 from jepa.training.fit import fit, on_gpu, summary
@@ -33,15 +39,16 @@ _VALIDATION_SEED = 1_000_003  # added to the seed: validation clips never occur 
 def train(config: dict[str, Any], output: Path) -> Path:
     """Trains a validated configuration of `TRAIN_CONFIGS` and returns the checkpoint's folder, `output/checkpoint`.
 
-    The checkpoint is written after every stage, logs go to `output/logs`.
+    The checkpoint is written after every stage, logs go to `output/logs`. With `checkpoint` its model and its stages
+    are gone on from. On several devices every process calls this; the first writes.
     """
     if config["variant"] == "llm_jepa":
         return language.train(config, output)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
     L.seed_everything(config["seed"], verbose=False)
+    _check(config)
     world = build(config["world"])
-    tokenizer = Tokenizer.train(corpus(), **config["tokenizer"])
-    model = checkpoint.build_model(config, tokenizer)
+    model, stages = _start(config)
     if (world.size, world.fps) != (model.x_encoder.size, model.fps):
         raise InputError(
             f"world.size and world.fps must be those of the model, got {world.size} px at {world.fps} Hz "
@@ -50,30 +57,93 @@ def train(config: dict[str, Any], output: Path) -> Path:
     # Plain attention is about 1.7 times as fast as the fused kernel in bf16 on a CPU (scripts/bench_attention.py).
     set_fused_attention(model, not (config["precision"] == "bf16-mixed" and not on_gpu(config)))
     folder = output / "checkpoint"
-    stages = []
     for name, run in (("jepa", _train_jepa), ("decoder", _train_decoder)):
+        if config[name] is None:
+            continue
         started = time.perf_counter()
         result = run(config, model.train(), world, output)
         stages.append({"name": name, "seconds": round(time.perf_counter() - started, 2), **result})
-        checkpoint.save(model.cpu(), config, folder)
-        (folder / "training.json").write_text(json.dumps({"stages": stages}, indent=1), encoding="utf-8")
-    print(f"checkpoint: {folder}", flush=True)
+        model.cpu()
+        if rank_zero_only.rank == 0:
+            checkpoint.save(model, config, folder)
+            (folder / "training.json").write_text(json.dumps({"stages": stages}, indent=1), encoding="utf-8")
+    if rank_zero_only.rank == 0:
+        print(f"checkpoint: {folder}", flush=True)
     return folder
+
+
+def _check(config: dict[str, Any]) -> None:
+    if config["jepa"] is None and config["decoder"] is None:
+        raise InputError("there is nothing to train: jepa and decoder are null")
+    devices, strategy = config["devices"], config["strategy"]
+    if devices > 1 and "LOCAL_RANK" not in os.environ:
+        raise InputError(f"{devices} devices must be launched by torchrun --nproc-per-node {devices}, got one process")
+    if (devices > 1) != (strategy != "auto"):
+        raise InputError(f"devices > 1 must come with strategy ddp or fsdp, got {devices} and {strategy}")
+
+
+def _start(config: dict[str, Any]) -> tuple[VLJEPA, list[dict[str, Any]]]:
+    """A new model, or that of `checkpoint` with the stages behind it; `config` then gets its model and tokenizer."""
+    if config["checkpoint"] is None:
+        tokenizer = Tokenizer.train(corpus(), **config["tokenizer"])
+        model: VLJEPA = checkpoint.build_model(config, tokenizer)
+        return model, []
+    folder = Path(config["checkpoint"])
+    model = checkpoint.load(folder)
+    if not isinstance(model, VLJEPA):
+        raise InputError(f"checkpoint must be of a VL-JEPA, got {type(model).__name__}: {folder}")
+    before = checkpoint.read_config(folder)
+    config |= {key: before[key] for key in ("model", "tokenizer")}
+    return model, json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
+
+
+@contextmanager
+def _unchanged(*parts: Part) -> Iterator[None]:
+    """What of the parts is trained is so again at the end, whatever was frozen in between."""
+    trained = [(parameter, parameter.requires_grad) for part in parts for parameter in part.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, wanted in trained:
+            parameter.requires_grad_(wanted)
+
+
+def _batches_needed(stage: JEPAStageConfig | DecoderStageConfig, config: dict[str, Any]) -> int:
+    devices: int = config["devices"]
+    return stage.steps * stage.accumulate * devices
 
 
 def _train_jepa(config: dict[str, Any], model: VLJEPA, world: World, output: Path) -> dict[str, Any]:
     stage = JEPAStageConfig(**config["jepa"])
-    seed = config["seed"]
-    batches = ClipBatches(world, seed, stage.batch_size, stage.steps, model.frames, **config["clips"])
-    validation = ClipBatches(
-        world, seed + _VALIDATION_SEED, stage.batch_size, stage.validation_batches, model.frames, **config["clips"]
+    batches, validation = (
+        ClipBatches(world, seed, stage.batch_size, count, model.frames, **config["clips"])
+        for seed, count in (
+            (config["seed"], _batches_needed(stage, config)),
+            (config["seed"] + _VALIDATION_SEED, stage.validation_batches),
+        )
     )
-    loss = build(stage.loss)
-    module = JEPAModule(model, loss, stage, stage.y_encoder_lr_multiplier)
-    model.y_decoder.requires_grad_(False)
-    trainer = fit(module, batches, validation, stage, config, output, "jepa")
-    model.y_decoder.requires_grad_(True)
-    return summary(trainer, stage, output / "logs" / "jepa") | {"temperature": float(loss.temperature.detach())}
+    with _unchanged(model.y_encoder, model.y_decoder):
+        model.y_decoder.requires_grad_(False)
+        module = JEPAModule(model, stage)
+        parts = (model.x_encoder, model.predictor, model.y_encoder) if config["compile"] else ()
+        with _compiled(*parts):
+            trainer = fit(
+                module, batches, validation, stage, config, output, "jepa", config["strategy"], config["devices"]
+            )
+    learned = {"temperature": float(module.loss.temperature.detach())} if hasattr(module.loss, "temperature") else {}
+    return summary(trainer, stage, output / "logs" / "jepa") | learned
+
+
+@contextmanager
+def _compiled(*parts: Any) -> Iterator[None]:
+    """The parts' forward passes by `torch.compile`, for batches of any size."""
+    for part in parts:
+        part.forward = torch.compile(part.forward, dynamic=True)
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.forward
 
 
 def _train_decoder(config: dict[str, Any], model: VLJEPA, world: World, output: Path) -> dict[str, Any]:
@@ -94,9 +164,12 @@ def _train_decoder(config: dict[str, Any], model: VLJEPA, world: World, output: 
     text_latents = model.embed_all(texts)
     batches, validation = (
         DecoderBatches(text_latents, texts, streams, noise, s, stage.batch_size, n)
-        for s, n in ((seed, stage.steps), (seed + _VALIDATION_SEED, stage.validation_batches))
+        for s, n in (
+            (seed, _batches_needed(stage, config)),
+            (seed + _VALIDATION_SEED, stage.validation_batches),
+        )
     )
     module = DecoderModule(model, stage)
     module.train()
-    trainer = fit(module, batches, validation, stage, config, output, "decoder")
+    trainer = fit(module, batches, validation, stage, config, output, "decoder", config["strategy"], config["devices"])
     return summary(trainer, stage, output / "logs" / "decoder") | {"noise_per_dimension": round(noise, 5)}

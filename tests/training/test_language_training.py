@@ -294,7 +294,7 @@ def stage_config(steps: int) -> StageConfig:
     kept = {
         key: STAGE[key] for key in ("batch_size", "learning_rate", "weight_decay", "gradient_clip", "validate_every")
     }
-    return StageConfig(steps=steps, warmup_steps=1, validation_batches=1, **kept)
+    return StageConfig(steps=steps, warmup_steps=1, validation_batches=1, accumulate=1, schedule="cosine", **kept)
 
 
 def test_every_trained_parameter_is_in_one_group(tiny_llm_jepa):

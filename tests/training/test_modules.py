@@ -13,14 +13,15 @@ from torch.utils.data import DataLoader
 from jepa.config import JEPAStageConfig, StageConfig
 from jepa.data.clips import ClipBatches
 from jepa.data.world import StreamStyle, World, is_held_out, questions
-from jepa.losses.infonce import InfoNCE
 from jepa.training.latents import DecoderBatches, StreamLatents, predicted_latents, prediction_error, training_texts
 from jepa.training.modules import CollapseWarning, DecoderModule, JEPAModule, text_ids
 
 STAGE = {
     "steps": 10,
     "batch_size": 8,
+    "accumulate": 1,
     "learning_rate": 1e-2,
+    "schedule": "cosine",
     "weight_decay": 0.05,
     "warmup_steps": 4,
     "gradient_clip": 1.0,
@@ -29,9 +30,20 @@ STAGE = {
 }
 
 
-def jepa_module(model, multiplier=0.05):
-    stage = JEPAStageConfig(**STAGE, loss={}, y_encoder_lr_multiplier=multiplier)
-    return JEPAModule(copy.deepcopy(model), InfoNCE(), stage, multiplier)
+INFONCE = {"_target_": "jepa.losses.infonce.InfoNCE"}
+LATENT = {
+    "loss": INFONCE,
+    "regulariser": None,
+    "regulariser_weight": 0.0,
+    "target": "gradient",
+    "ema_decay": 0.9,
+    "chunk": 0,
+    "y_encoder_lr_multiplier": 0.05,
+}
+
+
+def jepa_module(model, **changed):
+    return JEPAModule(copy.deepcopy(model), JEPAStageConfig(**{**STAGE, **LATENT, **changed}))
 
 
 def test_the_schedule_warms_up_and_ends_at_zero_for_every_group(tiny_model):
