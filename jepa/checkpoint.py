@@ -24,14 +24,19 @@ from jepa.errors import InputError
 if TYPE_CHECKING:
     from jepa.data.pretrained_tokenizer import PretrainedTokenizer
     from jepa.models.llm_jepa import LLMJEPA
+    from jepa.models.token_baseline import TokenVLM
     from jepa.models.vl_jepa import VLJEPA
 
 FORMAT = "jepa.checkpoint/1"
-MODELS = {"vl_jepa": "jepa.models.vl_jepa.VLJEPA", "llm_jepa": "jepa.models.llm_jepa.LLMJEPA"}
+MODELS = {
+    "vl_jepa": "jepa.models.vl_jepa.VLJEPA",
+    "llm_jepa": "jepa.models.llm_jepa.LLMJEPA",
+    "token_vlm": "jepa.models.token_baseline.TokenVLM",
+}
 _WEIGHTS, _CONFIG, _TOKENIZERS = "model.safetensors", "config.yaml", "tokenizers"
 
 
-def save(model: VLJEPA | LLMJEPA, config: dict[str, Any], folder: Path) -> None:
+def save(model: VLJEPA | LLMJEPA | TokenVLM, config: dict[str, Any], folder: Path) -> None:
     """Writes the checkpoint; each file appears whole or not at all, the configuration last.
 
     In the configuration's `model`, each part that has a `node()` is replaced by it, and `tokenizers` by their roles.
@@ -103,7 +108,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     variant = config.setdefault("variant", "vl_jepa")
     if variant not in MODELS:
         raise InputError(f"{path}: variant must be one of {', '.join(MODELS)}, got {variant!r}")
-    for key in ("model", "world" if variant == "vl_jepa" else "data"):
+    for key in ("model", "data" if variant == "llm_jepa" else "world"):
         if not isinstance(config.get(key), dict):
             raise InputError(f"{path}: {key} must be a mapping, got {config.get(key)!r}")
     return config
@@ -128,7 +133,7 @@ def _load_tokenizers(folder: Path, roles: Sequence[str]) -> dict[str, Pretrained
         return {}
     from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 
-    return {role: PretrainedTokenizer.load(folder / role) for role in roles}
+    return {role: PretrainedTokenizer(str(folder / role)) for role in roles}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""X-Encoder: a timm vision transformer over frames, with time embedded.
+"""X-Encoders of frames and what they share: a timm vision transformer with time embedded; states from disk.
 
 Dimension letters: B clips, F frames a clip, T = F / tubelet time slots, P patches a slot, N = T * P states, D width,
 S pixels a side.
@@ -7,18 +7,87 @@ S pixels a side.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from jepa.errors import InputError
+from jepa.errors import InputError, whole
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DIFFERENCE_GAIN = 2.0  # brings frame differences to about the scale of the frames
 
 
-class FrameViT(nn.Module):
+def check_frames(frames: Tensor, size: int, tubelet: int) -> None:
+    """Raises `InputError` unless `frames` is (B, F, size, size, 3) uint8 and F a multiple of `tubelet`."""
+    if frames.ndim != 5 or frames.shape[2:] != (size, size, 3) or frames.dtype != torch.uint8:
+        raise InputError(f"frames must be (B, F, {size}, {size}, 3) uint8, got {tuple(frames.shape)} {frames.dtype}")
+    if frames.shape[1] % tubelet:
+        raise InputError(f"the number of frames must be a multiple of tubelet {tubelet}, got {frames.shape[1]}")
+
+
+def given_states(states: Tensor, width: int) -> Tensor:
+    """States that were computed before; raises `InputError` unless they are (B, N, width), floating point."""
+    if states.ndim != 3 or states.shape[2] != width or not states.is_floating_point():
+        raise InputError(f"states must be (B, N, {width}) floats, got {tuple(states.shape)} {states.dtype}")
+    return states
+
+
+class FrozenWhere(nn.Module):
+    """A module that can be frozen: no gradients, and evaluation mode whatever `train` is called with."""
+
+    frozen = False
+
+    def freeze(self) -> None:
+        self.frozen = True
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and not self.frozen)
+
+
+class FeatureEncoder(nn.Module):
+    """In place of an X-Encoder where only its states are at hand: the "frames" are states (B, N, D), passed on.
+
+    Args:
+        width: D.
+
+    Raises:
+        InputError: `forward` gets anything else.
+    """
+
+    size, tubelet = 0, 1  # it sees no frames
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = whole("width", width, 1)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return given_states(frames, self.width)
+
+
+class SlotsInTime(nn.Module):
+    """What X-Encoders share that encode each time slot without regard to the others."""
+
+    width: int
+
+    def encode_slots(self, frames: Tensor) -> Tensor:
+        """States of each time slot, without the time embedding: (B, F, S, S, 3) uint8 -> (B, T, P, D)."""
+        raise NotImplementedError
+
+    def add_time(self, slots: Tensor) -> Tensor:
+        """(B, T, P, D) states of a window's slots, oldest first -> (B, N, D) with the slot's time added."""
+        return (slots + time_embedding(slots.shape[1], self.width).to(slots)[:, None]).flatten(1, 2)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, F, S, S, 3) uint8 -> states S_X (B, N, D)."""
+        return self.add_time(self.encode_slots(frames))
+
+
+class FrameViT(SlotsInTime):
     """Runs a timm ViT on each group of `tubelet` consecutive frames and adds an embedding of the group's time.
 
     The group's first frame, and the difference of each further frame to the one before it, are stacked as channels, so
@@ -59,27 +128,14 @@ class FrameViT(nn.Module):
         Returns:
             (B, T, P, D).
         """
-        if frames.ndim != 5 or frames.shape[2:] != (self.size, self.size, 3) or frames.dtype != torch.uint8:
-            raise InputError(
-                f"frames must be (B, F, {self.size}, {self.size}, 3) uint8, got {tuple(frames.shape)} {frames.dtype}"
-            )
+        check_frames(frames, self.size, self.tubelet)
         count, length = frames.shape[:2]
-        if length % self.tubelet:
-            raise InputError(f"the number of frames must be a multiple of tubelet {self.tubelet}, got {length}")
         slots = length // self.tubelet
         pixels = frames.reshape(count * slots, self.tubelet, self.size, self.size, 3).permute(0, 1, 4, 2, 3)
         pixels = pixels.float().div_(127.5).sub_(1.0)
         pixels = torch.cat([pixels[:, :1], DIFFERENCE_GAIN * pixels.diff(dim=1)], dim=1).flatten(1, 2)
         states: Tensor = self.vit.forward_features(pixels)
         return states.reshape(count, slots, *states.shape[1:])
-
-    def add_time(self, slots: Tensor) -> Tensor:
-        """(B, T, P, D) states of a window's slots, oldest first -> (B, N, D) with the slot's time added."""
-        return (slots + time_embedding(slots.shape[1], self.width).to(slots)[:, None]).flatten(1, 2)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """(B, F, S, S, 3) uint8 -> states S_X (B, N, D)."""
-        return self.add_time(self.encode_slots(frames))
 
 
 class ConvStem(nn.Module):

@@ -35,7 +35,7 @@ class StreamSet:
     """The streams of one split: `latents[i]` (T, E) float32 at `times[i]` (T,) seconds, annotated by `records[i]`.
 
     `ledgers[i]` holds what encoding stream i took, `changes[i]` (T,) the statistic of the change detector at each step.
-    Step i is the window of `length` slots from slot `i * hop` on.
+    Step i needs `length` encodings from number `i * hop` on: of time slots, or one of the window as a whole.
     """
 
     records: list[StreamRecord]
@@ -60,7 +60,7 @@ def make_streams(
 
 def encode_streams(model: VLJEPA, streams: Sequence[Stream | VideoStream], step_rate: float, what: str) -> StreamSet:
     """Runs X-Encoder and Predictor over whole streams, under a caption query, and the change detector beside them."""
-    hop, length = model.slots(step_rate)
+    hop, length = model.encodings(step_rate)
     result = StreamSet([], [], [], [], [], hop, length)
     for stream in tqdm(streams, desc=f"latents, {what}", unit="stream"):
         ledger = OperationLedger()

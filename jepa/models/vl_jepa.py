@@ -14,9 +14,11 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from jepa.data.tokenizer import Tokenizer
+from jepa.encoders.vision import given_states
 from jepa.errors import InputError
 from jepa.models.roles import (
     Predictor,
+    SlotEncoder,
     TextTokenizer,
     XEncoder,
     YDecoder,
@@ -30,6 +32,7 @@ from jepa.selective import Decoded, SelectiveEncoding
 
 ROLES = {"x_encoder": "X-Encoder", "predictor": "Predictor", "y_encoder": "Y-Encoder", "y_decoder": "Y-Decoder"}
 TEXT_ROLES = ("predictor", "y_encoder", "y_decoder")
+_WINDOWS_AT_ONCE = 4  # of an X-Encoder that encodes windows as a whole: what bounds its memory on a stream
 
 
 class VLJEPA(nn.Module):
@@ -84,8 +87,22 @@ class VLJEPA(nn.Module):
         return self.frames / self.fps
 
     def encode(self, frames: Tensor) -> Tensor:
-        """X-Encoder: (B, F, S, S, 3) uint8 -> states S_X (B, N, D)."""
-        return self.x_encoder(frames.to(self.device))
+        """X-Encoder: (B, F, S, S, 3) uint8 -> states S_X (B, N, D).
+
+        With F = 1 these are pictures, each repeated to fill a window. States (B, N, D) that the same X-Encoder computed
+        before pass as they are.
+
+        Raises:
+            InputError: states in place of frames while the X-Encoder is trained: no gradient would reach it.
+        """
+        frames = frames.to(self.device)
+        if frames.ndim == 3:
+            if torch.is_grad_enabled() and any(p.requires_grad for p in self.x_encoder.parameters()):
+                raise InputError("states computed before need a frozen X-Encoder, got one that is trained")
+            return given_states(frames, self.x_encoder.width)
+        if frames.ndim == 5 and frames.shape[1] == 1:
+            frames = frames.expand(-1, self.frames, -1, -1, -1)
+        return self.x_encoder(frames)
 
     def predict(self, states: Tensor, queries: Sequence[str]) -> Tensor:
         """Predictor: states (B, N, D) and B queries -> predicted embeddings (B, E), L2-normalised."""
@@ -122,10 +139,11 @@ class VLJEPA(nn.Module):
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Latents of a sliding window over a stream, as frames arrive.
 
-        Each time slot is encoded at most once, whatever the overlap of the windows; the predictor runs once a step.
-        With a `selection`, only the steps that it selects are computed, and only the slots that their windows need are
-        encoded. The ledger counts one encoder call a slot encoded, one predictor call a step computed, and one
-        detector call a slot that the change detector looks at.
+        An X-Encoder that encodes time slots apart (`SlotEncoder`) encodes each at most once, whatever the overlap of
+        the windows; any other encodes every window as a whole. The predictor runs once a step. With a `selection`, only
+        the steps that it selects are computed, and only what their windows need is encoded. No more frames are held
+        than those of a window and a chunk. The ledger counts one encoder call a slot (or window) encoded, one predictor
+        call a step computed, and one detector call a slot that the change detector looks at.
 
         Args:
             frames: chunks (M, S, S, 3) uint8 of consecutive frames.
@@ -135,15 +153,14 @@ class VLJEPA(nn.Module):
 
         Yields:
             Latents (T, E) float32, L2-normalised, and the centres (T,) float64 of their windows in seconds, for each
-            chunk that completes a window to compute. A latent can be known `window / 2` seconds after its time.
+            chunk that completes windows to compute, a few at a time. A latent can be known `window / 2` seconds after
+            its time.
         """
         (hop, length), tubelet = self.slots(step_rate), self.x_encoder.tubelet
         ledger = ledger if ledger is not None else OperationLedger()
-        flops = self.stream_flops(query)
-        read = {"encoder": weight_bytes(self.x_encoder), "predictor": weight_bytes(self.predictor)}
         size = self.x_encoder.size
         waiting = np.empty((0, size, size, 3), dtype=np.uint8)
-        states: dict[int, Tensor] = {}  # of the slots encoded that a window may still need
+        kept: dict[int, Tensor] = {}  # states of the slots encoded that a window may still need
         first = 0  # slot that `waiting` begins with
         step = 0
         if selection is not None:
@@ -159,51 +176,86 @@ class VLJEPA(nn.Module):
                     due = selection.look(unseen, hop, length)
                 ledger.count("detector", calls=len(unseen), flops=len(unseen) * selection.detector.flops(tubelet, size))
                 chosen = [number for number, wanted in zip(chosen, due, strict=True) if wanted]
-            needed = {slot for i in chosen for slot in range(i * hop, i * hop + length)}
-            new = sorted(needed - states.keys())
-            if new:
-                with ledger.timed("encoder"):
-                    rows = torch.from_numpy(slots[[slot - first for slot in new]])
-                    encoded = self.x_encoder.encode_slots(rows.flatten(0, 1).to(self.device)[None])[0]
-                states.update(zip(new, encoded, strict=True))
-                count = len(new)
-                ledger.count(
-                    "encoder",
-                    calls=count,
-                    forward_passes=count,
-                    flops=count * flops["encoder"],
-                    weight_bytes=count * read["encoder"],
-                )
+            for some, states in self._window_states(slots, first, chosen, hop, kept, query, ledger):
+                with ledger.timed("predictor"):
+                    latents = self.predict(states, [query] * len(some)).cpu().numpy()
+                self._count(ledger, "predictor", len(some), query)
+                yield latents, np.array(some) * hop * tubelet / self.fps + 0.5 * self.window
             step += steps
             gone = min(step * hop - first, len(slots))
-            if chosen:
-                with ledger.timed("predictor"):
-                    windows = torch.stack([torch.stack([states[i * hop + k] for k in range(length)]) for i in chosen])
-                    latents = self.predict(self.x_encoder.add_time(windows), [query] * len(chosen)).cpu().numpy()
-                count = len(chosen)
-                ledger.count(
-                    "predictor",
-                    calls=count,
-                    forward_passes=count,
-                    flops=count * flops["predictor"],
-                    weight_bytes=count * read["predictor"],
-                )
-                yield latents, np.array(chosen) * hop * tubelet / self.fps + 0.5 * self.window
             first += gone
             waiting = waiting[gone * tubelet :]
-            states = {slot: state for slot, state in states.items() if slot >= first}
+            for slot in [slot for slot in kept if slot < first]:
+                del kept[slot]
 
+    def _window_states(
+        self,
+        slots: np.ndarray,
+        first: int,
+        chosen: Sequence[int],
+        hop: int,
+        kept: dict[int, Tensor],
+        query: str,
+        ledger: OperationLedger,
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """States (M, N, D) of the windows of the steps `chosen`, M of these at a time; `slots` begin with slot `first`.
+
+        `kept` are the states of slots encoded before, to which new ones are added.
+        """
+        length = self.frames // self.x_encoder.tubelet
+        if not isinstance(self.x_encoder, SlotEncoder):
+            for start in range(0, len(chosen), _WINDOWS_AT_ONCE):
+                some = chosen[start : start + _WINDOWS_AT_ONCE]
+                with ledger.timed("encoder"):
+                    windows = np.stack([slots[i * hop - first : i * hop - first + length] for i in some])
+                    states = self.encode(torch.from_numpy(windows).flatten(1, 2))
+                self._count(ledger, "encoder", len(some), query)
+                yield some, states
+            return
+        needed = {slot for i in chosen for slot in range(i * hop, i * hop + length)}
+        new = sorted(needed - kept.keys())
+        if new:
+            with ledger.timed("encoder"):
+                rows = torch.from_numpy(slots[[slot - first for slot in new]])
+                encoded = self.x_encoder.encode_slots(rows.flatten(0, 1).to(self.device)[None])[0]
+            kept.update(zip(new, encoded, strict=True))
+            self._count(ledger, "encoder", len(new), query)
+        if chosen:
+            states = torch.stack([torch.stack([kept[i * hop + k] for k in range(length)]) for i in chosen])
+            yield chosen, self.x_encoder.add_time(states)
+
+    def _count(self, ledger: OperationLedger, part: str, calls: int, query: str) -> None:
+        """Counts `calls` of the encoder or the predictor on a stream."""
+        read = weight_bytes(self.x_encoder if part == "encoder" else self.predictor)
+        ledger.count(
+            part,
+            calls=calls,
+            forward_passes=calls,
+            flops=calls * self.stream_flops(query)[part],
+            weight_bytes=calls * read,
+        )
+
+    @torch.no_grad()
     def stream_flops(self, query: str) -> dict[str, int]:
-        """FLOPs of encoding a slot, `encoder`, and of a prediction under `query`, `predictor`, counted on blanks."""
+        """FLOPs of a call of the encoder on a stream, and of the predictor under `query`, counted on blanks."""
         if query not in self._stream_flops:
-            blank = torch.zeros(
-                1, self.x_encoder.tubelet, *2 * (self.x_encoder.size,), 3, dtype=torch.uint8, device=self.device
-            )
-            encoder = count_flops(lambda: self.x_encoder.encode_slots(blank))
-            window = encoder.result.expand(1, self.frames // self.x_encoder.tubelet, -1, -1)
-            predictor = count_flops(lambda: self.predict(self.x_encoder.add_time(window), [query]))
-            self._stream_flops[query] = {"encoder": encoder.total, "predictor": predictor.total}
+            encoder, apart = self.x_encoder, isinstance(self.x_encoder, SlotEncoder)
+            shape = (1, encoder.tubelet if apart else self.frames, encoder.size, encoder.size, 3)
+            blank = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+            if isinstance(encoder, SlotEncoder):
+                slots = encoder
+                encoded = count_flops(lambda: slots.encode_slots(blank))
+                states = slots.add_time(encoded.result.expand(1, self.frames // encoder.tubelet, -1, -1))
+            else:
+                encoded = count_flops(lambda: encoder(blank))
+                states = encoded.result
+            predicted = count_flops(lambda: self.predict(states, [query]))
+            self._stream_flops[query] = {"encoder": encoded.total, "predictor": predicted.total}
         return self._stream_flops[query]
+
+    def encodings(self, step_rate: float) -> tuple[int, int]:
+        """What is encoded anew from one step to the next, and for a window: time slots, or windows as a whole."""
+        return self.slots(step_rate) if isinstance(self.x_encoder, SlotEncoder) else (1, 1)
 
     def slots(self, step_rate: float) -> tuple[int, int]:
         """Slots from one step to the next, and slots of a window.

@@ -1,0 +1,140 @@
+"""X-Encoder: any image model of timm over the frames of a clip.
+
+B clips, F frames a clip, T = F time slots, S pixels a side, P states a frame, D width.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from jepa.encoders.vision import FrozenWhere, SlotsInTime, check_frames
+from jepa.errors import InputError
+
+
+class TimmEncoder(FrozenWhere, SlotsInTime):
+    """Runs an image model on each frame and adds an embedding of its time; sliding windows share the frames' states.
+
+    A frame gives the P states of the model's last layer, class tokens included, or, `pooled`, one.
+
+    Args:
+        name: a timm model, or `hf_hub:<repository>` or `local-dir:<folder>`.
+        pretrained: with its weights, strictly; False: random ones.
+        size: S; None: the model's own.
+        pooled: P = 1, as the model pools.
+        frozen: no gradients, and evaluation mode for good.
+        gradient_checkpointing: recompute activations in the backward pass.
+        mean: of red, green and blue (0 to 1), None: the model's own, and
+        std: their spread, by which pixels are normalised.
+        arguments: of `timm.create_model`; none with `pretrained`.
+
+    Raises:
+        InputError: timm does not know the model or refuses an argument, or a tensor is missing, unexpected or does not
+            fit (they are listed).
+    """
+
+    tubelet = 1
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool = False,
+        size: int | None = None,
+        pooled: bool = False,
+        frozen: bool = False,
+        gradient_checkpointing: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__()
+        if pretrained and arguments:
+            raise InputError(f"a pretrained model must be taken as it is, got {', '.join(arguments)}")
+        self.model: Any = _create(name, pretrained, arguments)
+        if hasattr(self.model, "reset_classifier"):
+            self.model.reset_classifier(0)
+        own = timm.data.resolve_model_data_config(self.model)
+        self.size = own["input_size"][-1] if size is None else size
+        if self.size != own["input_size"][-1] and hasattr(self.model, "set_input_size"):
+            self.model.set_input_size(img_size=self.size)
+        self.mean, self.std = list(mean or own["mean"]), list(std or own["std"])
+        self.pooled, self.gradient_checkpointing = pooled, gradient_checkpointing
+        self.width = int(self.model.head_hidden_size if pooled else self.model.num_features)
+        self._architecture = _architecture(name, arguments)
+        if gradient_checkpointing:
+            self.model.set_grad_checkpointing(True)
+        if frozen:
+            self.freeze()
+
+    def node(self) -> dict[str, Any]:
+        """The `_target_` node that builds it again, without a hub and with random weights."""
+        return {
+            "_target_": f"{type(self).__module__}.{type(self).__qualname__}",
+            "size": self.size,
+            "pooled": self.pooled,
+            "frozen": self.frozen,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "mean": self.mean,
+            "std": self.std,
+            **self._architecture,
+        }
+
+    def encode_slots(self, frames: Tensor) -> Tensor:
+        """States of each frame, without the time embedding: (B, F, S, S, 3) uint8 -> (B, T, P, D)."""
+        check_frames(frames, self.size, self.tubelet)
+        mean, std = (frames.new_tensor(values, dtype=torch.float32) for values in (self.mean, self.std))
+        pixels = ((frames.flatten(0, 1) / 255 - mean) / std).permute(0, 3, 1, 2)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            states: Tensor = self.model.forward_features(pixels)
+            if self.pooled:
+                states = self.model.forward_head(states, pre_logits=True)[:, None]
+            elif states.ndim == 4:  # a map: of channels first, or last as in Swin
+                last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+                states = states.flatten(1, 2) if last else states.flatten(2).mT
+        return states.reshape(*frames.shape[:2], *states.shape[1:])
+
+
+class _Complaints(logging.Handler):
+    """What timm says of tensors that are missing or left over; it goes on without them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if " keys (" in record.getMessage():
+            self.lines.append(record.getMessage())
+
+
+def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+    logger, complaints = logging.getLogger("timm"), _Complaints()
+    logger.addHandler(complaints)
+    try:
+        model = timm.create_model(name, pretrained=pretrained, **arguments)
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        raise InputError(f"timm model {name!r} cannot be built: {' '.join(str(error).split())}") from error
+    finally:
+        logger.removeHandler(complaints)
+    if complaints.lines:
+        raise InputError(f"the weights of {name!r} do not fit: {' '.join(complaints.lines)}")
+    return model
+
+
+def _architecture(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Name and arguments with which timm makes the same model without a hub or a folder."""
+    source, _, place = name.partition(":")
+    if not place:
+        return {"name": name, **arguments}
+    if source == "local-dir":
+        saved = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
+        name, own = saved["architecture"], saved.get("model_args", {})
+    else:
+        _, name, own = timm.models.load_model_config_from_hf(place)
+    return {"name": name, **own, **arguments}

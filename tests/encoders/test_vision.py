@@ -1,0 +1,208 @@
+"""X-Encoders: V-JEPA 2 and timm against their own libraries; frozen ones, strict loading, states from disk."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import VJEPA2Config, VJEPA2Model
+
+from jepa.config import build
+from jepa.encoders.vision import FeatureEncoder, FrameViT, time_embedding
+from jepa.encoders.vision_timm import TimmEncoder
+from jepa.encoders.vision_vjepa2 import VJEPA2
+from jepa.errors import InputError
+
+ARCHITECTURE = {
+    "model_type": "vjepa2",
+    "crop_size": 32,
+    "frames_per_clip": 4,
+    "hidden_size": 48,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "pred_hidden_size": 24,
+    "pred_num_attention_heads": 2,
+    "pred_num_hidden_layers": 1,
+}
+VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 16}
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+def clips(count: int = 2, length: int = 4, size: int = 32, seed: int = 0) -> torch.Tensor:
+    shape = (count, length, size, size, 3)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def vjepa2_folder(tmp_path_factory):
+    """A whole V-JEPA 2, predictor included, with random weights, in the format of `transformers`."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vjepa2")
+    VJEPA2Model(VJEPA2Config(**{k: v for k, v in ARCHITECTURE.items() if k != "model_type"})).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def timm_folder(tmp_path_factory):
+    """A tiny ViT with a classifier, in the format of timm's hub."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("timm")
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5, **VIT)
+    arguments = {"img_size": 32, "num_classes": 5, **VIT}
+    timm.models.save_for_hf(model, folder, model_args=arguments, safe_serialization=True)
+    return folder
+
+
+def encoders():
+    return {
+        "vjepa2": lambda: VJEPA2(architecture=ARCHITECTURE, frozen=False),
+        "vjepa2, recomputed": lambda: VJEPA2(architecture=ARCHITECTURE, frozen=False, gradient_checkpointing=True),
+        "vit": lambda: TimmEncoder("vit_tiny_patch16_224", size=32, **VIT),
+        "vit, pooled, recomputed": lambda: TimmEncoder(
+            "vit_tiny_patch16_224", size=32, pooled=True, gradient_checkpointing=True, **VIT
+        ),
+        "resnet": lambda: TimmEncoder("test_resnet", size=32),
+        "convnext, pooled": lambda: TimmEncoder("test_convnext", size=64, pooled=True),
+    }
+
+
+@pytest.mark.parametrize("name", encoders())
+def test_every_encoder_trains_and_is_rebuilt_from_its_node(name):
+    torch.manual_seed(0)
+    encoder = encoders()[name]().train()
+    frames = clips(size=encoder.size)
+    target = torch.randn(encoder(frames).shape[-1])
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = (encoder(frames).mean(1) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    # Not of the first step: timm's residual branches begin with a scale of zero.
+    assert [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    assert losses[-1] < losses[0]
+    again = build(encoder.node())
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again.eval()(frames), encoder.eval()(frames))
+    assert again.node() == encoder.node()
+
+
+def test_vjepa2_has_the_states_of_transformers(vjepa2_folder):
+    frames = clips()
+    encoder, theirs = VJEPA2(str(vjepa2_folder)), VJEPA2Model.from_pretrained(vjepa2_folder).eval()
+    pixels = ((frames / 255 - MEAN) / STD).permute(0, 1, 4, 2, 3)
+    expected = theirs(pixels, skip_predictor=True).last_hidden_state
+    assert encoder(frames).shape == (2, 4 // 2 * (32 // 16) ** 2, 48)
+    torch.testing.assert_close(encoder(frames), expected, rtol=1e-5, atol=1e-5)
+    encoder_only = sum(p.numel() for p in theirs.encoder.parameters())
+    assert sum(p.numel() for p in encoder.parameters()) == encoder_only
+
+
+@pytest.mark.parametrize("kind", ["vjepa2", "timm"])
+def test_a_frozen_encoder_stays_as_it_is(kind, vjepa2_folder, timm_folder):
+    if kind == "vjepa2":
+        encoder = VJEPA2(str(vjepa2_folder))
+    else:
+        encoder = TimmEncoder(f"local-dir:{timm_folder}", pretrained=True, frozen=True)
+    encoder.train()
+    assert not any(module.training for module in encoder.modules())
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert not encoder(clips()).requires_grad
+
+
+def test_tensors_of_vjepa2_that_do_not_fit_are_listed(vjepa2_folder, tmp_path):
+    shutil.copytree(vjepa2_folder, tmp_path / "broken")
+    path = tmp_path / "broken" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["encoder.layernorm.weight"]
+    tensors["encoder.layer.0.mlp.fc1.weight"] = torch.zeros(3, 3)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(InputError) as caught:
+        VJEPA2(str(tmp_path / "broken"))
+    assert "missing encoder.layernorm.weight" in str(caught.value)
+    assert "encoder.layer.0.mlp.fc1.weight has shape (3, 3) instead of (192, 48)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "either pretrained or architecture"),
+        ({"architecture": {"model_type": "llama"}}, "must be of type vjepa2, got llama"),
+        ({"architecture": {**ARCHITECTURE, "num_attention_heads": 16}}, ">= 6 dimensions .* got 48 for 16 heads"),
+        ({"pretrained": "no/such/model"}, "'no/such/model' cannot be loaded"),
+    ],
+)
+def test_a_bad_vjepa2_is_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        VJEPA2(**arguments)
+
+
+def test_timm_states_are_those_of_the_model_frame_by_frame(timm_folder):
+    frames = clips()
+    encoder = TimmEncoder(f"local-dir:{timm_folder}", pretrained=True).eval()
+    theirs = timm.create_model(f"local-dir:{timm_folder}", pretrained=True).eval()
+    for clip, states in zip(frames, encoder(frames), strict=True):
+        pixels = (clip / 255 - 0.5) / 0.5
+        expected = theirs.forward_features(pixels.permute(0, 3, 1, 2)) + time_embedding(4, 32)[:, None]
+        torch.testing.assert_close(states, expected.flatten(0, 1), rtol=1e-5, atol=1e-5)
+    rebuilt = build(encoder.node())
+    rebuilt.load_state_dict(encoder.state_dict())
+    assert torch.equal(rebuilt.eval()(frames), encoder(frames))
+    assert "local-dir" not in str(encoder.node())
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_tensors_of_timm_that_do_not_fit_are_listed(change, timm_folder, tmp_path):
+    shutil.copytree(timm_folder, tmp_path / "broken")
+    path = tmp_path / "broken" / "model.safetensors"
+    tensors = load_file(path)
+    if change == "missing":
+        del tensors["norm.weight"]
+    elif change == "unexpected":
+        tensors["extra"] = torch.zeros(1)
+    else:
+        tensors["norm.weight"] = torch.zeros(3)
+    save_file(tensors, path)
+    with pytest.raises(InputError, match="extra" if change == "unexpected" else "norm.weight"):
+        TimmEncoder(f"local-dir:{tmp_path / 'broken'}", pretrained=True)
+
+
+def test_a_bad_timm_model_is_named(tmp_path):
+    with pytest.raises(InputError, match="'resnet_of_nobody' cannot be built"):
+        TimmEncoder("resnet_of_nobody")
+    with pytest.raises(InputError, match=r"local-dir:.* cannot be built"):
+        TimmEncoder(f"local-dir:{tmp_path}", pretrained=True)
+    with pytest.raises(InputError, match="must be taken as it is, got depth"):
+        TimmEncoder("test_vit", pretrained=True, depth=2)
+
+
+@pytest.mark.parametrize("name", ["vjepa2", "resnet"])
+def test_bad_frames_are_named(name):
+    encoder = encoders()[name]()
+    with pytest.raises(InputError, match=r"must be \(B, F, 32, 32, 3\) uint8, got \(1, 4, 16, 16, 3\)"):
+        encoder(clips(1, size=16))
+    if encoder.tubelet == 2:
+        with pytest.raises(InputError, match="multiple of tubelet 2, got 3"):
+            encoder(clips(1, length=3))
+
+
+def test_features_pass_as_they_are():
+    states = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(FeatureEncoder(16)(states), states)
+    for bad in (states[0], torch.zeros(2, 7, 8), torch.zeros(2, 7, 16, dtype=torch.long)):
+        with pytest.raises(InputError, match=r"states must be \(B, N, 16\) floats, got \("):
+            FeatureEncoder(16)(bad)
+
+
+def test_a_slot_does_not_depend_on_the_others():
+    frames = clips()
+    for encoder in (TimmEncoder("test_vit", size=32), FrameViT("vit_tiny_patch16_224", 32, 2, **VIT)):
+        together = encoder.eval().encode_slots(frames)
+        alone = encoder.encode_slots(frames[:, : encoder.tubelet])
+        torch.testing.assert_close(together[:, :1], alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(encoder(frames), encoder.add_time(together))
