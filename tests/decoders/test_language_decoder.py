@@ -1,0 +1,112 @@
+"""A causal language model as Y-Decoder: teacher forcing, greedy texts, counts, training and reloading."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import LLAMA
+from safetensors.torch import load_file, save_file
+
+from jepa.config import build
+from jepa.decoders.language import LanguageDecoder
+from jepa.errors import InputError
+from jepa.operations import count_flops
+
+FAMILIES = {
+    "llama": {},
+    "qwen3": {"head_dim": 8},
+    "gemma3_text": {
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def decoder(request) -> LanguageDecoder:
+    torch.manual_seed(0)
+    node = {**LLAMA, "model_type": request.param, "pad_token_id": None, "initializer_range": 0.3}
+    return LanguageDecoder(6, prefix=3, max_length=8, architecture={**node, **FAMILIES[request.param]}).eval()
+
+
+def latents(count: int = 4) -> torch.Tensor:
+    return F.normalize(torch.randn(count, 6, generator=torch.Generator().manual_seed(1)), dim=-1)
+
+
+@torch.no_grad()
+def test_greedy_texts_are_those_of_the_whole_pass(decoder):
+    """`forward` without a cache, token by token, gives what `generate` gives with one."""
+    ids = torch.zeros(4, 1, dtype=torch.long)
+    for _ in range(8):
+        ids[:, -1] = decoder(latents(), ids)[:, -1].argmax(-1)
+        ids = torch.cat([ids, ids[:, :1]], dim=1)
+    expected = ids[:, :8].tolist()
+    assert decoder.generate(latents(), eos_id=-1) == expected
+    end = expected[0][4]  # ends some rows early
+    cut = [row[: row.index(end)] if end in row else row for row in expected]
+    assert decoder.generate(latents(), end) == cut
+    assert min(map(len, cut)) < 8
+
+
+@torch.no_grad()
+def test_logits_are_the_models_own_after_the_prefix(decoder):
+    ids = torch.tensor([[5, 6, 7, 8]] * 4)
+    prefix = decoder.project(latents()).reshape(4, 3, 32)
+    tokens = torch.cat([prefix, decoder.lm.get_input_embeddings()(ids)], dim=1)
+    theirs = decoder.lm(inputs_embeds=tokens).logits[:, 2:-1]
+    torch.testing.assert_close(decoder(latents(), ids), theirs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [1, 2, 8])
+def test_counts_are_what_runs(decoder, tokens):
+    decoder.max_length = tokens
+    assert decoder.flops(tokens) == count_flops(lambda: decoder.generate(latents(1), eos_id=-1)).total
+    held, read = 0, 0
+    states, cache = decoder._prefix(latents(1)), None
+    for _ in range(tokens):
+        read += held
+        out = decoder.lm(inputs_embeds=states, past_key_values=cache, use_cache=True)
+        cache, states = out.past_key_values, decoder.lm.get_input_embeddings()(out.logits[:, -1:].argmax(-1))
+        held = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
+    assert decoder.cache_bytes(tokens) == read
+
+
+def test_it_trains_saves_and_reloads(decoder, tmp_path):
+    decoder.lm.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    trained = LanguageDecoder(6, prefix=3, max_length=8, pretrained=str(tmp_path), gradient_checkpointing=True)
+    for name, tensor in decoder.lm.state_dict().items():
+        assert torch.equal(trained.lm.state_dict()[name], tensor), name
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
+    ids = torch.tensor([[5, 6, 7, 1], [9, 8, 1, 0]])
+    mask = torch.tensor([[True] * 4, [True] * 3 + [False]])
+    for _ in range(25):
+        optimizer.zero_grad()
+        F.cross_entropy(trained(latents(2), ids)[mask], ids[mask]).backward()
+        for name, parameter in trained.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
+        optimizer.step()
+    trained.eval()
+    assert trained.generate(latents(2), 1) == [[5, 6, 7], [9, 8]]
+    again = build(trained.node()).eval()
+    again.load_state_dict(trained.state_dict())
+    assert torch.equal(again(latents(2), ids), trained(latents(2), ids))
+
+
+def test_missing_tensors_are_listed(decoder, tmp_path):
+    decoder.lm.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"ForCausalLM: missing model\.layers\.1\.mlp\.up_proj\.weight$"):
+        LanguageDecoder(6, pretrained=str(tmp_path))
+
+
+def test_a_text_too_long_is_refused(decoder):
+    with pytest.raises(InputError, match="a text must have at most 8 tokens, got 9"):
+        decoder(latents(), torch.zeros(4, 9, dtype=torch.long))

