@@ -77,13 +77,20 @@ class PairBatches(Dataset[PairBatch]):
         return PairBatch(rows, pack_targets(targets, self.layout) if self.apart else None)
 
     def _chosen(self, index: int) -> list[int]:
-        start = index * self.batch_size
-        chosen: list[int] = []
-        while len(chosen) < self.batch_size:
-            epoch, first = divmod(start + len(chosen), len(self.pairs))
-            order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.pairs))
-            chosen += order[first : first + self.batch_size - len(chosen)].tolist()
-        return chosen
+        return shuffled_rows([self.seed, 0], len(self.pairs), index * self.batch_size, self.batch_size)
+
+
+def shuffled_rows(seed: Sequence[int], count: int, start: int, size: int) -> list[int]:
+    """`size` of the numbers below `count`, from place `start` on of epochs that follow each other.
+
+    Each epoch has all numbers, in an order of its own. The same for the same `seed`.
+    """
+    chosen: list[int] = []
+    while len(chosen) < size:
+        epoch, first = divmod(start + len(chosen), count)
+        order = np.random.default_rng([*seed, epoch]).permutation(count)
+        chosen += order[first : first + size - len(chosen)].tolist()
+    return chosen
 
 
 def _strangers(ids: Sequence[int], seed: int) -> np.ndarray:

@@ -1,0 +1,210 @@
+"""States of a frozen X-Encoder on disk, so that it runs once: safetensors files, read by memory mapping.
+
+A folder holds `features.json`, which says who wrote them, and files of some media each. B media, F frames, S pixels a
+side, N states, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from jepa.data.media import Media, read_clip
+from jepa.errors import InputError, positive, whole
+
+FORMAT = "jepa-features-1"
+
+
+@dataclass(frozen=True)
+class ClipReader:
+    """Media as clips (F, S, S, 3) uint8, see `read_clip`.
+
+    Raises:
+        InputError: `frames` or `size` is < 1, or `fps` <= 0.
+    """
+
+    frames: int
+    size: int
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        whole("frames", self.frames, 1)
+        whole("size", self.size, 1)
+        if self.fps is not None:
+            positive("fps", self.fps)
+
+    def __call__(self, media: Media) -> Tensor:
+        return torch.from_numpy(read_clip(media, self.frames, self.size, self.fps))
+
+
+def fingerprint(encoder: nn.Module, reader: ClipReader) -> str:
+    """SHA-256 of an encoder's type, its parameters and buffers, and of how clips are read."""
+    digest = hashlib.sha256(f"{type(encoder).__qualname__} {json.dumps(asdict(reader))}".encode())
+    for name, tensor in chain(encoder.named_parameters(), encoder.named_buffers()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def write_features(
+    encoder: nn.Module,
+    reader: ClipReader,
+    media: Iterable[Media],
+    folder: Path,
+    batch_size: int,
+    workers: int = 0,
+    dtype: torch.dtype = torch.float32,
+    per_file: int = 64,
+    skip_broken: bool = False,
+) -> list[str]:
+    """Encodes each medium once; what the folder already has is left as it is, so that a stopped run goes on.
+
+    Args:
+        encoder: frames (B, F, S, S, 3) uint8 -> states (B, N, D); put into evaluation mode for the while.
+        reader: how clips are read.
+        media: a medium that occurs twice is encoded once.
+        folder: created if it is not there.
+        batch_size: B.
+        workers: processes that read clips.
+        dtype: of the states on disk; half precision halves the files.
+        per_file: media in a file; a run that is stopped loses one file at most.
+        skip_broken: leave out media that cannot be read; otherwise the first is an error.
+
+    Returns:
+        What was wrong with each medium that was left out.
+
+    Raises:
+        InputError: the folder holds states of another encoder or other clips, or a medium cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    header = {"format": FORMAT, "fingerprint": fingerprint(encoder, reader), **asdict(reader)}
+    path = folder / "features.json"
+    if path.is_file():
+        Features(folder).check(encoder, reader)
+    else:
+        path.write_text(json.dumps(header, indent=1), encoding="utf-8")
+    files = _files(folder)
+    done = {key for file in files for key in _keys(file)}
+    todo = list({medium.key: medium for medium in media if medium.key not in done}.values())
+    number = 1 + max((int(file.stem.split("-")[1]) for file in files), default=-1)
+    mode, device, broken = encoder.training, next(encoder.parameters()).device, list[str]()
+    encoder.eval()
+    try:
+        with tqdm(total=len(todo), desc="features", unit="clip") as bar:
+            for start in range(0, len(todo), per_file):
+                keys, states = list[str](), list[Tensor]()
+                part = todo[start : start + per_file]
+                for batch in DataLoader(_Clips(part, reader), batch_size, num_workers=workers, collate_fn=list):
+                    read = [(key, clip) for key, clip in batch if isinstance(clip, Tensor)]
+                    broken += _broken(batch, skip_broken)
+                    if read:
+                        clips = torch.stack([clip for _, clip in read]).to(device)
+                        states.append(encoder(clips).to("cpu", dtype))
+                        keys += [key for key, _ in read]
+                    bar.update(len(batch))
+                    bar.set_postfix(broken=len(broken))
+                if keys:
+                    file = folder / f"states-{number:05}.safetensors"
+                    partial = file.with_suffix(".partial")
+                    save_file({"states": torch.cat(states)}, partial, metadata={"keys": json.dumps(keys)})
+                    os.replace(partial, file)
+                    number += 1
+    finally:
+        encoder.train(mode)
+    return broken
+
+
+class Features:
+    """States that `write_features` wrote. A medium's states are read when they are asked for.
+
+    Raises:
+        InputError: the folder has no states, or is of another format.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / "features.json"
+        if not path.is_file():
+            raise InputError(f"features not found: {path}")
+        self.header: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if self.header.get("format") != FORMAT:
+            raise InputError(f"{path}: format must be {FORMAT!r}, got {self.header.get('format')!r}")
+        self._rows = {key: (file, row) for file in _files(folder) for row, key in enumerate(_keys(file))}
+        self._open: dict[Path, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, media: Media) -> bool:
+        return media.key in self._rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # a worker maps the files anew
+
+    def __call__(self, media: Media) -> Tensor:
+        """States (N, D) float32 of a medium. Raises `InputError` if the folder has none."""
+        if media not in self:
+            raise InputError(f"{self.folder}: must have states of {media.key!r}, got none among {len(self)} media")
+        file, row = self._rows[media.key]
+        if file not in self._open:
+            self._open[file] = safe_open(file, framework="pt").__enter__()
+        states: Tensor = self._open[file].get_slice("states")[row : row + 1]
+        return states[0].float()
+
+    def check(self, encoder: nn.Module, reader: ClipReader) -> None:
+        """Raises `InputError` if another encoder wrote the states, or clips were read otherwise."""
+        for name, value in asdict(reader).items():
+            if self.header[name] != value:
+                raise InputError(f"{self.folder}: states are of clips with {name} {self.header[name]}, got {value}")
+        if self.header["fingerprint"] != (got := fingerprint(encoder, reader)):
+            wrote = self.header["fingerprint"]
+            raise InputError(f"{self.folder}: states are of the encoder {wrote[:12]}, got the encoder {got[:12]}")
+
+
+class _Clips(Dataset[tuple[str, "Tensor | InputError"]]):
+    """A worker hands its errors over as they are: raised, they would come wrapped into its traceback."""
+
+    def __init__(self, media: Sequence[Media], reader: ClipReader) -> None:
+        self.media, self.reader = media, reader
+
+    def __len__(self) -> int:
+        return len(self.media)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor | InputError]:
+        medium = self.media[index]
+        try:
+            return medium.key, self.reader(medium)
+        except InputError as error:
+            return medium.key, error
+
+
+def _broken(batch: Iterable[tuple[str, Tensor | InputError]], skip: bool) -> Iterator[str]:
+    for _, clip in batch:
+        if isinstance(clip, InputError):
+            if not skip:
+                raise clip
+            yield str(clip)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("states-*.safetensors"))
+
+
+def _keys(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as opened:
+        keys: list[str] = json.loads(opened.metadata()["keys"])
+    return keys

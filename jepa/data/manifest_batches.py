@@ -1,0 +1,142 @@
+"""Training batches of captions, questions and classes from a manifest, over clips or cached features."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from jepa.data.batches import shuffled_rows
+from jepa.data.clips import ClipBatch
+from jepa.data.manifests import CaptionSample, ClassSample, Kind, QuestionSample, Sample
+from jepa.data.media import Media
+from jepa.errors import InputError, not_negative, whole
+
+Read = Callable[[Media], Tensor]
+
+
+class Prompts:
+    """How a sample becomes a query and the text that answers it.
+
+    Args:
+        captions: queries for a caption, one drawn at a time; `[""]` is query-free captioning (VL-JEPA section 3.2).
+        classes: queries for a class.
+        label: the text of a class, with `{label}` in it.
+
+    Raises:
+        InputError: no query, or a `label` without `{label}`.
+    """
+
+    def __init__(self, captions: Sequence[str], classes: Sequence[str], label: str) -> None:
+        for name, queries in (("captions", captions), ("classes", classes)):
+            if not queries:
+                raise InputError(f"{name} must have at least 1 query, got none")
+        if "{label}" not in label:
+            raise InputError(f"label must hold {{label}}, got {label!r}")
+        self.captions, self.classes, self.label = captions, classes, label
+
+    def ask(self, sample: CaptionSample | QuestionSample | ClassSample, rng: np.random.Generator) -> tuple[str, str]:
+        """A query about a sample, and its answer."""
+        if isinstance(sample, CaptionSample):
+            return str(rng.choice(self.captions)), str(rng.choice(sample.captions))
+        if isinstance(sample, ClassSample):
+            return str(rng.choice(self.classes)), self.label.replace("{label}", sample.label)
+        return sample.question, sample.answer
+
+
+class ManifestBatches(Dataset[ClipBatch]):
+    """Item i is the i-th batch: a function of (seed, i) alone, whichever worker draws it.
+
+    Each kind goes through its samples epoch after epoch, in an order of its own, none left out. As with any data set
+    of numbered items, a `DistributedSampler` gives each rank batches of its own.
+
+    Args:
+        samples: see `jepa.data.manifests`; kinds without a share are left out.
+        read: a medium -> its clip (F, S, S, 3) uint8 (`ClipReader`) or states (N, D) (`Features`).
+        shares: of each kind among the samples of a batch, up to their sum, rounded to whole samples; the same in all.
+        prompts: queries and texts.
+        skip_broken: replace a sample whose medium cannot be read by another of its kind; otherwise it is an error.
+
+    Raises:
+        InputError: a kind that cannot be trained on or has no sample, a share that is negative or less than a sample.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        read: Read,
+        seed: int,
+        batch_size: int,
+        batches: int,
+        shares: Mapping[Kind, float],
+        prompts: Prompts,
+        skip_broken: bool = False,
+    ) -> None:
+        self.read, self.seed, self.prompts, self.skip_broken = read, seed, prompts, skip_broken
+        self.batches = whole("batches", batches, 1)
+        self.counts = _whole_counts(shares, whole("batch_size", batch_size, 1))
+        self.samples: dict[Kind, list[CaptionSample | QuestionSample | ClassSample]] = {k: [] for k in self.counts}
+        for sample in samples:
+            if sample.kind in self.samples and isinstance(sample, CaptionSample | QuestionSample | ClassSample):
+                self.samples[sample.kind].append(sample)
+        for kind, found in self.samples.items():
+            if not found:
+                raise InputError(f"shares: a kind that has a share must have a sample to train on, got none of {kind}")
+        self._skipped = multiprocessing.Value("q", 0)  # one number for all workers
+
+    @property
+    def skipped(self) -> int:
+        """How often a sample was replaced, by all workers together."""
+        return int(self._skipped.value)
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> ClipBatch:
+        if not 0 <= index < self.batches:
+            raise IndexError(index)
+        rng = np.random.default_rng([self.seed, 0, index])
+        media, queries, texts = list[Tensor](), list[str](), list[str]()
+        for number, (kind, count) in enumerate(self.counts.items()):
+            samples = self.samples[kind]
+            for row in shuffled_rows([self.seed, 1, number], len(samples), index * count, count):
+                sample, states = self._read(samples, row, rng)
+                query, text = self.prompts.ask(sample, rng)
+                media.append(states)
+                queries.append(query)
+                texts.append(text)
+        return ClipBatch(torch.stack(media), queries, texts, [])
+
+    def _read(
+        self, samples: Sequence[CaptionSample | QuestionSample | ClassSample], row: int, rng: np.random.Generator
+    ) -> tuple[CaptionSample | QuestionSample | ClassSample, Tensor]:
+        for _ in range(16):
+            try:
+                return samples[row], self.read(samples[row].media)
+            except InputError as error:
+                if not self.skip_broken:
+                    raise
+                last = error
+                with self._skipped.get_lock():
+                    self._skipped.value += 1
+                row = int(rng.integers(len(samples)))
+        raise InputError(f"16 media in a row cannot be read; the last: {last}")
+
+
+def _whole_counts(shares: Mapping[Kind, float], batch_size: int) -> dict[Kind, int]:
+    """Samples of each kind in a batch, by largest remainders."""
+    total = sum(not_negative(f"shares.{kind}", share) for kind, share in shares.items())
+    if not total:
+        raise InputError(f"shares must have one above 0, got {dict(shares)}")
+    exact = {kind: batch_size * share / total for kind, share in shares.items() if share}
+    counts = {kind: int(value) for kind, value in exact.items()}
+    for kind in sorted(exact, key=lambda kind: counts[kind] - exact[kind])[: batch_size - sum(counts.values())]:
+        counts[kind] += 1
+    for kind, count in counts.items():
+        if not count:
+            raise InputError(f"shares.{kind} must make at least 1 of {batch_size} samples, got {shares[kind]}")
+    return counts
