@@ -162,7 +162,7 @@ def _agrees(results: Any, path: str) -> None:
         refuse(f"{path}.runs", "be one for each arm and seed", found)
 
 
-_DOCUMENT = record(
+DOCUMENT = record(
     {
         "created": text,
         "name": text,
@@ -191,7 +191,7 @@ def validate_results(results: Results) -> None:
 
     Raises InputError on the first fault, naming its path in the document, the rule and the value got.
     """
-    check_document(results, SCHEMA, _DOCUMENT)
+    check_document(results, SCHEMA, DOCUMENT)
 
 
 def write_report(results: Results, folder: str | Path) -> dict[str, Path]:

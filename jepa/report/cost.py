@@ -112,7 +112,7 @@ _CELL = record(
         "product": nullable(_POSITIVE),
     }
 )
-_COST = record(
+DOCUMENT = record(
     {
         "name": text,
         "created": text,
@@ -136,7 +136,7 @@ _COST = record(
 
 def validate_cost(results: Results) -> None:
     """Check a document against ``jepa.cost/1``. Raises InputError on the first fault, with its path."""
-    check_document(results, COST_SCHEMA, _COST)
+    check_document(results, COST_SCHEMA, DOCUMENT)
 
 
 # --- Tables and sentences.

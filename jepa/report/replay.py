@@ -71,7 +71,7 @@ Level = dict[str, Any]
 
 _QUANTITY, _SHARE = number(0), number(0, 1)
 _USED = record(dict.fromkeys(("videos", "groups", "annotations"), count) | {"hours": _QUANTITY})
-_DOCUMENT = record(
+DOCUMENT = record(
     {
         "simulated": text,
         "created": text,
@@ -95,7 +95,7 @@ def validate_replay(results: Replay) -> None:
 
     Raises InputError on the first fault, naming its path in the document, the rule and the value got.
     """
-    check_document(results, REPLAY_SCHEMA, _DOCUMENT)
+    check_document(results, REPLAY_SCHEMA, DOCUMENT)
 
 
 def saves(saving: dict[str, Any]) -> bool:

@@ -133,17 +133,17 @@ _RECURRING = record(
         ),
     }
 )
-_KINDS: dict[str, Check] = {"typing": _TYPING, "recurring": _RECURRING}
+KINDS: dict[str, Check] = {"typing": _TYPING, "recurring": _RECURRING}
 _SETTINGS = {"each_once": "each phrasing once", "zipf": "Zipf"}
 
 
 def _of_kind(value: Any, path: str) -> None:
-    if value["kind"] not in _KINDS:
-        refuse(f"{path}.kind", f"be one of {', '.join(_KINDS)}", value["kind"])
-    _KINDS[value["kind"]](value, path)
+    if value["kind"] not in KINDS:
+        refuse(f"{path}.kind", f"be one of {', '.join(KINDS)}", value["kind"])
+    KINDS[value["kind"]](value, path)
 
 
-_DOCUMENT = record(
+DOCUMENT = record(
     {
         **dict.fromkeys(("created", "kind", "name"), text),
         "code": CODE,
@@ -160,7 +160,7 @@ def validate_results(results: Results) -> None:
 
     Raises InputError on the first fault, naming its path in the document, the rule and the value got.
     """
-    check_document(results, SCHEMA, _DOCUMENT)
+    check_document(results, SCHEMA, DOCUMENT)
 
 
 def write_report(results: Results, folder: str | Path) -> dict[str, Path]:

@@ -419,7 +419,7 @@ _TRAINING = record(
 
 _REPORT = record({"created": text, "code": CODE, "device": DEVICE})
 
-_RESULTS = record(
+DOCUMENT = record(
     {
         "created": text,
         "name": text,
@@ -443,7 +443,7 @@ def validate_results(results: Results) -> None:
     Raises InputError on the first fault, naming its path in the document, the rule and the value got; a
     document of another schema version is refused with both versions named.
     """
-    check_document(results, SCHEMA, _RESULTS)
+    check_document(results, SCHEMA, DOCUMENT)
 
 
 def check_document(results: Results, schema: str, check: Check) -> None:

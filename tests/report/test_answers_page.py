@@ -62,8 +62,7 @@ def _arm(accuracy: float, seeds: int, against: float | None, **geometry: float) 
     }
 
 
-@pytest.fixture
-def results() -> dict[str, Any]:
+def make_answers() -> dict[str, Any]:
     arms = {
         "ntp": _arm(0.86, 3, None, **{"retrieval@1": 0.02, "unpaired_cosine": 0.4}),
         "llm_jepa": _arm(0.864, 3, 0.004),
@@ -97,6 +96,11 @@ def results() -> dict[str, Any]:
         "code": [{"version": "0.1.0", "commit": "abc", "dirty": False}], "libraries": [{"torch": "2.11.0"}],
         "device": [{"type": "cpu", "name": "a CPU", "threads": 1}], "config": {"name": "controls"},
     }  # fmt: skip
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    return make_answers()
 
 
 def _cells(results: dict[str, Any]) -> dict[str, tuple[str, ...]]:
