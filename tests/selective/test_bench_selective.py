@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -47,3 +48,12 @@ def test_a_step_is_timed_and_its_state_weighed(bench: ModuleType) -> None:
     times = bench.ward_times(100, 8, 2)
     assert times["ours_ms"] > 0
     assert times["ratio"] == pytest.approx(times["ours_ms"] / times["sklearn_ms"], rel=0.05)
+
+
+def test_the_processes_share_the_streams(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    families = {"uniform": bench.configured_families("standard")["uniform"]}
+    made: list[int] = []
+    monkeypatch.setattr(bench, "synthetic", lambda seed, *size, f=bench.synthetic: made.append(seed) or f(seed, *size))
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", lambda processes, mp_context: ThreadPoolExecutor(1))
+    assert [share.keys() for share in bench.sweep_in_processes(families, 5, 8, 2)] == [{"uniform"}] * 2
+    assert made == [0, 2, 4, 1, 3]
