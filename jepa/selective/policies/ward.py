@@ -125,7 +125,8 @@ def _cluster(latents: np.ndarray) -> WardTree:
 
     for step in range(1, steps):
         pair(step - 1, step)
-    boundaries, costs = [], []
+    boundaries: list[int] = []
+    costs: list[float] = []
     while len(costs) < steps - 1:
         cost, newer, older, left, right = heappop(pairs)
         if {numbers[left], numbers[right]} != {newer, older}:
