@@ -15,12 +15,14 @@ from jepa.operations.closed_form import (
 from jepa.operations.dimensions import FAMILIES, Dimensions, from_hf_config
 from jepa.operations.flops import FlopCount, count_flops
 from jepa.operations.hardware import Hardware
-from jepa.operations.ledger import PARTS, CacheCount, OperationLedger, PartCount, weight_bytes
+from jepa.operations.ledger import PARTS, TRAINING_PARTS, CacheCount, OperationLedger, PartCount, weight_bytes
 from jepa.operations.serving import Cost, Perception, Service, Values, Workload, serving_cost
+from jepa.operations.training import TrainingMeter
 
 __all__ = [
     "FAMILIES",
     "PARTS",
+    "TRAINING_PARTS",
     "CacheCount",
     "Cost",
     "Dimensions",
@@ -30,6 +32,7 @@ __all__ = [
     "PartCount",
     "Perception",
     "Service",
+    "TrainingMeter",
     "TransformerFlops",
     "Values",
     "Workload",

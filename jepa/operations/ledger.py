@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from torch import nn
 from jepa.errors import InputError
 
 PARTS = ("detector", "encoder", "predictor", "decoder")
+TRAINING_PARTS = ("encoder", "predictor", "y_encoder", "decoder", "loss", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,12 @@ class OperationLedger:
 
     Every policy, uniform decoding included, writes into a ledger through the same code, so two ledgers
     compare like with like. Ledgers of separate streams or processes merge into one (`merge`, ``+``), and
-    `to_dict` / `from_dict` are an exact round trip, also through JSON.
+    `to_dict` / `from_dict` are an exact round trip, also through JSON. A ledger of training steps has other `parts`,
+    `TRAINING_PARTS`: see `jepa.operations.training`.
     """
 
-    def __init__(self) -> None:
-        self._parts = {part: PartCount() for part in PARTS}
+    def __init__(self, parts: Sequence[str] = PARTS) -> None:
+        self._parts = {part: PartCount() for part in parts}
         self._cache = CacheCount()
         self._stream_seconds = 0.0
         self._steps = 0
@@ -182,7 +184,7 @@ class OperationLedger:
         weight_bytes: int = 0,
         cache_bytes: int = 0,
     ) -> None:
-        """Add to the counts of `part`, one of `PARTS`; the meaning of each count is `PartCount`'s.
+        """Add to the counts of `part`, one of the ledger's; the meaning of each count is `PartCount`'s.
 
         Raises:
             InputError: an unknown part, or a count below 0. The ledger is then unchanged.
@@ -190,7 +192,7 @@ class OperationLedger:
         self.add(part, PartCount(calls, forward_passes, tokens, flops, seconds, weight_bytes, cache_bytes))
 
     def add(self, part: str, count: PartCount) -> None:
-        """Add a count to those of `part`, one of `PARTS`.
+        """Add a count to those of `part`, one of the ledger's.
 
         Raises:
             InputError: an unknown part.
@@ -241,15 +243,15 @@ class OperationLedger:
 
     def merge(self, other: OperationLedger) -> None:
         """Add everything that `other` counted to this ledger."""
-        for part in PARTS:
-            self._parts[part] += other._parts[part]
+        for part in other._parts:
+            self.add(part, other._parts[part])
         self._cache += other._cache
         self._stream_seconds += other._stream_seconds
         self._steps += other._steps
         self._latencies += other._latencies
 
     def __add__(self, other: OperationLedger) -> OperationLedger:
-        total = OperationLedger()
+        total = OperationLedger(tuple(self._parts))
         total.merge(self)
         total.merge(other)
         return total
@@ -333,10 +335,9 @@ class OperationLedger:
             f"steps={self._steps}, emissions={len(self._latencies)})"
         )
 
-    @staticmethod
-    def _check_part(part: str) -> None:
-        if part not in PARTS:
-            raise InputError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+    def _check_part(self, part: str) -> None:
+        if part not in self._parts:
+            raise InputError(f"part must be one of {', '.join(self._parts)}, got {part!r}")
 
 
 def _normalise(count: PartCount | CacheCount, whole: Iterable[str]) -> None:

@@ -56,7 +56,8 @@ def fit(
     workers = config["workers"]
     loader = DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
     with warnings.catch_warnings():
-        for noise in (".*does not have many workers.*", ".*LeafSpec.*"):  # of libraries, not of the run
+        # Of libraries, not of the run: frozen parts are in evaluation mode.
+        for noise in (".*does not have many workers.*", ".*LeafSpec.*", ".*in eval mode at the start.*"):
             warnings.filterwarnings("ignore", message=noise)
         trainer.fit(module, loader, DataLoader(cast("Dataset[Any]", validation), batch_size=None))
     return trainer
@@ -85,10 +86,12 @@ class _ProgressBar(TQDMProgressBar):
 
 
 def summary(trainer: L.Trainer, stage: StageConfig, logs: Path) -> dict[str, Any]:
-    """Steps and samples seen, and the curve that the CSV log holds."""
+    """Steps and samples seen, what the first device's operations were, and the curve that the CSV log holds."""
+    meter = getattr(trainer.lightning_module, "meter", None)
     return {
         "steps": trainer.global_step,
         "samples": trainer.global_step * stage.accumulate * trainer.world_size * stage.batch_size,
+        "operations": None if meter is None else meter.record(),
         "curve": _curve(logs / "metrics.csv"),
     }
 

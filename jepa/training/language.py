@@ -36,7 +36,7 @@ from jepa.training.fit import fit, on_gpu, summary
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, Stage, follow, warn_of_collapse
 
-_FLOPS_SAMPLE = 4  # batches whose operations are counted; their mean stands for a step
+_FLOPS_SAMPLE = 4  # batches whose operations are counted before training, for a number of steps
 
 
 class Objective(nn.Module):
@@ -158,9 +158,18 @@ class LanguageModule(Stage):
         if self.teacher is not None:
             self.teacher.eval()
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def metered(self) -> tuple[dict[str, list[nn.Module]], list[nn.Module]]:
+        """One pass of the language model is X-Encoder, Predictor and Y-Encoder at once: it counts as `encoder`."""
+        models = [self.model] if self.teacher is None else [self.model, self.teacher]
+        lms = [model.language.lm for model in models]
+        modules = [module for lm in lms for module in (lm.get_decoder(), lm.get_output_embeddings())]
+        losses = [loss for loss in (self.objective.loss, self.objective.regulariser) if loss is not None]
+        return {"encoder": modules}, losses
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         if self.teacher is not None:
             follow(self.teacher, self.model, self.objective.config.ema_decay)
+        super().on_train_batch_end(outputs, batch, index)
 
     def validation_step(self, batch: PairBatch, index: int) -> None:
         out = self.model(batch.rows)
@@ -182,10 +191,9 @@ class LanguageModule(Stage):
 
 @dataclass(frozen=True)
 class _Plan:
-    """How long to train: steps, the operations of a step, and how much longer than asked for by epochs."""
+    """How long to train: steps, and how much longer than asked for by epochs."""
 
     steps: int
-    flops_per_step: float
     stretched: float
 
 
@@ -289,8 +297,7 @@ def _train_language(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, 
         "pairs": len(pairs),
         "duplicates": splits.duplicates,
         "tokens": module.tokens,
-        "flops": plan.flops_per_step * plan.steps,
-        "flops_counted_on": _FLOPS_SAMPLE,
+        "flops": module.meter.ledger.total_flops if module.meter is not None else 0,
         "steps_stretched": plan.stretched,
     }
     if module.best is not None:
@@ -356,13 +363,11 @@ def _plan(
     pairs: Sequence[ChatIds],
 ) -> _Plan:
     steps = max(1, round(stage.epochs * len(pairs) / stage.batch_size))
-    own = step_flops(objective, model, stage, pairs, config["seed"])
-    stretched = 1.0
-    if config["equal_flops"] is not None:
-        other = Objective(ObjectiveConfig(**config["equal_flops"]))
-        stretched = step_flops(other, model, stage, pairs, config["seed"]) / own
-        steps = round(steps * stretched)
-    return _Plan(steps, own, stretched)
+    if config["equal_flops"] is None:
+        return _Plan(steps, 1.0)
+    other = Objective(ObjectiveConfig(**config["equal_flops"]))
+    own, wanted = (step_flops(each, model, stage, pairs, config["seed"]) for each in (objective, other))
+    return _Plan(round(steps * wanted / own), wanted / own)
 
 
 def _check_lengths(model: LLMJEPA, encoded: Sequence[ChatIds], pairs: Sequence[Pair]) -> None:

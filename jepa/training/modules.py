@@ -25,6 +25,7 @@ from jepa.metrics.latents import LatentGeometry, collapse_message
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.roles import Part
 from jepa.models.vl_jepa import VLJEPA
+from jepa.operations import TrainingMeter
 from jepa.predictors.experts import Routing, load_balancing_loss, recorded_routing
 
 
@@ -57,9 +58,40 @@ class Stage(L.LightningModule):
     def __init__(self, stage: StageConfig) -> None:
         super().__init__()
         self.stage = stage
+        self.meter: TrainingMeter | None = None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         raise NotImplementedError
+
+    def metered(self) -> tuple[dict[str, list[nn.Module]], list[nn.Module]]:
+        """The modules of each part, and the losses, whose operations are counted in training; no part: nothing is."""
+        return {}, []
+
+    def on_fit_start(self) -> None:
+        parts, losses = self.metered()
+        self.meter = TrainingMeter(parts, losses) if parts else None
+        self.updated = sum(p.numel() * p.element_size() for group in self.parameter_groups() for p in group["params"])
+
+    def on_fit_end(self) -> None:
+        if self.meter is not None:
+            self.meter.remove()
+
+    def on_train_batch_start(self, batch: Any, index: int) -> None:
+        if self.meter is not None:
+            self.meter.start(self.device)
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        if self.meter is not None:
+            self.meter.backward()
+
+    def on_after_backward(self) -> None:
+        if self.meter is not None:
+            self.meter.update()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+        if self.meter is not None:
+            ended = (index + 1) % self.stage.accumulate == 0
+            self.meter.stop(self.updated if ended else None)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
@@ -178,13 +210,25 @@ class JEPAModule(Stage):
             loss = loss + self.settings.regulariser_weight * self.regulariser(predictions * scale, targets * scale)
         return loss
 
+    def metered(self) -> tuple[dict[str, list[nn.Module]], list[nn.Module]]:
+        parts: dict[str, Any] = {
+            "encoder": [self.model.x_encoder],
+            "predictor": [self.model.predictor],
+            "y_encoder": [self.model.y_encoder],
+        }
+        if self.slow is not None:
+            parts["predictor"].append(self.slow[0])
+            parts["y_encoder"].append(self.slow[1])
+        return parts, [loss for loss in (self.loss, self.regulariser) if loss is not None]
+
     def on_train_epoch_start(self) -> None:
         if self.slow is not None:
             self.slow.eval()
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         if self.slow is not None:
             follow(self.slow, self.pair(), self.settings.ema_decay)
+        super().on_train_batch_end(outputs, batch, index)
 
     def balance(self, routings: list[Routing]) -> Tensor:
         """Weighted sum of the layers' load-balancing losses; logs their mean and the loads furthest from even."""
@@ -223,10 +267,15 @@ class DecoderModule(Stage):
         super().__init__(stage)
         if model.y_decoder is None:
             raise InputError("the model must have a y_decoder to train, got none")
-        self.decoder, self.tokenizer = model.y_decoder, model.tokenizer
+        self.decoder: Any = model.y_decoder
+        self.tokenizer: Any = model.tokenizers["y_decoder"] if isinstance(model, VLJEPA) else model.tokenizer
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.decoder.parameters())}]
+
+    def metered(self) -> tuple[dict[str, list[nn.Module]], list[nn.Module]]:
+        decoder: Any = self.decoder
+        return {"decoder": [decoder]}, []
 
     def cross_entropy(self, latents: Tensor, texts: list[str]) -> Tensor:
         """Mean next-token cross-entropy, in nats a token, end tokens included."""

@@ -162,12 +162,19 @@ def _train_decoder(config: dict[str, Any], model: VLJEPA, world: World, output: 
     noise = prediction_error(model, streams)
     texts = training_texts(world)
     text_latents = model.embed_all(texts)
-    batches, validation = (
-        DecoderBatches(text_latents, texts, streams, noise, s, stage.batch_size, n)
-        for s, n in (
-            (seed, _batches_needed(stage, config)),
-            (seed + _VALIDATION_SEED, stage.validation_batches),
-        )
+    batches = DecoderBatches(
+        text_latents,
+        texts,
+        streams,
+        stage.noise * noise,
+        seed,
+        stage.batch_size,
+        _batches_needed(stage, config),
+        stage.predictions,
+        stage.segment_means,
+    )
+    validation = DecoderBatches(  # the same whatever is switched off
+        text_latents, texts, streams, noise, seed + _VALIDATION_SEED, stage.batch_size, stage.validation_batches
     )
     module = DecoderModule(model, stage)
     module.train()

@@ -20,6 +20,7 @@ from jepa.data.batches import PairBatches
 from jepa.errors import InputError
 from jepa.losses.infonce import InfoNCE
 from jepa.metrics import LatentGeometry
+from jepa.operations import TrainingMeter, count_flops
 from jepa.training import language
 from jepa.training.language import LanguageModule, Objective, step_flops, train
 from jepa.training.modules import CollapseWarning
@@ -249,7 +250,7 @@ def test_the_teacher_follows_the_model_slowly(tiny_llm_jepa, pairs):
     with torch.no_grad():
         for p in module.model.parameters():
             p.add_(torch.randn_like(p))
-    module.on_train_batch_end()
+    module.on_train_batch_end(None, None, 0)
     for old, slow, fast in zip(before, module.teacher.parameters(), module.model.parameters(), strict=True):
         torch.testing.assert_close(slow, 0.9 * old + 0.1 * fast)
         assert not slow.requires_grad
@@ -387,3 +388,27 @@ def test_bad_runs_are_named(tmp_path):
     message = r"must hold at least 2 distinct targets, got 1; raise stage\.validation_pairs or data\.validation_share"
     with pytest.raises(InputError, match=message):
         train(train_config(stage={"validation_pairs": 1}), tmp_path)
+
+
+@pytest.mark.parametrize("changed", [{}, {"target": "ema"}, {"weight": 0.0}], ids=["default", "ema", "next tokens"])
+def test_the_operations_of_training_are_those_of_its_steps(changed, tiny_llm_jepa, pairs):
+    """What the meter adds up from rows is what `count_flops` sees of the whole steps."""
+    chosen = objective(**changed)
+    module = LanguageModule(copy.deepcopy(tiny_llm_jepa), chosen, stage_config(4), keep_best=False)
+    encoded = module.model.tokenizer.encode(pairs)
+    batches = chosen.batches(encoded, module.model, LanguageStageConfig(**STAGE), 0, 3)
+    meter = TrainingMeter(*module.metered())
+
+    def run() -> None:
+        for index in range(3):
+            meter.start(torch.device("cpu"))
+            loss = chosen(module.model, module.teacher, batches[index])["loss"]
+            meter.backward()
+            loss.backward()
+            meter.update()
+            meter.stop(updated=0)
+
+    run()
+    found = meter.ledger.total_flops
+    meter.remove()
+    assert found == count_flops(run).total
