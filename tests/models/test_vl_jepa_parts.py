@@ -1,0 +1,244 @@
+"""VL-JEPA of pretrained parts: checkpoints that need no hub, streams encoded window by window, real files."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+from test_experiments import SHORT, write_video
+from tokenizers import Tokenizer as Rust
+from tokenizers import models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, VJEPA2Config, VJEPA2Model
+
+import jepa
+from jepa import checkpoint
+from jepa.cli import main
+from jepa.data.pretrained_tokenizer import PretrainedTokenizer
+from jepa.data.world import StreamStyle, World
+from jepa.errors import InputError
+from jepa.evaluation.streams import encode_streams
+from jepa.evaluation.sweep import _encoding
+from jepa.losses.infonce import InfoNCE
+from jepa.models.vl_jepa import VLJEPA
+from jepa.operations import OperationLedger, count_flops
+from jepa.report import read_results
+from jepa.selective import ColourChange, SelectiveEncoding, StepSelection
+
+TEXTS = ["the red bar moves left", "a cyan ring spins", "red"]
+QUERIES = ["what happens?", "what colour is the bar?", "how many objects are there?"]
+WORDS = [word for text in (*TEXTS, *QUERIES) for word in text.replace("?", " ?").split()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Tiny checkpoints in the formats of `transformers`: a V-JEPA 2 of 48 px, and a tokenizer of words."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("pretrained")
+    sizes = {"hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 1}
+    predictor = {"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+    VJEPA2Model(VJEPA2Config(crop_size=48, frames_per_clip=8, **sizes, **predictor)).save_pretrained(folder / "vjepa2")
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(["<pad>", "<eos>", "<unk>", *WORDS]))}
+    words = Rust(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    fast.save_pretrained(folder / "words")
+    return folder
+
+
+def config_of(folder):
+    """The tiny VL-JEPA's, with the encoder and, for the query, the tokenizer of `folder`."""
+    config = tiny_config()
+    config["model"]["x_encoder"] = {
+        "_target_": "jepa.encoders.vision_vjepa2.VJEPA2",
+        "pretrained": str(folder / "vjepa2"),
+    }
+    config["model"]["predictor"]["state_dim"] = 48
+    config["model"]["tokenizers"] = {
+        "predictor": {
+            "_target_": "jepa.data.pretrained_tokenizer.PretrainedTokenizer",
+            "name": str(folder / "words"),
+            "max_length": 16,
+        }
+    }
+    return config
+
+
+@pytest.fixture(scope="module")
+def model(folder, tokenizer) -> VLJEPA:
+    torch.manual_seed(0)
+    return checkpoint.build_model(config_of(folder), tokenizer).eval()
+
+
+@pytest.fixture(scope="module")
+def image_model(tokenizer) -> VLJEPA:
+    """With a timm model over frames, which encodes each apart."""
+    config = tiny_config()
+    config["model"]["x_encoder"] = {
+        "_target_": "jepa.encoders.vision_timm.TimmEncoder",
+        "name": "test_vit",
+        "size": 48,
+        "pooled": True,
+    }
+    config["model"]["predictor"]["state_dim"] = 64
+    torch.manual_seed(0)
+    return checkpoint.build_model(config, tokenizer).eval()
+
+
+def video(seconds: float = 6.0) -> np.ndarray:
+    return np.concatenate(list(World().stream("s", (3,), seconds, StreamStyle(3.0, shortest=1.0)).frames()))
+
+
+def test_what_is_trained_gets_a_gradient_and_what_is_frozen_none(model):
+    model = copy.deepcopy(model).train()
+    frames = torch.from_numpy(video()[:24]).unflatten(0, (3, 8))
+    loss = InfoNCE()
+    parts = (model.predictor, model.y_encoder)
+    optimizer = torch.optim.AdamW([p for part in parts for p in part.parameters()], lr=1e-3)
+    before = copy.deepcopy(model.x_encoder.state_dict())
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        value = loss(model.predict(model.encode(frames), QUERIES), model.embed(TEXTS))
+        value.backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for part in parts for p in part.parameters())
+        optimizer.step()
+        losses.append(float(value.detach()))
+    assert losses[-1] < losses[0]
+    assert not any(module.training for module in model.x_encoder.modules())
+    assert all(p.grad is None and not p.requires_grad for p in model.x_encoder.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.x_encoder.state_dict().items())
+    roles = {row["role"]: row for row in model.parameters_by_role()}
+    assert roles["X-Encoder"]["trainable"] == 0 < roles["X-Encoder"]["total"]
+
+
+def test_a_checkpoint_needs_nothing_that_it_was_made_from(folder, tokenizer, tmp_path):
+    """What it was made from is deleted before it is loaded."""
+    shutil.copytree(folder, tmp_path / "away")
+    config = config_of(tmp_path / "away")
+    model = checkpoint.build_model(config, tokenizer).eval()
+    checkpoint.save(model, config, tmp_path / "checkpoint")
+    shutil.rmtree(tmp_path / "away")
+    loaded = jepa.load(tmp_path / "checkpoint")
+    frames = torch.from_numpy(video()[:24]).unflatten(0, (3, 8))
+    assert torch.equal(loaded.predict(loaded.encode(frames), QUERIES), model.predict(model.encode(frames), QUERIES))
+    assert loaded.tokenizers["predictor"].max_length == 16
+    assert loaded.tokenizers["y_encoder"] is loaded.tokenizer
+    saved = checkpoint.read_config(tmp_path / "checkpoint")
+    checkpoint.save(loaded, saved, tmp_path / "again")  # and on from there
+    assert checkpoint.read_config(tmp_path / "again") == saved
+    shutil.rmtree(tmp_path / "again" / "tokenizers")
+    with pytest.raises(InputError, match=r"tokenizer .*predictor"):
+        jepa.load(tmp_path / "again")
+
+
+def test_a_tokenizer_of_no_role_is_named(folder, tokenizer):
+    config = config_of(folder)
+    config["model"]["tokenizers"]["encoder"] = config["model"]["tokenizers"].pop("predictor")
+    with pytest.raises(InputError, match="tokenizers must be of predictor, y_encoder, y_decoder, got encoder"):
+        checkpoint.build_model(config, tokenizer)
+
+
+@pytest.mark.parametrize("chunk", [5, 16, 1000])
+def test_windows_that_are_encoded_as_a_whole_are_those_of_the_video(model, chunk):
+    """Windows of 8 frames every 4: one call of the encoder each, whatever the chunks in which frames arrive."""
+    frames, ledger = video(), OperationLedger()
+    chunks = (frames[i : i + chunk] for i in range(0, len(frames), chunk))
+    latents, times = (np.concatenate(p) for p in zip(*model.stream(chunks, 2.0, QUERIES[0], ledger), strict=True))
+    starts = np.arange(0, len(frames) - 8 + 1, 4)
+    windows = torch.from_numpy(np.stack([frames[s : s + 8] for s in starts]))
+    with torch.no_grad():
+        expected = model.predict(model.encode(windows), [QUERIES[0]] * len(starts))
+        flops = count_flops(lambda: model.encode(windows)).total
+    np.testing.assert_allclose(latents, expected.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(times, (starts + 4) / 8)
+    assert ledger.encoder.calls == ledger.predictor.calls == len(starts)
+    assert ledger.encoder.flops == flops
+
+
+def test_frames_that_are_encoded_apart_are_encoded_once(image_model):
+    frames, ledger = video(), OperationLedger()
+    parts = list(image_model.stream([frames], 4.0, QUERIES[0], ledger))
+    windows = torch.from_numpy(np.stack([frames[s : s + 8] for s in range(0, len(frames) - 8 + 1, 2)]))
+    with torch.no_grad():
+        expected = image_model.predict(image_model.encode(windows), [QUERIES[0]] * len(windows))
+    np.testing.assert_allclose(np.concatenate([p[0] for p in parts]), expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert ledger.encoder.calls == len(frames)
+    assert ledger.predictor.calls == len(windows)
+
+
+def test_selective_encoding_encodes_the_windows_of_the_steps_selected(model):
+    """Live and as the evaluation counts a recorded stream."""
+    stream = World().stream("s", (3,), 12.0, StreamStyle(3.0, shortest=1.0))
+    frames = np.concatenate(list(stream.frames()))
+    steps = StepSelection(1.0, burst=2, hold=6)
+    every, times = (np.concatenate(p) for p in zip(*model.stream([frames], 2.0, QUERIES[0]), strict=True))
+    live, selection = OperationLedger(), SelectiveEncoding(ColourChange(), steps)
+    latents, at = (
+        np.concatenate(p) for p in zip(*model.stream([frames], 2.0, QUERIES[0], live, selection), strict=True)
+    )
+    assert 0 < len(at) < len(times)
+    np.testing.assert_allclose(latents, every[np.isin(times, at)], rtol=1e-4, atol=1e-5)
+    known = _encoding(encode_streams(model, [stream], 2.0, "test"), 0, steps)
+    for ledger in (live, known):
+        assert ledger.encoder.calls == ledger.predictor.calls == len(at)
+    assert known.encoder.flops == live.encoder.flops
+
+
+def test_a_picture_is_a_clip_that_stands_still(model, image_model):
+    picture = torch.from_numpy(video()[:3])[:, None]
+    for each in (model, image_model):
+        assert torch.equal(each.encode(picture), each.encode(picture.repeat(1, 8, 1, 1, 1)))
+
+
+def test_states_from_disk_stand_for_frames_of_a_frozen_encoder_only(model, image_model):
+    frames = torch.from_numpy(video()[:24]).unflatten(0, (3, 8))
+    states = model.encode(frames)
+    assert torch.equal(model.encode(states), states)
+    with torch.no_grad():
+        assert torch.equal(image_model.encode(image_model.encode(frames)), image_model.encode(frames))
+    with pytest.raises(InputError, match="need a frozen X-Encoder"):
+        image_model.encode(torch.zeros(1, 8, 64))
+    with pytest.raises(InputError, match=r"states must be \(B, N, 48\) floats, got \(3, 9, 8\)"):
+        model.encode(torch.zeros(3, 9, 8))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",
+    "ignore:.*LeafSpec.*",
+    "ignore::jepa.training.modules.CollapseWarning",  # after two steps latents may be anything
+)
+def test_videos_go_from_files_through_vjepa2_to_emissions(folder, tmp_path):
+    """`jepa train`, `evaluate videos=folder` and `report` on four encoded videos."""
+    run = tmp_path / "run"
+    model = [
+        "model=vl_jepa_vjepa2",
+        f"model.x_encoder.pretrained={folder / 'vjepa2'}",
+        "model.predictor.state_dim=48",
+        "model.frames=8",
+    ]
+    assert main(["train", "experiment=demo", *model, f"hydra.run.dir={run}", *SHORT]) == 0
+    annotations = {}
+    for number in range(4):
+        spans = [[float(t), t + 3.0] for t in range(0, 12, 3)]
+        annotations[f"v_{number}"] = {"duration": 12.0, "timestamps": spans, "sentences": ["a", "b", "a", "c"]}
+        write_video(tmp_path / f"v_{number}.mp4", number, seconds=12)
+    (tmp_path / "captions.json").write_text(json.dumps(annotations), encoding="utf-8")
+    videos = ["videos=folder", f"videos.folder={tmp_path}", "videos.timeline.format=activitynet"]
+    videos += [f"videos.timeline.path={tmp_path}/captions.json", "candidates=12", "accelerator=cpu"]
+    assert main(["evaluate", f"checkpoint={run}/checkpoint", *videos]) == 0
+    assert main(["report", f"evaluation={run}/evaluation"]) == 0
+    setting = read_results(run / "results.json")["settings"]["videos"]
+    ledger = setting["operations"][0]["ledger"]
+    assert ledger["encoder"]["calls"] == ledger["predictor"]["calls"] == 2 * 23  # windows of a second, every half
+    assert ledger["decoder"]["calls"] > 0
+    assert all(emission["text"] is not None for emission in setting["strip"]["decodes"]["uniform"])
+
+
+def test_pretrained_tokenizers_are_those_of_the_roles(model):
+    assert isinstance(model.tokenizers["predictor"], PretrainedTokenizer)
+    assert model.tokenizers["y_decoder"] is model.tokenizer
