@@ -1,0 +1,244 @@
+"""Samples with their media in tar files, in WebDataset's layout: read in one pass, sharded over ranks and workers.
+
+A sample is the members of one key: `00000017.json`, its line of a manifest, and beside it the media that the line names
+(`00000017.mp4`; `00000017.before.jpg`; the frames of a folder as `00000017.media.00000.jpg` and so on).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from itertools import count, groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+from tqdm import tqdm
+
+from jepa.data.clips import ClipBatch
+from jepa.data.manifest_batches import Prompts, Read
+from jepa.data.manifests import Sample, WorldPredictionSample, parse_sample, read_manifest, sample_fields
+from jepa.data.media import Media, frame_files
+from jepa.errors import InputError, whole
+
+_END = bytes(2 * tarfile.BLOCKSIZE)
+
+
+def write_shards(manifest: Path, folder: Path, per_shard: int) -> list[Path]:
+    """Packs a manifest, or an image folder, with its media into `shard-00000.tar` and on.
+
+    Returns:
+        The shards, of `per_shard` samples each but for the last.
+
+    Raises:
+        InputError: `read_manifest` refuses the manifest, `folder` has shards already, or per_shard < 1.
+    """
+    whole("per_shard", per_shard, 1)
+    samples = read_manifest(manifest)
+    if any(folder.glob("shard-*.tar")):
+        raise InputError(f"{folder}: must have no shards yet, got some")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for first in tqdm(range(0, len(samples), per_shard), desc="shards", unit="shard"):
+        path = folder / f"shard-{first // per_shard:05}.tar"
+        partial = path.with_suffix(".partial")
+        with tarfile.open(partial, "w") as tar:
+            for number, sample in enumerate(samples[first : first + per_shard], start=first):
+                _add_sample(tar, f"{number:08}", sample, manifest if manifest.is_dir() else manifest.parent)
+        os.replace(partial, path)
+        paths.append(path)
+    return paths
+
+
+def read_shard(path: Path) -> Iterator[Sample]:
+    """The samples of a shard in their order, with their media in memory.
+
+    Raises:
+        InputError: the shard is missing, truncated or no tar file, or a sample is not as it must be. It names both.
+    """
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
+            for number, (key, members) in enumerate(groupby(_members(tar), lambda member: _key(member[0])), start=1):
+                files = dict(members)
+                try:
+                    yield _sample(key, files, number)
+                except InputError as error:
+                    raise InputError(f"{path}: {key}: {error}") from None
+            file.seek(-len(_END), os.SEEK_END)  # tarfile takes a file that is cut between two members for whole
+            if file.read() != _END:
+                raise InputError(f"{path}: must end as a tar file does, in two blocks of zeros, got others: truncated")
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read as a shard: {error}") from None
+
+
+class Shards(IterableDataset[Sample]):
+    """Samples of shards, epoch after epoch without end.
+
+    Every epoch goes through the shards in an order of its own, each read by one rank and worker; samples are shuffled
+    within a buffer. The same for the same seed, ranks and workers.
+
+    Args:
+        paths: at least as many as ranks x workers.
+        buffer: samples, with their media, that wait to be drawn; 1 keeps the order of a shard.
+        skip_broken: leave out what follows in a shard that cannot be read on; otherwise it is an error.
+
+    Raises:
+        InputError: no path, or buffer < 1; when it is read, also too few shards, or a broken one.
+    """
+
+    def __init__(self, paths: Sequence[Path], seed: int, buffer: int, skip_broken: bool = False) -> None:
+        if not paths:
+            raise InputError("shards must be at least 1, got none")
+        self.paths, self.seed, self.buffer, self.skip_broken = (
+            list(paths),
+            seed,
+            whole("buffer", buffer, 1),
+            skip_broken,
+        )
+        self._skipped = multiprocessing.Value("q", 0)
+
+    @property
+    def skipped(self) -> int:
+        """How often reading a shard was given up, by all workers together."""
+        return int(self._skipped.value)
+
+    def place(self) -> tuple[int, int]:
+        """Which of the readers this one is, and of how many: ranks x workers."""
+        worker = get_worker_info()
+        workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        grouped = dist.is_available() and dist.is_initialized()
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
+        return rank * workers + number, ranks * workers
+
+    def __iter__(self) -> Iterator[Sample]:
+        reader, readers = self.place()
+        if len(self.paths) < readers:
+            raise InputError(f"shards must be at least one a rank and worker, {readers}, got {len(self.paths)}")
+        rng = np.random.default_rng([self.seed, 1, reader])
+        waiting: list[Sample] = []
+        for epoch in count():
+            order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.paths))
+            found = False
+            for number in order[reader::readers]:
+                for sample in self._read(self.paths[number]):
+                    found = True
+                    waiting.append(sample)
+                    if len(waiting) >= self.buffer:
+                        chosen = int(rng.integers(len(waiting)))
+                        waiting[chosen], waiting[-1] = waiting[-1], waiting[chosen]
+                        yield waiting.pop()
+            if not found:
+                raise InputError(f"shards must have a sample that can be read, got none in {len(order)} shards")
+
+    def _read(self, path: Path) -> Iterator[Sample]:
+        try:
+            yield from read_shard(path)
+        except InputError:
+            if not self.skip_broken:
+                raise
+            with self._skipped.get_lock():
+                self._skipped.value += 1
+
+
+class ShardBatches(IterableDataset[ClipBatch]):
+    """Training batches of shards without end, in the mixture that the shards have.
+
+    Args:
+        shards: captions, questions and classes.
+        read: as of `ManifestBatches`.
+        prompts: queries and texts.
+        skip_broken: leave out samples whose medium cannot be read; otherwise it is an error.
+
+    Raises:
+        InputError: batch_size < 1; when it is read, also a sample of world prediction or a broken medium.
+    """
+
+    def __init__(
+        self, shards: Shards, read: Read, batch_size: int, prompts: Prompts, skip_broken: bool = False
+    ) -> None:
+        self.shards, self.read, self.prompts, self.skip_broken = shards, read, prompts, skip_broken
+        self.batch_size = whole("batch_size", batch_size, 1)
+        self._skipped = multiprocessing.Value("q", 0)
+
+    @property
+    def skipped(self) -> int:
+        """How many samples were left out, by all workers together."""
+        return int(self._skipped.value)
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        rng = np.random.default_rng([self.shards.seed, 2, self.shards.place()[0]])
+        media, queries, texts = list[Tensor](), list[str](), list[str]()
+        for sample in self.shards:
+            if isinstance(sample, WorldPredictionSample):
+                raise InputError(f"samples to train on must be no world prediction, got {sample.id!r}")
+            try:
+                media.append(self.read(sample.media))
+            except InputError:
+                if not self.skip_broken:
+                    raise
+                with self._skipped.get_lock():
+                    self._skipped.value += 1
+                continue
+            query, text = self.prompts.ask(sample, rng)
+            queries.append(query)
+            texts.append(text)
+            if len(media) == self.batch_size:
+                yield ClipBatch(torch.stack(media), queries, texts, [])
+                media, queries, texts = [], [], []
+
+
+def _add_sample(tar: tarfile.TarFile, key: str, sample: Sample, folder: Path) -> None:
+    """Members of a sample whose media lie in `folder`."""
+    contents: dict[str, Path] = {}
+
+    def rename(field: str, media: Media) -> str:
+        if media.is_frames:
+            name = f"{key}.{field}"
+            files = frame_files(folder / media.name)
+            contents.update({f"{name}.{i:05}{file.suffix}": file for i, file in enumerate(files)})
+        else:
+            name = f"{key}{'' if field == 'media' else f'.{field}'}{Path(media.name).suffix.lower()}"
+            contents[name] = folder / media.name
+        return name
+
+    line = json.dumps(sample_fields(sample, rename), ensure_ascii=False).encode()
+    for name, data in [(f"{key}.json", line), *((name, file.read_bytes()) for name, file in contents.items())]:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+    for info in tar:
+        file = tar.extractfile(info)
+        if file is not None:
+            yield info.name, file.read()
+
+
+def _key(name: str) -> str:
+    """As WebDataset has it: all before the first dot of the file's name."""
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{file.partition('.')[0]}" if folder else file.partition(".")[0]
+
+
+def _sample(key: str, files: dict[str, bytes], number: int) -> Sample:
+    if f"{key}.json" not in files:
+        raise InputError(f"a sample must have {key}.json, got {', '.join(files)}")
+
+    def find(name: str) -> bytes | tuple[bytes, ...]:
+        frames = sorted(file for file in files if file.startswith(f"{name}."))
+        if name not in files and not frames:
+            raise InputError(f"media not found: {name}")
+        return files[name] if name in files else tuple(files[frame] for frame in frames)
+
+    try:
+        return parse_sample(json.loads(files[f"{key}.json"]), number, find)
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON: {error.msg} at column {error.colno}") from None

@@ -1,0 +1,156 @@
+"""Clips of videos, pictures and folders of frames: which frame is shown when, and what cannot be read."""
+
+from __future__ import annotations
+
+import io
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from jepa.data.media import Media, read_clip
+from jepa.errors import InputError
+
+REAL = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "video"
+
+
+def video(times: list[float], container: str = "matroska", keyframes: int = 10) -> bytes:
+    """Frame i, at `times[i]` seconds, is the lighter the later: 10 + 12 a second."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream("mpeg4", rate=100)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 48, 32, "yuv420p", 4_000_000
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.gop_size = keyframes
+        for time in times:
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), round(10 + 12 * time), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def shown(clip: np.ndarray) -> np.ndarray:
+    """The grey of each frame of a clip."""
+    return clip.astype(float).mean((1, 2, 3))
+
+
+def decoded(content: bytes) -> np.ndarray:
+    """The grey of each frame of a file, decoded one after the other."""
+    with av.open(io.BytesIO(content)) as container:
+        return np.array(
+            [frame.to_ndarray(width=24, height=16, format="rgb24").mean() for frame in container.decode(video=0)]
+        )
+
+
+STEADY = [i / 5 for i in range(100)]  # to 19.81 seconds
+VARIABLE = [i / 20 for i in range(100)] + [5 + 1.0 * i for i in range(15)]
+
+
+@pytest.mark.parametrize("times", [STEADY, VARIABLE], ids=["steady", "variable"])
+@pytest.mark.parametrize("keyframes", [3, 1000])
+@pytest.mark.parametrize("container", ["matroska", "mov"])
+def test_frames_at_equal_distances_over_the_part(times, keyframes, container):
+    """The newest frame in the middle of each share, whether it is reached by seeking or by decoding on."""
+    name = {"matroska": "v.mkv", "mov": "v.mov"}[container]
+    content = video(times, container, keyframes)
+    greys = decoded(content)
+    for start, end, frames in ((None, 19.0, 4), (3.0, 7.0, 8), (12.5, 13.0, 3), (0.0, 18.0, 2)):
+        moments = (start or 0) + (end - (start or 0)) * (np.arange(frames) + 0.5) / frames
+        expected = greys[np.searchsorted(times, moments + 1e-6) - 1]
+        clip = read_clip(Media(name, content, start, end), frames, 16)
+        assert clip.shape == (frames, 16, 16, 3)
+        np.testing.assert_allclose(shown(clip), expected, atol=0.5)
+
+
+def test_the_whole_video_is_its_part_unless_told():
+    content = video(STEADY)
+    clip = read_clip(Media("v.mkv", content), 5, 16)
+    np.testing.assert_allclose(shown(clip), decoded(content)[[9, 29, 49, 69, 89]], atol=0.5)  # 1.8, 5.8 ... 17.8 s
+
+
+def test_at_a_frame_rate_the_middle_of_the_part_is_shown():
+    content = video(STEADY)
+    clip = read_clip(Media("v.mkv", content, 4.0, 12.0), 6, 16, fps=1.0)
+    np.testing.assert_allclose(shown(clip), decoded(content)[[25, 30, 35, 40, 45, 50]], atol=0.5)
+    short = read_clip(Media("v.mkv", content, 4.0, 6.0), 6, 16, fps=1.0)
+    np.testing.assert_allclose(shown(short), decoded(content)[[20, 20, 20, 25, 30, 30]], atol=0.5)  # held at both ends
+
+
+def test_a_file_without_a_stated_duration_is_read_through(tmp_path):
+    """As browsers record it: a live WebM has no duration in its header."""
+    path = tmp_path / "live.mkv"
+    content = video(STEADY)
+    with av.open(io.BytesIO(content)) as source, av.open(str(path), "w", options={"live": "1"}) as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    with av.open(str(path)) as container:
+        assert container.duration is None
+    clip = read_clip(Media("live.mkv", path), 5, 16)
+    np.testing.assert_allclose(shown(clip), decoded(content)[[9, 29, 49, 69, 89]], atol=0.5)
+
+
+def test_a_truncated_video_is_named():
+    content = video(STEADY)
+    cut = Media("cut.mkv", content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"cut\.mkv: must have a frame at \d+\.\d\d s, got its last at \d+\.\d\d s"):
+        read_clip(cut, 8, 16)
+    with pytest.raises(InputError, match=r"v\.mkv: must have a frame at 33\.50 s, got its last at 19\.80 s"):
+        read_clip(Media("v.mkv", content, 33.0, 34.0), 1, 16)
+    with pytest.raises(InputError, match=r"v\.mkv: start must be before the video's end, 19\.81 s, got 30"):
+        read_clip(Media("v.mkv", content, 30.0), 1, 16)
+    with pytest.raises(InputError, match=r"v\.mov: cannot be decoded beyond 0\.00 s"):
+        read_clip(Media("v.mov", video(STEADY, "mov")[:2000]), 8, 16)
+    with pytest.raises(InputError, match=r"none\.mp4: cannot be decoded beyond 0\.00 s"):
+        read_clip(Media("none.mp4", Path("none.mp4")), 8, 16)
+
+
+def test_a_picture_fills_the_clip_upright(tmp_path):
+    image = Image.new("RGB", (60, 20), (0, 0, 0))
+    image.paste((255, 255, 255), (20, 0, 40, 5))  # a bar on top of the middle square
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    image.save(tmp_path / "a.png", exif=exif)
+    clip = read_clip(Media("a.png", tmp_path / "a.png"), 3, 20)
+    assert clip.shape == (3, 20, 20, 3)
+    rows = clip[0].mean((1, 2))
+    assert rows[16:].min() > 200
+    assert rows[:14].max() < 50
+    assert (clip == clip[0]).all()
+
+
+@pytest.mark.parametrize(("count", "frames", "expected"), [(5, 2, [0, 2]), (2, 4, [0, 0, 1, 1]), (3, 3, [0, 1, 2])])
+def test_a_folder_of_frames_is_taken_in_order(tmp_path, count, frames, expected):
+    (tmp_path / "notes.txt").touch()
+    for i in range(count):
+        Image.new("RGB", (8, 8), (30 * i,) * 3).save(tmp_path / f"{i:02}.png")
+    clip = read_clip(Media("f", tmp_path), frames, 8)
+    assert (clip[:, 0, 0, 0] / 30).tolist() == expected
+
+
+def test_what_is_no_picture_is_named(tmp_path):
+    Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:70])
+    with pytest.raises(InputError, match=r"a\.png: cannot be read as a picture: "):
+        read_clip(Media("a.png", tmp_path / "a.png"), 1, 8)
+    with pytest.raises(InputError, match=r"b\.jpg: cannot be read as a picture: "):
+        read_clip(Media("b.jpg", b"text"), 1, 8)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: a folder of frames must have pictures"):
+        read_clip(Media("empty", tmp_path / "empty"), 1, 8)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there")
+def test_real_files():
+    pancake = read_clip(Media("pancake.mkv", REAL / "flipping_a_pancake.mkv"), 8, 48)
+    assert np.abs(np.diff(pancake.astype(float), axis=0)).mean() > 1
+    assert read_clip(Media("unordered.mov", REAL / "unordered.mov"), 8, 48).shape == (8, 48, 48, 3)
+    with pytest.raises(InputError, match=r"corrupted\.mp4: cannot be decoded beyond \d+\.\d\d s: "):
+        read_clip(Media("corrupted.mp4", REAL / "corrupted.mp4"), 8, 48)

@@ -1,0 +1,162 @@
+"""Shards: the samples and the bytes of the manifest, each read once an epoch whoever reads, and broken tar files."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from jepa.data.features import ClipReader
+from jepa.data.manifest_batches import Prompts
+from jepa.data.manifests import (
+    CaptionSample,
+    ClassSample,
+    QuestionSample,
+    WorldPredictionSample,
+    media_of,
+    read_manifest,
+    write_manifest,
+)
+from jepa.data.media import Media
+from jepa.data.shards import ShardBatches, Shards, read_shard, write_shards
+from jepa.errors import InputError
+
+READER = ClipReader(frames=2, size=8)
+PROMPTS = Prompts(["Describe."], ["What?"], "{label}")
+
+
+def picture(path: Path, grey: int) -> Media:
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8), (grey, grey, grey)).save(path)
+    return Media(path.name, path)
+
+
+@pytest.fixture
+def manifest(tmp_path) -> Path:
+    """Ten classes of grey pictures, a caption of a folder of frames, a question, and a world prediction."""
+    pictures = [picture(tmp_path / f"{i}.png", 20 * i) for i in range(10)]
+    frames = [picture(tmp_path / "frames" / name, grey) for name, grey in (("b.png", 200), ("a.png", 50))]
+    samples = [
+        *(ClassSample(f"class{i}", medium, f"grey {i}") for i, medium in enumerate(pictures)),
+        CaptionSample("caption", Media("frames", frames[0].source.parent), ("It «brightens».",)),
+        QuestionSample("question", pictures[3], "How many?", "two", ("one", "two")),
+        WorldPredictionSample(
+            "world", pictures[0], pictures[9], (pictures[1], Media("frames", tmp_path / "frames")), 1
+        ),
+    ]
+    write_manifest(samples, tmp_path / "m.jsonl")
+    return tmp_path / "m.jsonl"
+
+
+def classes(manifest: Path) -> Path:
+    path = manifest.with_name("classes.jsonl")
+    path.write_text("".join(line for line in manifest.read_text("utf-8").splitlines(True)[:10]), "utf-8")
+    return path
+
+
+def test_what_is_packed_is_read_again(tmp_path, manifest):
+    paths = write_shards(manifest, tmp_path / "shards", 4)
+    assert [path.name for path in paths] == [f"shard-{i:05}.tar" for i in range(4)]
+    packed, plain = [sample for path in paths for sample in read_shard(path)], read_manifest(manifest)
+    assert [sample.id for sample in packed] == [sample.id for sample in plain]
+    for ours, theirs in zip(packed, plain, strict=True):
+        assert type(ours) is type(theirs)
+        others = {name: value for name, value in vars(theirs).items() if isinstance(value, str | int | tuple)}
+        others.pop("candidates", None)
+        assert {name: vars(ours)[name] for name in others} == others
+        for packed_medium, medium in zip(media_of(ours), media_of(theirs), strict=True):
+            assert torch.equal(READER(packed_medium), READER(medium))
+    means = READER(packed[10].media).float().mean((1, 2, 3))
+    assert means.tolist() == [50, 200]  # frames in order of name
+    assert isinstance(packed[0].media.source, bytes)
+
+
+def test_an_epoch_has_every_sample_once_in_an_order_of_its_own(tmp_path, manifest):
+    paths = write_shards(manifest, tmp_path / "shards", 3)
+    ids = [sample.id for sample in islice(Shards(paths, 0, 1), 26)]
+    assert set(Counter(ids[:13]).values()) == set(Counter(ids[13:]).values()) == {1}
+    assert ids[:13] != ids[13:]
+    assert ids == [sample.id for sample in islice(Shards(paths, 0, 1), 26)]
+    shuffled = [sample.id for sample in islice(Shards(paths, 0, 6), 13)]
+    assert shuffled != ids[:13]
+    assert [sample.id for sample in islice(Shards(paths, 1, 6), 13)] != shuffled
+
+
+def test_workers_read_different_shards(tmp_path, manifest):
+    paths = write_shards(classes(manifest), tmp_path / "shards", 5)
+    assert len(paths) == 2
+    batches = ShardBatches(Shards(paths, 0, 1), READER, 5, PROMPTS)
+    first, second = islice(DataLoader(batches, batch_size=None, num_workers=2), 2)
+    assert sorted(first.texts + second.texts) == [f"grey {i}" for i in range(10)]
+    for batch in (first, second):
+        assert batch.queries == ["What?"] * 5
+        assert [f"grey {int(clip.float().mean()) // 20}" for clip in batch.frames] == batch.texts
+    batches = ShardBatches(Shards(paths[:1], 0, 1), READER, 5, PROMPTS)
+    with pytest.raises(InputError, match="at least one a rank and worker, 2, got 1"):
+        next(iter(DataLoader(batches, batch_size=None, num_workers=2)))
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        (100, "cannot be read as a shard"),
+        (4096, "must end as a tar file does"),
+        (5120, r"00000002: media not found: 00000002\.png"),
+        (5800, "cannot be read as a shard"),
+    ],
+    ids=["in a header", "between samples", "between members", "in a member"],
+)
+def test_a_truncated_shard_is_named_or_left_out_and_counted(tmp_path, manifest, length, message):
+    paths = write_shards(classes(manifest), tmp_path / "shards", 5)
+    paths[0].write_bytes(paths[0].read_bytes()[:length])
+    with pytest.raises(InputError, match=rf"shard-00000\.tar: {message}"):
+        list(read_shard(paths[0]))
+    shards = Shards(paths, 0, 1, skip_broken=True)
+    found = Counter(sample.id for sample in islice(shards, 40))
+    assert shards.skipped >= 4
+    assert all(found[f"class{i}"] >= 4 for i in range(5, 10))
+    with pytest.raises(InputError, match="must have a sample that can be read, got none in 1 shards"):
+        next(iter(Shards([tmp_path / "none.tar"], 0, 1, skip_broken=True)))
+
+
+def test_broken_media_are_an_error_or_left_out_and_counted(tmp_path, manifest):
+    (tmp_path / "4.png").write_bytes(b"no picture")
+    paths = write_shards(classes(manifest), tmp_path / "shards", 10)
+    with pytest.raises(InputError, match=r"00000004\.png: cannot be read as a picture"):
+        next(iter(ShardBatches(Shards(paths, 0, 1), READER, 9, PROMPTS)))
+    batches = ShardBatches(Shards(paths, 0, 1), READER, 9, PROMPTS, skip_broken=True)
+    assert sorted(next(iter(batches)).texts) == [f"grey {i}" for i in range(10) if i != 4]
+    assert batches.skipped == 1
+
+
+def test_samples_that_are_not_as_they_must_be_are_named(tmp_path, manifest):
+    for name, content, message in (
+        ("7.txt", "x", r"7: a sample must have 7\.json, got 7\.txt"),
+        ("7.json", "{", "7: not JSON"),
+        ("7.json", '{"media": "7.mp4", "label": "x"}', r"7: media not found: 7\.mp4"),
+        ("a/7.json", '{"media": "a/7.mp4"}', "a/7: a sample must have exactly one of"),
+    ):
+        path = tmp_path / "bad.tar"
+        (tmp_path / "member").write_text(content)
+        with tarfile.open(path, "w") as tar:
+            tar.add(tmp_path / "member", name)
+        with pytest.raises(InputError, match=rf"bad\.tar: {message}"):
+            list(read_shard(path))
+
+
+def test_bad_use_is_refused(tmp_path, manifest):
+    paths = write_shards(manifest, tmp_path / "shards", 20)
+    with pytest.raises(InputError, match="shards: must have no shards yet"):
+        write_shards(manifest, tmp_path / "shards", 20)
+    with pytest.raises(InputError, match="per_shard must be a whole number >= 1, got 0"):
+        write_shards(manifest, tmp_path / "other", 0)
+    with pytest.raises(InputError, match="shards must be at least 1, got none"):
+        Shards([], 0, 1)
+    with pytest.raises(InputError, match="must be no world prediction, got 'world'"):
+        next(iter(ShardBatches(Shards(paths, 0, 1), READER, 20, PROMPTS)))
