@@ -86,10 +86,12 @@ class _ProgressBar(TQDMProgressBar):
 
 
 def summary(trainer: L.Trainer, stage: StageConfig, logs: Path) -> dict[str, Any]:
-    """Steps and samples seen, and the curve that the CSV log holds."""
+    """Steps and samples seen, what the first device's operations were, and the curve that the CSV log holds."""
+    meter = getattr(trainer.lightning_module, "meter", None)
     return {
         "steps": trainer.global_step,
         "samples": trainer.global_step * stage.accumulate * trainer.world_size * stage.batch_size,
+        "operations": None if meter is None else meter.record(),
         "curve": _curve(logs / "metrics.csv"),
     }
 
