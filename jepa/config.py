@@ -139,12 +139,19 @@ class JEPAStageConfig(StageConfig):
 
 @dataclass(frozen=True)
 class DecoderStageConfig(StageConfig):
-    """The streams (of ``stream_seconds`` each) whose predicted embeddings the decoder learns to read."""
+    """The streams (of ``stream_seconds`` each) whose predicted embeddings the decoder learns to read.
+
+    ``noise`` is that on text embeddings, in units of the measured error of the predictions; ``predictions`` and
+    ``segment_means`` add those embeddings: see ``jepa.training.latents.DecoderBatches``.
+    """
 
     streams: Count
     stream_seconds: Positive
     step_rate_hz: Positive
     style: Node
+    noise: NonNegative
+    predictions: bool
+    segment_means: bool
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ class SentenceEncoder(nn.Module):
         config = given(pretrained, architecture)
         config.use_cache = False
         self.lm: Any = load(AutoModel, pretrained, config, optional=[r"^pooler\."])
-        if hasattr(self.lm, "pooler"):
-            self.lm.pooler = None  # BERT's, of another task
+        if hasattr(self.lm, "pooler"):  # BERT's, of another task
+            self.lm.register_module("pooler", None)
         self.pooling, self.frozen, self.gradient_checkpointing = pooling, frozen, gradient_checkpointing
         if pretrained is not None:
             _check_pooling(pretrained, pooling)
@@ -162,7 +162,7 @@ def _own_dense(pretrained: str | None) -> tuple[list[dict[str, Any]], nn.Sequent
         dense = _make_dense(node)
         weights = load_file(_file(pretrained, f"{path}/model.safetensors"))
         try:
-            dense[0].load_state_dict({name.removeprefix("linear."): weight for name, weight in weights.items()})
+            dense.load_state_dict({name.replace("linear.", "0."): weight for name, weight in weights.items()})
         except RuntimeError as error:
             raise InputError(f"{file}: {' '.join(str(error).split())}") from None
         nodes.append(node)

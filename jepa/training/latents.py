@@ -76,7 +76,8 @@ class DecoderBatches(Dataset[tuple[Tensor, list[str]]]):
 
     A third each: text embeddings with Gaussian noise of deviation `noise` per dimension (CapDec, arXiv 2211.00575, with
     the noise measured instead of chosen); predicted embeddings of single steps; and means of consecutive predicted
-    embeddings of one event (what a segment's latent is). All have unit norm.
+    embeddings of one event (what a segment's latent is). All have unit norm. Without `predictions` or `segment_means`,
+    text embeddings take the place of that third.
     """
 
     def __init__(
@@ -88,8 +89,11 @@ class DecoderBatches(Dataset[tuple[Tensor, list[str]]]):
         seed: int,
         batch_size: int,
         batches: int,
+        predictions: bool = True,
+        segment_means: bool = True,
     ) -> None:
         self.text_latents, self.texts, self.streams = text_latents, texts, streams
+        self.single, self.segment = batch_size // 3 * predictions, batch_size // 3 * segment_means
         self.noise, self.seed, self.batch_size, self.batches = noise, seed, batch_size, batches
         total = torch.zeros(1, streams.latents.shape[1], dtype=torch.float64)
         self.cumulative = torch.cat([total, streams.latents.double().cumsum(0)])
@@ -99,7 +103,7 @@ class DecoderBatches(Dataset[tuple[Tensor, list[str]]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
         generator = torch.Generator().manual_seed(hash((self.seed, index)) % 2**63)
-        single, segment = self.batch_size // 3, self.batch_size // 3
+        single, segment = self.single, self.segment
         rows = torch.randint(len(self.texts), (self.batch_size - single - segment,), generator=generator)
         noisy = self.text_latents[rows]
         noisy = noisy + self.noise * torch.randn(noisy.shape, generator=generator)

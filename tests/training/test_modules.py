@@ -130,6 +130,20 @@ def test_decoder_batches_are_noisy_texts_single_steps_and_segment_means():
     assert max(lengths) >= 7  # means of whole events occur
 
 
+@pytest.mark.parametrize("predictions", [False, True])
+@pytest.mark.parametrize("means", [False, True])
+def test_kinds_of_decoder_batches_that_are_switched_off_are_texts(predictions, means):
+    recorded, texts = streams(), ["x", "y"]
+    text_latents = torch.nn.functional.normalize(torch.randn(2, 6, generator=torch.Generator().manual_seed(1)), dim=-1)
+    data = DecoderBatches(text_latents, texts, recorded, 0.0, 0, 30, 20, predictions, means)
+    labels = [label for index in range(20) for label in data[index][1]]
+    assert sum(label in texts for label in labels) == 20 * (30 - 10 * predictions - 10 * means)
+    told = [row for index in range(20) for row, label in zip(*data[index], strict=True) if label in recorded.texts]
+    distances = torch.cdist(torch.stack(told), recorded.latents).amin(1) if told else torch.zeros(0)
+    assert bool((distances > 1e-3).any()) is means  # no step's own latent: a mean
+    assert bool((distances[: 10 * predictions] < 1e-3).all())
+
+
 def test_decoder_batches_have_the_noise_asked_for():
     text_latents = torch.zeros(1, 400)
     text_latents[0, 0] = 1
