@@ -323,7 +323,9 @@ def comparison_html(runs: Runs) -> str:
         for kind, draw in (("curves", _draw_curves), ("savings", _draw_savings))
     )
     lede = page.text_html(_NOTE)
-    body = page.section_html("Quality and savings", lede, f'<p class="runs">{dots}</p><div class="pair">{drawn}</div>')
+    body = page.section_html(
+        "Quality and savings", lede, f'<p class="runs">{dots}</p><div class="pair">{drawn}</div>', (page.MEASURED,)
+    )
     configuration = page.table_html(configuration_table(runs), _CONFIGURATION)
     body += page.section_html(
         "Figures",

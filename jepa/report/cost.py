@@ -372,7 +372,7 @@ def cost_summary(results: Results) -> str:
 
 def waterfall(results: Results, colours: Colours = LIGHT) -> Figure:
     """The baseline's cost, what each lever takes off in its order, and what is left; what is measured is solid."""
-    figure = Figure(figsize=(560 / INCH, (60 + 44 * (len(results["levers"]) + 3)) / INCH))
+    figure = Figure(figsize=(480 / INCH, (60 + 40 * (len(results["levers"]) + 3)) / INCH))
     _draw_waterfall(figure.add_axes((0.27, 0.13, 0.7, 0.85)), results, 0.42, colours)
     return figure
 

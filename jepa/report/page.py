@@ -78,7 +78,7 @@ figcaption, .small { font-size: 0.875rem; line-height: 1.5; }
 .whole { white-space: nowrap; }
 .claim { border-top: 2px solid var(--ink); padding-top: 0.9rem; }
 .stack > * + * { margin-top: 2.4rem; }
-.stack, main > .pair { margin-top: 1.8rem; }
+.stack, main > .pair, main > .claim { margin-top: 1.8rem; }
 .claim .number { font: 500 clamp(2.9rem, 8vw, 4.2rem)/1 var(--serif); letter-spacing: -0.025em;
   font-variant-numeric: lining-nums; margin: 0.2rem 0 0.5rem; color: var(--series-4); }
 .claim .second { font-size: 0.9375rem; margin-top: 0.9rem; }
@@ -93,7 +93,6 @@ svg image { image-rendering: pixelated; }
 .strip svg { min-width: 1000px; }
 .full table { width: 100%; font-size: 0.8125rem; }
 .full td.n, .full th.n { padding-left: 0.8rem; }
-@media (max-width: 40rem) { .full th[scope=row] { white-space: normal; min-width: 8.5rem; padding-right: 0.3rem; } }
 .wide svg { min-width: 620px; }
 table { border-collapse: collapse; font-size: 0.875rem; line-height: 1.4;
   font-variant-numeric: tabular-nums; }
@@ -105,6 +104,9 @@ td.n.words { color: var(--muted); }
 thead th { color: var(--muted); border-bottom: 1px solid var(--muted); vertical-align: bottom; }
 thead th.n { white-space: normal; }
 th[scope=row] { position: sticky; left: 0; background: var(--surface); }
+@media (max-width: 40rem) {
+  th[scope=row] { white-space: normal; min-width: 8.5rem; max-width: 11rem; padding-right: 0.3rem; }
+}
 th[scope=rowgroup] span { position: sticky; left: 0; }
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
 tbody th[scope=rowgroup] { padding-top: 1.3rem; font-weight: 650; border-bottom: 1px solid var(--grid); }

@@ -667,7 +667,7 @@ def draw_waterfall(axes: Axes, falls: Sequence[Fall], xlabel: str, room: float, 
             fill = {"facecolor": "none", "edgecolor": colour, "linestyle": ":", "linewidth": 1.2}
         tip = tooltip(f"{' '.join(fall.label.split())}: {fall.words}")
         axes.barh(y, abs(fall.end - start), 0.6, min(start, fall.end), gid=tip, **fill)
-        if fall.low is not None:
+        if fall.low is not None and fall.high is not None:
             axes.plot([fall.low, fall.high], [y, y], color=colours["ink"], linewidth=2)
         place = (max(start, fall.end, fall.high or 0), y)
         style: Any = {"textcoords": "offset points", "va": "center_baseline", "parse_math": False}
@@ -690,7 +690,8 @@ def levers(results: Results, name: str, measure: str, colours: Colours = LIGHT) 
     Every bar ends at the total of a ledger of its own, relative to the reference's: nothing is multiplied.
     """
     setting = results["settings"][name]
-    falls, left = [], 1.0
+    falls: list[Fall] = []
+    left = 1.0
     chain = lever_chain(setting, measure)
     for title, row in chain:
         curve = setting["curves"][row["policy"]]
@@ -728,6 +729,7 @@ def within_tokens(curves: Mapping[str, tuple[Sequence[float], str]], title: str,
     axes.grid(axis="y", color=colours["grid"], linewidth=0.8)
     axes.set_ylim(0, min(1.02, 1.15 * max(shares[-1] for shares, _ in curves.values()) or 1.0))
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("tokens of an answer, at most", color=colours["muted"])
     axes.set_title(f"{title} within a budget", loc="left", fontsize=FONT, color=colours["muted"], parse_math=False)
     figure.legend(loc="outside lower left", ncols=1, frameon=False, labelcolor=colours["ink"], handlelength=1.4)

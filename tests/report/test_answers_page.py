@@ -14,6 +14,7 @@ import pytest
 from jepa.errors import InputError
 from jepa.report.answers import (
     arms_table,
+    budget_figure,
     headline,
     html,
     markdown,
@@ -285,3 +286,18 @@ def test_runs_without_validation_or_geometry_can_be_shown(results):
     assert "latents not measured" in headline(results)
     assert html(results)
     assert overview_png(results)
+
+
+def test_ockscore_and_the_budget_curve_stand_beside_accuracy(results):
+    """In the tables, the summary and the picture; a dash where an evaluation has no tokens of its answers."""
+    for key in ("ock_score", "accuracy_within", "accuracy_area"):
+        results["arms"]["cosine"]["answer_costs"]["exact_match"][key] = None
+    cells = _cells(results)
+    assert cells["OckScore"] == ("85.98", "85.98", "–", "85.98")
+    assert cells["area of accuracy against tokens"] == ("0.225", "0.225", "–", "0.225")
+    assert "area of accuracy against tokens: ntp 85.98, 0.225; " in summary(results)
+    lines = budget_figure(results).axes[0].lines
+    assert [line.get_label().split(":")[0] for line in lines] == ["ntp", "llm_jepa", "single"]
+    for line in lines:
+        assert list(line.get_ydata()) == ANSWER_COSTS["accuracy_within"]
+        assert line.get_label().endswith("0.860, area 0.225")
