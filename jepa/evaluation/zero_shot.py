@@ -335,9 +335,11 @@ def _processes() -> Iterator[tuple[int, int]]:
 
 
 def _table(scores: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """A line a score, with its interval and its chance level; costs as they are."""
+    """A line a score, with its interval and its chance level; costs as they are, and no lists."""
     lines = []
     for name, score in scores.items():
+        if isinstance(score, list):
+            continue
         if not isinstance(score, dict):
             value = "none" if score is None else f"{score:.4g}"
             lines.append(f"{prefix + name:32} {value:>9}")

@@ -1,0 +1,90 @@
+"""Zero-shot tasks on two gloo processes find what one process finds: no sample is left out or counted twice."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import tiny_config
+from hydra import compose, initialize_config_module
+
+from jepa import checkpoint
+from jepa.config import EvaluateConfig, validate
+from jepa.errors import InputError
+from jepa.evaluation.run import evaluate
+from jepa.metrics.retrieval import Retrieval, retrieval_scores
+
+SAMPLES = 5  # of these one process gets two, the other three
+TASKS = ("classification", "retrieval", "vqa", "captioning", "world_prediction")
+WAIT = datetime.timedelta(seconds=60)
+
+
+def config(folder: Path, task: str, output: str, candidates: int = SAMPLES) -> dict[str, Any]:
+    with initialize_config_module("jepa.conf", version_base="1.3"):
+        composed = compose("evaluate", [f"checkpoint={folder}/checkpoint", f"task={task}"])
+    changed = {"output": f"{folder}/{output}/{task}", "accelerator": "cpu", "candidates": candidates, "batch_size": 2}
+    return {**validate(composed, EvaluateConfig), **changed}
+
+
+def captions() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids, owners = torch.arange(7), torch.tensor([0, 1, 2, 3, 4, 5, 6, 6, 2, 0])
+    return [torch.randn(7, 4, generator=generator), ids, torch.randn(10, 4, generator=generator), owners]
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", WAIT, world_size=2, rank=rank)
+    for task in TASKS:
+        evaluate(config(Path(folder), task, "two"))
+    metric = Retrieval(ks=(1, 3))
+    clips, ids, texts, owners = captions()
+    rows, own = (slice(0, 2), slice(0, 6)) if rank == 0 else (slice(2, 7), slice(6, 10))
+    metric.update(clips[rows], ids[rows], texts[own], owners[own])
+    torch.save(metric.compute(), f"{folder}/retrieval{rank}.pt")
+    try:
+        evaluate(config(Path(folder), "captioning", "one sample", candidates=1))
+    except InputError as error:
+        Path(f"{folder}/error{rank}").write_text(str(error))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_model) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    checkpoint.save(tiny_model, tiny_config(), folder / "checkpoint")
+    mp.spawn(work, args=(str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_two_processes_find_what_one_finds(folder, task):
+    evaluate(config(folder, task, "one"))
+    one, two = folder / "one" / task, folder / "two" / task
+    lines = [(path / "predictions.jsonl").read_text(encoding="utf-8").splitlines() for path in (one, two)]
+    assert len(lines[0]) == len(lines[1]) == len({json.loads(line)["id"] for line in lines[1]})
+    for a, b in zip(*(map(json.loads, each) for each in lines), strict=True):
+        assert a.keys() == b.keys()
+        cosines = ("nearest", "cosines")  # batches of other sizes round otherwise
+        assert {k: v for k, v in a.items() if k not in cosines} == {k: v for k, v in b.items() if k not in cosines}
+    records = [json.loads((path / "evaluation.json").read_text(encoding="utf-8")) for path in (one, two)]
+    assert records[0]["scores"] == records[1]["scores"]
+    assert [record["processes"] for record in records] == [1, 2]
+
+
+def test_the_retrieval_metric_gathers_unequal_parts(folder):
+    clips, ids, texts, owners = captions()
+    expected = retrieval_scores(clips, ids, texts, owners, (1, 3))
+    for rank in range(2):
+        assert torch.load(folder / f"retrieval{rank}.pt") == expected
+
+
+def test_fewer_samples_than_processes_are_refused_by_all(folder):
+    for rank in range(2):
+        assert (folder / f"error{rank}").read_text() == "a task must have a sample for each of 2 processes, got 1"
