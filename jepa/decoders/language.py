@@ -54,6 +54,11 @@ class LanguageDecoder(nn.Module):
         if gradient_checkpointing:
             recompute_activations(self.lm)
 
+    @property
+    def description(self) -> str:
+        """For the table of parameters."""
+        return f"{type(self).__name__}: {self.lm.config.model_type}"
+
     def node(self) -> dict[str, Any]:
         """The `_target_` node that builds it again, without a hub and with random weights."""
         return {

@@ -89,6 +89,11 @@ class SentenceEncoder(nn.Module):
             self.lm.eval()
         return self
 
+    @property
+    def description(self) -> str:
+        """For the table of parameters."""
+        return f"{type(self).__name__}: {self.lm.config.model_type}{', frozen' if self.frozen else ''}"
+
     def node(self) -> dict[str, Any]:
         """The `_target_` node that builds it again, without a hub and with random weights."""
         return {

@@ -74,6 +74,14 @@ class LanguagePredictor(nn.Module):
             recompute_activations(self.lm)
         self._check()
 
+    @property
+    def description(self) -> str:
+        """For the table of parameters."""
+        frozen = ", token embeddings frozen" if self.frozen_embeddings else ""
+        return (
+            f"{type(self).__name__}: {self.lm.config.num_hidden_layers} layers of {self.lm.config.model_type}{frozen}"
+        )
+
     def node(self) -> dict[str, Any]:
         """The `_target_` node that builds it again, without a hub and with random weights."""
         return {
