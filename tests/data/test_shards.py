@@ -88,7 +88,7 @@ def test_an_epoch_has_every_sample_once_in_an_order_of_its_own(tmp_path, manifes
     assert [sample.id for sample in islice(Shards(paths, 1, 6), 13)] != shuffled
 
 
-def test_workers_read_different_shards(tmp_path, manifest):
+def test_workers_read_different_shards(tmp_path, manifest, monkeypatch):
     paths = write_shards(classes(manifest), tmp_path / "shards", 5)
     assert len(paths) == 2
     batches = ShardBatches(Shards(paths, 0, 1), READER, 5, PROMPTS)
@@ -97,9 +97,9 @@ def test_workers_read_different_shards(tmp_path, manifest):
     for batch in (first, second):
         assert batch.queries == ["What?"] * 5
         assert [f"grey {int(clip.float().mean()) // 20}" for clip in batch.frames] == batch.texts
-    batches = ShardBatches(Shards(paths[:1], 0, 1), READER, 5, PROMPTS)
-    with pytest.raises(InputError, match="at least one a rank and worker, 2, got 1"):
-        next(iter(DataLoader(batches, batch_size=None, num_workers=2)))
+    monkeypatch.setattr(Shards, "place", lambda shards: (0, 3))
+    with pytest.raises(InputError, match="at least one a rank and worker, 3, got 2"):
+        next(iter(batches))
 
 
 @pytest.mark.parametrize(
