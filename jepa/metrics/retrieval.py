@@ -168,7 +168,8 @@ class Retrieval(Metric):
         """As `retrieval_scores`. Raises `InputError` before the first batch."""
         if not len(self.clips):
             raise InputError("Retrieval must have at least one clip, got none")
-        return retrieval_scores(*map(dim_zero_cat, (self.clips, self.clip_ids, self.texts, self.text_ids)), self.ks)
+        clips, clip_ids = dim_zero_cat(self.clips), dim_zero_cat(self.clip_ids)
+        return retrieval_scores(clips, clip_ids, dim_zero_cat(self.texts), dim_zero_cat(self.text_ids), self.ks)
 
 
 def _scores(
