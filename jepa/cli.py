@@ -55,6 +55,12 @@ def _train(config: Any, output: Path) -> None:
 
         train(plain, _writable(output))
         return
+    if plain["variant"] == "comparison":
+        from jepa.evaluation.comparison import evaluate_arm
+        from jepa.training import comparison
+
+        evaluate_arm(comparison.train(plain, _writable(output)), plain)
+        return
     from jepa.evaluation.judging import check_before_training
 
     check_before_training(plain)  # before the model libraries are imported
@@ -158,10 +164,12 @@ COMMANDS = {
                 "jepa train -m experiment=demo seed=0,1,2",
                 "jepa train experiment=demo --cfg job",
                 "jepa train experiment=llm_jepa_regex objective=cosine",
+                "jepa train -m experiment=controlled_comparison model=vl_jepa,token_vlm",
             ),
             {
                 "vl_jepa": ("world", "model", "stream@decoder.style"),
                 "llm_jepa": ("pairs@data", "model", "objective", "arm"),
+                "comparison": ("world", "model", "stream@stream.style"),
             },
         ),
         Command(
@@ -185,6 +193,7 @@ COMMANDS = {
                 "jepa report evaluation=outputs/demo/evaluation",
                 "jepa report evaluation=outputs/demo/evaluation policies=all",
                 "jepa report evaluation=outputs/llm_jepa_controls",
+                "jepa report evaluation=outputs/controlled_comparison",
                 "jepa report results=outputs/demo/results.json --fail-under 'savings>=2.85'",
                 "jepa report --compare outputs/demo outputs/longer",
             ),

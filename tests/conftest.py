@@ -68,6 +68,32 @@ def tiny_config() -> dict[str, Any]:
     }
 
 
+def vlm_config() -> dict[str, Any]:
+    """Of a token-space baseline: a two-layer Llama, 32 wide, on the X-Encoder of the tiny VL-JEPA."""
+    tiny = tiny_config()
+    architecture = {
+        "model_type": "llama",
+        "vocab_size": 512,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    model = {
+        "_target_": "jepa.models.token_baseline.TokenVLM",
+        "frames": 8,
+        "fps": 8,
+        "max_length": 12,
+        "x_encoder": tiny["model"]["x_encoder"],
+        "language_model": {"_target_": "jepa.encoders.language.LanguageModel", "architecture": architecture},
+    }
+    return {**tiny, "variant": "token_vlm", "model": model}
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return Tokenizer.train(corpus(), 512)

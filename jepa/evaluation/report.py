@@ -47,6 +47,12 @@ def report(config: dict[str, Any]) -> dict[str, Path]:
     if config["results"] is not None:
         return _rendered(config["results"], config["output"], required)
     folder = Path(config["evaluation"])
+    if arms := sorted(folder.glob("**/comparison.json")):
+        if required:
+            raise InputError(f"fail_under holds a VL-JEPA's streams to a bar, got a comparison of arms: {folder}")
+        from jepa.evaluation.comparison import report_comparison
+
+        return report_comparison(config, arms)
     if answers := answer_evaluations(folder):
         if required:
             raise InputError(f"fail_under holds the results of a VL-JEPA's streams to a bar, got answers: {folder}")

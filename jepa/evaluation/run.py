@@ -26,6 +26,8 @@ def evaluate(config: dict[str, Any]) -> Path:
     folder = Path(config["checkpoint"])
     trained = checkpoint.read_config(folder)
     requests = config["requests"]
+    if trained["variant"] == "token_vlm":
+        raise InputError(f"checkpoint must be of vl_jepa or llm_jepa, got one of token_vlm: {folder}")
     if trained["variant"] != "llm_jepa":
         if requests is not None:
             raise InputError(f"requests needs a checkpoint of llm_jepa, got one of {trained['variant']}: {folder}")
