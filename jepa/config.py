@@ -155,6 +155,31 @@ class DecoderStageConfig(StageConfig):
 
 
 @dataclass(frozen=True)
+class PromptsConfig:
+    """See ``jepa.data.manifest_batches.Prompts``."""
+
+    captions: Annotated[list[str], NotEmpty()]
+    classes: Annotated[list[str], NotEmpty()]
+    label: Annotated[str, Contains("{label}")]
+
+
+@dataclass(frozen=True)
+class ManifestsConfig:
+    """Manifests to train and to validate on: see ``jepa.data.manifest_batches``; ``features``: states of their media.
+
+    ``fps``: frames a second of a video around the middle of its part; null: at equal distances over the whole part.
+    """
+
+    train: str
+    validation: str
+    features: str | None
+    fps: Positive | None
+    shares: dict[str, NonNegative]
+    prompts: PromptsConfig
+    skip_broken: bool
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     variant: Literal["vl_jepa"]
     name: str
@@ -166,6 +191,7 @@ class TrainConfig:
     compile: bool
     workers: Natural
     checkpoint: str | None  # to go on from: its model and tokenizer take the place of those below
+    data: ManifestsConfig | None  # null: clips of the world
     world: Node
     tokenizer: TokenizerConfig
     model: Node

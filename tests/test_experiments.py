@@ -25,7 +25,7 @@ from jepa.training.language import make_tokenizer
 ROOT = Path(__file__).parents[1]
 ALL = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 LANGUAGE = [name for name in ALL if name.startswith("llm_jepa_")]
-EXPERIMENTS = [name for name in ALL if name not in LANGUAGE]  # of the other variant, VL-JEPA
+EXPERIMENTS = ["demo"]  # of the other variant, VL-JEPA, with all stages from the start
 NLRX = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "nlrx"
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The '.*_dataloader' does not have many workers",
@@ -108,6 +108,19 @@ def test_an_experiment_trains_and_its_checkpoint_loads(runs, name):
     logs = runs[name] / "logs" / "jepa"
     assert (logs / "metrics.csv").is_file()
     assert list(logs.glob("events.out.tfevents.*"))
+
+
+def test_the_stages_of_the_paper_hand_their_checkpoint_on(tmp_path):
+    """As three commands; the paper's full size is composed in tests/training/test_stages.py."""
+    before: list[str] = []
+    for name, stage in (("captioning", "jepa"), ("finetuning", "jepa"), ("decoder", "decoder")):
+        short = [item for item in SHORT if item.partition(".")[0] in (stage, item)]
+        folder = tmp_path / name
+        assert main(["train", f"experiment=vl_jepa_{name}", f"hydra.run.dir={folder}", *before, *short]) == 0
+        before = [f"checkpoint={folder}/checkpoint"]
+    record = json.loads((folder / "checkpoint" / "training.json").read_text(encoding="utf-8"))
+    assert [stage["name"] for stage in record["stages"]] == ["jepa", "jepa", "decoder"]
+    assert jepa.load(folder / "checkpoint").decode(torch.zeros(1, 128))[0].tokens >= 1
 
 
 def test_training_is_the_same_for_the_same_seed(runs, tmp_path):

@@ -169,7 +169,8 @@ class JEPAModule(Stage):
         ids = text_ids(text for chunk in chunks for text in chunk.texts).to(self.device)
         negative_ids = text_ids(text for chunk in chunks for text in chunk.negatives).to(self.device)
         loss = partial(self.latent_loss, ids, negative_ids)
-        with recorded_routing(self.model.predictor) as routings:
+        predictor: Any = self.model.predictor
+        with recorded_routing(predictor) as routings:
             one = len(chunks) == 1
             value = loss(*self.embeddings(batch)) if one else cached_loss(self.embeddings, chunks, loss)
         self.log("loss", value, prog_bar=True, batch_size=len(batch.texts))
@@ -177,7 +178,9 @@ class JEPAModule(Stage):
 
     def embeddings(self, batch: ClipBatch) -> tuple[Tensor, ...]:
         """Predictions (B, E), targets (B, E), negative texts (M, E); then these by the slow copies, if there are."""
-        states, count = self.model.encode(batch.frames), len(batch.texts)
+        count = len(batch.texts)
+        cached = batch.frames.is_floating_point()  # states, that were encoded beforehand
+        states = batch.frames if cached else self.model.encode(batch.frames)
         texts = [*batch.texts, *batch.negatives] if self.takes_negatives else batch.texts
         predictions, targets = self.model.predict(states, batch.queries), self.model.embed(texts)
         found = predictions, targets[:count], targets[count:]
@@ -245,8 +248,8 @@ class JEPAModule(Stage):
     def on_validation_epoch_end(self) -> None:
         geometry = self.geometry.compute()
         self.geometry.reset()
-        self.log_dict({f"val/{name}": value for name, value in geometry.items()})
-        self.log("R@1", geometry["retrieval@1"], prog_bar=True, logger=False)
+        self.log_dict({f"val/{name}": value for name, value in geometry.items()}, sync_dist=True)
+        self.log("R@1", geometry["retrieval@1"], prog_bar=True, logger=False, sync_dist=True)
         if not self.trainer.sanity_checking:
             warn_of_collapse(geometry, self.global_step)
 
@@ -255,7 +258,12 @@ def _in_chunks(batch: ClipBatch, size: int) -> list[ClipBatch]:
     """Batches of at most `size` samples; the negative texts are dealt out."""
     starts = range(0, len(batch.texts), size)
     return [
-        ClipBatch(*(field[start : start + size] for field in batch[:3]), batch.negatives[number :: len(starts)])
+        ClipBatch(
+            batch.frames[start : start + size],
+            batch.queries[start : start + size],
+            batch.texts[start : start + size],
+            batch.negatives[number :: len(starts)],
+        )
         for number, start in enumerate(starts)
     ]
 
@@ -289,4 +297,4 @@ class DecoderModule(Stage):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, list[str]], index: int) -> None:
-        self.log("val/loss", self.cross_entropy(*batch), batch_size=len(batch[1]))
+        self.log("val/loss", self.cross_entropy(*batch), batch_size=len(batch[1]), sync_dist=True)

@@ -13,11 +13,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.utils.data import Dataset
 
 from jepa import checkpoint
 from jepa.config import DecoderStageConfig, JEPAStageConfig, build
-from jepa.data.clips import ClipBatches
+from jepa.data.clips import ClipBatch, ClipBatches
+from jepa.data.features import ClipReader, Features
+from jepa.data.manifest_batches import ManifestBatches, Prompts
+from jepa.data.manifests import read_manifest
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import World, corpus
 from jepa.errors import InputError
@@ -49,7 +52,7 @@ def train(config: dict[str, Any], output: Path) -> Path:
     _check(config)
     world = build(config["world"])
     model, stages = _start(config)
-    if (world.size, world.fps) != (model.x_encoder.size, model.fps):
+    if config["data"] is None and (world.size, world.fps) != (model.x_encoder.size, model.fps):
         raise InputError(
             f"world.size and world.fps must be those of the model, got {world.size} px at {world.fps} Hz "
             f"for a model of {model.x_encoder.size} px at {model.fps} Hz"
@@ -64,17 +67,23 @@ def train(config: dict[str, Any], output: Path) -> Path:
         result = run(config, model.train(), world, output)
         stages.append({"name": name, "seconds": round(time.perf_counter() - started, 2), **result})
         model.cpu()
-        if rank_zero_only.rank == 0:
+        if _is_first_process():
             checkpoint.save(model, config, folder)
             (folder / "training.json").write_text(json.dumps({"stages": stages}, indent=1), encoding="utf-8")
-    if rank_zero_only.rank == 0:
+    if _is_first_process():
         print(f"checkpoint: {folder}", flush=True)
     return folder
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _check(config: dict[str, Any]) -> None:
     if config["jepa"] is None and config["decoder"] is None:
         raise InputError("there is nothing to train: jepa and decoder are null")
+    if config["data"] is not None and config["decoder"] is not None:
+        raise InputError("the decoder's stage takes streams of the world: decoder must be null with data, got both")
     devices, strategy = config["devices"], config["strategy"]
     if devices > 1 and "LOCAL_RANK" not in os.environ:
         raise InputError(f"{devices} devices must be launched by torchrun --nproc-per-node {devices}, got one process")
@@ -113,15 +122,36 @@ def _batches_needed(stage: JEPAStageConfig | DecoderStageConfig, config: dict[st
     return stage.steps * stage.accumulate * devices
 
 
+def _jepa_batches(
+    config: dict[str, Any], stage: JEPAStageConfig, model: VLJEPA, world: World
+) -> tuple[Dataset[ClipBatch], Dataset[ClipBatch]]:
+    """Training and validation batches, of the manifests or of the world."""
+    seeds = config["seed"], config["seed"] + _VALIDATION_SEED
+    counts = _batches_needed(stage, config), stage.validation_batches
+    data = config["data"]
+    if data is None:
+        first, second = (
+            ClipBatches(world, seed, stage.batch_size, count, model.frames, **config["clips"])
+            for seed, count in zip(seeds, counts, strict=True)
+        )
+        return first, second
+    reader = ClipReader(model.frames, model.x_encoder.size, data["fps"])
+    read: ClipReader | Features = reader
+    if data["features"] is not None:
+        read = Features(Path(data["features"]))
+        encoder: Any = model.x_encoder
+        read.check(encoder, reader)
+    options = {"shares": data["shares"], "prompts": Prompts(**data["prompts"]), "skip_broken": data["skip_broken"]}
+    train, held_out = (
+        ManifestBatches(read_manifest(Path(data[split])), read, seed, stage.batch_size, count, **options)
+        for split, seed, count in zip(("train", "validation"), seeds, counts, strict=True)
+    )
+    return train, held_out
+
+
 def _train_jepa(config: dict[str, Any], model: VLJEPA, world: World, output: Path) -> dict[str, Any]:
     stage = JEPAStageConfig(**config["jepa"])
-    batches, validation = (
-        ClipBatches(world, seed, stage.batch_size, count, model.frames, **config["clips"])
-        for seed, count in (
-            (config["seed"], _batches_needed(stage, config)),
-            (config["seed"] + _VALIDATION_SEED, stage.validation_batches),
-        )
-    )
+    batches, validation = _jepa_batches(config, stage, model, world)
     with _unchanged(model.y_encoder, model.y_decoder):
         model.y_decoder.requires_grad_(False)
         module = JEPAModule(model, stage)

@@ -1,0 +1,252 @@
+"""Stages of a VL-JEPA: every option trains, checkpoints are handed on, batches and devices make one large batch."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from conftest import tiny_config
+from hydra import compose, initialize_config_module
+from PIL import Image
+from safetensors.torch import load_file
+
+from jepa import checkpoint
+from jepa.config import JEPAStageConfig, TrainConfig, validate
+from jepa.data.clips import CLASS_QUERY, ClipBatch, ClipBatches
+from jepa.data.features import ClipReader, write_features
+from jepa.data.manifests import read_manifest
+from jepa.data.tokenizer import Tokenizer
+from jepa.data.world import SOLO_ACTIONS, World
+from jepa.errors import InputError
+from jepa.training.modules import JEPAModule, text_ids
+from jepa.training.run import train
+
+pytestmark = pytest.mark.filterwarnings("ignore::jepa.training.modules.CollapseWarning")
+LOSSES = "jepa.losses."
+
+
+def config(*overrides: str) -> dict[str, Any]:
+    """Two steps of each stage of a tiny model, on a CPU."""
+    short = [f"{stage}.{key}" for stage in ("jepa", "decoder") for key in ("steps=2", "batch_size=6", "warmup_steps=0")]
+    short += [f"{stage}.{key}" for stage in ("jepa", "decoder") for key in ("validate_every=2", "validation_batches=1")]
+    short += ["decoder.streams=1", "decoder.stream_seconds=6", "workers=0", "accelerator=cpu", "precision=32-true"]
+    with initialize_config_module("jepa.conf", version_base="1.3"):
+        plain = validate(compose("train", ["name=tiny", *short, *overrides]), TrainConfig)
+    return plain | {"model": tiny_config()["model"]}
+
+
+def changed(**jepa: Any) -> dict[str, Any]:
+    plain = config("decoder=null")
+    return plain | {"jepa": plain["jepa"] | jepa}
+
+
+def stages(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
+    return found
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "constant": {"schedule": "constant"},
+    "accumulate": {"accumulate": 2},
+    "chunks": {"chunk": 4},
+    "ema": {"target": "ema"},
+    "stop-gradient": {"target": "stop_gradient"},
+    "siglip": {"loss": {"_target_": LOSSES + "siglip.SigLIP"}},
+    "l1, sigreg": {
+        "loss": {"_target_": LOSSES + "distance.L1"},
+        "regulariser": {"_target_": LOSSES + "regularisers.SIGReg", "projections": 8},
+        "regulariser_weight": 0.1,
+    },
+    "cosine, vicreg": {
+        "loss": {"_target_": LOSSES + "distance.Cosine"},
+        "regulariser": {"_target_": LOSSES + "regularisers.VICReg"},
+        "regulariser_weight": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_trains_and_its_operations_are_counted(name, tmp_path):
+    plain = changed(**OPTIONS[name])
+    folder = train(plain, tmp_path)
+    [stage] = stages(folder)
+    passes = 2 * plain["jepa"]["accumulate"]
+    assert (stage["steps"], stage["samples"]) == (2, 6 * passes)
+    counted = stage["operations"]
+    assert counted["steps"] == 2
+    assert counted["parts"]["optimizer"]["calls"] == 2
+    rows = 6 * passes * (2 if name == "chunks" else 1)  # encoded again for the backward pass
+    assert counted["parts"]["encoder"]["calls"] == rows
+    assert all(counted["parts"][part]["flops"] > 0 for part in ("encoder", "predictor", "y_encoder"))
+    before = checkpoint.build_model(plain, Tokenizer.load(folder)).state_dict().keys()
+    assert before == checkpoint.load(folder).state_dict().keys()
+
+
+def test_stages_hand_a_checkpoint_on_and_leave_the_rest_as_it_is(tmp_path):
+    first = train(config("decoder=null", "clips.query_free=true", "jepa.schedule=constant"), tmp_path / "first")
+    second = train(config("decoder=null", "clips.class_share=0.3", f"checkpoint={first}"), tmp_path / "second")
+    third = train(config("jepa=null", f"checkpoint={second}"), tmp_path / "third")
+    assert [stage["name"] for stage in stages(third)] == ["jepa", "jepa", "decoder"]
+    assert stages(third)[:2] == stages(second)
+    a, b, c = (load_file(folder / "model.safetensors") for folder in (first, second, third))
+    differ = [{name.partition(".")[0] for name in x if not torch.equal(x[name], y[name])} for x, y in ((a, b), (b, c))]
+    assert differ == [{"x_encoder", "predictor", "y_encoder"}, {"y_decoder"}]
+
+
+def test_frozen_parts_stay_as_they_are_and_out_of_the_optimizer(tiny_model):
+    stage = JEPAStageConfig(**changed(target="stop_gradient")["jepa"])
+    model = copy.deepcopy(tiny_model)
+    model.x_encoder.requires_grad_(False)
+    module = JEPAModule(model, stage)
+    grouped = {id(p) for group in module.parameter_groups() for p in group["params"]}
+    assert grouped == {id(p) for part in (model.predictor, module.loss) for p in part.parameters()}
+
+
+def gradients(module: JEPAModule, batches: list[ClipBatch]) -> dict[str, torch.Tensor]:
+    module.log = lambda *_, **__: None
+    module.zero_grad()
+    for batch in batches:
+        (module.training_step(batch, 0) / len(batches)).backward()
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def halves(batch: ClipBatch) -> list[ClipBatch]:
+    return [ClipBatch(*(field[rows] for field in batch[:3]), []) for rows in (slice(0, 4), slice(4, 8))]
+
+
+@pytest.mark.parametrize(
+    ("loss", "equal"), [("distance.Cosine", True), ("distance.L2", True), ("infonce.InfoNCE", False)]
+)
+def test_accumulated_batches_are_the_large_one_unless_rows_are_compared(loss, equal, tiny_model):
+    module = JEPAModule(copy.deepcopy(tiny_model), JEPAStageConfig(**changed(loss={"_target_": LOSSES + loss})["jepa"]))
+    batch = ClipBatches(World(), 0, 8, 1, near_misses=0)[0]
+    whole, parts = gradients(module, [batch]), gradients(module, halves(batch))
+    close = [torch.allclose(whole[name], parts[name], atol=1e-5) for name in whole]
+    assert all(close) == equal
+
+
+@pytest.mark.parametrize("target", ["gradient", "ema"])
+def test_chunks_give_the_gradients_of_the_whole_batch(target, tiny_model):
+    batch = ClipBatches(World(), 0, 8, 1)[0]
+    found = []
+    for chunk in (0, 3):
+        stage = JEPAStageConfig(**changed(chunk=chunk, target=target)["jepa"])
+        found.append(gradients(JEPAModule(copy.deepcopy(tiny_model), stage), [batch]))
+    assert found[0].keys() == found[1].keys()
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], atol=1e-5, rtol=1e-3)
+
+
+def test_a_constant_rate_stays_after_the_warm_up(tiny_model):
+    stage = changed(schedule="constant", warmup_steps=2, steps=6, learning_rate=1e-2)["jepa"]
+    [optimizer], [schedule] = JEPAModule(copy.deepcopy(tiny_model), JEPAStageConfig(**stage)).configure_optimizers()
+    rates = []
+    for _ in range(6):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule["scheduler"].step()
+    assert rates == pytest.approx([0.005, *[0.01] * 5])
+
+
+def test_classes_and_captions_without_a_query():
+    batch = ClipBatches(World(), 0, 64, 1, class_share=0.5, query_free=True)[0]
+    assert {"", CLASS_QUERY} < set(batch.queries)
+    names = {text for query, text in zip(batch.queries, batch.texts, strict=True) if query == CLASS_QUERY}
+    assert {phrases[0] for phrases in SOLO_ACTIONS.values()} & names
+    assert not {"the", "a", "red", "circle", "{o}"} & {word for name in names for word in name.split()}
+    assert text_ids(["a"]).equal(text_ids(["b", "a"])[1:])
+
+
+def _process(rank: int, port: int, plain: dict[str, Any], output: Path) -> None:
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port, "LOCAL_WORLD_SIZE": 2}
+    launched = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0}
+    os.environ.update({name: str(value) for name, value in (ranks | launched).items()})
+    torch.set_num_threads(1)
+    train(plain, output)
+
+
+def test_two_processes_train_as_one_does_on_both_batches(tmp_path):
+    """A step's gradient is that of the samples of both, which one process accumulates."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cosine = {"_target_": LOSSES + "distance.Cosine"}
+    two = changed(loss=cosine) | {"strategy": "ddp", "devices": 2}
+    mp.start_processes(_process, (port, two, tmp_path / "two"), nprocs=2, start_method="fork")
+    [stage] = stages(tmp_path / "two" / "checkpoint")
+    assert (stage["steps"], stage["samples"]) == (2, 24)
+    one = train(changed(loss=cosine, accumulate=2), tmp_path / "one")
+    both = [load_file(folder / "model.safetensors") for folder in (one, tmp_path / "two" / "checkpoint")]
+    for name in both[0]:
+        torch.testing.assert_close(both[1][name], both[0][name], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"jepa": None, "decoder": None}, "nothing to train"),
+        ({"devices": 2, "strategy": "ddp"}, "must be launched by torchrun --nproc-per-node 2"),
+        ({"strategy": "ddp"}, "devices > 1 must come with strategy"),
+        ({"checkpoint": "nowhere"}, "checkpoint not found: nowhere"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(change, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        train(config("decoder=null") | change, tmp_path)
+
+
+def test_a_regulariser_comes_with_its_weight(tiny_model):
+    with pytest.raises(InputError, match=r"regulariser and jepa\.regulariser_weight must be given together"):
+        JEPAModule(tiny_model, JEPAStageConfig(**changed(regulariser_weight=0.1)["jepa"]))
+
+
+def test_the_paper_model_has_the_published_parameters(tokenizer):
+    with initialize_config_module("jepa.conf", version_base="1.3"):
+        manifests = ["data.train=a", "data.validation=b"]
+        paper = validate(compose("train", ["experiment=vl_jepa_paper", *manifests]), TrainConfig)
+        plain = validate(compose("train", ["name=paper", "model=vl_jepa_paper", "world.size=256"]), TrainConfig)
+    assert (paper["jepa"]["schedule"], paper["jepa"]["learning_rate"], paper["decoder"]) == ("constant", 5e-5, None)
+    with torch.device("meta"):
+        roles = checkpoint.build_model(plain, tokenizer).parameters_by_role()
+    x_encoder, predictor, y_encoder, _ = roles
+    assert (x_encoder["total"], x_encoder["trainable"]) == (303_885_312, 0)  # 304M, frozen
+    layer = 2048 * (2 * 2048 + 2 * 512) + 3 * 2048 * 8192 + 2 * 2048
+    assert predictor["trainable"] == 8 * layer + 2048 + (1024 + 1) * 2048 + (2048 + 1) * 1536  # 490M
+    assert predictor["total"] - predictor["trainable"] == 128256 * 2048  # frozen token embeddings
+    assert y_encoder["total"] == y_encoder["trainable"] == 304_044_288  # 300M
+
+
+def test_manifests_are_trained_on_as_clips_and_as_features(tmp_path, tiny_model):
+    """A picture with a caption, one with a question, one with a class; the same loss from states on disk."""
+    rng = np.random.default_rng(0)
+    lines = [{"captions": ["a red square", "a square"]}, {"question": "what?", "answer": "this"}, {"label": "square"}]
+    for number, line in enumerate(lines):
+        Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        line["media"] = f"{number}.png"
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    data = {"train": str(manifest), "validation": str(manifest), "features": None, "fps": None, "skip_broken": False}
+    data |= {"shares": {"caption": 2.0, "question": 1.0, "class": 1.0}}
+    data |= {"prompts": {"captions": [""], "classes": ["what is it?"], "label": "{label}"}}
+    plain = config("decoder=null", "jepa.batch_size=4")
+    start = tmp_path / "start"
+    checkpoint.save(tiny_model, plain, start)
+    (start / "training.json").write_text('{"stages": []}', encoding="utf-8")
+    reader = ClipReader(tiny_model.frames, tiny_model.x_encoder.size)
+    write_features(tiny_model.x_encoder, read_manifest(manifest), tmp_path / "features", reader)
+    losses = []
+    for features in (None, str(tmp_path / "features")):
+        chosen = data | {"features": features}
+        folder = train(plain | {"checkpoint": str(start), "data": chosen}, tmp_path / f"run {features is None}")
+        losses.append([row["loss"] for row in stages(folder)[0]["curve"] if "loss" in row][0])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    with pytest.raises(InputError, match="decoder must be null with data"):
+        train(config() | {"data": data}, tmp_path / "both")
