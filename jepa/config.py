@@ -186,7 +186,7 @@ class TrainConfig:
     seed: Natural
     precision: Literal["32-true", "bf16-mixed"]
     accelerator: Literal["auto", "cpu", "gpu"]
-    strategy: Literal["auto", "ddp", "fsdp"]
+    strategy: Literal["auto", "ddp"]
     devices: Count
     compile: bool
     workers: Natural

@@ -88,7 +88,7 @@ def _check(config: dict[str, Any]) -> None:
     if devices > 1 and "LOCAL_RANK" not in os.environ:
         raise InputError(f"{devices} devices must be launched by torchrun --nproc-per-node {devices}, got one process")
     if (devices > 1) != (strategy != "auto"):
-        raise InputError(f"devices > 1 must come with strategy ddp or fsdp, got {devices} and {strategy}")
+        raise InputError(f"devices > 1 must come with strategy ddp, got {devices} and {strategy}")
 
 
 def _start(config: dict[str, Any]) -> tuple[VLJEPA, list[dict[str, Any]]]:

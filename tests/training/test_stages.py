@@ -236,17 +236,18 @@ def test_manifests_are_trained_on_as_clips_and_as_features(tmp_path, tiny_model)
     data = {"train": str(manifest), "validation": str(manifest), "features": None, "fps": None, "skip_broken": False}
     data |= {"shares": {"caption": 2.0, "question": 1.0, "class": 1.0}}
     data |= {"prompts": {"captions": [""], "classes": ["what is it?"], "label": "{label}"}}
-    plain = config("decoder=null", "jepa.batch_size=4")
+    plain = config("decoder=null", "jepa.batch_size=4", "jepa.learning_rate=1e-9")
     start = tmp_path / "start"
     checkpoint.save(tiny_model, plain, start)
     (start / "training.json").write_text('{"stages": []}', encoding="utf-8")
     reader = ClipReader(tiny_model.frames, tiny_model.x_encoder.size)
-    write_features(tiny_model.x_encoder, read_manifest(manifest), tmp_path / "features", reader)
+    media = [sample.media for sample in read_manifest(manifest)]
+    write_features(copy.deepcopy(tiny_model.x_encoder), reader, media, tmp_path / "features", batch_size=2)
     losses = []
     for features in (None, str(tmp_path / "features")):
         chosen = data | {"features": features}
         folder = train(plain | {"checkpoint": str(start), "data": chosen}, tmp_path / f"run {features is None}")
-        losses.append([row["loss"] for row in stages(folder)[0]["curve"] if "loss" in row][0])
+        losses.append(next(row["loss"] for row in stages(folder)[0]["curve"] if "loss" in row))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     with pytest.raises(InputError, match="decoder must be null with data"):
         train(config() | {"data": data}, tmp_path / "both")
