@@ -134,6 +134,7 @@ class JEPAStageConfig(StageConfig):
     target: Literal["gradient", "stop_gradient", "ema"]
     ema_decay: Share
     chunk: Natural  # samples encoded at a time (cached contrastive learning); 0: the whole batch
+    decoder_weight: NonNegative  # of the texts' cross-entropy through the frozen decoder; 0: without
     y_encoder_lr_multiplier: Positive
 
 
@@ -186,7 +187,7 @@ class TrainConfig:
     seed: Natural
     precision: Literal["32-true", "bf16-mixed"]
     accelerator: Literal["auto", "cpu", "gpu"]
-    strategy: Literal["auto", "ddp"]
+    strategy: Literal["auto", "ddp", "fsdp"]
     devices: Count
     compile: bool
     workers: Natural
@@ -542,7 +543,7 @@ class ReplayConfig:
     timeline: TimelineConfig
     output: str
     seed: Natural
-    videos: Natural  # at most; 0: all
+    limit: Natural  # videos at most; 0: all
     minutes: NonNegative  # of each video; 0: all
     calibration_share: ShareBetween
     step_rate_hz: Positive

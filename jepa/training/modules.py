@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 
 import lightning as L
@@ -23,10 +24,11 @@ from jepa.errors import InputError
 from jepa.losses.cached import cached_loss
 from jepa.metrics.latents import LatentGeometry, collapse_message
 from jepa.models.llm_jepa import LLMJEPA
-from jepa.models.roles import Part
+from jepa.models.roles import Part, TextTokenizer, YDecoder
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import TrainingMeter
 from jepa.predictors.experts import Routing, load_balancing_loss, recorded_routing
+from jepa.training.sharding import clip_gradients, shard
 
 
 class CollapseWarning(UserWarning):
@@ -46,6 +48,13 @@ def follow(teacher: nn.Module, model: nn.Module, decay: float) -> None:
         slow.lerp_(fast, 1 - decay)
 
 
+def token_nats(decoder: YDecoder, tokenizer: TextTokenizer, latents: Tensor, texts: Sequence[str]) -> Tensor:
+    """Next-token cross-entropy (N,) of the N tokens of B texts, end tokens included, given embeddings (B, E)."""
+    ids, mask = (t.to(latents.device) for t in tokenizer.encode_closed(texts))
+    logits = decoder(latents, ids)
+    return F.cross_entropy(logits[mask], ids[mask], reduction="none")
+
+
 def warn_of_collapse(geometry: Mapping[str, Tensor], step: int) -> None:
     """Warns if unpaired latents are as good as equal."""
     if message := collapse_message(geometry):
@@ -53,7 +62,10 @@ def warn_of_collapse(geometry: Mapping[str, Tensor], step: int) -> None:
 
 
 class Stage(L.LightningModule):
-    """AdamW, with a linear warm-up, then a constant rate or a cosine to zero over the stage's steps."""
+    """AdamW, with a linear warm-up, then a constant rate or a cosine to zero over the stage's steps.
+
+    Under a strategy with a device mesh the parts are sharded, and their operations are not counted.
+    """
 
     def __init__(self, stage: StageConfig) -> None:
         super().__init__()
@@ -67,9 +79,14 @@ class Stage(L.LightningModule):
         """The modules of each part, and the losses, whose operations are counted in training; no part: nothing is."""
         return {}, []
 
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            for part in chain.from_iterable(self.metered()[0].values()):
+                shard(part, self.device_mesh["data_parallel"])
+
     def on_fit_start(self) -> None:
         parts, losses = self.metered()
-        self.meter = TrainingMeter(parts, losses) if parts else None
+        self.meter = TrainingMeter(parts, losses) if parts and self.device_mesh is None else None
         self.updated = sum(p.numel() * p.element_size() for group in self.parameter_groups() for p in group["params"])
 
     def on_fit_end(self) -> None:
@@ -87,6 +104,12 @@ class Stage(L.LightningModule):
     def on_after_backward(self) -> None:
         if self.meter is not None:
             self.meter.update()
+
+    def configure_gradient_clipping(self, optimizer: Any, *arguments: Any, **limits: Any) -> None:
+        if self.device_mesh is None:
+            super().configure_gradient_clipping(optimizer, *arguments, **limits)
+        else:
+            clip_gradients((p for group in optimizer.param_groups for p in group["params"]), self.stage.gradient_clip)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         if self.meter is not None:
@@ -123,6 +146,9 @@ class JEPAModule(Stage):
 
     A regulariser gets both embeddings times √E, so that unit vectors in all directions have variance 1 in each
     dimension. Sparse experts add their load-balancing losses, each with its weight.
+
+    With `decoder_weight` the cross-entropy of the texts' tokens (mean, in nats a token) is added, times that: a frozen
+    Y-Decoder reads the predictions, and the gradient goes through it (SONAR-LLM, arXiv 2508.05305).
 
     Raises:
         InputError: the regulariser and its weight are not given together.
@@ -168,11 +194,12 @@ class JEPAModule(Stage):
         )
         ids = text_ids(text for chunk in chunks for text in chunk.texts).to(self.device)
         negative_ids = text_ids(text for chunk in chunks for text in chunk.negatives).to(self.device)
-        loss = partial(self.latent_loss, ids, negative_ids)
+        through_decoder = self.settings.decoder_weight > 0
+        encode = self.nats_and_embeddings if through_decoder else self.embeddings
+        loss = partial(self.joint_loss if through_decoder else self.latent_loss, ids, negative_ids)
         predictor: Any = self.model.predictor
         with recorded_routing(predictor) as routings:
-            one = len(chunks) == 1
-            value = loss(*self.embeddings(batch)) if one else cached_loss(self.embeddings, chunks, loss)
+            value = loss(*encode(batch)) if len(chunks) == 1 else cached_loss(encode, chunks, loss)
         self.log("loss", value, prog_bar=True, batch_size=len(batch.texts))
         return value + self.balance(routings) if routings else value
 
@@ -191,6 +218,21 @@ class JEPAModule(Stage):
             queries, tokens = tokenizers["predictor"].encode(batch.queries), tokenizers["y_encoder"].encode(texts)
             targets = y_encoder(*(t.to(self.device) for t in tokens))
             return *found, predictor(states, *(t.to(self.device) for t in queries)), targets[:count], targets[count:]
+
+    def nats(self, predictions: Tensor, texts: Sequence[str]) -> Tensor:
+        """Cross-entropy (N,) of the texts' N tokens, as the decoder reads predictions (B, E)."""
+        return token_nats(self.model.y_decoder, self.model.tokenizers["y_decoder"], predictions, texts)
+
+    def nats_and_embeddings(self, batch: ClipBatch) -> tuple[Tensor, ...]:
+        """What `nats` gives, then what `embeddings` gives."""
+        found = self.embeddings(batch)
+        return self.nats(found[0], batch.texts), *found
+
+    def joint_loss(self, ids: Tensor, negative_ids: Tensor, nats: Tensor, *embeddings: Tensor) -> Tensor:
+        """`latent_loss` of the embeddings, and the weighted mean of the tokens' cross-entropy (N,)."""
+        cross_entropy = nats.mean()
+        self.log("cross_entropy", cross_entropy, batch_size=len(ids))
+        return self.latent_loss(ids, negative_ids, *embeddings) + self.settings.decoder_weight * cross_entropy
 
     def latent_loss(
         self, ids: Tensor, negative_ids: Tensor, predictions: Tensor, targets: Tensor, negatives: Tensor, *slow: Tensor
@@ -222,6 +264,8 @@ class JEPAModule(Stage):
         if self.slow is not None:
             parts["predictor"].append(self.slow[0])
             parts["y_encoder"].append(self.slow[1])
+        if self.settings.decoder_weight:
+            parts["decoder"] = [self.model.y_decoder]
         return parts, [loss for loss in (self.loss, self.regulariser) if loss is not None]
 
     def on_train_epoch_start(self) -> None:
@@ -244,6 +288,9 @@ class JEPAModule(Stage):
         predictions = self.model.predict(self.model.encode(batch.frames), batch.queries)
         targets = self.model.embed(batch.texts)
         self.geometry.update(predictions, targets, text_ids(batch.texts).to(self.device))
+        if self.settings.decoder_weight:
+            nats = self.nats(predictions, batch.texts)
+            self.log("val/cross_entropy", nats.mean(), batch_size=len(batch.texts), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         geometry = self.geometry.compute()
@@ -287,9 +334,7 @@ class DecoderModule(Stage):
 
     def cross_entropy(self, latents: Tensor, texts: list[str]) -> Tensor:
         """Mean next-token cross-entropy, in nats a token, end tokens included."""
-        ids, mask = (t.to(self.device) for t in self.tokenizer.encode_closed(texts))
-        logits = self.decoder(latents, ids)
-        return F.cross_entropy(logits[mask], ids[mask])
+        return token_nats(self.decoder, self.tokenizer, latents, texts).mean()
 
     def training_step(self, batch: tuple[Tensor, list[str]], index: int) -> Tensor:
         loss = self.cross_entropy(*batch)

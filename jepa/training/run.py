@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from jepa.training.latents import (
     training_texts,
 )
 from jepa.training.modules import DecoderModule, JEPAModule
+from jepa.training.sharding import gather
 
 _VALIDATION_SEED = 1_000_003  # added to the seed: validation clips never occur in training
 
@@ -52,6 +54,10 @@ def train(config: dict[str, Any], output: Path) -> Path:
     _check(config)
     world = build(config["world"])
     model, stages = _start(config)
+    if config["jepa"] and config["jepa"]["decoder_weight"] and not any(stage["name"] == "decoder" for stage in stages):
+        raise InputError(
+            f"jepa.decoder_weight > 0 must come with a checkpoint whose decoder is trained, got {config['checkpoint']}"
+        )
     if config["data"] is None and (world.size, world.fps) != (model.x_encoder.size, model.fps):
         raise InputError(
             f"world.size and world.fps must be those of the model, got {world.size} px at {world.fps} Hz "
@@ -64,7 +70,10 @@ def train(config: dict[str, Any], output: Path) -> Path:
         if config[name] is None:
             continue
         started = time.perf_counter()
-        result = run(config, model.train(), world, output)
+        trained = deepcopy(model) if config["strategy"] == "fsdp" else model
+        result = run(config, trained.train(), world, output)
+        if trained is not model:
+            gather(trained, model)
         stages.append({"name": name, "seconds": round(time.perf_counter() - started, 2), **result})
         model.cpu()
         if _is_first_process():
@@ -88,7 +97,9 @@ def _check(config: dict[str, Any]) -> None:
     if devices > 1 and "LOCAL_RANK" not in os.environ:
         raise InputError(f"{devices} devices must be launched by torchrun --nproc-per-node {devices}, got one process")
     if (devices > 1) != (strategy != "auto"):
-        raise InputError(f"devices > 1 must come with strategy ddp, got {devices} and {strategy}")
+        raise InputError(f"devices > 1 must come with strategy ddp or fsdp, got {devices} and {strategy}")
+    if config["compile"] and strategy == "fsdp":
+        raise InputError("compile must be false with strategy fsdp, got true")
 
 
 def _start(config: dict[str, Any]) -> tuple[VLJEPA, list[dict[str, Any]]]:
@@ -153,7 +164,7 @@ def _train_jepa(config: dict[str, Any], model: VLJEPA, world: World, output: Pat
     stage = JEPAStageConfig(**config["jepa"])
     batches, validation = _jepa_batches(config, stage, model, world)
     with _unchanged(model.y_encoder, model.y_decoder):
-        model.y_decoder.requires_grad_(False)
+        model.y_decoder.requires_grad_(False).eval()
         module = JEPAModule(model, stage)
         parts = (model.x_encoder, model.predictor, model.y_encoder) if config["compile"] else ()
         with _compiled(*parts):

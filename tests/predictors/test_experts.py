@@ -314,6 +314,7 @@ def test_training_adds_the_balance_to_the_loss_and_logs_it(model, monkeypatch):
     stage = {"steps": 10, "batch_size": 8, "learning_rate": 1e-2, "weight_decay": 0.05, "warmup_steps": 0}
     stage |= {"gradient_clip": 1.0, "validate_every": 5, "validation_batches": 1, "y_encoder_lr_multiplier": 1.0}
     stage |= {"accumulate": 1, "schedule": "cosine", "regulariser": None, "regulariser_weight": 0.0, "chunk": 0}
+    stage["decoder_weight"] = 0.0
     stage |= {"target": "gradient", "ema_decay": 0.0, "loss": {"_target_": "jepa.losses.infonce.InfoNCE"}}
     module = JEPAModule(copy.deepcopy(model), JEPAStageConfig(**stage))
     logged = {}

@@ -8,11 +8,13 @@ import warnings
 import lightning as L
 import pytest
 import torch
+from conftest import LLAMA
 from torch.utils.data import DataLoader
 
 from jepa.config import JEPAStageConfig, StageConfig
 from jepa.data.clips import ClipBatches
 from jepa.data.world import StreamStyle, World, is_held_out, questions
+from jepa.decoders.language import LanguageDecoder
 from jepa.training.latents import DecoderBatches, StreamLatents, predicted_latents, prediction_error, training_texts
 from jepa.training.modules import CollapseWarning, DecoderModule, JEPAModule, text_ids
 
@@ -38,6 +40,7 @@ LATENT = {
     "target": "gradient",
     "ema_decay": 0.9,
     "chunk": 0,
+    "decoder_weight": 0.0,
     "y_encoder_lr_multiplier": 0.05,
 }
 
@@ -94,6 +97,40 @@ def test_collapse_is_warned_of(tiny_model, tmp_path):
         warnings.filterwarnings("ignore", message=".*num_workers.*|.*does not have many workers.*")
         with pytest.warns(CollapseWarning, match=r"unpaired cosine 1.000 > 0.9"):
             trainer.validate(module, loader, verbose=False)
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("decoder", ["prefix", "language"])
+def test_the_decoders_cross_entropy_reaches_the_predictor_and_not_the_decoder(decoder, tiny_model):
+    """Gradients are those of the latent loss plus `decoder_weight` times those of the decoder's own training loss."""
+    model = copy.deepcopy(tiny_model)
+    if decoder == "language":
+        model.y_decoder = LanguageDecoder(16, architecture={**LLAMA, "vocab_size": 512})
+    model.y_decoder.requires_grad_(False).eval()
+    batch = ClipBatches(World(), 0, 8, 1)[0]
+    found = {}
+    for weight in (0.0, 0.5):
+        module = JEPAModule(model, JEPAStageConfig(**{**STAGE, **LATENT, "decoder_weight": weight}))
+        module.log = lambda *_, **__: None
+        found[weight] = gradients(model, module.training_step(batch, 0))
+        grouped = {id(p) for group in module.parameter_groups() for p in group["params"]}
+        assert grouped.isdisjoint(map(id, model.y_decoder.parameters()))
+    ids, negative_ids = text_ids(batch.texts), text_ids(batch.negatives)
+    latent = gradients(model, module.latent_loss(ids, negative_ids, *module.embeddings(batch)))
+    predictions = model.predict(model.encode(batch.frames), batch.queries)
+    reading = gradients(model, DecoderModule(model, StageConfig(**STAGE)).cross_entropy(predictions, batch.texts))
+    assert {name.partition(".")[0] for name in reading} == {"x_encoder", "predictor"}
+    assert found[0.0].keys() == found[0.5].keys() == latent.keys()
+    for name, gradient in latent.items():
+        assert gradient.equal(found[0.0][name])
+        total = gradient + 0.5 * reading[name] if name in reading else gradient
+        torch.testing.assert_close(found[0.5][name], total, atol=1e-6, rtol=1e-3)
+        assert name not in reading or reading[name].any()
 
 
 def streams() -> StreamLatents:

@@ -101,6 +101,23 @@ def test_stages_hand_a_checkpoint_on_and_leave_the_rest_as_it_is(tmp_path):
     assert differ == [{"x_encoder", "predictor", "y_encoder"}, {"y_decoder"}]
 
 
+def test_the_decoder_that_the_predictions_are_read_by_stays_as_it_is(tmp_path):
+    first = train(config(), tmp_path / "first")
+    start = ["decoder=null", f"checkpoint={first}", "jepa.chunk=4"]
+    without = train(config(*start), tmp_path / "without")
+    read = train(config(*start, "jepa.decoder_weight=0.5"), tmp_path / "read")
+    *_, stage = stages(read)
+    assert stage["operations"]["parts"]["decoder"]["calls"] == 24  # 2 steps of 6, encoded again for the backward pass
+    assert stage["operations"]["parts"]["decoder"]["flops"] > 0
+    [value] = [row["val/cross_entropy"] for row in stage["curve"] if "val/cross_entropy" in row]
+    assert value == pytest.approx(np.log(512), rel=0.1)  # as good as untrained: any of 512 tokens
+    a, b, c = (load_file(folder / "model.safetensors") for folder in (first, without, read))
+    differ = [{name.partition(".")[0] for name in x if not torch.equal(x[name], y[name])} for x, y in ((a, c), (b, c))]
+    assert differ == [{"x_encoder", "predictor", "y_encoder"}] * 2
+    with pytest.raises(InputError, match=r"decoder_weight > 0 must come with a checkpoint whose decoder is trained"):
+        train(config("decoder=null", "jepa.decoder_weight=0.5"), tmp_path / "none")
+
+
 def test_frozen_parts_stay_as_they_are_and_out_of_the_optimizer(tiny_model):
     stage = JEPAStageConfig(**changed(target="stop_gradient")["jepa"])
     model = copy.deepcopy(tiny_model)
@@ -133,12 +150,12 @@ def test_accumulated_batches_are_the_large_one_unless_rows_are_compared(loss, eq
     assert all(close) == equal
 
 
-@pytest.mark.parametrize("target", ["gradient", "ema"])
-def test_chunks_give_the_gradients_of_the_whole_batch(target, tiny_model):
+@pytest.mark.parametrize(("target", "decoder_weight"), [("gradient", 0.0), ("ema", 0.0), ("ema", 0.5)])
+def test_chunks_give_the_gradients_of_the_whole_batch(target, decoder_weight, tiny_model):
     batch = ClipBatches(World(), 0, 8, 1)[0]
     found = []
     for chunk in (0, 3):
-        stage = JEPAStageConfig(**changed(chunk=chunk, target=target)["jepa"])
+        stage = JEPAStageConfig(**changed(chunk=chunk, target=target, decoder_weight=decoder_weight)["jepa"])
         found.append(gradients(JEPAModule(copy.deepcopy(tiny_model), stage), [batch]))
     assert found[0].keys() == found[1].keys()
     for name in found[0]:
