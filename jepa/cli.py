@@ -105,7 +105,7 @@ def _report_flags(arguments: list[str]) -> list[str]:
         elif item == "--fail-under" and rest:
             item = f"fail_under={rest.pop(0)}"
         key, _, value = item.partition("=")
-        if key == "fail_under" and ">" in value and value[0] not in "'\"":
+        if key == "fail_under" and set(value) & {"=", ">"} and value[0] not in "'\"":
             item = f"fail_under={_quoted(value)}"
         overrides.append(item)
     return overrides

@@ -247,10 +247,10 @@ class SelectiveDecoding(Lever):
         settings = read_results(path)["settings"]
         name = next(iter(settings)) if self.setting is None else self.setting
         if name not in settings:
-            raise InputError(f"setting must be one of {path} ({', '.join(settings)}), got {name!r}")
+            raise InputError(f"setting must be one of {', '.join(settings)} in {path}, got {name!r}")
         setting = settings[name]
         if self.policy is not None and self.policy not in setting["curves"]:
-            raise InputError(f"policy must be one of {path} ({', '.join(setting['curves'])}), got {self.policy!r}")
+            raise InputError(f"policy must be one of {', '.join(setting['curves'])} in {path}, got {self.policy!r}")
         saving = best_causal(setting)
         if self.policy is not None:
             saving = next((row for row in headline_savings(setting) if row["policy"] == self.policy), None)

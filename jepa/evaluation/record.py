@@ -65,7 +65,7 @@ def read_evaluation(folder: Path, version: str) -> dict[str, Any]:
         raise InputError(f"{path}: not JSON: {error}") from None
     found = record.get("format") if isinstance(record, dict) else None
     if found != version:
-        raise InputError(f"{path}: format must be {version!r}, got {found!r}")
+        raise InputError(f"{path}: format must be {version!r}, got {found!r}: evaluate the checkpoint again")
     return record
 
 

@@ -91,7 +91,7 @@ def replay(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, 
     if len(set(config["noise"])) < len(config["noise"]):
         raise InputError(f"noise must be a list of distinct levels, got {config['noise']}")
     taken = excerpt(
-        timeline, config["videos"], config["minutes"], config["calibration_share"], config["timeline"]["split_by"]
+        timeline, config["limit"], config["minutes"], config["calibration_share"], config["timeline"]["split_by"]
     )
     texts = list(dict.fromkeys(event.text for record in timeline.records for event in record.events))
     bank = CaptionBank(texts, embed(texts))
