@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ from jepa.training.latents import (
     training_texts,
 )
 from jepa.training.modules import DecoderModule, JEPAModule
-from jepa.training.sharding import gather
 
 _VALIDATION_SEED = 1_000_003  # added to the seed: validation clips never occur in training
 
@@ -70,10 +68,7 @@ def train(config: dict[str, Any], output: Path) -> Path:
         if config[name] is None:
             continue
         started = time.perf_counter()
-        trained = deepcopy(model) if config["strategy"] == "fsdp" else model
-        result = run(config, trained.train(), world, output)
-        if trained is not model:
-            gather(trained, model)
+        result = run(config, model.train(), world, output)
         stages.append({"name": name, "seconds": round(time.perf_counter() - started, 2), **result})
         model.cpu()
         if _is_first_process():
@@ -97,9 +92,7 @@ def _check(config: dict[str, Any]) -> None:
     if devices > 1 and "LOCAL_RANK" not in os.environ:
         raise InputError(f"{devices} devices must be launched by torchrun --nproc-per-node {devices}, got one process")
     if (devices > 1) != (strategy != "auto"):
-        raise InputError(f"devices > 1 must come with strategy ddp or fsdp, got {devices} and {strategy}")
-    if config["compile"] and strategy == "fsdp":
-        raise InputError("compile must be false with strategy fsdp, got true")
+        raise InputError(f"devices > 1 must come with strategy ddp, got {devices} and {strategy}")
 
 
 def _start(config: dict[str, Any]) -> tuple[VLJEPA, list[dict[str, Any]]]:
