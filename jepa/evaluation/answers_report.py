@@ -23,6 +23,7 @@ from jepa.report.answers import SCHEMA, summary, write_report
 from jepa.report.schema import (
     CODE,
     DEVICE,
+    OPERATIONS,
     PARAMETERS,
     PER_TOKEN,
     Check,
@@ -69,7 +70,8 @@ _RECORD: Check = record(
         "training": record(
             dict.fromkeys(("steps", "samples", "tokens", "pairs"), count)
             | dict.fromkeys(("flops", "seconds", "steps_stretched"), number(above=0))
-            | {"curve": list_of(record({"step": count})), "duplicates": mapping(count, empty=True)}
+            | {"curve": list_of(record({"step": count})), "duplicates": mapping(count, empty=True)},
+            optional={"operations": or_null(OPERATIONS)},
         ),
         "split": text,
         "pairs": count,
@@ -95,6 +97,16 @@ class _Run:
     @property
     def seed(self) -> int:
         return int(self.record["seed"])
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The record of training; its `flops` are those counted at every step, where they were (`flops_measured`)."""
+        found = self.record["training"]
+        counted = found.get("operations")
+        if counted is None:
+            return {**found, "flops_measured": False}
+        flops = sum(part["flops"] for part in counted["parts"].values())
+        return {**found, "flops": flops, "flops_measured": True}
 
 
 def report_answers(config: dict[str, Any], evaluations: Sequence[Path]) -> dict[str, Path]:
@@ -253,7 +265,8 @@ def _arm(runs: Sequence[_Run], baseline: Sequence[_Run], name: str) -> dict[str,
         "accuracy": {metric: _accuracy(runs, metric) for metric in runs[0].verdicts},
         "answer_costs": {metric: _answer_costs(runs, metric) for metric in runs[0].verdicts},
         "against_baseline": _against(pairs) if pairs else None,
-        "costs": {key: _mean([run.record["training"][key] for run in runs]) for key in _COSTS},
+        "costs": {key: _mean([run.training[key] for run in runs]) for key in _COSTS}
+        | {"flops_measured": all(run.training["flops_measured"] for run in runs)},
         "geometry": {
             key: _mean([values[key] for values in geometry])
             for key in geometry[0]
@@ -316,7 +329,7 @@ def _against(pairs: Sequence[tuple[_Run, _Run]]) -> dict[str, Any]:
     return {
         "seeds": [run.seed for run, _ in pairs],
         "metrics": metrics,
-        "flops_ratio": _mean([a.record["training"]["flops"] / b.record["training"]["flops"] for a, b in pairs]),
+        "flops_ratio": _mean([a.training["flops"] / b.training["flops"] for a, b in pairs]),
     }
 
 
@@ -361,14 +374,14 @@ def _settings(arms: Mapping[str, Sequence[_Run]]) -> dict[str, dict[str, Any]]:
 
 
 def _run(run: _Run, root: Path) -> dict[str, Any]:
-    training = run.record["training"]
+    training = run.training
     return {
         "arm": run.record["arm"],
         "seed": run.seed,
         "evaluation": str(run.path.parent.relative_to(root)),
         "accuracy": {metric: score["accuracy"] for metric, score in run.record["scores"].items()},
         "answer_costs": {metric: _answer_costs([run], metric) for metric in run.verdicts},
-        "costs": {key: training[key] for key in _COSTS},
+        "costs": {key: training[key] for key in (*_COSTS, "flops_measured")},
         "geometry": _geometry(run.record["geometry"]),
         "warning": run.record["geometry"]["warning"],
         "curve": [

@@ -35,7 +35,7 @@ from jepa.metrics.latents import (
 )
 from jepa.metrics.per_token import answer_costs
 from jepa.models.llm_jepa import LLMJEPA
-from jepa.operations import OperationLedger
+from jepa.operations import TRAINING_PARTS, OperationLedger, PartCount
 from jepa.selective import Decoded
 
 _ROW_TOKENS = 64
@@ -220,7 +220,10 @@ def geometry(
 
 
 def _training(folder: Path) -> dict[str, Any]:
-    """The record of the last training of the language model, with the costs of all."""
+    """The record of the last training of the language model, with the costs of all.
+
+    `operations` are null unless all trainings counted theirs.
+    """
     path = folder / "training.json"
     if not path.is_file():
         raise InputError(f"training record not found: {path}")
@@ -229,7 +232,21 @@ def _training(folder: Path) -> dict[str, Any]:
     if not language:
         raise InputError(f"{path} must have a stage llm_jepa, got {[stage['name'] for stage in stages]}")
     costs = ("steps", "samples", "tokens", "flops", "seconds")
-    return {**language[-1], **{key: sum(stage[key] for stage in language) for key in costs}}
+    sums = {key: sum(stage[key] for stage in language) for key in costs}
+    return {**language[-1], **sums, "operations": _operations([stage.get("operations") for stage in language])}
+
+
+def _operations(stages: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """The sum of what `TrainingMeter.record` gave for each stage; None if it is missing for one."""
+    counted = [stage for stage in stages if stage is not None]
+    if len(counted) < len(stages):
+        return None
+    total = OperationLedger(TRAINING_PARTS)
+    for stage in counted:
+        for part in TRAINING_PARTS:
+            total.add(part, PartCount(**stage["parts"][part]))
+    counts = total.to_dict()
+    return {"steps": sum(stage["steps"] for stage in counted), "parts": {part: counts[part] for part in TRAINING_PARTS}}
 
 
 def _verdicts(texts: list[str], pairs: Sequence[Pair], answers: AnswersConfig) -> dict[str, list[bool]]:

@@ -137,16 +137,18 @@ def _score_lines(scores: dict[str, Any]) -> str:
 
 
 def _training(folder: Path) -> dict[str, Any]:
-    """What training left beside the weights: steps and seconds of the stages, and the first stage's curve."""
+    """What training left beside the weights: steps, seconds and operations of the stages, the first stage's curve."""
     path = folder / "training.json"
     if not path.is_file():
         raise InputError(f"training record not found: {path}")
     stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
-    keys = ("name", "steps", "seconds")
     return {
         "steps": sum(stage["steps"] for stage in stages),
         "samples": sum(stage["samples"] for stage in stages),
         "seconds": sum(stage["seconds"] for stage in stages),
-        "stages": [{key: stage[key] for key in keys} for stage in stages],
+        "stages": [
+            {**{key: stage[key] for key in ("name", "steps", "seconds")}, "operations": stage.get("operations")}
+            for stage in stages
+        ],
         "curve": stages[0]["curve"],
     }

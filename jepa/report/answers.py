@@ -40,6 +40,7 @@ from jepa.report.schema import (
     check_document,
     choice,
     count,
+    flag,
     integer,
     mapping,
     nullable,
@@ -83,7 +84,8 @@ UNINFORMATIVE_RETRIEVAL = 0.1  # retrieval@1 below which they do not
 _SHARE, _QUANTITY, _NUMBER = number(0, 1), number(0), number()
 _COSTS = record(
     dict.fromkeys(("steps", "samples", "tokens", "seconds"), _QUANTITY)
-    | dict.fromkeys(("flops", "steps_stretched"), number(above=0))
+    | dict.fromkeys(("flops", "steps_stretched"), number(above=0)),
+    optional={"flops_measured": flag},  # missing: false, estimated from some batches
 )
 _GEOMETRY = mapping(_NUMBER, empty=True)
 _ANSWER_COSTS = mapping(
@@ -353,10 +355,12 @@ def _column(results: Results, name: str) -> dict[tuple[str, str], str]:
         cells[group, key] = f"{arm['costs'][key]:,.0f}"
     if any(other["costs"]["steps_stretched"] != 1 for other in results["arms"].values()):
         cells[group, "steps stretched, for equal FLOPs"] = factor(arm["costs"]["steps_stretched"])
-    cells[group, f"FLOPs, from some batches{EST}"] = f"{arm['costs']['flops']:.3g}"
+    estimated = _estimated(results)
+    title = f"FLOPs, from some batches{EST}" if estimated else "FLOPs, counted at every step"
+    cells[group, title] = f"{arm['costs']['flops']:.3g}"
     if baseline is not None:
         ratio = 1.0 if name == baseline else None if against is None else against["flops_ratio"]
-        cells[group, f"FLOPs relative to {clean(baseline)}, same seed{EST}"] = factor(ratio)
+        cells[group, f"FLOPs relative to {clean(baseline)}, same seed{EST * estimated}"] = factor(ratio)
     cells[group, "seconds"] = seconds(arm["costs"]["seconds"])
     group = "geometry of the latents, mean of the seeds"
     for key, title in _GEOMETRY_NAMES.items():
@@ -365,6 +369,11 @@ def _column(results: Results, name: str) -> dict[tuple[str, str], str]:
             cells[group, title] = NONE if value is None else fixed(value, 1 if key == "rankme" else 3)
     cells[group, "seeds that collapsed"] = f"{arm['collapsed']} of {len(arm['seeds'])}"
     return cells
+
+
+def _estimated(results: Results) -> bool:
+    """Whether the training FLOPs of any run are estimated."""
+    return not all(run["costs"].get("flops_measured") for run in results["runs"])
 
 
 def settings_table(results: Results) -> Table:
@@ -412,7 +421,7 @@ def runs_table(results: Results) -> Table:
                 )
             ),
             f"{run['costs']['steps']:,}",
-            f"{run['costs']['flops']:.3g}",
+            f"{run['costs']['flops']:.3g}{EST * (not run['costs'].get('flops_measured'))}",
             seconds(run["costs"]["seconds"]),
         )
         for run in results["runs"]
@@ -474,8 +483,8 @@ _NOTES = (
     ),
     (
         "Training FLOPs",
-        "The operations of forward and backward passes, counted on some batches of the run and multiplied by its "
-        "steps. Generation and evaluation are not in them.",
+        "The operations of forward and backward passes: counted at every step of the run or, where marked est., on "
+        "some of its batches and multiplied by its steps. Generation and evaluation are not in them.",
     ),
     (
         "Latents",
@@ -755,6 +764,7 @@ def html(results: Results) -> str:
     devices = ", ".join(f"{clean(device['name'])} ({clean(device['type'])})" for device in results["device"])
     metric = results["metrics"][0]
     spent = [arm["answer_costs"][metric] for arm in arms.values()]
+    evidence = (MEASURED, ESTIMATED) if _estimated(results) else (MEASURED,)
     tokens = f"Accuracy of {len(arms)} arms against the tokens of an answer"
     body = [
         _claim(results),
@@ -764,7 +774,7 @@ def html(results: Results) -> str:
             "mean, the line across it its 95&nbsp;% interval over seeds (over examples where there is one seed).",
             _wide("arms", f"Accuracy, retrieval and cosine of {len(arms)} arms", partial(arms_figure, results))
             + table_html(arms_table(results), "Arms"),
-            (MEASURED, ESTIMATED),
+            evidence,
         ),
         section_html(
             "Accuracy against tokens",
@@ -788,7 +798,7 @@ def html(results: Results) -> str:
         body.append(section_html("What tells the arms apart", lede, table))
     config = escape(json.dumps(results["config"], indent=2))
     body += [
-        section_html("Runs", "", table_html(runs_table(results), "Runs"), (MEASURED, ESTIMATED)),
+        section_html("Runs", "", table_html(runs_table(results), "Runs"), evidence),
         section_html(
             "Parameters by role",
             text_html(PARAMETERS_NOTE),

@@ -21,8 +21,8 @@ from jepa.report.schema import (
     CODE,
     DEVICE,
     PARAMETERS,
-    Check,
     Results,
+    alike,
     check_document,
     count,
     integer,
@@ -54,6 +54,14 @@ from jepa.report.tables import (
 SCHEMA = "jepa.comparison-results/1"
 FIGURES = {"cider_d": "CIDEr-D", "top5": "top-5", "top1": "top-1", "exact": "exact captions"}
 ARMS = {"vl_jepa": "VL-JEPA", "token_vlm": "token VLM"}
+STEP = {  # of a stream
+    "answers_per_step": "answers",
+    "tokens_per_step": "tokens",
+    "flops_per_step": "FLOPs",
+    "ms_per_step": "ms",
+    "decoder_ms_per_step": "ms of the decoder",
+    "cider_d": "CIDEr-D of the streams",
+}
 
 _FOUND = record(
     {"value": number(), "low": nullable(number()), "high": nullable(number()), "p": nullable(number(0, 1))}
@@ -69,11 +77,14 @@ _ARM = record(
         "training_seconds": _FOUND,
         "decoder_training": nullable(record({"flops": number(0), "seconds": number(0)})),
         "parameters": PARAMETERS,
-        "answers": mapping(_FOUND),
-        "streams": mapping(mapping(_FOUND)),
+        "answers": record(
+            dict.fromkeys(("count", "encode_ms", "answer_ms", "tokens", "decoder_flops"), _FOUND),
+            optional={"predict_ms": _FOUND},
+        ),
+        "streams": mapping(record(dict.fromkeys(("steps", *STEP), _FOUND))),
     }
 )
-_DOCUMENT: Check = record(
+DOCUMENT = record(
     {
         "created": text,
         "name": text,
@@ -81,7 +92,7 @@ _DOCUMENT: Check = record(
         "samples": sequence(count, shortest=1),
         "held_out": count,
         "chance5": number(0, 1),
-        "arms": record(dict.fromkeys(ARMS, _ARM)),
+        "arms": alike(ARMS, _ARM),
         "difference": _CURVES,
         "config": mapping(plain),
         "code": sequence(CODE, shortest=1),
@@ -93,7 +104,7 @@ _DOCUMENT: Check = record(
 
 def validate_results(results: Results) -> None:
     """Raises InputError on the first fault, naming its path in the document, the rule and the value got."""
-    check_document(results, SCHEMA, _DOCUMENT)
+    check_document(results, SCHEMA, DOCUMENT)
 
 
 def write_report(results: Results, folder: str | Path) -> dict[str, Path]:
@@ -193,17 +204,9 @@ def cost_table(results: Results) -> Table:
             ),
         )
     )
-    streams = {
-        "answers_per_step": "answers",
-        "tokens_per_step": "tokens",
-        "flops_per_step": "FLOPs",
-        "ms_per_step": "ms",
-        "decoder_ms_per_step": "ms of the decoder",
-        "cider_d": "CIDEr-D of the streams",
-    }
     for name in jepa["streams"]:
         rows = []
-        for key, title in streams.items():
+        for key, title in STEP.items():
             cells = [
                 (flops(a["streams"][n][key]["value"]) if "flops" in key else _cell(a["streams"][n][key], 2))
                 for a, n in ((jepa, name), (vlm, "every step"))

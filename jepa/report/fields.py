@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from jepa.report import answers, cost, replay, requests, schema
+from jepa.report import answers, comparison, cost, replay, requests, schema
 from jepa.report.schema import Check, described
 
 DOCUMENTS: tuple[tuple[str, str, Check], ...] = (
     (schema.SCHEMA, "`jepa report` of a VL-JEPA: `results.json`", schema.DOCUMENT),
     (answers.SCHEMA, "`jepa report` of language models: `results.json`", answers.DOCUMENT),
+    (comparison.SCHEMA, "`jepa report` of the controlled comparison: `results.json`", comparison.DOCUMENT),
     (cost.COST_SCHEMA, "`jepa cost`: `cost.json`", cost.DOCUMENT),
     (replay.REPLAY_SCHEMA, "`jepa replay`: `replay.json`", replay.DOCUMENT),
     (
@@ -29,15 +30,17 @@ DOCUMENTS: tuple[tuple[str, str, Check], ...] = (
 _UNITS = {
     "s": (
         "seconds time start end emitted_at duration seconds_each mean_event_seconds stream_seconds request_seconds "
-        "wait_seconds step_seconds decode_seconds mean p50 p95 max"
+        "wait_seconds step_seconds decode_seconds training_seconds mean p50 p95 max"
     ),
+    "ms": "encode_ms predict_ms answer_ms ms_per_step decoder_ms_per_step",
     "h": "hours",
     "Hz": "rate_hz step_rate_hz",
     "1/s": "decodes_per_second reference_decodes_per_second events_per_second low_rate high_rate",
     "FLOP": (
-        "flops flops_per_answer flops_per_right_answer flops_per_caption encoder_flops predictor_flops decoder_flops"
+        "flops flops_per_answer flops_per_right_answer flops_per_caption encoder_flops predictor_flops decoder_flops "
+        "flops_per_step trained encoder"
     ),
-    "bytes": "weights cache",
+    "bytes": "weights cache weight_bytes",
     "chip-seconds": "chip_seconds",
     "J": "joules",
     "currency of the prices": "price",
@@ -45,7 +48,7 @@ _UNITS = {
     "points, at most 100": "ock_score",
     "share of 1": (
         "accuracy accuracy_within accuracy_area exact_match chance r@1 r@5 retrieval@1 temporal_f1 temporal_f1_merged "
-        "soda_c tim_cover error_rate repeated_events tolerance steps_right share p"
+        "soda_c tim_cover error_rate repeated_events tolerance steps_right share p top1 top5 chance5 exact"
     ),
     "ratio": (
         "saving flops_ratio steps_stretched factor alone in_order averaged least most limit joint product claim claims "
@@ -55,7 +58,7 @@ _UNITS = {
     "of the knob": "knob threshold",
 }
 UNITS = {name: unit for unit, names in _UNITS.items() for name in names.split()}
-_OF_AN_INTERVAL = ("value", "low", "high", "[]", "<name>")  # they have the unit of what they are in
+_OF_AN_INTERVAL = ("value", "low", "high", "seeds", "[]", "<name>")  # they have the unit of what they are in
 
 
 def fields(check: Check, path: str = "") -> Iterator[tuple[str, str, str]]:

@@ -21,11 +21,13 @@ from jepa.report.tables import (
     NONE,
     PARAMETERS_NOTE,
     QUALITY_NOTE,
+    TRAINING_NOTE,
     Table,
     cache_table,
     clean,
     compute_table,
     has_cache,
+    has_training_operations,
     headline,
     headline_savings,
     label,
@@ -43,6 +45,7 @@ from jepa.report.tables import (
     setting_facts,
     strip_decodes,
     strip_table,
+    training_table,
 )
 
 _STYLE = """
@@ -416,6 +419,9 @@ def _training(results: Results) -> str:
         body = f"<figure>{scroll_html('wide', 'Training record', drawing)}</figure>"
     else:
         body = "<p>No curve was recorded.</p>"
+    if has_training_operations(results):
+        table = table_html(training_table(results), "Operations of training")
+        body += f"<h4>Operations of training {badge_html(MEASURED)}</h4>{_note(TRAINING_NOTE)}{table}"
     minutes = f"{record['seconds'] / 60:,.1f} minutes"
     lede = f"{record['steps']:,} steps on {record['samples']:,} samples in {minutes}."
     return section_html("Training", lede, body, (MEASURED,))

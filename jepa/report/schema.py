@@ -15,7 +15,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -179,6 +179,12 @@ def record(keys: Mapping[str, Check], rule: Check | None = None, optional: Mappi
 
     inner = {**keys, **{f"{key}?": check for key, check in more.items()}}
     return Described(check_all, "object", inner)
+
+
+def alike(names: Iterable[str], check: Check) -> Check:
+    """An object that has all these keys, with the same check for each."""
+    keys = dict.fromkeys(names, check)
+    return Described(record(keys), f"object of {', '.join(keys)}", {"<name>": check})
 
 
 def described(check: Check) -> tuple[str, Mapping[str, Check]]:
@@ -407,12 +413,25 @@ def _curve_row(value: Any, path: str) -> None:
 
 CURVE = sequence(Described(_curve_row, "object", {"step": count, "<name>": nullable(number())}))
 
+TRAINING_PARTS = {  # of the operations of training: what a report calls them
+    "encoder": "X-Encoder",
+    "predictor": "Predictor",
+    "y_encoder": "Y-Encoder",
+    "decoder": "Y-Decoder",
+    "loss": "loss",
+    "optimizer": "optimizer",
+}
+_TRAINED = record({"calls": count, "flops": count, "weight_bytes": count, "seconds": _QUANTITY})
+OPERATIONS = record({"steps": count, "parts": alike(TRAINING_PARTS, _TRAINED)})  # of all its steps
+_STAGE = record(
+    {"name": text, "steps": count, "seconds": _QUANTITY}, optional={"operations": nullable(OPERATIONS)}
+)  # null: not counted
 _TRAINING = record(
     {
         "steps": count,
         "samples": count,
         "seconds": _QUANTITY,
-        "stages": sequence(record({"name": text, "steps": count, "seconds": _QUANTITY})),
+        "stages": sequence(_STAGE),
         "curve": CURVE,
     }
 )

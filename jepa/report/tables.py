@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jepa.report.schema import Results, validate_results
+from jepa.report.schema import TRAINING_PARTS, Results, validate_results
 
 PARTS = ("detector", "encoder", "predictor", "decoder")
 ESTIMATED_PARTS = ("encoder", "predictor")  # whose wall time is estimated where a policy selects steps
@@ -350,15 +350,21 @@ def break_even(setting: dict[str, Any], row: dict[str, Any]) -> float | None:
     return (theirs - ours) * row["ledger"]["steps"] / encoding if encoding else None
 
 
-_UNITS = ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"), (1.0, "FLOP"))
+_PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 UNCOUNTED = "not counted"
+
+
+def prefix(largest: float) -> tuple[float, str]:
+    """The factor and the SI prefix of a unit in which `largest` is a handy number."""
+    return next((pair for pair in _PREFIXES if largest >= pair[0]), _PREFIXES[-1])
 
 
 def flops_unit(rows: Iterable[dict[str, Any]]) -> tuple[float, str]:
     """The unit in which the largest part, per second of stream, is a handy number."""
     ledgers = [row["ledger"] for row in rows if row["ledger"]["stream_seconds"]]
     largest = max((x[part]["flops"] / x["stream_seconds"] for x in ledgers for part in PARTS), default=0.0)
-    return next((unit for unit in _UNITS if largest >= unit[0]), _UNITS[-1])
+    scale, letter = prefix(largest)
+    return scale, f"{letter}FLOP"
 
 
 COMPUTE_NOTE = (
@@ -705,6 +711,51 @@ def parameters_table(results: Results) -> Table:
     return Table(header, (("", tuple(rows)),), text_columns=2)
 
 
+TRAINING_NOTE = (
+    "Forward and backward passes of all steps on the first device, by part; seconds are wall time. Bytes: all weights "
+    "of a part, read once a pass, and those that the optimizer updates. Loss: what lies between the parts. The "
+    "optimizer's elementwise operations count as no FLOPs. What is left of a stage's time is data, validation and "
+    "start-up."
+)
+
+
+def has_training_operations(results: Results) -> bool:
+    """Whether the operations of any stage of training were counted."""
+    return any(stage.get("operations") for stage in results["training"]["stages"])
+
+
+def training_table(results: Results) -> Table:
+    """FLOPs, bytes of weights and wall time of the parts that a stage of training used, and their shares of it."""
+    stages = results["training"]["stages"]
+    counted = [part for s in stages if s.get("operations") for part in s["operations"]["parts"].values()]
+    (flops_scale, flops), (bytes_scale, read) = (
+        prefix(max(part[key] for part in counted)) for key in ("flops", "weight_bytes")
+    )
+
+    def amount(value: float) -> str:
+        return "< 0.001" if 0 < value < 0.001 else significant(value)
+
+    def cells(name: str, part: Mapping[str, float], whole: Mapping[str, float]) -> Row:
+        shares = (part[key] / whole[key] if whole[key] else None for key in ("flops", "seconds"))
+        of_flops, of_time = (NONE if value is None else f"{100 * value:.1f} %" for value in shares)
+        amounts = (amount(part["flops"] / flops_scale), of_flops, amount(part["weight_bytes"] / bytes_scale))
+        return (name, *amounts, seconds(part["seconds"]), of_time)
+
+    def rows(stage: Mapping[str, Any]) -> tuple[Row, ...]:
+        if not stage.get("operations"):
+            return (("all parts", *[UNCOUNTED] * 5),)
+        parts = {TRAINING_PARTS[key]: part for key, part in stage["operations"]["parts"].items() if any(part.values())}
+        whole = {key: sum(part[key] for part in parts.values()) for key in ("flops", "weight_bytes", "seconds")}
+        return (*(cells(name, part, whole) for name, part in parts.items()), cells("all parts", whole, whole))
+
+    groups = tuple(
+        (f"{clean(stage['name'])}: {stage['steps']:,} steps in {seconds(stage['seconds'])} s", rows(stage))
+        for stage in stages
+    )
+    header: Row = ("part", f"{flops}FLOPs", "share of FLOPs", f"{read}B of weights read")
+    return Table((*header, "wall time, s", "share of wall time"), groups)
+
+
 def provenance_table(results: Results) -> Table:
     """Where the figures come from."""
     training = results["training"]
@@ -888,6 +939,10 @@ def markdown(results: Results) -> str:
         "## Parameters by role",
         PARAMETERS_NOTE,
         markdown_table(parameters_table(results)),
+    ]
+    if has_training_operations(results):
+        blocks += ["## Operations of training (measured)", TRAINING_NOTE, markdown_table(training_table(results))]
+    blocks += [
         "## Provenance",
         markdown_table(provenance_table(results)),
     ]

@@ -13,6 +13,7 @@ from jepa.cli import main
 from jepa.errors import InputError
 from jepa.evaluation.answers_report import answers_results, report_answers
 from jepa.evaluation.record import answer_evaluations
+from jepa.operations import TRAINING_PARTS
 
 N = 20
 
@@ -267,6 +268,24 @@ def test_a_checkpoint_has_no_use(controls):
         report_answers(config, answer_evaluations(controls))
 
 
+def test_training_flops_are_those_counted_at_every_step_where_they_were(tmp_path):
+    part = {"calls": 8, "flops": 0, "weight_bytes": 4, "seconds": 0.5}
+    for arm, each in (("ntp", 3_000_000), ("llm_jepa", 6_000_000)):
+        parts = dict.fromkeys(TRAINING_PARTS, part) | {key: part | {"flops": each} for key in ("encoder", "loss")}
+        for seed in (0, 1):
+            counted = arm == "ntp" or seed == 0
+            write(tmp_path, made_up(arm, seed, 10, operations={"steps": 10, "parts": parts} if counted else None))
+    results = results_of(tmp_path)
+    assert results["arms"]["ntp"]["costs"]["flops"] == 6e6
+    estimated = made_up("llm_jepa", 1, 10)["training"]["flops"]
+    flops, measured = ([run["costs"][key] for run in results["runs"]] for key in ("flops", "flops_measured"))
+    assert flops == [6e6, 6e6, 12e6, estimated]
+    assert measured == [True, True, True, False]
+    assert [arm["costs"]["flops_measured"] for arm in results["arms"].values()] == [True, False]
+    ratio = results["arms"]["llm_jepa"]["against_baseline"]["flops_ratio"]
+    assert ratio == pytest.approx((2 + estimated / 6e6) / 2)
+
+
 def test_the_command_reports_what_training_left(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = "model.language_model.architecture."
@@ -283,3 +302,22 @@ def test_the_command_reports_what_training_left(tmp_path, monkeypatch, capsys):
     assert cost["tokens_per_answer"] >= 1
     assert cost["flops_per_answer"] > 0
     assert "llm_jepa against ntp: " in capsys.readouterr().out
+    folder = Path("outputs/llm_jepa_controls/llm_jepa/seed_0")
+    [stage] = json.loads((folder / "checkpoint/training.json").read_text())["stages"]
+    counted = stage["operations"]["parts"]
+    [costs] = [run["costs"] for run in results["runs"] if run["arm"] == "llm_jepa"]
+    assert costs["flops_measured"] is True
+    assert costs["flops"] == sum(part["flops"] for part in counted.values()) > 0
+
+    def evaluated(*stages: dict[str, Any]) -> dict[str, Any]:
+        (folder / "checkpoint/training.json").write_text(json.dumps({"stages": stages}))
+        assert main(["evaluate", f"checkpoint={folder}/checkpoint", "accelerator=cpu", f"output={tmp_path}/again"]) == 0
+        found: dict[str, Any] = json.loads((tmp_path / "again/evaluation.json").read_text())["training"]
+        return found
+
+    twice = evaluated(stage, stage)["operations"]
+    assert twice["steps"] == 2 * stage["steps"]
+    for name, part in twice["parts"].items():
+        assert part == {key: pytest.approx(2 * value) for key, value in counted[name].items()}
+    del stage["operations"]
+    assert evaluated(stage)["operations"] is None

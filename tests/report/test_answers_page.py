@@ -185,6 +185,23 @@ def test_the_table_holds_every_figure_of_every_arm(results):
     assert _cells(results)["two phrasings: AUC"] == ("–", "–", "–", "0.980")
 
 
+def test_training_flops_are_estimated_unless_every_run_counted_them(results):
+    def titles() -> set[str]:
+        return {title for title in _cells(results) if title.startswith("FLOPs") and "answer" not in title}
+
+    estimated = {"FLOPs, from some batches est.", "FLOPs relative to ntp, same seed est."}
+    assert titles() == estimated
+    for part in (*results["runs"], *results["arms"].values()):
+        part["costs"]["flops_measured"] = True
+    assert titles() == {"FLOPs, counted at every step", "FLOPs relative to ntp, same seed"}
+    badges = html(results).count('class="badge estimated"')
+    results["runs"][0]["costs"]["flops_measured"] = False
+    assert titles() == estimated
+    assert html(results).count('class="badge estimated"') > badges
+    training = [row[runs_table(results).header.index("training FLOPs")] for row in runs_table(results).groups[0][1]]
+    assert training == ["2e+12 est.", *["2e+12"] * 9]
+
+
 def test_settings_and_runs_are_shown(results):
     assert settings_table(results).groups[0][1][1] == ("objective.loss._target_", "–", "InfoNCE", "–", "–")
     assert len(runs_table(results).groups[0][1]) == 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from test_report import make_results
+from test_report import make_operations, make_results
 
 from jepa.report.fields import DOCUMENTS, UNITS, fields, fields_markdown
 from jepa.report.schema import number, record, sequence, text
@@ -40,7 +40,9 @@ def test_every_field_of_a_document_is_named():
                 walk(inner, f"{path}[]")
         assert not path or path in named or path.startswith("config") or ".curve[]" in path, path
 
-    walk({key: value for key, value in make_results().items() if key != "schema"}, "")
+    results = make_results()
+    results["training"]["stages"][0]["operations"] = make_operations()
+    walk({key: value for key, value in results.items() if key != "schema"}, "")
 
 
 def test_units_are_those_of_fields_there_are():

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from test_answers_page import make_answers
-from test_report import make_results
+from test_report import make_operations, make_results
 
 from jepa.cli import main
 from jepa.report import answers, html
@@ -57,6 +57,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     folder = tmp_path_factory.mktemp("pages")
     assert main(["cost", f"output={folder}", "grid.input_tokens=[500,100000]", "grid.output_tokens=[100]"]) == 0
     results = make_results()
+    results["training"]["stages"][0]["operations"] = make_operations()
     other = results | {"name": "other", "seed": 7}
     pages = {
         "report": html(results),

@@ -271,6 +271,18 @@ def make_results() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def make_operations() -> dict[str, Any]:
+    """Of 900 steps of training: the decoder had no part in them."""
+    parts = {
+        "encoder": (115_200, 6e12, 4e9, 60.0), "predictor": (115_200, 3e12, 3e9, 30.0),
+        "y_encoder": (230_400, 9.9e11, 2e9, 20.0), "decoder": (0, 0, 0, 0.0), "loss": (900, 1e10, 7200, 4.0),
+        "optimizer": (900, 0, 1e9, 6.0),
+    }  # fmt: skip
+    keys = ("calls", "flops", "weight_bytes", "seconds")
+    counts = {part: (calls, int(flops), int(read), time) for part, (calls, flops, read, time) in parts.items()}
+    return {"steps": 900, "parts": {part: dict(zip(keys, row, strict=True)) for part, row in counts.items()}}
+
+
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
     return make_results()
@@ -1121,3 +1133,59 @@ def test_levers_end_at_what_was_measured_together(results):
     setting = copy.deepcopy(setting) | {"one_device": False}
     assert tables.lever_chain(setting, "flops")
     assert tables.lever_chain(setting, "seconds") == []
+
+
+# --- The operations of training.
+
+
+def test_training_shows_what_each_part_took(small):
+    """Shares are those of a stage's parts; a part that had no part is left out, an uncounted stage is said to be."""
+    small["training"]["stages"][0]["operations"] = make_operations()
+    table = tables.training_table(small)
+    assert table.header[1:4] == ("TFLOPs", "share of FLOPs", "GB of weights read")
+    (first, rows), (second, old) = table.groups
+    assert first == "jepa: 900 steps in 190.2 s"
+    assert rows == (
+        ("X-Encoder", "6", "60.0 %", "4", "60.00", "50.0 %"),
+        ("Predictor", "3", "30.0 %", "3", "30.00", "25.0 %"),
+        ("Y-Encoder", "0.99", "9.9 %", "2", "20.00", "16.7 %"),
+        ("loss", "0.01", "0.1 %", "< 0.001", "4.00", "3.3 %"),
+        ("optimizer", "0", "0.0 %", "1", "6.00", "5.0 %"),
+        ("all parts", "10", "100.0 %", "10", "120.0", "100.0 %"),
+    )
+    assert second == "decoder: 600 steps in 60.20 s"
+    assert old == (("all parts", *["not counted"] * 5),)
+    for shown, mark in ((markdown(small), "(measured)"), (html(small), '<span class="badge measured">')):
+        assert f"Operations of training {mark}" in shown
+        assert "16.7" in shown
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_results_from_before_training_was_counted_have_no_table_of_it(small, missing):
+    if not missing:
+        for stage in small["training"]["stages"]:
+            stage["operations"] = None
+    for shown in (markdown(small), html(small)):
+        assert "Operations of training" not in shown
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("steps",), None, "operations.steps must be a whole number >= 0, got None"),
+        (("parts", "loss"), None, "operations.parts.loss must be an object, got None"),
+        (("parts", "encoder", "flops"), 1.5, "operations.parts.encoder.flops must be a whole number >= 0, got 1.5"),
+        (("parts", "encoder", "seconds"), -1.0, "operations.parts.encoder.seconds must be a finite number >= 0"),
+    ],
+)
+def test_operations_of_training_are_checked(small, keys, value, message):
+    node = small["training"]["stages"][0]["operations"] = make_operations()
+    validate_results(small)
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = value
+    with pytest.raises(InputError, match=re.escape(f"results.training.stages[0].{message}")):
+        validate_results(small)
+    del node[keys[-1]]
+    with pytest.raises(InputError, match=re.escape(f"must have the key '{keys[-1]}'")):
+        validate_results(small)
