@@ -24,6 +24,7 @@ from jepa.report.tables import (
     quality,
     reference_row,
     wanted_name,
+    without_contrast,
 )
 
 
@@ -44,6 +45,8 @@ def _saving(setting: dict[str, Any]) -> Measured:
     if best is None or not best["reached"] or best["saving"] is None:
         wanted = wanted_name(setting, headline_savings(setting)[0])
         return Measured(None, None, f"not reached: no causal policy keeps the quality of {wanted}")
+    if warning := without_contrast(setting):
+        return Measured(None, None, warning)
     saving = best["saving"]
     words = f"{factor(saving['value'])}, 95 % interval {bounds(saving)}, by {_name(setting, best)}"
     return Measured(saving["value"], saving["low"], words)

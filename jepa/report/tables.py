@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -174,6 +175,19 @@ def best_causal(setting: dict[str, Any]) -> dict[str, Any] | None:
     if reached:
         return max(reached, key=lambda saving: saving["saving"]["value"])
     return max(measured, key=lambda saving: saving["quality_difference"]["value"], default=None)
+
+
+def without_contrast(setting: dict[str, Any]) -> str | None:
+    """Why savings mean nothing here: half of the reference's decodes, or fewer, keep its quality without any choice."""
+    savings = headline_savings(setting)
+    own = next((saving for saving in savings if saving["policy"] == saving["reference"]["policy"]), None)
+    if own is None or own["saving"] is None or own["saving"]["value"] < 2:
+        return None
+    at = operating_point(setting["curves"][own["policy"]], own["knob"])
+    return (
+        f"Quality does not depend on decoding here: {reference_name(setting, own)} has CIDEr-D "
+        f"{quality(own['reference_quality'])}, and the same policy at {at} has {quality(own['quality'])}."
+    )
 
 
 def reference_row(setting: dict[str, Any]) -> dict[str, Any] | None:
@@ -847,7 +861,7 @@ def _decodes_headline(setting: dict[str, Any]) -> tuple[str, str, str]:
     return (
         factor(saving["value"]),
         f"{claim} at the quality of {reference}, 95 % interval {bounds(saving)}.",
-        f"{name}: {at}.",
+        " ".join(filter(None, (f"{name}: {at}.", without_contrast(setting)))),
     )
 
 
@@ -988,7 +1002,7 @@ def summary(results: Results) -> str:
     Raises InputError if the document is not a valid ``jepa.results/2``.
     """
     validate_results(results)
-    widths = (24, 15, 7, 9, 24, 11)
+    widths = (30, 14, 7, 9, 23, 7)
     header = ("policy", "at", "CIDEr-D", "decodes/s", "saving (95 % interval)", "FLOPs")
     lines = columns([header, tuple("─" * width for width in widths)], widths, text_columns=2)
     for name, setting in results["settings"].items():
@@ -999,6 +1013,8 @@ def summary(results: Results) -> str:
         for saving in headline_savings(setting):
             rows.append((*summary_row(setting, saving), factor(saved.get((saving["policy"], saving["knob"])))))
         lines += columns(rows, widths, text_columns=2)
+        if warning := without_contrast(setting):
+            lines.append(textwrap.fill(f"warning: {warning}", WIDTH))
     scores = results["scores"]
     ends = [
         f"retrieval R@1 {share(scores['retrieval']['r@1'])} (chance {share(scores['retrieval']['chance'])})",

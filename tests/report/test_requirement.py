@@ -12,7 +12,7 @@ from jepa.cli import main
 from jepa.errors import InputError
 from jepa.report import write_results
 from jepa.report.requirement import NotMetError, Requirement
-from jepa.report.tables import best_causal
+from jepa.report.tables import best_causal, summary, without_contrast
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,18 @@ def test_a_setting_that_is_not_reached_fails(results):
         saving["reached"] = False
     with pytest.raises(NotMetError, match="not reached"):
         Requirement.parse("savings>=0").verdict(document)
+
+
+def test_a_quality_that_does_not_depend_on_decoding_is_no_ground_for_savings(results):
+    """A model that says the same of everything keeps its quality with any decodes: no bar holds for it."""
+    document = copy.deepcopy(results)
+    setting = document["settings"]["everyday"]
+    own = next(s for s in setting["savings"] if s["headline"] and s["policy"] == s["reference"]["policy"])
+    assert without_contrast(setting) is None
+    own["saving"] = dict.fromkeys(("value", "low", "high"), 10.0)
+    with pytest.raises(NotMetError, match="Quality does not depend on decoding here: uniform at 1 Hz"):
+        Requirement.parse("savings>=0").verdict(document)
+    assert "warning: Quality does not depend" in summary(document)
 
 
 @pytest.mark.parametrize("text", ["speed>=2", "savings>2", "savings>=nan", "savings>=two", "compute_savings.low>=1"])
