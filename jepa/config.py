@@ -187,7 +187,7 @@ class TrainConfig:
     seed: Natural
     precision: Literal["32-true", "bf16-mixed"]
     accelerator: Literal["auto", "cpu", "gpu"]
-    strategy: Literal["auto", "ddp"]
+    strategy: Literal["auto", "ddp", "fsdp"]
     devices: Count
     compile: bool
     workers: Natural

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import DataLoader, Dataset
 
 from jepa.config import StageConfig
+from jepa.training.sharding import sharded_strategy
 
 
 def on_gpu(config: dict[str, Any]) -> bool:
@@ -39,7 +40,7 @@ def fit(
     trainer = L.Trainer(
         accelerator=config["accelerator"],
         devices=devices,
-        strategy=strategy,
+        strategy=sharded_strategy(devices) if strategy == "fsdp" else strategy,
         precision=config["precision"],
         max_steps=stage.steps,
         max_epochs=1,
@@ -56,8 +57,9 @@ def fit(
     workers = config["workers"]
     loader = DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
     with warnings.catch_warnings():
-        # Of libraries, not of the run: frozen parts are in evaluation mode.
-        for noise in (".*does not have many workers.*", ".*LeafSpec.*", ".*in eval mode at the start.*"):
+        # Of libraries, not of the run: frozen parts are in evaluation mode, no output of a part is changed in place.
+        known = (".*does not have many workers.*", ".*LeafSpec.*", ".*in eval mode at the start.*")
+        for noise in (*known, ".*returned a view tensor.*"):
             warnings.filterwarnings("ignore", message=noise)
         trainer.fit(module, loader, DataLoader(cast("Dataset[Any]", validation), batch_size=None))
     return trainer

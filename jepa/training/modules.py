@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 
 import lightning as L
@@ -27,6 +28,7 @@ from jepa.models.roles import Part, TextTokenizer, YDecoder
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import TrainingMeter
 from jepa.predictors.experts import Routing, load_balancing_loss, recorded_routing
+from jepa.training.sharding import clip_gradients, shard
 
 
 class CollapseWarning(UserWarning):
@@ -60,7 +62,10 @@ def warn_of_collapse(geometry: Mapping[str, Tensor], step: int) -> None:
 
 
 class Stage(L.LightningModule):
-    """AdamW, with a linear warm-up, then a constant rate or a cosine to zero over the stage's steps."""
+    """AdamW, with a linear warm-up, then a constant rate or a cosine to zero over the stage's steps.
+
+    Under a strategy with a device mesh the parts are sharded, and their operations are not counted.
+    """
 
     def __init__(self, stage: StageConfig) -> None:
         super().__init__()
@@ -74,9 +79,14 @@ class Stage(L.LightningModule):
         """The modules of each part, and the losses, whose operations are counted in training; no part: nothing is."""
         return {}, []
 
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            for part in chain.from_iterable(self.metered()[0].values()):
+                shard(part, self.device_mesh["data_parallel"])
+
     def on_fit_start(self) -> None:
         parts, losses = self.metered()
-        self.meter = TrainingMeter(parts, losses) if parts else None
+        self.meter = TrainingMeter(parts, losses) if parts and self.device_mesh is None else None
         self.updated = sum(p.numel() * p.element_size() for group in self.parameter_groups() for p in group["params"])
 
     def on_fit_end(self) -> None:
@@ -94,6 +104,12 @@ class Stage(L.LightningModule):
     def on_after_backward(self) -> None:
         if self.meter is not None:
             self.meter.update()
+
+    def configure_gradient_clipping(self, optimizer: Any, *arguments: Any, **limits: Any) -> None:
+        if self.device_mesh is None:
+            super().configure_gradient_clipping(optimizer, *arguments, **limits)
+        else:
+            clip_gradients((p for group in optimizer.param_groups for p in group["params"]), self.stage.gradient_clip)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         if self.meter is not None:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from jepa.training.latents import (
     training_texts,
 )
 from jepa.training.modules import DecoderModule, JEPAModule
+from jepa.training.sharding import gather
 
 _VALIDATION_SEED = 1_000_003  # added to the seed: validation clips never occur in training
 
@@ -68,7 +70,10 @@ def train(config: dict[str, Any], output: Path) -> Path:
         if config[name] is None:
             continue
         started = time.perf_counter()
-        result = run(config, model.train(), world, output)
+        trained = deepcopy(model) if config["strategy"] == "fsdp" else model
+        result = run(config, trained.train(), world, output)
+        if trained is not model:
+            gather(trained, model)
         stages.append({"name": name, "seconds": round(time.perf_counter() - started, 2), **result})
         model.cpu()
         if _is_first_process():
@@ -89,10 +94,12 @@ def _check(config: dict[str, Any]) -> None:
     if config["data"] is not None and config["decoder"] is not None:
         raise InputError("the decoder's stage takes streams of the world: decoder must be null with data, got both")
     devices, strategy = config["devices"], config["strategy"]
+    if config["compile"] and strategy == "fsdp":
+        raise InputError("compile must be false with strategy fsdp, got true")
     if devices > 1 and "LOCAL_RANK" not in os.environ:
         raise InputError(f"{devices} devices must be launched by torchrun --nproc-per-node {devices}, got one process")
     if (devices > 1) != (strategy != "auto"):
-        raise InputError(f"devices > 1 must come with strategy ddp, got {devices} and {strategy}")
+        raise InputError(f"devices > 1 must come with strategy ddp or fsdp, got {devices} and {strategy}")
 
 
 def _start(config: dict[str, Any]) -> tuple[VLJEPA, list[dict[str, Any]]]:

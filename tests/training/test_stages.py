@@ -6,17 +6,20 @@ import copy
 import json
 import os
 import socket
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import tiny_config
 from hydra import compose, initialize_config_module
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
 
 from jepa import checkpoint
 from jepa.config import JEPAStageConfig, TrainConfig, validate
@@ -28,6 +31,7 @@ from jepa.data.world import SOLO_ACTIONS, World
 from jepa.errors import InputError
 from jepa.training.modules import JEPAModule, text_ids
 from jepa.training.run import train
+from jepa.training.sharding import shard
 
 pytestmark = pytest.mark.filterwarnings("ignore::jepa.training.modules.CollapseWarning")
 LOSSES = "jepa.losses."
@@ -190,20 +194,53 @@ def _process(rank: int, port: int, plain: dict[str, Any], output: Path) -> None:
     train(plain, output)
 
 
-def test_two_processes_train_as_one_does_on_both_batches(tmp_path):
-    """A step's gradient is that of the samples of both, which one process accumulates."""
+def two_processes(plain: dict[str, Any], strategy: str, output: Path) -> Path:
+    """The checkpoint that two processes have trained."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    plain |= {"strategy": strategy, "devices": 2}
+    mp.start_processes(_process, (port, plain, output), nprocs=2, start_method="fork")
+    return output / "checkpoint"
+
+
+def assert_close(found: Path, expected: Path) -> None:
+    weights, wanted = (load_file(folder / "model.safetensors") for folder in (found, expected))
+    assert weights.keys() == wanted.keys()
+    for name in wanted:
+        torch.testing.assert_close(weights[name], wanted[name], atol=2e-4, rtol=1e-3)
+
+
+def test_two_processes_train_as_one_does_on_both_batches(tmp_path):
+    """A step's gradient is that of the samples of both, which one process accumulates."""
     cosine = {"_target_": LOSSES + "distance.Cosine"}
-    two = changed(loss=cosine) | {"strategy": "ddp", "devices": 2}
-    mp.start_processes(_process, (port, two, tmp_path / "two"), nprocs=2, start_method="fork")
-    [stage] = stages(tmp_path / "two" / "checkpoint")
+    folder = two_processes(changed(loss=cosine), "ddp", tmp_path / "two")
+    [stage] = stages(folder)
     assert (stage["steps"], stage["samples"]) == (2, 24)
-    one = train(changed(loss=cosine, accumulate=2), tmp_path / "one")
-    both = [load_file(folder / "model.safetensors") for folder in (one, tmp_path / "two" / "checkpoint")]
-    for name in both[0]:
-        torch.testing.assert_close(both[1][name], both[0][name], atol=2e-4, rtol=1e-3)
+    assert_close(folder, train(changed(loss=cosine, accumulate=2), tmp_path / "one"))
+
+
+def test_sharded_parameters_are_trained_as_whole_ones(tmp_path):
+    """With gradients that are clipped, a learned temperature that is not sharded, and slow copies that follow."""
+    plain = config("jepa.gradient_clip=0.05", "jepa.target=ema", "jepa.ema_decay=0.9", "jepa.learning_rate=0.01")
+    sharded, whole = (two_processes(plain, strategy, tmp_path / strategy) for strategy in ("fsdp", "ddp"))
+    assert_close(sharded, whole)
+    checkpoint.load(sharded)  # strictly
+    curves = [[stage["curve"] for stage in stages(folder)] for folder in (sharded, whole)]
+    for found, wanted in zip(*(chain(*curve) for curve in curves), strict=True):
+        assert found == pytest.approx(wanted, abs=1e-4)
+    assert stages(sharded)[0]["temperature"] == pytest.approx(stages(whole)[0]["temperature"], rel=1e-6)
+
+
+def test_what_torch_cannot_shard_is_named():
+    part = torch.nn.Linear(2, 2)
+    part.scale = torch.nn.Parameter(torch.ones(()))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(InputError, match=r"Linear cannot be sharded: .*scalar"):
+            shard(part, init_device_mesh("cpu", (1,)))
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
@@ -212,6 +249,7 @@ def test_two_processes_train_as_one_does_on_both_batches(tmp_path):
         ({"jepa": None, "decoder": None}, "nothing to train"),
         ({"devices": 2, "strategy": "ddp"}, "must be launched by torchrun --nproc-per-node 2"),
         ({"strategy": "ddp"}, "devices > 1 must come with strategy"),
+        ({"compile": True, "devices": 2, "strategy": "fsdp"}, "compile must be false with strategy fsdp"),
         ({"checkpoint": "nowhere"}, "checkpoint not found: nowhere"),
     ],
 )
