@@ -147,8 +147,8 @@ def contrastive(rows: int, chunk: int | None, device: str) -> tuple[float, float
 def _contrastive(rows: int, chunk: int | None, device: str) -> tuple[float, float]:
     def run(count: int) -> None:
         generator = torch.Generator().manual_seed(0)
-        latents = (torch.randn(count, WIDTH, generator=generator).to(device).requires_grad_() for _ in range(2))
-        info_nce(*(F.normalize(each, dim=-1) for each in latents), 0.07, chunk=chunk).backward()
+        first, second = (torch.randn(count, WIDTH, generator=generator).to(device).requires_grad_() for _ in range(2))
+        info_nce(F.normalize(first, dim=-1), F.normalize(second, dim=-1), 0.07, chunk=chunk).backward()
 
     def peak() -> float:
         if device == "cuda":
