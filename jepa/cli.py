@@ -57,9 +57,9 @@ def _train(config: Any, output: Path) -> None:
         return
     if plain["variant"] == "comparison":
         from jepa.evaluation.comparison import evaluate_arm
-        from jepa.training import comparison
+        from jepa.training.comparison import train as train_arm
 
-        evaluate_arm(comparison.train(plain, _writable(output)), plain)
+        evaluate_arm(train_arm(plain, _writable(output)), plain)
         return
     from jepa.evaluation.judging import check_before_training
 

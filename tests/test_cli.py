@@ -44,6 +44,10 @@ def calls(monkeypatch, tmp_path) -> list[tuple[Any, ...]]:
     nothing = dict.fromkeys(("check_before_training", "evaluate_answers"), lambda *arguments: None)
     answers = types.SimpleNamespace(**nothing)  # what comes before and after the training of a language model
     monkeypatch.setitem(sys.modules, "jepa.evaluation.language", answers)
+    arm = types.SimpleNamespace(train=lambda *arguments: record.append(arguments))
+    monkeypatch.setitem(sys.modules, "jepa.training.comparison", arm)
+    scores = types.SimpleNamespace(evaluate_arm=lambda *arguments: None)
+    monkeypatch.setitem(sys.modules, "jepa.evaluation.comparison", scores)
     monkeypatch.chdir(tmp_path)
     return record
 
