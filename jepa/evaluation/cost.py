@@ -619,7 +619,7 @@ def analyse(config: Mapping[str, Any]) -> dict[str, Any]:
     order = config["order"]
     unknown = [name for name in order if name not in config["levers"]]
     if unknown or len(set(order)) < len(order) or len(order) > MOST_LEVERS:
-        rule = f"name up to {MOST_LEVERS} of levers ({', '.join(config['levers'])}), each once"
+        rule = f"name at most {MOST_LEVERS} of the levers ({', '.join(config['levers'])}), each once"
         raise InputError(f"order must {rule}, got {order}")
     if len(config["goal"]) != 2 or config["goal"][0] > config["goal"][1]:
         raise InputError(f"goal must be a lower and an upper factor, got {config['goal']}")

@@ -196,7 +196,7 @@ def test_selective_decoding_takes_its_saving_from_results(results_file):
             ["chips=1"],
             "the model and its caches must fit in 1 × NVIDIA H100 SXM (72.0 GB of their memory may be used), got",
         ),
-        (["order=[tokens,tokens]"], "order must name up to 8 of levers"),
+        (["order=[tokens,tokens]"], "order must name at most 8 of the levers"),
         (["stream_rates=null"], "levers.selective needs a stream, got stream_rates=null"),
         (["served=vlm_baseline", "order=[selective]"], "levers.selective needs a model that may stay silent"),
         (["measure=price"], "measure=price needs prices of NVIDIA H100 SXM, got none"),

@@ -1,0 +1,131 @@
+"""What counting costs: the share of whole runs that is spent in the operation ledger and the training meter.
+
+    python scripts/bench_ledger.py [--quick]
+
+Three runs in one process, each through the code that users run: `jepa train experiment=demo`, `jepa evaluate` of its
+checkpoint, and a live stream of frames through encoder, predictor, gate, cache and decoder. Every public call of
+`OperationLedger`, every mark and count of `TrainingMeter` and every `count_flops` is timed, the outermost one only;
+the stop watch's own time counts as theirs. The share is that time over the rest of the run's wall time: over a run
+without counting. FLOPs of shapes that were not seen before are counted in the first steps: short runs (--quick) have a
+larger share. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+
+import jepa
+from jepa.cli import main as command
+from jepa.config import build
+from jepa.data.world import World
+from jepa.operations import OperationLedger, TrainingMeter
+from jepa.operations.flops import count_flops
+from jepa.selective import Gate, LatentCache, SelectiveDecoder
+
+LEDGER = ("count", "add", "count_cache", "emission", "stream", "steps", "merge", "per_step", "to_dict")
+METER = ("__init__", "start", "backward", "update", "stop", "remove", "record", "_mark", "_count")
+
+
+class StopWatch:
+    """Seconds within wrapped functions; of calls within each other the outermost counts."""
+
+    def __init__(self) -> None:
+        self.seconds, self._within = 0.0, False
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        if self._within:
+            yield
+            return
+        self._within, started = True, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+            self._within = False
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
+            with self._timed():
+                return function(*arguments, **keywords)
+
+        return wrapped
+
+    def wrap_context(self, manager: Callable[..., Any]) -> Callable[..., Any]:
+        """Of a context manager its beginning and its end, not what runs within it."""
+
+        @contextlib.contextmanager
+        def wrapped(*arguments: Any) -> Iterator[None]:
+            with self._timed():
+                inner = manager(*arguments)
+                inner.__enter__()
+            yield
+            with self._timed():
+                inner.__exit__(None, None, None)
+
+        return wrapped
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="short runs, under 50 s")
+    quick = parser.parse_args().quick
+    watch = StopWatch()
+    for name in LEDGER:
+        setattr(OperationLedger, name, watch.wrap(getattr(OperationLedger, name)))
+    OperationLedger.timed = watch.wrap_context(OperationLedger.timed)  # type: ignore[method-assign]
+    for name in METER:
+        setattr(TrainingMeter, name, watch.wrap(getattr(TrainingMeter, name)))
+    counter = watch.wrap(count_flops)
+    for module in [m for name, m in sys.modules.items() if name.startswith("jepa.")]:
+        if getattr(module, "count_flops", None) is count_flops:
+            vars(module)["count_flops"] = counter
+    train = ["jepa.steps=12", "jepa.batch_size=32", "decoder.steps=12", "decoder.streams=2"] if quick else []
+    evaluate = ["streams.calibration=1", "streams.test=1", "candidates=12"] if quick else []
+    home = Path.cwd()
+    shares: dict[str, dict[str, float]] = {}
+
+    def measure(name: str, run: Callable[[], Any]) -> None:
+        before, started = watch.seconds, time.perf_counter()
+        if run():
+            raise SystemExit(f"{name} failed")
+        wall, counting = time.perf_counter() - started, watch.seconds - before
+        shares[name] = {"seconds": round(wall, 2), "share": round(counting / (wall - counting), 5)}
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        checkpoint = Path(folder, "outputs/demo/checkpoint")
+        measure("jepa train experiment=demo", lambda: command(["train", "experiment=demo", *train]))
+        measure("jepa evaluate", lambda: command(["evaluate", f"checkpoint={checkpoint}", *evaluate]))
+        model = jepa.load(checkpoint)
+        measure("a live stream", lambda: live(model, 30 if quick else 360))
+        os.chdir(home)
+    for name, found in shares.items():
+        print(f"{name:28} {found['seconds']:8.1f} s, counting adds {found['share']:.3%}")
+    print(json.dumps({"bench": "ledger", "quick": quick, "runs": shares}))
+
+
+def live(model: Any, seconds: float) -> None:
+    with initialize_config_module("jepa.conf", version_base="1.3"):
+        style = build(compose("evaluate", ["checkpoint=none"]).streams.everyday.style)
+    stream = World().stream("bench", (0,), seconds, style)
+    selective = SelectiveDecoder(Gate(threshold=2.0), model, cache=LatentCache(threshold=0.05, capacity=64))
+    for latents, times in model.stream(stream.frames(), 2.0, "What happens?", selective.ledger):
+        for latent, when in zip(latents, times, strict=True):
+            selective.step(latent, float(when))
+    selective.finish()
+
+
+if __name__ == "__main__":
+    main()
