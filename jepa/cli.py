@@ -323,8 +323,10 @@ def _fail(error: InputError) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    """The message without line breaks and without what Hydra and OmegaConf append about themselves."""
+    """The message without line breaks and without what Hydra, OmegaConf and the workers of a DataLoader add."""
     text = str(error) or str(error.__cause__)
+    if text.startswith("Caught InputError in DataLoader worker process"):
+        text = text.rpartition("InputError: ")[2]  # what comes before is the worker's traceback
     for appendix in ("Config search path:", "See https://hydra.cc", "    full_key:"):
         text = text.partition(appendix)[0]
     return " ".join(text.split())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 import jepa
 from jepa.cli import COMMANDS, main
@@ -189,6 +190,22 @@ def test_an_input_error_within_a_command_is_one_line(calls, monkeypatch, capsys,
     fail_with(monkeypatch, command, InputError("latents must be finite,\n got nan at step 3"))
     assert main([command, *MANDATORY[command]]) == 2
     assert error_line(capsys) == "latents must be finite, got nan at step 3"
+
+
+class _Broken(Dataset[int]):
+    def __getitem__(self, index: int) -> int:
+        raise InputError(f"sample {index} must be whole,\n got half of it")
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_an_input_error_in_a_worker_is_one_line(calls, monkeypatch, capsys):
+    with pytest.raises(InputError) as found:
+        next(iter(DataLoader(_Broken(), num_workers=1)))
+    fail_with(monkeypatch, "train", found.value)
+    assert main(["train", "name=trial"]) == 2
+    assert error_line(capsys) == "sample 0 must be whole, got half of it"
 
 
 def test_other_exceptions_keep_their_traceback(calls, monkeypatch):

@@ -29,6 +29,7 @@ from jepa.data.media import Media, frame_files
 from jepa.errors import InputError, whole
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
+_BROKEN_IN_A_ROW = 1000  # samples; then nothing more is expected of the shards
 
 
 def write_shards(manifest: Path, folder: Path, per_shard: int) -> list[Path]:
@@ -157,7 +158,8 @@ class ShardBatches(IterableDataset[ClipBatch]):
         skip_broken: leave out samples whose medium cannot be read; otherwise it is an error.
 
     Raises:
-        InputError: batch_size < 1; when it is read, also a sample of world prediction or a broken medium.
+        InputError: batch_size < 1; when it is read, also a sample of world prediction or a broken medium, or, with
+            `skip_broken`, a thousand broken ones in a row.
     """
 
     def __init__(
@@ -175,17 +177,22 @@ class ShardBatches(IterableDataset[ClipBatch]):
     def __iter__(self) -> Iterator[ClipBatch]:
         rng = np.random.default_rng([self.shards.seed, 2, self.shards.place()[0]])
         media, queries, texts = list[Tensor](), list[str](), list[str]()
+        broken = 0
         for sample in self.shards:
             if isinstance(sample, WorldPredictionSample):
                 raise InputError(f"samples to train on must be no world prediction, got {sample.id!r}")
             try:
                 media.append(self.read(sample.media))
-            except InputError:
+            except InputError as error:
+                broken += 1
                 if not self.skip_broken:
                     raise
+                if broken == _BROKEN_IN_A_ROW:
+                    raise InputError(f"none of {broken} samples in a row can be read, the last: {error}") from error
                 with self._skipped.get_lock():
                     self._skipped.value += 1
                 continue
+            broken = 0
             query, text = self.prompts.ask(sample, rng)
             queries.append(query)
             texts.append(text)

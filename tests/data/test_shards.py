@@ -135,6 +135,15 @@ def test_broken_media_are_an_error_or_left_out_and_counted(tmp_path, manifest):
     assert batches.skipped == 1
 
 
+def test_shards_with_nothing_but_broken_media_end(tmp_path, manifest):
+    for number in range(10):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    paths = write_shards(classes(manifest), tmp_path / "shards", 10)
+    batches = ShardBatches(Shards(paths, 0, 1), READER, 9, PROMPTS, skip_broken=True)
+    with pytest.raises(InputError, match=r"none of 1000 samples in a row can be read, the last: .*\.png: cannot"):
+        next(iter(batches))
+
+
 def test_samples_that_are_not_as_they_must_be_are_named(tmp_path, manifest):
     for name, content, message in (
         ("7.txt", "x", r"7: a sample must have 7\.json, got 7\.txt"),
