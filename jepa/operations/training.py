@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -151,7 +153,10 @@ class TrainingMeter:
 
 
 def _flops(module: nn.Module, args: Any, kwargs: Any, rowwise: bool) -> tuple[int, int]:
-    """FLOPs of a call and of its gradients, on one row of the batch or on all of it; random numbers are put back."""
+    """FLOPs of a call and of its gradients, on one row of the batch or on all of it.
+
+    Hooks do not see that call, and random numbers and buffers are what they were before it.
+    """
 
     def alone(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -165,7 +170,7 @@ def _flops(module: nn.Module, args: Any, kwargs: Any, rowwise: bool) -> tuple[in
     forward: Any = type(module).forward  # not a compiled one, and without hooks
     devices = [t.device for t in wanted if t.is_cuda][:1]
     keep = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)  # not those of a checkpoint around it
-    with torch.random.fork_rng(devices), keep, torch.enable_grad():
+    with _as_it_was(module), torch.random.fork_rng(devices), keep, torch.enable_grad():
         forth = count_flops(lambda: forward(module, *args, **kwargs))
         outputs = [t for t in tree_leaves(forth.result) if isinstance(t, Tensor) and t.requires_grad]
         if not outputs:
@@ -173,3 +178,20 @@ def _flops(module: nn.Module, args: Any, kwargs: Any, rowwise: bool) -> tuple[in
         ones = [torch.ones_like(t) for t in outputs]
         back = count_flops(lambda: torch.autograd.grad(outputs, wanted, ones, allow_unused=True))
     return forth.total, back.total
+
+
+@contextmanager
+def _as_it_was(module: nn.Module) -> Iterator[None]:
+    """The modules in `module` without their hooks and with copies of their buffers, for the time being."""
+    before = []
+    for each in module.modules():
+        attributes = vars(each)
+        copies = {name: None if buffer is None else buffer.clone() for name, buffer in each._buffers.items()}
+        instead = {"_forward_hooks": OrderedDict(), "_forward_pre_hooks": OrderedDict(), "_buffers": copies}
+        before.append((attributes, {name: attributes[name] for name in instead}))
+        attributes.update(instead)
+    try:
+        yield
+    finally:
+        for attributes, found in before:
+            attributes.update(found)

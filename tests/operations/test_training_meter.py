@@ -102,3 +102,16 @@ def test_between_batches_and_after_removal_nothing_counts():
     meter.remove()
     step(meter, lambda: one(*batch(2, 3, False)).sum())
     assert meter.ledger.predictor.calls == 0
+
+
+def test_counting_leaves_hooks_and_buffers_alone():
+    inner = nn.BatchNorm1d(8)
+    part, seen = nn.Sequential(nn.Linear(5, 5), inner, nn.Linear(5, 1)), []
+    inner.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    meter = TrainingMeter({"encoder": [part]})
+    rows = torch.randn(6, 8, 5, generator=torch.Generator().manual_seed(0))
+    step(meter, lambda: part(rows).sum())
+    meter.remove()
+    assert [tuple(inputs.shape) for inputs in seen] == [(6, 8, 5)]
+    assert int(inner.num_batches_tracked) == 1
+    torch.testing.assert_close(inner.running_mean, 0.1 * seen[0].mean((0, 2)))

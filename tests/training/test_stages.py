@@ -94,6 +94,19 @@ def test_every_option_trains_and_its_operations_are_counted(name, tmp_path):
     assert before == checkpoint.load(folder).state_dict().keys()
 
 
+@pytest.mark.parametrize("chunk", [0, 4])
+def test_sparse_experts_train_with_their_operations_counted(chunk, tmp_path):
+    plain = changed(chunk=chunk)
+    mixture = {"_target_": "jepa.predictors.experts.Mixture", "experts": 4, "top_k": 2, "hidden": 8, "shared": 1}
+    plain["model"]["predictor"]["mixture"] = mixture
+    folder = train(plain, tmp_path)
+    [stage] = stages(folder)
+    assert stage["operations"]["parts"]["predictor"]["flops"] > 0
+    logged = [row for row in stage["curve"] if "balance" in row]
+    assert len(logged) == 1
+    assert 0.9 < logged[0]["balance"] <= 4  # 1: all experts alike; 4: one has all
+
+
 def test_stages_hand_a_checkpoint_on_and_leave_the_rest_as_it_is(tmp_path):
     first = train(config("decoder=null", "clips.query_free=true", "jepa.schedule=constant"), tmp_path / "first")
     second = train(config("decoder=null", "clips.class_share=0.3", f"checkpoint={first}"), tmp_path / "second")
