@@ -88,7 +88,6 @@ class LLMJEPA(nn.Module):
         self.y_decoder = y_decoder
         self._flops: dict[tuple[int, int, int], int] = {}
         self._cache_bytes: dict[tuple[int, torch.dtype], int] = {}
-        self._weight_bytes: dict[torch.dtype, int] = {}  # a walk over all parameters
         self.predictor_ids = tokenizer.add_predictors(predictor.tokens)
         language_model.fit_vocabulary(len(tokenizer), self.predictor_ids)
 
@@ -218,13 +217,10 @@ class LLMJEPA(nn.Module):
 
     def pass_cost(self, tokens: int, context: int, logits: int = 0) -> PartCount:
         """What the ledger counts of one pass of the language model: arguments as of `pass_flops`."""
-        kind = self.language.lm.dtype
-        if kind not in self._weight_bytes:
-            self._weight_bytes[kind] = weight_bytes(self.language)
         return PartCount(
             forward_passes=1,
             flops=self.pass_flops(tokens, context, logits),
-            weight_bytes=self._weight_bytes[kind],
+            weight_bytes=weight_bytes(self.language),
             cache_bytes=self.cache_bytes(context - tokens),
         )
 

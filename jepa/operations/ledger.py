@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -353,9 +354,19 @@ class _Weighted(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
+_WEIGHT_BYTES: WeakKeyDictionary[_Weighted, dict[torch.dtype | None, int]] = WeakKeyDictionary()
+
+
 def weight_bytes(module: _Weighted) -> int:
-    """Bytes of a module's parameters, each shared one once: what a forward pass reads of weights at most."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    """Bytes of a module's parameters, each shared one once: what a forward pass reads of weights at most.
+
+    They are added up once for the data type that the first parameter has, and remembered: a ledger asks at each pass.
+    """
+    kind = next((parameter.dtype for parameter in module.parameters()), None)
+    known = _WEIGHT_BYTES.setdefault(module, {})
+    if kind not in known:
+        known[kind] = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    return known[kind]
 
 
 def _whole(name: str, value: Any) -> int:

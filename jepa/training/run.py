@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +97,8 @@ def _check(config: dict[str, Any]) -> None:
     devices, strategy = config["devices"], config["strategy"]
     if config["compile"] and strategy == "fsdp":
         raise InputError("compile must be false with strategy fsdp, got true")
+    if config["compile"] and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise InputError("compile must be false where there is no C++ compiler, g++ or what CXX names, got true")
     if devices > 1 and "LOCAL_RANK" not in os.environ:
         raise InputError(f"{devices} devices must be launched by torchrun --nproc-per-node {devices}, got one process")
     if (devices > 1) != (strategy != "auto"):

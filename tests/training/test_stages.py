@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import socket
 from itertools import chain
 from pathlib import Path
@@ -105,6 +106,22 @@ def test_sparse_experts_train_with_their_operations_counted(chunk, tmp_path):
     logged = [row for row in stage["curve"] if "balance" in row]
     assert len(logged) == 1
     assert 0.9 < logged[0]["balance"] <= 4  # 1: all experts alike; 4: one has all
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_parts_train_as_plain_ones(tmp_path):
+    plain = config("decoder=null")
+    folders = [train(plain | {"compile": compiled}, tmp_path / str(compiled)) for compiled in (False, True)]
+    one, other = (load_file(folder / "model.safetensors") for folder in folders)
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(other[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    with pytest.raises(InputError, match="no C\\+\\+ compiler, g\\+\\+ or what CXX names, got true"):
+        train(config("compile=true"), tmp_path)
 
 
 def test_stages_hand_a_checkpoint_on_and_leave_the_rest_as_it_is(tmp_path):
