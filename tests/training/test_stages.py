@@ -20,6 +20,7 @@ from conftest import tiny_config
 from hydra import compose, initialize_config_module
 from PIL import Image
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
 
 from jepa import checkpoint
@@ -112,7 +113,9 @@ def test_sparse_experts_train_with_their_operations_counted(chunk, tmp_path):
 @pytest.mark.filterwarnings("default")  # torch's own, while it compiles, are no errors
 def test_compiled_parts_train_as_plain_ones(tmp_path):
     plain = config("decoder=null")
+    counters.clear()
     folders = [train(plain | {"compile": compiled}, tmp_path / str(compiled)) for compiled in (False, True)]
+    assert counters["frames"]["ok"] > 0
     one, other = (load_file(folder / "model.safetensors") for folder in folders)
     assert one.keys() == other.keys()
     for name, weight in one.items():
