@@ -110,7 +110,7 @@ def main() -> None:
         measure("jepa train experiment=demo", lambda: command(["train", "experiment=demo", *train]))
         measure("jepa evaluate", lambda: command(["evaluate", f"checkpoint={checkpoint}", *evaluate]))
         model = jepa.load(checkpoint)
-        measure("a live stream", lambda: live(model, 30 if quick else 360))
+        measure("a live stream", lambda: live(model, 30 if quick else 1800))
         os.chdir(home)
     for name, found in shares.items():
         print(f"{name:28} {found['seconds']:8.1f} s, counting adds {found['share']:.3%}")
