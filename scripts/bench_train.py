@@ -32,7 +32,7 @@ from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import corpus
 from jepa.losses.infonce import info_nce
 from jepa.models.vl_jepa import set_fused_attention
-from jepa.operations import TrainingMeter
+from jepa.operations import count_flops
 from jepa.training.modules import JEPAModule
 
 WIDTH, CHUNK = 1536, 512  # of the paper's embeddings; rows of similarities at a time
@@ -57,8 +57,7 @@ def main() -> None:
         found["utilisation"] = round(found["flops"] / found["seconds"] / peak, 4)
         print(
             f"{name:10} {size:4} samples a step: {found['samples_per_second']:9.2f} samples/s, "
-            f"{found['flops']:.4g} FLOPs a step, utilisation {found['utilisation']:.1%} of {peak:.3g} FLOP/s; "
-            f"the meter's share of a step {found['meter_share']:.2%}"
+            f"{found['flops']:.4g} FLOPs a step, utilisation {found['utilisation']:.1%} of {peak:.3g} FLOP/s"
         )
     rows = 2048 if arguments.quick else arguments.rows
     loss = {name: contrastive(rows, chunk, device) for name, chunk in (("plain", None), ("chunked", CHUNK))}
@@ -92,7 +91,7 @@ def seconds_of(run: Callable[[], Any], device: str) -> float:
 
 
 def step_rate(name: str, size: int, device: str, repetitions: int) -> dict[str, Any]:
-    """Median time and FLOPs of a step with the meter, and its time without it: turns are taken, the first warms up."""
+    """Median time of a step, and its FLOPs, which are counted in one before."""
     with initialize_config_module("jepa.conf", version_base="1.3"):
         world_size = 256 if name == "vl_jepa_paper" else 48
         overrides = ["name=bench", f"model={name}", f"world.size={world_size}"]
@@ -106,35 +105,16 @@ def step_rate(name: str, size: int, device: str, repetitions: int) -> dict[str, 
     optimizer = torch.optim.AdamW(module.parameter_groups(), lr=1e-4, fused=True)
     batch: ClipBatch = ClipBatches(build(config["world"]), 0, size, 1, model.frames, **config["clips"])[0]
 
-    def step(meter: TrainingMeter | None) -> None:
-        if meter is not None:
-            meter.start(torch.device(device))
+    def step() -> None:
         with torch.autocast(device, torch.bfloat16):
             loss = module.training_step(batch, 0)
-        if meter is not None:
-            meter.backward()
         loss.backward()
-        if meter is not None:
-            meter.update()
         optimizer.step()
         optimizer.zero_grad()
-        if meter is not None:
-            meter.stop(updated=0)
 
-    meter = TrainingMeter(*module.metered())
-    step(meter)  # counts the shapes
-    flops = meter.ledger.total_flops
-    times: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(repetitions):
-        times[True].append(seconds_of(lambda: step(meter), device))
-        times[False].append(seconds_of(lambda: step(None), device))
-    with_meter, without = (statistics.median(times[key]) for key in (True, False))
-    return {
-        "samples_per_second": round(size / without, 3),
-        "seconds": without,
-        "flops": flops,
-        "meter_share": round(with_meter / without - 1, 4),
-    }
+    flops = count_flops(step).total
+    seconds = statistics.median(seconds_of(step, device) for _ in range(repetitions))
+    return {"samples_per_second": round(size / seconds, 3), "seconds": seconds, "flops": flops}
 
 
 def contrastive(rows: int, chunk: int | None, device: str) -> tuple[float, float]:
