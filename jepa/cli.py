@@ -65,10 +65,12 @@ def _train(config: Any, output: Path) -> None:
 
     check_before_training(plain)  # before the model libraries are imported
     from jepa.evaluation.language import evaluate_answers
+    from jepa.training.fit import is_first_process
     from jepa.training.run import train
 
     folder = train(plain, _writable(output))  # an arm of the controls is a run with its scores
-    evaluate_answers(folder, output / "evaluation", AnswersConfig(**plain["answers"]), plain["accelerator"])
+    if is_first_process():
+        evaluate_answers(folder, output / "evaluation", AnswersConfig(**plain["answers"]), plain["accelerator"])
 
 
 def _evaluate(config: Any, output: Path) -> None:

@@ -231,7 +231,10 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class LanguageStageConfig:
-    """Training on pairs for ``epochs``: a warm-up over a share of the steps, then a cosine to 0; 0 epochs: none."""
+    """Training on pairs for ``epochs``: a warm-up over a share of the steps, then a cosine to 0; 0 epochs: none.
+
+    A step takes ``batch_size`` pairs on each device.
+    """
 
     epochs: NonNegative
     batch_size: Count
@@ -269,6 +272,8 @@ class LanguageTrainConfig:
     seed: Natural
     precision: Literal["32-true", "bf16-mixed"]
     accelerator: Literal["auto", "cpu", "gpu"]
+    strategy: Literal["auto", "ddp"]
+    devices: Count
     workers: Natural
     data: Node
     checkpoint: str | None  # to go on from: its language model and tokenizer take the place of those below

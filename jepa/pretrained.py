@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,7 @@ def given(pretrained: str | None, architecture: Mapping[str, Any] | None) -> Pre
 def load(
     auto: Any,
     name: str | None,
-    config: PretrainedConfig,
+    config: PretrainedConfig | None,
     renamed: Mapping[str, str] | None = None,
     optional: Sequence[str] = (),
 ) -> PreTrainedModel:
@@ -84,25 +86,28 @@ def load(
 
     Args:
         auto: `AutoModel` or a class like it.
+        config: may be None with a `name`, whose own it then is.
         renamed: patterns of tensor names and what to put in their place, before names are compared.
         optional: patterns of names of tensors that may be missing.
 
     Raises:
         InputError: no weights, or tensors are missing or of another shape; they are listed.
     """
-    kind = config.model_type
     if name is None:
+        if config is None:
+            raise ValueError("config must be given without a name, got None")
         try:
             return auto.from_config(config, dtype=torch.float32)
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"architecture {kind!r} cannot be built: {' '.join(str(error).split())}") from error
+            reason = " ".join(str(error).split())
+            raise InputError(f"architecture {config.model_type!r} cannot be built: {reason}") from error
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what is not read would be listed
     try:
         model, found = auto.from_pretrained(
             source(name),
             config=config,
-            key_mapping=dict(renamed or {}),
+            key_mapping=dict(renamed) if renamed else None,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are listed below
@@ -126,3 +131,17 @@ def recompute_activations(model: PreTrainedModel) -> None:
     """Gradient checkpointing: activations are computed again in the backward pass."""
     switch = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5.2x
     (switch or model.gradient_checkpointing_enable)()
+
+
+def extend(model: PreTrainedModel, cache: Any, **inputs: Any) -> tuple[Any, Any]:
+    """The output of a pass that goes on from a key/value cache, or begins one with None; and the new cache.
+
+    Since transformers 5.24 the argument and the output are called `cache`, before that `past_key_values`.
+    """
+    out = model(**inputs, **{_cache_argument(type(model).forward): cache})
+    return out, out.cache if hasattr(out, "cache") else out.past_key_values
+
+
+@lru_cache
+def _cache_argument(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

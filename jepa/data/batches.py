@@ -23,6 +23,8 @@ class PairBatch(NamedTuple):
 class PairBatches(Dataset[PairBatch]):
     """`batches` batches of `batch_size` pairs: epoch after epoch in an order of its own, no pair left out.
 
+    With several `ranks` batch i is of rank i % ranks; those of one step all have the latent term, or none has.
+
     Args:
         latent: add what the latent term needs; False is next-token training.
         loss_dropout: share of the batches without it (LLM-JEPA section 3.3).
@@ -47,13 +49,14 @@ class PairBatches(Dataset[PairBatch]):
         shuffled: bool = False,
         tube: bool = False,
         apart: bool = False,
+        ranks: int = 1,
     ) -> None:
         if len(pairs) < batch_size:
             raise InputError(f"batch_size must be at most the number of pairs, {len(pairs)}, got {batch_size}")
         if not 0 <= loss_dropout < 1:
             raise InputError(f"loss_dropout must be in [0, 1), got {loss_dropout}")
         self.pairs, self.layout, self.seed = pairs, layout, seed
-        self.batch_size, self.batches = batch_size, batches
+        self.batch_size, self.batches, self.ranks = batch_size, batches, ranks
         self.latent, self.loss_dropout, self.tube, self.apart = latent, loss_dropout, tube, apart
         self.ids = target_numbers(pairs, layout)
         self.partner = _strangers(self.ids, seed) if shuffled else np.arange(len(pairs))
@@ -65,12 +68,11 @@ class PairBatches(Dataset[PairBatch]):
         if not 0 <= index < self.batches:
             raise IndexError(index)
         chosen = self._chosen(index)
-        rng = np.random.default_rng([self.seed, 1, index])
         pairs = [self.pairs[i] for i in chosen]
-        if not self.latent or rng.random() < self.loss_dropout:
+        if not self.latent or np.random.default_rng([self.seed, 1, index // self.ranks]).random() < self.loss_dropout:
             return PairBatch(pack(pairs, self.layout), None)
         if self.tube:
-            return PairBatch(pack(pairs, self.layout, tube=rng), None)
+            return PairBatch(pack(pairs, self.layout, tube=np.random.default_rng([self.seed, 3, index])), None)
         partners = self.partner[chosen]
         targets = [self.pairs[i] for i in partners]
         rows = pack(pairs, self.layout, targets, [self.ids[i] for i in partners], apart=self.apart)

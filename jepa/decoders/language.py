@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from jepa.errors import InputError
 from jepa.operations import transformer_cache_bytes, transformer_flops
-from jepa.pretrained import as_architecture, given, load, recompute_activations
+from jepa.pretrained import as_architecture, extend, given, load, recompute_activations
 
 
 class LanguageDecoder(nn.Module):
@@ -85,8 +85,8 @@ class LanguageDecoder(nn.Module):
         ended = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
         states, cache = self._prefix(latents), None
         for step in range(self.max_length):
-            out = self.lm(inputs_embeds=states, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            chosen, cache = out.logits[:, -1].argmax(-1), out.past_key_values
+            out, cache = extend(self.lm, cache, inputs_embeds=states, use_cache=True, logits_to_keep=1)
+            chosen = out.logits[:, -1].argmax(-1)
             tokens[:, step] = torch.where(ended, eos_id, chosen)
             ended |= chosen == eos_id
             if bool(ended.all()):

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from jepa.errors import InputError
+from jepa.pretrained import as_architecture, extend, load, make_config, recompute_activations
 
 _LAYERS = {"full_attention", "sliding_attention"}  # the kinds that a block mask can be given to
 
@@ -45,7 +45,8 @@ class LanguageModel(nn.Module):
         if (pretrained is None) == (architecture is None):
             raise InputError(f"give either pretrained or architecture, got {pretrained!r} and {architecture!r}")
         self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
-        self.lm: Any = _pretrained(pretrained) if pretrained is not None else _random(dict(architecture or {}))
+        config = None if architecture is None else make_config(architecture)
+        self.lm: Any = load(AutoModelForCausalLM, pretrained, config)
         self.lm.config.use_cache = False  # generation asks for its cache itself
         self.set_attention("sdpa")
         text = self.lm.config.get_text_config()
@@ -58,8 +59,7 @@ class LanguageModel(nn.Module):
         self.windowed = window is not None and not kinds  # one window for all layers (Mistral)
         self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
         if gradient_checkpointing:
-            recompute = getattr(self.lm, "activation_checkpointing_enable", None)  # its name since transformers 5.2x
-            (recompute or self.lm.gradient_checkpointing_enable)()
+            recompute_activations(self.lm)
         self._check()
 
     @property
@@ -72,8 +72,7 @@ class LanguageModel(nn.Module):
 
     def architecture(self) -> dict[str, Any]:
         """The configuration as plain data: with it and `lora` the same model can be built without the hub."""
-        plain = self.lm.config.to_diff_dict()
-        return {k: v for k, v in plain.items() if k not in ("transformers_version", "_name_or_path", "use_cache")}
+        return as_architecture(self.lm.config)
 
     def fit_vocabulary(self, size: int, new_tokens: Sequence[int]) -> None:
         """Makes room for `size` tokens, each with a random embedding of its own, and attaches LoRA if asked for.
@@ -128,10 +127,9 @@ class LanguageModel(nn.Module):
         """
         mask = mask.long()
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        out = self.lm.get_decoder()(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        return out.last_hidden_state, out.past_key_values
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        out, cache = extend(self.lm.get_decoder(), cache, use_cache=True, **inputs)
+        return out.last_hidden_state, cache
 
     @torch.no_grad()
     def generate(self, ids: Tensor, mask: Tensor, max_new_tokens: int, stop_ids: Sequence[int]) -> list[list[int]]:
@@ -195,21 +193,3 @@ class LanguageModel(nn.Module):
                 f"{name} makes its attention or its logits in a way that is not supported: those of packed rows differ "
                 f"from its own by {float(error):.2g} of the largest"
             )
-
-
-def _pretrained(name: str) -> PreTrainedModel:
-    try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype="float32")
-    except (OSError, ValueError) as error:
-        raise InputError(f"language model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-def _random(architecture: dict[str, Any]) -> PreTrainedModel:
-    kind = architecture.pop("model_type", None)
-    if not isinstance(kind, str):
-        raise InputError(f"architecture.model_type must name a model of transformers, got {kind!r}")
-    try:
-        config = AutoConfig.for_model(kind, **architecture)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise InputError(f"architecture {kind!r} cannot be built: {' '.join(str(error).split())}") from error

@@ -23,6 +23,7 @@ from jepa.errors import InputError
 from jepa.models.roles import role_parameters
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger, count_flops, weight_bytes
+from jepa.pretrained import extend
 from jepa.selective import Decoded
 
 
@@ -215,14 +216,15 @@ class TokenVLM(nn.Module):
         """Last hidden states (B, L, D) of embeddings (B, L, D) after those of a cache; `mask` is that of all so far."""
         mask = mask.long()
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -inputs.shape[1] :]
-        out = self.language_model.lm.get_decoder()(
+        out, cache = extend(
+            self.language_model.lm.get_decoder(),
+            cache,
             inputs_embeds=inputs,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=not torch.is_grad_enabled(),
         )
-        return out.last_hidden_state, out.past_key_values
+        return out.last_hidden_state, cache
 
     def _log_probabilities(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Of each token (B, L), given the state (B, L, D) before it."""

@@ -75,8 +75,8 @@ def count_flops(run: Callable[[], Any]) -> FlopCount:
 
     Only what passes torch's dispatcher is seen, not kernels launched past it. Functions that `torch.compile` wraps run
     uncompiled. torch then refuses flex attention, unless `torch.nn.attention.flex_attention` has its switch
-    `_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG` set, with which torch 2.15 counts it; torch 2.11 cannot. `torch.cond` counts
-    the dearer branch.
+    `_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG` set, with which torch 2.15 counts it; torch 2.11 and 2.14 cannot.
+    `torch.cond` counts the dearer branch.
 
     Raises:
         InputError: an operation that computes has no formula: of torch (recurrent layers, FFT, linear algebra, the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -14,11 +15,30 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import DataLoader, Dataset
 
 from jepa.config import StageConfig
+from jepa.errors import InputError
 from jepa.training.sharding import sharded_strategy
 
 
 def on_gpu(config: dict[str, Any]) -> bool:
     return config["accelerator"] != "cpu" and torch.cuda.is_available()
+
+
+def own_device(config: dict[str, Any]) -> torch.device:
+    """Where this process trains: on several GPUs, each process on one."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu(config) else torch.device("cpu")
+
+
+def is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_devices(config: dict[str, Any]) -> None:
+    """Refuses `devices` and `strategy` that do not go together, or were not launched."""
+    devices, strategy = config["devices"], config["strategy"]
+    if devices > 1 and "LOCAL_RANK" not in os.environ:
+        raise InputError(f"{devices} devices must be launched by torchrun --nproc-per-node {devices}, got one process")
+    if (devices > 1) != (strategy != "auto"):
+        raise InputError(f"devices > 1 must come with a strategy other than auto, got {devices} and {strategy}")
 
 
 def fit(
@@ -34,7 +54,8 @@ def fit(
 ) -> L.Trainer:
     """Trains for `stage.steps` steps with a progress bar; logs go to `output/logs/<name>`.
 
-    `batches` has as many as all devices need, which take turns: steps * accumulate * devices.
+    `batches` has as many as all devices need, which take turns, in order: steps * accumulate * devices. Every device
+    validates on all of `validation`.
     """
     logs = output / "logs"
     trainer = L.Trainer(
@@ -53,9 +74,16 @@ def fit(
         callbacks=[_ProgressBar(name)],
         enable_checkpointing=False,
         enable_model_summary=False,
+        use_distributed_sampler=False,
     )
-    workers = config["workers"]
-    loader = DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
+    workers, rank, count = config["workers"], int(os.environ.get("RANK", 0)), stage.steps * stage.accumulate * devices
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(rank, count, devices) if devices > 1 else None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+    )
     with warnings.catch_warnings():
         # Of libraries, not of the run: frozen parts are in evaluation mode, no output of a part is changed in place.
         known = (".*does not have many workers.*", ".*LeafSpec.*", ".*in eval mode at the start.*")

@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
@@ -28,11 +29,12 @@ from jepa.data.chat import ChatIds, ChatTokenizer
 from jepa.data.packing import Layout, pack, target_numbers
 from jepa.data.pairs import Pair, PairSplits
 from jepa.errors import InputError
+from jepa.losses.gather import GlobalBatch
 from jepa.losses.tube import SemanticTube
 from jepa.metrics.latents import LatentGeometry
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import count_flops
-from jepa.training.fit import fit, on_gpu, summary
+from jepa.training.fit import check_devices, fit, is_first_process, on_gpu, own_device, summary
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, Stage, follow, warn_of_collapse
 
@@ -41,6 +43,8 @@ _FLOPS_SAMPLE = 4  # batches whose operations are counted before training, for a
 
 class Objective(nn.Module):
     """γ·CE + λ·d(prediction, target) + a regulariser, of what one pass gives (LLM-JEPA eq. 2).
+
+    On several ranks the mean over ranks of the losses, and of their gradients, is that of the global batch.
 
     With loss dropout α the latent term is there on a share 1 − α of the batches, with the weight λ / (1 − α): its mean
     weight stays λ. The losses are computed in float32, whatever the precision of the model.
@@ -56,27 +60,41 @@ class Objective(nn.Module):
         self.tube = SemanticTube() if config.latent == "tube" else None
         self.loss = build(config.loss)
         self.regulariser = build(config.regulariser) if config.regulariser is not None else None
+        if not self.has_latent_term or self.tube is not None:
+            self.loss.requires_grad_(False)  # nothing trains it
 
     @property
     def has_latent_term(self) -> bool:
         return self.config.weight > 0
 
+    @property
+    def sometimes_untrained(self) -> bool:
+        """Whether a batch may leave parameters of the loss without gradient."""
+        return self.config.loss_dropout > 0 and any(parameter.requires_grad for parameter in self.parameters())
+
     def batches(
-        self, pairs: Sequence[ChatIds], model: LLMJEPA, stage: LanguageStageConfig, seed: int, steps: int
+        self,
+        pairs: Sequence[ChatIds],
+        model: LLMJEPA,
+        stage: LanguageStageConfig,
+        seed: int,
+        steps: int,
+        ranks: int = 1,
     ) -> PairBatches:
-        """Training batches that hold what this objective needs."""
+        """Training batches that hold what this objective needs: for each step, one a rank."""
         config = self.config
         return PairBatches(
             pairs,
             self.layout(model, stage),
             seed,
             stage.batch_size,
-            steps,
+            steps * ranks,
             latent=self.has_latent_term,
             loss_dropout=config.loss_dropout,
             shuffled=config.pairs == "shuffled",
             tube=self.tube is not None,
             apart=config.target == "ema",
+            ranks=ranks,
         )
 
     def layout(self, model: LLMJEPA, stage: LanguageStageConfig) -> Layout:
@@ -93,7 +111,7 @@ class Objective(nn.Module):
         """`loss` and its parts; a part that the batch does not hold is left out."""
         config, rows = self.config, batch.rows
         out = model(rows)
-        next_token = F.cross_entropy(out.logits, out.labels)
+        next_token = F.cross_entropy(out.logits, out.labels) * GlobalBatch.around(out.labels, gather=True).weight
         parts = {"next_token": next_token}
         scale = config.weight / (1 - config.loss_dropout)
         if self.tube is not None and out.tube is not None:
@@ -131,24 +149,25 @@ class LanguageModule(Stage):
         self.teacher: LLMJEPA | None = None
         if objective.has_latent_term and objective.config.target == "ema":
             self.teacher = deepcopy(model).requires_grad_(False)  # on_train_epoch_start keeps it without dropout
-        self.geometry = LatentGeometry(ks=(1, 10))
+        self.geometry = LatentGeometry(ks=(1, 10), sync_on_compute=False)  # every process validates on all
         self.keep_best = keep_best
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
-        self.tokens = 0
+        self.tokens = self.flops = 0  # of this process; after training, of all
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Vectors (norms, biases) and the loss's own parameters are not decayed."""
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained, of_loss = ([p for p in m.parameters() if p.requires_grad] for m in (self.model, self.objective))
         return [
             {"params": [p for p in trained if p.ndim > 1]},
-            {"params": [p for p in trained if p.ndim < 2] + list(self.objective.parameters()), "weight_decay": 0.0},
+            {"params": [p for p in trained if p.ndim < 2] + of_loss, "weight_decay": 0.0},
         ]
 
     def training_step(self, batch: PairBatch, index: int) -> Tensor:
         parts = self.objective(self.model, self.teacher, batch)
         size = self.stage.batch_size
-        self.log("loss", parts["loss"], prog_bar=True, batch_size=size)
-        self.log_dict({name: value for name, value in parts.items() if name != "loss"}, batch_size=size)
+        self.log("loss", parts["loss"], prog_bar=True, batch_size=size, sync_dist=True)
+        terms = {name: value for name, value in parts.items() if name != "loss"}
+        self.log_dict(terms, batch_size=size, sync_dist=True)
         self.tokens += int((batch.rows.segments >= 0).sum())
         if batch.targets is not None:
             self.tokens += int((batch.targets.segments >= 0).sum())
@@ -157,6 +176,13 @@ class LanguageModule(Stage):
     def on_train_epoch_start(self) -> None:
         if self.teacher is not None:
             self.teacher.eval()
+
+    def on_train_end(self) -> None:
+        self.flops = self.meter.ledger.total_flops if self.meter is not None else 0
+        if self.trainer.world_size > 1:
+            each: list[Any] = [None] * self.trainer.world_size
+            dist.all_gather_object(each, (self.tokens, self.flops))
+            self.tokens, self.flops = (sum(counts) for counts in zip(*each, strict=True))
 
     def metered(self) -> tuple[dict[str, list[nn.Module]], list[nn.Module]]:
         """One pass of the language model is X-Encoder, Predictor and Y-Encoder at once: it counts as `encoder`."""
@@ -173,14 +199,15 @@ class LanguageModule(Stage):
 
     def validation_step(self, batch: PairBatch, index: int) -> None:
         out = self.model(batch.rows)
-        self.log("val/next_token", F.cross_entropy(out.logits, out.labels), batch_size=len(out.labels))
+        loss = F.cross_entropy(out.logits, out.labels)
+        self.log("val/next_token", loss, batch_size=len(out.labels), sync_dist=True)
         self.geometry.update(out.predictions, out.targets, batch.rows.target_ids)
 
     def on_validation_epoch_end(self) -> None:
         geometry = self.geometry.compute()
         self.geometry.reset()
-        self.log_dict({f"val/{name}": value for name, value in geometry.items()})
-        self.log("R@1", geometry["retrieval@1"], prog_bar=True, logger=False)
+        self.log_dict({f"val/{name}": value for name, value in geometry.items()}, sync_dist=True)
+        self.log("R@1", geometry["retrieval@1"], prog_bar=True, logger=False, sync_dist=True)
         if self.objective.has_latent_term and not self.trainer.sanity_checking:
             warn_of_collapse(geometry, self.global_step)
         value = float(self.trainer.callback_metrics["val/next_token"])
@@ -202,12 +229,17 @@ def train(config: dict[str, Any], output: Path) -> Path:
 
     The stages are the language model and, if asked for, a decoder from its embeddings; the checkpoint is written after
     each. With `equal_flops` the number of steps, and with it the schedule, is stretched so that as many operations are
-    spent as the objective given there would: measured on a few batches of either.
+    spent as the objective given there would: measured on a few batches of either. On several devices every process
+    calls this; the first writes.
     """
+    check_devices(config)
+    if not config["stage"]["epochs"] and config["decoder"] is None:
+        raise InputError("there is nothing to train: stage.epochs is 0 and decoder is null")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
     L.seed_everything(config["seed"], verbose=False)
     splits = build_as(PairSplits, "data", config["data"])
-    print(splits.summary(), flush=True)
+    if is_first_process():
+        print(splits.summary(), flush=True)
     model = _model(config, splits)
     model.language.set_attention("sdpa" if on_gpu(config) else "eager")
     folder = output / "checkpoint"
@@ -224,11 +256,12 @@ def train(config: dict[str, Any], output: Path) -> Path:
         started = time.perf_counter()
         result = run(saved, model.train(), splits, output)
         stages.append({"name": name, "seconds": round(time.perf_counter() - started, 2), **result})
-        checkpoint.save(model.cpu(), saved, folder)
-        (folder / "training.json").write_text(json.dumps({"stages": stages}, indent=1), encoding="utf-8")
-    if not folder.is_dir():
-        raise InputError("there is nothing to train: stage.epochs is 0 and decoder is null")
-    print(f"checkpoint: {folder}", flush=True)
+        model.cpu()
+        if is_first_process():
+            checkpoint.save(model, saved, folder)
+            (folder / "training.json").write_text(json.dumps({"stages": stages}, indent=1), encoding="utf-8")
+    if is_first_process():
+        print(f"checkpoint: {folder}", flush=True)
     return folder
 
 
@@ -267,7 +300,7 @@ def _train_language(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, 
     pairs = model.tokenizer.encode(splits.train)
     validation = model.tokenizer.encode(splits.validation[: stage.validation_pairs])
     _check_lengths(model, pairs, splits.train)
-    model.to("cuda" if on_gpu(config) else "cpu")
+    model.to(own_device(config))
     plan = _plan(config, stage, objective, model, pairs)
     steps = StageConfig(
         steps=plan.steps,
@@ -284,12 +317,16 @@ def _train_language(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, 
     layout = objective.layout(model, stage)
     if not objective.has_latent_term or objective.tube is not None:
         layout = replace(layout, predictors=())  # nothing trains them
+    devices: int = config["devices"]
     held_out = _every_pair_once(validation, layout, stage.batch_size)
     module = LanguageModule(model, objective, steps, keep_best=stage.select == "best")
     if model.y_decoder is not None:
         model.y_decoder.requires_grad_(False)
-    batches = objective.batches(pairs, model, stage, config["seed"], plan.steps)
-    trainer = fit(module, batches, held_out, steps, config, output, "llm_jepa")
+    batches = objective.batches(pairs, model, stage, config["seed"], plan.steps, devices)
+    strategy = config["strategy"]
+    if strategy == "ddp" and objective.sometimes_untrained:
+        strategy = "ddp_find_unused_parameters_true"
+    trainer = fit(module, batches, held_out, steps, config, output, "llm_jepa", strategy, devices)
     if model.y_decoder is not None:
         model.y_decoder.requires_grad_(True)
     record = {
@@ -297,7 +334,7 @@ def _train_language(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, 
         "pairs": len(pairs),
         "duplicates": splits.duplicates,
         "tokens": module.tokens,
-        "flops": module.meter.ledger.total_flops if module.meter is not None else 0,
+        "flops": module.flops,
         "steps_stretched": plan.stretched,
     }
     if module.best is not None:
@@ -327,17 +364,17 @@ def _train_decoder(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, o
             "a decoder needs a model with objective.direction forward and objective.view shared, got "
             f"{objective['direction']} and {objective['view']}"
         )
-    model.eval().to("cuda" if on_gpu(config) else "cpu")
+    model.eval().to(own_device(config))
     batches, validation = (
         PairDecoderBatches(*_latents(model, pairs), [pair.answer for pair in pairs], seed, stage.batch_size, count)
         for pairs, seed, count in (
-            (splits.train, config["seed"], stage.steps),
+            (splits.train, config["seed"], stage.steps * stage.accumulate * config["devices"]),
             (splits.validation, config["seed"] + 1, stage.validation_batches),
         )
     )
     module = DecoderModule(model, stage)
     module.train()
-    trainer = fit(module, batches, validation, stage, config, output, "decoder")
+    trainer = fit(module, batches, validation, stage, config, output, "decoder", config["strategy"], config["devices"])
     return summary(trainer, stage, output / "logs" / "decoder") | {"noise_per_dimension": round(batches.noise, 5)}
 
 
@@ -362,7 +399,7 @@ def _plan(
     model: LLMJEPA,
     pairs: Sequence[ChatIds],
 ) -> _Plan:
-    steps = max(1, round(stage.epochs * len(pairs) / stage.batch_size))
+    steps = max(1, round(stage.epochs * len(pairs) / (stage.batch_size * config["devices"])))
     if config["equal_flops"] is None:
         return _Plan(steps, 1.0)
     other = Objective(ObjectiveConfig(**config["equal_flops"]))

@@ -170,7 +170,7 @@ class JEPAModule(Stage):
             self.slow = deepcopy(self.pair()).requires_grad_(False)
         if stage.target == "stop_gradient":
             model.y_encoder.requires_grad_(False)
-        self.geometry = LatentGeometry()
+        self.geometry = LatentGeometry(sync_on_compute=False)  # every process validates on all
 
     def pair(self) -> nn.ModuleList:
         """Predictor and Y-Encoder."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from torch.utils.data import Dataset
 
 from jepa import checkpoint
@@ -29,7 +30,7 @@ from jepa.errors import InputError
 from jepa.models.roles import Part
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.training import language
-from jepa.training.fit import fit, on_gpu, summary
+from jepa.training.fit import check_devices, fit, is_first_process, on_gpu, own_device, summary
 from jepa.training.latents import (
     DecoderBatches,
     predicted_latents,
@@ -48,8 +49,14 @@ def train(config: dict[str, Any], output: Path) -> Path:
     The checkpoint is written after every stage, logs go to `output/logs`. With `checkpoint` its model and its stages
     are gone on from. On several devices every process calls this; the first writes.
     """
-    if config["variant"] == "llm_jepa":
-        return language.train(config, output)
+    try:
+        return language.train(config, output) if config["variant"] == "llm_jepa" else _train_vl_jepa(config, output)
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()  # what follows runs in the first process alone
+
+
+def _train_vl_jepa(config: dict[str, Any], output: Path) -> Path:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
     L.seed_everything(config["seed"], verbose=False)
     _check(config)
@@ -77,16 +84,12 @@ def train(config: dict[str, Any], output: Path) -> Path:
             gather(trained, model)
         stages.append({"name": name, "seconds": round(time.perf_counter() - started, 2), **result})
         model.cpu()
-        if _is_first_process():
+        if is_first_process():
             checkpoint.save(model, config, folder)
             (folder / "training.json").write_text(json.dumps({"stages": stages}, indent=1), encoding="utf-8")
-    if _is_first_process():
+    if is_first_process():
         print(f"checkpoint: {folder}", flush=True)
     return folder
-
-
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _check(config: dict[str, Any]) -> None:
@@ -94,15 +97,11 @@ def _check(config: dict[str, Any]) -> None:
         raise InputError("there is nothing to train: jepa and decoder are null")
     if config["data"] is not None and config["decoder"] is not None:
         raise InputError("the decoder's stage takes streams of the world: decoder must be null with data, got both")
-    devices, strategy = config["devices"], config["strategy"]
-    if config["compile"] and strategy == "fsdp":
+    if config["compile"] and config["strategy"] == "fsdp":
         raise InputError("compile must be false with strategy fsdp, got true")
     if config["compile"] and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise InputError("compile must be false where there is no C++ compiler, g++ or what CXX names, got true")
-    if devices > 1 and "LOCAL_RANK" not in os.environ:
-        raise InputError(f"{devices} devices must be launched by torchrun --nproc-per-node {devices}, got one process")
-    if (devices > 1) != (strategy != "auto"):
-        raise InputError(f"devices > 1 must come with strategy ddp or fsdp, got {devices} and {strategy}")
+    check_devices(config)
 
 
 def _start(config: dict[str, Any]) -> tuple[VLJEPA, list[dict[str, Any]]]:
@@ -180,9 +179,9 @@ def _train_jepa(config: dict[str, Any], model: VLJEPA, world: World, output: Pat
 
 @contextmanager
 def _compiled(*parts: Any) -> Iterator[None]:
-    """The parts' forward passes by `torch.compile`, for batches of any size."""
+    """The parts' forward passes by `torch.compile`, which makes dynamic what differs between batches, no more."""
     for part in parts:
-        part.forward = torch.compile(part.forward, dynamic=True)
+        part.forward = torch.compile(part.forward)  # all dynamic is more than torch 2.14 can sort the strides of
     try:
         yield
     finally:
@@ -193,7 +192,7 @@ def _compiled(*parts: Any) -> Iterator[None]:
 def _train_decoder(config: dict[str, Any], model: VLJEPA, world: World, output: Path) -> dict[str, Any]:
     stage = DecoderStageConfig(**config["decoder"])
     seed = config["seed"]
-    model.eval().to("cuda" if on_gpu(config) else "cpu")
+    model.eval().to(own_device(config))
     streams = predicted_latents(
         model,
         world,

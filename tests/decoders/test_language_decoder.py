@@ -12,6 +12,7 @@ from jepa.config import build
 from jepa.decoders.language import LanguageDecoder
 from jepa.errors import InputError
 from jepa.operations import count_flops
+from jepa.pretrained import extend
 
 FAMILIES = {
     "llama": {},
@@ -69,8 +70,8 @@ def test_counts_are_what_runs(decoder, tokens):
     states, cache = decoder._prefix(latents(1)), None
     for _ in range(tokens):
         read += held
-        out = decoder.lm(inputs_embeds=states, past_key_values=cache, use_cache=True)
-        cache, states = out.past_key_values, decoder.lm.get_input_embeddings()(out.logits[:, -1:].argmax(-1))
+        out, cache = extend(decoder.lm, cache, inputs_embeds=states, use_cache=True)
+        states = decoder.lm.get_input_embeddings()(out.logits[:, -1:].argmax(-1))
         held = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
     assert decoder.cache_bytes(tokens) == read
 

@@ -94,7 +94,7 @@ def test_one_source_of_weights_is_needed(tmp_path):
     for arguments in ({}, {"pretrained": "a", "architecture": LLAMA}):
         with pytest.raises(InputError, match="give either pretrained or architecture"):
             LanguageModel(**arguments)
-    with pytest.raises(InputError, match=r"language model .* cannot be loaded"):
+    with pytest.raises(InputError, match=r"model .* cannot be loaded"):
         LanguageModel(pretrained=str(tmp_path))
 
 

@@ -33,6 +33,7 @@ from jepa.operations import (
     weight_bytes,
 )
 from jepa.predictors.transformer import QueryPredictor
+from jepa.pretrained import extend
 
 BATCH, TOKENS = 2, 7
 
@@ -127,9 +128,9 @@ IDS = torch.randint(3, 64, (BATCH, TOKENS), generator=torch.Generator().manual_s
 def test_closed_form_is_what_runs(name, attention, experts):
     model = build(name, attention, experts)
     with torch.no_grad():
-        forward = count_flops(lambda: model(input_ids=IDS, use_cache=True))
-        cache = forward.result.past_key_values
-        cached = count_flops(lambda: model(input_ids=IDS[:, :2], past_key_values=cache, logits_to_keep=1))
+        forward = count_flops(lambda: extend(model, None, input_ids=IDS, use_cache=True))
+        _, cache = forward.result
+        cached = count_flops(lambda: extend(model, cache, input_ids=IDS[:, :2], logits_to_keep=1))
     assert transformer_flops(model.config, TOKENS, batch=BATCH).total == forward.total
     assert transformer_flops(model.config, 2, batch=BATCH, context=TOKENS + 2, logits=1).total == cached.total
 
@@ -226,7 +227,7 @@ def test_bytes_of_a_cache_are_those_that_it_holds(name, held):
     bytes_held = 0
     if held:
         with torch.no_grad():
-            cache = model(input_ids=IDS[:, :held], use_cache=True).past_key_values
+            _, cache = extend(model, None, input_ids=IDS[:, :held], use_cache=True)
         tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         bytes_held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     assert transformer_cache_bytes(model.config, held, batch=BATCH, element_size=4) == bytes_held

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LLAMA, language_config
+from processes import assert_same_weights, train_in_two_processes
 from safetensors.torch import load_file
 
 from jepa import checkpoint
@@ -93,6 +94,8 @@ def train_config(
         "seed": seed,
         "precision": "32-true",
         "accelerator": "cpu",
+        "strategy": "auto",
+        "devices": 1,
         "workers": 0,
         "data": {"_target_": "jepa.data.regex_grammar.generate", **data},
         "tokenizer": {"pretrained": None, "vocab_size": 400},
@@ -412,3 +415,60 @@ def test_the_operations_of_training_are_those_of_its_steps(changed, tiny_llm_jep
     found = meter.ledger.total_flops
     meter.remove()
     assert found == count_flops(run).total
+
+
+HEAD = {"_target_": LOSSES + "infonce.ProjectionHead", "width": 32, "hidden": 16, "output": 8}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": {**INFONCE, "learnable": True, "head": HEAD}, "loss_dropout": 0.5},
+        {"weight": 0.0, "loss": {**INFONCE, "learnable": True}},  # a loss that nothing trains
+        {"target": "ema"},
+        {"latent": "tube"},
+    ],
+    ids=["learned loss, dropped out", "next tokens", "ema", "tube"],
+)
+def test_two_processes_train_as_one_does_on_both_batches(changes, tmp_path):
+    """Negatives of both, a mean over the tokens of both, and both leave the latent term out on the same steps."""
+    tube = changes.get("latent") == "tube"  # its positions are drawn for each batch
+    two = train_in_two_processes(train_config(changes, {"epochs": 1}), "ddp", tmp_path / "two")
+    one = train(train_config(changes, {"epochs": 1, "batch_size": 16}), tmp_path / "one")
+    found, wanted = record(two), record(one)
+    for key in ("steps", "samples", "pairs", *([] if tube else ["tokens"])):
+        assert found[key] == wanted[key], key
+    assert found["flops"] == pytest.approx(wanted["flops"], rel=0.1)  # padding differs
+    if not tube:
+        assert_same_weights(two, one)
+        for row, other in zip(found["curve"], wanted["curve"], strict=True):
+            assert row == pytest.approx(other, rel=1e-3, abs=1e-4)
+
+
+def test_a_decoder_is_trained_on_the_batches_of_two_processes(tmp_path):
+    decoder = {
+        "steps": 2,
+        "batch_size": 8,
+        "accumulate": 1,
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "weight_decay": 0.0,
+        "warmup_steps": 0,
+        "gradient_clip": 1.0,
+        "validate_every": 2,
+        "validation_batches": 1,
+    }
+    size = {"width": 32, "depth": 1, "heads": 2}
+    config = train_config(stage={"epochs": 0.1})
+    config["model"]["y_decoder"] = {"_target_": "jepa.decoders.prefix.PrefixDecoder", **size}
+    folder = train_in_two_processes({**config, "decoder": decoder}, "ddp", tmp_path)
+    stages = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
+    assert [(stage["name"], stage["samples"]) for stage in stages] == [("llm_jepa", 16), ("decoder", 32)]
+    checkpoint.load(folder)  # strictly
+
+
+def test_devices_come_with_a_strategy_and_a_launcher(tmp_path):
+    with pytest.raises(InputError, match="must be launched by torchrun --nproc-per-node 2"):
+        train(train_config() | {"devices": 2, "strategy": "ddp"}, tmp_path)
+    with pytest.raises(InputError, match="devices > 1 must come with a strategy"):
+        train(train_config() | {"strategy": "ddp"}, tmp_path)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
-import socket
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import tiny_config
 from hydra import compose, initialize_config_module
 from PIL import Image
+from processes import assert_same_weights, train_in_two_processes
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
@@ -220,45 +218,20 @@ def test_classes_and_captions_without_a_query():
     assert text_ids(["a"]).equal(text_ids(["b", "a"])[1:])
 
 
-def _process(rank: int, port: int, plain: dict[str, Any], output: Path) -> None:
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port, "LOCAL_WORLD_SIZE": 2}
-    launched = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0}
-    os.environ.update({name: str(value) for name, value in (ranks | launched).items()})
-    torch.set_num_threads(1)
-    train(plain, output)
-
-
-def two_processes(plain: dict[str, Any], strategy: str, output: Path) -> Path:
-    """The checkpoint that two processes have trained."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    plain |= {"strategy": strategy, "devices": 2}
-    mp.start_processes(_process, (port, plain, output), nprocs=2, start_method="fork")
-    return output / "checkpoint"
-
-
-def assert_close(found: Path, expected: Path) -> None:
-    weights, wanted = (load_file(folder / "model.safetensors") for folder in (found, expected))
-    assert weights.keys() == wanted.keys()
-    for name in wanted:
-        torch.testing.assert_close(weights[name], wanted[name], atol=2e-4, rtol=1e-3)
-
-
 def test_two_processes_train_as_one_does_on_both_batches(tmp_path):
     """A step's gradient is that of the samples of both, which one process accumulates."""
     cosine = {"_target_": LOSSES + "distance.Cosine"}
-    folder = two_processes(changed(loss=cosine), "ddp", tmp_path / "two")
+    folder = train_in_two_processes(changed(loss=cosine), "ddp", tmp_path / "two")
     [stage] = stages(folder)
     assert (stage["steps"], stage["samples"]) == (2, 24)
-    assert_close(folder, train(changed(loss=cosine, accumulate=2), tmp_path / "one"))
+    assert_same_weights(folder, train(changed(loss=cosine, accumulate=2), tmp_path / "one"))
 
 
 def test_sharded_parameters_are_trained_as_whole_ones(tmp_path):
     """With gradients that are clipped, a learned temperature that is not sharded, and slow copies that follow."""
     plain = config("jepa.gradient_clip=0.05", "jepa.target=ema", "jepa.ema_decay=0.9", "jepa.learning_rate=0.01")
-    sharded, whole = (two_processes(plain, strategy, tmp_path / strategy) for strategy in ("fsdp", "ddp"))
-    assert_close(sharded, whole)
+    sharded, whole = (train_in_two_processes(plain, strategy, tmp_path / strategy) for strategy in ("fsdp", "ddp"))
+    assert_same_weights(sharded, whole)
     checkpoint.load(sharded)  # strictly
     curves = [[stage["curve"] for stage in stages(folder)] for folder in (sharded, whole)]
     for found, wanted in zip(*(chain(*curve) for curve in curves), strict=True):
@@ -282,7 +255,7 @@ def test_what_torch_cannot_shard_is_named():
     [
         ({"jepa": None, "decoder": None}, "nothing to train"),
         ({"devices": 2, "strategy": "ddp"}, "must be launched by torchrun --nproc-per-node 2"),
-        ({"strategy": "ddp"}, "devices > 1 must come with strategy"),
+        ({"strategy": "ddp"}, "devices > 1 must come with a strategy"),
         ({"compile": True, "devices": 2, "strategy": "fsdp"}, "compile must be false with strategy fsdp"),
         ({"checkpoint": "nowhere"}, "checkpoint not found: nowhere"),
     ],

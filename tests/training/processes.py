@@ -1,0 +1,39 @@
+"""Training in two processes, as torchrun launches them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+
+from jepa.training.run import train
+
+
+def _process(rank: int, port: int, plain: dict[str, Any], output: Path) -> None:
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port, "LOCAL_WORLD_SIZE": 2}
+    launched = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0}
+    os.environ.update({name: str(value) for name, value in (ranks | launched).items()})
+    torch.set_num_threads(1)
+    train(plain, output)
+
+
+def train_in_two_processes(plain: dict[str, Any], strategy: str, output: Path) -> Path:
+    """The folder of the checkpoint that two processes have trained."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    changed = {**plain, "strategy": strategy, "devices": 2}
+    mp.start_processes(_process, (port, changed, output), nprocs=2, start_method="fork")
+    return output / "checkpoint"
+
+
+def assert_same_weights(found: Path, expected: Path) -> None:
+    weights, wanted = (load_file(folder / "model.safetensors") for folder in (found, expected))
+    assert weights.keys() == wanted.keys()
+    for name in wanted:
+        torch.testing.assert_close(weights[name], wanted[name], atol=2e-4, rtol=1e-3)
