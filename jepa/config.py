@@ -535,6 +535,7 @@ class ReportConfig:
     checkpoint: str | None
     output: str | None
     seed: Natural
+    workers: Natural
     confidence: ShareAboveZero
     tolerances: Annotated[list[ShareBelowOne], NotEmpty()]
     references: Annotated[list[ReferenceConfig], NotEmpty()]
@@ -548,6 +549,7 @@ class ReplayConfig:
     timeline: TimelineConfig
     output: str
     seed: Natural
+    workers: Natural
     limit: Natural  # videos at most; 0: all
     minutes: NonNegative  # of each video; 0: all
     calibration_share: ShareBetween

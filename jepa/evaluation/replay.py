@@ -107,6 +107,7 @@ def replay(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, 
             confidence=config["confidence"],
             seed=config["seed"],
             name=f"noise {noise:g}",
+            workers=config["workers"],
         )
         del swept["emissions"]
         right = _steps_right(streams["test"], bank)

@@ -81,6 +81,7 @@ def report(config: dict[str, Any]) -> dict[str, Path]:
             config["seed"],
             name,
             config["tolerances"],
+            config["workers"],
         )
         settings[name] = _setting(folder / name, setting, streams, swept) | {"one_device": device == record["device"]}
     results = {

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from jepa.config import build, build_as
 from jepa.data.records import StreamRecord
 from jepa.errors import InputError
+from jepa.evaluation.processes import can_fork, in_processes
 from jepa.evaluation.record import plain_ratio
 from jepa.evaluation.streams import StreamSet
 from jepa.metrics import (
@@ -53,6 +54,7 @@ from jepa.selective import (
     measured_error,
     slots_needed,
 )
+from jepa.selective.decoder import collection_paused
 
 NO_KNOB = "none"
 _AUDITED = 256  # latents in a call of the decoder
@@ -78,10 +80,14 @@ class Sweep:
         policy: Policy = build(self.policy, **({} if self.knob == NO_KNOB else {self.knob: value}))
         return policy
 
-    def cuts(self, value: float) -> str:
-        """Equal for families that cut streams alike at this value."""
-        steps = self.steps and (self.steps.threshold, self.steps.burst, self.steps.hold, self.steps.refractory)
-        return json.dumps([self.policy, self.knob, value, steps], sort_keys=True)
+    def cuts(self, value: float | None) -> str:
+        """Equal for families that cut streams alike at this value; of None, for those that differ in their values."""
+        return json.dumps([self.policy, self.knob, value, _key(self.steps)], sort_keys=True)
+
+
+def _key(steps: StepSelection | None) -> tuple[float | None, int, int, int] | None:
+    """Equal for selections of the same steps."""
+    return None if steps is None else (steps.threshold, steps.burst, steps.hold, steps.refractory)
 
 
 def sweeps(policies: Mapping[str, Mapping[str, Any]]) -> dict[str, Sweep]:
@@ -161,6 +167,16 @@ class _Outcome:
     wrong: ErrorRate | None = None  # of the cache
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A family at one value of its knob, on both splits."""
+
+    points: dict[str, SweepPoint]  # by split
+    dense: list[DenseScores]  # of the test streams
+    calibrated: Calibration | None  # its cache
+    wrong: ErrorRate | None  # of the cache, on the test streams
+
+
 class _Split:
     """The streams of one split, what cuts them, and what scores emissions on them: the pool is one for all policies."""
 
@@ -170,6 +186,7 @@ class _Split:
         self.pairs = CaptionPairs(document_frequency([[tokenize(event.text)] for event in events]))
         self._families = Counter(family.cuts(value) for family in families for value in family.values)
         self._remembering: dict[str, RememberingPolicy] = {}
+        self._steps: dict[Any, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def policy(self, family: Sweep, value: float) -> Policy:
         """A family's policy at a value, remembering its cuts where others need them too, and where it is an oracle."""
@@ -182,13 +199,20 @@ class _Split:
             return self._remembering[key]
         return policy
 
+    def forget_cuts(self) -> None:
+        """Of the policies that came so far."""
+        self._remembering.clear()
+
     def steps(self, selection: StepSelection | None) -> list[tuple[np.ndarray, np.ndarray]]:
         """Latents and times of each stream, at the steps that are computed."""
-        everything = list(zip(self.streams.latents, self.streams.times, strict=True))
-        if selection is None:
-            return everything
-        chosen = [selection.select(changes) for changes in self.streams.changes]
-        return [(latents[mask], times[mask]) for (latents, times), mask in zip(everything, chosen, strict=True)]
+        key = _key(selection)
+        if key not in self._steps:
+            steps = list(zip(self.streams.latents, self.streams.times, strict=True))
+            if selection is not None:
+                chosen = [selection.select(changes) for changes in self.streams.changes]
+                steps = [(latents[mask], times[mask]) for (latents, times), mask in zip(steps, chosen, strict=True)]
+            self._steps[key] = steps
+        return self._steps[key]
 
     def point(self, knob: float, emissions: Sequence[Sequence[Emission]]) -> SweepPoint:
         """Quality, and decoder calls: what a cache answered is none."""
@@ -232,6 +256,7 @@ def sweep_setting(
     seed: int,
     name: str,
     tolerances: Sequence[float] = (0.0,),
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Curves, savings, operations and emissions of one setting.
 
@@ -239,6 +264,11 @@ def sweep_setting(
     threshold of a cache) is so on the calibration streams. A reference is `{policy, rate_hz}`; the first one, at the
     first of the `tolerances`, is the headline. The pool of document frequencies is one for all policies of a split:
     its annotations.
+
+    With two or more `workers` as many forked processes share the families and values, each with a copy of the decoder
+    in memory that they share. With fewer, with a decoder that is on a GPU, or on a system that cannot fork, they run
+    one after the other in this process. The results are the same. What the operations' ledgers hold, wall times among
+    it, is always counted in this process, when the others have ended.
 
     Raises:
         InputError: before anything runs, for references, values, tolerances or a confidence that no sweep can have.
@@ -250,26 +280,29 @@ def sweep_setting(
     remembering = RememberingDecoder(decoder)
     _check(streams, families, references, confidence, tolerances)
     splits = {split: _Split(streams[split], families.values()) for split in ("calibration", "test")}
-    points: dict[str, dict[str, dict[float, SweepPoint]]] = {}
-    dense: dict[tuple[str, float], list[DenseScores]] = {}
-    caches: dict[tuple[str, float], Calibration] = {}
-    wrong: dict[tuple[str, float], ErrorRate | None] = {}
-    total = sum(len(f.values) for f in families.values()) * len(splits)
-    with tqdm(total=total, desc=f"policies, {name}", unit="run") as bar:
-        for kind, split in splits.items():
-            for family in families.values():
-                for value in family.values:
-                    key = (family.name, value)
-                    if family.cache is not None and kind == "calibration":
-                        caches[key] = _calibrate(split, family, value, remembering, seed)
-                    auditor = remembering if kind == "test" else None
-                    outcome = _decode(split, family, value, remembering, auditor, latent_delay, caches.get(key))
-                    points.setdefault(family.name, {}).setdefault(kind, {})[value] = split.point(
-                        value, outcome.emissions
-                    )
-                    if kind == "test":
-                        dense[key], wrong[key] = split.dense(outcome.emissions), outcome.wrong
-                    bar.update()
+    if not (can_fork() and _on_cpu(decoder)):
+        workers = 0
+
+    def work(part: Sequence[tuple[Sweep, float]]) -> Iterator[_Run]:
+        return _runs(splits, part, remembering, latent_delay, seed)
+
+    runs: dict[tuple[str, float], _Run] = {}
+    parts = _parts(families.values(), max(1, workers))
+    with closing(in_processes(work, parts, workers) if workers > 1 else _in_order(work, parts)) as results:
+        waiting = [iter(part) for part in parts]
+        total = sum(map(len, parts))
+        for number, run in tqdm(results, desc=f"policies, {name}", unit="run", total=total):
+            family, value = next(waiting[number])
+            runs[family.name, value] = run
+    points: dict[str, dict[str, dict[float, SweepPoint]]] = {
+        family.name: {
+            kind: {value: runs[family.name, value].points[kind] for value in family.values} for kind in splits
+        }
+        for family in families.values()
+    }
+    dense = {key: run.dense for key, run in runs.items()}
+    caches = {key: run.calibrated for key, run in runs.items() if run.calibrated is not None}
+    wrong = {key: run.wrong for key, run in runs.items()}
     savings = list(_savings(points, dense, families, references, tolerances, confidence, seed))
     operations: list[dict[str, Any]] = []
     strip: dict[str, list[dict[str, Any]]] = {}
@@ -330,6 +363,76 @@ def _check(
             raise InputError(
                 f"references[{index}] must be one of the swept policies and values, got {policy} at {rate:g} Hz"
             )
+
+
+def _on_cpu(decoder: Decoder) -> bool:
+    return not isinstance(decoder, torch.nn.Module) or all(p.device.type == "cpu" for p in decoder.parameters())
+
+
+def _parts(families: Collection[Sweep], processes: int) -> list[list[tuple[Sweep, float]]]:
+    """All families and values, in parts for processes, the longest first.
+
+    What is cut alike stands together, then what differs in the value alone: it has latents and texts in common. No part
+    is longer than one process's share, if it can be cut; a cache counts for two more runs, which calibrate it.
+    """
+    groups: dict[str, dict[str, list[tuple[Sweep, float]]]] = {}
+    for family in families:
+        for value in family.values:
+            alike = groups.setdefault(family.cuts(None), {}).setdefault(family.cuts(value), [])
+            alike.append((family, value))
+
+    def length(runs: Sequence[tuple[Sweep, float]]) -> int:
+        return sum(1 if family.cache is None else 3 for family, _ in runs)
+
+    share = sum(length(runs) for group in groups.values() for runs in group.values()) / processes
+    parts: list[list[tuple[Sweep, float]]] = []
+    for group in groups.values():
+        part: list[tuple[Sweep, float]] = []
+        for runs in group.values():
+            if part and length(part) + length(runs) > share:
+                parts.append(part)
+                part = []
+            part = part + runs
+        parts.append(part)
+    return sorted(parts, key=length, reverse=True)
+
+
+def _in_order(
+    work: Callable[[Sequence[tuple[Sweep, float]]], Iterator[_Run]], parts: Sequence[Sequence[tuple[Sweep, float]]]
+) -> Generator[tuple[int, _Run]]:
+    """`in_processes` without processes."""
+    with collection_paused():
+        for number, part in enumerate(parts):
+            for run in work(part):
+                yield number, run
+
+
+def _runs(
+    splits: Mapping[str, _Split],
+    part: Sequence[tuple[Sweep, float]],
+    decoder: Decoder,
+    latent_delay: float,
+    seed: int,
+) -> Iterator[_Run]:
+    """Runs the families at the values of a part, first on the calibration streams, then on the test streams."""
+    cuts = ""
+    for family, value in part:
+        if family.cuts(value) != cuts:
+            cuts = family.cuts(value)
+            for split in splits.values():
+                split.forget_cuts()
+        calibrated = wrong = None
+        points: dict[str, SweepPoint] = {}
+        dense: list[DenseScores] = []
+        for kind, split in splits.items():
+            if family.cache is not None and kind == "calibration":
+                calibrated = _calibrate(split, family, value, decoder, seed)
+            auditor = decoder if kind == "test" else None
+            outcome = _decode(split, family, value, decoder, auditor, latent_delay, calibrated)
+            points[kind] = split.point(value, outcome.emissions)
+            if kind == "test":
+                dense, wrong = split.dense(outcome.emissions), outcome.wrong
+        yield _Run(points, dense, calibrated, wrong)
 
 
 def _calibrate(split: _Split, family: Sweep, value: float, decoder: Decoder, seed: int) -> Calibration:

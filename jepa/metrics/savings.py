@@ -13,6 +13,7 @@ S: streams; A_s: annotations of stream s; R: resamples; K: points of a curve.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -273,7 +274,7 @@ def bootstrap_ratio(reference: ArrayLike, ours: ArrayLike, *, resamples: int = 2
 
 
 def resample(streams: int, resamples: int, seed: int) -> np.ndarray:
-    """(R, S) how often each stream is drawn in each resample; S draws each, with replacement.
+    """(R, S) float64, read-only: how often each stream is drawn in each resample; S draws each, with replacement.
 
     Raises:
         InputError: fewer than 2 streams, or ``resamples`` is below 1.
@@ -282,7 +283,15 @@ def resample(streams: int, resamples: int, seed: int) -> np.ndarray:
         raise InputError(f"a bootstrap over streams must have at least 2 streams, got {streams}")
     if resamples < 1:
         raise InputError(f"resamples must be >= 1, got {resamples}")
-    return np.random.default_rng(seed).multinomial(streams, np.full(streams, 1 / streams), size=resamples)
+    return _drawn(streams, resamples, seed)
+
+
+@functools.lru_cache(maxsize=4)  # a sweep asks for the same again and again
+def _drawn(streams: int, resamples: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(streams, np.full(streams, 1 / streams), size=resamples).astype(np.float64)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def paired_difference(values: ArrayLike, reference: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Interval:
@@ -389,7 +398,8 @@ def _scores(scores: Sequence[ArrayLike]) -> tuple[np.ndarray, ...]:
 
 def _mean(scores: Sequence[np.ndarray]) -> float:
     """Over all scores of all streams, rounded once: their order does not matter."""
-    return math.fsum(score for stream in scores for score in stream) / sum(map(len, scores))
+    every = np.concatenate(scores)
+    return math.fsum(every.tolist()) / len(every)
 
 
 def _means(scores: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from html import escape
@@ -103,6 +104,7 @@ th, td { padding: 0.42rem 1.1rem 0.42rem 0; text-align: left; vertical-align: ba
 th[scope=row], td { white-space: nowrap; }
 td.n, th.n { text-align: right; padding: 0.42rem 0 0.42rem 1.2rem; }
 td.words { white-space: normal; min-width: 13rem; }
+.stacked td.n { white-space: normal; }
 td.n.words { color: var(--muted); }
 thead th { color: var(--muted); border-bottom: 1px solid var(--muted); vertical-align: bottom; }
 thead th.n { white-space: normal; }
@@ -298,7 +300,7 @@ def _savings(results: Results) -> str:
         return (
             f"{_table(results, name, 'Savings', savings_table(setting))}"
             f"<h4>All references and tolerances</h4>{_note(MATRIX_NOTE)}"
-            f"{_table(results, name, 'All references and tolerances', matrix_table(setting))}"
+            f"{_stacked(_table(results, name, 'All references and tolerances', matrix_table(setting)))}"
         )
 
     return section_html(
@@ -376,6 +378,15 @@ def _table(results: Results, name: str, title: str, table: Table) -> str:
     series, curves = plots.series_of(results), results["settings"][name]["curves"]
     colours = {label(curve): series[policy] for policy, curve in curves.items() if policy in series}
     return table_html(table, f"{title}, {clean(name)}", colours)
+
+
+def _stacked(table: str) -> str:
+    """A table of many intervals: where it is narrow, each stands below its value, in one piece."""
+    whole = _INTERVAL.sub(r"(\1&nbsp;to&nbsp;\2)", table)
+    return f'<div class="stacked">{whole}</div>'
+
+
+_INTERVAL = re.compile(r"\(([+−]?[\d.,]+) to ([+−]?[\d.,]+)\)")
 
 
 def _note(text: str) -> str:

@@ -463,7 +463,8 @@ def operations_table(setting: dict[str, Any]) -> Table:
 
 QUALITY_NOTE = (
     "Temporal F1: emissions matched one to one with events at an overlap (IoU) of at least 0.5; merged: after "
-    "repeats that follow each other became one. SODA_c: the best matching in order of time, by overlap and text. "
+    "repeats that follow each other became one. SODA_c: the best matching in order of time, by overlap and text; the "
+    "similarity of texts is a tenth of CIDEr-D, not METEOR, so it does not compare with published figures. "
     "TimRedun: how far the number of emissions an event is from 1. TimCover: share of the events with an emission. "
     "Means over the test streams; latency from the start of a segment until its text is known."
 )
@@ -565,10 +566,10 @@ def _savings_row(setting: dict[str, Any], saving: dict[str, Any]) -> Row:
 
 
 MATRIX_NOTE = (
-    "Saving in decoder calls against each reference; −2 %, say, where that share of its quality may be lost. In "
-    "brackets: missed on the test streams. –: no operating point. *: merged temporal F1 is lower than the reference's. "
-    "Curves: CIDEr-D above or below the first reference's curve, the mean over the logarithm of decodes per second, "
-    "where both curves are."
+    "Saving in decoder calls against each reference, with its 95 % interval over streams; −2 %, say, where that share "
+    "of its quality may be lost. In square brackets: missed on the test streams. –: no operating point. *: merged "
+    "temporal F1 is lower than the reference's. Curves: CIDEr-D above or below the first reference's curve, the mean "
+    "over the logarithm of decodes per second, where both curves are."
 )
 
 
@@ -594,9 +595,9 @@ def matrix_table(setting: dict[str, Any]) -> Table:
 def _verdict(saving: dict[str, Any]) -> str:
     if saving["knob"] is None:
         return NONE
-    ratio = factor(saving["saving"]["value"]) if saving["saving"] else "decodes nothing"
-    ratio += "*" * (saving["temporal_f1_difference"]["value"] < 0)
-    return ratio if saving["reached"] else f"({ratio})"
+    ratio, opening, ends = factor_with_interval(saving["saving"]).partition(" (")
+    verdict = ratio + "*" * (saving["temporal_f1_difference"]["value"] < 0) + opening + ends
+    return verdict if saving["reached"] else f"[{verdict}]"
 
 
 def strip_table(setting: dict[str, Any]) -> Table:

@@ -35,7 +35,7 @@ class LatentCache:
 
     A latent hits if 1 − cos to the nearest key is at most `threshold`; else it becomes a key itself. Keys alone
     decide, never texts. The cache holds at most `capacity` keys: the one that was used least recently, as a key or by
-    a hit, makes room. A look-up is one product of the N keys (C, E), float32, with the latent, and takes O(N·E).
+    a hit, makes room. A look-up is a dot product, float32, of each of the N keys with the latent, and takes O(N·E).
 
     A cache serves one `SelectiveDecoder` at a time.
 
@@ -95,7 +95,7 @@ class LatentCache:
         if held:
             if len(key) != self._keys.shape[1]:
                 raise InputError(f"latents must have the width of the cache's keys, {self.width}, got {len(key)}")
-            nearest = int((self._keys[:held] @ key).argmax())
+            nearest = int(np.vecdot(self._keys[:held], key).argmax())
             gap = self._keys[nearest] - key
             if float(gap @ gap) / 2 <= self.threshold:  # = 1 − cos of unit vectors, and exactly 0 for equal ones
                 self._touch(nearest)

@@ -216,19 +216,59 @@ def _replay(
     threshold: float, capacity: int, shared: bool, streams: Sequence[tuple[np.ndarray, list[str]]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Wrong look-ups, hits and look-ups of each stream: (S,) each."""
+    lookups = np.array([len(texts) for _, texts in streams])
     cache = LatentCache(threshold, capacity, shared=shared)
-    counts = np.zeros((3, len(streams)), dtype=np.int64)
+    if not shared:
+        return *_replay_apart(threshold, capacity, streams), lookups
+    counts = np.zeros((2, len(streams)), dtype=np.int64)
     for number, (latents, texts) in enumerate(streams):
-        cache.start()
-        hits = wrong = 0
         for latent, text in zip(latents, texts, strict=True):
             entry, hit = cache.look_up(latent)
             if entry.decoded is None:
                 entry.decoded = Decoded(text, tokens=0, forward_passes=0)
-            hits += hit
-            wrong += hit and entry.decoded.text != text
-        counts[:, number] = wrong, hits, len(texts)
-    return counts[0], counts[1], counts[2]
+            counts[:, number] += hit and entry.decoded.text != text, hit
+    return counts[0], counts[1], lookups
+
+
+def _replay_apart(
+    threshold: float, capacity: int, streams: Sequence[tuple[np.ndarray, list[str]]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Wrong look-ups and hits of each stream, (S,) each, of one `LatentCache` a stream, all of them side by side."""
+    wrong, hits = np.zeros((2, len(streams)), dtype=np.int64)
+    if capacity == 0:
+        return wrong, hits
+    numbers: dict[str, int] = {}
+    said = [[numbers.setdefault(text, len(numbers)) for text in texts] for _, texts in streams]
+    for width in {latents.shape[1] for latents, _ in streams}:
+        members = [number for number, (latents, _) in enumerate(streams) if latents.shape[1] == width]
+        members.sort(key=lambda number: -len(said[number]))  # those that go on are the first
+        slots = min(capacity, len(said[members[0]]))
+        keys = np.zeros((len(members), slots, width), dtype=np.float32)
+        texts = np.zeros((len(members), slots), dtype=np.int64)
+        used = np.zeros((len(members), slots), dtype=np.int64)  # the look-up that used each key last
+        held = np.zeros(len(members), dtype=np.int64)
+        for lookup in range(len(said[members[0]])):
+            active = [number for number in members if len(said[number]) > lookup]
+            rows = np.arange(len(active))
+            latents = np.stack([streams[number][0][lookup] for number in active])
+            text = np.array([said[number][lookup] for number in active])
+            key = latents / np.sqrt(np.vecdot(latents, latents).astype(np.float64)).astype(np.float32)[:, None]
+            most = max(1, int(held[rows].max()))
+            cosines = np.vecdot(keys[rows, :most], key[:, None])
+            cosines[np.arange(most) >= held[rows, None]] = -math.inf
+            nearest = cosines.argmax(axis=1)
+            gap = keys[rows, nearest] - key
+            near = np.vecdot(gap, gap).astype(np.float64) / 2 <= threshold
+            hit = near & (held[rows] > 0)
+            hits[active] += hit
+            wrong[active] += hit & (texts[rows, nearest] != text)
+            slot = np.where(hit, nearest, np.where(held[rows] < slots, held[rows], used[rows].argmin(axis=1)))
+            missed = ~hit
+            keys[rows[missed], slot[missed]] = key[missed]
+            texts[rows[missed], slot[missed]] = text[missed]
+            used[rows, slot] = lookup + 1
+            held[rows] = np.minimum(held[rows] + missed, slots)
+    return wrong, hits
 
 
 def _candidates(streams: Sequence[tuple[np.ndarray, list[str]]], shared: bool) -> list[float]:

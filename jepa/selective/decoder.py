@@ -241,7 +241,7 @@ class SelectiveDecoder:
                 self._check_width(checked[-1][0].shape[1], checked[0][0].shape[1])
             except InputError as error:
                 raise InputError(f"stream {number}: {error}" if len(streams) > 1 else str(error)) from None
-        with _collection_paused():
+        with collection_paused():
             cuts = [self.policy.run(rows, seconds) for rows, seconds in checked]
             released = []
             for (rows, seconds), cut in zip(checked, cuts, strict=True):
@@ -292,7 +292,7 @@ class SelectiveDecoder:
         if not released:
             return []
         self._decode([pick for pick, _ in released if not pick.hit])
-        with _collection_paused():
+        with collection_paused():
             emissions = [pick.emission(moment + self.latent_delay) for pick, moment in released]
             for emission in emissions:
                 self.ledger.emission(emission.emitted_at - emission.start)
@@ -395,7 +395,7 @@ def _batches(picks: Iterable[_Pick], size: int) -> list[list[_Pick]]:
 
 
 @contextmanager
-def _collection_paused() -> Iterator[None]:
+def collection_paused() -> Iterator[None]:
     """No passes of the garbage collector: over the many small objects of cutting, without cycles, they find nothing."""
     enabled = gc.isenabled()
     gc.disable()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import multiprocessing
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +16,7 @@ from jepa.errors import InputError
 from jepa.evaluation.streams import StreamSet, load_streams, save_streams
 from jepa.evaluation.sweep import RememberingDecoder, RememberingPolicy, sweep_setting, sweeps
 from jepa.operations import OperationLedger
-from jepa.selective import Decoded, Oracle, StepSelection
+from jepa.selective import Decoded, Gate, LatentCache, Oracle, Policy, StepSelection, Uniform, calibration
 
 WORDS = ["red circle grows", "blue star spins", "green ring blinks", "white cross shakes", "cyan bar bounces"]
 POLICIES = {
@@ -230,10 +232,10 @@ def test_what_no_sweep_can_have_is_refused_before_it(change, message):
     assert decoder.decoded == 0
 
 
-def run_families(policies: dict, tolerances=(0.0,)) -> dict:
+def run_families(policies: dict, tolerances=(0.0,), decoder=None, workers: int = 0) -> dict:
     splits = {"calibration": stream_set("calibration", 1), "test": stream_set("test", 2)}
     every = sweeps({"uniform": POLICIES["uniform"], **policies})
-    return sweep_setting(splits, NearestWord(), every, REFERENCES, 0.5, 0.9, 0, "made", tolerances)
+    return sweep_setting(splits, decoder or NearestWord(), every, REFERENCES, 0.5, 0.9, 0, "made", tolerances, workers)
 
 
 def test_a_cache_is_counted_as_what_it_is_and_audited():
@@ -346,3 +348,85 @@ def test_a_tolerance_is_a_saving_of_its_own():
     assert rows[1]["saving"]["value"] >= rows[0]["saving"]["value"]
     assert rows[0]["temporal_f1_difference"]["value"] > 0  # a segment an event against six decodes an event
     assert swept["areas"]["gate"]["difference"]["value"] > 0
+
+
+EVERY_KIND = {
+    "pooled": family({"_target_": "jepa.selective.Uniform", "pool": True}, "rate_hz", [1.0, 0.3]),
+    "gate": family(GATE | {"agreement": 8.0}, "threshold", [0.5, 1.0, 1.5, 2.0]),
+    "cached": family(
+        GATE | {"agreement": 8.0}, "threshold", [1.0, 2.0], {"capacity": 4, "shared": False, "error_rate": 0.1}
+    ),
+    "shared": family(GATE | {"agreement": 8.0}, "threshold", [1.0], {"capacity": 9, "shared": True, "error_rate": 0.1}),
+    "sparse": family(GATE | {"pending": 1}, "threshold", [0.5, 1.0], None, SELECTION),
+    "oracle": family({"_target_": "jepa.selective.Oracle", "representative": "mean"}, "none", [0.0]),
+}
+
+
+def without_wall_times(swept: dict) -> str:
+    """The digits of a sweep."""
+
+    def counted(node):
+        if isinstance(node, dict):
+            return {key: counted(value) for key, value in node.items() if key != "seconds"}
+        return [counted(each) for each in node] if isinstance(node, list) else node
+
+    return json.dumps(counted(swept))
+
+
+def test_a_sweep_has_the_digits_of_single_steps_and_single_look_ups(monkeypatch):
+    swept = without_wall_times(run_families(EVERY_KIND))
+
+    def one_by_one(threshold, capacity, streams):
+        cache, counts = LatentCache(threshold, capacity), []
+        for latents, texts in streams:
+            cache.start()
+            wrong = hits = 0
+            for latent, text in zip(latents, texts, strict=True):
+                entry, hit = cache.look_up(latent)
+                entry.decoded = entry.decoded or Decoded(text, 1, 1)
+                hits, wrong = hits + hit, wrong + (entry.decoded.text != text)
+            counts.append((wrong, hits))
+        return np.array(counts).T
+
+    monkeypatch.setattr(Gate, "run", Policy.run)
+    monkeypatch.setattr(Uniform, "run", Policy.run)
+    monkeypatch.setattr(calibration, "_replay_apart", one_by_one)
+    assert without_wall_times(run_families(EVERY_KIND)) == swept
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_processes_change_no_digit(workers):
+    here = NearestWord()
+    alone = run_families(EVERY_KIND, decoder=here)
+    parent = NearestWord()
+    assert without_wall_times(run_families(EVERY_KIND, decoder=parent, workers=workers)) == without_wall_times(alone)
+    operations = sum(row["ledger"]["decoder"]["calls"] for row in alone["operations"])
+    assert operations <= parent.decoded < here.decoded  # here it only runs what the ledgers count, and checks hits
+
+
+def test_an_error_in_a_process_is_told_as_without():
+    test = stream_set("test", 2)
+    test.latents[3][7, 2] = np.nan
+    splits = {"calibration": stream_set("calibration", 1), "test": test}
+    with pytest.raises(InputError, match="stream test-3: latents must be finite, got nan at step 7"):
+        sweep_setting(splits, NearestWord(), sweeps(POLICIES), REFERENCES, 0.5, 0.9, 0, "made", workers=2)
+    assert not multiprocessing.active_children()
+
+
+class OnADevice(torch.nn.Module):
+    """Decodes as `NearestWord`, with a parameter that is not on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(1, device="meta"))
+        self.word = NearestWord()
+
+    def decode(self, latents: torch.Tensor) -> list[Decoded]:
+        return self.word.decode(latents)
+
+
+def test_a_decoder_that_is_not_on_the_cpu_stays_in_this_process():
+    alone, decoder = NearestWord(), OnADevice()
+    swept = run_families(EVERY_KIND, decoder=decoder, workers=2)
+    assert without_wall_times(swept) == without_wall_times(run_families(EVERY_KIND, decoder=alone))
+    assert decoder.word.decoded == alone.decoded

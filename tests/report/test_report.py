@@ -669,7 +669,7 @@ def _cells(table: tables.Table, policy: str) -> dict[str, str]:
 
 
 def test_all_references_and_tolerances_stand_in_one_table(results):
-    """A column for each pair, a row for each policy; brackets and stars as the savings say."""
+    """A column for each pair, a row for each policy; intervals, brackets and stars as the savings say."""
     setting = results["settings"]["dense"]
     table = tables.matrix_table(setting)
     names = ("uniform at 1 Hz", "uniform at 1 Hz, −5 %", "uniform at 0.35 Hz", "uniform at 0.35 Hz, −5 %")
@@ -682,15 +682,30 @@ def test_all_references_and_tolerances_stand_in_one_table(results):
         if saving["knob"] is None:
             assert cell == "–"
             continue
-        assert float(cell.strip("()*×")) == pytest.approx(saving["saving"]["value"], abs=0.005)
-        assert cell.startswith("(") == (not saving["reached"])
-        assert ("*" in cell) == (saving["temporal_f1_difference"]["value"] < 0)
+        found = re.fullmatch(r"(\[?)([\d.]+)×(\*?) \(([\d.]+) to ([\d.]+)\)(\]?)", cell)
+        numbers = [saving["saving"][end] for end in ("value", "low", "high")]
+        assert [float(found[group]) for group in (2, 4, 5)] == pytest.approx(numbers, abs=0.005)
+        assert (found[1] + found[6] == "[]") == (not saving["reached"])
+        assert (found[3] == "*") == (saving["temporal_f1_difference"]["value"] < 0)
         marks |= set(cell)
-    assert {"(", "*"} <= marks
+    assert {"[", "*"} <= marks
     assert _cells(table, "gate")["curves, CIDEr-D"] == "+0.43 (+0.33 to +0.53)"
     assert _cells(table, "gate")["at decodes/s"] == "0.03–2"
     for policy in ("uniform", "oracle boundaries (upper bound)"):  # the reference's own curve; no common range
         assert _cells(table, policy)["curves, CIDEr-D"] == "–"
+
+
+def test_the_intervals_of_a_wide_table_stand_below_their_values_in_one_piece(results, page):
+    """A cell breaks before its bracket and nowhere else: a phone shows two short lines."""
+    setting = results["settings"]["dense"]
+    cells = [cell for _, rows in tables.matrix_table(setting).groups for row in rows for cell in row[1:]]
+    wanted = [cell.replace(" to ", "&nbsp;to&nbsp;") for cell in cells]
+    assert sum("&nbsp;" in cell for cell in wanted) > 10
+    stacked = re.findall(r'<div class="stacked">(.*?)</table>', page, re.DOTALL)
+    found = [re.findall(r'<td class="n">(.*?)</td>', each) for each in stacked]
+    assert wanted in found
+    assert all(cell.count(" ") == 1 for cell in wanted if "&nbsp;" in cell)
+    assert ".stacked td.n { white-space: normal; }" in page
 
 
 def test_headline_is_the_best_causal_policy(results, page):

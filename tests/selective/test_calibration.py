@@ -197,3 +197,28 @@ def test_audit_tells_the_ledger_only_what_it_checked() -> None:
     with pytest.raises(InputError, match="lookups >= hits >= audited >= wrong_hits must hold, got 0, 0, 11, 0"):
         audit_cache(LatentCache(2.0, 4), [GOOD], ledger=ledger)  # of another run than the ledger's
     assert ledger == OperationLedger()
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    capacity=st.sampled_from([0, 1, 3, 64]),
+    threshold=st.sampled_from([-1.0, 0.0, 0.1, 0.4, 2.0]),
+)
+@settings(max_examples=40, deadline=None)
+def test_streams_side_by_side_hit_what_a_cache_for_each_hits(seed: int, capacity: int, threshold: float) -> None:
+    rng = np.random.default_rng(seed)
+    streams = []
+    for steps, width in ((1, 8), (40, 8), (90, 5), (60, 8)):
+        latents = rng.standard_normal((6, width))[rng.integers(6, size=steps)]
+        latents = (latents + 0.3 * rng.standard_normal((steps, width))).astype(np.float32)
+        latents[-1] = latents[0]
+        streams.append((latents, [f"text {i}" for i in rng.integers(3, size=steps)]))
+    cache, hits, wrong = LatentCache(threshold, capacity), 0, 0
+    for latents, texts in streams:
+        cache.start()
+        for latent, text in zip(latents, texts, strict=True):
+            entry, hit = cache.look_up(latent)
+            entry.decoded = entry.decoded or Decoded(text, 1, 1)
+            hits, wrong = hits + hit, wrong + (entry.decoded.text != text)
+    found = audit_cache(cache, streams)
+    assert (found.hits, found.wrong, found.lookups) == (hits, wrong, 191)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_streams import segments_of, times_of
+from policy_streams import noisy_events, same_digits, segments_of, times_of
 
-from jepa.selective import Uniform
+from jepa.selective import Policy, Uniform
 
 
 @given(
@@ -48,3 +48,14 @@ def test_uniform_decodes_once_after_a_gap_and_keeps_its_due_moments() -> None:
     times = np.array([0.0, 0.5, 1.0, 9.5, 10.0, 10.5, 11.0])
     segments = segments_of(Uniform(1.0), np.ones((7, 1), np.float32), times)
     assert [s.time for s in segments] == [0.0, 1.0, 9.5, 10.0, 11.0]
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("rate", [7.0, 2.0, 1.0, 0.333, 0.1])
+def test_a_recorded_stream_has_the_digits_of_its_steps(rate: float, pool: bool) -> None:
+    for steps in (1, 2, 90):
+        latents = noisy_events(steps, steps)
+        jittered = np.cumsum(np.random.default_rng(steps).choice([0.4, 0.5, 0.6, 4.0], steps))
+        for times in (times_of(steps), jittered):
+            plain = Policy.run(Uniform(rate, pool=pool), latents, times)
+            assert same_digits(Uniform(rate, pool=pool).run(latents, times), plain)

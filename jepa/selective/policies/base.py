@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A stretch of the stream that is decoded once.
 
@@ -191,10 +191,30 @@ class OpenSegment:
             self._kept.append(latent)
             if len(self._kept) > self._KEPT:
                 leaving = self._kept.popleft()
-                cosine = float(leaving.dot(self.total)) / _norm(self.square())
-                weight = math.exp(self.agreement * (cosine - 1))
-                self._weighed += weight * leaving
-                self._weight += weight
+                self._leave(leaving, float(leaving.dot(self.total)) / _norm(self.square()))
+
+    def fill(self, latents: np.ndarray, start: float, end: float) -> None:
+        """Take the steps (n, E) float64, n >= 1, of an empty segment at once, with the result of `add` for each.
+
+        `start` and `end` are the times of the first and the last of them, in seconds.
+        """
+        totals = np.add.accumulate(latents)
+        self.total, self.last = totals[-1], latents[-1]
+        self.count, self._start, self._end, self._square = len(latents), start, end, None
+        if self.agreement:
+            self._weighed, self._weight = np.zeros(latents.shape[1]), 0.0
+            left = max(0, len(latents) - self._KEPT)
+            now = totals[self._KEPT :]  # the sum when each of those left the kept ones
+            dots, squares = np.vecdot(latents[:left], now).tolist(), np.vecdot(now, now).tolist()
+            for leaving, dot, square in zip(latents[:left], dots, squares, strict=True):
+                self._leave(leaving, dot / _norm(square))
+            self._kept.extend(latents[left:])
+
+    def _leave(self, latent: np.ndarray, cosine: float) -> None:
+        """Weigh a step that is kept no longer, given its cosine to the sum so far."""
+        weight = math.exp(self.agreement * (cosine - 1))
+        self._weighed += weight * latent
+        self._weight += weight
 
     def mean(self) -> np.ndarray:
         """(E,) float64, the mean of its n >= 1 steps, not renormalised."""

@@ -129,6 +129,12 @@ class StreamMemory(Generic[T]):
         self._held.move_to_end(key)
         return self._held[key]
 
+    def take(self, key: tuple[bytes, tuple[int, ...]]) -> T | None:
+        """The result kept under a key, if there is one, which is kept no longer: it may grow before it is put back."""
+        result = self._held.pop(key, None)
+        self._bytes -= result.nbytes if result is not None else 0
+        return result
+
     def put(self, key: tuple[bytes, tuple[int, ...]], result: T) -> None:
         """Keep a result, in place of one under the same key."""
         self._bytes += result.nbytes - (self._held.pop(key).nbytes if key in self._held else 0)

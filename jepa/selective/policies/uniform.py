@@ -67,6 +67,27 @@ class Uniform(CausalPolicy):
         self._due = passed + 1
         return self.close()
 
+    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
+        self.start()
+        if not len(times):
+            return []
+        interval = np.minimum.accumulate(np.diff(times))
+        passed = np.floor((times[1:] + interval / 2 - times[0]) * self.rate_hz + _SLACK)
+        decoded, due = [0], 1.0
+        for index, moments in enumerate(passed.tolist(), start=1):
+            if moments >= due:
+                due = moments + 1
+                decoded.append(index)
+        if not self.pool:
+            return [(step_segment(latents[i].copy(), float(times[i]), i), i) for i in decoded]
+        lasts = decoded if decoded[-1] == len(times) - 1 else [*decoded, len(times) - 1]
+        closed = []
+        for first, last in zip([0, *(i + 1 for i in lasts)], lasts, strict=False):
+            self._open.fill(latents[first : last + 1].astype(np.float64), float(times[first]), float(times[last]))
+            closed += [(segment, last) for segment in self._open.close()]
+        self.start()
+        return closed
+
     def close(self) -> list[Segment]:
         if self.pool:
             return self._open.close()
