@@ -85,19 +85,28 @@ class Sweep:
 
 
 def sweeps(policies: Mapping[str, Mapping[str, Any]]) -> dict[str, Sweep]:
-    """The policy families of a validated report configuration; the knob "none" is that of a policy without one."""
-    return {
-        name: Sweep(
-            name,
-            p["label"],
-            p["policy"],
-            p["knob"],
-            tuple(p["values"]),
-            p["cache"],
-            None if p["steps"] is None else build_as(StepSelection, f"policies.{name}.steps", p["steps"]),
-        )
-        for name, p in policies.items()
-    }
+    """The policy families of a validated report configuration; the knob "none" is that of a policy without one.
+
+    Raises:
+        InputError: the `steps` of a family are no `StepSelection`, or one that refuses a value.
+    """
+    families = {}
+    for name, p in policies.items():
+        steps = None
+        if p["steps"] is not None:
+            with _naming(key := f"policies.{name}.steps"):
+                steps = build_as(StepSelection, key, p["steps"])
+        families[name] = Sweep(name, p["label"], p["policy"], p["knob"], tuple(p["values"]), p["cache"], steps)
+    return families
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Errors that do not name the key of the configuration that they are about do so."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error
 
 
 class RememberingDecoder:
@@ -323,7 +332,8 @@ def _check(
         if family.steps is not None and not all(split.changes for split in streams.values()):
             raise InputError(f"policies.{name}.steps must be null: no change detector looked at these streams")
         for value in family.values:
-            family.make(value)
+            with _naming(f"policies.{name}.policy, {family.knob}={value:g}"):
+                family.make(value)
     for index, reference in enumerate(references):
         policy, rate = reference["policy"], reference["rate_hz"]
         if policy not in families or rate not in families[policy].values:
@@ -491,8 +501,6 @@ def _curve(
     curve: dict[str, Any] = {
         "label": family.label,
         "causal": policy.causal,
-        "latency": policy.latency,
-        "state": policy.state,
         "oracle": isinstance(policy, Oracle),
         "knob": family.knob,
         "cache": None if family.cache is None else dict(family.cache),
@@ -510,6 +518,8 @@ def _curve(
     for row in curve["test"]:
         key = (family.name, row["knob"])
         scores = [asdict(stream) for stream in dense[key]]
+        policy = family.make(row["knob"])
+        row["latency"], row["state"] = policy.latency, policy.state
         row["dense"] = {name: float(np.mean([stream[name] for stream in scores])) for name in scores[0]}
         error = wrong[key]
         if error is not None:

@@ -479,8 +479,7 @@ def quality_table(setting: dict[str, Any]) -> Table:
             label(curve),
             operating_point(curve, row["knob"]),
             needs(curve),
-            clean(curve["latency"]),
-            clean(curve["state"]),
+            *(clean({**curve, **measured}[name]) for name in ("latency", "state")),  # documents before: of the curve
             quality(measured["cider_d"]["value"]),
             *(share(measured["dense"][name]) for name in names),
             seconds(late["mean"]),

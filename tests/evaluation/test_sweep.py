@@ -14,7 +14,7 @@ from jepa.errors import InputError
 from jepa.evaluation.streams import StreamSet, load_streams, save_streams
 from jepa.evaluation.sweep import RememberingDecoder, RememberingPolicy, sweep_setting, sweeps
 from jepa.operations import OperationLedger
-from jepa.selective import Decoded, Oracle, StepSelection
+from jepa.selective import Decoded, Gate, Oracle, StepSelection
 
 WORDS = ["red circle grows", "blue star spins", "green ring blinks", "white cross shakes", "cyan bar bounces"]
 POLICIES = {
@@ -214,7 +214,14 @@ def test_a_reference_that_is_not_swept_is_named():
         ({"confidence": 1.5}, r"confidence must be in \(0, 1\], got 1\.5"),
         ({"gate": {"values": []}}, r"policies\.gate\.values must be one or more distinct values, got \[\]"),
         ({"gate": {"values": [1.0, 1.0]}}, r"policies\.gate\.values must be one or more distinct values"),
-        ({"gate": {"values": [1.0, -1.0]}}, "threshold"),
+        (
+            {"gate": {"values": [1.0, -1.0]}},
+            r"^policies\.gate\.policy, threshold=-1: jepa\.selective\.Gate: threshold must be .* got -1\.0",
+        ),
+        (
+            {"gate": {"knob": "foo"}},
+            r"^policies\.gate\.policy, foo=0\.5: jepa\.selective\.Gate has no argument 'foo'",
+        ),
         ({"gate": {"steps": SELECTION}}, r"policies\.gate\.steps must be null: no change detector"),
     ],
 )
@@ -230,10 +237,31 @@ def test_what_no_sweep_can_have_is_refused_before_it(change, message):
     assert decoder.decoded == 0
 
 
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (SELECTION | {"hold": 0}, "policies.gate.steps: jepa.selective.StepSelection: hold must be a whole number >= 1"),
+        (GATE | {"threshold": 1.0}, "policies.gate.steps._target_ must build StepSelection, got Gate"),
+    ],
+)
+def test_steps_that_cannot_be_name_their_key(steps, message):
+    with pytest.raises(InputError) as error:
+        sweeps({"gate": POLICIES["gate"] | {"steps": steps}})
+    assert str(error.value).startswith(message)
+
+
 def run_families(policies: dict, tolerances=(0.0,)) -> dict:
     splits = {"calibration": stream_set("calibration", 1), "test": stream_set("test", 2)}
     every = sweeps({"uniform": POLICIES["uniform"], **policies})
     return sweep_setting(splits, NearestWord(), every, REFERENCES, 0.5, 0.9, 0, "made", tolerances)
+
+
+def test_each_point_says_the_latency_and_the_state_of_its_own_knob():
+    gap = {"_target_": "jepa.selective.LongestGap", "policy": GATE | {"threshold": 2.0}}
+    points = run_families({"gap": family(gap, "seconds", [2.0, 15.0])})["curves"]["gap"]["test"]
+    late = "2 steps after the segment's last step, or {} s after the last text if that is sooner"
+    assert [point["latency"] for point in points] == [late.format(2), late.format(15)]
+    assert {point["state"] for point in points} == {Gate(2.0).state}
 
 
 def test_a_cache_is_counted_as_what_it_is_and_audited():

@@ -97,6 +97,7 @@ def _curve(policy: str, hardness: float) -> dict[str, Any]:
     test: list[dict[str, Any]] = copy.deepcopy(points)
     for point in test:
         overlap = 0.09 * point["cider_d"]["value"]
+        point["latency"], point["state"] = f"{latency}, knob {point['knob']:g}", "2 latents"
         point["dense"] = {
             "temporal_f1": overlap, "temporal_f1_merged": overlap + 0.01, "soda_c": overlap / 2,
             "tim_redun": 1.5 * point["decodes_per_second"], "tim_cover": overlap + 0.2,
@@ -105,7 +106,7 @@ def _curve(policy: str, hardness: float) -> dict[str, Any]:
             error = {"value": 0.08, "low": 0.06, "high": 0.11, "wrong": 80, "hits": 310, "lookups": 1000}
             point["cache"] = {"threshold": 0.0432, "error": error}
     return {
-        "label": name, "causal": causal, "oracle": policy == "oracle", "latency": latency, "state": "2 latents",
+        "label": name, "causal": causal, "oracle": policy == "oracle",
         "knob": knob, "selects_steps": policy == "selective",
         "cache": {"capacity": 64, "shared": False, "error_rate": 0.1} if policy == "gate_cache" else None,
         "test": test, "calibration": points,
@@ -864,11 +865,23 @@ def test_stream_quality(results):
         for column, key in columns.items():
             assert row[column] == f"{point['dense'][key]:.3f}"
         assert row["CIDEr-D"] == f"{point['cider_d']['value']:.2f}"
-        assert (row["state"], row["latency"]) == (curve["state"], curve["latency"])
+        assert (row["state"], row["latency"]) == (point["state"], point["latency"])  # of the knob, not of the curve
     assert _cells(table, "gate")["needs"] == "the past"
     assert _cells(table, "Ward, mean")["needs"] == "the whole stream"
     assert _cells(table, "oracle boundaries (upper bound)")["needs"] == "the annotations"
     assert _cells(table, "gate")["latency, 95th percentile s"] == "6.80"
+
+
+def test_documents_from_before_points_had_a_latency_are_shown_with_the_curves(small):
+    curve = small["settings"]["everyday"]["curves"]["gate"]
+    for point in curve["test"]:
+        del point["latency"], point["state"]
+    with pytest.raises(InputError, match=r"curves\.gate\.test\[0\] must have the key 'latency'"):
+        validate_results(small)
+    curve |= {"latency": "3 steps", "state": "4 latents"}
+    validate_results(small)
+    row = _cells(tables.quality_table(small["settings"]["everyday"]), "gate")
+    assert (row["latency"], row["state"]) == ("3 steps", "4 latents")
 
 
 def test_cache(small):
@@ -914,7 +927,9 @@ def test_hostile_text_is_shown_and_does_nothing(small):
     small["name"] = small["code"]["commit"] = setting["description"] = HOSTILE
     setting["strip"]["video_id"] = setting["strip"]["events"][0]["text"] = HOSTILE
     setting["strip"]["decodes"]["gate"][0]["text"] = HOSTILE
-    setting["curves"]["gate"] |= {"label": HOSTILE, "latency": HOSTILE, "knob": HOSTILE}
+    setting["curves"]["gate"] |= {"label": HOSTILE, "knob": HOSTILE}
+    for point in setting["curves"]["gate"]["test"]:
+        point["latency"] = HOSTILE
     small["scores"]["question_answering"]["by_question"][HOSTILE] = {
         "accuracy": 0.5, "candidates": 2, "chance": 0.5, "queries": 2,
     }  # fmt: skip
