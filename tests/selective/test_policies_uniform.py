@@ -13,7 +13,6 @@ from policy_streams import segments_of, times_of
 
 from jepa.selective import Uniform
 
-
 PHASES = st.one_of(st.just(Fraction(0)), st.fractions(0, Fraction(59, 60), max_denominator=60))
 
 
