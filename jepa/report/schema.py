@@ -210,7 +210,10 @@ _POSITIVE, _QUANTITY, _SHARE = number(above=0), number(0), number(0, 1)
 _INTERVAL = record({"value": number(), "low": number(), "high": number()}, ordered("low", "high"))
 
 _PART = record({"calls": count, "forward_passes": count, "tokens": count, "flops": count, "seconds": _QUANTITY})
-_CACHE = record({"lookups": count, "hits": count, "audited": count, "wrong_hits": count, "seconds": _QUANTITY})
+_CACHE = record(
+    {"lookups": count, "hits": count, "audited": count, "wrong_hits": count, "seconds": _QUANTITY},
+    optional={"flops": count},
+)
 _LATENCY = {"count": count} | {key: nullable(_QUANTITY) for key in ("mean", "p50", "p95", "max")}
 _LEDGER = record(
     {"detector": _PART, "encoder": _PART, "predictor": _PART, "decoder": _PART, "cache": _CACHE}
