@@ -35,9 +35,9 @@ from jepa.metrics import (
     stream_scores,
     tokenize,
 )
+from jepa.models.bank import fill_bank
 from jepa.operations import OperationLedger
 from jepa.selective import (
-    Calibration,
     Decoded,
     Decoder,
     Emission,
@@ -62,8 +62,10 @@ _AUDITED = 256  # latents in a call of the decoder
 class Sweep:
     """A policy family: `make(value)` builds its `policy` with the `knob` at `value`.
 
-    With a `cache` (`{capacity, shared, error_rate}`) the texts of near latents are used again; its threshold is
-    calibrated anew for each value of the knob. With `steps` the encoder runs at the steps that they select alone.
+    With a `cache` (`{capacity, shared, error_rate, bank}`) the texts of near latents are used again; its threshold is
+    calibrated anew for each value of the knob. A `bank` is filled beforehand, with what the policy decodes of half the
+    calibration streams, and calibrated on the other half. With `steps` the encoder runs at the steps that they select
+    alone.
     """
 
     name: str
@@ -261,7 +263,7 @@ def sweep_setting(
     splits = {split: _Split(streams[split], families.values()) for split in ("calibration", "test")}
     points: dict[str, dict[str, dict[float, SweepPoint]]] = {}
     dense: dict[tuple[str, float], list[DenseScores]] = {}
-    caches: dict[tuple[str, float], Calibration] = {}
+    caches: dict[tuple[str, float], LatentCache] = {}
     wrong: dict[tuple[str, float], ErrorRate | None] = {}
     total = sum(len(f.values) for f in families.values()) * len(splits)
     with tqdm(total=total, desc=f"policies, {name}", unit="run") as bar:
@@ -331,6 +333,12 @@ def _check(
             raise InputError(f"policies.{name}.values must be one or more distinct values, got {list(family.values)}")
         if family.steps is not None and not all(split.changes for split in streams.values()):
             raise InputError(f"policies.{name}.steps must be null: no change detector looked at these streams")
+        if family.cache is not None and family.cache["bank"]:
+            if not family.cache["shared"] or not family.cache["capacity"]:
+                got = dict(family.cache)
+                raise InputError(f"policies.{name}.cache must be shared and hold 1 or more to be a bank, got {got}")
+            if (count := len(streams["calibration"].records)) < 4:
+                raise InputError(f"policies.{name}.cache.bank needs at least 4 calibration streams, got {count}")
         for value in family.values:
             with _naming(f"policies.{name}.policy, {family.knob}={value:g}"):
                 family.make(value)
@@ -342,17 +350,17 @@ def _check(
             )
 
 
-def _calibrate(split: _Split, family: Sweep, value: float, decoder: Decoder, seed: int) -> Calibration:
-    """The threshold of a family's cache, on what its policy cuts."""
+def _calibrate(split: _Split, family: Sweep, value: float, decoder: Decoder, seed: int) -> LatentCache:
+    """A family's cache, calibrated on what its policy cuts."""
     settings = family.cache or {}
+    capacity, error_rate = settings["capacity"], settings["error_rate"]
     with _naming_streams(split.streams):
-        return calibrate_threshold(
-            decode_segments(split.policy(family, value), decoder, split.steps(family.steps)),
-            settings["error_rate"],
-            capacity=settings["capacity"],
-            shared=settings["shared"],
-            seed=seed,
-        )
+        decoded = decode_segments(split.policy(family, value), decoder, split.steps(family.steps))
+        if settings["bank"]:
+            return fill_bank(decoded, error_rate, capacity=capacity, seed=seed)[0]
+        shared = settings["shared"]
+        found = calibrate_threshold(decoded, error_rate, capacity=capacity, shared=shared, seed=seed)
+        return LatentCache(found.threshold, capacity, shared=shared)
 
 
 def _decode(
@@ -362,12 +370,11 @@ def _decode(
     decoder: Decoder,
     auditor: Decoder | None,
     latent_delay: float,
-    calibrated: Calibration | None,
+    calibrated: LatentCache | None,
 ) -> _Outcome:
     """Runs a policy; the hits of its cache are checked against `auditor`, if given, which counts as no operation."""
-    policy, settings, cache, wrong = split.policy(family, value), family.cache, None, None
-    if settings is not None and calibrated is not None:
-        cache = LatentCache(calibrated.threshold, settings["capacity"], shared=settings["shared"])
+    policy, wrong = split.policy(family, value), None
+    cache = None if calibrated is None else calibrated.fresh()
     selective = SelectiveDecoder(policy, decoder, cache=cache, latent_delay=latent_delay)
     steps = split.steps(family.steps)
     with _naming_streams(split.streams):
@@ -493,7 +500,7 @@ def _curve(
     family: Sweep,
     points: Mapping[str, Mapping[float, SweepPoint]],
     dense: Mapping[tuple[str, float], Sequence[DenseScores]],
-    caches: Mapping[tuple[str, float], Calibration],
+    caches: Mapping[tuple[str, float], LatentCache],
     wrong: Mapping[tuple[str, float], ErrorRate | None],
     seed: int,
 ) -> dict[str, Any]:

@@ -249,7 +249,7 @@ _CURVE = record(
         "causal": flag,
         "oracle": flag,
         "knob": text,
-        "cache": nullable(record({"capacity": count, "shared": flag, "error_rate": _SHARE})),
+        "cache": nullable(record({"capacity": count, "shared": flag, "error_rate": _SHARE}, optional={"bank": flag})),
         "selects_steps": flag,
         "test": sequence(record(_POINT | {"dense": _DENSE}, optional={"cache": _CACHED} | _NEEDS), shortest=1),
         "calibration": sequence(record(_POINT), shortest=1),

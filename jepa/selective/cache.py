@@ -70,6 +70,10 @@ class LatentCache:
         """E of the keys held, None while there is none."""
         return self._keys.shape[1] if self._entries else None
 
+    def fresh(self, threshold: float | None = None) -> LatentCache:
+        """A cache of the same settings, as it was before any look-up; at another threshold if one is given."""
+        return LatentCache(self.threshold if threshold is None else threshold, self.capacity, shared=self.shared)
+
     def clear(self) -> None:
         """Forget every key."""
         self._entries: list[CacheEntry] = []

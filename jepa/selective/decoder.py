@@ -70,7 +70,8 @@ class Emission:
         end: time of the last step it covers.
         emitted_at: when it can be known: the time of the step that closed the segment or, where that was later, of
             the step that ended its wait for a batch; and the latent delay.
-        source: where the text comes from: "cache", if it was decoded for another latent; else as `Decoded.source`.
+        source: where the text comes from: "cache", if the cache had it, decoded for another latent or, in a caption
+            bank, from the start; else as `Decoded.source`.
     """
 
     text: str
