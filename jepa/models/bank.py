@@ -128,8 +128,9 @@ def calibrate_margin(
     def distances(latents: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate([1 - bank.nearest(torch.from_numpy(rows))[1].cpu().double().numpy() for rows in latents])
 
-    options = {"confidence": confidence, "resamples": resamples}
-    return calibrate_cache(BankCache(bank), streams, error_rate, distances, seed=seed, **options)
+    return calibrate_cache(
+        BankCache(bank), streams, error_rate, distances, confidence=confidence, resamples=resamples, seed=seed
+    )
 
 
 def fill_bank(

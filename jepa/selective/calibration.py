@@ -240,7 +240,7 @@ def checked_streams(streams: Sequence[DecodedStream], shared: bool) -> list[tupl
     """
     if not streams:
         raise InputError("streams must hold at least one stream, got none")
-    checked = []
+    checked: list[tuple[np.ndarray, list[str]]] = []
     for number, (latents, texts) in enumerate(streams):
         rows = latents.detach().cpu().numpy() if isinstance(latents, torch.Tensor) else np.asarray(latents)
         if rows.ndim != 2 or rows.shape[0] != len(texts) or not len(texts):
