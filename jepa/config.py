@@ -501,11 +501,15 @@ class ReferenceConfig:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """A latent cache, whose threshold is calibrated to a share ``error_rate`` of the look-ups with a wrong text."""
+    """A latent cache, whose threshold is calibrated to a share ``error_rate`` of the look-ups with a wrong text.
+
+    A ``bank`` is filled from the calibration streams and takes up nothing afterwards; it must be ``shared``.
+    """
 
     capacity: Count
     shared: bool
     error_rate: ShareBetween
+    bank: bool
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from jepa.errors import InputError
+from jepa.errors import InputError, finite
 
 _NORM_TOLERANCE = 1e-3
 
@@ -18,16 +17,17 @@ class CaptionBank(nn.Module):
 
     A latent is *known* where the cosine to its nearest caption is at least `margin`. The cosine itself is compared,
     not its gap to the second: two captions that say the same in other words are both near, and their gap is small
-    where the answer is safest. −1 answers every latent.
+    where the answer is safest. −1 answers every latent, above 1 none is answered.
 
     Args:
         texts: the N captions; no two are equal.
         embeddings: (N, E) of unit norm, in the space of the latents, row i that of caption i.
-        margin: the lowest cosine that the bank answers for, in [−1, 1].
+        margin: the lowest cosine that the bank answers for, >= −1; `jepa.models.bank.calibrate_margin` finds one for a
+            share of wrong texts.
 
     Raises:
         InputError: there is no caption, one occurs twice, the numbers of texts and rows differ, a row is not finite
-            or not of unit norm within 0.001, or the margin is outside [−1, 1].
+            or not of unit norm within 0.001, or the margin is not finite and >= −1.
     """
 
     embeddings: Tensor
@@ -45,8 +45,8 @@ class CaptionBank(nn.Module):
         if len(wrong := torch.nonzero(~((norms - 1).abs() <= _NORM_TOLERANCE))):
             row = int(wrong[0])
             raise InputError(f"embeddings must have unit norm, got norm {norms[row]:.6g} in row {row}")
-        if not (math.isfinite(margin) and -1 <= margin <= 1):
-            raise InputError(f"margin must be in [-1, 1], got {margin}")
+        if finite("margin", margin) < -1:
+            raise InputError(f"margin must be >= -1, got {margin}")
         self.texts = tuple(texts)
         self.margin = margin
         self.register_buffer("embeddings", embeddings.detach().float(), persistent=False)

@@ -36,9 +36,9 @@ from jepa.metrics import (
     stream_scores,
     tokenize,
 )
+from jepa.models.bank import fill_bank
 from jepa.operations import OperationLedger
 from jepa.selective import (
-    Calibration,
     Decoded,
     Decoder,
     Emission,
@@ -64,8 +64,10 @@ _AUDITED = 256  # latents in a call of the decoder
 class Sweep:
     """A policy family: `make(value)` builds its `policy` with the `knob` at `value`.
 
-    With a `cache` (`{capacity, shared, error_rate}`) the texts of near latents are used again; its threshold is
-    calibrated anew for each value of the knob. With `steps` the encoder runs at the steps that they select alone.
+    With a `cache` (`{capacity, shared, error_rate, bank}`) the texts of near latents are used again; its threshold is
+    calibrated anew for each value of the knob. A `bank` is filled beforehand, with what the policy decodes of half the
+    calibration streams, and calibrated on the other half. With `steps` the encoder runs at the steps that they select
+    alone.
     """
 
     name: str
@@ -91,19 +93,28 @@ def _key(steps: StepSelection | None) -> tuple[float | None, int, int, int] | No
 
 
 def sweeps(policies: Mapping[str, Mapping[str, Any]]) -> dict[str, Sweep]:
-    """The policy families of a validated report configuration; the knob "none" is that of a policy without one."""
-    return {
-        name: Sweep(
-            name,
-            p["label"],
-            p["policy"],
-            p["knob"],
-            tuple(p["values"]),
-            p["cache"],
-            None if p["steps"] is None else build_as(StepSelection, f"policies.{name}.steps", p["steps"]),
-        )
-        for name, p in policies.items()
-    }
+    """The policy families of a validated report configuration; the knob "none" is that of a policy without one.
+
+    Raises:
+        InputError: the `steps` of a family are no `StepSelection`, or one that refuses a value.
+    """
+    families = {}
+    for name, p in policies.items():
+        steps = None
+        if p["steps"] is not None:
+            with _naming(key := f"policies.{name}.steps"):
+                steps = build_as(StepSelection, key, p["steps"])
+        families[name] = Sweep(name, p["label"], p["policy"], p["knob"], tuple(p["values"]), p["cache"], steps)
+    return families
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Errors that do not name the key of the configuration that they are about do so."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error
 
 
 class RememberingDecoder:
@@ -173,7 +184,7 @@ class _Run:
 
     points: dict[str, SweepPoint]  # by split
     dense: list[DenseScores]  # of the test streams
-    calibrated: Calibration | None  # its cache
+    calibrated: LatentCache | None  # its cache
     wrong: ErrorRate | None  # of the cache, on the test streams
 
 
@@ -355,8 +366,15 @@ def _check(
             raise InputError(f"policies.{name}.values must be one or more distinct values, got {list(family.values)}")
         if family.steps is not None and not all(split.changes for split in streams.values()):
             raise InputError(f"policies.{name}.steps must be null: no change detector looked at these streams")
+        if family.cache is not None and family.cache["bank"]:
+            if not family.cache["shared"] or not family.cache["capacity"]:
+                got = dict(family.cache)
+                raise InputError(f"policies.{name}.cache must be shared and hold 1 or more to be a bank, got {got}")
+            if (count := len(streams["calibration"].records)) < 4:
+                raise InputError(f"policies.{name}.cache.bank needs at least 4 calibration streams, got {count}")
         for value in family.values:
-            family.make(value)
+            with _naming(f"policies.{name}.policy, {family.knob}={value:g}"):
+                family.make(value)
     for index, reference in enumerate(references):
         policy, rate = reference["policy"], reference["rate_hz"]
         if policy not in families or rate not in families[policy].values:
@@ -435,17 +453,17 @@ def _runs(
         yield _Run(points, dense, calibrated, wrong)
 
 
-def _calibrate(split: _Split, family: Sweep, value: float, decoder: Decoder, seed: int) -> Calibration:
-    """The threshold of a family's cache, on what its policy cuts."""
+def _calibrate(split: _Split, family: Sweep, value: float, decoder: Decoder, seed: int) -> LatentCache:
+    """A family's cache, calibrated on what its policy cuts."""
     settings = family.cache or {}
+    capacity, error_rate = settings["capacity"], settings["error_rate"]
     with _naming_streams(split.streams):
-        return calibrate_threshold(
-            decode_segments(split.policy(family, value), decoder, split.steps(family.steps)),
-            settings["error_rate"],
-            capacity=settings["capacity"],
-            shared=settings["shared"],
-            seed=seed,
-        )
+        decoded = decode_segments(split.policy(family, value), decoder, split.steps(family.steps))
+        if settings["bank"]:
+            return fill_bank(decoded, error_rate, capacity=capacity, seed=seed)[0]
+        shared = settings["shared"]
+        found = calibrate_threshold(decoded, error_rate, capacity=capacity, shared=shared, seed=seed)
+        return LatentCache(found.threshold, capacity, shared=shared)
 
 
 def _decode(
@@ -455,12 +473,11 @@ def _decode(
     decoder: Decoder,
     auditor: Decoder | None,
     latent_delay: float,
-    calibrated: Calibration | None,
+    calibrated: LatentCache | None,
 ) -> _Outcome:
     """Runs a policy; the hits of its cache are checked against `auditor`, if given, which counts as no operation."""
-    policy, settings, cache, wrong = split.policy(family, value), family.cache, None, None
-    if settings is not None and calibrated is not None:
-        cache = LatentCache(calibrated.threshold, settings["capacity"], shared=settings["shared"])
+    policy, wrong = split.policy(family, value), None
+    cache = None if calibrated is None else calibrated.fresh()
     selective = SelectiveDecoder(policy, decoder, cache=cache, latent_delay=latent_delay)
     steps = split.steps(family.steps)
     with _naming_streams(split.streams):
@@ -586,7 +603,7 @@ def _curve(
     family: Sweep,
     points: Mapping[str, Mapping[float, SweepPoint]],
     dense: Mapping[tuple[str, float], Sequence[DenseScores]],
-    caches: Mapping[tuple[str, float], Calibration],
+    caches: Mapping[tuple[str, float], LatentCache],
     wrong: Mapping[tuple[str, float], ErrorRate | None],
     seed: int,
 ) -> dict[str, Any]:
@@ -594,8 +611,6 @@ def _curve(
     curve: dict[str, Any] = {
         "label": family.label,
         "causal": policy.causal,
-        "latency": policy.latency,
-        "state": policy.state,
         "oracle": isinstance(policy, Oracle),
         "knob": family.knob,
         "cache": None if family.cache is None else dict(family.cache),
@@ -613,6 +628,8 @@ def _curve(
     for row in curve["test"]:
         key = (family.name, row["knob"])
         scores = [asdict(stream) for stream in dense[key]]
+        policy = family.make(row["knob"])
+        row["latency"], row["state"] = policy.latency, policy.state
         row["dense"] = {name: float(np.mean([stream[name] for stream in scores])) for name in scores[0]}
         error = wrong[key]
         if error is not None:

@@ -1,45 +1,155 @@
-"""A caption bank as a decoder of streams, with an autoregressive decoder behind it. N latents, E dimensions."""
+"""A caption bank in front of a decoder, or in place of one. S streams, N latents, E dimensions."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from jepa.decoders.bank import CaptionBank
-from jepa.errors import InputError
-from jepa.selective import Decoded, Decoder
+from jepa.errors import InputError, whole
+from jepa.selective import CacheEntry, Calibration, Decoded, LatentCache, calibrate_cache
+from jepa.selective.calibration import DecodedStream, checked_streams
 
 
-class BankDecoder:
-    """Decodes by looking up, and generates only what the bank does not know.
+class BankCache(LatentCache):
+    """A caption bank as the cache of a `SelectiveDecoder`: full from the start, it takes up nothing more.
 
-    An answer of the bank takes no token and no forward pass; its look-up costs `bank.flops` and reads the whole bank.
-    A latent below the bank's margin goes to `fallback`, and what that counts comes on top of the look-up.
+        selective = SelectiveDecoder(policy, decoder, cache=BankCache(CaptionBank(texts, embeddings, margin=0.9)))
+
+    A latent whose cosine to the nearest caption is at least the bank's margin gets that caption; the others go to the
+    decoder. Look-ups, hits and, after `audit_cache`, wrong hits count as those of a cache do: a hit is no decoder call.
+    All streams share the bank. `threshold`, on 1 − cos, is 1 − margin.
 
     Args:
         bank: the captions.
-        fallback: decodes the latents that the bank does not know. Without one the margin must be −1.
-
-    Raises:
-        InputError: the bank has a margin above −1 and there is no fallback.
     """
 
-    def __init__(self, bank: CaptionBank, fallback: Decoder | None = None) -> None:
-        if fallback is None and bank.margin > -1:
-            raise InputError(f"a bank without a fallback must have the margin -1, got {bank.margin}")
+    def __init__(self, bank: CaptionBank) -> None:
         self.bank = bank
-        self.fallback = fallback
+        super().__init__(1 - bank.margin, len(bank.texts), shared=True)
+
+    def fresh(self, threshold: float | None = None) -> BankCache:
+        margin = self.bank.margin if threshold is None else 1 - threshold
+        return BankCache(CaptionBank(self.bank.texts, self.bank.embeddings, margin=margin))
+
+    def clear(self) -> None:
+        """Back to the captions of the bank."""
+        super().clear()
+        for text, embedding in zip(self.bank.texts, self.bank.embeddings.cpu().numpy(), strict=True):
+            entry = super()._add(embedding / np.linalg.norm(embedding))
+            entry.decoded = Decoded(text, tokens=0, forward_passes=0, source="bank")
+
+    def _add(self, key: np.ndarray) -> CacheEntry:
+        return CacheEntry()
+
+
+class BankDecoder:
+    """Decodes by looking up: every latent gets its nearest caption, and each counts as a decoder call.
+
+    An answer takes no token and no forward pass; it costs `bank.flops` and reads the whole bank. A bank that leaves to
+    a decoder what it does not know is no decoder but a cache: `BankCache`.
+
+    Args:
+        bank: the captions, with the margin −1.
+
+    Raises:
+        InputError: the bank has another margin.
+    """
+
+    def __init__(self, bank: CaptionBank) -> None:
+        if bank.margin > -1:
+            raise InputError(f"a bank that is the decoder must have the margin -1, got {bank.margin}")
+        self.bank = bank
 
     def decode(self, latents: Tensor) -> list[Decoded]:
         """Decode latents (N, E), float32 of unit norm; N results in their order."""
-        texts = self.bank.lookup(latents)
-        unknown = [index for index, text in enumerate(texts) if text is None]
-        generated = iter(self.fallback.decode(latents[torch.tensor(unknown)]) if self.fallback and unknown else ())
-        results = []
-        for text in texts:
-            decoded = next(generated) if text is None else Decoded(text, tokens=0, forward_passes=0, source="bank")
-            cost = {"flops": self.bank.flops, "weight_bytes": self.bank.embeddings.nbytes}
-            results.append(replace(decoded, **{name: getattr(decoded, name) + more for name, more in cost.items()}))
-        return results
+        flops, read = self.bank.flops, self.bank.embeddings.nbytes
+        indices, _ = self.bank.nearest(latents)
+        return [Decoded(self.bank.texts[index], 0, 0, flops, read, source="bank") for index in indices.tolist()]
+
+
+def caption_bank(streams: Sequence[DecodedStream], capacity: int) -> CaptionBank:
+    """The texts that were decoded most often, each at the renormalised mean of the latents it was decoded from.
+
+    Args:
+        streams: of each its latents (N_s, E) and the decoder's texts of them: see `decode_segments`.
+        capacity: most captions, >= 1; of texts decoded equally often the earlier ones stay.
+
+    Returns:
+        The bank, with the margin −1.
+
+    Raises:
+        InputError: there is no stream, one has not one text a latent, latents that are not finite or another width, or
+            `capacity` is not a whole number >= 1.
+    """
+    whole("capacity", capacity, 1)
+    checked = checked_streams(streams, shared=True)
+    texts = np.array([text for _, said in checked for text in said], dtype=object)
+    latents = np.concatenate([rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows, _ in checked])
+    kept = [text for text, _ in Counter(texts.tolist()).most_common(capacity)]
+    sums = torch.from_numpy(np.stack([latents[texts == text].sum(axis=0, dtype=np.float64) for text in kept]))
+    return CaptionBank(kept, torch.nn.functional.normalize(sums, dim=1).float())
+
+
+def calibrate_margin(
+    bank: CaptionBank,
+    streams: Sequence[DecodedStream],
+    error_rate: float,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Calibration:
+    """Find the lowest margin of a bank whose error on held-out streams is low enough with confidence.
+
+    The error, its bound and the candidates are those of `jepa.selective.calibrate_threshold`, whose arguments these
+    are, with the distance to the nearest caption. It grows as the margin falls.
+
+    Args:
+        bank: its margin is not used.
+        streams: at least 2, none of which the bank was filled from.
+        error_rate: in (0, 1), wrong look-ups over look-ups.
+        confidence: of the bound, one-sided, in (0, 1).
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        The calibration; its `threshold` is 1 − margin, −1 where no margin was good enough and nothing may hit:
+        `BankCache(bank).fresh(threshold)`.
+
+    Raises:
+        InputError: as `calibrate_threshold`, or latents have another width than the bank.
+    """
+
+    def distances(latents: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([1 - bank.nearest(torch.from_numpy(rows))[1].cpu().double().numpy() for rows in latents])
+
+    return calibrate_cache(
+        BankCache(bank), streams, error_rate, distances, confidence=confidence, resamples=resamples, seed=seed
+    )
+
+
+def fill_bank(
+    streams: Sequence[DecodedStream], error_rate: float, *, capacity: int, seed: int = 0
+) -> tuple[BankCache, Calibration]:
+    """A bank filled from every second stream, the first included, with the margin calibrated on the others.
+
+    Args:
+        streams: at least 4: see `caption_bank` and `calibrate_margin`, whose arguments the others are.
+        error_rate: in (0, 1), wrong look-ups over look-ups.
+        capacity: most captions, >= 1.
+        seed: of the bootstrap.
+
+    Raises:
+        InputError: fewer than 4 streams, or as `caption_bank` and `calibrate_margin`.
+    """
+    if len(streams) < 4:
+        raise InputError(f"streams must be at least 4 to fill a bank and calibrate its margin, got {len(streams)}")
+    checked = checked_streams(streams, shared=True)
+    bank = caption_bank(checked[::2], capacity)
+    calibration = calibrate_margin(bank, checked[1::2], error_rate, seed=seed)
+    return BankCache(bank).fresh(calibration.threshold), calibration

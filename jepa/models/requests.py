@@ -77,6 +77,12 @@ class AnswerCache(LatentCache):
             self._named.popitem(last=False)
         return entry, hit
 
+    def discard(self, entries: Iterable[CacheEntry]) -> None:
+        lost = set(entries)
+        super().discard(lost)
+        for name in [name for name, entry in self._named.items() if entry in lost]:
+            del self._named[name]
+
     def _near(self, latent: np.ndarray, request: Pair) -> tuple[CacheEntry, bool]:
         entry, near = super().look_up(latent)
         if not near or self.session is None or entry.decoded is None:

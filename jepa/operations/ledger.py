@@ -78,6 +78,7 @@ class CacheCount:
         audited: hits whose text was compared with what the decoder says for the latent looked up.
         wrong_hits: audited hits whose text is another than the decoder's.
         seconds: wall time of the look-ups.
+        flops: floating-point operations of the look-ups.
 
     Raises:
         InputError: a count that is not a whole number >= 0, seconds that are not finite and >= 0, or counts that do
@@ -89,9 +90,10 @@ class CacheCount:
     audited: int = 0
     wrong_hits: int = 0
     seconds: float = 0.0
+    flops: int = 0
 
     def __post_init__(self) -> None:
-        _normalise(self, ("lookups", "hits", "audited", "wrong_hits"))
+        _normalise(self, ("lookups", "hits", "audited", "wrong_hits", "flops"))
         if not self.lookups >= self.hits >= self.audited >= self.wrong_hits:
             raise InputError(
                 "lookups >= hits >= audited >= wrong_hits must hold, "
@@ -145,8 +147,8 @@ class OperationLedger:
 
     @property
     def total_flops(self) -> int:
-        """FLOPs of all parts."""
-        return sum(count.flops for count in self._parts.values())
+        """FLOPs of all parts and of the cache."""
+        return sum(count.flops for count in self._parts.values()) + self._cache.flops
 
     @property
     def total_bytes(self) -> int:
@@ -202,14 +204,21 @@ class OperationLedger:
         self._parts[part] += count
 
     def count_cache(
-        self, *, lookups: int = 0, hits: int = 0, audited: int = 0, wrong_hits: int = 0, seconds: float = 0.0
+        self,
+        *,
+        lookups: int = 0,
+        hits: int = 0,
+        audited: int = 0,
+        wrong_hits: int = 0,
+        seconds: float = 0.0,
+        flops: int = 0,
     ) -> None:
         """Add to the counts of the cache; the meaning of each count is `CacheCount`'s.
 
         Raises:
             InputError: a count below 0, or the sums break a rule of `CacheCount`. The ledger is then unchanged.
         """
-        more = {"lookups": lookups, "hits": hits, "audited": audited, "wrong_hits": wrong_hits}
+        more = {"lookups": lookups, "hits": hits, "audited": audited, "wrong_hits": wrong_hits, "flops": flops}
         sums = {name: getattr(self._cache, name) + _whole(name, value) for name, value in more.items()}
         self._cache = CacheCount(**sums, seconds=self._cache.seconds + _duration("seconds", seconds))
 
@@ -300,7 +309,7 @@ class OperationLedger:
     def from_dict(cls, record: Mapping[str, Any]) -> OperationLedger:
         """The ledger that `to_dict` gave `record` for. The latency summary is computed anew from `latencies`.
 
-        In records from before bytes were counted they are missing, and 0.
+        In records from before bytes, and FLOPs of the cache, were counted they are missing, and 0.
 
         Raises:
             InputError: a key is missing or unknown (as in records of ledgers without detector, cache or FLOPs), a
@@ -314,7 +323,7 @@ class OperationLedger:
         for part in PARTS:
             _check_keys(f"a ledger's {part}", record[part], empty[part], optional=("weight_bytes", "cache_bytes"))
             ledger.count(part, **record[part])
-        _check_keys("a ledger's cache", record["cache"], empty["cache"])
+        _check_keys("a ledger's cache", record["cache"], empty["cache"], optional=("flops",))
         ledger.count_cache(**record["cache"])
         ledger.stream(record["stream_seconds"])
         ledger.steps(record["steps"])

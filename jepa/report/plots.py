@@ -36,6 +36,7 @@ from jepa.report.tables import (
     PARTS,
     UNCOUNTED,
     best_causal,
+    cache_flops,
     clean,
     factor,
     flops_unit,
@@ -565,13 +566,13 @@ MEASURES = ("flops", "seconds")
 def operations(results: Results, name: str, measure: str, colours: Colours = LIGHT) -> Figure:
     """What each part takes per second of stream, one stacked bar an operating point.
 
-    `measure` is one of `MEASURES`: FLOPs as they were counted, or wall time, in which cache look-ups are a part and
-    what is estimated is hatched.
+    `measure` is one of `MEASURES`: FLOPs as they were counted, or wall time, in which what is estimated is hatched;
+    cache look-ups are a part of both.
     """
     setting, series = results["settings"][name], series_of(results)
     rows = setting["operations"]
     scale, unit = flops_unit(rows) if measure == "flops" else (1e-3, "millisecond")
-    parts = PARTS if measure == "flops" else (*PARTS, "cache")
+    parts = (*PARTS, "cache")
     width, height = 470, 70 + 31 * len(rows)
     figure = Figure(figsize=(width / INCH, height / INCH))
     axes = figure.add_axes((160 / width, 42 / height, 1 - 176 / width, 1 - 70 / height))
@@ -580,7 +581,8 @@ def operations(results: Results, name: str, measure: str, colours: Colours = LIG
     for y, row in enumerate(rows):
         ledger, left = row["ledger"], 0.0
         for part in parts:
-            length = ledger[part][measure] / ledger["stream_seconds"] / scale if ledger["stream_seconds"] else 0.0
+            amount = cache_flops(ledger) if (part, measure) == ("cache", "flops") else ledger[part][measure]
+            length = amount / ledger["stream_seconds"] / scale if ledger["stream_seconds"] else 0.0
             estimated = measure == "seconds" and row["seconds_estimated"] and part in ESTIMATED_PARTS
             colour = colours["muted"] if part in _SHADES else _decoder_colour(series, row["policy"], colours)
             fill = _fill(colour, _SHADES.get(part, _CACHE_SHADE if part == "cache" else 1.0), estimated)

@@ -210,7 +210,10 @@ _POSITIVE, _QUANTITY, _SHARE = number(above=0), number(0), number(0, 1)
 _INTERVAL = record({"value": number(), "low": number(), "high": number()}, ordered("low", "high"))
 
 _PART = record({"calls": count, "forward_passes": count, "tokens": count, "flops": count, "seconds": _QUANTITY})
-_CACHE = record({"lookups": count, "hits": count, "audited": count, "wrong_hits": count, "seconds": _QUANTITY})
+_CACHE = record(
+    {"lookups": count, "hits": count, "audited": count, "wrong_hits": count, "seconds": _QUANTITY},
+    optional={"flops": count},
+)
 _LATENCY = {"count": count} | {key: nullable(_QUANTITY) for key in ("mean", "p50", "p95", "max")}
 _LEDGER = record(
     {"detector": _PART, "encoder": _PART, "predictor": _PART, "decoder": _PART, "cache": _CACHE}
@@ -230,9 +233,12 @@ def _error_agrees(error: Any, path: str) -> None:
 
 _CACHED = record({"threshold": number(), "error": record(_RATE, _error_agrees)})
 _POINT = {"knob": number(), "decodes_per_second": _QUANTITY, "cider_d": _INTERVAL}
+_NEEDS = {"latency": text, "state": text}  # of each point; in documents from before that, of the curve's first one
 
 
 def _curve_agrees(curve: Any, path: str) -> None:
+    if not _NEEDS.keys() <= curve.keys():
+        sequence(record(_NEEDS))(curve["test"], f"{path}.test")
     if curve["cache"] is not None:
         sequence(record({"cache": _CACHED}))(curve["test"], f"{path}.test")
 
@@ -242,15 +248,14 @@ _CURVE = record(
         "label": text,
         "causal": flag,
         "oracle": flag,
-        "latency": text,
-        "state": text,
         "knob": text,
-        "cache": nullable(record({"capacity": count, "shared": flag, "error_rate": _SHARE})),
+        "cache": nullable(record({"capacity": count, "shared": flag, "error_rate": _SHARE}, optional={"bank": flag})),
         "selects_steps": flag,
-        "test": sequence(record(_POINT | {"dense": _DENSE}, optional={"cache": _CACHED}), shortest=1),
+        "test": sequence(record(_POINT | {"dense": _DENSE}, optional={"cache": _CACHED} | _NEEDS), shortest=1),
         "calibration": sequence(record(_POINT), shortest=1),
     },
     _curve_agrees,
+    _NEEDS,
 )
 
 

@@ -277,10 +277,16 @@ def part_flops(ledger: dict[str, Any], part: str) -> int | None:
     return None if ledger[part]["calls"] and not flops else flops
 
 
+def cache_flops(ledger: dict[str, Any]) -> int:
+    """FLOPs of the cache's look-ups; 0 in documents from before they were counted."""
+    flops: int = ledger["cache"].get("flops", 0)
+    return flops
+
+
 def total_flops(ledger: dict[str, Any]) -> int | None:
-    """None unless the FLOPs of all parts were counted."""
+    """Of all parts and of the cache; None unless the FLOPs of all parts were counted."""
     parts = [part_flops(ledger, part) for part in PARTS]
-    return sum(flops or 0 for flops in parts) if None not in parts else None
+    return sum(flops or 0 for flops in parts) + cache_flops(ledger) if None not in parts else None
 
 
 class Ratios(NamedTuple):
@@ -348,8 +354,8 @@ def lever_chain(setting: dict[str, Any], measure: str) -> list[tuple[str, dict[s
 def break_even(setting: dict[str, Any], row: dict[str, Any]) -> float | None:
     """Steps per second up to which encoding costs no more FLOPs than the decodes saved; <= 0 where none are.
 
-    (decoder FLOPs per second of the headline reference − of the policy) / (encoder and predictor FLOPs per step).
-    None where one of them was not counted.
+    (decoder and cache FLOPs per second of the headline reference − of the policy) / (encoder and predictor FLOPs per
+    step). None where one of them was not counted.
     """
     reference = reference_row(setting)
     if reference is None:
@@ -359,7 +365,10 @@ def break_even(setting: dict[str, Any], row: dict[str, Any]) -> float | None:
     encoder, predictor = (part_flops(row["ledger"], part) for part in ("encoder", "predictor"))
     if None in (*decoding, encoder, predictor) or not all(ledger["stream_seconds"] for ledger in ledgers):
         return None
-    theirs, ours = ((flops or 0) / ledger["stream_seconds"] for flops, ledger in zip(decoding, ledgers, strict=True))
+    theirs, ours = (
+        ((flops or 0) + cache_flops(ledger)) / ledger["stream_seconds"]
+        for flops, ledger in zip(decoding, ledgers, strict=True)
+    )
     encoding = (encoder or 0) + (predictor or 0)
     return (theirs - ours) * row["ledger"]["steps"] / encoding if encoding else None
 
@@ -385,9 +394,9 @@ COMPUTE_NOTE = (
     "Savings are the reference's figure over the policy's, per second of stream; of FLOPs and wall time, all parts "
     "and the cache are counted, end to end. A policy that does not select steps is charged with encoding every step, "
     "and so is the reference. Break-even: the steps per second up to which encoding costs no more FLOPs than the "
-    "decodes that the policy saves, (decoder FLOPs per second of the reference − of the policy) / (encoder and "
-    "predictor FLOPs per step). Wall time is compared only where one device encoded and decoded. est.: of the steps "
-    "that were selected, wall time is the mean of a call times the calls."
+    "decodes that the policy saves, (decoder and cache FLOPs per second of the reference − of the policy) / (encoder "
+    "and predictor FLOPs per step). Wall time is compared only where one device encoded and decoded. est.: of the "
+    "steps that were selected, wall time is the mean of a call times the calls."
 )
 
 
@@ -415,6 +424,7 @@ def compute_table(setting: dict[str, Any]) -> Table:
             label(curve),
             operating_point(curve, row["knob"]),
             *(flops(part_flops(ledger, part), ledger) for part in PARTS),
+            flops(cache_flops(ledger), ledger),
             flops(total_flops(ledger), ledger),
             factor(ratios.calls),
             factor(ratios.flops),
@@ -424,7 +434,7 @@ def compute_table(setting: dict[str, Any]) -> Table:
             NONE if row is reference_row(setting) else limit,
         )
 
-    header: Row = ("policy", "operating point", *PARTS, "all parts", "saving, decoder calls", "saving, FLOPs")
+    header: Row = ("policy", "operating point", *PARTS, "cache", "all", "saving, decoder calls", "saving, FLOPs")
     header += ("saving, wall time", "CIDEr-D difference", "steps/s", "break-even steps/s")
     title = f"{unit}s per second of stream; savings against {reference_name(setting, headline_savings(setting)[0])}"
     return Table(header, ((title, tuple(map(cells, rows))),), text_columns=2)
@@ -480,8 +490,7 @@ def quality_table(setting: dict[str, Any]) -> Table:
             label(curve),
             operating_point(curve, row["knob"]),
             needs(curve),
-            clean(curve["latency"]),
-            clean(curve["state"]),
+            *(clean({**curve, **measured}[name]) for name in ("latency", "state")),  # documents before: of the curve
             quality(measured["cider_d"]["value"]),
             *(share(measured["dense"][name]) for name in names),
             seconds(late["mean"]),
@@ -495,7 +504,8 @@ def quality_table(setting: dict[str, Any]) -> Table:
 
 CACHE_NOTE = (
     "A look-up is wrong if it hits and the text differs from the decoder's for the same latent, which was decoded to "
-    "check; the error is the share of wrong look-ups on the test streams. The threshold was calibrated on the others."
+    "check; the error is the share of wrong look-ups on the test streams. The threshold was calibrated on the others. "
+    "A caption bank holds texts decoded on half of those, and its threshold was calibrated on the other half."
 )
 
 

@@ -39,6 +39,9 @@ class LatentCache:
 
     A cache serves one `SelectiveDecoder` at a time.
 
+    Attributes:
+        flops: of the look-ups so far: 2·N·E each, a multiplication and an addition for each number of the N keys held.
+
     Args:
         threshold: on 1 − cos, which is 0 for equal and 2 for opposite latents. Below 0 nothing hits, at 0 only equal
             latents do. `calibrate_threshold` finds one for a share of wrong texts; it gives no guarantee on streams
@@ -56,6 +59,7 @@ class LatentCache:
         self.threshold = finite("threshold", threshold)
         self.capacity = whole("capacity", capacity, 0)
         self.shared = shared
+        self.flops = 0
         self.clear()
 
     def __len__(self) -> int:
@@ -65,6 +69,10 @@ class LatentCache:
     def width(self) -> int | None:
         """E of the keys held, None while there is none."""
         return self._keys.shape[1] if self._entries else None
+
+    def fresh(self, threshold: float | None = None) -> LatentCache:
+        """A cache of the same settings, as it was before any look-up; at another threshold if one is given."""
+        return LatentCache(self.threshold if threshold is None else threshold, self.capacity, shared=self.shared)
 
     def clear(self) -> None:
         """Forget every key."""
@@ -96,6 +104,7 @@ class LatentCache:
             if len(key) != self._keys.shape[1]:
                 raise InputError(f"latents must have the width of the cache's keys, {self.width}, got {len(key)}")
             nearest = int(np.vecdot(self._keys[:held], key).argmax())
+            self.flops += 2 * held * len(key)
             gap = self._keys[nearest] - key
             if float(gap @ gap) / 2 <= self.threshold:  # = 1 − cos of unit vectors, and exactly 0 for equal ones
                 self._touch(nearest)

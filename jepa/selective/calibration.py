@@ -10,14 +10,14 @@ Dimension letters: S streams, N_s latents looked up in stream s, E width of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.stats import binomtest
 
-from jepa.errors import InputError
+from jepa.errors import InputError, finite, whole
 from jepa.metrics import resample
 from jepa.operations import OperationLedger
 from jepa.selective.cache import LatentCache
@@ -101,7 +101,7 @@ def audit_cache(
 ) -> ErrorRate:
     """Measure how often a cache gives another text than the decoder.
 
-    The streams are replayed through an empty cache of the same settings, so the hits are those of a `SelectiveDecoder`
+    The streams are replayed through a fresh cache of the same settings, so the hits are those of a `SelectiveDecoder`
     with that cache, policy and decoder.
 
     Args:
@@ -110,9 +110,10 @@ def audit_cache(
         ledger: told how many hits were checked and how many were wrong. The checks are no decodes of the method.
 
     Raises:
-        InputError: there is no stream, a stream has not one text a latent, or latents are not finite.
+        InputError: there is no stream, a stream has not one text a latent, latents are not finite, or the cache is
+            shared and their widths differ.
     """
-    wrong, hits, lookups = _replay(cache.threshold, cache.capacity, cache.shared, _checked(streams))
+    wrong, hits, lookups = _replay(cache.fresh(), checked_streams(streams, cache.shared))
     if ledger is not None:
         ledger.count_cache(audited=int(hits.sum()), wrong_hits=int(wrong.sum()))
     return measured_error(wrong, hits, lookups)
@@ -160,27 +161,65 @@ def calibrate_threshold(
         seed: of the bootstrap.
 
     Raises:
-        InputError: fewer than 2 streams, a stream without one text a latent or with latents that are not finite, or an
-            option out of range.
+        InputError: fewer than 2 streams, a stream without one text a latent or with latents that are not finite,
+            streams of different widths for a shared cache, or an option out of range.
+    """
+    return calibrate_cache(
+        LatentCache(-1.0, capacity, shared=shared),
+        streams,
+        error_rate,
+        lambda latents: np.concatenate(
+            [_nearest_before(z) for z in ([np.concatenate(latents)] if shared else latents)]
+        ),
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def calibrate_cache(
+    cache: LatentCache,
+    streams: Sequence[DecodedStream],
+    error_rate: float,
+    distances: Callable[[Sequence[np.ndarray]], np.ndarray],
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Calibration:
+    """What `calibrate_threshold` does, for any cache.
+
+    Args:
+        cache: whose settings, but the threshold, are used; it is left as it is.
+        streams: as for `calibrate_threshold`.
+        error_rate: as for `calibrate_threshold`.
+        distances: gives for the unit latents (N_s, E) of each stream the distances 1 − cos whose quantiles are tried.
+        confidence: as for `calibrate_threshold`.
+        resamples: as for `calibrate_threshold`.
+        seed: as for `calibrate_threshold`.
+
+    Raises:
+        InputError: as `calibrate_threshold`.
     """
     for name, share in (("error_rate", error_rate), ("confidence", confidence)):
-        if not 0 < share < 1:
+        if not 0 < finite(name, share) < 1:
             raise InputError(f"{name} must be in (0, 1), got {share}")
-    if resamples < 1:
-        raise InputError(f"resamples must be >= 1, got {resamples}")
-    checked = _checked(streams)
+    whole("resamples", resamples, 1)
+    checked = checked_streams(streams, cache.shared)
     if len(checked) < 2:
         raise InputError(f"streams must be at least 2 for a bootstrap over streams, got {len(checked)}")
     weights = resample(len(checked), resamples, seed)
 
     def measure(threshold: float) -> Calibration:
-        wrong, hits, lookups = _replay(threshold, capacity, shared, checked)
+        wrong, hits, lookups = _replay(cache.fresh(threshold), checked)
         drawn = (weights @ wrong) / (weights @ lookups)
         exact = binomtest(int(wrong.sum()), int(lookups.sum()), alternative="less")
         bound = max(exact.proportion_ci(confidence, method="exact").high, np.quantile(drawn, confidence))
         return Calibration(threshold, error_rate, float(bound), _error_rate(wrong, hits, lookups, drawn))
 
-    candidates = _candidates(checked, shared)
+    found = distances([latents / np.linalg.norm(latents, axis=1, keepdims=True) for latents, _ in checked])
+    quantiles = np.quantile(found, np.linspace(0, 1, _CANDIDATES)) if len(found) else []
+    candidates: list[float] = np.unique([0.0, *np.clip(quantiles, 0, None)]).tolist()
     best = measure(-1.0)
     low, high = 0, len(candidates)
     while low < high:
@@ -193,16 +232,25 @@ def calibrate_threshold(
     return best
 
 
-def _checked(streams: Sequence[DecodedStream]) -> list[tuple[np.ndarray, list[str]]]:
+def checked_streams(streams: Sequence[DecodedStream], shared: bool) -> list[tuple[np.ndarray, list[str]]]:
+    """Decoded streams as latents (N_s, E) float32 and their texts; of one width where they share a cache.
+
+    Raises:
+        InputError: as `calibrate_threshold`, naming the stream by its number.
+    """
     if not streams:
         raise InputError("streams must hold at least one stream, got none")
-    checked = []
+    checked: list[tuple[np.ndarray, list[str]]] = []
     for number, (latents, texts) in enumerate(streams):
         rows = latents.detach().cpu().numpy() if isinstance(latents, torch.Tensor) else np.asarray(latents)
         if rows.ndim != 2 or rows.shape[0] != len(texts) or not len(texts):
             raise InputError(
                 f"stream {number}: latents must have the shape (N, E) with a text each and N >= 1, "
                 f"got {rows.shape} and {len(texts)} texts"
+            )
+        if shared and checked and rows.shape[1] != (width := checked[0][0].shape[1]):
+            raise InputError(
+                f"stream {number}: latents must have the width of those before, {width}, got {rows.shape[1]}"
             )
         rows = rows.astype(np.float32)
         norms = np.linalg.norm(rows, axis=1)
@@ -213,13 +261,12 @@ def _checked(streams: Sequence[DecodedStream]) -> list[tuple[np.ndarray, list[st
 
 
 def _replay(
-    threshold: float, capacity: int, shared: bool, streams: Sequence[tuple[np.ndarray, list[str]]]
+    cache: LatentCache, streams: Sequence[tuple[np.ndarray, list[str]]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Wrong look-ups, hits and look-ups of each stream: (S,) each."""
+    """Wrong look-ups, hits and look-ups of each stream, through a fresh cache: (S,) each."""
     lookups = np.array([len(texts) for _, texts in streams])
-    cache = LatentCache(threshold, capacity, shared=shared)
-    if not shared:
-        return *_replay_apart(threshold, capacity, streams), lookups
+    if not cache.shared:
+        return *_replay_apart(cache.threshold, cache.capacity, streams), lookups
     counts = np.zeros((2, len(streams)), dtype=np.int64)
     for number, (latents, texts) in enumerate(streams):
         for latent, text in zip(latents, texts, strict=True):
@@ -269,15 +316,6 @@ def _replay_apart(
             used[rows, slot] = lookup + 1
             held[rows] = np.minimum(held[rows] + missed, slots)
     return wrong, hits
-
-
-def _candidates(streams: Sequence[tuple[np.ndarray, list[str]]], shared: bool) -> list[float]:
-    """Thresholds in ascending order: 0, and quantiles of the distance to the nearest latent before."""
-    unit = [latents / np.linalg.norm(latents, axis=1, keepdims=True) for latents, _ in streams]
-    distances = np.concatenate([_nearest_before(latents) for latents in ([np.concatenate(unit)] if shared else unit)])
-    quantiles = np.quantile(distances, np.linspace(0, 1, _CANDIDATES)) if len(distances) else []
-    candidates: list[float] = np.unique([0.0, *np.clip(quantiles, 0, None)]).tolist()
-    return candidates
 
 
 def _nearest_before(latents: np.ndarray) -> np.ndarray:

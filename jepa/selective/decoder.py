@@ -70,7 +70,8 @@ class Emission:
         end: time of the last step it covers.
         emitted_at: when it can be known: the time of the step that closed the segment or, where that was later, of
             the step that ended its wait for a batch; and the latent delay.
-        source: where the text comes from: "cache", if it was decoded for another latent; else as `Decoded.source`.
+        source: where the text comes from: "cache", if the cache had it, decoded for another latent or, in a caption
+            bank, from the start; else as `Decoded.source`.
     """
 
     text: str
@@ -105,8 +106,8 @@ class SelectiveDecoder:
 
     The ledger is told each step, and of the decoder one call per latent decoded, its tokens, forward passes,
     FLOPs and bytes as reported by the decoder, its wall time, and the latency of each emission: from the start of
-    its segment until `emitted_at`. Of the cache it is told look-ups, hits and wall time. Encoder and predictor ran
-    before, and stream durations are known to whoever reads the streams: they are theirs to count.
+    its segment until `emitted_at`. Of the cache it is told look-ups, hits, FLOPs and wall time. Encoder and
+    predictor ran before, and stream durations are known to whoever reads the streams: they are theirs to count.
 
     If the decoder fails, the segments it was given are lost: the policy has moved on, and the cache forgets them.
 
@@ -281,10 +282,10 @@ class SelectiveDecoder:
             return [_Pick(segment, CacheEntry(), hit=False) for segment in segments]
         if not segments:
             return []
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self.cache.flops
         picks = [_Pick(segment, *self.cache.look_up(segment.latent)) for segment in segments]
-        seconds = time.perf_counter() - start
-        self.ledger.count_cache(lookups=len(picks), hits=sum(pick.hit for pick in picks), seconds=seconds)
+        seconds, flops = time.perf_counter() - start, self.cache.flops - before
+        self.ledger.count_cache(lookups=len(picks), hits=sum(p.hit for p in picks), seconds=seconds, flops=flops)
         return picks
 
     def _emit(self, released: Sequence[_Released]) -> list[Emission]:

@@ -1,4 +1,4 @@
-"""The caption bank: nearest captions against a float64 reference, the margin, and what falls back."""
+"""The caption bank: nearest captions against a float64 reference, the margin and its calibration, what it leaves."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from torch import Tensor
 
 from jepa.decoders.bank import CaptionBank
 from jepa.errors import InputError
-from jepa.models.bank import BankDecoder
-from jepa.selective import Decoded, SelectiveDecoder, Uniform
+from jepa.models.bank import BankCache, BankDecoder, calibrate_margin, caption_bank, fill_bank
+from jepa.selective import Decoded, SelectiveDecoder, Uniform, audit_cache
 
 
 def unit(rows: int, width: int, seed: int) -> Tensor:
@@ -56,38 +57,125 @@ def test_every_caption_finds_itself_and_equal_ones_give_the_first():
     assert bank.lookup(-embeddings[:2]) == [None, None]
 
 
-def test_what_the_bank_does_not_know_is_generated_and_counted_on_top():
+def test_what_a_bank_knows_is_a_hit_and_no_decoder_call():
     eye = torch.eye(4)
     bank = CaptionBank(["zero", "one"], eye[:2], margin=0.9)
-    fallback = Spelling()
-    latents = torch.stack([eye[1], eye[3], F.normalize(eye[0] + 0.1 * eye[2], dim=0), eye[2]])
-    look_up, read = 2 * 2 * 4, 2 * 4 * 4
-    assert bank.flops == look_up
-    assert BankDecoder(bank, fallback).decode(latents) == [
-        Decoded("one", 0, 0, look_up, read, source="bank"),
-        Decoded("dimension 3", 2, 2, 1000 + look_up, read),
-        Decoded("zero", 0, 0, look_up, read, source="bank"),
-        Decoded("dimension 2", 2, 2, 1000 + look_up, read),
-    ]
-    assert fallback.calls == [2]
-    BankDecoder(bank, fallback).decode(eye[:2])
-    assert fallback.calls == [2]  # nothing was unknown: no call
+    near = F.normalize(eye[0] + 0.1 * eye[2], dim=0)
+    latents = torch.stack([eye[1], eye[3], near, eye[2], eye[3], eye[0]])
+    decoder = Spelling()
+    selective = SelectiveDecoder(Uniform(1.0), decoder, cache=BankCache(bank))
+    for streams in (1, 2):  # the bank takes nothing up: the second time as the first
+        emissions = selective.run(latents, np.arange(6.0))
+        assert [(e.text, e.source) for e in emissions] == [
+            ("one", "cache"), ("dimension 3", "decoder"), ("zero", "cache"), ("dimension 2", "decoder"),
+            ("dimension 3", "decoder"), ("zero", "cache"),
+        ]  # fmt: skip
+        ledger = selective.ledger
+        assert (ledger.cache.lookups, ledger.cache.hits) == (6 * streams, 3 * streams)
+        assert ledger.decoder.calls == sum(decoder.calls) == 3 * streams
+        assert ledger.decoder.tokens == 6 * streams
+        assert ledger.cache.flops == 6 * streams * bank.flops == 6 * streams * 2 * 2 * 4
+    with pytest.raises(InputError, match=r"latents must have the width of the shared cache's keys, 4, got 3"):
+        selective.run(torch.eye(3), np.arange(3.0))
 
 
-def test_a_stream_says_which_texts_the_bank_gave():
-    eye = torch.eye(3)
-    decoder = SelectiveDecoder(Uniform(1.0), BankDecoder(CaptionBank(["zero"], eye[:1], margin=0.5), Spelling()))
-    emissions = decoder.run(eye[[0, 2, 0]], [0.0, 1.0, 2.0])
-    assert [(e.text, e.source) for e in emissions] == [("zero", "bank"), ("dimension 2", "decoder"), ("zero", "bank")]
-    assert decoder.ledger.decoder.tokens == 2
-    assert decoder.ledger.decoder.flops == 3 * 6 + 1000
+@given(st.integers(1, 20), st.integers(2, 12), st.integers(0, 10**6), st.floats(-1, 1))
+@settings(max_examples=60)
+def test_a_bank_as_a_cache_knows_what_it_looks_up(captions, width, seed, margin):
+    embeddings, latents = unit(captions, width, seed), unit(9, width, seed + 1)
+    bank = CaptionBank([f"caption {i}" for i in range(captions)], embeddings, margin=margin)
+    best = (latents.double() @ embeddings.double().T).sort(dim=1, descending=True).values
+    for number, (latent, text) in enumerate(zip(latents, bank.lookup(latents), strict=True)):
+        close = captions > 1 and best[number, 0] - best[number, 1] < 1e-6
+        if abs(best[number, 0] - margin) > 1e-6 and not close:
+            entry, hit = BankCache(bank).look_up(latent.numpy())
+            assert (entry.decoded.text if hit else None) == text
+    nothing = BankCache(bank).fresh(-1.0)
+    assert nothing.threshold == -1.0
+    assert not any(nothing.look_up(embedding.numpy())[1] for embedding in embeddings)
+    nothing.clear()
+    assert len(nothing) == captions
 
 
-def test_a_bank_alone_answers_everything():
+def test_a_bank_that_decodes_answers_everything_and_each_is_a_decode():
     bank = CaptionBank(["zero", "one"], torch.eye(2))
-    assert [d.text for d in BankDecoder(bank).decode(-torch.eye(2))] == ["one", "zero"]
-    with pytest.raises(InputError, match=r"a bank without a fallback must have the margin -1, got 0\.5"):
+    look_up, read = 2 * 2 * 2, 2 * 2 * 4
+    assert BankDecoder(bank).decode(-torch.eye(2)) == [
+        Decoded("one", 0, 0, look_up, read, source="bank"), Decoded("zero", 0, 0, look_up, read, source="bank"),
+    ]  # fmt: skip
+    selective = SelectiveDecoder(Uniform(1.0), BankDecoder(bank))
+    selective.run(torch.eye(2), [0.0, 1.0])
+    assert (selective.ledger.decoder.calls, selective.ledger.cache.lookups) == (2, 0)
+    with pytest.raises(InputError, match=r"a bank that is the decoder must have the margin -1, got 0\.5"):
         BankDecoder(CaptionBank(["zero"], torch.eye(2)[:1], margin=0.5))
+
+
+# --- Filled and calibrated from decodes
+
+
+def decoded_streams(seed: int, streams: int, wordings: int = 1) -> list[tuple[np.ndarray, list[str]]]:
+    """Latents near six centres; the text is that of the centre, in one of several wordings."""
+    rng = np.random.default_rng(seed)
+    centres, made = np.eye(6, 8), []
+    for _ in range(streams):
+        meanings = rng.integers(0, 6, 40)
+        rows = centres[meanings] + 0.6 / np.sqrt(8) * rng.standard_normal((40, 8))
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        said = [f"{meaning}, {rng.integers(0, wordings)}" for meaning in meanings]
+        made.append((rows.astype(np.float32), said))
+    return made
+
+
+def test_a_bank_holds_the_most_frequent_texts_at_the_means_of_their_latents():
+    x, y, z = np.eye(3, dtype=np.float32)
+    streams = [(np.stack([x, y, 2 * x]), ["a", "b", "c"]), (np.stack([z, y]), ["a", "b"])]
+    bank = caption_bank(streams, 2)
+    assert bank.texts == ("a", "b")
+    assert np.allclose(bank.embeddings.numpy(), [(x + z) / np.sqrt(2), y])
+    assert caption_bank(streams, 9).texts == ("a", "b", "c")
+    with pytest.raises(InputError, match="capacity must be a whole number >= 1, got 0"):
+        caption_bank(streams, 0)
+
+
+@given(seed=st.integers(0, 10**6), error_rate=st.floats(0.02, 0.6))
+@settings(max_examples=15)
+def test_the_margin_is_the_lowest_whose_error_is_low_enough(seed, error_rate):
+    bank = caption_bank(decoded_streams(seed, 4), 4)  # it lacks two meanings
+    held_out = decoded_streams(seed + 1, 6)
+    found = calibrate_margin(bank, held_out, error_rate)
+    assert found.bound <= error_rate or found.threshold == -1.0
+    rows = np.concatenate([latents for latents, _ in held_out]).astype(np.float64)
+    said = np.array([text for _, texts in held_out for text in texts])
+    cosines = rows @ bank.embeddings.double().numpy().T
+    best, answers = cosines.max(axis=1), np.array(bank.texts)[cosines.argmax(axis=1)]
+    wrong, distances = answers != said, np.sort(1 - best)
+    surely, at_most = (1 - best <= found.threshold + slack for slack in (-1e-6, 1e-6))
+    assert (surely & wrong).sum() <= found.measured.wrong <= (at_most & wrong).sum()
+    assert surely.sum() <= found.measured.hits <= at_most.sum()
+    higher = at_most.sum() + len(distances) // 50  # beyond the next quantile tried: its error is too high
+    if higher < len(distances):
+        assert _bound(wrong, 1 - best <= distances[higher], 6) > error_rate - 0.01
+
+
+def _bound(wrong: np.ndarray, hits: np.ndarray, streams: int) -> float:
+    """Upper bound of the error, by Clopper and Pearson and by a bootstrap over streams."""
+    errors = (wrong & hits).reshape(streams, -1)
+    exact = binomtest(int(errors.sum()), errors.size, alternative="less").proportion_ci(0.95, method="exact").high
+    picks = np.random.default_rng(0).integers(0, streams, (2000, streams))
+    return max(exact, float(np.quantile(errors.mean(axis=1)[picks].mean(axis=1), 0.95)))
+
+
+def test_a_filled_bank_keeps_the_requested_error_on_other_streams():
+    cache, calibration = fill_bank(decoded_streams(1, 12), 0.1, capacity=64)
+    assert len(cache) == 6
+    assert cache.threshold == pytest.approx(calibration.threshold)
+    error = audit_cache(cache, decoded_streams(2, 20))
+    assert error.value <= 0.1
+    assert error.hits > 0.8 * error.lookups  # and is of use
+    cache, calibration = fill_bank(decoded_streams(1, 12, wordings=30), 0.01, capacity=64)
+    assert (calibration.threshold, audit_cache(cache, decoded_streams(2, 5, 30)).hits) == (-1.0, 0)
+    with pytest.raises(InputError, match="streams must be at least 4 to fill a bank and calibrate its margin, got 3"):
+        fill_bank(decoded_streams(1, 3), 0.1, capacity=4)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +192,8 @@ def test_a_bank_alone_answers_everything():
             r"must have unit norm, got norm 1\.1 in row 1",
         ),
         (["a"], torch.full((1, 2), math.nan), 0.0, "embeddings must have unit norm, got norm nan in row 0"),
-        (["a"], torch.eye(2)[:1], 1.5, r"margin must be in \[-1, 1\], got 1\.5"),
-        (["a"], torch.eye(2)[:1], math.nan, r"margin must be in \[-1, 1\], got nan"),
+        (["a"], torch.eye(2)[:1], -1.5, r"margin must be >= -1, got -1\.5"),
+        (["a"], torch.eye(2)[:1], math.nan, r"margin must be a finite number, got nan"),
     ],
 )
 def test_bad_banks_are_refused(texts, embeddings, margin, message):

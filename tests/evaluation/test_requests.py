@@ -24,7 +24,7 @@ from jepa.evaluation.request_sessions import EVERY_STEP, Known, RememberingSessi
 from jepa.evaluation.requests import evaluate_requests
 from jepa.evaluation.run import data_of
 from jepa.evaluation.typed_requests import _in_force, _StateProbe, _TextEndpoint
-from jepa.models.llm_jepa import LLMJEPA, RequestSession
+from jepa.models.llm_jepa import LLMJEPA, RequestDecoder, RequestSession
 from jepa.models.requests import AnswerCache, follow, read_latent, read_state
 from jepa.operations import OperationLedger, count_flops
 from jepa.report.requests import markdown, summary, typing_table, validate_results
@@ -218,6 +218,40 @@ def test_a_cache_of_answers_is_bounded():
     assert [source for _, source in run_cache(cache, requests)] == ["decoder"] * 4 + ["cache"]
     with pytest.raises(RuntimeError, match="must hear a request"):
         AnswerCache(0.1, 2).look_up(np.ones(2, dtype=np.float32))
+
+
+def test_what_a_decoder_failed_to_answer_is_not_known() -> None:
+    class Failing(_Table):
+        fails = True
+
+        def answer(self, requests, max_new_tokens):
+            if self.fails:
+                raise RuntimeError("out of memory")
+            return super().answer(requests, max_new_tokens)
+
+    session = Failing(OperationLedger())
+    for cache in (AnswerCache(-1.0, 9, name=lambda pair: pair.request), AnswerCache(0.1, 9)):
+        decoder = RequestDecoder(session, 5, memory=2)
+        selective = SelectiveDecoder(Uniform(EVERY_STEP), decoder, cache=cache)
+
+        def ask(text: str, angle: float, time: float, cache=cache, decoder=decoder, selective=selective) -> str:
+            request, latent = Pair(text, "", None), np.array([np.cos(angle), np.sin(angle)], dtype=np.float32)
+            cache.hear(request)
+            decoder.hear([request], latent[None])
+            [emission] = selective.step(latent, time)
+            return f"{emission.text}, {emission.source}"
+
+        session.fails = False
+        assert ask("b", 1.5, 0.0) == "answer to b, decoder"
+        session.fails = True
+        with pytest.raises(RuntimeError, match="out of memory"):
+            ask("a", 0.0, 1.0)
+        session.fails = False
+        assert not cache.hear(Pair("a", "", None))
+        assert ask("a", 0.0, 2.0) == "answer to a, decoder"
+        assert [ask(text, angle, time) for text, angle, time in (("a", 0.0, 3.0), ("b", 1.5, 4.0))] == [
+            "answer to a, cache", "answer to b, cache",
+        ]  # fmt: skip
 
 
 def test_the_text_in_force_is_the_newest_that_is_there():

@@ -85,12 +85,13 @@ def family(policy: dict, knob: str, values: list[float], cache: dict | None = No
         "policy": policy,
         "knob": knob,
         "values": values,
-        "cache": cache,
+        "cache": None if cache is None else {"bank": False} | cache,
         "steps": steps,
     }
 
 
 GATE = {"_target_": "jepa.selective.Gate"}
+BANK = {"capacity": 8, "shared": True, "error_rate": 0.2, "bank": True}
 SELECTION = {"_target_": "jepa.selective.StepSelection", "threshold": 0.5, "burst": 2, "hold": 4}
 
 
@@ -127,13 +128,17 @@ def test_no_knob_and_no_threshold_sees_the_test_streams():
     """Whatever the test streams are, what is chosen and what is calibrated stay the same."""
     calibration = stream_set("calibration", 1)
     cached = family(GATE, "threshold", [1.0, 2.0], {"capacity": 8, "shared": False, "error_rate": 0.05})
+    banked = family(GATE, "threshold", [1.0, 2.0], BANK)
     chosen, scores = set(), set()
     for seed, noise in ((2, 0.25), (3, 0.05), (4, 0.6)):
         splits = {"calibration": calibration, "test": stream_set("test", seed, noise)}
-        families = sweeps({**POLICIES, "cached": cached})
+        families = sweeps({**POLICIES, "cached": cached, "banked": banked})
         swept = sweep_setting(splits, NearestWord(), families, REFERENCES, 0.5, 0.9, 0, "made", (0.0, 0.1))
         knobs = tuple((s["policy"], s["tolerance"], s["knob"]) for s in swept["savings"])
-        thresholds = tuple(point["cache"]["threshold"] for point in swept["curves"]["cached"]["test"])
+        thresholds = tuple(
+            point["cache"]["threshold"] for name in ("cached", "banked") for point in swept["curves"][name]["test"]
+        )
+        assert min(thresholds) >= 0
         chosen.add((knobs, thresholds))
         scores.add(tuple(s["quality"] for s in swept["savings"]))
     assert len(chosen) == 1
@@ -216,7 +221,22 @@ def test_a_reference_that_is_not_swept_is_named():
         ({"confidence": 1.5}, r"confidence must be in \(0, 1\], got 1\.5"),
         ({"gate": {"values": []}}, r"policies\.gate\.values must be one or more distinct values, got \[\]"),
         ({"gate": {"values": [1.0, 1.0]}}, r"policies\.gate\.values must be one or more distinct values"),
-        ({"gate": {"values": [1.0, -1.0]}}, "threshold"),
+        (
+            {"gate": {"values": [1.0, -1.0]}},
+            r"^policies\.gate\.policy, threshold=-1: jepa\.selective\.Gate: threshold must be .* got -1\.0",
+        ),
+        (
+            {"gate": {"knob": "foo"}},
+            r"^policies\.gate\.policy, foo=0\.5: jepa\.selective\.Gate has no argument 'foo'",
+        ),
+        (
+            {"gate": {"cache": BANK | {"shared": False}}},
+            r"policies\.gate\.cache must be shared and hold 1 or more to be a bank, got .*'shared': False",
+        ),
+        (
+            {"gate": {"cache": BANK | {"capacity": 0}}},
+            r"policies\.gate\.cache must be shared and hold 1 or more to be a bank, got .*'capacity': 0",
+        ),
         ({"gate": {"steps": SELECTION}}, r"policies\.gate\.steps must be null: no change detector"),
     ],
 )
@@ -232,10 +252,31 @@ def test_what_no_sweep_can_have_is_refused_before_it(change, message):
     assert decoder.decoded == 0
 
 
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (SELECTION | {"hold": 0}, "policies.gate.steps: jepa.selective.StepSelection: hold must be a whole"),
+        (GATE | {"threshold": 1.0}, "policies.gate.steps._target_ must build StepSelection, got Gate"),
+    ],
+)
+def test_steps_that_cannot_be_name_their_key(steps, message):
+    with pytest.raises(InputError) as error:
+        sweeps({"gate": POLICIES["gate"] | {"steps": steps}})
+    assert str(error.value).startswith(message)
+
+
 def run_families(policies: dict, tolerances=(0.0,), decoder=None, workers: int = 0) -> dict:
     splits = {"calibration": stream_set("calibration", 1), "test": stream_set("test", 2)}
     every = sweeps({"uniform": POLICIES["uniform"], **policies})
     return sweep_setting(splits, decoder or NearestWord(), every, REFERENCES, 0.5, 0.9, 0, "made", tolerances, workers)
+
+
+def test_each_point_says_the_latency_and_the_state_of_its_own_knob():
+    gap = {"_target_": "jepa.selective.LongestGap", "policy": GATE | {"threshold": 2.0}}
+    points = run_families({"gap": family(gap, "seconds", [2.0, 15.0])})["curves"]["gap"]["test"]
+    late = "2 steps after the segment's last step, or {} s after the last text if that is sooner"
+    assert [point["latency"] for point in points] == [late.format(2), late.format(15)]
+    assert {point["state"] for point in points} == {Gate(2.0).state}
 
 
 def test_a_cache_is_counted_as_what_it_is_and_audited():
@@ -256,6 +297,28 @@ def test_a_cache_is_counted_as_what_it_is_and_audited():
     )
     assert {e["source"] for e in swept["emissions"]["cached"]} == {"decoder", "cache"}
     assert len(swept["emissions"]["cached"]) == len(swept["emissions"]["gate"])
+
+
+def test_a_bank_answers_for_the_decoder_and_is_counted_and_audited_as_a_cache():
+    policies = {"gate": family(GATE, "threshold", [1.0]), "banked": family(GATE, "threshold", [1.0], BANK)}
+    swept = run_families(policies, (0.5,))
+    plain, banked = (next(o for o in swept["operations"] if o["policy"] == p)["ledger"] for p in ("gate", "banked"))
+    counts = banked["cache"]
+    assert counts["lookups"] == plain["decoder"]["calls"]
+    assert counts["hits"] == counts["audited"] == counts["lookups"] - banked["decoder"]["calls"] > 0
+    assert counts["flops"] == 2 * 5 * 16 * counts["lookups"]  # of the five texts that any half of the streams has
+    assert swept["curves"]["banked"]["cache"] == BANK
+    point = swept["curves"]["banked"]["test"][0]
+    assert point["decodes_per_second"] == pytest.approx(banked["decoder"]["calls"] / 360)
+    assert point["cache"]["error"]["wrong"] == counts["wrong_hits"]
+    assert point["cache"]["error"]["value"] <= BANK["error_rate"]
+
+
+def test_a_bank_needs_streams_to_be_filled_from_and_others():
+    splits = {"calibration": first_of(stream_set("calibration", 1), 3), "test": stream_set("test", 2)}
+    families = sweeps(POLICIES | {"banked": family(GATE, "threshold", [1.0], BANK)})
+    with pytest.raises(InputError, match=r"policies\.banked\.cache\.bank needs at least 4 calibration streams, got 3"):
+        sweep_setting(splits, NearestWord(), families, REFERENCES, 0.5, 0.9, 0, "made")
 
 
 def test_selected_steps_take_only_their_share_of_the_encoder():

@@ -97,12 +97,9 @@ def test_a_stream_of_frames_and_what_is_decoded_of_it(tiny_model):
     assert ledger.per_step()["predictor"]["weight_bytes"] == 4 * PREDICTOR
 
 
-def test_a_bank_is_read_whole_beside_the_decoder_behind_it(tiny_model):
-    bank = CaptionBank(["one", "two", "three"], latents(3), margin=0.9)
-    known, generated = BankDecoder(bank, tiny_model).decode(torch.cat([latents(1), -latents(1)]))
-    [alone] = tiny_model.decode(-latents(1))
+def test_a_bank_that_decodes_is_read_whole():
+    [known] = BankDecoder(CaptionBank(["one", "two", "three"], latents(3))).decode(latents(1))
     assert (known.weight_bytes, known.cache_bytes) == (3 * 16 * 4, 0)
-    assert (generated.weight_bytes, generated.cache_bytes) == (alone.weight_bytes + 3 * 16 * 4, alone.cache_bytes)
 
 
 @pytest.fixture(params=[LLAMA, GPT2], ids=["closed form", "measured"])

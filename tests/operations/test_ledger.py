@@ -38,7 +38,7 @@ def _ledger(parts: Any, cache: Any, stream: float, steps: int, latencies: list[f
     for name, count in zip(PARTS, parts, strict=True):
         ledger.add(name, count)
     (lookups, hits, audited, wrong), seconds = cache
-    ledger.count_cache(lookups=lookups, hits=hits, seconds=seconds)
+    ledger.count_cache(lookups=lookups, hits=hits, seconds=seconds, flops=5 * lookups)
     ledger.count_cache(audited=audited, wrong_hits=wrong)
     ledger.stream(stream)
     ledger.steps(steps)
@@ -56,8 +56,8 @@ def test_counts_add_up_as_by_hand() -> None:
     ledger.count(
         "decoder", calls=1, forward_passes=6, tokens=5, flops=500, seconds=2.0, weight_bytes=60, cache_bytes=30
     )
-    ledger.count_cache(lookups=3, hits=1, seconds=0.0625)
-    ledger.count_cache(lookups=2, hits=2)
+    ledger.count_cache(lookups=3, hits=1, seconds=0.0625, flops=6)
+    ledger.count_cache(lookups=2, hits=2, flops=4)
     ledger.count_cache(audited=2, wrong_hits=1)
     ledger.stream(1.5)
     ledger.stream(2.5)
@@ -70,8 +70,8 @@ def test_counts_add_up_as_by_hand() -> None:
     decoder = {"calls": 2, "forward_passes": 14, "tokens": 12, "flops": 1200, "seconds": 2.0}
     decoder |= {"weight_bytes": 140, "cache_bytes": 86}
     assert ledger.decoder == PartCount(**decoder)
-    assert ledger.cache == CacheCount(lookups=5, hits=3, audited=2, wrong_hits=1, seconds=0.0625)
-    assert ledger.total_flops == 40 + 3 * 2**70 + 1200
+    assert ledger.cache == CacheCount(lookups=5, hits=3, audited=2, wrong_hits=1, seconds=0.0625, flops=10)
+    assert ledger.total_flops == 40 + 3 * 2**70 + 1200 + 10
     assert ledger.total_bytes == 3 * 2**40 + 140 + 86
     assert ledger.per_step()["decoder"] == {name: value / 8 for name, value in decoder.items()}
     assert ledger.per_step()["encoder"]["weight_bytes"] == 3 * 2**37
@@ -89,7 +89,7 @@ def test_counts_add_up_as_by_hand() -> None:
         },
         "predictor": asdict(PartCount(calls=3, forward_passes=3, seconds=0.25)),
         "decoder": decoder,
-        "cache": {"lookups": 5, "hits": 3, "audited": 2, "wrong_hits": 1, "seconds": 0.0625},
+        "cache": {"lookups": 5, "hits": 3, "audited": 2, "wrong_hits": 1, "seconds": 0.0625, "flops": 10},
         "stream_seconds": 4.0,
         "steps": 8,
         # Sorted 1 2 3 4: the median is halfway from 2 to 3, the 95th percentile 0.95 * 3 = 2.85 steps up.
@@ -119,7 +119,7 @@ def test_sum_counts_both_and_leaves_them_alone(one: OperationLedger, other: Oper
         for name in ("calls", "forward_passes", "tokens", "flops", "seconds", "weight_bytes", "cache_bytes"):
             parts = [getattr(getattr(ledger, part), name) for ledger in (one, other)]
             assert getattr(getattr(total, part), name) == sum(parts)
-    for name in ("lookups", "hits", "audited", "wrong_hits", "seconds"):
+    for name in ("lookups", "hits", "audited", "wrong_hits", "seconds", "flops"):
         assert getattr(total.cache, name) == getattr(one.cache, name) + getattr(other.cache, name)
     assert total.total_flops == one.total_flops + other.total_flops
     assert total.total_bytes == one.total_bytes + other.total_bytes
@@ -203,8 +203,8 @@ KEYS = "detector, encoder, predictor, decoder, cache, stream_seconds, steps, lat
         ),
         (
             lambda r: r["cache"].pop("audited"),
-            "a ledger's cache must have the keys lookups, hits, audited, wrong_hits, seconds, "
-            "got lookups, hits, wrong_hits, seconds",
+            "a ledger's cache must have the keys lookups, hits, audited, wrong_hits, seconds, flops, "
+            "got lookups, hits, wrong_hits, seconds, flops",
         ),
         (
             lambda r: r["cache"].update(hits=9),
@@ -227,6 +227,7 @@ def test_a_record_from_before_bytes_were_counted_has_none() -> None:
     record = _some_ledger().to_dict()
     for part in PARTS:
         del record[part]["weight_bytes"], record[part]["cache_bytes"]
+    del record["cache"]["flops"]
     ledger = OperationLedger.from_dict(record)
     assert ledger.total_bytes == 0
     assert ledger.decoder == PartCount(1, 2, 3, 4, 4.0)

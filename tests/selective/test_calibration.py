@@ -172,7 +172,14 @@ GOOD = (MEANINGS, ["x"] * 12)
         ([GOOD], {}, "streams must be at least 2 for a bootstrap over streams, got 1"),
         ([GOOD, GOOD], {"error_rate": 0.0}, "error_rate must be in (0, 1), got 0.0"),
         ([GOOD, GOOD], {"confidence": 1.0}, "confidence must be in (0, 1), got 1.0"),
-        ([GOOD, GOOD], {"resamples": 0}, "resamples must be >= 1, got 0"),
+        ([GOOD, GOOD], {"resamples": 0}, "resamples must be a whole number >= 1, got 0"),
+        ([GOOD, GOOD], {"resamples": 1.5}, "resamples must be a whole number >= 1, got 1.5"),
+        ([GOOD, GOOD], {"error_rate": "x"}, "error_rate must be a finite number, got 'x'"),
+        (
+            [GOOD, (MEANINGS[:, :9], ["x"] * 12)],
+            {"shared": True},
+            "stream 1: latents must have the width of those before, 32, got 9",
+        ),
         ([GOOD, GOOD], {"capacity": -1}, "capacity must be a whole number >= 0, got -1"),
         (
             [GOOD, (MEANINGS, ["x"] * 11)],

@@ -251,6 +251,8 @@ def test_a_causal_policy_does_not_depend_on_the_axes(name: str, seed: int) -> No
     [
         (lambda: Uniform(0.0), "rate_hz must be finite and > 0, got 0.0"),
         (lambda: Uniform(math.inf), "rate_hz must be finite and > 0, got inf"),
+        (lambda: Uniform(1.0, phase=1.0), "phase must be < 1, got 1.0"),
+        (lambda: Uniform(1.0, phase=-0.5), "phase must be finite and >= 0, got -0.5"),
         (lambda: Ward(-1.0, "mean"), "rate_hz must be finite and > 0, got -1.0"),
         (lambda: Ward(1.0, "median"), "representative must be one of midpoint, mean, agreement, got 'median'"),
         (lambda: WardCut(-1.0, "mean"), "cost must be finite and >= 0, got -1.0"),
@@ -280,7 +282,8 @@ def test_a_causal_policy_does_not_depend_on_the_axes(name: str, seed: int) -> No
         (lambda: Budget(Gate(0.0), 1.0), "policy.threshold must be finite and > 0, got 0.0"),
         (lambda: Budget(Gate(1.0), 0.0), "rate_hz must be finite and > 0, got 0.0"),
         (lambda: Budget(Gate(1.0), 1.0, gain=0.0), "gain must be finite and > 0, got 0.0"),
-        (lambda: Budget(Gate(1.0), 1.0, span=1.0), "span must be finite and > 1, got 1.0"),
+        (lambda: Budget(Gate(1.0), 1.0, span=1.0), "span must be > 1, got 1.0"),
+        (lambda: Budget(Gate(1.0), 1.0, span="x"), "span must be a finite number, got 'x'"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_arguments_are_named(build: Callable[[], Policy], message: str) -> None:

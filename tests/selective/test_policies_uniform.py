@@ -13,23 +13,86 @@ from policy_streams import noisy_events, same_digits, segments_of, times_of
 
 from jepa.selective import Policy, Uniform
 
+PHASES = st.one_of(st.just(Fraction(0)), st.fractions(0, Fraction(59, 60), max_denominator=60))
+
+
+def nearest_steps(period: Fraction, phase: Fraction, steps: int) -> list[int]:
+    """The step nearest to each due moment of a steady stream, all in steps: brute force in exact arithmetic."""
+    due, expected = phase * period, set()
+    while due <= steps - Fraction(1, 2):
+        near = min(range(steps), key=lambda step: (abs(step - due), step))  # of two equally near the earlier
+        expected.add(near if near or not phase else 1)  # the first step cannot tell how near it is
+        due += period
+    return sorted(step for step in expected if step < steps and (steps > 1 or not phase))
+
 
 @given(
     rate=st.fractions(Fraction(1, 50), 8, max_denominator=60),
-    steps=st.integers(1, 200),
+    phase=PHASES,
+    steps=st.integers(1, 120),
     step_rate=st.sampled_from([1, 2, 3, 5, 25]),
     origin=st.sampled_from([0.0, 0.1, 12345.7]),
 )
 @settings(max_examples=200)
 def test_uniform_takes_the_step_nearest_to_each_due_moment(
-    rate: Fraction, steps: int, step_rate: int, origin: float
+    rate: Fraction, phase: Fraction, steps: int, step_rate: int, origin: float
 ) -> None:
-    period, expected, due = step_rate / rate, [0], Fraction(0)  # in steps, in exact arithmetic
-    while (due := due + period) <= steps - Fraction(1, 2) and steps > 1:
-        expected.append(math.ceil(due - Fraction(1, 2)))  # of two equally near the earlier
     latents = np.ones((steps, 1), np.float32)
     times = origin + np.arange(steps) / step_rate
-    assert [s.first for s in segments_of(Uniform(float(rate)), latents, times)] == sorted(set(expected))
+    expected = nearest_steps(step_rate / rate, phase, steps)
+    for pool in (False, True):
+        policy = Uniform(float(rate), phase=float(phase), pool=pool)
+        segments = segments_of(policy, latents, times)
+        assert [s.last for s in segments][: len(expected)] == expected
+        assert [s.last for s in segments][len(expected) :] == [steps - 1] * (pool and expected[-1:] != [steps - 1])
+
+
+def test_half_a_period_later_is_the_middle_of_each_period() -> None:
+    latents, times = np.ones((120, 1), np.float32), times_of(120)  # a minute at 2 Hz, from 0.25 s on
+    at = {phase: [s.time for s in segments_of(Uniform(0.1, phase=phase), latents, times)] for phase in (0.0, 0.5)}
+    assert at == {0.0: [0.25 + 10 * k for k in range(6)], 0.5: [5.25 + 10 * k for k in range(6)]}
+
+
+@given(
+    rate=st.fractions(Fraction(1, 4), 2, max_denominator=12),
+    phase=PHASES,
+    coarse=st.integers(1, 5),
+    fine=st.integers(1, 60),
+    shrink=st.integers(2, 40),
+)
+@settings(max_examples=200)
+def test_no_due_moment_is_lost_where_intervals_shrink(
+    rate: Fraction, phase: Fraction, coarse: int, fine: int, shrink: int
+) -> None:
+    """Steps every 8 s, each with two due moments or more, then sooner: from there on the nearest to each moment."""
+    step = Fraction(8, shrink)
+    turn = 8 * coarse
+    exact = [Fraction(8 * i) for i in range(coarse + 1)] + [turn + step * i for i in range(1, fine + 1)]
+    times = np.array([float(t) for t in exact])
+    moments = [(k + phase) / rate for k in range(math.floor((exact[-1] + step / 2) * rate - phase) + 1)]
+    expected = set(range(0 if phase == 0 else 1, coarse + 1))
+    for moment in moments:
+        if moment > turn + step / 2:
+            expected.add(min(range(len(exact)), key=lambda i: (abs(exact[i] - moment), i)))
+    segments = segments_of(Uniform(float(rate), phase=float(phase)), np.ones((len(times), 1), np.float32), times)
+    assert [s.first for s in segments] == sorted(expected)
+
+
+@given(
+    gaps=st.lists(st.floats(0.01, 20.0), min_size=1, max_size=60),
+    rate=st.floats(0.05, 2.0),
+    phase=st.floats(0.0, 0.99),
+)
+@settings(max_examples=200)
+def test_whatever_the_intervals_no_due_moment_is_decoded_twice(gaps: list[float], rate: float, phase: float) -> None:
+    times = np.cumsum([0.0, *gaps])
+    segments = segments_of(Uniform(rate, phase=phase), np.ones((len(times), 1), np.float32), times)
+    shortest = np.minimum.accumulate([np.inf, *gaps])
+    for number, segment in enumerate(segments[(phase == 0) :], start=int(phase == 0)):
+        passed = (segment.time + shortest[segment.first] / 2) * rate - phase  # due moments begun
+        assert number <= passed + 1e-5
+    late = [(k + phase) / rate for k in range(math.floor(times[-1] * rate - phase) + 1)]
+    assert not late or segments[-1].time + shortest[segments[-1].first] / 2 >= late[-1] - 1e-5
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,21 @@ def test_micro_batches_change_nothing_but_the_moment(
     assert sum(digest.batches) == batched.ledger.decoder.calls == sum(e.source == "decoder" for e in emissions)
 
 
+@pytest.mark.parametrize(("capacity", "steps"), [(0, 5), (4, 3), (4, 9)])
+def test_a_look_up_takes_two_flops_for_each_number_of_the_keys_held(capacity: int, steps: int) -> None:
+    cache = LatentCache(-1.0, capacity)  # nothing hits: min(i, C) keys are held at look-up i
+    decoder = SelectiveDecoder(Uniform(1.0), Digest(), cache=cache)
+    latents, times = np.eye(9, dtype=np.float32)[:steps], np.arange(float(steps))
+    for stream_number in (1, 2):
+        decoder.run(latents, times)
+        expected = stream_number * 2 * 9 * sum(min(i, capacity) for i in range(steps))
+        assert decoder.ledger.cache.flops == expected
+    assert decoder.ledger.total_flops == expected + decoder.ledger.decoder.flops
+    cache.threshold = 2.0  # every look-up but the first hits its one key
+    decoder.run(latents, times)
+    assert decoder.ledger.cache.flops == expected + 2 * 9 * (steps - 1 if capacity else 0)
+
+
 @EVERY_POLICY
 @given(seed=st.integers(0, 10**6), cache=CACHES)
 @settings(max_examples=25)

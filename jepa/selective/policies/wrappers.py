@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from jepa.errors import InputError, positive
+from jepa.errors import InputError, finite, positive
 from jepa.selective.policies.base import CausalPolicy, Policy, Segment
 
 _SLACK = 1e-6  # seconds: a gap that is over by exact arithmetic is not missed for the rounding of its times
@@ -113,8 +113,8 @@ class Budget(CausalPolicy):
         self._initial = positive("policy.threshold", self.policy.threshold)
         self.rate_hz = positive("rate_hz", rate_hz)
         self.gain = positive("gain", gain)
-        if not (math.isfinite(span) and span > 1):
-            raise InputError(f"span must be finite and > 1, got {span}")
+        if finite("span", span) <= 1:
+            raise InputError(f"span must be > 1, got {span}")
         self._limit = math.log(span) / gain
         self.name = f"budget_{self.policy.name}"
         self.latency = self.policy.latency
