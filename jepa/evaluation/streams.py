@@ -107,7 +107,7 @@ def density(records: Sequence[StreamRecord]) -> dict[str, float]:
 
 
 def thumbnails(stream: Stream | VideoStream, count: int = 36) -> list[dict[str, Any]]:
-    """`count` frames at equal distances, as `{time, png}` with base64 PNG data; fewer if the stream ends early."""
+    """`count` frames at equal distances, as `{time, png}` with base64 PNG data."""
     from PIL import Image
 
     chosen = ((np.arange(count) + 0.5) / count * stream.frame_count).astype(int).tolist()
