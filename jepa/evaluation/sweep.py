@@ -247,8 +247,11 @@ def sweep_setting(
         `curves`, `savings`, `areas` and `operations` of the results schema, and `emissions`: for the policies that the
         strip shows, those on the first test stream.
     """
+    check_sweep(families, references, confidence, tolerances)
+    for family in families.values():
+        if family.steps is not None and not all(split.changes for split in streams.values()):
+            raise InputError(f"policies.{family.name}.steps must be null: no change detector looked at these streams")
     remembering = RememberingDecoder(decoder)
-    _check(streams, families, references, confidence, tolerances)
     splits = {split: _Split(streams[split], families.values()) for split in ("calibration", "test")}
     points: dict[str, dict[str, dict[float, SweepPoint]]] = {}
     dense: dict[tuple[str, float], list[DenseScores]] = {}
@@ -301,14 +304,13 @@ def sweep_setting(
     return {"curves": curves, "savings": savings, "areas": areas, "operations": operations, "emissions": strip}
 
 
-def _check(
-    streams: Mapping[str, StreamSet],
+def check_sweep(
     families: Mapping[str, Sweep],
     references: Sequence[Mapping[str, Any]],
     confidence: float,
-    tolerances: Sequence[float],
+    tolerances: Sequence[float] = (0.0,),
 ) -> None:
-    """Raises `InputError` for what a sweep would stumble over after minutes."""
+    """Raises `InputError` for what `sweep_setting` would stumble over after minutes, as far as no stream is needed."""
     if not 0 < confidence <= 1:
         raise InputError(f"confidence must be in (0, 1], got {confidence}")
     for key, values in (("references", references), ("tolerances", tolerances)):
@@ -320,8 +322,6 @@ def _check(
     for name, family in families.items():
         if not family.values or len(set(family.values)) < len(family.values):
             raise InputError(f"policies.{name}.values must be one or more distinct values, got {list(family.values)}")
-        if family.steps is not None and not all(split.changes for split in streams.values()):
-            raise InputError(f"policies.{name}.steps must be null: no change detector looked at these streams")
         for value in family.values:
             family.make(value)
     for index, reference in enumerate(references):
