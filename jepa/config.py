@@ -74,6 +74,7 @@ class Contains:
 
 
 Count = Annotated[int, Bound(">=", 1)]
+Several = Annotated[int, Bound(">=", 2)]  # for a bootstrap over them
 Natural = Annotated[int, Bound(">=", 0)]
 Positive = Annotated[float, Bound(">", 0)]
 NonNegative = Annotated[float, Bound(">=", 0)]
@@ -342,8 +343,8 @@ class StreamConfig:
 
     description: str
     style: Node
-    calibration: Count
-    test: Count
+    calibration: Several
+    test: Several
     seconds: Positive
     step_rate_hz: Positive
 

@@ -182,20 +182,25 @@ def write_video(path: Path, seed: int, seconds: int = 24) -> None:
         container.mux(stream.encode(None))
 
 
-def test_real_videos_go_from_files_to_a_report(evaluated, tmp_path, capsys):
-    """Five annotated videos, one of them not there: windows, latents, emissions, savings."""
+def annotated_videos(folder: Path, count: int) -> list[str]:
+    """`count` videos of 24 s with their annotations in a folder, as overrides of `evaluate`."""
     annotations = {}
-    for number in range(5):
+    for number in range(count):
         spans = [[float(t), t + 3.0] for t in range(0, 24, 3)]
         sentences = [f"event {i % 3} of video {number}" for i in range(len(spans))]
         annotations[f"v_{number}"] = {"duration": 24.0, "timestamps": spans, "sentences": sentences}
-        if number < 4:
-            write_video(tmp_path / f"v_{number}.mp4", number)
-    (tmp_path / "captions.json").write_text(json.dumps(annotations), encoding="utf-8")
+        write_video(folder / f"v_{number}.mp4", number)
+    (folder / "captions.json").write_text(json.dumps(annotations), encoding="utf-8")
+    timeline = ["videos.timeline.format=activitynet", f"videos.timeline.path={folder}/captions.json"]
+    return ["videos=folder", f"videos.folder={folder}", *timeline]
+
+
+def test_real_videos_go_from_files_to_a_report(evaluated, tmp_path, capsys):
+    """Five annotated videos, one of them not there: windows, latents, emissions, savings."""
+    videos = annotated_videos(tmp_path, 5)
+    (tmp_path / "v_4.mp4").unlink()
     output = tmp_path / "run" / "evaluation"
     command = ["evaluate", f"checkpoint={evaluated}/checkpoint", f"output={output}", "candidates=12", "accelerator=cpu"]
-    videos = ["videos=folder", f"videos.folder={tmp_path}", "videos.timeline.format=activitynet"]
-    videos.append(f"videos.timeline.path={tmp_path}/captions.json")
     assert main([*command, *videos]) == 0
     assert "4 of 5 annotated videos" in capsys.readouterr().out
     assert main(["report", f"evaluation={output}"]) == 0
@@ -203,9 +208,42 @@ def test_real_videos_go_from_files_to_a_report(evaluated, tmp_path, capsys):
     assert setting["streams"] == {"calibration": 2, "test": 2, "seconds_each": 24.0}
     assert setting["operations"][0]["ledger"]["predictor"]["calls"] == 2 * 47  # windows of a second, every half
     assert {len(strip) > 0 for strip in setting["strip"]["decodes"].values()} == {True}
+
+
+def test_a_video_that_proves_broken_on_the_way_costs_no_other(evaluated, tmp_path, capsys):
+    videos = annotated_videos(tmp_path, 6)
+    output = tmp_path / "run" / "evaluation"
+    write_video(tmp_path / "v_3.mp4", 3, seconds=12)
+    command = ["evaluate", f"checkpoint={evaluated}/checkpoint", f"output={output}", "candidates=12", "accelerator=cpu"]
+    fails([*command, *videos], capsys, "must be whole, got 1 that are not, left out of", "v_3.mp4: must last 24.00 s")
+    record = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
+    assert record["scores"]["retrieval"]["candidates"] == 12
+    assert list(record["settings"]["videos"]["broken"]) == ["v_3"]
+    assert main(["report", f"evaluation={output}"]) == 0
+    setting = read_results(tmp_path / "run" / "results.json")["settings"]["videos"]
+    assert setting["streams"]["calibration"] + setting["streams"]["test"] == 5
+    assert setting["description"].endswith("; broken and left out: 1")
+
+
+def test_what_streams_need_is_checked_before_anything_is_computed(evaluated, tmp_path, capsys, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr("jepa.evaluation.videos.score_tasks", never)
+    monkeypatch.setattr("jepa.evaluation.videos.encode_streams", never)
+    command = ["evaluate", f"checkpoint={evaluated}/checkpoint", f"output={tmp_path}/out", "accelerator=cpu"]
+    videos = annotated_videos(tmp_path, 4)
+    fails([*command, *videos, "videos.timeline.format=coco"], capsys, "format must be one of", "got 'coco'")
+    fails([*command, *videos, f"videos.timeline.durations={tmp_path}/none.csv"], capsys, "durations")
+    fails([*command, *videos, f"videos.folder={tmp_path}/none"], capsys, "videos.folder must hold annotated videos")
+    fails([*command, *videos, "videos.step_rate_hz=3"], capsys, "videos.step_rate_hz: step_rate must divide")
+    fails([*command, *videos, "videos.minutes=0.001"], capsys, "must have at least 2 streams")
+    fails([*command, "streams.dense.step_rate_hz=3"], capsys, "streams.dense.step_rate_hz: step_rate must divide")
+    fails([*command, "streams.dense.seconds=0.5"], capsys, "must last at least", "got 0.5 s")
+    fails([*command, "streams.dense.calibration=1"], capsys, "streams.dense.calibration must be >= 2, got 1")
     (tmp_path / "v_1.mp4").write_bytes(b"broken")
     fails([*command, *videos], capsys, "v_1.mp4: cannot be decoded")
-    fails([*command, *videos, f"videos.folder={tmp_path}/none"], capsys, "videos.folder must hold annotated videos")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_multirun_is_an_ordinary_hydra_launch(tmp_path):

@@ -121,7 +121,8 @@ class VideoStream:
 
     Frame m is what the video shows at m / fps seconds after its first frame: the newest frame by then, whatever the
     frame rate of the file and however it varies. It is turned as its rotation says, scaled so that its shorter side
-    is `size`, and cut to the square in the middle. One frame is held at a time.
+    is `size`, and cut to the square in the middle. One frame is held at a time, the last one for `HOLD` seconds at most
+    beyond its end: annotations are often rounded.
 
     Args:
         path: the file.
@@ -135,14 +136,15 @@ class VideoStream:
 
     @property
     def frame_count(self) -> int:
-        """Frames within the annotated duration; the file may end earlier."""
+        """Frames within the annotated duration."""
         return int(self.record.duration * self.fps)
 
     def frames(self, chunk: int = 128) -> Iterator[np.ndarray]:
         """The frames in order, at most `chunk` at a time: (M, S, S, 3) uint8.
 
         Raises:
-            InputError: the file is missing, has no video, or cannot be decoded, with the time that was reached.
+            InputError: the file is missing, has no video, or cannot be decoded, with the time that was reached; or it
+                ends more than `HOLD` seconds before the annotated duration: it is truncated, or another file.
         """
         waiting: list[np.ndarray] = []
         with VideoFile(str(self.path), self.path) as file:
@@ -170,10 +172,10 @@ class VideoStream:
             held = frame
             if given >= self.frame_count:
                 return
-        if held is not None:
-            last = min(self.frame_count, int(np.ceil((held.time + period - first) * self.fps - 1e-6)))
-            if last > given:
-                yield held, last - given
+        end = 0.0 if held is None else held.time + period - first
+        if held is None or end + HOLD < self.record.duration:
+            raise InputError(f"{file.name}: must last {self.record.duration:.2f} s as annotated, got {end:.2f} s")
+        yield held, self.frame_count - given
 
 
 def picture(frame: Any, size: int) -> np.ndarray:

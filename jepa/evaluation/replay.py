@@ -31,7 +31,7 @@ from jepa.encoders.sentence import SENTENCE_ENCODER, embed_sentences
 from jepa.errors import InputError
 from jepa.evaluation.record import announce, code_version, describe_device, library_versions
 from jepa.evaluation.streams import StreamSet, density
-from jepa.evaluation.sweep import sweep_setting, sweeps
+from jepa.evaluation.sweep import check_sweep, sweep_setting, sweeps
 from jepa.models.bank import BankDecoder
 from jepa.operations import OperationLedger
 from jepa.report.replay import REPLAY_SCHEMA, replay_summary, write_replay
@@ -78,10 +78,18 @@ def simulate_latents(targets: np.ndarray, noise: float, autocorrelation: float, 
 def replay(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, Path]:
     """Runs a validated `ReplayConfig`, prints a summary, and returns the paths of the files written.
 
+    Policies that select the steps to encode (`steps`) are left out, and the outputs say so: there are no frames here.
+
     Args:
         config: the plain configuration.
         embed: N texts -> embeddings (N, E) of unit norm.
+
+    Raises:
+        InputError: before anything is embedded, for a timeline, excerpt, policies, references or a confidence that no
+            replay can have.
     """
+    families = sweeps({name: family for name, family in config["policies"].items() if family["steps"] is None})
+    check_sweep(families, config["references"], config["confidence"])
     timeline = read_timeline(
         config["timeline"]["path"],
         config["timeline"]["format"],
@@ -95,7 +103,7 @@ def replay(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, 
     )
     texts = list(dict.fromkeys(event.text for record in timeline.records for event in record.events))
     bank = CaptionBank(texts, embed(texts))
-    levels, families = [], sweeps(config["policies"])
+    levels = []
     for noise in config["noise"]:
         streams = {split: _streams(records, bank, noise, config) for split, records in taken.splits.items()}
         swept = sweep_setting(

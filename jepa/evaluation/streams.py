@@ -58,19 +58,48 @@ def make_streams(
     ]
 
 
-def encode_streams(model: VLJEPA, streams: Sequence[Stream | VideoStream], step_rate: float, what: str) -> StreamSet:
-    """Runs X-Encoder and Predictor over whole streams, under a caption query, and the change detector beside them."""
+def check_length(model: VLJEPA, stream: Stream | VideoStream) -> None:
+    """Raises `InputError` for a stream that is shorter than a window of the model."""
+    if stream.frame_count < model.frames:
+        raise InputError(
+            f"stream {stream.record.video_id} must last at least {model.window} s, got {stream.record.duration} s"
+        )
+
+
+def encode_streams(
+    model: VLJEPA,
+    streams: Sequence[Stream | VideoStream],
+    step_rate: float,
+    what: str,
+    broken: dict[str, str] | None = None,
+) -> StreamSet:
+    """Runs X-Encoder and Predictor over whole streams, under a caption query, and the change detector beside them.
+
+    Args:
+        streams: made or from files.
+        step_rate: steps a second.
+        what: they are called in the progress bar.
+        broken: gets the names of streams whose files turn out to be broken, with the errors; they are left out.
+
+    Raises:
+        InputError: the step rate does not fit the model; a stream is shorter than a window, or, without `broken`, its
+            file is broken.
+    """
     hop, length = model.encodings(step_rate)
     result = StreamSet([], [], [], [], [], hop, length)
+    for stream in streams:
+        check_length(model, stream)
     for stream in tqdm(streams, desc=f"latents, {what}", unit="stream"):
         ledger = OperationLedger()
         every = _EveryStep()
         selection = SelectiveEncoding(ColourChange(), every)
-        parts = list(model.stream(stream.frames(), step_rate, CAPTION_QUERIES[0], ledger, selection))
-        if not parts:
-            raise InputError(
-                f"stream {stream.record.video_id} must last at least {model.window} s, got {stream.record.duration} s"
-            )
+        try:
+            parts = list(model.stream(stream.frames(), step_rate, CAPTION_QUERIES[0], ledger, selection))
+        except InputError as error:
+            if broken is None:
+                raise
+            broken[stream.record.video_id] = str(error)
+            continue
         ledger.stream(stream.record.duration)
         result.records.append(stream.record)
         result.latents.append(np.concatenate([part[0] for part in parts]).astype(np.float32))
@@ -107,7 +136,7 @@ def density(records: Sequence[StreamRecord]) -> dict[str, float]:
 
 
 def thumbnails(stream: Stream | VideoStream, count: int = 36) -> list[dict[str, Any]]:
-    """`count` frames at equal distances, as `{time, png}` with base64 PNG data; fewer if the stream ends early."""
+    """`count` frames at equal distances, as `{time, png}` with base64 PNG data."""
     from PIL import Image
 
     chosen = ((np.arange(count) + 0.5) / count * stream.frame_count).astype(int).tolist()
@@ -141,7 +170,12 @@ def save_streams(streams: StreamSet, folder: Path) -> None:
 
 
 def load_streams(folder: Path) -> StreamSet:
-    """Reads what `save_streams` wrote. Raises `InputError` naming the missing, truncated or incomplete file."""
+    """Reads what `save_streams` wrote.
+
+    Raises:
+        InputError: naming the file that is missing, truncated, incomplete, or disagrees with the others on the number
+            of streams or on a stream's number of steps.
+    """
     records = read_records(folder / "records.jsonl")
     path = folder / "latents.safetensors"
     try:
@@ -150,16 +184,25 @@ def load_streams(folder: Path) -> StreamSet:
         raise InputError(f"latents not found: {path}") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a whole safetensors file: {error}") from None
-    for record in records:
+    for name in (record.video_id for record in records):
         for part in ("latents", "times", "changes"):
-            if f"{record.video_id}/{part}" not in tensors:
-                raise InputError(f"{path}: no {part} of the stream {record.video_id!r} that records.jsonl lists")
+            if f"{name}/{part}" not in tensors:
+                raise InputError(f"{path}: no {part} of the stream {name!r} that records.jsonl lists")
+        steps = len(tensors[f"{name}/latents"])
+        for part in ("times", "changes"):
+            shape = tensors[f"{name}/{part}"].shape
+            if shape != (steps,):
+                raise InputError(f"{path}: {part} of the stream {name!r} must be of {steps} steps, got shape {shape}")
     try:
         encoding = json.loads((folder / "encoding.json").read_text(encoding="utf-8"))
         ledgers = [OperationLedger.from_dict(ledger) for ledger in encoding["ledgers"]]
         window = {key: int(encoding[key]) for key in ("hop", "length")}
     except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / 'encoding.json'} cannot be read: {error!r}") from None
+    if len(ledgers) != len(records):
+        raise InputError(
+            f"{folder / 'encoding.json'}: ledgers must be one for each of {len(records)} streams, got {len(ledgers)}"
+        )
     return StreamSet(
         records,
         [tensors[f"{r.video_id}/latents"] for r in records],

@@ -288,8 +288,13 @@ def sweep_setting(
         `curves`, `savings`, `areas` and `operations` of the results schema, and `emissions`: for the policies that the
         strip shows, those on the first test stream.
     """
+    check_sweep(families, references, confidence, tolerances)
+    for family in families.values():
+        if family.steps is not None and not all(split.changes for split in streams.values()):
+            raise InputError(f"policies.{family.name}.steps must be null: no change detector looked at these streams")
+        if family.cache is not None and family.cache["bank"] and (count := len(streams["calibration"].records)) < 4:
+            raise InputError(f"policies.{family.name}.cache.bank needs at least 4 calibration streams, got {count}")
     remembering = RememberingDecoder(decoder)
-    _check(streams, families, references, confidence, tolerances)
     splits = {split: _Split(streams[split], families.values()) for split in ("calibration", "test")}
     if not (can_fork() and _on_cpu(decoder)):
         workers = 0
@@ -345,14 +350,13 @@ def sweep_setting(
     return {"curves": curves, "savings": savings, "areas": areas, "operations": operations, "emissions": strip}
 
 
-def _check(
-    streams: Mapping[str, StreamSet],
+def check_sweep(
     families: Mapping[str, Sweep],
     references: Sequence[Mapping[str, Any]],
     confidence: float,
-    tolerances: Sequence[float],
+    tolerances: Sequence[float] = (0.0,),
 ) -> None:
-    """Raises `InputError` for what a sweep would stumble over after minutes."""
+    """Raises `InputError` for what `sweep_setting` would stumble over after minutes, as far as no stream is needed."""
     if not 0 < confidence <= 1:
         raise InputError(f"confidence must be in (0, 1], got {confidence}")
     for key, values in (("references", references), ("tolerances", tolerances)):
@@ -364,14 +368,9 @@ def _check(
     for name, family in families.items():
         if not family.values or len(set(family.values)) < len(family.values):
             raise InputError(f"policies.{name}.values must be one or more distinct values, got {list(family.values)}")
-        if family.steps is not None and not all(split.changes for split in streams.values()):
-            raise InputError(f"policies.{name}.steps must be null: no change detector looked at these streams")
-        if family.cache is not None and family.cache["bank"]:
-            if not family.cache["shared"] or not family.cache["capacity"]:
-                got = dict(family.cache)
-                raise InputError(f"policies.{name}.cache must be shared and hold 1 or more to be a bank, got {got}")
-            if (count := len(streams["calibration"].records)) < 4:
-                raise InputError(f"policies.{name}.cache.bank needs at least 4 calibration streams, got {count}")
+        cache = family.cache
+        if cache is not None and cache["bank"] and not (cache["shared"] and cache["capacity"]):
+            raise InputError(f"policies.{name}.cache must be shared and hold 1 or more to be a bank, got {dict(cache)}")
         for value in family.values:
             with _naming(f"policies.{name}.policy, {family.knob}={value:g}"):
                 family.make(value)

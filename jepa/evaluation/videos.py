@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ import torch
 from jepa import checkpoint
 from jepa.config import build
 from jepa.data.timelines import excerpt, read_timeline, video_of
-from jepa.data.video import VideoStream, find_video
+from jepa.data.video import VideoFile, VideoStream, find_video
 from jepa.data.world import Stream, World
 from jepa.errors import InputError
 from jepa.evaluation.record import EVALUATION, code_version, describe_device, device_of, library_versions
-from jepa.evaluation.streams import SPLITS, encode_streams, make_streams, save_streams, thumbnails
+from jepa.evaluation.streams import SPLITS, check_length, encode_streams, make_streams, save_streams, thumbnails
 from jepa.evaluation.tasks import score_tasks
 from jepa.models.vl_jepa import VLJEPA
 
@@ -28,22 +28,28 @@ from jepa.models.vl_jepa import VLJEPA
 def evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any]) -> Path:
     """Scores the checkpoint `folder` by a validated `EvaluateConfig` and writes the folder `output`, which it returns.
 
-    It holds `evaluation.json` and, for each setting and split, latents, times, annotations and ledgers.
+    It holds `evaluation.json` and, for each setting and split, latents, times, annotations and ledgers. What the user
+    gave is checked before anything is computed; a video that turns out to be broken on the way is left out.
+
+    Raises:
+        InputError: for a checkpoint without its training record, a timeline, excerpt, folder, video or step rate that
+            cannot be; once all is written, for videos that were left out.
     """
     trained, device = checkpoint.read_config(folder), device_of(config["accelerator"])
+    training = _training(folder)
     model: VLJEPA = checkpoint.load(folder).to(device)
     world = build(trained["world"])
+    if config["videos"] is not None:
+        plans = {"videos": _videos(model, config["videos"])}
+    else:
+        plans = {name: _made(world, name, setting, config["seed"]) for name, setting in config["streams"].items()}
+    for name, plan in plans.items():
+        _check(model, plan, "videos" if config["videos"] is not None else f"streams.{name}")
     output.mkdir(parents=True, exist_ok=True)
 
     scores = score_tasks(model, world, config["seed"], config["candidates"], config["batch_size"])
     print(_score_lines(scores), flush=True)
-    if config["videos"] is not None:
-        settings = {"videos": _save_videos(model, config["videos"], output / "videos")}
-    else:
-        settings = {
-            name: _save_made(model, world, name, setting, config["seed"], output / name)
-            for name, setting in config["streams"].items()
-        }
+    settings = {name: _save_streams(model, plan, name, output / name) for name, plan in plans.items()}
     record = {
         "format": EVALUATION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -56,28 +62,37 @@ def evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any]) -> Pa
         "libraries": library_versions(),
         "device": describe_device(device),
         "parameters": model.parameters_by_role(),
-        "training": _training(folder),
+        "training": training,
         "scores": scores,
         "settings": settings,
     }
     (output / "evaluation.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     print(f"evaluation: {output}", flush=True)
+    broken = [message for setting in settings.values() for message in setting["broken"].values()]
+    if broken:
+        raise InputError(f"videos must be whole, got {len(broken)} that are not, left out of {output}: {broken[0]}")
     return output
 
 
-def _save_made(
-    model: VLJEPA, world: World, name: str, setting: dict[str, Any], seed: int, folder: Path
-) -> dict[str, Any]:
-    """Latents of the embedded streams of a setting; its entry in the record."""
+@dataclass(frozen=True)
+class _Plan:
+    """A setting and the streams of its splits, none of them read yet."""
+
+    setting: Mapping[str, Any]
+    streams: Mapping[str, Sequence[Stream | VideoStream]]
+
+
+def _made(world: World, name: str, setting: dict[str, Any], seed: int) -> _Plan:
+    """The embedded streams of a setting."""
     style = build(setting["style"])
-    made = {
-        split: make_streams(world, name, split, setting[split], setting["seconds"], style, seed) for split in SPLITS
-    }
-    return _save_streams(model, made, setting, setting["seconds"], name, folder)
+    return _Plan(
+        setting,
+        {split: make_streams(world, name, split, setting[split], setting["seconds"], style, seed) for split in SPLITS},
+    )
 
 
-def _save_videos(model: VLJEPA, setting: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Latents of the annotated videos of a folder; their entry in the record."""
+def _videos(model: VLJEPA, setting: dict[str, Any]) -> _Plan:
+    """The annotated videos of a folder."""
     source = {key: value for key, value in setting["timeline"].items() if key != "split_by"}
     timeline = read_timeline(**source)
     files = {r.video_id: find_video(Path(setting["folder"]), video_of(r.video_id)) for r in timeline.records}
@@ -93,30 +108,44 @@ def _save_videos(model: VLJEPA, setting: dict[str, Any], folder: Path) -> dict[s
         setting["timeline"]["split_by"],
     )
     size, fps = model.x_encoder.size, model.fps
-    found = {
-        split: [VideoStream(files[r.video_id] or Path(), r, size, fps) for r in taken.splits[split]] for split in SPLITS
-    }
-    seconds = [stream.record.duration for stream in found["test"]]
-    return _save_streams(model, found, setting, sum(seconds) / len(seconds), "videos", folder)
+    return _Plan(
+        setting,
+        {
+            split: [VideoStream(files[r.video_id] or Path(), r, size, fps) for r in taken.splits[split]]
+            for split in SPLITS
+        },
+    )
 
 
-def _save_streams(
-    model: VLJEPA,
-    streams: Mapping[str, Sequence[Stream | VideoStream]],
-    setting: dict[str, Any],
-    seconds: float,
-    name: str,
-    folder: Path,
-) -> dict[str, Any]:
-    for split, each in streams.items():
-        encoded = encode_streams(model, each, setting["step_rate_hz"], f"{name} {split}")
+def _check(model: VLJEPA, plan: _Plan, key: str) -> None:
+    """Raises `InputError` for what encoding would stumble over after minutes; of a video file, its head is read."""
+    try:
+        model.slots(plan.setting["step_rate_hz"])
+    except InputError as error:
+        raise InputError(f"{key}.step_rate_hz: {error}") from None
+    for stream in (stream for streams in plan.streams.values() for stream in streams):
+        check_length(model, stream)
+        if isinstance(stream, VideoStream):
+            with VideoFile(str(stream.path), stream.path):
+                pass
+
+
+def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path) -> dict[str, Any]:
+    """Latents of a setting's streams, each split saved once it is done; the setting's entry in the record."""
+    broken: dict[str, str] = {}
+    for split, each in plan.streams.items():
+        encoded = encode_streams(model, each, plan.setting["step_rate_hz"], f"{name} {split}", broken)
         save_streams(encoded, folder / split)
-    pictures = thumbnails(streams["test"][0])
+    whole = [stream for stream in plan.streams["test"] if stream.record.video_id not in broken]
+    pictures = thumbnails(whole[0]) if whole else []
     (folder / "thumbnails.json").write_text(json.dumps(pictures), encoding="utf-8")
+    left_out = f"; broken and left out: {len(broken)}" if broken else ""
+    seconds = [stream.record.duration for stream in whole]
     return {
-        "description": setting["description"],
-        "step_rate_hz": setting["step_rate_hz"],
-        "seconds_each": seconds,
+        "description": plan.setting["description"] + left_out,
+        "step_rate_hz": plan.setting["step_rate_hz"],
+        "seconds_each": sum(seconds) / len(seconds) if seconds else 0.0,
+        "broken": broken,
     }
 
 

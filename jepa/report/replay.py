@@ -65,6 +65,8 @@ from jepa.report.tables import (
 )
 
 REPLAY_SCHEMA = "jepa.replay/1"
+KEPT = 0.5  # of the reference's quality at the lowest level of noise: with less, a level says nothing of savings
+_ABREAST = 5  # levels in a line of a terminal
 
 Replay = dict[str, Any]
 Level = dict[str, Any]
@@ -103,18 +105,28 @@ def saves(saving: dict[str, Any]) -> bool:
     return bool(saving["reached"]) and (saving["saving"] is None or saving["saving"]["low"] > 1)
 
 
+def counted_levels(results: Replay) -> list[Level]:
+    """The levels by rising noise at which the reference has at least `KEPT` of its quality at the lowest.
+
+    Beyond them a policy may reach the reference again, for the reference has collapsed: no saving worth the name.
+    """
+    levels = sorted(results["levels"], key=lambda level: level["noise"])
+    scores = [headline_savings(level)[0]["reference_quality"] for level in levels]
+    return [level for level, score in zip(levels, scores, strict=True) if score >= KEPT * scores[0]]
+
+
 def savings_end(results: Replay, policy: str) -> float | None:
     """The level of noise at which a policy's savings end.
 
-    That is the lowest of the levels such that neither it nor a higher one has a saving; None where the highest level
-    still has one.
+    That is the first of `counted_levels` without a saving above the first with one; the lowest level if none has one;
+    None if each from the first with one on has one.
     """
-    end = None
-    for level in sorted(results["levels"], key=lambda level: level["noise"], reverse=True):
-        if any(saves(saving) for saving in headline_savings(level) if saving["policy"] == policy):
-            break
-        end = level["noise"]
-    return end
+    counted = counted_levels(results)
+    held = [any(saves(saving) for saving in headline_savings(level) if saving["policy"] == policy) for level in counted]
+    if True not in held:
+        return counted[0]["noise"]
+    first = held.index(True)
+    return next((level["noise"] for level, yes in zip(counted[first:], held[first:], strict=True) if not yes), None)
 
 
 def noise_table(results: Replay) -> Table:
@@ -127,6 +139,7 @@ def noise_table(results: Replay) -> Table:
         "",
     )
     rows = []
+    highest, lowest = counted_levels(results)[-1]["noise"], levels[0]["noise"]
     for policy, curve in levels[0]["curves"].items():
         cells = []
         for level in levels:
@@ -134,8 +147,7 @@ def noise_table(results: Replay) -> Table:
             ratio = factor(saving["saving"]["value"]) if saving["saving"] else "decodes nothing"
             cells.append(ratio if saving["reached"] else NONE)
         end = savings_end(results, policy)
-        lowest = levels[0]["noise"]
-        ends = f"> {levels[-1]['noise']:g}" if end is None else "none" if end == lowest else f"{end:g}"
+        ends = f"> {highest:g}" if end is None else "none" if end == lowest else f"{end:g}"
         rows.append((label(curve), *cells, ends))
     header = ("noise", *(f"{level['noise']:g}" for level in levels), "savings end at")
     return Table(header, (("", (right, scores)), ("saving at equal quality", tuple(rows))))
@@ -152,6 +164,7 @@ def replay_markdown(results: Replay) -> str:
         f"**{escape_markdown(clean(results['simulated']))}**",
         f"# Replay of a real timeline: {escape_markdown(results['timeline']['format'])}",
         escape_markdown(_timeline_facts(results)),
+        *map(escape_markdown, _left_out(results)),
         f"## Savings at equal quality, noise {first['noise']:g}",
         escape_markdown(_level_facts(first)),
         markdown_table(savings_table(first)),
@@ -162,8 +175,9 @@ def replay_markdown(results: Replay) -> str:
     if len(results["levels"]) > 1:
         blocks += [
             "## Levels of noise",
-            "A policy's savings end at the lowest level from which on it has none: the reference's quality is missed, "
-            "or the interval of the saving reaches down to 1. – is a policy that misses the reference's quality.",
+            "A policy's savings end at the first level without one above the first level with one: the reference's "
+            "quality is missed (–), or the interval of the saving reaches down to 1. Levels at which the reference "
+            f"has less than {KEPT:.0%} of its quality at the lowest level do not count.",
             markdown_table(noise_table(results)),
         ]
     blocks += [
@@ -196,13 +210,16 @@ def replay_summary(results: Replay) -> str:
     rows: list[Row] = [("policy", "at", "CIDEr-D", "decodes/s", "saving (95 % interval)")]
     rows.append(tuple("─" * width for width in widths))
     rows += [summary_row(first, saving) for saving in headline_savings(first)]
-    lines = [clean(results["simulated"]), "", *textwrap.wrap(_timeline_facts(results), 100), ""]
+    lines = [clean(results["simulated"]), ""]
+    for paragraph in (_timeline_facts(results), *_left_out(results)):
+        lines += [*textwrap.wrap(paragraph, 100), ""]
     lines += [_level_facts(first), *columns(rows, widths, text_columns=2), MARKS]
     if len(results["levels"]) > 1:
         table = noise_table(results)
-        lines.append("")
         cells = [table.header, *(row for _, group in table.groups for row in group)]
-        lines += columns(cells, (34, *[7] * len(results["levels"]), 15), text_columns=1)
+        for start in range(1, len(results["levels"]) + 1, _ABREAST):
+            some = [(row[0], *row[start : min(start + _ABREAST, len(row) - 1)], row[-1]) for row in cells]
+            lines += ["", *columns(some, (34, *[7] * (len(some[0]) - 2), 15), text_columns=1)]
     return "\n".join(lines)
 
 
@@ -219,6 +236,12 @@ def _timeline_facts(results: Replay) -> str:
         f"{timeline['distinct_texts']:,} distinct texts, {timeline['overlapping']:,} annotations begin before an "
         f"earlier one ends; dropped: {dropped}. Used: {used}; {timeline['cut']:,} annotations end after the excerpt."
     )
+
+
+def _left_out(results: Replay) -> list[str]:
+    """A sentence on the policies that were asked for and not swept; none if all were."""
+    missing = [name for name in results["config"]["policies"] if name not in results["levels"][0]["curves"]]
+    return [f"Left out, for they select frames to encode and there are none: {', '.join(missing)}."] if missing else []
 
 
 def _level_facts(level: Level) -> str:

@@ -48,9 +48,16 @@ def test_the_newest_frame_by_each_moment_is_shown_whatever_the_frame_rate(tmp_pa
     np.testing.assert_allclose(found[:, 20:28, 20:28].mean((1, 2, 3)), expected, atol=4)
 
 
-def test_a_video_that_ends_early_ends_the_stream(tmp_path):
-    path = write(tmp_path / "v.mp4", [i / 10 for i in range(10)], [90] * 10)
-    assert len(read(path, duration=60.0)) == 8
+def test_a_video_that_ends_early_is_refused_and_its_last_frame_held_for_a_second(tmp_path):
+    path = write(tmp_path / "v.mp4", [i / 10 for i in range(10)], [20 + 20 * i for i in range(10)])  # lasts 1.0 s
+    held = read(path, duration=2.0)
+    assert held.shape == (16, 32, 32, 3)
+    np.testing.assert_array_equal(held[8:], np.broadcast_to(held[8], (8, 32, 32, 3)))
+    assert held[8, 24, 24].mean() == pytest.approx(200, abs=4)
+    for duration in (2.01, 60.0):
+        with pytest.raises(InputError, match=rf"v\.mp4: must last {duration:.2f} s as annotated, got 1\.00 s"):
+            read(path, duration)
+    assert len(read(path, duration=0.5)) == 4  # what lies beyond is not missed
 
 
 def test_frames_are_cut_to_the_middle_square(tmp_path):
@@ -64,6 +71,8 @@ def test_real_files():
     pancake = read(REAL / "flipping_a_pancake.mkv", duration=10.0, size=48)
     assert pancake.shape == (80, 48, 48, 3)
     assert np.abs(np.diff(pancake.astype(float), axis=0)).mean() > 1
+    with pytest.raises(InputError, match=r"pancake\.mkv: must last 100\.00 s as annotated, got 10\.33 s"):
+        read(REAL / "flipping_a_pancake.mkv", duration=100.0)
     keyboard = read(REAL / "rotated_90.mov", duration=0.1, size=48, fps=30)[0].astype(float).mean(2)
     bright = np.quantile(keyboard, 0.95)
     letters = {"I": (8, 15), "O": (8, 31), "K": (21, 19), "L": (21, 34), "M": (36, 12)}  # white, as the eye sees them

@@ -15,10 +15,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from hydra import compose, initialize_config_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from jepa import pretrained
+from jepa import pretrained, selective
 from jepa.config import ReplayConfig, validate
 from jepa.data.records import Event, StreamRecord
 from jepa.data.timelines import Timeline, excerpt
@@ -32,6 +34,7 @@ from jepa.evaluation.replay import (
     text_in_force,
 )
 from jepa.report.replay import replay_markdown, replay_png, replay_summary, saves, savings_end
+from jepa.selective import Policy
 
 CONF = Path(__file__).parents[2] / "conf"
 WORDS = ["open the drawer", "wash a blue plate", "cut green onions", "stir soup slowly", "close fridge", "take salt"]
@@ -66,6 +69,12 @@ def config(folder: Path, **changes: Any) -> dict[str, Any]:
     document["policies"]["prediction_cache"]["cache"]["error_rate"] = 0.05
     document |= {"output": str(folder / "out"), "noise": [0.3]} | changes
     return validate(document, ReplayConfig)
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The policies of `jepa replay` under these overrides."""
+    with initialize_config_module("jepa.conf", version_base="1.3"):
+        return OmegaConf.to_container(compose("replay", list(overrides)).policies, resolve=True)
 
 
 @pytest.fixture(scope="module")
@@ -221,20 +230,74 @@ def test_a_gap_is_a_segment_of_its_own_only_as_background(tmp_path, gap, answer)
     assert np.allclose(latents[0], embed(WORDS).numpy()[0], atol=1e-6)
 
 
-def test_where_savings_end():
-    def level(noise: float, low: float, reached: bool = True) -> dict[str, Any]:
+def test_savings_end_at_the_first_level_without_one_while_the_reference_holds():
+    def level(noise: float, low: float, reached: bool = True, reference: float = 4.0) -> dict[str, Any]:
         saving = {"value": 2.0, "low": low, "high": 3.0}
-        return {
-            "noise": noise,
-            "savings": [{"policy": "gate", "headline": True, "reached": reached, "saving": saving}],
-        }
+        found = {"policy": "gate", "headline": True, "reached": reached, "saving": saving}
+        return {"noise": noise, "savings": [found | {"reference_quality": reference}]}
 
-    held, thin = level(1.0, 1.5), level(2.0, 0.9)
+    held, thin, missed = level(1.0, 1.5), level(2.0, 0.9), level(2.0, 2.0, reached=False)
     assert savings_end({"levels": [held, level(0.5, 1.2)]}, "gate") is None
-    assert savings_end({"levels": [thin, held, level(0.5, 1.2)]}, "gate") == 2.0
-    assert savings_end({"levels": [level(3.0, 2.0, reached=False), thin, held]}, "gate") == 2.0
-    assert savings_end({"levels": [held, level(0.5, 0.9), level(3.0, 1.1)]}, "gate") is None
+    for end in (thin, missed):
+        assert savings_end({"levels": [end, held, level(0.5, 1.2)]}, "gate") == 2.0
+        assert savings_end({"levels": [level(3.0, 1.5), held, end]}, "gate") == 2.0  # and do not begin again
+    assert savings_end({"levels": [held, level(0.5, 0.9)]}, "gate") is None  # a policy that begins to save at 1
+    assert savings_end({"levels": [held, level(0.5, 0.9), thin]}, "gate") == 2.0
     assert savings_end({"levels": [thin, level(0.5, 0.9)]}, "gate") == 0.5
+    assert savings_end({"levels": [held, level(2.0, 0.9, reference=1.9)]}, "gate") is None  # the reference collapsed
+    assert savings_end({"levels": [held, level(2.0, 0.9, reference=2.0)]}, "gate") == 2.0
+    assert savings_end({"levels": [level(0.5, 0.9), level(2.0, 1.5, reference=1.9)]}, "gate") == 0.5
+
+
+def test_many_levels_fit_a_terminal_and_the_end_of_savings_is_bounded_by_the_levels_that_count(results):
+    base = results["levels"][1]
+    for noise in (0.4, 0.5, 0.6, 0.7, 0.8):
+        results["levels"].append(copy.deepcopy(base) | {"noise": noise})
+    for saving in results["levels"][-1]["savings"]:
+        saving["reference_quality"] /= 2.1
+    summary = replay_summary(results)
+    assert max(map(len, summary.splitlines()[7:])) <= 100
+    tables = [line.split() for line in summary.splitlines() if line.startswith("noise   ")]
+    assert [cell for row in tables for cell in row[1:-3]] == ["0.1", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8"]
+    ends = [line.split()[-1] for line in summary.splitlines() if line.startswith("prediction-error gate  ")][-2:]
+    assert ends == ["0.7", "0.7"]
+    assert re.search(r"\| prediction-error gate \|.*\| (>|&gt;|\\>) 0\.7 \|", replay_markdown(results))
+
+
+def test_policies_that_select_frames_are_left_out_and_named(tmp_path):
+    settings = config(tmp_path)
+    steps = {"_target_": "jepa.selective.StepSelection", "threshold": None, "hold": 2}
+    settings["policies"]["sparse"] = settings["policies"]["uniform"] | {"steps": steps}
+    paths = replay(settings, embed)
+    found = json.loads(paths["results"].read_text(encoding="utf-8"))
+    assert list(found["levels"][0]["curves"]) == ["uniform", "ward_mean", "prediction", "prediction_cache"]
+    line = "Left out, for they select frames to encode and there are none: sparse."
+    assert line in paths["table"].read_text(encoding="utf-8").splitlines()
+    assert line in replay_summary(found).splitlines()
+    settings["references"] = [{"policy": "sparse", "rate_hz": 1.0}]
+    with pytest.raises(InputError, match=r"references\[0\] must be one of the swept policies and values, got sparse"):
+        replay(settings, embed)
+
+
+@pytest.mark.parametrize("name", ["standard", "all", "replay"])
+def test_every_listed_choice_of_policies_can_be_replayed(tmp_path, name):
+    """Each family at its first value, and uniform decoding at the reference's rate."""
+    settings = config(tmp_path)
+    settings["policies"] = composed(f"policies={name}")
+    for family in settings["policies"].values():
+        family["values"] = family["values"][:2] if family["knob"] == "rate_hz" else family["values"][:1]
+    found = json.loads(replay(settings, embed)["results"].read_text(encoding="utf-8"))
+    expected = [name for name, family in settings["policies"].items() if family["steps"] is None]
+    assert list(found["levels"][0]["curves"]) == expected
+
+
+def test_the_published_policies_cover_every_policy_for_frames():
+    """But debounce, which is for text."""
+    policies = composed("policies=replay").values()
+    inner = [family["policy"].get("policy", family["policy"]) for family in policies]
+    swept = {part["_target_"].rpartition(".")[2] for part in [*inner, *(family["policy"] for family in policies)]}
+    known = {name for name, kind in vars(selective).items() if isinstance(kind, type) and issubclass(kind, Policy)}
+    assert swept == known - {"Policy", "CausalPolicy", "OfflinePolicy", "Debounce"}
 
 
 def test_the_report_shows_a_policy_without_an_operating_point(results):
@@ -303,6 +366,11 @@ def test_bad_documents_are_refused(results, change, message):
         ({"calibration_share": 1.0}, r"calibration_share must be < 1, got 1\.0"),
         ({"limit": 3}, r"the (calibration|test) split must have at least 2 streams, got \d"),
         ({"minutes": 0.001}, "the calibration split must have at least 2 streams, got 0"),
+        ({"references": []}, "references must"),
+        (
+            {"references": [{"policy": "uniform", "rate_hz": 0.3}]},
+            r"references\[0\] must be one of the swept policies and values, got uniform at 0.3 Hz",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_anything_is_embedded(tmp_path, changes, message):

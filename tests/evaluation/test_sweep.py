@@ -181,6 +181,23 @@ def test_broken_streams_are_named(tmp_path):
         load_streams(tmp_path)
 
 
+def test_streams_whose_files_disagree_are_named(tmp_path):
+    streams = stream_set("test", 5, streams=2)
+    steps = len(streams.times[0])
+    for part in ("times", "changes"):
+        kept = list(getattr(streams, part))
+        cut = replace(streams, **{part: [kept[0][:-1], *kept[1:]]})
+        save_streams(cut, tmp_path)
+        with pytest.raises(InputError, match=rf"{part} of the stream 'test-0' must be of {steps} steps, got shape"):
+            load_streams(tmp_path)
+    save_streams(streams, tmp_path)
+    path = tmp_path / "encoding.json"
+    encoding = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(encoding | {"ledgers": encoding["ledgers"][:1]}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"encoding.json: ledgers must be one for each of 2 streams, got 1"):
+        load_streams(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
