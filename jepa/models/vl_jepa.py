@@ -76,6 +76,7 @@ class VLJEPA(nn.Module):
         self.y_encoder, self.y_decoder = y_encoder, y_decoder
         self.tokenizer, self.frames, self.fps = tokenizer, frames, fps
         self._flops: dict[tuple[str, int], int] = {}  # of a call, by what it is called on and its tokens
+        self._stream_flops: dict[str, dict[str, int]] = {}  # by query
 
     @property
     def device(self) -> torch.device:
@@ -237,13 +238,15 @@ class VLJEPA(nn.Module):
 
     def stream_flops(self, query: str) -> dict[str, int]:
         """FLOPs of a call of the encoder on a stream, and of the predictor under `query`, counted on blanks."""
-        encoder = self.x_encoder
-        if isinstance(encoder, SlotEncoder):
-            slots = encoder
-            encoded = self._counted(("slot", 0), lambda: slots.encode_slots(self._blank(encoder.tubelet)))
-        else:
-            encoded = self.clip_flops()
-        return {"encoder": encoded, "predictor": self.query_flops(query)}
+        if query not in self._stream_flops:  # asked at every step: no tokenizer then
+            encoder = self.x_encoder
+            if isinstance(encoder, SlotEncoder):
+                slots = encoder
+                encoded = self._counted(("slot", 0), lambda: slots.encode_slots(self._blank(slots.tubelet)))
+            else:
+                encoded = self.clip_flops()
+            self._stream_flops[query] = {"encoder": encoded, "predictor": self.query_flops(query)}
+        return self._stream_flops[query]
 
     def clip_flops(self) -> int:
         """FLOPs of encoding a clip of `frames` frames."""
