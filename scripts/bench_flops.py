@@ -3,8 +3,9 @@
     python scripts/bench_flops.py [--quick]
 
 Prints a row for each architecture, random weights, and ends with one JSON line. The measured count and the closed form
-are the same number. torch's counter misses the grouped products of mixtures of experts and, in torch 2.11, fused
-attention on a CPU. Then the time that the operation ledger takes for one decoded latent, as a share of the decode.
+are the same number, or the script fails. torch's counter misses the grouped products of mixtures of experts and, in
+torch 2.11, fused attention on a CPU. Then the time that the operation ledger takes for one decoded latent, as a share of
+the decode.
 """
 
 from __future__ import annotations
@@ -119,6 +120,10 @@ def main() -> None:
         "ledger_over_decode": round(share, 6),
     }
     print(json.dumps(figures))
+    if unequal := [name for name, (ours, formula, _) in rows.items() if ours != formula]:
+        raise SystemExit(
+            f"the measured count and the closed form must be the same number, not so: {', '.join(unequal)}"
+        )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from jepa.data.world import Stream, World
 from jepa.errors import InputError
 from jepa.evaluation.record import EVALUATION, code_version, describe_device, device_of, library_versions
 from jepa.evaluation.streams import SPLITS, check_length, encode_streams, make_streams, save_streams, thumbnails
-from jepa.evaluation.tasks import score_tasks
+from jepa.evaluation.tasks import cost_line, score_tasks
 from jepa.models.vl_jepa import VLJEPA
 
 
@@ -151,17 +151,16 @@ def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path) -> dict[s
 
 def _score_lines(scores: dict[str, Any]) -> str:
     retrieval, captioning = scores["retrieval"], scores["captioning"]
-    rows = [
-        (f"retrieval R@1 of {retrieval['candidates']}", retrieval["r@1"], retrieval["chance"]),
-        ("classification", scores["classification"]["accuracy"], scores["classification"]["chance"]),
-        *(
-            (f"question: {kind}", result["accuracy"], result["chance"])
-            for kind, result in scores["question_answering"]["by_question"].items()
-        ),
+    at_one = (retrieval["r@1"], retrieval["chance"], retrieval["cost"]["r@1"])
+    rows = [(f"retrieval R@1 of {retrieval['candidates']}", *at_one)]
+    parts = {"classification": scores["classification"]}
+    parts |= {f"question: {kind}": part for kind, part in scores["question_answering"]["by_question"].items()}
+    rows += [(name, part["accuracy"], part["chance"], part["cost"]) for name, part in parts.items()]
+    lines = [
+        f"{name:28} {value:6.3f}   (chance {chance:.3f})   {cost_line(cost)}" for name, value, chance, cost in rows
     ]
-    lines = [f"{name:28} {value:6.3f}   (chance {chance:.3f})" for name, value, chance in rows]
-    cost = f"{captioning['tokens_per_caption']:.3g} tokens and {captioning['flops_per_caption']:.3g} FLOPs a caption"
-    lines.append(f"{'caption CIDEr-D (0-10)':28} {captioning['cider_d']:6.3f}   at {cost}")
+    lines.append(f"{'caption CIDEr-D (0-10)':28} {captioning['cider_d']:6.3f}")
+    lines.append(f"{'caption exact match':28} {captioning['exact_match']:6.3f}   {cost_line(captioning['cost'])}")
     return "\n".join(["held-out compositions", *lines])
 
 

@@ -33,12 +33,14 @@ from jepa.data.media import read_clip
 from jepa.data.world_tasks import world_samples
 from jepa.errors import InputError
 from jepa.evaluation.record import announce, code_version, describe_device, device_of, library_versions
-from jepa.evaluation.tasks import caption_scores
+from jepa.evaluation.tasks import answer_flops, caption_scores, cost_line, embedding_flops
 from jepa.metrics import cider_d, retrieval_ranks, retrieval_scores
 from jepa.metrics.answers import proportion_interval
+from jepa.metrics.per_token import choice_costs
 from jepa.models.vl_jepa import VLJEPA
+from jepa.operations import similarity_flops
 
-TASK = "jepa.task/1"  # the format of the record
+TASK = "jepa.task/2"  # the format of the record
 _KINDS: dict[str, Kind] = {  # of a manifest's samples, by task
     "classification": "class",
     "retrieval": "caption",
@@ -174,7 +176,10 @@ Found = tuple[dict[str, Any], list[dict[str, Any]]]  # scores, and a line for ea
 
 
 def _classification(task: _Task) -> Found:
-    """The nearest label; of a label's prompts the mean embedding counts (CLIP, arXiv 2103.00020, 3.1.4)."""
+    """The nearest label; of a label's prompts the mean embedding counts (CLIP, arXiv 2103.00020, 3.1.4).
+
+    All samples share the embedded prompts.
+    """
     settings, samples = task.settings, task.samples
     labels = sorted({sample.label for sample in samples})
     prompts = [template.replace("{label}", label) for label in labels for template in settings["templates"]]
@@ -184,16 +189,14 @@ def _classification(task: _Task) -> Found:
     right = torch.tensor([labels.index(sample.label) for sample in samples])
     ks = [k for k in settings["top"] if k <= len(labels)]
     nearest = cosines.topk(max([1, *ks]), sorted=True)
-    scores = {
-        "classes": len(labels),
-        **{
-            f"top-{k}": {
-                "value": float(multiclass_accuracy(cosines, right, len(labels), average="micro", top_k=k)),
-                "chance": k / len(labels),
-            }
-            for k in ks
-        },
-    }
+    width = predictions.shape[1]
+    flops = answer_flops(task.model, settings["query"], len(labels), width)
+    shared = embedding_flops(task.model, prompts) / len(samples)
+    scores: dict[str, Any] = {"classes": len(labels)}
+    for k in ks:
+        value = float(multiclass_accuracy(cosines, right, len(labels), average="micro", top_k=k))
+        cost = choice_costs(value, flops + shared)
+        scores[f"top-{k}"] = {"value": value, "chance": k / len(labels), "cost": cost}
     lines = [
         {
             "label": sample.label,
@@ -206,21 +209,25 @@ def _classification(task: _Task) -> Found:
 
 
 def _retrieval(task: _Task) -> Found:
-    """Clips, each predicted under one query, against the captions of all, both ways."""
-    samples = task.samples
-    predictions = task.predict([[task.settings["query"]]] * len(samples))
+    """Clips, each predicted under one query, against the captions of all, both ways.
+
+    The clips share the embedded captions, and the captions the predicted clips.
+    """
+    samples, query = task.samples, task.settings["query"]
+    predictions = task.predict([[query]] * len(samples))
     texts = [text for sample in samples for text in sample.captions]
     embedded, clip_ids = task.model.embed_all(texts), torch.arange(len(samples))
     text_ids = clip_ids.repeat_interleave(torch.tensor([len(sample.captions) for sample in samples]))
     found = retrieval_scores(predictions, clip_ids, embedded, text_ids, task.settings["ks"])
-    scores: dict[str, Any] = {
-        direction: {
-            "queries": each["queries"],
-            "candidates": each["candidates"],
-            **{name: {"value": each[name], "chance": chance} for name, chance in each["chance"].items()},
-        }
-        for direction, each in found.items()
-    }
+    clips = len(samples) * (task.model.clip_flops() + task.model.query_flops(query))
+    spent = clips + embedding_flops(task.model, texts) + similarity_flops(len(samples), *embedded.shape)
+    scores: dict[str, Any] = {}
+    for direction, each in found.items():
+        scores[direction] = {"queries": each["queries"], "candidates": each["candidates"]}
+        for name, chance in each["chance"].items():
+            scores[direction][name] = {"value": each[name], "chance": chance}
+            if name.startswith("r@"):
+                scores[direction][name]["cost"] = choice_costs(each[name], spent / each["queries"])
     ranks = retrieval_ranks(predictions, embedded, clip_ids, text_ids).expected().tolist()
     nearest = [int((part @ embedded.T).argmax()) for part in predictions]
     lines = [
@@ -231,14 +238,19 @@ def _retrieval(task: _Task) -> Found:
 
 
 def _vqa(task: _Task) -> Found:
-    """The nearest candidate; where a question has none of its own, all answers of the manifest are candidates."""
+    """The nearest candidate; where a question has none of its own, all answers of the manifest are candidates.
+
+    All samples share the embedded candidates, each text once.
+    """
     settings, samples = task.settings, task.samples
     answers = tuple(dict.fromkeys(sample.answer for sample in samples))
     offered = [sample.candidates or answers for sample in samples]
     texts = list(dict.fromkeys(chain.from_iterable(offered)))
     row = {text: number for number, text in enumerate(texts)}
-    embedded = task.model.embed_all([settings["candidate"].replace("{candidate}", text) for text in texts])
-    predictions = task.predict([[settings["prompt"].replace("{question}", sample.question)] for sample in samples])
+    prompts = [settings["candidate"].replace("{candidate}", text) for text in texts]
+    embedded = task.model.embed_all(prompts)
+    asked = [settings["prompt"].replace("{question}", sample.question) for sample in samples]
+    predictions = task.predict([[query] for query in asked])
     rightful = [{sample.answer, *sample.alternatives} for sample in samples]
     chosen = [
         candidates[int((embedded[[row[text] for text in candidates]] @ prediction).argmax())]
@@ -253,27 +265,33 @@ def _vqa(task: _Task) -> Found:
         {"question": sample.question, "answer": sample.answer, "prediction": text, "right": hit}
         for sample, text, hit in zip(samples, chosen, right, strict=True)
     ]
-    return {"accuracy": _accuracy(right, chances)}, lines
+    width = predictions.shape[1]
+    each = [answer_flops(task.model, q, len(among), width) for q, among in zip(asked, offered, strict=True)]
+    return {"accuracy": _accuracy(right, chances, sum(each) + embedding_flops(task.model, prompts))}, lines
 
 
 def _captioning(task: _Task) -> Found:
     """Decoded captions against all references; chance is what the caption of another clip scores."""
-    samples = task.samples
-    predictions = task.predict([[task.settings["query"]]] * len(samples))
+    samples, query = task.samples, task.settings["query"]
+    predictions = task.predict([[query]] * len(samples))
     decoded = task.decode(predictions)
     references = [list(sample.captions) for sample in samples]
     texts = [each.text for each in decoded]
-    scores = caption_scores(decoded, references)
+    before = task.model.clip_flops() + task.model.query_flops(query)
+    scores = caption_scores(decoded, references, before)
     others = float(cider_d([*texts[1:], texts[0]], references).mean())
     lines = [
-        {"captions": refs, "prediction": each.text, "tokens": each.tokens, "flops": each.flops}
+        {"captions": refs, "prediction": each.text, "tokens": each.tokens, "flops": before + each.flops}
         for refs, each in zip(references, decoded, strict=True)
     ]
     return {**scores, "cider_d": {"value": scores["cider_d"], "chance": others}}, lines
 
 
 def _world_prediction(task: _Task) -> Found:
-    """The candidate clip nearest to the clip of the two states (VL-JEPA's protocol for WorldPrediction-WM)."""
+    """The candidate clip nearest to the clip of the two states (VL-JEPA's protocol for WorldPrediction-WM).
+
+    Every sample has candidates of its own, which are encoded and predicted as it is.
+    """
     settings, samples = task.settings, task.samples
     if task.model.frames < 2:
         raise InputError(
@@ -288,7 +306,10 @@ def _world_prediction(task: _Task) -> Found:
         {"answer": sample.answer, "prediction": choice, "right": hit, "cosines": (part[1:] @ part[0]).tolist()}
         for sample, choice, hit, part in zip(samples, chosen, right, parts, strict=True)
     ]
-    return {"accuracy": _accuracy(right, [1 / count for count in counts])}, lines
+    width, query, asked = rows.shape[1], settings["query"], settings["action_query"]
+    flops = sum(answer_flops(task.model, query, count, width) for count in counts)
+    flops += sum(counts) * (task.model.clip_flops() + task.model.query_flops(asked))
+    return {"accuracy": _accuracy(right, [1 / count for count in counts], flops)}, lines
 
 
 _TASKS: dict[str, Callable[[_Task], Found]] = {
@@ -300,12 +321,14 @@ _TASKS: dict[str, Callable[[_Task], Found]] = {
 }
 
 
-def _accuracy(right: Sequence[bool], chances: Sequence[float]) -> dict[str, Any]:
+def _accuracy(right: Sequence[bool], chances: Sequence[float], flops: int) -> dict[str, Any]:
+    """The share right with its interval, chance level and cost; `flops`: of all answers."""
     interval = proportion_interval(sum(right), len(right))
     return {
         "value": sum(right) / len(right),
         "interval": [interval.low, interval.high],
         "chance": sum(chances) / len(chances),
+        "cost": choice_costs(sum(right) / len(right), flops / len(right)),
     }
 
 
@@ -335,18 +358,22 @@ def _processes() -> Iterator[tuple[int, int]]:
 
 
 def _table(scores: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """A line a score, with its interval and its chance level; costs as they are, and no lists."""
+    """A line a score, with its interval and its chance level, and a line a cost; no lists."""
     lines = []
     for name, score in scores.items():
         if isinstance(score, list):
             continue
-        if not isinstance(score, dict):
+        if name == "cost":
+            lines.append(f"{prefix + name:32} {cost_line(score)}")
+        elif not isinstance(score, dict):
             value = "none" if score is None else f"{score:.4g}"
             lines.append(f"{prefix + name:32} {value:>9}")
         elif "value" in score:
             low, high = score.get("interval", (None, None))
             interval = "" if low is None else f"  ({low:.3f} to {high:.3f})"
             lines.append(f"{prefix + name:32} {score['value']:9.3f}{interval}   chance {score['chance']:.3f}")
+            if "cost" in score:
+                lines.append(f"{'':32} {cost_line(score['cost'])}")
         else:
             lines += _table(score, f"{name} ")
     return lines

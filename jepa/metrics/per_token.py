@@ -136,6 +136,25 @@ def answer_costs(right: Tensor, tokens: Tensor, flops: Tensor, longest: int) -> 
     return found
 
 
+def choice_costs(accuracy: float, flops: float) -> dict[str, float | None]:
+    """What answers cost that are chosen among given ones, under the keys of `answer_costs`: no token is generated.
+
+    Args:
+        accuracy: the share that is right, or is expected to be where ties are broken at random.
+        flops: mean FLOPs of an answer.
+
+    Returns:
+        `tokens_per_answer` and `flops_per_answer`; `tokens_per_right_answer` and `flops_per_right_answer`, these over
+        the accuracy, as `cost_of_pass` has it (None: none is right).
+    """
+    return {
+        "tokens_per_answer": 0.0,
+        "flops_per_answer": float(flops),
+        "tokens_per_right_answer": 0.0 if accuracy else None,
+        "flops_per_right_answer": flops / accuracy if accuracy else None,
+    }
+
+
 class _PerAnswer(Metric):
     """Keeps whether each answer is right and what it cost."""
 

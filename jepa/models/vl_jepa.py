@@ -5,7 +5,7 @@ B clips, F frames a clip, S pixels a side, N states, D width, E embedding dimens
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,7 @@ class VLJEPA(nn.Module):
         self.x_encoder, self.predictor = x_encoder, predictor
         self.y_encoder, self.y_decoder = y_encoder, y_decoder
         self.tokenizer, self.frames, self.fps = tokenizer, frames, fps
+        self._flops: dict[tuple[str, int], int] = {}  # of a call, by what it is called on and its tokens
         self._stream_flops: dict[str, dict[str, int]] = {}  # by query
 
     @property
@@ -235,23 +236,45 @@ class VLJEPA(nn.Module):
             weight_bytes=calls * read,
         )
 
-    @torch.no_grad()
     def stream_flops(self, query: str) -> dict[str, int]:
         """FLOPs of a call of the encoder on a stream, and of the predictor under `query`, counted on blanks."""
-        if query not in self._stream_flops:
-            encoder, apart = self.x_encoder, isinstance(self.x_encoder, SlotEncoder)
-            shape = (1, encoder.tubelet if apart else self.frames, encoder.size, encoder.size, 3)
-            blank = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        if query not in self._stream_flops:  # asked at every step: no tokenizer then
+            encoder = self.x_encoder
             if isinstance(encoder, SlotEncoder):
                 slots = encoder
-                encoded = count_flops(lambda: slots.encode_slots(blank))
-                states = slots.add_time(encoded.result.expand(1, self.frames // encoder.tubelet, -1, -1))
+                encoded = self._counted(("slot", 0), lambda: slots.encode_slots(self._blank(slots.tubelet)))
             else:
-                encoded = count_flops(lambda: encoder(blank))
-                states = encoded.result
-            predicted = count_flops(lambda: self.predict(states, [query]))
-            self._stream_flops[query] = {"encoder": encoded.total, "predictor": predicted.total}
+                encoded = self.clip_flops()
+            self._stream_flops[query] = {"encoder": encoded, "predictor": self.query_flops(query)}
         return self._stream_flops[query]
+
+    def clip_flops(self) -> int:
+        """FLOPs of encoding a clip of `frames` frames."""
+        return self._counted(("clip", 0), lambda: self.encode(self._blank(self.frames)))
+
+    def query_flops(self, query: str) -> int:
+        """FLOPs of predicting one embedding under `query`, alone and so without padding."""
+        length = self.tokenizers["predictor"].encode([query])[0].shape[1]
+        if ("query", length) not in self._flops:
+            with torch.no_grad():
+                states = self.encode(self._blank(self.frames))
+            self._counted(("query", length), lambda: self.predict(states, [query]))
+        return self._flops["query", length]
+
+    def text_flops(self, text: str) -> int:
+        """FLOPs of embedding a text by the Y-Encoder, alone and so without padding."""
+        length = self.tokenizers["y_encoder"].encode([text])[0].shape[1]
+        return self._counted(("text", length), lambda: self.embed([text]))
+
+    @torch.no_grad()
+    def _counted(self, key: tuple[str, int], run: Callable[[], Any]) -> int:
+        if key not in self._flops:
+            self._flops[key] = count_flops(run).total
+        return self._flops[key]
+
+    def _blank(self, frames: int) -> Tensor:
+        shape = (1, frames, self.x_encoder.size, self.x_encoder.size, 3)
+        return torch.zeros(shape, dtype=torch.uint8, device=self.device)
 
     def encodings(self, step_rate: float) -> tuple[int, int]:
         """What is encoded anew from one step to the next, and for a window: time slots, or windows as a whole."""

@@ -9,6 +9,7 @@ from jepa.operations.closed_form import (
     query_predictor_flops,
     similarity_flops,
     text_transformer_flops,
+    token_vlm_flops,
     transformer_cache_bytes,
     transformer_flops,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "serving_cost",
     "similarity_flops",
     "text_transformer_flops",
+    "token_vlm_flops",
     "transformer_cache_bytes",
     "transformer_flops",
     "weight_bytes",

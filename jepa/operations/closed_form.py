@@ -7,7 +7,7 @@ E: embedding dimensions; V: vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from jepa.errors import InputError
 from jepa.operations.dimensions import from_hf_config
@@ -207,6 +207,19 @@ def text_transformer_flops(
     )
 
 
+class Mixture(Protocol):
+    """Sizes of sparse experts, as `jepa.predictors.experts.Mixture` has them."""
+
+    @property
+    def experts(self) -> int: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def shared(self) -> int: ...
+
+
 def query_predictor_flops(
     batch: int,
     states: int,
@@ -215,32 +228,97 @@ def query_predictor_flops(
     state_dim: int,
     width: int,
     depth: int,
-    inner: int,
     embedding_dim: int,
+    inner: int | None = None,
+    mixture: Mixture | None = None,
+    real: int | None = None,
     training: bool = False,
     fused_attention: bool = False,
 ) -> int:
     """Predictor (`QueryPredictor`): the states' projection, blocks over states and query together, the head.
 
-    When training, the states have a gradient: the X-Encoder is trained as well.
+    When training, the states have a gradient: the X-Encoder is trained as well. Sparse experts multiply a token by the
+    router and by two matrices of each routed expert that is active and of each shared one; they skip padding.
 
     Args:
         states: N visual states of each of the B clips.
         tokens: L of the padded queries.
         state_dim: width of the states.
         embedding_dim: E.
-        batch, width, depth, inner, training, fused_attention: as of `block_flops`.
+        inner: width of a dense MLP's hidden layer; or
+        mixture: sparse experts in the place of the MLPs.
+        real: states and tokens of all B clips that are no padding, for a mixture; None: all B·(N + L).
+        batch, width, depth, training, fused_attention: as of `block_flops`.
+
+    Raises:
+        InputError: not one of `inner` and `mixture`; `real` without a mixture, or not from B·N to B·(N + L).
     """
+    if (inner is None) == (mixture is None):
+        raise InputError(f"give one of inner and mixture, got {inner} and {mixture}")
+    if real is not None and mixture is None:
+        raise InputError(f"real must be None without a mixture, got {real}")
+    places = batch * (states + tokens)
+    real = places if real is None else real
+    if not batch * states <= real <= places:
+        raise InputError(f"real must be between {batch * states} and {places}, got {real}")
     linear = batch * (states * state_dim * width + width * embedding_dim)
+    if mixture is not None:
+        active = (mixture.top_k + mixture.shared) * 2 * width * mixture.hidden
+        linear += depth * real * (width * mixture.experts + active)
     return 2 * (3 if training else 1) * linear + block_flops(
         batch,
         states + tokens,
         width=width,
         depth=depth,
-        inner=inner,
+        inner=inner or 0,
         training=training,
         fused_attention=fused_attention,
     )
+
+
+def token_vlm_flops(
+    config: Any,
+    states: int,
+    query: int,
+    tokens: int,
+    *,
+    state_dim: int,
+    batch: int = 1,
+    cached: bool = False,
+    training: bool = False,
+    fused_attention: bool = False,
+) -> int:
+    """The token-space baseline (`TokenVLM`) after its X-Encoder: the states' projection, and the language model.
+
+    When training, the states have a gradient: the X-Encoder is trained as well.
+
+    Args:
+        config: of the language model, as of `transformer_flops`.
+        states: N visual states of each clip.
+        query: tokens of the padded queries, >= 0.
+        tokens: T of the padded answers, the end tokens included, >= 1.
+        state_dim: width of the states.
+        batch: B clips, each with a query and an answer.
+        cached: answers generated one token after the other with a key/value cache (`answer`), in place of known ones
+            at once (`forward`).
+        training, fused_attention: as of `transformer_flops`.
+
+    Raises:
+        InputError: both `cached` and `training`; fewer than 1 state or token; or as `transformer_flops`.
+    """
+    if cached and training:
+        raise InputError("cached must be false when training, got true")
+    for name, value, lowest in (("states", states, 1), ("query", query, 0), ("tokens", tokens, 1)):
+        if value < lowest:
+            raise InputError(f"{name} must be >= {lowest}, got {value}")
+    projection = 2 * (3 if training else 1) * batch * states * state_dim * from_hf_config(config).width
+    prompt = states + query
+    if not cached:
+        known: dict[str, Any] = {"logits": tokens, "training": training, "fused_attention": fused_attention}
+        return projection + transformer_flops(config, prompt + tokens - 1, batch=batch, **known).total
+    first = transformer_flops(config, prompt, batch=batch, logits=1).total
+    further = (transformer_flops(config, 1, batch=batch, context=prompt + step).total for step in range(1, tokens))
+    return projection + first + sum(further)
 
 
 def prefix_decoder_flops(

@@ -6,13 +6,15 @@ M, K, N: sizes of a matrix product; B batch, H query heads, L queries, S keys, D
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn.attention import flex_attention
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa.errors import InputError
@@ -67,16 +69,16 @@ def count_flops(run: Callable[[], Any]) -> FlopCount:
     - A multiply-add is 2 FLOPs, of any dtype.
     - Matrix products, convolutions and attention count. Elementwise operations, softmax, normalisation, reductions,
       interpolation, pooling and indexing do not.
-    - Attention counts all L·S pairs of query and key, causal or masked or neither: a mask does not lower the count.
-      Backward of a fused kernel counts the scores that it computes again: 5 products to the forward's 2, where
-      separate matrix products make 4.
+    - Attention counts all L·S pairs of query and key, causal or masked or neither: no mask lowers the count, nor does
+      the block mask of flex attention, whose function of the scores counts nothing. Backward of a fused kernel counts
+      the scores that it computes again: 5 products to the forward's 2, where separate matrix products make 4.
     - Convolutions count their padding; sparse operands count as dense; a grouped product counts every row it is given.
     - What runs counts: activations recomputed in the backward pass count twice.
 
     Only what passes torch's dispatcher is seen, not kernels launched past it. Functions that `torch.compile` wraps run
-    uncompiled. torch then refuses flex attention, unless `torch.nn.attention.flex_attention` has its switch
-    `_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG` set, with which torch 2.15 counts it; torch 2.11 and 2.14 cannot.
-    `torch.cond` counts the dearer branch.
+    uncompiled, and so does flex attention, which torch's counter refuses (2.11, 2.14) or takes only with a switch that
+    is set here meanwhile (2.15); torch warns that its gradients may be wrong then. `torch.cond` counts the dearer
+    branch.
 
     Raises:
         InputError: an operation that computes has no formula: of torch (recurrent layers, FFT, linear algebra, the
@@ -85,11 +87,12 @@ def count_flops(run: Callable[[], Any]) -> FlopCount:
     """
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     # The watch is entered first, so that it sees what the counter executes and not what the counter takes apart.
-    with _Watch(counter.flop_registry) as watch, counter:
+    with _uncompiled_flex_attention(), _Watch(counter.flop_registry) as watch, counter, _FlexAttention() as flex:
         result = run()
     if watch.unknown:
         raise InputError(f"an operation that computes must have a FLOP formula, got {', '.join(sorted(watch.unknown))}")
     counts = {str(operator): int(flops) for operator, flops in counter.get_flop_counts().get("Global", {}).items()}
+    counts |= flex.counts
     return FlopCount(sum(counts.values()), counts, result)
 
 
@@ -108,6 +111,37 @@ class _Watch(TorchDispatchMode):
         if operator not in self.known and _computes(func):
             self.unknown.add(str(operator))
         return func(*args, **(kwargs or {}))
+
+
+class _FlexAttention(TorchDispatchMode):
+    """Counts flex attention by its name in torch; entered last, inside the watch and the counter."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _FLEX_FORMULAS:
+            return func(*args, **(kwargs or {}))
+        # The products that stand in for the kernel are hidden from the counter and the watch, and from nobody else.
+        with _pop_mode_temporarily(), _pop_mode_temporarily():
+            result = func(*args, **(kwargs or {}))
+        flops = _FLEX_FORMULAS[func](*(tensor.shape for tensor in args[:3]))
+        self.counts[str(func)] = self.counts.get(str(func), 0) + flops
+        return result
+
+
+@contextmanager
+def _uncompiled_flex_attention() -> Iterator[None]:
+    """Flex attention calls its operation and not the compiler, which refuses to run under a dispatch mode."""
+    before = flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG
+    flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = True
+    try:
+        yield
+    finally:
+        flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = before
 
 
 def _computes(func: Any) -> bool:
@@ -158,9 +192,13 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return 2 * prod(query[:3]) * key[2] * (key[3] + value[3])
 
 
-def _attention_backward(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
+def _attention_gradients(query: Any, key: Any, value: Any) -> int:
     """The scores again; gradients of weights and values; gradients of queries and keys."""
     return 2 * prod(query[:3]) * key[2] * (3 * key[3] + 2 * value[3])
+
+
+def _attention_backward(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
+    return _attention_gradients(query, key, value)
 
 
 def _convolution_backward(grad: Any, x: Any, weight: Any, *rest: Any, **_: Any) -> int:
@@ -196,4 +234,8 @@ _FORMULAS = {
     }.items()
     for name in names.split()
     if hasattr(torch.ops.aten, name)
+}
+_FLEX_FORMULAS = {
+    torch.ops.higher_order.flex_attention: _attention,
+    torch.ops.higher_order.flex_attention_backward: _attention_gradients,
 }

@@ -109,11 +109,18 @@ class OperationLedger:
 
     Every policy, uniform decoding included, writes into a ledger through the same code, so two ledgers
     compare like with like. Ledgers of separate streams or processes merge into one (`merge`, ``+``), and
-    `to_dict` / `from_dict` are an exact round trip, also through JSON. A ledger of training steps has other `parts`,
-    `TRAINING_PARTS`: see `jepa.operations.training`.
+    `to_dict` / `from_dict` are an exact round trip, also through JSON.
+
+    Args:
+        parts: `PARTS`, or `TRAINING_PARTS` of a ledger of training steps: see `jepa.operations.training`.
+
+    Raises:
+        InputError: other parts.
     """
 
     def __init__(self, parts: Sequence[str] = PARTS) -> None:
+        if tuple(parts) not in (PARTS, TRAINING_PARTS):
+            raise InputError(f"parts must be {PARTS} or {TRAINING_PARTS}, got {tuple(parts)}")
         self._parts = {part: PartCount() for part in parts}
         self._cache = CacheCount()
         self._stream_seconds = 0.0
@@ -122,23 +129,23 @@ class OperationLedger:
 
     @property
     def detector(self) -> PartCount:
-        """What the change detector in front of the encoder did so far."""
-        return self._parts["detector"]
+        """What the change detector in front of the encoder did so far; a ledger of training steps has none."""
+        return self._part("detector")
 
     @property
     def encoder(self) -> PartCount:
         """What the encoder did so far."""
-        return self._parts["encoder"]
+        return self._part("encoder")
 
     @property
     def predictor(self) -> PartCount:
         """What the predictor did so far."""
-        return self._parts["predictor"]
+        return self._part("predictor")
 
     @property
     def decoder(self) -> PartCount:
         """What the decoder did so far."""
-        return self._parts["decoder"]
+        return self._part("decoder")
 
     @property
     def cache(self) -> CacheCount:
@@ -200,8 +207,7 @@ class OperationLedger:
         Raises:
             InputError: an unknown part.
         """
-        self._check_part(part)
-        self._parts[part] += count
+        self._parts[part] = self._part(part) + count
 
     def count_cache(
         self,
@@ -232,7 +238,7 @@ class OperationLedger:
         Raises:
             InputError: an unknown part.
         """
-        self._check_part(part)
+        self._part(part)
         _synchronise()
         start = time.perf_counter()
         yield
@@ -252,7 +258,15 @@ class OperationLedger:
         self._steps += _whole("n", n)
 
     def merge(self, other: OperationLedger) -> None:
-        """Add everything that `other` counted to this ledger."""
+        """Add everything that `other` counted to this ledger.
+
+        Raises:
+            InputError: `other` has other parts. The ledger is then unchanged.
+        """
+        if self._parts.keys() != other._parts.keys():
+            raise InputError(
+                f"ledgers must have the same parts, got {', '.join(self._parts)} and {', '.join(other._parts)}"
+            )
         for part in other._parts:
             self.add(part, other._parts[part])
         self._cache += other._cache
@@ -307,7 +321,9 @@ class OperationLedger:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> OperationLedger:
-        """The ledger that `to_dict` gave `record` for. The latency summary is computed anew from `latencies`.
+        """The ledger, of either kind of parts, that `to_dict` gave `record` for.
+
+        The latency summary is computed anew from `latencies`.
 
         In records from before bytes, and FLOPs of the cache, were counted they are missing, and 0.
 
@@ -316,11 +332,12 @@ class OperationLedger:
                 count is refused by `PartCount` or `CacheCount`, or the summary speaks of another number of emissions
                 than there are latencies.
         """
-        ledger = cls()
+        trained = isinstance(record, Mapping) and "optimizer" in record
+        ledger = cls(TRAINING_PARTS if trained else PARTS)
         empty = ledger.to_dict()
         _check_keys("a ledger", record, empty)
         _check_keys("a ledger's latency_seconds", record["latency_seconds"], empty["latency_seconds"])
-        for part in PARTS:
+        for part in ledger._parts:
             _check_keys(f"a ledger's {part}", record[part], empty[part], optional=("weight_bytes", "cache_bytes"))
             ledger.count(part, **record[part])
         _check_keys("a ledger's cache", record["cache"], empty["cache"], optional=("flops",))
@@ -345,9 +362,10 @@ class OperationLedger:
             f"steps={self._steps}, emissions={len(self._latencies)})"
         )
 
-    def _check_part(self, part: str) -> None:
+    def _part(self, part: str) -> PartCount:
         if part not in self._parts:
             raise InputError(f"part must be one of {', '.join(self._parts)}, got {part!r}")
+        return self._parts[part]
 
 
 def _normalise(count: PartCount | CacheCount, whole: Iterable[str]) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from jepa.operations.flops import count_flops
 from jepa.operations.ledger import TRAINING_PARTS, OperationLedger, weight_bytes
@@ -27,11 +29,12 @@ class TrainingMeter:
     counts for its part:
 
     - FLOPs of forward and, where there is a gradient, backward, by the conventions of `count_flops`; a forward pass
-      that is made again for the backward pass counts again. They are counted once for each shape of a row, on one row
-      apart from training, and looked up after that: parts treat the rows of a batch on their own and alike. Sparse
-      experts are the exception: they skip padding, and what is counted is a row with the most of it. Losses compare
-      rows with each other and are counted once for each shape of the batch; with several processes they are not, since
-      counting would have to gather from all. The optimizer has elementwise operations only: 0 FLOPs.
+      that is made again for the backward pass counts again. They are counted once for each shape of a row, on a row or
+      two apart from training, and looked up after that: parts treat the rows of a batch on their own. What a row costs
+      may depend on its boolean masks, true at real tokens, linearly in their number, since sparse experts skip
+      padding: it is counted at two numbers, and each batch's own number makes its count. Losses compare rows with
+      each other and are counted once for each shape of the batch; with several processes they are not, since counting
+      would have to gather from all. The optimizer has elementwise operations only: 0 FLOPs.
     - bytes of weights: all parameters of the module, once forward and once backward; in `optimizer` those updated.
     - wall seconds. Between two marks the time belongs to the part that the first one names: the start of a part's
       forward pass, and of its backward pass, which is when the gradient of its output is complete. What lies between
@@ -47,7 +50,7 @@ class TrainingMeter:
 
     def __init__(self, parts: Mapping[str, Sequence[nn.Module]], losses: Sequence[nn.Module] = ()) -> None:
         self.ledger = OperationLedger(TRAINING_PARTS)
-        self._flops: dict[Any, tuple[int, int]] = {}
+        self._flops: dict[Any, tuple[_Cost, _Cost]] = {}
         self._marks: list[tuple[str | None, Any]] = []
         self._running, self._again = False, False
         self._device = torch.device("cpu")
@@ -142,29 +145,72 @@ class TrainingMeter:
     ) -> None:
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         rows = max(t.shape[0] for t in inputs)
-        masks = [t.dtype == torch.bool and not bool(t.all()) for t in inputs]  # a mask may choose another kernel
-        key = (id(module), *(tuple(t.shape[rowwise:]) for t in inputs), *masks)
+        padding = [t.numel() - int(t.sum()) for t in inputs if t.dtype == torch.bool]
+        padded = tuple(map(bool, padding))  # a mask may choose another kernel
+        key = (id(module), *(tuple(t.shape[rowwise:]) for t in inputs), padded)
         if key not in self._flops:
-            alone = rowwise or not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
-            self._flops[key] = _flops(module, args, kwargs, rowwise) if alone else (0, 0)
-        forth, back = self._flops[key]
-        flops = (forth + back * backward) * (rows if rowwise else 1)
+            if rowwise:
+                self._flops[key] = _of_rows(module, args, kwargs, padded)
+            else:
+                alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+                forth, back = _flops(module, args, kwargs) if alone else (0, 0)
+                self._flops[key] = _Cost(forth), _Cost(back)
+        forward, gradients = self._flops[key]
+        count = rows if rowwise else 1
+        flops = forward.of(count, padding) + gradients.of(count, padding) * backward
         self.ledger.count(part, calls=rows, forward_passes=1, flops=flops, weight_bytes=read * (1 + backward))
 
 
-def _flops(module: nn.Module, args: Any, kwargs: Any, rowwise: bool) -> tuple[int, int]:
-    """FLOPs of a call and of its gradients, on one row of the batch or on all of it.
+@dataclass(frozen=True)
+class _Cost:
+    """FLOPs of a row of which nothing is padding, and what a padded place of each boolean mask takes off them."""
+
+    full: int
+    saved: tuple[int, ...] = ()
+
+    def of(self, rows: int, padding: Sequence[int]) -> int:
+        """FLOPs of `rows` rows with so many padded places of each mask in them."""
+        return rows * self.full - sum(map(operator.mul, self.saved, padding))
+
+
+def _of_rows(module: nn.Module, args: Any, kwargs: Any, padded: Sequence[bool]) -> tuple[_Cost, _Cost]:
+    """What rows of the shapes of those given cost, forward and backward; `padded`: which of the masks have padding.
+
+    Without padding a row is counted. With some, two rows are: one of a single real token and a full one, so that the
+    mask is one in any case; then for each padded mask two of a single real token in it, and the difference is what its
+    other L - 1 places cost.
+    """
+    leaves, structure = tree_flatten((args, kwargs))
+    masks = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.dtype == torch.bool]
+    chosen = [i for i, has_padding in zip(masks, padded, strict=True) if has_padding and leaves[i].ndim == 2]
+
+    def count(emptier: int | None) -> tuple[int, int]:
+        rows = list(leaves)
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                row = int((~leaf).flatten(1).sum(1).argmax()) if i in masks else 0  # a padded one, if any
+                rows[i] = leaf[row : row + 1].detach().repeat_interleave(2 if chosen else 1, 0)
+                rows[i].requires_grad_(leaf.requires_grad)
+            if i in chosen:
+                rows[i][:] = torch.arange(leaf.shape[1], device=leaf.device) < min(1, leaf.shape[1] - 1)
+                rows[i][1] |= i != emptier
+        return _flops(module, *tree_unflatten(rows, structure))
+
+    together = count(None)
+    fewer = {i: count(i) for i in chosen}
+    costs = []
+    for direction in range(2):
+        less = {i: together[direction] - each[direction] for i, each in fewer.items()}
+        full = (together[direction] + sum(less.values())) // (2 if chosen else 1)
+        costs.append(_Cost(full, tuple(less.get(i, 0) // max(leaves[i].shape[-1] - 1, 1) for i in masks)))
+    return costs[0], costs[1]
+
+
+def _flops(module: nn.Module, args: Any, kwargs: Any) -> tuple[int, int]:
+    """FLOPs of a call and of its gradients.
 
     Hooks do not see that call, and random numbers and buffers are what they were before it.
     """
-
-    def alone(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        row = int((~value).flatten(1).sum(1).argmax()) if value.dtype == torch.bool else 0  # a padded one, if any
-        return (value[row : row + 1] if rowwise else value).detach().requires_grad_(value.requires_grad)
-
-    args, kwargs = tree_map(alone, (args, kwargs))
     wanted = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.requires_grad]
     wanted += [p for p in module.parameters() if p.requires_grad]
     forward: Any = type(module).forward  # not a compiled one, and without hooks

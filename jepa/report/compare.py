@@ -141,8 +141,13 @@ def _score_titles(runs: Runs) -> list[str]:
 
 
 def _scores(title: str, results: Results) -> dict[str, str]:
-    groups = dict(scores_table(results["scores"]).groups)
-    return {row[0]: row[1] for row in groups[title]}
+    table = scores_table(results["scores"])
+    found = {}
+    for row in dict(table.groups)[title]:
+        found[row[0]] = row[1]
+        if row[-1] != NONE:
+            found[f"{row[0]}: tokens, FLOPs {table.header[-1]}"] = row[-1]
+    return found
 
 
 def _parameters(results: Results) -> dict[str, str]:

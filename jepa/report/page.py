@@ -22,6 +22,7 @@ from jepa.report.tables import (
     NONE,
     PARAMETERS_NOTE,
     QUALITY_NOTE,
+    SCORES_NOTE,
     TRAINING_NOTE,
     Table,
     cache_table,
@@ -399,8 +400,13 @@ def _where_recorded(render: _Render) -> _Render:
 
 
 def _scores(results: Results) -> str:
-    lede = "Of the checkpoint, on compositions held out from training, each beside what guessing would give."
-    body, captions = table_html(scores_table(results["scores"]), "Scores"), results["scores"]["captioning"]
+    lede = (
+        "Of the checkpoint, on compositions held out from training, each beside what guessing would give and its cost."
+    )
+    body, captions = (
+        _note(SCORES_NOTE) + table_html(scores_table(results["scores"]), "Scores"),
+        results["scores"]["captioning"],
+    )
     if "accuracy_within" in captions:
         title = "Share of captions that are right within a budget of tokens"
         drawing = _figure(partial(_caption_budget, captions["accuracy_within"]), "captions", title)

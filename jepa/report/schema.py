@@ -372,18 +372,26 @@ PER_TOKEN: Mapping[str, Check] = {  # of answers judged right or wrong: jepa.met
     "accuracy_within": sequence(_SHARE, shortest=2),
     "accuracy_area": _SHARE,
 }
+_COST = record(  # of an answer, and of a right one; older documents have none
+    dict.fromkeys(("tokens_per_answer", "flops_per_answer"), _QUANTITY)
+    | dict.fromkeys(("tokens_per_right_answer", "flops_per_right_answer"), nullable(_QUANTITY))
+)
 _CAPTION_COSTS = {
-    **dict.fromkeys(("tokens_per_caption", "flops_per_caption"), _QUANTITY),
+    **dict.fromkeys(("tokens_per_caption", "flops_per_caption"), _QUANTITY),  # of older documents: of decoding alone
     "tokens_per_right_caption": nullable(_QUANTITY),
     **PER_TOKEN,
+    "cost": _COST,
 }
-_ANSWERS = {"queries": count, "accuracy": _SHARE}
+_ANSWERS = record({"queries": count, "accuracy": _SHARE, "candidates": count, "chance": _SHARE}, None, {"cost": _COST})
 _SCORES = record(
     {
-        "retrieval": record({"candidates": count, "queries": count, "r@1": _SHARE, "r@5": _SHARE, "chance": _SHARE}),
-        "classification": record(_ANSWERS | {"candidates": count, "chance": _SHARE}),
+        "retrieval": record(
+            {"candidates": count, "queries": count, "r@1": _SHARE, "r@5": _SHARE, "chance": _SHARE},
+            optional={"cost": record({"r@1": _COST, "r@5": _COST})},
+        ),
+        "classification": _ANSWERS,
         "question_answering": record(
-            _ANSWERS | {"by_question": mapping(record(_ANSWERS | {"candidates": count, "chance": _SHARE}))}
+            {"queries": count, "accuracy": _SHARE, "by_question": mapping(_ANSWERS)}, optional={"cost": _COST}
         ),
         "captioning": record({"queries": count, "cider_d": _QUANTITY, "exact_match": _SHARE}, optional=_CAPTION_COSTS),
         "geometry": record(

@@ -631,32 +631,53 @@ def strip_table(setting: dict[str, Any]) -> Table:
     return Table(("time", "event", *labels), (("", rows),), text_columns=2 + len(decodes))
 
 
+SCORES_NOTE = (
+    "Cost: tokens generated, and FLOPs, of an answer by itself: its clip encoded, the embedding predicted, compared "
+    "with those of the candidates or decoded; candidates are embedded once, and the answers that share them bear equal "
+    "parts. Of a right one: that over the score (cost-of-pass, arXiv 2504.13359)."
+)
+
+
 def scores_table(scores: dict[str, Any]) -> Table:
-    """Scores of the checkpoint, each beside what guessing gives."""
+    """Scores of the checkpoint, each beside what guessing gives and what it cost (older documents: not counted)."""
     retrieval, classes = scores["retrieval"], scores["classification"]
     answers, captions, geometry = scores["question_answering"], scores["captioning"], scores["geometry"]
     questions = answers["by_question"]
     asked = sum(question["queries"] for question in questions.values())
     guessed = sum(q["chance"] * q["queries"] for q in questions.values()) / asked if asked else None
 
-    def row(name: str, value: str, chance: float | None, candidates: int | None, queries: int) -> Row:
+    def row(
+        name: str,
+        value: str,
+        chance: float | None,
+        candidates: int | None,
+        queries: int,
+        cost: dict[str, Any] | None = None,
+    ) -> Row:
         return (
             clean(name),
             value,
             NONE if chance is None else share(chance),
             NONE if candidates is None else f"{candidates:,}",
             f"{queries:,}",
+            _spent(cost, "answer"),
+            _spent(cost, "right_answer"),
         )
 
     def found(k: int) -> Row:
-        candidates, chance = retrieval["candidates"], retrieval["chance"]
-        return row(f"R@{k}", share(retrieval[f"r@{k}"]), min(1.0, k * chance), candidates, retrieval["queries"])
+        candidates, chance = retrieval["candidates"], min(1.0, k * retrieval["chance"])
+        cost = retrieval.get("cost", {}).get(f"r@{k}")
+        return row(f"R@{k}", share(retrieval[f"r@{k}"]), chance, candidates, retrieval["queries"], cost)
 
     def chosen(name: str, part: dict[str, Any]) -> Row:
-        return row(name, share(part["accuracy"]), part["chance"], part["candidates"], part["queries"])
+        value = share(part["accuracy"])
+        return row(name, value, part["chance"], part["candidates"], part["queries"], part.get("cost"))
 
     def measured(name: str, value: str) -> Row:
-        return (name, value, NONE, NONE, NONE)
+        return (name, value, *[NONE] * 5)
+
+    def captioned(name: str, value: str, cost: dict[str, Any] | None = None) -> Row:
+        return row(name, value, None, None, captions["queries"], cost)
 
     groups = (
         ("Retrieval of the caption", (found(1), found(5))),
@@ -664,23 +685,24 @@ def scores_table(scores: dict[str, Any]) -> Table:
         (
             "Question answering",
             (
-                row("accuracy, all questions", share(answers["accuracy"]), guessed, None, answers["queries"]),
+                row(
+                    "accuracy, all questions",
+                    share(answers["accuracy"]),
+                    guessed,
+                    None,
+                    answers["queries"],
+                    answers.get("cost"),
+                ),
                 *(chosen(name, question) for name, question in questions.items()),
             ),
         ),
         (
             "Captioning",
             (
-                row("CIDEr-D", quality(captions["cider_d"]), None, None, captions["queries"]),
-                row("exact match", share(captions["exact_match"]), None, None, captions["queries"]),
+                captioned("CIDEr-D", quality(captions["cider_d"])),
+                captioned("exact match", share(captions["exact_match"]), captions.get("cost")),
                 *(
-                    row(
-                        name,
-                        NONE if captions[key] is None else f"{captions[key]:,.3g}",
-                        None,
-                        None,
-                        captions["queries"],
-                    )
+                    captioned(name, NONE if captions[key] is None else f"{captions[key]:,.3g}")
                     for name, key in _CAPTION_COSTS
                     if key in captions
                 ),
@@ -696,13 +718,21 @@ def scores_table(scores: dict[str, Any]) -> Table:
             ),
         ),
     )
-    return Table(("score", "value", "chance", "candidates", "queries"), groups)
+    header = ("score", "value", "chance", "candidates", "queries", "tokens, FLOPs of an answer", "of a right one")
+    return Table(header, groups)
+
+
+def _spent(cost: dict[str, Any] | None, of: str) -> str:
+    """Tokens and FLOPs of an answer, or of a right one."""
+    if cost is None or cost[f"flops_per_{of}"] is None:
+        return NONE
+    return f"{cost[f'tokens_per_{of}']:,.3g}, {cost[f'flops_per_{of}']:.3g}"
 
 
 _CAPTION_COSTS = (
     ("OckScore of exact match", "ock_score"),
     ("area of exact match against tokens", "accuracy_area"),
-    ("tokens of a caption", "tokens_per_caption"),
+    ("tokens of a caption", "tokens_per_caption"),  # from here on in older documents
     ("tokens for each right caption", "tokens_per_right_caption"),
     ("FLOPs of decoding a caption", "flops_per_caption"),
 )
@@ -960,6 +990,7 @@ def markdown(results: Results) -> str:
             blocks += [f"## Cache: {name}", escape_markdown(CACHE_NOTE), markdown_table(cache_table(setting))]
     blocks += [
         "## Scores",
+        escape_markdown(SCORES_NOTE),
         markdown_table(scores_table(results["scores"])),
         "## Parameters by role",
         PARAMETERS_NOTE,
@@ -1033,4 +1064,17 @@ def summary(results: Results) -> str:
         f"(chance {share(scores['classification']['chance'])})",
         f"questions {share(scores['question_answering']['accuracy'])}",
     ]
-    return "\n".join([*lines, f"{MARKS}   FLOPs: saving end to end", "", " · ".join(ends)])
+    ends = [" · ".join(ends), *_costs_of_scores(scores)]
+    return "\n".join([*lines, f"{MARKS}   FLOPs: saving end to end", "", *ends])
+
+
+def _costs_of_scores(scores: dict[str, Any]) -> list[str]:
+    """What right answers cost, for a terminal; nothing where it was not counted."""
+    costs = {
+        "R@1": scores["retrieval"].get("cost", {}).get("r@1"),
+        "classification": scores["classification"].get("cost"),
+        "questions": scores["question_answering"].get("cost"),
+        "exact caption": scores["captioning"].get("cost"),
+    }
+    found = [f"{name} {_spent(cost, 'right_answer')}" for name, cost in costs.items() if cost is not None]
+    return textwrap.wrap(f"tokens, FLOPs of a right answer: {' · '.join(found)}", WIDTH) if found else []

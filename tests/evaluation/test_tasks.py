@@ -1,21 +1,26 @@
-"""Captions are scored beside the tokens and the operations that they took."""
+"""Scores beside the tokens and the operations that the answers took, each answer by itself."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from jepa.data.world import Scene, World, captions
-from jepa.data.world_tasks import held_out_scenes
-from jepa.evaluation.tasks import _captioning
+from jepa.data.world import CAPTION_QUERIES, SOLO_ACTIONS, Scene, World, captions, questions
+from jepa.data.world_tasks import held_out_clips, held_out_scenes
+from jepa.evaluation.tasks import _captioning, score_tasks
+from jepa.metrics.per_token import choice_costs
+from jepa.operations import count_flops
 from jepa.selective import Decoded
 
 
-def score(scenes: list[Scene], texts: list[str], tokens: list[int]) -> dict[str, float | None]:
+def score(scenes: list[Scene], texts: list[str], tokens: list[int]) -> dict[str, Any]:
     rows = [Decoded(text, n, n, flops=100 * n) for text, n in zip(texts, tokens, strict=True)]
-    return _captioning(SimpleNamespace(decode=lambda latents: rows), scenes, torch.zeros(len(scenes), 2))
+    model = SimpleNamespace(decode=lambda latents: rows, clip_flops=lambda: 5000, query_flops=lambda query: 600)
+    return _captioning(model, scenes, torch.zeros(len(scenes), 2))
 
 
 def test_captions_have_what_they_cost():
@@ -23,7 +28,59 @@ def test_captions_have_what_they_cost():
     texts = [captions(scenes[0])[0], captions(scenes[1])[-1], "nothing", ""]
     found = score(scenes, texts, [6, 8, 2, 1])
     assert found["exact_match"] == 0.5
-    assert found["tokens_per_caption"] == pytest.approx(17 / 4)
-    assert found["tokens_per_right_caption"] == pytest.approx(17 / 2)
-    assert found["flops_per_caption"] == pytest.approx(1700 / 4)
-    assert score(scenes, ["nothing"] * 4, [6, 8, 2, 1])["tokens_per_right_caption"] is None
+    assert found["cost"] == {
+        "tokens_per_answer": pytest.approx(17 / 4),
+        "tokens_per_right_answer": pytest.approx(17 / 2),
+        "flops_per_answer": pytest.approx(5600 + 1700 / 4),
+        "flops_per_right_answer": pytest.approx(2 * 5600 + 1700 / 2),
+    }
+    assert found["accuracy_within"][5:9] == [0, 0.25, 0.25, 0.5]
+    found = score(scenes, ["nothing"] * 4, [6, 8, 2, 1])
+    assert found["cost"]["tokens_per_right_answer"] is found["cost"]["flops_per_right_answer"] is None
+
+
+@torch.no_grad()
+def test_chosen_answers_cost_what_runs_for_each_alone(tiny_model):
+    """Clip, prediction and products of each answer, and the candidates of all: everything counted anew."""
+    world, model = World(), tiny_model
+    scenes = held_out_scenes(world, 12, 0)
+    clips = torch.from_numpy(held_out_clips(world, scenes, model.frames, 0))
+    found = score_tasks(model, world, 0, 12, 5)
+
+    def answer(row: int, query: str, texts: Sequence[str]) -> int:
+        embedded = model.embed(texts)
+        return count_flops(lambda: model.predict(model.encode(clips[row : row + 1]), [query]) @ embedded.T).total
+
+    def candidates(texts: Iterable[str]) -> int:
+        return sum(count_flops(lambda text=text: model.embed([text])).total for text in texts)
+
+    texts = [captions(scene)[0] for scene in scenes]
+    flops = answer(0, CAPTION_QUERIES[0], texts) + candidates(texts) / 12
+    for k in (1, 5):
+        assert found["retrieval"]["cost"][f"r@{k}"] == choice_costs(found["retrieval"][f"r@{k}"], flops)
+
+    spent, asked = 0, [(row, q) for row, scene in enumerate(scenes) for q in questions(scene)]
+    for kind, part in found["question_answering"]["by_question"].items():
+        chosen = [(row, q) for row, q in asked if q.kind == kind]
+        flops = sum(answer(row, q.text, q.candidates) for row, q in chosen) + candidates(chosen[0][1].candidates)
+        assert part["cost"] == choice_costs(part["accuracy"], flops / len(chosen))
+        spent += flops
+    overall = found["question_answering"]
+    assert overall["cost"] == choice_costs(overall["accuracy"], spent / len(asked))
+    assert overall["cost"]["tokens_per_answer"] == 0
+
+    row, solo = next((row, scene) for row, scene in enumerate(scenes) if scene.action in SOLO_ACTIONS)
+    own = [captions(Scene(action, solo.objects))[0] for action in SOLO_ACTIONS]
+    part = found["classification"]
+    counts = [
+        candidates(captions(Scene(action, scene.objects))[0] for action in SOLO_ACTIONS)
+        for scene in scenes
+        if scene.action in SOLO_ACTIONS
+    ]
+    flops = answer(row, CAPTION_QUERIES[0], own) + sum(counts) / len(counts)
+    assert part["cost"] == choice_costs(part["accuracy"], flops)
+
+
+def test_an_accuracy_of_nothing_has_no_cost_of_a_right_answer():
+    assert choice_costs(0.25, 100)["flops_per_right_answer"] == 400
+    assert choice_costs(0.0, 100)["flops_per_right_answer"] is None

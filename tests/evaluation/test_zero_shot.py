@@ -54,10 +54,28 @@ class Reader:
     def embed_all(self, texts: list[str]) -> torch.Tensor:
         return direction(torch.tensor([float(self.levels[text]) for text in texts]))
 
+    def clip_flops(self) -> int:
+        return 10_000
+
+    def query_flops(self, query: str) -> int:
+        return 100 * len(query)
+
+    def text_flops(self, text: str) -> int:
+        return len(text)
+
     def decode(self, latents: torch.Tensor) -> list[Decoded]:
         names = {level: text for text, level in self.levels.items()}
         levels = (torch.atan2(latents[:, 1], latents[:, 0]) * 100).round()
         return [Decoded(names[int(level)], 3, 3, flops=50) for level in levels]
+
+
+def cost(accuracy: float, flops: float, tokens: float = 0.0) -> dict[str, Any]:
+    """Of an answer, and of a right one."""
+    one = {"tokens_per_answer": tokens, "flops_per_answer": pytest.approx(flops)}
+    return one | {
+        "tokens_per_right_answer": pytest.approx(tokens / accuracy),
+        "flops_per_right_answer": pytest.approx(flops / accuracy),
+    }
 
 
 def direction(levels: torch.Tensor) -> torch.Tensor:
@@ -86,10 +104,12 @@ def test_a_clip_has_the_label_whose_prompts_are_nearest_on_average(tmp_path):
     scores, lines = run("classification", Reader(levels), samples)
     assert [line["prediction"] for line in lines] == ["cat", "cat", "dog", "owl", "owl"]
     assert [next(iter(line["nearest"])) for line in lines] == [line["prediction"] for line in lines]
+    # A clip, a query of 13 letters, products with 3 labels of 2 dimensions; a fifth of prompts of 24 letters.
+    flops = 10_000 + 1300 + 2 * 3 * 2 + 24 / 5
     assert scores == {
         "classes": 3,
-        "top-1": {"value": pytest.approx(4 / 5), "chance": 1 / 3},
-        "top-2": {"value": 1.0, "chance": 2 / 3},  # and no top-9 of three
+        "top-1": {"value": pytest.approx(4 / 5), "chance": 1 / 3, "cost": cost(4 / 5, flops)},
+        "top-2": {"value": 1.0, "chance": 2 / 3, "cost": cost(1.0, flops)},  # and no top-9 of three
     }
 
 
@@ -106,6 +126,10 @@ def test_retrieval_goes_both_ways_over_several_captions(tmp_path):
     assert scores["text_to_video"]["r@1"]["value"] == pytest.approx(3 / 4)  # "b" is nearest to the second clip
     assert scores["video_to_text"]["r@1"]["chance"] == pytest.approx((2 / 4 + 1 / 4 + 1 / 4) / 3)
     assert (scores["video_to_text"]["candidates"], scores["text_to_video"]["candidates"]) == (4, 3)
+    spent = 3 * (10_000 + 1300) + 4 + 2 * 3 * 4 * 2  # clips, captions of a letter, products
+    assert scores["video_to_text"]["r@1"]["cost"] == cost(2 / 3, spent / 3)
+    assert scores["text_to_video"]["r@1"]["cost"] == cost(3 / 4, spent / 4)
+    assert "cost" not in scores["video_to_text"]["median_rank"]
 
 
 def test_a_question_is_answered_by_its_candidates_or_by_all_answers(tmp_path):
@@ -124,6 +148,9 @@ def test_a_question_is_answered_by_its_candidates_or_by_all_answers(tmp_path):
     assert scores["accuracy"]["value"] == 3 / 4
     # The answers of all are yes, red and scarlet, of which two are right for the third question.
     assert scores["accuracy"]["chance"] == pytest.approx((1 / 2 + 1 / 2 + 2 / 3 + 1 / 2) / 4)
+    texts = len("yes" + "no" + "red" + "scarlet" + "blue")  # all candidates, once each
+    spent = 4 * 10_000 + 100 * sum(map(len, model.asked)) + 2 * 2 * (2 + 2 + 3 + 2) + texts
+    assert scores["accuracy"]["cost"] == cost(3 / 4, spent / 4)
     assert scores["accuracy"]["interval"][0] < 3 / 4 < scores["accuracy"]["interval"][1]
 
 
@@ -134,8 +161,8 @@ def test_captions_are_scored_beside_those_of_other_clips(tmp_path):
     assert [line["prediction"] for line in found] == list(levels)
     assert scores["exact_match"] == 1
     assert scores["cider_d"]["value"] > scores["cider_d"]["chance"] == 0
-    assert (scores["tokens_per_caption"], scores["flops_per_caption"]) == (3, 50)
-    assert [line["tokens"] for line in found] == [3, 3]
+    assert scores["cost"] == cost(1, 10_000 + 1300 + 50, 3)
+    assert [(line["tokens"], line["flops"]) for line in found] == [(3, 11_350)] * 2
 
 
 def test_world_prediction_takes_two_states_as_one_clip(tmp_path):
@@ -154,6 +181,8 @@ def test_world_prediction_takes_two_states_as_one_clip(tmp_path):
     assert scores["accuracy"]["value"] == 1 / 2
     assert scores["accuracy"]["chance"] == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert model.asked == ["what happens?", *["which?"] * 3, "what happens?", *["which?"] * 2]
+    spent = 7 * 10_000 + 100 * sum(map(len, model.asked)) + 2 * 2 * (3 + 2)
+    assert scores["accuracy"]["cost"] == cost(1 / 2, spent / 2)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +200,7 @@ def test_each_task_is_the_same_on_the_embedded_data_and_on_their_manifest(traine
     assert main(["evaluate", *options, f"task.manifest={made}", f"output={tmp_path}/out"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("chance ") >= 2
+    assert printed.count("FLOPs an answer; a right one: ") >= 2
     first, second = trained.parent / f"task_{kind}", tmp_path / "out"
     assert (first / "predictions.jsonl").read_text() == (second / "predictions.jsonl").read_text()
     records = [json.loads((folder / "evaluation.json").read_text()) for folder in (first, second)]

@@ -28,10 +28,12 @@ from jepa.operations import (
     query_predictor_flops,
     similarity_flops,
     text_transformer_flops,
+    token_vlm_flops,
     transformer_cache_bytes,
     transformer_flops,
     weight_bytes,
 )
+from jepa.predictors.experts import Mixture
 from jepa.predictors.transformer import QueryPredictor
 from jepa.pretrained import extend
 
@@ -272,7 +274,7 @@ def counts(run: Any, fused: bool) -> tuple[int, int]:
     return forward, step.total
 
 
-def closed(formula: Any, *arguments: int, fused: bool = False, **sizes: int) -> tuple[int, int]:
+def closed(formula: Any, *arguments: int, fused: bool = False, **sizes: Any) -> tuple[int, int]:
     training = {"training": True} | ({"fused_attention": True} if fused else {})
     return formula(*arguments, **sizes), formula(*arguments, **sizes, **training)
 
@@ -309,6 +311,44 @@ def test_predictor(fused, padded):
     sizes = SIZES | {"state_dim": 24, "inner": 128, "embedding_dim": 16}
     expected = closed(query_predictor_flops, 3, 9, 5, fused=fused, **sizes)
     assert counts(lambda: predictor(states, ids, mask), fused) == expected
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("queries", [[5, 5, 5], [5, 1, 3]])
+@pytest.mark.parametrize(("top_k", "shared"), [(1, 0), (3, 2)])
+def test_predictor_with_experts(fused, queries, top_k, shared):
+    mixture = Mixture(experts=6, top_k=top_k, hidden=24, shared=shared)
+    predictor = QueryPredictor(64, 24, 16, **SIZES, heads=4, mixture=mixture)
+    set_fused_attention(predictor, fused)
+    states = torch.randn(3, 9, 24, requires_grad=True)
+    ids, mask = torch.randint(0, 64, (3, 5)), torch.arange(5) < torch.tensor(queries)[:, None]
+    sizes = SIZES | {"state_dim": 24, "embedding_dim": 16, "mixture": mixture}
+    expected = closed(query_predictor_flops, 3, 9, 5, fused=fused, **sizes, real=3 * 9 + sum(queries))
+    assert counts(lambda: predictor(states, ids, mask), fused) == expected
+    if min(queries) == 5:
+        assert closed(query_predictor_flops, 3, 9, 5, fused=fused, **sizes) == expected
+
+
+@pytest.mark.parametrize(
+    ("feed_forward", "message"),
+    [
+        ({}, "give one of inner and mixture, got None and None"),
+        ({"inner": 8, "mixture": Mixture(2, 1, 8)}, "give one of inner and mixture, got 8 and Mixture"),
+        ({"inner": 8, "real": 7}, "real must be None without a mixture, got 7"),
+        ({"mixture": Mixture(2, 1, 8), "real": 5}, "real must be between 6 and 14, got 5"),
+        ({"mixture": Mixture(2, 1, 8), "real": 15}, "real must be between 6 and 14, got 15"),
+    ],
+)
+def test_bad_feed_forward_layers_are_refused(feed_forward, message):
+    with pytest.raises(InputError, match=message):
+        query_predictor_flops(2, 3, 4, **SIZES, state_dim=24, embedding_dim=16, **feed_forward)
+
+
+@pytest.mark.parametrize("change", [{"cached": True, "training": True}, {"states": 0}, {"query": -1}, {"tokens": 0}])
+def test_bad_sizes_of_a_token_vlm_are_refused(change):
+    sizes = {"states": 4, "query": 2, "tokens": 3, "state_dim": 8} | change
+    with pytest.raises(InputError, match=f"{next(iter(change))} must be"):
+        token_vlm_flops({"model_type": "llama"} | SMALL, **sizes)
 
 
 DECODER = SIZES | {"prefix": 3, "vocab_size": 64, "embedding_dim": 16}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jepa.errors import InputError
-from jepa.operations import PARTS, CacheCount, OperationLedger, PartCount
+from jepa.operations import PARTS, TRAINING_PARTS, CacheCount, OperationLedger, PartCount
 
 WHOLE = st.integers(min_value=0, max_value=10**12)
 SLOW_MACHINE = 4  # some are this much slower than those whose decoder takes a millisecond
@@ -109,6 +109,35 @@ def test_round_trip_through_json_is_exact(ledger: OperationLedger) -> None:
     again = OperationLedger.from_dict(record)
     assert again == ledger
     assert again.to_dict() == ledger.to_dict()
+
+
+@given(st.tuples(*[st.builds(PartCount, WHOLE, WHOLE, flops=WHOLE, seconds=SECONDS)] * len(TRAINING_PARTS)), WHOLE)
+def test_round_trip_of_training_steps_is_exact(counts: Any, steps: int) -> None:
+    ledger = OperationLedger(TRAINING_PARTS)
+    for part, count in zip(TRAINING_PARTS, counts, strict=True):
+        ledger.add(part, count)
+    ledger.steps(steps)
+    again = OperationLedger.from_dict(json.loads(json.dumps(ledger.to_dict())))
+    assert again == ledger
+    assert again != OperationLedger()
+    assert (again + ledger).to_dict()["optimizer"]["flops"] == 2 * ledger.to_dict()["optimizer"]["flops"]
+
+
+def test_ledgers_of_other_parts_are_told_apart() -> None:
+    ledger, trained = _some_ledger(), OperationLedger(TRAINING_PARTS)
+    trained.count("encoder", calls=1)
+    with pytest.raises(
+        InputError, match=r"must have the same parts, got detector, .* and encoder, predictor, y_encoder"
+    ):
+        ledger.merge(trained)
+    with pytest.raises(InputError, match=r"must have the same parts, got encoder, .* and detector"):
+        trained.merge(ledger)
+    assert ledger == _some_ledger()
+    assert trained.encoder == PartCount(calls=1)
+    with pytest.raises(InputError, match=r"part must be one of encoder, .*, optimizer, got 'detector'"):
+        _ = trained.detector
+    with pytest.raises(InputError, match=r"parts must be \('detector', .* got \('encoder', 'other'\)"):
+        OperationLedger(["encoder", "other"])
 
 
 @given(ledgers(), ledgers())

@@ -10,6 +10,8 @@ from jepa.encoders.text import TextTransformer
 from jepa.losses.cached import cached_loss
 from jepa.losses.infonce import InfoNCE
 from jepa.operations import TRAINING_PARTS, TrainingMeter, count_flops
+from jepa.predictors.experts import Mixture
+from jepa.predictors.transformer import QueryPredictor
 
 
 def parts() -> tuple[TextTransformer, TextTransformer, InfoNCE]:
@@ -55,6 +57,26 @@ def test_flops_are_those_of_the_steps_counted_whole(padded):
     assert found["parts"]["predictor"]["calls"] == sum(rows for rows, _ in shapes)
     assert found["parts"]["optimizer"]["weight_bytes"] == 4 * len(shapes)
     assert found["parts"]["encoder"]["seconds"] == 0 < found["parts"]["predictor"]["seconds"]
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_each_batch_of_sparse_experts_counts_its_own_padding(length):
+    torch.manual_seed(0)
+    sizes = {"width": 16, "depth": 2, "heads": 2, "mixture": Mixture(6, 2, 24, 1)}
+    model = QueryPredictor(40, 12, 8, **sizes)
+    meter = TrainingMeter({"predictor": [model]})
+    expected = 0
+    for lengths in ([length] * 4, [1] * 4, [length, 1, length, 1], [1, 0, length, max(length - 1, 1)], [length, 0]):
+        mask = torch.arange(length) < torch.tensor(lengths)[:, None]
+        ids, states = torch.randint(40, mask.shape), torch.randn(len(mask), 5, 12, requires_grad=True)
+
+        def run(ids=ids, states=states, mask=mask):
+            return model(states, ids, mask).sum()
+
+        step(meter, run)
+        expected += count_flops(lambda run=run: run().backward()).total
+        assert meter.ledger.total_flops == expected
+    meter.remove()
 
 
 def test_encoding_again_for_the_backward_pass_counts_again():

@@ -1123,6 +1123,43 @@ def test_overlapping_events_have_rows_of_their_own():
                 assert a["end"] <= b["start"] or b["end"] <= a["start"]
 
 
+def add_costs(scores: dict[str, Any]) -> None:
+    """Answers of 2e8 FLOPs, captions of 3e8 and 8 tokens."""
+
+    def cost(value: float, tokens: float, flops: float) -> dict[str, float]:
+        right = {"tokens_per_right_answer": tokens / value, "flops_per_right_answer": flops / value}
+        return {"tokens_per_answer": tokens, "flops_per_answer": flops} | right
+
+    scores["retrieval"]["cost"] = {f"r@{k}": cost(scores["retrieval"][f"r@{k}"], 0, 2e8) for k in (1, 5)}
+    answers = scores["question_answering"]
+    for part in (scores["classification"], answers, *answers["by_question"].values()):
+        part["cost"] = cost(part["accuracy"], 0, 2e8)
+    scores["captioning"]["cost"] = cost(scores["captioning"]["exact_match"], 8, 3e8)
+
+
+def test_every_score_stands_beside_what_it_cost(small):
+    assert "of a right answer" not in summary(small)  # an older document, whose costs were not counted
+    add_costs(small["scores"])
+    rows = {row[0]: row[-2:] for _, group in tables.scores_table(small["scores"]).groups for row in group}
+    assert rows["R@1"] == ("0, 2e+08", "0, 2.81e+08")  # 2e8 / 0.712
+    assert rows["R@5"] == ("0, 2e+08", "0, 2.15e+08")
+    assert rows["accuracy"] == ("0, 2e+08", "0, 2.26e+08")
+    assert rows["accuracy, all questions"] == rows["how many"] == ("0, 2e+08", "0, 2.5e+08")
+    assert rows["exact match"] == ("8, 3e+08", "13.1, 4.92e+08")
+    for shown in (_words(markdown(small)), Reader(html(small)).text):
+        assert "13.1, 4.92e+08" in shown
+        assert "bear equal parts" in shown
+    lines = summary(small).splitlines()
+    assert lines[-2].startswith("tokens, FLOPs of a right answer: R@1 0, 2.81e+08 · classification 0, 2.26e+08 · ")
+    assert lines[-1].endswith("exact caption 13.1, 4.92e+08")
+    assert max(map(len, lines)) <= 100
+    small["scores"]["classification"]["cost"]["flops_per_right_answer"] = None
+    assert "classification –" in summary(small)
+    small["scores"]["classification"]["cost"]["flops_per_answer"] = -1
+    with pytest.raises(InputError, match=r"scores\.classification\.cost\.flops_per_answer must be .*>= 0, got -1"):
+        validate_results(small)
+
+
 def test_summary_fits_100_columns(results):
     document = copy.deepcopy(results)
     setting = document["settings"].pop("dense")

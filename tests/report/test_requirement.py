@@ -6,7 +6,7 @@ import copy
 import json
 
 import pytest
-from test_report import make_results
+from test_report import add_costs, make_results
 
 from jepa.cli import main
 from jepa.errors import InputError
@@ -58,6 +58,7 @@ def test_what_cannot_be_required_is_refused(text):
 
 def test_runs_side_by_side(results, tmp_path, capsys):
     other = copy.deepcopy(results) | {"name": "other", "seed": 7}
+    add_costs(other["scores"])
     for name, document in (("a", results), ("b", other)):
         write_results(document, tmp_path / name / "results.json")
     folders = [str(tmp_path / name) for name in "ab"]
@@ -66,6 +67,8 @@ def test_runs_side_by_side(results, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         f"comparison.{kind}" for kind in ("md", "html", "png")
     }
+    words = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| R@1: tokens, FLOPs of a right one | – | 0, 2.81e+08 |" in words
     path = tmp_path / "b" / "results.json"
     path.write_text(json.dumps(other | {"schema": "jepa.answers-results/1"}))
     assert main(["report", f"compare=[{folders[0]},{folders[1]}]"]) == 2
