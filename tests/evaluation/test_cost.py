@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
+import re
 import runpy
+import xml.etree.ElementTree as ET
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,8 @@ from jepa.cli import main
 from jepa.config import CostConfig, validate
 from jepa.errors import InputError
 from jepa.evaluation.cost import analyse, read_dimensions, shapley
-from jepa.report.cost import answer, cost_markdown, cost_png, cost_summary, validate_cost
+from jepa.report import plots
+from jepa.report.cost import answer, cost_html, cost_markdown, cost_png, cost_summary, heat_map, validate_cost
 
 SMALL_GRID = ["grid.input_tokens=[500,100000]", "grid.output_tokens=[50,2000]", "grid.batches=[1,128]"]
 
@@ -145,7 +150,9 @@ def test_a_grid_answers_over_which_workloads_the_goal_holds(results):
     assert len(cells) == 8
     low, high = results["goal"]
     within = [cell for cell in cells if low <= cell["joint"]["value"] <= high]
-    assert answer(results).startswith(f"10 to 20× holds on {len(within)} of 8 workloads")
+    said = answer(results)
+    assert said.startswith(f"10 to 20× holds on {len(within)} of 8 workloads")
+    assert ", ".join(f"{sum(cell['batch'] == batch for cell in within)} of 4 at {batch}" for batch in (1, 128)) in said
     same = next(c for c in cells if (c["batch"], c["input_tokens"], c["output_tokens"]) == (128, 500, 2000))
     assert same["joint"] == pytest.approx(results["joint"])
     assert same["product"] == pytest.approx(results["product"])
@@ -228,8 +235,49 @@ def test_the_command_writes_a_valid_document_and_its_pictures(tmp_path, capsys):
     with Image.open(tmp_path / "cost.png") as picture:
         assert picture.width > 1000
     page = (tmp_path / "cost.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 1 + len({cell["batch"] for cell in written["grid"]})
     assert "<script" not in page
+
+
+def test_the_page_opens_with_the_range_and_the_product_of_the_claims(results):
+    opening = cost_html(results).partition("</section>")[0]
+    claim = opening[opening.index('<div class="claim">') : opening.index("<section")]
+    low, high = (f"{results['joint'][key]:.2f}" for key in ("low", "high"))
+    assert f"{results['joint']['value']:.2f}×</p><p>{low} to {high} over" in claim
+    assert "69.87×" in claim
+
+
+def test_cells_of_the_map_have_one_colour_and_keep_their_numbers_readable(results):
+    """Every fill is a themed role, and the contrast of the number on it is that of WCAG 2.1's level AA, 4.5."""
+    too_large = copy.deepcopy(results)
+    too_large["grid"][0] |= {"joint": None, "product": None}
+    fills = []
+    for batch in (1, 128):
+        svg = plots.inline_svg(partial(heat_map, too_large, batch), "map", "")
+        styles = [path.get("style", "") for path in ET.fromstring(svg).iter("path")]
+        fills += [style for style in styles if "var(--series-5)" in style or "fill: var(--grid)" in style]
+        assert {found for style in styles for found in re.findall(r"fill: ([^;]+)", style)} <= {
+            "var(--series-5)", "var(--grid)", "none",
+        }  # fmt: skip
+    assert len(fills) == len(too_large["grid"])
+    for theme in (plots.LIGHT, plots.DARK):
+        surface, ink = (_rgb(theme[role]) for role in ("surface", "ink"))
+        for style in fills:
+            found = re.search(r"opacity: ([0-9.]+)", style)
+            opacity = float(found[1]) if found else 1.0
+            fill = _rgb(theme["series-5" if "series-5" in style else "grid"])
+            seen = [opacity * a + (1 - opacity) * b for a, b in zip(fill, surface, strict=True)]
+            darker, lighter = sorted((_luminance(seen), _luminance(ink)))
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+
+
+def _rgb(colour: str) -> list[float]:
+    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+def _luminance(rgb: list[float]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def test_a_broken_document_is_refused(results):
