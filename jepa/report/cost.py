@@ -147,6 +147,11 @@ def _ranged(ratio: dict[str, float]) -> str:
     return f"{factor(ratio['value'])} ({interval(ratio['low'], ratio['high'])})"
 
 
+def _billions(value: float, digits: int) -> str:
+    """Of 10⁹: with fixed decimals, or three significant digits where these would leave nothing."""
+    return f"{value / 1e9:,.{digits}f}" if value >= 1e9 * 10 ** (1 - digits) or not value else f"{value / 1e9:.3g}"
+
+
 def _measure(results: Results) -> str:
     return {"chip_seconds": "chip-seconds", "joules": "joules", "price": "price"}[results["measure"]]
 
@@ -198,8 +203,8 @@ def scenarios_table(results: Results) -> Table:
 
     facts = (
         each("model", lambda s: clean(s["model"])),
-        each("parameters, 10⁹", lambda s: f"{s['parameters'] / 1e9:,.2f}"),
-        each("parameters active for a token, 10⁹", lambda s: f"{s['active_parameters'] / 1e9:,.2f}"),
+        each("parameters, 10⁹", lambda s: _billions(s["parameters"], 2)),
+        each("parameters active for a token, 10⁹", lambda s: _billions(s["active_parameters"], 2)),
         each(
             "experts of a layer touched by a batch",
             lambda s: significant(s["experts_touched"]) if s["experts_touched"] else NONE,
@@ -208,7 +213,7 @@ def scenarios_table(results: Results) -> Table:
         each("weights, cache", lambda s: f"{s['weights']}, {s['cache']}"),
         each(
             "memory of weights + cache, GB",
-            lambda s: f"{s['memory']['weights'] / 1e9:,.1f} + {s['memory']['cache'] / 1e9:,.1f}",
+            lambda s: " + ".join(_billions(s["memory"][part], 1) for part in ("weights", "cache")),
         ),
         each("input, output tokens of a request", lambda s: f"{s['input_tokens']:,.0f}, {s['output_tokens']:,.0f}"),
         each("steps, requests in a unit", lambda s: f"{s['steps']:.3g}, {s['requests']:.3g}"),
