@@ -275,6 +275,26 @@ def test_selective_decoding_takes_its_saving_from_results(results_file):
     assert f"on {name} streams" in row["change"]
     assert row["factor"]["low"] == saving["saving"]["low"]
     assert row["measured_flops_saving"] is not None
+    own = next(s for s in setting["savings"] if s["headline"] and s["policy"] == "uniform")
+    own["saving"] = dict.fromkeys(("value", "low", "high"), 10.0)
+    results_file.write_text(json.dumps(document))
+    with pytest.raises(InputError, match="got 'everyday': Quality does not depend on decoding here"):
+        analyse(settings("order=[selective]", f"levers.selective.results={results_file}"))
+
+
+def test_a_policy_that_selects_steps_takes_perception_with_it(results_file):
+    """By the ratio of the encoder's calls, a quarter of them in the document."""
+    document = json.loads(results_file.read_text())
+    setting = next(iter(document["settings"].values()))
+    rows = {s["policy"]: s for s in setting["savings"] if s["headline"]}
+    knob = next(row["knob"] for row in setting["operations"] if row["policy"] == "selective")
+    rows["selective"] |= {**rows["gate"], "policy": "selective", "knob": knob}
+    results_file.write_text(json.dumps(document))
+    order = ["order=[selective]", f"levers.selective.results={results_file}", "levers.selective.policy=selective"]
+    found = analyse(settings(*order))
+    before, after = (found[key] for key in ("baseline", "with_levers"))
+    assert before["steps"] / after["steps"] == pytest.approx(4)
+    assert "steps of perception / 4.00" in lever(found, "selective")["change"]
 
 
 @pytest.mark.parametrize(
