@@ -6,11 +6,12 @@ import copy
 import json
 
 import pytest
+from test_answers_page import make_answers
 from test_report import make_results
 
 from jepa.cli import main
 from jepa.errors import InputError
-from jepa.report import html, write_results
+from jepa.report import answers, html, write_results
 from jepa.report.compare import comparison_table
 from jepa.report.requirement import NotMetError, Requirement
 from jepa.report.tables import best_causal, headline, summary, without_contrast
@@ -115,6 +116,17 @@ def test_runs_side_by_side(results, tmp_path, capsys):
     path.write_text(json.dumps(other | {"schema": "jepa.answers-results/1"}))
     assert main(["report", f"compare=[{folders[0]},{folders[1]}]"]) == 2
     assert "results.schema must be" in capsys.readouterr().err
+
+
+def test_results_of_answers_are_rendered_but_held_to_no_bar(tmp_path, capsys):
+    written = answers.write_report(make_answers(), tmp_path / "a")
+    again = tmp_path / "b"
+    assert main(["report", f"results={tmp_path / 'a'}", f"output={again}"]) == 0
+    assert answers.summary(make_answers()) in capsys.readouterr().out
+    for name in ("results.json", "report.md", "report.html"):
+        assert (again / name).read_bytes() == written[name].read_bytes()
+    assert main(["report", f"results={tmp_path / 'a'}", "--fail-under", "savings>=1"]) == 2
+    assert "fail_under holds the results of a VL-JEPA's streams to a bar, got answers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", [[], ["evaluation=a", "results=b"], ["compare=[a]"], ["compare=[a,a]"]])
