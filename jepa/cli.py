@@ -36,6 +36,7 @@ from jepa.errors import InputError
 EXIT_NOT_MET = 1  # a report below what `fail_under` asks
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141  # as of a program that SIGPIPE ends
 _MULTIRUN = ("-m", "--multirun")  # moved to the front, where Hydra's parser needs them
 _USERS_OS_ERRORS = {  # of files and folders that the user named, or of the disk: no traceback helps
     errno.EACCES,
@@ -231,7 +232,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``argv`` (default: the command line without the program's name) and returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _main(arguments)
+        status = _main(arguments)
+        sys.stdout.flush()  # here, where a reader that has gone can be told from an error
+        return status
+    except BrokenPipeError:
+        return _unread()
     except InputError as error:
         return _fail(error)
     except KeyboardInterrupt:
@@ -280,6 +285,8 @@ def _launch(command: Command, overrides: list[str]) -> int:
         except InputError as error:  # reported here: Hydra would add lines of its own, and a sweep goes on
             failures += 1
             _fail(error)
+        except BrokenPipeError:  # here: Hydra would add lines of its own
+            status = _unread()
         except OSError as error:
             if error.errno not in _USERS_OS_ERRORS:
                 raise
@@ -316,6 +323,12 @@ def _hydra_process(argv: list[str]) -> Iterator[None]:
 
 
 # --- Errors in one line. ---
+
+
+def _unread() -> int:
+    """The reader of standard output has gone, as in ``jepa cost | head -2``: what is left goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_CLOSED_PIPE
 
 
 def _fail(error: InputError) -> int:

@@ -224,6 +224,16 @@ def test_an_interrupt_ends_with_130(calls, monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["cost", "grid.batches=[1]", "order=[tokens]"]])
+def test_a_reader_that_has_gone_is_no_error(arguments, tmp_path):
+    """As in `jepa cost | head -2`: no traceback, and the exit status of a program that SIGPIPE ends."""
+    call = [sys.executable, "-c", "import sys; from jepa.cli import main; sys.exit(main())", *arguments]
+    with subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.wait(timeout=60) == 141
+        assert process.stderr.read() == ""
+
+
 @pytest.mark.parametrize("flags", [[], ["-m"]])
 def test_an_output_folder_that_cannot_be_made_is_one_line(calls, capsys, tmp_path, flags):
     (tmp_path / "outputs").write_text("a file where the folder should be")

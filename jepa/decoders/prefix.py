@@ -36,7 +36,7 @@ class PrefixDecoder(nn.Module):
         super().__init__()
         if width % heads:
             raise InputError(f"width must be a multiple of heads, got width {width}, heads {heads}")
-        self.width, self.prefix, self.max_length = width, prefix, max_length
+        self.width, self.heads, self.prefix, self.max_length = width, heads, prefix, max_length
         self.project = nn.Linear(embedding_dim, prefix * width)
         self.tokens = nn.Embedding(vocab_size, width)
         self.positions = nn.Parameter(torch.randn(prefix + max_length, width) * 0.02)

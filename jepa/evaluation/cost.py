@@ -24,8 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from jepa.checkpoint import load
-from jepa.config import HardwareConfig, ServedConfig, build_as, nearest, validate
+from jepa.config import HardwareConfig, ServedConfig, build, build_as, nearest, validate
 from jepa.errors import InputError
 from jepa.evaluation.record import announce, code_version
 from jepa.operations import (
@@ -33,45 +32,18 @@ from jepa.operations import (
     Dimensions,
     Hardware,
     Perception,
+    ServedParts,
     Service,
     Values,
     Workload,
-    from_hf_config,
     serving_cost,
 )
 from jepa.report.cost import COST_SCHEMA, cost_summary, write_cost
 from jepa.report.schema import read_results
-from jepa.report.tables import best_causal, headline_savings, operations_ratio, reference_row
+from jepa.report.tables import best_causal, headline_savings, operations_ratio, reference_row, without_contrast
 
 MOST_LEVERS = 8  # all their subsets are evaluated
 LANGUAGE = ("prefill", "decode")  # parts of a request
-
-
-def read_dimensions(path: str) -> Dimensions:
-    """The dimensions of a language model on this machine.
-
-    Args:
-        path: a `config.json` of Hugging Face transformers, a folder with one, or a checkpoint of an LLM-JEPA.
-
-    Raises:
-        InputError: there is none, or it is of a family that `from_hf_config` does not know.
-    """
-    from transformers import AutoConfig
-
-    place = Path(path)
-    if (place / "config.yaml").is_file():
-        model = load(place)
-        if not hasattr(model, "language"):
-            raise InputError(f"served.model.path must be a language model's checkpoint, got {path}")
-        return from_hf_config(model.language.lm.config)
-    file = place / "config.json" if place.is_dir() else place
-    if not file.is_file():
-        raise InputError(f"served.model.path must be a config.json or a folder with one, got {path}")
-    try:
-        config = AutoConfig.from_pretrained(file)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{file}: must be a configuration that transformers reads, got an error: {error}") from error
-    return from_hf_config(config)
 
 
 @dataclass(frozen=True)
@@ -85,11 +57,13 @@ class Served:
     every_step: bool
     measured: tuple[float, float] | None  # seconds of a step of perception and of a decode
     source: str
+    as_of: str
+    assumed: str | None
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A workload on a model on a chip, with the levers whose measured saving is uncertain."""
+    """A workload on a model on a chip, with the levers that are applied and those whose saving is uncertain."""
 
     served: Served
     watching: Served | None
@@ -104,6 +78,7 @@ class Scenario:
     steps: float
     requests: float
     savings: tuple[str, ...] = ()  # of requests, by the lever's name
+    levers: tuple[str, ...] = ()  # those applied
 
     def service(self) -> Service:
         eyes = self.served.perception or (self.watching.perception if self.watching is not None else None)
@@ -163,12 +138,13 @@ class Lever:
 
 @dataclass(frozen=True)
 class ServedModel(Lever):
-    """Another model, by its name in conf/served."""
+    """Another language model, by its name in conf/served; the perception stays, unless that model has its own."""
 
     served: str
 
     def apply(self, name: str, scenario: Scenario) -> Scenario:
-        return replace(scenario, served=read_served(self.served))
+        watching = scenario.watching if scenario.served.perception is None else scenario.served
+        return replace(scenario, served=read_served(self.served), watching=watching)
 
     def facts(self) -> dict[str, str]:
         found = read_served(self.served)
@@ -225,6 +201,9 @@ class SelectiveDecoding(Lever):
         setting: of the results; None takes the first.
         policy: of the setting; None takes the best causal one.
         factor: without results, the factor to assume.
+
+    The steps of a policy that selects steps are divided by the ratio of the encoder's calls. The predictor's is the
+    higher one where windows share slots, so that what it saves is counted too low.
     """
 
     results: str | None
@@ -258,6 +237,8 @@ class SelectiveDecoding(Lever):
         if saving is None or not saving["reached"] or saving["saving"] is None:
             reason = saving["reason"] if saving else "no operating point"
             raise InputError(f"policy must save decoder calls at equal quality in {path}, got {policy!r}: {reason}")
+        if warning := without_contrast(setting):
+            raise InputError(f"setting must have a quality that depends on decoding in {path}, got {name!r}: {warning}")
         point = (saving["policy"], saving["knob"])
         row = next((row for row in setting["operations"] if (row["policy"], row["knob"]) == point), None)
         steps, flops, reference = 1.0, None, reference_row(setting)
@@ -265,13 +246,13 @@ class SelectiveDecoding(Lever):
             flops = operations_ratio(setting, row).flops
             calls = [r["ledger"]["encoder"]["calls"] / r["ledger"]["stream_seconds"] for r in (reference, row)]
             steps = calls[0] / calls[1]
-        found = saving["saving"]
+        found, fewer = saving["saving"], "" if steps == 1 else f", steps of perception / {steps:.2f}"
         high = found["value"] if found["high"] is None else found["high"]  # no bound: the value is the safe end
         return {
             "interval": (found["value"], found["low"], high),
             "steps": steps,
             "flops": flops,
-            "change": f"decoder calls / {found['value']:.2f}, as {policy} saved on {name} streams",
+            "change": f"decoder calls / {found['value']:.2f}{fewer}, as {policy} saved on {name} streams",
         }
 
     def apply(self, name: str, scenario: Scenario) -> Scenario:
@@ -306,15 +287,19 @@ class SelectiveDecoding(Lever):
 # --- The files of conf/hardware and conf/served.
 
 
+def _options(group: str) -> list[str]:
+    """The names in a folder of conf/, but for `config`, which needs a path."""
+    names = (entry.name for entry in files("jepa.conf").joinpath(group).iterdir())
+    return sorted({name.removesuffix(".yaml") for name in names if name.endswith(".yaml")} - {"config"})
+
+
 def _read(group: str, name: str) -> dict[str, Any]:
     """A file of conf/, against its schema."""
-    folder = files("jepa.conf").joinpath(group)
-    options = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-    options = [option for option in options if option != "config"]  # which needs a path
+    options = _options(group)
     if name not in options:
         close = ", ".join(nearest(name, options) or options)
         raise InputError(f"there is no {group} {name!r}; nearest valid: {close}")
-    text = folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    text = files("jepa.conf").joinpath(group, f"{name}.yaml").read_text(encoding="utf-8")
     return validate(yaml.safe_load(text), HardwareConfig if group == "hardware" else ServedConfig)
 
 
@@ -335,23 +320,39 @@ def _hardware(settings: Mapping[str, Any]) -> Hardware:
 
 
 def _served(settings: Mapping[str, Any]) -> Served:
-    model = build_as(Dimensions, "served.model", settings["model"])
-    perception, measured = None, settings["measured"]
-    if settings["perception"] is not None:
-        parts = {
-            name: build_as(Dimensions, f"served.perception.{name}.dimensions", part["dimensions"])
-            for name, part in settings["perception"].items()
-        }
-        perception = Perception(parts, {name: part["tokens"] for name, part in settings["perception"].items()})
+    parts = build(settings["model"])
+    if isinstance(parts, Dimensions):
+        parts = ServedParts(
+            parts,
+            _perception(settings["perception"]),
+            settings["input_per_step"],
+            settings["every_step"],
+            settings["assumed"],
+        )
+    elif not isinstance(parts, ServedParts):
+        raise InputError(f"served.model._target_ must build Dimensions or ServedParts, got {type(parts).__name__}")
+    measured = settings["measured"]
     return Served(
         settings["name"],
-        model,
-        perception,
-        settings["input_per_step"],
-        settings["every_step"],
+        parts.model,
+        parts.perception,
+        parts.input_per_step,
+        parts.every_step,
         None if measured is None else (measured["step_seconds"], measured["decode_seconds"]),
         settings["source"],
+        settings["as_of"],
+        parts.assumed,
     )
+
+
+def _perception(settings: Mapping[str, Any] | None) -> Perception | None:
+    if settings is None:
+        return None
+    parts = {
+        name: build_as(Dimensions, f"served.perception.{name}.dimensions", part["dimensions"])
+        for name, part in settings.items()
+    }
+    return Perception(parts, {name: part["tokens"] for name, part in settings.items()})
 
 
 # --- Costs over what is uncertain.
@@ -419,16 +420,25 @@ class Comparison:
         scenario = self.baseline
         for name, lever in self.levers.items():
             if name in names:
-                scenario = lever.apply(name, scenario)
+                scenario = replace(lever.apply(name, scenario), levers=(*scenario.levers, name))
         return scenario
 
     def estimate(self, scenario: Scenario, space: Space) -> Cost:
-        """Its cost over a space."""
+        """Its cost over a space.
+
+        Raises:
+            InputError: it does not fit, or the chip does not compute in its format; the model and the levers are named.
+        """
         requests: Any = 1.0
         for name in scenario.savings:
             requests = requests * space.requests[name]
-        chip = scenario.hardware.name
-        return serving_cost(scenario.service(), scenario.workload(), space.compute[chip], space.memory[chip], requests)
+        compute, memory = space.compute[scenario.hardware.name], space.memory[scenario.hardware.name]
+        try:
+            return serving_cost(scenario.service(), scenario.workload(), compute, memory, requests)
+        except InputError as error:
+            changed = ", ".join(f"levers.{name}" for name in scenario.levers)
+            what = scenario.served.name + (f" with {changed}" if changed else "")
+            raise InputError(f"{what}: {error}") from error
 
     def figure(self, scenario: Scenario, space: Space) -> Values:
         """Its cost in the measure."""
@@ -592,22 +602,32 @@ def _lever(name: str, node: Mapping[str, Any]) -> Lever:
         raise InputError(f"levers.{name}: {error}") from error
 
 
-def _sources(config: Mapping[str, Any], levers: Mapping[str, Lever]) -> list[dict[str, str]]:
+def _sources(hardware: Mapping[str, Any], baseline: Scenario, levers: Mapping[str, Lever]) -> list[dict[str, str]]:
     """Where the figures of the chips and models come from, the assumptions of a model included."""
-    chips = [config["hardware"]]
-    models = [config["served"]]
-    if config["perception"] is not None and config["stream_rates"] is not None:
-        models.append(_read("served", config["perception"]))
+    chips, models = [hardware], [baseline.served]
+    if baseline.watching is not None:
+        models.append(baseline.watching)
     for lever in levers.values():
         if isinstance(lever, Chip):
             chips.append(_read("hardware", lever.hardware))
         elif isinstance(lever, ServedModel):
-            models.append(_read("served", lever.served))
+            models.append(read_served(lever.served))
     rows = [{"name": c["name"], "as_of": c["bandwidth"]["as_of"], "source": c["bandwidth"]["source"]} for c in chips]
     for model in models:
-        assumed = f"; assumed: {model['assumed']}" if model["assumed"] else ""
-        rows.append({"name": model["name"], "as_of": model["as_of"], "source": f"{model['source']}{assumed}"})
+        assumed = f"; assumed: {model.assumed}" if model.assumed else ""
+        rows.append({"name": model.name, "as_of": model.as_of, "source": f"{model.source}{assumed}"})
     return [dict(row) for row in {tuple(row.items()): row for row in rows}.values()]
+
+
+def _watching(name: str | None) -> Served | None:
+    """The model of conf/served whose perception runs where the served model has none."""
+    if name is None:
+        return None
+    found = read_served(name)
+    if found.perception is None:
+        having = ", ".join(option for option in _options("served") if read_served(option).perception is not None)
+        raise InputError(f"perception must be null or a model with an encoder of its own ({having}), got {name!r}")
+    return found
 
 
 def analyse(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -627,10 +647,11 @@ def analyse(config: Mapping[str, Any]) -> dict[str, Any]:
         if not config[key]["low"] <= config[key]["value"] <= config[key]["high"]:
             raise InputError(f"{key} must have low <= value <= high, got {config[key]}")
     levers = {name: _lever(name, config["levers"][name]) for name in order}
-    stream = config["stream_rates"]
+    stream, watching = config["stream_rates"], _watching(config["perception"])
+    served = _served(config["served"])
     baseline = Scenario(
-        _served(config["served"]),
-        None if config["perception"] is None or stream is None else read_served(config["perception"]),
+        served,
+        watching if stream and served.perception is None else None,
         _hardware(config["hardware"]),
         config["weights"],
         config["cache"],
@@ -666,7 +687,7 @@ def analyse(config: Mapping[str, Any]) -> dict[str, Any]:
         "published": _published(baseline, comparison.scenario(order), levers),
         "goal": list(config["goal"]),
         "grid": cells,
-        "sources": _sources(config, levers),
+        "sources": _sources(config["hardware"], baseline, levers),
     }
 
 

@@ -119,10 +119,16 @@ def _written(results: dict[str, Any], output: Path | None, required: Requirement
 
 
 def _rendered(path: str, output: str | None, required: Requirement | None) -> dict[str, Path]:
-    """The report of a results file; without an `output` nothing is written."""
-    from jepa.report import read_results
+    """The report of a results file, of streams or of answers; without an `output` nothing is written."""
+    from jepa.report import answers, read_results
 
-    results = read_results(_results_file(path))
+    results = read_results(_results_file(path), {answers.SCHEMA: answers.validate_results})
+    if results["schema"] == answers.SCHEMA:
+        if required:
+            raise InputError(f"fail_under holds the results of a VL-JEPA's streams to a bar, got answers: {path}")
+        paths = answers.write_report(results, output) if output else {}
+        announce(answers.summary(results), paths)
+        return paths
     if required:
         required.check_setting(results["settings"])
     return _written(results, Path(output) if output else None, required)

@@ -17,7 +17,16 @@ from jepa.operations.dimensions import FAMILIES, Dimensions, from_hf_config
 from jepa.operations.flops import FlopCount, count_flops
 from jepa.operations.hardware import Hardware
 from jepa.operations.ledger import PARTS, TRAINING_PARTS, CacheCount, OperationLedger, PartCount, weight_bytes
-from jepa.operations.serving import Cost, Perception, Service, Values, Workload, serving_cost
+from jepa.operations.serving import (
+    Cost,
+    CountedPart,
+    Perception,
+    ServedParts,
+    Service,
+    Values,
+    Workload,
+    serving_cost,
+)
 from jepa.operations.training import TrainingMeter
 
 __all__ = [
@@ -26,12 +35,14 @@ __all__ = [
     "TRAINING_PARTS",
     "CacheCount",
     "Cost",
+    "CountedPart",
     "Dimensions",
     "FlopCount",
     "Hardware",
     "OperationLedger",
     "PartCount",
     "Perception",
+    "ServedParts",
     "Service",
     "TrainingMeter",
     "TransformerFlops",

@@ -11,7 +11,7 @@ bytes/s of a chip; η_c and η_m the shares of F and W that are reached.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +24,45 @@ Values = NDArray[np.float64]  # a figure, or an array of it over the intervals o
 
 
 @dataclass(frozen=True)
+class CountedPart:
+    """A part of perception by counts in place of `Dimensions`. A pass reads all of its parameters.
+
+    Args:
+        parameters: all of them.
+        tokens: that a pass over one sequence reads; sequences do not see each other.
+        flops: of that pass, by `jepa.operations.count_flops`.
+    """
+
+    parameters: int
+    tokens: int
+    flops: int
+
+    def prefill_flops(self, tokens: float) -> float:
+        """FLOPs of reading `tokens` tokens, a sequence of `self.tokens` or several."""
+        return self.flops * tokens / self.tokens
+
+    def read_weights(self, tokens: float) -> float:
+        """Weights read for one pass over any number of tokens."""
+        return self.parameters
+
+
+@dataclass(frozen=True)
 class Perception:
     """What runs at every step of a stream.
 
     Args:
-        parts: name → dimensions.
+        parts: name → dimensions, or counts.
         tokens: name → tokens that the part reads at a step.
+        most: name → tokens that the part reads in a second of a stream, at most; a part without has no limit. An
+            encoder of time slots reads each once, whatever the overlap of the windows.
+
+    Raises:
+        InputError: the names differ, or a figure breaks its rule.
     """
 
-    parts: Mapping[str, Dimensions]
+    parts: Mapping[str, Dimensions | CountedPart]
     tokens: Mapping[str, int]
+    most: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if set(self.parts) != set(self.tokens):
@@ -41,6 +70,32 @@ class Perception:
         for name, value in self.tokens.items():
             if type(value) is not int or value < 1:
                 raise InputError(f"tokens.{name} must be a whole number >= 1, got {value!r}")
+        for name, most in self.most.items():
+            if name not in self.parts or not most > 0:
+                raise InputError(f"most must be > 0 for some of the parts {', '.join(self.parts)}, got {name} {most}")
+
+    def tokens_of(self, name: str, steps: float) -> float:
+        """Tokens that the part reads at one of `steps` steps in a second, > 0."""
+        return min(self.tokens[name], self.most[name] / steps) if name in self.most else self.tokens[name]
+
+
+@dataclass(frozen=True)
+class ServedParts:
+    """A model that is served.
+
+    Args:
+        model: answers the requests.
+        perception: runs at every step of a stream; None where nothing does.
+        input_per_step: positions that the model reads with every request beside the workload's tokens.
+        every_step: it generates at every step of a stream.
+        assumed: what its cost rests on beside its dimensions and counts, in words; None where nothing is.
+    """
+
+    model: Dimensions
+    perception: Perception | None = None
+    input_per_step: int = 0
+    every_step: bool = False
+    assumed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +170,7 @@ class Service:
         cache = workload.batch * self.model.cached(tokens) * number_format(self.cache)
         return {"weights": weights * size, "cache": cache}
 
-    def _parts(self) -> Mapping[str, Dimensions]:
+    def _parts(self) -> Mapping[str, Dimensions | CountedPart]:
         return self.perception.parts if self.perception is not None else {}
 
     def chips_for(self, workload: Workload) -> int:
@@ -208,7 +263,7 @@ def serving_cost(
     nothing = np.float64(0.0) * bandwidth
     for name, part in service._parts().items():
         assert service.perception is not None
-        tokens = service.perception.tokens[name]
+        tokens = service.perception.tokens_of(name, workload.steps)
         computing, reading = part.prefill_flops(tokens) / flops, size * part.read_weights(batch * tokens) / bandwidth
         add(name, computing, reading / batch, nothing, workload.steps)
 

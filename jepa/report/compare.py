@@ -17,6 +17,7 @@ from jepa.report import page, plots
 from jepa.report.schema import Results, write_whole
 from jepa.report.tables import (
     NONE,
+    VOID,
     Row,
     Table,
     best_causal,
@@ -43,6 +44,7 @@ from jepa.report.tables import (
     setting_facts,
     total_flops,
     wanted_name,
+    without_contrast,
 )
 
 _HEADING = "Runs side by side"
@@ -50,8 +52,9 @@ _CONFIGURATION = "Configuration, where it differs"
 _NOTE = (
     "Savings are those of the best causal policy of each run against that run's own reference, at the run's own "
     "headline quality, with 95 % intervals over its test streams; runs on other streams are other measurements, and "
-    "their difference is not tested. Compute: the operating point that saves most FLOPs end to end, and what it costs "
-    "in quality."
+    "their difference is not tested. A saving is void where half of the reference's decodes, or fewer, keep its "
+    "quality without any choice. Compute: the operating point that saves most FLOPs end to end, and what it costs in "
+    "quality."
 )
 
 Runs = Mapping[str, Results]  # path, or any other distinct name, -> a valid document
@@ -109,9 +112,8 @@ def _setting(name: str, results: Results) -> dict[str, str]:
     if best is None:
         cells["saving, decoder calls"] = "not reached"
     else:
-        saving = factor_with_interval(best["saving"])
         cells |= {
-            "saving, decoder calls": saving if best["reached"] else f"not reached ({saving})",
+            "saving, decoder calls": _qualifying(setting, best),
             "by": _named(setting, best),
             "CIDEr-D": quality(best["quality"]),
             "difference": difference(best["quality_difference"]),
@@ -127,6 +129,14 @@ def _setting(name: str, results: Results) -> dict[str, str]:
             "compute, CIDEr-D": quality(point(setting, lean)["cider_d"]["value"]),
         }
     return cells | {"events/s": f"{setting['events_per_second']:.3g}"}
+
+
+def _qualifying(setting: dict[str, Any], best: dict[str, Any]) -> str:
+    """The saving, in brackets after what is the matter with it: not reached, or no contrast in quality."""
+    saving = factor_with_interval(best["saving"])
+    if not best["reached"]:
+        return f"not reached ({saving})"
+    return f"{VOID} ({saving})" if without_contrast(setting) else saving
 
 
 def _named(setting: dict[str, Any], row: dict[str, Any]) -> str:
@@ -260,7 +270,7 @@ def _draw_curves(axes: Axes, runs: Runs, name: str, colours: plots.Colours) -> N
 
 
 def _draw_savings(axes: Axes, runs: Runs, name: str, colours: plots.Colours) -> None:
-    """The saving of each run with its interval; hollow where the quality is not reached."""
+    """The saving of each run with its interval; hollow where the quality is not reached, or any decodes reach it."""
     _title(axes, f"{clean(name)}: saving in decoder calls, 95 % interval", colours)
     plots.frame(axes, colours)
     axes.axvline(1, color=colours["muted"], linewidth=0.9, linestyle=(0, (1, 2)))
@@ -270,13 +280,14 @@ def _draw_savings(axes: Axes, runs: Runs, name: str, colours: plots.Colours) -> 
         best = best_causal(setting) if setting is not None else None
         saving, style = best["saving"] if best else None, plots.style(_number(y), colours)
         colour, text, x = style["color"], "not measured" if setting is None else "not reached", 1.0
-        if best and saving:
+        if setting and best and saving:
             x, high = saving["value"], saving["high"] or saving["value"]
-            reached = "" if best["reached"] else ", not reached: lower quality"
+            void = f", {VOID}" if without_contrast(setting) else ""
+            flaw = void if best["reached"] else ", not reached: lower quality"
             axes.plot([saving["low"], high], [y, y], color=colour, linewidth=1.6)
-            face = colour if best["reached"] else colours["surface"]
+            face = colours["surface"] if flaw else colour
             axes.plot([x], [y], marker=style["marker"], markersize=7, color=colour, markerfacecolor=face)
-            text, longest = f"{factor_with_interval(saving)}{reached}", max(longest, high)
+            text, longest = f"{factor_with_interval(saving)}{flaw}", max(longest, high)
         axes.annotate(
             text,
             (x, y),

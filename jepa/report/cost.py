@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from jepa.report import plots
-from jepa.report.page import ESTIMATED, document_html, scroll_html, section_html, table_html, text_html
+from jepa.report.page import ESTIMATED, document_html, section_html, table_html, text_html
 from jepa.report.plots import FONT, INCH, LIGHT, TITLE, Colours, Fall, draw_waterfall, drawing, frame, png, short
 from jepa.report.schema import (
     CODE,
@@ -146,6 +147,11 @@ def _ranged(ratio: dict[str, float]) -> str:
     return f"{factor(ratio['value'])} ({interval(ratio['low'], ratio['high'])})"
 
 
+def _billions(value: float, digits: int) -> str:
+    """Of 10⁹: with fixed decimals, or three significant digits where these would leave nothing."""
+    return f"{value / 1e9:,.{digits}f}" if value >= 1e9 * 10 ** (1 - digits) or not value else f"{value / 1e9:.3g}"
+
+
 def _measure(results: Results) -> str:
     return {"chip_seconds": "chip-seconds", "joules": "joules", "price": "price"}[results["measure"]]
 
@@ -197,8 +203,8 @@ def scenarios_table(results: Results) -> Table:
 
     facts = (
         each("model", lambda s: clean(s["model"])),
-        each("parameters, 10⁹", lambda s: f"{s['parameters'] / 1e9:,.2f}"),
-        each("parameters active for a token, 10⁹", lambda s: f"{s['active_parameters'] / 1e9:,.2f}"),
+        each("parameters, 10⁹", lambda s: _billions(s["parameters"], 2)),
+        each("parameters active for a token, 10⁹", lambda s: _billions(s["active_parameters"], 2)),
         each(
             "experts of a layer touched by a batch",
             lambda s: significant(s["experts_touched"]) if s["experts_touched"] else NONE,
@@ -207,7 +213,7 @@ def scenarios_table(results: Results) -> Table:
         each("weights, cache", lambda s: f"{s['weights']}, {s['cache']}"),
         each(
             "memory of weights + cache, GB",
-            lambda s: f"{s['memory']['weights'] / 1e9:,.1f} + {s['memory']['cache'] / 1e9:,.1f}",
+            lambda s: " + ".join(_billions(s["memory"][part], 1) for part in ("weights", "cache")),
         ),
         each("input, output tokens of a request", lambda s: f"{s['input_tokens']:,.0f}, {s['output_tokens']:,.0f}"),
         each("steps, requests in a unit", lambda s: f"{s['steps']:.3g}, {s['requests']:.3g}"),
@@ -277,16 +283,9 @@ def answer(results: Results) -> str:
         return f"No workload of the grid fits, so that none saves {goal}."
     values = [cell["joint"]["value"] for cell in cells]
 
-    def span(key: str) -> str:
-        numbers = [cell[key] for cell in within]
-        return f"{min(numbers):,.0f} to {max(numbers):,.0f}"
-
-    where = (
-        f" They have {span('input_tokens')} input tokens, {span('output_tokens')} output tokens and a batch of "
-        f"{span('batch')}."
-        if within
-        else ""
-    )
+    fitting, holding = (Counter(cell["batch"] for cell in some) for some in (cells, within))
+    counts = ", ".join(f"{holding[batch]} of {number} at {batch:,}" for batch, number in fitting.items())
+    where = f" By batch: {counts}." if within else ""
     return (
         f"{goal} holds on {len(within)} of {len(cells)} workloads of the grid by the central figures, on {len(sure)} "
         f"over the whole of its range, and on {len(possible)} it is possible.{where} The joint saving goes from "
@@ -393,52 +392,54 @@ def _draw_waterfall(axes: Axes, results: Results, room: float, colours: Colours)
     draw_waterfall(axes, falls, f"{_measure(results)} of a {results['unit']}, share of the baseline", room, colours)
 
 
-def heat_map(results: Results, colours: Colours = LIGHT) -> Figure:
-    """The joint saving over input and output tokens, a panel for each batch; framed where it is within the goal."""
-    batches = list(dict.fromkeys(cell["batch"] for cell in results["grid"]))
-    figure = Figure(figsize=((90 + 330 * len(batches)) / INCH, 330 / INCH))
-    _draw_grid(figure.subplots(1, len(batches), squeeze=False)[0], results, colours)
-    figure.subplots_adjust(0.08, 0.16, 0.99, 0.86, wspace=0.12)
+def _distinct(results: Results, key: str) -> list[Any]:
+    """The values of an axis of the grid, in their order."""
+    return list(dict.fromkeys(cell[key] for cell in results["grid"]))
+
+
+def heat_map(results: Results, batch: int, colours: Colours = LIGHT) -> Figure:
+    """The joint saving over input and output tokens at one batch; framed where it is within the goal."""
+    figure = Figure(figsize=(380 / INCH, 260 / INCH))
+    _draw_map(figure.add_axes((0.17, 0.16, 0.82, 0.75)), results, batch, colours)
     return figure
 
 
-def _draw_grid(panels: Any, results: Results, colours: Colours) -> None:
-    cells = results["grid"]
-    batches, inputs, outputs = (
-        list(dict.fromkeys(cell[key] for cell in cells)) for key in ("batch", "input_tokens", "output_tokens")
-    )
+_FAINTEST, _STRONGEST = 0.06, 0.5  # opacity of a cell: ink keeps a contrast of 4.5 on it, on light and on dark ground
+
+
+def _draw_map(axes: Axes, results: Results, batch: int, colours: Colours) -> None:
+    """One colour whose opacity is the saving, so that it holds on any ground; the scale is that of all batches."""
+    inputs, outputs = (_distinct(results, key) for key in ("input_tokens", "output_tokens"))
     low, high = results["goal"]
-    shades = LinearSegmentedColormap.from_list("saving", [colours["surface"], colours["series-5"]])
-    norm = LogNorm(1, max([2.0, *(cell["joint"]["value"] for cell in cells if cell["joint"] is not None)]))
-    for axes, batch in zip(panels, batches, strict=True):
-        for cell in cells:
-            if cell["batch"] != batch:
-                continue
-            x, y = outputs.index(cell["output_tokens"]), inputs.index(cell["input_tokens"])
-            joint = cell["joint"]
-            shade = colours["grid"] if joint is None else shades(norm(max(joint["value"], 1.0)))
-            axes.add_patch(
-                Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=shade, edgecolor=colours["surface"], linewidth=1)
-            )
-            within = joint is not None and low <= joint["value"] <= high
-            if within:
-                box = Rectangle((x - 0.44, y - 0.44), 0.88, 0.88, fill=False, edgecolor=colours["ink"], linewidth=1.5)
-                axes.add_patch(box)
-            words = "too large" if joint is None else significant(joint["value"])
-            axes.text(x, y, words, ha="center", va="center_baseline", fontsize=FONT - 1, color=colours["ink"])
-        axes.set(xlim=(-0.5, len(outputs) - 0.5), ylim=(-0.5, len(inputs) - 0.5))
-        axes.set_xticks(range(len(outputs)), [f"{value:,.0f}" for value in outputs])
-        axes.set_yticks(range(len(inputs)), [f"{value:,.0f}" for value in inputs] if axes is panels[0] else [])
-        frame(axes, colours)
-        axes.set_title(f"batch {batch}", loc="left", fontsize=FONT, color=colours["ink"])
-        axes.set_xlabel("output tokens", color=colours["muted"])
-    panels[0].set_ylabel("input tokens", color=colours["muted"])
+    scale = LogNorm(1, max([2.0, *(cell["joint"]["value"] for cell in results["grid"] if cell["joint"] is not None)]))
+    for cell in results["grid"]:
+        if cell["batch"] != batch:
+            continue
+        x, y = outputs.index(cell["output_tokens"]), inputs.index(cell["input_tokens"])
+        joint = cell["joint"]
+        shade, opacity = colours["grid"], 1.0
+        if joint is not None:
+            shade = colours["series-5"]
+            opacity = _FAINTEST + (_STRONGEST - _FAINTEST) * float(scale(max(joint["value"], 1.0)))
+        axes.add_patch(Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, facecolor=shade, alpha=opacity, linewidth=0))
+        if joint is not None and low <= joint["value"] <= high:
+            box = Rectangle((x - 0.42, y - 0.42), 0.84, 0.84, fill=False, edgecolor=colours["ink"], linewidth=1.5)
+            axes.add_patch(box)
+        words = "too large" if joint is None else significant(joint["value"])
+        axes.text(x, y, words, ha="center", va="center_baseline", fontsize=FONT - 1, color=colours["ink"])
+    axes.set(xlim=(-0.5, len(outputs) - 0.5), ylim=(-0.5, len(inputs) - 0.5))
+    axes.set_xticks(range(len(outputs)), [f"{value:,.0f}" for value in outputs])
+    axes.set_yticks(range(len(inputs)), [f"{value:,.0f}" for value in inputs])
+    frame(axes, colours)
+    axes.set_title(f"batch {batch}", loc="left", fontsize=FONT, color=colours["ink"])
+    axes.set_xlabel("output tokens", color=colours["muted"])
+    axes.set_ylabel("input tokens", color=colours["muted"])
 
 
 def cost_png(results: Results) -> bytes:
     """The waterfall above the heat map."""
     validate_cost(results)
-    batches = list(dict.fromkeys(cell["batch"] for cell in results["grid"]))
+    batches = _distinct(results, "batch")
     upper_height, lower_height = 130 + 44.0 * (len(results["levers"]) + 3), 360.0
     width = 1100.0
     with drawing():
@@ -450,7 +451,10 @@ def cost_png(results: Results) -> bytes:
         _draw_waterfall(upper.add_axes((0.17, 0.13, 0.8, 0.72)), results, 0.3, LIGHT)
         title = f"{clean(results['baseline']['model'])} on {clean(results['baseline']['hardware'])}: estimated savings"
         upper.text(0.03, 0.93, short(title, 700), **TITLE)
-        _draw_grid(lower.subplots(1, len(batches), squeeze=False)[0], results, LIGHT)
+        panels = lower.subplots(1, len(batches), squeeze=False)[0]
+        for axes, batch in zip(panels, batches, strict=True):
+            _draw_map(axes, results, batch, LIGHT)
+            axes.label_outer()
         lower.subplots_adjust(0.08, 0.15, 0.98, 0.76, wspace=0.08)
         goal = f"Joint saving over workloads; framed: {results['goal'][0]:g} to {results['goal'][1]:g}×"
         lower.text(0.03, 0.91, goal, **TITLE)
@@ -463,10 +467,16 @@ def cost_html(results: Results) -> str:
     joint = results["joint"]
     claim = (
         f'<div class="claim"><p class="number">{factor(joint["value"])}</p>'
-        f'<p>{text_html(explanation(results))}</p><p class="muted small">{text_html(ESTIMATE)}</p></div>'
+        f"<p>{interval(joint['low'], joint['high'])} over the intervals of efficiencies and of measured savings.</p>"
+        f'<p>{text_html(explanation(results))}</p><p class="muted small">{text_html(ESTIMATE)}</p>'
+        f"{table_html(totals_table(results), 'Together')}</div>"
     )
     fall = plots.inline_svg(partial(waterfall, results), "waterfall", "What each lever takes off the baseline's cost")
-    grid = plots.inline_svg(partial(heat_map, results), "grid", "The joint saving over workloads")
+    maps = "".join(
+        f"<figure>{plots.inline_svg(partial(heat_map, results, batch), f'grid-{batch}', title)}</figure>"
+        for batch in _distinct(results, "batch")
+        for title in [f"The joint saving over workloads at batch {batch}"]
+    )
     body = claim + "".join(
         (
             section_html(
@@ -478,9 +488,8 @@ def cost_html(results: Results) -> str:
             section_html("Workings", "", table_html(scenarios_table(results), "Workings"), (ESTIMATED,)),
             section_html(
                 "Workloads",
-                text_html(answer(results)),
-                f"<figure>{scroll_html('wide', 'Joint saving', grid)}</figure>"
-                f"{table_html(grid_table(results), 'Joint saving')}",
+                f"{text_html(answer(results))} Framed: within {results['goal'][0]:g} to {results['goal'][1]:g}×.",
+                f'<div class="pair">{maps}</div>{table_html(grid_table(results), "Joint saving")}',
                 (ESTIMATED,),
             ),
             section_html("Sources", "", table_html(_sources_table(results), "Sources")),

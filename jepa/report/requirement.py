@@ -20,8 +20,7 @@ from jepa.report.tables import (
     label,
     operating_point,
     operations_ratio,
-    point,
-    quality,
+    qualified,
     reference_row,
     wanted_name,
     without_contrast,
@@ -53,18 +52,21 @@ def _saving(setting: dict[str, Any]) -> Measured:
 
 
 def _compute_saving(setting: dict[str, Any]) -> Measured:
-    wanted, reference = headline_savings(setting)[0]["reference_quality"], reference_row(setting)
+    reference = reference_row(setting)
     found = [
         (ratio, row)
         for row in setting["operations"]
         if row is not reference
         and setting["curves"][row["policy"]]["causal"]
         and (ratio := operations_ratio(setting, row).flops) is not None
-        and point(setting, row)["cider_d"]["value"] >= wanted
+        and qualified(setting, row)
     ]
     if not found:
-        reason = f"no causal operating point with counted FLOPs has a CIDEr-D of {quality(wanted)}"
+        wanted = wanted_name(setting, headline_savings(setting)[0])
+        reason = f"no causal policy with counted FLOPs keeps the quality of {wanted}"
         return Measured(None, None, f"not reached: {reason}")
+    if warning := without_contrast(setting):
+        return Measured(None, None, warning)
     ratio, row = max(found, key=lambda pair: pair[0])
     return Measured(ratio, None, f"{factor(ratio)} by {_name(setting, row)}")
 
@@ -88,7 +90,7 @@ def _name(setting: dict[str, Any], row: dict[str, Any]) -> str:
 # What can be required, of the first setting of a document or of the one that is named.
 FIGURES: Mapping[str, Callable[[dict[str, Any]], Measured]] = {
     "savings": _saving,  # in decoder calls, of the best causal policy at the headline's quality
-    "compute_savings": _compute_saving,  # in FLOPs end to end, the largest of a causal policy at no lower CIDEr-D
+    "compute_savings": _compute_saving,  # in FLOPs end to end, the largest of a causal policy at the headline's quality
     "quality_difference": _difference("quality_difference"),  # CIDEr-D of the best causal policy less the reference's
     "temporal_f1_difference": _difference("temporal_f1_difference"),  # merged temporal F1, likewise
 }

@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from jepa.errors import InputError
@@ -501,8 +502,12 @@ def write_results(results: Results, path: str | Path) -> None:
     write_whole({Path(path): to_json(results)})
 
 
-def read_results(path: str | Path) -> Results:
-    """Read and validate a results document.
+def read_results(path: str | Path, others: Mapping[str, Callable[[Results], None]] = MappingProxyType({})) -> Results:
+    """Read and validate a results document, ``jepa.results/2`` or of one of the `others`.
+
+    Args:
+        path: the file.
+        others: schema -> what checks a document of it.
 
     Raises InputError if the file is missing, unreadable, cut off, not JSON or not a valid document.
     """
@@ -512,8 +517,9 @@ def read_results(path: str | Path) -> Results:
         raise InputError(f"results file {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"results file {path} must be whole, valid JSON, got an error: {error}") from error
+    schema = results.get("schema") if isinstance(results, dict) else None
     try:
-        validate_results(results)
+        others.get(str(schema), validate_results)(results)
     except InputError as error:
         raise InputError(f"results file {path}: {error}") from error
     return results

@@ -190,6 +190,14 @@ def without_contrast(setting: dict[str, Any]) -> str | None:
     )
 
 
+def qualified(setting: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether operations are those of a headline saving that is reached: chosen on calibration streams, and it held."""
+    return any(
+        saving["reached"] and (saving["policy"], saving["knob"]) == (row["policy"], row["knob"])
+        for saving in headline_savings(setting)
+    )
+
+
 def reference_row(setting: dict[str, Any]) -> dict[str, Any] | None:
     """The operations of the headline reference, if they were recorded."""
     reference = headline_savings(setting)[0]["reference"]
@@ -866,13 +874,16 @@ def has_cache(setting: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Headline:
-    """One setting in a few words: the figures are a ratio, "not reached" or "not counted", the others sentences."""
+    """One setting in a few words: the figures are a ratio, or `VOID`, "not reached", "not counted"; else sentences."""
 
     figure: str
     claim: str
     detail: str
     compute_figure: str
     compute: str
+
+
+VOID = "void"  # a saving where quality does not depend on decoding
 
 
 def headline(setting: dict[str, Any]) -> Headline:
@@ -899,11 +910,10 @@ def _decodes_headline(setting: dict[str, Any]) -> tuple[str, str, str]:
     if not best["reached"] or saving is None:
         return "not reached", missed, f"{name} comes closest: {at}."
     claim = "fewer decoder calls" if saving["value"] >= 1 else "the saving in decoder calls, so more of them,"
-    return (
-        factor(saving["value"]),
-        f"{claim} at the quality of {reference}, 95 % interval {bounds(saving)}.",
-        " ".join(filter(None, (f"{name}: {at}.", without_contrast(setting)))),
-    )
+    figure, claim = factor(saving["value"]), f"{claim} at the quality of {reference}, 95 % interval {bounds(saving)}."
+    if warning := without_contrast(setting):
+        return VOID, warning, f"{figure} {claim} {name}: {at}."
+    return figure, claim, f"{name}: {at}."
 
 
 def _compute_headline(setting: dict[str, Any]) -> tuple[str, str]:
@@ -915,9 +925,15 @@ def _compute_headline(setting: dict[str, Any]) -> tuple[str, str]:
     claim = "fewer FLOPs end to end" if ratio >= 1 else "the saving in FLOPs end to end, so more of them,"
     level = point(setting, row)["cider_d"]["value"]
     lost = headline_savings(setting)[0]["reference_quality"] - level
-    kept = "quality is kept" if lost <= 0 else f"{percent(lost / (level + lost))} of the quality is lost"
-    return factor(ratio), (
-        f"{claim}, encoder and predictor included, at most: {label(curve)} "
+    kept = "quality is kept"
+    if lost > 0:
+        kept = f"{percent(lost / (level + lost))} of the quality is lost"
+    elif not qualified(setting, row):
+        kept = "no saving at equal quality, since only the test streams, not the calibration streams, chose this point"
+    warning = without_contrast(setting)
+    figure = factor(ratio)
+    return VOID if warning else figure, (
+        f"{f'{warning} {figure} ' if warning else ''}{claim}, encoder and predictor included, at most: {label(curve)} "
         f"({operating_point(curve, row['knob'])}), which needs {needs(curve)}; {kept}: CIDEr-D {quality(level)}, "
         f"difference {_quality_difference(setting, row)}"
         + (f"; saving in wall time: {factor(wall)}{' (estimated)' * row['seconds_estimated']}" if wall else "")

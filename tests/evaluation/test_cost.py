@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
+import re
 import runpy
+import xml.etree.ElementTree as ET
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from conftest import tiny_config, vlm_config
 from hydra import compose, initialize_config_module
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,11 +24,16 @@ from omegaconf import OmegaConf
 from PIL import Image
 from transformers import AutoConfig
 
+from jepa.checkpoint import build_model, save
 from jepa.cli import main
 from jepa.config import CostConfig, validate
+from jepa.data.world import CAPTION_QUERIES
 from jepa.errors import InputError
-from jepa.evaluation.cost import analyse, read_dimensions, shapley
-from jepa.report.cost import answer, cost_markdown, cost_png, cost_summary, validate_cost
+from jepa.evaluation.cost import analyse, shapley
+from jepa.evaluation.served import checkpoint_parts, read_parts
+from jepa.operations import OperationLedger
+from jepa.report import plots
+from jepa.report.cost import answer, cost_html, cost_markdown, cost_png, cost_summary, heat_map, validate_cost
 
 SMALL_GRID = ["grid.input_tokens=[500,100000]", "grid.output_tokens=[50,2000]", "grid.batches=[1,128]"]
 
@@ -145,7 +157,9 @@ def test_a_grid_answers_over_which_workloads_the_goal_holds(results):
     assert len(cells) == 8
     low, high = results["goal"]
     within = [cell for cell in cells if low <= cell["joint"]["value"] <= high]
-    assert answer(results).startswith(f"10 to 20× holds on {len(within)} of 8 workloads")
+    said = answer(results)
+    assert said.startswith(f"10 to 20× holds on {len(within)} of 8 workloads")
+    assert ", ".join(f"{sum(cell['batch'] == batch for cell in within)} of 4 at {batch}" for batch in (1, 128)) in said
     same = next(c for c in cells if (c["batch"], c["input_tokens"], c["output_tokens"]) == (128, 500, 2000))
     assert same["joint"] == pytest.approx(results["joint"])
     assert same["product"] == pytest.approx(results["product"])
@@ -163,9 +177,89 @@ def test_a_transformers_configuration_is_a_served_model(tmp_path):
     config = AutoConfig.for_model("llama", vocab_size=100, intermediate_size=96, **sizes)
     config.save_pretrained(tmp_path)
     by_hand = 2 * (64 * 16 * (4 + 2 + 2 + 4) + 3 * 64 * 96 + 2 * 64) + 64 + 2 * 100 * 64
-    assert read_dimensions(str(tmp_path)).parameters == by_hand
+    assert read_parts(str(tmp_path)).model.parameters == by_hand
     found = analyse(settings("served=config", f"served.model.path={tmp_path}/config.json", "order=[tokens]"))
     assert found["baseline"]["parameters"] == by_hand
+
+
+def numel(*modules: Any) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def test_a_vl_jepa_checkpoint_is_a_served_model(tiny_model, tmp_path):
+    """Parameters are those of the modules, FLOPs those that its stream's ledger counts, without the Y-Encoder's."""
+    save(tiny_model, tiny_config(), tmp_path)
+    rate = 2.0
+    served = ["served=config", f"served.model.path={tmp_path}", "order=[tokens,hardware]"]
+    load = ["input_tokens=0", "output_tokens=9", f"stream_rates.steps_per_second={rate}"]
+    base = analyse(settings(*served, *load))["baseline"]
+    parts = read_parts(str(tmp_path))
+    encoder, predictor = (parts.perception.parts[name] for name in ("encoder", "predictor"))
+    assert [encoder.parameters, predictor.parameters, parts.model.parameters, base["parameters"]] == [
+        numel(tiny_model.x_encoder), numel(tiny_model.predictor), *[numel(tiny_model.y_decoder)] * 2,
+    ]  # fmt: skip
+    assert base["memory"]["weights"] == 2 * numel(tiny_model.x_encoder, tiny_model.predictor, tiny_model.y_decoder)
+    assert base["input_tokens"] == tiny_model.y_decoder.prefix
+    ledger, query = OperationLedger(), CAPTION_QUERIES[0]
+    list(tiny_model.stream([np.zeros((240, 48, 48, 3), dtype=np.uint8)], rate, query, ledger))
+    slot, steps = tiny_model.stream_flops(query)["encoder"], ledger.predictor.calls
+    assert steps > 50
+    first = {"encoder": tiny_model.slots(rate)[1] - tiny_model.slots(rate)[0], "predictor": 0}  # slots of its window
+    for name, part in parts.perception.parts.items():
+        each = part.prefill_flops(parts.perception.tokens_of(name, rate))
+        assert each * steps + first[name] * slot == getattr(ledger, name).flops
+        assert base["parts"][name]["chip_seconds"] >= each * rate / (989e12 * 0.5) * (1 - 1e-9)
+    alone = parts.perception.tokens_of("encoder", 0.5)
+    assert encoder.prefill_flops(alone) == tiny_model.slots(rate)[1] * slot  # windows that share none
+
+
+def test_the_perception_of_a_checkpoint_stays_with_another_language_model(tiny_model, tmp_path):
+    save(tiny_model, tiny_config(), tmp_path)
+    found = analyse(settings("served=config", f"served.model.path={tmp_path}", "order=[experts]"))
+    before, after = (found[key]["parts"] for key in ("baseline", "with_levers"))
+    for name in ("encoder", "predictor"):
+        assert after[name] == {**before[name], "share": after[name]["share"]}
+    assert found["with_levers"]["model"] == "Mistral Small 4"
+
+
+def test_a_token_space_baseline_s_checkpoint_is_a_served_model(tokenizer, tmp_path):
+    model = build_model(vlm_config(), tokenizer).eval()
+    save(model, vlm_config(), tmp_path)
+    found = analyse(settings("served=config", f"served.model.path={tmp_path}", "order=[tokens]", "input_tokens=5"))
+    parts = checkpoint_parts(model)
+    assert parts.every_step
+    assert parts.model.parameters == found["baseline"]["parameters"] == numel(model.language_model)
+    assert parts.perception.parts["encoder"].parameters == numel(model.x_encoder, model.project)
+    assert parts.input_per_step == model.encode(torch.zeros(1, 8, 48, 48, 3, dtype=torch.uint8)).shape[1]
+    assert set(found["baseline"]["parts"]) == {"encoder", "prefill", "decode"}
+    with pytest.raises(InputError, match=r"levers\.selective needs a model that may stay silent"):
+        analyse(settings("served=config", f"served.model.path={tmp_path}", "order=[selective]"))
+
+
+def test_a_language_model_s_checkpoint_is_a_served_model(tiny_llm_jepa):
+    parts = checkpoint_parts(tiny_llm_jepa)
+    assert parts.model.parameters == numel(tiny_llm_jepa.language.lm)
+    assert parts.perception is None
+
+
+@pytest.mark.parametrize("absent", [["vocab_size"], ["num_hidden_layers", "vocab_size"]])
+def test_a_configuration_has_to_state_its_dimensions(tmp_path, absent):
+    full = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    full |= {"num_attention_heads": 4, "vocab_size": 100}
+    (tmp_path / "config.json").write_text(json.dumps(full))
+    assert read_parts(str(tmp_path)).model.layers == 2
+    (tmp_path / "config.json").write_text(json.dumps({key: full[key] for key in full if key not in absent}))
+    with pytest.raises(InputError, match=r"config\.json must state .*, got none for " + ", ".join(absent)):
+        read_parts(str(tmp_path))
+
+
+def test_what_does_not_fit_is_named():
+    with pytest.raises(
+        InputError, match=r"^Mistral Small 4 with levers\.experts: the model and its caches must fit in 2"
+    ):
+        analyse(settings("chips=2"))
+    with pytest.raises(InputError, match=r"^Mistral Small 3: the model and its caches must fit in 1"):
+        analyse(settings("chips=1"))
 
 
 def test_selective_decoding_takes_its_saving_from_results(results_file):
@@ -181,6 +275,26 @@ def test_selective_decoding_takes_its_saving_from_results(results_file):
     assert f"on {name} streams" in row["change"]
     assert row["factor"]["low"] == saving["saving"]["low"]
     assert row["measured_flops_saving"] is not None
+    own = next(s for s in setting["savings"] if s["headline"] and s["policy"] == "uniform")
+    own["saving"] = dict.fromkeys(("value", "low", "high"), 10.0)
+    results_file.write_text(json.dumps(document))
+    with pytest.raises(InputError, match="got 'everyday': Quality does not depend on decoding here"):
+        analyse(settings("order=[selective]", f"levers.selective.results={results_file}"))
+
+
+def test_a_policy_that_selects_steps_takes_perception_with_it(results_file):
+    """By the ratio of the encoder's calls, a quarter of them in the document."""
+    document = json.loads(results_file.read_text())
+    setting = next(iter(document["settings"].values()))
+    rows = {s["policy"]: s for s in setting["savings"] if s["headline"]}
+    knob = next(row["knob"] for row in setting["operations"] if row["policy"] == "selective")
+    rows["selective"] |= {**rows["gate"], "policy": "selective", "knob": knob}
+    results_file.write_text(json.dumps(document))
+    order = ["order=[selective]", f"levers.selective.results={results_file}", "levers.selective.policy=selective"]
+    found = analyse(settings(*order))
+    before, after = (found[key] for key in ("baseline", "with_levers"))
+    assert before["steps"] / after["steps"] == pytest.approx(4)
+    assert "steps of perception / 4.00" in lever(found, "selective")["change"]
 
 
 @pytest.mark.parametrize(
@@ -197,11 +311,15 @@ def test_selective_decoding_takes_its_saving_from_results(results_file):
             "the model and its caches must fit in 1 × NVIDIA H100 SXM (72.0 GB of their memory may be used), got",
         ),
         (["order=[tokens,tokens]"], "order must name at most 8 of the levers"),
+        (
+            ["perception=llama_3_2_1b"],
+            "perception must be null or a model with an encoder of its own (vl_jepa, vlm_bas",
+        ),
         (["stream_rates=null"], "levers.selective needs a stream, got stream_rates=null"),
         (["served=vlm_baseline", "order=[selective]"], "levers.selective needs a model that may stay silent"),
         (["measure=price"], "measure=price needs prices of NVIDIA H100 SXM, got none"),
         (["levers.tokens.factor=-2"], "levers.tokens: jepa.evaluation.cost.OutputTokens: factor must be > 0, got -2"),
-        (["served=config", "served.model.path=nothing"], "served.model.path must be a config.json or a folder"),
+        (["served=config", "served.model.path=nothing"], "served.model.path must be a checkpoint, a config.json or"),
         (["levers.selective.results=broken.json"], "results file broken.json: results.schema must be 'jepa.results/2'"),
         (["levers.selective.results=missing.json"], "results file missing.json cannot be read"),
         (["goal=[20,10]"], "goal must be a lower and an upper factor, got [20.0, 10.0]"),
@@ -228,8 +346,49 @@ def test_the_command_writes_a_valid_document_and_its_pictures(tmp_path, capsys):
     with Image.open(tmp_path / "cost.png") as picture:
         assert picture.width > 1000
     page = (tmp_path / "cost.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 1 + len({cell["batch"] for cell in written["grid"]})
     assert "<script" not in page
+
+
+def test_the_page_opens_with_the_range_and_the_product_of_the_claims(results):
+    opening = cost_html(results).partition("</section>")[0]
+    claim = opening[opening.index('<div class="claim">') : opening.index("<section")]
+    low, high = (f"{results['joint'][key]:.2f}" for key in ("low", "high"))
+    assert f"{results['joint']['value']:.2f}×</p><p>{low} to {high} over" in claim
+    assert "69.87×" in claim
+
+
+def test_cells_of_the_map_have_one_colour_and_keep_their_numbers_readable(results):
+    """Every fill is a themed role, and the contrast of the number on it is that of WCAG 2.1's level AA, 4.5."""
+    too_large = copy.deepcopy(results)
+    too_large["grid"][0] |= {"joint": None, "product": None}
+    fills = []
+    for batch in (1, 128):
+        svg = plots.inline_svg(partial(heat_map, too_large, batch), "map", "")
+        styles = [path.get("style", "") for path in ET.fromstring(svg).iter("path")]
+        fills += [style for style in styles if "var(--series-5)" in style or "fill: var(--grid)" in style]
+        assert {found for style in styles for found in re.findall(r"fill: ([^;]+)", style)} <= {
+            "var(--series-5)", "var(--grid)", "none",
+        }  # fmt: skip
+    assert len(fills) == len(too_large["grid"])
+    for theme in (plots.LIGHT, plots.DARK):
+        surface, ink = (_rgb(theme[role]) for role in ("surface", "ink"))
+        for style in fills:
+            found = re.search(r"opacity: ([0-9.]+)", style)
+            opacity = float(found[1]) if found else 1.0
+            fill = _rgb(theme["series-5" if "series-5" in style else "grid"])
+            seen = [opacity * a + (1 - opacity) * b for a, b in zip(fill, surface, strict=True)]
+            darker, lighter = sorted((_luminance(seen), _luminance(ink)))
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+
+
+def _rgb(colour: str) -> list[float]:
+    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+def _luminance(rgb: list[float]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def test_a_broken_document_is_refused(results):

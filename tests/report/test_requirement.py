@@ -6,13 +6,15 @@ import copy
 import json
 
 import pytest
+from test_answers_page import make_answers
 from test_report import add_costs, make_results
 
 from jepa.cli import main
 from jepa.errors import InputError
-from jepa.report import write_results
+from jepa.report import answers, html, write_results
+from jepa.report.compare import comparison_table
 from jepa.report.requirement import NotMetError, Requirement
-from jepa.report.tables import best_causal, summary, without_contrast
+from jepa.report.tables import best_causal, headline, summary, without_contrast
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,51 @@ def test_a_quality_that_does_not_depend_on_decoding_is_no_ground_for_savings(res
     own["saving"] = dict.fromkeys(("value", "low", "high"), 10.0)
     with pytest.raises(NotMetError, match="Quality does not depend on decoding here: uniform at 1 Hz"):
         Requirement.parse("savings>=0").verdict(document)
+    with pytest.raises(NotMetError, match="Quality does not depend on decoding here: uniform at 1 Hz"):
+        Requirement.parse("compute_savings>=0").verdict(document)
     assert "warning: Quality does not depend" in summary(document)
+    best = best_causal(setting)["saving"]
+    words = headline(setting)
+    assert (words.figure, words.compute_figure) == ("void", "void")
+    assert words.claim.startswith("Quality does not depend on decoding here")
+    assert words.detail.startswith(f"{best['value']:.2f}× fewer decoder calls")
+    opening = html(document).partition("<h2 id=")[0]
+    assert '<p class="number words">void</p>' in opening
+    row = next(
+        row for row in comparison_table({"a": results, "b": document}).groups[0][1] if row[0].startswith("saving")
+    )
+    assert row[2] == f"void ({row[1]})"
+
+
+def test_a_saving_in_compute_is_chosen_on_the_calibration_streams(results):
+    """The largest ratio of FLOPs among the points of reached savings, whatever else is no worse on the test streams."""
+    document = copy.deepcopy(results)
+    setting = document["settings"]["everyday"]
+    reference = setting["operations"][0]
+    reached = {(s["policy"], s["knob"]) for s in setting["savings"] if s["headline"] and s["reached"]}
+
+    def flops(row):
+        return sum(row["ledger"][part]["flops"] for part in ("detector", "encoder", "predictor", "decoder"))
+
+    causal = [row for row in setting["operations"] if setting["curves"][row["policy"]]["causal"]]
+    largest = max(flops(reference) / flops(row) for row in causal if (row["policy"], row["knob"]) in reached)
+    verdict = Requirement.parse("compute_savings>=1").verdict(document)
+    assert f"compute_savings of everyday: {largest:.2f}× by " in verdict
+
+    free = copy.deepcopy(next(row for row in causal if row["policy"] == "gate"))
+    free["knob"] = next(p["knob"] for p in setting["curves"]["gate"]["test"] if p["knob"] < free["knob"])
+    for part in ("encoder", "predictor", "decoder"):
+        free["ledger"][part]["flops"] = 1
+    setting["operations"].append(free)
+    assert Requirement.parse("compute_savings>=1").verdict(document) == verdict
+    assert "no saving at equal quality" in headline(setting).compute
+    for saving in setting["savings"]:
+        if setting["curves"][saving["policy"]]["causal"] and saving["policy"] != "uniform":
+            saving["reached"] = False
+    with pytest.raises(
+        NotMetError, match="not reached: no causal policy with counted FLOPs keeps the quality of uniform"
+    ):
+        Requirement.parse("compute_savings>=0").verdict(document)
 
 
 @pytest.mark.parametrize("text", ["speed>=2", "savings>2", "savings>=nan", "savings>=two", "compute_savings.low>=1"])
@@ -73,6 +119,17 @@ def test_runs_side_by_side(results, tmp_path, capsys):
     path.write_text(json.dumps(other | {"schema": "jepa.answers-results/1"}))
     assert main(["report", f"compare=[{folders[0]},{folders[1]}]"]) == 2
     assert "results.schema must be" in capsys.readouterr().err
+
+
+def test_results_of_answers_are_rendered_but_held_to_no_bar(tmp_path, capsys):
+    written = answers.write_report(make_answers(), tmp_path / "a")
+    again = tmp_path / "b"
+    assert main(["report", f"results={tmp_path / 'a'}", f"output={again}"]) == 0
+    assert answers.summary(make_answers()) in capsys.readouterr().out
+    for name in ("results.json", "report.md", "report.html"):
+        assert (again / name).read_bytes() == written[name].read_bytes()
+    assert main(["report", f"results={tmp_path / 'a'}", "--fail-under", "savings>=1"]) == 2
+    assert "fail_under holds the results of a VL-JEPA's streams to a bar, got answers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", [[], ["evaluation=a", "results=b"], ["compare=[a]"], ["compare=[a,a]"]])
