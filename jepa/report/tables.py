@@ -513,7 +513,7 @@ def quality_table(setting: dict[str, Any]) -> Table:
 CACHE_NOTE = (
     "A look-up is wrong if it hits and the text differs from the decoder's for the same latent, which was decoded to "
     "check; the error is the share of wrong look-ups on the test streams. The threshold was calibrated on the others. "
-    "A caption bank holds texts decoded on half of those, and its threshold was calibrated on the other half."
+    "A caption bank holds texts decoded on half of those, which are not counted, and was calibrated on the other half."
 )
 
 

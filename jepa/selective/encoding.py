@@ -105,6 +105,8 @@ class StepSelection:
     The first step is always computed. After a change is seen, none is looked for in the next `refractory` steps: the
     statistic stays high while the boundary passes through the frames that it compares.
 
+    A step that is not computed is skipped, none is held in its place: a policy sees the computed steps at their times.
+
     Args:
         threshold: of the statistic of the change detector; None: no detector but a fixed rate, one step in `hold`.
         burst: steps computed in a row after a change.
