@@ -291,10 +291,10 @@ def main() -> None:
     print(f"gate: {gate['microseconds']:.1f} µs a step, its state {gate['state_bytes_last']:,} bytes")
     for width, times in wards.items():
         print(f"Ward, {STEPS} steps, {width} wide: {times['ours_ms']} ms, scikit-learn {times['sklearn_ms']} ms")
-    for width, seconds in reports.items():
+    for width, taken in reports.items():
         print(
-            f"sweep of jepa report, {count} streams, {width} wide, {processes} processes: {seconds['wall']} s, "
-            f"{seconds['processor']} s of processor time"
+            f"sweep of jepa report, {count} streams, {width} wide, {processes} processes: {taken['wall']} s, "
+            f"{taken['processor']} s of processor time"
         )
     print(f"{f'cutting, s, {count} streams':28}{'values':>8}" + "".join(f"{f'{width} wide':>12}" for width in cuts))
     for name, family in families.items():
