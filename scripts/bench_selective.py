@@ -1,13 +1,19 @@
-"""Speed of the policies: a step of the gate, offline Ward, and a sweep over recorded streams.
+"""Speed of the policies: a step of the gate, offline Ward, and the sweep of `jepa report` over recorded streams.
 
     python scripts/bench_selective.py [--quick] [--policies all] [--processes 1]
 
 The latents are synthetic. The gate takes a stream that does not end, 1,536 wide, and its state is weighed on the way.
-Ward is timed beside scikit-learn's `AgglomerativeClustering` with the same connectivity. The sweep runs each policy and
-value of conf/policies/standard.yaml (or all.yaml) by `SelectiveDecoder.run_many`, with a decoder that does nothing and
-without caches; families that differ in their cache or their choice of steps alone count once. Each process sweeps its
-share of the streams, and the sweep takes as long as the slowest. All times are CPU times of one thread: wall times
-where nothing else runs. Ends with one JSON line.
+Ward is timed beside scikit-learn's `AgglomerativeClustering` with the same connectivity.
+
+The sweep is that of `jepa report`, `sweep_setting` in as many processes, of 200 streams of six minutes at 2 Hz: 100 to
+calibrate on and 100 to test on, half of what is swept each, with all families and values of conf/policies/standard.yaml
+(or all.yaml), caches and their calibration, all scores, savings and intervals. The decoder is a stand-in that says the
+caption of the nearest of 64 meanings. It is given in wall time, with the processor time of all processes beside it.
+
+Beside it stands what cutting the 200 streams takes alone: each policy and value by `SelectiveDecoder.run_many`, with a
+decoder that does nothing and without caches and scores; families that differ in their cache or their choice of steps
+alone count once. Each process cuts its share of the streams. These, and the times of the gate and Ward, are CPU times
+of one thread: wall times where nothing else runs. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -31,12 +37,31 @@ from sklearn.feature_extraction.image import grid_to_graph
 from tqdm import tqdm
 
 from jepa.config import build_as
+from jepa.data.records import Event, StreamRecord
+from jepa.evaluation.streams import StreamSet
+from jepa.evaluation.sweep import sweep_setting, sweeps
+from jepa.operations import OperationLedger
 from jepa.selective import Decoded, Gate, Oracle, Policy, SelectiveDecoder, Ward
 from jepa.selective.policies import ward
 from jepa.selective.policies.offline import segment_count
 
 STEP_RATE = 2.0
 STEPS = 720  # six minutes
+WORDS = (
+    "red",
+    "blue",
+    "green",
+    "white",
+    "circle",
+    "star",
+    "ring",
+    "cross",
+    "grows",
+    "spins",
+    "blinks",
+    "shakes",
+    "left",
+)
 Stream = tuple[np.ndarray, np.ndarray]
 
 
@@ -55,6 +80,85 @@ def synthetic(seed: int, steps: int, width: int) -> Stream:
     latents += 0.7 * rng.standard_normal((steps, width), dtype=np.float32)
     latents /= np.linalg.norm(latents, axis=1, keepdims=True)
     return latents, np.arange(steps) / STEP_RATE
+
+
+class Nearest:
+    """A decoder that says the caption of the nearest of 64 meanings (64, width), unit float32."""
+
+    def __init__(self, width: int) -> None:
+        rng = np.random.default_rng(0)
+        meanings = rng.standard_normal((64, width), dtype=np.float32)
+        self.meanings = meanings / np.linalg.norm(meanings, axis=1, keepdims=True)
+        self.captions = [" ".join(rng.choice(WORDS, 6)) for _ in range(64)]
+        self._transposed = torch.from_numpy(np.ascontiguousarray(self.meanings.T))
+
+    def decode(self, latents: torch.Tensor) -> Sequence[Decoded]:
+        return [Decoded(self.captions[i], 7, 7) for i in (latents @ self._transposed).argmax(dim=1).tolist()]
+
+
+def annotated(seeds: range, decoder: Nearest) -> StreamSet:
+    """A stream of six minutes a seed: events of 2.5 s on average, noisy latents, a change detector that sees them."""
+    streams = StreamSet([], [], [], [], [])
+    width = decoder.meanings.shape[1]
+    times = 0.25 + np.arange(STEPS) / STEP_RATE
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        begins = rng.random(STEPS) < 0.4 / STEP_RATE
+        begins[0] = True
+        said = rng.integers(64, size=int(begins.sum()))
+        latents = decoder.meanings[said[np.cumsum(begins) - 1]]
+        latents += 0.8 / np.sqrt(width) * rng.standard_normal((STEPS, width), dtype=np.float32)
+        latents /= np.linalg.norm(latents, axis=1, keepdims=True)
+        starts = np.flatnonzero(begins) / STEP_RATE
+        ends = [*starts[1:].tolist(), STEPS / STEP_RATE]
+        events = [
+            Event(*event) for event in zip(starts.tolist(), ends, (decoder.captions[i] for i in said), strict=True)
+        ]
+        ledger = OperationLedger()
+        ledger.stream(STEPS / STEP_RATE)
+        ledger.count("predictor", calls=STEPS, forward_passes=STEPS)
+        streams.records.append(StreamRecord(f"stream-{seed}", STEPS / STEP_RATE, tuple(events)))
+        streams.latents.append(latents)
+        streams.times.append(times)
+        streams.ledgers.append(ledger)
+        streams.changes.append((2 * begins + rng.random(STEPS)).astype(np.float32))
+    return streams
+
+
+def report_sweep(group: str, count: int, width: int, processes: int) -> dict[str, float]:
+    """Seconds that the sweep of `jepa report` takes over `count` streams, half to calibrate on and half to test on.
+
+    Returns:
+        Wall seconds, and processor seconds of all processes together.
+    """
+    report, decoder = report_configuration(group), Nearest(width)
+    streams = {
+        "calibration": annotated(range(count // 2), decoder),
+        "test": annotated(range(count // 2, count), decoder),
+    }
+    families = sweeps(report["policies"])
+    options = {key: report[key] for key in ("confidence", "seed", "tolerances")}
+    wall, processor = time.perf_counter(), processor_seconds()
+    sweep_setting(
+        streams,
+        decoder,
+        families,
+        report["references"],
+        latent_delay=0.5,
+        name=f"{width} wide",
+        workers=processes,
+        **options,
+    )
+    return {
+        "wall": round(time.perf_counter() - wall, 2),
+        "processor": round(processor_seconds() - processor, 2),
+    }
+
+
+def processor_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def gate_steps(steps: int, width: int) -> dict[str, float]:
@@ -134,10 +238,16 @@ def sweep_seconds(
     return seconds
 
 
+def report_configuration(group: str) -> dict[str, Any]:
+    """That of `jepa report` with the families of conf/policies/{group}.yaml."""
+    with initialize_config_module("jepa.conf", version_base="1.3"):
+        configuration: Any = OmegaConf.to_container(compose("report", [f"policies={group}"]))
+    return dict(configuration)
+
+
 def configured_families(group: str) -> dict[str, Mapping[str, Any]]:
     """The families of conf/policies/{group}.yaml, the first of each policy and its values."""
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        families: Any = OmegaConf.to_container(compose("report", [f"policies={group}"])["policies"])
+    families = report_configuration(group)["policies"]
     first: dict[str, str] = {}
     for name, family in families.items():
         first.setdefault(json.dumps([family["policy"], family["knob"], family["values"]]), name)
@@ -172,20 +282,26 @@ def main() -> None:
     quick = arguments.quick
     torch.set_num_threads(1)
     families = configured_families(arguments.policies)
-    count = 5 if quick else 200
+    count = 6 if quick else 200
     gate = gate_steps(50_000 if quick else 1_000_000, 1536)
     wards = {width: ward_times(STEPS, width, 3 if quick else 10) for width in (128, 1536)}
     processes = min(arguments.processes, count)
-    sweeps = {width: sweep_in_processes(families, count, width, processes) for width in (128, 1536)}
+    reports = {width: report_sweep(arguments.policies, count, width, processes) for width in (128, 1536)}
+    cuts = {width: sweep_in_processes(families, count, width, processes) for width in (128, 1536)}
     print(f"gate: {gate['microseconds']:.1f} µs a step, its state {gate['state_bytes_last']:,} bytes")
     for width, times in wards.items():
         print(f"Ward, {STEPS} steps, {width} wide: {times['ours_ms']} ms, scikit-learn {times['sklearn_ms']} ms")
-    print(f"{f'seconds over {count} streams':28}{'values':>8}" + "".join(f"{f'{width} wide':>12}" for width in sweeps))
+    for width, taken in reports.items():
+        print(
+            f"sweep of jepa report, {count} streams, {width} wide, {processes} processes: {taken['wall']} s, "
+            f"{taken['processor']} s of processor time"
+        )
+    print(f"{f'cutting, s, {count} streams':28}{'values':>8}" + "".join(f"{f'{width} wide':>12}" for width in cuts))
     for name, family in families.items():
-        seconds = [sum(share[name] for share in shares) for shares in sweeps.values()]
+        seconds = [sum(share[name] for share in shares) for shares in cuts.values()]
         print(f"{name:28}{len(family['values']):8}" + "".join(f"{each:12.2f}" for each in seconds))
     values = sum(len(family["values"]) for family in families.values())
-    slowest = {width: round(max(sum(share.values()) for share in shares), 2) for width, shares in sweeps.items()}
+    slowest = {width: round(max(sum(share.values()) for share in shares), 2) for width, shares in cuts.items()}
     ending = "".join(f"{seconds:12.2f}" for seconds in slowest.values())
     print(f"{f'all, slowest of {processes}':28}{values:8}" + ending)
     figures = {
@@ -198,7 +314,8 @@ def main() -> None:
         "streams": count,
         "steps": STEPS,
         "processes": processes,
-        "sweep_seconds": slowest,
+        "report_sweep_seconds": reports,
+        "cutting_seconds": slowest,
     }
     print(json.dumps(figures))
 

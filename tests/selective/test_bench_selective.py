@@ -57,3 +57,23 @@ def test_the_processes_share_the_streams(bench: ModuleType, monkeypatch: pytest.
     monkeypatch.setattr(bench, "ProcessPoolExecutor", lambda processes, mp_context: ThreadPoolExecutor(1))
     assert [share.keys() for share in bench.sweep_in_processes(families, 5, 8, 2)] == [{"uniform"}] * 2
     assert made == [0, 2, 4, 1, 3]
+
+
+def test_the_sweep_of_a_report_is_the_real_one(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the streams calibrates; every family of the configuration, its caches and scores are there."""
+    seen: list[tuple[int, int, int]] = []
+
+    def swept(streams, decoder, families, *arguments, f=bench.sweep_setting, **options):
+        found = f(streams, decoder, families, *arguments, **options)
+        seen.append((len(streams["calibration"].records), len(streams["test"].records), options["workers"]))
+        assert found["curves"].keys() == families.keys() == bench.report_configuration("standard")["policies"].keys()
+        assert all("error" in point["cache"] for point in found["curves"]["gate_cache"]["test"])
+        assert found["curves"]["uniform"]["test"][0]["cider_d"]["value"] > 5  # the stand-in says what is annotated
+        return found
+
+    monkeypatch.setattr(bench, "STEPS", 60)
+    monkeypatch.setattr(bench, "sweep_setting", swept)
+    seconds = bench.report_sweep("standard", 4, 16, 2)
+    assert seen == [(2, 2, 2)]
+    assert seconds["processor"] > 0
+    assert seconds["wall"] > 0
