@@ -4,8 +4,8 @@
 
 Prints a row for each architecture, random weights, and ends with one JSON line. The measured count and the closed form
 are the same number, or the script fails. torch's counter misses the grouped products of mixtures of experts and, in
-torch 2.11, fused attention on a CPU. Then the time that the operation ledger takes for one decoded latent, as a share of
-the decode.
+torch 2.11, fused attention on a CPU. Then the time that the operation ledger takes for one decoded latent, as a share
+of the decode.
 """
 
 from __future__ import annotations
