@@ -1,4 +1,7 @@
-"""Bidirectional InfoNCE (van den Oord et al. 2018, arXiv 1807.03748; symmetric form of CLIP, arXiv 2103.00020)."""
+"""Bidirectional InfoNCE (van den Oord et al. 2018, arXiv 1807.03748; symmetric form of CLIP, arXiv 2103.00020).
+
+Computed in float32 at least, also under autocast: similarities over a small temperature leave bfloat16 no digits.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +58,21 @@ def info_nce(
         negatives = at_least_float32("negatives", negatives)
         if ids is not None and negative_ids is None:
             raise InputError("negative_ids must be given with negatives when ids are, got None")
-    if chunk is not None:
-        return _in_chunks(predictions, targets, temperature, ids, negatives, negative_ids, gather, chunk)
+    arguments = predictions, targets, temperature, ids, negatives, negative_ids, gather
+    with torch.autocast(predictions.device.type, enabled=False):
+        return _at_once(*arguments) if chunk is None else _in_chunks(*arguments, chunk)
+
+
+def _at_once(
+    predictions: Tensor,
+    targets: Tensor,
+    temperature: Tensor | float,
+    ids: Tensor | None,
+    negatives: Tensor | None,
+    negative_ids: Tensor | None,
+    gather: bool,
+) -> Tensor:
+    """`info_nce` from all similarities."""
     batch, same = GlobalBatch.around(predictions, gather), None
     own = batch.own(predictions.device)
     if ids is not None:

@@ -161,6 +161,20 @@ def test_half_precision_is_computed_in_float32():
     assert info_nce(half[0], half[1], 0.1, negatives=half[2]) == expected
 
 
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_autocast_changes_neither_value_nor_gradients(chunk):
+    """Also where chunks are computed again in the backward pass, outside autocast."""
+    inputs = [latents(count, seed).float().requires_grad_() for count, seed in ((6, 0), (6, 1), (3, 2))]
+    temperature = torch.tensor(0.07, requires_grad=True)
+    found = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            ids, more = torch.tensor([0, 1, 0, 2, 0, 1]), torch.tensor([0, 3, 9])
+            value = info_nce(*inputs[:2], temperature, ids, inputs[2], more, chunk=chunk)
+        found.append((value, *torch.autograd.grad(value, [*inputs, temperature])))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
