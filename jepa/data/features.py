@@ -1,7 +1,8 @@
 """States of a frozen X-Encoder on disk, so that it runs once: safetensors files, read by memory mapping.
 
-A folder holds `features.json`, which says who wrote them, and files of some media each. B media, F frames, S pixels a
-side, N states, D width.
+A folder holds `features.json`, which says who wrote them, and files of some media each. A medium is known by its path
+relative to the folder, or, where a shard holds it, by the SHA-256 of its bytes; of a part of a video with the times.
+B media, F frames, S pixels a side, N states, D width.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import asdict, dataclass, fields
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -25,7 +26,8 @@ from tqdm import tqdm
 from jepa.data.media import Media, read_clip
 from jepa.errors import InputError, positive, whole
 
-FORMAT = "jepa-features-1"
+FORMAT = "jepa-features-2"
+_NOT_OF_STATES = ("frozen", "gradient_checkpointing")  # of an encoder's node: they change how it is trained
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,12 @@ class ClipReader:
 
 
 def fingerprint(encoder: nn.Module, reader: ClipReader) -> str:
-    """SHA-256 of an encoder's type, its parameters and buffers, and of how clips are read."""
+    """SHA-256 of an encoder's type, its node if it has one, its parameters and buffers, and of how clips are read."""
     digest = hashlib.sha256(f"{type(encoder).__qualname__} {json.dumps(asdict(reader))}".encode())
+    if hasattr(encoder, "node"):
+        node: Any = encoder.node()  # type: ignore[operator]
+        made = {name: value for name, value in node.items() if name not in _NOT_OF_STATES}
+        digest.update(json.dumps(made, sort_keys=True).encode())
     for name, tensor in chain(encoder.named_parameters(), encoder.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -76,7 +82,7 @@ def write_features(
     Args:
         encoder: frames (B, F, S, S, 3) uint8 -> states (B, N, D); put into evaluation mode for the while.
         reader: how clips are read.
-        media: a medium that occurs twice is encoded once.
+        media: taken as they come, `per_file` at a time; a medium that occurs twice is encoded once.
         folder: created if it is not there.
         batch_size: B.
         workers: processes that read clips.
@@ -88,26 +94,27 @@ def write_features(
         What was wrong with each medium that was left out.
 
     Raises:
-        InputError: the folder holds states of another encoder or other clips, or a medium cannot be read.
+        InputError: the folder holds states of another encoder or other clips, a file of it is broken, or a medium
+            cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    header = {"format": FORMAT, "fingerprint": fingerprint(encoder, reader), **asdict(reader)}
     path = folder / "features.json"
     if path.is_file():
         Features(folder).check(encoder, reader)
     else:
-        path.write_text(json.dumps(header, indent=1), encoding="utf-8")
-    files = _files(folder)
-    done = {key for file in files for key in _keys(file)}
-    todo = list({medium.key: medium for medium in media if medium.key not in done}.values())
+        header = {"format": FORMAT, "fingerprint": fingerprint(encoder, reader), **asdict(reader)}
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(header, indent=1), encoding="utf-8")
+        os.replace(partial, path)
+    files, total = _files(folder), len(media) if isinstance(media, Sized) else None
     number = 1 + max((int(file.stem.split("-")[1]) for file in files), default=-1)
     mode, device, broken = encoder.training, next(encoder.parameters()).device, list[str]()
     encoder.eval()
     try:
-        with tqdm(total=len(todo), desc="features", unit="clip") as bar:
-            for start in range(0, len(todo), per_file):
+        with tqdm(total=total, desc="features", unit="clip") as bar:
+            todo = _not_done(media, folder, {key for file in files for key in _keys(file)}, bar)
+            while part := dict(islice(todo, per_file)):
                 keys, states = list[str](), list[Tensor]()
-                part = todo[start : start + per_file]
                 for batch in DataLoader(_Clips(part, reader), batch_size, num_workers=workers, collate_fn=list):
                     read = [(key, clip) for key, clip in batch if isinstance(clip, Tensor)]
                     broken += _broken(batch, skip_broken)
@@ -132,17 +139,11 @@ class Features:
     """States that `write_features` wrote. A medium's states are read when they are asked for.
 
     Raises:
-        InputError: the folder has no states, or is of another format.
+        InputError: the folder has no states, is of another format, or a file of it is broken.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        path = folder / "features.json"
-        if not path.is_file():
-            raise InputError(f"features not found: {path}")
-        self.header: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if self.header.get("format") != FORMAT:
-            raise InputError(f"{path}: format must be {FORMAT!r}, got {self.header.get('format')!r}")
+        self.folder, self.header = folder, _header(folder / "features.json")
         self._rows = {key: (file, row) for file in _files(folder) for row, key in enumerate(_keys(file))}
         self._open: dict[Path, Any] = {}
 
@@ -150,16 +151,17 @@ class Features:
         return len(self._rows)
 
     def __contains__(self, media: Media) -> bool:
-        return media.key in self._rows
+        return _key(media, self.folder) in self._rows
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}  # a worker maps the files anew
 
     def __call__(self, media: Media) -> Tensor:
         """States (N, D) float32 of a medium. Raises `InputError` if the folder has none."""
-        if media not in self:
-            raise InputError(f"{self.folder}: must have states of {media.key!r}, got none among {len(self)} media")
-        file, row = self._rows[media.key]
+        key = _key(media, self.folder)
+        if key not in self._rows:
+            raise InputError(f"{self.folder}: must have states of {key!r}, got none among {len(self)} media")
+        file, row = self._rows[key]
         if file not in self._open:
             self._open[file] = safe_open(file, framework="pt").__enter__()
         states: Tensor = self._open[file].get_slice("states")[row : row + 1]
@@ -178,18 +180,18 @@ class Features:
 class _Clips(Dataset[tuple[str, "Tensor | InputError"]]):
     """A worker hands its errors over as they are: raised, they would come wrapped into its traceback."""
 
-    def __init__(self, media: Sequence[Media], reader: ClipReader) -> None:
-        self.media, self.reader = media, reader
+    def __init__(self, media: Mapping[str, Media], reader: ClipReader) -> None:
+        self.media, self.reader = list(media.items()), reader
 
     def __len__(self) -> int:
         return len(self.media)
 
     def __getitem__(self, index: int) -> tuple[str, Tensor | InputError]:
-        medium = self.media[index]
+        key, medium = self.media[index]
         try:
-            return medium.key, self.reader(medium)
+            return key, self.reader(medium)
         except InputError as error:
-            return medium.key, error
+            return key, error
 
 
 def _broken(batch: Iterable[tuple[str, Tensor | InputError]], skip: bool) -> Iterator[str]:
@@ -204,7 +206,52 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("states-*.safetensors"))
 
 
+def _not_done(media: Iterable[Media], folder: Path, done: set[str], bar: tqdm[Any]) -> Iterator[tuple[str, Media]]:
+    """Media with their keys, without those whose keys are in `done`, which grows: the bar counts them at once."""
+    for medium in media:
+        if (key := _key(medium, folder)) in done:
+            bar.update(1)
+            continue
+        done.add(key)
+        yield key, medium
+
+
+def _key(media: Media, folder: Path) -> str:
+    """What tells a medium from all others: `../clips/kitchen.mp4#1.5-4.0`, or of bytes `sha256:9f86...`."""
+    if isinstance(media.source, Path):
+        key = os.path.relpath(media.source.resolve(), folder.resolve())
+    else:
+        files = (media.source,) if isinstance(media.source, bytes) else media.source
+        digest = hashlib.sha256(b"".join(hashlib.sha256(file).digest() for file in files))
+        key = f"sha256:{digest.hexdigest()}"
+    if media.start is None and media.end is None:
+        return key
+    return f"{key}#{media.start or 0.0}-{'' if media.end is None else media.end}"
+
+
+def _header(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"features not found: {path}")
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise InputError(f"{path}: must be JSON: {error}") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        got = header.get("format") if isinstance(header, dict) else header
+        raise InputError(f"{path}: format must be {FORMAT!r}, got {got!r}")
+    if missing := {"fingerprint", *(field.name for field in fields(ClipReader))} - header.keys():
+        raise InputError(f"{path}: must have {', '.join(sorted(missing))}, got {', '.join(header)}")
+    return header
+
+
 def _keys(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as opened:
-        keys: list[str] = json.loads(opened.metadata()["keys"])
+    """The keys of a file's rows. Raises `InputError` if it is truncated or not of states."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            keys: list[str] = json.loads((opened.metadata() or {})["keys"])
+            rows = opened.get_slice("states").get_shape()[0]
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(f"{file}: not a whole file of states: {error}") from None
+    if len(keys) != rows:
+        raise InputError(f"{file}: must have a key for each of {rows} states, got {len(keys)}")
     return keys

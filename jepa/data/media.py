@@ -23,8 +23,8 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 class Media:
     """A video, a picture, or frames in their order; of a video the part from `start` to `end` seconds, if they are set.
 
-    `name` is what the manifest calls it, and what errors and cached features know it by. `source` is its file or
-    folder, or what a shard holds in its place: the bytes of a file, or of each frame.
+    `name` is what the manifest calls it, and what errors know it by. `source` is its file or folder, or what a shard
+    holds in its place: the bytes of a file, or of each frame.
 
     Raises:
         InputError: `name` ends like neither a video nor a picture and `source` is no set of frames; times that are not
@@ -56,13 +56,6 @@ class Media:
     @property
     def is_video(self) -> bool:
         return not self.is_frames and self.name.lower().endswith(VIDEOS)
-
-    @property
-    def key(self) -> str:
-        """The name with the times: `kitchen.mp4`, `kitchen.mp4#1.5-4.0`; one key for one part of one file."""
-        if self.start is None and self.end is None:
-            return self.name
-        return f"{self.name}#{self.start or 0.0}-{'' if self.end is None else self.end}"
 
 
 def read_clip(media: Media, frames: int, size: int, fps: float | None = None) -> np.ndarray:

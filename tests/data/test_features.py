@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from jepa.data.features import ClipReader, Features, write_features
+from jepa.config import build
+from jepa.data.features import ClipReader, Features, fingerprint, write_features
 from jepa.data.media import Media
+from jepa.encoders.vision_timm import TimmEncoder
+from jepa.encoders.vision_vjepa2 import VJEPA2
 from jepa.errors import InputError
 
 READER = ClipReader(frames=2, size=8)
@@ -104,13 +112,123 @@ def test_media_that_cannot_be_read_are_an_error_or_left_out_and_named(tmp_path, 
         write_features(Encoder(), READER, media, tmp_path / "a", 2, workers=1)
     (message,) = write_features(Encoder(), READER, media, tmp_path / "b", 2, skip_broken=True)
     assert "2.png: cannot be read as a picture" in message
-    with pytest.raises(InputError, match=r"must have states of '2\.png', got none among 4 media"):
+    with pytest.raises(InputError, match=r"must have states of '\.\./2\.png', got none among 4 media"):
         Features(tmp_path / "b")(media[2])
+
+
+def test_media_of_one_name_in_two_folders_have_states_of_their_own(tmp_path, media):
+    """As `train/0001.png` and `val/0001.png`, each named `0001.png` by its manifest; or so named in two shards."""
+    pixels = [medium.source.read_bytes() for medium in media[:2]]
+    named = []
+    for split, content in zip(("train", "val"), pixels, strict=True):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "0001.png").write_bytes(content)
+        named += [Media("0001.png", tmp_path / split / "0001.png"), Media("0001.png", content)]
+    frames = [Media("f", tuple(pixels)), Media("f", tuple(reversed(pixels)))]
+    encoder, folder = Encoder(), tmp_path / "features"
+    write_features(encoder, READER, [*named, *frames], folder, 2)
+    features = Features(folder)
+    assert len(features) == 6
+    assert not torch.allclose(own(encoder, named[0]), own(encoder, named[2]))
+    for medium in (*named, *frames):
+        torch.testing.assert_close(features(medium), own(encoder, medium))
+
+
+def test_a_medium_is_one_from_wherever_it_is_named_and_moves_with_the_folder(tmp_path, media, monkeypatch):
+    encoder, home = Encoder(), tmp_path / "home"
+    home.mkdir()
+    (home / "a.png").write_bytes(media[0].source.read_bytes())
+    write_features(encoder, READER, [Media("a.png", home / "a.png")], home / "features", 2)
+    monkeypatch.chdir(home)
+    assert Media("x/a.png", Path("a.png")) in Features(Path("features"))
+    home.rename(tmp_path / "moved")
+    assert Media("a.png", tmp_path / "moved" / "a.png") in Features(tmp_path / "moved" / "features")
+
+
+class Normalising(Encoder):
+    """An encoder with a node, of which `mean` is in no tensor."""
+
+    def __init__(self, mean: float = 0.0, frozen: bool = False) -> None:
+        super().__init__()
+        self.settings = {"mean": mean, "frozen": frozen}
+
+    def node(self) -> dict[str, Any]:
+        return self.settings
+
+
+def test_what_an_encoder_has_beside_its_tensors_tells_it_from_others(tmp_path, media):
+    write_features(Normalising(), READER, media, tmp_path / "features", 5)
+    features = Features(tmp_path / "features")
+    features.check(Normalising(frozen=True), READER)  # its states are the same
+    with pytest.raises(InputError, match="states are of the encoder"):
+        features.check(Normalising(mean=0.5), READER)
+
+
+@pytest.mark.parametrize("kind", ["vjepa2", "timm"])
+def test_an_encoder_from_a_folder_and_the_same_from_a_checkpoint_are_one(kind, tmp_path):
+    """A stage that goes on from a checkpoint reads the states that the one before wrote."""
+    torch.manual_seed(0)
+    if kind == "vjepa2":
+        sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "patch_size": 8, "crop_size": 16}
+        made = VJEPA2(architecture={"model_type": "vjepa2", **sizes, "frames_per_clip": 2})
+        made.model.save_pretrained(tmp_path)
+        encoder: Any = VJEPA2(pretrained=str(tmp_path))
+    else:
+        sizes = {"img_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
+        model = timm.create_model("vit_tiny_patch16_224", **sizes)
+        timm.models.save_for_hf(model, tmp_path, model_args=sizes, safe_serialization=True)
+        encoder = TimmEncoder(f"local-dir:{tmp_path}", pretrained=True, frozen=True)
+    again: Any = build(encoder.node())
+    again.load_state_dict(encoder.state_dict())
+    assert fingerprint(again, READER) == fingerprint(encoder, READER)
 
 
 def test_folders_without_features_are_named(tmp_path):
     with pytest.raises(InputError, match=r"features not found: .*features\.json"):
         Features(tmp_path)
-    (tmp_path / "features.json").write_text('{"format": "x"}')
-    with pytest.raises(InputError, match=r"features\.json: format must be 'jepa-features-1', got 'x'"):
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"format": "x"}', "format must be 'jepa-features-2', got 'x'"),
+        ("[1]", r"format must be 'jepa-features-2', got \[1\]"),
+        ('{"format": ', "must be JSON: Expecting value"),
+        ('{"format": "jepa-features-2", "fps": 1}', "must have fingerprint, frames, size, got format, fps"),
+    ],
+)
+def test_a_header_that_is_not_as_it_must_be_is_named(tmp_path, text, message):
+    (tmp_path / "features.json").write_text(text)
+    with pytest.raises(InputError, match=rf"features\.json: {message}"):
         Features(tmp_path)
+
+
+def test_a_file_of_states_that_is_not_whole_is_named(tmp_path, media):
+    folder = tmp_path / "features"
+    write_features(Encoder(), READER, media, folder, 5)
+    path = folder / "states-00000.safetensors"
+    content = path.read_bytes()
+    for half in (content[: len(content) // 2], b"", b"no states"):
+        path.write_bytes(half)
+        with pytest.raises(InputError, match=r"states-00000\.safetensors: not a whole file of states"):
+            Features(folder)
+    save_file({"states": torch.zeros(2, 1, 1)}, path, {"keys": '["a.png"]'})
+    with pytest.raises(InputError, match="must have a key for each of 2 states, got 1"):
+        Features(folder)
+    save_file({"states": torch.zeros(2, 1, 1)}, path)
+    with pytest.raises(InputError, match="not a whole file of states"):
+        write_features(Encoder(), READER, media, folder, 5)
+
+
+def test_media_are_taken_as_they_come(tmp_path, media):
+    """Those of shards are in memory: no more of them are drawn than a file of states holds."""
+    seen = list[int]()
+
+    def drawn() -> Iterator[Media]:
+        for number, medium in enumerate(media):
+            seen.append(number - len(list((tmp_path / "features").glob("states-*"))) * 2)
+            yield medium
+
+    write_features(Encoder(), READER, drawn(), tmp_path / "features", 2, per_file=2)
+    assert max(seen) <= 1
+    assert len(Features(tmp_path / "features")) == 5
