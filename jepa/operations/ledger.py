@@ -323,8 +323,8 @@ class OperationLedger:
     def from_dict(cls, record: Mapping[str, Any]) -> OperationLedger:
         """The ledger, of either kind of parts, that `to_dict` gave `record` for.
 
-        The latency summary is computed anew from `latencies`. In records from before bytes, and FLOPs of the cache, were
-        counted they are missing, and 0.
+        The latency summary is computed anew from `latencies`. In records from before bytes, and FLOPs of the cache,
+        were counted they are missing, and 0.
 
         Raises:
             InputError: a key is missing or unknown (as in records of ledgers without detector, cache or FLOPs), a

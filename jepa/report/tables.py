@@ -159,16 +159,18 @@ def headline_savings(setting: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def best_causal(setting: dict[str, Any]) -> dict[str, Any] | None:
-    """The headline saving of a causal policy other than the reference itself.
+    """The headline saving of a causal policy other than the reference itself, and that no other stream helps.
 
-    The largest saving among those that reach the reference's quality; if none does, the one that comes
-    closest; None if no causal policy had an operating point.
+    The largest saving among those that reach the reference's quality; if none does, the one that comes closest; None if
+    no such policy had an operating point. What streams share, a cache or a bank, saves more the more streams there are:
+    a row of its own, and no headline.
     """
     measured = [
         saving
         for saving in headline_savings(setting)
         if saving["knob"] is not None
-        and setting["curves"][saving["policy"]]["causal"]
+        and (curve := setting["curves"][saving["policy"]])["causal"]
+        and not (curve["cache"] is not None and curve["cache"]["shared"])
         and saving["policy"] != saving["reference"]["policy"]
     ]
     reached = [saving for saving in measured if saving["reached"] and saving["saving"] is not None]

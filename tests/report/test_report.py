@@ -724,6 +724,13 @@ def test_headline_is_the_best_causal_policy(results, page):
             assert _words(figure.compute) in shown
 
 
+def test_what_streams_share_is_no_headline(results):
+    setting = copy.deepcopy(results["settings"]["everyday"])
+    best = tables.best_causal(setting)["policy"]
+    setting["curves"][best]["cache"] = {"capacity": 64, "shared": True, "error_rate": 0.1, "bank": False}
+    assert tables.best_causal(setting)["policy"] != best
+
+
 def test_headline_of_compute_says_what_is_lost(results, small):
     """The operating point that saves most FLOPs, with its loss; never an oracle's; in words where none were counted."""
     dense = results["settings"]["dense"]
