@@ -202,8 +202,8 @@ class SelectiveDecoding(Lever):
         policy: of the setting; None takes the best causal one.
         factor: without results, the factor to assume.
 
-    The steps of a policy that selects steps are divided by the ratio of the encoder's calls. The predictor's is the
-    higher one where windows share slots, so that what it saves is counted too low.
+    Of a policy that selects steps, perception's steps are divided by the ratio of the predictor's calls, one a step.
+    The encoder's calls are time slots where windows share these: what it reads at a step is the perception's matter.
     """
 
     results: str | None
@@ -244,8 +244,8 @@ class SelectiveDecoding(Lever):
         steps, flops, reference = 1.0, None, reference_row(setting)
         if row is not None and reference is not None:
             flops = operations_ratio(setting, row).flops
-            calls = [r["ledger"]["encoder"]["calls"] / r["ledger"]["stream_seconds"] for r in (reference, row)]
-            steps = calls[0] / calls[1]
+            computed = [r["ledger"]["predictor"]["calls"] / r["ledger"]["stream_seconds"] for r in (reference, row)]
+            steps = computed[0] / computed[1]
         found, fewer = saving["saving"], "" if steps == 1 else f", steps of perception / {steps:.2f}"
         high = found["value"] if found["high"] is None else found["high"]  # no bound: the value is the safe end
         return {

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from jepa.errors import InputError
 from jepa.operations import (
+    CountedPart,
     Dimensions,
     Hardware,
     Perception,
@@ -160,6 +161,26 @@ def test_fewer_output_tokens_save_less_than_their_factor_of_what_is_not_cache(in
     assert before.parts["decode"] / after.parts["decode"] >= fewer * (1 - 1e-9)
     free = before.chip_seconds / before.parts["prefill"]  # Amdahl's limit
     assert 1 <= before.chip_seconds / after.chip_seconds <= free
+
+
+def test_counts_of_a_part_cost_what_its_dimensions_do():
+    part = Dimensions(
+        layers=2, width=64, heads=4, kv_heads=4, key_width=16, value_width=16, feed_forward=256, causal=False
+    )
+    hardware, workload = Hardware("chip", {"bf16": 1e15}, 80e9, 3e12, 700.0), Workload(10, 5, 4, steps=2.0)
+    model = replace(part, vocabulary=100, causal=True)
+    counted = CountedPart(part.parameters, 30, round(part.prefill_flops(30)))
+
+    def cost(found, **most):
+        eyes = Perception({"encoder": found}, {"encoder": 30}, most)
+        return serving_cost(Service(model, hardware, "bf16", "bf16", eyes), workload, 0.5, 0.7).parts["encoder"]
+
+    assert cost(counted) == pytest.approx(cost(part))
+    assert cost(counted, encoder=60) == cost(counted)  # two steps of 30 tokens in a second
+    assert counted.prefill_flops(15) == counted.flops / 2
+    assert Perception({"encoder": counted}, {"encoder": 30}, {"encoder": 45}).tokens_of("encoder", 2.0) == 22.5
+    with pytest.raises(InputError, match=r"most must be > 0 for some of the parts encoder, got eyes 1"):
+        Perception({"encoder": counted}, {"encoder": 30}, {"eyes": 1})
 
 
 def test_output_tokens_save_what_was_published():
