@@ -1092,7 +1092,7 @@ def _costs_of_scores(scores: dict[str, Any]) -> list[str]:
         "R@1": scores["retrieval"].get("cost", {}).get("r@1"),
         "classification": scores["classification"].get("cost"),
         "questions": scores["question_answering"].get("cost"),
-        "exact caption": scores["captioning"].get("cost"),
+        "captions": scores["captioning"].get("cost"),
     }
     found = [f"{name} {_spent(cost, 'right_answer')}" for name, cost in costs.items() if cost is not None]
-    return textwrap.wrap(f"tokens, FLOPs of a right answer: {' · '.join(found)}", WIDTH) if found else []
+    return ["tokens, FLOPs of a right answer:", " · ".join(found)] if found else []
