@@ -208,9 +208,9 @@ def _classification(task: _Task) -> Found:
 def _retrieval(task: _Task) -> Found:
     """Clips, each predicted under one query, against the captions of all, both ways."""
     samples = task.samples
-    predictions = task.predict([[task.settings["query"]]] * len(samples))
     texts = [text for sample in samples for text in sample.captions]
-    embedded, clip_ids = task.model.embed_all(texts), torch.arange(len(samples))
+    embedded, clip_ids = task.model.embed_all(texts), torch.arange(len(samples))  # first: it refuses texts too long
+    predictions = task.predict([[task.settings["query"]]] * len(samples))
     text_ids = clip_ids.repeat_interleave(torch.tensor([len(sample.captions) for sample in samples]))
     found = retrieval_scores(predictions, clip_ids, embedded, text_ids, task.settings["ks"])
     scores: dict[str, Any] = {
