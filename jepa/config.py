@@ -143,6 +143,8 @@ class JEPAStageConfig(StageConfig):
 class DecoderStageConfig(StageConfig):
     """The streams (of ``stream_seconds`` each) whose predicted embeddings the decoder learns to read.
 
+    With ``data``, the samples in place of streams: at most ``clips`` of the manifest, drawn at random; 0: all.
+
     ``noise`` is that on text embeddings, in units of the measured error of the predictions; ``predictions`` and
     ``segment_means`` add those embeddings: see ``jepa.training.latents.DecoderBatches``.
     """
@@ -151,6 +153,7 @@ class DecoderStageConfig(StageConfig):
     stream_seconds: Positive
     step_rate_hz: Positive
     style: Node
+    clips: Natural
     noise: NonNegative
     predictions: bool
     segment_means: bool
@@ -169,11 +172,12 @@ class PromptsConfig:
 class ManifestsConfig:
     """Manifests to train and to validate on: see ``jepa.data.manifest_batches``; ``features``: states of their media.
 
-    ``fps``: frames a second of a video around the middle of its part; null: at equal distances over the whole part.
+    Both null: clips of the world. ``fps``: frames a second of a video around the middle of its part; null: at equal
+    distances over the whole part.
     """
 
-    train: str
-    validation: str
+    train: str | None
+    validation: str | None
     features: str | None
     fps: Positive | None
     shares: dict[str, NonNegative]

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "predictors": {"losses", "pretrained"},
     "decoders": {"losses", "operations", "pretrained"},
     "selective": {"metrics", "operations"},
-    "models": PARTS | {"data", "operations", "selective"},
+    "models": PARTS | {"data", "operations", "pretrained", "selective"},
     "config": set(),
     "checkpoint": {"config", "models", "data"},
     "training": CORE | {"config", "checkpoint"},

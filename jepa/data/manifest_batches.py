@@ -39,13 +39,18 @@ class Prompts:
             raise InputError(f"label must hold {{label}}, got {label!r}")
         self.captions, self.classes, self.label = captions, classes, label
 
+    def choices(self, sample: CaptionSample | QuestionSample | ClassSample) -> tuple[Sequence[str], Sequence[str]]:
+        """All queries about a sample, and all texts that answer each of them."""
+        if isinstance(sample, CaptionSample):
+            return self.captions, sample.captions
+        if isinstance(sample, ClassSample):
+            return self.classes, (self.label.replace("{label}", sample.label),)
+        return (sample.question,), (sample.answer,)
+
     def ask(self, sample: CaptionSample | QuestionSample | ClassSample, rng: np.random.Generator) -> tuple[str, str]:
         """A query about a sample, and its answer."""
-        if isinstance(sample, CaptionSample):
-            return str(rng.choice(self.captions)), str(rng.choice(sample.captions))
-        if isinstance(sample, ClassSample):
-            return str(rng.choice(self.classes)), self.label.replace("{label}", sample.label)
-        return sample.question, sample.answer
+        queries, texts = self.choices(sample)
+        return str(rng.choice(queries)), str(rng.choice(texts))
 
 
 class ManifestBatches(Dataset[ClipBatch]):

@@ -214,9 +214,9 @@ def _retrieval(task: _Task) -> Found:
     The clips share the embedded captions, and the captions the predicted clips.
     """
     samples, query = task.samples, task.settings["query"]
-    predictions = task.predict([[query]] * len(samples))
     texts = [text for sample in samples for text in sample.captions]
-    embedded, clip_ids = task.model.embed_all(texts), torch.arange(len(samples))
+    embedded, clip_ids = task.model.embed_all(texts), torch.arange(len(samples))  # first: it refuses texts too long
+    predictions = task.predict([[query]] * len(samples))
     text_ids = clip_ids.repeat_interleave(torch.tensor([len(sample.captions) for sample in samples]))
     found = retrieval_scores(predictions, clip_ids, embedded, text_ids, task.settings["ks"])
     clips = len(samples) * (task.model.clip_flops() + task.model.query_flops(query))

@@ -191,7 +191,7 @@ def cost_table(results: Results) -> Table:
     groups = [("training", tuple(training))]
     names = {
         "encode_ms": ("encoding the clip, ms", 2),
-        "predict_ms": ("predicting its embedding, ms", 2),
+        "predict_ms": ("predicting its embedding, ms, part of the answer", 2),
         "answer_ms": ("answer from its states, ms", 2),
         "tokens": ("tokens", 1),
     }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import lightning as L
 import torch
@@ -14,9 +17,12 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import DataLoader, Dataset
 
+from jepa import checkpoint
 from jepa.config import StageConfig
 from jepa.errors import InputError
 from jepa.training.sharding import sharded_strategy
+
+Keep: TypeAlias = Callable[..., dict[str, Any]]  # what `keeper` gives
 
 
 def on_gpu(config: dict[str, Any]) -> bool:
@@ -41,6 +47,32 @@ def check_devices(config: dict[str, Any]) -> None:
         raise InputError(f"devices > 1 must come with a strategy other than auto, got {devices} and {strategy}")
 
 
+def write_checkpoint(model: Any, config: dict[str, Any], folder: Path, stages: list[dict[str, Any]]) -> None:
+    """Writes the checkpoint and, in `training.json`, the stages behind it; the first process alone does."""
+    if is_first_process():
+        checkpoint.save(model, config, folder)
+        partial = folder / "training.json.partial"
+        partial.write_text(json.dumps({"stages": stages}, indent=1), encoding="utf-8")
+        os.replace(partial, folder / "training.json")
+
+
+def keeper(name: str, before: list[dict[str, Any]], write: Callable[[list[dict[str, Any]]], None]) -> Keep:
+    """A function of a stage's result so far: gives the stage's record, and calls `write` with it after those `before`.
+
+    Its `unfinished` says whether the stage goes on; the time that it has taken counts from here.
+    """
+    started = time.perf_counter()
+
+    def keep(result: dict[str, Any], unfinished: bool = True) -> dict[str, Any]:
+        record = {"name": name, "seconds": round(time.perf_counter() - started, 2), **result}
+        if unfinished:
+            record["unfinished"] = True
+        write([*before, record])
+        return record
+
+    return keep
+
+
 def fit(
     module: L.LightningModule,
     batches: Dataset[Any],
@@ -51,11 +83,13 @@ def fit(
     name: str,
     strategy: str = "auto",
     devices: int = 1,
+    keep: Keep | None = None,
 ) -> L.Trainer:
     """Trains for `stage.steps` steps with a progress bar; logs go to `output/logs/<name>`.
 
     `batches` has as many as all devices need, which take turns, in order: steps * accumulate * devices. Every device
-    validates on all of `validation`.
+    validates on all of `validation`. After each validation but that of the last step every process calls `keep`, the
+    first with the `summary` so far.
     """
     logs = output / "logs"
     trainer = L.Trainer(
@@ -71,7 +105,7 @@ def fit(
         num_sanity_val_steps=0,
         logger=[CSVLogger(logs, name=name, version=""), TensorBoardLogger(logs, name=name, version="")],
         log_every_n_steps=min(10, stage.steps),
-        callbacks=[_ProgressBar(name)],
+        callbacks=[_ProgressBar(name), *([] if keep is None else [_Keeping(keep, stage, logs / name)])],
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -91,6 +125,19 @@ def fit(
             warnings.filterwarnings("ignore", message=noise)
         trainer.fit(module, loader, DataLoader(cast("Dataset[Any]", validation), batch_size=None))
     return trainer
+
+
+class _Keeping(L.Callback):
+    """What is trained so far is kept, in case that training is cut off."""
+
+    def __init__(self, keep: Keep, stage: StageConfig, logs: Path) -> None:
+        self.keep, self.stage, self.logs = keep, stage, logs
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.global_step < self.stage.steps:
+            for logger in trainer.loggers:
+                logger.save()
+            self.keep(summary(trainer, self.stage, self.logs) if trainer.is_global_zero else {})
 
 
 class _ProgressBar(TQDMProgressBar):

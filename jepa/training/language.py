@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,17 @@ from jepa.losses.tube import SemanticTube
 from jepa.metrics.latents import LatentGeometry
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import count_flops
-from jepa.training.fit import check_devices, fit, is_first_process, on_gpu, own_device, summary
+from jepa.training.fit import (
+    Keep,
+    check_devices,
+    fit,
+    is_first_process,
+    keeper,
+    on_gpu,
+    own_device,
+    summary,
+    write_checkpoint,
+)
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, Stage, follow, warn_of_collapse
 
@@ -152,7 +162,7 @@ class LanguageModule(Stage):
         self.geometry = LatentGeometry(ks=(1, 10), sync_on_compute=False)  # every process validates on all
         self.keep_best = keep_best
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
-        self.tokens = self.flops = 0  # of this process; after training, of all
+        self.tokens = 0  # of this process
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Vectors (norms, biases) and the loss's own parameters are not decayed."""
@@ -177,12 +187,14 @@ class LanguageModule(Stage):
         if self.teacher is not None:
             self.teacher.eval()
 
-    def on_train_end(self) -> None:
-        self.flops = self.meter.ledger.total_flops if self.meter is not None else 0
-        if self.trainer.world_size > 1:
-            each: list[Any] = [None] * self.trainer.world_size
-            dist.all_gather_object(each, (self.tokens, self.flops))
-            self.tokens, self.flops = (sum(counts) for counts in zip(*each, strict=True))
+    def spent(self) -> dict[str, int]:
+        """Tokens and FLOPs of all processes so far; every process calls it."""
+        own = {"tokens": self.tokens, "flops": self.meter.ledger.total_flops if self.meter is not None else 0}
+        if self.trainer.world_size == 1:
+            return own
+        each: list[Any] = [None] * self.trainer.world_size
+        dist.all_gather_object(each, own)
+        return {name: sum(counts[name] for counts in each) for name in own}
 
     def metered(self) -> tuple[dict[str, list[nn.Module]], list[nn.Module]]:
         """One pass of the language model is X-Encoder, Predictor and Y-Encoder at once: it counts as `encoder`."""
@@ -228,9 +240,9 @@ def train(config: dict[str, Any], output: Path) -> Path:
     """Trains a validated `LanguageTrainConfig` and returns the checkpoint's folder, `output/checkpoint`.
 
     The stages are the language model and, if asked for, a decoder from its embeddings; the checkpoint is written after
-    each. With `equal_flops` the number of steps, and with it the schedule, is stretched so that as many operations are
-    spent as the objective given there would: measured on a few batches of either. On several devices every process
-    calls this; the first writes.
+    each and, within one, after every validation. With `equal_flops` the number of steps, and with it the schedule, is
+    stretched so that as many operations are spent as the objective given there would: measured on a few batches of
+    either. On several devices every process calls this; the first writes.
     """
     check_devices(config)
     if not config["stage"]["epochs"] and config["decoder"] is None:
@@ -253,13 +265,9 @@ def train(config: dict[str, Any], output: Path) -> Path:
     for name, run in (("llm_jepa", _train_language), ("decoder", _train_decoder)):
         if not (config["stage"]["epochs"] if name == "llm_jepa" else config["decoder"]):
             continue
-        started = time.perf_counter()
-        result = run(saved, model.train(), splits, output)
-        stages.append({"name": name, "seconds": round(time.perf_counter() - started, 2), **result})
+        keep = keeper(name, stages, partial(write_checkpoint, model, saved, folder))
+        stages.append(keep(run(saved, model.train(), splits, output, keep), unfinished=False))
         model.cpu()
-        if is_first_process():
-            checkpoint.save(model, saved, folder)
-            (folder / "training.json").write_text(json.dumps({"stages": stages}, indent=1), encoding="utf-8")
     if is_first_process():
         print(f"checkpoint: {folder}", flush=True)
     return folder
@@ -292,7 +300,9 @@ def _decoder_node(config: dict[str, Any], model: LLMJEPA, splits: PairSplits) ->
     return {"max_length": longest, **node, **sizes}
 
 
-def _train_language(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, output: Path) -> dict[str, Any]:
+def _train_language(
+    config: dict[str, Any], model: LLMJEPA, splits: PairSplits, output: Path, keep: Keep
+) -> dict[str, Any]:
     stage = LanguageStageConfig(**config["stage"])
     objective = Objective(ObjectiveConfig(**config["objective"]))
     if objective.config.view == "shared" and any(pair.text is not None for pair in splits.train):
@@ -326,17 +336,15 @@ def _train_language(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, 
     strategy = config["strategy"]
     if strategy == "ddp" and objective.sometimes_untrained:
         strategy = "ddp_find_unused_parameters_true"
-    trainer = fit(module, batches, held_out, steps, config, output, "llm_jepa", strategy, devices)
+    about = {"pairs": len(pairs), "duplicates": splits.duplicates, "steps_stretched": plan.stretched}
+
+    def keep_more(result: dict[str, Any]) -> dict[str, Any]:
+        return keep({**result, **about, **module.spent()})
+
+    trainer = fit(module, batches, held_out, steps, config, output, "llm_jepa", strategy, devices, keep_more)
     if model.y_decoder is not None:
         model.y_decoder.requires_grad_(True)
-    record = {
-        **summary(trainer, steps, output / "logs" / "llm_jepa"),
-        "pairs": len(pairs),
-        "duplicates": splits.duplicates,
-        "tokens": module.tokens,
-        "flops": module.flops,
-        "steps_stretched": plan.stretched,
-    }
+    record = {**summary(trainer, steps, output / "logs" / "llm_jepa"), **about, **module.spent()}
     if module.best is not None:
         model.load_state_dict(module.best[2])
         record["selected_step"] = module.best[1]
@@ -355,7 +363,9 @@ def _every_pair_once(pairs: Sequence[ChatIds], layout: Layout, size: int) -> lis
     return [PairBatch(pack(pairs[part], layout, pairs[part], ids[part]), None) for part in parts]
 
 
-def _train_decoder(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, output: Path) -> dict[str, Any]:
+def _train_decoder(
+    config: dict[str, Any], model: LLMJEPA, splits: PairSplits, output: Path, keep: Keep
+) -> dict[str, Any]:
     """The Y-Decoder on the embeddings of the frozen model: predicted ones, and those of the answers with noise."""
     stage = StageConfig(**config["decoder"])
     objective = config["objective"]
@@ -374,7 +384,8 @@ def _train_decoder(config: dict[str, Any], model: LLMJEPA, splits: PairSplits, o
     )
     module = DecoderModule(model, stage)
     module.train()
-    trainer = fit(module, batches, validation, stage, config, output, "decoder", config["strategy"], config["devices"])
+    on = config["strategy"], config["devices"]
+    trainer = fit(module, batches, validation, stage, config, output, "decoder", *on, keep)
     return summary(trainer, stage, output / "logs" / "decoder") | {"noise_per_dimension": round(batches.noise, 5)}
 
 

@@ -111,10 +111,13 @@ class Stage(L.LightningModule):
         else:
             clip_gradients((p for group in optimizer.param_groups for p in group["params"]), self.stage.gradient_clip)
 
+    def ends_step(self, index: int) -> bool:
+        """Whether the weights are updated after the batch of this number."""
+        return (index + 1) % self.stage.accumulate == 0
+
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         if self.meter is not None:
-            ended = (index + 1) % self.stage.accumulate == 0
-            self.meter.stop(self.updated if ended else None)
+            self.meter.stop(self.updated if self.ends_step(index) else None)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
@@ -206,8 +209,7 @@ class JEPAModule(Stage):
     def embeddings(self, batch: ClipBatch) -> tuple[Tensor, ...]:
         """Predictions (B, E), targets (B, E), negative texts (M, E); then these by the slow copies, if there are."""
         count = len(batch.texts)
-        cached = batch.frames.is_floating_point()  # states, that were encoded beforehand
-        states = batch.frames if cached else self.model.encode(batch.frames)
+        states = self.model.encode(batch.frames)
         texts = [*batch.texts, *batch.negatives] if self.takes_negatives else batch.texts
         predictions, targets = self.model.predict(states, batch.queries), self.model.embed(texts)
         found = predictions, targets[:count], targets[count:]
@@ -273,7 +275,7 @@ class JEPAModule(Stage):
             self.slow.eval()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-        if self.slow is not None:
+        if self.slow is not None and self.ends_step(index):
             follow(self.slow, self.pair(), self.settings.ema_decay)
         super().on_train_batch_end(outputs, batch, index)
 

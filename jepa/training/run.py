@@ -1,4 +1,4 @@
-"""`train`: the stages of a VL-JEPA one after the other, on the procedural world."""
+"""`train`: the stages of a VL-JEPA one after the other, on the procedural world or on manifests."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from jepa import checkpoint
 from jepa.config import DecoderStageConfig, JEPAStageConfig, build
 from jepa.data.clips import ClipBatch, ClipBatches
-from jepa.data.features import ClipReader, Features
 from jepa.data.manifest_batches import ManifestBatches, Prompts
 from jepa.data.manifests import read_manifest
 from jepa.data.tokenizer import Tokenizer
@@ -30,14 +30,26 @@ from jepa.errors import InputError
 from jepa.models.roles import Part
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.training import language
-from jepa.training.fit import check_devices, fit, is_first_process, on_gpu, own_device, summary
+from jepa.training.fit import (
+    Keep,
+    check_devices,
+    fit,
+    is_first_process,
+    keeper,
+    on_gpu,
+    own_device,
+    summary,
+    write_checkpoint,
+)
 from jepa.training.latents import (
     DecoderBatches,
+    StreamLatents,
     predicted_latents,
     prediction_error,
     training_texts,
 )
 from jepa.training.modules import DecoderModule, JEPAModule
+from jepa.training.own_data import check_texts, decoder_source, reader
 from jepa.training.sharding import gather
 
 _VALIDATION_SEED = 1_000_003  # added to the seed: validation clips never occur in training
@@ -46,8 +58,9 @@ _VALIDATION_SEED = 1_000_003  # added to the seed: validation clips never occur 
 def train(config: dict[str, Any], output: Path) -> Path:
     """Trains a validated configuration of `TRAIN_CONFIGS` and returns the checkpoint's folder, `output/checkpoint`.
 
-    The checkpoint is written after every stage, logs go to `output/logs`. With `checkpoint` its model and its stages
-    are gone on from. On several devices every process calls this; the first writes.
+    The checkpoint is written after every stage and, within one, after every validation; logs go to `output/logs`. With
+    `checkpoint` its model and its stages are gone on from. On several devices every process calls this; the first
+    writes.
     """
     try:
         return language.train(config, output) if config["variant"] == "llm_jepa" else _train_vl_jepa(config, output)
@@ -59,14 +72,18 @@ def train(config: dict[str, Any], output: Path) -> Path:
 def _train_vl_jepa(config: dict[str, Any], output: Path) -> Path:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
     L.seed_everything(config["seed"], verbose=False)
+    config["data"] = _manifests(config["data"])
     _check(config)
-    world = build(config["world"])
     model, stages = _start(config)
+    world = build(config["world"])
     if config["jepa"] and config["jepa"]["decoder_weight"] and not any(stage["name"] == "decoder" for stage in stages):
         raise InputError(
             f"jepa.decoder_weight > 0 must come with a checkpoint whose decoder is trained, got {config['checkpoint']}"
         )
-    if config["data"] is None and (world.size, world.fps) != (model.x_encoder.size, model.fps):
+    if config["data"] is not None:
+        decoded = config["decoder"] is not None or config["jepa"]["decoder_weight"] > 0
+        check_texts(config["data"], model, decoded)
+    elif (world.size, world.fps) != (model.x_encoder.size, model.fps):
         raise InputError(
             f"world.size and world.fps must be those of the model, got {world.size} px at {world.fps} Hz "
             f"for a model of {model.x_encoder.size} px at {model.fps} Hz"
@@ -77,26 +94,36 @@ def _train_vl_jepa(config: dict[str, Any], output: Path) -> Path:
     for name, run in (("jepa", _train_jepa), ("decoder", _train_decoder)):
         if config[name] is None:
             continue
-        started = time.perf_counter()
         trained = deepcopy(model) if config["strategy"] == "fsdp" else model
-        result = run(config, trained.train(), world, output)
-        if trained is not model:
-            gather(trained, model)
-        stages.append({"name": name, "seconds": round(time.perf_counter() - started, 2), **result})
+        keep = keeper(name, stages, partial(_write, trained, model, config, folder))
+        stages.append(keep(run(config, trained.train(), world, output, keep), unfinished=False))
         model.cpu()
-        if is_first_process():
-            checkpoint.save(model, config, folder)
-            (folder / "training.json").write_text(json.dumps({"stages": stages}, indent=1), encoding="utf-8")
     if is_first_process():
         print(f"checkpoint: {folder}", flush=True)
     return folder
 
 
+def _write(trained: VLJEPA, model: VLJEPA, config: dict[str, Any], folder: Path, stages: list[dict[str, Any]]) -> None:
+    """Writes the checkpoint; of sharded parameters every process gathers the whole ones in `model` for it."""
+    if trained is not model:
+        gather(trained, model)
+    write_checkpoint(model, config, folder, stages)
+
+
+def _manifests(data: dict[str, Any] | None) -> dict[str, Any] | None:
+    """`data`, or None where it names no manifests."""
+    if data is None or (data["train"] is None and data["validation"] is None):
+        return None
+    if data["train"] is None or data["validation"] is None:
+        raise InputError(
+            f"data.train and data.validation must be given together, got {data['train']} and {data['validation']}"
+        )
+    return data
+
+
 def _check(config: dict[str, Any]) -> None:
     if config["jepa"] is None and config["decoder"] is None:
         raise InputError("there is nothing to train: jepa and decoder are null")
-    if config["data"] is not None and config["decoder"] is not None:
-        raise InputError("the decoder's stage takes streams of the world: decoder must be null with data, got both")
     if config["compile"] and config["strategy"] == "fsdp":
         raise InputError("compile must be false with strategy fsdp, got true")
     if config["compile"] and shutil.which(os.environ.get("CXX", "g++")) is None:
@@ -105,7 +132,10 @@ def _check(config: dict[str, Any]) -> None:
 
 
 def _start(config: dict[str, Any]) -> tuple[VLJEPA, list[dict[str, Any]]]:
-    """A new model, or that of `checkpoint` with the stages behind it; `config` then gets its model and tokenizer."""
+    """A new model, or that of `checkpoint` with the stages behind it.
+
+    `config` then gets its model and tokenizer and, if it is not trained on, its world.
+    """
     if config["checkpoint"] is None:
         tokenizer = Tokenizer.train(corpus(), **config["tokenizer"])
         model: VLJEPA = checkpoint.build_model(config, tokenizer)
@@ -115,7 +145,8 @@ def _start(config: dict[str, Any]) -> tuple[VLJEPA, list[dict[str, Any]]]:
     if not isinstance(model, VLJEPA):
         raise InputError(f"checkpoint must be of a VL-JEPA, got {type(model).__name__}: {folder}")
     before = checkpoint.read_config(folder)
-    config |= {key: before[key] for key in ("model", "tokenizer")}
+    kept = ("model", "tokenizer") if config["data"] is None else ("model", "tokenizer", "world")
+    config |= {key: before[key] for key in kept}
     return model, json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
 
 
@@ -148,12 +179,7 @@ def _jepa_batches(
             for seed, count in zip(seeds, counts, strict=True)
         )
         return first, second
-    reader = ClipReader(model.frames, model.x_encoder.size, data["fps"])
-    read: ClipReader | Features = reader
-    if data["features"] is not None:
-        read = Features(Path(data["features"]))
-        encoder: Any = model.x_encoder
-        read.check(encoder, reader)
+    read = reader(data, model, trained=True)
     options = {"shares": data["shares"], "prompts": Prompts(**data["prompts"]), "skip_broken": data["skip_broken"]}
     train, held_out = (
         ManifestBatches(read_manifest(Path(data[split])), read, seed, stage.batch_size, count, **options)
@@ -162,7 +188,7 @@ def _jepa_batches(
     return train, held_out
 
 
-def _train_jepa(config: dict[str, Any], model: VLJEPA, world: World, output: Path) -> dict[str, Any]:
+def _train_jepa(config: dict[str, Any], model: VLJEPA, world: World, output: Path, keep: Keep) -> dict[str, Any]:
     stage = JEPAStageConfig(**config["jepa"])
     batches, validation = _jepa_batches(config, stage, model, world)
     with _unchanged(model.y_encoder, model.y_decoder):
@@ -170,9 +196,8 @@ def _train_jepa(config: dict[str, Any], model: VLJEPA, world: World, output: Pat
         module = JEPAModule(model, stage)
         parts = (model.x_encoder, model.predictor, model.y_encoder) if config["compile"] else ()
         with _compiled(*parts):
-            trainer = fit(
-                module, batches, validation, stage, config, output, "jepa", config["strategy"], config["devices"]
-            )
+            on = config["strategy"], config["devices"]
+            trainer = fit(module, batches, validation, stage, config, output, "jepa", *on, keep)
     learned = {"temperature": float(module.loss.temperature.detach())} if hasattr(module.loss, "temperature") else {}
     return summary(trainer, stage, output / "logs" / "jepa") | learned
 
@@ -189,37 +214,34 @@ def _compiled(*parts: Any) -> Iterator[None]:
             del part.forward
 
 
-def _train_decoder(config: dict[str, Any], model: VLJEPA, world: World, output: Path) -> dict[str, Any]:
+def _train_decoder(config: dict[str, Any], model: VLJEPA, world: World, output: Path, keep: Keep) -> dict[str, Any]:
     stage = DecoderStageConfig(**config["decoder"])
     seed = config["seed"]
     model.eval().to(own_device(config))
-    streams = predicted_latents(
-        model,
-        world,
-        build(stage.style),
-        seed,
-        stage.streams,
-        stage.stream_seconds,
-        stage.step_rate_hz,
-    )
-    noise = prediction_error(model, streams)
-    texts = training_texts(world)
-    text_latents = model.embed_all(texts)
-    batches = DecoderBatches(
-        text_latents,
-        texts,
-        streams,
-        stage.noise * noise,
-        seed,
-        stage.batch_size,
-        _batches_needed(stage, config),
-        stage.predictions,
-        stage.segment_means,
-    )
+    source, held_out = _decoder_sources(config, stage, model, world)
+    noise = prediction_error(model, source[2])
+    switches = stage.predictions, stage.segment_means
+    count = _batches_needed(stage, config)
+    batches = DecoderBatches(*source, stage.noise * noise, seed, stage.batch_size, count, *switches)
     validation = DecoderBatches(  # the same whatever is switched off
-        text_latents, texts, streams, noise, seed + _VALIDATION_SEED, stage.batch_size, stage.validation_batches
+        *held_out, noise, seed + _VALIDATION_SEED, stage.batch_size, stage.validation_batches
     )
     module = DecoderModule(model, stage)
     module.train()
-    trainer = fit(module, batches, validation, stage, config, output, "decoder", config["strategy"], config["devices"])
+    on = config["strategy"], config["devices"]
+    trainer = fit(module, batches, validation, stage, config, output, "decoder", *on, keep)
     return summary(trainer, stage, output / "logs" / "decoder") | {"noise_per_dimension": round(noise, 5)}
+
+
+def _decoder_sources(
+    config: dict[str, Any], stage: DecoderStageConfig, model: VLJEPA, world: World
+) -> list[tuple[Tensor, list[str], StreamLatents]]:
+    """Text embeddings, texts and predictions to train on, and those to validate on: of the world, the same."""
+    seed, data = config["seed"], config["data"]
+    if data is None:
+        style = build(stage.style)
+        streams = predicted_latents(model, world, style, seed, stage.streams, stage.stream_seconds, stage.step_rate_hz)
+        texts = training_texts(world)
+        return 2 * [(model.embed_all(texts), texts, streams)]
+    limits = {"train": stage.clips, "validation": stage.batch_size * stage.validation_batches}
+    return [decoder_source(data, model, split, seed, limits[split], config["workers"]) for split in limits]

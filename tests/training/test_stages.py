@@ -29,7 +29,8 @@ from jepa.data.manifests import read_manifest
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import SOLO_ACTIONS, World
 from jepa.errors import InputError
-from jepa.training.modules import JEPAModule, text_ids
+from jepa.training.modules import DecoderModule, JEPAModule, text_ids
+from jepa.training.own_data import decoder_source
 from jepa.training.run import train
 from jepa.training.sharding import shard
 
@@ -286,30 +287,154 @@ def test_the_paper_model_has_the_published_parameters(tokenizer):
     assert y_encoder["total"] == y_encoder["trainable"] == 304_044_288  # 300M
 
 
-def test_manifests_are_trained_on_as_clips_and_as_features(tmp_path, tiny_model):
-    """A picture with a caption, one with a question, one with a class; the same loss from states on disk."""
+def own_data(folder: Path, **changes: Any) -> dict[str, Any]:
+    """`data` of a manifest in the folder: a picture with captions, one with a question, one with a class."""
     rng = np.random.default_rng(0)
     lines = [{"captions": ["a red square", "a square"]}, {"question": "what?", "answer": "this"}, {"label": "square"}]
     for number, line in enumerate(lines):
-        Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(folder / f"{number}.png")
         line["media"] = f"{number}.png"
-    manifest = tmp_path / "manifest.jsonl"
+    manifest = folder / "manifest.jsonl"
     manifest.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     data = {"train": str(manifest), "validation": str(manifest), "features": None, "fps": None, "skip_broken": False}
     data |= {"shares": {"caption": 2.0, "question": 1.0, "class": 1.0}}
-    data |= {"prompts": {"captions": [""], "classes": ["what is it?"], "label": "{label}"}}
+    return data | {"prompts": {"captions": [""], "classes": ["what is it?"], "label": "{label}"}} | changes
+
+
+def test_manifests_are_trained_on_as_clips_and_as_features(tmp_path, tokenizer):
+    """The same loss from pictures and from their states on disk."""
+    data = own_data(tmp_path)
     plain = config("decoder=null", "jepa.batch_size=4", "jepa.learning_rate=1e-9")
+    size = {"img_size": 48, "patch_size": 12, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    target = {"_target_": "jepa.encoders.vision_timm.TimmEncoder", "name": "vit_tiny_patch16_224", "size": 48}
+    plain["model"]["x_encoder"] = {**target, **size, "frozen": True}
+    torch.manual_seed(0)
+    model = checkpoint.build_model(plain, tokenizer)
     start = tmp_path / "start"
-    checkpoint.save(tiny_model, plain, start)
+    checkpoint.save(model, plain, start)
     (start / "training.json").write_text('{"stages": []}', encoding="utf-8")
-    reader = ClipReader(tiny_model.frames, tiny_model.x_encoder.size)
-    media = [sample.media for sample in read_manifest(manifest)]
-    write_features(copy.deepcopy(tiny_model.x_encoder), reader, media, tmp_path / "features", batch_size=2)
+    reader = ClipReader(model.frames, model.x_encoder.size)
+    media = [sample.media for sample in read_manifest(Path(data["train"]))]
+    write_features(model.x_encoder, reader, media, tmp_path / "features", batch_size=2)
     losses = []
     for features in (None, str(tmp_path / "features")):
         chosen = data | {"features": features}
         folder = train(plain | {"checkpoint": str(start), "data": chosen}, tmp_path / f"run {features is None}")
         losses.append(next(row["loss"] for row in stages(folder)[0]["curve"] if "loss" in row))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    with pytest.raises(InputError, match="decoder must be null with data"):
-        train(config() | {"data": data}, tmp_path / "both")
+
+
+def test_states_on_disk_are_refused_if_the_encoder_is_trained(tmp_path, tiny_model):
+    data = own_data(tmp_path, features=str(tmp_path / "features"))
+    encoder, reader = copy.deepcopy(tiny_model.x_encoder), ClipReader(tiny_model.frames, tiny_model.x_encoder.size)
+    write_features(encoder, reader, [s.media for s in read_manifest(Path(data["train"]))], tmp_path / "features", 2)
+    with pytest.raises(InputError, match=r"an X-Encoder that is frozen .*, got a FrameViT that is trained"):
+        train(config("decoder=null") | {"data": data}, tmp_path)
+    states = torch.zeros(2, 32, 32)
+    with pytest.raises(InputError, match="need a frozen X-Encoder"):
+        JEPAModule(tiny_model, JEPAStageConfig(**changed()["jepa"])).embeddings(
+            ClipBatch(states, [""] * 2, ["a"] * 2, [])
+        )
+
+
+def test_slow_copies_follow_once_a_step(tiny_model):
+    module = JEPAModule(copy.deepcopy(tiny_model), JEPAStageConfig(**changed(target="ema", accumulate=2)["jepa"]))
+    with torch.no_grad():
+        for parameter in module.pair().parameters():
+            parameter.add_(1.0)
+    moved = []
+    for index in range(4):
+        before = next(module.slow.parameters()).clone()
+        module.on_train_batch_end(None, None, index)
+        moved.append(not torch.equal(next(module.slow.parameters()), before))
+    assert moved == [False, True, False, True]
+
+
+def test_the_decoder_learns_from_a_manifest(tmp_path):
+    """Texts of all kinds that have a share, predictions of their clips, and no world."""
+    data = own_data(tmp_path)
+    first = train(config("decoder=null", "world.size=64") | {"data": data}, tmp_path / "first")
+    longer = ["decoder.steps=300", "decoder.validate_every=300", "decoder.noise=0.0"]
+    folder = train(config("jepa=null", f"checkpoint={first}", *longer) | {"data": data}, tmp_path / "second")
+    assert [stage["name"] for stage in stages(folder)] == ["jepa", "decoder"]
+    assert checkpoint.read_config(folder)["world"]["size"] == 64  # that of the first stage
+    model = checkpoint.load(folder)
+    texts = ["a red square", "a square", "square", "this"]
+    found, said, streams = decoder_source(data, model, "train", seed=0, clips=0, workers=0)
+    assert said == texts
+    torch.testing.assert_close(found, model.embed_all(texts))
+    assert set(streams.texts) < set(texts)
+    assert len(streams.latents) == 3
+    assert [decoded.text for decoded in model.decode(found)] == texts
+    one = decoder_source(data | {"shares": {"class": 1.0}}, model, "train", seed=0, clips=0, workers=0)
+    assert one[1] == one[2].texts == ["square"]
+    clip = ClipReader(model.frames, 48)(read_manifest(Path(data["train"]))[2].media)
+    expected = model.predict(model.encode(clip[None]), ["what is it?"]).detach()
+    torch.testing.assert_close(one[2].latents, expected)
+
+
+def test_clips_with_the_same_text_stand_together(tmp_path, tiny_model):
+    data = own_data(tmp_path)
+    lines = [{"media": f"{number % 3}.png", "label": label} for number, label in enumerate("abaaba")]
+    Path(data["train"]).write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    shares = {"shares": {"class": 1.0}}
+    _, texts, streams = decoder_source(data | shares, tiny_model, "train", seed=0, clips=0, workers=0)
+    assert (texts, streams.texts) == (["a", "b"], ["a", "b"])
+    assert (streams.first.tolist(), streams.last.tolist()) == ([0, 4], [3, 5])
+    torch.testing.assert_close(streams.latents[1], streams.latents[3])  # of lines 3 and 6: both show 2.png
+    assert len(decoder_source(data | shares, tiny_model, "train", seed=0, clips=2, workers=0)[2].latents) == 2
+    with Path(data["train"]).open("a", encoding="utf-8") as file:
+        file.write('\n{"media": "broken.png", "label": "c"}')
+    with pytest.raises(InputError, match=r"broken\.png"):
+        decoder_source(data | shares, tiny_model, "train", seed=0, clips=0, workers=0)
+    skipped = decoder_source(data | shares | {"skip_broken": True}, tiny_model, "train", seed=0, clips=0, workers=0)
+    assert len(skipped[2].latents) == 6
+
+
+@pytest.mark.parametrize("part", ["predictor", "y_encoder", "y_decoder"])
+def test_texts_too_long_are_named_before_training(part, tmp_path):
+    data, plain = own_data(tmp_path), config()
+    with Path(data["validation"]).open("a", encoding="utf-8") as file:
+        file.write('\n{"media": "0.png", "question": "which of the two is it, now?", "answer": "the left red one"}')
+    plain["model"][part]["max_length"] = 8
+    with pytest.raises(InputError, match=rf"manifest\.jsonl:4: {part}: a text must have at most 8 tokens, got \d+: '"):
+        train(plain | {"data": data}, tmp_path)
+    if part == "y_decoder":  # which does not read it unless it is trained
+        train(plain | {"data": data, "decoder": None}, tmp_path)
+
+
+class CutOffError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["jepa", "decoder"])
+def test_what_was_trained_until_a_stage_was_cut_off_is_kept(stage, tmp_path, monkeypatch):
+    other = "decoder" if stage == "jepa" else "jepa"
+    plain = config(f"{stage}.steps=6", f"{other}=null")
+    module = {"jepa": JEPAModule, "decoder": DecoderModule}[stage]
+    step, seen = module.training_step, {}
+
+    def until_the_fifth(self, batch, index):
+        if index == 4:
+            seen.update({name: tensor.clone() for name, tensor in self.state_dict().items()})
+            raise CutOffError
+        return step(self, batch, index)
+
+    monkeypatch.setattr(module, "training_step", until_the_fifth)
+    with pytest.raises(CutOffError):
+        train(plain, tmp_path / "cut")
+    monkeypatch.undo()
+    folder = tmp_path / "cut" / "checkpoint"
+    [record] = stages(folder)
+    assert (record["name"], record["steps"], record["unfinished"]) == (stage, 4, True)
+    kept = load_file(folder / "model.safetensors")
+    prefix = {"jepa": ("model.", ""), "decoder": ("decoder.", "y_decoder.")}[stage]
+    same = {prefix[1] + name.removeprefix(prefix[0]): t for name, t in seen.items() if name.startswith(prefix[0])}
+    assert same
+    for name, tensor in same.items():
+        if name in kept:
+            assert torch.equal(kept[name], tensor), name
+    on = train(config(f"{other}=null", f"checkpoint={folder}"), tmp_path / "on")
+    assert [(each["steps"], "unfinished" in each) for each in stages(on)] == [(4, True), (2, False)]
