@@ -171,7 +171,7 @@ COMMANDS = {
             ),
             {
                 "vl_jepa": ("world", "model", "stream@decoder.style"),
-                "llm_jepa": ("pairs@data", "model", "objective", "arm"),
+                "llm_jepa": ("pairs@data", "model", "objective", "objective@method", "arm"),
                 "comparison": ("world", "model", "stream@stream.style"),
             },
         ),

@@ -284,6 +284,7 @@ class LanguageTrainConfig:
     checkpoint: str | None  # to go on from: its language model and tokenizer take the place of those below
     tokenizer: ChatTokenizerConfig
     model: Node
+    method: ObjectiveConfig  # what the arms of a sweep derive theirs from
     objective: ObjectiveConfig
     equal_flops: ObjectiveConfig | None
     stage: LanguageStageConfig

@@ -48,6 +48,7 @@ from jepa.training.fit import (
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, Stage, follow, warn_of_collapse
 
+_NEXT_TOKEN_ARMS = ("ntp", "ntp_equal_flops")
 _FLOPS_SAMPLE = 4  # batches whose operations are counted before training, for a number of steps
 
 
@@ -245,6 +246,14 @@ def train(config: dict[str, Any], output: Path) -> Path:
     either. On several devices every process calls this; the first writes.
     """
     check_devices(config)
+    weight = config["objective"]["weight"]
+    if config["arm"] in _NEXT_TOKEN_ARMS and weight != 0:
+        raise InputError(
+            f"objective.weight must be 0 in arm {config['arm']}, which is next-token training, got {weight}; "
+            "what the arms of a method have in common is set under method"
+        )
+    if config["checkpoint"] is None and not config["stage"]["epochs"]:
+        raise InputError("stage.epochs must be > 0 for a new language model, got 0 and no checkpoint")
     if not config["stage"]["epochs"] and config["decoder"] is None:
         raise InputError("there is nothing to train: stage.epochs is 0 and decoder is null")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LLAMA, language_config
+from hydra import compose, initialize_config_module
 from processes import assert_same_weights, train_in_two_processes
 from safetensors.torch import load_file
 
@@ -100,6 +101,7 @@ def train_config(
         "data": {"_target_": "jepa.data.regex_grammar.generate", **data},
         "tokenizer": {"pretrained": None, "vocab_size": 400},
         "model": tiny,
+        "method": objective_config(),
         "objective": objective_config(**(changed or {})),
         "checkpoint": None,
         "decoder": None,
@@ -472,3 +474,36 @@ def test_devices_come_with_a_strategy_and_a_launcher(tmp_path):
         train(train_config() | {"devices": 2, "strategy": "ddp"}, tmp_path)
     with pytest.raises(InputError, match="devices > 1 must come with a strategy"):
         train(train_config() | {"strategy": "ddp"}, tmp_path)
+
+
+def test_a_baseline_is_next_token_training(tmp_path):
+    for arm in ("ntp", "ntp_equal_flops"):
+        with pytest.raises(InputError, match=rf"objective.weight must be 0 in arm {arm}, .* got 0.3; .* under method"):
+            train(train_config() | {"arm": arm}, tmp_path)
+
+
+def test_a_new_language_model_is_trained(tmp_path):
+    with pytest.raises(InputError, match=r"epochs must be > 0 for a new language model, got 0 and no checkpoint"):
+        train(train_config(stage={"epochs": 0.0}), tmp_path)
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_module("jepa.conf", version_base="1.3"):
+        return validate(compose("train", ["experiment=llm_jepa_controls", *overrides]), LanguageTrainConfig)
+
+
+def test_arms_follow_the_method():
+    """All but the baseline have what is set under `method`, and differ from it in nothing but what they are for."""
+    changes = ["objective@method=cosine", "method.weight=2", "method.target=stop_gradient"]
+    arms = {arm: composed(*changes, f"arm={arm}") for arm in ("llm_jepa", "shuffled", "ntp", "ntp_equal_flops")}
+    method = arms["llm_jepa"]["objective"]
+    assert (method["weight"], method["target"], method["loss"]) == (
+        2.0,
+        "stop_gradient",
+        {"_target_": LOSSES + "distance.Cosine"},
+    )
+    assert arms["shuffled"]["objective"] == method | {"pairs": "shuffled"}
+    assert arms["ntp_equal_flops"]["equal_flops"] == method
+    assert arms["ntp"]["equal_flops"] is None
+    assert arms["ntp"]["objective"]["weight"] == arms["ntp_equal_flops"]["objective"]["weight"] == 0
+    assert composed("objective=cosine")["objective"]["weight"] == 1.0  # of a single run
