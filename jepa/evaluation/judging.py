@@ -15,7 +15,7 @@ def check_before_training(config: dict[str, Any]) -> None:
 
 
 def check_answers(answers: AnswersConfig, splits: PairSplits) -> None:
-    """Raises `InputError` for what could not be judged, before anything is generated."""
+    """Raises `InputError` for what could not be judged, before anything is generated: each right answer is, once."""
     pairs = getattr(splits, answers.split)
     if not pairs:
         raise InputError(f"answers.split must hold at least 1 pair, got none in {answers.split}")
@@ -25,7 +25,12 @@ def check_answers(answers: AnswersConfig, splits: PairSplits) -> None:
 
     for name in answers.metrics:
         if name != "multiple_choice":
-            judge_for(name, **judge_options(name, answers))
+            judge = judge_for(name, **judge_options(name, answers))
+            for pair in pairs[: answers.limit or None]:
+                try:
+                    judge(pair.answer, pair.answer, pair.request)
+                except InputError as error:
+                    raise InputError(f"{pair.source}: {error}") from error
         elif len(answers.choices) < 2 or len(answers.metrics) > 1:
             raise InputError(f"multiple_choice must stand alone and have >= 2 answers.choices, got {answers.choices}")
         else:

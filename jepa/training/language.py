@@ -46,7 +46,7 @@ from jepa.training.fit import (
     write_checkpoint,
 )
 from jepa.training.latents import PairDecoderBatches
-from jepa.training.modules import DecoderModule, Stage, follow, warn_of_collapse
+from jepa.training.modules import DecoderModule, Stage, check_finite, follow, warn_of_collapse
 
 _NEXT_TOKEN_ARMS = ("ntp", "ntp_equal_flops")
 _FLOPS_SAMPLE = 4  # batches whose operations are counted before training, for a number of steps
@@ -213,6 +213,7 @@ class LanguageModule(Stage):
     def validation_step(self, batch: PairBatch, index: int) -> None:
         out = self.model(batch.rows)
         loss = F.cross_entropy(out.logits, out.labels)
+        check_finite(loss, self.global_step, self.stage.learning_rate)
         self.log("val/next_token", loss, batch_size=len(out.labels), sync_dist=True)
         self.geometry.update(out.predictions, out.targets, batch.rows.target_ids)
 

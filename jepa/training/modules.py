@@ -55,6 +55,15 @@ def token_nats(decoder: YDecoder, tokenizer: TextTokenizer, latents: Tensor, tex
     return F.cross_entropy(logits[mask], ids[mask], reduction="none")
 
 
+def check_finite(values: Tensor, step: int, rate: float) -> None:
+    """Refuses to go on from what is no number any more; what was validated before is in the checkpoint."""
+    if not bool(values.isfinite().all()):
+        raise InputError(
+            f"training must stay finite, got a NaN or an infinity when validated after step {step}; the learning rate, "
+            f"{rate:g}, may be too high. The checkpoint holds what was validated before"
+        )
+
+
 def warn_of_collapse(geometry: Mapping[str, Tensor], step: int) -> None:
     """Warns if unpaired latents are as good as equal."""
     if message := collapse_message(geometry):
@@ -289,6 +298,7 @@ class JEPAModule(Stage):
     def validation_step(self, batch: ClipBatch, index: int) -> None:
         predictions = self.model.predict(self.model.encode(batch.frames), batch.queries)
         targets = self.model.embed(batch.texts)
+        check_finite(predictions, self.global_step, self.stage.learning_rate)
         self.geometry.update(predictions, targets, text_ids(batch.texts).to(self.device))
         if self.settings.decoder_weight:
             nats = self.nats(predictions, batch.texts)

@@ -507,3 +507,16 @@ def test_arms_follow_the_method():
     assert arms["ntp"]["equal_flops"] is None
     assert arms["ntp"]["objective"]["weight"] == arms["ntp_equal_flops"]["objective"]["weight"] == 0
     assert composed("objective=cosine")["objective"]["weight"] == 1.0  # of a single run
+
+
+def test_what_diverges_ends_in_one_line_and_keeps_what_was_validated(tmp_path, monkeypatch):
+    broken = LanguageModule.training_step
+
+    def training_step(self: LanguageModule, batch: Any, index: int) -> Any:
+        return broken(self, batch, index) * (float("nan") if index >= 3 else 1.0)
+
+    monkeypatch.setattr(LanguageModule, "training_step", training_step)
+    with pytest.raises(InputError, match=r"must stay finite, got a NaN .* after step 4; the learning rate, 0\.01"):
+        train(train_config(stage={"epochs": 1}), tmp_path)
+    checkpoint.load(tmp_path / "checkpoint")
+    assert record(tmp_path / "checkpoint")["steps"] == 2
