@@ -396,8 +396,9 @@ def test_clips_with_the_same_text_stand_together(tmp_path, tiny_model):
 @pytest.mark.parametrize("part", ["predictor", "y_encoder", "y_decoder"])
 def test_texts_too_long_are_named_before_training(part, tmp_path):
     data, plain = own_data(tmp_path), config()
+    long = {"media": "0.png", "question": "which of the two is it now?", "answer": "the one that is left of the other"}
     with Path(data["validation"]).open("a", encoding="utf-8") as file:
-        file.write('\n{"media": "0.png", "question": "which of the two is it, now?", "answer": "the left red one"}')
+        file.write("\n" + json.dumps(long))
     plain["model"][part]["max_length"] = 8
     with pytest.raises(InputError, match=rf"manifest\.jsonl:4: {part}: a text must have at most 8 tokens, got \d+: '"):
         train(plain | {"data": data}, tmp_path)
