@@ -229,8 +229,9 @@ def test_two_processes_train_as_one_does_on_both_batches(tmp_path):
 
 
 def test_sharded_parameters_are_trained_as_whole_ones(tmp_path):
-    """With gradients that are clipped, a learned temperature that is not sharded, and slow copies that follow."""
+    """With clipped gradients, a learned temperature that is not sharded, slow copies, and a checkpoint half-way."""
     plain = config("jepa.gradient_clip=0.05", "jepa.target=ema", "jepa.ema_decay=0.9", "jepa.learning_rate=0.01")
+    plain |= {name: plain[name] | {"validate_every": 1} for name in ("jepa", "decoder")}
     sharded, whole = (train_in_two_processes(plain, strategy, tmp_path / strategy) for strategy in ("fsdp", "ddp"))
     assert_same_weights(sharded, whole)
     checkpoint.load(sharded)  # strictly
