@@ -229,8 +229,9 @@ def test_two_processes_train_as_one_does_on_both_batches(tmp_path):
 
 
 def test_sharded_parameters_are_trained_as_whole_ones(tmp_path):
-    """With gradients that are clipped, a learned temperature that is not sharded, and slow copies that follow."""
+    """With clipped gradients, a learned temperature that is not sharded, slow copies, and a checkpoint half-way."""
     plain = config("jepa.gradient_clip=0.05", "jepa.target=ema", "jepa.ema_decay=0.9", "jepa.learning_rate=0.01")
+    plain |= {name: plain[name] | {"validate_every": 1} for name in ("jepa", "decoder")}
     sharded, whole = (train_in_two_processes(plain, strategy, tmp_path / strategy) for strategy in ("fsdp", "ddp"))
     assert_same_weights(sharded, whole)
     checkpoint.load(sharded)  # strictly
@@ -396,8 +397,9 @@ def test_clips_with_the_same_text_stand_together(tmp_path, tiny_model):
 @pytest.mark.parametrize("part", ["predictor", "y_encoder", "y_decoder"])
 def test_texts_too_long_are_named_before_training(part, tmp_path):
     data, plain = own_data(tmp_path), config()
+    long = {"media": "0.png", "question": "which of the two is it now?", "answer": "the one that is left of the other"}
     with Path(data["validation"]).open("a", encoding="utf-8") as file:
-        file.write('\n{"media": "0.png", "question": "which of the two is it, now?", "answer": "the left red one"}')
+        file.write("\n" + json.dumps(long))
     plain["model"][part]["max_length"] = 8
     with pytest.raises(InputError, match=rf"manifest\.jsonl:4: {part}: a text must have at most 8 tokens, got \d+: '"):
         train(plain | {"data": data}, tmp_path)
