@@ -65,7 +65,7 @@ from jepa.report.tables import (
 )
 
 REPLAY_SCHEMA = "jepa.replay/1"
-KEPT = 0.5  # of the reference's quality at the lowest level of noise: with less, a level says nothing of savings
+KEPT = 0.75  # of the reference's quality at the lowest level of noise: with less, a level says nothing of savings
 _ABREAST = 5  # levels in a line of a terminal
 
 Replay = dict[str, Any]

@@ -244,9 +244,9 @@ def test_savings_end_at_the_first_level_without_one_while_the_reference_holds():
     assert savings_end({"levels": [held, level(0.5, 0.9)]}, "gate") is None  # a policy that begins to save at 1
     assert savings_end({"levels": [held, level(0.5, 0.9), thin]}, "gate") == 2.0
     assert savings_end({"levels": [thin, level(0.5, 0.9)]}, "gate") == 0.5
-    assert savings_end({"levels": [held, level(2.0, 0.9, reference=1.9)]}, "gate") is None  # the reference collapsed
-    assert savings_end({"levels": [held, level(2.0, 0.9, reference=2.0)]}, "gate") == 2.0
-    assert savings_end({"levels": [level(0.5, 0.9), level(2.0, 1.5, reference=1.9)]}, "gate") == 0.5
+    assert savings_end({"levels": [held, level(2.0, 0.9, reference=2.9)]}, "gate") is None  # the reference collapsed
+    assert savings_end({"levels": [held, level(2.0, 0.9, reference=3.0)]}, "gate") == 2.0
+    assert savings_end({"levels": [level(0.5, 0.9), level(2.0, 1.5, reference=2.9)]}, "gate") == 0.5
 
 
 def test_many_levels_fit_a_terminal_and_the_end_of_savings_is_bounded_by_the_levels_that_count(results):
@@ -254,7 +254,7 @@ def test_many_levels_fit_a_terminal_and_the_end_of_savings_is_bounded_by_the_lev
     for noise in (0.4, 0.5, 0.6, 0.7, 0.8):
         results["levels"].append(copy.deepcopy(base) | {"noise": noise})
     for saving in results["levels"][-1]["savings"]:
-        saving["reference_quality"] /= 2.1
+        saving["reference_quality"] /= 1.4
     summary = replay_summary(results)
     assert max(map(len, summary.splitlines()[7:])) <= 100
     tables = [line.split() for line in summary.splitlines() if line.startswith("noise   ")]
