@@ -380,6 +380,7 @@ class TaskConfig:
     limit: Natural  # samples of the manifest, from its beginning; 0: all
     fps: Positive | None  # of videos: frames a second around the middle; null: at equal distances over the whole part
     workers: Natural
+    skip_broken: bool  # leave out samples with a medium that cannot be read, named and counted; otherwise an error
 
 
 @dataclass(frozen=True)
