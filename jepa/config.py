@@ -166,16 +166,18 @@ class PromptsConfig:
 
 @dataclass(frozen=True)
 class ManifestsConfig:
-    """Manifests to train and to validate on: see ``jepa.data.manifest_batches``; ``features``: states of their media.
+    """Manifests or shards to train and to validate on, and ``features``: states of their media. See docs/data.md.
 
     ``fps``: frames a second of a video around the middle of its part; null: at equal distances over the whole part.
+    ``shares``: of the kinds of samples in a batch; null: as the data have them, which shards must be.
     """
 
     train: str
     validation: str
     features: str | None
     fps: Positive | None
-    shares: dict[str, NonNegative]
+    shares: dict[str, NonNegative] | None
+    buffer: Count  # samples of shards that wait to be drawn
     prompts: PromptsConfig
     skip_broken: bool
 

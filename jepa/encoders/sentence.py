@@ -71,7 +71,7 @@ class SentenceEncoder(nn.Module):
         auto = AutoModelForTextEncoding if has_decoder else AutoModel
         self.lm: Any = load(auto, pretrained, config, optional=[r"^pooler\."])
         if hasattr(self.lm, "pooler"):  # BERT's, of another task
-            self.lm.pooler = None
+            self.lm.pooler = None  # type: ignore[assignment]
         self.pooling, self.frozen, self.gradient_checkpointing = pooling, frozen, gradient_checkpointing
         if pretrained is not None:
             _check_pooling(pretrained, pooling)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import os
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from jepa.config import StageConfig
 from jepa.errors import InputError
 from jepa.training.sharding import sharded_strategy
+
+_PRINTED = 20  # media that were left out
 
 
 def on_gpu(config: dict[str, Any]) -> bool:
@@ -55,9 +59,11 @@ def fit(
     """Trains for `stage.steps` steps with a progress bar; logs go to `output/logs/<name>`.
 
     `batches` has as many as all devices need, which take turns, in order: steps * accumulate * devices. Every device
-    validates on all of `validation`.
+    validates on all of `validation`. An `IterableDataset` has no end and shares itself out among devices; of one for
+    validation `stage.validation_batches` are taken.
     """
     logs = output / "logs"
+    streamed, held_out_streamed = (isinstance(each, IterableDataset) for each in (batches, validation))
     trainer = L.Trainer(
         accelerator=config["accelerator"],
         devices=devices,
@@ -67,6 +73,8 @@ def fit(
         max_epochs=1,
         accumulate_grad_batches=stage.accumulate,
         gradient_clip_val=stage.gradient_clip,
+        limit_train_batches=stage.steps * stage.accumulate if streamed else 1.0,
+        limit_val_batches=stage.validation_batches if held_out_streamed else 1.0,
         val_check_interval=min(stage.validate_every, stage.steps) * stage.accumulate,
         num_sanity_val_steps=0,
         logger=[CSVLogger(logs, name=name, version=""), TensorBoardLogger(logs, name=name, version="")],
@@ -80,7 +88,7 @@ def fit(
     loader = DataLoader(
         batches,
         batch_size=None,
-        sampler=range(rank, count, devices) if devices > 1 else None,
+        sampler=range(rank, count, devices) if devices > 1 and not streamed else None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
     )
@@ -124,6 +132,21 @@ def summary(trainer: L.Trainer, stage: StageConfig, logs: Path) -> dict[str, Any
         "operations": None if meter is None else meter.record(),
         "curve": _curve(logs / "metrics.csv"),
     }
+
+
+def all_skipped(skipped: Counter[str]) -> dict[str, int]:
+    """What was wrong with each medium that any process left out, and how often it was asked for; printed once."""
+    parts: list[Any] = [skipped]
+    if dist.is_available() and dist.is_initialized():
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, skipped)
+    found = dict(sorted(sum(parts, Counter[str]()).items()))
+    if found and is_first_process():
+        first = list(found)[:_PRINTED]
+        more = [f"and {len(found) - _PRINTED} more, see training.json"] if len(found) > _PRINTED else []
+        heading = f"skipped {len(found)} media that cannot be read, {sum(found.values())} times:"
+        print("\n".join([heading, *first, *more]), flush=True)
+    return found
 
 
 def _curve(path: Path) -> list[dict[str, float]]:

@@ -21,16 +21,13 @@ from torch.utils.data import Dataset
 from jepa import checkpoint
 from jepa.config import DecoderStageConfig, JEPAStageConfig, build
 from jepa.data.clips import ClipBatch, ClipBatches
-from jepa.data.features import ClipReader, Features
-from jepa.data.manifest_batches import ManifestBatches, Prompts
-from jepa.data.manifests import read_manifest
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import World, corpus
 from jepa.errors import InputError
 from jepa.models.roles import Part
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.training import language
-from jepa.training.fit import check_devices, fit, is_first_process, on_gpu, own_device, summary
+from jepa.training.fit import all_skipped, check_devices, fit, is_first_process, on_gpu, own_device, summary
 from jepa.training.latents import (
     DecoderBatches,
     predicted_latents,
@@ -38,6 +35,7 @@ from jepa.training.latents import (
     training_texts,
 )
 from jepa.training.modules import DecoderModule, JEPAModule
+from jepa.training.own_data import own_batches
 from jepa.training.sharding import gather
 
 _VALIDATION_SEED = 1_000_003  # added to the seed: validation clips never occur in training
@@ -138,28 +136,16 @@ def _batches_needed(stage: JEPAStageConfig | DecoderStageConfig, config: dict[st
 def _jepa_batches(
     config: dict[str, Any], stage: JEPAStageConfig, model: VLJEPA, world: World
 ) -> tuple[Dataset[ClipBatch], Dataset[ClipBatch]]:
-    """Training and validation batches, of the manifests or of the world."""
+    """Training and validation batches, of one's own data or of the world."""
     seeds = config["seed"], config["seed"] + _VALIDATION_SEED
     counts = _batches_needed(stage, config), stage.validation_batches
-    data = config["data"]
-    if data is None:
+    if config["data"] is None:
         first, second = (
             ClipBatches(world, seed, stage.batch_size, count, model.frames, **config["clips"])
             for seed, count in zip(seeds, counts, strict=True)
         )
         return first, second
-    reader = ClipReader(model.frames, model.x_encoder.size, data["fps"])
-    read: ClipReader | Features = reader
-    if data["features"] is not None:
-        read = Features(Path(data["features"]))
-        encoder: Any = model.x_encoder
-        read.check(encoder, reader)
-    options = {"shares": data["shares"], "prompts": Prompts(**data["prompts"]), "skip_broken": data["skip_broken"]}
-    train, held_out = (
-        ManifestBatches(read_manifest(Path(data[split])), read, seed, stage.batch_size, count, **options)
-        for split, seed, count in zip(("train", "validation"), seeds, counts, strict=True)
-    )
-    return train, held_out
+    return own_batches(config, stage, model, seeds, counts)
 
 
 def _train_jepa(config: dict[str, Any], model: VLJEPA, world: World, output: Path) -> dict[str, Any]:
@@ -174,7 +160,8 @@ def _train_jepa(config: dict[str, Any], model: VLJEPA, world: World, output: Pat
                 module, batches, validation, stage, config, output, "jepa", config["strategy"], config["devices"]
             )
     learned = {"temperature": float(module.loss.temperature.detach())} if hasattr(module.loss, "temperature") else {}
-    return summary(trainer, stage, output / "logs" / "jepa") | learned
+    skipped = {"skipped": all_skipped(module.skipped)}
+    return summary(trainer, stage, output / "logs" / "jepa") | learned | skipped
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from jepa import checkpoint
 from jepa.config import JEPAStageConfig, TrainConfig, validate
 from jepa.data.clips import CLASS_QUERY, ClipBatch, ClipBatches
-from jepa.data.features import ClipReader, write_features
+from jepa.data.features import ClipReader, Features, write_features
 from jepa.data.manifests import read_manifest
+from jepa.data.shards import write_shards
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import SOLO_ACTIONS, World
 from jepa.errors import InputError
+from jepa.training import own_data as own
 from jepa.training.modules import JEPAModule, text_ids
 from jepa.training.run import train
 from jepa.training.sharding import shard
@@ -286,6 +289,95 @@ def test_the_paper_model_has_the_published_parameters(tokenizer):
     assert y_encoder["total"] == y_encoder["trainable"] == 304_044_288  # 300M
 
 
+def own_data(path: Path, **changes: Any) -> dict[str, Any]:
+    data = {"train": str(path), "validation": str(path), "features": None, "fps": None, "skip_broken": False}
+    prompts = {"captions": [""], "classes": ["what is it?"], "label": "{label}"}
+    return data | {"shares": None, "buffer": 2, "prompts": prompts} | changes
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """A manifest of captioned pictures."""
+    folder.mkdir()
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 255, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    lines = [{"media": f"{number}.png", "captions": [f"picture {number}"]} for number in range(count)]
+    (folder / "m.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return folder / "m.jsonl"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_media_that_are_left_out_are_counted_and_named(workers, tmp_path, capsys):
+    manifest = pictures(tmp_path / "pictures", 4)
+    (tmp_path / "pictures" / "2.png").write_bytes(b"no picture")
+    plain = config("decoder=null") | {"workers": workers, "data": own_data(manifest)}
+    with pytest.raises(InputError, match=r"2\.png: cannot be read as a picture"):
+        train(plain, tmp_path / "refused")
+    plain["data"]["skip_broken"] = True
+    folder = train(plain, tmp_path / "run")
+    [stage] = stages(folder)
+    [(message, times)] = stage["skipped"].items()
+    assert message == f"{tmp_path}/pictures/2.png: cannot be read as a picture: its format is not known"
+    assert times >= 3 + 1  # three of the four media's epochs, of 12 samples; and one of validation, of 6
+    assert f"skipped 1 media that cannot be read, {times} times:\n{message}" in capsys.readouterr().out
+    logged = [row["skipped"] for row in stage["curve"] if "skipped" in row]
+    assert logged
+    assert 3 <= logged[-1] < times  # before the validation at the end
+
+
+def test_shards_are_trained_on_as_clips_and_as_features(tmp_path, capsys):
+    """Nothing learns at this rate: the loss of the first batch tells whether the same was read."""
+    paths = write_shards(pictures(tmp_path / "pictures", 12), tmp_path / "shards", 6)
+    plain = config("decoder=null", "jepa.batch_size=6", "jepa.learning_rate=1e-9")
+    data = own_data(Path(f"{tmp_path}/shards/shard-*.tar"))
+    losses = []
+    for features in (None, f"{tmp_path}/states", f"{tmp_path}/states"):
+        chosen = plain | {"data": data | {"features": features}}
+        [stage] = stages(train(chosen, tmp_path / f"run {len(losses)}"))
+        assert (stage["steps"], stage["samples"]) == (2, 12)
+        losses.append([row[key] for row in stage["curve"] for key in ("loss", "val/retrieval@1") if key in row])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[1] == losses[2]
+    assert capsys.readouterr().out.count(f"features: {tmp_path}/states") == 1  # written once, then read
+    assert len(Features(tmp_path / "states")) == 12
+    mixed = plain | {"data": data | {"validation": str(tmp_path / "pictures" / "m.jsonl")}}
+    [stage] = stages(train(mixed, tmp_path / "mixed"))
+    assert stage["steps"] == 2
+    for change, message in (
+        ({"shares": {"caption": 1.0}}, "data.shares must be null with shards"),
+        ({"train": str(paths[0])}, "data.train must name a shard for each of 2 readers .*, got 1: "),
+        ({"validation": f"{tmp_path}/shards/none.tar"}, "shard not found: .*none.tar"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(plain | {"workers": 2, "data": data | change}, tmp_path / "refused")
+
+
+def test_two_processes_share_shards_and_features(tmp_path):
+    """Both read a shard of their own; the first writes the states, and the other waits for them."""
+    write_shards(pictures(tmp_path / "pictures", 12), tmp_path / "shards", 6)
+    data = own_data(Path(f"{tmp_path}/shards/shard-{{00000..00001}}.tar"), features=f"{tmp_path}/states")
+    folder = train_in_two_processes(config("decoder=null") | {"data": data}, "ddp", tmp_path / "two")
+    [stage] = stages(folder)
+    assert (stage["steps"], stage["samples"], stage["skipped"]) == (2, 24, {})
+    assert len(Features(tmp_path / "states")) == 12
+
+
+def test_a_stopped_run_goes_on_with_its_features(tmp_path, monkeypatch):
+    manifest = pictures(tmp_path / "pictures", 4)
+    (tmp_path / "pictures" / "3.png").rename(tmp_path / "3.png")
+    (tmp_path / "pictures" / "3.png").write_bytes(b"no picture")
+    plain = config("decoder=null") | {"data": own_data(manifest, features=f"{tmp_path}/states")}
+    monkeypatch.setattr(own, "write_features", partial(write_features, per_file=1))
+    with pytest.raises(InputError, match=r"3\.png: cannot be read"):
+        train(plain, tmp_path / "stopped")
+    assert not (tmp_path / "states").exists()
+    assert len(Features(tmp_path / "states.partial")) == 3
+    (tmp_path / "3.png").rename(tmp_path / "pictures" / "3.png")
+    train(plain, tmp_path / "run")
+    assert len(Features(tmp_path / "states")) == 4
+    assert not (tmp_path / "states.partial").exists()
+
+
 def test_manifests_are_trained_on_as_clips_and_as_features(tmp_path, tiny_model):
     """A picture with a caption, one with a question, one with a class; the same loss from states on disk."""
     rng = np.random.default_rng(0)
@@ -295,9 +387,7 @@ def test_manifests_are_trained_on_as_clips_and_as_features(tmp_path, tiny_model)
         line["media"] = f"{number}.png"
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    data = {"train": str(manifest), "validation": str(manifest), "features": None, "fps": None, "skip_broken": False}
-    data |= {"shares": {"caption": 2.0, "question": 1.0, "class": 1.0}}
-    data |= {"prompts": {"captions": [""], "classes": ["what is it?"], "label": "{label}"}}
+    data = own_data(manifest, shares={"caption": 2.0, "question": 1.0, "class": 1.0})
     plain = config("decoder=null", "jepa.batch_size=4", "jepa.learning_rate=1e-9")
     start = tmp_path / "start"
     checkpoint.save(tiny_model, plain, start)
