@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,23 @@ def test_bad_tasks_end_in_one_line(trained, tmp_path, capsys, options, message):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("options", [["task=stream"], []])
+def test_streams_under_torchrun_are_refused(trained, capsys, monkeypatch, options):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["evaluate", f"checkpoint={trained}", "accelerator=cpu", *options]) == 2
+    assert capsys.readouterr().err == "error: streams are evaluated by one process, without torchrun, got 2\n"
+
+
+def test_templates_are_given_as_the_documentation_has_it(trained, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "zero_shot.md").read_text(encoding="utf-8")
+    given = set(re.findall(r"`'(task\.templates=.*?)'`", text))
+    assert len(given) == 2
+    made = write_world_manifest(World(), "class", 4, 2, 0, tmp_path)
+    for number, option in enumerate(given):
+        options = [f"checkpoint={trained}", "task=classification", f"task.manifest={made}", "accelerator=cpu"]
+        assert main(["evaluate", *options, f"output={tmp_path}/{number}", option]) == 0
 
 
 def test_a_task_needs_a_vl_jepa(tmp_path, capsys):
