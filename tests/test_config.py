@@ -133,7 +133,7 @@ def test_the_groups_that_help_shows_are_those_of_the_defaults_list(command):
         ("checkpoint", "???", "checkpoint is missing: give it as checkpoint=<text>"),
         ("streams.new", 3, "streams.new must be a group of keys, got 3"),
         ("streams", None, "streams must be a group of keys, got None"),
-        ("streams.new", {"description": "d", "style": {}, "calibration": 1}, "streams.new.test is missing"),
+        ("streams.new", {"description": "d", "style": {}, "calibration": 2}, "streams.new.test is missing"),
     ],
 )
 def test_what_breaks_the_schema_is_refused_by_key_rule_and_value(evaluation, key, value, message):
@@ -144,7 +144,7 @@ def test_what_breaks_the_schema_is_refused_by_key_rule_and_value(evaluation, key
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 0, -1.0])
 def test_a_duration_is_finite_and_positive(evaluation, seconds):
-    good = {"description": "d", "style": {}, "calibration": 1, "test": 1, "seconds": 2, "step_rate_hz": 2.0}
+    good = {"description": "d", "style": {}, "calibration": 2, "test": 2, "seconds": 2, "step_rate_hz": 2.0}
     checked = validate(replaced(evaluation, "streams.new", good), EvaluateConfig)
     assert type(checked["streams"]["new"]["seconds"]) is float
     with pytest.raises(InputError, match=r"^streams\.new\.seconds must be .*, got (nan|inf|0|-1\.0)$"):
