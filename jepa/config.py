@@ -170,17 +170,19 @@ class PromptsConfig:
 
 @dataclass(frozen=True)
 class ManifestsConfig:
-    """Manifests to train and to validate on: see ``jepa.data.manifest_batches``; ``features``: states of their media.
+    """Manifests or shards to train and to validate on, and ``features``: states of their media. See docs/data.md.
 
-    Both null: clips of the world. ``fps``: frames a second of a video around the middle of its part; null: at equal
-    distances over the whole part.
+    Train and validation null: clips of the world. ``fps``: frames a second of a video around the middle of its part;
+    null: at equal distances over the whole part. ``shares``: of the kinds of samples in a batch; null: as the data have
+    them, which shards must be.
     """
 
     train: str | None
     validation: str | None
     features: str | None
     fps: Positive | None
-    shares: dict[str, NonNegative]
+    shares: dict[str, NonNegative] | None
+    buffer: Count  # samples of shards that wait to be drawn
     prompts: PromptsConfig
     skip_broken: bool
 
@@ -386,6 +388,7 @@ class TaskConfig:
     limit: Natural  # samples of the manifest, from its beginning; 0: all
     fps: Positive | None  # of videos: frames a second around the middle; null: at equal distances over the whole part
     workers: Natural
+    skip_broken: bool  # leave out samples with a medium that cannot be read, named and counted; otherwise an error
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -91,7 +92,7 @@ def load(
         optional: patterns of names of tensors that may be missing.
 
     Raises:
-        InputError: no weights, or tensors are missing or of another shape; they are listed.
+        InputError: no weights, or a broken file of them, or tensors are missing or of another shape; they are listed.
     """
     if name is None:
         if config is None:
@@ -112,7 +113,7 @@ def load(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are listed below
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     finally:
         logging.set_verbosity(verbosity)

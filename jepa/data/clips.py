@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,13 +30,15 @@ QUERY_FREE = ""
 class ClipBatch(NamedTuple):
     """B clips with a query and the text that answers it: `frames` (B, F, S, S, 3) uint8.
 
-    `negatives` are further texts, wrong for every clip whose text they do not equal.
+    `negatives` are further texts, wrong for every clip whose text they do not equal. `skipped` says of each medium that
+    could not be read, and of which another took the place, what was wrong with it.
     """
 
     frames: Tensor
     queries: list[str]
     texts: list[str]
     negatives: list[str]
+    skipped: Sequence[str] = ()
 
 
 class ClipBatches(Dataset[ClipBatch]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -64,7 +63,8 @@ class ManifestBatches(Dataset[ClipBatch]):
         read: a medium -> its clip (F, S, S, 3) uint8 (`ClipReader`) or states (N, D) (`Features`).
         shares: of each kind among the samples of a batch, up to their sum, rounded to whole samples; the same in all.
         prompts: queries and texts.
-        skip_broken: replace a sample whose medium cannot be read by another of its kind; otherwise it is an error.
+        skip_broken: replace a sample whose medium cannot be read by another of its kind, and name it in the batch's
+            `skipped`; otherwise it is an error.
 
     Raises:
         InputError: a kind that cannot be trained on or has no sample, a share that is negative or less than a sample.
@@ -91,12 +91,6 @@ class ManifestBatches(Dataset[ClipBatch]):
         for kind, found in self.samples.items():
             if not found:
                 raise InputError(f"shares: a kind that has a share must have a sample to train on, got none of {kind}")
-        self._skipped = multiprocessing.Value("q", 0)  # one number for all workers
-
-    @property
-    def skipped(self) -> int:
-        """How often a sample was replaced, by all workers together."""
-        return int(self._skipped.value)
 
     def __len__(self) -> int:
         return self.batches
@@ -105,19 +99,23 @@ class ManifestBatches(Dataset[ClipBatch]):
         if not 0 <= index < self.batches:
             raise IndexError(index)
         rng = np.random.default_rng([self.seed, 0, index])
-        media, queries, texts = list[Tensor](), list[str](), list[str]()
+        media, queries, texts, skipped = list[Tensor](), list[str](), list[str](), list[str]()
         for number, (kind, count) in enumerate(self.counts.items()):
             samples = self.samples[kind]
             for row in shuffled_rows([self.seed, 1, number], len(samples), index * count, count):
-                sample, states = self._read(samples, row, rng)
+                sample, states = self._read(samples, row, rng, skipped)
                 query, text = self.prompts.ask(sample, rng)
                 media.append(states)
                 queries.append(query)
                 texts.append(text)
-        return ClipBatch(torch.stack(media), queries, texts, [])
+        return ClipBatch(torch.stack(media), queries, texts, [], skipped)
 
     def _read(
-        self, samples: Sequence[CaptionSample | QuestionSample | ClassSample], row: int, rng: np.random.Generator
+        self,
+        samples: Sequence[CaptionSample | QuestionSample | ClassSample],
+        row: int,
+        rng: np.random.Generator,
+        skipped: list[str],
     ) -> tuple[CaptionSample | QuestionSample | ClassSample, Tensor]:
         for _ in range(16):
             try:
@@ -125,11 +123,9 @@ class ManifestBatches(Dataset[ClipBatch]):
             except InputError as error:
                 if not self.skip_broken:
                     raise
-                last = error
-                with self._skipped.get_lock():
-                    self._skipped.value += 1
+                skipped.append(str(error))
                 row = int(rng.integers(len(samples)))
-        raise InputError(f"16 media in a row cannot be read; the last: {last}")
+        raise InputError(f"16 media in a row cannot be read; the last: {skipped[-1]}")
 
 
 def _whole_counts(shares: Mapping[Kind, float], batch_size: int) -> dict[Kind, int]:

@@ -86,7 +86,7 @@ _ALL_FIELDS = sorted({"id", *(name for _, needed, optional in _FORMS.values() fo
 def read_manifest(path: Path, kinds: Collection[Kind] = KINDS) -> list[Sample]:
     """The samples of a manifest, or of an image folder (`root/<label>/picture.jpg`) as class samples.
 
-    A sample without an `id` has the number of its line.
+    A sample without an `id` has the number of its line. Blank lines and a byte order mark are left out.
 
     Args:
         path: a file of JSON lines, or the root of an image folder.
@@ -200,10 +200,15 @@ def _read_lines(path: Path) -> list[Sample]:
         return source
 
     samples, lines = [], dict[str, int]()
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             try:
-                sample = parse_sample(json.loads(line), number, find)
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                sample = parse_sample(json.loads(text), number, find)
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}:{number}: must be UTF-8, got the byte {line[error.start]:#04x}") from None
             except json.JSONDecodeError as error:
                 raise InputError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
             except InputError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jepa.data.video import SUFFIXES as VIDEOS
 from jepa.data.video import VideoFile
@@ -116,5 +116,7 @@ def _read_picture(name: str, source: Path | bytes, size: int) -> np.ndarray:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             upright = ImageOps.exif_transpose(image)
             return np.array(ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+    except UnidentifiedImageError:  # whose message has the address of bytes in memory
+        raise InputError(f"{name}: cannot be read as a picture: its format is not known") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL calls a broken PNG a syntax error
         raise InputError(f"{name}: cannot be read as a picture: {error}") from None

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from glob import glob
 from itertools import count, groupby
 from pathlib import Path
 
@@ -58,15 +59,41 @@ def write_shards(manifest: Path, folder: Path, per_shard: int) -> list[Path]:
     return paths
 
 
-def read_shard(path: Path) -> Iterator[Sample]:
-    """The samples of a shard in their order, with their media in memory.
+def find_shards(pattern: str) -> list[Path]:
+    """The shards that a pattern names, in order: `s/shard-{00000..00012}.tar`, `s/shard-*.tar`, or a path.
+
+    Raises:
+        InputError: there is none; of a range in braces, one is missing.
+    """
+    found = [Path(path) for name in _unfolded(pattern) for path in (sorted(glob(name)) or [name])]
+    for path in found:
+        if not path.is_file():
+            raise InputError(f"shard not found: {path}")
+    return found
+
+
+def _unfolded(pattern: str) -> Iterator[str]:
+    """Every name of a pattern with ranges `{00000..00012}`, of which all numbers have the width of the first."""
+    span = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if span is None:
+        yield pattern
+        return
+    first, last = span.groups()
+    for number in range(int(first), int(last) + 1):
+        yield from _unfolded(f"{pattern[: span.start()]}{number:0{len(first)}}{pattern[span.end() :]}")
+
+
+def read_shard(path: Path, media: bool = True) -> Iterator[Sample]:
+    """The samples of a shard in their order, with their media in memory; without `media` these are passed over, empty.
 
     Raises:
         InputError: the shard is missing, truncated or no tar file, or a sample is not as it must be. It names both.
     """
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
-            for number, (key, members) in enumerate(groupby(_members(tar), lambda member: _key(member[0])), start=1):
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|" if media else "r:") as tar:
+            for number, (key, members) in enumerate(
+                groupby(_members(tar, media), lambda member: _key(member[0])), start=1
+            ):
                 files = dict(members)
                 try:
                     yield _sample(key, files, number)
@@ -88,13 +115,17 @@ class Shards(IterableDataset[Sample]):
     Args:
         paths: at least as many as ranks x workers.
         buffer: samples, with their media, that wait to be drawn; 1 keeps the order of a shard.
-        skip_broken: leave out what follows in a shard that cannot be read on; otherwise it is an error.
+        skip_broken: leave out what follows in a shard that cannot be read on, and name it in `skipped`; otherwise it is
+            an error.
+        everywhere: every rank reads all shards, as in validation; otherwise each shard is read by one.
 
     Raises:
         InputError: no path, or buffer < 1; when it is read, also too few shards, or a broken one.
     """
 
-    def __init__(self, paths: Sequence[Path], seed: int, buffer: int, skip_broken: bool = False) -> None:
+    def __init__(
+        self, paths: Sequence[Path], seed: int, buffer: int, skip_broken: bool = False, everywhere: bool = False
+    ) -> None:
         if not paths:
             raise InputError("shards must be at least 1, got none")
         self.paths, self.seed, self.buffer, self.skip_broken = (
@@ -103,18 +134,14 @@ class Shards(IterableDataset[Sample]):
             whole("buffer", buffer, 1),
             skip_broken,
         )
-        self._skipped = multiprocessing.Value("q", 0)
-
-    @property
-    def skipped(self) -> int:
-        """How often reading a shard was given up, by all workers together."""
-        return int(self._skipped.value)
+        self.everywhere = everywhere
+        self.skipped: list[str] = []  # what was wrong each time that this process gave a shard up
 
     def place(self) -> tuple[int, int]:
         """Which of the readers this one is, and of how many: ranks x workers."""
         worker = get_worker_info()
         workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        grouped = dist.is_available() and dist.is_initialized()
+        grouped = dist.is_available() and dist.is_initialized() and not self.everywhere
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
         return rank * workers + number, ranks * workers
 
@@ -141,11 +168,10 @@ class Shards(IterableDataset[Sample]):
     def _read(self, path: Path) -> Iterator[Sample]:
         try:
             yield from read_shard(path)
-        except InputError:
+        except InputError as error:
             if not self.skip_broken:
                 raise
-            with self._skipped.get_lock():
-                self._skipped.value += 1
+            self.skipped.append(str(error))
 
 
 class ShardBatches(IterableDataset[ClipBatch]):
@@ -155,7 +181,8 @@ class ShardBatches(IterableDataset[ClipBatch]):
         shards: captions, questions and classes.
         read: as of `ManifestBatches`.
         prompts: queries and texts.
-        skip_broken: leave out samples whose medium cannot be read; otherwise it is an error.
+        skip_broken: leave out samples whose medium cannot be read, and name them, and shards that were given up, among
+            the `skipped` of the next batch; otherwise it is an error.
 
     Raises:
         InputError: batch_size < 1; when it is read, also a sample of world prediction or a broken medium, or, with
@@ -167,16 +194,10 @@ class ShardBatches(IterableDataset[ClipBatch]):
     ) -> None:
         self.shards, self.read, self.prompts, self.skip_broken = shards, read, prompts, skip_broken
         self.batch_size = whole("batch_size", batch_size, 1)
-        self._skipped = multiprocessing.Value("q", 0)
-
-    @property
-    def skipped(self) -> int:
-        """How many samples were left out, by all workers together."""
-        return int(self._skipped.value)
 
     def __iter__(self) -> Iterator[ClipBatch]:
         rng = np.random.default_rng([self.shards.seed, 2, self.shards.place()[0]])
-        media, queries, texts = list[Tensor](), list[str](), list[str]()
+        media, queries, texts, skipped = list[Tensor](), list[str](), list[str](), list[str]()
         broken = 0
         for sample in self.shards:
             if isinstance(sample, WorldPredictionSample):
@@ -189,16 +210,17 @@ class ShardBatches(IterableDataset[ClipBatch]):
                     raise
                 if broken == _BROKEN_IN_A_ROW:
                     raise InputError(f"none of {broken} samples in a row can be read, the last: {error}") from error
-                with self._skipped.get_lock():
-                    self._skipped.value += 1
+                skipped.append(str(error))
                 continue
             broken = 0
             query, text = self.prompts.ask(sample, rng)
             queries.append(query)
             texts.append(text)
             if len(media) == self.batch_size:
-                yield ClipBatch(torch.stack(media), queries, texts, [])
-                media, queries, texts = [], [], []
+                skipped += self.shards.skipped
+                self.shards.skipped.clear()
+                yield ClipBatch(torch.stack(media), queries, texts, [], skipped)
+                media, queries, texts, skipped = [], [], [], []
 
 
 def _add_sample(tar: tarfile.TarFile, key: str, sample: Sample, folder: Path) -> None:
@@ -222,11 +244,11 @@ def _add_sample(tar: tarfile.TarFile, key: str, sample: Sample, folder: Path) ->
         tar.addfile(info, io.BytesIO(data))
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+def _members(tar: tarfile.TarFile, media: bool) -> Iterator[tuple[str, bytes]]:
     for info in tar:
         file = tar.extractfile(info)
         if file is not None:
-            yield info.name, file.read()
+            yield info.name, file.read() if media or info.name.endswith(".json") else b""
 
 
 def _key(name: str) -> str:

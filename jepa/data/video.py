@@ -63,14 +63,32 @@ class VideoFile:
 
     @property
     def duration(self) -> float:
-        """Seconds, as the file states it; a file that does not (a recorded WebM) is read through once."""
+        """Seconds from the first frame to the end of the video track, as the file states it.
+
+        A file that does not state it of the track (Matroska, WebM) is read from its last key frame on, without
+        decoding. What it states of the whole is the longest track's, which may be the sound: it counts where no track
+        goes on that long, so that a truncated file is as long as it once was.
+        """
         if self._stream.duration is not None and self._stream.time_base is not None:
             return float(self._stream.duration * self._stream.time_base)
-        if self._container.duration is not None:
-            return self._container.duration / av.time_base
-        packets = self._container.demux(self._stream)
-        ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in packets if p.pts is not None and p.time_base]
-        return max(ends, default=self.first) - self.first
+        stated = self._container.duration
+        if stated is None:
+            return self._ends(None)[0] - self.first
+        video, longest = self._ends(stated / av.time_base)
+        return (video if longest > stated / av.time_base - HOLD else stated / av.time_base) - self.first
+
+    def _ends(self, near: float | None) -> tuple[float, float]:
+        """Where the last packets of the video and of any track end, by timestamp: read from before `near`, or all."""
+        if near is not None and self._stream.time_base is not None:
+            self._container.seek(int(near / self._stream.time_base), stream=self._stream)
+        video = longest = self.first
+        for packet in self._container.demux():
+            if packet.pts is not None and packet.time_base:
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                longest = max(longest, end)
+                if packet.stream.index == self._stream.index:
+                    video = max(video, end)
+        return video, longest
 
     def decode(self, near: float | None = None) -> Iterator[Any]:
         """Frames with their timestamps: from the start, or from the last key frame before the timestamp `near` on."""

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoModelForTextEncoding, AutoTokenizer
 from transformers.utils import cached_file
 
 from jepa.encoders.text import masked_mean
@@ -29,6 +30,8 @@ _ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh}
 
 class SentenceEncoder(nn.Module):
     """States of a bidirectional Hugging Face model, pooled into one, a linear head, unit norm (VL-JEPA section 3.1).
+
+    Of a model with encoder and decoder (T5) the encoder is taken.
 
     Args of `forward`: `ids` (B, L), right-padded; `mask` (B, L) true at real tokens. Returns (B, E) float32,
     L2-normalised.
@@ -64,9 +67,11 @@ class SentenceEncoder(nn.Module):
             raise InputError(f"pooling must be one of {', '.join(_POOLINGS)}, got {pooling!r}")
         config = given(pretrained, architecture)
         config.use_cache = False
-        self.lm: Any = load(AutoModel, pretrained, config, optional=[r"^pooler\."])
+        has_decoder = type(config)().is_encoder_decoder  # by its type: an encoder's own configuration denies it
+        auto = AutoModelForTextEncoding if has_decoder else AutoModel
+        self.lm: Any = load(auto, pretrained, config, optional=[r"^pooler\."])
         if hasattr(self.lm, "pooler"):  # BERT's, of another task
-            self.lm.register_module("pooler", None)
+            self.lm.pooler = None  # type: ignore[assignment]
         self.pooling, self.frozen, self.gradient_checkpointing = pooling, frozen, gradient_checkpointing
         if pretrained is not None:
             _check_pooling(pretrained, pooling)
@@ -156,20 +161,20 @@ def _own_dense(pretrained: str | None) -> tuple[list[dict[str, Any]], nn.Sequent
         raise InputError(f"dense must be false: {pretrained!r} has no dense maps of sentence-transformers")
     nodes, maps = [], []
     for path in paths:
-        file = f"{pretrained}: {path}/model.safetensors"
-        settings = json.loads(_file(pretrained, f"{path}/config.json").read_text(encoding="utf-8"))
-        node = {
-            "inputs": settings["in_features"],
-            "outputs": settings["out_features"],
-            "bias": settings["bias"],
-            "activation": settings["activation_function"],
-        }
+        settings = _read_json(_file(pretrained, f"{path}/config.json"))
+        keys = {"inputs": "in_features", "outputs": "out_features", "bias": "bias", "activation": "activation_function"}
+        if missing := [key for key in keys.values() if key not in settings]:
+            raise InputError(
+                f"{pretrained}: {path}/config.json must have {', '.join(missing)}, got {', '.join(settings)}"
+            )
+        node = {name: settings[key] for name, key in keys.items()}
         dense = _make_dense(node)
-        weights = load_file(_file(pretrained, f"{path}/model.safetensors"))
+        file = _file(pretrained, f"{path}/model.safetensors")
         try:
+            weights = load_file(file)
             dense.load_state_dict({name.replace("linear.", "0."): weight for name, weight in weights.items()})
-        except RuntimeError as error:
-            raise InputError(f"{file}: {' '.join(str(error).split())}") from None
+        except (RuntimeError, OSError, SafetensorError) as error:
+            raise InputError(f"{pretrained}: {path}/model.safetensors: {' '.join(str(error).split())}") from None
         nodes.append(node)
         maps.append(dense)
     return nodes, nn.Sequential(*maps)
@@ -177,7 +182,7 @@ def _own_dense(pretrained: str | None) -> tuple[list[dict[str, Any]], nn.Sequent
 
 def _check_pooling(pretrained: str, pooling: str) -> None:
     for path in _modules(pretrained, "Pooling"):
-        settings = json.loads(_file(pretrained, f"{path}/config.json").read_text(encoding="utf-8"))
+        settings = _read_json(_file(pretrained, f"{path}/config.json"))
         if not settings.get(_POOLINGS[pooling], True):
             own = [name for name, key in _POOLINGS.items() if settings.get(key)]
             raise InputError(f"pooling of {pretrained!r} must be {' or '.join(own) or 'another'}, got {pooling!r}")
@@ -188,8 +193,21 @@ def _modules(pretrained: str, kind: str) -> list[str]:
     file = cached_file(source(pretrained), "modules.json", _raise_exceptions_for_missing_entries=False)
     if file is None:
         return []
-    modules = json.loads(Path(file).read_text(encoding="utf-8"))
-    return [module["path"] for module in modules if module["type"].endswith(f".{kind}")]
+    modules = _read_json(Path(file), list)
+    try:
+        return [module["path"] for module in modules if module["type"].endswith(f".{kind}")]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{file}: each module must have path and type, got {error!r}") from None
+
+
+def _read_json(path: Path, kind: type = dict) -> Any:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise InputError(f"{path}: must be JSON: {error}") from None
+    if not isinstance(found, kind):
+        raise InputError(f"{path}: must hold a JSON {'object' if kind is dict else 'list'}, got {type(found).__name__}")
+    return found
 
 
 def _file(pretrained: str | None, path: str) -> Path:

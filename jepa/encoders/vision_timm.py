@@ -13,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from jepa.encoders.vision import FrozenWhere, SlotsInTime, check_frames
@@ -36,8 +37,8 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         arguments: of `timm.create_model`; none with `pretrained`.
 
     Raises:
-        InputError: timm does not know the model or refuses an argument, or a tensor is missing, unexpected or does not
-            fit (they are listed).
+        InputError: timm does not know the model or refuses an argument, a file of it is broken, or a tensor is missing,
+            unexpected or does not fit (they are listed).
     """
 
     tubelet = 1
@@ -118,7 +119,9 @@ def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
     logger.addHandler(complaints)
     try:
         model = timm.create_model(name, pretrained=pretrained, **arguments)
-    except (RuntimeError, ValueError, TypeError, OSError) as error:
+    except KeyError as error:
+        raise InputError(f"timm model {name!r} cannot be built: its configuration has no {error}") from error
+    except (RuntimeError, ValueError, TypeError, OSError, SafetensorError) as error:
         raise InputError(f"timm model {name!r} cannot be built: {' '.join(str(error).split())}") from error
     finally:
         logger.removeHandler(complaints)

@@ -5,6 +5,7 @@ What does the work is imported when the data have been read: bad input is refuse
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ def evaluate(config: dict[str, Any]) -> Path:
     `task_<kind>` beside the checkpoint; of a language model: see `evaluate_answers`, and `evaluate_requests` for its
     streams of `requests`, whose folder is by default `requests_<kind>` beside the checkpoint. The keys of `data` take
     the place of those that a language model was trained with; `data` with a `_target_` takes the place of all.
+
+    Raises:
+        InputError: a checkpoint of another kind than `task` or `requests` need, or several processes for streams.
     """
     folder = Path(config["checkpoint"])
     trained = checkpoint.read_config(folder)
@@ -37,6 +41,8 @@ def evaluate(config: dict[str, Any]) -> Path:
             return evaluate_task(folder, Path(config["output"] or folder.parent / f"task_{kind}"), config)
         from jepa.evaluation.videos import evaluate_videos
 
+        if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+            raise InputError(f"streams are evaluated by one process, without torchrun, got {processes}")
         return evaluate_videos(folder, Path(config["output"] or folder.parent / "evaluation"), config)
     if config["task"] is not None:
         raise InputError(f"task needs a checkpoint of vl_jepa, got one of {trained['variant']}: {folder}")

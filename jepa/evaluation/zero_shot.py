@@ -1,7 +1,8 @@
 """Zero-shot tasks on any manifest: all but captioning choose the nearest embedding (VL-JEPA, arXiv 2512.10942, 3.2).
 
 The samples are split over the processes that torchrun started, each sample to one of them; what they find is joined in
-the order of the samples, and scored once.
+the order of the samples, and scored once. Candidates that are level with the nearest share its credit, as if one of
+them were drawn: a collapsed model scores chance.
 
 n samples of this process, N of all; C clips of a sample, F frames a clip, S pixels a side, E embedding dimensions.
 """
@@ -12,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics.functional.classification import multiclass_accuracy
 from tqdm import tqdm
 
 from jepa import checkpoint
@@ -58,8 +58,8 @@ def evaluate_task(folder: Path, output: Path, config: Mapping[str, Any]) -> Path
     It holds `evaluation.json` with the scores, and `predictions.jsonl` with a line for each sample.
 
     Raises:
-        InputError: a task that breaks its schema, a manifest without samples of its kind or that cannot be read, or
-            fewer samples than processes.
+        InputError: a task that breaks its schema, a manifest without samples of its kind or that cannot be read, fewer
+            samples than processes, or a medium that cannot be read; with the task's `skip_broken`, none that can.
     """
     settings = validate_task(config["task"])
     kind, trained = settings["kind"], checkpoint.read_config(folder)
@@ -82,7 +82,8 @@ def evaluate_task(folder: Path, output: Path, config: Mapping[str, Any]) -> Path
             "task": kind,
             "config": {"train": trained, "evaluate": {**config, "task": settings}},
             "data": settings["manifest"] or "embedded",
-            "samples": len(samples),
+            "samples": len(lines),
+            "skipped": task.skipped,
             "processes": world_size,
             "code": code_version(),
             "libraries": library_versions(),
@@ -93,18 +94,22 @@ def evaluate_task(folder: Path, output: Path, config: Mapping[str, Any]) -> Path
         output.mkdir(parents=True, exist_ok=True)
         text = "".join(
             json.dumps({"id": sample.id, **line}, ensure_ascii=False) + "\n"
-            for sample, line in zip(samples, lines, strict=True)
+            for sample, line in zip(task.kept, lines, strict=True)
         )
         (output / "predictions.jsonl").write_text(text, encoding="utf-8")
         (output / "evaluation.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    heading = f"{kind}, {record['data']} data, {len(samples)} samples"
-    announce("\n".join([heading, *_table(scores)]), {"evaluation": output})
+    heading = f"{kind}, {record['data']} data, {len(lines)} samples"
+    skipped = [f"skipped {len(task.skipped)} of {len(samples)} samples:", *task.skipped] if task.skipped else []
+    announce("\n".join([heading, *_table(scores), *skipped]), {"evaluation": output})
     return output
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Task:
-    """What a task works with: all `samples`, of which this process reads `own`."""
+    """What a task works with: all `samples`, of which this process reads its share.
+
+    After `predict`, `kept` are the samples that were read, in order, and `skipped` says what was wrong with the others.
+    """
 
     model: VLJEPA
     settings: dict[str, Any]
@@ -112,35 +117,59 @@ class _Task:
     batch_size: int
     rank: int
     world_size: int
+    kept: list[Any] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
-    @property
-    def own(self) -> range:
-        """The samples of this process: equal parts, but for the remainder, in order and without an overlap."""
-        ends = [len(self.samples) * part // self.world_size for part in range(self.world_size + 1)]
+    def share(self, count: int) -> range:
+        """Which of `count` are of this process: equal parts, but for the remainder, in order and without an overlap."""
+        ends = [count * part // self.world_size for part in range(self.world_size + 1)]
         return range(ends[self.rank], ends[self.rank + 1])
 
     def predict(self, queries: Sequence[Sequence[str]]) -> Tensor:
-        """Predicted embeddings of every clip of every sample: each process runs its own, all get all, on the CPU.
+        """Predicted embeddings of every clip of every kept sample: each process runs its own, all get all, on the CPU.
 
         Args:
             queries: for each of N samples one query a clip.
 
         Returns:
-            (clips of all samples, E) float32, in order.
+            (clips of the kept samples, E) float32, in order.
+
+        Raises:
+            InputError: a sample cannot be read, unless the settings say `skip_broken`; or none can.
         """
-        reader = _Clips([self.samples[i] for i in self.own], self.model, self.settings["fps"])
+        own = self.share(len(self.samples))
+        reader = _Clips([self.samples[i] for i in own], self.model, self.settings["fps"])
         batches = DataLoader(reader, self.batch_size, num_workers=self.settings["workers"], collate_fn=list)
-        rows, asked = [], iter([query for i in self.own for query in queries[i]])
+        rows, kept, broken, asked = list[Tensor](), list[int](), list[str](), list[str]()
+        numbers = iter(own)
         for batch in tqdm(batches, desc="clips", unit="batch", leave=False, disable=self.rank > 0):
-            for clips in torch.cat(batch).split(self.batch_size):
+            read = list[Tensor]()
+            for clips in batch:
+                number = next(numbers)
+                if isinstance(clips, Tensor):
+                    read.append(clips)
+                    kept.append(number)
+                    asked += queries[number]
+                elif self.settings["skip_broken"]:
+                    broken.append(f"{self.samples[number].id}: {clips}")
+                else:
+                    raise clips
+            for clips in torch.cat(read).split(self.batch_size) if read else ():
                 states = self.model.encode(clips)
-                rows.append(self.model.predict(states, [next(asked) for _ in clips]).float().cpu())
-        return torch.cat(self.gather(torch.cat(rows)))
+                rows.append(self.model.predict(states, asked[: len(clips)]).float().cpu())
+                del asked[: len(clips)]
+        found = self.gather((rows, kept, broken))
+        self.kept = [self.samples[number] for _, numbers, _ in found for number in numbers]
+        self.skipped = [message for _, _, messages in found for message in messages]
+        if not self.kept:
+            raise InputError(f"none of {len(self.samples)} samples can be read, the first: {self.skipped[0]}")
+        return torch.cat([part for parts, _, _ in found for part in parts])
 
     def decode(self, predictions: Tensor) -> list[Any]:
-        """The decoded texts of N predictions, one a sample, each process decoding its own."""
-        own = predictions[self.own.start : self.own.stop]
-        decoded = chain.from_iterable(map(self.model.decode, own.split(self.batch_size)))
+        """The decoded texts of N predictions, each process decoding its share."""
+        own = self.share(len(predictions))
+        parts = predictions[own.start : own.stop].split(self.batch_size) if own else ()
+        decoded = chain.from_iterable(map(self.model.decode, parts))
         return list(chain.from_iterable(self.gather(list(decoded))))
 
     def gather(self, found: T) -> list[T]:
@@ -152,8 +181,11 @@ class _Task:
         return parts
 
 
-class _Clips(Dataset[Tensor]):
-    """The clips (C, F, S, S, 3) uint8 of each sample; of a world prediction the two states as one clip come first."""
+class _Clips(Dataset["Tensor | InputError"]):
+    """The clips (C, F, S, S, 3) uint8 of each sample; of a world prediction the two states as one clip come first.
+
+    An error is handed over as it is: raised in a worker, it would come wrapped into its traceback.
+    """
 
     def __init__(self, samples: Sequence[Sample], model: VLJEPA, fps: float | None) -> None:
         self.samples, self.frames, self.size, self.fps = samples, model.frames, model.x_encoder.size, fps
@@ -161,8 +193,13 @@ class _Clips(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Tensor:
-        sample = self.samples[index]
+    def __getitem__(self, index: int) -> Tensor | InputError:
+        try:
+            return self._read(self.samples[index])
+        except InputError as error:
+            return error
+
+    def _read(self, sample: Sample) -> Tensor:
         if not isinstance(sample, WorldPredictionSample):
             return torch.from_numpy(read_clip(sample.media, self.frames, self.size, self.fps))[None]
         half = self.frames // 2
@@ -185,16 +222,16 @@ def _classification(task: _Task) -> Found:
     prompts = [template.replace("{label}", label) for label in labels for template in settings["templates"]]
     embedded = task.model.embed_all(prompts).reshape(len(labels), len(settings["templates"]), -1)
     predictions = task.predict([[settings["query"]]] * len(samples))
-    cosines = predictions @ F.normalize(embedded.mean(1), dim=-1).T
-    right = torch.tensor([labels.index(sample.label) for sample in samples])
+    means = F.normalize(embedded.mean(1), dim=-1)
+    right = torch.tensor([labels.index(sample.label) for sample in task.kept])
     ks = [k for k in settings["top"] if k <= len(labels)]
-    nearest = cosines.topk(max([1, *ks]), sorted=True)
-    width = predictions.shape[1]
-    flops = answer_flops(task.model, settings["query"], len(labels), width)
-    shared = embedding_flops(task.model, prompts) / len(samples)
+    ranks = retrieval_ranks(predictions, means, right, torch.arange(len(labels)))
+    nearest = (predictions @ means.T).topk(max([1, *ks]), sorted=True)
+    flops = answer_flops(task.model, settings["query"], len(labels), predictions.shape[1])
+    shared = embedding_flops(task.model, prompts) / len(task.kept)
     scores: dict[str, Any] = {"classes": len(labels)}
     for k in ks:
-        value = float(multiclass_accuracy(cosines, right, len(labels), average="micro", top_k=k))
+        value = float(ranks.recall(k).mean())
         cost = choice_costs(value, flops + shared)
         scores[f"top-{k}"] = {"value": value, "chance": k / len(labels), "cost": cost}
     lines = [
@@ -203,7 +240,7 @@ def _classification(task: _Task) -> Found:
             "prediction": labels[chosen[0]],
             "nearest": {labels[c]: cosine for c, cosine in zip(chosen, values, strict=True)},
         }
-        for sample, chosen, values in zip(samples, nearest.indices.tolist(), nearest.values.tolist(), strict=True)
+        for sample, chosen, values in zip(task.kept, nearest.indices.tolist(), nearest.values.tolist(), strict=True)
     ]
     return scores, lines
 
@@ -213,10 +250,12 @@ def _retrieval(task: _Task) -> Found:
 
     The clips share the embedded captions, and the captions the predicted clips.
     """
-    samples, query = task.samples, task.settings["query"]
-    texts = [text for sample in samples for text in sample.captions]
-    embedded, clip_ids = task.model.embed_all(texts), torch.arange(len(samples))  # first: it refuses texts too long
-    predictions = task.predict([[query]] * len(samples))
+    query, captions = task.settings["query"], [(each.id, text) for each in task.samples for text in each.captions]
+    embedded = task.model.embed_all([text for _, text in captions])  # first: it refuses texts too long
+    predictions = task.predict([[query]] * len(task.samples))
+    samples, kept = task.kept, {sample.id for sample in task.kept}
+    rows = [row for row, (name, _) in enumerate(captions) if name in kept]
+    texts, embedded, clip_ids = [captions[row][1] for row in rows], embedded[rows], torch.arange(len(samples))
     text_ids = clip_ids.repeat_interleave(torch.tensor([len(sample.captions) for sample in samples]))
     found = retrieval_scores(predictions, clip_ids, embedded, text_ids, task.settings["ks"])
     clips = len(samples) * (task.model.clip_flops() + task.model.query_flops(query))
@@ -244,38 +283,33 @@ def _vqa(task: _Task) -> Found:
     """
     settings, samples = task.settings, task.samples
     answers = tuple(dict.fromkeys(sample.answer for sample in samples))
-    offered = [sample.candidates or answers for sample in samples]
-    texts = list(dict.fromkeys(chain.from_iterable(offered)))
+    texts = list(dict.fromkeys(chain.from_iterable(sample.candidates or answers for sample in samples)))
     row = {text: number for number, text in enumerate(texts)}
     prompts = [settings["candidate"].replace("{candidate}", text) for text in texts]
     embedded = task.model.embed_all(prompts)
-    asked = [settings["prompt"].replace("{question}", sample.question) for sample in samples]
-    predictions = task.predict([[query] for query in asked])
-    rightful = [{sample.answer, *sample.alternatives} for sample in samples]
-    chosen = [
-        candidates[int((embedded[[row[text] for text in candidates]] @ prediction).argmax())]
-        for candidates, prediction in zip(offered, predictions, strict=True)
-    ]
-    right = [text in good for text, good in zip(chosen, rightful, strict=True)]
-    chances = [
-        sum(text in good for text in candidates) / len(candidates)
-        for candidates, good in zip(offered, rightful, strict=True)
-    ]
-    lines = [
-        {"question": sample.question, "answer": sample.answer, "prediction": text, "right": hit}
-        for sample, text, hit in zip(samples, chosen, right, strict=True)
-    ]
-    width = predictions.shape[1]
-    each = [answer_flops(task.model, q, len(among), width) for q, among in zip(asked, offered, strict=True)]
-    return {"accuracy": _accuracy(right, chances, sum(each) + embedding_flops(task.model, prompts))}, lines
+    predictions = task.predict([[settings["prompt"].replace("{question}", sample.question)] for sample in samples])
+    credits, chances, lines = list[float](), list[float](), list[dict[str, Any]]()
+    flops = embedding_flops(task.model, prompts)
+    for sample, prediction in zip(task.kept, predictions, strict=True):
+        candidates = sample.candidates or answers
+        rows = embedded[[row[text] for text in candidates]]
+        right = [text in (sample.answer, *sample.alternatives) for text in candidates]
+        credits.append(_credit(prediction, rows, right))
+        chances.append(sum(right) / len(right))
+        query = settings["prompt"].replace("{question}", sample.question)
+        flops += answer_flops(task.model, query, len(candidates), len(prediction))
+        chosen = candidates[int((rows @ prediction).argmax())]
+        asked = {"question": sample.question, "answer": sample.answer}
+        lines.append({**asked, "prediction": chosen, "right": credits[-1]})
+    return {"accuracy": _accuracy(credits, chances, flops)}, lines
 
 
 def _captioning(task: _Task) -> Found:
     """Decoded captions against all references; chance is what the caption of another clip scores."""
-    samples, query = task.samples, task.settings["query"]
-    predictions = task.predict([[query]] * len(samples))
+    query = task.settings["query"]
+    predictions = task.predict([[query]] * len(task.samples))
     decoded = task.decode(predictions)
-    references = [list(sample.captions) for sample in samples]
+    references = [list(sample.captions) for sample in task.kept]
     texts = [each.text for each in decoded]
     before = task.model.clip_flops() + task.model.query_flops(query)
     scores = caption_scores(decoded, references, before)
@@ -292,24 +326,22 @@ def _world_prediction(task: _Task) -> Found:
 
     Every sample has candidates of its own, which are encoded and predicted as it is.
     """
-    settings, samples = task.settings, task.samples
     if task.model.frames < 2:
         raise InputError(
             "world_prediction needs a model whose clips have at least 2 frames, got 1: two states, one clip"
         )
-    counts = [len(sample.candidates) for sample in samples]
-    rows = task.predict([[settings["query"], *[settings["action_query"]] * count] for count in counts])
-    parts = rows.split([1 + count for count in counts])
-    chosen = [int((part[1:] @ part[0]).argmax()) for part in parts]
-    right = [choice == sample.answer for choice, sample in zip(chosen, samples, strict=True)]
-    lines = [
-        {"answer": sample.answer, "prediction": choice, "right": hit, "cosines": (part[1:] @ part[0]).tolist()}
-        for sample, choice, hit, part in zip(samples, chosen, right, parts, strict=True)
-    ]
-    width, query, asked = rows.shape[1], settings["query"], settings["action_query"]
-    flops = sum(answer_flops(task.model, query, count, width) for count in counts)
+    query, asked = task.settings["query"], task.settings["action_query"]
+    rows = task.predict([[query, *[asked] * len(sample.candidates)] for sample in task.samples])
+    counts = [len(sample.candidates) for sample in task.kept]
+    credits, lines = list[float](), list[dict[str, Any]]()
+    for sample, part in zip(task.kept, rows.split([1 + count for count in counts]), strict=True):
+        credits.append(_credit(part[0], part[1:], [i == sample.answer for i in range(len(sample.candidates))]))
+        cosines = part[1:] @ part[0]
+        found = {"prediction": int(cosines.argmax()), "right": credits[-1], "cosines": cosines.tolist()}
+        lines.append({"answer": sample.answer, **found})
+    flops = sum(answer_flops(task.model, query, count, rows.shape[1]) for count in counts)
     flops += sum(counts) * (task.model.clip_flops() + task.model.query_flops(asked))
-    return {"accuracy": _accuracy(right, [1 / count for count in counts], flops)}, lines
+    return {"accuracy": _accuracy(credits, [1 / count for count in counts], flops)}, lines
 
 
 _TASKS: dict[str, Callable[[_Task], Found]] = {
@@ -321,14 +353,21 @@ _TASKS: dict[str, Callable[[_Task], Found]] = {
 }
 
 
-def _accuracy(right: Sequence[bool], chances: Sequence[float], flops: int) -> dict[str, Any]:
+def _credit(prediction: Tensor, candidates: Tensor, right: Sequence[bool]) -> float:
+    """The share that is right of the candidates (M, E) nearest to a prediction (E,): of those that are level."""
+    ranks = retrieval_ranks(prediction[None], candidates, torch.tensor([1]), torch.tensor(right).long())
+    return float(ranks.recall(1))
+
+
+def _accuracy(credits: Sequence[float], chances: Sequence[float], flops: int) -> dict[str, Any]:
     """The share right with its interval, chance level and cost; `flops`: of all answers."""
-    interval = proportion_interval(sum(right), len(right))
+    interval = proportion_interval(sum(credits), len(credits))
+    value = sum(credits) / len(credits)
     return {
-        "value": sum(right) / len(right),
+        "value": value,
         "interval": [interval.low, interval.high],
         "chance": sum(chances) / len(chances),
-        "cost": choice_costs(sum(right) / len(right), flops / len(right)),
+        "cost": choice_costs(value, flops / len(credits)),
     }
 
 

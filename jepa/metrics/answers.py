@@ -186,8 +186,10 @@ def multiple_choice(log_likelihoods: Tensor, answers: Tensor) -> Tensor:
     return (log_likelihoods >= right).sum(1) == 1
 
 
-def proportion_interval(right: int, total: int) -> Interval:
+def proportion_interval(right: float, total: int) -> Interval:
     """The share right and its 95 % Wilson interval (Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4).
+
+    Answers that are right in part count as that share of one: the interval is then wider than it need be.
 
     It covers the luck of which items were asked, not that of the training: for that see `paired_test`.
 

@@ -7,15 +7,17 @@ import json
 import os
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from jepa import checkpoint
 from jepa.config import StageConfig
@@ -23,6 +25,7 @@ from jepa.errors import InputError
 from jepa.training.sharding import sharded_strategy
 
 Keep: TypeAlias = Callable[..., dict[str, Any]]  # what `keeper` gives
+_PRINTED = 20  # media that were left out
 
 
 def on_gpu(config: dict[str, Any]) -> bool:
@@ -88,10 +91,12 @@ def fit(
     """Trains for `stage.steps` steps with a progress bar; logs go to `output/logs/<name>`.
 
     `batches` has as many as all devices need, which take turns, in order: steps * accumulate * devices. Every device
-    validates on all of `validation`. After each validation but that of the last step every process calls `keep`, the
-    first with the `summary` so far.
+    validates on all of `validation`. An `IterableDataset` has no end and shares itself out among devices; of one for
+    validation `stage.validation_batches` are taken. After each validation but that of the last step every process calls
+    `keep`, the first with the `summary` so far.
     """
     logs = output / "logs"
+    streamed, held_out_streamed = (isinstance(each, IterableDataset) for each in (batches, validation))
     trainer = L.Trainer(
         accelerator=config["accelerator"],
         devices=devices,
@@ -101,6 +106,8 @@ def fit(
         max_epochs=1,
         accumulate_grad_batches=stage.accumulate,
         gradient_clip_val=stage.gradient_clip,
+        limit_train_batches=stage.steps * stage.accumulate if streamed else 1.0,
+        limit_val_batches=stage.validation_batches if held_out_streamed else 1.0,
         val_check_interval=min(stage.validate_every, stage.steps) * stage.accumulate,
         num_sanity_val_steps=0,
         logger=[CSVLogger(logs, name=name, version=""), TensorBoardLogger(logs, name=name, version="")],
@@ -114,7 +121,7 @@ def fit(
     loader = DataLoader(
         batches,
         batch_size=None,
-        sampler=range(rank, count, devices) if devices > 1 else None,
+        sampler=range(rank, count, devices) if devices > 1 and not streamed else None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
     )
@@ -171,6 +178,21 @@ def summary(trainer: L.Trainer, stage: StageConfig, logs: Path) -> dict[str, Any
         "operations": None if meter is None else meter.record(),
         "curve": _curve(logs / "metrics.csv"),
     }
+
+
+def all_skipped(skipped: Counter[str]) -> dict[str, int]:
+    """What was wrong with each medium that any process left out, and how often it was asked for; printed once."""
+    parts: list[Any] = [skipped]
+    if dist.is_available() and dist.is_initialized():
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, skipped)
+    found = dict(sorted(sum(parts, Counter[str]()).items()))
+    if found and is_first_process():
+        first = list(found)[:_PRINTED]
+        more = [f"and {len(found) - _PRINTED} more, see training.json"] if len(found) > _PRINTED else []
+        heading = f"skipped {len(found)} media that cannot be read, {sum(found.values())} times:"
+        print("\n".join([heading, *first, *more]), flush=True)
+    return found
 
 
 def _curve(path: Path) -> list[dict[str, float]]:

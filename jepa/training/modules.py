@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
@@ -183,6 +184,7 @@ class JEPAModule(Stage):
         if stage.target == "stop_gradient":
             model.y_encoder.requires_grad_(False)
         self.geometry = LatentGeometry(sync_on_compute=False)  # every process validates on all
+        self.skipped: Counter[str] = Counter()  # what was wrong with media of this process that were left out
 
     def pair(self) -> nn.ModuleList:
         """Predictor and Y-Encoder."""
@@ -213,6 +215,9 @@ class JEPAModule(Stage):
         with recorded_routing(predictor) as routings:
             value = loss(*encode(batch)) if len(chunks) == 1 else cached_loss(encode, chunks, loss)
         self.log("loss", value, prog_bar=True, batch_size=len(batch.texts))
+        self.skipped.update(batch.skipped)
+        if self.skipped:
+            self.log("skipped", float(self.skipped.total()), prog_bar=True, batch_size=len(batch.texts))
         return value + self.balance(routings) if routings else value
 
     def embeddings(self, batch: ClipBatch) -> tuple[Tensor, ...]:
@@ -296,6 +301,7 @@ class JEPAModule(Stage):
         return (losses * losses.new_tensor([routing.balance_weight for routing in routings])).sum()
 
     def validation_step(self, batch: ClipBatch, index: int) -> None:
+        self.skipped.update(batch.skipped)
         predictions = self.model.predict(self.model.encode(batch.frames), batch.queries)
         targets = self.model.embed(batch.texts)
         check_finite(predictions, self.global_step, self.stage.learning_rate)

@@ -1,63 +1,217 @@
-"""Manifests in training: their clips or states, the lengths of their texts, and what the decoder learns from them."""
+"""One's own data in training: manifests or shards, as clips or as states, the lengths of their texts, the decoder's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
-from jepa.data.features import ClipReader, Features
-from jepa.data.manifest_batches import Prompts, Read
-from jepa.data.manifests import CaptionSample, ClassSample, QuestionSample, read_manifest
+from jepa.config import JEPAStageConfig
+from jepa.data.clips import ClipBatch
+from jepa.data.features import ClipReader, Features, write_features
+from jepa.data.manifest_batches import ManifestBatches, Prompts, Read
+from jepa.data.manifests import (
+    KINDS,
+    CaptionSample,
+    ClassSample,
+    QuestionSample,
+    Sample,
+    media_of,
+    read_manifest,
+)
+from jepa.data.media import Media
+from jepa.data.shards import ShardBatches, Shards, find_shards, read_shard
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA
+from jepa.training.fit import is_first_process, own_device
 from jepa.training.latents import StreamLatents
 
 Answered: TypeAlias = CaptionSample | QuestionSample | ClassSample
 Tokenize: TypeAlias = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
+SPLITS = ("train", "validation")
 _TEXTS_AT_ONCE, _CLIPS_AT_ONCE = 1024, 16
 
 
-def reader(data: Mapping[str, Any], model: VLJEPA, trained: bool) -> Read:
+def own_batches(
+    config: dict[str, Any], stage: JEPAStageConfig, model: VLJEPA, seeds: Sequence[int], counts: Sequence[int]
+) -> tuple[Dataset[ClipBatch], Dataset[ClipBatch]]:
+    """Batches to train and to validate on, of `config["data"]`.
+
+    A split that ends in `.tar` names shards, any other a manifest. Every process validates on all. States are written
+    into the folder `features` if it is not there, by the first process.
+
+    Args:
+        config: a validated `TrainConfig` with `data`.
+        seeds: of training and of validation.
+        counts: batches of each, as many as all devices need; shards have no end of their own.
+
+    Raises:
+        InputError: a manifest or a shard is missing or broken; `shares` for shards; fewer shards than readers; states
+            of another encoder or other clips, or of one that is trained in this stage.
+    """
+    data, readers = config["data"], config["devices"] * max(1, config["workers"])
+    shards = {split: find_shards(data[split]) for split in SPLITS if _is_packed(data, split)}
+    samples = {split: read_manifest(Path(data[split])) for split in SPLITS if split not in shards}
+    if len(shards.get("train", ())) < readers and "train" in shards:
+        raise InputError(
+            f"data.train must name a shard for each of {readers} readers (devices x workers), "
+            f"got {len(shards['train'])}: {data['train']}"
+        )
+    if data["features"] is not None:
+        _check_frozen(model)
+        write_missing_features(config, model, stage.chunk or stage.batch_size)
+    read = _reader(data, model)
+
+    def batches(split: str, seed: int, count: int) -> Dataset[ClipBatch]:
+        prompts, skip = Prompts(**data["prompts"]), data["skip_broken"]
+        if split in samples:
+            shares = data["shares"] or _own_shares(samples[split])
+            return ManifestBatches(samples[split], read, seed, stage.batch_size, count, shares, prompts, skip)
+        validates = split == "validation"
+        buffer = 1 if validates else data["buffer"]  # the order of the shards will do, and is there at once
+        found = Shards(shards[split], seed, buffer, skip, everywhere=validates)
+        return ShardBatches(found, read, stage.batch_size, prompts, skip)
+
+    train, held_out = map(batches, SPLITS, seeds, counts)
+    return train, held_out
+
+
+def write_missing_features(config: dict[str, Any], model: VLJEPA, batch_size: int = _CLIPS_AT_ONCE) -> None:
+    """The states of `data.features`; where they are not there, the first process writes them, and all wait.
+
+    The folder is written whole or not at all. What a stopped run has written is beside it, in `<folder>.partial`, and
+    gone on from.
+
+    Raises:
+        InputError: a medium or a shard cannot be read, unless the data say `skip_broken`.
+    """
+    data = config["data"]
+    if data["features"] is None:
+        return
+    folder, skip, encoder = Path(data["features"]), data["skip_broken"], _encoder(model)
+    if not folder.exists() and is_first_process():
+        partial = folder.with_name(f"{folder.name}.partial")
+        encoder.to(own_device(config))
+        clips, media = _clips(data, model), _media(data)
+        broken = write_features(encoder, clips, media, partial, batch_size, config["workers"], skip_broken=skip)
+        encoder.cpu()
+        partial.rename(folder)
+        left_out = [f"without {len(broken)} media that cannot be read:", *broken] if broken else []
+        print("\n".join([f"features: {folder}", *left_out]), flush=True)
+    while not folder.exists():  # torchrun ends this process if the first one fails
+        time.sleep(1)
+
+
+def _reader(data: Mapping[str, Any], model: VLJEPA) -> Read:
     """What reads a medium's clip or, with `data.features`, the states that the model's X-Encoder gave it beforehand.
 
     Raises:
-        InputError: the states are of another encoder, or it is `trained` in this stage.
+        InputError: the states are of another encoder or of other clips.
     """
-    clips = ClipReader(model.frames, model.x_encoder.size, data["fps"])
+    clips = _clips(data, model)
     if data["features"] is None:
         return clips
-    encoder: Any = model.x_encoder
-    if trained and any(parameter.requires_grad for parameter in encoder.parameters()):
-        raise InputError(
-            "data.features must come with an X-Encoder that is frozen (frozen: true), "
-            f"got a {type(encoder).__name__} that is trained"
-        )
     states = Features(Path(data["features"]))
-    states.check(encoder, clips)
+    states.check(_encoder(model), clips)
     return states
 
 
+def _clips(data: Mapping[str, Any], model: VLJEPA) -> ClipReader:
+    return ClipReader(model.frames, model.x_encoder.size, data["fps"])
+
+
+def _encoder(model: VLJEPA) -> Any:
+    return model.x_encoder
+
+
+def _check_frozen(model: VLJEPA) -> None:
+    if any(parameter.requires_grad for parameter in model.x_encoder.parameters()):
+        raise InputError(
+            "data.features must come with an X-Encoder that is frozen (frozen: true), "
+            f"got a {type(model.x_encoder).__name__} that is trained"
+        )
+
+
+def _is_packed(data: Mapping[str, Any], split: str) -> bool:
+    """Whether a split is of shards."""
+    packed: bool = data[split].endswith(".tar")
+    return packed
+
+
+def _own_shares(samples: Sequence[Sample]) -> dict[Any, float]:
+    """The share of each kind among samples that can be trained on."""
+    kinds = [sample.kind for sample in samples]
+    return {kind: float(kinds.count(kind)) for kind in KINDS if kind in kinds and kind != "world_prediction"}
+
+
+def _has_share(data: Mapping[str, Any], sample: Sample) -> bool:
+    return isinstance(sample, Answered) and (not data["shares"] or data["shares"].get(sample.kind, 0) > 0)
+
+
+def _media(data: Mapping[str, Any]) -> list[Media] | Iterator[Media]:
+    """The media that are trained and validated on; those of shards are read as they are asked for."""
+    listed, shards = list[Media](), list[Path]()
+    for split in SPLITS:
+        if _is_packed(data, split):
+            shards += find_shards(data[split])
+        else:
+            found = filter(lambda sample: _has_share(data, sample), read_manifest(Path(data[split])))
+            listed += chain.from_iterable(map(media_of, found))
+    if not shards:
+        return listed
+    packed = (sample for path in shards for sample in _unpacked(path, data["skip_broken"]))
+    return chain(listed, (medium for sample in packed for medium in media_of(sample)))
+
+
+def _unpacked(path: Path, skip_broken: bool, media: bool = True) -> Iterator[Sample]:
+    """The samples of a shard, as far as it can be read."""
+    try:
+        yield from read_shard(path, media)
+    except InputError:
+        if not skip_broken:
+            raise
+
+
+def _placed(data: Mapping[str, Any], split: str) -> Iterator[tuple[str, Sample]]:
+    """Each sample of a split, those of shards without their media, and where it stands."""
+    if _is_packed(data, split):
+        for shard in find_shards(data[split]):
+            for sample in _unpacked(shard, data["skip_broken"], media=False):
+                yield f"{shard}: {sample.id}", sample
+        return
+    path = Path(data[split])
+    samples = read_manifest(path)
+    if path.is_dir():
+        yield from ((f"{path}: {sample.id}", sample) for sample in samples)
+        return
+    with path.open("rb") as file:
+        lines = [number for number, line in enumerate(file, start=1) if line.strip()]
+    yield from ((f"{path}:{line}", sample) for line, sample in zip(lines, samples, strict=True))
+
+
 def check_texts(data: Mapping[str, Any], model: VLJEPA, decoded: bool) -> None:
-    """Refuses queries and texts of both manifests that a part cannot take: before training, not in its midst.
+    """Refuses queries and texts of both splits that a part cannot take: before training, not in its midst.
 
     Raises:
-        InputError: one is too long for the Predictor, the Y-Encoder or, if texts are `decoded`, the Y-Decoder. It names
-            file, line and limit.
+        InputError: `shares` for shards; or a text is too long for the Predictor, the Y-Encoder or, if texts are
+            `decoded`, the Y-Decoder. It names file, line and limit.
     """
+    if data["shares"] is not None and any(_is_packed(data, split) for split in SPLITS):
+        raise InputError(f"data.shares must be null with shards, which are read in their mixture, got {data['shares']}")
     prompts, queries, texts = Prompts(**data["prompts"]), dict[str, str](), dict[str, str]()
-    for path in (Path(data["train"]), Path(data["validation"])):
-        for line, sample in enumerate(read_manifest(path), start=1):
-            if isinstance(sample, Answered) and data["shares"].get(sample.kind, 0):
-                place = f"{path}: {sample.id}" if path.is_dir() else f"{path}:{line}"
-                for found, places in zip(prompts.choices(sample), (queries, texts), strict=True):
-                    places.update((text, place) for text in found if text not in places)
+    for place, sample in chain.from_iterable(_placed(data, split) for split in SPLITS):
+        if isinstance(sample, Answered) and _has_share(data, sample):
+            for found, places in zip(prompts.choices(sample), (queries, texts), strict=True):
+                places.update((text, place) for text in found if text not in places)
     _check_lengths("predictor", model, model.tokenizers["predictor"].encode, queries)
     _check_lengths("y_encoder", model, model.tokenizers["y_encoder"].encode, texts)
     if decoded:
@@ -87,36 +241,50 @@ def _check_lengths(role: str, model: VLJEPA, tokenize: Tokenize, places: Mapping
 
 
 def decoder_source(
-    data: Mapping[str, Any], model: VLJEPA, split: str, seed: int, clips: int, workers: int
+    data: Mapping[str, Any],
+    model: VLJEPA,
+    split: str,
+    seed: int,
+    clips: int,
+    workers: int,
+    skipped: Counter[str] | None = None,
 ) -> tuple[Tensor, list[str], StreamLatents]:
-    """What the decoder learns from a manifest, as `DecoderBatches` takes it; the model is in evaluation mode.
+    """What the decoder learns from a manifest or shards, as `DecoderBatches` takes it; the model is in evaluation mode.
 
     Of at most `clips` samples, drawn at random (0: all), of the kinds that have a share: the embeddings (N, E) of all
     their texts, these N texts, and the predicted embedding of each clip, under a query and with a text of its own that
-    are drawn. Clips with the same text stand together, as the steps of one event of a stream do.
+    are drawn. Clips with the same text stand together, as the steps of one event of a stream do. With `skip_broken`
+    media that cannot be read are left out, and counted in `skipped` by what was wrong.
 
     Raises:
-        InputError: no sample of a kind that has a share, or as `data.features` and media that cannot be read.
+        InputError: no sample of a kind that has a share, states of another encoder, or a medium that cannot be read.
     """
-    read, prompts = reader(data, model, trained=False), Prompts(**data["prompts"])
-    samples = [
-        sample
-        for sample in read_manifest(Path(data[split]))
-        if isinstance(sample, Answered) and data["shares"].get(sample.kind, 0)
-    ]
+    read, prompts = _reader(data, model), Prompts(**data["prompts"])
+    samples = {
+        row: sample
+        for row, (_, sample) in enumerate(_placed(data, split))
+        if isinstance(sample, Answered) and _has_share(data, sample)
+    }
     if not samples:
         raise InputError(f"{data[split]}: must have a sample of a kind that has a share, got none")
-    order = np.random.default_rng(seed).permutation(len(samples))[: clips or None]
-    chosen = [samples[row] for row in sorted(order)]
-    texts = sorted({text for sample in chosen for text in prompts.choices(sample)[1]})
-    loader = DataLoader(
-        _Asked(chosen, read, prompts, seed), batch_size=_CLIPS_AT_ONCE, num_workers=workers, collate_fn=list
-    )
+    rows = list(samples)
+    order = np.random.default_rng(seed).permutation(len(rows))[: clips or None]
+    chosen = {rows[place]: samples[rows[place]] for place in sorted(order)}
+    texts = sorted({text for sample in chosen.values() for text in prompts.choices(sample)[1]})
+    asked: Dataset[_Clip]
+    if _is_packed(data, split):
+        shards, workers = find_shards(data[split]), min(workers, 1)  # read in one pass
+        asked = _PackedAsked(shards, list(chosen), data["skip_broken"], read, prompts, seed)
+    else:
+        asked = _Asked(list(chosen.values()), read, prompts, seed)
+    loader = DataLoader(asked, batch_size=_CLIPS_AT_ONCE, num_workers=workers, collate_fn=list)
     predicted: dict[str, list[Tensor]] = {}
     for batch in tqdm(loader, desc=f"latents of {split} for the decoder"):
         for error in (clip for clip, _, _ in batch if isinstance(clip, InputError)):
             if not data["skip_broken"]:
                 raise error
+            if skipped is not None:
+                skipped[str(error)] += 1
         whole = [row for row in batch if not isinstance(row[0], InputError)]
         if whole:
             with torch.no_grad():
@@ -132,8 +300,20 @@ def decoder_source(
     return model.embed_all(texts), texts, StreamLatents(steps, last - counts + 1, last, list(predicted))
 
 
-class _Asked(Dataset[tuple["Tensor | InputError", str, str]]):
-    """Clip or states, query and text of each sample; a worker hands its errors over as they are."""
+_Clip: TypeAlias = tuple["Tensor | InputError", str, str]  # clip or states, query and text
+
+
+def _ask(sample: Answered, read: Read, prompts: Prompts, rng: np.random.Generator) -> _Clip:
+    """An error is handed over as it is: raised in a worker, it would come wrapped into its traceback."""
+    query, text = prompts.ask(sample, rng)
+    try:
+        return read(sample.media), query, text
+    except InputError as error:
+        return error, query, text
+
+
+class _Asked(Dataset[_Clip]):
+    """Samples of a manifest."""
 
     def __init__(self, samples: Sequence[Answered], read: Read, prompts: Prompts, seed: int) -> None:
         self.samples, self.read, self.prompts, self.seed = samples, read, prompts, seed
@@ -141,10 +321,22 @@ class _Asked(Dataset[tuple["Tensor | InputError", str, str]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor | InputError, str, str]:
-        sample = self.samples[index]
-        query, text = self.prompts.ask(sample, np.random.default_rng([self.seed, index]))
-        try:
-            return self.read(sample.media), query, text
-        except InputError as error:
-            return error, query, text
+    def __getitem__(self, index: int) -> _Clip:
+        return _ask(self.samples[index], self.read, self.prompts, np.random.default_rng([self.seed, index]))
+
+
+class _PackedAsked(IterableDataset[_Clip]):
+    """The samples of shards that stand at `rows`, ascending, of all their samples that can be read."""
+
+    def __init__(
+        self, shards: Sequence[Path], rows: Sequence[int], skip: bool, read: Read, prompts: Prompts, seed: int
+    ) -> None:
+        self.shards, self.rows, self.skip = shards, rows, skip
+        self.read, self.prompts, self.seed = read, prompts, seed
+
+    def __iter__(self) -> Iterator[_Clip]:
+        index = {row: number for number, row in enumerate(self.rows)}
+        samples = chain.from_iterable(_unpacked(shard, self.skip) for shard in self.shards)
+        for row, sample in enumerate(samples):
+            if row in index and isinstance(sample, Answered):
+                yield _ask(sample, self.read, self.prompts, np.random.default_rng([self.seed, index[row]]))

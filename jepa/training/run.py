@@ -1,4 +1,4 @@
-"""`train`: the stages of a VL-JEPA one after the other, on the procedural world or on manifests."""
+"""`train`: the stages of a VL-JEPA one after the other, on the procedural world, on manifests or on shards."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -22,8 +23,6 @@ from torch.utils.data import Dataset
 from jepa import checkpoint
 from jepa.config import DecoderStageConfig, JEPAStageConfig, build
 from jepa.data.clips import ClipBatch, ClipBatches
-from jepa.data.manifest_batches import ManifestBatches, Prompts
-from jepa.data.manifests import read_manifest
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import World, corpus
 from jepa.errors import InputError
@@ -32,6 +31,7 @@ from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.training import language
 from jepa.training.fit import (
     Keep,
+    all_skipped,
     check_devices,
     fit,
     is_first_process,
@@ -49,7 +49,7 @@ from jepa.training.latents import (
     training_texts,
 )
 from jepa.training.modules import DecoderModule, JEPAModule
-from jepa.training.own_data import check_texts, decoder_source, reader
+from jepa.training.own_data import check_texts, decoder_source, own_batches, write_missing_features
 from jepa.training.sharding import gather
 
 _VALIDATION_SEED = 1_000_003  # added to the seed: validation clips never occur in training
@@ -111,7 +111,7 @@ def _write(trained: VLJEPA, model: VLJEPA, config: dict[str, Any], folder: Path,
 
 
 def _manifests(data: dict[str, Any] | None) -> dict[str, Any] | None:
-    """`data`, or None where it names no manifests."""
+    """`data`, or None where it names neither manifests nor shards."""
     if data is None or (data["train"] is None and data["validation"] is None):
         return None
     if data["train"] is None or data["validation"] is None:
@@ -169,23 +169,16 @@ def _batches_needed(stage: JEPAStageConfig | DecoderStageConfig, config: dict[st
 def _jepa_batches(
     config: dict[str, Any], stage: JEPAStageConfig, model: VLJEPA, world: World
 ) -> tuple[Dataset[ClipBatch], Dataset[ClipBatch]]:
-    """Training and validation batches, of the manifests or of the world."""
+    """Training and validation batches, of one's own data or of the world."""
     seeds = config["seed"], config["seed"] + _VALIDATION_SEED
     counts = _batches_needed(stage, config), stage.validation_batches
-    data = config["data"]
-    if data is None:
+    if config["data"] is None:
         first, second = (
             ClipBatches(world, seed, stage.batch_size, count, model.frames, **config["clips"])
             for seed, count in zip(seeds, counts, strict=True)
         )
         return first, second
-    read = reader(data, model, trained=True)
-    options = {"shares": data["shares"], "prompts": Prompts(**data["prompts"]), "skip_broken": data["skip_broken"]}
-    train, held_out = (
-        ManifestBatches(read_manifest(Path(data[split])), read, seed, stage.batch_size, count, **options)
-        for split, seed, count in zip(("train", "validation"), seeds, counts, strict=True)
-    )
-    return train, held_out
+    return own_batches(config, stage, model, seeds, counts)
 
 
 def _train_jepa(config: dict[str, Any], model: VLJEPA, world: World, output: Path, keep: Keep) -> dict[str, Any]:
@@ -199,7 +192,8 @@ def _train_jepa(config: dict[str, Any], model: VLJEPA, world: World, output: Pat
             on = config["strategy"], config["devices"]
             trainer = fit(module, batches, validation, stage, config, output, "jepa", *on, keep)
     learned = {"temperature": float(module.loss.temperature.detach())} if hasattr(module.loss, "temperature") else {}
-    return summary(trainer, stage, output / "logs" / "jepa") | learned
+    skipped = {"skipped": all_skipped(module.skipped)}
+    return summary(trainer, stage, output / "logs" / "jepa") | learned | skipped
 
 
 @contextmanager
@@ -216,9 +210,11 @@ def _compiled(*parts: Any) -> Iterator[None]:
 
 def _train_decoder(config: dict[str, Any], model: VLJEPA, world: World, output: Path, keep: Keep) -> dict[str, Any]:
     stage = DecoderStageConfig(**config["decoder"])
-    seed = config["seed"]
+    seed, skipped = config["seed"], Counter[str]()
+    if config["data"] is not None:
+        write_missing_features(config, model)
     model.eval().to(own_device(config))
-    source, held_out = _decoder_sources(config, stage, model, world)
+    source, held_out = _decoder_sources(config, stage, model, world, skipped)
     noise = prediction_error(model, source[2])
     switches = stage.predictions, stage.segment_means
     count = _batches_needed(stage, config)
@@ -230,13 +226,17 @@ def _train_decoder(config: dict[str, Any], model: VLJEPA, world: World, output: 
     module.train()
     on = config["strategy"], config["devices"]
     trainer = fit(module, batches, validation, stage, config, output, "decoder", *on, keep)
-    return summary(trainer, stage, output / "logs" / "decoder") | {"noise_per_dimension": round(noise, 5)}
+    learned = {"noise_per_dimension": round(noise, 5), "skipped": all_skipped(skipped)}
+    return summary(trainer, stage, output / "logs" / "decoder") | learned
 
 
 def _decoder_sources(
-    config: dict[str, Any], stage: DecoderStageConfig, model: VLJEPA, world: World
+    config: dict[str, Any], stage: DecoderStageConfig, model: VLJEPA, world: World, skipped: Counter[str]
 ) -> list[tuple[Tensor, list[str], StreamLatents]]:
-    """Text embeddings, texts and predictions to train on, and those to validate on: of the world, the same."""
+    """Text embeddings, texts and predictions to train on, and those to validate on: of the world, the same.
+
+    Media that are left out are counted in `skipped`.
+    """
     seed, data = config["seed"], config["data"]
     if data is None:
         style = build(stage.style)
@@ -244,4 +244,4 @@ def _decoder_sources(
         texts = training_texts(world)
         return 2 * [(model.embed_all(texts), texts, streams)]
     limits = {"train": stage.clips, "validation": stage.batch_size * stage.validation_batches}
-    return [decoder_source(data, model, split, seed, limits[split], config["workers"]) for split in limits]
+    return [decoder_source(data, model, split, seed, limits[split], config["workers"], skipped) for split in limits]

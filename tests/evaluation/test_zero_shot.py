@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from jepa.cli import main
 from jepa.data.manifests import read_manifest
 from jepa.data.world import World
 from jepa.data.world_tasks import write_world_manifest
+from jepa.errors import InputError
 from jepa.evaluation import zero_shot
 from jepa.evaluation.zero_shot import _Task
 from jepa.selective import Decoded
 
 SETTINGS: dict[str, Any] = {
-    "manifest": None, "limit": 0, "fps": None, "workers": 0, "query": "what happens?", "action_query": "which?",
+    "manifest": None, "limit": 0, "fps": None, "workers": 0, "skip_broken": False,
+    "query": "what happens?", "action_query": "which?",
     "templates": ["{label}", "a {label}"], "top": [1, 2, 9], "ks": [1, 2], "prompt": "{question}",
     "candidate": "{candidate}",
 }  # fmt: skip
@@ -185,6 +188,105 @@ def test_world_prediction_takes_two_states_as_one_clip(tmp_path):
     assert scores["accuracy"]["cost"] == cost(1 / 2, spent / 2)
 
 
+class Collapsed(Reader):
+    """A model to which everything is alike but for rounding, so that whatever comes first would be the nearest."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def predict(self, states: torch.Tensor, queries: list[str]) -> torch.Tensor:
+        return torch.tensor([[0.6, 0.8]]).repeat(len(states), 1)
+
+    def embed_all(self, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[0.6, 0.8]]).repeat(len(texts), 1) * (1 - 1e-7 * torch.arange(len(texts))[:, None])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_collapsed_model_scores_chance_wherever_the_right_candidate_stands(tmp_path, first):
+    letters = ["a", "b", "c", "d"] if first else ["b", "c", "d", "a"]
+    states = {"before": "level0.png", "after": "level10.png", "candidates": [f"level{n}0.png" for n in (3, 4, 5, 6)]}
+    asked = {"media": "level0.png", "question": "?", "answer": "a", "candidates": letters}
+    several = {**asked, "alternatives": ["b"]}
+    model = Collapsed()
+    for kind, lines, right in (
+        ("vqa", [asked, asked], [0.25, 0.25]),
+        ("vqa", [several], [0.5]),
+        ("world_prediction", [{**states, "answer": 0 if first else 3}], [0.25]),
+    ):
+        scores, found = run(kind, model, manifest(tmp_path, lines))
+        assert [line["right"] for line in found] == pytest.approx(right)
+        assert scores["accuracy"]["value"] == pytest.approx(scores["accuracy"]["chance"])
+        one = scores["accuracy"]["cost"]["flops_per_answer"]
+        assert scores["accuracy"]["cost"] == cost(sum(right) / len(right), one)
+    labels = [{"media": "level0.png", "label": label} for label in letters]
+    scores, _ = run("classification", model, manifest(tmp_path, labels), top=[1, 3])
+    for name, chance in (("top-1", 1 / 4), ("top-3", 3 / 4)):
+        # A clip, a query of 13 letters, products with 4 labels of 2 dimensions; prompts of 1 and 3 letters.
+        flops = 10_000 + 1300 + 2 * 4 * 2 + (4 * 4) / 4
+        assert scores[name] == {"value": pytest.approx(chance), "chance": chance, "cost": cost(chance, flops)}
+
+
+def test_a_manifest_of_one_class_scores_its_chance(tmp_path):
+    samples = manifest(tmp_path, [{"media": "level0.png", "label": "cat"}, {"media": "level10.png", "label": "cat"}])
+    scores, _ = run("classification", Reader({"cat": 0, "a cat": 40}), samples)
+    flops = 10_000 + 1300 + 2 * 2 + 8 / 2
+    assert scores == {"classes": 1, "top-1": {"value": 1.0, "chance": 1.0, "cost": cost(1.0, flops)}}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_that_cannot_be_read_are_an_error_or_left_out_and_named(tmp_path, workers):
+    levels = {"yes": 0, "no": 100}
+    asked = [(0, "yes"), (10, "yes"), (100, "no"), (20, "yes"), (90, "no")]
+    lines = [{"media": f"level{n}.png", "question": f"{n}?", "answer": answer} for n, answer in asked]
+    samples = manifest(tmp_path, lines)
+    for level in (0, 20):
+        (tmp_path / f"level{level}.png").write_bytes(b"no picture")
+    model = Reader(levels)
+    with pytest.raises(InputError, match=r"level0\.png: cannot be read as a picture"):
+        run("vqa", model, samples, workers=workers)
+    task = _Task(model, {**SETTINGS, "skip_broken": True, "workers": workers}, samples, 2, 0, 1)
+    scores, found = zero_shot._TASKS["vqa"](task)
+    assert [line["prediction"] for line in found] == ["yes", "no", "no"]
+    assert model.asked == ["10?", "100?", "90?"]
+    assert scores["accuracy"]["value"] == 1
+    spent = 3 * (10_000 + 2 * 2 * 2) + 100 * len("10?100?90?") + len("yesno")  # of the three, and both candidates
+    assert scores["accuracy"]["cost"] == cost(1, spent / 3)
+    assert task.kept == [samples[i] for i in (1, 2, 4)]
+    assert [message.split(": cannot")[0] for message in task.skipped] == [
+        f"{number}: {tmp_path}/level{level}.png" for number, level in (("1", 0), ("4", 20))
+    ]
+    broken = [samples[0], samples[3]]
+    with pytest.raises(InputError, match=r"none of 2 samples can be read, the first: 1: .*level0\.png"):
+        run("vqa", model, broken, skip_broken=True)
+
+
+def test_a_world_prediction_without_one_of_its_clips_is_left_out(tmp_path):
+    states = {"before": "level0.png", "after": "level100.png", "answer": 0}
+    lines = [{**states, "candidates": [f"level{n}.png" for n in among]} for among in ((50, 200), (50, 210), (50, 90))]
+    samples = manifest(tmp_path, lines)
+    (tmp_path / "level210.png").write_bytes(b"no picture")
+    scores, found = run("world_prediction", Reader({}), samples, skip_broken=True)
+    assert [line["right"] for line in found] == [1, 1]
+    assert [len(line["cosines"]) for line in found] == [2, 2]
+    assert scores["accuracy"]["chance"] == 1 / 2
+    spent = 6 * 10_000 + 100 * 2 * (13 + 2 * 6) + 2 * 2 * (2 + 2)
+    assert scores["accuracy"]["cost"] == cost(1, spent / 2)
+
+
+def test_captions_of_left_out_clips_are_no_candidates(tmp_path):
+    lines = [{"media": f"level{n}.png", "captions": [f"{n}", f"about {n}"]} for n in (0, 50, 100)]
+    samples = manifest(tmp_path, lines)
+    (tmp_path / "level50.png").write_bytes(b"no picture")
+    levels = {text: n for n in (0, 50, 100) for text in (f"{n}", f"about {n}")}
+    scores, found = run("retrieval", Reader(levels), samples, skip_broken=True)
+    assert [line["captions"] for line in found] == [["0", "about 0"], ["100", "about 100"]]
+    assert scores["video_to_text"]["candidates"] == 4
+    spent = 2 * (10_000 + 1300) + len("0about 0100about 100") + 2 * 2 * 4 * 2
+    for direction, queries in (("video_to_text", 2), ("text_to_video", 4)):
+        assert scores[direction]["r@1"]["value"] == 1
+        assert scores[direction]["r@1"]["cost"] == cost(1, spent / queries)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_model) -> Path:
     folder = tmp_path_factory.mktemp("run") / "checkpoint"
@@ -207,6 +309,23 @@ def test_each_task_is_the_same_on_the_embedded_data_and_on_their_manifest(traine
     assert records[0]["scores"] == records[1]["scores"]
     assert [record["data"] for record in records] == ["embedded", str(made)]
     assert records[0]["samples"] == len((first / "predictions.jsonl").read_text().splitlines())
+
+
+def test_left_out_samples_are_in_the_record_and_in_the_report(trained, tmp_path, capsys):
+    made = write_world_manifest(World(), "caption", 4, 2, 0, tmp_path)
+    (tmp_path / "clip0001" / "0000.png").write_bytes(b"no picture")
+    options = [f"checkpoint={trained}", "task=captioning", f"task.manifest={made}", "accelerator=cpu"]
+    assert main(["evaluate", *options]) == 2
+    assert "0000.png: cannot be read as a picture" in capsys.readouterr().err
+    assert main(["evaluate", *options, "task.skip_broken=true", f"output={tmp_path}/out"]) == 0
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    [message] = record["skipped"]
+    assert "skipped 1 of 4 samples:" in printed
+    assert message in printed
+    assert record["samples"] == 3
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["clip0000", "clip0002", "clip0003"]
 
 
 def test_a_limit_takes_the_first_samples(trained, tmp_path):
@@ -235,6 +354,23 @@ def test_bad_tasks_end_in_one_line(trained, tmp_path, capsys, options, message):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("options", [["task=stream"], []])
+def test_streams_under_torchrun_are_refused(trained, capsys, monkeypatch, options):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["evaluate", f"checkpoint={trained}", "accelerator=cpu", *options]) == 2
+    assert capsys.readouterr().err == "error: streams are evaluated by one process, without torchrun, got 2\n"
+
+
+def test_templates_are_given_as_the_documentation_has_it(trained, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "zero_shot.md").read_text(encoding="utf-8")
+    given = set(re.findall(r"`'(task\.templates=.*?)'`", text))
+    assert len(given) == 2
+    made = write_world_manifest(World(), "class", 4, 2, 0, tmp_path)
+    for number, option in enumerate(given):
+        options = [f"checkpoint={trained}", "task=classification", f"task.manifest={made}", "accelerator=cpu"]
+        assert main(["evaluate", *options, f"output={tmp_path}/{number}", option]) == 0
 
 
 def test_a_task_needs_a_vl_jepa(tmp_path, capsys):
