@@ -1,7 +1,8 @@
-"""The cores of the language model's benchmarks on a tiny model: what they compare does the same."""
+"""The benchmarks of training steps and of the language model, small: what they compare does the same."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -21,8 +22,25 @@ SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
     yield
-    for name in ("bench_llm_step", "bench_generate"):
+    for name in ("bench_llm_step", "bench_generate", "bench_train"):
         sys.modules.pop(name, None)
+
+
+def test_the_quick_training_benchmark_runs(monkeypatch, capsys):
+    """The plain loss holds three matrices of similarities at least, 16 MiB each; in chunks none is whole."""
+    import bench_train as bench
+
+    monkeypatch.setattr(sys, "argv", ["bench_train.py", "--quick"])
+    bench.main()
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    embedded = figures["models"]["embedded"]
+    assert embedded["samples_per_second"] == pytest.approx(16 / embedded["seconds"], rel=1e-3)
+    assert embedded["utilisation"] > 0
+    assert figures["contrastive_rows"] == 2048
+    memory = figures["contrastive_mebibytes"]
+    inputs = 2 * 2048 * bench.WIDTH * 4 / 2**20
+    assert memory["plain"] > inputs + 3 * 16
+    assert inputs < memory["chunked"] < memory["plain"]
 
 
 def tiny(predictors: int):

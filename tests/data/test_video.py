@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +16,22 @@ from jepa.data.records import StreamRecord
 from jepa.data.video import VideoStream, find_video
 from jepa.errors import InputError
 
+LONG = 2400  # seconds
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from jepa.data.media import Media, read_clip
+from jepa.data.records import StreamRecord
+from jepa.data.video import VideoStream
+
+path, seconds = Path(sys.argv[1]), int(sys.argv[2])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+next(iter(VideoStream(path, StreamRecord("v", 60.0, ()), 86, 8).frames()))
+before = peak()
+read_clip(Media(path.name, path), 16, 86)
+parts = VideoStream(path, StreamRecord("v", float(seconds), ()), 86, 8).frames()
+print(sum(len(part) for part in parts), peak() - before)
+"""
 REAL = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "video"
 
 
@@ -58,6 +76,24 @@ def test_a_video_that_ends_early_is_refused_and_its_last_frame_held_for_a_second
         with pytest.raises(InputError, match=rf"v\.mp4: must last {duration:.2f} s as annotated, got 1\.00 s"):
             read(path, duration)
     assert len(read(path, duration=0.5)) == 4  # what lies beyond is not missed
+
+
+def test_the_memory_of_a_long_video_is_bounded(tmp_path):
+    """Forty minutes of small frames, together 400 MB, through a clip and a stream, in a process of their own."""
+    path = tmp_path / "long.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for number in range(10 * LONG):
+            picture = np.full((64, 96, 3), number % 250, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    command = [sys.executable, "-c", MEASURE, str(path), str(LONG)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    count, grown = map(int, found.stdout.split())
+    assert count == 8 * LONG
+    assert grown < 60 * 2**10  # KiB
 
 
 def test_frames_are_cut_to_the_middle_square(tmp_path):

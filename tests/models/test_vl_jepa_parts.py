@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
+from safetensors.numpy import load_file
 from test_experiments import SHORT, write_video
 from tokenizers import Tokenizer as Rust
 from tokenizers import models, pre_tokenizers
@@ -21,7 +24,7 @@ from jepa.cli import main
 from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 from jepa.data.world import StreamStyle, World
 from jepa.errors import InputError
-from jepa.evaluation.streams import encode_streams
+from jepa.evaluation.streams import SPLITS, encode_streams
 from jepa.evaluation.sweep import _encoding
 from jepa.losses.infonce import InfoNCE
 from jepa.models.vl_jepa import VLJEPA
@@ -29,6 +32,7 @@ from jepa.operations import OperationLedger, count_flops
 from jepa.report import read_results
 from jepa.selective import ColourChange, SelectiveEncoding, StepSelection
 
+REAL = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "video"
 TEXTS = ["the red bar moves left", "a cyan ring spins", "red"]
 QUERIES = ["what happens?", "what colour is the bar?", "how many objects are there?"]
 WORDS = [word for text in (*TEXTS, *QUERIES) for word in text.replace("?", " ?").split()]
@@ -212,8 +216,20 @@ def test_states_from_disk_stand_for_frames_of_a_frozen_encoder_only(model, image
     "ignore:.*LeafSpec.*",
     "ignore::jepa.training.modules.CollapseWarning",  # after two steps latents may be anything
 )
-def test_videos_go_from_files_through_vjepa2_to_emissions(folder, tmp_path):
-    """`jepa train`, `evaluate videos=folder` and `report` on four encoded videos."""
+@pytest.mark.parametrize(
+    ("clip", "seconds"),
+    [
+        pytest.param(None, 12.0, id="made"),
+        pytest.param(
+            REAL / "flipping_a_pancake.mkv",
+            10.0,
+            id="real",
+            marks=pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there"),
+        ),
+    ],
+)
+def test_videos_go_from_files_through_vjepa2_to_emissions(clip, seconds, folder, tmp_path):
+    """`jepa train`, `evaluate videos=folder` and `report` on four made videos, or on a real one four times."""
     run = tmp_path / "run"
     model = [
         "model=vl_jepa_vjepa2",
@@ -224,9 +240,12 @@ def test_videos_go_from_files_through_vjepa2_to_emissions(folder, tmp_path):
     assert main(["train", "experiment=demo", *model, f"hydra.run.dir={run}", *SHORT]) == 0
     annotations = {}
     for number in range(4):
-        spans = [[float(t), t + 3.0] for t in range(0, 12, 3)]
-        annotations[f"v_{number}"] = {"duration": 12.0, "timestamps": spans, "sentences": ["a", "b", "a", "c"]}
-        write_video(tmp_path / f"v_{number}.mp4", number, seconds=12)
+        spans = [[float(t), min(t + 3.0, seconds)] for t in range(0, 12, 3)]
+        annotations[f"v_{number}"] = {"duration": seconds, "timestamps": spans, "sentences": ["a", "b", "a", "c"]}
+        if clip is None:
+            write_video(tmp_path / f"v_{number}.mp4", number, seconds=12)
+        else:
+            (tmp_path / f"v_{number}{clip.suffix}").symlink_to(clip.resolve())
     (tmp_path / "captions.json").write_text(json.dumps(annotations), encoding="utf-8")
     videos = ["videos=folder", f"videos.folder={tmp_path}", "videos.timeline.format=activitynet"]
     videos += [f"videos.timeline.path={tmp_path}/captions.json", "candidates=12", "accelerator=cpu"]
@@ -234,9 +253,17 @@ def test_videos_go_from_files_through_vjepa2_to_emissions(folder, tmp_path):
     assert main(["report", f"evaluation={run}/evaluation"]) == 0
     setting = read_results(run / "results.json")["settings"]["videos"]
     ledger = setting["operations"][0]["ledger"]
-    assert ledger["encoder"]["calls"] == ledger["predictor"]["calls"] == 2 * 23  # windows of a second, every half
+    assert (
+        ledger["encoder"]["calls"] == ledger["predictor"]["calls"] == 2 * (2 * seconds - 1)
+    )  # windows of 1 s, every half
     assert ledger["decoder"]["calls"] > 0
     assert all(emission["text"] is not None for emission in setting["strip"]["decodes"]["uniform"])
+    if clip is not None:  # what each split has is the same video: the same latents, that follow what is seen
+        states = [load_file(run / "evaluation" / "videos" / split / "latents.safetensors") for split in SPLITS]
+        latents = [values for each in states for name, values in each.items() if name.endswith("/latents")]
+        assert len(latents) == 4
+        assert all(np.array_equal(latents[0], other) for other in latents[1:])
+        assert np.abs(np.diff(latents[0], axis=0)).max(1).min() > 0
 
 
 def test_pretrained_tokenizers_are_those_of_the_roles(model):
