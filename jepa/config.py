@@ -136,7 +136,7 @@ class JEPAStageConfig(StageConfig):
     ema_decay: Share
     chunk: Natural  # samples encoded at a time (cached contrastive learning); 0: the whole batch
     decoder_weight: NonNegative  # of the texts' cross-entropy through the frozen decoder; 0: without
-    y_encoder_lr_multiplier: Positive
+    y_encoder_lr_multiplier: Positive | None  # null: 0.05 if it was pretrained, else 1
 
 
 @dataclass(frozen=True)
@@ -727,8 +727,11 @@ def nearest(word: str, options: Iterable[str]) -> list[str]:
 
 
 def unknown_key(key: str, options: Iterable[str]) -> InputError:
-    """The error for a dotted ``key`` that is none of ``options``: names the nearest, else its siblings."""
+    """The error for a dotted ``key`` that has no place: names its nearest of ``options``, or its siblings."""
     options = list(options)
+    top = key.partition(".")[0]
+    if key in options or (top in options and top != key and not any(each.startswith(f"{top}.") for each in options)):
+        return InputError(f"{key} cannot be given: {top} is null or has no keys")
     if found := nearest(key, options):
         return InputError(f"unknown key {key!r}; nearest valid: {', '.join(found)}")
     parent = key.rpartition(".")[0]

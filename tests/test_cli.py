@@ -154,6 +154,8 @@ def test_hydra_flags_work(tmp_path):
         (["+seeed=1"], r"unknown key 'seeed'; nearest valid: seed"),
         (["++seeed=1"], r"unknown key 'seeed'; nearest valid: seed"),
         (["-m", "seeed=1,2"], r"unknown key 'seeed'; nearest valid: seed"),
+        (["name=x", "jepa=null", "jepa.steps=4"], r"jepa\.steps cannot be given: jepa is null or has no keys"),
+        (["experiment=vl_jepa_decoder", "jepa.steps=4"], r"jepa\.steps cannot be given: jepa is null or has no keys"),
         (["experment=demo"], r"unknown key 'experment'; nearest valid: experiment"),
         (["experiment=dmeo"], r"there is no experiment 'dmeo'; nearest valid: .*demo.*"),
         (["-m", "experiment=dmeo,demo"], r"there is no experiment 'dmeo'; nearest valid: .*demo.*"),

@@ -37,8 +37,8 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         arguments: of `timm.create_model`; none with `pretrained`.
 
     Raises:
-        InputError: timm does not know the model or refuses an argument, a file of it is broken, or a tensor is missing,
-            unexpected or does not fit (they are listed).
+        InputError: timm does not know the model or refuses an argument, a file of it is broken, a tensor is missing,
+            unexpected or does not fit (they are listed), or it does not give a frame P states of its width.
     """
 
     tubelet = 1
@@ -73,6 +73,7 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
             self.model.set_grad_checkpointing(True)
         if frozen:
             self.freeze()
+        self._check(name)
 
     def node(self) -> dict[str, Any]:
         """The `_target_` node that builds it again, without a hub and with random weights."""
@@ -86,6 +87,25 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
             "std": self.std,
             **self._architecture,
         }
+
+    @torch.no_grad()
+    def _check(self, name: str) -> None:
+        """A blank frame has to give states."""
+        if next(self.parameters()).is_meta:
+            return
+        training = self.training
+        self.eval()
+        blank = torch.zeros(1, 1, self.size, self.size, 3, dtype=torch.uint8)
+        try:
+            states = self.encode_slots(blank)
+        except Exception as reason:  # whatever a model does that gives something else
+            raise InputError(f"{name} cannot be an X-Encoder: {' '.join(str(reason).split())}") from reason
+        finally:
+            self.train(training)
+        if states.ndim != 4 or states.shape[3] != self.width:
+            raise InputError(
+                f"{name} cannot be an X-Encoder: a frame must give (P, {self.width}), got {tuple(states.shape[2:])}"
+            )
 
     def encode_slots(self, frames: Tensor) -> Tensor:
         """States of each frame, without the time embedding: (B, F, S, S, 3) uint8 -> (B, T, P, D)."""

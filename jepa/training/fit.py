@@ -59,6 +59,19 @@ def write_checkpoint(model: Any, config: dict[str, Any], folder: Path, stages: l
         os.replace(partial, folder / "training.json")
 
 
+def print_parameters(model: Any) -> None:
+    """The table of parameters by role; the first process alone prints."""
+    if not is_first_process():
+        return
+    roles = model.parameters_by_role()
+    rows = [(row["role"], f"{row['total']:,}", f"{row['trainable']:,}", row["modules"]) for row in roles]
+    total, trained = (f"{sum(row[key] for row in roles):,}" for key in ("total", "trainable"))
+    rows = [("role", "parameters", "trainable", ""), *rows, ("all", total, trained, "")]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for role, count, learned, modules in rows:
+        print(f"{role:{widths[0]}}  {count:>{widths[1]}}  {learned:>{widths[2]}}  {modules}".rstrip(), flush=True)
+
+
 def keeper(name: str, before: list[dict[str, Any]], write: Callable[[list[dict[str, Any]]], None]) -> Keep:
     """A function of a stage's result so far: gives the stage's record, and calls `write` with it after those `before`.
 

@@ -42,6 +42,7 @@ from jepa.training.fit import (
     keeper,
     on_gpu,
     own_device,
+    print_parameters,
     summary,
     write_checkpoint,
 )
@@ -263,6 +264,7 @@ def train(config: dict[str, Any], output: Path) -> Path:
     if is_first_process():
         print(splits.summary(), flush=True)
     model = _model(config, splits)
+    print_parameters(model)
     model.language.set_attention("sdpa" if on_gpu(config) else "eager")
     folder = output / "checkpoint"
     saved = {**config, "model": {**model.node(), "y_decoder": _decoder_node(config, model, splits)}}

@@ -153,9 +153,10 @@ class JEPAModule(Stage):
 
     The loss d is called with predictions (B, E), targets (B, E) and the texts' ids (B,), and with further negative
     texts (M, E) and their ids (M,) if it takes some. Frozen parameters stay as they are, and with target
-    "stop_gradient" all of the Y-Encoder's; it learns at `y_encoder_lr_multiplier` times the learning rate. With target
-    "ema" each side is compared with a slow copy of the other, d(Ŝ, S_slow) / 2 + d(Ŝ_slow, S) / 2: the targets alone
-    would leave the Y-Encoder without gradient. Copies are made of Predictor and Y-Encoder, not of the X-Encoder.
+    "stop_gradient" all of the Y-Encoder's; it learns at `y_encoder_lr_multiplier` times the learning rate (None: once).
+    With target "ema" each side is compared with a slow copy of the other, d(Ŝ, S_slow) / 2 + d(Ŝ_slow, S) / 2: the
+    targets alone would leave the Y-Encoder without gradient. Copies are made of Predictor and Y-Encoder, not of the
+    X-Encoder.
 
     A regulariser gets both embeddings times √E, so that unit vectors in all directions have variance 1 in each
     dimension. Sparse experts add their load-balancing losses, each with its weight.
@@ -194,7 +195,8 @@ class JEPAModule(Stage):
         def trained(*parts: Part) -> list[nn.Parameter]:
             return [p for part in parts for p in part.parameters() if p.requires_grad]
 
-        rate = self.stage.learning_rate * self.settings.y_encoder_lr_multiplier
+        multiplier = self.settings.y_encoder_lr_multiplier
+        rate = self.stage.learning_rate * (1.0 if multiplier is None else multiplier)
         groups: list[dict[str, Any]] = [
             {"params": trained(self.model.x_encoder, self.model.predictor)},
             {"params": trained(self.model.y_encoder), "lr": rate},

@@ -38,6 +38,7 @@ from jepa.training.fit import (
     keeper,
     on_gpu,
     own_device,
+    print_parameters,
     summary,
     write_checkpoint,
 )
@@ -52,6 +53,7 @@ from jepa.training.modules import DecoderModule, JEPAModule
 from jepa.training.own_data import check_texts, decoder_source, own_batches, write_missing_features
 from jepa.training.sharding import gather
 
+_PRETRAINED_MULTIPLIER = 0.05  # of a pretrained Y-Encoder's learning rate (VL-JEPA section 3.1)
 _VALIDATION_SEED = 1_000_003  # added to the seed: validation clips never occur in training
 
 
@@ -75,6 +77,7 @@ def _train_vl_jepa(config: dict[str, Any], output: Path) -> Path:
     config["data"] = _manifests(config["data"])
     _check(config)
     model, stages = _start(config)
+    print_parameters(model)
     world = build(config["world"])
     if config["jepa"] and config["jepa"]["decoder_weight"] and not any(stage["name"] == "decoder" for stage in stages):
         raise InputError(
@@ -134,9 +137,13 @@ def _check(config: dict[str, Any]) -> None:
 def _start(config: dict[str, Any]) -> tuple[VLJEPA, list[dict[str, Any]]]:
     """A new model, or that of `checkpoint` with the stages behind it.
 
-    `config` then gets its model and tokenizer and, if it is not trained on, its world.
+    `config` then gets its model and tokenizer and, if it is not trained on, its world. A Y-Encoder's learning rate that
+    is left open is that of the checkpoint's own stage `jepa`, or what suits a pretrained one or a new one.
     """
-    if config["checkpoint"] is None:
+    before = None if config["checkpoint"] is None else checkpoint.read_config(Path(config["checkpoint"]))
+    if config["jepa"] and config["jepa"]["y_encoder_lr_multiplier"] is None:
+        config["jepa"] = config["jepa"] | {"y_encoder_lr_multiplier": _y_encoder_multiplier(config, before)}
+    if before is None:
         tokenizer = Tokenizer.train(corpus(), **config["tokenizer"])
         model: VLJEPA = checkpoint.build_model(config, tokenizer)
         return model, []
@@ -144,10 +151,16 @@ def _start(config: dict[str, Any]) -> tuple[VLJEPA, list[dict[str, Any]]]:
     model = checkpoint.load(folder)
     if not isinstance(model, VLJEPA):
         raise InputError(f"checkpoint must be of a VL-JEPA, got {type(model).__name__}: {folder}")
-    before = checkpoint.read_config(folder)
     kept = ("model", "tokenizer") if config["data"] is None else ("model", "tokenizer", "world")
     config |= {key: before[key] for key in kept}
     return model, json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
+
+
+def _y_encoder_multiplier(config: dict[str, Any], before: dict[str, Any] | None) -> float:
+    if before is not None and before.get("jepa"):
+        return float(before["jepa"]["y_encoder_lr_multiplier"] or 1.0)
+    pretrained = config["model"]["y_encoder"].get("pretrained") if before is None else None
+    return 1.0 if pretrained is None else _PRETRAINED_MULTIPLIER
 
 
 @contextmanager

@@ -179,6 +179,8 @@ def test_a_bad_timm_model_is_named(tmp_path):
         TimmEncoder(f"local-dir:{tmp_path}", pretrained=True)
     with pytest.raises(InputError, match="must be taken as it is, got depth"):
         TimmEncoder("test_vit", pretrained=True, depth=2)
+    with pytest.raises(InputError, match="crossvit_tiny_240 cannot be an X-Encoder: 'list' object"):
+        TimmEncoder("crossvit_tiny_240", depth=[[1, 1, 0]] * 3)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
 
 from jepa import checkpoint
-from jepa.config import JEPAStageConfig, TrainConfig, validate
+from jepa.config import JEPAStageConfig, TrainConfig, build, validate
 from jepa.data.clips import CLASS_QUERY, ClipBatch, ClipBatches
 from jepa.data.features import ClipReader, Features, write_features
 from jepa.data.manifests import read_manifest
@@ -123,6 +123,16 @@ def test_compiled_parts_train_as_plain_ones(tmp_path):
     assert one.keys() == other.keys()
     for name, weight in one.items():
         torch.testing.assert_close(other[name], weight, rtol=0, atol=1e-4)  # a step moves most by 1e-3
+
+
+def test_the_parameters_are_printed_by_role(tmp_path, capsys):
+    plain = config("jepa=null")
+    model = checkpoint.load(train(plain, tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line[:10].strip(): line[10:].replace(",", "").split() for line in lines}
+    for role, part in (("X-Encoder", model.x_encoder), ("Y-Decoder", model.y_decoder), ("all", model)):
+        assert rows[role][:2] == [str(sum(p.numel() for p in part.parameters()))] * 2
+    assert lines[0].split() == ["role", "parameters", "trainable"]
 
 
 def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
@@ -572,3 +582,27 @@ def test_what_was_trained_until_a_stage_was_cut_off_is_kept(stage, tmp_path, mon
             assert torch.equal(kept[name], tensor), name
     on = train(config(f"{other}=null", f"checkpoint={folder}"), tmp_path / "on")
     assert [(each["steps"], "unfinished" in each) for each in stages(on)] == [(4, True), (2, False)]
+
+
+def test_a_pretrained_y_encoder_learns_at_a_twentieth_unless_told(tmp_path):
+    encoder = {"_target_": "jepa.encoders.sentence.SentenceEncoder", "embedding_dim": 16, "architecture": None}
+    architecture = {"model_type": "bert", "vocab_size": 512, "hidden_size": 32, "intermediate_size": 32}
+    architecture |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    build({**encoder, "architecture": architecture}).lm.save_pretrained(tmp_path / "bert")
+    plain = config("decoder=null")
+    plain["model"]["y_encoder"] = {**encoder, "pretrained": str(tmp_path / "bert")}
+    first = train(plain, tmp_path / "first")
+    again = train(config("decoder=null", f"checkpoint={first}"), tmp_path / "again")
+    scratch = train(config("decoder=null"), tmp_path / "scratch")
+    told = train(plain | {"jepa": plain["jepa"] | {"y_encoder_lr_multiplier": 0.5}}, tmp_path / "told")
+    chosen = [checkpoint.read_config(f)["jepa"]["y_encoder_lr_multiplier"] for f in (first, again, scratch, told)]
+    assert chosen == [0.05, 0.05, 1.0, 0.5]
+
+
+@pytest.mark.parametrize("multiplier", [None, 0.05])
+def test_the_multiplier_is_that_of_the_y_encoder_alone(multiplier, tiny_model):
+    stage = JEPAStageConfig(**changed(y_encoder_lr_multiplier=multiplier, learning_rate=0.1, warmup_steps=0)["jepa"])
+    module = JEPAModule(copy.deepcopy(tiny_model), stage)
+    rates = {id(p): group.get("lr", 0.1) for group in module.parameter_groups() for p in group["params"]}
+    assert {rates[id(p)] for p in module.model.y_encoder.parameters()} == {0.1 * (multiplier or 1)}
+    assert {rates[id(p)] for p in module.model.predictor.parameters()} == {0.1}
