@@ -92,7 +92,7 @@ def main() -> None:
         if getattr(module, "count_flops", None) is count_flops:
             vars(module)["count_flops"] = counter
     train = ["jepa.steps=12", "jepa.batch_size=32", "decoder.steps=12", "decoder.streams=2"] if quick else []
-    streams = [f"streams.{name}.{split}=1" for name in ("everyday", "dense") for split in ("calibration", "test")]
+    streams = [f"streams.{name}.{split}=2" for name in ("everyday", "dense") for split in ("calibration", "test")]
     evaluate = [*streams, "candidates=12"] if quick else []
     home = Path.cwd()
     shares: dict[str, dict[str, float]] = {}
