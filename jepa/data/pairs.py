@@ -250,7 +250,7 @@ def hugging_face(
             return []
         try:
             rows = datasets.load_dataset(path, name=name, split=split, revision=revision)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise InputError(f"{path}: cannot load split {split!r}: {error}") from error
         sources = (f"{path}/{split}:{index}" for index in range(len(rows)))
         return [

@@ -78,6 +78,9 @@ class LanguageModel(nn.Module):
         """Makes room for `size` tokens, each with a random embedding of its own, and attaches LoRA if asked for.
 
         Never shrinks: pretrained matrices are often padded beyond their tokenizer's vocabulary.
+
+        Raises:
+            InputError: `lora` is nothing that PEFT can attach to this model.
         """
         if size > self.lm.get_input_embeddings().num_embeddings:
             self.lm.resize_token_embeddings(size, mean_resizing=False)
@@ -90,9 +93,12 @@ class LanguageModel(nn.Module):
 
             indices = list(new_tokens) or None
             settings = {"target_modules": "all-linear", **self.lora}
-            with warnings.catch_warnings():  # of one library about the other
-                warnings.filterwarnings("ignore", category=FutureWarning)
-                get_peft_model(self.lm, LoraConfig(**settings, trainable_token_indices=indices))  # in place
+            try:
+                with warnings.catch_warnings():  # of one library about the other
+                    warnings.filterwarnings("ignore", category=FutureWarning)
+                    get_peft_model(self.lm, LoraConfig(**settings, trainable_token_indices=indices))  # in place
+            except (TypeError, ValueError) as error:
+                raise InputError(f"language_model.lora must be arguments of peft.LoraConfig, {self.lora}: {error}") from error
 
     def set_attention(self, kind: str) -> None:
         """Chooses "sdpa", or "eager": matmul-softmax-matmul, faster in bf16 on a CPU (scripts/bench_llm_step.py)."""

@@ -20,6 +20,7 @@ from jepa.errors import InputError
 from jepa.evaluation.record import ANSWERS, announce, read_evaluation
 from jepa.metrics.paired import paired_test
 from jepa.report.answers import SCHEMA, summary, write_report
+from jepa.report.requirement import Requirement
 from jepa.report.schema import (
     CODE,
     DEVICE,
@@ -76,7 +77,7 @@ _RECORD: Check = record(
         "split": text,
         "pairs": count,
         "scores": mapping(
-            record(  # older evaluations and choices among given answers have no cost
+            record(  # older evaluations have no cost
                 {"accuracy": _SHARE, "interval": list_of(_SHARE, shortest=2)}, optional={"cost": _COST}
             )
         ),
@@ -109,24 +110,31 @@ class _Run:
         return {**found, "flops": flops, "flops_measured": True}
 
 
-def report_answers(config: dict[str, Any], evaluations: Sequence[Path]) -> dict[str, Path]:
+def report_answers(
+    config: dict[str, Any], evaluations: Sequence[Path], required: Requirement | None = None
+) -> dict[str, Path]:
     """Runs a validated `ReportConfig` over `evaluations`, prints a summary, and returns the paths of the files written.
 
     Raises:
-        InputError: as `answers_results`, or a `checkpoint`, of which this report has no use.
+        InputError: as `answers_results`, a `checkpoint`, of which this report has no use, or a requirement of no arm.
+        NotMetError: the files are written, and what is required does not hold.
     """
     if config["checkpoint"] is not None:
         raise InputError(f"checkpoint must be null for a report of answers, got {config['checkpoint']}")
     folder = Path(config["evaluation"])
     results = answers_results(evaluations, folder)
+    if required:
+        required.check_arm(results["arms"])
     beside = folder.parent if list(evaluations) == [folder] else folder
     paths = write_report(results, Path(config["output"] or beside))
     announce(summary(results), paths)
+    if required:
+        print(required.verdict(results), flush=True)
     return paths
 
 
 def answers_results(evaluations: Sequence[Path], root: Path) -> dict[str, Any]:
-    """The document `jepa.answers-results/1` of several evaluations; paths in it are relative to `root`.
+    """The document `jepa.answers-results/2` of several evaluations; paths in it are relative to `root`.
 
     Raises:
         InputError: a record that is missing, broken or of another format; records of different data, split, model,

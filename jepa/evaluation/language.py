@@ -33,7 +33,7 @@ from jepa.metrics.latents import (
     recall_at_false_share,
     same_meaning,
 )
-from jepa.metrics.per_token import answer_costs
+from jepa.metrics.per_token import answer_costs, choice_costs
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import TRAINING_PARTS, OperationLedger, PartCount
 from jepa.selective import Decoded
@@ -63,16 +63,20 @@ def evaluate_answers(
     predictions, targets, ids = embeddings(model, pairs, answers.batch_size, trained["objective"])
     started = time.perf_counter()
     decoded: list[Decoded] = []
+    choosing = 0.0
     if "multiple_choice" in answers.metrics:
-        texts, verdicts = _choose(model, pairs, answers)
-        tokens = len(pairs)
+        texts, verdicts, choosing = _choose(model, pairs, answers)
+        tokens = 0
     else:
         decoded = generate(model, pairs, answers.batch_size)
         texts, tokens = [d.text for d in decoded], sum(d.tokens for d in decoded)
         verdicts = _verdicts(texts, pairs, answers)
     seconds = time.perf_counter() - started
     longest = longest_answer(model.tokenizer.encode(pairs))
-    costs = {name: _answer_costs(right, decoded, longest) for name, right in verdicts.items() if decoded}
+    costs = {
+        name: _answer_costs(right, decoded, longest) if decoded else choice_costs(sum(right) / len(right), choosing)
+        for name, right in verdicts.items()
+    }
     spoken: list[str] = []
     if model.y_decoder is not None and "multiple_choice" not in verdicts:
         said = [d for part in predictions.split(answers.batch_size) for d in model.decode(part)]
@@ -257,22 +261,30 @@ def _verdicts(texts: list[str], pairs: Sequence[Pair], answers: AnswersConfig) -
     return verdicts
 
 
-def _choose(model: LLMJEPA, pairs: Sequence[Pair], answers: AnswersConfig) -> tuple[list[str], dict[str, list[bool]]]:
-    """The likeliest of the choices for each request, by the sum of its tokens' log-likelihoods."""
-    choices = answers.choices
+def _choose(
+    model: LLMJEPA, pairs: Sequence[Pair], answers: AnswersConfig
+) -> tuple[list[str], dict[str, list[bool]], float]:
+    """The likeliest of the choices for each request, by the sum of its tokens' log-likelihoods, its end included.
+
+    Last comes what choosing an answer takes, in FLOPs: a pass over the request and a choice, for each choice.
+    """
+    choices, flops = answers.choices, 0
     layout = model.layout(row_tokens=_ROW_TOKENS)
     likelihoods = torch.empty(len(pairs), len(choices))
     for start in _progress(len(pairs), answers.batch_size, "choices"):
         for column, choice in enumerate(choices):
             part = [Pair(p.request, choice, p.system) for p in pairs[start : start + answers.batch_size]]
-            rows = pack(model.tokenizer.encode(part), layout)
+            encoded = model.tokenizer.encode(part)
+            rows = pack(encoded, layout)
             out = model(type(rows)(*(field.to(model.device) for field in rows)))
             scores = -F.cross_entropy(out.logits, out.labels, reduction="none").cpu()
             owner = rows.segments[rows.labels != IGNORE] // 2  # a pair has two segments: its prompt and its answer
             likelihoods[start : start + len(part), column] = torch.zeros(len(part)).index_add(0, owner, scores)
+            lengths = [(len(ids.prompt) + len(ids.answer), len(ids.answer) - ids.opening) for ids in encoded]
+            flops += sum(model.pass_flops(length, length, logits) for length, logits in lengths)
     right = torch.tensor([choices.index(p.answer.strip()) for p in pairs])
-    chosen = likelihoods.argmax(1)
-    return [choices[int(c)] for c in chosen], {"multiple_choice": multiple_choice(likelihoods, right).tolist()}
+    verdicts = multiple_choice(likelihoods, right).tolist()
+    return [choices[int(c)] for c in likelihoods.argmax(1)], {"multiple_choice": verdicts}, flops / len(pairs)
 
 
 def longest_answer(encoded: Iterable[ChatIds]) -> int:

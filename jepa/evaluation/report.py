@@ -49,16 +49,14 @@ def report(config: dict[str, Any]) -> dict[str, Path]:
     folder = Path(config["evaluation"])
     if arms := sorted(folder.glob("**/comparison.json")):
         if required:
-            raise InputError(f"fail_under holds a VL-JEPA's streams to a bar, got a comparison of arms: {folder}")
+            raise InputError(f"fail_under holds streams or answers to a bar, got a comparison of arms: {folder}")
         from jepa.evaluation.comparison import report_comparison
 
         return report_comparison(config, arms)
     if answers := answer_evaluations(folder):
-        if required:
-            raise InputError(f"fail_under holds the results of a VL-JEPA's streams to a bar, got answers: {folder}")
         from jepa.evaluation.answers_report import report_answers
 
-        return report_answers(config, answers)
+        return report_answers(config, answers, required)
     record = read_evaluation(folder, EVALUATION)
     if required:
         required.check_setting(record["settings"])
@@ -125,9 +123,11 @@ def _rendered(path: str, output: str | None, required: Requirement | None) -> di
     results = read_results(_results_file(path), {answers.SCHEMA: answers.validate_results})
     if results["schema"] == answers.SCHEMA:
         if required:
-            raise InputError(f"fail_under holds the results of a VL-JEPA's streams to a bar, got answers: {path}")
+            required.check_arm(results["arms"])
         paths = answers.write_report(results, output) if output else {}
         announce(answers.summary(results), paths)
+        if required:
+            print(required.verdict(results), flush=True)
         return paths
     if required:
         required.check_setting(results["settings"])
@@ -145,15 +145,22 @@ def _compare(config: dict[str, Any]) -> dict[str, Path]:
         raise InputError("fail_under holds one run to a bar: give evaluation= or results=, not compare=")
     if len(config["compare"]) < 2:
         raise InputError(f"compare must name two or more results, got {config['compare']}")
-    from jepa.report import read_results
+    from jepa.report import answers, read_results
     from jepa.report.compare import comparison_summary, write_comparison
 
-    runs = {path: read_results(_results_file(path)) for path in config["compare"]}
+    runs = {path: read_results(_results_file(path), {answers.SCHEMA: _no_streams}) for path in config["compare"]}
     if len(runs) < len(config["compare"]):
         raise InputError(f"compare must name each of its results once, got {config['compare']}")
     paths = write_comparison(runs, config["output"] or "outputs/comparison")
     announce(comparison_summary(runs), paths)
     return paths
+
+
+def _no_streams(_: dict[str, Any]) -> None:
+    raise InputError(
+        "compare takes results of streams, got a language model's answers: jepa report evaluation=<a folder that holds "
+        "their evaluations> shows those side by side"
+    )
 
 
 def _setting(

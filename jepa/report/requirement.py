@@ -87,20 +87,52 @@ def _name(setting: dict[str, Any], row: dict[str, Any]) -> str:
     return f"{label(curve)} ({operating_point(curve, row['knob'])})"
 
 
-# What can be required, of the first setting of a document or of the one that is named.
+def _accuracy(results: Results, arm: str) -> Measured:
+    metric = results["metrics"][0]
+    found = results["arms"][arm]["accuracy"][metric]
+    return Measured(found["value"], found["low"], f"{metric} {found['value']:.3f}, {_interval(found)}")
+
+
+def _gain(results: Results, arm: str) -> Measured:
+    against = results["arms"][arm]["against_baseline"]
+    if against is None:
+        return Measured(None, None, f"not measured: no seed of {clean(arm)} has a run of next tokens alone")
+    found = against["metrics"][results["metrics"][0]]
+    return Measured(found["value"], found["low"], f"{found['value']:+.3f} over {results['baseline']}, {_interval(found)}")
+
+
+def _interval(found: dict[str, Any]) -> str:
+    return "one seed" if found["low"] is None else f"95 % interval {found['low']:.3f} to {found['high']:.3f}"
+
+
+def _retrieval(results: Results, arm: str) -> Measured:
+    found = results["arms"][arm]["geometry"].get("retrieval@1")
+    return Measured(found, None, "not measured" if found is None else f"{found:.3f}")
+
+
+# What can be required of a VL-JEPA's streams: of the first setting of a document or of the one that is named.
 FIGURES: Mapping[str, Callable[[dict[str, Any]], Measured]] = {
     "savings": _saving,  # in decoder calls, of the best causal policy at the headline's quality
     "compute_savings": _compute_saving,  # in FLOPs end to end, the largest of a causal policy at the headline's quality
     "quality_difference": _difference("quality_difference"),  # CIDEr-D of the best causal policy less the reference's
     "temporal_f1_difference": _difference("temporal_f1_difference"),  # merged temporal F1, likewise
 }
-_WITHOUT_INTERVAL = ("compute_savings",)
+# And of a language model's answers, by their first metric: of the method's arm, or of the one that is named.
+ANSWER_FIGURES: Mapping[str, Callable[[Results, str], Measured]] = {
+    "accuracy": _accuracy,
+    "accuracy_difference": _gain,  # less next-token training's of the same seeds
+    "retrieval": _retrieval,  # retrieval@1 of the latents
+}
+_WITHOUT_INTERVAL = ("compute_savings", "retrieval")
 _FORM = "<name>[.<setting>][.low]>=<number>"
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """``figure`` of ``setting`` (None: the first one), or the lower end of its interval, is at least ``least``."""
+    """``figure`` of ``setting``, or the lower end of its interval, is at least ``least``.
+
+    The setting is one of streams, or an arm of answers; None is the first one, or the method's arm.
+    """
 
     text: str
     figure: str
@@ -115,8 +147,9 @@ class Requirement:
         if found is None:
             raise InputError(f"fail_under must be {_FORM}, got {text!r}")
         figure, setting, low, number = found.groups()
-        if figure not in FIGURES:
-            raise InputError(f"fail_under: the name must be one of {', '.join(FIGURES)}, got {figure!r}")
+        if figure not in {**FIGURES, **ANSWER_FIGURES}:
+            names = f"{', '.join(FIGURES)} (of streams), {', '.join(ANSWER_FIGURES)} (of answers)"
+            raise InputError(f"fail_under: the name must be one of {names}, got {figure!r}")
         if low and figure in _WITHOUT_INTERVAL:
             raise InputError(f"fail_under: {figure} has no interval, so no lower end, got {text!r}")
         try:
@@ -128,19 +161,33 @@ class Requirement:
         return cls(text.strip(), figure, setting[1:] or None, low is not None, least)
 
     def check_setting(self, names: Iterable[str]) -> None:
-        """Raises `InputError` if the setting is none of a document's `names`."""
-        names = list(names)
+        """Raises `InputError` if the figure is none of streams, or the setting none of a document's `names`."""
+        self._check(FIGURES, "streams", "setting", names)
+
+    def check_arm(self, names: Iterable[str]) -> None:
+        """Raises `InputError` if the figure is none of answers, or the setting none of a document's arms, `names`."""
+        self._check(ANSWER_FIGURES, "answers", "arm", names)
+
+    def _check(self, figures: Iterable[str], what: str, kind: str, names: Iterable[str]) -> None:
+        figures, names = list(figures), list(names)
+        if self.figure not in figures:
+            raise InputError(f"fail_under: of {what} it must be one of {', '.join(figures)}, got {self.figure!r}")
         if self.setting is not None and self.setting not in names:
-            raise InputError(f"fail_under: the setting must be one of {', '.join(names)}, got {self.setting!r}")
+            raise InputError(f"fail_under: the {kind} must be one of {', '.join(names)}, got {self.setting!r}")
 
     def verdict(self, results: Results) -> str:
-        """One line that says that a valid document meets the requirement, and by what figure.
+        """One line that says that a valid document, of streams or of answers, meets the requirement, and by what figure.
 
-        Raises NotMetError with such a line if it does not, and InputError if it lacks the setting.
+        Raises NotMetError with such a line if it does not, and InputError if it lacks the figure, setting or arm.
         """
-        self.check_setting(results["settings"])
-        name = self.setting or next(iter(results["settings"]))
-        measured = FIGURES[self.figure](results["settings"][name])
+        if "arms" in results:
+            self.check_arm(results["arms"])
+            name = self.setting or results["method"] or next(iter(results["arms"]))
+            measured = ANSWER_FIGURES[self.figure](results, name)
+        else:
+            self.check_setting(results["settings"])
+            name = self.setting or next(iter(results["settings"]))
+            measured = FIGURES[self.figure](results["settings"][name])
         value = measured.low if self.low else measured.value
         line = f"{self.figure} of {clean(name)}: {measured.words}"
         if value is None or value < self.least:

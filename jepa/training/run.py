@@ -17,7 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from jepa import checkpoint
@@ -211,14 +211,28 @@ def _train_jepa(config: dict[str, Any], model: VLJEPA, world: World, output: Pat
 
 @contextmanager
 def _compiled(*parts: Any) -> Iterator[None]:
-    """The parts' forward passes by `torch.compile`, which makes dynamic what differs between batches, no more."""
-    for part in parts:
-        part.forward = torch.compile(part.forward)  # all dynamic is more than torch 2.14 can sort the strides of
+    """The forward passes of the parts' blocks by `torch.compile`, so that one compilation serves a whole stack of them.
+
+    It makes dynamic what differs between batches, no more: all dynamic is more than torch 2.14 can sort the strides of.
+    """
+    blocks = [block for part in parts for block in _blocks(part)]
+    for block in blocks:
+        block.forward = torch.compile(block.forward)
     try:
         yield
     finally:
-        for part in parts:
-            del part.forward
+        for block in blocks:
+            del block.forward
+
+
+def _blocks(module: Any) -> list[Any]:
+    """The blocks that a module repeats, two or more of a class one after the other; itself if it repeats none."""
+    stacks: list[str] = []
+    for name, stack in module.named_modules():
+        alike = isinstance(stack, nn.ModuleList | nn.Sequential) and len({type(block) for block in stack}) == 1
+        if alike and len(stack) > 1 and not any(name.startswith(f"{outer}.") for outer in stacks):
+            stacks.append(name)
+    return [block for name in stacks for block in module.get_submodule(name)] or [module]
 
 
 def _train_decoder(config: dict[str, Any], model: VLJEPA, world: World, output: Path, keep: Keep) -> dict[str, Any]:

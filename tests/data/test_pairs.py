@@ -274,13 +274,19 @@ def hub(monkeypatch):
     """The hub's library, with one data set of two splits."""
     calls = []
 
+    class DatasetsError(Exception):
+        pass
+
     def load_dataset(path, name=None, split=None, revision=None):
         calls.append((path, name, split, revision))
+        if split == "broken":
+            raise DatasetsError("An error occurred while generating the dataset")
         if split not in ("train", "test"):
             raise ValueError(f'Unknown split "{split}".')
         return [{"q": f"{split} {i}", "a": None if i == 20 else f"answer {i}"} for i in range(22 if name else 20)]
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    library = SimpleNamespace(load_dataset=load_dataset, exceptions=SimpleNamespace(DatasetsError=DatasetsError))
+    monkeypatch.setitem(sys.modules, "datasets", library)
     return calls
 
 
@@ -294,6 +300,8 @@ def test_the_hub_is_read_by_columns(hub):
 def test_what_the_hub_lacks_is_named(hub):
     with pytest.raises(InputError, match="some/set: cannot load split 'dev': Unknown split \"dev\""):
         hugging_face("some/set", "train", "dev", "q", "a", 0.1, seed=0)
+    with pytest.raises(InputError, match="some/set: cannot load split 'broken': An error occurred while generating"):
+        hugging_face("some/set", "broken", None, "q", "a", 0.1, seed=0)
     with pytest.raises(InputError, match="some/set/train:20: a must be text that is not empty, got None"):
         hugging_face("some/set", "train", None, "q", "a", 0.1, seed=0, name="main")
     with pytest.raises(InputError, match=r"some/set/train:0: column b must be given, got columns \['a', 'q'\]"):

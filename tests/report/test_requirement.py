@@ -119,17 +119,47 @@ def test_runs_side_by_side(results, tmp_path, capsys):
     path.write_text(json.dumps(other | {"schema": "jepa.answers-results/1"}))
     assert main(["report", f"compare=[{folders[0]},{folders[1]}]"]) == 2
     assert "results.schema must be" in capsys.readouterr().err
+    path.write_text(json.dumps(make_answers()))
+    assert main(["report", f"compare=[{folders[0]},{folders[1]}]"]) == 2
+    assert "compare takes results of streams, got a language model's answers" in capsys.readouterr().err
 
 
-def test_results_of_answers_are_rendered_but_held_to_no_bar(tmp_path, capsys):
+def test_results_of_answers_are_rendered_again(tmp_path, capsys):
     written = answers.write_report(make_answers(), tmp_path / "a")
     again = tmp_path / "b"
     assert main(["report", f"results={tmp_path / 'a'}", f"output={again}"]) == 0
     assert answers.summary(make_answers()) in capsys.readouterr().out
     for name in ("results.json", "report.md", "report.html"):
         assert (again / name).read_bytes() == written[name].read_bytes()
-    assert main(["report", f"results={tmp_path / 'a'}", "--fail-under", "savings>=1"]) == 2
-    assert "fail_under holds the results of a VL-JEPA's streams to a bar, got answers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("bar", "status", "words"),
+    [
+        ("accuracy>={value}", 0, "accuracy of llm_jepa: exact_match "),
+        ("accuracy>{value}", 2, "fail_under must be"),
+        ("accuracy.low>={value}", 1, "does not hold; accuracy of llm_jepa: exact_match "),
+        ("accuracy.ntp>=0.99", 1, "accuracy of ntp: exact_match "),
+        ("accuracy_difference.low>=-0.01", 0, "over ntp, 95 % interval "),
+        ("accuracy_difference.ntp>=0", 1, "not measured: no seed of ntp has a run of next tokens alone"),
+        ("retrieval>=0.9", 0, "retrieval of llm_jepa: 0.950"),
+        ("retrieval.low>=0.9", 2, "retrieval has no interval"),
+        ("accuracy.other>=0", 2, "the arm must be one of "),
+        ("savings>=1", 2, "of answers it must be one of accuracy, accuracy_difference, retrieval, got 'savings'"),
+    ],
+)
+def test_answers_are_held_to_a_bar(tmp_path, capsys, bar, status, words):
+    document = make_answers()
+    (tmp_path / "results.json").write_text(json.dumps(document))
+    value = document["arms"]["llm_jepa"]["accuracy"]["exact_match"]["value"]
+    assert main(["report", f"results={tmp_path}", "--fail-under", bar.format(value=value)]) == status
+    printed = capsys.readouterr()
+    assert words in (printed.err if status else printed.out)
+
+
+def test_a_bar_of_answers_is_none_of_streams(results):
+    with pytest.raises(InputError, match="of streams it must be one of savings, .*, got 'accuracy'"):
+        Requirement.parse("accuracy>=0.5").verdict(results)
 
 
 @pytest.mark.parametrize("given", [[], ["evaluation=a", "results=b"], ["compare=[a]"], ["compare=[a,a]"]])
