@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from jepa.errors import not_negative
 from jepa.selective.policies.offline import RateSegmentation, Segmentation, StreamMemory, segment_count
 
 _memory: StreamMemory[WardTree] = StreamMemory(256 << 20)
+_ROWS = 32  # compared with their neighbours at a time, so that they stay in the processor's cache
 
 
 class Ward(RateSegmentation):
@@ -110,11 +111,17 @@ def _cluster(latents: np.ndarray) -> WardTree:
     has the lower number, then its older one, as in scikit-learn's `ward_tree` with the steps connected along time.
     """
     steps = len(latents)
-    means = list(latents.astype(np.float64))  # of a segment, at its first step; so its size and its number
+    values = latents.astype(np.float64)
+    means = list(values)  # of a segment, at its first step; so its size and its number
     sizes = [1] * steps
     numbers = list(range(steps))  # −1 where no segment begins any more
     firsts = list(range(steps))  # of a segment, at its last step
     pairs: list[tuple[float, int, int, int, int]] = []
+    for begin in range(0, steps - 1, _ROWS):
+        apart = np.diff(values[begin : begin + _ROWS + 1], axis=0)
+        half = 0.5 * np.einsum("te,te->t", apart, apart)
+        pairs += [(cost, step + 1, step, step, step + 1) for step, cost in enumerate(half.tolist(), start=begin)]
+    heapify(pairs)
     gap = np.empty_like(means[0])
 
     def pair(left: int, right: int) -> None:
@@ -123,8 +130,6 @@ def _cluster(latents: np.ndarray) -> WardTree:
         cost = n * m / (n + m) * float(gap.dot(gap))
         heappush(pairs, (cost, max(one, other), min(one, other), left, right))
 
-    for step in range(1, steps):
-        pair(step - 1, step)
     boundaries: list[int] = []
     costs: list[float] = []
     while len(costs) < steps - 1:
