@@ -6,8 +6,8 @@ Three runs in one process, each through the code that users run: `jepa train exp
 checkpoint, and a live stream of frames through encoder, predictor, gate, cache and decoder. Every public call of
 `OperationLedger`, every mark and count of `TrainingMeter` and every `count_flops` is timed, the outermost one only;
 the stop watch's own time counts as theirs. The share is that time over the rest of the run's wall time: over a run
-without counting. What counting the FLOPs of a shape takes, once, when it first comes, is told apart from what every step
-takes: it is much of a short run (--quick) and little of a long one. Ends with one JSON line.
+without counting. What counting the FLOPs of a shape takes, once, when it first comes, is told apart from what every
+step takes: it is much of a short run (--quick) and little of a long one. Ends with one JSON line.
 """
 
 from __future__ import annotations

@@ -94,11 +94,14 @@ class LanguageModel(nn.Module):
             indices = list(new_tokens) or None
             settings = {"target_modules": "all-linear", **self.lora}
             try:
-                with warnings.catch_warnings():  # of one library about the other
+                with warnings.catch_warnings(), torch.no_grad():  # of one library about the other
                     warnings.filterwarnings("ignore", category=FutureWarning)
                     get_peft_model(self.lm, LoraConfig(**settings, trainable_token_indices=indices))  # in place
+                    self.logits(self.lm.get_input_embeddings()(torch.zeros(1, dtype=torch.long, device=weight.device)))
             except (TypeError, ValueError) as error:
-                raise InputError(f"language_model.lora must be arguments of peft.LoraConfig, {self.lora}: {error}") from error
+                raise InputError(
+                    f"language_model.lora must suit PEFT and the model, got {self.lora}: {error}"
+                ) from error
 
     def set_attention(self, kind: str) -> None:
         """Chooses "sdpa", or "eager": matmul-softmax-matmul, faster in bf16 on a CPU (scripts/bench_llm_step.py)."""

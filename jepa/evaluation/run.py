@@ -25,7 +25,8 @@ def evaluate(config: dict[str, Any]) -> Path:
     the place of those that a language model was trained with; `data` with a `_target_` takes the place of all.
 
     Raises:
-        InputError: a checkpoint of another kind than `task` or `requests` need, or several processes for streams.
+        InputError: a checkpoint of another kind than `task` or `requests` need, or several processes for a language
+            model.
     """
     folder = Path(config["checkpoint"])
     trained = checkpoint.read_config(folder)
@@ -41,11 +42,11 @@ def evaluate(config: dict[str, Any]) -> Path:
             return evaluate_task(folder, Path(config["output"] or folder.parent / f"task_{kind}"), config)
         from jepa.evaluation.videos import evaluate_videos
 
-        if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-            raise InputError(f"streams are evaluated by one process, without torchrun, got {processes}")
         return evaluate_videos(folder, Path(config["output"] or folder.parent / "evaluation"), config)
     if config["task"] is not None:
         raise InputError(f"task needs a checkpoint of vl_jepa, got one of {trained['variant']}: {folder}")
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise InputError(f"a language model is evaluated by one process, without torchrun, got {processes}")
     splits = build_as(PairSplits, "data", data_of(trained["data"], config["data"]))
     if requests is not None:
         from jepa.evaluation.requests import evaluate_requests

@@ -9,7 +9,8 @@ import base64
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def encode_streams(
     model: VLJEPA,
     streams: Sequence[Stream | VideoStream],
     step_rate: float,
-    what: str,
+    what: str | None,
     broken: dict[str, str] | None = None,
 ) -> StreamSet:
     """Runs X-Encoder and Predictor over whole streams, under a caption query, and the change detector beside them.
@@ -78,7 +79,7 @@ def encode_streams(
     Args:
         streams: made or from files.
         step_rate: steps a second.
-        what: they are called in the progress bar.
+        what: they are called in the progress bar; None: there is none.
         broken: gets the names of streams whose files turn out to be broken, with the errors; they are left out.
 
     Raises:
@@ -89,7 +90,7 @@ def encode_streams(
     result = StreamSet([], [], [], [], [], hop, length)
     for stream in streams:
         check_length(model, stream)
-    for stream in tqdm(streams, desc=f"latents, {what}", unit="stream"):
+    for stream in tqdm(streams, desc=f"latents, {what}", unit="stream", disable=what is None):
         ledger = OperationLedger()
         every = _EveryStep()
         selection = SelectiveEncoding(ColourChange(), every)
@@ -107,6 +108,13 @@ def encode_streams(
         result.ledgers.append(ledger)
         result.changes.append(np.array(every.changes, dtype=np.float32))
     return result
+
+
+def joined(parts: Sequence[StreamSet]) -> StreamSet:
+    """Streams of one split that were encoded in parts, in the order of these."""
+    names = ("records", "latents", "times", "ledgers", "changes")
+    lists: dict[str, Any] = {name: list(chain.from_iterable(getattr(part, name) for part in parts)) for name in names}
+    return replace(parts[0], **lists)
 
 
 class _EveryStep(StepSelection):

@@ -18,8 +18,17 @@ from jepa.data.timelines import excerpt, read_timeline, video_of
 from jepa.data.video import VideoFile, VideoStream, find_video
 from jepa.data.world import Stream, World
 from jepa.errors import InputError
+from jepa.evaluation.ranks import Ranks, ranks
 from jepa.evaluation.record import EVALUATION, code_version, describe_device, device_of, library_versions
-from jepa.evaluation.streams import SPLITS, check_length, encode_streams, make_streams, save_streams, thumbnails
+from jepa.evaluation.streams import (
+    SPLITS,
+    check_length,
+    encode_streams,
+    joined,
+    make_streams,
+    save_streams,
+    thumbnails,
+)
 from jepa.evaluation.tasks import cost_line, score_tasks
 from jepa.models.vl_jepa import VLJEPA
 
@@ -35,21 +44,29 @@ def evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any]) -> Pa
         InputError: for a checkpoint without its training record, a timeline, excerpt, folder, video or step rate that
             cannot be; once all is written, for videos that were left out.
     """
+    with ranks() as all_ranks:
+        return _evaluate_videos(folder, output, config, all_ranks)
+
+
+def _evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any], all_ranks: Ranks) -> Path:
     trained, device = checkpoint.read_config(folder), device_of(config["accelerator"])
     training = _training(folder)
     model: VLJEPA = checkpoint.load(folder).to(device)
     world = build(trained["world"])
     if config["videos"] is not None:
-        plans = {"videos": _videos(model, config["videos"])}
+        plans = {"videos": _videos(model, config["videos"], all_ranks)}
     else:
         plans = {name: _made(world, name, setting, config["seed"]) for name, setting in config["streams"].items()}
     for name, plan in plans.items():
         _check(model, plan, "videos" if config["videos"] is not None else f"streams.{name}")
     output.mkdir(parents=True, exist_ok=True)
 
-    scores = score_tasks(model, world, config["seed"], config["candidates"], config["batch_size"])
-    print(_score_lines(scores), flush=True)
-    settings = {name: _save_streams(model, plan, name, output / name) for name, plan in plans.items()}
+    if not all_ranks.rank:
+        scores = score_tasks(model, world, config["seed"], config["candidates"], config["batch_size"])
+        print(_score_lines(scores), flush=True)
+    settings = {name: _save_streams(model, plan, name, output / name, all_ranks) for name, plan in plans.items()}
+    if all_ranks.rank:
+        return output
     record = {
         "format": EVALUATION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -61,6 +78,7 @@ def evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any]) -> Pa
         "code": code_version(),
         "libraries": library_versions(),
         "device": describe_device(device),
+        "processes": all_ranks.count,
         "parameters": model.parameters_by_role(),
         "training": training,
         "scores": scores,
@@ -91,13 +109,14 @@ def _made(world: World, name: str, setting: dict[str, Any], seed: int) -> _Plan:
     )
 
 
-def _videos(model: VLJEPA, setting: dict[str, Any]) -> _Plan:
+def _videos(model: VLJEPA, setting: dict[str, Any], all_ranks: Ranks) -> _Plan:
     """The annotated videos of a folder."""
     source = {key: value for key, value in setting["timeline"].items() if key != "split_by"}
     timeline = read_timeline(**source)
     files = {r.video_id: find_video(Path(setting["folder"]), video_of(r.video_id)) for r in timeline.records}
     there = [record for record in timeline.records if files[record.video_id] is not None]
-    print(f"{len(there)} of {len(files)} annotated videos are in {setting['folder']}", flush=True)
+    if not all_ranks.rank:
+        print(f"{len(there)} of {len(files)} annotated videos are in {setting['folder']}", flush=True)
     if not there:
         raise InputError(f"videos.folder must hold annotated videos, got none of {len(files)} in {setting['folder']}")
     taken = excerpt(
@@ -130,19 +149,29 @@ def _check(model: VLJEPA, plan: _Plan, key: str) -> None:
                 pass
 
 
-def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path) -> dict[str, Any]:
-    """Latents of a setting's streams, each split saved once it is done; the setting's entry in the record."""
+def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks: Ranks) -> dict[str, Any]:
+    """Latents of a setting's streams, each split saved once it is done; the setting's entry in the record.
+
+    Every process encodes its share of the streams, the first one saves all.
+    """
     broken: dict[str, str] = {}
     for split, each in plan.streams.items():
-        encoded = encode_streams(model, each, plan.setting["step_rate_hz"], f"{name} {split}", broken)
-        save_streams(encoded, folder / split)
+        own, left_out = each[all_ranks.share(len(each))], dict[str, str]()
+        what = None if all_ranks.rank else f"{name} {split}"
+        encoded = encode_streams(model, own, plan.setting["step_rate_hz"], what, left_out)
+        parts = all_ranks.gather((encoded, left_out))
+        broken |= {video: message for _, messages in parts for video, message in messages.items()}
+        if not all_ranks.rank:
+            save_streams(joined([found for found, _ in parts]), folder / split)
+    if all_ranks.rank:
+        return {}
     whole = [stream for stream in plan.streams["test"] if stream.record.video_id not in broken]
     pictures = thumbnails(whole[0]) if whole else []
     (folder / "thumbnails.json").write_text(json.dumps(pictures), encoding="utf-8")
-    left_out = f"; broken and left out: {len(broken)}" if broken else ""
+    remark = f"; broken and left out: {len(broken)}" if broken else ""
     seconds = [stream.record.duration for stream in whole]
     return {
-        "description": plan.setting["description"] + left_out,
+        "description": plan.setting["description"] + remark,
         "step_rate_hz": plan.setting["step_rate_hz"],
         "seconds_each": sum(seconds) / len(seconds) if seconds else 0.0,
         "broken": broken,

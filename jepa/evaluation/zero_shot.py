@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -32,6 +30,7 @@ from jepa.data.manifests import Kind, Sample, WorldPredictionSample, read_manife
 from jepa.data.media import read_clip
 from jepa.data.world_tasks import world_samples
 from jepa.errors import InputError
+from jepa.evaluation.ranks import Ranks, ranks
 from jepa.evaluation.record import announce, code_version, describe_device, device_of, library_versions
 from jepa.evaluation.tasks import answer_flops, caption_scores, cost_line, embedding_flops
 from jepa.metrics import cider_d, retrieval_ranks, retrieval_scores
@@ -48,7 +47,6 @@ _KINDS: dict[str, Kind] = {  # of a manifest's samples, by task
     "captioning": "caption",
     "world_prediction": "world_prediction",
 }
-T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -63,15 +61,15 @@ def evaluate_task(folder: Path, output: Path, config: Mapping[str, Any]) -> Path
     """
     settings = validate_task(config["task"])
     kind, trained = settings["kind"], checkpoint.read_config(folder)
-    with _processes() as (rank, world_size):
+    with ranks() as all_ranks:
         device = device_of(config["accelerator"])
         model = checkpoint.load(folder).to(device)
         samples = _samples(settings, trained, model.frames, config["candidates"], config["seed"])
-        if len(samples) < world_size:
-            raise InputError(f"a task must have a sample for each of {world_size} processes, got {len(samples)}")
-        task = _Task(model, settings, samples, config["batch_size"], rank, world_size)
+        if len(samples) < all_ranks.count:
+            raise InputError(f"a task must have a sample for each of {all_ranks.count} processes, got {len(samples)}")
+        task = _Task(model, settings, samples, config["batch_size"], all_ranks)
         scores, lines = _TASKS[kind](task)
-        if rank:
+        if all_ranks.rank:
             return output
         record = {
             "format": TASK,
@@ -84,7 +82,7 @@ def evaluate_task(folder: Path, output: Path, config: Mapping[str, Any]) -> Path
             "data": settings["manifest"] or "embedded",
             "samples": len(lines),
             "skipped": task.skipped,
-            "processes": world_size,
+            "processes": all_ranks.count,
             "code": code_version(),
             "libraries": library_versions(),
             "device": describe_device(device),
@@ -115,15 +113,9 @@ class _Task:
     settings: dict[str, Any]
     samples: Sequence[Any]  # all of one kind
     batch_size: int
-    rank: int
-    world_size: int
+    ranks: Ranks = field(default_factory=Ranks)
     kept: list[Any] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-
-    def share(self, count: int) -> range:
-        """Which of `count` are of this process: equal parts, but for the remainder, in order and without an overlap."""
-        ends = [count * part // self.world_size for part in range(self.world_size + 1)]
-        return range(ends[self.rank], ends[self.rank + 1])
 
     def predict(self, queries: Sequence[Sequence[str]]) -> Tensor:
         """Predicted embeddings of every clip of every kept sample: each process runs its own, all get all, on the CPU.
@@ -137,12 +129,12 @@ class _Task:
         Raises:
             InputError: a sample cannot be read, unless the settings say `skip_broken`; or none can.
         """
-        own = self.share(len(self.samples))
+        own = range(len(self.samples))[self.ranks.share(len(self.samples))]
         reader = _Clips([self.samples[i] for i in own], self.model, self.settings["fps"])
         batches = DataLoader(reader, self.batch_size, num_workers=self.settings["workers"], collate_fn=list)
         rows, kept, broken, asked = list[Tensor](), list[int](), list[str](), list[str]()
         numbers = iter(own)
-        for batch in tqdm(batches, desc="clips", unit="batch", leave=False, disable=self.rank > 0):
+        for batch in tqdm(batches, desc="clips", unit="batch", leave=False, disable=self.ranks.rank > 0):
             read = list[Tensor]()
             for clips in batch:
                 number = next(numbers)
@@ -158,7 +150,7 @@ class _Task:
                 states = self.model.encode(clips)
                 rows.append(self.model.predict(states, asked[: len(clips)]).float().cpu())
                 del asked[: len(clips)]
-        found = self.gather((rows, kept, broken))
+        found = self.ranks.gather((rows, kept, broken))
         self.kept = [self.samples[number] for _, numbers, _ in found for number in numbers]
         self.skipped = [message for _, _, messages in found for message in messages]
         if not self.kept:
@@ -167,18 +159,10 @@ class _Task:
 
     def decode(self, predictions: Tensor) -> list[Any]:
         """The decoded texts of N predictions, each process decoding its share."""
-        own = self.share(len(predictions))
-        parts = predictions[own.start : own.stop].split(self.batch_size) if own else ()
+        own = predictions[self.ranks.share(len(predictions))]
+        parts = own.split(self.batch_size) if len(own) else ()
         decoded = chain.from_iterable(map(self.model.decode, parts))
-        return list(chain.from_iterable(self.gather(list(decoded))))
-
-    def gather(self, found: T) -> list[T]:
-        """What each process found, in order."""
-        if self.world_size == 1:
-            return [found]
-        parts: list[Any] = [None] * self.world_size
-        dist.all_gather_object(parts, found)
-        return parts
+        return list(chain.from_iterable(self.ranks.gather(list(decoded))))
 
 
 class _Clips(Dataset["Tensor | InputError"]):
@@ -379,21 +363,6 @@ def _samples(
         return world_samples(build(trained["world"]), kind, candidates, frames, seed)
     samples = read_manifest(Path(settings["manifest"]), [kind])
     return samples[: settings["limit"] or None]
-
-
-@contextmanager
-def _processes() -> Iterator[tuple[int, int]]:
-    """This process's rank and the number of processes; joins those of torchrun, each on a GPU of its own."""
-    joins = dist.is_torchelastic_launched() and not dist.is_initialized()
-    if joins:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("gloo")  # what is gathered lies on the CPU
-    try:
-        yield (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    finally:
-        if joins:
-            dist.destroy_process_group()
 
 
 def _table(scores: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -32,7 +32,8 @@ class TrainingMeter:
       that is made again for the backward pass counts again. They are counted once for each shape of a row, on a row or
       two apart from training, and looked up after that: parts treat the rows of a batch on their own. What a row costs
       may depend on its boolean masks, true at real tokens, linearly in their number, since sparse experts skip
-      padding: it is counted at two numbers, and each batch's own number makes its count. Losses compare rows with
+      padding: it is counted at two numbers, and each batch's own number makes its count; a module whose padding made
+      no difference at first is taken to compute it like any token. Losses compare rows with
       each other and are counted once for each shape of the batch; with several processes they are not, since counting
       would have to gather from all. The optimizer has elementwise operations only: 0 FLOPs.
     - bytes of weights: all parameters of the module, once forward and once backward; in `optimizer` those updated.
@@ -51,6 +52,9 @@ class TrainingMeter:
     def __init__(self, parts: Mapping[str, Sequence[nn.Module]], losses: Sequence[nn.Module] = ()) -> None:
         self.ledger = OperationLedger(TRAINING_PARTS)
         self._flops: dict[Any, tuple[_Cost, _Cost]] = {}
+        self._skips_padding: dict[
+            int, bool
+        ] = {}  # by module: whether padding costs less than a token, once it is known
         self._marks: list[tuple[str | None, Any]] = []
         self._running, self._again = False, False
         self._device = torch.device("cpu")
@@ -150,7 +154,10 @@ class TrainingMeter:
         key = (id(module), *(tuple(t.shape[rowwise:]) for t in inputs), padded)
         if key not in self._flops:
             if rowwise:
-                self._flops[key] = _of_rows(module, args, kwargs, padded)
+                telling = padded if self._skips_padding.get(id(module), True) else (False,) * len(padded)
+                self._flops[key] = costs = _of_rows(module, args, kwargs, telling)
+                if telling and all(telling) and min(t.shape[-1] for t in inputs if t.dtype == torch.bool) > 2:
+                    self._skips_padding[id(module)] = any(any(cost.saved) for cost in costs)
             else:
                 alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
                 forth, back = _flops(module, args, kwargs) if alone else (0, 0)

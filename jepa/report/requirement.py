@@ -98,7 +98,9 @@ def _gain(results: Results, arm: str) -> Measured:
     if against is None:
         return Measured(None, None, f"not measured: no seed of {clean(arm)} has a run of next tokens alone")
     found = against["metrics"][results["metrics"][0]]
-    return Measured(found["value"], found["low"], f"{found['value']:+.3f} over {results['baseline']}, {_interval(found)}")
+    return Measured(
+        found["value"], found["low"], f"{found['value']:+.3f} over {results['baseline']}, {_interval(found)}"
+    )
 
 
 def _interval(found: dict[str, Any]) -> str:
@@ -176,7 +178,7 @@ class Requirement:
             raise InputError(f"fail_under: the {kind} must be one of {', '.join(names)}, got {self.setting!r}")
 
     def verdict(self, results: Results) -> str:
-        """One line that says that a valid document, of streams or of answers, meets the requirement, and by what figure.
+        """One line that says that a valid document, of streams or answers, meets the requirement, and by what figure.
 
         Raises NotMetError with such a line if it does not, and InputError if it lacks the figure, setting or arm.
         """

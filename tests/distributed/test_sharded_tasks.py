@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from jepa import checkpoint
 from jepa.config import EvaluateConfig, validate
 from jepa.errors import InputError
 from jepa.evaluation.run import evaluate
+from jepa.evaluation.streams import load_streams
 from jepa.metrics.retrieval import Retrieval, retrieval_scores
 
 SAMPLES = 5  # of these one process gets two, the other three
@@ -32,6 +34,16 @@ def config(folder: Path, task: str, output: str, candidates: int = SAMPLES) -> d
     return {**validate(composed, EvaluateConfig), **changed}
 
 
+def streams(folder: Path, output: str) -> dict[str, Any]:
+    """Two streams to calibrate on and three to test on: of these one process gets one, the other two."""
+    made = [f"streams.everyday.{key}" for key in ("calibration=2", "test=3", "seconds=6.0")]
+    options = [f"checkpoint={folder}/checkpoint", "~streams.dense", "task=stream", *made]
+    with initialize_config_module("jepa.conf", version_base="1.3"):
+        composed = compose("evaluate", options)
+    changed = {"output": f"{folder}/{output}/stream", "accelerator": "cpu", "candidates": 4}
+    return {**validate(composed, EvaluateConfig), **changed}
+
+
 def captions() -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     ids, owners = torch.arange(7), torch.tensor([0, 1, 2, 3, 4, 5, 6, 6, 2, 0])
@@ -43,6 +55,7 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", f"file://{folder}/meet", WAIT, world_size=2, rank=rank)
     for task in TASKS:
         evaluate(config(Path(folder), task, "two"))
+    evaluate(streams(Path(folder), "two"))
     metric = Retrieval(ks=(1, 3))
     clips, ids, texts, owners = captions()
     rows, own = (slice(0, 2), slice(0, 6)) if rank == 0 else (slice(2, 7), slice(6, 10))
@@ -88,3 +101,20 @@ def test_the_retrieval_metric_gathers_unequal_parts(folder):
 def test_fewer_samples_than_processes_are_refused_by_all(folder):
     for rank in range(2):
         assert (folder / f"error{rank}").read_text() == "a task must have a sample for each of 2 processes, got 1"
+
+
+def test_two_processes_encode_the_streams_of_one(folder):
+    evaluate(streams(folder, "one"))
+    one, two = (folder / name / "stream" for name in ("one", "two"))
+    records = [json.loads((path / "evaluation.json").read_text(encoding="utf-8")) for path in (one, two)]
+    assert records[0]["scores"] == records[1]["scores"]
+    assert records[0]["settings"] == records[1]["settings"]
+    assert [record["processes"] for record in records] == [1, 2]
+    for split, count in (("calibration", 2), ("test", 3)):
+        sets = [load_streams(path / "everyday" / split) for path in (one, two)]
+        assert len(sets[0].records) == count
+        assert sets[0].records == sets[1].records
+        for a, b in zip(sets[0].latents, sets[1].latents, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+        counted = [[(ledger.encoder.flops, ledger.predictor.flops) for ledger in each.ledgers] for each in sets]
+        assert counted[0] == counted[1]

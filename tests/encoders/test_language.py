@@ -124,6 +124,22 @@ def test_the_vocabulary_grows_and_never_shrinks(tied):
     assert new.norm(dim=1).mean() == pytest.approx(float(before.norm(dim=1).mean()), rel=0.5)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")  # before it fails
+@pytest.mark.parametrize(
+    ("tied", "lora", "message"),
+    [
+        (False, {"rank": 4}, "got an unexpected keyword argument 'rank'"),
+        (False, {"r": 0}, "should be a positive integer value"),
+        (False, {"target_modules": ["no_such_layer"]}, "no_such_layer"),
+        (True, {"modules_to_save": ["lm_head"]}, "TrainableTokensLayer"),
+    ],
+)
+def test_what_peft_cannot_attach_is_refused_by_its_key(tied, lora, message, chat_tokenizer):
+    config = language_config({**LLAMA, "tie_word_embeddings": tied}, tokens=2, lora=lora)
+    with pytest.raises(InputError, match=f"language_model.lora must suit PEFT and the model, got .*{message}"):
+        checkpoint.build_model(config, chat_tokenizer)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_lora_trains_adapters_and_predictor_embeddings_alone(tied, pairs, chat_tokenizer, tmp_path):
     torch.manual_seed(0)

@@ -97,7 +97,7 @@ def manifest(folder: Path, lines: list[dict[str, Any]]) -> list[Any]:
 
 
 def run(kind: str, model: Reader, samples: list[Any], **settings: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    return zero_shot._TASKS[kind](_Task(model, {**SETTINGS, **settings}, samples, 2, 0, 1))
+    return zero_shot._TASKS[kind](_Task(model, {**SETTINGS, **settings}, samples, 2))
 
 
 def test_a_clip_has_the_label_whose_prompts_are_nearest_on_average(tmp_path):
@@ -244,7 +244,7 @@ def test_samples_that_cannot_be_read_are_an_error_or_left_out_and_named(tmp_path
     model = Reader(levels)
     with pytest.raises(InputError, match=r"level0\.png: cannot be read as a picture"):
         run("vqa", model, samples, workers=workers)
-    task = _Task(model, {**SETTINGS, "skip_broken": True, "workers": workers}, samples, 2, 0, 1)
+    task = _Task(model, {**SETTINGS, "skip_broken": True, "workers": workers}, samples, 2)
     scores, found = zero_shot._TASKS["vqa"](task)
     assert [line["prediction"] for line in found] == ["yes", "no", "no"]
     assert model.asked == ["10?", "100?", "90?"]
@@ -354,13 +354,6 @@ def test_bad_tasks_end_in_one_line(trained, tmp_path, capsys, options, message):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
-
-
-@pytest.mark.parametrize("options", [["task=stream"], []])
-def test_streams_under_torchrun_are_refused(trained, capsys, monkeypatch, options):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["evaluate", f"checkpoint={trained}", "accelerator=cpu", *options]) == 2
-    assert capsys.readouterr().err == "error: streams are evaluated by one process, without torchrun, got 2\n"
 
 
 def test_templates_are_given_as_the_documentation_has_it(trained, tmp_path):

@@ -158,7 +158,7 @@ def test_answers_are_held_to_a_bar(tmp_path, capsys, bar, status, words):
 
 
 def test_a_bar_of_answers_is_none_of_streams(results):
-    with pytest.raises(InputError, match="of streams it must be one of savings, .*, got 'accuracy'"):
+    with pytest.raises(InputError, match=r"of streams it must be one of savings, .*, got 'accuracy'"):
         Requirement.parse("accuracy>=0.5").verdict(results)
 
 

@@ -35,7 +35,9 @@ def folder(tmp_path_factory, tiny_llm_jepa) -> Path:
     return root
 
 
-def evaluated(folder: Path, output: Path, judged: Any, pairs: list[Pair]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def evaluated(
+    folder: Path, output: Path, judged: Any, pairs: list[Pair]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     evaluate_answers(folder, output, judged, "cpu", PairSplits([], [], pairs, {}))
     lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     return json.loads((output / "evaluation.json").read_text(encoding="utf-8")), [json.loads(line) for line in lines]
@@ -78,12 +80,18 @@ def say(monkeypatch: pytest.MonkeyPatch, texts: dict[str, str]) -> None:
 def test_spiders_answers_are_judged_by_running_them(folder, tmp_path, monkeypatch):
     (tmp_path / "shop").mkdir()
     with closing(sqlite3.connect(tmp_path / "shop" / "shop.sqlite")) as connection:
-        connection.executescript("CREATE TABLE item (name TEXT, price INT); INSERT INTO item VALUES ('pear', 1), ('fig', 2);")
-    requests = [f"For db_id:[shop]\n\n{what}?" for what in ("Names", "Dearest", "Prices", "Sum")]
-    golds = ["SELECT name FROM item", "SELECT name FROM item ORDER BY price DESC", "SELECT price FROM item", "SELECT 3"]
-    said = ["select name from item order by name", "select name from item order by price", "select", "SELECT sum(price) FROM item"]
-    say(monkeypatch, dict(zip(requests, said, strict=True)))
-    pairs = [Pair(request, gold, None) for request, gold in zip(requests, golds, strict=True)]
+        connection.executescript(
+            "CREATE TABLE item (name TEXT, price INT); INSERT INTO item VALUES ('pear', 1), ('fig', 2);"
+        )
+    answered = {  # the right answer, and what is said
+        "Names": ("SELECT name FROM item", "select name from item order by name"),
+        "Dearest": ("SELECT name FROM item ORDER BY price DESC", "select name from item order by price"),
+        "Prices": ("SELECT price FROM item", "select"),
+        "Sum": ("SELECT 3", "SELECT sum(price) FROM item"),
+    }
+    asked = {what: f"For db_id:[shop]\n\n{what}?" for what in answered}
+    say(monkeypatch, {asked[what]: said for what, (_, said) in answered.items()})
+    pairs = [Pair(asked[what], gold, None) for what, (gold, _) in answered.items()]
     record, lines = evaluated(folder, tmp_path / "out", answers("spider", databases=str(tmp_path)), pairs)
     assert [line["spider"] for line in lines] == [True, False, False, True]
     assert record["scores"]["spider"]["cost"]["tokens_per_right_answer"] == 6
