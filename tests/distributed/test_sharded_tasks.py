@@ -72,6 +72,8 @@ def work(rank: int, folder: str) -> None:
 def folder(tmp_path_factory, tiny_model) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     checkpoint.save(tiny_model, tiny_config(), folder / "checkpoint")
+    stage = {"name": "jepa", "steps": 1, "samples": 1, "seconds": 1.0, "curve": []}
+    (folder / "checkpoint" / "training.json").write_text(json.dumps({"stages": [stage]}))
     mp.spawn(work, args=(str(folder),), nprocs=2)
     return folder
 
