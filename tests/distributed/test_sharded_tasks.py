@@ -40,7 +40,7 @@ def streams(folder: Path, output: str) -> dict[str, Any]:
     options = [f"checkpoint={folder}/checkpoint", "~streams.dense", "task=stream", *made]
     with initialize_config_module("jepa.conf", version_base="1.3"):
         composed = compose("evaluate", options)
-    changed = {"output": f"{folder}/{output}/stream", "accelerator": "cpu", "candidates": 4}
+    changed = {"output": f"{folder}/{output}/stream", "accelerator": "cpu", "candidates": 12}
     return {**validate(composed, EvaluateConfig), **changed}
 
 
