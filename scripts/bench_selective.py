@@ -97,8 +97,8 @@ class Nearest:
 
 
 def annotated(seeds: range, decoder: Nearest) -> StreamSet:
-    """A stream of six minutes a seed: events of 2.5 s on average, noisy latents, a change detector that sees them."""
-    streams = StreamSet([], [], [], [], [])
+    """A stream of six minutes a seed: events of 2.5 s on average, noisy latents, which stand for states, too."""
+    streams = StreamSet([], [], [], [], [], [])
     width = decoder.meanings.shape[1]
     times = 0.25 + np.arange(STEPS) / STEP_RATE
     for seed in seeds:
@@ -121,6 +121,7 @@ def annotated(seeds: range, decoder: Nearest) -> StreamSet:
         streams.latents.append(latents)
         streams.times.append(times)
         streams.ledgers.append(ledger)
+        streams.states.append(latents)
         streams.changes.append((2 * begins + rng.random(STEPS)).astype(np.float32))
     return streams
 

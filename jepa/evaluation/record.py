@@ -34,7 +34,7 @@ _LIBRARIES = (
 )
 
 
-EVALUATION = "jepa.evaluation/2"  # of a VL-JEPA's streams
+EVALUATION = "jepa.evaluation/3"  # of a VL-JEPA's streams
 ANSWERS = "jepa.answers/1"  # of a language model's answers
 
 

@@ -91,7 +91,7 @@ def checkpoint_parts(model: VLJEPA | TokenVLM | LLMJEPA) -> ServedParts:
         limit = f"answers of more than its {model.max_length} tokens as if it wrote them"
         return ServedParts(_language(model.language_model.lm), watching, states.shape[1], True, limit)
     tokens = states.shape[1] + model.tokenizers["predictor"].encode(query)[0].shape[1]
-    predictor = CountedPart(_size(model.predictor), tokens, model.stream_flops(query[0])["predictor"])
+    predictor = CountedPart(_size(model.predictor), tokens, model.query_flops(query[0]))
     watching = Perception(
         {"encoder": encoder.part, "predictor": predictor},
         {"encoder": states.shape[1], "predictor": tokens},
@@ -124,7 +124,7 @@ def _encoder(model: VLJEPA | TokenVLM) -> tuple[_Encoder, torch.Tensor]:
     blank = torch.zeros(1, model.frames, encoder.size, encoder.size, 3, dtype=torch.uint8)
     with torch.no_grad():
         states = model.encode(blank)
-    flops = model.slot_flops() if isinstance(model, TokenVLM) else model.stream_flops(CAPTION_QUERIES[0])["encoder"]
+    flops = model.slot_flops() if isinstance(model, TokenVLM) else model.encoding_flops()
     if not isinstance(encoder, SlotEncoder):
         return _Encoder(CountedPart(_size(encoder), states.shape[1], flops), {}), states
     patches = states.shape[1] * encoder.tubelet // model.frames

@@ -23,11 +23,13 @@ from jepa.data.records import StreamRecord, read_records, write_records
 from jepa.data.video import VideoStream
 from jepa.data.world import CAPTION_QUERIES, Stream, StreamStyle, World
 from jepa.errors import InputError
+from jepa.models.on_demand import mean_states
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger
 from jepa.selective import ColourChange, SelectiveEncoding, StepSelection
 
 SPLITS = ("calibration", "test")
+_TENSORS = ("latents", "times", "changes", "states")  # of a stream, as they are saved
 _SPLIT_SEEDS = {"calibration": 7_001, "test": 7_002}  # apart from each other and from training's
 
 
@@ -35,8 +37,10 @@ _SPLIT_SEEDS = {"calibration": 7_001, "test": 7_002}  # apart from each other an
 class StreamSet:
     """The streams of one split: `latents[i]` (T, E) float32 at `times[i]` (T,) seconds, annotated by `records[i]`.
 
-    `ledgers[i]` holds what encoding stream i took, `changes[i]` (T,) the statistic of the change detector at each step.
-    Step i needs `length` encodings from number `i * hop` on: of time slots, or one of the window as a whole.
+    `ledgers[i]` holds what encoding stream i took, `changes[i]` (T,) the statistic of the change detector at each step,
+    `states[i]` (T, D) what is known of each step without the Predictor: see `jepa.models.on_demand.mean_states`. The
+    last two are empty where the latents came from elsewhere. Step i needs `length` encodings from number `i * hop` on:
+    of time slots, or one of the window as a whole.
     """
 
     records: list[StreamRecord]
@@ -44,6 +48,7 @@ class StreamSet:
     times: list[np.ndarray]
     ledgers: list[OperationLedger]
     changes: list[np.ndarray] = field(default_factory=list)
+    states: list[np.ndarray] = field(default_factory=list)
     hop: int = 1
     length: int = 1
 
@@ -87,7 +92,7 @@ def encode_streams(
             file is broken.
     """
     hop, length = model.encodings(step_rate)
-    result = StreamSet([], [], [], [], [], hop, length)
+    result = StreamSet([], [], [], [], hop=hop, length=length)
     for stream in streams:
         check_length(model, stream)
     for stream in tqdm(streams, desc=f"latents, {what}", unit="stream", disable=what is None):
@@ -95,7 +100,10 @@ def encode_streams(
         every = _EveryStep()
         selection = SelectiveEncoding(ColourChange(), every)
         try:
-            parts = list(model.stream(stream.frames(), step_rate, CAPTION_QUERIES[0], ledger, selection))
+            parts = [
+                (model.predict_steps(states, CAPTION_QUERIES[0], ledger), mean_states(states), times)
+                for states, times in model.windows(stream.frames(), step_rate, ledger, selection)
+            ]
         except InputError as error:
             if broken is None:
                 raise
@@ -104,7 +112,8 @@ def encode_streams(
         ledger.stream(stream.record.duration)
         result.records.append(stream.record)
         result.latents.append(np.concatenate([part[0] for part in parts]).astype(np.float32))
-        result.times.append(np.concatenate([part[1] for part in parts]))
+        result.states.append(np.concatenate([part[1] for part in parts]))
+        result.times.append(np.concatenate([part[2] for part in parts]))
         result.ledgers.append(ledger)
         result.changes.append(np.array(every.changes, dtype=np.float32))
     return result
@@ -112,7 +121,7 @@ def encode_streams(
 
 def joined(parts: Sequence[StreamSet]) -> StreamSet:
     """Streams of one split that were encoded in parts, in the order of these."""
-    names = ("records", "latents", "times", "ledgers", "changes")
+    names = ("records", "latents", "times", "ledgers", "changes", "states")
     lists: dict[str, Any] = {name: list(chain.from_iterable(getattr(part, name) for part in parts)) for name in names}
     return replace(parts[0], **lists)
 
@@ -166,11 +175,9 @@ def save_streams(streams: StreamSet, folder: Path) -> None:
     """Writes `latents.safetensors`, `records.jsonl` and `encoding.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    per_stream = zip(streams.records, streams.latents, streams.times, streams.changes, strict=True)
-    for record, latents, times, changes in per_stream:
-        tensors[f"{record.video_id}/latents"] = latents
-        tensors[f"{record.video_id}/times"] = times
-        tensors[f"{record.video_id}/changes"] = changes
+    for index, record in enumerate(streams.records):
+        for part in _TENSORS:
+            tensors[f"{record.video_id}/{part}"] = getattr(streams, part)[index]
     save_file(tensors, folder / "latents.safetensors")
     write_records(streams.records, folder / "records.jsonl")
     encoding = {"hop": streams.hop, "length": streams.length, "ledgers": [x.to_dict() for x in streams.ledgers]}
@@ -193,13 +200,13 @@ def load_streams(folder: Path) -> StreamSet:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a whole safetensors file: {error}") from None
     for name in (record.video_id for record in records):
-        for part in ("latents", "times", "changes"):
+        for part in _TENSORS:
             if f"{name}/{part}" not in tensors:
                 raise InputError(f"{path}: no {part} of the stream {name!r} that records.jsonl lists")
         steps = len(tensors[f"{name}/latents"])
-        for part in ("times", "changes"):
+        for part in _TENSORS:
             shape = tensors[f"{name}/{part}"].shape
-            if shape != (steps,):
+            if shape[:1] != (steps,) or len(shape) != (2 if part in ("latents", "states") else 1):
                 raise InputError(f"{path}: {part} of the stream {name!r} must be of {steps} steps, got shape {shape}")
     try:
         encoding = json.loads((folder / "encoding.json").read_text(encoding="utf-8"))
@@ -211,11 +218,6 @@ def load_streams(folder: Path) -> StreamSet:
         raise InputError(
             f"{folder / 'encoding.json'}: ledgers must be one for each of {len(records)} streams, got {len(ledgers)}"
         )
-    return StreamSet(
-        records,
-        [tensors[f"{r.video_id}/latents"] for r in records],
-        [tensors[f"{r.video_id}/times"] for r in records],
-        ledgers,
-        [tensors[f"{r.video_id}/changes"] for r in records],
-        **window,
-    )
+    found = {part: [tensors[f"{record.video_id}/{part}"] for record in records] for part in _TENSORS}
+    latents, times, changes, states = found.values()
+    return StreamSet(records, latents, times, ledgers, changes, states, **window)

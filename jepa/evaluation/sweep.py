@@ -44,6 +44,7 @@ from jepa.selective import (
     Emission,
     ErrorRate,
     LatentCache,
+    OnDemand,
     Oracle,
     Policy,
     Segment,
@@ -77,6 +78,16 @@ class Sweep:
     values: tuple[float, ...]
     cache: Mapping[str, Any] | None = None
     steps: StepSelection | None = None
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether the Predictor runs once a segment."""
+        return isinstance(self.make(self.values[0]), OnDemand)
+
+    @property
+    def selects_steps(self) -> bool:
+        """Whether the X-Encoder or the Predictor runs at some steps only."""
+        return self.steps is not None or self.on_demand
 
     def make(self, value: float) -> Policy:
         policy: Policy = build(self.policy, **({} if self.knob == NO_KNOB else {self.knob: value}))
@@ -139,10 +150,13 @@ class RememberingPolicy(Policy):
     Args:
         policy: cuts.
         records: of the streams; an oracle is told where their events begin and end.
+        states: of the streams, (T, D) each; what a policy that predicts on demand watches in place of the latents.
     """
 
-    def __init__(self, policy: Policy, records: Sequence[StreamRecord]) -> None:
-        self.policy, self.records = policy, records
+    def __init__(
+        self, policy: Policy, records: Sequence[StreamRecord], states: Sequence[np.ndarray] | None = None
+    ) -> None:
+        self.policy, self.records, self.states = policy, records, states
         self.name, self.causal, self.latency, self.state = policy.name, policy.causal, policy.latency, policy.state
         self._cuts: list[list[tuple[Segment, int]]] = []
         self._next = 0
@@ -163,7 +177,10 @@ class RememberingPolicy(Policy):
             if isinstance(self.policy, Oracle):
                 events = self.records[self._next].events
                 self.policy.boundaries = [second for event in events for second in (event.start, event.end)]
-            self._cuts.append(self.policy.run(latents, times))
+            watched = latents
+            if isinstance(self.policy, OnDemand) and self.states is not None:
+                watched, self.policy.predict = self.states[self._next], latents.__getitem__  # all were predicted
+            self._cuts.append(self.policy.run(watched, times))
         cut = self._cuts[self._next]
         self._next = (self._next + 1) % len(self.records)
         return cut
@@ -188,6 +205,14 @@ class _Run:
     wrong: ErrorRate | None  # of the cache, on the test streams
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """Latents and times of each stream, and its states, at the steps that are computed."""
+
+    steps: list[tuple[np.ndarray, np.ndarray]]
+    states: list[np.ndarray]
+
+
 class _Split:
     """The streams of one split, what cuts them, and what scores emissions on them: the pool is one for all policies."""
 
@@ -197,7 +222,7 @@ class _Split:
         self.pairs = CaptionPairs(document_frequency([[tokenize(event.text)] for event in events]))
         self._families = Counter(family.cuts(value) for family in families for value in family.values)
         self._remembering: dict[str, RememberingPolicy] = {}
-        self._steps: dict[Any, list[tuple[np.ndarray, np.ndarray]]] = {}
+        self._steps: dict[Any, _Steps] = {}
 
     def policy(self, family: Sweep, value: float) -> Policy:
         """A family's policy at a value, remembering its cuts where others need them too, and where it is an oracle."""
@@ -205,8 +230,9 @@ class _Split:
         if key in self._remembering:
             return self._remembering[key]
         policy = family.make(value)
-        if self._families[key] > 1 or family.cache is not None or isinstance(policy, Oracle):
-            self._remembering[key] = RememberingPolicy(policy, self.streams.records)
+        if self._families[key] > 1 or family.cache is not None or isinstance(policy, Oracle | OnDemand):
+            states = self._chosen(family.steps).states if isinstance(policy, OnDemand) else None
+            self._remembering[key] = RememberingPolicy(policy, self.streams.records, states)
             return self._remembering[key]
         return policy
 
@@ -216,13 +242,17 @@ class _Split:
 
     def steps(self, selection: StepSelection | None) -> list[tuple[np.ndarray, np.ndarray]]:
         """Latents and times of each stream, at the steps that are computed."""
+        return self._chosen(selection).steps
+
+    def _chosen(self, selection: StepSelection | None) -> _Steps:
         key = _key(selection)
         if key not in self._steps:
-            steps = list(zip(self.streams.latents, self.streams.times, strict=True))
+            steps, states = list(zip(self.streams.latents, self.streams.times, strict=True)), self.streams.states
             if selection is not None:
                 chosen = [selection.select(changes) for changes in self.streams.changes]
                 steps = [(latents[mask], times[mask]) for (latents, times), mask in zip(steps, chosen, strict=True)]
-            self._steps[key] = steps
+                states = [each[mask] for each, mask in zip(states, chosen, strict=True)] if states else []
+            self._steps[key] = _Steps(steps, states)
         return self._steps[key]
 
     def point(self, knob: float, emissions: Sequence[Sequence[Emission]]) -> SweepPoint:
@@ -292,6 +322,8 @@ def sweep_setting(
     for family in families.values():
         if family.steps is not None and not all(split.changes for split in streams.values()):
             raise InputError(f"policies.{family.name}.steps must be null: no change detector looked at these streams")
+        if family.on_demand and not all(split.states for split in streams.values()):
+            raise InputError(f"policies.{family.name} predicts on demand, and these streams have no X-Encoder states")
         if family.cache is not None and family.cache["bank"] and (count := len(streams["calibration"].records)) < 4:
             raise InputError(f"policies.{family.name}.cache.bank needs at least 4 calibration streams, got {count}")
     remembering = RememberingDecoder(decoder)
@@ -328,13 +360,14 @@ def sweep_setting(
         outcome = _decode(splits["test"], family, knob, decoder, remembering, latent_delay, caches.get((policy, knob)))
         ledger = outcome.ledger
         for index in range(len(test.records)):
-            ledger = ledger + _encoding(test, index, family.steps)
+            predicted = len(outcome.emissions[index]) if family.on_demand else None
+            ledger = ledger + _encoding(test, index, family.steps, predicted)
         operations.append(
             {
                 "policy": policy,
                 "knob": knob,
                 "ledger": ledger.to_dict(),
-                "seconds_estimated": family.steps is not None,
+                "seconds_estimated": family.selects_steps,
             }
         )
         strip.setdefault(policy, [asdict(emission) for emission in outcome.emissions[0]])
@@ -507,11 +540,13 @@ def _audit(
     return measured_error(np.array(wrong), np.array(hits), np.array([len(emitted) for emitted in emissions]))
 
 
-def _encoding(streams: StreamSet, index: int, selection: StepSelection | None) -> OperationLedger:
-    """What encoding one stream takes.
+def _encoding(
+    streams: StreamSet, index: int, selection: StepSelection | None, predicted: int | None = None
+) -> OperationLedger:
+    """What encoding one stream takes, and predicting at every step computed, or at `predicted` of them.
 
     The whole stream was encoded once. Of the steps that a selection takes, calls and FLOPs are exact (all calls cost
-    the same FLOPs), wall time is estimated by the mean of a call.
+    the same FLOPs), wall time is estimated by the mean of a call; so of the embeddings predicted on demand.
     """
     whole, ledger = streams.ledgers[index], OperationLedger()
     ledger.stream(whole.stream_seconds)
@@ -521,6 +556,8 @@ def _encoding(streams: StreamSet, index: int, selection: StepSelection | None) -
         calls = {"encoder": slots_needed(mask, streams.hop, streams.length), "predictor": int(mask.sum())}
         if selection.threshold is not None:
             ledger.count("detector", **asdict(whole.detector))
+    if predicted is not None:
+        calls["predictor"] = predicted
     for part, count in calls.items():
         once = getattr(whole, part)
         share = count / once.calls if once.calls else 0.0
@@ -613,7 +650,7 @@ def _curve(
         "oracle": isinstance(policy, Oracle),
         "knob": family.knob,
         "cache": None if family.cache is None else dict(family.cache),
-        "selects_steps": family.steps is not None,
+        "selects_steps": family.selects_steps,
     }
     for kind, by_knob in points.items():
         curve[kind] = [

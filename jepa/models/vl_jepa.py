@@ -76,7 +76,7 @@ class VLJEPA(nn.Module):
         self.y_encoder, self.y_decoder = y_encoder, y_decoder
         self.tokenizer, self.frames, self.fps = tokenizer, frames, fps
         self._flops: dict[tuple[str, int], int] = {}  # of a call, by what it is called on and its tokens
-        self._stream_flops: dict[str, dict[str, int]] = {}  # by query
+        self._query_flops: dict[str, int] = {}
 
     @property
     def device(self) -> torch.device:
@@ -138,24 +138,52 @@ class VLJEPA(nn.Module):
         ledger: OperationLedger | None = None,
         selection: SelectiveEncoding | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Latents of a sliding window over a stream, as frames arrive.
+        """Latents of a sliding window over a stream, as frames arrive: `windows`, and the Predictor at every step.
+
+        Args:
+            frames, step_rate, ledger, selection: as for `windows`; the ledger counts one predictor call a step, too.
+            query: what is asked at every step.
+
+        Yields:
+            Latents (T, E) float32, L2-normalised, and the centres (T,) float64 of their windows in seconds. A latent
+            can be known `window / 2` seconds after its time.
+        """
+        ledger = ledger if ledger is not None else OperationLedger()
+        for states, times in self.windows(frames, step_rate, ledger, selection):
+            yield self.predict_steps(states, query, ledger), times
+
+    @torch.no_grad()
+    def predict_steps(self, states: Tensor, query: str, ledger: OperationLedger) -> np.ndarray:
+        """Latents (T, E) float32, L2-normalised, of T windows' states (T, N, D), each counted as a predictor call."""
+        with ledger.timed("predictor"):
+            latents: np.ndarray = self.predict(states, [query] * len(states)).cpu().numpy()
+        self._count(ledger, "predictor", len(states), self.query_flops(query))
+        return latents
+
+    @torch.no_grad()
+    def windows(
+        self,
+        frames: Iterable[np.ndarray],
+        step_rate: float,
+        ledger: OperationLedger | None = None,
+        selection: SelectiveEncoding | None = None,
+    ) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """States of a sliding window over a stream, as frames arrive.
 
         An X-Encoder that encodes time slots apart (`SlotEncoder`) encodes each at most once, whatever the overlap of
-        the windows; any other encodes every window as a whole. The predictor runs once a step. With a `selection`, only
-        the steps that it selects are computed, and only what their windows need is encoded. No more frames are held
-        than those of a window and a chunk. The ledger counts one encoder call a slot (or window) encoded, one predictor
-        call a step computed, and one detector call a slot that the change detector looks at.
+        the windows; any other encodes every window as a whole. With a `selection`, only the steps that it selects are
+        computed, and only what their windows need is encoded. No more frames are held than those of a window and a
+        chunk. The ledger counts one encoder call a slot (or window) encoded, and one detector call a slot that the
+        change detector looks at.
 
         Args:
             frames: chunks (M, S, S, 3) uint8 of consecutive frames.
-            step_rate: predicted embeddings a second; fps / step_rate must be a multiple of the tubelet.
-            query: what is asked at every step.
+            step_rate: steps a second; fps / step_rate must be a multiple of the tubelet.
             selection: which steps to compute; None: all.
 
         Yields:
-            Latents (T, E) float32, L2-normalised, and the centres (T,) float64 of their windows in seconds, for each
-            chunk that completes windows to compute, a few at a time. A latent can be known `window / 2` seconds after
-            its time.
+            States (T, N, D) and the centres (T,) float64 of their windows in seconds, for each chunk that completes
+            windows to compute, a few at a time.
         """
         (hop, length), tubelet = self.slots(step_rate), self.x_encoder.tubelet
         ledger = ledger if ledger is not None else OperationLedger()
@@ -177,11 +205,8 @@ class VLJEPA(nn.Module):
                     due = selection.look(unseen, hop, length)
                 ledger.count("detector", calls=len(unseen), flops=len(unseen) * selection.detector.flops(tubelet, size))
                 chosen = [number for number, wanted in zip(chosen, due, strict=True) if wanted]
-            for some, states in self._window_states(slots, first, chosen, hop, kept, query, ledger):
-                with ledger.timed("predictor"):
-                    latents = self.predict(states, [query] * len(some)).cpu().numpy()
-                self._count(ledger, "predictor", len(some), query)
-                yield latents, np.array(some) * hop * tubelet / self.fps + 0.5 * self.window
+            for some, states in self._window_states(slots, first, chosen, hop, kept, ledger):
+                yield states, np.array(some) * hop * tubelet / self.fps + 0.5 * self.window
             step += steps
             gone = min(step * hop - first, len(slots))
             first += gone
@@ -196,7 +221,6 @@ class VLJEPA(nn.Module):
         chosen: Sequence[int],
         hop: int,
         kept: dict[int, Tensor],
-        query: str,
         ledger: OperationLedger,
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
         """States (M, N, D) of the windows of the steps `chosen`, M of these at a time; `slots` begin with slot `first`.
@@ -210,7 +234,7 @@ class VLJEPA(nn.Module):
                 with ledger.timed("encoder"):
                     windows = np.stack([slots[i * hop - first : i * hop - first + length] for i in some])
                     states = self.encode(torch.from_numpy(windows).flatten(1, 2))
-                self._count(ledger, "encoder", len(some), query)
+                self._count(ledger, "encoder", len(some), self.encoding_flops())
                 yield some, states
             return
         needed = {slot for i in chosen for slot in range(i * hop, i * hop + length)}
@@ -220,33 +244,28 @@ class VLJEPA(nn.Module):
                 rows = torch.from_numpy(slots[[slot - first for slot in new]])
                 encoded = self.x_encoder.encode_slots(rows.flatten(0, 1).to(self.device)[None])[0]
             kept.update(zip(new, encoded, strict=True))
-            self._count(ledger, "encoder", len(new), query)
+            self._count(ledger, "encoder", len(new), self.encoding_flops())
         if chosen:
             states = torch.stack([torch.stack([kept[i * hop + k] for k in range(length)]) for i in chosen])
             yield chosen, self.x_encoder.add_time(states)
 
-    def _count(self, ledger: OperationLedger, part: str, calls: int, query: str) -> None:
-        """Counts `calls` of the encoder or the predictor on a stream."""
+    def _count(self, ledger: OperationLedger, part: str, calls: int, flops: int) -> None:
+        """Counts `calls` of the encoder or the predictor on a stream, of `flops` each."""
         read = weight_bytes(self.x_encoder if part == "encoder" else self.predictor)
         ledger.count(
             part,
             calls=calls,
             forward_passes=calls,
-            flops=calls * self.stream_flops(query)[part],
+            flops=calls * flops,
             weight_bytes=calls * read,
         )
 
-    def stream_flops(self, query: str) -> dict[str, int]:
-        """FLOPs of a call of the encoder on a stream, and of the predictor under `query`, counted on blanks."""
-        if query not in self._stream_flops:  # asked at every step: no tokenizer then
-            encoder = self.x_encoder
-            if isinstance(encoder, SlotEncoder):
-                slots = encoder
-                encoded = self._counted(("slot", 0), lambda: slots.encode_slots(self._blank(slots.tubelet)))
-            else:
-                encoded = self.clip_flops()
-            self._stream_flops[query] = {"encoder": encoded, "predictor": self.query_flops(query)}
-        return self._stream_flops[query]
+    def encoding_flops(self) -> int:
+        """FLOPs of a call of the encoder on a stream, of a slot or a window, counted on blanks."""
+        encoder = self.x_encoder
+        if not isinstance(encoder, SlotEncoder):
+            return self.clip_flops()
+        return self._counted(("slot", 0), lambda: encoder.encode_slots(self._blank(encoder.tubelet)))
 
     def clip_flops(self) -> int:
         """FLOPs of encoding a clip of `frames` frames."""
@@ -254,12 +273,14 @@ class VLJEPA(nn.Module):
 
     def query_flops(self, query: str) -> int:
         """FLOPs of predicting one embedding under `query`, alone and so without padding."""
-        length = self.tokenizers["predictor"].encode([query])[0].shape[1]
-        if ("query", length) not in self._flops:
-            with torch.no_grad():
-                states = self.encode(self._blank(self.frames))
-            self._counted(("query", length), lambda: self.predict(states, [query]))
-        return self._flops["query", length]
+        if query not in self._query_flops:  # asked at every step of a stream: no tokenizer then
+            length = self.tokenizers["predictor"].encode([query])[0].shape[1]
+            if ("query", length) not in self._flops:
+                with torch.no_grad():
+                    states = self.encode(self._blank(self.frames))
+                self._counted(("query", length), lambda: self.predict(states, [query]))
+            self._query_flops[query] = self._flops["query", length]
+        return self._query_flops[query]
 
     def text_flops(self, text: str) -> int:
         """FLOPs of embedding a text by the Y-Encoder, alone and so without padding."""

@@ -17,6 +17,7 @@ from jepa.selective.policies.debounce import Debounce
 from jepa.selective.policies.delta import SendOnDelta
 from jepa.selective.policies.drift import Drift
 from jepa.selective.policies.gate import Gate
+from jepa.selective.policies.on_demand import OnDemand
 from jepa.selective.policies.optimal import Optimal
 from jepa.selective.policies.oracle import Oracle
 from jepa.selective.policies.prediction import PredictionError
@@ -42,6 +43,7 @@ __all__ = [
     "LocalVariance",
     "LongestGap",
     "OfflinePolicy",
+    "OnDemand",
     "Optimal",
     "Oracle",
     "Policy",

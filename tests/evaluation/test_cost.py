@@ -202,7 +202,7 @@ def test_a_vl_jepa_checkpoint_is_a_served_model(tiny_model, tmp_path):
     assert base["input_tokens"] == tiny_model.y_decoder.prefix
     ledger, query = OperationLedger(), CAPTION_QUERIES[0]
     list(tiny_model.stream([np.zeros((240, 48, 48, 3), dtype=np.uint8)], rate, query, ledger))
-    slot, steps = tiny_model.stream_flops(query)["encoder"], ledger.predictor.calls
+    slot, steps = tiny_model.encoding_flops(), ledger.predictor.calls
     assert steps > 50
     first = {"encoder": tiny_model.slots(rate)[1] - tiny_model.slots(rate)[0], "predictor": 0}  # slots of its window
     for name, part in parts.perception.parts.items():

@@ -76,6 +76,7 @@ def stream_set(split: str, seed: int, noise: float = 0.25, streams: int = 6) -> 
         made.ledgers.append(ledger)
         moved = 1 - (latents[1:] * latents[:-1]).sum(1)
         made.changes.append(np.append(0.0, moved).astype(np.float32))
+        made.states.append(latents[:, ::-1].copy())
     return made
 
 
@@ -91,12 +92,13 @@ def family(policy: dict, knob: str, values: list[float], cache: dict | None = No
 
 
 GATE = {"_target_": "jepa.selective.Gate"}
+ON_DEMAND = {"_target_": "jepa.selective.OnDemand", "policy": GATE | {"threshold": 1.0}}
 BANK = {"capacity": 8, "shared": True, "error_rate": 0.2, "bank": True}
 SELECTION = {"_target_": "jepa.selective.StepSelection", "threshold": 0.5, "burst": 2, "hold": 4}
 
 
 def first_of(streams: StreamSet, count: int) -> StreamSet:
-    parts = (streams.records, streams.latents, streams.times, streams.ledgers, streams.changes)
+    parts = (streams.records, streams.latents, streams.times, streams.ledgers, streams.changes, streams.states)
     return StreamSet(*(part[:count] for part in parts))
 
 
@@ -255,10 +257,11 @@ def test_a_reference_that_is_not_swept_is_named():
             r"policies\.gate\.cache must be shared and hold 1 or more to be a bank, got .*'capacity': 0",
         ),
         ({"gate": {"steps": SELECTION}}, r"policies\.gate\.steps must be null: no change detector"),
+        ({"gate": {"policy": ON_DEMAND}}, r"policies\.gate predicts on demand, and these streams have no X-Encoder"),
     ],
 )
 def test_what_no_sweep_can_have_is_refused_before_it(change, message):
-    streams = replace(stream_set("test", 2), changes=[])
+    streams = replace(stream_set("test", 2), changes=[], states=[])
     settings = {"references": REFERENCES, "tolerances": (0.0,), "confidence": 0.9, "gate": {}, **change}
     families = sweeps(POLICIES | {"gate": POLICIES["gate"] | settings.pop("gate")})
     decoder = NearestWord()
@@ -347,6 +350,29 @@ def test_selected_steps_take_only_their_share_of_the_encoder():
     assert row["seconds_estimated"]
     assert row["ledger"]["steps"] == row["ledger"]["predictor"]["calls"] == steps < 6 * 120
     assert row["ledger"]["encoder"]["calls"] == steps  # windows of one slot
+
+
+@pytest.mark.parametrize("steps", [None, SELECTION])
+def test_predictions_on_demand_are_one_a_segment(steps):
+    """Cut by the states, which are cut like the latents here; decoded is what was predicted at a step."""
+    cache = {"capacity": 8, "shared": False, "error_rate": 0.05}
+    plain, cached = (family(ON_DEMAND, "threshold", [0.5, 1.0], each, steps) for each in (None, cache))
+    every = {"demand": plain, "cached": cached, "gate": family(GATE, "threshold", [0.5, 1.0], steps=steps)}
+    swept = run_families(every, (0.5,))
+    rows = {row["policy"]: row["ledger"] for row in swept["operations"]}
+    found, usual = rows["demand"], rows["gate"]
+    assert found["predictor"]["calls"] == found["decoder"]["calls"] < usual["predictor"]["calls"]
+    assert rows["cached"]["predictor"]["calls"] == rows["cached"]["cache"]["lookups"]
+    assert rows["cached"]["decoder"]["calls"] < rows["cached"]["predictor"]["calls"]
+    assert found["encoder"]["calls"] == usual["encoder"]["calls"]
+    assert found["steps"] == usual["steps"]
+    for name in ("demand", "cached"):
+        assert swept["curves"][name]["selects_steps"]
+        assert swept["curves"][name]["causal"]
+    ours, theirs = [[p["decodes_per_second"] for p in swept["curves"][name]["test"]] for name in ("demand", "gate")]
+    assert ours == theirs
+    texts = [p["cider_d"]["value"] for p in swept["curves"]["demand"]["test"]]
+    assert min(texts) > 5  # decoded are latents, in which the words are, and not states
 
 
 def test_the_oracle_cuts_at_the_annotations():

@@ -13,8 +13,9 @@ from jepa.errors import InputError
 from jepa.evaluation.streams import encode_streams, load_streams, save_streams
 from jepa.evaluation.sweep import _encoding
 from jepa.losses.infonce import InfoNCE
+from jepa.models.on_demand import PredictorOnDemand
 from jepa.operations import OperationLedger, count_flops
-from jepa.selective import ColourChange, SelectiveEncoding, StepSelection
+from jepa.selective import ColourChange, Gate, OnDemand, SelectiveDecoder, SelectiveEncoding, StepSelection
 
 TEXTS = ["the red bar moves left", "a cyan ring spins", "red"]
 QUERIES = ["what happens?", "what colour is the bar?", "how many objects are there?"]
@@ -158,9 +159,8 @@ def test_selective_encoding_computes_the_selected_steps_and_encodes_only_their_s
         assert ledger.encoder.calls == len(slots) < len(video) // 4
         assert ledger.predictor.calls == len(chosen)
         assert ledger.detector.calls == len(video) // 4
-        flops = tiny_model.stream_flops(QUERIES[0])
-        assert ledger.encoder.flops == len(slots) * flops["encoder"]
-        assert ledger.predictor.flops == len(chosen) * flops["predictor"]
+        assert ledger.encoder.flops == len(slots) * tiny_model.encoding_flops()
+        assert ledger.predictor.flops == len(chosen) * tiny_model.query_flops(QUERIES[0])
         assert ledger.detector.flops == len(video) // 4 * selection.detector.flops(4, 48)
 
 
@@ -193,3 +193,33 @@ def test_flops_of_a_decoded_text_are_those_that_run(tiny_model):
     for row in latents:
         counted = count_flops(lambda row=row: tiny_model.decode(row[None]))
         assert counted.result[0].flops == counted.total > 0
+
+
+@pytest.mark.parametrize("steps", [None, StepSelection(1.0, burst=3, hold=4)])
+def test_a_live_stream_is_predicted_on_demand_as_a_recorded_one(tiny_model, steps):
+    """What the sweep finds in saved latents and states is what a live stream gives, at the same operations."""
+    stream = World().stream("s", (3,), 30.0, StreamStyle(3.0, shortest=1.0))
+    recorded = encode_streams(tiny_model, [stream], 2.0, None)
+    mask = np.ones(len(recorded.times[0]), dtype=bool) if steps is None else steps.select(recorded.changes[0])
+    latents, states, times = (each[0][mask] for each in (recorded.latents, recorded.states, recorded.times))
+
+    def policy(predict):
+        return OnDemand(Gate(0.3, noise_floor=0.01), predict, keep=6)
+
+    expected = SelectiveDecoder(policy(latents.__getitem__), tiny_model).run(states, times)
+    ledger, found = OperationLedger(), []
+    demand = PredictorOnDemand(tiny_model, CAPTION_QUERIES[0], ledger, held=8)
+    selective = SelectiveDecoder(policy(demand.predict), tiny_model, ledger)
+    selection = None if steps is None else SelectiveEncoding(ColourChange(), steps)
+    for some, at in demand.stream(stream.frames(), 2.0, selection):
+        for state, time in zip(some, at, strict=True):
+            found += selective.step(state, float(time))
+    found += selective.finish()
+    assert [(e.start, e.end, e.text) for e in found] == [(e.start, e.end, e.text) for e in expected]
+    known = _encoding(recorded, 0, steps, predicted=len(found))
+    assert 1 < len(found) < len(times)
+    for part in ("encoder", "predictor"):
+        ours, theirs = getattr(known, part), getattr(ledger, part)
+        assert (ours.calls, ours.forward_passes, ours.flops) == (theirs.calls, theirs.forward_passes, theirs.flops)
+    with pytest.raises(InputError, match=f"step must be one of the newest 8 of {len(times)}, got 0"):
+        demand.predict(0)

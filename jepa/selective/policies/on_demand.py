@@ -1,0 +1,74 @@
+"""Prediction on demand: the stream is cut by what is known without the Predictor, which runs once a segment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from jepa.errors import InputError, whole
+from jepa.selective.policies.base import CausalPolicy, Policy, Segment
+
+
+class OnDemand(CausalPolicy):
+    """Another policy that watches X-Encoder states, and one predicted embedding for each segment that it cuts.
+
+    Elsewhere the Predictor runs at every step, since a policy compares what it predicts. Here the policy is given what
+    costs no more than the X-Encoder: the mean of a step's states, scaled to unit norm. When it closes a segment, the
+    Predictor runs for one step of it, the middle one of its newest `keep` steps, and that embedding is decoded. The
+    time of the segment is the policy's.
+
+    Means of states lie closer together than predicted embeddings: a `Gate` needs a smaller `noise_floor` for them.
+
+    Args:
+        policy: a causal policy; it must not be used elsewhere.
+        predict: from the number of a step, counted from the start of the stream, to its predicted embedding (E,), unit
+            float32; it is asked for the newest `keep` steps of a segment at most. `PredictorOnDemand.predict` of a
+            VL-JEPA. It may be set later, as `predict`.
+        keep: steps, >= 1.
+        threshold: set on `policy`; None leaves its own.
+
+    Raises:
+        InputError: `policy` is not causal, or `keep` is not a whole number >= 1; in `step` and `run`, there is no
+            `predict`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        predict: Callable[[int], np.ndarray] | None = None,
+        *,
+        keep: int = 16,
+        threshold: float | None = None,
+    ) -> None:
+        if not isinstance(policy, CausalPolicy):
+            raise InputError(f"policy must be causal, got {policy.name}")
+        self.policy, self.predict = policy, predict
+        self.keep = whole("keep", keep, 1)
+        if threshold is not None:
+            policy.threshold = threshold
+        self.name = f"on_demand_{policy.name}"
+        self.latency = policy.latency
+        self.state = f"{policy.state}, of X-Encoder states; the windows of the segment's newest {keep} steps"
+
+    def start(self) -> None:
+        self.policy.start()
+
+    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
+        return [self._predicted(segment) for segment in self.policy.step(latent, time)]
+
+    def close(self) -> list[Segment]:
+        return [self._predicted(segment) for segment in self.policy.close()]
+
+    def finish(self) -> list[Segment]:
+        return [self._predicted(segment) for segment in self.policy.finish()]
+
+    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
+        return [(self._predicted(segment), step) for segment, step in self.policy.run(latents, times)]
+
+    def _predicted(self, segment: Segment) -> Segment:
+        if self.predict is None:
+            raise InputError("OnDemand needs predict, which gives the predicted embedding of a step, got none")
+        oldest = max(segment.first, segment.last - self.keep + 1)
+        return replace(segment, latent=self.predict((oldest + segment.last) // 2))

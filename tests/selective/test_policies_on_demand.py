@@ -1,0 +1,81 @@
+"""One prediction a segment, of a step in it, wherever the policy inside cuts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policy_streams import LENGTHS, SEEDS, closed_by, noisy_events, same_digits, segments_of, times_of
+
+from jepa.errors import InputError
+from jepa.selective import Decoded, Gate, LatentCache, OnDemand, SelectiveDecoder, Ward
+
+
+class Asked:
+    """Gives the prediction of a step, and keeps which were asked for."""
+
+    def __init__(self, latents: np.ndarray) -> None:
+        self.latents = latents
+        self.steps: list[int] = []
+
+    def __call__(self, step: int) -> np.ndarray:
+        self.steps.append(step)
+        return self.latents[step]
+
+
+@given(seed=SEEDS, steps=LENGTHS, keep=st.integers(1, 9))
+@settings(max_examples=60)
+def test_each_segment_has_the_prediction_of_its_middle_step(seed: int, steps: int, keep: int) -> None:
+    states, latents, times = noisy_events(seed, steps, 5), noisy_events(seed + 1, steps, 8), times_of(steps)
+    asked = Asked(latents)
+    found = segments_of(OnDemand(Gate(0.7), asked, keep=keep), states, times)
+    inner = segments_of(Gate(0.7), states, times)
+    assert [(s.first, s.last, s.time, s.start, s.end) for s in found] == [
+        (s.first, s.last, s.time, s.start, s.end) for s in inner
+    ]
+    assert len(asked.steps) == len(found)
+    for segment, step in zip(found, asked.steps, strict=True):
+        assert np.array_equal(segment.latent, latents[step])
+        newest = range(segment.first, segment.last + 1)[-keep:]
+        assert step == newest[(len(newest) - 1) // 2]
+
+
+@given(seed=SEEDS, steps=LENGTHS)
+@settings(max_examples=30)
+def test_a_recorded_stream_is_cut_like_a_live_one(seed: int, steps: int) -> None:
+    states, times = noisy_events(seed, steps), times_of(steps)
+    policy = OnDemand(Gate(0.7), Asked(noisy_events(seed + 1, steps)))
+    assert same_digits(policy.run(states, times), closed_by(policy, states, times))
+
+
+def test_what_is_decoded_and_looked_up_is_what_was_predicted() -> None:
+    """States and embeddings may differ in width, with a cache that streams share as well."""
+
+    class Wordless:
+        def decode(self, latents: torch.Tensor) -> list[Decoded]:
+            widths.add(latents.shape[1])
+            return [Decoded("", tokens=1, forward_passes=1) for _ in latents]
+
+    widths: set[int] = set()
+    policy = OnDemand(Gate(0.7), Asked(noisy_events(1, 40, 8)))
+    selective = SelectiveDecoder(policy, Wordless(), cache=LatentCache(0.01, 64, shared=True))
+    for _ in range(2):
+        assert selective.run(noisy_events(2, 40, 5), times_of(40))
+    assert widths == {8}
+    assert selective.ledger.cache.lookups > selective.ledger.decoder.calls
+
+
+def test_the_knob_is_that_of_the_policy_inside() -> None:
+    assert OnDemand(Gate(1.0), threshold=2.0).policy.threshold == 2.0
+    assert OnDemand(Gate(1.0)).policy.threshold == 1.0
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(InputError, match="policy must be causal, got ward_mean"):
+        OnDemand(Ward(1.0, "mean"))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="keep must be a whole number >= 1, got 0"):
+        OnDemand(Gate(1.0), keep=0)
+    with pytest.raises(InputError, match="OnDemand needs predict"):
+        segments_of(OnDemand(Gate(1.0)), noisy_events(0, 9), times_of(9))
