@@ -78,7 +78,8 @@ def simulate_latents(targets: np.ndarray, noise: float, autocorrelation: float, 
 def replay(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, Path]:
     """Runs a validated `ReplayConfig`, prints a summary, and returns the paths of the files written.
 
-    Policies that select the steps to encode (`steps`) are left out, and the outputs say so: there are no frames here.
+    Policies that select the steps to encode (`steps`) or predict on demand are left out, and the outputs say so: there
+    are no frames here.
 
     Args:
         config: the plain configuration.
@@ -88,7 +89,7 @@ def replay(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, 
         InputError: before anything is embedded, for a timeline, excerpt, policies, references or a confidence that no
             replay can have.
     """
-    families = sweeps({name: family for name, family in config["policies"].items() if family["steps"] is None})
+    families = {name: family for name, family in sweeps(config["policies"]).items() if not family.selects_steps}
     check_sweep(families, config["references"], config["confidence"])
     timeline = read_timeline(
         config["timeline"]["path"],

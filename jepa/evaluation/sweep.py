@@ -82,7 +82,7 @@ class Sweep:
     @property
     def on_demand(self) -> bool:
         """Whether the Predictor runs once a segment."""
-        return isinstance(self.make(self.values[0]), OnDemand)
+        return str(self.policy["_target_"]).endswith(f".{OnDemand.__name__}")
 
     @property
     def selects_steps(self) -> bool:
@@ -159,6 +159,7 @@ class RememberingPolicy(Policy):
         self.policy, self.records, self.states = policy, records, states
         self.name, self.causal, self.latency, self.state = policy.name, policy.causal, policy.latency, policy.state
         self._cuts: list[list[tuple[Segment, int]]] = []
+        self.predicted: list[int] = []  # of each stream the embeddings that were asked for
         self._next = 0
 
     def start(self) -> None:
@@ -179,11 +180,21 @@ class RememberingPolicy(Policy):
                 self.policy.boundaries = [second for event in events for second in (event.start, event.end)]
             watched = latents
             if isinstance(self.policy, OnDemand) and self.states is not None:
-                watched, self.policy.predict = self.states[self._next], latents.__getitem__  # all were predicted
+                watched, self.policy.predict = self.states[self._next], self._recorded(latents)
             self._cuts.append(self.policy.run(watched, times))
         cut = self._cuts[self._next]
         self._next = (self._next + 1) % len(self.records)
         return cut
+
+    def _recorded(self, latents: np.ndarray) -> Callable[[int], np.ndarray]:
+        """The embeddings of a recorded stream, (T, E), which were all predicted; those asked for are counted."""
+        self.predicted.append(0)
+
+        def predict(step: int) -> np.ndarray:
+            self.predicted[-1] += 1
+            return latents[step]
+
+        return predict
 
 
 @dataclass(frozen=True)
@@ -358,9 +369,9 @@ def sweep_setting(
     for policy, knob in _operating_points(savings, references):
         family = families[policy]
         outcome = _decode(splits["test"], family, knob, decoder, remembering, latent_delay, caches.get((policy, knob)))
-        ledger = outcome.ledger
+        ledger, ran = outcome.ledger, splits["test"].policy(family, knob)
         for index in range(len(test.records)):
-            predicted = len(outcome.emissions[index]) if family.on_demand else None
+            predicted = ran.predicted[index] if isinstance(ran, RememberingPolicy) and family.on_demand else None
             ledger = ledger + _encoding(test, index, family.steps, predicted)
         operations.append(
             {

@@ -241,7 +241,7 @@ def _timeline_facts(results: Replay) -> str:
 def _left_out(results: Replay) -> list[str]:
     """A sentence on the policies that were asked for and not swept; none if all were."""
     missing = [name for name in results["config"]["policies"] if name not in results["levels"][0]["curves"]]
-    return [f"Left out, for they select frames to encode and there are none: {', '.join(missing)}."] if missing else []
+    return [f"Left out, for they need frames and there are none: {', '.join(missing)}."] if missing else []
 
 
 def _level_facts(level: Level) -> str:

@@ -330,9 +330,10 @@ def operations_ratio(setting: dict[str, Any], row: dict[str, Any]) -> Ratios:
 def lever_chain(setting: dict[str, Any], measure: str) -> list[tuple[str, dict[str, Any]]]:
     """(lever, operations) of the reference, then of causal operating points that each have one lever more.
 
-    The levers: deciding when to decode, a cache besides, encoding only some steps besides. Of several operating points,
-    one that keeps the reference's quality is taken, of these the one of the fewest FLOPs. A lever that no policy has is
-    left out; where FLOPs, or the `measure` ("flops" or "seconds"), do not compare there is no chain: [].
+    The levers: deciding when to decode, a cache besides, encoding or predicting at some steps only besides. Of several
+    operating points, one that keeps the reference's quality is taken, of these the one of the fewest FLOPs. A lever
+    that no policy has is left out; where FLOPs, or the `measure` ("flops" or "seconds"), do not compare there is no
+    chain: [].
     """
     reference, curves = reference_row(setting), setting["curves"]
     wanted = headline_savings(setting)[0]["reference_quality"]
@@ -351,7 +352,7 @@ def lever_chain(setting: dict[str, Any], measure: str) -> list[tuple[str, dict[s
     for title, cache, selects in (
         ("selective decoding", False, False),
         ("+ cache", True, False),
-        ("+ selective encoding", None, True),
+        ("+ fewer steps computed", None, True),
     ):
         rows = [row for row in counted if has(row, cached if cache is None else cache, selects)]
         if rows:

@@ -271,7 +271,7 @@ def test_policies_that_select_frames_are_left_out_and_named(tmp_path):
     paths = replay(settings, embed)
     found = json.loads(paths["results"].read_text(encoding="utf-8"))
     assert list(found["levels"][0]["curves"]) == ["uniform", "ward_mean", "prediction", "prediction_cache"]
-    line = "Left out, for they select frames to encode and there are none: sparse."
+    line = "Left out, for they need frames and there are none: sparse."
     assert line in paths["table"].read_text(encoding="utf-8").splitlines()
     assert line in replay_summary(found).splitlines()
     settings["references"] = [{"policy": "sparse", "rate_hz": 1.0}]
@@ -287,17 +287,17 @@ def test_every_listed_choice_of_policies_can_be_replayed(tmp_path, name):
     for family in settings["policies"].values():
         family["values"] = family["values"][:2] if family["knob"] == "rate_hz" else family["values"][:1]
     found = json.loads(replay(settings, embed)["results"].read_text(encoding="utf-8"))
-    expected = [name for name, family in settings["policies"].items() if family["steps"] is None]
+    expected = [name for name, family in settings["policies"].items() if not (family["steps"] or "on_demand" in name)]
     assert list(found["levels"][0]["curves"]) == expected
 
 
-def test_the_published_policies_cover_every_policy_for_frames():
+def test_the_published_policies_cover_every_policy_for_latents():
     """But debounce, which is for text."""
     policies = composed("policies=replay").values()
     inner = [family["policy"].get("policy", family["policy"]) for family in policies]
     swept = {part["_target_"].rpartition(".")[2] for part in [*inner, *(family["policy"] for family in policies)]}
     known = {name for name, kind in vars(selective).items() if isinstance(kind, type) and issubclass(kind, Policy)}
-    assert swept == known - {"Policy", "CausalPolicy", "OfflinePolicy", "Debounce"}
+    assert swept == known - {"Policy", "CausalPolicy", "OfflinePolicy", "Debounce", "OnDemand"}
 
 
 def test_the_report_shows_a_policy_without_an_operating_point(results):

@@ -357,11 +357,18 @@ def test_predictions_on_demand_are_one_a_segment(steps):
     """Cut by the states, which are cut like the latents here; decoded is what was predicted at a step."""
     cache = {"capacity": 8, "shared": False, "error_rate": 0.05}
     plain, cached = (family(ON_DEMAND, "threshold", [0.5, 1.0], each, steps) for each in (None, cache))
-    every = {"demand": plain, "cached": cached, "gate": family(GATE, "threshold", [0.5, 1.0], steps=steps)}
+    twice = family(ON_DEMAND | {"predictions": 2}, "threshold", [0.5, 1.0], None, steps)
+    every = {
+        "demand": plain,
+        "cached": cached,
+        "twice": twice,
+        "gate": family(GATE, "threshold", [0.5, 1.0], steps=steps),
+    }
     swept = run_families(every, (0.5,))
     rows = {row["policy"]: row["ledger"] for row in swept["operations"]}
     found, usual = rows["demand"], rows["gate"]
     assert found["predictor"]["calls"] == found["decoder"]["calls"] < usual["predictor"]["calls"]
+    assert found["decoder"]["calls"] < rows["twice"]["predictor"]["calls"] <= 2 * rows["twice"]["decoder"]["calls"]
     assert rows["cached"]["predictor"]["calls"] == rows["cached"]["cache"]["lookups"]
     assert rows["cached"]["decoder"]["calls"] < rows["cached"]["predictor"]["calls"]
     assert found["encoder"]["calls"] == usual["encoder"]["calls"]

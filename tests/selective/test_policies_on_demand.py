@@ -42,6 +42,21 @@ def test_each_segment_has_the_prediction_of_its_middle_step(seed: int, steps: in
         assert step == newest[(len(newest) - 1) // 2]
 
 
+@given(seed=SEEDS, steps=LENGTHS, predictions=st.integers(2, 4))
+@settings(max_examples=40)
+def test_several_predictions_part_a_segment_and_their_mean_is_decoded(seed: int, steps: int, predictions: int) -> None:
+    states, latents, times = noisy_events(seed, steps), noisy_events(seed + 1, steps), times_of(steps)
+    asked = Asked(latents)
+    for segment in segments_of(OnDemand(Gate(0.7), asked, predictions=predictions, keep=60), states, times):
+        own = [step for step in asked.steps if segment.first <= step <= segment.last]
+        assert 1 <= len(own) == len(set(own)) <= predictions
+        total = latents[own].astype(np.float64).sum(0)
+        np.testing.assert_allclose(segment.latent, total / np.linalg.norm(total), atol=1e-6)
+        span = segment.last - segment.first
+        gaps = np.diff([segment.first, *own, segment.last])
+        assert span < predictions or gaps.max() - gaps.min() <= 1
+
+
 @given(seed=SEEDS, steps=LENGTHS)
 @settings(max_examples=30)
 def test_a_recorded_stream_is_cut_like_a_live_one(seed: int, steps: int) -> None:
@@ -77,5 +92,7 @@ def test_bad_input_is_refused() -> None:
         OnDemand(Ward(1.0, "mean"))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="keep must be a whole number >= 1, got 0"):
         OnDemand(Gate(1.0), keep=0)
+    with pytest.raises(InputError, match="predictions must be a whole number >= 1, got 0"):
+        OnDemand(Gate(1.0), predictions=0)
     with pytest.raises(InputError, match="OnDemand needs predict"):
         segments_of(OnDemand(Gate(1.0)), noisy_events(0, 9), times_of(9))

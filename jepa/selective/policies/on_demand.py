@@ -1,4 +1,4 @@
-"""Prediction on demand: the stream is cut by what is known without the Predictor, which runs once a segment."""
+"""Prediction on demand: the stream is cut by what is known without the Predictor, which runs for its segments alone."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 
 from jepa.errors import InputError, whole
-from jepa.selective.policies.base import CausalPolicy, Policy, Segment
+from jepa.selective.policies.base import CausalPolicy, Policy, Segment, unit_mean
 
 
 class OnDemand(CausalPolicy):
-    """Another policy that watches X-Encoder states, and one predicted embedding for each segment that it cuts.
+    """Another policy that watches X-Encoder states, and embeddings predicted for the segments that it cuts alone.
 
     Elsewhere the Predictor runs at every step, since a policy compares what it predicts. Here the policy is given what
     costs no more than the X-Encoder: the mean of a step's states, scaled to unit norm. When it closes a segment, the
-    Predictor runs for one step of it, the middle one of its newest `keep` steps, and that embedding is decoded. The
-    time of the segment is the policy's.
+    Predictor runs for `predictions` of its newest `keep` steps, which part these into equal stretches (one: the middle
+    one), and their renormalised mean is decoded. The time of the segment is the policy's.
 
     Means of states lie closer together than predicted embeddings: a `Gate` needs a smaller `noise_floor` for them.
 
@@ -26,12 +26,13 @@ class OnDemand(CausalPolicy):
         predict: from the number of a step, counted from the start of the stream, to its predicted embedding (E,), unit
             float32; it is asked for the newest `keep` steps of a segment at most. `PredictorOnDemand.predict` of a
             VL-JEPA. It may be set later, as `predict`.
+        predictions: embeddings a segment, >= 1; of a short one as many as it has steps at most.
         keep: steps, >= 1.
         threshold: set on `policy`; None leaves its own.
 
     Raises:
-        InputError: `policy` is not causal, or `keep` is not a whole number >= 1; in `step` and `run`, there is no
-            `predict`.
+        InputError: `policy` is not causal, or `predictions` or `keep` is not a whole number >= 1; in `step` and `run`,
+            there is no `predict`.
     """
 
     def __init__(
@@ -39,13 +40,14 @@ class OnDemand(CausalPolicy):
         policy: Policy,
         predict: Callable[[int], np.ndarray] | None = None,
         *,
+        predictions: int = 1,
         keep: int = 16,
         threshold: float | None = None,
     ) -> None:
         if not isinstance(policy, CausalPolicy):
             raise InputError(f"policy must be causal, got {policy.name}")
         self.policy, self.predict = policy, predict
-        self.keep = whole("keep", keep, 1)
+        self.predictions, self.keep = whole("predictions", predictions, 1), whole("keep", keep, 1)
         if threshold is not None:
             policy.threshold = threshold
         self.name = f"on_demand_{policy.name}"
@@ -71,4 +73,9 @@ class OnDemand(CausalPolicy):
         if self.predict is None:
             raise InputError("OnDemand needs predict, which gives the predicted embedding of a step, got none")
         oldest = max(segment.first, segment.last - self.keep + 1)
-        return replace(segment, latent=self.predict((oldest + segment.last) // 2))
+        parts, span = self.predictions + 1, segment.last - oldest
+        latents = [self.predict(step) for step in sorted({oldest + i * span // parts for i in range(1, parts)})]
+        if len(latents) == 1:
+            return replace(segment, latent=latents[0])
+        total = np.stack(latents).astype(np.float64).sum(axis=0)
+        return replace(segment, latent=unit_mean(total, len(latents), latents[-1]))
