@@ -41,7 +41,7 @@ from jepa.data.records import Event, StreamRecord
 from jepa.evaluation.streams import StreamSet
 from jepa.evaluation.sweep import sweep_setting, sweeps
 from jepa.operations import OperationLedger
-from jepa.selective import Decoded, Gate, Oracle, Policy, SelectiveDecoder, Ward
+from jepa.selective import Decoded, Gate, OnDemand, Oracle, Policy, SelectiveDecoder, Ward
 from jepa.selective.policies import ward
 from jepa.selective.policies.offline import segment_count
 
@@ -263,13 +263,16 @@ def policies(family: Mapping[str, Any]) -> Iterator[Policy]:
 
 
 def decode(policy: Policy, streams: Sequence[Stream]) -> int:
-    """Decode all streams, an oracle with a boundary every 5 s; return the number of texts."""
+    """Decode all streams, an oracle with a boundary every 5 s, predictions at hand; return the number of texts."""
     decoder = SelectiveDecoder(policy, Silent())
-    if not isinstance(policy, Oracle):
+    if not isinstance(policy, Oracle | OnDemand):
         return sum(map(len, decoder.run_many(streams)))
     texts = 0
     for latents, times in streams:
-        policy.boundaries = np.arange(0.0, times[-1], 5.0).tolist()
+        if isinstance(policy, OnDemand):
+            policy.predict = latents.__getitem__
+        else:
+            policy.boundaries = np.arange(0.0, times[-1], 5.0).tolist()
         texts += len(decoder.run(latents, times))
     return texts
 
