@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from policy_streams import LENGTHS, SEEDS, closed_by, noisy_events, same_digits, segments_of, times_of
 
 from jepa.errors import InputError
-from jepa.selective import Decoded, Gate, LatentCache, OnDemand, SelectiveDecoder, Ward
+from jepa.selective import Budget, Decoded, Gate, LatentCache, OnDemand, SelectiveDecoder, Ward
 
 
 class Asked:
@@ -85,6 +85,10 @@ def test_what_is_decoded_and_looked_up_is_what_was_predicted() -> None:
 def test_the_knob_is_that_of_the_policy_inside() -> None:
     assert OnDemand(Gate(1.0), threshold=2.0).policy.threshold == 2.0
     assert OnDemand(Gate(1.0)).policy.threshold == 1.0
+    states, times = noisy_events(2, 60), times_of(60)
+    steered = segments_of(Budget(OnDemand(Gate(1.0), Asked(noisy_events(1, 60))), 0.3), states, times)
+    plainly = segments_of(Budget(Gate(1.0), 0.3), states, times)
+    assert [s.first for s in steered] == [s.first for s in plainly]
 
 
 def test_bad_input_is_refused() -> None:

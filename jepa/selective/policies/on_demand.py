@@ -54,6 +54,15 @@ class OnDemand(CausalPolicy):
         self.latency = policy.latency
         self.state = f"{policy.state}, of X-Encoder states; the windows of the segment's newest {keep} steps"
 
+    @property
+    def threshold(self) -> float:
+        """That of the policy inside. Raises `AttributeError` if it has none."""
+        return self.policy.threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        self.policy.threshold = value
+
     def start(self) -> None:
         self.policy.start()
 
