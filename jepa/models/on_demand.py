@@ -42,8 +42,8 @@ class PredictorOnDemand:
         model: in evaluation mode.
         query: what is asked.
         ledger: counts encoder, predictor and detector as `VLJEPA.stream` does.
-        held: newest steps whose states are held, >= 1: those of the segment's that `OnDemand` may ask for, and those
-            that its policy lets pass before it closes a segment.
+        held: newest steps whose states (N, D) are held, >= 1: those of the segment's that `OnDemand` may ask for, and
+            those that its policy lets pass before it closes a segment.
 
     Raises:
         InputError: `held` is not a whole number >= 1.
