@@ -355,6 +355,7 @@ def test_bad_input_ends_in_one_line(evaluated, tmp_path, capsys):
     evaluation, checkpoint = evaluated / "evaluation", evaluated / "checkpoint"
     fails(["evaluate", f"checkpoint={tmp_path}/none"], capsys, "checkpoint not found", f"{tmp_path}/none")
     fails(["report", f"evaluation={tmp_path}/none"], capsys, "evaluation not found")
+    fails(["evaluate", f"checkpoint={checkpoint}", "candidates=4"], capsys, "candidates must be >= 5", "got 4")
     blocked = tmp_path / "file"
     blocked.write_text("in the way", encoding="utf-8")
     fails(["evaluate", f"checkpoint={checkpoint}", f"output={blocked}/x", *SMALL], capsys, str(blocked))

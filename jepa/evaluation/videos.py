@@ -49,6 +49,8 @@ def evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any]) -> Pa
 
 
 def _evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any], all_ranks: Ranks) -> Path:
+    if config["candidates"] < 5:
+        raise InputError(f"candidates must be >= 5, for R@5 among them, got {config['candidates']}")
     trained, device = checkpoint.read_config(folder), device_of(config["accelerator"])
     training = _training(folder)
     model: VLJEPA = checkpoint.load(folder).to(device)
