@@ -105,7 +105,9 @@ def _report_flags(arguments: list[str]) -> list[str]:
             runs = list(takewhile(lambda run: "=" not in run and not run.startswith("-"), rest))
             del rest[: len(runs)]
             item = f"compare=[{','.join(map(_quoted, runs))}]"
-        elif item == "--fail-under" and rest:
+        elif item == "--fail-under":
+            if not rest:
+                raise InputError("--fail-under must be followed by such as 'savings>=2.85', got nothing")
             item = f"fail_under={rest.pop(0)}"
         key, _, value = item.partition("=")
         if key == "fail_under" and set(value) & {"=", ">"} and value[0] not in "'\"":

@@ -735,7 +735,7 @@ def unknown_key(key: str, options: Iterable[str]) -> InputError:
     if found := nearest(key, options):
         return InputError(f"unknown key {key!r}; nearest valid: {', '.join(found)}")
     parent = key.rpartition(".")[0]
-    level = sorted(option for option in options if option.rpartition(".")[0] == parent)
+    level = sorted({option for option in options if option.rpartition(".")[0] == parent})
     if not level:
         return InputError(f"unknown key {key!r}")
     return InputError(f"unknown key {key!r}; valid here: {', '.join(level)}")
@@ -873,7 +873,7 @@ def build(node: Mapping[str, Any], **extra: Any) -> Any:
 
     Raises:
         InputError: a target is refused or does not exist; an argument is unknown, missing or given twice;
-            or the target itself refuses a value (``ValueError``).
+            or the target itself refuses a value (``ValueError``, ``AssertionError``).
     """
     _mapping(node, "node")
     for key in node.keys() & extra.keys():
@@ -913,7 +913,7 @@ def _build_node(node: Mapping[str, Any], key: str, extra: Mapping[str, Any]) -> 
     arguments = {name: _build(item, _join(key, name)) for name, item in node.items() if name != "_target_"}
     try:
         return factory(**arguments, **extra)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # timm asserts what its sizes have to be
         raise InputError(f"{f'{key}: ' if key else ''}{target}: {error}") from error
 
 

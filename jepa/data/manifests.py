@@ -83,7 +83,7 @@ _FORMS: dict[str, tuple[Kind, tuple[str, ...], tuple[str, ...]]] = {
 _ALL_FIELDS = sorted({"id", *(name for _, needed, optional in _FORMS.values() for name in needed + optional)})
 
 
-def read_manifest(path: Path, kinds: Collection[Kind] = KINDS) -> list[Sample]:
+def read_manifest(path: str | Path, kinds: Collection[Kind] = KINDS) -> list[Sample]:
     """The samples of a manifest, or of an image folder (`root/<label>/picture.jpg`) as class samples.
 
     A sample without an `id` has the number of its line. Blank lines and a byte order mark are left out.
@@ -96,6 +96,7 @@ def read_manifest(path: Path, kinds: Collection[Kind] = KINDS) -> list[Sample]:
         InputError: the manifest is missing or empty; a line is not as `jepa.data.manifests` says, names a medium that
             is not there, or repeats an id; a sample is of none of `kinds`. It names file, line and field.
     """
+    path = Path(path)
     if path.is_dir():
         samples = _image_folder(path)
     elif path.is_file():

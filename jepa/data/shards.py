@@ -33,8 +33,13 @@ _END = bytes(2 * tarfile.BLOCKSIZE)
 _BROKEN_IN_A_ROW = 1000  # samples; then nothing more is expected of the shards
 
 
-def write_shards(manifest: Path, folder: Path, per_shard: int) -> list[Path]:
+def write_shards(manifest: str | Path, folder: str | Path, per_shard: int) -> list[Path]:
     """Packs a manifest, or an image folder, with its media into `shard-00000.tar` and on.
+
+    Args:
+        manifest: its path.
+        folder: where the shards go; it is made if missing.
+        per_shard: samples a shard.
 
     Returns:
         The shards, of `per_shard` samples each but for the last.
@@ -43,6 +48,7 @@ def write_shards(manifest: Path, folder: Path, per_shard: int) -> list[Path]:
         InputError: `read_manifest` refuses the manifest, `folder` has shards already, or per_shard < 1.
     """
     whole("per_shard", per_shard, 1)
+    manifest, folder = Path(manifest), Path(folder)
     samples = read_manifest(manifest)
     if any(folder.glob("shard-*.tar")):
         raise InputError(f"{folder}: must have no shards yet, got some")

@@ -197,7 +197,8 @@ class SelectiveDecoding(Lever):
     """Fewer requests on a stream: what a policy saved in a results document, or an assumed factor.
 
     Args:
-        results: a `results.json` under the schema jepa.results/2; its saving of decoder calls takes the factor's place.
+        results: a `results.json` under the schema jepa.results/2, or its folder; its saving of decoder calls takes the
+            factor's place.
         setting: of the results; None takes the first.
         policy: of the setting; None takes the best causal one.
         factor: without results, the factor to assume.
@@ -222,7 +223,8 @@ class SelectiveDecoding(Lever):
         """What the results say of the policy; None without results."""
         if self.results is None:
             return None
-        path = self.results
+        path = Path(self.results)
+        path = path / "results.json" if path.is_dir() else path
         settings = read_results(path)["settings"]
         name = next(iter(settings)) if self.setting is None else self.setting
         if name not in settings:

@@ -37,6 +37,7 @@ from jepa.report.tables import (
     operations_ratio,
     parameters_total,
     point,
+    qualified,
     quality,
     rate,
     scores_table,
@@ -53,8 +54,8 @@ _NOTE = (
     "Savings are those of the best causal policy of each run against that run's own reference, at the run's own "
     "headline quality, with 95 % intervals over its test streams; runs on other streams are other measurements, and "
     "their difference is not tested. A saving is void where half of the reference's decodes, or fewer, keep its "
-    "quality without any choice. Compute: the operating point that saves most FLOPs end to end, and what it costs in "
-    "quality."
+    "quality without any choice. Compute: the operating point that saves most FLOPs end to end at equal quality, or, "
+    "where none does, the one that saves most (in brackets)."
 )
 
 Runs = Mapping[str, Results]  # path, or any other distinct name, -> a valid document
@@ -107,7 +108,8 @@ def _setting(name: str, results: Results) -> dict[str, str]:
     setting = results["settings"].get(name)
     if setting is None:
         return {}
-    first, best, lean = headline_savings(setting)[0], best_causal(setting), leanest(setting)
+    first, best = headline_savings(setting)[0], best_causal(setting)
+    lean = leanest(setting, kept=True) or leanest(setting)
     cells = {"reference": wanted_name(setting, first), "reference, CIDEr-D": quality(first["reference_quality"])}
     if best is None:
         cells["saving, decoder calls"] = "not reached"
@@ -124,7 +126,8 @@ def _setting(name: str, results: Results) -> dict[str, str]:
         ratios, ledger = operations_ratio(setting, lean), lean["ledger"]
         each = (total_flops(ledger) or 0) / ledger["stream_seconds"] / 1e9 if ledger["stream_seconds"] else 0.0
         cells |= {
-            "saving, FLOPs end to end": f"{factor(ratios.flops)} ({each:.3g} GFLOP/s of stream)",
+            "saving, FLOPs end to end": _marked(setting, factor(ratios.flops), qualified(setting, lean)),
+            "GFLOP/s of stream": f"{each:.3g}",
             "compute, by": _named(setting, lean),
             "compute, CIDEr-D": quality(point(setting, lean)["cider_d"]["value"]),
         }
@@ -133,8 +136,11 @@ def _setting(name: str, results: Results) -> dict[str, str]:
 
 def _qualifying(setting: dict[str, Any], best: dict[str, Any]) -> str:
     """The saving, in brackets after what is the matter with it: not reached, or no contrast in quality."""
-    saving = factor_with_interval(best["saving"])
-    if not best["reached"]:
+    return _marked(setting, factor_with_interval(best["saving"]), best["reached"])
+
+
+def _marked(setting: dict[str, Any], saving: str, reached: bool) -> str:
+    if not reached:
         return f"not reached ({saving})"
     return f"{VOID} ({saving})" if without_contrast(setting) else saving
 

@@ -86,7 +86,7 @@ def test_a_saving_in_compute_is_chosen_on_the_calibration_streams(results):
         free["ledger"][part]["flops"] = 1
     setting["operations"].append(free)
     assert Requirement.parse("compute_savings>=1").verdict(document) == verdict
-    assert "no saving at equal quality" in headline(setting).compute
+    assert "Leaner still, without a saving at equal quality" in headline(setting).compute
     for saving in setting["savings"]:
         if setting["curves"][saving["policy"]]["causal"] and saving["policy"] != "uniform":
             saving["reached"] = False
