@@ -203,7 +203,8 @@ class SelectiveDecoding(Lever):
         policy: of the setting; None takes the best causal one.
         factor: without results, the factor to assume.
 
-    Of a policy that selects steps, perception's steps are divided by the ratio of the predictor's calls, one a step.
+    Of a policy that selects steps, perception's steps are divided by the ratio of the steps computed. The Predictor is
+    priced at each of them: what predicting on demand saves is left out.
     The encoder's calls are time slots where windows share these: what it reads at a step is the perception's matter.
     """
 
@@ -240,13 +241,16 @@ class SelectiveDecoding(Lever):
             reason = saving["reason"] if saving else "no operating point"
             raise InputError(f"policy must save decoder calls at equal quality in {path}, got {policy!r}: {reason}")
         if warning := without_contrast(setting):
-            raise InputError(f"setting must have a quality that depends on decoding in {path}, got {name!r}: {warning}")
+            raise InputError(
+                f"setting, one of {', '.join(settings)} in {path}, must have a quality that depends on decoding, "
+                f"got {name!r}: {warning}"
+            )
         point = (saving["policy"], saving["knob"])
         row = next((row for row in setting["operations"] if (row["policy"], row["knob"]) == point), None)
         steps, flops, reference = 1.0, None, reference_row(setting)
         if row is not None and reference is not None:
             flops = operations_ratio(setting, row).flops
-            computed = [r["ledger"]["predictor"]["calls"] / r["ledger"]["stream_seconds"] for r in (reference, row)]
+            computed = [r["ledger"]["steps"] / r["ledger"]["stream_seconds"] for r in (reference, row)]
             steps = computed[0] / computed[1]
         found, fewer = saving["saving"], "" if steps == 1 else f", steps of perception / {steps:.2f}"
         high = found["value"] if found["high"] is None else found["high"]  # no bound: the value is the safe end
