@@ -171,7 +171,8 @@ def linear_fit(predictions: Tensor, targets: Tensor, *, ridge: float = 1e-3, see
     moments = x.T @ x
     level = (16 * torch.finfo(torch.float32).eps) ** 2
     rounding = level * predictions[fit].square().sum()
-    penalty = (ridge * moments.trace() + rounding).clamp_min(torch.finfo(x.dtype).tiny) / dims
+    least = torch.finfo(x.dtype).tiny ** 0.5  # far from what a processor may take for 0
+    penalty = ((ridge * moments.trace() + rounding) / dims).clamp_min(least)
     weights = torch.linalg.solve(moments + penalty * torch.eye(dims, dtype=x.dtype, device=x.device), x.T @ y)
     truth = targets[held_out]
     total = (truth - truth.mean(0)).square().sum()
