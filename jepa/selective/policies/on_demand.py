@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from jepa.errors import InputError, whole
-from jepa.selective.policies.base import CausalPolicy, Policy, Segment, unit_mean
+from jepa.selective.policies.base import Policy, Segment, unit_mean
+from jepa.selective.policies.wrappers import Around
 
 
-class OnDemand(CausalPolicy):
+class OnDemand(Around):
     """Another policy that watches X-Encoder states, and embeddings predicted for the segments that it cuts alone.
 
     Elsewhere the Predictor runs at every step, since a policy compares what it predicts. Here the policy is given what
@@ -44,24 +45,14 @@ class OnDemand(CausalPolicy):
         keep: int = 16,
         threshold: float | None = None,
     ) -> None:
-        if not isinstance(policy, CausalPolicy):
-            raise InputError(f"policy must be causal, got {policy.name}")
-        self.policy, self.predict = policy, predict
+        super().__init__(policy)
+        self.predict = predict
         self.predictions, self.keep = whole("predictions", predictions, 1), whole("keep", keep, 1)
         if threshold is not None:
-            policy.threshold = threshold
-        self.name = f"on_demand_{policy.name}"
-        self.latency = policy.latency
-        self.state = f"{policy.state}, of X-Encoder states; the windows of the segment's newest {keep} steps"
-
-    @property
-    def threshold(self) -> float:
-        """That of the policy inside. Raises `AttributeError` if it has none."""
-        return self.policy.threshold
-
-    @threshold.setter
-    def threshold(self, value: float) -> None:
-        self.policy.threshold = value
+            self.threshold = threshold
+        self.name = f"on_demand_{self.policy.name}"
+        self.latency = self.policy.latency
+        self.state = f"{self.policy.state}, of X-Encoder states; the windows of the segment's newest {keep} steps"
 
     def start(self) -> None:
         self.policy.start()

@@ -12,7 +12,27 @@ from jepa.selective.policies.base import CausalPolicy, Policy, Segment
 _SLACK = 1e-6  # seconds: a gap that is over by exact arithmetic is not missed for the rounding of its times
 
 
-class LongestGap(CausalPolicy):
+class Around(CausalPolicy):
+    """What policies around another causal policy share: its threshold is theirs.
+
+    Raises:
+        InputError: `policy` is not causal.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = _causal(policy)
+
+    @property
+    def threshold(self) -> float:
+        """That of the policy inside. Raises `AttributeError` if it has none."""
+        return self.policy.threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        self.policy.threshold = value
+
+
+class LongestGap(Around):
     """Another policy, and a text at the latest when none has come for so long.
 
     At the first step `seconds` or more after the last segment came out (at first: after the stream began),
@@ -29,21 +49,12 @@ class LongestGap(CausalPolicy):
     """
 
     def __init__(self, policy: Policy, seconds: float) -> None:
-        self.policy = _causal(policy)
+        super().__init__(policy)
         self.seconds = positive("seconds", seconds)
         self.name = f"longest_gap_{self.policy.name}"
         self.latency = f"{self.policy.latency}, or {seconds:g} s after the last text if that is sooner"
         self.state = self.policy.state
         self.start()
-
-    @property
-    def threshold(self) -> float:
-        """That of the policy inside. Raises `AttributeError` if it has none."""
-        return self.policy.threshold
-
-    @threshold.setter
-    def threshold(self, value: float) -> None:
-        self.policy.threshold = value
 
     def start(self) -> None:
         self.policy.start()
