@@ -51,6 +51,7 @@ from jepa.report.tables import (
     reference_name,
     strip_decodes,
     total_flops,
+    without_contrast,
 )
 
 # Role -> (light, dark). The series are Okabe and Ito's palette, safe for colour-blind readers, with the two
@@ -169,7 +170,8 @@ def draw_curves(axes: Axes, results: Mapping[str, Any], name: str, colours: Colo
                 gid=tooltip(f"{_policy_name(setting, saving)}: CIDEr-D {quality(saving['quality'])}"),
             )
     if best is not None and best["reached"] and best["saving"] is not None and best["saving"]["value"] > 1:
-        _draw_saving(axes, best, (rate, level), floor + 0.05 * spread, colours)
+        words = f"{factor(best['saving']['value'])} fewer{': void' * (without_contrast(setting) is not None)}"
+        _draw_saving(axes, words, best, (rate, level), floor + 0.05 * spread, colours)
     ends = {
         p: (points[-1]["decodes_per_second"], points[-1]["cider_d"]["value"]) for p, points in lines.items() if points
     }
@@ -294,15 +296,17 @@ def _apart(wanted: list[float], sizes: list[float], first: float, last: float) -
     return middles
 
 
-def _draw_saving(axes: Axes, best: dict[str, Any], reference: tuple[float, float], y: float, colours: Colours) -> None:
-    """An arrow along the bottom from the reference's decodes per second to the policy's."""
+def _draw_saving(
+    axes: Axes, words: str, best: dict[str, Any], reference: tuple[float, float], y: float, colours: Colours
+) -> None:
+    """An arrow along the bottom, with `words`, from the reference's decodes per second to the policy's."""
     x = best["decodes_per_second"]
     for at, top in (reference, (x, best["quality"])):
         axes.plot([at, at], [y, top], color=colours["ink"], linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
     arrow = {"arrowstyle": "-|>", "color": colours["ink"], "shrinkA": 0, "shrinkB": 0, "linewidth": 1}
     axes.annotate("", (x, y), (reference[0], y), arrowprops=arrow)
     axes.annotate(
-        f"{factor(best['saving']['value'])} fewer",
+        words,
         ((x * reference[0]) ** 0.5, y),
         (0, 4),
         textcoords="offset points",
