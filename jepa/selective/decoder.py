@@ -21,7 +21,6 @@ from jepa.errors import InputError, not_negative, whole
 from jepa.operations import OperationLedger
 from jepa.selective.cache import CacheEntry, LatentCache
 from jepa.selective.policies.base import Policy, Segment
-from jepa.selective.policies.on_demand import OnDemand
 
 NORM_TOLERANCE = 1e-3
 
@@ -257,8 +256,8 @@ class SelectiveDecoder:
 
     def _check_width(self, width: int, first: int) -> None:
         """Refuse latents that a shared cache cannot compare with its keys, or with those of the `first` width."""
-        if isinstance(self.policy, OnDemand):
-            return  # its keys are not what is given here, but what is predicted from it
+        if not self.policy.decodes_input:
+            return  # the keys are as wide as what it gives to decode
         if self.cache is not None and self.cache.shared and width != (expected := self.cache.width or first):
             raise InputError(f"latents must have the width of the shared cache's keys, {expected}, got {width}")
 

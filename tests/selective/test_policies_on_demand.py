@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from policy_streams import LENGTHS, SEEDS, closed_by, noisy_events, same_digits, segments_of, times_of
 
 from jepa.errors import InputError
-from jepa.selective import Budget, Decoded, Gate, LatentCache, OnDemand, SelectiveDecoder, Ward
+from jepa.selective import Budget, Decoded, Gate, LatentCache, LongestGap, OnDemand, SelectiveDecoder, Ward
 
 
 class Asked:
@@ -74,7 +74,7 @@ def test_what_is_decoded_and_looked_up_is_what_was_predicted() -> None:
             return [Decoded("", tokens=1, forward_passes=1) for _ in latents]
 
     widths: set[int] = set()
-    policy = OnDemand(Gate(0.7), Asked(noisy_events(1, 40, 8)))
+    policy = LongestGap(OnDemand(Gate(0.7), Asked(noisy_events(1, 40, 8))), 60.0)
     selective = SelectiveDecoder(policy, Wordless(), cache=LatentCache(0.01, 64, shared=True))
     for _ in range(2):
         assert selective.run(noisy_events(2, 40, 5), times_of(40))

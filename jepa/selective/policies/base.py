@@ -46,8 +46,10 @@ class Policy(ABC):
         causal: True if segments come out of `step`, from the past alone; False if the whole stream is needed.
         latency: how long after the end of a segment it comes out, in words.
         state: what is kept between two steps, in words.
+        decodes_input: whether what it gives to decode is made of what it is given, and so as wide.
     """
 
+    decodes_input = True
     name: str
     causal: bool
     latency: str

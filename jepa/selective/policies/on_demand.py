@@ -46,7 +46,7 @@ class OnDemand(Around):
         threshold: float | None = None,
     ) -> None:
         super().__init__(policy)
-        self.predict = predict
+        self.predict, self.decodes_input = predict, False
         self.predictions, self.keep = whole("predictions", predictions, 1), whole("keep", keep, 1)
         if threshold is not None:
             self.threshold = threshold

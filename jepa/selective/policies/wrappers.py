@@ -21,6 +21,7 @@ class Around(CausalPolicy):
 
     def __init__(self, policy: Policy) -> None:
         self.policy = _causal(policy)
+        self.decodes_input = policy.decodes_input
 
     @property
     def threshold(self) -> float:
@@ -121,6 +122,7 @@ class Budget(CausalPolicy):
         self.policy = _causal(policy)
         if not hasattr(self.policy, "threshold"):
             raise InputError(f"policy must have a threshold, got {policy.name}")
+        self.decodes_input = policy.decodes_input
         self._initial = positive("policy.threshold", self.policy.threshold)
         self.rate_hz = positive("rate_hz", rate_hz)
         self.gain = positive("gain", gain)
