@@ -78,10 +78,10 @@ Several = Annotated[int, Bound(">=", 2)]  # for a bootstrap over them
 Natural = Annotated[int, Bound(">=", 0)]
 Positive = Annotated[float, Bound(">", 0)]
 NonNegative = Annotated[float, Bound(">=", 0)]
-Share = Annotated[float, Bound(">=", 0), Bound("<=", 1)]
-ShareBelowOne = Annotated[float, Bound(">=", 0), Bound("<", 1)]
-ShareAboveZero = Annotated[float, Bound(">", 0), Bound("<=", 1)]
-ShareBetween = Annotated[float, Bound(">", 0), Bound("<", 1)]  # neither 0 nor 1
+Fraction = Annotated[float, Bound(">=", 0), Bound("<=", 1)]
+FractionBelowOne = Annotated[float, Bound(">=", 0), Bound("<", 1)]
+FractionAboveZero = Annotated[float, Bound(">", 0), Bound("<=", 1)]
+FractionBetween = Annotated[float, Bound(">", 0), Bound("<", 1)]  # neither 0 nor 1
 T = TypeVar("T")
 Node = dict[str, Any]  # a `_target_` tree, checked by build()
 
@@ -99,11 +99,11 @@ class ClipsConfig:
     """What the training clips are made of: see ``jepa.data.clips.ClipBatches``."""
 
     query_free: bool
-    question_share: Share
-    class_share: Share
-    idle_share: Share
-    cut_share: Share
-    near_misses: Natural
+    question_fraction: Fraction
+    class_fraction: Fraction
+    idle_fraction: Fraction
+    cut_fraction: Fraction
+    hard_negatives: Natural
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class JEPAStageConfig(StageConfig):
     regulariser: Node | None
     regulariser_weight: NonNegative
     target: Literal["gradient", "stop_gradient", "ema"]
-    ema_decay: Share
+    ema_decay: Fraction
     chunk: Natural  # samples encoded at a time (cached contrastive learning); 0: the whole batch
     decoder_weight: NonNegative  # of the texts' cross-entropy through the frozen decoder; 0: without
     y_encoder_lr_multiplier: Positive | None  # null: 0.05 if it was pretrained, else 1
@@ -173,7 +173,8 @@ class ManifestsConfig:
     """Manifests or shards to train and to validate on, and ``features``: states of their media. See docs/data.md.
 
     Train and validation null: clips of the world. ``fps``: frames a second of a video around the middle of its part;
-    null: at equal distances over the whole part. ``shares``: of the kinds of samples in a batch; null: as the data have
+    null: at equal distances over the whole part. ``fractions``: of the kinds of samples in a batch; null: as the data
+    have
     them, which shards must be.
     """
 
@@ -181,7 +182,7 @@ class ManifestsConfig:
     validation: str | None
     features: str | None
     fps: Positive | None
-    shares: dict[str, NonNegative] | None
+    fractions: dict[str, NonNegative] | None
     buffer: Count  # samples of shards that wait to be drawn
     prompts: PromptsConfig
     skip_broken: bool
@@ -227,8 +228,8 @@ class ObjectiveConfig:
     regulariser: Node | None
     regulariser_weight: NonNegative
     target: Literal["gradient", "stop_gradient", "ema"]
-    ema_decay: Share
-    loss_dropout: ShareBelowOne
+    ema_decay: Fraction
+    loss_dropout: FractionBelowOne
     direction: Literal["forward", "reverse"]
     view: Literal["shared", "alone"]
     rows: Literal["packed", "separate"]
@@ -238,7 +239,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class LanguageStageConfig:
-    """Training on pairs for ``epochs``: a warm-up over a share of the steps, then a cosine to 0; 0 epochs: none.
+    """Training on pairs for ``epochs``: a warm-up over a fraction of the steps, then a cosine to 0; 0 epochs: none.
 
     A step takes ``batch_size`` pairs on each device.
     """
@@ -248,7 +249,7 @@ class LanguageStageConfig:
     row_tokens: Count
     learning_rate: Positive
     weight_decay: NonNegative
-    warmup_share: Share
+    warmup_fraction: Fraction
     gradient_clip: Positive
     validate_every: Count
     validation_pairs: Count
@@ -374,7 +375,7 @@ class VideosConfig:
     description: str
     folder: str
     timeline: TimelineConfig
-    calibration_share: ShareBetween
+    calibration_fraction: FractionBetween
     minutes: NonNegative
     step_rate_hz: Positive
 
@@ -459,7 +460,7 @@ class TypingValuesConfig:
     """What each method's knob may be: see ``jepa.evaluation.typed_requests``."""
 
     delta: Annotated[list[NonNegative], NotEmpty()]
-    endpoint_quantiles: Annotated[list[Share], NotEmpty()]
+    endpoint_quantiles: Annotated[list[Fraction], NotEmpty()]
     every: Annotated[list[Count], NotEmpty()]
     debounce: Annotated[list[NonNegative], NotEmpty()]
 
@@ -474,7 +475,7 @@ class TypingConfig:
     style: Node
     control: str | None  # checkpoint of a next-token model, whose states are tried in place of the latents
     probe_requests: Count
-    confidence: ShareAboveZero
+    confidence: FractionAboveZero
     values: TypingValuesConfig
     live_streams: Natural
     batch_size: Count
@@ -491,7 +492,7 @@ class RecurringConfig:
     zipf_exponent: NonNegative
     capacity: Count
     reach: NonNegative
-    errors: Annotated[list[Share], NotEmpty()]
+    errors: Annotated[list[Fraction], NotEmpty()]
     distances: Annotated[list[NonNegative], NotEmpty()]
     tolerances: Annotated[list[NonNegative], NotEmpty()]
     batch_size: Count
@@ -510,14 +511,14 @@ class ReferenceConfig:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """A latent cache, whose threshold is calibrated to a share ``error_rate`` of the look-ups with a wrong text.
+    """A latent cache, whose threshold is calibrated to a fraction ``error_rate`` of the look-ups with a wrong text.
 
     A ``bank`` is filled from the calibration streams and takes up nothing afterwards; it must be ``shared``.
     """
 
     capacity: Count
     shared: bool
-    error_rate: ShareBetween
+    error_rate: FractionBetween
     bank: bool
 
 
@@ -549,8 +550,8 @@ class ReportConfig:
     output: str | None
     seed: Natural
     workers: Natural
-    confidence: ShareAboveZero
-    tolerances: Annotated[list[ShareBelowOne], NotEmpty()]
+    confidence: FractionAboveZero
+    tolerances: Annotated[list[FractionBelowOne], NotEmpty()]
     references: Annotated[list[ReferenceConfig], NotEmpty()]
     policies: dict[str, PolicyConfig]
 
@@ -565,12 +566,12 @@ class ReplayConfig:
     workers: Natural
     limit: Natural  # videos at most; 0: all
     minutes: NonNegative  # of each video; 0: all
-    calibration_share: ShareBetween
+    calibration_fraction: FractionBetween
     step_rate_hz: Positive
     gap: Literal["last", "background"]
     noise: Annotated[list[NonNegative], NotEmpty()]
-    autocorrelation: ShareBelowOne
-    confidence: ShareAboveZero
+    autocorrelation: FractionBelowOne
+    confidence: FractionAboveZero
     references: Annotated[list[ReferenceConfig], NotEmpty()]
     policies: dict[str, PolicyConfig]
 
@@ -632,11 +633,11 @@ class ServedConfig:
 
 @dataclass(frozen=True)
 class EfficiencyConfig:
-    """The share of a chip's peak that is reached, with its interval."""
+    """The fraction of a chip's peak that is reached, with its interval."""
 
-    value: ShareAboveZero
-    low: ShareAboveZero
-    high: ShareAboveZero
+    value: FractionAboveZero
+    low: FractionAboveZero
+    high: FractionAboveZero
     source: str
 
 
@@ -666,7 +667,7 @@ class CostConfig:
     weights: str
     cache: str
     chips: Count | None
-    memory_share: ShareAboveZero
+    memory_fraction: FractionAboveZero
     input_tokens: NonNegative
     output_tokens: Positive
     batch: Count

@@ -13,28 +13,28 @@ class InputError(ValueError):
     """
 
 
-def finite(name: str, value: float) -> float:
+def check_finite(name: str, value: float) -> float:
     """The value of the argument `name`. Raises `InputError` if it is no finite number; a bool is none."""
     if not _is_finite(value):
         raise InputError(f"{name} must be a finite number, got {value!r}")
     return value
 
 
-def positive(name: str, value: float) -> float:
+def check_positive(name: str, value: float) -> float:
     """The value of the argument `name`. Raises `InputError` if it is no finite number > 0; a bool is none."""
     if not (_is_finite(value) and value > 0):
         raise InputError(f"{name} must be finite and > 0, got {value!r}")
     return value
 
 
-def not_negative(name: str, value: float) -> float:
+def check_nonnegative(name: str, value: float) -> float:
     """The value of the argument `name`. Raises `InputError` if it is no finite number >= 0; a bool is none."""
     if not (_is_finite(value) and value >= 0):
         raise InputError(f"{name} must be finite and >= 0, got {value!r}")
     return value
 
 
-def whole(name: str, value: int, least: int) -> int:
+def check_int(name: str, value: int, least: int) -> int:
     """The value of the argument `name`. Raises `InputError` if it is no whole number >= `least`; a bool is none."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{name} must be a whole number >= {least}, got {value!r}")

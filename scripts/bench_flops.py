@@ -4,7 +4,8 @@
 
 Prints a row for each architecture, random weights, and ends with one JSON line. The measured count and the closed form
 are the same number, or the script fails. torch's counter misses the grouped products of mixtures of experts and, in
-torch 2.11, fused attention on a CPU. Then the time that the operation ledger takes for one decoded latent, as a share
+torch 2.11, fused attention on a CPU. Then the time that the operation ledger takes for one decoded latent, as a
+fraction
 of the decode.
 """
 
@@ -58,7 +59,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def ledger_share(device: str) -> float:
+def ledger_fraction(device: str) -> float:
     """Seconds of everything that the ledger is told of a decode, over those of the decode: 32 tokens, 128 wide."""
     torch.manual_seed(0)
     decoder = PrefixDecoder(vocab_size=1024, embedding_dim=256).to(device).eval()
@@ -109,15 +110,15 @@ def main() -> None:
     for name, (ours, formula, torchs) in rows.items():
         gigaflops = f"{ours / 1e9:12.4f}{formula / 1e9:14.4f}{torchs / 1e9:14.4f}"
         print(f"{name:18}{gigaflops}{formula / ours:17.3f}{torchs / ours:16.3f}")
-    share = ledger_share(device)
-    print(f"the ledger's share of a decode: {share:.3%}")
+    fraction = ledger_fraction(device)
+    print(f"the ledger's fraction of a decode: {fraction:.3%}")
     figures = {
         "bench": "flops",
         "device": device,
         "torch": torch.__version__,
         "closed_form_over_measured": {name: formula / ours for name, (ours, formula, _) in rows.items()},
         "torch_alone_over_measured": {name: round(torchs / ours, 4) for name, (ours, _, torchs) in rows.items()},
-        "ledger_over_decode": round(share, 6),
+        "ledger_over_decode": round(fraction, 6),
     }
     print(json.dumps(figures))
     if unequal := [name for name, (ours, formula, _) in rows.items() if ours != formula]:

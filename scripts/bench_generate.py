@@ -24,8 +24,8 @@ from tqdm import tqdm
 import jepa
 from jepa.checkpoint import build_model
 from jepa.config import LanguageTrainConfig, build, validate
-from jepa.data.packing import Rows, pack
-from jepa.data.pairs import Pair, read_chat
+from jepa.data.packing import PackedBatch, pack
+from jepa.data.pairs import Example, read_chat
 from jepa.evaluation.language import generate, longest_answer
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.training.language import make_tokenizer
@@ -100,7 +100,7 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-def train(model: LLMJEPA, pairs: Sequence[Pair], steps: int, size: int, row_tokens: int) -> None:
+def train(model: LLMJEPA, pairs: Sequence[Example], steps: int, size: int, row_tokens: int) -> None:
     """Next tokens alone, so that answers have realistic lengths."""
     encoded = model.tokenizer.encode(pairs)
     layout = model.layout(row_tokens=row_tokens)
@@ -108,7 +108,7 @@ def train(model: LLMJEPA, pairs: Sequence[Pair], steps: int, size: int, row_toke
     model.train()
     for step in tqdm(range(steps), desc="training"):
         chosen = [encoded[(step * size + i) % len(encoded)] for i in range(size)]
-        out = model(Rows(*(field.to(model.device) for field in pack(chosen, layout))))
+        out = model(PackedBatch(*(field.to(model.device) for field in pack(chosen, layout))))
         F.cross_entropy(out.logits, out.labels).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -116,9 +116,9 @@ def train(model: LLMJEPA, pairs: Sequence[Pair], steps: int, size: int, row_toke
 
 
 def answers_per_second(
-    model: LLMJEPA, pairs: Sequence[Pair], singles: int, size: int, limit: int | None, repetitions: int
+    model: LLMJEPA, pairs: Sequence[Example], singles: int, size: int, limit: int | None, repetitions: int
 ) -> tuple[dict[str, float], float, float]:
-    """Median rates, the share of answers that the model ended, and mean tokens an answer.
+    """Median rates, the fraction of answers that the model ended, and mean tokens an answer.
 
     `singles` of the pairs, evenly spaced, are answered one at a time, with `limit` new tokens (None: the longest gold
     answer).

@@ -1,11 +1,11 @@
-"""What counting costs: the share of whole runs that is spent in the operation ledger and the training meter.
+"""What counting costs: the fraction of whole runs that is spent in the operation ledger and the training meter.
 
     python scripts/bench_ledger.py [--quick]
 
 Three runs in one process, each through the code that users run: `jepa train experiment=demo`, `jepa evaluate` of its
 checkpoint, and a live stream of frames through encoder, predictor, gate, cache and decoder. Every public call of
 `OperationLedger`, every mark and count of `TrainingMeter` and every `count_flops` is timed, the outermost one only;
-the stop watch's own time counts as theirs. The share is that time over the rest of the run's wall time: over a run
+the stop watch's own time counts as theirs. The fraction is that time over the rest of the run's wall time: over a run
 without counting. What counting the FLOPs of a shape takes, once, when it first comes, is told apart from what every
 step takes: it is much of a short run (--quick) and little of a long one. Ends with one JSON line.
 """
@@ -96,7 +96,7 @@ def main() -> None:
     streams = [f"streams.{name}.{split}=2" for name in ("everyday", "dense") for split in ("calibration", "test")]
     evaluate = [*streams, "candidates=12"] if quick else []
     home = Path.cwd()
-    shares: dict[str, dict[str, float]] = {}
+    fractions: dict[str, dict[str, float]] = {}
 
     def measure(name: str, run: Callable[[], Any]) -> None:
         before, first, started = watch.seconds, once.seconds, time.perf_counter()
@@ -104,9 +104,9 @@ def main() -> None:
             raise SystemExit(f"{name} failed")
         wall, counting = time.perf_counter() - started, watch.seconds - before
         rest, first = wall - counting, once.seconds - first
-        shares[name] = {
+        fractions[name] = {
             "seconds": round(wall, 2),
-            "share": round(counting / rest, 5),
+            "fraction": round(counting / rest, 5),
             "every_step": round((counting - first) / rest, 5),
         }
 
@@ -118,12 +118,12 @@ def main() -> None:
         model = jepa.load(checkpoint)
         measure("a live stream", lambda: live(model, 30 if quick else 1800))
         os.chdir(home)
-    for name, found in shares.items():
+    for name, found in fractions.items():
         print(
-            f"{name:28} {found['seconds']:8.1f} s, counting adds {found['share']:.3%}, "
+            f"{name:28} {found['seconds']:8.1f} s, counting adds {found['fraction']:.3%}, "
             f"{found['every_step']:.3%} without the first counts of shapes"
         )
-    print(json.dumps({"bench": "ledger", "quick": quick, "runs": shares}))
+    print(json.dumps({"bench": "ledger", "quick": quick, "runs": fractions}))
 
 
 def live(model: Any, seconds: float) -> None:

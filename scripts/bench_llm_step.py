@@ -65,7 +65,7 @@ def main() -> None:
     wanted = size * (repetitions + 1)
     with initialize_config_module("jepa.conf", version_base="1.3"):
         overrides = ["variant=llm_jepa", "objective=cosine", f"model.predictor.tokens={arguments.predictors}"]
-        overrides += ["name=bench", f"data.pairs={wanted + 1}", "data.test_pairs=0", "data.validation_share=0"]
+        overrides += ["name=bench", f"data.pairs={wanted + 1}", "data.test_pairs=0", "data.validation_fraction=0"]
         config = validate(compose("train", overrides), LanguageTrainConfig)
     data = config["data"]
     pairs = read_chat(arguments.data, data["system"])[:wanted] if arguments.data else build(data).train[:wanted]
@@ -75,7 +75,7 @@ def main() -> None:
     torch.manual_seed(config["seed"])
     model = build_model(config, tokenizer).to(device)
     encoded = tokenizer.encode(pairs)
-    longest = max(len(p.prompt) + max(len(p.answer), arguments.predictors) for p in encoded)
+    longest = max(len(p.prompt) + max(len(p.completion), arguments.predictors) for p in encoded)
     if longest > arguments.length:
         parser.error(f"--length must be at least the longest conversation, {longest} tokens, got {arguments.length}")
 
@@ -179,7 +179,7 @@ def two_rows(model: LLMJEPA, pairs: Sequence[ChatIds]) -> Tensor:
 
 
 def _conversations(pairs: Sequence[ChatIds]) -> list[list[int]]:
-    return [[*pair.prompt, *pair.answer] for pair in pairs]
+    return [[*pair.prompt, *pair.completion] for pair in pairs]
 
 
 def _padded(rows: Sequence[Sequence[int]], fill: int, length: int | None = None) -> Tensor:
@@ -189,7 +189,7 @@ def _padded(rows: Sequence[Sequence[int]], fill: int, length: int | None = None)
 
 def _loss(model: LLMJEPA, pairs: Sequence[ChatIds], states: Tensor, predictions: Tensor, targets: Tensor) -> Tensor:
     """A state (of `states` (B, L, D), the conversations) is trained on the next token where that is the answer's."""
-    rows = [[IGNORE] * (len(p.prompt) + p.opening - 1) + p.answer[p.opening :] for p in pairs]
+    rows = [[IGNORE] * (len(p.prompt) + p.opening - 1) + p.completion[p.opening :] for p in pairs]
     labels = _padded(rows, IGNORE, states.shape[1]).to(model.device)
     trained = labels != IGNORE
     next_tokens = F.cross_entropy(model.language.logits(states[trained]), labels[trained])
@@ -265,7 +265,9 @@ def step_flops(model: LLMJEPA, loss: Loss, batches: Sequence[Sequence[ChatIds]])
 
 
 def with_dropout(costs: dict[str, float], dropout: float) -> float:
-    """Mean cost of a packed step over that of next tokens alone, where a share `dropout` of the steps is just that."""
+    """Mean cost of a packed step over that of next tokens alone, where a fraction `dropout` of the steps is
+    just that.
+    """
     return dropout + (1 - dropout) * costs["packed pass"] / costs["next tokens"]
 
 

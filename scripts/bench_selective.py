@@ -12,7 +12,8 @@ caption of the nearest of 64 meanings. It is given in wall time, with the proces
 
 Beside it stands what cutting the 200 streams takes alone: each policy and value by `SelectiveDecoder.run_many`, with a
 decoder that does nothing and without caches and scores; families that differ in their cache or their choice of steps
-alone count once. Each process cuts its share of the streams. These, and the times of the gate and Ward, are CPU times
+alone count once. Each process cuts its fraction of the streams. These, and the times of the gate and Ward, are CPU
+times
 of one thread: wall times where nothing else runs. Ends with one JSON line.
 """
 
@@ -215,12 +216,12 @@ def sweep_in_processes(
     families: Mapping[str, Mapping[str, Any]], count: int, width: int, processes: int
 ) -> list[dict[str, float]]:
     """Seconds of each family in each process, which sweeps every so-manieth of `count` streams of this width."""
-    shares = [range(first, count, processes) for first in range(processes)]
+    fractions = [range(first, count, processes) for first in range(processes)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_sweep_share, [families] * processes, shares, [width] * processes))
+        return list(pool.map(_sweep_fraction, [families] * processes, fractions, [width] * processes))
 
 
-def _sweep_share(families: Mapping[str, Mapping[str, Any]], seeds: range, width: int) -> dict[str, float]:
+def _sweep_fraction(families: Mapping[str, Mapping[str, Any]], seeds: range, width: int) -> dict[str, float]:
     torch.set_num_threads(1)
     return sweep_seconds(families, [synthetic(seed, STEPS, width) for seed in seeds], quiet=seeds.start > 0)
 
@@ -302,10 +303,12 @@ def main() -> None:
         )
     print(f"{f'cutting, s, {count} streams':28}{'values':>8}" + "".join(f"{f'{width} wide':>12}" for width in cuts))
     for name, family in families.items():
-        seconds = [sum(share[name] for share in shares) for shares in cuts.values()]
+        seconds = [sum(fraction[name] for fraction in fractions) for fractions in cuts.values()]
         print(f"{name:28}{len(family['values']):8}" + "".join(f"{each:12.2f}" for each in seconds))
     values = sum(len(family["values"]) for family in families.values())
-    slowest = {width: round(max(sum(share.values()) for share in shares), 2) for width, shares in cuts.items()}
+    slowest = {
+        width: round(max(sum(fraction.values()) for fraction in fractions), 2) for width, fractions in cuts.items()
+    }
     ending = "".join(f"{seconds:12.2f}" for seconds in slowest.values())
     print(f"{f'all, slowest of {processes}':28}{values:8}" + ending)
     figures = {

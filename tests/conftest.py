@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from jepa import checkpoint
 from jepa.data.chat import ChatTokenizer
-from jepa.data.pairs import Pair
+from jepa.data.pairs import Example
 from jepa.data.regex_grammar import generate
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import corpus
@@ -141,14 +141,14 @@ def language_config(
 
 
 @pytest.fixture(scope="session")
-def pairs() -> list[Pair]:
+def pairs() -> list[Example]:
     """40 requests for regular expressions, with their answers."""
-    return generate(pairs=40, test_pairs=2, validation_share=0.0, seed=0, system=False).train
+    return generate(pairs=40, test_pairs=2, validation_fraction=0.0, seed=0, system=False).train
 
 
 @pytest.fixture(scope="session")
-def trained_tokenizer(pairs: list[Pair]) -> ChatTokenizer:
-    return ChatTokenizer.train([text for pair in pairs for text in (pair.request, pair.answer)], 400)
+def trained_tokenizer(pairs: list[Example]) -> ChatTokenizer:
+    return ChatTokenizer.train([text for pair in pairs for text in (pair.prompt, pair.completion)], 400)
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def tiny(predictors: int):
     architecture.append("model.language_model.architecture.num_key_value_heads=2")
     with initialize_config_module("jepa.conf", version_base="1.3"):
         overrides = ["variant=llm_jepa", "objective=cosine", "name=bench", f"model.predictor.tokens={predictors}"]
-        data = ["data.pairs=12", "data.test_pairs=0", "data.validation_share=0"]
+        data = ["data.pairs=12", "data.test_pairs=0", "data.validation_fraction=0"]
         config = validate(compose("train", [*overrides, *data, *architecture]), LanguageTrainConfig)
     pairs = build(config["data"]).train
     torch.manual_seed(0)

@@ -160,7 +160,7 @@ def test_a_duration_is_finite_and_positive(evaluation, seconds):
         ("report", "confidence", 0, "confidence must be > 0, got 0"),
         ("report", "tolerances", [0.0, 1.0], "tolerances[1] must be < 1, got 1.0"),
         ("report", "tolerances", [], "tolerances must not be empty, got []"),
-        ("replay", "calibration_share", 1.0, "calibration_share must be < 1, got 1.0"),
+        ("replay", "calibration_fraction", 1.0, "calibration_fraction must be < 1, got 1.0"),
         ("replay", "noise", [-0.1], "noise[0] must be >= 0, got -0.1"),
     ],
 )

@@ -18,7 +18,7 @@ import jepa
 from jepa.checkpoint import build_model
 from jepa.cli import main
 from jepa.config import LanguageTrainConfig, validate
-from jepa.data.pairs import Pair
+from jepa.data.pairs import Example
 from jepa.report import read_results
 from jepa.training.language import make_tokenizer
 
@@ -318,7 +318,7 @@ def test_the_full_size_experiment_composes_and_has_the_published_parameters(arm,
         overrides = ["experiment=llm_jepa_llama_1b", "data.folder=x", "tokenizer.pretrained=null", f"arm={arm}"]
         config = validate(compose("train", overrides), LanguageTrainConfig)
     assert (config["arm"], config["objective"]["weight"]) == (arm, weight)
-    tokenizer = make_tokenizer(config["tokenizer"], [Pair("lines with a dog", "(.*dog.*)", None)])
+    tokenizer = make_tokenizer(config["tokenizer"], [Example("lines with a dog", "(.*dog.*)", None)])
     with torch.device("meta"):
         model = build_model(config, tokenizer)
     assert sum(parameter.numel() for parameter in model.parameters()) == 1_235_814_400

@@ -9,15 +9,15 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from jepa.data.chat import ChatIds
-from jepa.data.packing import Layout, Rows, pack, pack_targets, target_numbers
+from jepa.data.packing import Layout, PackedBatch, pack, pack_targets, target_numbers
 from jepa.errors import InputError
 
 
 class PairBatch(NamedTuple):
     """`targets` holds the target views alone where another model embeds them, else None."""
 
-    rows: Rows
-    targets: Rows | None
+    rows: PackedBatch
+    targets: PackedBatch | None
 
 
 class PairBatches(Dataset[PairBatch]):
@@ -27,7 +27,7 @@ class PairBatches(Dataset[PairBatch]):
 
     Args:
         latent: add what the latent term needs; False is next-token training.
-        loss_dropout: share of the batches without it (LLM-JEPA section 3.3).
+        loss_dropout: fraction of the batches without it (LLM-JEPA section 3.3).
         shuffled: the control: each pair's target is another pair's, by one fixed permutation.
         tube: add positions for the semantic tube; the other extra tokens are then left out.
         apart: targets go into rows of their own.

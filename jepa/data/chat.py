@@ -19,7 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from jepa.data.pairs import Pair
+from jepa.data.pairs import Example
 from jepa.errors import InputError
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -38,18 +38,18 @@ _STAMP = re.compile(r"^(Cutting Knowledge Date: .*\n)?(Today Date|Current date):
 
 
 class ChatIds(NamedTuple):
-    """Token ids of a pair. `prompt` + `answer` is what the language model reads and says.
+    """Token ids of a pair. `prompt` + `completion` is what the language model reads and says.
 
     Args:
         prompt: system and user turn.
-        answer: what follows it: the words that open the assistant's turn, the answer and its end-of-turn token.
-        opening: how many of `answer` open the turn, and are given in generation.
+        completion: what follows it: the words that open the assistant's turn, the answer and its end-of-turn token.
+        opening: how many of `completion` open the turn, and are given in generation.
         text: view 1 of the latent term on its own, without the system prompt.
-        code: view 2 of the latent term on its own: its turn as `answer` has it.
+        code: view 2 of the latent term on its own: its turn as `completion` has it.
     """
 
     prompt: list[int]
-    answer: list[int]
+    completion: list[int]
     opening: int
     text: list[int]
     code: list[int]
@@ -57,7 +57,7 @@ class ChatIds(NamedTuple):
     @property
     def given(self) -> list[int]:
         """What is given in generation: the prompt, and the words that open the turn."""
-        return [*self.prompt, *self.answer[: self.opening]]
+        return [*self.prompt, *self.completion[: self.opening]]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class ChatTokenizer:
             self.hf.add_tokens(names, special_tokens=True)
         return [self.hf.get_vocab()[name] for name in names]
 
-    def encode(self, pairs: Sequence[Pair]) -> list[ChatIds]:
+    def encode(self, pairs: Sequence[Example]) -> list[ChatIds]:
         """Ids of each pair; an answer keeps its spelling but for white space at its ends."""
         rendered = [self._rendered(pair) for pair in pairs]
         prompts, openings, tails, texts, codes = (self._ids([r[part] for r in rendered]) for part in range(5))
@@ -187,12 +187,12 @@ class ChatTokenizer:
         cut = [row[: next((i for i, token in enumerate(row) if token in stop), len(row))] for row in map(list, rows)]
         return [text.strip() for text in self.hf.batch_decode(cut, skip_special_tokens=True)]
 
-    def _rendered(self, pair: Pair) -> tuple[str, str, str, str, str]:
+    def _rendered(self, pair: Example) -> tuple[str, str, str, str, str]:
         """Prompt, opening, answer to the end, text view, code view (from the answer's first character on)."""
         system = [] if pair.system is None else [{"role": "system", "content": pair.system}]
-        user = {"role": "user", "content": pair.request}
-        prompt, opening, tail = self._continuation([*system, user], pair.answer.strip())
-        text = prompt if pair.text is None and not system else self._render([self._user(pair.text or pair.request)])
+        user = {"role": "user", "content": pair.prompt}
+        prompt, opening, tail = self._continuation([*system, user], pair.completion.strip())
+        text = prompt if pair.text is None and not system else self._render([self._user(pair.text or pair.prompt)])
         code = tail if pair.code is None else self._continuation([*system, user], pair.code.strip())[2]
         return prompt, opening, tail, text, code
 

@@ -44,11 +44,14 @@ class ClipBatch(NamedTuple):
 class ClipBatches(Dataset[ClipBatch]):
     """Item i is the i-th training batch: a function of (seed, i) alone, whichever worker draws it.
 
-    `frames` frames a clip; `question_share` of the samples ask a short question instead of a caption, `class_share` the
-    name of the action (its first paraphrase, without objects); captions have no query if `query_free`. `idle_share`
-    show a pause, and in `cut_share` of the samples another event begins or ends within the window: the text is that of
+    `frames` frames a clip; `question_fraction` of the samples ask a short question instead of a caption,
+    `class_fraction` the
+    name of the action (its first paraphrase, without objects); captions have no query if `query_free`. `idle_fraction`
+    show a pause, and in `cut_fraction` of the samples another event begins or ends within the window: the text is
+    that of
     the event at the window's centre, as in a sliding window over a stream. With each caption of an event come
-    `near_misses` (0 to 3) negative captions that differ from it in the action, one shape or one colour (hard negatives
+    `hard_negatives` (0 to 3) negative captions that differ from it in the action, one shape or one colour (hard
+    negatives
     as in NegCLIP, arXiv 2210.01936).
     """
 
@@ -60,11 +63,11 @@ class ClipBatches(Dataset[ClipBatch]):
         batches: int,
         frames: int = 8,
         split: str = "train",
-        question_share: float = 0.25,
-        idle_share: float = 0.04,
-        cut_share: float = 0.15,
-        near_misses: int = 2,
-        class_share: float = 0.0,
+        question_fraction: float = 0.25,
+        idle_fraction: float = 0.04,
+        cut_fraction: float = 0.15,
+        hard_negatives: int = 2,
+        class_fraction: float = 0.0,
         query_free: bool = False,
     ) -> None:
         self.world, self.seed, self.batch_size, self.batches, self.frames = (
@@ -75,8 +78,8 @@ class ClipBatches(Dataset[ClipBatch]):
             frames,
         )
         self.split = split
-        self.question_share, self.idle_share, self.cut_share = question_share, idle_share, cut_share
-        self.near_misses, self.class_share, self.query_free = near_misses, class_share, query_free
+        self.question_fraction, self.idle_fraction, self.cut_fraction = question_fraction, idle_fraction, cut_fraction
+        self.hard_negatives, self.class_fraction, self.query_free = hard_negatives, class_fraction, query_free
 
     def __len__(self) -> int:
         return self.batches
@@ -88,7 +91,7 @@ class ClipBatches(Dataset[ClipBatch]):
         timelines, queries, texts, starts, negatives = [], [], [], [], []
         for _ in range(self.batch_size):
             scene = self.world.sample_scene(rng, self.split)
-            if rng.random() < self.idle_share:
+            if rng.random() < self.idle_fraction:
                 scene = Scene(IDLE, scene.objects if rng.random() < 0.5 else ())
             query, text = self._ask(scene, rng)
             start = float(rng.uniform(0.5, 8.0))
@@ -97,28 +100,32 @@ class ClipBatches(Dataset[ClipBatch]):
             queries.append(query)
             texts.append(text)
             if query in (*CAPTION_QUERIES, QUERY_FREE) and scene.action != IDLE:
-                negatives += self._near_misses(scene, rng)
+                negatives += self._hard_negatives(scene, rng)
         clips = self.world.clips(timelines, np.array(starts)[:, None] + window, rng)
         return ClipBatch(torch.from_numpy(clips), queries, texts, negatives)
 
-    def _near_misses(self, scene: Scene, rng: np.random.Generator) -> list[str]:
+    def _hard_negatives(self, scene: Scene, rng: np.random.Generator) -> list[str]:
         """Captions of other compositions of the split that differ from the scene in one thing."""
-        kinds = rng.permutation(VARIATIONS)[: self.near_misses]
+        kinds = rng.permutation(VARIATIONS)[: self.hard_negatives]
         others = (self.world.vary(scene, str(kind), rng, self.split) for kind in kinds)
         return [str(rng.choice(captions(other))) for other in others if other]
 
     def _ask(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-        if scene.action != IDLE and rng.random() < self.question_share:
+        if scene.action != IDLE and rng.random() < self.question_fraction:
             question = (asked := questions(scene))[rng.integers(len(asked))]
             return question.text, question.answer
-        if scene.action != IDLE and self.class_share and rng.random() < self.class_share / (1 - self.question_share):
+        if (
+            scene.action != IDLE
+            and self.class_fraction
+            and rng.random() < self.class_fraction / (1 - self.question_fraction)
+        ):
             return CLASS_QUERY, PHRASES[scene.action][0].removesuffix(" {o}")
         query = QUERY_FREE if self.query_free else str(rng.choice(CAPTION_QUERIES))
         return query, str(rng.choice(IDLE_TEXTS if scene.action == IDLE else captions(scene)))
 
     def _surround(self, scene: Scene, start: float, centre: float, rng: np.random.Generator) -> list[Span]:
         """A timeline around the window that starts at `start`: `scene` alone, or cut by another before or after."""
-        if rng.random() >= self.cut_share:
+        if rng.random() >= self.cut_fraction:
             return [Span(0.0, np.inf, scene, "")]
         other = self.world.sample_scene(rng, self.split)
         distance = float(rng.uniform(0.05, centre - start))

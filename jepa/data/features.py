@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from jepa.data.media import Media, read_clip
-from jepa.errors import InputError, positive, whole
+from jepa.errors import InputError, check_int, check_positive
 
 FORMAT = "jepa-features-2"
 _NOT_OF_STATES = ("frozen", "gradient_checkpointing")  # of an encoder's node: they change how it is trained
@@ -43,10 +43,10 @@ class ClipReader:
     fps: float | None = None
 
     def __post_init__(self) -> None:
-        whole("frames", self.frames, 1)
-        whole("size", self.size, 1)
+        check_int("frames", self.frames, 1)
+        check_int("size", self.size, 1)
         if self.fps is not None:
-            positive("fps", self.fps)
+            check_positive("fps", self.fps)
 
     def __call__(self, media: Media) -> Tensor:
         return torch.from_numpy(read_clip(media, self.frames, self.size, self.fps))

@@ -13,7 +13,7 @@ from jepa.data.batches import shuffled_rows
 from jepa.data.clips import ClipBatch
 from jepa.data.manifests import CaptionSample, ClassSample, Kind, QuestionSample, Sample
 from jepa.data.media import Media
-from jepa.errors import InputError, not_negative, whole
+from jepa.errors import InputError, check_int, check_nonnegative
 
 Read = Callable[[Media], Tensor]
 
@@ -59,15 +59,17 @@ class ManifestBatches(Dataset[ClipBatch]):
     of numbered items, a `DistributedSampler` gives each rank batches of its own.
 
     Args:
-        samples: see `jepa.data.manifests`; kinds without a share are left out.
+        samples: see `jepa.data.manifests`; kinds without a fraction are left out.
         read: a medium -> its clip (F, S, S, 3) uint8 (`ClipReader`) or states (N, D) (`Features`).
-        shares: of each kind among the samples of a batch, up to their sum, rounded to whole samples; the same in all.
+        fractions: of each kind among the samples of a batch, up to their sum, rounded to whole samples; the same in
+            all.
         prompts: queries and texts.
         skip_broken: replace a sample whose medium cannot be read by another of its kind, and name it in the batch's
             `skipped`; otherwise it is an error.
 
     Raises:
-        InputError: a kind that cannot be trained on or has no sample, a share that is negative or less than a sample.
+        InputError: a kind that cannot be trained on or has no sample, a fraction that is negative or less than a
+            sample.
     """
 
     def __init__(
@@ -77,20 +79,22 @@ class ManifestBatches(Dataset[ClipBatch]):
         seed: int,
         batch_size: int,
         batches: int,
-        shares: Mapping[Kind, float],
+        fractions: Mapping[Kind, float],
         prompts: Prompts,
         skip_broken: bool = False,
     ) -> None:
         self.read, self.seed, self.prompts, self.skip_broken = read, seed, prompts, skip_broken
-        self.batches = whole("batches", batches, 1)
-        self.counts = _whole_counts(shares, whole("batch_size", batch_size, 1))
+        self.batches = check_int("batches", batches, 1)
+        self.counts = _whole_counts(fractions, check_int("batch_size", batch_size, 1))
         self.samples: dict[Kind, list[CaptionSample | QuestionSample | ClassSample]] = {k: [] for k in self.counts}
         for sample in samples:
             if sample.kind in self.samples and isinstance(sample, CaptionSample | QuestionSample | ClassSample):
                 self.samples[sample.kind].append(sample)
         for kind, found in self.samples.items():
             if not found:
-                raise InputError(f"shares: a kind that has a share must have a sample to train on, got none of {kind}")
+                raise InputError(
+                    f"fractions: a kind with a fraction must have a sample to train on, got none of {kind}"
+                )
 
     def __len__(self) -> int:
         return self.batches
@@ -128,16 +132,16 @@ class ManifestBatches(Dataset[ClipBatch]):
         raise InputError(f"16 media in a row cannot be read; the last: {skipped[-1]}")
 
 
-def _whole_counts(shares: Mapping[Kind, float], batch_size: int) -> dict[Kind, int]:
+def _whole_counts(fractions: Mapping[Kind, float], batch_size: int) -> dict[Kind, int]:
     """Samples of each kind in a batch, by largest remainders."""
-    total = sum(not_negative(f"shares.{kind}", share) for kind, share in shares.items())
+    total = sum(check_nonnegative(f"fractions.{kind}", fraction) for kind, fraction in fractions.items())
     if not total:
-        raise InputError(f"shares must have one above 0, got {dict(shares)}")
-    exact = {kind: batch_size * share / total for kind, share in shares.items() if share}
+        raise InputError(f"fractions must have one above 0, got {dict(fractions)}")
+    exact = {kind: batch_size * fraction / total for kind, fraction in fractions.items() if fraction}
     counts = {kind: int(value) for kind, value in exact.items()}
     for kind in sorted(exact, key=lambda kind: counts[kind] - exact[kind])[: batch_size - sum(counts.values())]:
         counts[kind] += 1
     for kind, count in counts.items():
         if not count:
-            raise InputError(f"shares.{kind} must make at least 1 of {batch_size} samples, got {shares[kind]}")
+            raise InputError(f"fractions.{kind} must make at least 1 of {batch_size} samples, got {fractions[kind]}")
     return counts

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, cast, get_args
 
 from jepa.data.media import PICTURES, Media
-from jepa.errors import InputError, whole
+from jepa.errors import InputError, check_int
 
 Kind: TypeAlias = Literal["caption", "question", "class", "world_prediction"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -141,7 +141,7 @@ def parse_sample(data: object, number: int, find: Find) -> Sample:
     identifier = _text(data, "id") if "id" in data else str(number)
     if kind == "world_prediction":
         candidates = tuple(_media(item, "candidates", find) for item in _list(data, "candidates"))
-        answer = whole("answer", data["answer"], 0)
+        answer = check_int("answer", data["answer"], 0)
         if answer >= len(candidates):
             raise InputError(f"answer must be the number of one of {len(candidates)} candidates, from 0, got {answer}")
         before, after = (_media(data[name], name, find) for name in ("before", "after"))

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jepa.data.video import SUFFIXES as VIDEOS
 from jepa.data.video import VideoFile
-from jepa.errors import InputError, not_negative
+from jepa.errors import InputError, check_nonnegative
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -45,8 +45,8 @@ class Media:
             return
         if not self.is_video:
             raise InputError(f"{self.name}: only a video can have start and end, got {self.start} and {self.end}")
-        start = not_negative("start", self.start or 0.0)
-        if self.end is not None and not_negative("end", self.end) <= start:
+        start = check_nonnegative("start", self.start or 0.0)
+        if self.end is not None and check_nonnegative("end", self.end) <= start:
             raise InputError(f"{self.name}: end must be after start, got start {start}, end {self.end}")
 
     @property
@@ -66,7 +66,7 @@ def read_clip(media: Media, frames: int, size: int, fps: float | None = None) ->
         frames: F.
         size: S.
         fps: of a video, take F frames at this rate around the middle of its part; where the part is shorter, its first
-            or last frame is held. None: F frames at equal distances over the part, each in the middle of its share
+            or last frame is held. None: F frames at equal distances over the part, each in the middle of its fraction
             (VL-JEPA section 3.1).
 
     Raises:

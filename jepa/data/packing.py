@@ -26,7 +26,7 @@ from jepa.errors import InputError
 IGNORE = -100  # a label that is not trained on, as in torch.nn.functional.cross_entropy
 
 
-class Rows(NamedTuple):
+class PackedBatch(NamedTuple):
     """Packed rows.
 
     Args:
@@ -107,7 +107,7 @@ def pack(
     target_ids: Sequence[int] = (),
     tube: np.random.Generator | None = None,
     apart: bool = False,
-) -> Rows:
+) -> PackedBatch:
     """Lays out a batch: the conversations and, where `targets` are given, what the latent term needs.
 
     Args:
@@ -149,7 +149,7 @@ def pack(
     )
 
 
-def pack_targets(targets: Sequence[ChatIds], layout: Layout) -> Rows:
+def pack_targets(targets: Sequence[ChatIds], layout: Layout) -> PackedBatch:
     """Rows of the target views alone, for a model that gives the targets only (an EMA of the one that is trained)."""
     groups = [_target(pair, layout) for pair in targets]
     rows, place = _lay(groups, layout)
@@ -160,7 +160,7 @@ def _index(values: list[Any]) -> Tensor:
     return torch.tensor(values, dtype=torch.long)
 
 
-def _lay(groups: Sequence[_Group], layout: Layout) -> tuple[Rows, Callable[[int, tuple[int, int] | None], int]]:
+def _lay(groups: Sequence[_Group], layout: Layout) -> tuple[PackedBatch, Callable[[int, tuple[int, int] | None], int]]:
     """The rows, and a function from (group, mark) to the flat index of a state."""
     row, starts = _place(groups, layout)
     fields, first = _tensors(groups, row, starts, everything=layout.train_on == "everything")
@@ -171,12 +171,14 @@ def _lay(groups: Sequence[_Group], layout: Layout) -> tuple[Rows, Callable[[int,
         return int(row[group] * width + first[group][segment] + token)
 
     empty = _index([])
-    return Rows(**fields, predicted=empty, target=empty, tube=empty.reshape(0, 3), target_ids=empty), place
+    return PackedBatch(**fields, predicted=empty, target=empty, tube=empty.reshape(0, 3), target_ids=empty), place
 
 
 def _groups(pair: ChatIds, target: ChatIds | None, layout: Layout) -> list[_Group]:
     """The conversation first, then what the latent term adds."""
-    conversation = _Group([_Segment(pair.prompt), _Segment(pair.answer, parent=0, trained=True, given=pair.opening)])
+    conversation = _Group(
+        [_Segment(pair.prompt), _Segment(pair.completion, parent=0, trained=True, given=pair.opening)]
+    )
     if target is None:
         return [conversation]
     predictors = list(layout.predictors)

@@ -4,7 +4,7 @@ Chat files are JSON lines of `{"messages": [system?, user, assistant]}` with mes
 (Huang, LeCun, Balestriero 2025, arXiv 2509.14252) uses them. Where the views of the latent term differ from request and
 answer, a line adds `"text": [user]` and `"code": [assistant]`.
 
-Every reader returns `PairSplits`. Validation pairs are held out of the training file and never touch the test file.
+Every reader returns `ExampleSplits`. Validation pairs are held out of the training file and never touch the test file.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from jepa.errors import InputError
 
 
 @dataclass(frozen=True)
-class Pair:
+class Example:
     """What the user says and what the assistant answers.
 
-    `text` and `code` are the two views of the latent term where they differ from `request` and `answer`; `source` says
+    `text` and `code` are the two views of the latent term where they differ from `prompt` and `completion`; `source`
+    says
     where the pair comes from (`synth_train.jsonl:17`).
     """
 
-    request: str
-    answer: str
+    prompt: str
+    completion: str
     system: str | None
     text: str | None = None
     code: str | None = None
@@ -44,13 +45,13 @@ class Pair:
     def views(self) -> tuple[str, str]:
         """The two views that the latent term brings together."""
         return (
-            self.request if self.text is None else self.text,
-            self.answer if self.code is None else self.code,
+            self.prompt if self.text is None else self.text,
+            self.completion if self.code is None else self.code,
         )
 
 
 @dataclass(frozen=True)
-class PairSplits:
+class ExampleSplits:
     """Pairs to train, validate and test on.
 
     `duplicates` counts the test pairs whose pair, request or answer also occurs in training (`train_test_pairs`,
@@ -59,9 +60,9 @@ class PairSplits:
     dropped because the test file has their request (`dropped`).
     """
 
-    train: list[Pair]
-    validation: list[Pair]
-    test: list[Pair]
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
     duplicates: dict[str, int]
 
     def summary(self) -> str:
@@ -72,39 +73,40 @@ class PairSplits:
 
 
 def split_pairs(
-    train: Sequence[Pair],
-    test: Sequence[Pair],
-    validation_share: float,
+    train: Sequence[Example],
+    test: Sequence[Example],
+    validation_fraction: float,
     seed: int,
     limit: int | None = None,
     drop_test_duplicates: bool = False,
-) -> PairSplits:
+) -> ExampleSplits:
     """Hold validation pairs out of `train`, and keep `limit` of the others.
 
     Pairs with one answer (with one `code`, where there is one) stay together: answers are held out in random order as
-    long as they fit into the share. Where answers are classes, so few that one of them exceeds the share, requests are
+    long as they fit into the fraction. Where answers are classes, so few that one of them exceeds the fraction,
+    requests are
     held out instead. The order of pairs is kept. With one seed, the pairs kept at a smaller limit are among those kept
     at a larger one, and the validation pairs are the same.
 
     Args:
         train: pairs of the training file.
         test: pairs of the test file, returned as they are.
-        validation_share: share of `train` to hold out, in [0, 1).
+        validation_fraction: fraction of `train` to hold out, in [0, 1).
         seed: of the choice of validation and of kept pairs.
         limit: training pairs to keep, at most as many as there are; None keeps all.
         drop_test_duplicates: drop the pairs of `train` whose request occurs in `test`; otherwise they are counted only.
 
     Raises:
-        InputError: a share or limit out of its range, no training pair, or a share in which nothing fits.
+        InputError: a fraction or limit out of its range, no training pair, or a fraction in which nothing fits.
     """
-    if not 0 <= validation_share < 1:
-        raise InputError(f"validation_share must be in [0, 1), got {validation_share}")
-    asked = {pair.request for pair in test} if drop_test_duplicates else set()
-    usable = [pair for pair in train if pair.request not in asked]
+    if not 0 <= validation_fraction < 1:
+        raise InputError(f"validation_fraction must be in [0, 1), got {validation_fraction}")
+    asked = {pair.prompt for pair in test} if drop_test_duplicates else set()
+    usable = [pair for pair in train if pair.prompt not in asked]
 
-    room, held_out = round(validation_share * len(usable)), set[str]()
+    room, held_out = round(validation_fraction * len(usable)), set[str]()
     classes = max(Counter(pair.views[1] for pair in usable).values(), default=0) > max(1, room)
-    keys = [pair.request if classes else pair.views[1] for pair in usable]
+    keys = [pair.prompt if classes else pair.views[1] for pair in usable]
     sizes = Counter(keys)
     order, rng = list(sizes), Random(seed)
     rng.shuffle(order)
@@ -112,10 +114,10 @@ def split_pairs(
         if sizes[key] <= room:
             held_out.add(key)
             room -= sizes[key]
-    if validation_share and not held_out:
+    if validation_fraction and not held_out:
         raise InputError(
-            f"validation_share must be large enough to hold out all pairs of one answer or request, "
-            f"got {validation_share} of {len(usable)} pairs"
+            f"validation_fraction must be large enough to hold out all pairs of one answer or request, "
+            f"got {validation_fraction} of {len(usable)} pairs"
         )
     validation = [pair for pair, key in zip(usable, keys, strict=True) if key in held_out]
     kept = [pair for pair, key in zip(usable, keys, strict=True) if key not in held_out]
@@ -131,25 +133,25 @@ def split_pairs(
         rng.shuffle(rows)
         kept = [kept[row] for row in sorted(rows[:limit])]
     duplicates = _duplicates(kept, validation, test) | {"dropped": len(train) - len(usable)}
-    return PairSplits(kept, validation, list(test), duplicates)
+    return ExampleSplits(kept, validation, list(test), duplicates)
 
 
 def chat_files(
     train: str | list[str],
     test: str | list[str] | None,
-    validation_share: float,
+    validation_fraction: float,
     seed: int,
     limit: int | None = None,
     folder: str | None = None,
     system: bool = True,
     drop_test_duplicates: bool = False,
-) -> PairSplits:
+) -> ExampleSplits:
     """Chat JSON lines; several files follow each other.
 
     Args:
         train: files of training pairs.
         test: files of test pairs; None for no test pairs.
-        validation_share: as in `split_pairs`.
+        validation_fraction: as in `split_pairs`.
         seed: as in `split_pairs`.
         limit: as in `split_pairs`.
         folder: where the files are; None for the working directory.
@@ -163,7 +165,7 @@ def chat_files(
     training, testing = (
         [pair for path in _paths(files, folder) for pair in read_chat(path, system)] for files in (train, test)
     )
-    return split_pairs(training, testing, validation_share, seed, limit, drop_test_duplicates)
+    return split_pairs(training, testing, validation_fraction, seed, limit, drop_test_duplicates)
 
 
 def column_files(
@@ -171,13 +173,13 @@ def column_files(
     test: str | list[str] | None,
     request: str,
     answer: str,
-    validation_share: float,
+    validation_fraction: float,
     seed: int,
     limit: int | None = None,
     folder: str | None = None,
     system: str | None = None,
     drop_test_duplicates: bool = False,
-) -> PairSplits:
+) -> ExampleSplits:
     """JSON lines whose columns `request` and `answer` are text; other columns are not read.
 
     Args:
@@ -185,7 +187,7 @@ def column_files(
         test: files of test pairs; None for no test pairs.
         request: name of the request's column.
         answer: name of the answer's column.
-        validation_share: as in `split_pairs`.
+        validation_fraction: as in `split_pairs`.
         seed: as in `split_pairs`.
         limit: as in `split_pairs`.
         folder: where the files are; None for the working directory.
@@ -203,7 +205,7 @@ def column_files(
         ]
         for files in (train, test)
     )
-    return split_pairs(training, testing, validation_share, seed, limit, drop_test_duplicates)
+    return split_pairs(training, testing, validation_fraction, seed, limit, drop_test_duplicates)
 
 
 def hugging_face(
@@ -212,14 +214,14 @@ def hugging_face(
     test_split: str | None,
     request: str,
     answer: str,
-    validation_share: float,
+    validation_fraction: float,
     seed: int,
     name: str | None = None,
     revision: str | None = None,
     limit: int | None = None,
     system: str | None = None,
     drop_test_duplicates: bool = False,
-) -> PairSplits:
+) -> ExampleSplits:
     """Two text columns of a data set that the `datasets` library loads.
 
     Args:
@@ -228,7 +230,7 @@ def hugging_face(
         test_split: likewise; None for no test pairs.
         request: name of the request's column.
         answer: name of the answer's column.
-        validation_share: as in `split_pairs`.
+        validation_fraction: as in `split_pairs`.
         seed: as in `split_pairs`.
         name: the data set's configuration, if it has several.
         revision: branch, tag or commit; None for the newest.
@@ -245,7 +247,7 @@ def hugging_face(
     except ModuleNotFoundError:
         raise InputError(f"reading {path} needs the library datasets: pip install datasets") from None
 
-    def load(split: str | None) -> list[Pair]:
+    def load(split: str | None) -> list[Example]:
         if split is None:
             return []
         try:
@@ -257,18 +259,18 @@ def hugging_face(
             _columns(row, request, answer, system, source, source) for row, source in zip(rows, sources, strict=True)
         ]
 
-    return split_pairs(load(train_split), load(test_split), validation_share, seed, limit, drop_test_duplicates)
+    return split_pairs(load(train_split), load(test_split), validation_fraction, seed, limit, drop_test_duplicates)
 
 
 def nlrx(
     folder: str,
     phrasing: Literal["synth", "turk", "both"],
-    validation_share: float,
+    validation_fraction: float,
     seed: int,
     limit: int | None = None,
     system: bool = True,
     drop_test_duplicates: bool = False,
-) -> PairSplits:
+) -> ExampleSplits:
     """NL-RX (Locascio et al. 2016, arXiv 1608.03000): requests for regular expressions, in two phrasings.
 
     SYNTH is the English of a grammar, TURK the paraphrase of it by people. TURK has no test file here: its unseen
@@ -278,7 +280,7 @@ def nlrx(
     Args:
         folder: holds `synth_train.jsonl`, `turk_train.jsonl` and `synth_test.jsonl`.
         phrasing: what is trained on.
-        validation_share: as in `split_pairs`.
+        validation_fraction: as in `split_pairs`.
         seed: as in `split_pairs`.
         limit: as in `split_pairs`.
         system: keep the system prompts.
@@ -293,10 +295,10 @@ def nlrx(
         aligned_phrasings(folder)
     train = [f"{name}_train.jsonl" for name in ("synth", "turk") if phrasing in (name, "both")]
     test = None if phrasing == "turk" else "synth_test.jsonl"
-    return chat_files(train, test, validation_share, seed, limit, folder, system, drop_test_duplicates)
+    return chat_files(train, test, validation_fraction, seed, limit, folder, system, drop_test_duplicates)
 
 
-def aligned_phrasings(folder: str) -> list[tuple[Pair, Pair]]:
+def aligned_phrasings(folder: str) -> list[tuple[Example, Example]]:
     """The (SYNTH, TURK) pairs of one expression: line i of `synth_train.jsonl` and of `turk_train.jsonl`.
 
     Raises:
@@ -309,15 +311,15 @@ def aligned_phrasings(folder: str) -> list[tuple[Pair, Pair]]:
             f"got {len(synth)} and {len(turk)}"
         )
     for first, second in zip(synth, turk, strict=True):
-        if first.answer != second.answer:
+        if first.completion != second.completion:
             raise InputError(
                 f"{folder}: {second.source} must have the answer of {first.source}, "
-                f"{first.answer!r}, got {second.answer!r}"
+                f"{first.completion!r}, got {second.completion!r}"
             )
     return list(zip(synth, turk, strict=True))
 
 
-def read_chat(path: str | Path, system: bool = True) -> list[Pair]:
+def read_chat(path: str | Path, system: bool = True) -> list[Example]:
     """The pairs of a chat file, without their system prompts unless `system`.
 
     Raises:
@@ -327,12 +329,12 @@ def read_chat(path: str | Path, system: bool = True) -> list[Pair]:
     return pairs if system else [replace(pair, system=None) for pair in pairs]
 
 
-def write_chat(path: str | Path, pairs: Iterable[Pair]) -> None:
+def write_chat(path: str | Path, pairs: Iterable[Example]) -> None:
     """The pairs as a chat file; `source` is not written, it is the line itself."""
     lines = []
     for pair in pairs:
         prompt = [] if pair.system is None else [_message("system", pair.system)]
-        row = {"messages": [*prompt, _message("user", pair.request), _message("assistant", pair.answer)]}
+        row = {"messages": [*prompt, _message("user", pair.prompt), _message("assistant", pair.completion)]}
         if pair.text is not None and pair.code is not None:
             row |= {"text": [_message("user", pair.text)], "code": [_message("assistant", pair.code)]}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
@@ -343,19 +345,19 @@ def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _duplicates(train: Sequence[Pair], validation: Sequence[Pair], test: Sequence[Pair]) -> dict[str, int]:
-    def pair(item: Pair) -> tuple[str, str]:
-        return item.request, item.answer
+def _duplicates(train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> dict[str, int]:
+    def pair(item: Example) -> tuple[str, str]:
+        return item.prompt, item.completion
 
-    def shared(others: Sequence[Pair], key: Callable[[Pair], Any]) -> int:
+    def shared(others: Sequence[Example], key: Callable[[Example], Any]) -> int:
         known = set(map(key, train))
         return sum(key(other) in known for other in others)
 
     return {
         "train_test_pairs": shared(test, pair),
-        "train_test_requests": shared(test, lambda item: item.request),
-        "train_test_answers": shared(test, lambda item: item.answer),
-        "train_validation_requests": shared(validation, lambda item: item.request),
+        "train_test_requests": shared(test, lambda item: item.prompt),
+        "train_test_answers": shared(test, lambda item: item.completion),
+        "train_validation_requests": shared(validation, lambda item: item.prompt),
         "within_train_pairs": len(train) - len(set(map(pair, train))),
     }
 
@@ -394,7 +396,7 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str, str]]:
         yield row, f"{path.name}:{number}", where
 
 
-def _chat(row: dict[str, Any], source: str, where: str) -> Pair:
+def _chat(row: dict[str, Any], source: str, where: str) -> Example:
     unknown = row.keys() - {"messages", "text", "code"}
     if unknown:
         raise InputError(f"{where}: keys must be among messages, text and code, got {sorted(unknown)}")
@@ -406,7 +408,7 @@ def _chat(row: dict[str, Any], source: str, where: str) -> Pair:
     if "text" in row:
         (text,) = _messages(row, "text", (("user",),), where)
         (code,) = _messages(row, "code", (("assistant",),), where)
-    return Pair(request, answer, prompt[0] if prompt else None, text, code, source)
+    return Example(request, answer, prompt[0] if prompt else None, text, code, source)
 
 
 def _messages(row: dict[str, Any], field: str, orders: Sequence[tuple[str, ...]], where: str) -> list[str]:
@@ -426,11 +428,11 @@ def _messages(row: dict[str, Any], field: str, orders: Sequence[tuple[str, ...]]
     return [_text(message["content"], f"{field}[{index}].content", where) for index, message in enumerate(messages)]
 
 
-def _columns(row: dict[str, Any], request: str, answer: str, system: str | None, source: str, where: str) -> Pair:
+def _columns(row: dict[str, Any], request: str, answer: str, system: str | None, source: str, where: str) -> Example:
     for column in (request, answer):
         if column not in row:
             raise InputError(f"{where}: column {column} must be given, got columns {sorted(row)}")
-    return Pair(_text(row[request], request, where), _text(row[answer], answer, where), system, source=source)
+    return Example(_text(row[request], request, where), _text(row[answer], answer, where), system, source=source)
 
 
 def _text(value: Any, field: str, where: str) -> str:

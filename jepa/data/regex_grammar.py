@@ -6,7 +6,7 @@ English ("lines not having a vowel", "words that don't have a number") are read 
 which the grammar derives letter by letter. As there, no terminal occurs twice in an expression, and the quoted words
 come in a fixed order.
 
-Rules are drawn at rates fitted to the published pairs. Of 10,000 generated pairs, the share with each rule, terminal
+Rules are drawn at rates fitted to the published pairs. Of 10,000 generated pairs, the fraction with each rule, terminal
 and depth is within 0.05 of theirs; requests have 12.7 words (theirs 12.2), answers 27.6 letters (26.0), and 51 %
 have three rules (42 %): unlike theirs, all generated requests and expressions differ, and short ones run out.
 
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from jepa.data.pairs import Pair, PairSplits, split_pairs
+from jepa.data.pairs import Example, ExampleSplits, split_pairs
 from jepa.errors import InputError
 
 SYSTEM_PROMPT = "Convert natural language to regular expression."
@@ -158,19 +158,19 @@ def sample(rng: Random, max_depth: int = 3) -> Expression:
 def generate(
     pairs: int,
     test_pairs: int,
-    validation_share: float,
+    validation_fraction: float,
     seed: int,
     max_depth: int = 3,
     limit: int | None = None,
     phrasings: int = 1,
     system: bool = True,
-) -> PairSplits:
+) -> ExampleSplits:
     """Distinct expressions and their requests, split so that no expression lies in two splits.
 
     Args:
         pairs: expressions to train and validate on.
         test_pairs: expressions to test on.
-        validation_share: share of `pairs` held out, in [0, 1).
+        validation_fraction: fraction of `pairs` held out, in [0, 1).
         seed: of everything drawn.
         max_depth: how deep rules are nested, 1 to 3; NL-RX-SYNTH has 2 % of depth 1, 69 % of depth 2, 30 % of depth 3.
         limit: training pairs kept; None keeps all.
@@ -191,9 +191,9 @@ def generate(
     for index, texts in enumerate(_distinct(pairs + test_pairs, seed, max_depth)):
         answer, *requests = texts
         for text, mark in zip(requests[:phrasings], ("", ":rephrased"), strict=False):
-            made.append(Pair(text, answer, prompt, source=f"generated:{index}{mark}"))
+            made.append(Example(text, answer, prompt, source=f"generated:{index}{mark}"))
     cut = pairs * phrasings
-    return split_pairs(made[:cut], made[cut:], validation_share, seed, limit)
+    return split_pairs(made[:cut], made[cut:], validation_fraction, seed, limit)
 
 
 def _distinct(count: int, seed: int, max_depth: int) -> Iterator[tuple[str, str, str]]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jepa.data.pairs import Pair
-from jepa.errors import InputError, not_negative, positive, whole
+from jepa.data.pairs import Example
+from jepa.errors import InputError, check_int, check_nonnegative, check_positive
 
 _SHORTEST = 0.01  # seconds between two steps
 
@@ -24,11 +24,11 @@ class TypingStyle:
     Args:
         words_per_minute: of five characters each, spaces included.
         jitter: standard deviation of the logarithm of each word's duration.
-        corrections: share of words before which a wrong word is typed, and removed again.
+        corrections: fraction of words before which a wrong word is typed, and removed again.
         pause: seconds between two requests, on average; they vary as the words do.
 
     Raises:
-        InputError: a speed or pause that is not > 0, a jitter < 0, or a share outside 0..1.
+        InputError: a speed or pause that is not > 0, a jitter < 0, or a fraction outside 0..1.
     """
 
     words_per_minute: float
@@ -37,9 +37,9 @@ class TypingStyle:
     pause: float
 
     def __post_init__(self) -> None:
-        positive("words_per_minute", self.words_per_minute)
-        positive("pause", self.pause)
-        not_negative("jitter", self.jitter)
+        check_positive("words_per_minute", self.words_per_minute)
+        check_positive("pause", self.pause)
+        check_nonnegative("jitter", self.jitter)
         if not 0 <= self.corrections <= 1:
             raise InputError(f"corrections must be in 0..1, got {self.corrections}")
 
@@ -55,7 +55,7 @@ class TypedStep:
     """
 
     time: float
-    request: Pair
+    request: Example
     last: bool
 
 
@@ -76,7 +76,7 @@ class TypedStream:
     seconds: float
 
 
-def type_requests(pairs: Sequence[Pair], style: TypingStyle, seed: Sequence[int], name: str = "") -> TypedStream:
+def type_requests(pairs: Sequence[Example], style: TypingStyle, seed: Sequence[int], name: str = "") -> TypedStream:
     """Requests typed one after another, a step for each word and for each wrong word that is removed.
 
     A word takes the time of its characters and of the space before it, and removing one as long as typing it. A wrong
@@ -88,10 +88,10 @@ def type_requests(pairs: Sequence[Pair], style: TypingStyle, seed: Sequence[int]
     """
     if not pairs:
         raise InputError("a stream of requests must have at least 1 pair, got none")
-    words = [pair.request.split() for pair in pairs]
+    words = [pair.prompt.split() for pair in pairs]
     for pair, parts in zip(pairs, words, strict=True):
         if not parts:
-            raise InputError(f"{pair.source or 'request'}: a request must have at least 1 word, got {pair.request!r}")
+            raise InputError(f"{pair.source or 'request'}: a request must have at least 1 word, got {pair.prompt!r}")
     rng = np.random.default_rng(tuple(seed))
     pool = sorted({word for parts in words for word in parts})
     per_character = 60 / (5 * style.words_per_minute)
@@ -109,17 +109,17 @@ def type_requests(pairs: Sequence[Pair], style: TypingStyle, seed: Sequence[int]
                 corrections += 1
                 wrong = others[int(rng.integers(len(others)))]
                 time = after(per_character * (len(wrong) + 1))
-                steps.append(TypedStep(time, replace(pair, request=" ".join([*parts[:index], wrong])), False))
+                steps.append(TypedStep(time, replace(pair, prompt=" ".join([*parts[:index], wrong])), False))
                 time = after(per_character * (len(wrong) + 1))
                 if index:
-                    steps.append(TypedStep(time, replace(pair, request=" ".join(parts[:index])), False))
+                    steps.append(TypedStep(time, replace(pair, prompt=" ".join(parts[:index])), False))
             time = after(per_character * (len(word) + 1))
             text = " ".join(parts[: index + 1])
-            steps.append(TypedStep(time, replace(pair, request=text), index + 1 == len(parts)))
+            steps.append(TypedStep(time, replace(pair, prompt=text), index + 1 == len(parts)))
     return TypedStream(name, tuple(steps), corrections, time)
 
 
-def expressions(pairs: Iterable[Pair]) -> list[tuple[Pair, ...]]:
+def expressions(pairs: Iterable[Example]) -> list[tuple[Example, ...]]:
     """Pairs grouped by their answer, in the order in which answers come: the phrasings of each, those of two or more.
 
     Phrasings that are equal count once.
@@ -127,23 +127,23 @@ def expressions(pairs: Iterable[Pair]) -> list[tuple[Pair, ...]]:
     Raises:
         InputError: no answer has two phrasings.
     """
-    groups: dict[str, dict[str, Pair]] = {}
+    groups: dict[str, dict[str, Example]] = {}
     for pair in pairs:
-        groups.setdefault(pair.answer, {}).setdefault(pair.request, pair)
+        groups.setdefault(pair.completion, {}).setdefault(pair.prompt, pair)
     found = [tuple(phrasings.values()) for phrasings in groups.values() if len(phrasings) > 1]
     if not found:
         raise InputError("pairs must hold at least 1 answer with two phrasings, got none: train on data.phrasing=both")
     return found
 
 
-def each_once(groups: Sequence[Sequence[Pair]], seed: Sequence[int]) -> list[Pair]:
+def each_once(groups: Sequence[Sequence[Example]], seed: Sequence[int]) -> list[Example]:
     """Every phrasing of every expression once, in random order."""
     requests = [pair for phrasings in groups for pair in phrasings]
     order = np.random.default_rng(tuple(seed)).permutation(len(requests))
     return [requests[i] for i in order.tolist()]
 
 
-def zipf(groups: Sequence[Sequence[Pair]], length: int, exponent: float, seed: Sequence[int]) -> list[Pair]:
+def zipf(groups: Sequence[Sequence[Example]], length: int, exponent: float, seed: Sequence[int]) -> list[Example]:
     """`length` requests whose expressions recur by Zipf's law: that of rank r with a weight of r^(−exponent).
 
     The ranks of the expressions are drawn at random, and one of its phrasings for each request.
@@ -151,8 +151,8 @@ def zipf(groups: Sequence[Sequence[Pair]], length: int, exponent: float, seed: S
     Raises:
         InputError: `length` is not a whole number >= 1, or an exponent that is not finite and >= 0.
     """
-    whole("length", length, 1)
-    not_negative("exponent", exponent)
+    check_int("length", length, 1)
+    check_nonnegative("exponent", exponent)
     rng = np.random.default_rng(tuple(seed))
     ranked = rng.permutation(len(groups))
     weights = np.arange(1, len(groups) + 1, dtype=np.float64) ** -exponent

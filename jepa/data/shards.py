@@ -27,7 +27,7 @@ from jepa.data.clips import ClipBatch
 from jepa.data.manifest_batches import Prompts, Read
 from jepa.data.manifests import Sample, WorldPredictionSample, parse_sample, read_manifest, sample_fields
 from jepa.data.media import Media, frame_files
-from jepa.errors import InputError, whole
+from jepa.errors import InputError, check_int
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
 _BROKEN_IN_A_ROW = 1000  # samples; then nothing more is expected of the shards
@@ -47,7 +47,7 @@ def write_shards(manifest: str | Path, folder: str | Path, per_shard: int) -> li
     Raises:
         InputError: `read_manifest` refuses the manifest, `folder` has shards already, or per_shard < 1.
     """
-    whole("per_shard", per_shard, 1)
+    check_int("per_shard", per_shard, 1)
     manifest, folder = Path(manifest), Path(folder)
     samples = read_manifest(manifest)
     if any(folder.glob("shard-*.tar")):
@@ -137,7 +137,7 @@ class Shards(IterableDataset[Sample]):
         self.paths, self.seed, self.buffer, self.skip_broken = (
             list(paths),
             seed,
-            whole("buffer", buffer, 1),
+            check_int("buffer", buffer, 1),
             skip_broken,
         )
         self.everywhere = everywhere
@@ -199,7 +199,7 @@ class ShardBatches(IterableDataset[ClipBatch]):
         self, shards: Shards, read: Read, batch_size: int, prompts: Prompts, skip_broken: bool = False
     ) -> None:
         self.shards, self.read, self.prompts, self.skip_broken = shards, read, prompts, skip_broken
-        self.batch_size = whole("batch_size", batch_size, 1)
+        self.batch_size = check_int("batch_size", batch_size, 1)
 
     def __iter__(self) -> Iterator[ClipBatch]:
         rng = np.random.default_rng([self.shards.seed, 2, self.shards.place()[0]])

@@ -436,14 +436,14 @@ class Excerpt:
     cut: int
 
 
-def excerpt(timeline: Timeline, videos: int, minutes: float, calibration_share: float, split_by: str) -> Excerpt:
+def excerpt(timeline: Timeline, videos: int, minutes: float, calibration_fraction: float, split_by: str) -> Excerpt:
     """Choose streams and split them, both by a fixed hash of their names: no seed changes them.
 
     Args:
         timeline: the annotated streams.
         videos: most streams taken; 0 takes all.
         minutes: how much of each is taken, from its beginning; 0 takes all.
-        calibration_share: the share of groups whose streams calibrate.
+        calibration_fraction: the fraction of groups whose streams calibrate.
         split_by: "group" keeps a participant's videos together (see `Timeline.groups`), "video" those of a video's
             annotators.
 
@@ -454,15 +454,15 @@ def excerpt(timeline: Timeline, videos: int, minutes: float, calibration_share: 
         raise InputError(f"videos must be a whole number >= 0, got {videos}")
     if not (math.isfinite(minutes) and minutes >= 0):
         raise InputError(f"minutes must be finite and >= 0, got {minutes}")
-    if not 0 < calibration_share < 1:
-        raise InputError(f"calibration_share must be in (0, 1), got {calibration_share}")
+    if not 0 < calibration_fraction < 1:
+        raise InputError(f"calibration_fraction must be in (0, 1), got {calibration_fraction}")
     if split_by not in ("group", "video"):
         raise InputError(f"split_by must be group or video, got {split_by!r}")
-    chosen = sorted(timeline.records, key=lambda record: name_share(record.video_id))[: videos or None]
+    chosen = sorted(timeline.records, key=lambda record: name_fraction(record.video_id))[: videos or None]
     splits: dict[str, list[StreamRecord]] = {split: [] for split in ("calibration", "test")}
     whole = {r.video_id: timeline.groups[r.video_id] if split_by == "group" else video_of(r.video_id) for r in chosen}
-    names = sorted(set(whole.values()), key=lambda name: name_share(f"split {name}"))
-    calibrating = set(names[: round(calibration_share * len(names))])
+    names = sorted(set(whole.values()), key=lambda name: name_fraction(f"split {name}"))
+    calibrating = set(names[: round(calibration_fraction * len(names))])
     cut = 0
     for record in chosen:
         duration = min(record.duration, 60 * minutes) if minutes else record.duration
@@ -482,6 +482,6 @@ def video_of(video_id: str) -> str:
     return video_id.partition("/")[0]
 
 
-def name_share(name: str) -> float:
+def name_fraction(name: str) -> float:
     """In [0, 1), the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48

@@ -144,7 +144,8 @@ class StreamStyle:
     """How the events of a stream follow each other. Times in seconds.
 
     Durations are log-normal with mean `mean_event` and log-deviation `spread`, at least `shortest`. After an event
-    comes a pause with probability `pause_probability`, exponential with mean `mean_pause`. About a share `recurrence`
+    comes a pause with probability `pause_probability`, exponential with mean `mean_pause`. About a fraction
+    `recurrence`
     of the events repeats an earlier one of the stream word for word (EPIC-KITCHENS-100: 35 %), never the one before.
     """
 
@@ -220,9 +221,9 @@ class World:
     def _members(self) -> dict[str, frozenset[Scene]]:
         return {name: frozenset(solo + pairs) for name, (solo, pairs) in self.splits.items()}
 
-    def sample_scene(self, rng: np.random.Generator, split: str, pair_share: float = 0.3) -> Scene:
-        """A random composition of the split (or of `all`), a pair action with probability `pair_share`."""
-        is_pair = int(rng.random() < pair_share)
+    def sample_scene(self, rng: np.random.Generator, split: str, pair_fraction: float = 0.3) -> Scene:
+        """A random composition of the split (or of `all`), a pair action with probability `pair_fraction`."""
+        is_pair = int(rng.random() < pair_fraction)
         if split == "all":
             split = "held_out" if rng.random() < self.held_out_percent / 100 else "train"
         pool = self.splits[split][is_pair]
@@ -377,7 +378,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class _State:
-    """Where the objects are: each (M, O), positions and radii as shares of the frame, angles in radians."""
+    """Where the objects are: each (M, O), positions and radii as fractions of the frame, angles in radians."""
 
     x: np.ndarray
     y: np.ndarray

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from jepa.errors import InputError, finite
+from jepa.errors import InputError, check_finite
 
 _NORM_TOLERANCE = 1e-3
 
@@ -23,7 +23,7 @@ class CaptionBank(nn.Module):
         texts: the N captions; no two are equal.
         embeddings: (N, E) of unit norm, in the space of the latents, row i that of caption i.
         margin: the lowest cosine that the bank answers for, >= −1; `jepa.models.bank.calibrate_margin` finds one for a
-            share of wrong texts.
+            fraction of wrong texts.
 
     Raises:
         InputError: there is no caption, one occurs twice, the numbers of texts and rows differ, a row is not finite
@@ -45,7 +45,7 @@ class CaptionBank(nn.Module):
         if len(wrong := torch.nonzero(~((norms - 1).abs() <= _NORM_TOLERANCE))):
             row = int(wrong[0])
             raise InputError(f"embeddings must have unit norm, got norm {norms[row]:.6g} in row {row}")
-        if finite("margin", margin) < -1:
+        if check_finite("margin", margin) < -1:
             raise InputError(f"margin must be >= -1, got {margin}")
         self.texts = tuple(texts)
         self.margin = margin

@@ -109,7 +109,9 @@ class LanguageModel(nn.Module):
         self.lm.set_attn_implementation(kind if supported else "eager")
 
     def states(self, ids: Tensor, segments: Tensor, parents: Tensor, positions: Tensor) -> Tensor:
-        """Last hidden states (R, L, D) of packed rows: see `jepa.data.packing.Rows` for the arguments, each (R, L)."""
+        """Last hidden states (R, L, D) of packed rows: see `jepa.data.packing.PackedBatch` for the arguments,
+        each (R, L).
+        """
         order = torch.arange(ids.shape[1], device=ids.device)
         see = (segments[:, None] == segments[:, :, None]) | (segments[:, None] == parents[:, :, None])
         see &= order[:, None] >= order

@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from jepa.errors import InputError, whole
+from jepa.errors import InputError, check_int
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -63,14 +63,14 @@ class FeatureEncoder(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.width = whole("width", width, 1)
+        self.width = check_int("width", width, 1)
 
     def forward(self, frames: Tensor) -> Tensor:
         return given_states(frames, self.width)
 
 
 class SlotsInTime(nn.Module):
-    """What X-Encoders share that encode each time slot without regard to the others."""
+    """What X-Encoders fraction that encode each time slot without regard to the others."""
 
     width: int
 
@@ -92,7 +92,7 @@ class FrameViT(SlotsInTime):
 
     The group's first frame, and the difference of each further frame to the one before it, are stacked as channels, so
     that motion is visible to the patch embedding (V-JEPA's tubelets, arXiv 2404.08471, with a 2-D ViT). A slot is
-    encoded without regard to the others: sliding windows over a stream share slots, and `encode_slots` runs once
+    encoded without regard to the others: sliding windows over a stream fraction slots, and `encode_slots` runs once
     for each.
 
     Raises:

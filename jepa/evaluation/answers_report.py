@@ -48,7 +48,7 @@ _OF_ARM = ("config.objective", "config.equal_flops", "config.stage", "config.pre
 _FREE = ("config.stage.row_tokens",)  # how pairs are laid into rows changes no loss
 _COSTS = ("steps", "samples", "tokens", "flops", "seconds", "steps_stretched")
 
-_SHARE = number(0, 1)
+_FRACTION = number(0, 1)
 _COST = record(
     dict.fromkeys(("tokens_per_answer", "flops_per_answer"), number(0))
     | dict.fromkeys(("tokens_per_right_answer", "flops_per_right_answer"), or_null(number(0))),
@@ -78,7 +78,7 @@ _RECORD: Check = record(
         "pairs": count,
         "scores": mapping(
             record(  # older evaluations have no cost
-                {"accuracy": _SHARE, "interval": list_of(_SHARE, shortest=2)}, optional={"cost": _COST}
+                {"accuracy": _FRACTION, "interval": list_of(_FRACTION, shortest=2)}, optional={"cost": _COST}
             )
         ),
         "geometry": record({"warning": or_null(text)}),
@@ -178,10 +178,11 @@ def _read(folder: Path) -> _Run:
     _RECORD(found, f"{path}: record")
     asked, verdicts = _predictions(folder / "predictions.jsonl", list(found["scores"]))
     for metric, right in verdicts.items():
-        share = found["scores"][metric]["accuracy"]
-        if len(right) != found["pairs"] or not math.isclose(sum(right), share * len(right), abs_tol=1e-6):
+        fraction = found["scores"][metric]["accuracy"]
+        if len(right) != found["pairs"] or not math.isclose(sum(right), fraction * len(right), abs_tol=1e-6):
             raise InputError(
-                f"{folder / 'predictions.jsonl'}: {metric} must be true in a share of {share:.4g} of {found['pairs']} "
+                f"{folder / 'predictions.jsonl'}: {metric} must be true in a fraction of {fraction:.4g} of "
+                f"{found['pairs']} "
                 f"lines, as {path.name} has it, got {sum(right)} of {len(right)}"
             )
     return _Run(path, found, asked, verdicts)
@@ -316,7 +317,7 @@ def _answer_costs(runs: Sequence[_Run], metric: str) -> dict[str, Any] | None:
     for key in ("ock_score", "accuracy_area"):
         found[key] = _mean([cost[key] for cost in costs]) if complete else None
     curves = [cost["accuracy_within"] for cost in costs] if complete else []
-    found["accuracy_within"] = [_mean(shares) for shares in zip(*curves, strict=True)] or None
+    found["accuracy_within"] = [_mean(fractions) for fractions in zip(*curves, strict=True)] or None
     return found
 
 

@@ -71,7 +71,7 @@ class Scenario:
     weights: str
     cache: str
     chips: int | None
-    memory_share: float
+    memory_fraction: float
     input_tokens: float
     output_tokens: float
     batch: int
@@ -90,7 +90,7 @@ class Scenario:
             eyes if self.steps else None,
             self.served.input_per_step if self.steps else 0,
             self.chips,
-            self.memory_share,
+            self.memory_fraction,
         )
 
     def workload(self) -> Workload:
@@ -475,23 +475,23 @@ class Comparison:
 
 
 def shapley(values: Mapping[frozenset[str], float], names: Sequence[str]) -> dict[str, float]:
-    """Each name's share of `values[all] - values[none]`, its gain averaged over all orders (Shapley 1953).
+    """Each name's fraction of `values[all] - values[none]`, its gain averaged over all orders (Shapley 1953).
 
     Args:
         values: of every subset of `names`.
         names: the players.
     """
     count = len(names)
-    shares = {}
+    fractions = {}
     for name in names:
         others = [other for other in names if other != name]
-        shares[name] = math.fsum(
+        fractions[name] = math.fsum(
             (values[frozenset({*subset, name})] - values[frozenset(subset)])
             / (count * math.comb(count - 1, len(subset)))
             for size in range(count)
             for subset in itertools.combinations(others, size)
         )
-    return shares
+    return fractions
 
 
 def _changed_parts(before: Cost, after: Cost) -> list[str]:
@@ -504,14 +504,14 @@ def _changed_parts(before: Cost, after: Cost) -> list[str]:
 
 
 def attribution(comparison: Comparison) -> list[dict[str, Any]]:
-    """One row a lever: alone, after those before it, averaged over all orders; and the share that it touches."""
+    """One row a lever: alone, after those before it, averaged over all orders; and the fraction that it touches."""
     names = list(comparison.levers)
     costs = {
         frozenset(subset): float(comparison.figure(comparison.scenario(subset), comparison.middle))
         for size in range(len(names) + 1)
         for subset in itertools.combinations(names, size)
     }
-    shares = shapley({subset: math.log(cost) for subset, cost in costs.items()}, names)
+    fractions = shapley({subset: math.log(cost) for subset, cost in costs.items()}, names)
     before = comparison.estimate(comparison.baseline, comparison.middle)
     rows = []
     for place, name in enumerate(names):
@@ -523,7 +523,7 @@ def attribution(comparison: Comparison) -> list[dict[str, Any]]:
             for subset in itertools.combinations(others, size)
         ]
         touched = _changed_parts(before, comparison.estimate(comparison.scenario([name]), comparison.middle))
-        share = sum(float(before.parts[part]) for part in touched) / float(before.chip_seconds)
+        fraction = sum(float(before.parts[part]) for part in touched) / float(before.chip_seconds)
         rows.append(
             {
                 "name": name,
@@ -536,11 +536,11 @@ def attribution(comparison: Comparison) -> list[dict[str, Any]]:
                 if lever.interval is None
                 else dict(zip(("value", "low", "high"), lever.interval, strict=True)),
                 "touches": touched,
-                "share": share,
-                "limit": 1 / (1 - share) if share < 1 - 1e-12 else None,
+                "fraction": fraction,
+                "limit": 1 / (1 - fraction) if fraction < 1 - 1e-12 else None,
                 "alone": comparison.ratio([name]),
                 "in_order": costs[earlier] / costs[earlier | {name}],
-                "averaged": math.exp(-shares[name]),
+                "averaged": math.exp(-fractions[name]),
                 "least": min(gains),
                 "most": max(gains),
             }
@@ -570,7 +570,7 @@ def scenario_facts(comparison: Comparison, scenario: Scenario) -> dict[str, Any]
         "steps": workload.steps,
         "requests": workload.requests * requests,
         "parts": {
-            name: {"chip_seconds": float(amount), "share": float(amount) / total, "region": cost.regions[name]}
+            name: {"chip_seconds": float(amount), "fraction": float(amount) / total, "region": cost.regions[name]}
             for name, amount in cost.parts.items()
         },
         "chip_seconds": total,
@@ -662,7 +662,7 @@ def analyse(config: Mapping[str, Any]) -> dict[str, Any]:
         config["weights"],
         config["cache"],
         config["chips"],
-        config["memory_share"],
+        config["memory_fraction"],
         config["input_tokens"],
         config["output_tokens"],
         config["batch"],

@@ -21,17 +21,17 @@ from jepa import checkpoint
 from jepa.config import AnswersConfig, build_as
 from jepa.data.chat import ChatIds
 from jepa.data.packing import IGNORE, pack, target_numbers
-from jepa.data.pairs import Pair, PairSplits
+from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
-from jepa.evaluation.judging import check_answers, judge_options
+from jepa.evaluation.judging import check_answers, scorer_options
 from jepa.evaluation.record import ANSWERS, code_version, describe_device, device_of, library_versions
 from jepa.metrics.answers import METRICS, judge, multiple_choice, proportion_interval
 from jepa.metrics.latents import (
     LatentGeometry,
     collapse_message,
-    linear_fit,
-    recall_at_false_share,
-    same_meaning,
+    paraphrase,
+    recall_at_false_fraction,
+    ridge_r2,
 )
 from jepa.metrics.per_token import answer_costs, choice_costs
 from jepa.models.llm_jepa import LLMJEPA
@@ -43,7 +43,7 @@ _ROW_TOKENS = 64
 
 @torch.no_grad()
 def evaluate_answers(
-    folder: Path, output: Path, answers: AnswersConfig, accelerator: str, splits: PairSplits | None = None
+    folder: Path, output: Path, answers: AnswersConfig, accelerator: str, splits: ExampleSplits | None = None
 ) -> Path:
     """Answers the requests of a split, judges them, and writes the folder `output`.
 
@@ -52,7 +52,7 @@ def evaluate_answers(
     of generated answers have their `cost`: see `jepa.metrics.per_token.answer_costs`.
     """
     trained, device = checkpoint.read_config(folder), device_of(accelerator)
-    splits = splits or build_as(PairSplits, "data", trained["data"])
+    splits = splits or build_as(ExampleSplits, "data", trained["data"])
     model = load_language_model(folder, device)
     pairs = getattr(splits, answers.split)
     pairs = pairs[: answers.limit] if answers.limit else pairs
@@ -88,8 +88,8 @@ def evaluate_answers(
     lines = [
         {
             "source": pair.source,
-            "request": pair.request,
-            "gold": pair.answer,
+            "request": pair.prompt,
+            "gold": pair.completion,
             "prediction": text,
             **({"prediction from the embedding": spoken[i]} if spoken else {}),
             **{name: right[i] for name, right in verdicts.items()},
@@ -137,7 +137,7 @@ def load_language_model(folder: Path, device: str) -> LLMJEPA:
 
 
 def embeddings(
-    model: LLMJEPA, pairs: Sequence[Pair], batch_size: int, objective: dict[str, Any]
+    model: LLMJEPA, pairs: Sequence[Example], batch_size: int, objective: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Predicted and target embeddings (N, E), L2-normalised, and numbers (N,) equal for equal targets.
 
@@ -160,7 +160,7 @@ def embeddings(
     return torch.cat(predictions), torch.cat(targets), torch.tensor(ids)
 
 
-def generate(model: LLMJEPA, pairs: Sequence[Pair], batch_size: int) -> list[Any]:
+def generate(model: LLMJEPA, pairs: Sequence[Example], batch_size: int) -> list[Any]:
     """The model's own answers, in batches of similar length, each as long as the longest gold answer may need."""
     encoded = model.tokenizer.encode(pairs)
     longest = longest_answer(encoded)
@@ -186,7 +186,7 @@ def _answer_costs(
 
 
 def geometry(
-    predictions: Tensor, targets: Tensor, ids: Tensor, pairs: Sequence[Pair], judged: AnswersConfig
+    predictions: Tensor, targets: Tensor, ids: Tensor, pairs: Sequence[Example], judged: AnswersConfig
 ) -> dict[str, Any]:
     """Alignment, spread, rank and retrieval, and what tells two phrasings of one answer from different answers.
 
@@ -199,25 +199,25 @@ def geometry(
     measure.update(predictions, targets, ids)
     found: dict[str, Any] = {name: float(value) for name, value in measure.compute().items()}
     if len(predictions) >= 4 * predictions.shape[1]:  # with fewer rows the fit says little
-        found["linear_fit"] = float(linear_fit(predictions, targets))
+        found["ridge_r2"] = float(ridge_r2(predictions, targets))
     by_answer: dict[int, dict[str, int]] = {}
     for row, (number, pair) in enumerate(zip(ids.tolist(), pairs, strict=True)):
-        by_answer.setdefault(number, {}).setdefault(pair.request, row)
+        by_answer.setdefault(number, {}).setdefault(pair.prompt, row)
     twice = [list(rows.values())[:2] for rows in by_answer.values() if len(rows) > 1]
     if len(twice) >= 100 and set(judged.metrics) - {"spider", "multiple_choice"}:
         first, second = (torch.tensor([rows[i] for rows in twice]) for i in (0, 1))
         cosines, nearest = (predictions[first] @ predictions[second].T).max(1)
-        answers, others = ([pairs[int(row)].answer for row in rows] for rows in (first, second[nearest]))
+        answers, others = ([pairs[int(row)].completion for row in rows] for rows in (first, second[nearest]))
         serves = [
-            judge(name, others, answers, **judge_options(name, judged))
+            judge(name, others, answers, **scorer_options(name, judged))
             for name in judged.metrics
             if name in METRICS and name != "spider"
         ]
         right = torch.tensor([any(verdicts) for verdicts in zip(*serves, strict=True)])
-        found["same_meaning"] = {
+        found["paraphrase"] = {
             "pairs": len(twice),
-            **{k: float(v) for k, v in same_meaning(predictions[first], predictions[second], ids[first]).items()},
-            "recall at 1% false neighbours": float(recall_at_false_share(cosines, right)),
+            **{k: float(v) for k, v in paraphrase(predictions[first], predictions[second], ids[first]).items()},
+            "recall at 1% false neighbours": float(recall_at_false_fraction(cosines, right)),
         }
     found["warning"] = collapse_message(found)
     return found
@@ -253,16 +253,16 @@ def _operations(stages: Sequence[dict[str, Any] | None]) -> dict[str, Any] | Non
     return {"steps": sum(stage["steps"] for stage in counted), "parts": {part: counts[part] for part in TRAINING_PARTS}}
 
 
-def _verdicts(texts: list[str], pairs: Sequence[Pair], answers: AnswersConfig) -> dict[str, list[bool]]:
+def _verdicts(texts: list[str], pairs: Sequence[Example], answers: AnswersConfig) -> dict[str, list[bool]]:
     verdicts = {}
     for name in answers.metrics:
-        golds, requests = [p.answer for p in pairs], [p.request for p in pairs]
-        verdicts[name] = judge(name, texts, golds, requests, **judge_options(name, answers))
+        golds, requests = [p.completion for p in pairs], [p.prompt for p in pairs]
+        verdicts[name] = judge(name, texts, golds, requests, **scorer_options(name, answers))
     return verdicts
 
 
 def _choose(
-    model: LLMJEPA, pairs: Sequence[Pair], answers: AnswersConfig
+    model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig
 ) -> tuple[list[str], dict[str, list[bool]], float]:
     """The likeliest of the choices for each request, by the sum of its tokens' log-likelihoods, its end included.
 
@@ -273,26 +273,26 @@ def _choose(
     likelihoods = torch.empty(len(pairs), len(choices))
     for start in _progress(len(pairs), answers.batch_size, "choices"):
         for column, choice in enumerate(choices):
-            part = [Pair(p.request, choice, p.system) for p in pairs[start : start + answers.batch_size]]
+            part = [Example(p.prompt, choice, p.system) for p in pairs[start : start + answers.batch_size]]
             encoded = model.tokenizer.encode(part)
             rows = pack(encoded, layout)
             out = model(type(rows)(*(field.to(model.device) for field in rows)))
             scores = -F.cross_entropy(out.logits, out.labels, reduction="none").cpu()
             owner = rows.segments[rows.labels != IGNORE] // 2  # a pair has two segments: its prompt and its answer
             likelihoods[start : start + len(part), column] = torch.zeros(len(part)).index_add(0, owner, scores)
-            lengths = [(len(ids.prompt) + len(ids.answer), len(ids.answer) - ids.opening) for ids in encoded]
+            lengths = [(len(ids.prompt) + len(ids.completion), len(ids.completion) - ids.opening) for ids in encoded]
             flops += sum(model.pass_flops(length, length, logits) for length, logits in lengths)
-    right = torch.tensor([choices.index(p.answer.strip()) for p in pairs])
+    right = torch.tensor([choices.index(p.completion.strip()) for p in pairs])
     verdicts = multiple_choice(likelihoods, right).tolist()
     return [choices[int(c)] for c in likelihoods.argmax(1)], {"multiple_choice": verdicts}, flops / len(pairs)
 
 
 def longest_answer(encoded: Iterable[ChatIds]) -> int:
     """Tokens of the longest gold answer, its end included: most that an answer may have."""
-    return max(len(ids.answer) - ids.opening for ids in encoded)
+    return max(len(ids.completion) - ids.opening for ids in encoded)
 
 
-def _predicting_flops(model: LLMJEPA, pairs: Sequence[Pair], batch_size: int) -> int:
+def _predicting_flops(model: LLMJEPA, pairs: Sequence[Example], batch_size: int) -> int:
     """FLOPs of predicting the embeddings of all requests, each alone."""
     ledger = OperationLedger()
     batches = (pairs[start : start + batch_size] for start in _progress(len(pairs), batch_size, "operations"))
@@ -317,7 +317,7 @@ def _summary(record: dict[str, Any]) -> list[str]:
     for name, value in record["geometry"].items():
         if isinstance(value, float):
             lines.append(f"{name:28} {value:6.3f}")
-    for name, value in record["geometry"].get("same_meaning", {}).items():
+    for name, value in record["geometry"].get("paraphrase", {}).items():
         lines.append(f"{'two phrasings: ' + name:28} {value:6.3f}")
     if record["geometry"]["warning"]:
         lines.append(f"warning: {record['geometry']['warning']}")

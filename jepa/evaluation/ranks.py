@@ -1,4 +1,4 @@
-"""The processes that torchrun started: each does its share of an evaluation, and what they find is joined in order."""
+"""The processes that torchrun started: each does its part of an evaluation; what they find is joined in order."""
 
 from __future__ import annotations
 

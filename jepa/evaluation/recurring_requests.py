@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jepa.data.pairs import Pair, PairSplits
+from jepa.data.pairs import Example, ExampleSplits
 from jepa.data.request_streams import each_once, expressions, zipf
 from jepa.errors import InputError
 from jepa.evaluation.request_sessions import (
@@ -35,7 +35,7 @@ from jepa.models.requests import AnswerCache, Read, follow, read_latent
 from jepa.operations import OperationLedger
 from jepa.selective import Uniform
 
-Streams = Sequence[Sequence[Pair]]
+Streams = Sequence[Sequence[Example]]
 
 _NO_THRESHOLD = 0.0  # given to a method without one
 
@@ -65,12 +65,12 @@ class _Answered:
     equivalent: np.ndarray
 
     def error(self) -> float:
-        """Share of requests spoiled, with one more counted than seen (conformal risk control)."""
+        """Fraction of requests spoiled, with one more counted than seen (conformal risk control)."""
         return float((self.spoiled.sum() + 1) / (len(self.spoiled) + 1))
 
 
 def evaluate_recurring(
-    model: LLMJEPA, splits: PairSplits, settings: Mapping[str, Any], seed: int, device: str
+    model: LLMJEPA, splits: ExampleSplits, settings: Mapping[str, Any], seed: int, device: str
 ) -> dict[str, Any]:
     groups = expressions(splits.validation)
     if len(groups) < 4:
@@ -81,7 +81,7 @@ def evaluate_recurring(
     known = Known(model, longest_answer(model, pairs), settings["batch_size"])
     known.encode(pairs, "recurring", predict=True)
     known.answer(pairs, "recurring")
-    numbers = {pair.answer: number for number, phrasings in enumerate(groups) for pair in phrasings}
+    numbers = {pair.completion: number for number, phrasings in enumerate(groups) for pair in phrasings}
     words = _word_vectors(splits.train, pairs)
     methods = _reuses(settings, words)
     length, exponent = settings["zipf_length"], settings["zipf_exponent"]
@@ -104,13 +104,13 @@ def _reuses(settings: Mapping[str, Any], words: Read) -> list[_Reuse]:
     capacity, reach = settings["capacity"], settings["reach"]
     distances, tolerances = tuple(settings["distances"]), tuple(settings["tolerances"])
 
-    def text(pair: Pair) -> str:
-        return pair.request
+    def text(pair: Example) -> str:
+        return pair.prompt
 
-    def answer(pair: Pair) -> str:
-        return pair.answer
+    def answer(pair: Example) -> str:
+        return pair.completion
 
-    def verified(name: Callable[[Pair], str] | None, reach: float) -> Callable[[float, RequestSession], AnswerCache]:
+    def verified(name: Callable[[Example], str] | None, reach: float) -> Callable[[float, RequestSession], AnswerCache]:
         return lambda value, session: AnswerCache(reach, capacity, name=name, session=session, tolerance=value)
 
     return [
@@ -133,18 +133,18 @@ def _reuses(settings: Mapping[str, Any], words: Read) -> list[_Reuse]:
     ]
 
 
-def _word_vectors(train: Sequence[Pair], pairs: Sequence[Pair]) -> Read:
+def _word_vectors(train: Sequence[Example], pairs: Sequence[Example]) -> Read:
     """TF-IDF of words and word pairs (E,), of unit norm, fitted on the training requests: it costs no forward pass."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectoriser = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"[^\s,]+", max_features=512)
-    vectoriser.fit([pair.request for pair in train])
-    rows = vectoriser.transform([pair.request for pair in pairs]).toarray().astype(np.float32)
+    vectoriser.fit([pair.prompt for pair in train])
+    rows = vectoriser.transform([pair.prompt for pair in pairs]).toarray().astype(np.float32)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     rows[norms[:, 0] == 0, 0] = 1.0
     rows /= np.where(norms == 0, 1.0, norms)
-    by_text = {pair.request: row for pair, row in zip(pairs, rows, strict=True)}
-    return lambda session, pair: by_text[pair.request]
+    by_text = {pair.prompt: row for pair, row in zip(pairs, rows, strict=True)}
+    return lambda session, pair: by_text[pair.prompt]
 
 
 class _Runs:
@@ -214,15 +214,15 @@ def _run_reuse(method: _Reuse, value: float, streams: Streams, known: Known, num
         emissions, _ = follow(steps, Uniform(EVERY_STEP), session, known.longest, method.read, cache=cache)
         for pair, emission in zip(stream, emissions, strict=True):
             own, hit = known.text(pair), emission.source == "cache"
-            right, own_right = _serves(emission.text, pair.answer), _serves(own, pair.answer)
+            right, own_right = _serves(emission.text, pair.completion), _serves(own, pair.completion)
             columns.append(
                 (
-                    numbers[pair.answer],
+                    numbers[pair.completion],
                     hit,
                     emission.text != own,
                     own_right and not right,
                     right and not own_right,
-                    exact_match(emission.text, pair.answer),
+                    exact_match(emission.text, pair.completion),
                     right,
                 )
             )
@@ -260,19 +260,19 @@ def _reuse_row(done: Sequence[_Answered], always: Sequence[_Answered], exact_cal
     _, cluster = np.unique(joined["expressions"], return_inverse=True)
     order, ends = np.argsort(cluster, kind="stable"), np.cumsum(np.bincount(cluster))
 
-    def share(values: np.ndarray) -> dict[str, float]:
+    def fraction(values: np.ndarray) -> dict[str, float]:
         return asdict(bootstrap_mean(np.split(values[order], ends[:-1]), seed=seed))
 
     return {
-        "hits": share(joined["hit"]),
+        "hits": fraction(joined["hit"]),
         "beyond_exact": (exact_calls - ledger.decoder.calls) / requests,
-        "differing_hits": share(joined["differs"]),
-        "error": share(joined["spoiled"]),
-        "repaired": share(joined["repaired"]),
-        "exact_match": share(joined["exact"]),
-        "exact_match_difference": share(joined["exact"] - base["exact"]),
-        "equivalent": share(joined["equivalent"]),
-        "equivalent_difference": share(joined["equivalent"] - base["equivalent"]),
+        "differing_hits": fraction(joined["differs"]),
+        "error": fraction(joined["spoiled"]),
+        "repaired": fraction(joined["repaired"]),
+        "exact_match": fraction(joined["exact"]),
+        "exact_match_difference": fraction(joined["exact"] - base["exact"]),
+        "equivalent": fraction(joined["equivalent"]),
+        "equivalent_difference": fraction(joined["equivalent"] - base["equivalent"]),
         "flops_ratio": ledger.total_flops / reference.total_flops,
         "passes_ratio": float(all_passes([ledger])[0] / all_passes([reference])[0]),
         "per_request": per_request(ledger, requests),

@@ -25,7 +25,7 @@ from scipy.signal import lfilter
 from torch import Tensor
 
 from jepa.data.records import StreamRecord
-from jepa.data.timelines import Excerpt, Timeline, excerpt, name_share, read_timeline
+from jepa.data.timelines import Excerpt, Timeline, excerpt, name_fraction, read_timeline
 from jepa.decoders.bank import CaptionBank
 from jepa.encoders.sentence import SENTENCE_ENCODER, embed_sentences
 from jepa.errors import InputError
@@ -100,7 +100,7 @@ def replay(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, 
     if len(set(config["noise"])) < len(config["noise"]):
         raise InputError(f"noise must be a list of distinct levels, got {config['noise']}")
     taken = excerpt(
-        timeline, config["limit"], config["minutes"], config["calibration_share"], config["timeline"]["split_by"]
+        timeline, config["limit"], config["minutes"], config["calibration_fraction"], config["timeline"]["split_by"]
     )
     texts = list(dict.fromkeys(event.text for record in timeline.records for event in record.events))
     bank = CaptionBank(texts, embed(texts))
@@ -153,7 +153,7 @@ def _streams(records: Sequence[StreamRecord], bank: CaptionBank, noise: float, c
         force = force_at(record, times)
         said = np.array([rows[event.text] for event in record.events])
         targets = np.where(force[:, None] >= 0, embeddings[said[force]], background)
-        seed = (config["seed"], int(name_share(record.video_id) * 2**32))
+        seed = (config["seed"], int(name_fraction(record.video_id) * 2**32))
         ledger = OperationLedger()
         ledger.stream(record.duration)
         streams.records.append(record)
@@ -164,7 +164,7 @@ def _streams(records: Sequence[StreamRecord], bank: CaptionBank, noise: float, c
 
 
 def _steps_right(streams: StreamSet, bank: CaptionBank) -> float:
-    """The share of steps inside an annotation whose nearest narration is the one in force."""
+    """The fraction of steps inside an annotation whose nearest narration is the one in force."""
     right = total = 0
     for record, latents, times in zip(streams.records, streams.latents, streams.times, strict=True):
         force = text_in_force(record, times)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from jepa.data.pairs import Pair
+from jepa.data.pairs import Example
 from jepa.models.llm_jepa import LLMJEPA, RequestSession
 from jepa.operations import OperationLedger
 from jepa.selective import Policy, Segment
@@ -26,8 +26,8 @@ from jepa.selective.policies.base import step_segment
 EVERY_STEP = 1000.0  # Hz, above the rate of any steps
 
 
-def longest_answer(model: LLMJEPA, pairs: Sequence[Pair]) -> int:
-    return max(len(ids.answer) - ids.opening for ids in model.tokenizer.encode(pairs))
+def longest_answer(model: LLMJEPA, pairs: Sequence[Example]) -> int:
+    return max(len(ids.completion) - ids.opening for ids in model.tokenizer.encode(pairs))
 
 
 def all_passes(ledgers: Sequence[OperationLedger]) -> np.ndarray:
@@ -62,15 +62,15 @@ class Known:
 
     def __init__(self, model: LLMJEPA, longest: int, batch_size: int) -> None:
         self.model, self.longest, self.batch_size = model, longest, batch_size
-        self.states: dict[Pair, np.ndarray] = {}
-        self.latents: dict[Pair, np.ndarray] = {}
-        self.rows: dict[Pair, list[int]] = {}
-        self.encoded: dict[Pair, Any] = {}  # token ids
-        self.judged: dict[tuple[Pair, tuple[int, ...]], float] = {}
+        self.states: dict[Example, np.ndarray] = {}
+        self.latents: dict[Example, np.ndarray] = {}
+        self.rows: dict[Example, list[int]] = {}
+        self.encoded: dict[Example, Any] = {}  # token ids
+        self.judged: dict[tuple[Example, tuple[int, ...]], float] = {}
         self._texts: dict[tuple[int, ...], str] = {}
 
     @torch.no_grad()
-    def encode(self, requests: Iterable[Pair], what: str, *, predict: bool) -> None:
+    def encode(self, requests: Iterable[Example], what: str, *, predict: bool) -> None:
         """Adds the states of requests, and their predicted embeddings if `predict`."""
         new = {bare(request) for request in requests} - (self.latents if predict else self.states).keys()
         for part in self._batches(new, f"{what}: encoder"):
@@ -80,12 +80,12 @@ class Known:
             if predict:
                 self.latents.update(zip(part, self.model.predict(encoded).cpu().numpy(), strict=True))
 
-    def answer(self, requests: Iterable[Pair], what: str) -> None:
+    def answer(self, requests: Iterable[Example], what: str) -> None:
         """Adds the answers to requests."""
         for part in self._batches({bare(request) for request in requests} - self.rows.keys(), f"{what}: answers"):
             self.rows.update(zip(part, self.model.generate(part, self.longest), strict=True))
 
-    def text(self, request: Pair) -> str:
+    def text(self, request: Example) -> str:
         """The answer to a request."""
         return self.decode(self.rows[bare(request)])
 
@@ -96,8 +96,8 @@ class Known:
             self._texts[key] = self.model.tokenizer.decode([key])[0]
         return self._texts[key]
 
-    def _batches(self, new: Collection[Pair], what: str) -> Iterator[list[Pair]]:
-        ordered = sorted(new, key=lambda pair: (len(pair.request), pair.request))
+    def _batches(self, new: Collection[Example], what: str) -> Iterator[list[Example]]:
+        ordered = sorted(new, key=lambda pair: (len(pair.prompt), pair.prompt))
         for start in tqdm(range(0, len(ordered), self.batch_size), desc=what, unit="batch", leave=False):
             yield ordered[start : start + self.batch_size]
 
@@ -120,13 +120,13 @@ class RememberingSession(RequestSession):
     def _compute(self, ids: list[int], kept: int) -> None:
         return None
 
-    def _state(self, pair: Pair, states: Any) -> np.ndarray:
+    def _state(self, pair: Example, states: Any) -> np.ndarray:
         return self._known.states[pair]
 
-    def _latent(self, pair: Pair, states: Any) -> np.ndarray:
+    def _latent(self, pair: Example, states: Any) -> np.ndarray:
         return self._known.latents[pair]
 
-    def _judge(self, pair: Pair, draft: list[int], states: Any) -> tuple[float, list[int]]:
+    def _judge(self, pair: Example, draft: list[int], states: Any) -> tuple[float, list[int]]:
         row, key = self._known.rows[pair], (pair, tuple(draft))
         if draft == row:
             return 0.0, row
@@ -136,15 +136,15 @@ class RememberingSession(RequestSession):
             self._known.judged[key] = self._live.worst_gap(pair, draft)
         return self._known.judged[key], row
 
-    def _next(self, pair: Pair, row: list[int], states: Any) -> int:
+    def _next(self, pair: Example, row: list[int], states: Any) -> int:
         return self._known.rows[pair][len(row)]
 
     def _text(self, row: list[int]) -> str:
         return self._known.decode(row)
 
 
-def bare(pair: Pair) -> Pair:
-    return Pair(pair.request, "", pair.system)
+def bare(pair: Example) -> Example:
+    return Example(pair.prompt, "", pair.system)
 
 
 class Steps(Policy):

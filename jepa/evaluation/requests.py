@@ -12,7 +12,7 @@ from typing import Any
 
 from jepa import checkpoint
 from jepa.config import REQUESTS_CONFIGS, build_as, validate
-from jepa.data.pairs import PairSplits
+from jepa.data.pairs import ExampleSplits
 from jepa.errors import InputError
 from jepa.evaluation.language import load_language_model
 from jepa.evaluation.record import announce, code_version, describe_device, device_of, library_versions
@@ -27,7 +27,7 @@ def evaluate_requests(
     settings: Mapping[str, Any],
     seed: int,
     accelerator: str,
-    splits: PairSplits | None = None,
+    splits: ExampleSplits | None = None,
 ) -> dict[str, Path]:
     """Runs one of the two evaluations on a checkpoint and writes requests.json, requests.md and requests.png.
 
@@ -47,7 +47,7 @@ def evaluate_requests(
         raise InputError(f"requests.kind must be one of {', '.join(REQUESTS_CONFIGS)}, got {kind!r}")
     settings = validate(dict(settings), REQUESTS_CONFIGS[kind])
     trained, device = checkpoint.read_config(folder), device_of(accelerator)
-    splits = splits or build_as(PairSplits, "data", trained["data"])
+    splits = splits or build_as(ExampleSplits, "data", trained["data"])
     model = load_language_model(folder, device)
     run = evaluate_typing if kind == "typing" else evaluate_recurring
     results = {

@@ -12,7 +12,7 @@ from typing import Any
 
 from jepa import checkpoint
 from jepa.config import AnswersConfig, build_as, validate, validate_task
-from jepa.data.pairs import PairSplits
+from jepa.data.pairs import ExampleSplits
 from jepa.errors import InputError
 
 
@@ -47,7 +47,7 @@ def evaluate(config: dict[str, Any]) -> Path:
         raise InputError(f"task needs a checkpoint of vl_jepa, got one of {trained['variant']}: {folder}")
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise InputError(f"a language model is evaluated by one process, without torchrun, got {processes}")
-    splits = build_as(PairSplits, "data", data_of(trained["data"], config["data"]))
+    splits = build_as(ExampleSplits, "data", data_of(trained["data"], config["data"]))
     if requests is not None:
         from jepa.evaluation.requests import evaluate_requests
 

@@ -142,7 +142,7 @@ class _EveryStep(StepSelection):
 
 
 def density(records: Sequence[StreamRecord]) -> dict[str, float]:
-    """How many events streams have, how long these are, and the share that repeats an earlier one of its stream."""
+    """How many events streams have, how long these are, and the fraction that repeats an earlier one of its stream."""
     events = [event for record in records for event in record.events]
     repeated = sum(len(r.events) - len({event.text for event in r.events}) for r in records)
     return {

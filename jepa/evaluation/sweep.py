@@ -434,7 +434,7 @@ def _parts(families: Collection[Sweep], processes: int) -> list[list[tuple[Sweep
     """All families and values, in parts for processes, the longest first.
 
     What is cut alike stands together, then what differs in the value alone: it has latents and texts in common. No part
-    is longer than one process's share, if it can be cut; a cache counts for two more runs, which calibrate it.
+    is longer than one process's fraction, if it can be cut; a cache counts for two more runs, which calibrate it.
     """
     groups: dict[str, dict[str, list[tuple[Sweep, float]]]] = {}
     for family in families:
@@ -445,12 +445,12 @@ def _parts(families: Collection[Sweep], processes: int) -> list[list[tuple[Sweep
     def length(runs: Sequence[tuple[Sweep, float]]) -> int:
         return sum(1 if family.cache is None else 3 for family, _ in runs)
 
-    share = sum(length(runs) for group in groups.values() for runs in group.values()) / processes
+    fraction = sum(length(runs) for group in groups.values() for runs in group.values()) / processes
     parts: list[list[tuple[Sweep, float]]] = []
     for group in groups.values():
         part: list[tuple[Sweep, float]] = []
         for runs in group.values():
-            if part and length(part) + length(runs) > share:
+            if part and length(part) + length(runs) > fraction:
                 parts.append(part)
                 part = []
             part = part + runs
@@ -571,14 +571,14 @@ def _encoding(
         calls["predictor"] = predicted
     for part, count in calls.items():
         once = getattr(whole, part)
-        share = count / once.calls if once.calls else 0.0
+        fraction = count / once.calls if once.calls else 0.0
         ledger.count(
             part,
             calls=count,
-            forward_passes=round(once.forward_passes * share),
-            flops=round(once.flops * share),
-            seconds=once.seconds * share,
-            weight_bytes=round(once.weight_bytes * share),
+            forward_passes=round(once.forward_passes * fraction),
+            flops=round(once.flops * fraction),
+            seconds=once.seconds * fraction,
+            weight_bytes=round(once.weight_bytes * fraction),
         )
     return ledger
 

@@ -29,7 +29,7 @@ def score_tasks(model: VLJEPA, world: World, seed: int, candidates: int, batch_s
       `candidates` compositions; R@1, R@5.
     - classification: the action of solo clips, by the nearest of one caption an action with the clip's own object.
     - question answering: the nearest of the question's candidate answers.
-    - captioning: greedy text against all paraphrases; CIDEr-D (x10, mean) and the share that is one of them.
+    - captioning: greedy text against all paraphrases; CIDEr-D (x10, mean) and the fraction that is one of them.
 
     A cost is of an answer alone (`answer_flops`), and of a right one: tokens generated, and FLOPs.
     """
@@ -60,7 +60,7 @@ def score_tasks(model: VLJEPA, world: World, seed: int, candidates: int, batch_s
             "r@1": at[1],
             "r@5": at[5],
             "chance": 1 / len(scenes),
-            "cost": {f"r@{k}": choice_costs(share, flops) for k, share in at.items()},
+            "cost": {f"r@{k}": choice_costs(fraction, flops) for k, fraction in at.items()},
         },
         "classification": _classification(model, scenes, predictions),
         "question_answering": _question_answering(model, scenes, predict),
@@ -159,7 +159,7 @@ CAPTION_TOKENS = 32  # the largest budget of exact match against tokens
 
 
 def caption_scores(decoded: Sequence[Decoded], references: Sequence[Sequence[str]], before: int) -> dict[str, Any]:
-    """CIDEr-D (x10, mean) of N captions, the share that is one of their references, and what they cost.
+    """CIDEr-D (x10, mean) of N captions, the fraction that is one of their references, and what they cost.
 
     OckScore and the curve of accuracy within 0, 1, ..., `CAPTION_TOKENS` tokens, with its area, are of that share, and
     so is the cost of a right caption. `before`: FLOPs of each until it is decoded.

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jepa.config import build_as
-from jepa.data.pairs import Pair, PairSplits
+from jepa.data.pairs import Example, ExampleSplits
 from jepa.data.request_streams import TypedStream, TypingStyle, type_requests
 from jepa.errors import InputError
 from jepa.evaluation.language import load_language_model
@@ -88,7 +88,7 @@ class _Typed:
 
 
 def evaluate_typing(
-    model: LLMJEPA, splits: PairSplits, settings: Mapping[str, Any], seed: int, device: str
+    model: LLMJEPA, splits: ExampleSplits, settings: Mapping[str, Any], seed: int, device: str
 ) -> dict[str, Any]:
     style = build_as(TypingStyle, "requests.style", settings["style"])
     streams = {
@@ -142,7 +142,7 @@ def evaluate_typing(
 
 
 def _typed_streams(
-    pairs: Sequence[Pair], limit: int, per_stream: int, style: TypingStyle, seed: tuple[int, ...]
+    pairs: Sequence[Example], limit: int, per_stream: int, style: TypingStyle, seed: tuple[int, ...]
 ) -> list[TypedStream]:
     """Streams of `per_stream` requests each, in random order, of `limit` of the pairs (0: of all)."""
     order = np.random.default_rng(seed).permutation(len(pairs))[: limit or None]
@@ -157,7 +157,7 @@ def _methods(
     streams: Mapping[str, Sequence[TypedStream]],
     known: Known,
     control: Known | None,
-    sample: Sequence[Pair],
+    sample: Sequence[Example],
     values: Mapping[str, Sequence[float]],
 ) -> list[Method]:
     """The rows of the table, uniform decoding first."""
@@ -166,7 +166,7 @@ def _methods(
     def rule(choose: Callable[[int, TypedStream, float], Collection[int]]) -> Callable[[str, int, float], Policy]:
         return lambda split, i, value: Steps(choose(i, streams[split][i], value))
 
-    def above(score: Callable[[Pair], float]) -> tuple[Callable[[str, int, float], Policy], tuple[float, ...]]:
+    def above(score: Callable[[Example], float]) -> tuple[Callable[[str, int, float], Policy], tuple[float, ...]]:
         """Decode where a score is at least the threshold, one of the quantiles of the calibration streams."""
         scores = {
             split: [np.array([score(step.request) for step in stream.steps]) for stream in made]
@@ -225,34 +225,34 @@ def _methods(
 class _TextEndpoint:
     """How often the last two words of a text were the end of a training request: smoothed log-odds."""
 
-    def __init__(self, sample: Sequence[Pair]) -> None:
+    def __init__(self, sample: Sequence[Example]) -> None:
         self.ends: Counter[tuple[str, ...]] = Counter()
         self.seen: Counter[tuple[str, ...]] = Counter()
         for pair in sample:
-            words = pair.request.split()
+            words = pair.prompt.split()
             for end in range(1, len(words) + 1):
                 for key in {tuple(words[max(0, end - 2) : end]), (words[end - 1],)}:
                     self.seen[key] += 1
                     self.ends[key] += end == len(words)
 
-    def score(self, request: Pair) -> float:
-        words = request.request.split()
+    def score(self, request: Example) -> float:
+        words = request.prompt.split()
         before = (self.ends[words[-1],] + 0.1) / (self.seen[words[-1],] + 1)
         key = tuple(words[-2:])
-        share = (self.ends[key] + before) / (self.seen[key] + 1) if len(words) > 1 else before
-        return math.log(share / (1 - share))
+        fraction = (self.ends[key] + before) / (self.seen[key] + 1) if len(words) > 1 else before
+        return math.log(fraction / (1 - fraction))
 
 
 class _StateProbe:
     """Logistic regression from the encoder's state of a text to whether a training request ended there."""
 
-    def __init__(self, known: Known, sample: Sequence[Pair]) -> None:
+    def __init__(self, known: Known, sample: Sequence[Example]) -> None:
         from sklearn.linear_model import LogisticRegression  # takes a second to import
 
         prefixes = [
-            (Pair(" ".join(words[:end]), "", pair.system), end == len(words))
+            (Example(" ".join(words[:end]), "", pair.system), end == len(words))
             for pair in sample
-            for words in [pair.request.split()]
+            for words in [pair.prompt.split()]
             for end in range(1, len(words) + 1)
         ]
         known.encode((prefix for prefix, _ in prefixes), "probe", predict=False)
@@ -263,11 +263,11 @@ class _StateProbe:
         self.weights, self.bias = probe.coef_[0] * math.sqrt(width), float(probe.intercept_[0])
         self.states, self.flops = known.states, 2 * width
 
-    def score(self, request: Pair) -> float:
+    def score(self, request: Example) -> float:
         return float(self.weights @ self.states[bare(request)] + self.bias)
 
 
-def _sample(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
+def _sample(pairs: Sequence[Example], count: int, seed: int) -> list[Example]:
     order = np.random.default_rng((seed, 8_003)).permutation(len(pairs))[:count]
     return [pairs[i] for i in order]
 
@@ -314,7 +314,7 @@ def _run_typed(
         now = _in_force(during, [emission.emitted_at for emission in during], times)
         later = _in_force([*during, *final], [emission.time for emission in (*during, *final)], times)
         last = [i for i, step in enumerate(stream.steps) if step.last]
-        golds = [stream.steps[i].request.answer for i in last]
+        golds = [stream.steps[i].request.completion for i in last]
         done.right.append(_right([now[i] for i in last], golds))
         done.settled.append(_right([later[i] for i in last], golds))
         own = [known.text(step.request) for step in stream.steps]

@@ -125,7 +125,7 @@ def _videos(model: VLJEPA, setting: dict[str, Any], all_ranks: Ranks) -> _Plan:
         replace(timeline, records=tuple(there)),
         0,
         setting["minutes"],
-        setting["calibration_share"],
+        setting["calibration_fraction"],
         setting["timeline"]["split_by"],
     )
     size, fps = model.x_encoder.size, model.fps
@@ -154,7 +154,7 @@ def _check(model: VLJEPA, plan: _Plan, key: str) -> None:
 def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks: Ranks) -> dict[str, Any]:
     """Latents of a setting's streams, each split saved once it is done; the setting's entry in the record.
 
-    Every process encodes its share of the streams, the first one saves all.
+    Every process encodes its fraction of the streams, the first one saves all.
     """
     broken: dict[str, str] = {}
     for split, each in plan.streams.items():

@@ -104,7 +104,7 @@ def evaluate_task(folder: Path, output: Path, config: Mapping[str, Any]) -> Path
 
 @dataclass
 class _Task:
-    """What a task works with: all `samples`, of which this process reads its share.
+    """What a task works with: all `samples`, of which this process reads its fraction.
 
     After `predict`, `kept` are the samples that were read, in order, and `skipped` says what was wrong with the others.
     """
@@ -158,7 +158,7 @@ class _Task:
         return torch.cat([part for parts, _, _ in found for part in parts])
 
     def decode(self, predictions: Tensor) -> list[Any]:
-        """The decoded texts of N predictions, each process decoding its share."""
+        """The decoded texts of N predictions, each process decoding its fraction."""
         own = predictions[self.ranks.share(len(predictions))]
         parts = own.split(self.batch_size) if len(own) else ()
         decoded = chain.from_iterable(map(self.model.decode, parts))
@@ -338,13 +338,13 @@ _TASKS: dict[str, Callable[[_Task], Found]] = {
 
 
 def _credit(prediction: Tensor, candidates: Tensor, right: Sequence[bool]) -> float:
-    """The share that is right of the candidates (M, E) nearest to a prediction (E,): of those that are level."""
+    """The fraction that is right of the candidates (M, E) nearest to a prediction (E,): of those that are level."""
     ranks = retrieval_ranks(prediction[None], candidates, torch.tensor([1]), torch.tensor(right).long())
     return float(ranks.recall(1))
 
 
 def _accuracy(credits: Sequence[float], chances: Sequence[float], flops: int) -> dict[str, Any]:
-    """The share right with its interval, chance level and cost; `flops`: of all answers."""
+    """The fraction right with its interval, chance level and cost; `flops`: of all answers."""
     interval = proportion_interval(sum(credits), len(credits))
     value = sum(credits) / len(credits)
     return {

@@ -27,7 +27,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def from_first_rank(values: Tensor) -> Tensor:
+def broadcast(values: Tensor) -> Tensor:
     """Rank 0's `values`, of any shape, on every rank. Without gradient."""
     if world_size() > 1:
         values = values.detach().clone(memory_format=torch.contiguous_format)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from jepa.errors import InputError, whole
+from jepa.errors import InputError, check_int
 from jepa.losses.gather import GlobalBatch
 from jepa.losses.inputs import at_least_float32, check_ids, matched
 
@@ -111,9 +111,9 @@ def _in_chunks(
 ) -> Tensor:
     """`info_nce` from the logarithms of its denominators, whose similarities are computed `chunk` rows at a time.
 
-    A chunk gives the denominators of its rows, and its share of those of all columns.
+    A chunk gives the denominators of its rows, and its fraction of those of all columns.
     """
-    whole("chunk", chunk, 1)
+    check_int("chunk", chunk, 1)
     batch = GlobalBatch.around(predictions, gather)
     own, columns, column_ids = batch.own(predictions.device), batch.gather(targets), None
     if ids is not None:
@@ -123,24 +123,24 @@ def _in_chunks(
     def log_denominators(first: int) -> tuple[Tensor, Tensor]:
         rows = slice(first, first + chunk)
         logits = predictions[rows] @ columns.T / temperature
-        masked = torch.finfo(logits.dtype).min  # not -inf: all of a chunk's share of a column may be masked
+        masked = torch.finfo(logits.dtype).min  # not -inf: all of a chunk's fraction of a column may be masked
         if ids is not None:
             others = own[rows, None] != torch.arange(batch.total, device=own.device)
             logits = logits.masked_fill((ids[rows, None] == column_ids) & others, masked)
-        shares = logits.logsumexp(dim=0)
+        fractions = logits.logsumexp(dim=0)
         if negatives is not None:
             extra = predictions[rows] @ negatives.T / temperature
             if ids is not None and negative_ids is not None:
                 extra = extra.masked_fill(ids[rows, None] == negative_ids, masked)
             logits = torch.cat([logits, extra], dim=1)
-        return logits.logsumexp(dim=1), shares
+        return logits.logsumexp(dim=1), fractions
 
     parts = [
         checkpoint(log_denominators, first, use_reentrant=False, preserve_rng_state=False)
         for first in range(0, batch.count, chunk)
     ]
     of_rows = torch.cat([rows for rows, _ in parts])
-    of_columns = torch.stack([shares for _, shares in parts]).logsumexp(dim=0, keepdim=True)
+    of_columns = torch.stack([fractions for _, fractions in parts]).logsumexp(dim=0, keepdim=True)
     of_columns = GlobalBatch.around(of_columns, gather).gather(of_columns).logsumexp(dim=0)[own]
     right = (predictions * targets).sum(dim=1) / temperature
     return batch.weight * (0.5 * (of_rows + of_columns) - right).mean()
@@ -190,7 +190,7 @@ class InfoNCE(nn.Module):
         log_scale = torch.tensor(-math.log(temperature))
         self.log_scale = nn.Parameter(log_scale) if learnable else log_scale
         self.gather, self.head = gather, head
-        self.chunk = None if chunk is None else whole("chunk", chunk, 1)
+        self.chunk = None if chunk is None else check_int("chunk", chunk, 1)
 
     @property
     def temperature(self) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.errors import InputError
-from jepa.losses.gather import GlobalBatch, from_first_rank
+from jepa.losses.gather import GlobalBatch, broadcast
 from jepa.losses.inputs import matched, matrix
 
 
@@ -126,7 +126,7 @@ class SIGReg(nn.Module):
         both = matched(predictions, targets)
         directions = F.normalize(both[0].new_empty(self.projections, both[0].shape[1]).normal_(), dim=1)
         if self.gather:
-            directions = from_first_rank(directions)
+            directions = broadcast(directions)
         costs = [sigreg(latents, directions, self.limit, self.knots, self.gather) for latents in both]
         return torch.stack(costs).mean()
 

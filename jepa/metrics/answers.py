@@ -111,7 +111,7 @@ METRICS: dict[str, Judge | type[Spider]] = {
 }
 
 
-def judge_for(metric: str, **options: Any) -> Judge:
+def scorer_for(metric: str, **options: Any) -> Judge:
     """The judge of a metric by its name in `METRICS`.
 
     Args:
@@ -147,12 +147,12 @@ def judge(
         predictions: N.
         golds: N.
         requests: N, what was asked; None where the metric does not need it.
-        options: as in `judge_for`.
+        options: as in `scorer_for`.
 
     Raises:
-        InputError: as `judge_for`; different lengths; a gold answer or a request that cannot be read, with its index.
+        InputError: as `scorer_for`; different lengths; a gold answer or a request that cannot be read, with its index.
     """
-    return _judge_all(judge_for(metric, **options), predictions, golds, requests)
+    return _score_all(scorer_for(metric, **options), predictions, golds, requests)
 
 
 def multiple_choice(log_likelihoods: Tensor, answers: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ def multiple_choice(log_likelihoods: Tensor, answers: Tensor) -> Tensor:
 
 
 def proportion_interval(right: float, total: int) -> Interval:
-    """The share right and its 95 % Wilson interval (Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4).
+    """The fraction right and its 95 % Wilson interval (Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4).
 
     Answers that are right in part count as that share of one: the interval is then wider than it need be.
 
@@ -198,20 +198,20 @@ def proportion_interval(right: float, total: int) -> Interval:
     """
     if total < 1 or not 0 <= right <= total:
         raise InputError(f"right and total must satisfy 0 <= right <= total and total >= 1, got {right} and {total}")
-    share = right / total
-    middle = (share + _Z**2 / (2 * total)) / (1 + _Z**2 / total)
-    half = _Z / (1 + _Z**2 / total) * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
+    fraction = right / total
+    middle = (fraction + _Z**2 / (2 * total)) / (1 + _Z**2 / total)
+    half = _Z / (1 + _Z**2 / total) * math.sqrt(fraction * (1 - fraction) / total + _Z**2 / (4 * total**2))
     low = 0.0 if right == 0 else middle - half  # exact at the ends, but for rounding
     high = 1.0 if right == total else middle + half
-    return Interval(share, low, high)
+    return Interval(fraction, low, high)
 
 
 class AnswerAccuracy(Metric):
-    """The share of right predictions that arrive in batches, with its 95 % Wilson interval.
+    """The fraction of right predictions that arrive in batches, with its 95 % Wilson interval.
 
     Args:
         metric: a name in `METRICS`.
-        options: as in `judge_for`, and those of `torchmetrics.Metric` under `metric_options`.
+        options: as in `scorer_for`, and those of `torchmetrics.Metric` under `metric_options`.
     """
 
     is_differentiable = False
@@ -223,7 +223,7 @@ class AnswerAccuracy(Metric):
 
     def __init__(self, metric: str, metric_options: dict[str, Any] | None = None, **options: Any) -> None:
         super().__init__(**(metric_options or {}))
-        self.judge = judge_for(metric, **options)
+        self.judge = scorer_for(metric, **options)
         for name in ("right", "total"):
             self.add_state(name, default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
@@ -233,7 +233,7 @@ class AnswerAccuracy(Metric):
         Raises:
             InputError: as `judge`.
         """
-        verdicts = _judge_all(self.judge, predictions, golds, requests)
+        verdicts = _score_all(self.judge, predictions, golds, requests)
         self.right += sum(verdicts)
         self.total += len(verdicts)
 
@@ -248,7 +248,7 @@ class AnswerAccuracy(Metric):
         return {k: torch.tensor(v, dtype=torch.float64, device=self.device) for k, v in values.items()}
 
 
-def _judge_all(
+def _score_all(
     is_right: Judge, predictions: Sequence[str], golds: Sequence[str], requests: Sequence[str] | None
 ) -> list[bool]:
     requests = [""] * len(predictions) if requests is None else requests

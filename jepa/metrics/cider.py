@@ -19,7 +19,7 @@ Where the reference code (``pycocoevalcap``, followed here) differs from the pap
 
 - Its length l counts bigrams, the paper's counts words. Only differences of lengths are used, and those are
   equal, but for an empty caption, which scores 0 in any case.
-- Its g has the raw count of an n-gram, the paper's the n-gram's share of the caption. In a plain cosine
+- Its g has the raw count of an n-gram, the paper's the n-gram's fraction of the caption. In a plain cosine
   that cancels; in the clipped product it does not.
 
 Scale: the factor 10 is in the paper and in the code. Tables of results mostly print 100 times the value

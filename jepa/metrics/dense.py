@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from jepa.errors import InputError, positive
+from jepa.errors import InputError, check_positive
 from jepa.metrics.stream import times_array
 
 _SLACK = 1e-9  # an IoU short of the threshold by its rounding alone reaches it
@@ -76,7 +76,7 @@ def in_force(spans: ArrayLike, duration: float) -> np.ndarray:
     """
     values = np.asarray(spans, dtype=np.float64)
     intervals = _intervals("spans", np.stack([values, values], axis=1) if values.ndim == 1 else values)
-    positive("duration", duration)
+    check_positive("duration", duration)
     if not len(intervals):
         return intervals
     middle = intervals.mean(axis=1)
@@ -237,7 +237,7 @@ def tim_redun(events: ArrayLike, times: ArrayLike) -> float:
 
 
 def tim_cover(events: ArrayLike, times: ArrayLike) -> float:
-    """TimCover: the share of events with at least one emission within; source and arguments as ``tim_redun``.
+    """TimCover: the fraction of events with at least one emission within; source and arguments as ``tim_redun``.
 
     Raises:
         InputError: as ``emissions_within``.

@@ -22,7 +22,7 @@ from jepa.errors import InputError
 COLLAPSED_COSINE = 0.9  # mean cosine of unpaired predictions and targets above which latents say nothing
 
 _QUERIES_AT_ONCE = 1024  # bounds the similarity matrix held in memory
-_FALSE_NEIGHBOURS = 0.01  # share of different meanings that recall may cost
+_FALSE_NEIGHBOURS = 0.01  # fraction of different meanings that recall may cost
 
 
 def paired_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -91,12 +91,12 @@ def rankme(latents: Tensor) -> Tensor:
     """
     singular = torch.linalg.svdvals(_matrix("latents", latents))
     total = singular.sum().clamp_min(torch.finfo(singular.dtype).tiny)
-    shares = singular / total + 1e-7
-    return torch.exp(-(shares * shares.log()).sum())
+    fractions = singular / total + 1e-7
+    return torch.exp(-(fractions * fractions.log()).sum())
 
 
 def retrieval_at_k(queries: Tensor, gallery: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Share of queries whose own row of the gallery is among the k nearest by cosine.
+    """Fraction of queries whose own row of the gallery is among the k nearest by cosine.
 
     Ties count as broken at random: where g rows are nearer than the right one and t others are level with it,
     the query scores the chance of a hit, (k − g) / (t + 1) within [0, 1]. So a collapsed model scores k / M,
@@ -136,7 +136,7 @@ def retrieval_at_k(queries: Tensor, gallery: Tensor, labels: Tensor, k: int) -> 
     return torch.cat(hits).mean()
 
 
-def linear_fit(predictions: Tensor, targets: Tensor, *, ridge: float = 1e-3, seed: int = 0) -> Tensor:
+def ridge_r2(predictions: Tensor, targets: Tensor, *, ridge: float = 1e-3, seed: int = 0) -> Tensor:
     """How much of the targets' variance an affine map of the predictions explains, on rows that it was not fitted to.
 
     1 − ‖T − T̂‖² / ‖T − T̄‖² over a held-out half of the rows, with T̄ their mean and T̂ = t̄ + (P − p̄) W, fitted to
@@ -181,7 +181,7 @@ def linear_fit(predictions: Tensor, targets: Tensor, *, ridge: float = 1e-3, see
     return 1 - (truth - t_mean - (predictions[held_out] - p_mean) @ weights).square().sum() / total
 
 
-def same_meaning(first: Tensor, second: Tensor, ids: Tensor) -> dict[str, Tensor]:
+def paraphrase(first: Tensor, second: Tensor, ids: Tensor) -> dict[str, Tensor]:
     """How well the cosine tells two phrasings of one meaning from phrasings of different meanings.
 
     The N rows are the pairs of one meaning; every first phrasing with every second one of another id is a pair of
@@ -195,7 +195,7 @@ def same_meaning(first: Tensor, second: Tensor, ids: Tensor) -> dict[str, Tensor
 
     Returns:
         Scalars in [0, 1]: ``auc``, the area under the ROC curve: the chance that a pair of one meaning has a higher
-        cosine than a pair of different meanings, ties as half; and ``recall@1%``, the share of same-meaning pairs
+        cosine than a pair of different meanings, ties as half; and ``recall@1%``, the fraction of same-meaning pairs
         that are found when at most 1 % of the pairs of different meanings reach the threshold.
 
     Raises:
@@ -224,35 +224,35 @@ def same_meaning(first: Tensor, second: Tensor, ids: Tensor) -> dict[str, Tensor
     }
 
 
-def recall_at_false_share(cosines: Tensor, right: Tensor, share: float = 0.01) -> Tensor:
-    """What nearest neighbours find, if at most a share of what they find may be false.
+def recall_at_false_fraction(cosines: Tensor, right: Tensor, fraction: float = 0.01) -> Tensor:
+    """What nearest neighbours find, if at most a fraction of what they find may be false.
 
-    The N neighbours are accepted from the nearest on, down to the lowest cosine at which at most `share` of the
+    The N neighbours are accepted from the nearest on, down to the lowest cosine at which at most `fraction` of the
     accepted are false. Stricter than recall at a false positive rate: the wrong neighbours of N rows are few against
     their N² pairs, but not against their N nearest.
 
     Args:
         cosines: (N,) cosine of each row with its nearest neighbour.
         right: (N,) whether that neighbour is a right one.
-        share: of false ones among the accepted, in [0, 1].
+        fraction: of false ones among the accepted, in [0, 1].
 
     Returns:
         Scalar in [0, 1]: accepted right neighbours over N.
 
     Raises:
-        InputError: the shapes are not (N,), or `share` is outside [0, 1].
+        InputError: the shapes are not (N,), or `fraction` is outside [0, 1].
     """
     if cosines.ndim != 1 or right.shape != cosines.shape or not len(cosines):
         raise InputError(
             f"cosines and right must be (N,) with N >= 1, got {tuple(cosines.shape)}, {tuple(right.shape)}"
         )
-    if not 0 <= share <= 1:
-        raise InputError(f"share must be in [0, 1], got {share}")
+    if not 0 <= fraction <= 1:
+        raise InputError(f"fraction must be in [0, 1], got {fraction}")
     ordered, order = cosines.sort(descending=True)
     found = right[order].double().cumsum(0)
     accepted = torch.arange(1, len(found) + 1, device=found.device)
     last_of_level = torch.cat([ordered[1:] != ordered[:-1], ordered.new_ones(1, dtype=torch.bool)])
-    allowed = ((accepted - found) <= share * accepted) & last_of_level  # equal cosines are accepted together
+    allowed = ((accepted - found) <= fraction * accepted) & last_of_level  # equal cosines are accepted together
     return found[allowed].max() / len(found) if allowed.any() else found.new_zeros(())
 
 

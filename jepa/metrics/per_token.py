@@ -15,13 +15,13 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from jepa.errors import InputError, whole
+from jepa.errors import InputError, check_int
 
 OCK_WEIGHT, OCK_TOKENS = 10.0, 10_000.0  # of OckScore: weight of the penalty, tokens at which it is 10 ln 2
 
 
 def cost_of_pass(right: Tensor, costs: Tensor) -> Tensor:
-    """Cost of a right answer: the mean cost of an attempt over the share that is right.
+    """Cost of a right answer: the mean cost of an attempt over the fraction that is right.
 
     Cost-of-pass = E[cost of an attempt] / P(right) (Erol et al. 2025, arXiv 2504.13359), infinite where
     nothing is right. The paper takes it of each problem, over repeated attempts; we attempt each problem once, and
@@ -66,7 +66,7 @@ def ock_score(right: Tensor, tokens: Tensor) -> Tensor:
 
 
 def accuracy_within(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
-    """Share of all answers that are right and at most b tokens long, for b = 0, 1, ..., `longest`.
+    """Fraction of all answers that are right and at most b tokens long, for b = 0, 1, ..., `longest`.
 
     This curve of accuracy against tokens is our definition. It is OAA_t of Aggarwal et al. 2025 (arXiv 2508.13141) at
     t = b + 1, who count the tokens of thinking and ask for fewer than t.
@@ -77,13 +77,13 @@ def accuracy_within(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
         longest: the largest budget, >= 1; curves compare only where it is the same.
 
     Returns:
-        (longest + 1,) shares in 0..1, none below the one before it, float64.
+        (longest + 1,) fractions in 0..1, none below the one before it, float64.
 
     Raises:
         InputError: as `cost_of_pass`, or a bad `longest`.
     """
     right, tokens = _checked(right, tokens, "tokens")
-    budgets = torch.arange(whole("longest", longest, 1) + 1, device=tokens.device)
+    budgets = torch.arange(check_int("longest", longest, 1) + 1, device=tokens.device)
     in_time = tokens[right].sort().values
     return torch.searchsorted(in_time, budgets.double(), right=True).double() / len(right)
 
@@ -107,7 +107,7 @@ def accuracy_area(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
         InputError: as `accuracy_within`.
     """
     right, tokens = _checked(right, tokens, "tokens")
-    return (right * (whole("longest", longest, 1) - tokens).clamp(min=0)).mean() / longest
+    return (right * (check_int("longest", longest, 1) - tokens).clamp(min=0)).mean() / longest
 
 
 def answer_costs(right: Tensor, tokens: Tensor, flops: Tensor, longest: int) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def choice_costs(accuracy: float, flops: float) -> dict[str, float | None]:
     """What answers cost that are chosen among given ones, under the keys of `answer_costs`: no token is generated.
 
     Args:
-        accuracy: the share that is right, or is expected to be where ties are broken at random.
+        accuracy: the fraction that is right, or is expected to be where ties are broken at random.
         flops: mean FLOPs of an answer.
 
     Returns:
@@ -224,7 +224,7 @@ class AccuracyWithin(_PerAnswer):
 
     def __init__(self, longest: int, **options: Any) -> None:
         super().__init__(**options)
-        self.longest = whole("longest", longest, 1)
+        self.longest = check_int("longest", longest, 1)
 
     def compute(self) -> dict[str, Tensor]:
         """``curve`` (longest + 1,) and ``area``, a scalar. Raises `InputError` before the first answer."""

@@ -130,7 +130,7 @@ def saving_at_equal_quality(
     """Choose a knob on calibration streams, then measure its saving on test streams.
 
     The quality asked for is (1 − ``tolerance``) times the reference's. The knob is the cheapest (fewest decodes
-    per second; of equals the better one) that has it on the calibration streams in a share ``confidence`` of the
+    per second; of equals the better one) that has it on the calibration streams in a fraction ``confidence`` of the
     paired resamples, which guards the choice against the luck of few streams. ``reached`` says whether it has it on
     the test streams, as the two numbers stand.
 
@@ -143,7 +143,7 @@ def saving_at_equal_quality(
         reference_test: the reference on the test streams.
         candidates_test: the policy at the same knobs, in any order, on the test streams.
         confidence: in (0, 1].
-        tolerance: share of the reference's quality that may be lost, in [0, 1).
+        tolerance: fraction of the reference's quality that may be lost, in [0, 1).
         resamples: R, at least 1.
         seed: of the resampling.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jepa.decoders.bank import CaptionBank
-from jepa.errors import InputError, whole
+from jepa.errors import InputError, check_int
 from jepa.selective import CacheEntry, Calibration, Decoded, LatentCache, calibrate_cache
 from jepa.selective.calibration import DecodedStream, checked_streams
 
@@ -86,7 +86,7 @@ def caption_bank(streams: Sequence[DecodedStream], capacity: int) -> CaptionBank
         InputError: there is no stream, one has not one text a latent, latents that are not finite or another width, or
             `capacity` is not a whole number >= 1.
     """
-    whole("capacity", capacity, 1)
+    check_int("capacity", capacity, 1)
     checked = checked_streams(streams, shared=True)
     texts = np.array([text for _, said in checked for text in said], dtype=object)
     latents = np.concatenate([rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows, _ in checked])

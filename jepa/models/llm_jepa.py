@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.data.chat import ChatIds, ChatTokenizer
-from jepa.data.packing import IGNORE, Layout, Rows
-from jepa.data.pairs import Pair
+from jepa.data.packing import IGNORE, Layout, PackedBatch
+from jepa.data.pairs import Example
 from jepa.decoders.prefix import PrefixDecoder
 from jepa.encoders.language import LanguageModel
 from jepa.errors import InputError
@@ -35,7 +35,7 @@ from jepa.operations import (
 from jepa.predictors.tied import TiedPredictor
 from jepa.selective import Decoded
 
-Request = str | Pair
+Request = str | Example
 
 
 class Pass(NamedTuple):
@@ -118,7 +118,7 @@ class LLMJEPA(nn.Module):
         """A packing layout with this model's [PRED] tokens."""
         return Layout(predictors=tuple(self.predictor_ids), placement=self.predictor.placement, **arguments)
 
-    def forward(self, rows: Rows) -> Pass:
+    def forward(self, rows: PackedBatch) -> Pass:
         """Logits and embeddings of packed rows, in one pass."""
         states = self.language.states(rows.ids, rows.segments, rows.parents, rows.positions)
         trained = rows.labels != IGNORE
@@ -154,7 +154,7 @@ class LLMJEPA(nn.Module):
     @torch.no_grad()
     def embed(self, answers: Sequence[str]) -> Tensor:
         """Y-Encoder: B answers, each alone -> embeddings (B, E), L2-normalised."""
-        pairs = self.tokenizer.encode([Pair("", answer, None) for answer in answers])
+        pairs = self.tokenizer.encode([Example("", answer, None) for answer in answers])
         ids, mask = self.tokenizer.pad([pair.code for pair in pairs])
         states, _ = self.language.extend(ids.to(self.device), mask.to(self.device), None)
         return F.normalize(states[:, -1].float(), dim=-1)
@@ -297,7 +297,7 @@ class LLMJEPA(nn.Module):
         ]
 
     def _ids(self, requests: Sequence[Request]) -> list[ChatIds]:
-        return self.tokenizer.encode([r if isinstance(r, Pair) else Pair(r, "", None) for r in requests])
+        return self.tokenizer.encode([r if isinstance(r, Example) else Example(r, "", None) for r in requests])
 
 
 class Answerer(Protocol):
@@ -343,10 +343,10 @@ class RequestDecoder:
         return self.model.answer([self.heard[i][0] for i in nearest], self.max_new_tokens)
 
 
-class _Newest(dict[Pair, ChatIds]):
+class _Newest(dict[Example, ChatIds]):
     """The 16 newest entries: a session may live for ever."""
 
-    def __setitem__(self, pair: Pair, ids: ChatIds) -> None:
+    def __setitem__(self, pair: Example, ids: ChatIds) -> None:
         super().__setitem__(pair, ids)
         if len(self) > 16:
             del self[next(iter(self))]
@@ -371,10 +371,10 @@ class RequestSession:
         self.ledger = OperationLedger() if ledger is None else ledger
         self._stop = set(model.tokenizer.stop_ids)
         self._crops = not (model.language.mixed_layers or model.language.windowed)
-        self._encoded: dict[Pair, ChatIds] = _Newest()
+        self._encoded: dict[Example, ChatIds] = _Newest()
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
         self._cache: Any = None
-        self._begun: tuple[Pair, list[int]] | None = None  # the last request verified, and how its answer begins
+        self._begun: tuple[Example, list[int]] | None = None  # the last request verified, and how its answer begins
 
     def state(self, request: Request) -> np.ndarray:
         """X-Encoder: the state of a request's last token (D,) float32, L2-normalised."""
@@ -413,7 +413,7 @@ class RequestSession:
         """The model's own greedy answers, one after the other; tokens known from `agrees` are not generated again."""
         return [self._answer(_pair(request), max_new_tokens) for request in requests]
 
-    def _answer(self, pair: Pair, max_new_tokens: int) -> Decoded:
+    def _answer(self, pair: Example, max_new_tokens: int) -> Decoded:
         known, begun = self._begun or (None, [])
         row = begun[:max_new_tokens] if known == pair else []
         prompt, start, cost = self._prompt(pair), len(row), PartCount()
@@ -423,7 +423,7 @@ class RequestSession:
             cost += more
         return _decoded(self._text(row), len(row) - start, cost)
 
-    def _encode(self, pair: Pair) -> Tensor | None:
+    def _encode(self, pair: Example) -> Tensor | None:
         before = self.model.predictor_ids if self.model.predictor.placement == "prepend" else []
         return self._run("encoder", [*before, *self._ids(pair).prompt], calls=1)
 
@@ -443,19 +443,19 @@ class RequestSession:
         self._held = ids
         return states, self.model.pass_cost(len(ids) - kept, len(ids), logits)
 
-    def _ids(self, pair: Pair) -> ChatIds:
+    def _ids(self, pair: Example) -> ChatIds:
         if pair not in self._encoded:
             self._encoded[pair] = self.model.tokenizer.encode([pair])[0]
         return self._encoded[pair]
 
-    def _prompt(self, pair: Pair) -> list[int]:
+    def _prompt(self, pair: Example) -> list[int]:
         """What the answer follows."""
         return self._ids(pair).given
 
-    def _draft(self, pair: Pair, text: str) -> list[int]:
+    def _draft(self, pair: Example, text: str) -> list[int]:
         """A text as the answer to a request, with its end of turn."""
-        ids = self._ids(replace(pair, answer=text))
-        return list(ids.answer[ids.opening :])
+        ids = self._ids(replace(pair, completion=text))
+        return list(ids.completion[ids.opening :])
 
     # What is computed, and what is read from it: a session that remembers answers for an evaluation replaces these.
 
@@ -470,14 +470,14 @@ class RequestSession:
         states, self._cache = self.model.language.extend(tokens[:, kept:], mask, self._cache)
         return states[0]
 
-    def _state(self, pair: Pair, states: Any) -> np.ndarray:
+    def _state(self, pair: Example, states: Any) -> np.ndarray:
         return _unit(states[-1])
 
-    def _latent(self, pair: Pair, states: Any) -> np.ndarray:
+    def _latent(self, pair: Example, states: Any) -> np.ndarray:
         return _unit(states[-1])
 
     @torch.no_grad()
-    def _judge(self, pair: Pair, draft: list[int], states: Any) -> tuple[float, list[int]]:
+    def _judge(self, pair: Example, draft: list[int], states: Any) -> tuple[float, list[int]]:
         """How far the worst token of a draft lies below the likeliest in its place (nats), and the likeliest ones."""
         scores = self.model.language.logits(states[-len(draft) :]).log_softmax(-1)
         best, own = scores.max(-1)
@@ -485,7 +485,7 @@ class RequestSession:
         return float((best - given).max()), own.tolist()
 
     @torch.no_grad()
-    def _next(self, pair: Pair, row: list[int], states: Any) -> int:
+    def _next(self, pair: Example, row: list[int], states: Any) -> int:
         """The token that follows `row` in the answer."""
         return int(self.model.language.logits(states[-1]).argmax())
 
@@ -509,6 +509,6 @@ def _unit(state: Tensor) -> np.ndarray:
     return np.asarray(F.normalize(state.float(), dim=-1).cpu())
 
 
-def _pair(request: Request) -> Pair:
+def _pair(request: Request) -> Example:
     """What a request is, whatever its answer and its source."""
-    return Pair(request, "", None) if isinstance(request, str) else Pair(request.request, "", request.system)
+    return Example(request, "", None) if isinstance(request, str) else Example(request.prompt, "", request.system)

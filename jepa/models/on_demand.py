@@ -11,7 +11,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa.errors import InputError, whole
+from jepa.errors import InputError, check_int
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger
 from jepa.selective import SelectiveEncoding
@@ -52,7 +52,7 @@ class PredictorOnDemand:
     def __init__(self, model: VLJEPA, query: str, ledger: OperationLedger | None = None, held: int = 32) -> None:
         self.model, self.query = model, query
         self.ledger = OperationLedger() if ledger is None else ledger
-        self.held = whole("held", held, 1)
+        self.held = check_int("held", held, 1)
         self._windows: dict[int, Tensor] = {}  # states (N, D) of the newest steps
         self._steps = 0
 

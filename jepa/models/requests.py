@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from jepa.data.pairs import Pair
+from jepa.data.pairs import Example
 from jepa.models.llm_jepa import RequestDecoder, RequestSession
 from jepa.selective import Emission, LatentCache, Policy, SelectiveDecoder
 from jepa.selective.cache import CacheEntry
 
 _CODES = 8  # width of latents that only name a step
 
-Read = Callable[[RequestSession, Pair], np.ndarray]
+Read = Callable[[RequestSession, Example], np.ndarray]
 
 
 class AnswerCache(LatentCache):
@@ -43,7 +43,7 @@ class AnswerCache(LatentCache):
         threshold: float,
         capacity: int,
         *,
-        name: Callable[[Pair], str] | None = None,
+        name: Callable[[Example], str] | None = None,
         session: RequestSession | None = None,
         tolerance: float = 0.0,
     ) -> None:
@@ -53,9 +53,9 @@ class AnswerCache(LatentCache):
     def clear(self) -> None:
         super().clear()
         self._named: OrderedDict[str, CacheEntry] = OrderedDict()
-        self._request: Pair | None = None
+        self._request: Example | None = None
 
-    def hear(self, request: Pair) -> bool:
+    def hear(self, request: Example) -> bool:
         """The request that will be looked up next; whether it is known by name."""
         self._request = request
         return self.name is not None and self.name(request) in self._named
@@ -83,7 +83,7 @@ class AnswerCache(LatentCache):
         for name in [name for name, entry in self._named.items() if entry in lost]:
             del self._named[name]
 
-    def _near(self, latent: np.ndarray, request: Pair) -> tuple[CacheEntry, bool]:
+    def _near(self, latent: np.ndarray, request: Example) -> tuple[CacheEntry, bool]:
         entry, near = super().look_up(latent)
         if not near or self.session is None or entry.decoded is None:
             return entry, near
@@ -93,7 +93,7 @@ class AnswerCache(LatentCache):
 
 
 def follow(
-    steps: Iterable[tuple[Pair, float]],
+    steps: Iterable[tuple[Example, float]],
     policy: Policy,
     session: RequestSession,
     longest: int,
@@ -128,11 +128,11 @@ def follow(
     return emissions, selective.finish()
 
 
-def read_latent(session: RequestSession, request: Pair) -> np.ndarray:
+def read_latent(session: RequestSession, request: Example) -> np.ndarray:
     """The predicted embedding of a request's answer (E,), of unit norm."""
     return session.predict(request)
 
 
-def read_state(session: RequestSession, request: Pair) -> np.ndarray:
+def read_state(session: RequestSession, request: Example) -> np.ndarray:
     """The encoder's last state (D,), of unit norm."""
     return session.state(request)

@@ -5,7 +5,7 @@ Nothing here is measured. A roofline leaves out communication between chips, sch
 off: use ratios of costs, with the ranges that the efficiencies' intervals give.
 
 B sequences served together; I input and O output tokens of each; n chips; b bytes of a weight; F peak FLOP/s and W
-bytes/s of a chip; η_c and η_m the shares of F and W that are reached.
+bytes/s of a chip; η_c and η_m the fractions of F and W that are reached.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Service:
         perception: runs at every step of the stream, on the same chips; None without a stream.
         input_per_step: tokens that the model reads with every request beside the workload's, such as those of an image.
         chips: n; None takes the least power of two that the model fits in.
-        memory_share: how much of the memory weights and cache may take.
+        memory_fraction: how much of the memory weights and cache may take.
 
     Raises:
         InputError: the chip does not compute in that format, or a figure breaks its rule.
@@ -152,15 +152,15 @@ class Service:
     perception: Perception | None = None
     input_per_step: int = 0
     chips: int | None = None
-    memory_share: float = 0.9
+    memory_fraction: float = 0.9
 
     def __post_init__(self) -> None:
         self.hardware.peak(self.weights)
         number_format(self.cache)
         if self.chips is not None and self.chips < 1:
             raise InputError(f"chips must be >= 1, got {self.chips}")
-        if not 0 < self.memory_share <= 1:
-            raise InputError(f"memory_share must be > 0 and <= 1, got {self.memory_share}")
+        if not 0 < self.memory_fraction <= 1:
+            raise InputError(f"memory_fraction must be > 0 and <= 1, got {self.memory_fraction}")
 
     def memory(self, workload: Workload) -> dict[str, float]:
         """Bytes of the weights, and of the KV caches of a full batch at its longest."""
@@ -180,7 +180,7 @@ class Service:
             InputError: `chips` are too few, or none are given and 1,024 are too few.
         """
         need = sum(self.memory(workload).values())
-        room = self.hardware.memory * self.memory_share
+        room = self.hardware.memory * self.memory_fraction
         if self.chips is None:
             chips = next((2**power for power in range(11) if need <= room * 2**power), None)
             limit = 1024
@@ -232,7 +232,7 @@ def serving_cost(
 
     where s is the mean context I + O/2 and κ a token's bytes in the cache; a request costs prefill + O/B decode steps.
     Both are in chip-seconds, so that n drops out; it decides what fits, and how long a request takes. In the prefill,
-    the requests of a batch share the reading of the weights.
+    the requests of a batch fraction the reading of the weights.
 
     Args:
         service: the model and its chips.

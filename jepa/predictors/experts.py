@@ -15,7 +15,7 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from jepa.errors import InputError, not_negative, whole
+from jepa.errors import InputError, check_int, check_nonnegative
 from jepa.losses.gather import GlobalBatch
 
 
@@ -43,8 +43,8 @@ class Mixture:
 
     def __post_init__(self) -> None:
         for name, least in (("experts", 1), ("top_k", 1), ("hidden", 1), ("shared", 0)):
-            whole(name, getattr(self, name), least)
-        not_negative("balance_weight", self.balance_weight)
+            check_int(name, getattr(self, name), least)
+        check_nonnegative("balance_weight", self.balance_weight)
         if self.top_k > self.experts:
             raise InputError(f"top_k must be <= experts {self.experts}, got {self.top_k}")
 
@@ -71,7 +71,7 @@ class Routing:
 
 
 def load_balancing_loss(probabilities: Tensor, chosen: Tensor, *, gather: bool = False) -> Tensor:
-    """N · Σ_i f_i · P_i: f_i is the share of the choices that fell on expert i, P_i its mean probability.
+    """N · Σ_i f_i · P_i: f_i is the fraction of the choices that fell on expert i, P_i its mean probability.
 
     Switch Transformers (arXiv 2101.03961, equations 4 to 6) for K = 1, DeepSeekMoE (arXiv 2401.06066, equations 12 to
     14) for any K, both without their weight α. An even load gives 1, and N is the most that K = 1 can give. Gradients
@@ -88,8 +88,8 @@ def load_balancing_loss(probabilities: Tensor, chosen: Tensor, *, gather: bool =
     experts = probabilities.shape[1]
     batch = GlobalBatch.around(probabilities, gather)
     choices = batch.sum(torch.bincount(chosen.flatten(), minlength=experts).to(probabilities.dtype))
-    shares, means = choices / (chosen.shape[1] * batch.total), batch.sum(probabilities.sum(0)) / batch.total
-    return experts * (shares * means).sum()  # a product of vectors would be rounded by autocast
+    fractions, means = choices / (chosen.shape[1] * batch.total), batch.sum(probabilities.sum(0)) / batch.total
+    return experts * (fractions * means).sum()  # a product of vectors would be rounded by autocast
 
 
 class Experts(nn.Module):

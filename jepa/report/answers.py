@@ -1,7 +1,7 @@
 """The answers of a language model under several arms and seeds: results document, table, picture and page.
 
 A document of the schema ``jepa.answers-results/2`` holds everything that is shown here; its figures are computed
-where it is made. Accuracies and cosines are shares, FLOPs whole operations, times seconds.
+where it is made. Accuracies and cosines are fractions, FLOPs whole operations, times seconds.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ UNINFORMATIVE_RETRIEVAL = 0.1  # retrieval@1 below which they do not
 
 # --- The document.
 
-_SHARE, _QUANTITY, _NUMBER = number(0, 1), number(0), number()
+_FRACTION, _QUANTITY, _NUMBER = number(0, 1), number(0), number()
 _COSTS = record(
     dict.fromkeys(("steps", "samples", "tokens", "seconds"), _QUANTITY)
     | dict.fromkeys(("flops", "steps_stretched"), number(above=0)),
@@ -111,8 +111,8 @@ _AGAINST = record(
         "seeds": sequence(integer, shortest=1),
         "metrics": mapping(
             record(
-                {"value": _NUMBER, "low": nullable(_NUMBER), "high": nullable(_NUMBER), "p": nullable(_SHARE)}
-                | {"examples": record({"count": count, "won": count, "lost": count, "p": _SHARE})},
+                {"value": _NUMBER, "low": nullable(_NUMBER), "high": nullable(_NUMBER), "p": nullable(_FRACTION)}
+                | {"examples": record({"count": count, "won": count, "lost": count, "p": _FRACTION})},
                 _bounded,
             )
         ),
@@ -124,7 +124,7 @@ _ARM = record(
         "seeds": sequence(integer, shortest=1),
         "accuracy": mapping(
             record(
-                {"value": _SHARE, "low": _SHARE, "high": _SHARE, "over": choice("seeds", "examples")},
+                {"value": _FRACTION, "low": _FRACTION, "high": _FRACTION, "over": choice("seeds", "examples")},
                 ordered("low", "value", "high"),
             )
         ),
@@ -136,7 +136,7 @@ _ARM = record(
     }
 )
 _RUN = record(
-    {"arm": text, "seed": integer, "evaluation": text, "accuracy": mapping(_SHARE), "costs": _COSTS}
+    {"arm": text, "seed": integer, "evaluation": text, "accuracy": mapping(_FRACTION), "costs": _COSTS}
     | {"answer_costs": _ANSWER_COSTS, "geometry": _GEOMETRY, "warning": nullable(text), "curve": CURVE}
 )
 
@@ -260,7 +260,7 @@ def _title(metric: str) -> str:
 
 
 def _points(value: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
+    """A difference of fractions in percentage points, with its sign."""
     return fixed(100 * value, 1, "+")
 
 
@@ -303,9 +303,9 @@ _GEOMETRY_NAMES = {
     "paired_cosine": "cosine of pairs",
     "unpaired_cosine": "cosine of non-pairs",
     "rankme": "RankMe",
-    "linear_fit": "linear fit",
-    "same_meaning.auc": "two phrasings: AUC",
-    "same_meaning.recall@1%": "two phrasings: recall at 1 %",
+    "ridge_r2": "ridge-probe R²",
+    "paraphrase.auc": "two phrasings: AUC",
+    "paraphrase.recall@1%": "two phrasings: recall at 1 %",
 }
 
 
@@ -477,7 +477,8 @@ _NOTES = (
     (
         "OckScore, accuracy against tokens",
         "OckScore (arXiv 2511.05722): 100 · accuracy − 10 · ln(mean tokens / 10,000 + 1); of short answers it is all "
-        "but the accuracy. Accuracy against tokens: the share of all answers that are right and at most so many tokens "
+        "but the accuracy. Accuracy against tokens: the fraction of all answers that are right and at most "
+        "so many tokens "
         "long; its area up to the longest gold answer (AUC_OAA, arXiv 2508.13141) is the accuracy only for right "
         "answers of no tokens. Tokens are the generated ones, by the checkpoint's tokenizer.",
     ),
@@ -778,7 +779,8 @@ def html(results: Results) -> str:
         ),
         section_html(
             "Accuracy against tokens",
-            f"The share of the answers that are right, by {_title(metric)}, and at most so many tokens long: the mean "
+            f"The fraction of the answers that are right, by {_title(metric)}, and at most so many tokens long: "
+            f"the mean "
             "of the seeds.",
             f'<figure class="half">{plots.inline_svg(partial(budget_figure, results), "budget", tokens)}</figure>'
             if any(costs and costs["accuracy_within"] for costs in spent)

@@ -161,7 +161,7 @@ def trainable(results: Results) -> dict[str, int]:
 
 
 def parameters_table(results: Results) -> Table:
-    """Trained parameters counted each way, and their share of the baseline's; the frozen encoder apart."""
+    """Trained parameters counted each way, and their fraction of the baseline's; the frozen encoder apart."""
     counted = trainable(results)
     whole = counted["token VLM: projection and language model"]
     rows = [(name, f"{value:,}", factor(value / whole)) for name, value in counted.items()]
@@ -237,9 +237,9 @@ def verdict(results: Results) -> list[str]:
             f"token VLM {fixed(vlm['value'], digits)}, difference {_cell(found, digits, '+')}: {word}."
         )
     counted = list(trainable(results).values())
-    shares = ", ".join(factor(value / counted[-1]) for value in counted[:-1])
+    fractions = ", ".join(factor(value / counted[-1]) for value in counted[:-1])
     lines.append(
-        f"Trained parameters of VL-JEPA over the token VLM's: {shares} (predictor; with Y-Encoder; with Y-Decoder)."
+        f"Trained parameters of VL-JEPA over the token VLM's: {fractions} (predictor; with Y-Encoder; with Y-Decoder)."
     )
     return lines
 

@@ -60,7 +60,7 @@ ESTIMATE = (
 
 # --- The document.
 
-_POSITIVE, _QUANTITY, _SHARE = number(above=0), number(0), number(0, 1)
+_POSITIVE, _QUANTITY, _FRACTION = number(above=0), number(0), number(0, 1)
 _RANGE = record({"value": _POSITIVE, "low": _POSITIVE, "high": _POSITIVE}, ordered("low", "value", "high"))
 _SCENARIO = record(
     {
@@ -77,7 +77,7 @@ _SCENARIO = record(
         "output_tokens": _POSITIVE,
         "steps": _QUANTITY,
         "requests": _QUANTITY,
-        "parts": mapping(record({"chip_seconds": _QUANTITY, "share": number(0, 1 + 1e-9), "region": text})),
+        "parts": mapping(record({"chip_seconds": _QUANTITY, "fraction": number(0, 1 + 1e-9), "region": text})),
         "chip_seconds": _POSITIVE,
         "request_seconds": _POSITIVE,
         "joules": nullable(_POSITIVE),
@@ -95,7 +95,7 @@ _LEVER = record(
         "measured_flops_saving": nullable(_POSITIVE),
         "factor": nullable(_RANGE),
         "touches": sequence(text),
-        "share": number(0, 1 + 1e-9),
+        "fraction": number(0, 1 + 1e-9),
         "limit": nullable(number(1)),
         "alone": _RANGE,
         "in_order": _POSITIVE,
@@ -166,7 +166,7 @@ def levers_table(results: Results) -> Table:
                 clean(lever["change"]),
                 lever["evidence"],
                 factor(lever["claim"]),
-                percent(lever["share"]),
+                percent(lever["fraction"]),
                 "none" if lever["limit"] is None else factor(lever["limit"]),
                 _ranged(lever["alone"]),
                 factor(lever["in_order"]),
@@ -174,7 +174,7 @@ def levers_table(results: Results) -> Table:
                 interval(lever["least"], lever["most"]),
             )
         )
-    header = ("lever", "change", "size is", "claimed", "share touched", "limit", "alone", "in this order")
+    header = ("lever", "change", "size is", "claimed", "fraction touched", "limit", "alone", "in this order")
     return Table((*header, "averaged order", "over all orders"), (("", tuple(rows)),), text_columns=3)
 
 
@@ -224,7 +224,7 @@ def scenarios_table(results: Results) -> Table:
         found = scenario["parts"].get(name)
         if found is None:
             return NONE
-        return f"{found['chip_seconds']:.3g} ({percent(found['share'])}, {found['region']})"
+        return f"{found['chip_seconds']:.3g} ({percent(found['fraction'])}, {found['region']})"
 
     parts = tuple(each(name, partial(part, name)) for name in names)
     totals = (
@@ -235,7 +235,7 @@ def scenarios_table(results: Results) -> Table:
     )
     groups = (
         ("", facts),
-        (f"chip-seconds of a {results['unit']}, share, and what bounds it", parts),
+        (f"chip-seconds of a {results['unit']}, fraction, and what bounds it", parts),
         ("in all", totals),
     )
     return Table(("", "baseline", "all levers"), groups, text_columns=3)
@@ -341,7 +341,7 @@ def cost_markdown(results: Results) -> str:
 
 
 _LEVERS_NOTE = (
-    "Share touched: the part of the baseline's cost that the lever changes; limit: the saving if that part cost "
+    "Fraction touched: the part of the baseline's cost that the lever changes; limit: the saving if that part cost "
     "nothing (Amdahl). Averaged order: the geometric mean of the lever's saving over all orders of the levers "
     "(Shapley); the averaged savings multiply to the joint one, and so do those in this order."
 )
@@ -350,7 +350,7 @@ _LEVERS_NOTE = (
 def cost_summary(results: Results) -> str:
     """For a terminal of 100 columns."""
     widths = (22, 10, 8, 8, 22, 9, 9)
-    rows: list[Row] = [("lever", "size is", "claimed", "share", "alone", "in order", "averaged")]
+    rows: list[Row] = [("lever", "size is", "claimed", "fraction", "alone", "in order", "averaged")]
     rows.append(tuple("─" * width for width in widths))
     for row in levers_table(results).groups[0][1]:
         rows.append((row[0], row[2], row[3], row[4], row[6], row[7], row[8]))
@@ -389,7 +389,7 @@ def _draw_waterfall(axes: Axes, results: Results, room: float, colours: Colours)
     falls.append(
         Fall("product of the single\nsavings (naive)", factor(product), 1 / product, measured=False, faint=True)
     )
-    draw_waterfall(axes, falls, f"{_measure(results)} of a {results['unit']}, share of the baseline", room, colours)
+    draw_waterfall(axes, falls, f"{_measure(results)} of a {results['unit']}, fraction of the baseline", room, colours)
 
 
 def _distinct(results: Results, key: str) -> list[Any]:

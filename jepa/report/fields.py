@@ -46,9 +46,9 @@ _UNITS = {
     "currency of the prices": "price",
     "CIDEr-D, 0 to 10": "cider_d quality reference_quality quality_difference",
     "points, at most 100": "ock_score",
-    "share of 1": (
+    "fraction of 1": (
         "accuracy accuracy_within accuracy_area exact_match chance r@1 r@5 retrieval@1 temporal_f1 temporal_f1_merged "
-        "soda_c tim_cover error_rate repeated_events tolerance steps_right share p top1 top5 chance5 exact"
+        "soda_c tim_cover error_rate repeated_events tolerance steps_right fraction p top1 top5 chance5 exact"
     ),
     "ratio": (
         "saving flops_ratio steps_stretched factor alone in_order averaged least most limit joint product claim claims "

@@ -408,20 +408,20 @@ def _scores(results: Results) -> str:
         results["scores"]["captioning"],
     )
     if "accuracy_within" in captions:
-        title = "Share of captions that are right within a budget of tokens"
+        title = "Fraction of captions that are right within a budget of tokens"
         drawing = _figure(partial(_caption_budget, captions["accuracy_within"]), "captions", title)
         body += f'<figure class="half budget">{drawing}<figcaption>{text_html(_BUDGET_NOTE)}</figcaption></figure>'
     return section_html("Scores", lede, body, (MEASURED,))
 
 
 _BUDGET_NOTE = (
-    "The share of all captions that are one of the clip's own and at most so many tokens long. Its area is AUC_OAA "
+    "The fraction of all captions that are one of the clip's own and at most so many tokens long. Its area is AUC_OAA "
     "(arXiv 2508.13141); OckScore (arXiv 2511.05722) is 100 · that share − 10 · ln(mean tokens / 10,000 + 1)."
 )
 
 
-def _caption_budget(shares: list[float], colours: plots.Colours) -> Any:
-    return plots.within_tokens({"captions": (shares, colours["series-4"])}, "exact match", colours)
+def _caption_budget(fractions: list[float], colours: plots.Colours) -> Any:
+    return plots.within_tokens({"captions": (fractions, colours["series-4"])}, "exact match", colours)
 
 
 def _parameters(results: Results) -> str:

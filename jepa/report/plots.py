@@ -267,7 +267,7 @@ def _name_curves(
 
 
 def _name(axes: Axes, lines: list[str], x: float, y: float, colour: str) -> None:
-    """The lines of a name, from `x` as a share of the axes' width on, around the height `y` of the y axis."""
+    """The lines of a name, from `x` as a fraction of the axes' width on, around the height `y` of the y axis."""
     for index, line in enumerate(lines):
         axes.annotate(
             line,
@@ -641,7 +641,7 @@ def _label_bars(axes: Axes, labels: list[str], colours: Colours) -> None:
 
 @dataclass(frozen=True)
 class Fall:
-    """A bar of a waterfall, from `start` to `end`, shares of the baseline > 0; without a `start` it is a total.
+    """A bar of a waterfall, from `start` to `end`, fractions of the baseline > 0; without a `start` it is a total.
 
     `low` and `high` are the ends of a total's range, where it has one. A bar that is not `measured` is hatched, a
     `faint` one is only outlined.
@@ -660,7 +660,7 @@ class Fall:
 def draw_waterfall(axes: Axes, falls: Sequence[Fall], xlabel: str, room: float, colours: Colours) -> None:
     """What each lever takes off a baseline of 1, in order, on a logarithmic axis: equal lengths are equal ratios.
 
-    `room` is the share of the width that is kept for the words at the right.
+    `room` is the fraction of the width that is kept for the words at the right.
     """
     floor = min(0.4, *(0.8 * (fall.low or fall.end) for fall in falls))
     highest = max(fall.high or fall.end for fall in falls)
@@ -717,23 +717,25 @@ def levers(results: Results, name: str, measure: str, colours: Colours = LIGHT) 
     figure = Figure(figsize=(width / INCH, height / INCH))
     axes = figure.add_axes((150 / width, 42 / height, 1 - 156 / width, 1 - 50 / height))
     unit = {"flops": "FLOPs", "seconds": "wall time"}[measure]
-    draw_waterfall(axes, falls, f"{unit} per second of stream, share of the first", 0.42, colours)
+    draw_waterfall(axes, falls, f"{unit} per second of stream, fraction of the first", 0.42, colours)
     return figure
 
 
 def within_tokens(curves: Mapping[str, tuple[Sequence[float], str]], title: str, colours: Colours = LIGHT) -> Figure:
-    """Accuracy that answers of at most b tokens reach, b = 0, 1, …: name -> (shares, colour); areas in the legend."""
+    """Accuracy that answers of at most b tokens reach, b = 0, 1, …: name -> (fractions, colour); areas in the
+    legend.
+    """
     width, height = 560, 250 + 18 * len(curves)
     figure = Figure(figsize=(width / INCH, height / INCH), layout="constrained")
     axes = figure.add_subplot()
-    for name, (shares, colour) in curves.items():
-        area = sum(shares[:-1]) / (len(shares) - 1)
-        words = f"{short(clean(name), 200)}: {shares[-1]:.3f}, area {area:.3f}"
-        tip = tooltip(f"{clean(name)}: {shares[-1]:.3f} within {len(shares) - 1} tokens")
-        axes.step(range(len(shares)), shares, where="post", color=colour, linewidth=1.6, label=words, gid=tip)
+    for name, (fractions, colour) in curves.items():
+        area = sum(fractions[:-1]) / (len(fractions) - 1)
+        words = f"{short(clean(name), 200)}: {fractions[-1]:.3f}, area {area:.3f}"
+        tip = tooltip(f"{clean(name)}: {fractions[-1]:.3f} within {len(fractions) - 1} tokens")
+        axes.step(range(len(fractions)), fractions, where="post", color=colour, linewidth=1.6, label=words, gid=tip)
     frame(axes, colours)
     axes.grid(axis="y", color=colours["grid"], linewidth=0.8)
-    axes.set_ylim(0, min(1.02, 1.15 * max(shares[-1] for shares, _ in curves.values()) or 1.0))
+    axes.set_ylim(0, min(1.02, 1.15 * max(fractions[-1] for fractions, _ in curves.values()) or 1.0))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("tokens of an answer, at most", color=colours["muted"])

@@ -49,6 +49,7 @@ from jepa.report.tables import (
     escape_markdown,
     factor,
     fixed,
+    fraction,
     has_cache,
     headline_savings,
     label,
@@ -60,7 +61,6 @@ from jepa.report.tables import (
     quality_table,
     reference_name,
     savings_table,
-    share,
     summary_row,
 )
 
@@ -71,7 +71,7 @@ _ABREAST = 5  # levels in a line of a terminal
 Replay = dict[str, Any]
 Level = dict[str, Any]
 
-_QUANTITY, _SHARE = number(0), number(0, 1)
+_QUANTITY, _FRACTION = number(0), number(0, 1)
 _USED = record(dict.fromkeys(("videos", "groups", "annotations"), count) | {"hours": _QUANTITY})
 DOCUMENT = record(
     {
@@ -87,7 +87,7 @@ DOCUMENT = record(
             | dict.fromkeys(("videos", "annotations", "distinct_texts", "overlapping", "cut"), count)
             | {"dropped": mapping(count, empty=True), "used": mapping(_USED)}
         ),
-        "levels": sequence(record({**SWEPT, "noise": _QUANTITY, "steps_right": _SHARE}, swept_agrees), shortest=1),
+        "levels": sequence(record({**SWEPT, "noise": _QUANTITY, "steps_right": _FRACTION}, swept_agrees), shortest=1),
     }
 )
 
@@ -132,7 +132,7 @@ def savings_end(results: Replay, policy: str) -> float | None:
 def noise_table(results: Replay) -> Table:
     """The headline saving of every policy at every level of noise, and where savings end."""
     levels = sorted(results["levels"], key=lambda level: level["noise"])
-    right: Row = ("steps decoded right", *(share(level["steps_right"]) for level in levels), "")
+    right: Row = ("steps decoded right", *(fraction(level["steps_right"]) for level in levels), "")
     scores: Row = (
         f"CIDEr-D of {reference_name(levels[0], headline_savings(levels[0])[0])}",
         *(quality(headline_savings(level)[0]["reference_quality"]) for level in levels),
@@ -246,7 +246,8 @@ def _left_out(results: Replay) -> list[str]:
 
 def _level_facts(level: Level) -> str:
     return (
-        f"Noise {level['noise']:g} for each unit of norm: {share(level['steps_right'])} of the annotated steps decode "
+        f"Noise {level['noise']:g} for each unit of norm: {fraction(level['steps_right'])} of the annotated "
+        f"steps decode "
         f"right. Test streams: {level['events_per_second']:.3f} annotations a second, "
         f"{level['mean_event_seconds']:.1f} s each, {level['repeated_events']:.0%} repeat an earlier one."
     )

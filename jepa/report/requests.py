@@ -190,7 +190,7 @@ def _with_interval(found: Mapping[str, float], digits: int, sign: str = "", scal
 
 
 def _points(found: Mapping[str, float] | None) -> str:
-    """A difference of shares."""
+    """A difference of fractions."""
     return NONE if found is None else _with_interval(found, 1, "+", 100)
 
 
@@ -352,7 +352,8 @@ _TYPING_NOTES = (
     "Intervals are bootstraps over streams. `ms`: wall time a request, one step at a time."
 )
 _RECURRING_NOTES = (
-    "Error: the share of all requests that were given a reused answer which is not equivalent to the right one, where "
+    "Error: the fraction of all requests that were given a reused answer which is not equivalent to the "
+    "right one, where "
     "the model's own would have been; `repaired`: the other way round. Thresholds for each half of the held-out "
     "expressions are calibrated on the other half, each phrasing once: the largest whose error there, with one more "
     "counted than seen, is at most the one requested. Intervals are bootstraps over expressions."
@@ -425,10 +426,10 @@ def summary(results: Results) -> str:
                 found = row["found"]
                 cells = [NONE] * 3
                 if found is not None:
-                    shares = (found["error"], found["hits"], found["exact_match_difference"])
+                    fractions = (found["error"], found["hits"], found["exact_match_difference"])
                     cells = [
                         fixed(100 * part["value"], digits, sign)
-                        for part, digits, sign in zip(shares, (2, 1, 1), ("", "", "+"), strict=True)
+                        for part, digits, sign in zip(fractions, (2, 1, 1), ("", "", "+"), strict=True)
                     ]
                 rows.append((f"  {_name(row)}", _requested(row), *cells))
     rule = tuple("─" * width for width in widths)

@@ -207,7 +207,7 @@ def ordered(*keys: str) -> Check:
 
 # --- The document.
 
-_POSITIVE, _QUANTITY, _SHARE = number(above=0), number(0), number(0, 1)
+_POSITIVE, _QUANTITY, _FRACTION = number(above=0), number(0), number(0, 1)
 _INTERVAL = record({"value": number(), "low": number(), "high": number()}, ordered("low", "high"))
 
 _PART = record({"calls": count, "forward_passes": count, "tokens": count, "flops": count, "seconds": _QUANTITY})
@@ -222,9 +222,9 @@ _LEDGER = record(
 )
 
 _DENSE = record(
-    dict.fromkeys(("temporal_f1", "temporal_f1_merged", "soda_c", "tim_cover"), _SHARE) | {"tim_redun": _QUANTITY}
+    dict.fromkeys(("temporal_f1", "temporal_f1_merged", "soda_c", "tim_cover"), _FRACTION) | {"tim_redun": _QUANTITY}
 )
-_RATE = {"value": _SHARE, "low": _SHARE, "high": _SHARE, "wrong": count, "hits": count, "lookups": count}
+_RATE = {"value": _FRACTION, "low": _FRACTION, "high": _FRACTION, "wrong": count, "hits": count, "lookups": count}
 
 
 def _error_agrees(error: Any, path: str) -> None:
@@ -250,7 +250,9 @@ _CURVE = record(
         "causal": flag,
         "oracle": flag,
         "knob": text,
-        "cache": nullable(record({"capacity": count, "shared": flag, "error_rate": _SHARE}, optional={"bank": flag})),
+        "cache": nullable(
+            record({"capacity": count, "shared": flag, "error_rate": _FRACTION}, optional={"bank": flag})
+        ),
         "selects_steps": flag,
         "test": sequence(record(_POINT | {"dense": _DENSE}, optional={"cache": _CACHED} | _NEEDS), shortest=1),
         "calibration": sequence(record(_POINT), shortest=1),
@@ -283,7 +285,7 @@ def _saving_agrees(saving: Any, path: str) -> None:
 _SAVING = record(
     {
         "reference": record({"policy": text, "rate_hz": _POSITIVE}),
-        "tolerance": _SHARE,
+        "tolerance": _FRACTION,
         "headline": flag,
         "policy": text,
         "knob": nullable(number()),
@@ -350,7 +352,7 @@ def _check_policy(setting: Any, place: str, path: str, policy: str) -> None:
 SWEPT: Mapping[str, Check] = {  # of every setting that policies were swept on, under `swept_agrees`
     "events_per_second": _POSITIVE,
     "mean_event_seconds": _POSITIVE,
-    "repeated_events": _SHARE,
+    "repeated_events": _FRACTION,
     "curves": mapping(_CURVE),
     "savings": sequence(_SAVING, shortest=1),
     "areas": mapping(_AREA, empty=True),
@@ -370,8 +372,8 @@ _SETTING = record(
 
 PER_TOKEN: Mapping[str, Check] = {  # of answers judged right or wrong: jepa.metrics.per_token
     "ock_score": number(high=100),
-    "accuracy_within": sequence(_SHARE, shortest=2),
-    "accuracy_area": _SHARE,
+    "accuracy_within": sequence(_FRACTION, shortest=2),
+    "accuracy_area": _FRACTION,
 }
 _COST = record(  # of an answer, and of a right one; older documents have none
     dict.fromkeys(("tokens_per_answer", "flops_per_answer"), _QUANTITY)
@@ -383,21 +385,25 @@ _CAPTION_COSTS = {
     **PER_TOKEN,
     "cost": _COST,
 }
-_ANSWERS = record({"queries": count, "accuracy": _SHARE, "candidates": count, "chance": _SHARE}, None, {"cost": _COST})
+_ANSWERS = record(
+    {"queries": count, "accuracy": _FRACTION, "candidates": count, "chance": _FRACTION}, None, {"cost": _COST}
+)
 _SCORES = record(
     {
         "retrieval": record(
-            {"candidates": count, "queries": count, "r@1": _SHARE, "r@5": _SHARE, "chance": _SHARE},
+            {"candidates": count, "queries": count, "r@1": _FRACTION, "r@5": _FRACTION, "chance": _FRACTION},
             optional={"cost": record({"r@1": _COST, "r@5": _COST})},
         ),
         "classification": _ANSWERS,
         "question_answering": record(
-            {"queries": count, "accuracy": _SHARE, "by_question": mapping(_ANSWERS)}, optional={"cost": _COST}
+            {"queries": count, "accuracy": _FRACTION, "by_question": mapping(_ANSWERS)}, optional={"cost": _COST}
         ),
-        "captioning": record({"queries": count, "cider_d": _QUANTITY, "exact_match": _SHARE}, optional=_CAPTION_COSTS),
+        "captioning": record(
+            {"queries": count, "cider_d": _QUANTITY, "exact_match": _FRACTION}, optional=_CAPTION_COSTS
+        ),
         "geometry": record(
             {
-                "retrieval@1": _SHARE,
+                "retrieval@1": _FRACTION,
                 "rankme": _QUANTITY,
                 "paired_cosine": number(),
                 "unpaired_cosine": number(),

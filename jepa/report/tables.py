@@ -61,7 +61,7 @@ def factor(value: float | None) -> str:
     return NONE if value is None else f"{fixed(value, 2)}×"
 
 
-def share(value: float) -> str:
+def fraction(value: float) -> str:
     """A score between 0 and 1: three decimals, or two significant digits below 0.01."""
     return f"{value:.2g}" if 0 < value < 0.01 else fixed(value, 3)
 
@@ -490,7 +490,7 @@ QUALITY_NOTE = (
     "Temporal F1: emissions matched one to one with events at an overlap (IoU) of at least 0.5; merged: after "
     "repeats that follow each other became one. SODA_c: the best matching in order of time, by overlap and text; the "
     "similarity of texts is a tenth of CIDEr-D, not METEOR, so it does not compare with published figures. "
-    "TimRedun: how far the number of emissions an event is from 1. TimCover: share of the events with an emission. "
+    "TimRedun: how far the number of emissions an event is from 1. TimCover: fraction of the events with an emission. "
     "Means over the test streams; latency from the start of a segment until its text is known."
 )
 
@@ -507,7 +507,7 @@ def quality_table(setting: dict[str, Any]) -> Table:
             needs(curve),
             *(clean({**curve, **measured}[name]) for name in ("latency", "state")),  # documents before: of the curve
             quality(measured["cider_d"]["value"]),
-            *(share(measured["dense"][name]) for name in names),
+            *(fraction(measured["dense"][name]) for name in names),
             seconds(late["mean"]),
             seconds(late["p95"]),
         )
@@ -519,7 +519,8 @@ def quality_table(setting: dict[str, Any]) -> Table:
 
 CACHE_NOTE = (
     "A look-up is wrong if it hits and the text differs from the decoder's for the same latent, which was decoded to "
-    "check; the error is the share of wrong look-ups on the test streams. The threshold was calibrated on the others. "
+    "check; the error is the fraction of wrong look-ups on the test streams. The threshold was "
+    "calibrated on the others. "
     "A caption bank holds texts decoded on half of those, which are not counted, and was calibrated on the other half."
 )
 
@@ -672,7 +673,7 @@ def scores_table(scores: dict[str, Any]) -> Table:
         return (
             clean(name),
             value,
-            NONE if chance is None else share(chance),
+            NONE if chance is None else fraction(chance),
             NONE if candidates is None else f"{candidates:,}",
             f"{queries:,}",
             _spent(cost, "answer"),
@@ -682,10 +683,10 @@ def scores_table(scores: dict[str, Any]) -> Table:
     def found(k: int) -> Row:
         candidates, chance = retrieval["candidates"], min(1.0, k * retrieval["chance"])
         cost = retrieval.get("cost", {}).get(f"r@{k}")
-        return row(f"R@{k}", share(retrieval[f"r@{k}"]), chance, candidates, retrieval["queries"], cost)
+        return row(f"R@{k}", fraction(retrieval[f"r@{k}"]), chance, candidates, retrieval["queries"], cost)
 
     def chosen(name: str, part: dict[str, Any]) -> Row:
-        value = share(part["accuracy"])
+        value = fraction(part["accuracy"])
         return row(name, value, part["chance"], part["candidates"], part["queries"], part.get("cost"))
 
     def measured(name: str, value: str) -> Row:
@@ -702,7 +703,7 @@ def scores_table(scores: dict[str, Any]) -> Table:
             (
                 row(
                     "accuracy, all questions",
-                    share(answers["accuracy"]),
+                    fraction(answers["accuracy"]),
                     guessed,
                     None,
                     answers["queries"],
@@ -715,7 +716,7 @@ def scores_table(scores: dict[str, Any]) -> Table:
             "Captioning",
             (
                 captioned("CIDEr-D", quality(captions["cider_d"])),
-                captioned("exact match", share(captions["exact_match"]), captions.get("cost")),
+                captioned("exact match", fraction(captions["exact_match"]), captions.get("cost")),
                 *(
                     captioned(name, NONE if captions[key] is None else f"{captions[key]:,.3g}")
                     for name, key in _CAPTION_COSTS
@@ -726,7 +727,7 @@ def scores_table(scores: dict[str, Any]) -> Table:
         (
             "Geometry of the latents",
             (
-                measured("retrieval@1", share(geometry["retrieval@1"])),
+                measured("retrieval@1", fraction(geometry["retrieval@1"])),
                 measured("RankMe", quality(geometry["rankme"])),
                 measured("cosine of pairs", fixed(geometry["paired_cosine"], 3)),
                 measured("cosine of non-pairs", fixed(geometry["unpaired_cosine"], 3)),
@@ -760,7 +761,7 @@ def parameters_total(results: Results) -> tuple[int, int]:
 
 
 PARAMETERS_NOTE = (
-    "Parameters: all that are stored, token embeddings and frozen ones included; what roles share counts "
+    "Parameters: all that are stored, token embeddings and frozen ones included; what roles fraction counts "
     "with the first. Trained: those that received gradients in any stage. Used by a token: all, but of routed experts "
     "those that one token is sent to."
 )
@@ -795,7 +796,7 @@ def has_training_operations(results: Results) -> bool:
 
 
 def training_table(results: Results) -> Table:
-    """FLOPs, bytes of weights and wall time of the parts that a stage of training used, and their shares of it."""
+    """FLOPs, bytes of weights and wall time of the parts that a stage of training used, and their fractions of it."""
     stages = results["training"]["stages"]
     counted = [part for s in stages if s.get("operations") for part in s["operations"]["parts"].values()]
     (flops_scale, flops), (bytes_scale, read) = (
@@ -806,8 +807,8 @@ def training_table(results: Results) -> Table:
         return "< 0.001" if 0 < value < 0.001 else significant(value)
 
     def cells(name: str, part: Mapping[str, float], whole: Mapping[str, float]) -> Row:
-        shares = (part[key] / whole[key] if whole[key] else None for key in ("flops", "seconds"))
-        of_flops, of_time = (NONE if value is None else f"{100 * value:.1f} %" for value in shares)
+        fractions = (part[key] / whole[key] if whole[key] else None for key in ("flops", "seconds"))
+        of_flops, of_time = (NONE if value is None else f"{100 * value:.1f} %" for value in fractions)
         amounts = (amount(part["flops"] / flops_scale), of_flops, amount(part["weight_bytes"] / bytes_scale))
         return (name, *amounts, seconds(part["seconds"]), of_time)
 
@@ -822,8 +823,8 @@ def training_table(results: Results) -> Table:
         (f"{clean(stage['name'])}: {stage['steps']:,} steps in {seconds(stage['seconds'])} s", rows(stage))
         for stage in stages
     )
-    header: Row = ("part", f"{flops}FLOPs", "share of FLOPs", f"{read}B of weights read")
-    return Table((*header, "wall time, s", "share of wall time"), groups)
+    header: Row = ("part", f"{flops}FLOPs", "fraction of FLOPs", f"{read}B of weights read")
+    return Table((*header, "wall time, s", "fraction of wall time"), groups)
 
 
 def provenance_table(results: Results) -> Table:
@@ -1093,10 +1094,10 @@ def summary(results: Results) -> str:
             lines.append(textwrap.fill(f"warning: {warning}", WIDTH))
     scores = results["scores"]
     ends = [
-        f"retrieval R@1 {share(scores['retrieval']['r@1'])} (chance {share(scores['retrieval']['chance'])})",
-        f"classification {share(scores['classification']['accuracy'])} "
-        f"(chance {share(scores['classification']['chance'])})",
-        f"questions {share(scores['question_answering']['accuracy'])}",
+        f"retrieval R@1 {fraction(scores['retrieval']['r@1'])} (chance {fraction(scores['retrieval']['chance'])})",
+        f"classification {fraction(scores['classification']['accuracy'])} "
+        f"(chance {fraction(scores['classification']['chance'])})",
+        f"questions {fraction(scores['question_answering']['accuracy'])}",
     ]
     ends = [" · ".join(ends), *_costs_of_scores(scores)]
     return "\n".join([*lines, f"{MARKS}   FLOPs: saving end to end", "", *ends])

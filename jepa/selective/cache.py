@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jepa.errors import InputError, finite, whole
+from jepa.errors import InputError, check_finite, check_int
 
 if TYPE_CHECKING:
     from jepa.selective.decoder import Decoded
@@ -44,7 +44,7 @@ class LatentCache:
 
     Args:
         threshold: on 1 − cos, which is 0 for equal and 2 for opposite latents. Below 0 nothing hits, at 0 only equal
-            latents do. `calibrate_threshold` finds one for a share of wrong texts; it gives no guarantee on streams
+            latents do. `calibrate_threshold` finds one for a fraction of wrong texts; it gives no guarantee on streams
             unlike those it was found on.
         capacity: C, most keys held; with 0 nothing hits.
         shared: keep the keys from one stream to the next. Otherwise `start` forgets them.
@@ -56,8 +56,8 @@ class LatentCache:
     def __init__(self, threshold: float, capacity: int, *, shared: bool = False) -> None:
         if not isinstance(shared, bool):
             raise InputError(f"shared must be true or false, got {shared!r}")
-        self.threshold = finite("threshold", threshold)
-        self.capacity = whole("capacity", capacity, 0)
+        self.threshold = check_finite("threshold", threshold)
+        self.capacity = check_int("capacity", capacity, 0)
         self.shared = shared
         self.flops = 0
         self.clear()

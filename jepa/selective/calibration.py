@@ -1,7 +1,7 @@
 """The error of a latent cache: measured on streams that were decoded in full, and a threshold that keeps it low.
 
 A look-up of the cache is wrong if it hits and the text of the latent that it hit is another than what the decoder says
-for the latent looked up. The error rate is the share of wrong look-ups among all look-ups: the share of emissions
+for the latent looked up. The error rate is the fraction of wrong look-ups among all look-ups: the fraction of emissions
 that the cache made wrong.
 
 Dimension letters: S streams, N_s latents looked up in stream s, E width of the latent space, R resamples.
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 
-from jepa.errors import InputError, finite, whole
+from jepa.errors import InputError, check_finite, check_int
 from jepa.metrics import resample
 from jepa.operations import OperationLedger
 from jepa.selective.cache import LatentCache
@@ -201,10 +201,10 @@ def calibrate_cache(
     Raises:
         InputError: as `calibrate_threshold`.
     """
-    for name, share in (("error_rate", error_rate), ("confidence", confidence)):
-        if not 0 < finite(name, share) < 1:
-            raise InputError(f"{name} must be in (0, 1), got {share}")
-    whole("resamples", resamples, 1)
+    for name, fraction in (("error_rate", error_rate), ("confidence", confidence)):
+        if not 0 < check_finite(name, fraction) < 1:
+            raise InputError(f"{name} must be in (0, 1), got {fraction}")
+    check_int("resamples", resamples, 1)
     checked = checked_streams(streams, cache.shared)
     if len(checked) < 2:
         raise InputError(f"streams must be at least 2 for a bootstrap over streams, got {len(checked)}")

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from jepa.errors import InputError, not_negative, whole
+from jepa.errors import InputError, check_int, check_nonnegative
 from jepa.operations import OperationLedger
 from jepa.selective.cache import CacheEntry, LatentCache
 from jepa.selective.policies.base import Policy, Segment
@@ -143,9 +143,9 @@ class SelectiveDecoder:
         self.decoder = decoder
         self.ledger = OperationLedger() if ledger is None else ledger
         self.cache = cache
-        self.latent_delay = not_negative("latent_delay", latent_delay)
-        self.batch_size = whole("batch_size", batch_size, 1)
-        self.max_delay = not_negative("max_delay", max_delay)
+        self.latent_delay = check_nonnegative("latent_delay", latent_delay)
+        self.batch_size = check_int("batch_size", batch_size, 1)
+        self.max_delay = check_nonnegative("max_delay", max_delay)
         self._queue = _Queue(batch_size, max_delay)
         self.start()
 

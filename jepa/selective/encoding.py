@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from jepa.errors import not_negative, whole
+from jepa.errors import check_int, check_nonnegative
 
 _GREY = 0.15  # chroma (0 to 1) below which a cell has no hue to speak of
 _SPREAD_FLOOR = 0.05  # added to the spread: where nothing moves, its estimate is 0
@@ -43,8 +43,8 @@ class ColourChange:
     """
 
     def __init__(self, before: int = 8, after: int = 6, bins: int = 12, cells: int = 12) -> None:
-        self.before, self.after = whole("before", before, 1), whole("after", after, 1)
-        self.bins, self.cells = whole("bins", bins, 1), whole("cells", cells, 1)
+        self.before, self.after = check_int("before", before, 1), check_int("after", after, 1)
+        self.bins, self.cells = check_int("bins", bins, 1), check_int("cells", cells, 1)
         self.start()
 
     def start(self) -> None:
@@ -83,14 +83,14 @@ class ColourChange:
         )
         place = turn / 6 * self.bins
         lower = np.floor(place).astype(np.int64)
-        upper_share = place - lower
+        upper_fraction = place - lower
         weight = np.clip(chroma - _GREY, 0, None) * (10 / self.cells**2)
         count = len(frames)
         row = np.arange(count)[:, None] * self.bins
         total = np.zeros(count * self.bins)
-        for shift, share in ((0, 1 - upper_share), (1, upper_share)):
+        for shift, fraction in ((0, 1 - upper_fraction), (1, upper_fraction)):
             index = row + (lower + shift) % self.bins
-            total += np.bincount(index.ravel(), (share * weight).ravel(), minlength=len(total))
+            total += np.bincount(index.ravel(), (fraction * weight).ravel(), minlength=len(total))
         return total.reshape(count, self.bins)
 
     def flops(self, frames: int, size: int) -> int:
@@ -118,9 +118,9 @@ class StepSelection:
     """
 
     def __init__(self, threshold: float | None, *, burst: int = 2, hold: int = 4, refractory: int = 3) -> None:
-        self.threshold = None if threshold is None else not_negative("threshold", threshold)
-        self.burst, self.hold = whole("burst", burst, 1), whole("hold", hold, 1)
-        self.refractory = whole("refractory", refractory, 1)
+        self.threshold = None if threshold is None else check_nonnegative("threshold", threshold)
+        self.burst, self.hold = check_int("burst", burst, 1), check_int("hold", hold, 1)
+        self.refractory = check_int("refractory", refractory, 1)
         self.start()
 
     def start(self) -> None:

@@ -307,7 +307,7 @@ def _make_states(config: Mapping[str, Any], tokenizer: Tokenizer, folder: Path) 
     L.seed_everything(seed, verbose=False)
     encoder = build(config["model"]["x_encoder"])
     set_fused_attention(encoder, not (config["precision"] == "bf16-mixed" and not on_gpu(dict(config))))
-    clips = {**config["clips"], "near_misses": 0}
+    clips = {**config["clips"], "hard_negatives": 0}
     batches, validation = (
         ClipBatches(world, s, stage.batch_size, count, frames, **clips)
         for s, count in ((seed, stage.steps), (seed + _VALIDATION_SEED, stage.validation_batches))

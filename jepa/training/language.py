@@ -27,7 +27,7 @@ from jepa.config import LanguageStageConfig, ObjectiveConfig, StageConfig, build
 from jepa.data.batches import PairBatch, PairBatches
 from jepa.data.chat import ChatIds, ChatTokenizer
 from jepa.data.packing import Layout, pack, target_numbers
-from jepa.data.pairs import Pair, PairSplits
+from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
 from jepa.losses.gather import GlobalBatch
 from jepa.losses.tube import SemanticTube
@@ -47,7 +47,7 @@ from jepa.training.fit import (
     write_checkpoint,
 )
 from jepa.training.latents import PairDecoderBatches
-from jepa.training.modules import DecoderModule, Stage, check_finite, follow, warn_of_collapse
+from jepa.training.modules import DecoderModule, Stage, check_finite, ema_update, warn_of_collapse
 
 _NEXT_TOKEN_ARMS = ("ntp", "ntp_equal_flops")
 _FLOPS_SAMPLE = 4  # batches whose operations are counted before training, for a number of steps
@@ -58,7 +58,8 @@ class Objective(nn.Module):
 
     On several ranks the mean over ranks of the losses, and of their gradients, is that of the global batch.
 
-    With loss dropout α the latent term is there on a share 1 − α of the batches, with the weight λ / (1 − α): its mean
+    With loss dropout α the latent term is there on a fraction 1 − α of the batches, with the weight λ / (1 − α): its
+    mean
     weight stays λ. The losses are computed in float32, whatever the precision of the model.
 
     Raises:
@@ -208,7 +209,7 @@ class LanguageModule(Stage):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         if self.teacher is not None:
-            follow(self.teacher, self.model, self.objective.config.ema_decay)
+            ema_update(self.teacher, self.model, self.objective.config.ema_decay)
         super().on_train_batch_end(outputs, batch, index)
 
     def validation_step(self, batch: PairBatch, index: int) -> None:
@@ -260,7 +261,7 @@ def train(config: dict[str, Any], output: Path) -> Path:
         raise InputError("there is nothing to train: stage.epochs is 0 and decoder is null")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
     L.seed_everything(config["seed"], verbose=False)
-    splits = build_as(PairSplits, "data", config["data"])
+    splits = build_as(ExampleSplits, "data", config["data"])
     if is_first_process():
         print(splits.summary(), flush=True)
     model = _model(config, splits)
@@ -285,7 +286,7 @@ def train(config: dict[str, Any], output: Path) -> Path:
     return folder
 
 
-def _model(config: dict[str, Any], splits: PairSplits) -> LLMJEPA:
+def _model(config: dict[str, Any], splits: ExampleSplits) -> LLMJEPA:
     """A new model or, with `checkpoint`, that of a checkpoint; with the decoder that `model.y_decoder` asks for."""
     if config["checkpoint"] is None:
         node = {**config["model"], "y_decoder": None}
@@ -299,21 +300,21 @@ def _model(config: dict[str, Any], splits: PairSplits) -> LLMJEPA:
     return model
 
 
-def _decoder_node(config: dict[str, Any], model: LLMJEPA, splits: PairSplits) -> dict[str, Any] | None:
+def _decoder_node(config: dict[str, Any], model: LLMJEPA, splits: ExampleSplits) -> dict[str, Any] | None:
     """`model.y_decoder` with the sizes that the model and the longest answer give it."""
     node = config["model"]["y_decoder"]
     if (node is None) != (config["decoder"] is None):
         raise InputError(f"decoder and model.y_decoder must be given together, got {config['decoder']} and {node}")
     if node is None:
         return None
-    answers = [pair.answer for part in (splits.train, splits.validation, splits.test) for pair in part]
+    answers = [pair.completion for part in (splits.train, splits.validation, splits.test) for pair in part]
     longest = model.tokenizer.encode_closed(answers)[0].shape[1]
     sizes = {"vocab_size": len(model.tokenizer), "embedding_dim": model.language.width}
     return {"max_length": longest, **node, **sizes}
 
 
 def _train_language(
-    config: dict[str, Any], model: LLMJEPA, splits: PairSplits, output: Path, keep: Keep
+    config: dict[str, Any], model: LLMJEPA, splits: ExampleSplits, output: Path, keep: Keep
 ) -> dict[str, Any]:
     stage = LanguageStageConfig(**config["stage"])
     objective = Objective(ObjectiveConfig(**config["objective"]))
@@ -331,7 +332,7 @@ def _train_language(
         learning_rate=stage.learning_rate,
         schedule="cosine",
         weight_decay=stage.weight_decay,
-        warmup_steps=round(stage.warmup_share * plan.steps),
+        warmup_steps=round(stage.warmup_fraction * plan.steps),
         gradient_clip=stage.gradient_clip,
         validate_every=stage.validate_every,
         validation_batches=1,
@@ -369,14 +370,14 @@ def _every_pair_once(pairs: Sequence[ChatIds], layout: Layout, size: int) -> lis
     if len(set(ids)) < 2:
         raise InputError(
             f"the validation split must hold at least 2 distinct targets, got {len(set(ids))}; "
-            "raise stage.validation_pairs or data.validation_share"
+            "raise stage.validation_pairs or data.validation_fraction"
         )
     parts = [slice(i, i + size) for i in range(0, len(pairs), size)]
     return [PairBatch(pack(pairs[part], layout, pairs[part], ids[part]), None) for part in parts]
 
 
 def _train_decoder(
-    config: dict[str, Any], model: LLMJEPA, splits: PairSplits, output: Path, keep: Keep
+    config: dict[str, Any], model: LLMJEPA, splits: ExampleSplits, output: Path, keep: Keep
 ) -> dict[str, Any]:
     """The Y-Decoder on the embeddings of the frozen model: predicted ones, and those of the answers with noise."""
     stage = StageConfig(**config["decoder"])
@@ -388,7 +389,7 @@ def _train_decoder(
         )
     model.eval().to(own_device(config))
     batches, validation = (
-        PairDecoderBatches(*_latents(model, pairs), [pair.answer for pair in pairs], seed, stage.batch_size, count)
+        PairDecoderBatches(*_latents(model, pairs), [pair.completion for pair in pairs], seed, stage.batch_size, count)
         for pairs, seed, count in (
             (splits.train, config["seed"], stage.steps * stage.accumulate * config["devices"]),
             (splits.validation, config["seed"] + 1, stage.validation_batches),
@@ -401,17 +402,17 @@ def _train_decoder(
     return summary(trainer, stage, output / "logs" / "decoder") | {"noise_per_dimension": round(batches.noise, 5)}
 
 
-def _latents(model: LLMJEPA, pairs: Sequence[Pair], size: int = 128) -> tuple[Tensor, Tensor]:
+def _latents(model: LLMJEPA, pairs: Sequence[Example], size: int = 128) -> tuple[Tensor, Tensor]:
     """Predicted and target embeddings (N, E), L2-normalised."""
     parts = [pairs[i : i + size] for i in range(0, len(pairs), size)]
     predictions = [model.predict(model.encode(part)).cpu() for part in tqdm(parts, desc="latents for the decoder")]
-    return torch.cat(predictions), torch.cat([model.embed([pair.answer for pair in part]).cpu() for part in parts])
+    return torch.cat(predictions), torch.cat([model.embed([pair.completion for pair in part]).cpu() for part in parts])
 
 
-def make_tokenizer(config: dict[str, Any], pairs: Sequence[Pair]) -> ChatTokenizer:
+def make_tokenizer(config: dict[str, Any], pairs: Sequence[Example]) -> ChatTokenizer:
     if config["pretrained"] is not None:
         return ChatTokenizer.pretrained(config["pretrained"])
-    texts = [text for pair in pairs for text in (pair.system or "", pair.request, pair.answer)]
+    texts = [text for pair in pairs for text in (pair.system or "", pair.prompt, pair.completion)]
     return ChatTokenizer.train(texts, config["vocab_size"])
 
 
@@ -430,10 +431,10 @@ def _plan(
     return _Plan(round(steps * wanted / own), wanted / own)
 
 
-def _check_lengths(model: LLMJEPA, encoded: Sequence[ChatIds], pairs: Sequence[Pair]) -> None:
+def _check_lengths(model: LLMJEPA, encoded: Sequence[ChatIds], pairs: Sequence[Example]) -> None:
     limit = getattr(model.language.lm.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(range(len(encoded)), key=lambda i: len(encoded[i].prompt) + len(encoded[i].answer))
-    length = len(encoded[longest].prompt) + max(len(encoded[longest].answer), len(model.predictor_ids))
+    longest = max(range(len(encoded)), key=lambda i: len(encoded[i].prompt) + len(encoded[i].completion))
+    length = len(encoded[longest].prompt) + max(len(encoded[longest].completion), len(model.predictor_ids))
     if limit is not None and length > limit:
         raise InputError(
             f"{pairs[longest].source}: a pair must have at most {limit} tokens, as many as the model has positions, "
@@ -464,7 +465,7 @@ def step_flops(
     """
     objective = objective.to(model.device)
     batches = objective.batches(pairs, model, stage, seed, _FLOPS_SAMPLE)
-    share = 1 - batches.loss_dropout if batches.latent else 0.0
+    fraction = 1 - batches.loss_dropout if batches.latent else 0.0
     batches.loss_dropout = 0.0
 
     def measured(latent: bool) -> float:
@@ -480,4 +481,6 @@ def step_flops(
         objective.zero_grad(set_to_none=True)
         return total / _FLOPS_SAMPLE
 
-    return (share * measured(True) if share > 0 else 0.0) + ((1 - share) * measured(False) if share < 1 else 0.0)
+    return (fraction * measured(True) if fraction > 0 else 0.0) + (
+        (1 - fraction) * measured(False) if fraction < 1 else 0.0
+    )

@@ -43,13 +43,13 @@ def text_ids(texts: Iterable[str]) -> Tensor:
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, model: nn.Module, decay: float) -> None:
+def ema_update(teacher: nn.Module, model: nn.Module, decay: float) -> None:
     """Moves the parameters of `teacher` towards those of `model`: an exponential moving average."""
     for slow, fast in zip(teacher.parameters(), model.parameters(), strict=True):
         slow.lerp_(fast, 1 - decay)
 
 
-def token_nats(decoder: YDecoder, tokenizer: TextTokenizer, latents: Tensor, texts: Sequence[str]) -> Tensor:
+def token_cross_entropy(decoder: YDecoder, tokenizer: TextTokenizer, latents: Tensor, texts: Sequence[str]) -> Tensor:
     """Next-token cross-entropy (N,) of the N tokens of B texts, end tokens included, given embeddings (B, E)."""
     ids, mask = (t.to(latents.device) for t in tokenizer.encode_closed(texts))
     logits = decoder(latents, ids)
@@ -179,9 +179,9 @@ class JEPAModule(Stage):
         self.loss: Any = build(stage.loss)
         self.regulariser: Any = None if stage.regulariser is None else build(stage.regulariser)
         self.takes_negatives = "negatives" in inspect.signature(self.loss.forward).parameters
-        self.slow: Any = None
+        self.teacher: Any = None
         if stage.target == "ema":
-            self.slow = deepcopy(self.pair()).requires_grad_(False)
+            self.teacher = deepcopy(self.pair()).requires_grad_(False)
         if stage.target == "stop_gradient":
             model.y_encoder.requires_grad_(False)
         self.geometry = LatentGeometry(sync_on_compute=False)  # every process validates on all
@@ -229,17 +229,17 @@ class JEPAModule(Stage):
         texts = [*batch.texts, *batch.negatives] if self.takes_negatives else batch.texts
         predictions, targets = self.model.predict(states, batch.queries), self.model.embed(texts)
         found = predictions, targets[:count], targets[count:]
-        if self.slow is None:
+        if self.teacher is None:
             return found
         with torch.no_grad():
-            tokenizers, (predictor, y_encoder) = self.model.tokenizers, self.slow
+            tokenizers, (predictor, y_encoder) = self.model.tokenizers, self.teacher
             queries, tokens = tokenizers["predictor"].encode(batch.queries), tokenizers["y_encoder"].encode(texts)
             targets = y_encoder(*(t.to(self.device) for t in tokens))
             return *found, predictor(states, *(t.to(self.device) for t in queries)), targets[:count], targets[count:]
 
     def nats(self, predictions: Tensor, texts: Sequence[str]) -> Tensor:
         """Cross-entropy (N,) of the texts' N tokens, as the decoder reads predictions (B, E)."""
-        return token_nats(self.model.y_decoder, self.model.tokenizers["y_decoder"], predictions, texts)
+        return token_cross_entropy(self.model.y_decoder, self.model.tokenizers["y_decoder"], predictions, texts)
 
     def nats_and_embeddings(self, batch: ClipBatch) -> tuple[Tensor, ...]:
         """What `nats` gives, then what `embeddings` gives."""
@@ -279,20 +279,20 @@ class JEPAModule(Stage):
             "predictor": [self.model.predictor],
             "y_encoder": [self.model.y_encoder],
         }
-        if self.slow is not None:
-            parts["predictor"].append(self.slow[0])
-            parts["y_encoder"].append(self.slow[1])
+        if self.teacher is not None:
+            parts["predictor"].append(self.teacher[0])
+            parts["y_encoder"].append(self.teacher[1])
         if self.settings.decoder_weight:
             parts["decoder"] = [self.model.y_decoder]
         return parts, [loss for loss in (self.loss, self.regulariser) if loss is not None]
 
     def on_train_epoch_start(self) -> None:
-        if self.slow is not None:
-            self.slow.eval()
+        if self.teacher is not None:
+            self.teacher.eval()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-        if self.slow is not None and self.ends_step(index):
-            follow(self.slow, self.pair(), self.settings.ema_decay)
+        if self.teacher is not None and self.ends_step(index):
+            ema_update(self.teacher, self.pair(), self.settings.ema_decay)
         super().on_train_batch_end(outputs, batch, index)
 
     def balance(self, routings: list[Routing]) -> Tensor:
@@ -354,7 +354,7 @@ class DecoderModule(Stage):
 
     def cross_entropy(self, latents: Tensor, texts: list[str]) -> Tensor:
         """Mean next-token cross-entropy, in nats a token, end tokens included."""
-        return token_nats(self.decoder, self.tokenizer, latents, texts).mean()
+        return token_cross_entropy(self.decoder, self.tokenizer, latents, texts).mean()
 
     def training_step(self, batch: tuple[Tensor, list[str]], index: int) -> Tensor:
         loss = self.cross_entropy(*batch)

@@ -55,7 +55,8 @@ def own_batches(
         counts: batches of each, as many as all devices need; shards have no end of their own.
 
     Raises:
-        InputError: a manifest or a shard is missing or broken; `shares` for shards; fewer shards than readers; states
+        InputError: a manifest or a shard is missing or broken; `fractions` for shards; fewer shards than readers;
+            states
             of another encoder or other clips, or of one that is trained in this stage.
     """
     data, readers = config["data"], config["devices"] * max(1, config["workers"])
@@ -74,8 +75,8 @@ def own_batches(
     def batches(split: str, seed: int, count: int) -> Dataset[ClipBatch]:
         prompts, skip = Prompts(**data["prompts"]), data["skip_broken"]
         if split in samples:
-            shares = data["shares"] or _own_shares(samples[split])
-            return ManifestBatches(samples[split], read, seed, stage.batch_size, count, shares, prompts, skip)
+            fractions = data["fractions"] or _own_fractions(samples[split])
+            return ManifestBatches(samples[split], read, seed, stage.batch_size, count, fractions, prompts, skip)
         validates = split == "validation"
         buffer = 1 if validates else data["buffer"]  # the order of the shards will do, and is there at once
         found = Shards(shards[split], seed, buffer, skip, everywhere=validates)
@@ -147,14 +148,14 @@ def _is_packed(data: Mapping[str, Any], split: str) -> bool:
     return packed
 
 
-def _own_shares(samples: Sequence[Sample]) -> dict[Any, float]:
-    """The share of each kind among samples that can be trained on."""
+def _own_fractions(samples: Sequence[Sample]) -> dict[Any, float]:
+    """The fraction of each kind among samples that can be trained on."""
     kinds = [sample.kind for sample in samples]
     return {kind: float(kinds.count(kind)) for kind in KINDS if kind in kinds and kind != "world_prediction"}
 
 
-def _has_share(data: Mapping[str, Any], sample: Sample) -> bool:
-    return isinstance(sample, Answered) and (not data["shares"] or data["shares"].get(sample.kind, 0) > 0)
+def _has_fraction(data: Mapping[str, Any], sample: Sample) -> bool:
+    return isinstance(sample, Answered) and (not data["fractions"] or data["fractions"].get(sample.kind, 0) > 0)
 
 
 def _media(data: Mapping[str, Any]) -> list[Media] | Iterator[Media]:
@@ -164,7 +165,7 @@ def _media(data: Mapping[str, Any]) -> list[Media] | Iterator[Media]:
         if _is_packed(data, split):
             shards += find_shards(data[split])
         else:
-            found = filter(lambda sample: _has_share(data, sample), read_manifest(Path(data[split])))
+            found = filter(lambda sample: _has_fraction(data, sample), read_manifest(Path(data[split])))
             listed += chain.from_iterable(map(media_of, found))
     if not shards:
         return listed
@@ -202,14 +203,14 @@ def check_texts(data: Mapping[str, Any], model: VLJEPA, decoded: bool) -> None:
     """Refuses queries and texts of both splits that a part cannot take: before training, not in its midst.
 
     Raises:
-        InputError: `shares` for shards; or a text is too long for the Predictor, the Y-Encoder or, if texts are
+        InputError: `fractions` for shards; or a text is too long for the Predictor, the Y-Encoder or, if texts are
             `decoded`, the Y-Decoder. It names file, line and limit.
     """
-    if data["shares"] is not None and any(_is_packed(data, split) for split in SPLITS):
-        raise InputError(f"data.shares must be null with shards, which are read in their mixture, got {data['shares']}")
+    if data["fractions"] is not None and any(_is_packed(data, split) for split in SPLITS):
+        raise InputError(f"data.fractions must be null with shards, read in their own mixture, got {data['fractions']}")
     prompts, queries, texts = Prompts(**data["prompts"]), dict[str, str](), dict[str, str]()
     for place, sample in chain.from_iterable(_placed(data, split) for split in SPLITS):
-        if isinstance(sample, Answered) and _has_share(data, sample):
+        if isinstance(sample, Answered) and _has_fraction(data, sample):
             for found, places in zip(prompts.choices(sample), (queries, texts), strict=True):
                 places.update((text, place) for text in found if text not in places)
     _check_lengths("predictor", model, model.tokenizers["predictor"].encode, queries)
@@ -251,22 +252,23 @@ def decoder_source(
 ) -> tuple[Tensor, list[str], StreamLatents]:
     """What the decoder learns from a manifest or shards, as `DecoderBatches` takes it; the model is in evaluation mode.
 
-    Of at most `clips` samples, drawn at random (0: all), of the kinds that have a share: the embeddings (N, E) of all
+    Of at most `clips` samples, drawn at random (0: all), of the kinds that have a fraction: the embeddings (N, E) of
+    all
     their texts, these N texts, and the predicted embedding of each clip, under a query and with a text of its own that
     are drawn. Clips with the same text stand together, as the steps of one event of a stream do. With `skip_broken`
     media that cannot be read are left out, and counted in `skipped` by what was wrong.
 
     Raises:
-        InputError: no sample of a kind that has a share, states of another encoder, or a medium that cannot be read.
+        InputError: no sample of a kind that has a fraction, states of another encoder, or a medium that cannot be read.
     """
     read, prompts = _reader(data, model), Prompts(**data["prompts"])
     samples = {
         row: sample
         for row, (_, sample) in enumerate(_placed(data, split))
-        if isinstance(sample, Answered) and _has_share(data, sample)
+        if isinstance(sample, Answered) and _has_fraction(data, sample)
     }
     if not samples:
-        raise InputError(f"{data[split]}: must have a sample of a kind that has a share, got none")
+        raise InputError(f"{data[split]}: must have a sample of a kind that has a fraction, got none")
     rows = list(samples)
     order = np.random.default_rng(seed).permutation(len(rows))[: clips or None]
     chosen = {rows[place]: samples[rows[place]] for place in sorted(order)}

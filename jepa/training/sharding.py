@@ -1,4 +1,4 @@
-"""Sharded data parallelism: each process holds a share of every parameter (ZeRO, arXiv 1910.02054; torch's FSDP 2)."""
+"""Sharded data parallelism: each process holds a part of every parameter (ZeRO, arXiv 1910.02054; torch's FSDP 2)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ LAYOUT = Layout(row_tokens=40, predictors=(7,))
 
 
 def chats(count: int) -> list[ChatIds]:
-    """Pair i has the prompt [100 + i, 5], its text the prompt [200 + i], and an answer of its own."""
+    """Example i has the prompt [100 + i, 5], its text the prompt [200 + i], and an answer of its own."""
     return [ChatIds([100 + i, 5], [6, 300 + i, 1], 1, [200 + i], [6, 300 + i, 1]) for i in range(count)]
 
 
@@ -77,16 +77,16 @@ def test_next_token_batches_hold_nothing_else():
         assert batches[k].targets is None
 
 
-@pytest.mark.parametrize("share", [0.25, 0.75])
-def test_loss_dropout_leaves_the_extra_tokens_out_of_its_share_of_batches(share):
-    batches = PairBatches(chats(8), LAYOUT, 0, 4, 300, loss_dropout=share)
+@pytest.mark.parametrize("fraction", [0.25, 0.75])
+def test_loss_dropout_leaves_the_extra_tokens_out_of_its_share_of_batches(fraction):
+    batches = PairBatches(chats(8), LAYOUT, 0, 4, 300, loss_dropout=fraction)
     plain = 0
     for k in range(300):
         rows = batches[k].rows
         tokens = int((rows.segments >= 0).sum())
         assert (tokens, len(rows.predicted), 7 in rows.ids) in ((4 * 5, 0, False), (4 * (5 + 1 + 3), 4, True))
         plain += len(rows.predicted) == 0
-    assert plain == pytest.approx(300 * share, abs=4 * np.sqrt(300 * share * (1 - share)))
+    assert plain == pytest.approx(300 * fraction, abs=4 * np.sqrt(300 * fraction * (1 - fraction)))
 
 
 @pytest.mark.parametrize("pairs", [2, 3, 20])
@@ -152,9 +152,9 @@ def test_equal_targets_have_equal_numbers(direction, view, part):
 def test_bad_batches_are_named():
     with pytest.raises(InputError, match="batch_size must be at most the number of pairs, 3, got 4"):
         PairBatches(chats(3), LAYOUT, 0, 4, 1)
-    for share in (-0.1, 1.0, float("nan")):
+    for fraction in (-0.1, 1.0, float("nan")):
         with pytest.raises(InputError, match=r"loss_dropout must be in \[0, 1\), got"):
-            PairBatches(chats(3), LAYOUT, 0, 2, 1, loss_dropout=share)
+            PairBatches(chats(3), LAYOUT, 0, 2, 1, loss_dropout=fraction)
     batches = PairBatches(chats(3), LAYOUT, 0, 2, 4)
     assert len(batches) == 4
     for index in (-1, 4):

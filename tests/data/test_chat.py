@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from jepa.data.chat import ChatTokenizer
-from jepa.data.pairs import Pair
+from jepa.data.pairs import Example
 from jepa.errors import InputError
 
 PAIRS = [
-    Pair("lines with a digit", ".*[0-9].*", None),
-    Pair("lines with 'dog' before a vowel", "(dog.*[AEIOUaeiou]).*", "You write regular expressions."),
+    Example("lines with a digit", ".*[0-9].*", None),
+    Example("lines with 'dog' before a vowel", "(dog.*[AEIOUaeiou]).*", "You write regular expressions."),
 ]
 
 # Shortened to the turns that are used here; what they write around a turn is what the families' own templates write.
@@ -148,8 +148,8 @@ def test_the_end_of_turn_is_the_last_token_of_every_answer(any_family):
     name, tokenizer = any_family
     end = tokenizer.hf.convert_tokens_to_ids(FAMILIES[name][1])
     for pair in tokenizer.encode(PAIRS):
-        assert pair.answer[-1] == pair.code[-1] == end
-        assert pair.answer.count(end) == 1
+        assert pair.completion[-1] == pair.code[-1] == end
+        assert pair.completion.count(end) == 1
         assert end in tokenizer.stop_ids
 
 
@@ -161,7 +161,7 @@ def test_the_end_of_turn_is_trained_where_padding_is_the_same_token():
         assert tokenizer.pad_id == tokenizer.hf.eos_token_id
         rows = pack(tokenizer.encode(PAIRS), Layout(row_tokens=1000, packed=False))
         trained = [row[row != IGNORE].tolist() for row in rows.labels]
-        assert trained == [pair.answer[pair.opening :] for pair in tokenizer.encode(PAIRS)]
+        assert trained == [pair.completion[pair.opening :] for pair in tokenizer.encode(PAIRS)]
         assert all(row[-1] == tokenizer.pad_id for row in trained)
 
 
@@ -170,28 +170,28 @@ def test_prompt_and_answer_are_the_conversation_of_the_template(any_family):
     name, tokenizer = any_family
     for pair, ids in zip(PAIRS, tokenizer.encode(PAIRS), strict=True):
         system = [] if pair.system is None else [{"role": "system", "content": pair.system}]
-        user = {"role": "user", "content": pair.request}
+        user = {"role": "user", "content": pair.prompt}
         if name == "gemma" and system:
-            system, user = [], {"role": "user", "content": f"{pair.system}\n\n{pair.request}"}
-        answer = {"role": "assistant", "content": pair.answer}
+            system, user = [], {"role": "user", "content": f"{pair.system}\n\n{pair.prompt}"}
+        answer = {"role": "assistant", "content": pair.completion}
         expected = tokenizer.hf.apply_chat_template([*system, user, answer], tokenize=False, date_string="")
         expected = undated(expected)
         end = FAMILIES[name][1]
-        assert render(tokenizer, ids.prompt + ids.answer) == expected[: expected.rindex(end) + len(end)]
+        assert render(tokenizer, ids.prompt + ids.completion) == expected[: expected.rindex(end) + len(end)]
 
 
 def test_the_prompt_generated_from_is_the_prompt_trained_on(any_family):
     """What is given in generation is what the template gives, and a prefix of what is trained on."""
     _, tokenizer = any_family
     for pair, ids in zip(PAIRS, tokenizer.encode(PAIRS), strict=True):
-        [unanswered] = tokenizer.encode([Pair(pair.request, "", pair.system)])
-        given = unanswered.prompt + unanswered.answer[: unanswered.opening]
-        assert given == ids.prompt + ids.answer[: ids.opening]
-        rest = ids.answer[ids.opening :]
-        assert tokenizer.decode([rest]) == [pair.answer]
+        [unanswered] = tokenizer.encode([Example(pair.prompt, "", pair.system)])
+        given = unanswered.prompt + unanswered.completion[: unanswered.opening]
+        assert given == ids.prompt + ids.completion[: ids.opening]
+        rest = ids.completion[ids.opening :]
+        assert tokenizer.decode([rest]) == [pair.completion]
         if pair.system is None:
             prompt = tokenizer.hf.apply_chat_template(
-                [{"role": "user", "content": pair.request}],
+                [{"role": "user", "content": pair.prompt}],
                 tokenize=False,
                 add_generation_prompt=True,
                 enable_thinking=False,
@@ -210,7 +210,7 @@ def test_prompts_carry_no_date(monkeypatch, name, stamp):
         tokenizer = ChatTokenizer(family(name))
         found.append(tokenizer.encode(PAIRS))
         for pair in found[-1]:
-            for ids in (pair.prompt, pair.answer, pair.text, pair.code):
+            for ids in (pair.prompt, pair.completion, pair.text, pair.code):
                 assert "date" not in render(tokenizer, ids).lower()
     assert found[0] == found[1]
 
@@ -218,25 +218,25 @@ def test_prompts_carry_no_date(monkeypatch, name, stamp):
 @pytest.mark.parametrize("line", ["Today Date: 5 May 1990", "Current date: 2020-01-01", "Cutting Knowledge Date: June"])
 def test_a_date_of_the_users_own_stays(line):
     tokenizer = ChatTokenizer(family("llama"))
-    [ids] = tokenizer.encode([Pair(f"{line}\nwhat day is it?", f"{line}\nand that is all", None)])
+    [ids] = tokenizer.encode([Example(f"{line}\nwhat day is it?", f"{line}\nand that is all", None)])
     assert line in render(tokenizer, ids.prompt)
-    assert line in render(tokenizer, ids.answer)
+    assert line in render(tokenizer, ids.completion)
 
 
 def test_a_template_without_a_system_role_takes_its_words_before_the_users():
     tokenizer = ChatTokenizer(family("gemma"))
     [ids] = tokenizer.encode(PAIRS[1:])
     assert render(tokenizer, ids.prompt) == (
-        f"<bos><start_of_turn>user\n{PAIRS[1].system}\n\n{PAIRS[1].request}<end_of_turn>\n"
+        f"<bos><start_of_turn>user\n{PAIRS[1].system}\n\n{PAIRS[1].prompt}<end_of_turn>\n"
     )
-    assert render(tokenizer, ids.text) == f"<bos><start_of_turn>user\n{PAIRS[1].request}<end_of_turn>\n"
+    assert render(tokenizer, ids.text) == f"<bos><start_of_turn>user\n{PAIRS[1].prompt}<end_of_turn>\n"
 
 
 def test_a_thinking_model_is_asked_not_to_think():
     tokenizer = ChatTokenizer(family("qwen"))
     [ids] = tokenizer.encode(PAIRS[:1])
-    assert render(tokenizer, ids.answer[: ids.opening]) == "<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    assert render(tokenizer, ids.answer[ids.opening :]) == f"{PAIRS[0].answer}<|im_end|>"
+    assert render(tokenizer, ids.completion[: ids.opening]) == "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert render(tokenizer, ids.completion[ids.opening :]) == f"{PAIRS[0].completion}<|im_end|>"
 
 
 def test_views_stand_alone(any_family):
@@ -244,16 +244,16 @@ def test_views_stand_alone(any_family):
     _, tokenizer = any_family
     plain, with_system = tokenizer.encode(PAIRS)
     assert plain.text == plain.prompt
-    [without] = tokenizer.encode([Pair(PAIRS[1].request, PAIRS[1].answer, None)])
+    [without] = tokenizer.encode([Example(PAIRS[1].prompt, PAIRS[1].completion, None)])
     assert with_system.text == without.prompt
     bos = tokenizer.hf.bos_token_id
     begin = [] if bos is None else [bos]
-    assert with_system.code == begin + with_system.answer
+    assert with_system.code == begin + with_system.completion
     assert plain.text[: len(begin)] == begin
-    [other] = tokenizer.encode([Pair("a", "b", None, text="the text", code="the code")])
+    [other] = tokenizer.encode([Example("a", "b", None, text="the text", code="the code")])
     assert "the text" in render(tokenizer, other.text)
     assert tokenizer.decode([other.code[len(begin) + other.opening :]]) == ["the code"]
-    assert tokenizer.decode([other.answer[other.opening :]]) == ["b"]
+    assert tokenizer.decode([other.completion[other.opening :]]) == ["b"]
 
 
 def test_the_end_of_turn_is_found_whatever_its_name():
@@ -264,7 +264,7 @@ def test_the_end_of_turn_is_found_whatever_its_name():
         "{% if add_generation_prompt %}assistant{% endif %}"
     )
     [ids] = ChatTokenizer(tokenizer).encode(PAIRS[:1])
-    assert ids.answer[-1] == tokenizer.convert_tokens_to_ids("<|b_end|>")
+    assert ids.completion[-1] == tokenizer.convert_tokens_to_ids("<|b_end|>")
 
 
 def test_an_answer_that_the_template_leaves_open_is_closed():
@@ -274,8 +274,8 @@ def test_an_answer_that_the_template_leaves_open_is_closed():
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )
     [ids] = ChatTokenizer(tokenizer).encode(PAIRS[:1])
-    assert ids.answer[-1] == tokenizer.eos_token_id
-    assert ids.answer.count(tokenizer.eos_token_id) == 1
+    assert ids.completion[-1] == tokenizer.eos_token_id
+    assert ids.completion.count(tokenizer.eos_token_id) == 1
 
 
 def test_padding_is_on_the_left(chat_tokenizer):
@@ -287,12 +287,12 @@ def test_padding_is_on_the_left(chat_tokenizer):
 
 def test_decoding_stops_at_the_end_and_leaves_special_tokens_out(chat_tokenizer):
     [ids] = chat_tokenizer.encode(PAIRS[:1])
-    said = ids.answer[ids.opening :]
+    said = ids.completion[ids.opening :]
     assert chat_tokenizer.decode([said + said, said[:-1], [], [chat_tokenizer.pad_id, *said]]) == [
-        PAIRS[0].answer,
-        PAIRS[0].answer,
+        PAIRS[0].completion,
+        PAIRS[0].completion,
         "",
-        PAIRS[0].answer,
+        PAIRS[0].completion,
     ]
 
 
@@ -318,17 +318,17 @@ def test_predictor_tokens_are_added_once(any_family):
     assert len(set(three)) == 3
     assert len(tokenizer) == before + 3
     assert tokenizer.encode(PAIRS) == encoded
-    assert tokenizer.decode([[three[0], *encoded[0].answer[encoded[0].opening :]]]) == [PAIRS[0].answer]
+    assert tokenizer.decode([[three[0], *encoded[0].completion[encoded[0].opening :]]]) == [PAIRS[0].completion]
 
 
 def test_the_built_in_tokenizer_reads_any_text_and_gives_it_back(pairs, chat_tokenizer):
     assert len(chat_tokenizer) <= 400
-    odd = [Pair("naïve ☃ 'x'", "\\b(é|ü)+~", None), *pairs]
+    odd = [Example("naïve ☃ 'x'", "\\b(é|ü)+~", None), *pairs]
     for pair, ids in zip(odd, chat_tokenizer.encode(odd), strict=True):
-        assert render(chat_tokenizer, ids.prompt) == f"<|user|>{pair.request}<|end|>"
-        assert render(chat_tokenizer, ids.answer) == f"<|assistant|>{pair.answer}<|end|>"
+        assert render(chat_tokenizer, ids.prompt) == f"<|user|>{pair.prompt}<|end|>"
+        assert render(chat_tokenizer, ids.completion) == f"<|assistant|>{pair.completion}<|end|>"
         assert ids.opening == 1
-    again = ChatTokenizer.train([text for pair in pairs for text in (pair.request, pair.answer)], 400)
+    again = ChatTokenizer.train([text for pair in pairs for text in (pair.prompt, pair.completion)], 400)
     assert again.encode(odd) == chat_tokenizer.encode(odd)
 
 

@@ -33,7 +33,7 @@ def half_broken(media: Media) -> torch.Tensor:
 
 
 def made(**changes: object) -> ManifestBatches:
-    options = {"seed": 3, "batch_size": 8, "batches": 6, "shares": SHARES, "prompts": PROMPTS, "read": read}
+    options = {"seed": 3, "batch_size": 8, "batches": 6, "fractions": SHARES, "prompts": PROMPTS, "read": read}
     return ManifestBatches(SAMPLES, **{**options, **changes})
 
 
@@ -80,7 +80,7 @@ def test_ranks_share_the_batches():
 
 
 def test_kinds_without_a_share_are_left_out():
-    batch = made(shares={"caption": 0.0, "question": 2.0})[0]
+    batch = made(fractions={"caption": 0.0, "question": 2.0})[0]
     assert all(text.startswith("q") for text in batch.texts)
 
 
@@ -110,13 +110,13 @@ def test_broken_media_are_an_error_unless_skipped():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: made(shares={"caption": 0.0}), r"shares must have one above 0, got \{'caption': 0.0\}"),
-        (lambda: made(shares={"caption": -1.0}), r"shares.caption must be finite and >= 0, got -1.0"),
+        (lambda: made(fractions={"caption": 0.0}), r"fractions must have one above 0, got \{'caption': 0.0\}"),
+        (lambda: made(fractions={"caption": -1.0}), r"fractions.caption must be finite and >= 0, got -1.0"),
         (
-            lambda: made(shares={"caption": 1.0, "class": 0.01}),
-            "shares.class must make at least 1 of 8 samples, got 0.01",
+            lambda: made(fractions={"caption": 1.0, "class": 0.01}),
+            "fractions.class must make at least 1 of 8 samples, got 0.01",
         ),
-        (lambda: made(shares={"world_prediction": 1.0}), "a sample to train on, got none of world_prediction"),
+        (lambda: made(fractions={"world_prediction": 1.0}), "a sample to train on, got none of world_prediction"),
         (lambda: made(batches=0), "batches must be a whole number >= 1, got 0"),
         (lambda: Prompts([], ["x"], "{label}"), "captions must have at least 1 query, got none"),
         (lambda: Prompts(["x"], ["x"], "label"), r"label must hold \{label\}, got 'label'"),

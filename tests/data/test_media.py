@@ -55,7 +55,7 @@ VARIABLE = [i / 20 for i in range(100)] + [5 + 1.0 * i for i in range(15)]
 @pytest.mark.parametrize("keyframes", [3, 1000])
 @pytest.mark.parametrize("container", ["matroska", "mov"])
 def test_frames_at_equal_distances_over_the_part(times, keyframes, container):
-    """The newest frame in the middle of each share, whether it is reached by seeking or by decoding on."""
+    """The newest frame in the middle of each fraction, whether it is reached by seeking or by decoding on."""
     name = {"matroska": "v.mkv", "mov": "v.mov"}[container]
     content = video(times, container, keyframes)
     greys = decoded(content)

@@ -28,7 +28,7 @@ def batch(lengths: list[tuple[int, int, int, int]]) -> list[ChatIds]:
 
 
 def seen(rows, row: int, column: int) -> list[int]:
-    """Columns that a token sees, as `Rows` defines it."""
+    """Columns that a token sees, as `PackedBatch` defines it."""
     segment, parent = rows.segments[row, column], rows.parents[row, column]
     return [c for c in range(column + 1) if rows.segments[row, c] in (segment, parent)]
 
@@ -71,7 +71,7 @@ def expected(pairs: list[ChatIds], targets: list[ChatIds] | None, layout: Layout
     found: Counter = Counter()
     shared = layout.packed and layout.view == "shared"
     for i, pair in enumerate(pairs):
-        found.update(prefixes(pair.prompt + pair.answer))
+        found.update(prefixes(pair.prompt + pair.completion))
         if targets is None:
             continue
         there = shared and layout.direction == "forward" and layout.placement == "append"  # view 1 of the prediction
@@ -122,7 +122,7 @@ def test_every_token_sees_what_it_must_and_nothing_else(lengths, layout, partner
         if rows.labels[row, column] != IGNORE:
             trained[(*before, int(rows.labels[row, column]))] += 1
     first = {"answer": lambda pair: len(pair.prompt) + pair.opening + 1, "everything": lambda pair: 2}[layout.train_on]
-    assert trained == Counter(p for pair in pairs for p in prefixes(pair.prompt + pair.answer, first(pair)))
+    assert trained == Counter(p for pair in pairs for p in prefixes(pair.prompt + pair.completion, first(pair)))
 
     padding = rows.segments < 0
     assert (rows.parents[padding] == -2).all()
@@ -140,7 +140,7 @@ def test_rows_are_full_and_no_longer_than_they_may_be(lengths, layout):
     if not layout.packed:
         assert len(used) == 3 * len(pairs)
         return
-    parts = [len(pair.prompt + pair.answer) + len(layout.predictors) for pair in pairs]
+    parts = [len(pair.prompt + pair.completion) + len(layout.predictors) for pair in pairs]
     room = max(layout.row_tokens, *parts, *(len(prediction(p, layout)) for p in pairs), *(len(p.code) for p in pairs))
     assert max(used) <= room
     for a, b in combinations(used, 2):
@@ -158,7 +158,7 @@ def test_the_tube_lies_in_order_in_each_conversation(lengths, row_tokens, seed):
     for pair, triple in zip(pairs, rows.tube, strict=True):
         a, b, c = at(rows, triple)
         assert len(a) < len(b) < len(c)
-        assert c == tuple((pair.prompt + pair.answer)[: len(c)])
+        assert c == tuple((pair.prompt + pair.completion)[: len(c)])
         assert c[: len(b)] == b
         assert b[: len(a)] == a
 

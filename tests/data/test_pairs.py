@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from jepa.data.pairs import (
-    Pair,
-    PairSplits,
+    Example,
+    ExampleSplits,
     aligned_phrasings,
     chat_files,
     column_files,
@@ -29,14 +29,14 @@ NLRX, CHAT = DATA / "nlrx", DATA / "chat"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the data files are not at {DATA}")
 
 PAIRS = [
-    Pair("«two» lines\nof\u2028text", "an answer", "Answer.", source="pairs.jsonl:1"),
-    Pair("which ending?\nA) x", "A", "Choose.", text="a start", code="x", source="pairs.jsonl:2"),
-    Pair("no system prompt", "fine", None, source="pairs.jsonl:3"),
+    Example("«two» lines\nof\u2028text", "an answer", "Answer.", source="pairs.jsonl:1"),
+    Example("which ending?\nA) x", "A", "Choose.", text="a start", code="x", source="pairs.jsonl:2"),
+    Example("no system prompt", "fine", None, source="pairs.jsonl:3"),
 ]
 
 
-def numbered(count: int, answers: int | None = None, start: int = 0) -> list[Pair]:
-    return [Pair(f"request {i}", f"answer {i % (answers or count)}", None) for i in range(start, start + count)]
+def numbered(count: int, answers: int | None = None, start: int = 0) -> list[Example]:
+    return [Example(f"request {i}", f"answer {i % (answers or count)}", None) for i in range(start, start + count)]
 
 
 def message(role: str = "user", content: object = "hello") -> dict[str, object]:
@@ -63,8 +63,8 @@ def test_round_trip(tmp_path):
 def test_real_files_survive_a_round_trip(tmp_path, path):
     pairs = read_chat(path)
     rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-    assert [pair.request for pair in pairs] == [row["messages"][1]["content"] for row in rows]
-    assert [pair.answer for pair in pairs] == [row["messages"][2]["content"] for row in rows]
+    assert [pair.prompt for pair in pairs] == [row["messages"][1]["content"] for row in rows]
+    assert [pair.completion for pair in pairs] == [row["messages"][2]["content"] for row in rows]
     assert [pair.code for pair in pairs] == [row["code"][0]["content"] if "code" in row else None for row in rows]
     write_chat(tmp_path / path.name, pairs)
     assert read_chat(tmp_path / path.name) == pairs
@@ -144,7 +144,7 @@ def test_missing_files_are_named(tmp_path):
 def test_a_last_line_needs_no_line_end(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(GOOD), encoding="utf-8")
-    assert read_chat(path) == [Pair("hello", "hi", None, source="pairs.jsonl:1")]
+    assert read_chat(path) == [Example("hello", "hi", None, source="pairs.jsonl:1")]
 
 
 def test_chat_files_follow_each_other(tmp_path):
@@ -158,7 +158,7 @@ def test_chat_files_follow_each_other(tmp_path):
 
 def test_a_view_alone_is_refused():
     with pytest.raises(InputError, match="text and code must be given together, got text None, code 'x'"):
-        Pair("request", "answer", None, code="x")
+        Example("request", "answer", None, code="x")
 
 
 # ------------------------------------------------------------------------------------------------- splits
@@ -170,21 +170,21 @@ def test_no_answer_lies_on_both_sides_of_validation(answers):
     splits = split_pairs(pairs, [], 0.25, seed=3)
     assert sorted(splits.train + splits.validation, key=pairs.index) == pairs
     assert splits.train == [pair for pair in pairs if pair in splits.train]
-    assert {pair.answer for pair in splits.train}.isdisjoint(pair.answer for pair in splits.validation)
+    assert {pair.completion for pair in splits.train}.isdisjoint(pair.completion for pair in splits.validation)
     assert 50 - 200 / answers < len(splits.validation) <= 50
     assert splits == split_pairs(pairs, [], 0.25, seed=3)
     assert splits.validation != split_pairs(pairs, [], 0.25, seed=4).validation
 
 
 def test_answers_are_told_apart_by_their_code():
-    pairs = [Pair(f"request {i}", "ABCD"[i % 4], None, f"start {i}", f"ending {i}") for i in range(100)]
+    pairs = [Example(f"request {i}", "ABCD"[i % 4], None, f"start {i}", f"ending {i}") for i in range(100)]
     assert len(split_pairs(pairs, [], 0.1, seed=0).validation) == 10
 
 
 def test_limits_are_nested_and_leave_validation_alone():
     pairs = numbered(200)
     full = split_pairs(pairs, [], 0.1, seed=0)
-    kept: set[Pair] = set()
+    kept: set[Example] = set()
     for limit in (1, 10, 100, 180):
         splits = split_pairs(pairs, [], 0.1, seed=0, limit=limit)
         assert splits.validation == full.validation
@@ -196,12 +196,12 @@ def test_limits_are_nested_and_leave_validation_alone():
 
 
 def test_duplicates_are_counted_or_dropped():
-    train = [*numbered(6), Pair("request 0", "answer 0", None), Pair("request 9", "other", None)]
+    train = [*numbered(6), Example("request 0", "answer 0", None), Example("request 9", "other", None)]
     test = [
-        Pair("request 0", "answer 0", "system"),
-        Pair("request 9", "answer 9", None),
-        Pair("new", "answer 1", None),
-        Pair("newer", "newer", None),
+        Example("request 0", "answer 0", "system"),
+        Example("request 9", "answer 9", None),
+        Example("new", "answer 1", None),
+        Example("newer", "newer", None),
     ]
     splits = split_pairs(train, test, 0.0, seed=0)
     counts = {
@@ -212,7 +212,7 @@ def test_duplicates_are_counted_or_dropped():
         "within_train_pairs": 1,
         "dropped": 0,
     }
-    assert splits == PairSplits(train, [], test, counts)
+    assert splits == ExampleSplits(train, [], test, counts)
     assert splits.summary() == (
         "8 train, 0 validation, 4 test pairs; duplicates: train_test_pairs 1, train_test_requests 2, "
         "train_test_answers 2, train_validation_requests 0, within_train_pairs 1, dropped 0"
@@ -226,8 +226,8 @@ def test_duplicates_are_counted_or_dropped():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: split_pairs(numbered(9), [], 1.0, 0), r"validation_share must be in \[0, 1\), got 1.0"),
-        (lambda: split_pairs(numbered(9), [], -0.1, 0), r"validation_share must be in \[0, 1\), got -0.1"),
+        (lambda: split_pairs(numbered(9), [], 1.0, 0), r"validation_fraction must be in \[0, 1\), got 1.0"),
+        (lambda: split_pairs(numbered(9), [], -0.1, 0), r"validation_fraction must be in \[0, 1\), got -0.1"),
         (
             lambda: split_pairs(numbered(2), [], 0.2, 0),
             "hold out all pairs of one answer or request, got 0.2 of 2 pairs",
@@ -248,8 +248,8 @@ def test_bad_splits_are_refused(call, message):
 def test_answers_that_are_classes_do_not_prevent_a_validation_split():
     splits = split_pairs(numbered(80, answers=4), [], 0.1, 0)
     assert len(splits.validation) == 8
-    assert {pair.answer for pair in splits.train} == {f"answer {i}" for i in range(4)}
-    assert not {pair.request for pair in splits.train} & {pair.request for pair in splits.validation}
+    assert {pair.completion for pair in splits.train} == {f"answer {i}" for i in range(4)}
+    assert not {pair.prompt for pair in splits.train} & {pair.prompt for pair in splits.validation}
 
 
 # ------------------------------------------------------------------------------------------------- other readers
@@ -261,7 +261,9 @@ def test_columns_are_read_by_name(tmp_path):
     splits = column_files(
         "a.jsonl", "a.jsonl", "question", "sql", 0.0, seed=0, folder=str(tmp_path), system="Write SQL."
     )
-    assert splits.train == [Pair(f"q {i}", f"SELECT {i}", "Write SQL.", source=f"a.jsonl:{i + 1}") for i in range(10)]
+    assert splits.train == [
+        Example(f"q {i}", f"SELECT {i}", "Write SQL.", source=f"a.jsonl:{i + 1}") for i in range(10)
+    ]
     assert splits.duplicates["train_test_pairs"] == 10
     with pytest.raises(InputError, match=r"a.jsonl:1: column query must be given, got columns \['id', 'question'"):
         column_files("a.jsonl", None, "question", "query", 0.0, seed=0, folder=str(tmp_path))
@@ -293,7 +295,7 @@ def hub(monkeypatch):
 def test_the_hub_is_read_by_columns(hub):
     splits = hugging_face("some/set", "train", "test", "q", "a", 0.1, seed=0, revision="abc", limit=5)
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [5, 2, 20]
-    assert splits.test[3] == Pair("test 3", "answer 3", None, source="some/set/test:3")
+    assert splits.test[3] == Example("test 3", "answer 3", None, source="some/set/test:3")
     assert hub == [("some/set", None, "train", "abc"), ("some/set", None, "test", "abc")]
 
 
@@ -322,9 +324,9 @@ def test_nlrx_phrasings_hold_out_the_same_expressions():
     splits = {phrasing: nlrx(str(NLRX), phrasing, 0.05, seed=0) for phrasing in ("synth", "turk", "both")}
     sizes = {name: (len(s.train), len(s.validation), len(s.test)) for name, s in splits.items()}
     assert sizes == {"synth": (7600, 400, 2000), "turk": (7600, 400, 0), "both": (15200, 800, 2000)}
-    held_out = {name: sorted({pair.answer for pair in s.validation}) for name, s in splits.items()}
+    held_out = {name: sorted({pair.completion for pair in s.validation}) for name, s in splits.items()}
     assert held_out["synth"] == held_out["turk"] == held_out["both"]
-    assert {pair.answer for pair in splits["both"].train}.isdisjoint(held_out["both"])
+    assert {pair.completion for pair in splits["both"].train}.isdisjoint(held_out["both"])
     assert splits["both"].validation == splits["synth"].validation + splits["turk"].validation
     assert splits["synth"].duplicates["train_test_pairs"] == 37
 
@@ -332,8 +334,8 @@ def test_nlrx_phrasings_hold_out_the_same_expressions():
 @needs_data
 def test_test_requests_are_dropped_from_nlrx_training():
     splits = nlrx(str(NLRX), "synth", 0.05, seed=0, drop_test_duplicates=True)
-    asked = {pair.request for pair in splits.test}
-    assert asked.isdisjoint(pair.request for pair in splits.train + splits.validation)
+    asked = {pair.prompt for pair in splits.test}
+    assert asked.isdisjoint(pair.prompt for pair in splits.train + splits.validation)
     assert len(splits.train) + len(splits.validation) + splits.duplicates["dropped"] == 8000
 
 
@@ -341,13 +343,13 @@ def test_test_requests_are_dropped_from_nlrx_training():
 def test_nlrx_lines_are_aligned():
     aligned = aligned_phrasings(str(NLRX))
     assert len(aligned) == 8000
-    assert all(synth.answer == turk.answer for synth, turk in aligned)
+    assert all(synth.completion == turk.completion for synth, turk in aligned)
     assert (aligned[6][0].source, aligned[6][1].source) == ("synth_train.jsonl:7", "turk_train.jsonl:7")
 
 
 def test_misaligned_phrasings_are_named(tmp_path):
     write_chat(tmp_path / "synth_train.jsonl", numbered(4))
-    write_chat(tmp_path / "turk_train.jsonl", [*numbered(3), Pair("request", "else", None)])
+    write_chat(tmp_path / "turk_train.jsonl", [*numbered(3), Example("request", "else", None)])
     with pytest.raises(InputError, match=r"turk_train.jsonl:4 must have the answer of .*:4, 'answer 3', got 'else'"):
         nlrx(str(tmp_path), "both", 0.0, seed=0)
     write_chat(tmp_path / "turk_train.jsonl", numbered(3))

@@ -148,17 +148,17 @@ def test_generated_pairs_have_the_statistics_of_the_published(published):
         depths = Counter(map(depth, expressions))
         count = len(expressions)
         assert count > 0.999 * len(pairs)
-        shares = {name: used[name] / count for name in (*RULES, *TERMINALS)}
-        shares |= {f"depth {level}": depths[level] / count for level in (1, 2, 3)}
+        fractions = {name: used[name] / count for name in (*RULES, *TERMINALS)}
+        fractions |= {f"depth {level}": depths[level] / count for level in (1, 2, 3)}
         means = {
             "words of a request": sum(len(text.split()) for text, _ in pairs) / len(pairs),
             "letters of an answer": sum(len(answer) for _, answer in pairs) / len(pairs),
         }
-        return shares, means
+        return fractions, means
 
-    shares, means = statistics([(pair.request, pair.answer) for pair in made])
-    expected_shares, expected_means = statistics(published)
-    assert shares == pytest.approx(expected_shares, abs=0.05)
+    fractions, means = statistics([(pair.prompt, pair.completion) for pair in made])
+    expected_fractions, expected_means = statistics(published)
+    assert fractions == pytest.approx(expected_fractions, abs=0.05)
     assert means == pytest.approx(expected_means, rel=0.08)
 
 
@@ -212,7 +212,7 @@ def test_splits_are_distinct_and_disjoint_by_expression():
     splits = generate(900, 300, 0.1, seed=0)
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [810, 90, 300]
     every = splits.train + splits.validation + splits.test
-    assert len({pair.answer for pair in every}) == len({pair.request for pair in every}) == 1200
+    assert len({pair.completion for pair in every}) == len({pair.prompt for pair in every}) == 1200
     assert not any(splits.duplicates.values())
     assert {pair.system for pair in every} == {SYSTEM_PROMPT}
 
@@ -221,16 +221,16 @@ def test_two_phrasings_are_held_out_together():
     one, two = (generate(900, 300, 0.1, seed=0, phrasings=phrasings) for phrasings in (1, 2))
     for single, double in ((one.train, two.train), (one.validation, two.validation), (one.test, two.test)):
         assert double[::2] == single
-        assert [pair.answer for pair in double[1::2]] == [pair.answer for pair in single]
+        assert [pair.completion for pair in double[1::2]] == [pair.completion for pair in single]
         assert [pair.source for pair in double[1::2]] == [f"{pair.source}:rephrased" for pair in single]
-        assert {pair.request for pair in double[1::2]}.isdisjoint(pair.request for pair in single)
+        assert {pair.prompt for pair in double[1::2]}.isdisjoint(pair.prompt for pair in single)
 
 
 def test_pairs_depend_on_the_seed_alone():
     splits = generate(300, 100, 0.1, seed=7, phrasings=2)
     assert splits == generate(300, 100, 0.1, seed=7, phrasings=2)
     assert splits != generate(300, 100, 0.1, seed=8, phrasings=2)
-    text = "\n".join(f"{pair.request}\t{pair.answer}" for pair in splits.train + splits.validation + splits.test)
+    text = "\n".join(f"{pair.prompt}\t{pair.completion}" for pair in splits.train + splits.validation + splits.test)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "bc23cd61b14f1478"
 
 
@@ -254,13 +254,13 @@ def test_depth_is_bounded():
         ({"test_pairs": -1}, "test_pairs must be >= 0, got -1"),
         ({"max_depth": 4}, r"max_depth must be in 1\.\.3, got 4"),
         ({"phrasings": 3}, r"phrasings must be in 1\.\.2, got 3"),
-        ({"validation_share": 1.0}, r"validation_share must be in \[0, 1\), got 1.0"),
+        ({"validation_fraction": 1.0}, r"validation_fraction must be in \[0, 1\), got 1.0"),
         ({"limit": 19}, r"limit must be in 1\.\.18 \(training pairs after validation\), got 19"),
     ],
 )
 def test_bad_numbers_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
-        generate(**({"pairs": 20, "test_pairs": 5, "validation_share": 0.1, "seed": 0} | arguments))
+        generate(**({"pairs": 20, "test_pairs": 5, "validation_fraction": 0.1, "seed": 0} | arguments))
 
 
 def test_asking_for_more_than_the_grammar_has_is_refused(monkeypatch):

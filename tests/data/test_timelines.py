@@ -342,14 +342,14 @@ def test_events_are_plain_records(tmp_path):
     [
         ({"videos": -1}, "videos must be a whole number >= 0, got -1"),
         ({"minutes": float("nan")}, "minutes must be finite and >= 0, got nan"),
-        ({"calibration_share": 1.0}, r"calibration_share must be in \(0, 1\), got 1\.0"),
+        ({"calibration_fraction": 1.0}, r"calibration_fraction must be in \(0, 1\), got 1\.0"),
         ({"split_by": "person"}, "split_by must be group or video, got 'person'"),
     ],
 )
 def test_an_excerpt_that_cannot_be_is_refused(change, message):
     records = tuple(StreamRecord(f"v{i}", 9.0, (Event(1.0, 2.0, "a"),)) for i in range(8))
     made = Timeline(records, {record.video_id: record.video_id for record in records}, {})
-    chosen = {"videos": 0, "minutes": 0.0, "calibration_share": 0.5, "split_by": "group"}
+    chosen = {"videos": 0, "minutes": 0.0, "calibration_fraction": 0.5, "split_by": "group"}
     assert len(excerpt(made, **chosen).splits["test"]) == 4
     with pytest.raises(InputError, match=message):
         excerpt(made, **chosen | change)

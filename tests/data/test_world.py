@@ -37,7 +37,7 @@ def clip(scene: Scene, seconds: float = 1.0, seed: int = 0, **world: float) -> n
 
 
 def centre(frame: np.ndarray, colour: str) -> np.ndarray:
-    """Circular mean (x, y) of the pixels near `colour`, as shares of the frame: the frame is a torus."""
+    """Circular mean (x, y) of the pixels near `colour`, as fractions of the frame: the frame is a torus."""
     near = np.abs(frame.astype(float) - COLOURS[colour]).max(-1) < 45
     assert near.sum() > 20
     rows, columns = np.nonzero(near)
@@ -172,7 +172,7 @@ def test_bad_values_are_named(make, message):
 
 
 @pytest.mark.parametrize("what", ["action", "shape", "colour"])
-def test_a_near_miss_differs_in_one_thing_and_is_of_the_split(what):
+def test_a_hard_negative_differs_in_one_thing_and_is_of_the_split(what):
     world = World()
     rng = np.random.default_rng(0)
     train = {s for part in world.splits["train"] for s in part}
@@ -192,9 +192,9 @@ def test_a_near_miss_differs_in_one_thing_and_is_of_the_split(what):
 
 def test_negatives_are_captions_of_training_compositions():
     world = World()
-    batch = ClipBatches(world, 0, 64, 1, near_misses=2)[0]
+    batch = ClipBatches(world, 0, 64, 1, hard_negatives=2)[0]
     held_out = {text for part in world.splits["held_out"] for scene in part for text in captions(scene)}
     assert 64 * 0.5 < len(batch.negatives) <= 2 * 64
     assert held_out.isdisjoint(batch.negatives)
     assert held_out.isdisjoint(batch.texts)
-    assert ClipBatches(world, 0, 64, 1, near_misses=0)[0].negatives == []
+    assert ClipBatches(world, 0, 64, 1, hard_negatives=0)[0].negatives == []

@@ -195,7 +195,7 @@ def test_a_checkpoint_gives_the_same_model(name, tied, pairs, chat_tokenizer, tm
     head, embeddings = again.language.lm.get_output_embeddings(), again.language.lm.get_input_embeddings()
     assert (head.weight is embeddings.weight) == tied
     assert again.predictor_ids == model.predictor_ids
-    assert again.answer([pairs[0].request], 5) == model.answer([pairs[0].request], 5)
+    assert again.answer([pairs[0].prompt], 5) == model.answer([pairs[0].prompt], 5)
 
 
 def test_a_checkpoint_of_a_pretrained_model_does_not_need_it_again(pairs, chat_tokenizer, tmp_path):
@@ -218,7 +218,7 @@ def test_a_checkpoint_of_a_pretrained_model_does_not_need_it_again(pairs, chat_t
         file.unlink()
     again = checkpoint.load(folder)
     assert not changed_tensors(model.state_dict(), again)
-    assert again.answer([pairs[0].request], 5) == model.answer([pairs[0].request], 5)
+    assert again.answer([pairs[0].prompt], 5) == model.answer([pairs[0].prompt], 5)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(pairs, chat_tokenizer):

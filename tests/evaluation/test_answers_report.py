@@ -42,7 +42,7 @@ def made_up(arm: str, seed: int, right: int, **training: Any) -> dict[str, Any]:
         "scores": {"exact_match": {"accuracy": right / N, "interval": [0.1, 0.95]}},
         "geometry": {
             "retrieval@1": 0.9 + 0.02 * seed, "paired_cosine": 0.8, "unpaired_cosine": 0.01, "rankme": 12.0,
-            "linear_fit": 0.7, "same_meaning": {"pairs": 100, "auc": 0.99, "recall@1%": 0.5}, "warning": None,
+            "ridge_r2": 0.7, "paraphrase": {"pairs": 100, "auc": 0.99, "recall@1%": 0.5}, "warning": None,
         },
     }  # fmt: skip
 
@@ -107,7 +107,7 @@ def test_arms_are_compared_over_seeds_and_over_examples(controls):
     assert found["examples"] == {"count": 3 * N, "won": 7, "lost": 0, "p": pytest.approx(2 / 2**7)}
     assert arm["against_baseline"]["flops_ratio"] == pytest.approx(1.5)
     assert arm["geometry"]["retrieval@1"] == pytest.approx(0.92)
-    assert arm["geometry"]["same_meaning.auc"] == pytest.approx(0.99)
+    assert arm["geometry"]["paraphrase.auc"] == pytest.approx(0.99)
     assert results["arms"]["ntp"]["against_baseline"] is None
     assert results["settings"] == {"objective.weight": {"ntp": 0.0, "llm_jepa": 0.3, "mine": 0.3}}
 
@@ -205,7 +205,7 @@ def test_what_was_not_finite_in_the_log_is_left_out_of_the_curve(controls):
         ("seed", 0, "arm and seed must occur once, got 'ntp' and 0 also in"),
         ("format", "jepa.evaluation/1", "format must be 'jepa.answers/1', got 'jepa.evaluation/1'"),
         ("training.flops", -1, "record.training.flops must be a finite number > 0, got -1"),
-        ("scores.exact_match.accuracy", 0.9, "exact_match must be true in a share of 0.9 of 20 lines"),
+        ("scores.exact_match.accuracy", 0.9, "exact_match must be true in a fraction of 0.9 of 20 lines"),
         ("scores", {"f1": {"accuracy": 0.5, "interval": [0, 1]}}, "answer must have the key 'f1'"),
     ],
 )
@@ -290,7 +290,7 @@ def test_the_command_reports_what_training_left(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = "model.language_model.architecture."
     sizes = [f"{small}hidden_size=16", f"{small}intermediate_size=16", f"{small}num_hidden_layers=1"]
-    data = ["data.pairs=120", "data.test_pairs=10", "data.validation_share=0.1", "tokenizer.vocab_size=300"]
+    data = ["data.pairs=120", "data.test_pairs=10", "data.validation_fraction=0.1", "tokenizer.vocab_size=300"]
     stage = ["stage.epochs=0.2", "stage.batch_size=8", "stage.validation_pairs=8", "accelerator=cpu"]
     arms = ["experiment=llm_jepa_controls", "arm=ntp,llm_jepa", "seed=0", "answers.metrics=[exact_match]"]
     assert main(["train", "-m", *arms, *sizes, *data, *stage]) == 0

@@ -84,15 +84,15 @@ def test_a_lever_that_divides_its_parts_obeys_amdahl(results):
     row = lever(results, "selective")
     assert row["touches"] == ["prefill", "decode"]
     parts = results["baseline"]["parts"]
-    share = parts["prefill"]["share"] + parts["decode"]["share"]
-    assert row["share"] == pytest.approx(share)
-    assert row["alone"]["value"] == pytest.approx(1 / (1 - share + share / 2.85))
-    assert row["limit"] == pytest.approx(1 / (1 - share))
+    fraction = parts["prefill"]["fraction"] + parts["decode"]["fraction"]
+    assert row["fraction"] == pytest.approx(fraction)
+    assert row["alone"]["value"] == pytest.approx(1 / (1 - fraction + fraction / 2.85))
+    assert row["limit"] == pytest.approx(1 / (1 - fraction))
 
 
 def test_shares_and_ranges(results):
-    assert math.fsum(part["share"] for part in results["baseline"]["parts"].values()) == pytest.approx(1)
-    assert lever(results, "hardware")["share"] == pytest.approx(1)
+    assert math.fsum(part["fraction"] for part in results["baseline"]["parts"].values()) == pytest.approx(1)
+    assert lever(results, "hardware")["fraction"] == pytest.approx(1)
     assert lever(results, "hardware")["limit"] is None
     assert lever(results, "tokens")["touches"] == ["decode"]
     for ratio in [results["joint"], *(row["alone"] for row in results["levers"])]:
@@ -120,13 +120,13 @@ def test_shapley_is_the_mean_over_all_orders(figures):
     subsets = [frozenset(s) for size in range(4) for s in itertools.combinations(names, size)]
     values = dict(zip(subsets, figures, strict=True))
     orders = list(itertools.permutations(names))
-    shares = shapley(values, names)
+    fractions = shapley(values, names)
     for name in names:
         gains = []
         for order in orders:
             before = frozenset(order[: order.index(name)])
             gains.append(values[before | {name}] - values[before])
-        assert shares[name] == pytest.approx(sum(gains) / len(orders), abs=1e-9)
+        assert fractions[name] == pytest.approx(sum(gains) / len(orders), abs=1e-9)
 
 
 def test_a_baseline_that_generates_at_every_step_pays_for_it():
@@ -218,7 +218,7 @@ def test_the_perception_of_a_checkpoint_stays_with_another_language_model(tiny_m
     found = analyse(settings("served=config", f"served.model.path={tmp_path}", "order=[experts]"))
     before, after = (found[key]["parts"] for key in ("baseline", "with_levers"))
     for name in ("encoder", "predictor"):
-        assert after[name] == {**before[name], "share": after[name]["share"]}
+        assert after[name] == {**before[name], "fraction": after[name]["fraction"]}
     assert found["with_levers"]["model"] == "Mistral Small 4"
 
 

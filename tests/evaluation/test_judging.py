@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jepa.config import AnswersConfig
-from jepa.data.pairs import Pair, PairSplits
+from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
 from jepa.evaluation.judging import check_answers
 
@@ -15,9 +15,9 @@ def answers(metric: str, limit: int = 0, **changes: object) -> AnswersConfig:
     return AnswersConfig(**{**plain, "limit": limit, "batch_size": 8, **changes})
 
 
-def splits(*golds: str) -> PairSplits:
-    pairs = [Pair("how many?", gold, None, source=f"test.jsonl, line {i}") for i, gold in enumerate(golds, start=1)]
-    return PairSplits(train=pairs, validation=pairs, test=pairs, duplicates={})
+def splits(*golds: str) -> ExampleSplits:
+    pairs = [Example("how many?", gold, None, source=f"test.jsonl, line {i}") for i, gold in enumerate(golds, start=1)]
+    return ExampleSplits(train=pairs, validation=pairs, test=pairs, duplicates={})
 
 
 def test_a_right_answer_that_no_metric_can_read_is_named_by_its_line():

@@ -363,7 +363,7 @@ def test_bad_documents_are_refused(results, change, message):
         ({"noise": [1.0, -0.5]}, r"noise\[1\] must be >= 0, got -0\.5"),
         ({"noise": [1.0, 1.0]}, r"noise must be a list of distinct levels, got \[1\.0, 1\.0\]"),
         ({"autocorrelation": 1.0}, r"autocorrelation must be < 1, got 1\.0"),
-        ({"calibration_share": 1.0}, r"calibration_share must be < 1, got 1\.0"),
+        ({"calibration_fraction": 1.0}, r"calibration_fraction must be < 1, got 1\.0"),
         ({"limit": 3}, r"the (calibration|test) split must have at least 2 streams, got \d"),
         ({"minutes": 0.001}, "the calibration split must have at least 2 streams, got 0"),
         ({"references": []}, "references must"),

@@ -16,7 +16,7 @@ from conftest import LLAMA, language_config
 
 from jepa import checkpoint
 from jepa.cli import main
-from jepa.data.pairs import Pair, write_chat
+from jepa.data.pairs import Example, write_chat
 from jepa.data.request_streams import TypingStyle, type_requests
 from jepa.errors import InputError
 from jepa.evaluation.recurring_requests import _Answered, _calibrated, _operating_points, _Reuse
@@ -63,7 +63,7 @@ def counts(ledger: OperationLedger) -> dict[str, tuple[int, int, int, int]]:
 
 
 def test_a_session_says_what_the_model_says(model, pairs):
-    texts = [step.request.request for step in type_requests(pairs[:2], STYLE, (1,)).steps][::2]
+    texts = [step.request.prompt for step in type_requests(pairs[:2], STYLE, (1,)).steps][::2]
     states = model.encode(texts).states[:, -1]
     latents, answers = model.predict(model.encode(texts)), model.answer(texts, LONGEST)
     session = RequestSession(model)
@@ -78,7 +78,7 @@ def test_a_session_says_what_the_model_says(model, pairs):
 
 def test_what_a_session_computes_is_what_it_counts(model, pairs):
     session = RequestSession(model)
-    texts = [step.request.request for step in type_requests(pairs[:2], STYLE, (1,)).steps][:5]
+    texts = [step.request.prompt for step in type_requests(pairs[:2], STYLE, (1,)).steps][:5]
     for text in texts:
         for call in (
             lambda: session.predict(text),  # noqa: B023
@@ -93,7 +93,7 @@ def test_what_a_session_computes_is_what_it_counts(model, pairs):
 
 
 def test_flops_of_answers_and_streams_are_those_measured(model, pairs):
-    texts = [pair.request for pair in pairs[:3]]
+    texts = [pair.prompt for pair in pairs[:3]]
     for text in texts:
         ledger = OperationLedger()
         measured = count_flops(lambda: list(model.stream([[text]], ledger)))  # noqa: B023
@@ -116,7 +116,7 @@ def test_a_word_more_costs_a_session_only_that_word(tiny_llm_jepa):
 
 
 def test_verification_agrees_with_exactly_the_models_own_answer_and_is_not_lost(tiny_llm_jepa, pairs):
-    request = pairs[0].request
+    request = pairs[0].prompt
     [own] = tiny_llm_jepa.answer([request], LONGEST)
     draft = tiny_llm_jepa.generate([request], LONGEST)[0]
     session = RequestSession(tiny_llm_jepa)
@@ -127,8 +127,8 @@ def test_verification_agrees_with_exactly_the_models_own_answer_and_is_not_lost(
     assert (answer.text, answer.tokens, answer.forward_passes) == (own.text, own.tokens - 5, own.tokens - 5)
     assert not session.agrees(request, "no such answer")
     assert session.agrees(request, "no such answer", tolerance=1e9)
-    [other] = session.answer([pairs[1].request], LONGEST)  # what was verified for one request is no use to another
-    assert other.text == tiny_llm_jepa.answer([pairs[1].request], LONGEST)[0].text
+    [other] = session.answer([pairs[1].prompt], LONGEST)  # what was verified for one request is no use to another
+    assert other.text == tiny_llm_jepa.answer([pairs[1].prompt], LONGEST)[0].text
 
 
 @pytest.mark.parametrize("read", [None, read_state, read_latent], ids=["none", "state", "latent"])
@@ -181,24 +181,24 @@ class _Table:
         self.ledger = ledger
 
     def answer(self, requests, max_new_tokens):
-        return [Decoded(f"answer to {request.request}", 1, 1) for request in requests]
+        return [Decoded(f"answer to {request.prompt}", 1, 1) for request in requests]
 
     def agrees(self, request, text, tolerance):
-        return text == "answer to a" and request.request.startswith("a")
+        return text == "answer to a" and request.prompt.startswith("a")
 
 
 def run_cache(cache: AnswerCache, requests: list[tuple[str, float]]) -> list[tuple[str, str]]:
     """Requests with the angle of their latents -> text and source of each."""
     session = _Table(OperationLedger())
     read = {text: np.array([np.cos(angle), np.sin(angle)], dtype=np.float32) for text, angle in requests}
-    steps = [(Pair(text, "", None), float(i)) for i, (text, _) in enumerate(requests)]
-    emissions, _ = follow(steps, Uniform(EVERY_STEP), session, 5, lambda _, pair: read[pair.request], cache=cache)
+    steps = [(Example(text, "", None), float(i)) for i, (text, _) in enumerate(requests)]
+    emissions, _ = follow(steps, Uniform(EVERY_STEP), session, 5, lambda _, pair: read[pair.prompt], cache=cache)
     return [(emission.text.removeprefix("answer to "), emission.source) for emission in emissions]
 
 
 def test_a_cache_of_answers_asks_words_then_latents_then_the_model():
     requests = [("a", 0.0), ("b", 0.01), ("a", 0.0), ("ab", 0.02), ("c", 1.5)]
-    known_by_words = AnswerCache(-1.0, 9, name=lambda pair: pair.request)
+    known_by_words = AnswerCache(-1.0, 9, name=lambda pair: pair.prompt)
     assert run_cache(known_by_words, requests) == [
         ("a", "decoder"), ("b", "decoder"), ("a", "cache"), ("ab", "decoder"), ("c", "decoder"),
     ]  # fmt: skip
@@ -214,7 +214,7 @@ def test_a_cache_of_answers_asks_words_then_latents_then_the_model():
 
 def test_a_cache_of_answers_is_bounded():
     requests = [("a", 0.0), ("b", 1.0), ("c", 2.0), ("a", 0.0), ("c", 2.0)]
-    cache = AnswerCache(-1.0, 2, name=lambda pair: pair.request)
+    cache = AnswerCache(-1.0, 2, name=lambda pair: pair.prompt)
     assert [source for _, source in run_cache(cache, requests)] == ["decoder"] * 4 + ["cache"]
     with pytest.raises(RuntimeError, match="must hear a request"):
         AnswerCache(0.1, 2).look_up(np.ones(2, dtype=np.float32))
@@ -230,12 +230,12 @@ def test_what_a_decoder_failed_to_answer_is_not_known() -> None:
             return super().answer(requests, max_new_tokens)
 
     session = Failing(OperationLedger())
-    for cache in (AnswerCache(-1.0, 9, name=lambda pair: pair.request), AnswerCache(0.1, 9)):
+    for cache in (AnswerCache(-1.0, 9, name=lambda pair: pair.prompt), AnswerCache(0.1, 9)):
         decoder = RequestDecoder(session, 5, memory=2)
         selective = SelectiveDecoder(Uniform(EVERY_STEP), decoder, cache=cache)
 
         def ask(text: str, angle: float, time: float, cache=cache, decoder=decoder, selective=selective) -> str:
-            request, latent = Pair(text, "", None), np.array([np.cos(angle), np.sin(angle)], dtype=np.float32)
+            request, latent = Example(text, "", None), np.array([np.cos(angle), np.sin(angle)], dtype=np.float32)
             cache.hear(request)
             decoder.hear([request], latent[None])
             [emission] = selective.step(latent, time)
@@ -247,7 +247,7 @@ def test_what_a_decoder_failed_to_answer_is_not_known() -> None:
         with pytest.raises(RuntimeError, match="out of memory"):
             ask("a", 0.0, 1.0)
         session.fails = False
-        assert not cache.hear(Pair("a", "", None))
+        assert not cache.hear(Example("a", "", None))
         assert ask("a", 0.0, 2.0) == "answer to a, decoder"
         assert [ask(text, angle, time) for text, angle, time in (("a", 0.0, 3.0), ("b", 1.5, 4.0))] == [
             "answer to a, cache", "answer to b, cache",
@@ -267,12 +267,12 @@ class _Latents:
 
 
 def test_endpoint_rules_learn_where_requests_end(known, pairs):
-    sample = [Pair("lines with a number", "", None)] * 5 + [Pair("lines with a vowel", "", None)] * 5
+    sample = [Example("lines with a number", "", None)] * 5 + [Example("lines with a vowel", "", None)] * 5
     rule = _TextEndpoint(sample)
-    assert rule.score(sample[0]) > 0 > rule.score(Pair("lines with a", "", None))
-    assert rule.score(Pair("words with a vowel", "", None)) > rule.score(Pair("words with", "", None))
+    assert rule.score(sample[0]) > 0 > rule.score(Example("lines with a", "", None))
+    assert rule.score(Example("words with a vowel", "", None)) > rule.score(Example("words with", "", None))
     probe = _StateProbe(known, sample[4:6])
-    assert probe.score(sample[0]) > 0 > probe.score(Pair("lines with a", "", None))
+    assert probe.score(sample[0]) > 0 > probe.score(Example("lines with a", "", None))
     assert probe.flops == 2 * 32
 
 
@@ -341,14 +341,14 @@ RECURRING = {
 def folder(tmp_path_factory, tiny_llm_jepa, pairs) -> Path:
     """A checkpoint whose data are files of two phrasings of each answer."""
     root = tmp_path_factory.mktemp("requests")
-    again = [replace(pair, request=f"please, {pair.request}") for pair in pairs]
+    again = [replace(pair, request=f"please, {pair.prompt}") for pair in pairs]
     write_chat(root / "train.jsonl", [*pairs, *again])
     write_chat(root / "test.jsonl", pairs[:8])
     data = {
         "_target_": "jepa.data.pairs.chat_files",
         "train": "train.jsonl",
         "test": "test.jsonl",
-        "validation_share": 0.4,
+        "validation_fraction": 0.4,
         "seed": 0,
         "folder": str(root),
     }

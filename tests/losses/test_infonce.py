@@ -20,7 +20,7 @@ def latents(count: int, seed: int) -> torch.Tensor:
 
 
 def by_loop(predictions, targets, temperature, ids):
-    """-log of the softmax share of the right pair, both ways, over the negatives of other texts."""
+    """-log of the softmax fraction of the right pair, both ways, over the negatives of other texts."""
     total = 0.0
     count = len(predictions)
     for i in range(count):

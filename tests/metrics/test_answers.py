@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from jepa.errors import InputError
-from jepa.metrics.answers import METRICS, AnswerAccuracy, judge, judge_for, multiple_choice, proportion_interval
+from jepa.metrics.answers import METRICS, AnswerAccuracy, judge, multiple_choice, proportion_interval, scorer_for
 
 CHAT = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "chat"
 
@@ -102,10 +102,10 @@ def test_spider_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: judge_for("exact"), "metric must be one of exact_match, .*, got 'exact'"),
-        (lambda: judge_for("spider"), r"metric spider must have databases .*, got \[\]"),
-        (lambda: judge_for("spider", databases=".", timeout=1), r"got \['databases', 'timeout'\]"),
-        (lambda: judge_for("gsm8k", databases="."), r"metric gsm8k must have no options, got \['databases'\]"),
+        (lambda: scorer_for("exact"), "metric must be one of exact_match, .*, got 'exact'"),
+        (lambda: scorer_for("spider"), r"metric spider must have databases .*, got \[\]"),
+        (lambda: scorer_for("spider", databases=".", timeout=1), r"got \['databases', 'timeout'\]"),
+        (lambda: scorer_for("gsm8k", databases="."), r"metric gsm8k must have no options, got \['databases'\]"),
         (lambda: judge("exact_match", ["a"], ["a", "b"]), "equally many, got 1, 2 and 1"),
         (lambda: judge("exact_match", "a", ["a"]), "predictions must be a sequence of strings, got the string 'a'"),
         (lambda: proportion_interval(3, 2), "got 3 and 2"),

@@ -14,7 +14,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from jepa.errors import InputError
 from jepa.metrics import LatentGeometry, paired_cosine, rankme, retrieval_at_k, unpaired_cosine
-from jepa.metrics.latents import collapse_message, linear_fit, recall_at_false_share, same_meaning
+from jepa.metrics.latents import collapse_message, paraphrase, recall_at_false_fraction, ridge_r2
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -57,9 +57,9 @@ def test_rankme_closed_forms(dtype, scale):
 
 
 def test_rankme_of_a_known_spectrum():
-    shares = np.array([0.5, 0.25, 0.125, 0.125])  # entropy 1.75 bits
+    fractions = np.array([0.5, 0.25, 0.125, 0.125])  # entropy 1.75 bits
     rows, columns = torch.linalg.qr(randn(30, 4))[0], torch.linalg.qr(randn(4, 4, seed=1))[0]
-    latents = rows @ torch.diag(torch.tensor(shares)) @ columns
+    latents = rows @ torch.diag(torch.tensor(fractions)) @ columns
     assert rankme(latents).item() == pytest.approx(2**1.75, rel=1e-5)
     assert rankme(latents[torch.randperm(30)]).item() == pytest.approx(2**1.75, rel=1e-5)
 
@@ -122,10 +122,10 @@ def test_retrieval_breaks_ties_by_chance():
             lambda: retrieval_at_k(randn(2, 3), randn(4, 3), torch.tensor([0, 1]), 5),
             r"k must be in 1\.\.4 \(rows of the gallery\), got 5",
         ),
-        (lambda: linear_fit(randn(3, 2), randn(3, 2)), "at least 4 rows .* got 3"),
-        (lambda: linear_fit(randn(4, 2), randn(4, 2), ridge=0), "ridge must be > 0, got 0"),
+        (lambda: ridge_r2(randn(3, 2), randn(3, 2)), "at least 4 rows .* got 3"),
+        (lambda: ridge_r2(randn(4, 2), randn(4, 2), ridge=0), "ridge must be > 0, got 0"),
         (
-            lambda: same_meaning(randn(2, 2), randn(2, 2), torch.tensor([5, 5])),
+            lambda: paraphrase(randn(2, 2), randn(2, 2), torch.tensor([5, 5])),
             "ids must be of at least 2 different meanings, got only 5",
         ),
         (lambda: LatentGeometry(ks=()), r"ks must hold at least one k, each >= 1, got \(\)"),
@@ -137,7 +137,7 @@ def test_bad_input_is_refused(call, message):
         call()
 
 
-def test_linear_fit_equals_scikit_learn():
+def test_ridge_r2_equals_scikit_learn():
     predictions, targets = randn(300, 6) + 3, randn(300, 6, seed=1) + 1
     targets = targets + predictions @ randn(6, 6, seed=2)
     order = torch.randperm(300, generator=torch.Generator().manual_seed(4))
@@ -150,23 +150,23 @@ def test_linear_fit_equals_scikit_learn():
         multioutput="variance_weighted",
     )
     assert 0.5 < expected < 0.95
-    assert linear_fit(predictions, targets, ridge=0.05, seed=4).item() == pytest.approx(expected, abs=1e-8)
-    assert linear_fit(20 * predictions, targets, ridge=0.05, seed=4).item() == pytest.approx(expected, abs=1e-8)
+    assert ridge_r2(predictions, targets, ridge=0.05, seed=4).item() == pytest.approx(expected, abs=1e-8)
+    assert ridge_r2(20 * predictions, targets, ridge=0.05, seed=4).item() == pytest.approx(expected, abs=1e-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_linear_fit_from_nothing_to_all(dtype):
+def test_ridge_r2_from_nothing_to_all(dtype):
     predictions, noise = randn(400, 8).to(dtype), randn(400, 8, seed=1).to(dtype)
     affine = predictions @ randn(8, 8, seed=2).to(dtype) + 5
-    assert linear_fit(predictions, affine).item() == pytest.approx(1, abs=1e-4)
-    assert -0.2 < linear_fit(predictions, noise).item() < 0.02
-    assert -0.1 < linear_fit(torch.ones_like(noise), noise).item() <= 0
-    assert linear_fit(1 + 1e-7 * noise, noise).item() < 0.02  # collapsed but for rounding
-    assert linear_fit(torch.zeros_like(noise), noise).item() <= 0
-    assert linear_fit(predictions, torch.ones_like(noise)).item() == 0
+    assert ridge_r2(predictions, affine).item() == pytest.approx(1, abs=1e-4)
+    assert -0.2 < ridge_r2(predictions, noise).item() < 0.02
+    assert -0.1 < ridge_r2(torch.ones_like(noise), noise).item() <= 0
+    assert ridge_r2(1 + 1e-7 * noise, noise).item() < 0.02  # collapsed but for rounding
+    assert ridge_r2(torch.zeros_like(noise), noise).item() <= 0
+    assert ridge_r2(predictions, torch.ones_like(noise)).item() == 0
 
 
-def test_same_meaning_equals_plain_loops():
+def test_paraphrase_equals_plain_loops():
     ids = torch.arange(60) % 50  # some meanings twice
     meanings = randn(50, 8)[ids]
     first, second = meanings + 1.2 * randn(60, 8, seed=1), 3 * (meanings + 1.2 * randn(60, 8, seed=2))
@@ -176,29 +176,29 @@ def test_same_meaning_equals_plain_loops():
     auc = roc_auc_score([1] * len(own) + [0] * len(others), own + others)
     assert 0.6 < auc < 0.95
     assert 0 < found < 0.6
-    result = same_meaning(first, second, ids)
+    result = paraphrase(first, second, ids)
     assert result["auc"].item() == pytest.approx(auc, abs=1e-12)
     assert result["recall@1%"].item() == pytest.approx(found, abs=1e-12)
 
 
-def test_same_meaning_in_chunks_equals_scikit_learn():
+def test_paraphrase_in_chunks_equals_scikit_learn():
     count = 1500  # more rows than are compared at once
     first = randn(count, 16).float()
     second = first + 2 * randn(count, 16, seed=1).float()
     scores = cosine_similarity(first.numpy(), second.numpy())
-    result = same_meaning(first, second, torch.arange(count))
+    result = paraphrase(first, second, torch.arange(count))
     auc = roc_auc_score(np.eye(count).ravel(), scores.ravel())
     threshold = np.quantile(scores[~np.eye(count, dtype=bool)], 0.99)
     assert result["auc"].item() == pytest.approx(auc, abs=1e-5)
     assert result["recall@1%"].item() == pytest.approx(np.mean(np.diag(scores) > threshold), abs=2 / count)
 
 
-def test_same_meaning_of_perfect_and_collapsed_latents():
+def test_paraphrase_of_perfect_and_collapsed_latents():
     ids, latents = torch.arange(200), F.normalize(randn(200, 64).float(), dim=1)
-    perfect = {name: value.item() for name, value in same_meaning(latents, latents, ids).items()}
+    perfect = {name: value.item() for name, value in paraphrase(latents, latents, ids).items()}
     assert perfect == {"auc": 1.0, "recall@1%": 1.0}
     point = latents[:1].expand(200, -1)
-    collapsed = {name: value.item() for name, value in same_meaning(point, 2 * point, ids).items()}
+    collapsed = {name: value.item() for name, value in paraphrase(point, 2 * point, ids).items()}
     assert collapsed == {"auc": 0.5, "recall@1%": 0.0}
 
 
@@ -301,13 +301,13 @@ def test_metric_refuses_what_it_cannot_measure():
 def test_recall_at_a_share_of_false_neighbours():
     cosines = torch.tensor([0.9, 0.8, 0.7, 0.6])
     right = torch.tensor([True, True, False, True])
-    assert recall_at_false_share(cosines, right, 0.0) == 0.5
-    assert recall_at_false_share(cosines, right, 0.25) == 0.75  # one false of four
-    assert recall_at_false_share(cosines, ~right, 0.01) == 0.0
+    assert recall_at_false_fraction(cosines, right, 0.0) == 0.5
+    assert recall_at_false_fraction(cosines, right, 0.25) == 0.75  # one false of four
+    assert recall_at_false_fraction(cosines, ~right, 0.01) == 0.0
     level = torch.tensor([0.9, 0.9, 0.7, 0.6])  # the second cannot be had without the first
-    assert recall_at_false_share(level, torch.tensor([True, False, True, True]), 0.3) == 0.75
-    assert recall_at_false_share(level, torch.tensor([True, False, True, True]), 0.2) == 0.0
-    with pytest.raises(InputError, match=r"share must be in \[0, 1\], got 2"):
-        recall_at_false_share(cosines, right, 2)
+    assert recall_at_false_fraction(level, torch.tensor([True, False, True, True]), 0.3) == 0.75
+    assert recall_at_false_fraction(level, torch.tensor([True, False, True, True]), 0.2) == 0.0
+    with pytest.raises(InputError, match=r"fraction must be in \[0, 1\], got 2"):
+        recall_at_false_fraction(cosines, right, 2)
     with pytest.raises(InputError, match=r"must be \(N,\) with N >= 1"):
-        recall_at_false_share(cosines, right[:2])
+        recall_at_false_fraction(cosines, right[:2])

@@ -50,8 +50,8 @@ def test_costs_are_summed_without_loss():
 @given(answers)
 def test_cost_of_pass_is_mean_cost_over_accuracy(rows):
     right, tokens = rows
-    share = right.double().mean().item()
-    expected = tokens.double().mean().item() / share if share else math.inf
+    fraction = right.double().mean().item()
+    expected = tokens.double().mean().item() / fraction if fraction else math.inf
     assert cost_of_pass(right, tokens).item() == pytest.approx(expected)
     assert cost_of_pass(right.repeat(3), tokens.repeat(3)).item() == pytest.approx(expected)
 

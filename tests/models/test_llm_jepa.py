@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from jepa import checkpoint
 from jepa.data.packing import pack
-from jepa.data.pairs import Pair
+from jepa.data.pairs import Example
 from jepa.decoders.prefix import PrefixDecoder
 from jepa.errors import InputError
 from jepa.models.llm_jepa import LLMJEPA, RequestDecoder, RequestSession
@@ -37,9 +37,9 @@ def any_model(request, chat_tokenizer) -> LLMJEPA:
     return checkpoint.build_model(language_config(architecture, tokens=2), chat_tokenizer).eval()
 
 
-def requests(pairs: list[Pair]) -> list[str]:
+def requests(pairs: list[Example]) -> list[str]:
     """Of different lengths, so that a batch is padded."""
-    return [pair.request for pair in sorted(pairs, key=lambda pair: len(pair.request))[::8]]
+    return [pair.prompt for pair in sorted(pairs, key=lambda pair: len(pair.prompt))[::8]]
 
 
 @pytest.mark.parametrize(("tokens", "placement"), [(0, "append"), (1, "append"), (3, "append"), (2, "prepend")])
@@ -48,14 +48,14 @@ def test_streams_give_the_embeddings_of_packed_rows(architecture, tokens, placem
     torch.manual_seed(0)
     config = language_config({**LLAMA, "initializer_range": 0.3, **architecture}, tokens, placement)
     model = checkpoint.build_model(config, chat_tokenizer).eval()
-    chosen = sorted(pairs, key=lambda pair: len(pair.request))[::8]
+    chosen = sorted(pairs, key=lambda pair: len(pair.prompt))[::8]
     encoded = chat_tokenizer.encode(chosen)
     rows = pack(encoded, model.layout(row_tokens=200), encoded, list(range(len(chosen))))
     with torch.no_grad():
         out = model(rows)
-    predicted = model.predict(model.encode([pair.request for pair in chosen]))
+    predicted = model.predict(model.encode([pair.prompt for pair in chosen]))
     torch.testing.assert_close(predicted, F.normalize(out.predictions, dim=-1), rtol=1e-4, atol=1e-5)
-    embedded = model.embed([pair.answer for pair in chosen])
+    embedded = model.embed([pair.completion for pair in chosen])
     torch.testing.assert_close(embedded, F.normalize(out.targets, dim=-1), rtol=1e-4, atol=1e-5)
     assert predicted.shape == (len(chosen), 32)
     assert (predicted @ predicted.T - torch.eye(len(chosen))).abs().max() < 0.999  # requests are told apart
@@ -79,10 +79,10 @@ def test_predicting_leaves_the_cache_as_it_is(any_model, pairs):
 
 
 def test_a_pair_brings_its_system_prompt_along(any_model):
-    plain, with_system = any_model.encode([Pair("a", "", None), Pair("a", "", "b c d")]).mask.sum(1).tolist()
+    plain, with_system = any_model.encode([Example("a", "", None), Example("a", "", "b c d")]).mask.sum(1).tolist()
     assert with_system > plain
     assert torch.equal(
-        any_model.predict(any_model.encode(["a"])), any_model.predict(any_model.encode([Pair("a", "x", None)]))
+        any_model.predict(any_model.encode(["a"])), any_model.predict(any_model.encode([Example("a", "x", None)]))
     )
 
 
@@ -99,8 +99,8 @@ def test_answers_are_greedy_and_the_same_in_batches(any_model, pairs):
     batched = model.answer(texts, 9)
     for text, decoded in zip(texts, batched, strict=True):
         assert model.answer([text], 9) == [decoded]
-        [ids] = model.tokenizer.encode([Pair(text, "", None)])
-        prompt = ids.prompt + ids.answer[: ids.opening]
+        [ids] = model.tokenizer.encode([Example(text, "", None)])
+        prompt = ids.prompt + ids.completion[: ids.opening]
         said = greedy(model, prompt, 9)
         counted = count_flops(lambda text=text: model.answer([text], 9))
         assert (decoded.text, decoded.flops) == (model.tokenizer.decode([said])[0], counted.total)
@@ -115,7 +115,7 @@ def test_answers_are_greedy_and_the_same_in_batches(any_model, pairs):
 def test_generation_ends_each_row_at_its_stop_token(tiny_llm_jepa, pairs):
     """The stop token is part of the row, what a batch pads it with is not."""
     model, texts = tiny_llm_jepa, requests(pairs)
-    encoded = model.tokenizer.encode([Pair(text, "", None) for text in texts])
+    encoded = model.tokenizer.encode([Example(text, "", None) for text in texts])
     ids, mask = model.tokenizer.pad([pair.prompt for pair in encoded])
     free = model.language.generate(ids, mask, 8, [1])
     stop = next(token for row in free for token in row[1:4] if token != row[0])
@@ -125,7 +125,7 @@ def test_generation_ends_each_row_at_its_stop_token(tiny_llm_jepa, pairs):
 
 
 def test_a_stream_counts_every_request(tiny_llm_jepa, pairs):
-    texts, ledger = [pair.request for pair in pairs[:7]], OperationLedger()
+    texts, ledger = [pair.prompt for pair in pairs[:7]], OperationLedger()
     chunks = list(tiny_llm_jepa.stream([texts[:3], texts[3:]], ledger))
     assert [chunk.shape for chunk in chunks] == [(3, 32), (4, 32)]
     expected = tiny_llm_jepa.predict(tiny_llm_jepa.encode(texts)).numpy()
@@ -139,7 +139,7 @@ def test_a_stream_counts_every_request(tiny_llm_jepa, pairs):
 
 def test_selective_decoding_answers_a_stream_of_requests(tiny_llm_jepa, pairs):
     """A uniform policy at the rate of the stream answers each request, and the ledger counts its tokens."""
-    texts = [pair.request for pair in pairs[:6]]
+    texts = [pair.prompt for pair in pairs[:6]]
     [latents] = tiny_llm_jepa.stream([texts])
     heard = RequestDecoder(tiny_llm_jepa, 5)
     with pytest.raises(InputError, match="must hear requests before it answers, got none"):
@@ -205,7 +205,7 @@ def test_a_session_forgets_the_tokens_of_old_requests(tiny_llm_jepa, pairs):
     first = session.predict(pairs[0])
     for pair in pairs:
         session.predict(pair)
-    assert [pair.request for pair in session._encoded] == [pair.request for pair in pairs[-16:]]
+    assert [pair.prompt for pair in session._encoded] == [pair.prompt for pair in pairs[-16:]]
     np.testing.assert_allclose(session.predict(pairs[0]), first, rtol=1e-4, atol=1e-5)
 
 

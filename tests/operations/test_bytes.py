@@ -111,13 +111,13 @@ def language(request, chat_tokenizer) -> LLMJEPA:
 def test_a_session_of_requests(language, pairs, monkeypatch):
     read = 4 * sum(parameter.numel() for parameter in language.parameters())
     session = RequestSession(language)
-    requests = [" ".join(pairs[0].request.split()[:count]) for count in (2, 4, 6)]
+    requests = [" ".join(pairs[0].prompt.split()[:count]) for count in (2, 4, 6)]
     reads = Reads(monkeypatch, language.language, "extend")
     for name in ("_measured_cache_bytes", "_measured_flops"):  # run passes of their own
         monkeypatch.setattr(language, name, reads.without(getattr(language, name)))
     for request in requests:
         session.predict(request)
-    session.agrees(requests[-1], pairs[0].answer)
+    session.agrees(requests[-1], pairs[0].completion)
     [answer] = session.answer(requests[-1:], 5)
     parts = [session.ledger.encoder, session.ledger.predictor, session.ledger.decoder]
     total = sum(parts, start=PartCount())
@@ -131,14 +131,14 @@ def test_an_answer_and_a_stream_of_requests(language, pairs):
     """By hand: 2 layers, keys and values of 2 heads of 8 (Llama) or of 4 (GPT-2), 4 bytes each."""
     position = 2 * 2 * (2 if language.language.lm.config.model_type == "llama" else 4) * 8 * 4
     read = 4 * sum(parameter.numel() for parameter in language.parameters())
-    [answer] = language.answer([pairs[0].request], 6)
+    [answer] = language.answer([pairs[0].prompt], 6)
     [ids] = language.tokenizer.encode([pairs[0]])
     prompt = len(ids.prompt) + ids.opening
     assert answer.tokens > 1
     assert answer.weight_bytes == answer.tokens * read
     assert answer.cache_bytes == position * sum(prompt + i for i in range(answer.tokens - 1))
 
-    ledger, chosen = OperationLedger(), [pair.request for pair in pairs[:3]]
+    ledger, chosen = OperationLedger(), [pair.prompt for pair in pairs[:3]]
     list(language.stream([chosen], ledger))
     lengths = [len(ids.prompt) for ids in language.tokenizer.encode(pairs[:3])]
     assert (ledger.encoder.weight_bytes, ledger.encoder.cache_bytes) == (3 * read, 0)

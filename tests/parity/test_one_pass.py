@@ -111,7 +111,7 @@ def one_by_one(model, encoded, direction="forward", view="shared", train_on="ans
     with InFloat64():
         for pair, number in zip(encoded, order, strict=True):
             start = len(pair.prompt) + pair.opening if train_on == "answer" else 1
-            whole = pair.prompt + pair.answer
+            whole = pair.prompt + pair.completion
             logits.append(run(whole)[0][start - 1 : -1])
             labels.append(torch.tensor(whole[start:]))
             views = [[p.prompt if view == "shared" else p.text, p.code] for p in (pair, encoded[number])]
@@ -142,7 +142,7 @@ def assert_equal(model, encoded, **layout):
 @pytest.fixture(scope="module")
 def encoded(pairs, trained_tokenizer):
     """Three pairs of different lengths, longer than the sliding windows, one with a system prompt."""
-    chosen = sorted(pairs, key=lambda pair: len(pair.request))[4::14]
+    chosen = sorted(pairs, key=lambda pair: len(pair.prompt))[4::14]
     return trained_tokenizer.encode([*chosen[:-1], replace(chosen[-1], system="Write regular expressions.")])
 
 
@@ -195,5 +195,5 @@ def test_padding_takes_no_part(encoded, chat_tokenizer):
     assert (
         int((rows.labels != IGNORE).sum())
         == len(ours.labels)
-        == sum(len(pair.answer) - pair.opening for pair in encoded)
+        == sum(len(pair.completion) - pair.opening for pair in encoded)
     )

@@ -181,7 +181,7 @@ def test_the_table_holds_every_figure_of_every_arm(results):
     assert cells["FLOPs relative to ntp, same seed est."] == ("1.00×", "1.50×", "1.50×", "1.50×")
     assert cells["seeds that collapsed"] == ("0 of 3", "0 of 3", "3 of 3", "0 of 1")
     assert "two phrasings: AUC" not in cells
-    results["arms"]["single"]["geometry"]["same_meaning.auc"] = 0.98
+    results["arms"]["single"]["geometry"]["paraphrase.auc"] = 0.98
     assert _cells(results)["two phrasings: AUC"] == ("–", "–", "–", "0.980")
 
 

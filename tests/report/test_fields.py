@@ -21,7 +21,7 @@ def test_fields_say_path_type_and_unit():
         ("seconds", "list of at least 2", ""),
         ("seconds[]", "number >= 0", "s"),
         ("name", "text", ""),
-        ("p?", "number >= 0 and <= 1", "share of 1"),
+        ("p?", "number >= 0 and <= 1", "fraction of 1"),
     ]
 
 

@@ -1239,7 +1239,7 @@ def test_training_shows_what_each_part_took(small):
     """Shares are those of a stage's parts; a part that had no part is left out, an uncounted stage is said to be."""
     small["training"]["stages"][0]["operations"] = make_operations()
     table = tables.training_table(small)
-    assert table.header[1:4] == ("TFLOPs", "share of FLOPs", "GB of weights read")
+    assert table.header[1:4] == ("TFLOPs", "fraction of FLOPs", "GB of weights read")
     (first, rows), (second, old) = table.groups
     assert first == "jepa: 900 steps in 190.2 s"
     assert rows == (

@@ -55,7 +55,7 @@ def test_the_processes_share_the_streams(bench: ModuleType, monkeypatch: pytest.
     made: list[int] = []
     monkeypatch.setattr(bench, "synthetic", lambda seed, *size, f=bench.synthetic: made.append(seed) or f(seed, *size))
     monkeypatch.setattr(bench, "ProcessPoolExecutor", lambda processes, mp_context: ThreadPoolExecutor(1))
-    assert [share.keys() for share in bench.sweep_in_processes(families, 5, 8, 2)] == [{"uniform"}] * 2
+    assert [fraction.keys() for fraction in bench.sweep_in_processes(families, 5, 8, 2)] == [{"uniform"}] * 2
     assert made == [0, 2, 4, 1, 3]
 
 

@@ -234,10 +234,10 @@ def test_a_causal_policy_does_not_depend_on_the_axes(name: str, seed: int) -> No
     latents, times = noisy_events(seed, 100), times_of(100)
     rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((8, 8)))
     expected = [s.first for s in segments_of(POLICIES[name](), latents, times)]
-    for share in (1 - 1e-5, 1 + 1e-5):  # no decision hangs on the rounding of the rotated latents
+    for fraction in (1 - 1e-5, 1 + 1e-5):  # no decision hangs on the rounding of the rotated latents
         nearby = POLICIES[name]()
         if hasattr(nearby, "threshold"):
-            nearby.threshold *= share
+            nearby.threshold *= fraction
         assume([s.first for s in segments_of(nearby, latents, times)] == expected)
     turned = segments_of(POLICIES[name](), unit(latents @ rotation), times)
     assert [s.first for s in turned] == expected

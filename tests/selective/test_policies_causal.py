@@ -101,13 +101,13 @@ def test_a_longer_window_notices_a_change_later(window: int) -> None:
     assert first == 20 + late - 1
 
 
-@pytest.mark.parametrize(("share", "cuts"), [(0.999, True), (1.001, False)])
-def test_the_variance_of_a_long_segment_stays_exact(share: float, cuts: bool) -> None:
+@pytest.mark.parametrize(("fraction", "cuts"), [(0.999, True), (1.001, False)])
+def test_the_variance_of_a_long_segment_stays_exact(fraction: float, cuts: bool) -> None:
     latents = noisy_events(1, 20_000)
     policy = LocalVariance(2.0, window=4)
     for i, latent in enumerate(latents[:-1]):
         assert policy.step(latent, 0.5 * i) == []
-    policy.threshold = share * float(latents[-4:].astype(np.float64).var(axis=0).sum())
+    policy.threshold = fraction * float(latents[-4:].astype(np.float64).var(axis=0).sum())
     assert bool(policy.step(latents[-1], 1e6)) == cuts
 
 

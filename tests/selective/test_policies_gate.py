@@ -68,12 +68,12 @@ def test_the_gate_finds_clean_boundaries_exactly(pending: int, threshold: float,
     assert firsts_of(Gate(threshold, pending=pending), latents) == expected
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.49, 0.51, 0.7, 0.9])
-def test_a_blended_step_goes_to_the_nearer_side(share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.49, 0.51, 0.7, 0.9])
+def test_a_blended_step_goes_to_the_nearer_side(fraction: float) -> None:
     one, other = np.eye(2, 8)
-    blend = (1 - share) * one + share * other
+    blend = (1 - fraction) * one + fraction * other
     latents = unit(np.array([one] * 8 + [blend] + [other] * 8))
-    assert firsts_of(Gate(1.0), latents) == [0, 8 if share > 0.5 else 9]
+    assert firsts_of(Gate(1.0), latents) == [0, 8 if fraction > 0.5 else 9]
 
 
 def test_an_outlier_starts_a_segment_only_if_one_step_is_enough() -> None:

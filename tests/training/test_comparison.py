@@ -76,7 +76,7 @@ def test_the_states_are_those_that_the_encoder_gives(runs):
 
     [states] = (runs.parent / "states").iterdir()
     model = checkpoint.load(next(runs.glob("vl_jepa/seed_0/samples_*")))
-    clips = ClipBatches(World(), 2_000_003, 12, 3, near_misses=0)[0]
+    clips = ClipBatches(World(), 2_000_003, 12, 3, hard_negatives=0)[0]
     stored = load_file(states / "states.safetensors")["states"]
     assert stored.shape == (36, 32, 128)
     with torch.no_grad():

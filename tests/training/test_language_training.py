@@ -39,7 +39,7 @@ STAGE = {
     "row_tokens": 100,
     "learning_rate": 1e-2,
     "weight_decay": 0.1,
-    "warmup_share": 0.3,
+    "warmup_fraction": 0.3,
     "gradient_clip": 1.0,
     "validate_every": 2,
     "validation_pairs": 8,
@@ -87,7 +87,7 @@ def train_config(
     tiny = language_config(LLAMA, **model)["model"]
     tiny["y_decoder"] = None
     tiny["language_model"] = {"pretrained": None, "lora": None, **tiny["language_model"]}
-    data = {"pairs": 100, "test_pairs": 2, "validation_share": 0.1, "seed": 0, "system": False}
+    data = {"pairs": 100, "test_pairs": 2, "validation_fraction": 0.1, "seed": 0, "system": False}
     config = {
         "variant": "llm_jepa",
         "name": "tiny",
@@ -203,7 +203,7 @@ def test_the_loss_is_what_equation_2_says(tiny_llm_jepa, pairs):
 def test_next_token_training_has_no_extra_tokens_and_the_same_next_token_loss(tiny_llm_jepa, pairs):
     arms = [objective(weight=0.0), objective()]
     batches = [batch_of(arm, tiny_llm_jepa, pairs) for arm in arms]
-    encoded = {tuple(e.prompt + e.answer) for e in tiny_llm_jepa.tokenizer.encode(pairs)}
+    encoded = {tuple(e.prompt + e.completion) for e in tiny_llm_jepa.tokenizer.encode(pairs)}
     assert int((batches[0].rows.segments >= 0).sum()) < int((batches[1].rows.segments >= 0).sum())
     assert tiny_llm_jepa.predictor_ids[0] not in batches[0].rows.ids
     assert max(map(len, encoded)) < STAGE["row_tokens"]
@@ -344,7 +344,7 @@ def test_operations_of_a_step_grow_with_its_batch_and_leave_no_gradient(tiny_llm
 
 def test_selection_restores_the_weights_of_the_best_validation(tmp_path):
     """With a learning rate that spoils the model, the first validation is the best."""
-    stage = {"epochs": 0.6, "learning_rate": 3.0, "validate_every": 1, "warmup_share": 0.0}
+    stage = {"epochs": 0.6, "learning_rate": 3.0, "validate_every": 1, "warmup_fraction": 0.0}
     config = train_config({}, {**stage, "select": "best"})
     folder = train(config, tmp_path)
     losses = logged(tmp_path, "val/next_token")
@@ -362,7 +362,7 @@ def test_selection_restores_the_weights_of_the_best_validation(tmp_path):
 def test_validation_in_several_batches_is_that_of_all_pairs_at_once(tmp_path):
     """20 pairs in batches of 8, 8 and 4: every token counts once, and retrieval is among all 20."""
     config = train_config(stage={"validation_pairs": 20})
-    config["data"]["validation_share"] = 0.25
+    config["data"]["validation_fraction"] = 0.25
     model = checkpoint.load(train(config, tmp_path))
     encoded = model.tokenizer.encode(build(config["data"]).validation[:20])
     layout = objective().layout(model, LanguageStageConfig(**STAGE))
@@ -388,9 +388,11 @@ def test_bad_runs_are_named(tmp_path):
         train(train_config(stage={"batch_size": 91}), tmp_path)
     config = train_config()
     config["data"] = {"_target_": "jepa.losses.distance.Cosine"}
-    with pytest.raises(InputError, match=r"data\._target_ must build PairSplits, got Cosine"):
+    with pytest.raises(InputError, match=r"data\._target_ must build ExampleSplits, got Cosine"):
         train(config, tmp_path)
-    message = r"must hold at least 2 distinct targets, got 1; raise stage\.validation_pairs or data\.validation_share"
+    message = (
+        r"must hold at least 2 distinct targets, got 1; raise stage\.validation_pairs or data\.validation_fraction"
+    )
     with pytest.raises(InputError, match=message):
         train(train_config(stage={"validation_pairs": 1}), tmp_path)
 

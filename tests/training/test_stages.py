@@ -143,7 +143,7 @@ def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
 
 def test_stages_hand_a_checkpoint_on_and_leave_the_rest_as_it_is(tmp_path):
     first = train(config("decoder=null", "clips.query_free=true", "jepa.schedule=constant"), tmp_path / "first")
-    second = train(config("decoder=null", "clips.class_share=0.3", f"checkpoint={first}"), tmp_path / "second")
+    second = train(config("decoder=null", "clips.class_fraction=0.3", f"checkpoint={first}"), tmp_path / "second")
     third = train(config("jepa=null", f"checkpoint={second}"), tmp_path / "third")
     assert [stage["name"] for stage in stages(third)] == ["jepa", "jepa", "decoder"]
     assert stages(third)[:2] == stages(second)
@@ -195,7 +195,7 @@ def halves(batch: ClipBatch) -> list[ClipBatch]:
 )
 def test_accumulated_batches_are_the_large_one_unless_rows_are_compared(loss, equal, tiny_model):
     module = JEPAModule(copy.deepcopy(tiny_model), JEPAStageConfig(**changed(loss={"_target_": LOSSES + loss})["jepa"]))
-    batch = ClipBatches(World(), 0, 8, 1, near_misses=0)[0]
+    batch = ClipBatches(World(), 0, 8, 1, hard_negatives=0)[0]
     whole, parts = gradients(module, [batch]), gradients(module, halves(batch))
     close = [torch.allclose(whole[name], parts[name], atol=1e-5) for name in whole]
     assert all(close) == equal
@@ -225,7 +225,7 @@ def test_a_constant_rate_stays_after_the_warm_up(tiny_model):
 
 
 def test_classes_and_captions_without_a_query():
-    batch = ClipBatches(World(), 0, 64, 1, class_share=0.5, query_free=True)[0]
+    batch = ClipBatches(World(), 0, 64, 1, class_fraction=0.5, query_free=True)[0]
     assert {"", CLASS_QUERY} < set(batch.queries)
     names = {text for query, text in zip(batch.queries, batch.texts, strict=True) if query == CLASS_QUERY}
     assert {phrases[0] for phrases in SOLO_ACTIONS.values()} & names
@@ -306,7 +306,7 @@ def data_of(path: Path, **changes: Any) -> dict[str, Any]:
     """`data` of a manifest or of shards."""
     data = {"train": str(path), "validation": str(path), "features": None, "fps": None, "skip_broken": False}
     prompts = {"captions": [""], "classes": ["what is it?"], "label": "{label}"}
-    return data | {"shares": None, "buffer": 2, "prompts": prompts} | changes
+    return data | {"fractions": None, "buffer": 2, "prompts": prompts} | changes
 
 
 def frozen(plain: dict[str, Any]) -> dict[str, Any]:
@@ -365,7 +365,7 @@ def test_shards_are_trained_on_as_clips_and_as_features(tmp_path, capsys):
     [stage] = stages(train(mixed, tmp_path / "mixed"))
     assert stage["steps"] == 2
     for change, message in (
-        ({"shares": {"caption": 1.0}}, "data.shares must be null with shards"),
+        ({"fractions": {"caption": 1.0}}, "data.fractions must be null with shards"),
         ({"train": str(paths[0])}, "data.train must name a shard for each of 2 readers .*, got 1: "),
         ({"validation": f"{tmp_path}/shards/none.tar"}, "shard not found: .*none.tar"),
     ):
@@ -408,7 +408,7 @@ def own_data(folder: Path, **changes: Any) -> dict[str, Any]:
         line["media"] = f"{number}.png"
     manifest = folder / "manifest.jsonl"
     manifest.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    return data_of(manifest, shares={"caption": 2.0, "question": 1.0, "class": 1.0}) | changes
+    return data_of(manifest, fractions={"caption": 2.0, "question": 1.0, "class": 1.0}) | changes
 
 
 def test_manifests_are_trained_on_as_clips_and_as_features(tmp_path, tokenizer):
@@ -458,7 +458,7 @@ def test_slow_copies_follow_once_a_step(tiny_model):
 
 
 def test_the_decoder_learns_from_a_manifest(tmp_path):
-    """Texts of all kinds that have a share, predictions of their clips, and no world."""
+    """Texts of all kinds that have a fraction, predictions of their clips, and no world."""
     data = own_data(tmp_path)
     first = train(config("decoder=null", "world.size=64") | {"data": data}, tmp_path / "first")
     longer = ["decoder.steps=300", "decoder.validate_every=300", "decoder.noise=0.0"]
@@ -473,7 +473,7 @@ def test_the_decoder_learns_from_a_manifest(tmp_path):
     assert set(streams.texts) < set(texts)
     assert len(streams.latents) == 3
     assert [decoded.text for decoded in model.decode(found)] == texts
-    one = decoder_source(data | {"shares": {"class": 1.0}}, model, "train", seed=0, clips=0, workers=0)
+    one = decoder_source(data | {"fractions": {"class": 1.0}}, model, "train", seed=0, clips=0, workers=0)
     assert one[1] == one[2].texts == ["square"]
     clip = ClipReader(model.frames, 48)(read_manifest(Path(data["train"]))[2].media)
     expected = model.predict(model.encode(clip[None]), ["what is it?"]).detach()
@@ -515,17 +515,17 @@ def test_clips_with_the_same_text_stand_together(tmp_path, tiny_model):
     Path(data["train"]).write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    shares = {"shares": {"class": 1.0}}
-    _, texts, streams = decoder_source(data | shares, tiny_model, "train", seed=0, clips=0, workers=0)
+    fractions = {"fractions": {"class": 1.0}}
+    _, texts, streams = decoder_source(data | fractions, tiny_model, "train", seed=0, clips=0, workers=0)
     assert (texts, streams.texts) == (["a", "b"], ["a", "b"])
     assert (streams.first.tolist(), streams.last.tolist()) == ([0, 4], [3, 5])
     torch.testing.assert_close(streams.latents[1], streams.latents[3])  # of lines 3 and 6: both show 2.png
-    assert len(decoder_source(data | shares, tiny_model, "train", seed=0, clips=2, workers=0)[2].latents) == 2
+    assert len(decoder_source(data | fractions, tiny_model, "train", seed=0, clips=2, workers=0)[2].latents) == 2
     with Path(data["train"]).open("a", encoding="utf-8") as file:
         file.write('\n{"media": "broken.png", "label": "c"}')
     with pytest.raises(InputError, match=r"broken\.png"):
-        decoder_source(data | shares, tiny_model, "train", seed=0, clips=0, workers=0)
-    skipped, left_out = data | shares | {"skip_broken": True}, Counter[str]()
+        decoder_source(data | fractions, tiny_model, "train", seed=0, clips=0, workers=0)
+    skipped, left_out = data | fractions | {"skip_broken": True}, Counter[str]()
     found = decoder_source(skipped, tiny_model, "train", seed=0, clips=0, workers=0, skipped=left_out)
     assert len(found[2].latents) == 6
     [(message, times)] = left_out.items()
@@ -542,7 +542,7 @@ def test_texts_too_long_are_named_before_training(part, tmp_path):
     with pytest.raises(InputError, match=rf"manifest\.jsonl:5: {part}: a text must have at most 8 tokens, got \d+: '"):
         train(plain | {"data": data}, tmp_path)
     packed = write_shards(Path(data["validation"]), tmp_path / "shards", 9)
-    shards = data | {"validation": str(packed[0]), "train": str(packed[0]), "shares": None}
+    shards = data | {"validation": str(packed[0]), "train": str(packed[0]), "fractions": None}
     with pytest.raises(InputError, match=rf"shard-00000\.tar: .*: {part}: a text must have at most 8 tokens"):
         train(plain | {"data": shards}, tmp_path)
     if part == "y_decoder":  # which does not read it unless it is trained

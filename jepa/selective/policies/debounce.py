@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jepa.errors import not_negative
+from jepa.errors import check_nonnegative
 from jepa.selective.policies.base import CausalPolicy, Segment, step_segment
 
 
@@ -28,7 +28,7 @@ class Debounce(CausalPolicy):
     state = "1 latent: the newest step"
 
     def __init__(self, seconds: float) -> None:
-        self.seconds = not_negative("seconds", seconds)
+        self.seconds = check_nonnegative("seconds", seconds)
         self.latency = f"{seconds:g} s"
         self.start()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jepa.errors import not_negative
+from jepa.errors import check_nonnegative
 from jepa.selective.policies.base import CausalPolicy, Segment, cosine_distance, step_segment
 
 
@@ -30,7 +30,7 @@ class SendOnDelta(CausalPolicy):
     state = "2 latents: the one decoded last, the newest step"
 
     def __init__(self, threshold: float) -> None:
-        self.threshold = not_negative("threshold", threshold)
+        self.threshold = check_nonnegative("threshold", threshold)
         self.start()
 
     def start(self) -> None:

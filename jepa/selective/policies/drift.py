@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jepa.errors import not_negative
+from jepa.errors import check_nonnegative
 from jepa.selective.policies.base import CausalPolicy, OpenSegment, Segment, cosine_distance
 
 
@@ -27,7 +27,7 @@ class Drift(CausalPolicy):
     state = "2 latents: the open segment's sum and last step"
 
     def __init__(self, threshold: float) -> None:
-        self.threshold = not_negative("threshold", threshold)
+        self.threshold = check_nonnegative("threshold", threshold)
         self.start()
 
     def start(self) -> None:

@@ -7,7 +7,7 @@ from collections import deque
 
 import numpy as np
 
-from jepa.errors import not_negative, positive, whole
+from jepa.errors import check_int, check_nonnegative, check_positive
 from jepa.selective.policies.base import ROUNDING, CausalPolicy, OpenSegment, RunningMean, Segment
 from jepa.selective.policies.offline import StreamMemory
 
@@ -65,10 +65,10 @@ class Gate(CausalPolicy):
     def __init__(
         self, threshold: float, *, pending: int = 2, noise_floor: float = 0.15, agreement: float = 0.0
     ) -> None:
-        self.threshold = not_negative("threshold", threshold)
-        self.pending = whole("pending", pending, 1)
-        self.noise_floor = positive("noise_floor", noise_floor)
-        self.agreement = not_negative("agreement", agreement)
+        self.threshold = check_nonnegative("threshold", threshold)
+        self.pending = check_int("pending", pending, 1)
+        self.noise_floor = check_positive("noise_floor", noise_floor)
+        self.agreement = check_nonnegative("agreement", agreement)
         self.latency = f"{pending} step{'s' * (pending > 1)} after the segment's last step"
         self.state = f"{pending + 2} latents: the open segment's sum and last step, {pending} pending"
         if agreement:

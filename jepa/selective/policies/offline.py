@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from jepa.errors import InputError, positive
+from jepa.errors import InputError, check_positive
 from jepa.selective.policies.base import OfflinePolicy, Segment, unit_mean, weighed_sum
 
 REPRESENTATIVES = ("midpoint", "mean", "agreement")
@@ -82,7 +82,7 @@ class RateSegmentation(Segmentation):
     """
 
     def __init__(self, rate_hz: float, representative: str) -> None:
-        self.rate_hz = positive("rate_hz", rate_hz)
+        self.rate_hz = check_positive("rate_hz", rate_hz)
         super().__init__(representative)
 
 

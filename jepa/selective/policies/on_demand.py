@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jepa.errors import InputError, whole
+from jepa.errors import InputError, check_int
 from jepa.selective.policies.base import Policy, Segment, unit_mean
 from jepa.selective.policies.wrappers import Around
 
@@ -47,7 +47,7 @@ class OnDemand(Around):
     ) -> None:
         super().__init__(policy)
         self.predict, self.decodes_input = predict, False
-        self.predictions, self.keep = whole("predictions", predictions, 1), whole("keep", keep, 1)
+        self.predictions, self.keep = check_int("predictions", predictions, 1), check_int("keep", keep, 1)
         if threshold is not None:
             self.threshold = threshold
         self.name = f"on_demand_{self.policy.name}"

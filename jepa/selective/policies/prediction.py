@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jepa.errors import not_negative, positive
+from jepa.errors import check_nonnegative, check_positive
 from jepa.selective.policies.base import ROUNDING, CausalPolicy, OpenSegment, RunningMean, Segment
 
 
@@ -46,8 +46,8 @@ class PredictionError(CausalPolicy):
     state = "2 latents: the open segment's sum and last step"
 
     def __init__(self, threshold: float, *, noise_floor: float = 0.15) -> None:
-        self.threshold = not_negative("threshold", threshold)
-        self.noise_floor = positive("noise_floor", noise_floor)
+        self.threshold = check_nonnegative("threshold", threshold)
+        self.noise_floor = check_positive("noise_floor", noise_floor)
         self.start()
 
     def start(self) -> None:
@@ -70,8 +70,8 @@ class PredictionError(CausalPolicy):
         n, mean = self._open.count, self._open.mean()
         before, now = self._open.last - mean, row - mean
         product, square = float(now @ before), float(before @ before)
-        share = min(1.0, max(0.0, self._product.value / self._square.value))
-        error = n / (n + 1) * max(0.0, float(now @ now) - 2 * share * product + share**2 * square)
+        fraction = min(1.0, max(0.0, self._product.value / self._square.value))
+        error = n / (n + 1) * max(0.0, float(now @ now) - 2 * fraction * product + fraction**2 * square)
         limit = self.threshold * (self._error.value + self.noise_floor) + ROUNDING
         self._error.add(min(error, limit))
         if error > limit:

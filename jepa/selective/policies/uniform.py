@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from jepa.errors import InputError, not_negative, positive
+from jepa.errors import InputError, check_nonnegative, check_positive
 from jepa.selective.policies.base import CausalPolicy, OpenSegment, Segment, step_segment
 
 _SLACK = 1e-6  # in periods: a step due by exact arithmetic is not missed for the rounding of its time
@@ -41,8 +41,8 @@ class Uniform(CausalPolicy):
     latency = "none"
 
     def __init__(self, rate_hz: float, *, phase: float = 0.0, pool: bool = False) -> None:
-        self.rate_hz = positive("rate_hz", rate_hz)
-        if not_negative("phase", phase) >= 1:
+        self.rate_hz = check_positive("rate_hz", rate_hz)
+        if check_nonnegative("phase", phase) >= 1:
             raise InputError(f"phase must be < 1, got {phase!r}")
         self.phase = phase
         self.pool = pool

@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 
-from jepa.errors import not_negative, whole
+from jepa.errors import check_int, check_nonnegative
 from jepa.selective.policies.base import CausalPolicy, OpenSegment, Segment
 
 
@@ -41,8 +41,8 @@ class LocalVariance(CausalPolicy):
     latency = "1 step after the segment's last step"
 
     def __init__(self, threshold: float, *, window: int = 4) -> None:
-        self.threshold = not_negative("threshold", threshold)
-        self.window = whole("window", window, 2)
+        self.threshold = check_nonnegative("threshold", threshold)
+        self.window = check_int("window", window, 2)
         self.state = f"{window} latents: the open segment's sum and the newest {window - 1} steps"
         self.start()
 

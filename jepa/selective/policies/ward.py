@@ -7,7 +7,7 @@ from heapq import heapify, heappop, heappush
 
 import numpy as np
 
-from jepa.errors import not_negative
+from jepa.errors import check_nonnegative
 from jepa.selective.policies.offline import RateSegmentation, Segmentation, StreamMemory, segment_count
 
 _memory: StreamMemory[WardTree] = StreamMemory(256 << 20)
@@ -63,7 +63,7 @@ class WardCut(Segmentation):
     method = "ward_cut"
 
     def __init__(self, cost: float, representative: str) -> None:
-        self.cost = not_negative("cost", cost)
+        self.cost = check_nonnegative("cost", cost)
         super().__init__(representative)
 
     def firsts(self, latents: np.ndarray, times: np.ndarray) -> np.ndarray:

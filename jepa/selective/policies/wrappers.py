@@ -6,14 +6,14 @@ import math
 
 import numpy as np
 
-from jepa.errors import InputError, finite, positive
+from jepa.errors import InputError, check_finite, check_positive
 from jepa.selective.policies.base import CausalPolicy, Policy, Segment
 
 _SLACK = 1e-6  # seconds: a gap that is over by exact arithmetic is not missed for the rounding of its times
 
 
 class Around(CausalPolicy):
-    """What policies around another causal policy share: its threshold is theirs.
+    """What policies around another causal policy fraction: its threshold is theirs.
 
     Raises:
         InputError: `policy` is not causal.
@@ -51,7 +51,7 @@ class LongestGap(Around):
 
     def __init__(self, policy: Policy, seconds: float) -> None:
         super().__init__(policy)
-        self.seconds = positive("seconds", seconds)
+        self.seconds = check_positive("seconds", seconds)
         self.name = f"longest_gap_{self.policy.name}"
         self.latency = f"{self.policy.latency}, or {seconds:g} s after the last text if that is sooner"
         self.state = self.policy.state
@@ -123,10 +123,10 @@ class Budget(CausalPolicy):
         if not hasattr(self.policy, "threshold"):
             raise InputError(f"policy must have a threshold, got {policy.name}")
         self.decodes_input = policy.decodes_input
-        self._initial = positive("policy.threshold", self.policy.threshold)
-        self.rate_hz = positive("rate_hz", rate_hz)
-        self.gain = positive("gain", gain)
-        if finite("span", span) <= 1:
+        self._initial = check_positive("policy.threshold", self.policy.threshold)
+        self.rate_hz = check_positive("rate_hz", rate_hz)
+        self.gain = check_positive("gain", gain)
+        if check_finite("span", span) <= 1:
             raise InputError(f"span must be > 1, got {span}")
         self._limit = math.log(span) / gain
         self.name = f"budget_{self.policy.name}"
