@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"config", "models", "data"},
     "training": CORE | {"config", "checkpoint"},
     "evaluation": CORE | {"config", "checkpoint", "report"},
-    "report": set(),
+    "results": {"metrics", "operations"},
+    "report": {"results"},
     "cli": CORE | {"config", "checkpoint", "training", "evaluation", "report"},
 }
 LIBRARIES = {

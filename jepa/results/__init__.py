@@ -1,0 +1,36 @@
+"""Typed results documents, JSON in and out, and the analysis of them."""
+
+from jepa.results.base import (
+    Code,
+    Device,
+    Document,
+    Fraction,
+    Ledger,
+    Positive,
+    Quantity,
+    Ratio,
+    Record,
+    first_fault,
+    read_document,
+    write_files,
+)
+from jepa.results.documents import AnswerResults, Setting, StreamResults, Sweep
+
+__all__ = [
+    "AnswerResults",
+    "Code",
+    "Device",
+    "Document",
+    "Fraction",
+    "Ledger",
+    "Positive",
+    "Quantity",
+    "Ratio",
+    "Record",
+    "Setting",
+    "StreamResults",
+    "Sweep",
+    "first_fault",
+    "read_document",
+    "write_files",
+]

@@ -1,0 +1,171 @@
+"""What every results document is: a frozen pydantic model that knows its kind and version, JSON in and out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from typing_extensions import Self
+
+from jepa.errors import InputError
+from jepa.metrics import Interval
+from jepa.operations import OperationLedger
+
+Count = Annotated[int, Field(ge=0)]
+Quantity = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Record(BaseModel):
+    """A part of a document. It is frozen, takes no unknown key, and holds finite numbers only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+def _ledger(value: Any) -> OperationLedger:
+    return value if isinstance(value, OperationLedger) else OperationLedger.from_dict(value)
+
+
+Ledger = Annotated[
+    OperationLedger,
+    BeforeValidator(_ledger),
+    PlainSerializer(OperationLedger.to_dict),
+    WithJsonSchema({"type": "object", "title": "OperationLedger"}),
+]
+
+
+class Ratio(Record):
+    """A ratio with its 95 % interval. `high` is None where the interval has no upper bound."""
+
+    value: Positive
+    low: Positive
+    high: Positive | None
+
+    @classmethod
+    def of(cls, found: Interval | None) -> Self | None:
+        """From an `Interval` whose upper end may be infinite; None stays None."""
+        if found is None:
+            return None
+        return cls(value=found.value, low=found.low, high=found.high if found.high < float("inf") else None)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.high is not None and self.low > self.high:
+            raise ValueError(f"low must be <= high, got {self.low} and {self.high}")
+        return self
+
+
+class Code(Record):
+    """The code a figure comes from. `commit` and `dirty` are None outside a git checkout."""
+
+    version: str
+    commit: str | None
+    dirty: bool | None
+
+
+class Device(Record):
+    """What a figure was measured on: `type` is "cpu" or "cuda"."""
+
+    type: str
+    name: str
+    threads: Count
+
+
+class Document(Record):
+    """A results document. A subclass sets `kind` as a `Literal` such as ``"jepa.streams/3"``.
+
+    >>> from jepa.results import StreamResults, read_document
+    >>> schema = StreamResults.model_json_schema()
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    file_name: ClassVar[str] = "results.json"
+
+    kind: str
+    created: str
+    name: str
+
+    def to_json(self) -> bytes:
+        """The content of the document's file."""
+        return json.dumps(self.model_dump(mode="json"), allow_nan=False, indent=1).encode()
+
+
+def read_document(path: str | Path, *kinds: type[Document]) -> Any:
+    """Read a document of one of `kinds` from a file, or from the `results.json` of a folder.
+
+    Raises:
+        InputError: the file is missing, cut off, not JSON, of another kind, or breaks a rule; the message names the
+            file, the place in it, the rule and the value got.
+    """
+    path = Path(path)
+    path = path / Document.file_name if path.is_dir() else path
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"results file {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"results file {path} must be whole, valid JSON, got an error: {error}") from error
+    by_kind = {kind.model_fields["kind"].default: kind for kind in kinds}
+    found = plain.get("kind") if isinstance(plain, dict) else None
+    if found not in by_kind:
+        raise InputError(f"results file {path}: kind must be one of {', '.join(by_kind)}, got {found!r}")
+    try:
+        return by_kind[found].model_validate(plain)
+    except ValidationError as error:
+        raise InputError(f"results file {path}: {first_fault(error)}") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault that pydantic found, as one line: place, rule, value got."""
+    fault = error.errors()[0]
+    place = ""
+    for step in fault["loc"]:
+        place += f"[{step}]" if isinstance(step, int) else f".{step}" if place else str(step)
+    value = repr(fault["input"])
+    shown = value if len(value) <= 80 else value[:77] + "..."
+    return f"{place or 'document'}: {fault['msg']}, got {shown}"
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files so that each is whole at every moment: temporary files beside them, then a rename each.
+
+    No file is renamed before all have been written, so that a full disk leaves every old file as it was.
+
+    Raises:
+        InputError: the folder or a file cannot be written.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path].write_bytes(content)
+        for path in contents:
+            os.replace(temporary[path], path)
+    except OSError as error:
+        raise InputError(f"{_named(list(contents))} must be writable, got: {error.strerror or error}") from error
+    finally:
+        for path in temporary.values():
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _named(paths: Sequence[Path]) -> str:
+    """One path as it is, several as ``folder/{a, b}``."""
+    if len(paths) == 1:
+        return str(paths[0])
+    return f"{paths[0].parent}/{{{', '.join(path.name for path in paths)}}}"

@@ -1,0 +1,482 @@
+"""The documents of the two main evaluations: a VL-JEPA's streams, and a language model's answers.
+
+Rates are decodes per second, times seconds, accuracies fractions, FLOPs whole operations.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, model_validator
+from typing_extensions import Self
+
+from jepa.metrics import DenseScores, Interval
+from jepa.results.base import Code, Count, Device, Document, Fraction, Ledger, Positive, Quantity, Ratio, Record
+
+# --- Policies swept over streams.
+
+
+class Reference(Record):
+    """Uniform decoding that policies are compared with: a swept policy at one of its rates."""
+
+    policy: str
+    rate_hz: Positive
+
+
+class CacheSettings(Record):
+    """A latent cache: most keys held, whether streams share it, the requested fraction of wrong texts."""
+
+    capacity: Count
+    shared: bool
+    error_rate: Fraction
+    bank: bool = False
+
+
+class CacheError(Record):
+    """The fraction of look-ups with a wrong text, its 95 % interval, and the counts behind it."""
+
+    value: Fraction
+    low: Fraction
+    high: Fraction
+    wrong: Count
+    hits: Count
+    lookups: Count
+
+
+class CacheResult(Record):
+    """What a calibrated cache did on the test streams. `threshold` is on 1 − cos."""
+
+    threshold: float
+    error: CacheError
+
+
+class Point(Record):
+    """A policy at one value of its parameter."""
+
+    value: float
+    decodes_per_second: Quantity
+    cider_d: Interval
+
+
+class TestPoint(Point):
+    """A point on the test streams. `latency` and `state` say in words how late it decides, and what it keeps."""
+
+    __test__ = False  # no test class of pytest's
+
+    latency: str
+    state: str
+    dense: DenseScores
+    cache: CacheResult | None = None
+
+
+class Curve(Record):
+    """A policy over the values of its `parameter`; "none" where it has no parameter."""
+
+    label: str
+    causal: bool
+    oracle: bool
+    parameter: str
+    cache: CacheSettings | None
+    selects_steps: bool
+    test: Annotated[tuple[TestPoint, ...], Field(min_length=1)]
+    calibration: Annotated[tuple[Point, ...], Field(min_length=1)]
+
+
+class Saving(Record):
+    """A policy against a reference at equal quality: what `jepa.metrics.saving_at_equal_quality` found.
+
+    `value` is the policy's parameter, None (with everything that depends on it) where none qualified. `ratio` is the
+    reference's decodes over the policy's, to be claimed only where `reached`.
+    """
+
+    reference: Reference
+    tolerance: Fraction
+    headline: bool
+    policy: str
+    value: float | None
+    reached: bool
+    quality: float | None
+    reference_quality: float
+    quality_difference: Interval | None
+    temporal_f1_difference: Interval | None
+    decodes_per_second: Quantity | None
+    reference_decodes_per_second: Positive
+    ratio: Ratio | None
+    reason: str
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        measured = (self.quality, self.quality_difference, self.temporal_f1_difference, self.decodes_per_second)
+        if any((found is None) != (self.value is None) for found in measured):
+            raise ValueError("quality, differences and decodes_per_second must be null exactly when value is")
+        if self.reached and self.value is None:
+            raise ValueError("reached must be false when value is null")
+        if (self.ratio is not None) != bool(self.decodes_per_second):
+            raise ValueError("ratio must be null exactly when the policy decodes nothing")
+        return self
+
+
+class Area(Record):
+    """The mean difference of two curves over the rates that they have in common."""
+
+    difference: Interval | None
+    low_rate: Positive | None
+    high_rate: Positive | None
+
+
+class EstimatedSeconds(Record):
+    """Wall seconds that were not measured: the mean of a call times the calls that a policy makes of it."""
+
+    encoder: Quantity
+    predictor: Quantity
+
+
+class Operations(Record):
+    """What an operating point counted on the test streams. `estimated` holds wall time that was not measured."""
+
+    policy: str
+    value: float
+    ledger: Ledger
+    estimated: EstimatedSeconds | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of all parts and of the cache, measured and estimated."""
+        extra = 0.0 if self.estimated is None else self.estimated.encoder + self.estimated.predictor
+        return self.ledger.total_seconds + extra
+
+
+class Sweep(Record):
+    """Policies swept over the streams of one setting."""
+
+    events_per_second: Positive
+    mean_event_seconds: Positive
+    repeated_events: Fraction
+    curves: dict[str, Curve]
+    savings: Annotated[tuple[Saving, ...], Field(min_length=1)]
+    areas: dict[str, Area]
+    operations: tuple[Operations, ...]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        named = [*self.areas, *(row.policy for row in self.operations), *(row.policy for row in self.savings)]
+        named += [row.reference.policy for row in self.savings]
+        if unknown := [name for name in named if name not in self.curves]:
+            raise ValueError(f"{unknown[0]!r} must be a policy of curves ({', '.join(self.curves)})")
+        chosen = [(row.policy, row.value) for row in self.savings] + [
+            (row.policy, row.value) for row in self.operations
+        ]
+        for policy, value in chosen:
+            swept = [point.value for point in self.curves[policy].test]
+            if value is not None and value not in swept:
+                raise ValueError(f"the value of {policy} must be one of its test curve {swept}, got {value}")
+        if (
+            len({(row.reference.policy, row.reference.rate_hz, row.tolerance) for row in self.savings if row.headline})
+            != 1
+        ):
+            raise ValueError("savings must have a headline against exactly one reference and tolerance")
+        return self
+
+
+class Event(Record):
+    """An annotated event."""
+
+    start: float
+    end: float
+    text: str
+
+
+class Decode(Record):
+    """An emission as the timeline shows it; `time` is the moment it stands for."""
+
+    text: str
+    time: float
+    start: float
+    end: float
+    emitted_at: float
+    source: Literal["decoder", "cache", "bank"]
+
+
+class Thumbnail(Record):
+    """A frame: `png` is base64."""
+
+    time: float
+    png: str
+
+
+class Timeline(Record):
+    """One test stream: its frames, its events, and what each policy decoded at its operating point."""
+
+    video_id: str
+    duration: Positive
+    thumbnails: tuple[Thumbnail, ...]
+    events: tuple[Event, ...]
+    decodes: dict[str, tuple[Decode, ...]]
+
+
+class StreamCounts(Record):
+    """How many streams chose the operating points, and how many were scored."""
+
+    calibration: Count
+    test: Count
+    seconds_each: Positive
+
+
+class Setting(Sweep):
+    """One kind of streams. `one_device`: the encoder and the decoder ran on the same device."""
+
+    description: str
+    step_rate_hz: Positive
+    streams: StreamCounts
+    timeline: Timeline
+    one_device: bool = True
+
+
+# --- Scores of a checkpoint.
+
+
+class AnswerCost(Record):
+    """Tokens and FLOPs of an answer, and of a right one (cost-of-pass, arXiv 2504.13359; None: none is right)."""
+
+    tokens_per_answer: Quantity
+    flops_per_answer: Quantity
+    tokens_per_right_answer: Quantity | None
+    flops_per_right_answer: Quantity | None
+
+
+class PerToken(Record):
+    """Accuracy against tokens: OckScore (arXiv 2511.05722), and the curve of arXiv 2508.13141 with its area."""
+
+    ock_score: Annotated[float, Field(le=100)] | None
+    accuracy_within: tuple[Fraction, ...] | None
+    accuracy_area: Fraction | None
+
+
+class ChoiceScores(Record):
+    """Accuracy among candidates, beside chance."""
+
+    queries: Count
+    accuracy: Fraction
+    candidates: Count
+    chance: Fraction
+    cost: AnswerCost | None = None
+
+
+class QuestionScores(Record):
+    """Questions answered by the nearest candidate, over all and by kind."""
+
+    queries: Count
+    accuracy: Fraction
+    by_question: dict[str, ChoiceScores]
+    cost: AnswerCost | None = None
+
+
+class RetrievalScores(Record):
+    """Recall among the first k candidates: `recall` and `cost` by k, "1" and "5"."""
+
+    candidates: Count
+    queries: Count
+    chance: Fraction
+    recall: dict[str, Fraction]
+    cost: dict[str, AnswerCost] = Field(default_factory=dict)
+
+
+class CaptionScores(Record):
+    """Generated captions against the clips' own."""
+
+    queries: Count
+    cider_d: Quantity
+    exact_match: Fraction
+    cost: AnswerCost | None = None
+    per_token: PerToken | None = None
+
+
+class Scores(Record):
+    """What a VL-JEPA checkpoint scores on compositions held out from training. `geometry` is by metric name."""
+
+    retrieval: RetrievalScores
+    classification: ChoiceScores
+    question_answering: QuestionScores
+    captioning: CaptionScores
+    geometry: dict[str, float]
+
+
+class RoleParameters(Record):
+    """Parameters of a role: all, trained, and (mixtures of experts) used for one input."""
+
+    role: str
+    total: Count
+    trainable: Count
+    modules: str
+    active: Count | None = None
+
+
+class TrainedPart(Record):
+    """What a part did over all training steps of a stage."""
+
+    calls: Count
+    flops: Count
+    weight_bytes: Count
+    seconds: Quantity
+
+
+class TrainingOperations(Record):
+    """Counts of a stage by part (`jepa.operations.TRAINING_PARTS`)."""
+
+    steps: Count
+    parts: dict[str, TrainedPart]
+
+
+class Stage(Record):
+    """One stage of training."""
+
+    name: str
+    steps: Count
+    seconds: Quantity
+    operations: TrainingOperations | None = None
+
+
+class Training(Record):
+    """How a checkpoint was trained. A row of `curve` holds the step and whatever was logged at it."""
+
+    steps: Count
+    samples: Count
+    seconds: Quantity
+    stages: tuple[Stage, ...]
+    curve: tuple[dict[str, float | None], ...]
+
+
+class SweepOrigin(Record):
+    """When, by which code and on which device the policies were swept."""
+
+    created: str
+    code: Code
+    device: Device
+
+
+class StreamResults(Document):
+    """Decoding policies swept over the streams of a VL-JEPA, with the scores of its checkpoint."""
+
+    kind: Literal["jepa.streams/3"] = "jepa.streams/3"
+    seed: int
+    config: dict[str, JsonValue]
+    code: Code
+    libraries: dict[str, str]
+    device: Device
+    parameters: tuple[RoleParameters, ...]
+    training: Training
+    scores: Scores
+    settings: dict[str, Setting]
+    sweep: SweepOrigin | None = None
+
+
+# --- Answers of a language model under several arms and seeds.
+
+
+class Accuracy(Record):
+    """An accuracy with its interval, over seeds where there are several, else over examples."""
+
+    value: Fraction
+    low: Fraction
+    high: Fraction
+    over: Literal["seeds", "examples"]
+
+
+class ExampleTest(Record):
+    """Examples on which one of two arms alone is right, and the p value of an exact sign test."""
+
+    count: Count
+    won: Count
+    lost: Count
+    p: Fraction
+
+
+class Contrast(Record):
+    """A difference to the baseline over paired seeds; no interval and no p with one seed."""
+
+    value: float
+    low: float | None
+    high: float | None
+    p: Fraction | None
+    examples: ExampleTest
+
+
+class AgainstBaseline(Record):
+    """An arm less the baseline, on the seeds that both have, by metric."""
+
+    seeds: tuple[int, ...]
+    metrics: dict[str, Contrast]
+    flops_ratio: Positive
+
+
+class RunCosts(Record):
+    """What training took. `flops_measured`: counted, not estimated."""
+
+    steps: Quantity
+    samples: Quantity
+    tokens: Quantity
+    seconds: Quantity
+    flops: Positive
+    steps_stretched: Positive
+    flops_measured: bool = False
+
+
+class AnswerCosts(AnswerCost, PerToken):
+    """Cost of answers with accuracy against tokens."""
+
+
+class Arm(Record):
+    """All seeds of an arm. `answer_costs` is None by metric where nothing was counted; `collapsed` counts seeds."""
+
+    seeds: tuple[int, ...]
+    accuracy: dict[str, Accuracy]
+    answer_costs: dict[str, AnswerCosts | None]
+    against_baseline: AgainstBaseline | None
+    costs: RunCosts
+    geometry: dict[str, float]
+    collapsed: Count
+
+
+class Run(Record):
+    """One seed of an arm. `evaluation` is its folder."""
+
+    arm: str
+    seed: int
+    evaluation: str
+    accuracy: dict[str, Fraction]
+    costs: RunCosts
+    answer_costs: dict[str, AnswerCosts | None]
+    geometry: dict[str, float]
+    warning: str | None
+    curve: tuple[dict[str, float | None], ...]
+
+
+class AnswerResults(Document):
+    """Arms and seeds of a language model compared on the answers to one set of examples."""
+
+    kind: Literal["jepa.answers/3"] = "jepa.answers/3"
+    split: str
+    pairs: Count
+    training_pairs: Count
+    duplicates: dict[str, Count]
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)]
+    baseline: str | None
+    method: str | None
+    arms: dict[str, Arm]
+    settings: dict[str, dict[str, JsonValue]]
+    runs: tuple[Run, ...]
+    parameters: tuple[RoleParameters, ...]
+    code: tuple[Code, ...]
+    libraries: tuple[dict[str, str], ...]
+    device: tuple[Device, ...]
+    config: dict[str, JsonValue]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        for key in (self.baseline, self.method):
+            if key is not None and key not in self.arms:
+                raise ValueError(f"baseline and method must be arms ({', '.join(self.arms)}), got {key!r}")
+        wanted = sorted((name, seed) for name, arm in self.arms.items() for seed in arm.seeds)
+        if sorted((run.arm, run.seed) for run in self.runs) != wanted:
+            raise ValueError("runs must be one for each arm and seed")
+        return self
