@@ -11,10 +11,11 @@ from jepa.results.base import (
     Ratio,
     Record,
     first_fault,
+    is_kind,
     read_document,
     write_files,
 )
-from jepa.results.documents import AnswerResults, Setting, StreamResults, Sweep
+from jepa.results.documents import AnswerResults, Setting, StreamEvaluation, StreamResults, Sweep, TaskEvaluation
 
 __all__ = [
     "AnswerResults",
@@ -28,9 +29,12 @@ __all__ = [
     "Ratio",
     "Record",
     "Setting",
+    "StreamEvaluation",
     "StreamResults",
     "Sweep",
+    "TaskEvaluation",
     "first_fault",
+    "is_kind",
     "read_document",
     "write_files",
 ]
