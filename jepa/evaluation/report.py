@@ -61,12 +61,8 @@ def report(config: Any, kinds: Sequence[Kind] = KINDS) -> dict[str, Path]:
         folder = Path(config.evaluation)
         document = _made(folder, config, kinds)
         output = config.output or (folder.parent if (folder / StreamEvaluation.file_name).is_file() else folder)
-    from jepa.report.render import terminal, write_report
-
-    name = next(kind.report for kind in kinds if isinstance(document, resolve_name(kind.document)))
-    shown = resolve_name(name)(document)
-    paths = write_report(document, shown, output) if output else {}
-    announce(terminal(shown), paths)
+    blocks = next(kind.report for kind in kinds if isinstance(document, resolve_name(kind.document)))
+    paths = _shown(document, resolve_name(blocks)(document), output)
     if required:
         print(required.verdict(document), flush=True)
     return paths
@@ -88,12 +84,15 @@ def _compare(config: Any) -> dict[str, Path]:
     if len(set(config.compare)) < max(2, len(config.compare)):
         raise InputError(f"compare must name two or more results, each once, got {config.compare}")
     runs = {path: read_document(path, StreamResults) for path in config.compare}
-    from jepa.report.compare import report as compared
-    from jepa.report.render import terminal, write_report
+    blocks = resolve_name("jepa.report.compare:report")(runs)
+    return _shown(None, blocks, config.output or "outputs/comparison", "comparison")
 
-    shown = compared(runs)
-    paths = write_report(None, shown, config.output or "outputs/comparison", "comparison")
-    announce(terminal(shown), paths)
+
+def _shown(document: Document | None, blocks: Any, output: str | Path | None, stem: str = "report") -> dict[str, Path]:
+    """Prints the summary of a report; writes it, with its document, into the folder `output`, if there is one."""
+    render = resolve_name("jepa.report.render")
+    paths: dict[str, Path] = render.write_report(document, blocks, output, stem) if output else {}
+    announce(render.terminal(blocks), paths)
     return paths
 
 
@@ -121,7 +120,7 @@ def stream_results(folder: Path, config: Any) -> StreamResults | None:
     common = {"created", "name", "seed", "code", "libraries", "device", "parameters", "training", "scores"}
     return StreamResults(
         **{key: value for key, value in evaluation if key in common},
-        config={**evaluation.config, "report": config.model_dump(mode="json")},
+        config={**evaluation.config, "report": vars(config)},
         settings=settings,
         sweep=SweepOrigin(created=now(), code=code_version(), device=device),
     )
@@ -140,7 +139,7 @@ def _setting(
         streams,
         model,
         families,
-        [Reference(policy=each.policy, rate_hz=each.rate_hz) for each in config.references],
+        [Reference.model_validate(each, from_attributes=True) for each in config.references],
         latent_delay=evaluation.latent_delay,
         confidence=config.confidence,
         seed=config.seed,

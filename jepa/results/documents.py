@@ -312,12 +312,15 @@ class RoleParameters(Record):
 
 
 class TrainedPart(Record):
-    """What a part did over all training steps of a stage."""
+    """What a part did over all training steps of a stage: the counts of `jepa.operations.PartCount`."""
 
     calls: Count
+    forward_passes: Count = 0
+    tokens: Count = 0
     flops: Count
-    weight_bytes: Count
     seconds: Quantity
+    weight_bytes: Count
+    cache_bytes: Count = 0
 
 
 class TrainingOperations(Record):
