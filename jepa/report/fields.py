@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from jepa.report import answers, comparison, cost, replay, requests, schema
+from jepa.report import answers, comparison, requests, schema
 from jepa.report.schema import Check, described
+from jepa.studies.cost import report as cost
+from jepa.studies.replay import report as replay
 
 DOCUMENTS: tuple[tuple[str, str, Check], ...] = (
     (schema.SCHEMA, "`jepa report` of a VL-JEPA: `results.json`", schema.DOCUMENT),
