@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": CORE | {"config", "checkpoint", "report"},
     "results": {"metrics", "operations"},
     "report": {"results"},
-    "cli": CORE | {"config", "checkpoint", "training", "evaluation", "report"},
+    "studies": CORE | {"config", "checkpoint", "evaluation", "report", "results", "training"},
+    "cli": CORE | {"config", "checkpoint", "training", "evaluation", "report", "studies"},
 }
 LIBRARIES = {
     "lightning": {"training"},

@@ -11,15 +11,11 @@ from pathlib import Path
 
 from jepa.report import answers, comparison, requests, schema
 from jepa.report.schema import Check, described
-from jepa.studies.cost import report as cost
-from jepa.studies.replay import report as replay
 
 DOCUMENTS: tuple[tuple[str, str, Check], ...] = (
     (schema.SCHEMA, "`jepa report` of a VL-JEPA: `results.json`", schema.DOCUMENT),
     (answers.SCHEMA, "`jepa report` of language models: `results.json`", answers.DOCUMENT),
     (comparison.SCHEMA, "`jepa report` of the controlled comparison: `results.json`", comparison.DOCUMENT),
-    (cost.COST_SCHEMA, "`jepa cost`: `cost.json`", cost.DOCUMENT),
-    (replay.REPLAY_SCHEMA, "`jepa replay`: `replay.json`", replay.DOCUMENT),
     (
         requests.SCHEMA,
         "`jepa evaluate requests=…`: `requests.json`; beside these what its `kind` has",
