@@ -7,16 +7,20 @@ A kind of document is a line of `KINDS`. Modules that do the work are imported w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jepa import checkpoint
 from jepa.errors import InputError
 from jepa.evaluation.provenance import announce, code_version, describe_device, now
 from jepa.results import Document, Requirement, Setting, StreamEvaluation, StreamResults, is_kind, read_document
 from jepa.results.documents import Event, Reference, StreamCounts, SweepOrigin, Timeline
+
+if TYPE_CHECKING:
+    from jepa.evaluation.sweep import Family
+    from jepa.selective import Decoder
 
 
 class Kind(NamedTuple):
@@ -108,13 +112,18 @@ def stream_results(folder: Path, config: Any) -> StreamResults | None:
     evaluation: StreamEvaluation = read_document(path, StreamEvaluation)
     if config.fail_under is not None:
         Requirement.parse(config.fail_under).check_settings(evaluation.settings)
+    model = checkpoint.load(Path(config.checkpoint or folder / evaluation.checkpoint))
+    return sweep_evaluation(evaluation, folder, model, config)
+
+
+def sweep_evaluation(evaluation: StreamEvaluation, folder: Path, decoder: Decoder, config: Any) -> StreamResults:
+    """Policies swept over the latents that an evaluation saved in its folder. The decoder is on the CPU."""
     from jepa.evaluation.sweep import sweep_families
 
     families = sweep_families(config.policies)
-    model = checkpoint.load(Path(config.checkpoint or folder / evaluation.checkpoint))
-    device = describe_device("cpu")  # the decoder's
+    device = describe_device("cpu")
     settings = {
-        name: _setting(folder / name, name, evaluation, families, model, config, device == evaluation.device)
+        name: _setting(folder / name, name, evaluation, families, decoder, config, device == evaluation.device)
         for name in evaluation.settings
     }
     common = {"created", "name", "seed", "code", "libraries", "device", "parameters", "training", "scores"}
@@ -127,7 +136,13 @@ def stream_results(folder: Path, config: Any) -> StreamResults | None:
 
 
 def _setting(
-    folder: Path, name: str, evaluation: StreamEvaluation, families: Any, model: Any, config: Any, one_device: bool
+    folder: Path,
+    name: str,
+    evaluation: StreamEvaluation,
+    families: Mapping[str, Family],
+    decoder: Decoder,
+    config: Any,
+    one_device: bool,
 ) -> Setting:
     """The sweep over one kind of streams, with one of its test streams to look at."""
     from jepa.evaluation.streams import SPLITS, load_streams, load_thumbnails
@@ -137,7 +152,7 @@ def _setting(
     streams = {split: load_streams(folder / split) for split in SPLITS}
     swept = sweep_setting(
         streams,
-        model,
+        decoder,
         families,
         [Reference.model_validate(each, from_attributes=True) for each in config.references],
         latent_delay=evaluation.latent_delay,
