@@ -340,7 +340,7 @@ RECURRING = {
 def folder(tmp_path_factory, tiny_llm_jepa, pairs) -> Path:
     """A checkpoint whose data are files of two phrasings of each answer."""
     root = tmp_path_factory.mktemp("requests")
-    again = [replace(pair, request=f"please, {pair.prompt}") for pair in pairs]
+    again = [replace(pair, prompt=f"please, {pair.prompt}") for pair in pairs]
     write_chat(root / "train.jsonl", [*pairs, *again])
     write_chat(root / "test.jsonl", pairs[:8])
     data = {
