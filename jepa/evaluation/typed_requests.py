@@ -36,8 +36,8 @@ from jepa.evaluation.request_sessions import (
 )
 from jepa.metrics import SweepPoint, bootstrap_mean, bootstrap_ratio, saving_at_equal_quality
 from jepa.metrics.answers import exact_match
-from jepa.models.llm_jepa import LLMJEPA, RequestSession
-from jepa.models.requests import AnswerCache, Read, follow, read_latent, read_state
+from jepa.models.llm_jepa import LLMJEPA
+from jepa.models.session import AnswerCache, Read, RequestSession, follow, read_latent, read_state
 from jepa.operations import OperationLedger
 from jepa.selective import Debounce, Emission, Policy, SendOnDelta
 
