@@ -19,7 +19,7 @@ from scipy import stats
 from jepa.errors import InputError
 from jepa.evaluation.record import ANSWERS, announce, read_evaluation
 from jepa.metrics.paired import paired_test
-from jepa.report.answers import SCHEMA, summary, write_report
+from jepa.report.old_answers import SCHEMA, summary, write_report
 from jepa.report.requirement import Requirement
 from jepa.report.schema import (
     CODE,

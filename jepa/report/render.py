@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import jinja2
 from rich import box
@@ -119,9 +120,14 @@ def _print(console: Console, blocks: Sequence[Block]) -> None:
 
 def _grid(table: Table) -> Grid:
     grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    body = [row for _, rows in table.groups for row in rows]
     for index, title in enumerate(table.header):
         words = index < table.text_columns
-        grid.add_column(Rich(clean(title)), justify="left" if words else "right", overflow="fold", vertical="bottom")
+        widest = (
+            0 if words else max((len(clean(row[index])) for row in body), default=0)
+        )  # headings wrap, numbers do not
+        justify: Literal["left", "right"] = "left" if words else "right"
+        grid.add_column(Rich(clean(title)), justify=justify, overflow="fold", min_width=widest)
     for title, rows in table.groups:
         if title:
             grid.add_row(Rich(clean(title), "bold"))
