@@ -115,7 +115,7 @@ def sweeps(policies: Mapping[str, Mapping[str, Any]]) -> dict[str, Sweep]:
         if p["steps"] is not None:
             with _naming(key := f"policies.{name}.steps"):
                 steps = build_as(StepSelection, key, p["steps"])
-        families[name] = Sweep(name, p["label"], p["policy"], p["knob"], tuple(p["values"]), p["cache"], steps)
+        families[name] = Sweep(name, p["label"], p["policy"], p["parameter"], tuple(p["values"]), p["cache"], steps)
     return families
 
 

@@ -23,7 +23,7 @@ POLICIES = {
     "uniform": {
         "label": "uniform",
         "policy": {"_target_": "jepa.selective.Uniform"},
-        "knob": "rate_hz",
+        "parameter": "rate_hz",
         "values": [2.0, 1.0, 0.5, 0.1],
         "cache": None,
         "steps": None,
@@ -31,7 +31,7 @@ POLICIES = {
     "gate": {
         "label": "gate",
         "policy": {"_target_": "jepa.selective.Gate"},
-        "knob": "threshold",
+        "parameter": "threshold",
         "values": [0.5, 1.0, 1.5, 2.0],
         "cache": None,
         "steps": None,
@@ -84,7 +84,7 @@ def family(policy: dict, knob: str, values: list[float], cache: dict | None = No
     return {
         "label": policy["_target_"],
         "policy": policy,
-        "knob": knob,
+        "parameter": knob,
         "values": values,
         "cache": None if cache is None else {"bank": False} | cache,
         "steps": steps,
@@ -245,7 +245,7 @@ def test_a_reference_that_is_not_swept_is_named():
             r"^policies\.gate\.policy, threshold=-1: jepa\.selective\.Gate: threshold must be .* got -1\.0",
         ),
         (
-            {"gate": {"knob": "foo"}},
+            {"gate": {"parameter": "foo"}},
             r"^policies\.gate\.policy, foo=0\.5: jepa\.selective\.Gate has no argument 'foo'",
         ),
         (

@@ -40,6 +40,10 @@ class PredictionError(CausalPolicy):
 
     Raises:
         InputError: `threshold` is not finite and >= 0, or `noise_floor` is not finite and > 0.
+
+    >>> latents = np.repeat(np.eye(2, dtype=np.float32), 4, axis=0)  # the meaning changes after four steps
+    >>> [(segment.first, segment.last) for segment, _ in PredictionError(1.0).run(latents, np.arange(8.0))]
+    [(0, 3), (4, 7)]
     """
 
     name = "prediction_error"

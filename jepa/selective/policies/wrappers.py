@@ -14,7 +14,7 @@ _SLACK = 1e-6  # seconds: a gap that is over by exact arithmetic is not missed f
 
 
 class Around(CausalPolicy):
-    """What policies around another causal policy fraction: its threshold is theirs.
+    """A policy around another causal policy, whose threshold it has.
 
     Raises:
         InputError: `policy` is not causal.
@@ -48,6 +48,11 @@ class LongestGap(Around):
 
     Raises:
         InputError: `policy` is not causal, or `seconds` is not finite and > 0.
+
+    >>> from jepa.selective import Gate
+    >>> still = np.ones((9, 1), np.float32), np.arange(9.0)
+    >>> [segment.end for segment, _ in LongestGap(Gate(1.0), 4.0).run(*still)]
+    [4.0, 8.0]
     """
 
     def __init__(self, policy: Policy, seconds: float) -> None:
@@ -117,6 +122,12 @@ class Budget(CausalPolicy):
     Raises:
         InputError: `policy` is not causal or has no threshold > 0, `rate_hz` or `gain` is not finite and
             > 0, or `span` is not finite and > 1.
+
+    >>> from jepa.selective import Gate
+    >>> budget = Budget(Gate(1.0), rate_hz=0.1)
+    >>> _ = [budget.step(np.ones(1, np.float32), time) for time in (0.0, 10.0)]
+    >>> round(budget.policy.threshold, 3)  # a decode is due, and none came
+    0.819
     """
 
     def __init__(self, policy: Policy, rate_hz: float, *, gain: float = 0.2, span: float = 10.0) -> None:
