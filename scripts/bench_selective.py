@@ -6,9 +6,9 @@ The latents are synthetic. The gate takes a stream that does not end, 1,536 wide
 Ward is timed beside scikit-learn's `AgglomerativeClustering` with the same connectivity.
 
 The sweep is that of `jepa report`: 200 streams of six minutes at 2 Hz, half to calibrate on and half to test on, with
-all families and values of conf/policies/standard.yaml, caches and their calibration, scores, savings and intervals. The
-decoder is a stand-in that says the caption of the nearest of 64 meanings. Wall time is given, with the processor time of
-all processes.
+all families and values of conf/policies/standard.yaml, caches and their calibration, scores, savings and intervals.
+The decoder is a stand-in that says the caption of the nearest of 64 meanings. Its times are by the wall and of all
+processors together.
 
 Beside it stand the segments alone: each policy and value over the 200 streams, with a decoder that does nothing and
 without caches and scores. Families that differ in their cache or their steps alone count once. This time, and the times
@@ -44,7 +44,7 @@ from jepa.selective.policies import segment_count
 
 STEP_RATE = 2.0
 STEPS = 720  # six minutes
-WORDS = "red blue green white circle star ring cross grows spins blinks shakes left".split()
+WORDS = ["red", "blue", "green", "white", "circle", "star", "ring", "cross", "grows", "spins", "blinks", "shakes"]
 Stream = tuple[np.ndarray, np.ndarray]
 
 

@@ -23,12 +23,11 @@ class Gate(CausalPolicy):
     and the oldest pending step is nearer to the mean of the other pending steps than to μ. Without a cut
     that step joins the open segment.
 
-    *The threshold*: the higher, the fewer segments. While nothing changes the cost is about the
-    noise (up to twice that for steps correlated in time); at a change the squared distance of the two
-    meanings comes on top, which does not depend on the noise. A threshold on the noise alone is therefore
-    too low where latents are clean and too high where they are noisy; the constant added to it balances the
-    two. Simulated streams come out at one segment per event between 0.8 and 2.3: choose it on streams like
-    those to be decoded.
+    *The threshold*: the higher, the fewer segments. While nothing changes the cost is about the noise (up to twice that
+    for steps correlated in time); at a change the squared distance of the two meanings comes on top, which does not
+    depend on the noise. A threshold on the noise alone is therefore too low where latents are clean and too high where
+    they are noisy; the constant added to it balances the two. Simulated streams come out at one segment per event
+    between 0.8 and 2.3: choose it on streams like those to be decoded.
 
     *The noise* is the squared distance of single steps from their segment: for a step that joins n others,
     n / (n + 1) · ||z − μ||², whose expectation is the variance of a step. It is averaged over the stream,

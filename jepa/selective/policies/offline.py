@@ -15,9 +15,8 @@ class Segmentation(OfflinePolicy):
     """An offline policy that partitions the stream and decodes one latent for each part.
 
     Args:
-        representative: "midpoint" decodes the latent of the segment's middle step (of two, the earlier) at
-            that step's time; "mean" decodes the renormalised mean of the segment at the midpoint of its
-            times.
+        representative: "midpoint" decodes the latent of the segment's middle step (of two, the earlier) at that step's
+            time; "mean" decodes the renormalised mean of the segment at the midpoint of its times.
 
     Attributes:
         method: how it partitions; with the representative it makes the `name`.

@@ -29,8 +29,7 @@ class Oracle(Segmentation):
         boundaries: seconds, in any order; None if not set since the last stream.
 
     Raises:
-        InputError: `representative` is not known; `boundaries` are not finite; or a stream begins before they
-            are set.
+        InputError: `representative` is not known; `boundaries` are not finite; or a stream begins before they are set.
 
     >>> oracle = Oracle("mean")
     >>> oracle.boundaries = [2.0]

@@ -16,8 +16,7 @@ _SLACK = 1e-6  # in periods: a step due by exact arithmetic is not missed for th
 class Uniform(CausalPolicy):
     """Decodes the step nearest to every due moment, k / `rate_hz` seconds after the first step, k >= 0.
 
-    The due moments are counted from the first step, so that rates which do not divide the step rate keep
-    their average.
+    The due moments are counted from the first step, so that rates which do not divide the step rate keep their average.
 
     A step decides without the next one. It is the nearest to a due moment if that moment is less than half a
     step interval away, the shortest interval seen so far (of two steps equally near it is the earlier). A rate

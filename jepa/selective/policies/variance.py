@@ -68,6 +68,6 @@ class LocalVariance(CausalPolicy):
 
     def _variance_with(self, row: np.ndarray) -> float:
         """Variance of the window that ends with this step."""
-        gaps = np.stack(self._recent) - row  # from the newest step, whose own is 0: no variance of equal steps
+        gaps = np.array(self._recent) - row  # from the newest step, whose own is 0: no variance of equal steps
         mean = gaps.sum(axis=0) / (len(gaps) + 1)
         return float((gaps * gaps).sum()) / (len(gaps) + 1) - float(mean @ mean)

@@ -25,9 +25,8 @@ class Ward(Segmentation):
 
     Args:
         rate_hz: segments per second of stream.
-        representative: "midpoint" decodes the latent of the segment's middle step (of two, the earlier) at
-            that step's time; "mean" decodes the renormalised mean of the segment at the midpoint of its
-            times.
+        representative: "midpoint" decodes the latent of the segment's middle step (of two, the earlier) at that step's
+            time; "mean" decodes the renormalised mean of the segment at the midpoint of its times.
 
     Raises:
         InputError: `rate_hz` is not finite and > 0, or `representative` is neither.

@@ -100,10 +100,9 @@ class Budget(CausalPolicy):
     each decode and falls steadily between two. The count is therefore never further from the budget than
     the threshold has to move: |N(t) − rate_hz · (t − t₀)| = |log(threshold / threshold₀)| / gain.
 
-    *Anti-windup.* The threshold stays within a factor of `span` of where it began, and the integral with it:
-    what a stream without changes leaves unspent beyond that, or a policy that closes on its own spends
-    beyond it, is forgotten and not made up for. Where the limit was not reached, N(t) is within
-    log(span) / gain decodes of the budget.
+    *Anti-windup.* The threshold stays within a factor of `span` of where it began, and the integral with it: what a
+    stream without changes leaves unspent beyond that, or a policy that closes on its own spends beyond it, is forgotten
+    and not made up for. Where the limit was not reached, N(t) is within log(span) / gain decodes of the budget.
 
     *How well it is held.* On synthetic streams of 20 minutes at 2 Hz whose events come every 6 s on average
     and from half-way every 2 s, a budget of 0.15 Hz was kept within 12 % over each half, by each threshold
