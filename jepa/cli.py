@@ -198,7 +198,6 @@ COMMANDS = {
             ("policies",),
             (
                 "jepa report evaluation=outputs/demo/evaluation",
-                "jepa report evaluation=outputs/demo/evaluation policies=all",
                 "jepa report evaluation=outputs/llm_jepa_controls",
                 "jepa report evaluation=outputs/controlled_comparison",
                 "jepa report results=outputs/demo/results.json --fail-under 'savings>=2.85'",

@@ -524,15 +524,15 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """A policy to sweep: ``policy`` is built once for each of ``values``, given as its argument ``knob``.
+    """A policy to sweep: ``policy`` is built once for each of ``values``, given as its argument ``parameter``.
 
-    The knob ``none`` is that of a policy that has none; one value, which means nothing, stands for it. With ``steps``
+    The parameter ``none`` stands for a policy without one; its one value means nothing. With ``steps``
     (a ``jepa.selective.StepSelection``) only the steps that it selects are computed and decoded from.
     """
 
     label: str
     policy: Node
-    knob: str
+    parameter: str
     values: Annotated[list[float], NotEmpty()]
     cache: CacheConfig | None
     steps: Node | None
