@@ -115,7 +115,7 @@ def _print(console: Console, blocks: Sequence[Block]) -> None:
             for term, text in block.entries:
                 console.print(Rich(f"{clean(term)}: {clean(text)}"))
         elif isinstance(block, Code):
-            console.print(Rich(block.text))
+            console.print(Rich(_verbatim(block.text)))
 
 
 def _grid(table: Table) -> Grid:
@@ -172,7 +172,7 @@ def _marked(blocks: Sequence[Block]) -> Iterator[str]:
         elif isinstance(block, Definitions):
             yield from (f"**{_escape(term)}.** {_escape(text)}" for term, text in block.entries)
         elif isinstance(block, Code):
-            yield f"```\n{block.text}\n```"
+            yield f"```\n{_verbatim(block.text)}\n```"
 
 
 def _escape(text: str) -> str:
@@ -223,7 +223,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"words": _words, "kind": lambda block: type(block).__name__}
+    environment.filters |= {"words": _words, "verbatim": _verbatim, "kind": lambda block: type(block).__name__}
     environment.globals |= {"svg": figures.svg, "EST": EST, "EVIDENCE": (MEASURED, ESTIMATED)}
     return environment.get_template("page.html.j2")
 
@@ -234,3 +234,8 @@ _SPANNED = re.compile(r"\(([+−]?[\d.,]+) to ([+−]?[\d.,]+)\)")
 def _words(text: str) -> str:
     """Clean text that keeps an interval in one piece, and a number beside its per cent sign."""
     return _SPANNED.sub("(\\1\u00a0to\u00a0\\2)", clean(text)).replace(" %", "\u00a0%")
+
+
+def _verbatim(text: str) -> str:
+    """Preformatted text without control characters."""
+    return "".join(c for c in text if c.isprintable() or c == "\n")
