@@ -14,9 +14,10 @@ from jepa.results.base import (
     read_document,
     write_files,
 )
-from jepa.results.documents import AnswerResults, Setting, StreamResults, Sweep
+from jepa.results.documents import AnswerEvaluation, AnswerResults, Setting, StreamResults, Sweep
 
 __all__ = [
+    "AnswerEvaluation",
     "AnswerResults",
     "Code",
     "Device",
