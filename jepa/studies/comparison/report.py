@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
@@ -13,8 +14,8 @@ from matplotlib.ticker import EngFormatter, NullLocator
 
 from jepa.evaluation.record import announce
 from jepa.report.blocks import NONE, Block, Colours, Definitions, Figure, Heading, Report, Table, Text
-from jepa.report.figures import FONT, INCH, frame, style
-from jepa.report.format import code_text, device_text, factor, fixed, interval, seconds
+from jepa.report.figures import FONT, Line, draw_line, frame, sized, title
+from jepa.report.format import code_text, device_text, factor, fixed, interval, libraries_text, seconds
 from jepa.report.render import terminal, write_report
 from jepa.studies.comparison.results import (
     ARMS,
@@ -73,7 +74,7 @@ def report(results: ComparisonResults) -> Report:
     provenance = [("created", results.created), ("seeds", ", ".join(map(str, results.seeds)))]
     provenance += [("code", code_text(code)) for code in results.code]
     provenance += [("device", device_text(device)) for device in results.device]
-    provenance += [("libraries", ", ".join(f"{k} {v}" for k, v in each.items())) for each in results.libraries]
+    provenance += [("libraries", libraries_text(libraries)) for libraries in results.libraries]
     chance = fixed(results.arms["vl_jepa"][0].points[0].chance5, 3)
     blocks: list[Block] = [
         *sentences,
@@ -229,26 +230,26 @@ def _verdict(results: ComparisonResults) -> list[str]:
 
 def _draw(results: ComparisonResults, colours: Colours) -> Drawing:
     """CIDEr-D and top-5 against samples seen: a line an arm, its interval over seeds, a dot a seed."""
-    figure = Drawing(figsize=(1060 / INCH, 380 / INCH), layout="constrained")
+    figure = sized(1060, 380, "constrained")
     panels: list[Axes] = list(figure.subplots(1, 2, squeeze=False)[0])
     for axes, key in zip(panels, ("cider_d", "top5"), strict=True):
         for arm, series in (("vl_jepa", 4), ("token_vlm", 1)):
-            colour, curve = colours[f"series-{series}"], results.curves[arm][key]
-            axes.plot(results.samples, [found.value for found in curve], label=ARMS[arm], **style(series, colours))
+            curve = results.curves[arm][key]
+            low, high = ([found.low for found in curve if found.low is not None], [found.high for found in curve if found.high is not None])
+            band = (low, high) if low else (None, None)
+            line = Line(ARMS[arm], results.samples, [found.value for found in curve], series, *band)
+            draw_line(axes, line, colours, label=ARMS[arm])
             for x, found in zip(results.samples, curve, strict=True):
-                axes.plot([x] * len(found.seeds), found.seeds, "o", markersize=3, color=colour, alpha=0.45)
-            ends = [(found.low, found.high) for found in curve if found.low is not None]
-            if ends:
-                axes.fill_between(results.samples, *zip(*ends, strict=True), color=colour, alpha=0.15, linewidth=0)
-        frame(axes, colours)
+                seeds: dict[str, Any] = {"markersize": 3, "color": colours[f"series-{series}"], "alpha": 0.45}
+                axes.plot([x] * len(found.seeds), found.seeds, "o", **seeds)
+        frame(axes, colours, "y")
+        title(axes, FIGURES[key], colours, fontsize=FONT + 1, color=colours["ink"])
         axes.set_xscale("log")
         axes.set_xticks(results.samples)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.set_ylim(bottom=0)
-        axes.grid(axis="y", color=colours["grid"], linewidth=0.8)
         axes.set_xlabel("samples seen", color=colours["muted"])
-        axes.set_title(FIGURES[key], loc="left", fontsize=FONT + 1, color=colours["ink"])
     chance = results.arms["vl_jepa"][0].points[0].chance5
     panels[1].axhline(chance, color=colours["muted"], linewidth=0.9, linestyle=(0, (1, 2)))
     panels[0].legend(frameon=False, labelcolor=colours["ink"])

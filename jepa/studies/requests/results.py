@@ -48,15 +48,6 @@ class Savings(Record):
     forward_passes: Ratio | None
 
 
-class PartSeconds(Record):
-    """Wall seconds of a request."""
-
-    encoder: Quantity
-    predictor: Quantity
-    decoder: Quantity
-    all: Quantity
-
-
 class TypingPoint(Record):
     """A method at one value of its parameter, on the test streams."""
 
@@ -71,6 +62,7 @@ class TypingRow(Record):
     `exact_match` is of the answer in force at the last word of a request, `settled` of the one in force when the next
     request begins. `difference` is to uniform decoding. `agreement` is the fraction of steps at which the answer in
     force is the one of uniform decoding. `chosen`: a value qualified on calibration; `reached`: the quality is kept.
+    `seconds` are wall seconds of a request.
     """
 
     name: str
@@ -87,7 +79,7 @@ class TypingRow(Record):
     agreement: Interval
     saving: Savings
     per_request: PerRequest
-    seconds_per_request: PartSeconds | None
+    seconds: Quantity | None
     curve: Annotated[tuple[TypingPoint, ...], Field(min_length=1)]
 
 

@@ -29,7 +29,6 @@ from jepa.operations import OperationLedger
 from jepa.results.base import Ratio
 from jepa.selective import Debounce, Emission, Policy, SendOnDelta
 from jepa.studies.requests.results import (
-    PartSeconds,
     PerRequest,
     Savings,
     TypedStreams,
@@ -129,8 +128,8 @@ def evaluate_typing(
     rows = []
     for method in tqdm(methods, desc="typing: wall time", unit="method", leave=False):
         row = _row(method, runs[method.name], uniform, streams, settings.confidence, seed)
-        timed = _live_seconds(method, row.value, live, cached) if live else None
-        rows.append(row.model_copy(update={"seconds_per_request": timed}))
+        seconds = _live_seconds(method, row.value, live, cached) if live else None
+        rows.append(row.model_copy(update={"seconds": seconds}))
     return TypingResults(
         calibration=_counts(streams.calibration),
         test=_counts(streams.test),
@@ -358,7 +357,7 @@ def _row(
             forward_passes=fewer(all_passes(reference.ledgers), all_passes(chosen.ledgers)),
         ),
         per_request=PerRequest.of(ledger, requests),
-        seconds_per_request=None,
+        seconds=None,
         curve=tuple(
             TypingPoint(
                 value=each,
@@ -370,12 +369,10 @@ def _row(
     )
 
 
-def _live_seconds(method: Method, value: float, streams: Sequence[TypedStream], cached: CachedModel) -> PartSeconds:
-    """Wall seconds of each part for each request, one step at a time and nothing cached."""
+def _live_seconds(method: Method, value: float, streams: Sequence[TypedStream], cached: CachedModel) -> float:
+    """Wall seconds of a request, one step at a time and nothing cached."""
     ledger = OperationLedger()
     for stream in streams:
         reader = None if method.reader is None else RequestSession(method.reader.model, ledger)
         _type_stream(method, value, stream, cached.longest, RequestSession(cached.model, ledger), reader)
-    requests = _requests(streams)
-    parts = {part: getattr(ledger, part).seconds / requests for part in ("encoder", "predictor", "decoder")}
-    return PartSeconds(**parts, all=ledger.total_seconds / requests)
+    return ledger.total_seconds / _requests(streams)
