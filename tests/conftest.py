@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread in each process, told before torch is imported: as many processes as cores run at once.
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 import copy
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +29,26 @@ from jepa.models.vl_jepa import VLJEPA
 # pytest --hypothesis-profile=default
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
+torch.set_num_threads(1)
+
+
+def real_data(name: str) -> Path:
+    """A file or folder of the real data. Skips the test, or the module that calls this, where it is not there."""
+    shared = Path(__file__).parents[2] / "shared" / "data"
+    path = Path(os.environ.get("JEPA_REAL_DATA", shared)) / name
+    if not path.exists():
+        pytest.skip(f"no real data at {path}", allow_module_level=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The command of a Chromium, for tests of pages. Skips the test where there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        found = shutil.which(name) or shutil.which(name, path="/usr/bin")
+        if found:
+            return found
+    pytest.skip("no chromium on this machine")
 
 
 def tiny_config() -> dict[str, Any]:

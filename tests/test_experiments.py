@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import av
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import real_data
 from hydra import compose, initialize_config_module
 from safetensors.numpy import load_file, save_file
 
@@ -26,7 +26,6 @@ ROOT = Path(__file__).parents[1]
 ALL = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 LANGUAGE = [name for name in ALL if name.startswith("llm_jepa_")]
 EXPERIMENTS = ["demo"]  # of the other variant, VL-JEPA, with all stages from the start
-NLRX = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "nlrx"
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The '.*_dataloader' does not have many workers",
     "ignore:.*does not have many workers",
@@ -61,8 +60,7 @@ SHORT_LANGUAGE = [
     "accelerator=cpu",
     "precision=32-true",
 ]
-SHORT_DATA = {  # of the generator, and of the real files
-    "llm_jepa_nlrx": [f"data.folder={NLRX}", "data.limit=160"],
+SHORT_DATA = {  # of the generator
     "llm_jepa_regex": ["data.pairs=170", "data.test_pairs=8"],
     "llm_jepa_controls": ["data.pairs=170", "data.test_pairs=8"],
 }
@@ -268,9 +266,9 @@ def test_a_multirun_is_an_ordinary_hydra_launch(tmp_path):
 
 @pytest.mark.parametrize("name", ["llm_jepa_regex", "llm_jepa_nlrx"])
 def test_a_language_experiment_trains_answers_and_evaluates_again(name, tmp_path):
-    if name == "llm_jepa_nlrx" and not NLRX.is_dir():
-        pytest.skip(f"{NLRX} is not there")
-    command = ["train", f"experiment={name}", f"hydra.run.dir={tmp_path}", *SHORT_LANGUAGE, *SHORT_DATA[name]]
+    real = name == "llm_jepa_nlrx"
+    data = [f"data.folder={real_data('nlrx')}", "data.limit=160"] if real else SHORT_DATA[name]
+    command = ["train", f"experiment={name}", f"hydra.run.dir={tmp_path}", *SHORT_LANGUAGE, *data]
     assert main(command) == 0
     model = jepa.load(tmp_path / "checkpoint")
     assert model.embed(["the answer"]).shape == (1, 32)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import io
-import os
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from conftest import real_data
 from PIL import Image
 
 from jepa.data.media import Media, read_clip
 from jepa.errors import InputError
-
-REAL = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "video"
 
 
 def video(times: list[float], container: str = "matroska", keyframes: int = 10) -> bytes:
@@ -185,10 +183,9 @@ def test_what_is_no_picture_is_named(tmp_path):
         read_clip(Media("empty", tmp_path / "empty"), 1, 8)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there")
 def test_real_files():
-    pancake = read_clip(Media("pancake.mkv", REAL / "flipping_a_pancake.mkv"), 8, 48)
+    pancake = read_clip(Media("pancake.mkv", real_data("video/flipping_a_pancake.mkv")), 8, 48)
     assert np.abs(np.diff(pancake.astype(float), axis=0)).mean() > 1
-    assert read_clip(Media("unordered.mov", REAL / "unordered.mov"), 8, 48).shape == (8, 48, 48, 3)
+    assert read_clip(Media("unordered.mov", real_data("video/unordered.mov")), 8, 48).shape == (8, 48, 48, 3)
     with pytest.raises(InputError, match=r"corrupted\.mp4: cannot be decoded beyond \d+\.\d\d s: "):
-        read_clip(Media("corrupted.mp4", REAL / "corrupted.mp4"), 8, 48)
+        read_clip(Media("corrupted.mp4", real_data("video/corrupted.mp4")), 8, 48)

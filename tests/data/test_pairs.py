@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import real_data
 
 from jepa.data.pairs import (
     Example,
@@ -23,10 +22,6 @@ from jepa.data.pairs import (
     write_chat,
 )
 from jepa.errors import InputError
-
-DATA = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA"))
-NLRX, CHAT = DATA / "nlrx", DATA / "chat"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the data files are not at {DATA}")
 
 PAIRS = [
     Example("«two» lines\nof\u2028text", "an answer", "Answer.", source="pairs.jsonl:1"),
@@ -58,17 +53,17 @@ def test_round_trip(tmp_path):
     assert [pair.views for pair in PAIRS[1:]] == [("a start", "x"), ("no system prompt", "fine")]
 
 
-@needs_data
-@pytest.mark.parametrize("path", sorted([*NLRX.glob("*.jsonl"), *CHAT.glob("*.jsonl")]), ids=lambda path: path.name)
-def test_real_files_survive_a_round_trip(tmp_path, path):
-    pairs = read_chat(path)
-    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-    assert [pair.prompt for pair in pairs] == [row["messages"][1]["content"] for row in rows]
-    assert [pair.completion for pair in pairs] == [row["messages"][2]["content"] for row in rows]
-    assert [pair.code for pair in pairs] == [row["code"][0]["content"] if "code" in row else None for row in rows]
-    write_chat(tmp_path / path.name, pairs)
-    assert read_chat(tmp_path / path.name) == pairs
-    assert pairs[16].source == f"{path.name}:17"
+@pytest.mark.parametrize("folder", ["nlrx", "chat"])
+def test_real_files_survive_a_round_trip(tmp_path, folder):
+    for path in sorted(real_data(folder).glob("*.jsonl")):
+        pairs = read_chat(path)
+        rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+        assert [pair.prompt for pair in pairs] == [row["messages"][1]["content"] for row in rows]
+        assert [pair.completion for pair in pairs] == [row["messages"][2]["content"] for row in rows]
+        assert [pair.code for pair in pairs] == [row["code"][0]["content"] if "code" in row else None for row in rows]
+        write_chat(tmp_path / path.name, pairs)
+        assert read_chat(tmp_path / path.name) == pairs
+        assert pairs[16].source == f"{path.name}:17"
 
 
 @pytest.mark.parametrize(
@@ -319,9 +314,8 @@ def test_without_the_hub_library_the_remedy_is_said(monkeypatch):
 # ------------------------------------------------------------------------------------------------- NL-RX
 
 
-@needs_data
 def test_nlrx_phrasings_hold_out_the_same_expressions():
-    splits = {phrasing: nlrx(str(NLRX), phrasing, 0.05, seed=0) for phrasing in ("synth", "turk", "both")}
+    splits = {phrasing: nlrx(str(real_data("nlrx")), phrasing, 0.05, seed=0) for phrasing in ("synth", "turk", "both")}
     sizes = {name: (len(s.train), len(s.validation), len(s.test)) for name, s in splits.items()}
     assert sizes == {"synth": (7600, 400, 2000), "turk": (7600, 400, 0), "both": (15200, 800, 2000)}
     held_out = {name: sorted({pair.completion for pair in s.validation}) for name, s in splits.items()}
@@ -331,17 +325,15 @@ def test_nlrx_phrasings_hold_out_the_same_expressions():
     assert splits["synth"].duplicates["train_test_pairs"] == 37
 
 
-@needs_data
 def test_test_requests_are_dropped_from_nlrx_training():
-    splits = nlrx(str(NLRX), "synth", 0.05, seed=0, drop_test_duplicates=True)
+    splits = nlrx(str(real_data("nlrx")), "synth", 0.05, seed=0, drop_test_duplicates=True)
     asked = {pair.prompt for pair in splits.test}
     assert asked.isdisjoint(pair.prompt for pair in splits.train + splits.validation)
     assert len(splits.train) + len(splits.validation) + splits.duplicates["dropped"] == 8000
 
 
-@needs_data
 def test_nlrx_lines_are_aligned():
-    aligned = aligned_phrasings(str(NLRX))
+    aligned = aligned_phrasings(str(real_data("nlrx")))
     assert len(aligned) == 8000
     assert all(synth.completion == turk.completion for synth, turk in aligned)
     assert (aligned[6][0].source, aligned[6][1].source) == ("synth_train.jsonl:7", "turk_train.jsonl:7")

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from random import Random
 
 import pytest
+from conftest import real_data
 
 from jepa.data.regex_grammar import (
     PARAPHRASES,
@@ -29,7 +28,6 @@ from jepa.data.regex_grammar import (
 )
 from jepa.errors import InputError
 
-NLRX = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "nlrx"
 NAMES = {pattern: name for name, pattern in TERMINALS.items()}
 # What stands around the parenthesised parts of a regular expression.
 GLUE = {
@@ -123,12 +121,10 @@ def names(expression: Expression) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def published() -> list[tuple[str, str]]:
-    if not NLRX.is_dir():
-        pytest.skip(f"the NL-RX files are not at {NLRX}")
     rows = [
         json.loads(line)["messages"]
         for split in ("train", "test")
-        for line in (NLRX / f"synth_{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in real_data(f"nlrx/synth_{split}.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     return [(user["content"], assistant["content"]) for _, user, assistant in rows]
 

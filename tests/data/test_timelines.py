@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import real_data
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -208,9 +208,8 @@ def test_epic_rows_in_any_order_become_ordered_events(tmp_path):
     assert timeline.overlapping == 1
 
 
-@pytest.mark.skipif("JEPA_REAL_DATA" not in os.environ, reason="JEPA_REAL_DATA names no folder of real data")
 def test_the_real_epic_files():
-    folder = Path(os.environ["JEPA_REAL_DATA"]) / "epic"
+    folder = real_data("epic")
     path = folder / "EPIC_100_uda_source_train.csv"
     timeline = read_timeline(path, "epic", durations=folder / "EPIC_100_video_info.csv")
     with path.open(encoding="utf-8", newline="") as file:

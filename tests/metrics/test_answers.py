@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import real_data
 from scipy import stats
 
 from jepa.errors import InputError
 from jepa.metrics.answers import METRICS, AnswerAccuracy, judge, multiple_choice, proportion_interval, scorer_for
-
-CHAT = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "chat"
 
 
 @pytest.mark.parametrize(
@@ -155,10 +152,9 @@ def test_accuracy_over_batches_and_processes():
         AnswerAccuracy("gsm8k").compute()
 
 
-@pytest.mark.skipif(not CHAT.is_dir(), reason=f"needs the samples in {CHAT}")
 @pytest.mark.parametrize(("metric", "name"), [("gsm8k", "gsm8k"), ("nq_open", "nq_open"), ("exact_match", "hellaswag")])
 def test_every_real_gold_answer_is_right_and_an_empty_one_wrong(metric, name):
-    lines = (CHAT / f"{name}_sample.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = real_data(f"chat/{name}_sample.jsonl").read_text(encoding="utf-8").splitlines()
     golds = [json.loads(line)["messages"][2]["content"] for line in lines]
     answers = [gold.split("; ")[-1] for gold in golds] if metric == "nq_open" else golds
     wrong = [gold for gold, right in zip(golds, judge(metric, answers, golds), strict=True) if not right]

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import time
 from contextlib import closing
-from pathlib import Path
 
 import pytest
+from conftest import real_data
 
 from jepa.errors import InputError
 from jepa.metrics.sql import Spider, has_own_order
 
 REQUEST = "For db_id:[shop]\n\nWhat is sold?"
-SAMPLE = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "chat" / "spider_sample.jsonl"
 
 
 @pytest.fixture
@@ -189,9 +187,8 @@ def test_own_order(query, expected):
     assert has_own_order(query) is expected
 
 
-@pytest.mark.skipif(not SAMPLE.is_file(), reason=f"needs {SAMPLE}")
 def test_every_request_of_spider_names_its_database(tmp_path):
-    for line in SAMPLE.read_text(encoding="utf-8").splitlines():
+    for line in real_data("chat/spider_sample.jsonl").read_text(encoding="utf-8").splitlines():
         request = json.loads(line)["messages"][1]["content"]
         with pytest.raises(InputError, match="got no file"):
             Spider(tmp_path)("SELECT 1", "SELECT 1", request)

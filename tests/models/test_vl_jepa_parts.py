@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import real_data, tiny_config
 from safetensors.numpy import load_file
 from test_experiments import SHORT, write_video
 from tokenizers import Tokenizer as Rust
@@ -32,7 +30,6 @@ from jepa.operations import OperationLedger, count_flops
 from jepa.report import read_results
 from jepa.selective import ColourChange, SelectiveEncoding, StepSelection
 
-REAL = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "video"
 TEXTS = ["the red bar moves left", "a cyan ring spins", "red"]
 QUERIES = ["what happens?", "what colour is the bar?", "how many objects are there?"]
 WORDS = [word for text in (*TEXTS, *QUERIES) for word in text.replace("?", " ?").split()]
@@ -216,20 +213,10 @@ def test_states_from_disk_stand_for_frames_of_a_frozen_encoder_only(model, image
     "ignore:.*LeafSpec.*",
     "ignore::jepa.training.modules.CollapseWarning",  # after two steps latents may be anything
 )
-@pytest.mark.parametrize(
-    ("clip", "seconds"),
-    [
-        pytest.param(None, 12.0, id="made"),
-        pytest.param(
-            REAL / "flipping_a_pancake.mkv",
-            10.0,
-            id="real",
-            marks=pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there"),
-        ),
-    ],
-)
-def test_videos_go_from_files_through_vjepa2_to_emissions(clip, seconds, folder, tmp_path):
+@pytest.mark.parametrize(("kind", "seconds"), [("made", 12.0), ("real", 10.0)])
+def test_videos_go_from_files_through_vjepa2_to_emissions(kind, seconds, folder, tmp_path):
     """`jepa train`, `evaluate videos=folder` and `report` on four made videos, or on a real one four times."""
+    clip = real_data("video/flipping_a_pancake.mkv") if kind == "real" else None
     run = tmp_path / "run"
     model = [
         "model=vl_jepa_vjepa2",

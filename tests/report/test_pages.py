@@ -5,7 +5,6 @@ from __future__ import annotations
 import html as escaping
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from jepa.cli import main
 from jepa.report import answers, html
 from jepa.report.compare import comparison_html
 
-CHROMIUM = shutil.which("chromium")
 WIDTHS = (1280, 390)
 PAGES = ("report", "answers", "cost", "compare")
 
@@ -50,10 +48,8 @@ addEventListener("load", () => {{
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def found(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> dict[str, dict[str, Any]]:
     """Theme -> what each page looks like in a frame of each width."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
     folder = tmp_path_factory.mktemp("pages")
     assert main(["cost", f"output={folder}", "grid.input_tokens=[500,100000]", "grid.output_tokens=[100]"]) == 0
     results = make_results()
@@ -73,12 +69,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
         for width in WIDTHS
     )
     (folder / "frames.html").write_text(_FRAMES.format(frames=frames))
-    return {theme: _look(folder, theme) for theme in ("light", "dark")}
+    return {theme: _look(chromium, folder, theme) for theme in ("light", "dark")}
 
 
-def _look(folder: Path, theme: str) -> dict[str, Any]:
+def _look(chromium: str, folder: Path, theme: str) -> dict[str, Any]:
     command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
         "--enable-logging=stderr", f"--user-data-dir={folder / theme}", "--window-size=1400,1000",
         f"--blink-settings=preferredColorScheme={0 if theme == 'dark' else 1}", "--dump-dom",
         (folder / "frames.html").as_uri(),
