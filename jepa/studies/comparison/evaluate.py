@@ -38,7 +38,8 @@ from jepa.studies.comparison.results import (
 from jepa.studies.comparison.train import train_arm
 
 _STREAM_SEED = 9_001
-_In, _Out = TypeVar("_In"), TypeVar("_Out")
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 def run(config: ComparisonTrainConfig, output: Path) -> Path:
@@ -74,7 +75,7 @@ def evaluate_arm(training: ArmTraining, config: ComparisonTrainConfig, folder: P
     for point in training.points:
         model = checkpoint.load(folder / f"samples_{point.samples}")
         model.x_encoder.requires_grad_(False)
-        points.append(ScoredPoint(**dict(point), **_scores(model, test)))
+        points.append(ScoredPoint.model_validate({**dict(point), **_scores(model, test)}))
     return ArmRun(
         seed=config.seed,
         **{**dict(training), "points": tuple(points)},
@@ -91,11 +92,11 @@ def _scores(model: VLJEPA | TokenVLM, clips: HeldOutClips) -> Mapping[str, float
     ranks = ranks_of_own(candidate_scores(model, states, queries, clips.names))
     texts = [decoded.text for decoded in _answer(model, states, queries)]
     return {
+        "clips": len(clips.scenes),
         "cider_d": float(cider_d(texts, clips.references).mean()),
         "exact": float(np.mean([text in own for text, own in zip(texts, clips.references, strict=True)])),
         "top1": float((ranks <= 1).double().mean()),
         "top5": float((ranks <= 5).double().mean()),
-        "chance5": min(1.0, 5 / len(clips.scenes)),
     }
 
 

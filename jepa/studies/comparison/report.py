@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, NullLocator
 from jepa.evaluation.record import announce
 from jepa.report.blocks import NONE, Block, Colours, Definitions, Figure, Heading, Report, Table, Text
 from jepa.report.figures import FONT, Line, draw_line, frame, sized, title
-from jepa.report.format import code_text, device_text, factor, fixed, interval, libraries_text, seconds
+from jepa.report.format import code_text, device_text, factor, fixed, interval, libraries_text
 from jepa.report.render import terminal, write_report
 from jepa.studies.comparison.results import (
     ARMS,
@@ -29,6 +29,7 @@ from jepa.studies.comparison.results import (
     comparison_results,
 )
 
+_Value = Callable[[ArmRun], float | None]
 _STEP = {
     "answers_per_step": "answers",
     "tokens_per_step": "tokens",
@@ -95,10 +96,10 @@ def report(results: ComparisonResults) -> Report:
         Definitions(provenance),
     ]
     first = Table(
-        "", (*quality.header[:-1],), [(title, [row[:-1] for row in rows]) for title, rows in quality.groups[:2]]
+        "", (*quality.header[:-1],), [(name, [row[:-1] for row in rows]) for name, rows in quality.groups[:2]]
     )
-    title = f"{results.name}: VL-JEPA against a token-space VLM on one frozen encoder"
-    return Report(title, "Controlled comparison", [first, *sentences], blocks, draw)
+    name = f"{results.name}: VL-JEPA against a token-space VLM on one frozen encoder"
+    return Report(name, "Controlled comparison", [first, *sentences], blocks, draw)
 
 
 def counted(results: ComparisonResults) -> dict[str, int]:
@@ -124,15 +125,22 @@ def _digits(key: str) -> int:
 
 
 def _quality_table(results: ComparisonResults) -> Table:
+    def p(key: str, i: int) -> str:
+        found = results.difference[key][i].p
+        return NONE if found is None else "< 0.001" if found < 0.001 else f"{found:.2g}"
+
     groups = []
-    for key, title in FIGURES.items():
-        rows = []
-        for i, samples in enumerate(results.samples):
-            found = results.difference[key][i]
-            p = NONE if found.p is None else "< 0.001" if found.p < 0.001 else f"{found.p:.2g}"
-            arms = [_cell(results.curves[arm][key][i], _digits(key)) for arm in ARMS]
-            rows.append((f"{samples:,}", *arms, _cell(found, _digits(key), "+"), p))
-        groups.append((title, rows))
+    for key, name in FIGURES.items():
+        rows = [
+            (
+                f"{samples:,}",
+                *(_cell(results.curves[arm][key][i], _digits(key)) for arm in ARMS),
+                _cell(results.difference[key][i], _digits(key), "+"),
+                p(key, i),
+            )
+            for i, samples in enumerate(results.samples)
+        ]
+        groups.append((name, rows))
     return Table("Quality", ("samples seen", *ARMS.values(), "difference by seed", "p"), groups)
 
 
@@ -148,58 +156,38 @@ def _parameters_table(results: ComparisonResults) -> Table:
 def _cost_table(results: ComparisonResults) -> Table:
     """Training, a single answer, and a step of a stream."""
 
-    def means(value: Callable[[ArmRun], float | None], shown: Callable[[SeedMean], str]) -> list[str]:
+    def row(name: str, value: _Value, digits: int | None = None) -> tuple[str, ...]:
+        """Means over seeds with their interval; without `digits` three significant digits of the mean."""
         cells = []
         for runs in results.arms.values():
-            values = [each for run in runs if (each := value(run)) is not None]
-            cells.append(shown(SeedMean.of(values)) if values else NONE)
-        return cells
+            values = [found for run in runs if (found := value(run)) is not None]
+            mean = SeedMean.of(values) if values else None
+            cells.append(NONE if mean is None else f"{mean.value:.3g}" if digits is None else _cell(mean, digits))
+        return (name, *cells)
 
-    def flops(found: SeedMean) -> str:
-        return f"{found.value:.3g}"
-
-    def time(found: SeedMean) -> str:
-        return seconds(found.value)
-
-    def decoder(key: str) -> Callable[[ArmRun], float | None]:
-        return lambda run: (
-            sum(getattr(point.decoder, key) for point in run.points) / len(run.points)
-            if run.points[0].decoder
-            else None
-        )
+    def step(name: str, key: str) -> _Value:
+        return lambda run: getattr(run.streams.get(name, run.streams[EVERY_STEP]), key)
 
     first = results.arms["vl_jepa"][0].points[0]
     batch = first.samples // first.steps
     rates = [", ".join(f"{run.learning_rate:g}" for run in runs) for runs in results.arms.values()]
     training = [
-        (f"FLOPs per step of {batch}, trained parts", *means(lambda run: run.step_flops.trained, flops)),
-        ("FLOPs per step of the frozen encoder (once)", *means(lambda run: run.step_flops.encoder, flops)),
-        ("seconds, all learning rates", *means(lambda run: sum(trial.seconds for trial in run.tried), time)),
+        row(f"FLOPs per step of {batch}, trained parts", lambda run: run.step_flops.trained),
+        row("FLOPs per step of the frozen encoder (once)", lambda run: run.step_flops.encoder),
+        row("seconds, all learning rates", lambda run: sum(trial.seconds for trial in run.tried), 1),
         ("learning rates chosen, by seed", *rates),
-        ("FLOPs of training a decoder at a point, beside", *means(decoder("flops"), flops)),
-        ("seconds of training a decoder", *means(decoder("seconds"), time)),
+        row("FLOPs of training a decoder at a point, beside", lambda run: run.per_decoder("flops")),
+        row("seconds of training a decoder", lambda run: run.per_decoder("seconds"), 1),
     ]
     answer = [
-        (title, *means(lambda run, key=key: getattr(run.answers, key), partial(_cell, digits=digits)))
-        for key, title, digits in (
-            ("encode_ms", "encoding the clip, ms", 2),
-            ("predict_ms", "predicting its embedding, ms, part of the answer", 2),
-            ("answer_ms", "answer from its states, ms", 2),
-            ("tokens", "tokens", 1),
-        )
+        row("encoding the clip, ms", lambda run: run.answers.encode_ms, 2),
+        row("predicting its embedding, ms, part of the answer", lambda run: run.answers.predict_ms, 2),
+        row("answer from its states, ms", lambda run: run.answers.answer_ms, 2),
+        row("tokens", lambda run: run.answers.tokens, 1),
     ]
     groups = [("training", training), ("a single answer", answer)]
     for name in (EVERY_STEP, SELECTIVELY):
-        rows = [
-            (
-                title,
-                *means(
-                    lambda run, key=key, name=name: getattr(run.streams.get(name, run.streams[EVERY_STEP]), key),
-                    flops if key == "flops_per_step" else partial(_cell, digits=2),
-                ),
-            )
-            for key, title in _STEP.items()
-        ]
+        rows = [row(words, step(name, key), None if "flops" in key else 2) for key, words in _STEP.items()]
         groups.append((f"a step of a stream; VL-JEPA decoding {name}, the VLM generating at every step", rows))
     return Table("", ("", *ARMS.values()), groups)
 
@@ -235,9 +223,9 @@ def _draw(results: ComparisonResults, colours: Colours) -> Drawing:
     for axes, key in zip(panels, ("cider_d", "top5"), strict=True):
         for arm, series in (("vl_jepa", 4), ("token_vlm", 1)):
             curve = results.curves[arm][key]
-            low, high = ([found.low for found in curve if found.low is not None], [found.high for found in curve if found.high is not None])
-            band = (low, high) if low else (None, None)
-            line = Line(ARMS[arm], results.samples, [found.value for found in curve], series, *band)
+            low = [found.low for found in curve if found.low is not None] or None
+            high = [found.high for found in curve if found.high is not None] or None
+            line = Line(ARMS[arm], results.samples, [found.value for found in curve], series, low, high)
             draw_line(axes, line, colours, label=ARMS[arm])
             for x, found in zip(results.samples, curve, strict=True):
                 seeds: dict[str, Any] = {"markersize": 3, "color": colours[f"series-{series}"], "alpha": 0.45}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar
 
@@ -56,13 +56,19 @@ class TrainedPoint(Record):
 
 
 class ScoredPoint(TrainedPoint):
-    """Scores on held-out clips. `exact`, `top1`, `top5` are fractions; `chance5` is the top-5 of a random order."""
+    """Scores on so many held-out clips. `exact`, `top1` and `top5` are fractions."""
+
+    clips: Count
 
     cider_d: Quantity
     exact: Fraction
     top1: Fraction
     top5: Fraction
-    chance5: Fraction
+
+    @property
+    def chance5(self) -> float:
+        """The top-5 of a random order."""
+        return min(1.0, 5 / self.clips)
 
 
 class ArmTraining(Record):
@@ -107,6 +113,11 @@ class ArmRun(ArmTraining):
     parameters: tuple[RoleParameters, ...]
     answers: SingleAnswers
     streams: dict[str, StreamStep]
+
+    def per_decoder(self, key: Literal["flops", "seconds"]) -> float | None:
+        """Mean FLOPs or seconds of training a decoder; None for the token VLM."""
+        found = [getattr(point.decoder, key) for point in self.points if point.decoder is not None]
+        return sum(found) / len(found) if found else None
 
 
 class ArmEvaluation(Document):
@@ -159,10 +170,6 @@ class ComparisonResults(Document):
     libraries: tuple[dict[str, str], ...]
     device: tuple[Device, ...]
 
-    def mean(self, arm: str, value: Callable[[ArmRun], float]) -> SeedMean:
-        """A value of each run of an arm, over the seeds."""
-        return SeedMean.of([value(run) for run in self.arms[arm]])
-
     def trained(self, arm: str) -> dict[str, int]:
         """Parameters of each trained role of an arm."""
         return {role.role: role.total for role in self.arms[arm][0].parameters if role.role != "X-Encoder"}
@@ -201,7 +208,7 @@ def comparison_results(evaluations: Sequence[ArmEvaluation], root: Path) -> Comp
         name=first.name,
         seeds=tuple(seeds),
         samples=tuple(point.samples for point in first.run.points),
-        held_out=first.config["held_out"],
+        held_out=first.run.points[0].clips,
         curves={
             arm: {key: tuple(map(SeedMean.of, points)) for key, points in figures.items()}
             for arm, figures in values.items()
@@ -227,7 +234,9 @@ def _by_point(runs: Sequence[ArmRun], key: str) -> list[list[float]]:
 
 
 def _check_alike(evaluation: ArmEvaluation, first: ArmEvaluation, root: Path) -> None:
-    pairs = [("encoder_states", evaluation.run.encoder_states, first.run.encoder_states)]
+    pairs: list[tuple[str, JsonValue, JsonValue]] = [
+        ("encoder_states", evaluation.run.encoder_states, first.run.encoder_states)
+    ]
     pairs += [(key, evaluation.config[key], first.config[key]) for key in _ALIKE]
     for key, mine, theirs in pairs:
         if mine != theirs:

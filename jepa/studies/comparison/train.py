@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, Stage, text_ids
 
 _ENCODER = "encoder.safetensors"
-_VARIANTS = {"VLJEPA": "vl_jepa", "TokenVLM": "token_vlm"}
+_VARIANTS: dict[str, Literal["vl_jepa", "token_vlm"]] = {"VLJEPA": "vl_jepa", "TokenVLM": "token_vlm"}
 _SAMPLES_SEED = 2_000_003  # added to the seed: apart from the clips that the encoder saw
 _VALIDATION_SEED = 1_000_003
 
@@ -301,7 +301,7 @@ def _make_states(config: ComparisonTrainConfig, tokenizer: Tokenizer, folder: Pa
     torch.manual_seed(seed)
     encoder = build(config.model["x_encoder"])
     set_fused_attention(encoder, _fused(config))
-    clips = {**dict(config.clips), "hard_negatives": 0}
+    clips = {**config.clips.model_dump(), "hard_negatives": 0}
     batches, validation = (
         ClipBatches(world, s, stage.batch_size, count, frames, **clips)
         for s, count in ((seed, stage.steps), (seed + _VALIDATION_SEED, stage.validation_batches))

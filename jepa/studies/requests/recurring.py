@@ -247,10 +247,7 @@ def _reuse(
 ) -> Reuse:
     """The figures of both halves together; intervals are over expressions."""
     ledger, reference = done[0].ledger + done[1].ledger, always[0].ledger + always[1].ledger
-    _, *columns = (
-        np.concatenate(each) if isinstance(each[0], np.ndarray) else None for each in zip(*done, strict=True)
-    )
-    joined = Answered(ledger, *columns)
+    joined = Answered(ledger, *(np.concatenate(column) for column in zip(*(part[1:] for part in done), strict=True)))
     requests = len(joined.hit)
     _, cluster = np.unique(joined.expressions, return_inverse=True)
     order, ends = np.argsort(cluster, kind="stable"), np.cumsum(np.bincount(cluster))

@@ -17,7 +17,7 @@ from jepa.report.render import terminal, write_report
 from jepa.results.base import Code, Device
 from jepa.studies.requests.recurring import evaluate_recurring
 from jepa.studies.requests.report import report
-from jepa.studies.requests.results import RequestResults
+from jepa.studies.requests.results import RecurringResults, RequestResults, TypingResults
 from jepa.studies.requests.typed import evaluate_typing
 
 CONFIGS = {"typing": TypingConfig, "recurring": RecurringConfig}
@@ -60,6 +60,7 @@ def evaluate_requests(
     """
     trained, device = checkpoint.read_config(folder), device_of(accelerator)
     model = load_language_model(folder, device)
+    found: TypingResults | RecurringResults
     if isinstance(settings, TypingConfig):
         control = None if settings.control is None else load_language_model(Path(settings.control), device)
         found = evaluate_typing(model, control, splits, settings, seed)
