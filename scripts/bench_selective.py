@@ -69,7 +69,7 @@ Stream = tuple[np.ndarray, np.ndarray]
 class Silent:
     """A decoder that does nothing."""
 
-    def decode(self, latents: torch.Tensor) -> Sequence[Decoded]:
+    def decode(self, latents: torch.Tensor, payloads: Sequence[object] | None = None) -> Sequence[Decoded]:
         return [Decoded("", tokens=1, forward_passes=1)] * len(latents)
 
 
@@ -93,7 +93,7 @@ class Nearest:
         self.captions = [" ".join(rng.choice(WORDS, 6)) for _ in range(64)]
         self._transposed = torch.from_numpy(np.ascontiguousarray(self.meanings.T))
 
-    def decode(self, latents: torch.Tensor) -> Sequence[Decoded]:
+    def decode(self, latents: torch.Tensor, payloads: Sequence[object] | None = None) -> Sequence[Decoded]:
         return [Decoded(self.captions[i], 7, 7) for i in (latents @ self._transposed).argmax(dim=1).tolist()]
 
 

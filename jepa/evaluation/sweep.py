@@ -135,7 +135,7 @@ class RememberingDecoder:
         self.decoder = decoder
         self._known: dict[bytes, Decoded] = {}
 
-    def decode(self, latents: torch.Tensor) -> list[Decoded]:
+    def decode(self, latents: torch.Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
         keys = [row.tobytes() for row in latents.numpy()]
         new = {key: row for row, key in enumerate(keys) if key not in self._known}
         if new:
