@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from jepa.data.chat import ChatIds
 from jepa.data.packing import IGNORE, PackedBatch, pack, target_numbers
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
-from jepa.evaluation.record import code_version, describe_device, device_of, library_versions
+from jepa.evaluation.provenance import code_version, describe_device, device_of, library_versions, now
 from jepa.metrics.answers import METRICS, judge, multiple_choice, proportion_interval, scorer_for
 from jepa.metrics.latents import (
     LatentGeometry,
@@ -39,7 +38,7 @@ from jepa.metrics.latents import (
 from jepa.metrics.per_token import answer_costs, choice_costs
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import TRAINING_PARTS, OperationLedger
-from jepa.results.base import Code, Device, write_files
+from jepa.results.base import write_files
 from jepa.results.documents import (
     AnswerCosts,
     AnswerEvaluation,
@@ -141,13 +140,13 @@ def evaluate_answers(
         found.costs.update({f"{name} from the embedding": cost for name, cost in said.costs.items()})
     measured = geometry(predictions, targets, ids, pairs, answers)
     document = AnswerEvaluation(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now(),
         checkpoint=os.path.relpath(folder.resolve(), output.resolve()),
         **{key: trained[key] for key in ("name", "arm", "seed")},
         config=trained,
-        code=Code.model_validate(code_version()),
+        code=code_version(),
         libraries=library_versions(),
-        device=Device.model_validate(describe_device(device)),
+        device=describe_device(device),
         parameters=tuple(RoleParameters.model_validate(role) for role in model.parameters_by_role()),
         training=training,
         split=answers.split,

@@ -16,10 +16,11 @@ from typing import NamedTuple, TypeVar
 from pydantic import JsonValue
 from scipy import stats
 
+from jepa.config import ReportConfig
 from jepa.errors import InputError
 from jepa.evaluation.answers import PREDICTIONS
 from jepa.metrics.paired import paired_test
-from jepa.results.base import read_document
+from jepa.results import Requirement, is_kind, read_document
 from jepa.results.documents import (
     Accuracy,
     AgainstBaseline,
@@ -73,15 +74,24 @@ def answer_evaluations(folder: Path) -> list[Path]:
     """
     own = folder / AnswerEvaluation.file_name
     paths = [own] if own.is_file() else sorted(folder.glob(f"**/evaluation/{AnswerEvaluation.file_name}"))
-    return [path.parent for path in paths] if any(map(_is_answers, paths)) else []
+    return [path.parent for path in paths] if any(is_kind(path, AnswerEvaluation) for path in paths) else []
 
 
-def _is_answers(path: Path) -> bool:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return isinstance(found, dict) and found.get("kind") == AnswerEvaluation.model_fields["kind"].default
+def folder_results(folder: Path, config: ReportConfig) -> AnswerResults | None:
+    """The comparison of a folder's evaluations; None where it has none of a language model.
+
+    Raises:
+        InputError: as `answer_results`, a `checkpoint`, for which this report has no use, or a bar of no arm.
+    """
+    evaluations = answer_evaluations(folder)
+    if not evaluations:
+        return None
+    if config.checkpoint is not None:
+        raise InputError(f"checkpoint must be null for a report of answers, got {config.checkpoint}")
+    results = answer_results(evaluations, folder)
+    if config.fail_under is not None:
+        Requirement.parse(config.fail_under).check_arms(results.arms)
+    return results
 
 
 def answer_results(evaluations: Sequence[Path], root: Path) -> AnswerResults:

@@ -411,24 +411,15 @@ class Generation(Record):
     tokens: Count
 
 
-class AnswerEvaluation(Document):
-    """Answers of one checkpoint scored on the examples of a split. `checkpoint` is relative to the document's folder.
+class AnswerEvaluation(Evaluation):
+    """Answers of one checkpoint scored on the examples of a split.
 
     `geometry` holds measures of the latents by name, `warning` says what is wrong with them. The answers themselves are
     lines of `predictions.jsonl` beside the document.
     """
 
-    file_name: ClassVar[str] = "evaluation.json"
-
     kind: Literal["jepa.answer-evaluation/1"] = "jepa.answer-evaluation/1"
-    checkpoint: str
     arm: str
-    seed: int
-    config: dict[str, JsonValue]
-    code: Code
-    libraries: dict[str, str]
-    device: Device
-    parameters: tuple[RoleParameters, ...]
     training: LanguageTraining
     split: str
     pairs: Count

@@ -5,15 +5,14 @@ batch, schedule and number of samples are the same for both arms. Only the part 
 """
 
 from jepa.studies.comparison.evaluate import run
-from jepa.studies.comparison.report import report, write_comparison
-from jepa.studies.comparison.results import ArmEvaluation, ComparisonResults, arm_evaluations, comparison_results
+from jepa.studies.comparison.report import report
+from jepa.studies.comparison.results import ArmEvaluation, ComparisonResults, comparison_results, folder_results
 
 __all__ = [
     "ArmEvaluation",
     "ComparisonResults",
-    "arm_evaluations",
     "comparison_results",
+    "folder_results",
     "report",
     "run",
-    "write_comparison",
 ]

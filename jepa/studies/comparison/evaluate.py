@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,12 +15,12 @@ from jepa import checkpoint
 from jepa.config import ComparisonStreamConfig, ComparisonTrainConfig, build
 from jepa.data.records import StreamRecord
 from jepa.data.world import CAPTION_QUERIES, World
-from jepa.evaluation.record import code_version, describe_device, library_versions
+from jepa.evaluation.provenance import code_version, describe_device, library_versions, now
 from jepa.metrics import cider_d, match_nearest
 from jepa.models.token_baseline import TokenVLM, candidate_scores, ranks_of_own
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger
-from jepa.results.base import Code, Device, write_files
+from jepa.results.base import write_files
 from jepa.results.documents import RoleParameters
 from jepa.selective import Decoded, Emission, SelectiveDecoder, Uniform
 from jepa.studies.comparison.data import HeldOutClips, held_out_clips
@@ -50,13 +49,13 @@ def run(config: ComparisonTrainConfig, output: Path) -> Path:
     """
     found = evaluate_arm(train_arm(config, output), config, output)
     document = ArmEvaluation(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now(),
         name=config.name,
         run=found,
         config=config.model_dump(mode="json"),
-        code=Code.model_validate(code_version()),
+        code=code_version(),
         libraries=library_versions(),
-        device=Device.model_validate(describe_device("cpu")),
+        device=describe_device("cpu"),
     )
     path = output / ArmEvaluation.file_name
     write_files({path: document.to_json()})

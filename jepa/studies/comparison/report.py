@@ -5,18 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter, NullLocator
 
-from jepa.evaluation.record import announce
 from jepa.report.blocks import NONE, Block, Colours, Definitions, Figure, Heading, Report, Table, Text
 from jepa.report.figures import FONT, Line, draw_line, frame, sized, title
 from jepa.report.format import code_text, device_text, factor, fixed, interval, libraries_text
-from jepa.report.render import terminal, write_report
 from jepa.studies.comparison.results import (
     ARMS,
     EVERY_STEP,
@@ -25,8 +22,6 @@ from jepa.studies.comparison.results import (
     ArmRun,
     ComparisonResults,
     SeedMean,
-    arm_evaluations,
-    comparison_results,
 )
 
 _Value = Callable[[ArmRun], float | None]
@@ -53,19 +48,6 @@ _NOTES = (
     ("Costs", "FLOPs are counted. Milliseconds are of this implementation on this device; a model this small mostly "
      "waits for Python."),
 )  # fmt: skip
-
-
-def write_comparison(folder: Path, output: Path | None = None) -> dict[str, Path]:
-    """Write the report of all arms and seeds below a folder, print its summary, and return the files by name.
-
-    Raises:
-        InputError: as `comparison_results`.
-    """
-    results = comparison_results(arm_evaluations(folder), folder)
-    page = report(results)
-    files = write_report(results, page, output or folder)
-    announce(terminal(page), files)
-    return files
 
 
 def report(results: ComparisonResults) -> Report:

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field, JsonValue
 
+from jepa.config import ReportConfig
 from jepa.errors import InputError
 from jepa.metrics.paired import paired_test
 from jepa.results.base import Code, Count, Device, Document, Fraction, Positive, Quantity, Record, read_document
@@ -175,13 +176,18 @@ class ComparisonResults(Document):
         return {role.role: role.total for role in self.arms[arm][0].parameters if role.role != "X-Encoder"}
 
 
-def arm_evaluations(folder: Path) -> list[ArmEvaluation]:
-    """All arms and seeds below a folder, in the order of their paths; none where it has none.
+def folder_results(folder: Path, config: ReportConfig) -> ComparisonResults | None:
+    """All arms and seeds below a folder side by side; None where it has none.
 
     Raises:
-        InputError: a `comparison.json` that is broken or of another kind.
+        InputError: as `comparison_results`, a `comparison.json` that is broken or of another kind, or a bar.
     """
-    return [read_document(path, ArmEvaluation) for path in sorted(folder.glob(f"**/{ArmEvaluation.file_name}"))]
+    paths = sorted(folder.glob(f"**/{ArmEvaluation.file_name}"))
+    if not paths:
+        return None
+    if config.fail_under is not None:
+        raise InputError(f"fail_under holds streams or answers to a bar, got a comparison of arms: {folder}")
+    return comparison_results([read_document(path, ArmEvaluation) for path in paths], folder)
 
 
 def comparison_results(evaluations: Sequence[ArmEvaluation], root: Path) -> ComparisonResults:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime, timezone
 from pathlib import Path
 
 from jepa import checkpoint
@@ -11,10 +10,9 @@ from jepa.config import EvaluateConfig, RecurringConfig, TypingConfig, build_as,
 from jepa.data.pairs import ExampleSplits
 from jepa.errors import InputError
 from jepa.evaluation.answers import load_language_model
-from jepa.evaluation.record import announce, code_version, describe_device, device_of, library_versions
+from jepa.evaluation.provenance import announce, code_version, describe_device, device_of, library_versions, now
 from jepa.evaluation.run import data_of
 from jepa.report.render import terminal, write_report
-from jepa.results.base import Code, Device
 from jepa.studies.requests.recurring import evaluate_recurring
 from jepa.studies.requests.report import report
 from jepa.studies.requests.results import RecurringResults, RequestResults, TypingResults
@@ -67,11 +65,11 @@ def evaluate_requests(
     else:
         found = evaluate_recurring(model, splits, settings, seed)
     return RequestResults(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now(),
         name=f"{trained['name']}, {trained['arm']}, seed {trained['seed']}",
         results=found,
-        code=Code.model_validate(code_version()),
+        code=code_version(),
         libraries=library_versions(),
-        device=Device.model_validate(describe_device(device)),
+        device=describe_device(device),
         config={"train": trained, "requests": settings.model_dump(mode="json"), "seed": seed},
     )
