@@ -122,16 +122,16 @@ def _quoted(value: str) -> str:
 
 def _replay(config: Any, output: Path) -> None:
     plain = validate(config, ReplayConfig)
-    from jepa.evaluation.replay import replay
+    from jepa.studies.replay import run as run_replay
 
-    replay(plain)
+    run_replay(plain)
 
 
 def _cost(config: Any, output: Path) -> None:
     plain = validate(config, CostConfig)
-    from jepa.evaluation.cost import cost
+    from jepa.studies.cost import run as run_cost
 
-    cost(plain)
+    run_cost(plain)
 
 
 @dataclass(frozen=True)
@@ -216,14 +216,14 @@ COMMANDS = {
         ),
         Command(
             "cost",
-            "Estimate what a workload costs to serve, and what several levers save together.",
+            "Estimate what a workload costs to serve, and what several optimisations save together.",
             _cost,
-            ("served", "hardware"),
+            ("deployed", "hardware"),
             (
                 "jepa cost input_tokens=100000 output_tokens=1450",
-                "jepa cost served=mistral_small_4 perception=null stream_rates=null cache=fp8 order=[tokens]",
-                "jepa cost levers.selective.results=outputs/demo/results.json levers.selective.policy=gate",
-                "jepa cost served=config served.model.path=Qwen3-0.6B/config.json order=[tokens,hardware]",
+                "jepa cost deployed=mistral_small_4 perception=null stream_rates=null cache=fp8 order=[tokens]",
+                "jepa cost optimisations.selective.results=outputs/demo/results.json order=[selective]",
+                "jepa cost deployed=config deployed.model.path=Qwen3-0.6B/config.json order=[tokens,hardware]",
             ),
         ),
     )

@@ -558,7 +558,7 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Policies on a real timeline with simulated embeddings: see ``jepa.evaluation.replay``."""
+    """Policies on a real timeline with simulated embeddings: see ``jepa.studies.replay``."""
 
     timeline: TimelineConfig
     output: str
@@ -587,7 +587,7 @@ class FigureConfig:
 
 @dataclass(frozen=True)
 class HardwareConfig:
-    """One chip: see ``jepa.operations.hardware.Hardware``; ``peaks`` by number format."""
+    """One chip: see ``jepa.studies.cost.Hardware``; ``peaks`` by number format."""
 
     name: str
     peaks: dict[str, FigureConfig]
@@ -597,7 +597,7 @@ class HardwareConfig:
 
 
 @dataclass(frozen=True)
-class ServedPartConfig:
+class PerceptionPartConfig:
     """A part of a model that reads ``tokens`` at every step of a stream."""
 
     tokens: Count
@@ -613,8 +613,8 @@ class MeasuredTimesConfig:
 
 
 @dataclass(frozen=True)
-class ServedConfig:
-    """A model that is served: its language ``model``, and what it runs at every step of a stream.
+class DeployedModelConfig:
+    """A deployed model: its language ``model``, and what it runs at every step of a stream.
 
     It reads ``input_per_step`` tokens with every request beside the workload's; ``every_step``: it generates at every
     step of a stream.
@@ -625,7 +625,7 @@ class ServedConfig:
     as_of: str
     assumed: str | None
     model: Node
-    perception: dict[str, ServedPartConfig] | None
+    perception: dict[str, PerceptionPartConfig] | None
     input_per_step: Natural
     every_step: bool
     measured: MeasuredTimesConfig | None
@@ -658,11 +658,11 @@ class CostGridConfig:
 
 @dataclass(frozen=True)
 class CostConfig:
-    """What a workload costs to serve, and what several levers save together: see ``jepa.evaluation.cost``."""
+    """What a workload costs to serve, and what several optimisations save together: see ``jepa.studies.cost``."""
 
     output: str
-    served: ServedConfig
-    perception: str | None  # a served model whose perception runs on the stream where ``served`` has none
+    deployed: DeployedModelConfig
+    perception: str | None  # a deployed model whose perception runs on the stream where ``deployed`` has none
     hardware: HardwareConfig
     weights: str
     cache: str
@@ -676,7 +676,7 @@ class CostConfig:
     memory_efficiency: EfficiencyConfig
     measure: Literal["chip_seconds", "joules", "price"]
     prices: dict[str, Positive]  # of a chip for an hour, by the hardware's name
-    levers: dict[str, Node]
+    optimisations: dict[str, Node]
     order: Annotated[list[str], NotEmpty()]
     goal: list[Positive]
     grid: CostGridConfig

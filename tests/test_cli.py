@@ -23,8 +23,8 @@ ENTRY_POINTS = {
     "train": ("jepa.training.run", "train"),
     "evaluate": ("jepa.evaluation.run", "evaluate"),
     "report": ("jepa.evaluation.report", "report"),
-    "replay": ("jepa.evaluation.replay", "replay"),
-    "cost": ("jepa.evaluation.cost", "cost"),
+    "replay": ("jepa.studies.replay", "run"),
+    "cost": ("jepa.studies.cost", "run"),
 }
 MANDATORY = {
     "train": ["name=trial"],

@@ -65,11 +65,12 @@ LONGEST_FILE = 600
 UNTYPED = 40  # `dict[str, Any]` in jepa/: only where JSON or YAML is read or written
 # Cases that fail today. Each goes from this list as soon as it holds.
 NOT_YET = {
+    "jepa.studies",
+    "jepa.studies.cost",
+    "jepa/studies/cost/analysis.py",
     "jepa.decoders.language",
     "jepa.evaluation.answers_report",
     "jepa.evaluation.comparison",
-    "jepa.evaluation.cost",
-    "jepa.evaluation.replay",
     "jepa.evaluation.report",
     "jepa.evaluation.requests",
     "modules",
@@ -93,7 +94,6 @@ NOT_YET = {
     "evaluation",
     "config, build, cli",
     "jepa/config.py",
-    "jepa/evaluation/cost.py",
     "jepa/evaluation/sweep.py",
     "jepa/report/answers.py",
     "jepa/report/plots.py",
@@ -104,7 +104,7 @@ NOT_YET = {
     "tests/data/test_timelines.py",
     "tests/encoders/test_sentence.py",
     "tests/evaluation/test_language_evaluation.py",
-    "tests/evaluation/test_replay.py",
+    "tests/studies/test_replay.py",
     "tests/evaluation/test_requests.py",
     "tests/evaluation/test_sweep.py",
     "tests/evaluation/test_tasks.py",

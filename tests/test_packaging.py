@@ -28,7 +28,7 @@ with initialize_config_module("jepa.conf", version_base="1.3"):
         group, _, option = name.rpartition("/")
         group = {"stream": "stream@decoder.style", "pairs": "pairs@data"}.get(group, group)
         language = group in ("pairs@data", "objective", "arm") or option.startswith("llm_jepa")
-        commands = {"hardware": "cost", "served": "cost", "policies": "report"}
+        commands = {"hardware": "cost", "deployed": "cost", "policies": "report"}
         command = (commands | dict.fromkeys(("videos", "requests", "task"), "evaluate")).get(group, "train")
         chosen = command == "train" and group not in ("variant", "experiment")
         variant = [f"variant={'llm_jepa' if language else 'vl_jepa'}"] if chosen else []

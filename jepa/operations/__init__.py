@@ -1,4 +1,4 @@
-"""What a model does while it runs, counted; what its sizes alone say; and what it costs to serve, estimated."""
+"""What a model does while it runs, counted; and what its sizes alone say."""
 
 from jepa.operations.closed_form import (
     TransformerFlops,
@@ -15,18 +15,7 @@ from jepa.operations.closed_form import (
 )
 from jepa.operations.dimensions import FAMILIES, Dimensions, from_hf_config
 from jepa.operations.flops import FlopCount, count_flops
-from jepa.operations.hardware import Hardware
 from jepa.operations.ledger import PARTS, TRAINING_PARTS, CacheCount, OperationLedger, PartCount, weight_bytes
-from jepa.operations.serving import (
-    Cost,
-    CountedPart,
-    Perception,
-    ServedParts,
-    Service,
-    Values,
-    Workload,
-    serving_cost,
-)
 from jepa.operations.training import TrainingMeter
 
 __all__ = [
@@ -34,20 +23,12 @@ __all__ = [
     "PARTS",
     "TRAINING_PARTS",
     "CacheCount",
-    "Cost",
-    "CountedPart",
     "Dimensions",
     "FlopCount",
-    "Hardware",
     "OperationLedger",
     "PartCount",
-    "Perception",
-    "ServedParts",
-    "Service",
     "TrainingMeter",
     "TransformerFlops",
-    "Values",
-    "Workload",
     "block_flops",
     "count_flops",
     "frame_vit_flops",
@@ -55,7 +36,6 @@ __all__ = [
     "one_pass_flops",
     "prefix_decoder_flops",
     "query_predictor_flops",
-    "serving_cost",
     "similarity_flops",
     "text_transformer_flops",
     "token_vlm_flops",

@@ -1,1 +1,1 @@
-"""Studies: each answers one question, with a run and a report. No other room but the command line imports them."""
+"""Studies: each answers one question, and nothing else imports it. A command of the command line runs it."""

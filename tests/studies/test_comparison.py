@@ -8,16 +8,19 @@ import shutil
 import pytest
 import torch
 from conftest import vlm_config
-from jepa.data.comparison import StateBatches, held_out_clips
-from jepa.evaluation.comparison import comparison_results
-from jepa.training.comparison import ArmModule
 from safetensors.torch import load_file, save_file
 
 from jepa import checkpoint
 from jepa.cli import main
 from jepa.config import StageConfig, build
+from jepa.data.clips import ClipBatches
 from jepa.data.world import World
 from jepa.errors import InputError
+from jepa.results import read_document
+from jepa.studies.comparison import ArmEvaluation, ComparisonResults, comparison_results, folder_results
+from jepa.studies.comparison.data import StateBatch, StateBatches, held_out_clips
+from jepa.studies.comparison.report import counted
+from jepa.studies.comparison.train import ArmModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
 SHORT = [

@@ -13,19 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jepa.errors import InputError
-from jepa.operations import (
-    CountedPart,
-    Dimensions,
-    Hardware,
-    Perception,
-    Service,
-    Workload,
-    from_hf_config,
-    serving_cost,
-    transformer_cache_bytes,
-)
+from jepa.operations import Dimensions, from_hf_config, transformer_cache_bytes
+from jepa.studies.cost.estimate import CountedPart, Perception, Service, Workload, serving_cost
+from jepa.studies.cost.hardware import Hardware
 
-SERVED = Path(__file__).parents[2] / "conf" / "served"
+DEPLOYED = Path(__file__).parents[2] / "conf" / "deployed"
 LLAMA_1B_CONFIG = {
     "model_type": "llama",
     "vocab_size": 128256,
@@ -79,8 +71,8 @@ def test_the_published_counts_of_mistral_small_4():
 
 @pytest.mark.parametrize(("name", "found"), [("llama_3_2_1b", LLAMA_1B), ("mistral_small_4", MISTRAL_4)])
 def test_a_served_model_has_the_dimensions_of_its_config(name, found):
-    node = yaml.safe_load((SERVED / f"{name}.yaml").read_text(encoding="utf-8"))["model"]
-    served = Dimensions(**{key: value for key, value in node.items() if key != "_target_"})
+    node = yaml.safe_load((DEPLOYED / f"{name}.yaml").read_text(encoding="utf-8"))["model"]
+    deployed = Dimensions(**{key: value for key, value in node.items() if key != "_target_"})
 
     def figures(model: Dimensions) -> list[float]:
         return [
@@ -91,7 +83,7 @@ def test_a_served_model_has_the_dimensions_of_its_config(name, found):
             model.prefill_flops(9),
         ]
 
-    assert figures(served) == figures(found)
+    assert figures(deployed) == figures(found)
 
 
 def test_windows_bound_the_cache_and_the_pairs():
@@ -172,15 +164,15 @@ def test_counts_of_a_part_cost_what_its_dimensions_do():
     counted = CountedPart(part.parameters, 30, round(part.prefill_flops(30)))
 
     def cost(found, **most):
-        eyes = Perception({"encoder": found}, {"encoder": 30}, most)
-        return serving_cost(Service(model, hardware, "bf16", "bf16", eyes), workload, 0.5, 0.7).parts["encoder"]
+        perception = Perception({"encoder": found}, {"encoder": 30}, most)
+        return serving_cost(Service(model, hardware, "bf16", "bf16", perception), workload, 0.5, 0.7).parts["encoder"]
 
     assert cost(counted) == pytest.approx(cost(part))
     assert cost(counted, encoder=60) == cost(counted)  # two steps of 30 tokens in a second
     assert counted.prefill_flops(15) == counted.flops / 2
     assert Perception({"encoder": counted}, {"encoder": 30}, {"encoder": 45}).tokens_of("encoder", 2.0) == 22.5
-    with pytest.raises(InputError, match=r"most must be > 0 for some of the parts encoder, got eyes 1"):
-        Perception({"encoder": counted}, {"encoder": 30}, {"eyes": 1})
+    with pytest.raises(InputError, match=r"most must be > 0 for some of the parts encoder, got perception 1"):
+        Perception({"encoder": counted}, {"encoder": 30}, {"perception": 1})
 
 
 def test_output_tokens_save_what_was_published():

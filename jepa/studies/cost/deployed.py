@@ -1,4 +1,4 @@
-"""What a model on this machine is when it is served: its language model, and what it runs at every step of a stream.
+"""What a model on this machine is when it is deployed: its language model, and what it runs at every step of a stream.
 
 A language model is known by its configuration, from which FLOPs follow in closed form. What a VL-JEPA or a token-space
 baseline runs at every step may be any encoder and predictor: its parameters are counted, and its FLOPs as it runs once.
@@ -23,10 +23,11 @@ from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.roles import SlotEncoder
 from jepa.models.token_baseline import TokenVLM
 from jepa.models.vl_jepa import VLJEPA
-from jepa.operations import CountedPart, Dimensions, Perception, ServedParts, from_hf_config
+from jepa.operations import Dimensions, from_hf_config
+from jepa.studies.cost.estimate import CountedPart, DeployedParts, Perception
 
 
-def read_parts(path: str) -> ServedParts:
+def read_parts(path: str) -> DeployedParts:
     """The parts of a model on this machine.
 
     Args:
@@ -42,8 +43,8 @@ def read_parts(path: str) -> ServedParts:
         return checkpoint_parts(load(place))
     file = place / "config.json" if place.is_dir() else place
     if not file.is_file():
-        raise InputError(f"served.model.path must be a checkpoint, a config.json or a folder with one, got {path}")
-    return ServedParts(_configured(file))
+        raise InputError(f"deployed.model.path must be a checkpoint, a config.json or a folder with one, got {path}")
+    return DeployedParts(_configured(file))
 
 
 # Of these transformers has defaults, the dimensions of some model of the family. A configuration has to say its own; as
@@ -66,7 +67,7 @@ def _configured(file: Path) -> Dimensions:
     return from_hf_config(config)
 
 
-def checkpoint_parts(model: VLJEPA | TokenVLM | LLMJEPA) -> ServedParts:
+def checkpoint_parts(model: VLJEPA | TokenVLM | LLMJEPA) -> DeployedParts:
     """The parts of a model of this package.
 
     Of a VL-JEPA the X-Encoder and the Predictor run at every step and the Y-Decoder answers; the Y-Encoder is for
@@ -77,7 +78,7 @@ def checkpoint_parts(model: VLJEPA | TokenVLM | LLMJEPA) -> ServedParts:
         InputError: as `read_parts`.
     """
     if isinstance(model, LLMJEPA):
-        return ServedParts(_language(model.language.lm))
+        return DeployedParts(_language(model.language.lm))
     encoder, states = _encoder(model)
     query = [CAPTION_QUERIES[0]]
     if isinstance(model, TokenVLM):
@@ -87,12 +88,12 @@ def checkpoint_parts(model: VLJEPA | TokenVLM | LLMJEPA) -> ServedParts:
             parameters=encoder.part.parameters + _size(model.project),
             flops=encoder.part.flops + projecting,
         )
-        watching = Perception({"encoder": part}, {"encoder": states.shape[1]}, encoder.most)
+        perceiving = Perception({"encoder": part}, {"encoder": states.shape[1]}, encoder.most)
         limit = f"answers of more than its {model.max_length} tokens as if it wrote them"
-        return ServedParts(_language(model.language_model.lm), watching, states.shape[1], True, limit)
+        return DeployedParts(_language(model.language_model.lm), perceiving, states.shape[1], True, limit)
     tokens = states.shape[1] + model.tokenizers["predictor"].encode(query)[0].shape[1]
     predictor = CountedPart(_size(model.predictor), tokens, model.query_flops(query[0]))
-    watching = Perception(
+    perceiving = Perception(
         {"encoder": encoder.part, "predictor": predictor},
         {"encoder": states.shape[1], "predictor": tokens},
         encoder.most,
@@ -107,7 +108,7 @@ def checkpoint_parts(model: VLJEPA | TokenVLM | LLMJEPA) -> ServedParts:
             f"the y_decoder must be a PrefixDecoder or a LanguageDecoder to be priced, got {type(decoder).__name__}"
         )
     limit = f"input tokens, which its decoder takes none of, and texts of more than its {decoder.max_length} tokens"
-    return ServedParts(answering, watching, decoder.prefix, False, f"{limit}, as if it had positions for them")
+    return DeployedParts(answering, perceiving, decoder.prefix, False, f"{limit}, as if it had positions for them")
 
 
 @dataclass(frozen=True)

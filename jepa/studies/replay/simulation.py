@@ -34,7 +34,7 @@ from jepa.evaluation.streams import StreamSet, density
 from jepa.evaluation.sweep import check_sweep, sweep_setting, sweeps
 from jepa.models.bank import BankDecoder
 from jepa.operations import OperationLedger
-from jepa.report.replay import REPLAY_SCHEMA, replay_summary, write_replay
+from jepa.studies.replay.report import REPLAY_SCHEMA, replay_summary, write_replay
 
 Embed = Callable[[Sequence[str]], Tensor]
 
@@ -75,7 +75,7 @@ def simulate_latents(targets: np.ndarray, noise: float, autocorrelation: float, 
     return (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
 
 
-def replay(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, Path]:
+def run(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, Path]:
     """Runs a validated `ReplayConfig`, prints a summary, and returns the paths of the files written.
 
     Policies that select the steps to encode (`steps`) or predict on demand are left out, and the outputs say so: there

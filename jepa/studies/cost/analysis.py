@@ -1,11 +1,12 @@
-"""`cost`: what a workload costs to serve, and what several levers save of it together.
+# ruff: noqa: E501
+"""`cost`: what a workload costs to serve, and what several optimisations save of it together.
 
-A lever changes the baseline: another model, another chip, fewer output tokens, selective decoding. Savings of levers
-do not multiply, since one acts on what another has left. All levers are therefore applied together, and their joint
+An optimisation changes the baseline: another model, another chip, fewer output tokens, selective decoding. Savings of optimisations
+do not multiply, since one acts on what another has left. All optimisations are therefore applied together, and their joint
 saving is set beside the product of the single ones; the averaged order (Shapley, of the logarithm of the cost) shares
 the joint saving out.
 
-The costs are a roofline's estimates (`jepa.operations.serving`). Every ratio has a range: the least and the most over
+The costs are a roofline's estimates (`jepa.studies.cost.estimate`). Every ratio has a range: the least and the most over
 the ends and the middles of the efficiencies' intervals, independent for each kind of chip, and of measured savings'.
 """
 
@@ -24,31 +25,23 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from jepa.config import HardwareConfig, ServedConfig, build, build_as, nearest, validate
+from jepa.config import DeployedModelConfig, HardwareConfig, build, build_as, nearest, validate
 from jepa.errors import InputError
 from jepa.evaluation.record import announce, code_version
-from jepa.operations import (
-    Cost,
-    Dimensions,
-    Hardware,
-    Perception,
-    ServedParts,
-    Service,
-    Values,
-    Workload,
-    serving_cost,
-)
-from jepa.report.cost import COST_SCHEMA, cost_summary, write_cost
+from jepa.operations import Dimensions
 from jepa.report.schema import read_results
 from jepa.report.tables import best_causal, headline_savings, operations_ratio, reference_row, without_contrast
+from jepa.studies.cost.estimate import Cost, DeployedParts, Perception, Service, Values, Workload, serving_cost
+from jepa.studies.cost.hardware import Hardware
+from jepa.studies.cost.report import COST_SCHEMA, cost_summary, write_cost
 
-MOST_LEVERS = 8  # all their subsets are evaluated
+MOST_OPTIMISATIONS = 8  # all their subsets are evaluated
 LANGUAGE = ("prefill", "decode")  # parts of a request
 
 
 @dataclass(frozen=True)
-class Served:
-    """A model that is served; see `jepa.config.ServedConfig`."""
+class DeployedModel:
+    """A model that is deployed; see `jepa.config.DeployedModelConfig`."""
 
     name: str
     model: Dimensions
@@ -63,10 +56,10 @@ class Served:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A workload on a model on a chip, with the levers that are applied and those whose saving is uncertain."""
+    """A workload on a model on a chip, with the optimisations that are applied and those whose saving is uncertain."""
 
-    served: Served
-    watching: Served | None
+    deployed: DeployedModel
+    perceiving: DeployedModel | None
     hardware: Hardware
     weights: str
     cache: str
@@ -77,24 +70,24 @@ class Scenario:
     batch: int
     steps: float
     requests: float
-    savings: tuple[str, ...] = ()  # of requests, by the lever's name
-    levers: tuple[str, ...] = ()  # those applied
+    savings: tuple[str, ...] = ()  # of requests, by the optimisation's name
+    optimisations: tuple[str, ...] = ()  # those applied
 
     def service(self) -> Service:
-        eyes = self.served.perception or (self.watching.perception if self.watching is not None else None)
+        perception = self.deployed.perception or (self.perceiving.perception if self.perceiving is not None else None)
         return Service(
-            self.served.model,
+            self.deployed.model,
             self.hardware,
             self.weights,
             self.cache,
-            eyes if self.steps else None,
-            self.served.input_per_step if self.steps else 0,
+            perception if self.steps else None,
+            self.deployed.input_per_step if self.steps else 0,
             self.chips,
             self.memory_fraction,
         )
 
     def workload(self) -> Workload:
-        requests = self.steps if self.served.every_step and self.steps else self.requests
+        requests = self.steps if self.deployed.every_step and self.steps else self.requests
         return Workload(self.input_tokens, self.output_tokens, self.batch, self.steps, requests)
 
 
@@ -102,7 +95,7 @@ Basis = Literal["measured", "published", "assumed", "estimated"]
 
 
 @dataclass(frozen=True)
-class Lever:
+class Optimisation:
     """A change of a scenario. `claim`: the factor that is advertised for it, None if there is none."""
 
     label: str
@@ -113,7 +106,7 @@ class Lever:
             raise InputError(f"claim must be > 0, got {self.claim}")
 
     def apply(self, name: str, scenario: Scenario) -> Scenario:
-        """The scenario with the lever, which `name` names."""
+        """The scenario with the optimisation, which `name` names."""
         raise NotImplementedError
 
     @property
@@ -137,22 +130,22 @@ class Lever:
 
 
 @dataclass(frozen=True)
-class ServedModel(Lever):
-    """Another language model, by its name in conf/served; the perception stays, unless that model has its own."""
+class AnotherModel(Optimisation):
+    """Another language model, by its name in conf/deployed; the perception stays, unless that model has its own."""
 
-    served: str
+    deployed: str
 
     def apply(self, name: str, scenario: Scenario) -> Scenario:
-        watching = scenario.watching if scenario.served.perception is None else scenario.served
-        return replace(scenario, served=read_served(self.served), watching=watching)
+        perceiving = scenario.perceiving if scenario.deployed.perception is None else scenario.deployed
+        return replace(scenario, deployed=read_deployed(self.deployed), perceiving=perceiving)
 
     def facts(self) -> dict[str, str]:
-        found = read_served(self.served)
-        return {"change": f"{found.name} is served", "source": found.source}
+        found = read_deployed(self.deployed)
+        return {"change": f"{found.name} is deployed", "source": found.source}
 
 
 @dataclass(frozen=True)
-class Chip(Lever):
+class AnotherChip(Optimisation):
     """Other hardware, by its name in conf/hardware, and another number format of the weights."""
 
     hardware: str
@@ -168,7 +161,7 @@ class Chip(Lever):
 
 
 @dataclass(frozen=True)
-class OutputTokens(Lever):
+class FewerTokens(Optimisation):
     """Output tokens divided by `factor`; `basis` says where that comes from."""
 
     factor: float
@@ -193,7 +186,7 @@ class OutputTokens(Lever):
 
 
 @dataclass(frozen=True)
-class SelectiveDecoding(Lever):
+class SelectiveDecoding(Optimisation):
     """Fewer requests on a stream: what a policy saved in a results document, or an assumed factor.
 
     Args:
@@ -263,9 +256,9 @@ class SelectiveDecoding(Lever):
 
     def apply(self, name: str, scenario: Scenario) -> Scenario:
         if not scenario.steps:
-            raise InputError(f"levers.{name} needs a stream, got stream_rates=null")
-        if scenario.served.every_step:
-            raise InputError(f"levers.{name} needs a model that may stay silent, got {scenario.served.name}")
+            raise InputError(f"optimisations.{name} needs a stream, got stream_rates=null")
+        if scenario.deployed.every_step:
+            raise InputError(f"optimisations.{name} needs a model that may stay silent, got {scenario.deployed.name}")
         steps = self.measured["steps"] if self.measured is not None else 1.0
         return replace(scenario, steps=scenario.steps / steps, savings=(*scenario.savings, name))
 
@@ -290,7 +283,7 @@ class SelectiveDecoding(Lever):
         return self.measured["flops"] if self.measured is not None else None
 
 
-# --- The files of conf/hardware and conf/served.
+# --- The files of conf/hardware and conf/deployed.
 
 
 def _options(group: str) -> list[str]:
@@ -306,7 +299,7 @@ def _read(group: str, name: str) -> dict[str, Any]:
         close = ", ".join(nearest(name, options) or options)
         raise InputError(f"there is no {group} {name!r}; nearest valid: {close}")
     text = files("jepa.conf").joinpath(group, f"{name}.yaml").read_text(encoding="utf-8")
-    return validate(yaml.safe_load(text), HardwareConfig if group == "hardware" else ServedConfig)
+    return validate(yaml.safe_load(text), HardwareConfig if group == "hardware" else DeployedModelConfig)
 
 
 def read_hardware(name: str) -> Hardware:
@@ -314,9 +307,9 @@ def read_hardware(name: str) -> Hardware:
     return _hardware(_read("hardware", name))
 
 
-def read_served(name: str) -> Served:
-    """A model of conf/served. Raises InputError if there is none of that name."""
-    return _served(_read("served", name))
+def read_deployed(name: str) -> DeployedModel:
+    """A model of conf/deployed. Raises InputError if there is none of that name."""
+    return _deployed(_read("deployed", name))
 
 
 def _hardware(settings: Mapping[str, Any]) -> Hardware:
@@ -325,20 +318,20 @@ def _hardware(settings: Mapping[str, Any]) -> Hardware:
     return Hardware(settings["name"], peaks, settings["memory"]["value"], settings["bandwidth"]["value"], watts)
 
 
-def _served(settings: Mapping[str, Any]) -> Served:
+def _deployed(settings: Mapping[str, Any]) -> DeployedModel:
     parts = build(settings["model"])
     if isinstance(parts, Dimensions):
-        parts = ServedParts(
+        parts = DeployedParts(
             parts,
             _perception(settings["perception"]),
             settings["input_per_step"],
             settings["every_step"],
             settings["assumed"],
         )
-    elif not isinstance(parts, ServedParts):
-        raise InputError(f"served.model._target_ must build Dimensions or ServedParts, got {type(parts).__name__}")
+    elif not isinstance(parts, DeployedParts):
+        raise InputError(f"deployed.model._target_ must build Dimensions or DeployedParts, got {type(parts).__name__}")
     measured = settings["measured"]
-    return Served(
+    return DeployedModel(
         settings["name"],
         parts.model,
         parts.perception,
@@ -355,7 +348,7 @@ def _perception(settings: Mapping[str, Any] | None) -> Perception | None:
     if settings is None:
         return None
     parts = {
-        name: build_as(Dimensions, f"served.perception.{name}.dimensions", part["dimensions"])
+        name: build_as(Dimensions, f"deployed.perception.{name}.dimensions", part["dimensions"])
         for name, part in settings.items()
     }
     return Perception(parts, {name: part["tokens"] for name, part in settings.items()})
@@ -366,7 +359,7 @@ def _perception(settings: Mapping[str, Any] | None) -> Perception | None:
 
 @dataclass(frozen=True)
 class Space:
-    """Efficiencies of each kind of chip, and the factor on requests of each lever that saves some, as arrays."""
+    """Efficiencies of each kind of chip, and the factor on requests of each optimisation that saves some, as arrays."""
 
     compute: Mapping[str, Values]
     memory: Mapping[str, Values]
@@ -374,10 +367,15 @@ class Space:
 
 
 def _spaces(
-    chips: Sequence[str], levers: Mapping[str, Lever], compute: Mapping[str, float], memory: Mapping[str, float]
+    chips: Sequence[str],
+    optimisations: Mapping[str, Optimisation],
+    compute: Mapping[str, float],
+    memory: Mapping[str, float],
 ) -> tuple[Space, Space]:
     """The middle of every interval, and all combinations of the ends and middles: one axis each."""
-    savings = {name: lever.interval for name, lever in levers.items() if lever.interval is not None}
+    savings = {
+        name: optimisation.interval for name, optimisation in optimisations.items() if optimisation.interval is not None
+    }
     axes = 2 * len(chips) + len(savings)
 
     def along(axis: int, values: Sequence[float]) -> Values:
@@ -403,11 +401,11 @@ def _spaces(
 
 @dataclass(frozen=True)
 class Comparison:
-    """A baseline, levers in their order, and what is uncertain.
+    """A baseline, optimisations in their order, and what is uncertain.
 
     Args:
-        baseline: what the levers change.
-        levers: by name, in the order in which they are applied.
+        baseline: what the optimisations change.
+        optimisations: by name, in the order in which they are applied.
         middle: the central figures.
         whole: the intervals.
         measure: "chip_seconds", "joules" or "price".
@@ -415,25 +413,25 @@ class Comparison:
     """
 
     baseline: Scenario
-    levers: Mapping[str, Lever]
+    optimisations: Mapping[str, Optimisation]
     middle: Space
     whole: Space
     measure: str
     prices: Mapping[str, float]
 
     def scenario(self, names: Sequence[str]) -> Scenario:
-        """The baseline with these levers, applied in the order of all."""
+        """The baseline with these optimisations, applied in the order of all."""
         scenario = self.baseline
-        for name, lever in self.levers.items():
+        for name, optimisation in self.optimisations.items():
             if name in names:
-                scenario = replace(lever.apply(name, scenario), levers=(*scenario.levers, name))
+                scenario = replace(optimisation.apply(name, scenario), optimisations=(*scenario.optimisations, name))
         return scenario
 
     def estimate(self, scenario: Scenario, space: Space) -> Cost:
         """Its cost over a space.
 
         Raises:
-            InputError: it does not fit, or the chip does not compute in its format; the model and the levers are named.
+            InputError: it does not fit, or the chip does not compute in its format; the model and the optimisations are named.
         """
         requests: Any = 1.0
         for name in scenario.savings:
@@ -442,8 +440,8 @@ class Comparison:
         try:
             return serving_cost(scenario.service(), scenario.workload(), compute, memory, requests)
         except InputError as error:
-            changed = ", ".join(f"levers.{name}" for name in scenario.levers)
-            what = scenario.served.name + (f" with {changed}" if changed else "")
+            changed = ", ".join(f"optimisations.{name}" for name in scenario.optimisations)
+            what = scenario.deployed.name + (f" with {changed}" if changed else "")
             raise InputError(f"{what}: {error}") from error
 
     def figure(self, scenario: Scenario, space: Space) -> Values:
@@ -467,7 +465,7 @@ class Comparison:
         return self.prices[hardware.name] / 3600
 
     def ratio(self, names: Sequence[str]) -> dict[str, float]:
-        """Baseline over the scenario with these levers: the central figure and its range."""
+        """Baseline over the scenario with these optimisations: the central figure and its range."""
         changed = self.scenario(names)
         value = float(self.figure(self.baseline, self.middle) / self.figure(changed, self.middle))
         ratios = self.figure(self.baseline, self.whole) / self.figure(changed, self.whole)
@@ -495,7 +493,7 @@ def shapley(values: Mapping[frozenset[str], float], names: Sequence[str]) -> dic
 
 
 def _changed_parts(before: Cost, after: Cost) -> list[str]:
-    """The baseline's parts whose cost a lever changes."""
+    """The baseline's parts whose cost an optimisation changes."""
     return [
         name
         for name, amount in before.parts.items()
@@ -504,8 +502,8 @@ def _changed_parts(before: Cost, after: Cost) -> list[str]:
 
 
 def attribution(comparison: Comparison) -> list[dict[str, Any]]:
-    """One row a lever: alone, after those before it, averaged over all orders; and the fraction that it touches."""
-    names = list(comparison.levers)
+    """One row an optimisation: alone, after those before it, averaged over all orders; and the fraction that it touches."""
+    names = list(comparison.optimisations)
     costs = {
         frozenset(subset): float(comparison.figure(comparison.scenario(subset), comparison.middle))
         for size in range(len(names) + 1)
@@ -515,7 +513,7 @@ def attribution(comparison: Comparison) -> list[dict[str, Any]]:
     before = comparison.estimate(comparison.baseline, comparison.middle)
     rows = []
     for place, name in enumerate(names):
-        lever, earlier = comparison.levers[name], frozenset(names[:place])
+        optimisation, earlier = comparison.optimisations[name], frozenset(names[:place])
         others = [other for other in names if other != name]
         gains = [
             costs[frozenset(subset)] / costs[frozenset({*subset, name})]
@@ -527,14 +525,14 @@ def attribution(comparison: Comparison) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
-                "label": lever.label,
-                "evidence": lever.evidence,
-                "claim": lever.claim,
-                "measured_flops_saving": lever.measured_flops_saving,
-                **lever.facts(),
+                "label": optimisation.label,
+                "evidence": optimisation.evidence,
+                "claim": optimisation.claim,
+                "measured_flops_saving": optimisation.measured_flops_saving,
+                **optimisation.facts(),
                 "factor": None
-                if lever.interval is None
-                else dict(zip(("value", "low", "high"), lever.interval, strict=True)),
+                if optimisation.interval is None
+                else dict(zip(("value", "low", "high"), optimisation.interval, strict=True)),
                 "touches": touched,
                 "fraction": fraction,
                 "limit": 1 / (1 - fraction) if fraction < 1 - 1e-12 else None,
@@ -556,10 +554,10 @@ def scenario_facts(comparison: Comparison, scenario: Scenario) -> dict[str, Any]
     price = comparison.prices.get(scenario.hardware.name)
     requests = math.prod(float(comparison.middle.requests[name]) for name in scenario.savings)
     return {
-        "model": scenario.served.name,
-        "parameters": scenario.served.model.parameters,
-        "active_parameters": scenario.served.model.active_parameters,
-        "experts_touched": scenario.served.model.touched(workload.batch),
+        "model": scenario.deployed.name,
+        "parameters": scenario.deployed.model.parameters,
+        "active_parameters": scenario.deployed.model.active_parameters,
+        "experts_touched": scenario.deployed.model.touched(workload.batch),
         "hardware": scenario.hardware.name,
         "weights": scenario.weights,
         "cache": scenario.cache,
@@ -591,9 +589,9 @@ def workload_grid(comparison: Comparison, grid: Mapping[str, Any]) -> list[dict[
         there = replace(comparison, baseline=base)
         cell: dict[str, Any] = {"batch": batch, "input_tokens": inputs, "output_tokens": outputs}
         try:
-            joint = there.ratio(list(there.levers))
+            joint = there.ratio(list(there.optimisations))
             whole = float(there.figure(base, there.middle))
-            alone = [float(there.figure(there.scenario([name]), there.middle)) for name in there.levers]
+            alone = [float(there.figure(there.scenario([name]), there.middle)) for name in there.optimisations]
         except InputError:
             cells.append({**cell, "joint": None, "product": None})
             continue
@@ -601,23 +599,25 @@ def workload_grid(comparison: Comparison, grid: Mapping[str, Any]) -> list[dict[
     return cells
 
 
-def _lever(name: str, node: Mapping[str, Any]) -> Lever:
+def _optimisation(name: str, node: Mapping[str, Any]) -> Optimisation:
     try:
-        return build_as(Lever, f"levers.{name}", node)
+        return build_as(Optimisation, f"optimisations.{name}", node)
     except InputError as error:
-        raise InputError(f"levers.{name}: {error}") from error
+        raise InputError(f"optimisations.{name}: {error}") from error
 
 
-def _sources(hardware: Mapping[str, Any], baseline: Scenario, levers: Mapping[str, Lever]) -> list[dict[str, str]]:
+def _sources(
+    hardware: Mapping[str, Any], baseline: Scenario, optimisations: Mapping[str, Optimisation]
+) -> list[dict[str, str]]:
     """Where the figures of the chips and models come from, the assumptions of a model included."""
-    chips, models = [hardware], [baseline.served]
-    if baseline.watching is not None:
-        models.append(baseline.watching)
-    for lever in levers.values():
-        if isinstance(lever, Chip):
-            chips.append(_read("hardware", lever.hardware))
-        elif isinstance(lever, ServedModel):
-            models.append(read_served(lever.served))
+    chips, models = [hardware], [baseline.deployed]
+    if baseline.perceiving is not None:
+        models.append(baseline.perceiving)
+    for optimisation in optimisations.values():
+        if isinstance(optimisation, AnotherChip):
+            chips.append(_read("hardware", optimisation.hardware))
+        elif isinstance(optimisation, AnotherModel):
+            models.append(read_deployed(optimisation.deployed))
     rows = [{"name": c["name"], "as_of": c["bandwidth"]["as_of"], "source": c["bandwidth"]["source"]} for c in chips]
     for model in models:
         assumed = f"; assumed: {model.assumed}" if model.assumed else ""
@@ -625,13 +625,13 @@ def _sources(hardware: Mapping[str, Any], baseline: Scenario, levers: Mapping[st
     return [dict(row) for row in {tuple(row.items()): row for row in rows}.values()]
 
 
-def _watching(name: str | None) -> Served | None:
-    """The model of conf/served whose perception runs where the served model has none."""
+def _perceiving(name: str | None) -> DeployedModel | None:
+    """The model of conf/deployed whose perception runs where the deployed model has none."""
     if name is None:
         return None
-    found = read_served(name)
+    found = read_deployed(name)
     if found.perception is None:
-        having = ", ".join(option for option in _options("served") if read_served(option).perception is not None)
+        having = ", ".join(option for option in _options("deployed") if read_deployed(option).perception is not None)
         raise InputError(f"perception must be null or a model with an encoder of its own ({having}), got {name!r}")
     return found
 
@@ -640,24 +640,26 @@ def analyse(config: Mapping[str, Any]) -> dict[str, Any]:
     """The document `jepa.cost/1` of a configuration (`jepa.config.CostConfig`).
 
     Raises:
-        InputError: a name, a format, a lever or a results file is not what it must be, or a model does not fit.
+        InputError: a name, a format, an optimisation or a results file is not what it must be, or a model does not fit.
     """
     order = config["order"]
-    unknown = [name for name in order if name not in config["levers"]]
-    if unknown or len(set(order)) < len(order) or len(order) > MOST_LEVERS:
-        rule = f"name at most {MOST_LEVERS} of the levers ({', '.join(config['levers'])}), each once"
+    unknown = [name for name in order if name not in config["optimisations"]]
+    if unknown or len(set(order)) < len(order) or len(order) > MOST_OPTIMISATIONS:
+        rule = (
+            f"name at most {MOST_OPTIMISATIONS} of the optimisations ({', '.join(config['optimisations'])}), each once"
+        )
         raise InputError(f"order must {rule}, got {order}")
     if len(config["goal"]) != 2 or config["goal"][0] > config["goal"][1]:
         raise InputError(f"goal must be a lower and an upper factor, got {config['goal']}")
     for key in ("compute_efficiency", "memory_efficiency"):
         if not config[key]["low"] <= config[key]["value"] <= config[key]["high"]:
             raise InputError(f"{key} must have low <= value <= high, got {config[key]}")
-    levers = {name: _lever(name, config["levers"][name]) for name in order}
-    stream, watching = config["stream_rates"], _watching(config["perception"])
-    served = _served(config["served"])
+    optimisations = {name: _optimisation(name, config["optimisations"][name]) for name in order}
+    stream, perceiving = config["stream_rates"], _perceiving(config["perception"])
+    deployed = _deployed(config["deployed"])
     baseline = Scenario(
-        served,
-        watching if stream and served.perception is None else None,
+        deployed,
+        perceiving if stream and deployed.perception is None else None,
         _hardware(config["hardware"]),
         config["weights"],
         config["cache"],
@@ -670,9 +672,15 @@ def analyse(config: Mapping[str, Any]) -> dict[str, Any]:
         stream["requests_per_second"] if stream else 1.0,
     )
     chips = [baseline.hardware.name]
-    chips += [read_hardware(lever.hardware).name for lever in levers.values() if isinstance(lever, Chip)]
-    spaces = _spaces(list(dict.fromkeys(chips)), levers, config["compute_efficiency"], config["memory_efficiency"])
-    comparison = Comparison(baseline, levers, *spaces, config["measure"], config["prices"])
+    chips += [
+        read_hardware(optimisation.hardware).name
+        for optimisation in optimisations.values()
+        if isinstance(optimisation, AnotherChip)
+    ]
+    spaces = _spaces(
+        list(dict.fromkeys(chips)), optimisations, config["compute_efficiency"], config["memory_efficiency"]
+    )
+    comparison = Comparison(baseline, optimisations, *spaces, config["measure"], config["prices"])
     rows = attribution(comparison)
     cells = workload_grid(comparison, config["grid"])
     claims = [row["claim"] for row in rows]
@@ -685,34 +693,36 @@ def analyse(config: Mapping[str, Any]) -> dict[str, Any]:
         "unit": "second of stream" if stream else "request",
         "measure": config["measure"],
         "baseline": scenario_facts(comparison, baseline),
-        "with_levers": scenario_facts(comparison, comparison.scenario(order)),
-        "levers": rows,
+        "optimised": scenario_facts(comparison, comparison.scenario(order)),
+        "optimisations": rows,
         "joint": comparison.ratio(order),
         "product": math.prod(row["alone"]["value"] for row in rows),
         "claims": None if None in claims else math.prod(claims),
-        "published": _published(baseline, comparison.scenario(order), levers),
+        "published": _published(baseline, comparison.scenario(order), optimisations),
         "goal": list(config["goal"]),
         "grid": cells,
-        "sources": _sources(config["hardware"], baseline, levers),
+        "sources": _sources(config["hardware"], baseline, optimisations),
     }
 
 
-def _published(baseline: Scenario, changed: Scenario, levers: Mapping[str, Lever]) -> dict[str, float] | None:
+def _published(
+    baseline: Scenario, changed: Scenario, optimisations: Mapping[str, Optimisation]
+) -> dict[str, float] | None:
     """What selective decoding saves by the times that the perception's authors measured, in place of a roofline.
 
     Steps and requests of a second of stream, each times its seconds; null where there are no such times.
     """
-    eyes = baseline.served if baseline.served.perception is not None else baseline.watching
-    if eyes is None or eyes.measured is None or not changed.savings:
+    perception = baseline.deployed if baseline.deployed.perception is not None else baseline.perceiving
+    if perception is None or perception.measured is None or not changed.savings:
         return None
-    step, decode = eyes.measured
-    saving = math.prod((levers[name].interval or (1.0,))[0] for name in changed.savings)
+    step, decode = perception.measured
+    saving = math.prod((optimisations[name].interval or (1.0,))[0] for name in changed.savings)
     before = baseline.steps * step + baseline.requests * decode
     after = changed.steps * step + baseline.requests / saving * decode
     return {"step_seconds": step, "decode_seconds": decode, "saving": before / after}
 
 
-def cost(config: Mapping[str, Any]) -> None:
+def run(config: Mapping[str, Any]) -> None:
     """Run the command: print the table, write cost.json, cost.md, cost.png and cost.html.
 
     Raises:

@@ -1,6 +1,7 @@
-"""The report of `jepa cost`: what a workload costs, what each lever and all together save, and over which workloads.
+# ruff: noqa: E501
+"""The report of `jepa cost`: what a workload costs, what each optimisation and all together save, and over which workloads.
 
-A document of the schema ``jepa.cost/1`` holds everything that is shown here. Costs are estimates; what a lever rests on
+A document of the schema ``jepa.cost/1`` holds everything that is shown here. Costs are estimates; what an optimisation rests on
 (`evidence`: measured, published, assumed, estimated) is written, and drawn, beside it.
 """
 
@@ -84,7 +85,7 @@ _SCENARIO = record(
         "price": nullable(_POSITIVE),
     }
 )
-_LEVER = record(
+_OPTIMISATION = record(
     {
         "name": text,
         "label": text,
@@ -122,8 +123,8 @@ DOCUMENT = record(
         "unit": text,
         "measure": choice("chip_seconds", "joules", "price"),
         "baseline": _SCENARIO,
-        "with_levers": _SCENARIO,
-        "levers": sequence(_LEVER, shortest=1),
+        "optimised": _SCENARIO,
+        "optimisations": sequence(_OPTIMISATION, shortest=1),
         "joint": _RANGE,
         "product": _POSITIVE,
         "claims": nullable(_POSITIVE),
@@ -156,41 +157,41 @@ def _measure(results: Results) -> str:
     return {"chip_seconds": "chip-seconds", "joules": "joules", "price": "price"}[results["measure"]]
 
 
-def levers_table(results: Results) -> Table:
-    """What each lever saves alone, in its order and on average over all orders, and what it can save at most."""
+def optimisations_table(results: Results) -> Table:
+    """What each optimisation saves alone, in its order and on average over all orders, and what it can save at most."""
     rows: list[Row] = []
-    for lever in results["levers"]:
+    for optimisation in results["optimisations"]:
         rows.append(
             (
-                clean(lever["label"]),
-                clean(lever["change"]),
-                lever["evidence"],
-                factor(lever["claim"]),
-                percent(lever["fraction"]),
-                "none" if lever["limit"] is None else factor(lever["limit"]),
-                _ranged(lever["alone"]),
-                factor(lever["in_order"]),
-                factor(lever["averaged"]),
-                interval(lever["least"], lever["most"]),
+                clean(optimisation["label"]),
+                clean(optimisation["change"]),
+                optimisation["evidence"],
+                factor(optimisation["claim"]),
+                percent(optimisation["fraction"]),
+                "none" if optimisation["limit"] is None else factor(optimisation["limit"]),
+                _ranged(optimisation["alone"]),
+                factor(optimisation["in_order"]),
+                factor(optimisation["averaged"]),
+                interval(optimisation["least"], optimisation["most"]),
             )
         )
-    header = ("lever", "change", "size is", "claimed", "fraction touched", "limit", "alone", "in this order")
+    header = ("optimisation", "change", "size is", "claimed", "fraction touched", "limit", "alone", "in this order")
     return Table((*header, "averaged order", "over all orders"), (("", tuple(rows)),), text_columns=3)
 
 
 def totals_table(results: Results) -> Table:
     """The joint saving beside the naive products."""
     rows: tuple[Row, ...] = (
-        ("all levers together", _ranged(results["joint"])),
-        ("product of the levers alone", factor(results["product"])),
+        ("all optimisations together", _ranged(results["joint"])),
+        ("product of the optimisations alone", factor(results["product"])),
         ("product of the claims", factor(results["claims"])),
     )
     return Table((f"saving in {_measure(results)}", ""), (("", rows),))
 
 
 def scenarios_table(results: Results) -> Table:
-    """The workings: the baseline beside the same with all levers."""
-    both = (results["baseline"], results["with_levers"])
+    """The workings: the baseline beside the same with all optimisations."""
+    both = (results["baseline"], results["optimised"])
 
     def row(name: str, *cells: str) -> Row:
         return (name, *cells)
@@ -238,7 +239,7 @@ def scenarios_table(results: Results) -> Table:
         (f"chip-seconds of a {results['unit']}, fraction, and what bounds it", parts),
         ("in all", totals),
     )
-    return Table(("", "baseline", "all levers"), groups, text_columns=3)
+    return Table(("", "baseline", "all optimisations"), groups, text_columns=3)
 
 
 def grid_table(results: Results) -> Table:
@@ -289,17 +290,20 @@ def answer(results: Results) -> str:
     return (
         f"{goal} holds on {len(within)} of {len(cells)} workloads of the grid by the central figures, on {len(sure)} "
         f"over the whole of its range, and on {len(possible)} it is possible.{where} The joint saving goes from "
-        f"{factor(min(values))} to {factor(max(values))}; the product of the levers alone would be within on {product}."
+        f"{factor(min(values))} to {factor(max(values))}; the product of the optimisations alone would be within on {product}."
     )
 
 
 def explanation(results: Results) -> str:
     """Why the joint saving is not the product."""
     joint, product = results["joint"]["value"], results["product"]
-    most = max(results["levers"], key=lambda lever: abs(np.log(lever["alone"]["value"] / lever["averaged"])))
+    most = max(
+        results["optimisations"],
+        key=lambda optimisation: abs(np.log(optimisation["alone"]["value"] / optimisation["averaged"])),
+    )
     verb = "less" if joint < product else "more"
     sentences = (
-        f"Together the levers save {factor(joint)}, the product of the single ones is {factor(product)}: {verb} by a "
+        f"Together the optimisations save {factor(joint)}, the product of the single ones is {factor(product)}: {verb} by a "
         f"factor of {max(joint / product, product / joint):.2f}. The largest difference is that of "
         f"{clean(most['label'])}: {factor(most['alone']['value'])} alone, {factor(most['in_order'])} after those "
         f"before it, {factor(most['averaged'])} averaged over all orders."
@@ -310,10 +314,10 @@ def explanation(results: Results) -> str:
             f"{results['published']['decode_seconds']:g} s a decode) selective decoding saves "
             f"{factor(results['published']['saving'])} end to end."
         )
-    for lever in results["levers"]:
-        if lever["measured_flops_saving"] is not None:
-            saved = factor(lever["measured_flops_saving"])
-            sentences += f" Measured with {clean(lever['label'])}: {saved} of the FLOPs end to end."
+    for optimisation in results["optimisations"]:
+        if optimisation["measured_flops_saving"] is not None:
+            saved = factor(optimisation["measured_flops_saving"])
+            sentences += f" Measured with {clean(optimisation['label'])}: {saved} of the FLOPs end to end."
     return sentences
 
 
@@ -325,9 +329,9 @@ def cost_markdown(results: Results) -> str:
         escape_markdown(ESTIMATE),
         markdown_table(totals_table(results)),
         escape_markdown(explanation(results)),
-        "## Levers",
-        _LEVERS_NOTE,
-        markdown_table(levers_table(results)),
+        "## Optimisations",
+        _OPTIMISATIONS_NOTE,
+        markdown_table(optimisations_table(results)),
         "## Workings",
         markdown_table(scenarios_table(results)),
         f"## Over which workloads: {results['goal'][0]:g} to {results['goal'][1]:g}×",
@@ -340,9 +344,9 @@ def cost_markdown(results: Results) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-_LEVERS_NOTE = (
-    "Fraction touched: the part of the baseline's cost that the lever changes; limit: the saving if that part cost "
-    "nothing (Amdahl). Averaged order: the geometric mean of the lever's saving over all orders of the levers "
+_OPTIMISATIONS_NOTE = (
+    "Fraction touched: the part of the baseline's cost that the optimisation changes; limit: the saving if that part cost "
+    "nothing (Amdahl). Averaged order: the geometric mean of the optimisation's saving over all orders of the optimisations "
     "(Shapley); the averaged savings multiply to the joint one, and so do those in this order."
 )
 
@@ -350,9 +354,9 @@ _LEVERS_NOTE = (
 def cost_summary(results: Results) -> str:
     """For a terminal of 100 columns."""
     widths = (22, 10, 8, 8, 22, 9, 9)
-    rows: list[Row] = [("lever", "size is", "claimed", "fraction", "alone", "in order", "averaged")]
+    rows: list[Row] = [("optimisation", "size is", "claimed", "fraction", "alone", "in order", "averaged")]
     rows.append(tuple("─" * width for width in widths))
-    for row in levers_table(results).groups[0][1]:
+    for row in optimisations_table(results).groups[0][1]:
         rows.append((row[0], row[2], row[3], row[4], row[6], row[7], row[8]))
     base = results["baseline"]
     start = (
@@ -370,22 +374,24 @@ def cost_summary(results: Results) -> str:
 
 
 def waterfall(results: Results, colours: Colours = LIGHT) -> Figure:
-    """The baseline's cost, what each lever takes off in its order, and what is left; what is measured is solid."""
-    figure = Figure(figsize=(480 / INCH, (60 + 40 * (len(results["levers"]) + 3)) / INCH))
+    """The baseline's cost, what each optimisation takes off in its order, and what is left; what is measured is solid."""
+    figure = Figure(figsize=(480 / INCH, (60 + 40 * (len(results["optimisations"]) + 3)) / INCH))
     _draw_waterfall(figure.add_axes((0.27, 0.13, 0.7, 0.85)), results, 0.42, colours)
     return figure
 
 
 def _draw_waterfall(axes: Axes, results: Results, room: float, colours: Colours) -> None:
     left, falls = 1.0, [Fall("baseline", "1", 1.0, measured=False)]
-    for lever in results["levers"]:
-        words = f"{factor(lever['in_order'])} · alone {factor(lever['alone']['value'])}"
-        named = f"{short(clean(lever['label']), 150)}\n{lever['evidence']}"
-        right, left = left, left / lever["in_order"]
-        falls.append(Fall(named, words, left, right, measured=lever["evidence"] == "measured"))
+    for optimisation in results["optimisations"]:
+        words = f"{factor(optimisation['in_order'])} · alone {factor(optimisation['alone']['value'])}"
+        named = f"{short(clean(optimisation['label']), 150)}\n{optimisation['evidence']}"
+        right, left = left, left / optimisation["in_order"]
+        falls.append(Fall(named, words, left, right, measured=optimisation["evidence"] == "measured"))
     joint, product = results["joint"], results["product"]
     low, high = 1 / joint["high"], 1 / joint["low"]
-    falls.append(Fall("all levers together", _ranged(joint), 1 / joint["value"], low=low, high=high, measured=False))
+    falls.append(
+        Fall("all optimisations together", _ranged(joint), 1 / joint["value"], low=low, high=high, measured=False)
+    )
     falls.append(
         Fall("product of the single\nsavings (naive)", factor(product), 1 / product, measured=False, faint=True)
     )
@@ -440,7 +446,7 @@ def cost_png(results: Results) -> bytes:
     """The waterfall above the heat map."""
     validate_cost(results)
     batches = _distinct(results, "batch")
-    upper_height, lower_height = 130 + 44.0 * (len(results["levers"]) + 3), 360.0
+    upper_height, lower_height = 130 + 44.0 * (len(results["optimisations"]) + 3), 360.0
     width = 1100.0
     with drawing():
         figure = Figure(figsize=(width / INCH, (upper_height + lower_height) / INCH), facecolor=LIGHT["surface"])
@@ -471,7 +477,9 @@ def cost_html(results: Results) -> str:
         f'<p>{text_html(explanation(results))}</p><p class="muted small">{text_html(ESTIMATE)}</p>'
         f"{table_html(totals_table(results), 'Together')}</div>"
     )
-    fall = plots.inline_svg(partial(waterfall, results), "waterfall", "What each lever takes off the baseline's cost")
+    fall = plots.inline_svg(
+        partial(waterfall, results), "waterfall", "What each optimisation takes off the baseline's cost"
+    )
     maps = "".join(
         f"<figure>{plots.inline_svg(partial(heat_map, results, batch), f'grid-{batch}', title)}</figure>"
         for batch in _distinct(results, "batch")
@@ -480,9 +488,9 @@ def cost_html(results: Results) -> str:
     body = claim + "".join(
         (
             section_html(
-                "Levers",
-                text_html(_LEVERS_NOTE),
-                f'<figure class="half">{fall}</figure>{table_html(levers_table(results), "Levers")}',
+                "Optimisations",
+                text_html(_OPTIMISATIONS_NOTE),
+                f'<figure class="half">{fall}</figure>{table_html(optimisations_table(results), "Optimisations")}',
                 (ESTIMATED,),
             ),
             section_html("Workings", "", table_html(scenarios_table(results), "Workings"), (ESTIMATED,)),

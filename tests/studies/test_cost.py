@@ -29,11 +29,11 @@ from jepa.cli import main
 from jepa.config import CostConfig, validate
 from jepa.data.world import CAPTION_QUERIES
 from jepa.errors import InputError
-from jepa.evaluation.cost import analyse, shapley
-from jepa.evaluation.served import checkpoint_parts, read_parts
 from jepa.operations import OperationLedger
 from jepa.report import plots
-from jepa.report.cost import answer, cost_html, cost_markdown, cost_png, cost_summary, heat_map, validate_cost
+from jepa.studies.cost.analysis import analyse, shapley
+from jepa.studies.cost.deployed import checkpoint_parts, read_parts
+from jepa.studies.cost.report import answer, cost_html, cost_markdown, cost_png, cost_summary, heat_map, validate_cost
 
 SMALL_GRID = ["grid.input_tokens=[500,100000]", "grid.output_tokens=[50,2000]", "grid.batches=[1,128]"]
 
@@ -58,30 +58,30 @@ def results_file(tmp_path) -> Path:
     return path
 
 
-def lever(results: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(row for row in results["levers"] if row["name"] == name)
+def optimisation(results: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(row for row in results["optimisations"] if row["name"] == name)
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "saving"), [(500, 2000, "3.5"), (100_000, 1450, "1.1")])
 def test_fewer_output_tokens_save_what_is_published(inputs, outputs, saving):
-    request = ["perception=null", "stream_rates=null", "served=mistral_small_4", "cache=fp8", "order=[tokens]"]
+    request = ["perception=null", "stream_rates=null", "deployed=mistral_small_4", "cache=fp8", "order=[tokens]"]
     found = analyse(settings(*request, f"input_tokens={inputs}", f"output_tokens={outputs}"))
     assert f"{math.floor(found['joint']['value'] * 10) / 10:.1f}" == saving
     assert found["unit"] == "request"
 
 
 def test_the_chain_of_levers_multiplies_to_the_joint_saving(results):
-    rows, joint = results["levers"], results["joint"]["value"]
+    rows, joint = results["optimisations"], results["joint"]["value"]
     assert math.prod(row["in_order"] for row in rows) == pytest.approx(joint)
     assert math.prod(row["averaged"] for row in rows) == pytest.approx(joint)
-    costs = [results[key]["chip_seconds"] for key in ("baseline", "with_levers")]
+    costs = [results[key]["chip_seconds"] for key in ("baseline", "optimised")]
     assert costs[0] / costs[1] == pytest.approx(joint)
     assert results["product"] == pytest.approx(math.prod(row["alone"]["value"] for row in rows))
     assert results["claims"] == pytest.approx(3.0 * 3.6 * 2.27 * 2.85)
 
 
 def test_a_lever_that_divides_its_parts_obeys_amdahl(results):
-    row = lever(results, "selective")
+    row = optimisation(results, "selective")
     assert row["touches"] == ["prefill", "decode"]
     parts = results["baseline"]["parts"]
     fraction = parts["prefill"]["fraction"] + parts["decode"]["fraction"]
@@ -92,10 +92,10 @@ def test_a_lever_that_divides_its_parts_obeys_amdahl(results):
 
 def test_shares_and_ranges(results):
     assert math.fsum(part["fraction"] for part in results["baseline"]["parts"].values()) == pytest.approx(1)
-    assert lever(results, "hardware")["fraction"] == pytest.approx(1)
-    assert lever(results, "hardware")["limit"] is None
-    assert lever(results, "tokens")["touches"] == ["decode"]
-    for ratio in [results["joint"], *(row["alone"] for row in results["levers"])]:
+    assert optimisation(results, "hardware")["fraction"] == pytest.approx(1)
+    assert optimisation(results, "hardware")["limit"] is None
+    assert optimisation(results, "tokens")["touches"] == ["decode"]
+    for ratio in [results["joint"], *(row["alone"] for row in results["optimisations"])]:
         assert ratio["low"] < ratio["value"] < ratio["high"]
 
 
@@ -131,8 +131,8 @@ def test_shapley_is_the_mean_over_all_orders(figures):
 
 def test_a_baseline_that_generates_at_every_step_pays_for_it():
     text = ["output_tokens=30", "input_tokens=20", "order=[tokens]", "stream_rates.steps_per_second=2.0"]
-    every = analyse(settings("served=vlm_baseline", *text))["baseline"]
-    wanted = analyse(settings("served=vl_jepa", *text))["baseline"]
+    every = analyse(settings("deployed=vlm_baseline", *text))["baseline"]
+    wanted = analyse(settings("deployed=vl_jepa", *text))["baseline"]
     assert (every["requests"], wanted["requests"]) == (2.0, 1.0)
     assert (every["input_tokens"], wanted["input_tokens"]) == (2068, 21)
     assert set(every["parts"]) == {"encoder", "prefill", "decode"}
@@ -178,7 +178,7 @@ def test_a_transformers_configuration_is_a_served_model(tmp_path):
     config.save_pretrained(tmp_path)
     by_hand = 2 * (64 * 16 * (4 + 2 + 2 + 4) + 3 * 64 * 96 + 2 * 64) + 64 + 2 * 100 * 64
     assert read_parts(str(tmp_path)).model.parameters == by_hand
-    found = analyse(settings("served=config", f"served.model.path={tmp_path}/config.json", "order=[tokens]"))
+    found = analyse(settings("deployed=config", f"deployed.model.path={tmp_path}/config.json", "order=[tokens]"))
     assert found["baseline"]["parameters"] == by_hand
 
 
@@ -190,9 +190,9 @@ def test_a_vl_jepa_checkpoint_is_a_served_model(tiny_model, tmp_path):
     """Parameters are those of the modules, FLOPs those that its stream's ledger counts, without the Y-Encoder's."""
     save(tiny_model, tiny_config(), tmp_path)
     rate = 2.0
-    served = ["served=config", f"served.model.path={tmp_path}", "order=[tokens,hardware]"]
+    deployed = ["deployed=config", f"deployed.model.path={tmp_path}", "order=[tokens,hardware]"]
     load = ["input_tokens=0", "output_tokens=9", f"stream_rates.steps_per_second={rate}"]
-    base = analyse(settings(*served, *load))["baseline"]
+    base = analyse(settings(*deployed, *load))["baseline"]
     parts = read_parts(str(tmp_path))
     encoder, predictor = (parts.perception.parts[name] for name in ("encoder", "predictor"))
     assert [encoder.parameters, predictor.parameters, parts.model.parameters, base["parameters"]] == [
@@ -215,25 +215,25 @@ def test_a_vl_jepa_checkpoint_is_a_served_model(tiny_model, tmp_path):
 
 def test_the_perception_of_a_checkpoint_stays_with_another_language_model(tiny_model, tmp_path):
     save(tiny_model, tiny_config(), tmp_path)
-    found = analyse(settings("served=config", f"served.model.path={tmp_path}", "order=[experts]"))
-    before, after = (found[key]["parts"] for key in ("baseline", "with_levers"))
+    found = analyse(settings("deployed=config", f"deployed.model.path={tmp_path}", "order=[experts]"))
+    before, after = (found[key]["parts"] for key in ("baseline", "optimised"))
     for name in ("encoder", "predictor"):
         assert after[name] == {**before[name], "fraction": after[name]["fraction"]}
-    assert found["with_levers"]["model"] == "Mistral Small 4"
+    assert found["optimised"]["model"] == "Mistral Small 4"
 
 
 def test_a_token_space_baseline_s_checkpoint_is_a_served_model(tokenizer, tmp_path):
     model = build_model(vlm_config(), tokenizer).eval()
     save(model, vlm_config(), tmp_path)
-    found = analyse(settings("served=config", f"served.model.path={tmp_path}", "order=[tokens]", "input_tokens=5"))
+    found = analyse(settings("deployed=config", f"deployed.model.path={tmp_path}", "order=[tokens]", "input_tokens=5"))
     parts = checkpoint_parts(model)
     assert parts.every_step
     assert parts.model.parameters == found["baseline"]["parameters"] == numel(model.language_model)
     assert parts.perception.parts["encoder"].parameters == numel(model.x_encoder, model.project)
     assert parts.input_per_step == model.encode(torch.zeros(1, 8, 48, 48, 3, dtype=torch.uint8)).shape[1]
     assert set(found["baseline"]["parts"]) == {"encoder", "prefill", "decode"}
-    with pytest.raises(InputError, match=r"levers\.selective needs a model that may stay silent"):
-        analyse(settings("served=config", f"served.model.path={tmp_path}", "order=[selective]"))
+    with pytest.raises(InputError, match=r"optimisations\.selective needs a model that may stay silent"):
+        analyse(settings("deployed=config", f"deployed.model.path={tmp_path}", "order=[selective]"))
 
 
 def test_a_language_model_s_checkpoint_is_a_served_model(tiny_llm_jepa):
@@ -255,7 +255,7 @@ def test_a_configuration_has_to_state_its_dimensions(tmp_path, absent):
 
 def test_what_does_not_fit_is_named():
     with pytest.raises(
-        InputError, match=r"^Mistral Small 4 with levers\.experts: the model and its caches must fit in 2"
+        InputError, match=r"^Mistral Small 4 with optimisations\.experts: the model and its caches must fit in 2"
     ):
         analyse(settings("chips=2"))
     with pytest.raises(InputError, match=r"^Mistral Small 3: the model and its caches must fit in 1"):
@@ -267,9 +267,13 @@ def test_selective_decoding_takes_its_saving_from_results(results_file):
     name, setting = next(iter(document["settings"].items()))
     saving = next(s for s in setting["savings"] if s["headline"] and s["policy"] == "gate")
     found = analyse(
-        settings("order=[selective]", f"levers.selective.results={results_file}", "levers.selective.policy=gate")
+        settings(
+            "order=[selective]",
+            f"optimisations.selective.results={results_file}",
+            "optimisations.selective.policy=gate",
+        )
     )
-    row = lever(found, "selective")
+    row = optimisation(found, "selective")
     assert row["evidence"] == "measured"
     assert row["factor"]["value"] == saving["saving"]["value"]
     assert f"on {name} streams" in row["change"]
@@ -279,7 +283,7 @@ def test_selective_decoding_takes_its_saving_from_results(results_file):
     own["saving"] = dict.fromkeys(("value", "low", "high"), 10.0)
     results_file.write_text(json.dumps(document))
     with pytest.raises(InputError, match="got 'everyday': Quality does not depend on decoding here"):
-        analyse(settings("order=[selective]", f"levers.selective.results={results_file}"))
+        analyse(settings("order=[selective]", f"optimisations.selective.results={results_file}"))
 
 
 def test_a_policy_that_selects_steps_takes_perception_with_it(results_file):
@@ -292,19 +296,26 @@ def test_a_policy_that_selects_steps_takes_perception_with_it(results_file):
     knob = operations["knob"]
     rows["selective"] |= {**rows["gate"], "policy": "selective", "knob": knob}
     results_file.write_text(json.dumps(document))
-    order = ["order=[selective]", f"levers.selective.results={results_file}", "levers.selective.policy=selective"]
+    order = [
+        "order=[selective]",
+        f"optimisations.selective.results={results_file}",
+        "optimisations.selective.policy=selective",
+    ]
     found = analyse(settings(*order))
-    before, after = (found[key] for key in ("baseline", "with_levers"))
+    before, after = (found[key] for key in ("baseline", "optimised"))
     assert before["steps"] / after["steps"] == pytest.approx(4)
-    assert "steps of perception / 4.00" in lever(found, "selective")["change"]
+    assert "steps of perception / 4.00" in optimisation(found, "selective")["change"]
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["hardware=h1000"], "there is no hardware 'h1000'; nearest valid: h100"),
-        (["levers.hardware.hardware=b2000"], "there is no hardware 'b2000'; nearest valid: b200"),
-        (["levers.experts.served=gpt"], "there is no served 'gpt'; nearest valid: llama_3_2_1b, mistral_small_3,"),
+        (["optimisations.hardware.hardware=b2000"], "there is no hardware 'b2000'; nearest valid: b200"),
+        (
+            ["optimisations.experts.deployed=gpt"],
+            "there is no deployed 'gpt'; nearest valid: llama_3_2_1b, mistral_small_3,",
+        ),
         (["input_tokens=-1"], "input_tokens must be >= 0, got -1"),
         (["output_tokens=0"], "output_tokens must be > 0, got 0"),
         (["weights=mx4"], "format must be one that NVIDIA H100 SXM computes in (bf16, fp8), got 'mx4'"),
@@ -312,18 +323,27 @@ def test_a_policy_that_selects_steps_takes_perception_with_it(results_file):
             ["chips=1"],
             "the model and its caches must fit in 1 × NVIDIA H100 SXM (72.0 GB of their memory may be used), got",
         ),
-        (["order=[tokens,tokens]"], "order must name at most 8 of the levers"),
+        (["order=[tokens,tokens]"], "order must name at most 8 of the optimisations"),
         (
             ["perception=llama_3_2_1b"],
             "perception must be null or a model with an encoder of its own (vl_jepa, vlm_bas",
         ),
-        (["stream_rates=null"], "levers.selective needs a stream, got stream_rates=null"),
-        (["served=vlm_baseline", "order=[selective]"], "levers.selective needs a model that may stay silent"),
+        (["stream_rates=null"], "optimisations.selective needs a stream, got stream_rates=null"),
+        (["deployed=vlm_baseline", "order=[selective]"], "optimisations.selective needs a model that may stay silent"),
         (["measure=price"], "measure=price needs prices of NVIDIA H100 SXM, got none"),
-        (["levers.tokens.factor=-2"], "levers.tokens: jepa.evaluation.cost.OutputTokens: factor must be > 0, got -2"),
-        (["served=config", "served.model.path=nothing"], "served.model.path must be a checkpoint, a config.json or"),
-        (["levers.selective.results=broken.json"], "results file broken.json: results.schema must be 'jepa.results/2'"),
-        (["levers.selective.results=missing.json"], "results file missing.json cannot be read"),
+        (
+            ["optimisations.tokens.factor=-2"],
+            "optimisations.tokens: jepa.studies.cost.FewerTokens: factor must be > 0, got -2",
+        ),
+        (
+            ["deployed=config", "deployed.model.path=nothing"],
+            "deployed.model.path must be a checkpoint, a config.json or",
+        ),
+        (
+            ["optimisations.selective.results=broken.json"],
+            "results file broken.json: results.schema must be 'jepa.results/2'",
+        ),
+        (["optimisations.selective.results=missing.json"], "results file missing.json cannot be read"),
         (["goal=[20,10]"], "goal must be a lower and an upper factor, got [20.0, 10.0]"),
     ],
 )

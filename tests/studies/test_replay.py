@@ -26,15 +26,10 @@ from jepa.data.records import Event, StreamRecord
 from jepa.data.timelines import Timeline, excerpt
 from jepa.encoders.sentence import embed_sentences
 from jepa.errors import InputError
-from jepa.evaluation import replay as module
-from jepa.evaluation.replay import (
-    last_in_force,
-    replay,
-    simulate_latents,
-    text_in_force,
-)
-from jepa.report.replay import replay_markdown, replay_png, replay_summary, saves, savings_end
 from jepa.selective import Policy
+from jepa.studies.replay import simulation as module
+from jepa.studies.replay.report import replay_markdown, replay_png, replay_summary, saves, savings_end
+from jepa.studies.replay.simulation import last_in_force, run, simulate_latents, text_in_force
 
 CONF = Path(__file__).parents[2] / "conf"
 WORDS = ["open the drawer", "wash a blue plate", "cut green onions", "stir soup slowly", "close fridge", "take salt"]
@@ -80,7 +75,7 @@ def composed(*overrides: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory) -> dict[str, Path]:
     """The files of a replay with two levels of noise."""
-    return replay(config(tmp_path_factory.mktemp("replay"), noise=[0.3, 0.1]), embed)
+    return run(config(tmp_path_factory.mktemp("replay"), noise=[0.3, 0.1]), embed)
 
 
 @pytest.fixture
@@ -211,7 +206,7 @@ def test_a_replay_saves_what_the_events_allow_and_says_that_it_is_simulated(path
 
 
 def test_a_level_is_a_function_of_its_configuration(tmp_path, capsys, results):
-    again = json.loads(replay(config(tmp_path), embed)["results"].read_text(encoding="utf-8"))
+    again = json.loads(run(config(tmp_path), embed)["results"].read_text(encoding="utf-8"))
     assert capsys.readouterr().out.startswith("SIMULATED EMBEDDINGS")
     for document in (results, again):
         for row in document["levels"][0]["operations"]:
@@ -268,7 +263,7 @@ def test_policies_that_select_frames_are_left_out_and_named(tmp_path):
     settings = config(tmp_path)
     steps = {"_target_": "jepa.selective.StepSelection", "threshold": None, "hold": 2}
     settings["policies"]["sparse"] = settings["policies"]["uniform"] | {"steps": steps}
-    paths = replay(settings, embed)
+    paths = run(settings, embed)
     found = json.loads(paths["results"].read_text(encoding="utf-8"))
     assert list(found["levels"][0]["curves"]) == ["uniform", "ward_mean", "prediction", "prediction_cache"]
     line = "Left out, for they need frames and there are none: sparse."
@@ -276,7 +271,7 @@ def test_policies_that_select_frames_are_left_out_and_named(tmp_path):
     assert line in replay_summary(found).splitlines()
     settings["references"] = [{"policy": "sparse", "rate_hz": 1.0}]
     with pytest.raises(InputError, match=r"references\[0\] must be one of the swept policies and values, got sparse"):
-        replay(settings, embed)
+        run(settings, embed)
 
 
 @pytest.mark.parametrize("name", ["standard", "all", "replay"])
@@ -286,7 +281,7 @@ def test_every_listed_choice_of_policies_can_be_replayed(tmp_path, name):
     settings["policies"] = composed(f"policies={name}")
     for family in settings["policies"].values():
         family["values"] = family["values"][:2] if family["knob"] == "rate_hz" else family["values"][:1]
-    found = json.loads(replay(settings, embed)["results"].read_text(encoding="utf-8"))
+    found = json.loads(run(settings, embed)["results"].read_text(encoding="utf-8"))
     expected = [name for name, family in settings["policies"].items() if not (family["steps"] or "on_demand" in name)]
     assert list(found["levels"][0]["curves"]) == expected
 
@@ -378,7 +373,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_embedded(tmp_pat
         raise AssertionError("embedded")
 
     with pytest.raises(InputError, match=message):
-        replay(config(tmp_path, **changes), never)
+        run(config(tmp_path, **changes), never)
 
 
 def test_the_sentence_encoder_must_be_installed(monkeypatch):

@@ -4,7 +4,7 @@ The formulas are those of Pope et al. (arXiv 2211.05102), with mixture-of-expert
 Nothing here is measured. A roofline leaves out communication between chips, scheduling and kernels, and is 30 to 50 %
 off: use ratios of costs, with the ranges that the efficiencies' intervals give.
 
-B sequences served together; I input and O output tokens of each; n chips; b bytes of a weight; F peak FLOP/s and W
+B sequences deployed together; I input and O output tokens of each; n chips; b bytes of a weight; F peak FLOP/s and W
 bytes/s of a chip; η_c and η_m the fractions of F and W that are reached.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from jepa.errors import InputError
 from jepa.operations.dimensions import Dimensions
-from jepa.operations.hardware import Hardware, number_format
+from jepa.studies.cost.hardware import Hardware, number_format
 
 Values = NDArray[np.float64]  # a figure, or an array of it over the intervals of what is uncertain
 
@@ -80,8 +80,8 @@ class Perception:
 
 
 @dataclass(frozen=True)
-class ServedParts:
-    """A model that is served.
+class DeployedParts:
+    """A model that is deployed.
 
     Args:
         model: answers the requests.
@@ -105,7 +105,7 @@ class Workload:
     Args:
         input_tokens: I, of a request, >= 0.
         output_tokens: O, of a request, > 0. It may be a fraction, such as a mean.
-        batch: B, requests (or streams) served together, >= 1.
+        batch: B, requests (or streams) deployed together, >= 1.
         steps: perception's steps in a unit of work, such as a second of stream; 0 without a stream.
         requests: requests in that unit; 1 without a stream, so that the unit is a request.
 
@@ -225,7 +225,7 @@ def serving_cost(
     memory: float | Values,
     requests: float | Values = 1.0,
 ) -> Cost:
-    """Chip-seconds, seconds and joules of a unit of work.
+    """AnotherChip-seconds, seconds and joules of a unit of work.
 
         prefill = max(FLOPs of I tokens/(F·η_c), b·weights read for B·I tokens/(B·W·η_m))
         decode step = max(2·B·N_act/(F·η_c), b·weights read for B tokens/(W·η_m)) + B·s·κ/(W·η_m)
