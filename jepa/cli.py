@@ -27,6 +27,7 @@ from jepa.config import (
     ReplayConfig,
     ReportConfig,
     TrainConfig,
+    build_as,
     nearest,
     unknown_key,
     validate,
@@ -57,15 +58,14 @@ def _train(config: Any, output: Path) -> None:
         train(plain, _writable(output))
         return
     if plain["variant"] == "comparison":
-        from jepa.evaluation.comparison import evaluate_arm
-        from jepa.training.comparison import train as train_arm
+        from jepa.studies.comparison import run
 
-        evaluate_arm(train_arm(plain, _writable(output)), plain)
+        run(plain, _writable(output))
         return
-    from jepa.evaluation.judging import check_before_training
+    from jepa.data.pairs import ExampleSplits
+    from jepa.evaluation.answers import check_answers, evaluate_answers
 
-    check_before_training(plain)  # before the model libraries are imported
-    from jepa.evaluation.language import evaluate_answers
+    check_answers(AnswersConfig(**plain["answers"]), build_as(ExampleSplits, "data", plain["data"]))
     from jepa.training.fit import is_first_process
     from jepa.training.run import train
 
@@ -76,6 +76,11 @@ def _train(config: Any, output: Path) -> None:
 
 def _evaluate(config: Any, output: Path) -> None:
     plain = validate(config, EvaluateConfig)
+    if plain["requests"] is not None:
+        from jepa.studies.requests import run
+
+        run(plain)
+        return
     from jepa.evaluation.run import evaluate
 
     evaluate(plain)
@@ -83,11 +88,15 @@ def _evaluate(config: Any, output: Path) -> None:
 
 def _report(config: Any, output: Path) -> int:
     plain = validate(config, ReportConfig)
-    from jepa.evaluation.report import report
-    from jepa.report.requirement import NotMetError
+    from types import SimpleNamespace
 
+    from jepa.evaluation.report import KINDS, Kind, report
+    from jepa.results import NotMetError
+
+    names = ("ComparisonResults", "report", "folder_results")
+    comparison = Kind(*(f"jepa.studies.comparison:{name}" for name in names))
     try:
-        report(plain)
+        report(SimpleNamespace(**plain), (*KINDS, comparison))
     except NotMetError as error:
         sys.stdout.flush()
         print(f"failed: {error}", file=sys.stderr, flush=True)

@@ -40,8 +40,9 @@ from tqdm import tqdm
 from jepa.config import build_as
 from jepa.data.records import Event, StreamRecord
 from jepa.evaluation.streams import StreamSet
-from jepa.evaluation.sweep import sweep_setting, sweeps
+from jepa.evaluation.sweep import sweep_families, sweep_setting
 from jepa.operations import OperationLedger
+from jepa.results.documents import Reference
 from jepa.selective import Decoded, Gate, OnDemand, Oracle, Policy, SelectiveDecoder, Ward
 from jepa.selective.policies import ward
 from jepa.selective.policies.offline import segment_count
@@ -138,14 +139,15 @@ def report_sweep(group: str, count: int, width: int, processes: int) -> dict[str
         "calibration": annotated(range(count // 2), decoder),
         "test": annotated(range(count // 2, count), decoder),
     }
-    families = sweeps(report["policies"])
+    families = sweep_families(report["policies"])
+    references = [Reference(**reference) for reference in report["references"]]
     options = {key: report[key] for key in ("confidence", "seed", "tolerances")}
     wall, processor = time.perf_counter(), processor_seconds()
     sweep_setting(
         streams,
         decoder,
         families,
-        report["references"],
+        references,
         latent_delay=0.5,
         name=f"{width} wide",
         workers=processes,
