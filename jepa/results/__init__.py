@@ -42,7 +42,15 @@ from jepa.results.base import (
     read_document,
     write_files,
 )
-from jepa.results.documents import AnswerEvaluation, AnswerResults, Setting, StreamEvaluation, StreamResults, Sweep, TaskEvaluation
+from jepa.results.documents import (
+    AnswerEvaluation,
+    AnswerResults,
+    Setting,
+    StreamEvaluation,
+    StreamResults,
+    Sweep,
+    TaskEvaluation,
+)
 
 __all__ = [
     "AnswerEvaluation",

@@ -115,10 +115,6 @@ def test_validation_and_test_share_no_composition_with_each_other_or_with_traini
 
 
 def test_every_trained_parameter_of_the_baseline_gets_a_gradient_and_the_encoder_none(tokenizer):
-    from jepa.data.comparison import StateBatch
-
-    from jepa import checkpoint
-
     model = checkpoint.build_model(vlm_config(), tokenizer)
     model.x_encoder.requires_grad_(False)
     stage = StageConfig(

@@ -328,9 +328,9 @@ def _row(
     )
     base_calibration, base_test = (point(0.0, made, done) for made, done in zip(streams, uniform, strict=True))
     saving = saving_at_equal_quality(base_calibration, calibration, base_test, test, confidence=confidence, seed=seed)
-    value = saving.knob
+    value = saving.value
     if value is None:  # shown all the same: where it is best, of equals where it is cheapest
-        value = max(calibration, key=lambda p: (p.quality, -p.decodes_per_second)).knob
+        value = max(calibration, key=lambda p: (p.quality, -p.decodes_per_second)).value
     chosen, reference = runs[value][1], uniform[1]
     requests = sum(map(len, chosen.right))
     ledger = sum(chosen.ledgers[1:], start=chosen.ledgers[0])
@@ -343,7 +343,7 @@ def _row(
         label=method.label,
         parameter=method.parameter,
         value=value,
-        chosen=saving.knob is not None,
+        chosen=saving.value is not None,
         reached=saving.reached,
         reason=saving.reason,
         wait_seconds=value if method.waits else 0.0,
