@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import language_config
+from jepa.evaluation.language import evaluate_answers
 from test_judging import answers
 
 from jepa import checkpoint
 from jepa.data.pairs import Example, ExampleSplits
-from jepa.evaluation.language import evaluate_answers
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import count_flops
 from jepa.selective import Decoded
