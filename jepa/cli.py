@@ -22,12 +22,12 @@ import jepa
 from jepa.config import (
     TRAIN_CONFIGS,
     AnswersConfig,
+    ComparisonTrainConfig,
     CostConfig,
     EvaluateConfig,
     ReplayConfig,
     ReportConfig,
     TrainConfig,
-    build_as,
     nearest,
     unknown_key,
     validate,
@@ -58,14 +58,15 @@ def _train(config: Any, output: Path) -> None:
         train(plain, _writable(output))
         return
     if plain["variant"] == "comparison":
+        from pydantic import TypeAdapter
+
         from jepa.studies.comparison import run
 
-        run(plain, _writable(output))
+        run(TypeAdapter(ComparisonTrainConfig).validate_python(plain), _writable(output))
         return
-    from jepa.data.pairs import ExampleSplits
-    from jepa.evaluation.answers import check_answers, evaluate_answers
+    from jepa.evaluation.answers import check_before_training, evaluate_answers
 
-    check_answers(AnswersConfig(**plain["answers"]), build_as(ExampleSplits, "data", plain["data"]))
+    check_before_training(AnswersConfig(**plain["answers"]), plain["data"])
     from jepa.training.fit import is_first_process
     from jepa.training.run import train
 
@@ -79,7 +80,7 @@ def _evaluate(config: Any, output: Path) -> None:
     if plain["requests"] is not None:
         from jepa.studies.requests import run
 
-        run(plain)
+        run(EvaluateConfig(**plain))
         return
     from jepa.evaluation.run import evaluate
 

@@ -69,6 +69,11 @@ class _Answered(NamedTuple):
 # --- Checks before anything is trained or generated.
 
 
+def check_before_training(answers: AnswersConfig, data: Mapping[str, Any]) -> None:
+    """`check_answers` on the data of a training, so that its evaluation at the end will not fail."""
+    check_answers(answers, build_as(ExampleSplits, "data", data))
+
+
 def check_answers(answers: AnswersConfig, splits: ExampleSplits) -> None:
     """Score each right answer once, so that unreadable ones are found before anything is generated.
 

@@ -19,7 +19,7 @@ from jepa.report.render import markdown, terminal
 from jepa.results import read_document
 from jepa.selective import Debounce, Decoded, SelectiveDecoder, SendOnDelta, Uniform
 from jepa.studies.requests import RequestResults, report
-from jepa.studies.requests.recurring import Answered, Method, calibrated, operating_points
+from jepa.studies.requests.recurring import Answered, ReuseMethod, calibrated, operating_points
 from jepa.studies.requests.sessions import EVERY_STEP, CachedModel, CachedSession, ScheduledSteps
 from jepa.studies.requests.streams import TypingStyle, type_requests
 from jepa.studies.requests.typed import StateProbe, TextEndpoint, in_force
@@ -128,10 +128,10 @@ def test_the_threshold_is_the_largest_before_the_error_is_passed():
 
 
 def test_a_half_is_calibrated_on_the_other():
-    always = Method("always", "", (), lambda value, session: None)
-    near = Method("near", "", (0.1, 0.2), lambda value, session: None)
+    always = ReuseMethod("always", "", (), lambda value, session: None)
+    near = ReuseMethod("near", "", (0.1, 0.2), lambda value, session: None)
 
-    def run(method: Method, value: float, half: int) -> Answered:
+    def run(method: ReuseMethod, value: float, half: int) -> Answered:
         return answered(9 if half or value > 0.1 else 0)  # the second half always fails, the first one above 0.1
 
     points = operating_points(run, [always, near], [0.05])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,7 +53,7 @@ def run(config: ComparisonTrainConfig, output: Path) -> Path:
         created=now(),
         name=config.name,
         run=found,
-        config=config.model_dump(mode="json"),
+        config=asdict(config),
         code=code_version(),
         libraries=library_versions(),
         device=describe_device("cpu"),

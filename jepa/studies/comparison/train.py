@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,7 +135,7 @@ def train_arm(config: ComparisonTrainConfig, output: Path) -> ArmTraining:
     tried = [
         _fit(
             config,
-            config.stage.model_copy(update={"learning_rate": factor * config.stage.learning_rate}),
+            replace(config.stage, learning_rate=factor * config.stage.learning_rate),
             arm,
             states,
             validation,
@@ -152,7 +153,7 @@ def train_arm(config: ComparisonTrainConfig, output: Path) -> ArmTraining:
         if isinstance(module.model, VLJEPA):
             decoder = _train_decoder(config, module.model, states, point, output)
         seen = point * config.stage.batch_size
-        plain = {**config.model_dump(mode="json"), "variant": arm}
+        plain = {**asdict(config), "variant": arm}
         checkpoint.save(module.model.cpu(), plain, output / f"samples_{seen}")
         trained.append(TrainedPoint(samples=seen, steps=point, decoder=decoder))
     return ArmTraining(
@@ -185,7 +186,7 @@ def _fit(
     batches = StateBatches(states, config.seed, stage.batch_size, stage.steps)
     name = f"learning_rate_{stage.learning_rate:g}"
     check = [StateBatch(held_out, queries, validation.names)]
-    trainer = fit(module, batches, check, stage, config, output, name)
+    trainer = fit(module, batches, check, stage, asdict(config), output, name)
     model.to("cpu").eval()
     ranks = ranks_of_own(candidate_scores(model, held_out, queries, validation.names))
     found = summary(trainer, stage, output / "logs" / name)
@@ -201,7 +202,7 @@ def _fit(
 
 def _model(config: ComparisonTrainConfig, arm: str, tokenizer: Tokenizer, states: Path) -> VLJEPA | TokenVLM:
     """A new model of an arm; its X-Encoder is the frozen one."""
-    model: VLJEPA | TokenVLM = checkpoint.build_model({**config.model_dump(mode="json"), "variant": arm}, tokenizer)
+    model: VLJEPA | TokenVLM = checkpoint.build_model({**asdict(config), "variant": arm}, tokenizer)
     encoder: Any = model.x_encoder
     encoder.load_state_dict(load_file(states / _ENCODER))
     encoder.requires_grad_(False)
@@ -215,7 +216,7 @@ def _model(config: ComparisonTrainConfig, arm: str, tokenizer: Tokenizer, states
 
 def _fused(config: ComparisonTrainConfig) -> bool:
     """Whether attention runs in the fused kernel, which is slower in bf16 on a CPU."""
-    return config.precision != "bf16-mixed" or on_gpu(config)
+    return config.precision != "bf16-mixed" or on_gpu(asdict(config))
 
 
 def _step_flops(module: ArmModule, batch: StateBatch) -> StepFlops:
@@ -252,7 +253,7 @@ def _train_decoder(
     module.train()
     flops = count_flops(lambda: module.cross_entropy(*train[0]).backward()).total
     module.zero_grad(set_to_none=True)
-    fit(module, train, check, stage, config, output, f"decoder_{point}")
+    fit(module, train, check, stage, asdict(config), output, f"decoder_{point}")
     return DecoderTraining(
         steps=stage.steps,
         examples=len(texts),
@@ -275,7 +276,7 @@ def frozen_states(config: ComparisonTrainConfig, tokenizer: Tokenizer) -> Path:
 
     Its name is a digest of everything that it is made from: arms and seeds of one comparison share it.
     """
-    plain = config.model_dump(mode="json")
+    plain = asdict(config)
     made_from = {key: plain[key] for key in ("world", "tokenizer", "clips", "encoder", "data_seed", "pool")}
     made_from |= {key: config.model[key] for key in ("x_encoder", "frames")}
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
@@ -301,13 +302,13 @@ def _make_states(config: ComparisonTrainConfig, tokenizer: Tokenizer, folder: Pa
     torch.manual_seed(seed)
     encoder = build(config.model["x_encoder"])
     set_fused_attention(encoder, _fused(config))
-    clips = {**config.clips.model_dump(), "hard_negatives": 0}
+    clips = {**asdict(config.clips), "hard_negatives": 0}
     batches, validation = (
         ClipBatches(world, s, stage.batch_size, count, frames, **clips)
         for s, count in ((seed, stage.steps), (seed + _VALIDATION_SEED, stage.validation_batches))
     )
     module = WordsModule(encoder, encoder.width, tokenizer, stage)
-    trainer = fit(module, batches, validation, stage, config, folder, "encoder")
+    trainer = fit(module, batches, validation, stage, asdict(config), folder, "encoder")
     record = {"seconds": round(time.perf_counter() - started, 2), **summary(trainer, stage, folder / "logs/encoder")}
     encoder.to("cpu").eval()
     save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / _ENCODER)

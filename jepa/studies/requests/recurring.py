@@ -35,7 +35,7 @@ Streams = Sequence[Sequence[Example]]
 _NO_THRESHOLD = 0.0  # given to a method without one
 
 
-class Method(NamedTuple):
+class ReuseMethod(NamedTuple):
     """A way to reuse answers: what two requests have to share, and whether the model is asked.
 
     Args:
@@ -70,8 +70,8 @@ class Answered(NamedTuple):
         return float((self.spoiled.sum() + 1) / (len(self.spoiled) + 1))
 
 
-Run = Callable[[Method, float, int], Answered]  # a method at a value on the streams of a half
-OperatingPoint = tuple[Method, float | None, list[float | None]]  # requested error, values of the two halves
+Run = Callable[[ReuseMethod, float, int], Answered]  # a method at a value on the streams of a half
+OperatingPoint = tuple[ReuseMethod, float | None, list[float | None]]  # requested error, values of the two halves
 
 
 def evaluate_recurring(model: LLMJEPA, splits: ExampleSplits, settings: RecurringConfig, seed: int) -> RecurringResults:
@@ -110,7 +110,7 @@ def evaluate_recurring(model: LLMJEPA, splits: ExampleSplits, settings: Recurrin
     return RecurringResults(expressions=len(groups), requests=len(pairs), settings=found)
 
 
-def _methods(settings: RecurringConfig, words: Read) -> list[Method]:
+def _methods(settings: RecurringConfig, words: Read) -> list[ReuseMethod]:
     """The rows of the table: always decoding first, exact text second."""
     capacity, reach, distances = settings.capacity, settings.reach, tuple(settings.distances)
     tolerances = tuple(settings.tolerances)
@@ -130,15 +130,15 @@ def _methods(settings: RecurringConfig, words: Read) -> list[Method]:
     own, both = "exact text, latent, verified: the model's own answer", "exact text, latent, verified"
     neighbour = "exact text, TF-IDF neighbour, verified"
     return [
-        Method("always", "always decode", (), lambda value, session: None),
-        Method("exact", "exact text", (), named(text)),
-        Method("latent", "latent", distances, near(None), read_latent),
-        Method("exact_latent", "exact text, latent", distances, near(text), read_latent),
-        Method("lossless", own, (), verified(text, reach), read_latent),
-        Method("latent_verified", "latent, verified", tolerances, verified(None, reach), read_latent),
-        Method("exact_latent_verified", both, tolerances, verified(text, reach), read_latent),
-        Method("words_verified", neighbour, tolerances, verified(text, 1.0), words),
-        Method("oracle", "oracle: same expression", (), named(lambda pair: pair.completion)),
+        ReuseMethod("always", "always decode", (), lambda value, session: None),
+        ReuseMethod("exact", "exact text", (), named(text)),
+        ReuseMethod("latent", "latent", distances, near(None), read_latent),
+        ReuseMethod("exact_latent", "exact text, latent", distances, near(text), read_latent),
+        ReuseMethod("lossless", own, (), verified(text, reach), read_latent),
+        ReuseMethod("latent_verified", "latent, verified", tolerances, verified(None, reach), read_latent),
+        ReuseMethod("exact_latent_verified", both, tolerances, verified(text, reach), read_latent),
+        ReuseMethod("words_verified", neighbour, tolerances, verified(text, 1.0), words),
+        ReuseMethod("oracle", "oracle: same expression", (), named(lambda pair: pair.completion)),
     ]
 
 
@@ -156,7 +156,7 @@ def _word_vectors(train: Sequence[Example], pairs: Sequence[Example]) -> Read:
     return lambda session, pair: by_text[pair.prompt]
 
 
-def operating_points(run: Run, methods: Sequence[Method], errors: Sequence[float]) -> list[OperatingPoint]:
+def operating_points(run: Run, methods: Sequence[ReuseMethod], errors: Sequence[float]) -> list[OperatingPoint]:
     """Each method at each requested error (None: it has no threshold), with its values for the two halves.
 
     The value for a half is calibrated on the other half, None where no value holds the error there.
@@ -189,7 +189,7 @@ def calibrated(errors: Mapping[float, float], requested: float) -> float | None:
 def _setting(
     run: Run,
     halves: Sequence[Streams],
-    methods: Sequence[Method],
+    methods: Sequence[ReuseMethod],
     points: Sequence[OperatingPoint],
     seed: int,
     name: str,
@@ -211,7 +211,9 @@ def _setting(
     )
 
 
-def _run(method: Method, value: float, streams: Streams, cached: CachedModel, numbers: Mapping[str, int]) -> Answered:
+def _run(
+    method: ReuseMethod, value: float, streams: Streams, cached: CachedModel, numbers: Mapping[str, int]
+) -> Answered:
     ledger = OperationLedger()
     columns: list[tuple[int, ...]] = []
     for stream in streams:

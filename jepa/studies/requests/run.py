@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from jepa import checkpoint
 from jepa.config import EvaluateConfig, RecurringConfig, TypingConfig, build_as, validate
@@ -34,7 +37,7 @@ def run(config: EvaluateConfig) -> dict[str, Path]:
     trained, kind = checkpoint.read_config(folder), node.get("kind")
     if kind not in CONFIGS:
         raise InputError(f"requests.kind must be one of {', '.join(CONFIGS)}, got {kind!r}")
-    settings = validate(node, CONFIGS[kind])
+    settings: TypingConfig | RecurringConfig = TypeAdapter(CONFIGS[kind]).validate_python(validate(node, CONFIGS[kind]))
     if trained["variant"] != "llm_jepa":
         raise InputError(f"requests needs a checkpoint of llm_jepa, got one of {trained['variant']}: {folder}")
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
@@ -71,5 +74,5 @@ def evaluate_requests(
         code=code_version(),
         libraries=library_versions(),
         device=describe_device(device),
-        config={"train": trained, "requests": settings.model_dump(mode="json"), "seed": seed},
+        config={"train": trained, "requests": asdict(settings), "seed": seed},
     )

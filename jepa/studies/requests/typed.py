@@ -44,7 +44,7 @@ MakePolicy = Callable[[TypedStream, float], Policy]
 _NO_VALUE = (0.0,)
 
 
-class Method(NamedTuple):
+class TypingMethod(NamedTuple):
     """A way to choose the words at which the answer is made anew.
 
     Args:
@@ -166,7 +166,7 @@ def _counts(streams: Sequence[TypedStream]) -> TypedStreams:
 
 def _methods(
     streams: _Splits, cached: CachedModel, control: CachedModel | None, sample: Sequence[Example], config: TypingConfig
-) -> list[Method]:
+) -> list[TypingMethod]:
     """The rows of the table, uniform decoding first."""
 
     def rule(choose: Choose) -> MakePolicy:
@@ -187,27 +187,29 @@ def _methods(
     kth = rule(lambda stream, k: range(int(k) - 1, len(stream.steps), int(k)))
     probe, words = StateProbe(cached, sample), above(TextEndpoint(sample).score)
     ends = above(probe.score)
-    moved = [Method("delta", "latent moved (send-on-delta)", "1 − cos >", values.delta, delta, read_latent)]
-    complete = [Method("endpoint", "state says complete", odds, *ends, read_state, flops=probe.flops)]
+    moved = [TypingMethod("delta", "latent moved (send-on-delta)", "1 − cos >", values.delta, delta, read_latent)]
+    complete = [TypingMethod("endpoint", "state says complete", odds, *ends, read_state, flops=probe.flops)]
     if control is not None:
         other = StateProbe(control, sample)
-        moved.append(Method("delta_ntp", "NTP state moved", "1 − cos >", values.delta, delta, read_state, control))
+        moved.append(
+            TypingMethod("delta_ntp", "NTP state moved", "1 − cos >", values.delta, delta, read_state, control)
+        )
         label = "NTP state says complete"
         complete.append(
-            Method("endpoint_ntp", label, odds, *above(other.score), read_state, control, flops=other.flops)
+            TypingMethod("endpoint_ntp", label, odds, *above(other.score), read_state, control, flops=other.flops)
         )
     both = "state says complete, then verify"
     return [
-        Method("uniform", "uniform: every word", "", _NO_VALUE, every),
+        TypingMethod("uniform", "uniform: every word", "", _NO_VALUE, every),
         *moved,
         *complete,
-        Method("words", "last two words say complete", odds, *words),
-        Method("kth", "every k-th word", "k =", values.every, kth),
-        Method("debounce", "debounce", "seconds", values.debounce, lambda _, value: Debounce(value), waits=True),
-        Method("verify", "verify the answer in force", "", _NO_VALUE, every, verified=True),
-        Method("endpoint_verify", both, odds, *ends, read_state, verified=True, flops=probe.flops),
-        Method("words_verify", "last two words, then verify", odds, *words, verified=True),
-        Method("oracle", "oracle: last word", "", _NO_VALUE, last),
+        TypingMethod("words", "last two words say complete", odds, *words),
+        TypingMethod("kth", "every k-th word", "k =", values.every, kth),
+        TypingMethod("debounce", "debounce", "seconds", values.debounce, lambda _, value: Debounce(value), waits=True),
+        TypingMethod("verify", "verify the answer in force", "", _NO_VALUE, every, verified=True),
+        TypingMethod("endpoint_verify", both, odds, *ends, read_state, verified=True, flops=probe.flops),
+        TypingMethod("words_verify", "last two words, then verify", odds, *words, verified=True),
+        TypingMethod("oracle", "oracle: last word", "", _NO_VALUE, last),
     ]
 
 
@@ -264,7 +266,7 @@ class StateProbe:
 
 
 def _type_stream(
-    method: Method,
+    method: TypingMethod,
     value: float,
     stream: TypedStream,
     longest: int,
@@ -280,7 +282,7 @@ def _type_stream(
     return emissions
 
 
-def _run(method: Method, value: float, streams: Sequence[TypedStream], cached: CachedModel) -> _Typed:
+def _run(method: TypingMethod, value: float, streams: Sequence[TypedStream], cached: CachedModel) -> _Typed:
     done = _Typed([], [], [], [])
     for stream in streams:
         ledger = OperationLedger()
@@ -312,7 +314,7 @@ def _right(texts: Sequence[str | None], golds: Sequence[str]) -> np.ndarray:
 
 
 def _row(
-    method: Method,
+    method: TypingMethod,
     runs: Mapping[float, Sequence[_Typed]],
     uniform: Sequence[_Typed],
     streams: _Splits,
@@ -369,7 +371,7 @@ def _row(
     )
 
 
-def _live_seconds(method: Method, value: float, streams: Sequence[TypedStream], cached: CachedModel) -> float:
+def _live_seconds(method: TypingMethod, value: float, streams: Sequence[TypedStream], cached: CachedModel) -> float:
     """Wall seconds of a request, one step at a time and nothing cached."""
     ledger = OperationLedger()
     for stream in streams:
