@@ -26,7 +26,7 @@ from jepa.studies.comparison.results import (
 from jepa.studies.comparison.train import ArmModule, WordsModule
 
 __all__ = [
-    *("ArmEvaluation", "ArmModule", "ArmRun", "ArmTraining", "ComparisonResults", "DecoderTraining", "HeldOutClips"),
-    *("ScoredPoint", "SeedMean", "SingleAnswers", "StateBatch", "StateBatches", "StepFlops", "StreamStep"),
-    *("TrainedPoint", "Trial", "WordsModule", "comparison_results", "folder_results", "report", "run"),
-]
+    "ArmEvaluation", "ArmModule", "ArmRun", "ArmTraining", "ComparisonResults", "DecoderTraining", "HeldOutClips",
+    "ScoredPoint", "SeedMean", "SingleAnswers", "StateBatch", "StateBatches", "StepFlops", "StreamStep",
+    "TrainedPoint", "Trial", "WordsModule", "comparison_results", "folder_results", "report", "run",
+]  # fmt: skip

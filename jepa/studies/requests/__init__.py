@@ -21,8 +21,8 @@ from jepa.studies.requests.streams import TypedStep, TypedStream, TypingStyle
 from jepa.studies.requests.typed import StateProbe, TextEndpoint, TypingMethod
 
 __all__ = [
-    *("Answered", "CachedModel", "CachedSession", "PerRequest", "RecurringResults", "RequestResults", "Reuse"),
-    *("ReuseMethod", "ReuseRow", "ReuseSetting", "Savings", "ScheduledSteps", "StateProbe", "TextEndpoint"),
-    *("TypedStep", "TypedStream", "TypedStreams", "TypingMethod", "TypingPoint", "TypingResults", "TypingRow"),
-    *("TypingStyle", "evaluate_requests", "report", "run"),
-]
+    "Answered", "CachedModel", "CachedSession", "PerRequest", "RecurringResults", "RequestResults", "Reuse",
+    "ReuseMethod", "ReuseRow", "ReuseSetting", "Savings", "ScheduledSteps", "StateProbe", "TextEndpoint", "TypedStep",
+    "TypedStream", "TypedStreams", "TypingMethod", "TypingPoint", "TypingResults", "TypingRow", "TypingStyle",
+    "evaluate_requests", "report", "run",
+]  # fmt: skip
