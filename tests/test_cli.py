@@ -107,8 +107,8 @@ def test_train_gets_a_plain_config_and_its_output_folder(calls, tmp_path):
 @pytest.mark.parametrize("command", ["evaluate", "report"])
 def test_evaluate_and_report_leave_no_folders_of_hydra(calls, tmp_path, command):
     assert main([command, *MANDATORY[command]]) == 0
-    [(config,)] = calls
-    assert type(config) is dict
+    [(config, *_)] = calls
+    assert isinstance(config, dict | types.SimpleNamespace)
     assert list(tmp_path.iterdir()) == []
 
 
