@@ -364,12 +364,16 @@ class Evaluation(Document):
 
 
 class EncodedStreams(Record):
-    """Streams of a setting whose latents were saved. `broken` says what was wrong with those left out."""
+    """Streams of a setting whose latents were saved. `broken` says what was wrong with those left out.
+
+    `thumbnails` are frames of the first test stream.
+    """
 
     description: str
     step_rate_hz: Positive
     seconds_each: Quantity
     broken: dict[str, str]
+    thumbnails: tuple[Thumbnail, ...]
 
 
 class StreamEvaluation(Evaluation):

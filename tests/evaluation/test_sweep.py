@@ -13,7 +13,7 @@ import torch
 from made_streams import CACHE, GATE, ON_DEMAND, SELECTION, UNIFORM, NearestWord, family, stream_set
 
 from jepa.errors import InputError
-from jepa.evaluation.streams import StreamSet, load_streams, load_thumbnails, save_streams
+from jepa.evaluation.streams import StreamSet, load_streams, save_streams
 from jepa.evaluation.sweep import CachedDecoder, Family, Swept, segment_streams, sweep_families, sweep_setting
 from jepa.results.documents import CacheError, Reference
 from jepa.selective import Decoded, Gate, Oracle, Policy, SelectiveDecoder, StepSelection, Uniform
@@ -447,5 +447,3 @@ def test_broken_files_of_streams_are_named(tmp_path):
     save_streams(streams, tmp_path)
     encoding.write_text(few, encoding="utf-8")
     refused("encoding.json: ledgers must be one for each of 2 streams, got 1")
-    with pytest.raises(InputError, match=r"thumbnails\.json cannot be read"):
-        load_thumbnails(tmp_path)
