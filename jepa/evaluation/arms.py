@@ -124,7 +124,9 @@ def answer_results(evaluations: Sequence[Path], root: Path) -> AnswerResults:
         settings=_settings(arms),
         runs=tuple(_run(run, root) for chosen in arms.values() for run in chosen),
         parameters=first.parameters,
-        **{key: distinct([getattr(one, key) for one in documents]) for key in ("code", "libraries", "device")},
+        code=distinct([document.code for document in documents]),
+        libraries=distinct([document.libraries for document in documents]),
+        device=distinct([document.device for document in documents]),
         config=first.config,
     )
 

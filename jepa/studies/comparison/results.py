@@ -228,7 +228,9 @@ def comparison_results(evaluations: Sequence[ArmEvaluation], root: Path) -> Comp
         },
         arms=arms,
         config=first.config,
-        **{key: distinct([getattr(one, key) for one in evaluations]) for key in ("code", "libraries", "device")},
+        code=distinct([evaluation.code for evaluation in evaluations]),
+        libraries=distinct([evaluation.libraries for evaluation in evaluations]),
+        device=distinct([evaluation.device for evaluation in evaluations]),
     )
 
 
