@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from jepa.errors import InputError
 
+JsonObject: TypeAlias = dict[str, Any]
 
-def read_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+
+def read_lines(path: Path, what: str) -> Iterator[tuple[int, JsonObject]]:
     """Each line's number, from 1, and its object. Blank lines and a byte order mark are passed over.
 
     Raises:
@@ -27,7 +29,7 @@ def read_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, value
 
 
-def parse(text: bytes) -> dict[str, Any]:
+def parse(text: bytes) -> JsonObject:
     """A JSON object. Raises `InputError` if the text is anything else."""
     value = parse_any(text)
     if not isinstance(value, dict):

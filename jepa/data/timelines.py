@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from jepa.data.json_lines import located, parse_any
+from jepa.data.json_lines import JsonObject, located, parse_any
 from jepa.data.records import Event, StreamRecord
 from jepa.errors import InputError, check_int, check_nonnegative, check_positive
 
@@ -207,7 +207,7 @@ class _Json:
             self._refuse(f"be a number {'>' if positive else '>='} 0")
         return float(value)
 
-    def _object(self) -> dict[str, Any]:
+    def _object(self) -> JsonObject:
         if not isinstance(self.value, dict):
             self._refuse("be an object")
         return self.value

@@ -16,11 +16,13 @@ from jepa.data.media import Media, read_clip
 from jepa.errors import InputError
 
 
-def video(times: list[float], container: str = "matroska", keyframes: int = 10, sound: float = 0.0) -> bytes:
+def video(
+    times: list[float], container: str = "matroska", keyframes: int = 10, sound: float = 0.0, rate: int = 100
+) -> bytes:
     """Frame i, at `times[i]` seconds, is the lighter the later: 10 + 12 a second; beside `sound` seconds of silence."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
-        stream = out.add_stream("mpeg4", rate=100)
+        stream = out.add_stream("mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 48, 32, "yuv420p", 4_000_000
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         stream.codec_context.gop_size = keyframes
@@ -107,7 +109,7 @@ def test_a_file_without_a_stated_duration_is_read_through(tmp_path):
 @pytest.mark.parametrize(("starts", "sound"), [(0.0, 8.0), (3.0, 8.0), (3.0, 2.0), (0.0, 1.0)])
 def test_a_video_is_as_long_as_its_pictures(starts, sound, container, keyframes):
     """Sound that outlasts the pictures, or pictures that begin after it: their five seconds are shown."""
-    content = video([starts + i / 10 for i in range(50)], container, keyframes, sound)
+    content = video([starts + i / 10 for i in range(50)], container, keyframes, sound, rate=10)
     clip = read_clip(Media({"matroska": "v.mkv", "mp4": "v.mp4"}[container], content), 5, 16)
     np.testing.assert_allclose(shown(clip), decoded(content)[[5, 15, 25, 35, 45]], atol=0.5)
 
