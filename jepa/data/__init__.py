@@ -12,7 +12,6 @@ from jepa.data.pairs import Example, ExampleSplits, chat_files, column_files, hu
 from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 from jepa.data.records import Event, StreamRecord, read_records, write_records
 from jepa.data.regex_grammar import Expression, Rule
-from jepa.data.request_streams import TypedStep, TypedStream, TypingStyle
 from jepa.data.shards import ShardBatches, Shards, write_shards
 from jepa.data.timelines import Annotation, Excerpt, Timeline, read_timeline
 from jepa.data.tokenizer import Tokenizer
@@ -25,8 +24,8 @@ __all__ = [
     "ClipReader", "Event", "Example", "ExampleSplits", "Excerpt", "Expression", "Features", "Layout",
     "ManifestBatches", "Media", "PackedBatch", "PairBatch", "PairBatches", "PretrainedTokenizer", "Prompts",
     "Question", "QuestionSample", "Rule", "Sample", "Scene", "ShardBatches", "Shards", "Span", "Stream",
-    "StreamRecord", "StreamStyle", "Timeline", "Tokenizer", "TypedStep", "TypedStream", "TypingStyle", "VideoFile",
-    "VideoStream", "World", "WorldPredictionSample", "chat_files", "column_files", "hugging_face", "nlrx", "pack",
-    "read_chat", "read_clip", "read_manifest", "read_records", "read_timeline", "split_pairs", "world_samples",
-    "write_features", "write_records", "write_shards",
+    "StreamRecord", "StreamStyle", "Timeline", "Tokenizer", "VideoFile", "VideoStream", "World",
+    "WorldPredictionSample", "chat_files", "column_files", "hugging_face", "nlrx", "pack", "read_chat", "read_clip",
+    "read_manifest", "read_records", "read_timeline", "split_pairs", "world_samples", "write_features",
+    "write_records", "write_shards",
 ]  # fmt: skip

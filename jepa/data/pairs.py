@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 from jepa.data.json_lines import JsonObject, check_text, located, read_lines
 from jepa.errors import InputError

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jepa.data.json_lines import JsonObject, located, read_lines
 from jepa.errors import InputError
