@@ -25,10 +25,10 @@ def check_answers(answers: AnswersConfig, splits: ExampleSplits) -> None:
 
     for name in answers.metrics:
         if name != "multiple_choice":
-            judge = scorer_for(name, **scorer_options(name, answers))
+            scorer = scorer_for(name, **scorer_options(name, answers))
             for pair in pairs[: answers.limit or None]:
                 try:
-                    judge(pair.completion, pair.completion, pair.prompt)
+                    scorer(pair.completion, pair.completion, pair.prompt)
                 except InputError as error:
                     raise InputError(f"{pair.source}: {error}") from error
         elif len(answers.choices) < 2 or len(answers.metrics) > 1:

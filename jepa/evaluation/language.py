@@ -25,7 +25,7 @@ from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
 from jepa.evaluation.judging import check_answers, scorer_options
 from jepa.evaluation.record import ANSWERS, code_version, describe_device, device_of, library_versions
-from jepa.metrics.answers import METRICS, judge, multiple_choice, proportion_interval
+from jepa.metrics.answers import METRICS, multiple_choice, proportion_interval, score
 from jepa.metrics.latents import (
     LatentGeometry,
     collapse_message,
@@ -209,7 +209,7 @@ def geometry(
         cosines, nearest = (predictions[first] @ predictions[second].T).max(1)
         answers, others = ([pairs[int(row)].completion for row in rows] for rows in (first, second[nearest]))
         serves = [
-            judge(name, others, answers, **scorer_options(name, judged))
+            score(name, others, answers, **scorer_options(name, judged))
             for name in judged.metrics
             if name in METRICS and name != "spider"
         ]
@@ -257,7 +257,7 @@ def _verdicts(texts: list[str], pairs: Sequence[Example], answers: AnswersConfig
     verdicts = {}
     for name in answers.metrics:
         golds, requests = [p.completion for p in pairs], [p.prompt for p in pairs]
-        verdicts[name] = judge(name, texts, golds, requests, **scorer_options(name, answers))
+        verdicts[name] = score(name, texts, golds, requests, **scorer_options(name, answers))
     return verdicts
 
 
@@ -308,10 +308,10 @@ def _score(right: list[bool]) -> dict[str, Any]:
 
 def _summary(record: dict[str, Any]) -> list[str]:
     lines = [f"{record['pairs']} pairs of the {record['split']} split"]
-    for name, score in record["scores"].items():
-        lines.append(f"{name:28} {score['accuracy']:6.3f}   ({score['interval'][0]:.3f} to {score['interval'][1]:.3f})")
-        if "cost" in score:
-            tokens, flops = (score["cost"][f"{unit}_per_right_answer"] for unit in ("tokens", "flops"))
+    for name, row in record["scores"].items():
+        lines.append(f"{name:28} {row['accuracy']:6.3f}   ({row['interval'][0]:.3f} to {row['interval'][1]:.3f})")
+        if "cost" in row:
+            tokens, flops = (row["cost"][f"{unit}_per_right_answer"] for unit in ("tokens", "flops"))
             cost = "no right answer" if tokens is None else f"{tokens:.4g} tokens, {flops:.3g} FLOPs"
             lines.append(f"{'  per right answer':28} {cost}")
     for name, value in record["geometry"].items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jepa.metrics.cider import CIDErD, DocumentFrequency, cider_d, document_frequency, tokenize
+from jepa.metrics.cider import DocumentFrequency, cider_d, document_frequency, tokenize
 from jepa.metrics.dense import (
     DenseScores,
     FScore,
@@ -18,15 +18,12 @@ from jepa.metrics.dense import (
 )
 from jepa.metrics.latents import LatentGeometry, paired_cosine, rankme, retrieval_at_k, unpaired_cosine
 from jepa.metrics.per_token import (
-    AccuracyWithin,
-    CostOfPass,
-    OckScore,
     accuracy_area,
     accuracy_within,
     cost_of_pass,
     ock_score,
 )
-from jepa.metrics.retrieval import Retrieval, retrieval_ranks, retrieval_scores
+from jepa.metrics.retrieval import retrieval_ranks, retrieval_scores
 from jepa.metrics.savings import (
     CurveDifference,
     Interval,
@@ -42,18 +39,13 @@ from jepa.metrics.savings import (
 from jepa.metrics.stream import CaptionPairs, match_nearest, stream_scores
 
 __all__ = [
-    "AccuracyWithin",
-    "CIDErD",
     "CaptionPairs",
-    "CostOfPass",
     "CurveDifference",
     "DenseScores",
     "DocumentFrequency",
     "FScore",
     "Interval",
     "LatentGeometry",
-    "OckScore",
-    "Retrieval",
     "Saving",
     "Similarity",
     "SweepPoint",

@@ -323,43 +323,30 @@ class OperationLedger:
     def from_dict(cls, record: Mapping[str, Any]) -> OperationLedger:
         """The ledger, of either kind of parts, that `to_dict` gave `record` for.
 
-        The latency summary is computed anew from `latencies`. In records from before bytes, and FLOPs of the cache,
-        were counted they are missing, and 0.
-
         Raises:
-            InputError: a key is missing or unknown (as in records of ledgers without detector, cache or FLOPs), a
-                count is refused by `PartCount` or `CacheCount`, or the summary speaks of another number of emissions
-                than there are latencies.
+            InputError: a key is missing or unknown, a count is refused by `PartCount` or `CacheCount`, or
+                `latency_seconds` summarises another number of emissions than `latencies` has.
         """
-        trained = isinstance(record, Mapping) and "optimizer" in record
-        ledger = cls(TRAINING_PARTS if trained else PARTS)
+        ledger = cls(TRAINING_PARTS if isinstance(record, Mapping) and "optimizer" in record else PARTS)
         empty = ledger.to_dict()
         _check_keys("a ledger", record, empty)
-        _check_keys("a ledger's latency_seconds", record["latency_seconds"], empty["latency_seconds"])
+        for name in (*ledger._parts, "cache", "latency_seconds"):
+            _check_keys(f"a ledger's {name}", record[name], empty[name])
         for part in ledger._parts:
-            _check_keys(f"a ledger's {part}", record[part], empty[part], optional=("weight_bytes", "cache_bytes"))
             ledger.count(part, **record[part])
-        _check_keys("a ledger's cache", record["cache"], empty["cache"], optional=("flops",))
         ledger.count_cache(**record["cache"])
         ledger.stream(record["stream_seconds"])
         ledger.steps(record["steps"])
         if not isinstance(record["latencies"], list):
             raise InputError(f"a ledger's latencies must be a list of seconds, got {record['latencies']!r}")
-        for latency in record["latencies"]:
-            ledger.emission(latency)
-        stated = record["latency_seconds"]["count"]
-        if stated != len(ledger.latencies):
+        for seconds in record["latencies"]:
+            ledger.emission(seconds)
+        if record["latency_seconds"]["count"] != len(record["latencies"]):
             raise InputError(
-                f"a ledger's latency_seconds must count its {len(ledger.latencies)} latencies, got {stated}"
+                f"a ledger's latency_seconds must count its {len(record['latencies'])} latencies, "
+                f"got {record['latency_seconds']['count']}"
             )
         return ledger
-
-    def __repr__(self) -> str:
-        counts = ", ".join(f"{part}={count}" for part, count in self._parts.items())
-        return (
-            f"OperationLedger({counts}, cache={self._cache}, stream_seconds={self._stream_seconds}, "
-            f"steps={self._steps}, emissions={len(self._latencies)})"
-        )
 
     def _part(self, part: str) -> PartCount:
         if part not in self._parts:
@@ -415,10 +402,10 @@ def _duration(name: str, value: Any) -> float:
     return seconds
 
 
-def _check_keys(what: str, record: Any, names: Iterable[str], optional: Iterable[str] = ()) -> None:
+def _check_keys(what: str, record: Any, names: Iterable[str]) -> None:
     if not isinstance(record, Mapping):
         raise InputError(f"{what} must be a mapping, got {record!r}")
-    if not set(names) - set(optional) <= set(record) <= set(names):
+    if set(record) != set(names):
         raise InputError(f"{what} must have the keys {', '.join(names)}, got {', '.join(map(str, record))}")
 
 
