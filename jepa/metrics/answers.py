@@ -37,6 +37,9 @@ def exact_match(prediction: str, gold: str, prompt: str = "") -> bool:
 
     Raises:
         InputError: the gold answer is blank.
+
+    >>> exact_match(" 42\\n", "42")
+    True
     """
     return prediction.strip() == _not_blank(gold).strip()
 
@@ -79,6 +82,9 @@ def gsm8k(prediction: str, gold: str, prompt: str = "") -> bool:
 
     Raises:
         InputError: the gold answer has no number after ``####``.
+
+    >>> gsm8k("so 9 * 2 = 18 #### $18.00", "#### 18")
+    True
     """
     expected = _final_answer(gold)
     if expected is None:
@@ -149,6 +155,9 @@ def score(
 
     Raises:
         InputError: as `scorer_for`; different lengths; a gold answer or a prompt that cannot be read, with its index.
+
+    >>> score("nq_open", ["The six geese!", "none"], ["six geese", "six geese"])
+    [True, False]
     """
     return _score_all(scorer_for(metric, **options), predictions, golds, prompts)
 
@@ -167,6 +176,10 @@ def multiple_choice(log_likelihoods: Tensor, answers: Tensor) -> Tensor:
 
     Raises:
         InputError: shapes that do not match, a NaN, or an answer outside 0..C−1.
+
+    >>> import torch
+    >>> multiple_choice(torch.tensor([[-1.0, -3.0], [-2.0, -2.0]]), torch.tensor([0, 0])).tolist()
+    [True, False]
     """
     if log_likelihoods.ndim != 2 or answers.shape != log_likelihoods.shape[:1] or answers.is_floating_point():
         raise InputError(
@@ -193,6 +206,9 @@ def proportion_interval(right: float, total: int) -> Interval:
 
     Raises:
         InputError: unless 0 <= right <= total and total >= 1.
+
+    >>> proportion_interval(0, 1).low
+    0.0
     """
     if total < 1 or not 0 <= right <= total:
         raise InputError(f"right and total must satisfy 0 <= right <= total and total >= 1, got {right} and {total}")

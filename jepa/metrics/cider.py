@@ -77,6 +77,9 @@ def tokenize(text: str) -> list[str]:
     such as ``?!``, and the period of a single letter or a hashtag (``person x.``). Its treatment of
     addresses, markup, currency signs, one-character fractions, signed numbers, rare abbreviations and rare
     contractions (``y'all``) is not reproduced.
+
+    >>> tokenize("The dog's ball doesn't bounce.")
+    ['the', 'dog', "'s", 'ball', 'does', "n't", 'bounce']
     """
     text = text.lower().translate(_APOSTROPHES)
     text = _CLITIC.sub(r" \1 ", text)
@@ -113,6 +116,9 @@ def document_frequency(references: Sequence[Sequence[Sequence[str]]]) -> Documen
 
     Raises:
         InputError: the pool is empty.
+
+    >>> document_frequency([[["red", "dog"]], [["dog"]]]).counts[("dog",)]
+    2
     """
     counts: Counter[Ngram] = Counter()
     for document in references:
@@ -139,6 +145,9 @@ def cider_d(
     Raises:
         InputError: the two sequences differ in length, a string stands where a sequence of strings belongs, a
             candidate has no reference, or there is nothing to make a pool of.
+
+    >>> cider_d(["a red circle moves", "a dog"], [["a red circle moves"], ["the cat sleeps"]]).round(2).tolist()
+    [10.0, 0.0]
     """
     _check_pairs(candidates, references)
     words = functools.cache(tokenize)  # the same captions occur again and again

@@ -35,6 +35,9 @@ def cost_of_pass(right: Tensor, costs: Tensor) -> Tensor:
     Raises:
         InputError: shapes that are not (N,) with N >= 1, `right` that is no boolean, or costs that are not finite
             and >= 0.
+
+    >>> cost_of_pass(torch.tensor([True, False]), torch.tensor([2, 6]))
+    tensor(8., dtype=torch.float64)
     """
     right, costs = _checked(right, costs, "costs")
     if not right.any():
@@ -58,6 +61,9 @@ def ock_score(right: Tensor, tokens: Tensor) -> Tensor:
 
     Raises:
         InputError: as `cost_of_pass`.
+
+    >>> ock_score(torch.tensor([True, False]), torch.tensor([0, 0]))
+    tensor(50., dtype=torch.float64)
     """
     right, tokens = _checked(right, tokens, "tokens")
     return 100 * right.double().mean() - OCK_WEIGHT * torch.log1p(tokens.mean() / OCK_TOKENS)
@@ -79,6 +85,9 @@ def accuracy_within(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
 
     Raises:
         InputError: as `cost_of_pass`, or a bad `longest`.
+
+    >>> accuracy_within(torch.tensor([True, False]), torch.tensor([2, 1]), longest=3).tolist()
+    [0.0, 0.0, 0.5, 0.5]
     """
     right, tokens = _checked(right, tokens, "tokens")
     budgets = torch.arange(check_int("longest", longest, 1) + 1, device=tokens.device)
@@ -103,6 +112,9 @@ def accuracy_area(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
 
     Raises:
         InputError: as `accuracy_within`.
+
+    >>> accuracy_area(torch.tensor([True, False]), torch.tensor([1, 1]), longest=4).item()
+    0.375
     """
     right, tokens = _checked(right, tokens, "tokens")
     return (right * (check_int("longest", longest, 1) - tokens).clamp(min=0)).mean() / longest

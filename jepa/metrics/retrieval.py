@@ -61,6 +61,10 @@ def retrieval_ranks(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery
 
     Raises:
         InputError: shapes that do not match, a value that is not finite, or a query without a right row.
+
+    >>> ranks = retrieval_ranks(torch.eye(3), torch.eye(3), torch.arange(3), torch.arange(3))
+    >>> ranks.recall(1).tolist()
+    [1.0, 1.0, 1.0]
     """
     for name, rows, ids in (("queries", queries, query_ids), ("gallery", gallery, gallery_ids)):
         if rows.ndim != 2 or 0 in rows.shape or ids.shape != rows.shape[:1]:
@@ -115,6 +119,10 @@ def retrieval_scores(
 
     Raises:
         InputError: as `retrieval_ranks`.
+
+    >>> found = retrieval_scores(torch.eye(3), torch.arange(3), torch.eye(3), torch.arange(3), ks=[1])
+    >>> found["video_to_text"]["r@1"], found["video_to_text"]["median_rank"]
+    (1.0, 1.0)
     """
     return {
         "video_to_text": _scores(clips, texts, clip_ids, text_ids, ks),

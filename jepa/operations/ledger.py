@@ -40,6 +40,9 @@ class PartCount:
 
     Raises:
         InputError: a count that is not a whole number >= 0, or seconds that are not finite and >= 0.
+
+    >>> (PartCount(calls=1, tokens=5) + PartCount(calls=1, tokens=7)).tokens
+    12
     """
 
     calls: int = 0
@@ -83,6 +86,9 @@ class CacheCount:
     Raises:
         InputError: a count that is not a whole number >= 0, seconds that are not finite and >= 0, or counts that do
             not decrease from one to the next.
+
+    >>> (CacheCount(lookups=2, hits=1) + CacheCount(lookups=3, hits=3)).hits
+    4
     """
 
     lookups: int = 0
@@ -116,6 +122,13 @@ class OperationLedger:
 
     Raises:
         InputError: other parts.
+
+    >>> ledger = OperationLedger()
+    >>> ledger.count("decoder", calls=1, forward_passes=8, tokens=8, flops=1000)
+    >>> ledger.decoder.tokens, ledger.total_flops
+    (8, 1000)
+    >>> OperationLedger.from_dict(ledger.to_dict()) == ledger
+    True
     """
 
     def __init__(self, parts: Sequence[str] = PARTS) -> None:
@@ -374,6 +387,9 @@ def weight_bytes(module: _Weighted) -> int:
     """Bytes of a module's parameters, each shared one once: what a forward pass reads of weights at most.
 
     They are added up once for the data type that the first parameter has, and remembered: a ledger asks at each pass.
+
+    >>> weight_bytes(nn.Linear(4, 2))
+    40
     """
     kind = next((parameter.dtype for parameter in module.parameters()), None)
     known = _WEIGHT_BYTES.setdefault(module, {})

@@ -41,6 +41,10 @@ class Dimensions:
 
     Raises:
         InputError: a dimension breaks its rule.
+
+    >>> layers = Dimensions(2, width=64, heads=4, key_width=16, value_width=16, kv_heads=4, feed_forward=256)
+    >>> layers.parameters == 2 * (4 * 64**2 + 3 * 64 * 256)
+    True
     """
 
     layers: int
@@ -271,6 +275,11 @@ def transformer_flops(
 
     Raises:
         InputError: an argument breaks its rule; `training` with cached keys; or as `from_hf_config`.
+
+    >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
+    >>> transformer_flops(tiny, tokens=5).logits == 2 * 5 * 32 * 64
+    True
     """
     context = tokens if context is None else context
     logits = tokens if logits is None else logits
@@ -301,7 +310,11 @@ def transformer_flops(
 
 
 def similarity_flops(rows: int, columns: int, width: int, *, training: bool = False) -> int:
-    """The matrix of products between embeddings (rows, width) and (columns, width) that a contrastive loss takes."""
+    """The matrix of products between embeddings (rows, width) and (columns, width) that a contrastive loss takes.
+
+    >>> similarity_flops(3, 5, 8)
+    240
+    """
     return 2 * (3 if training else 1) * rows * columns * width
 
 
@@ -319,6 +332,11 @@ def transformer_cache_bytes(config: Any, held: int, *, batch: int = 1, element_s
 
     Raises:
         InputError: an argument breaks its rule, or as `transformer_flops`.
+
+    >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
+    >>> transformer_cache_bytes(tiny, held=10)  # keys and values of 2 layers, 32 wide, of 2 bytes
+    2560
     """
     for name, value, lowest in (("held", held, 0), ("batch", batch, 1), ("element_size", element_size, 1)):
         if value < lowest:
