@@ -118,7 +118,7 @@ class OperationLedger:
     `to_dict` / `from_dict` are an exact round trip, also through JSON.
 
     Args:
-        parts: `PARTS`, or `TRAINING_PARTS` of a ledger of training steps: see `jepa.operations.training`.
+        parts: `PARTS`, or `TRAINING_PARTS` of a ledger of training steps: see `TrainingMeter`.
 
     Raises:
         InputError: other parts.
