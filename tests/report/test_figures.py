@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -71,7 +72,7 @@ def test_names_of_curves_stand_apart_in_the_order_of_their_ends(ends):
     assert heights == sorted(heights)
     assert names["1 other"] == min(names.values())
     pixels = 0.76 * 370
-    assert all((high - low) * pixels >= 12 for low, high in zip(heights, heights[1:], strict=False))
+    assert all((high - low) * pixels >= 12 for low, high in itertools.pairwise(heights))
 
 
 def test_a_waterfall_ends_where_its_ratios_say():
