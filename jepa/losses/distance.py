@@ -8,9 +8,6 @@ B: rows of the batch; E: embedding dimensions. Half-precision input is computed 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,10 +58,12 @@ class _Distance(nn.Module):
     """A distance as a module; `unit_norm` says whether it asks for L2-normalised latents."""
 
     unit_norm = False
-    function: ClassVar[Callable[[Tensor, Tensor], Tensor]]
+
+    def distance(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def forward(self, predictions: Tensor, targets: Tensor, ids: Tensor | None = None) -> Tensor:
-        return type(self).function(predictions, targets)
+        return self.distance(predictions, targets)
 
 
 class Cosine(_Distance):
@@ -75,7 +74,9 @@ class Cosine(_Distance):
     """
 
     unit_norm = True
-    function = staticmethod(cosine_distance)
+
+    def distance(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return cosine_distance(predictions, targets)
 
 
 class L1(_Distance):
@@ -85,7 +86,8 @@ class L1(_Distance):
     tensor(1.)
     """
 
-    function = staticmethod(l1_distance)
+    def distance(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return l1_distance(predictions, targets)
 
 
 class L2(_Distance):
@@ -95,7 +97,8 @@ class L2(_Distance):
     tensor(2.)
     """
 
-    function = staticmethod(l2_distance)
+    def distance(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return l2_distance(predictions, targets)
 
 
 class MSE(_Distance):
@@ -105,24 +108,23 @@ class MSE(_Distance):
     tensor(4.)
     """
 
-    function = staticmethod(mse_distance)
+    def distance(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return mse_distance(predictions, targets)
 
 
-class SmoothL1(nn.Module):
+class SmoothL1(_Distance):
     """`smooth_l1_distance`. Raises `InputError` unless beta > 0.
 
     >>> SmoothL1(beta=1.0)(torch.zeros(1, 2), torch.tensor([[0.5, 2.0]]))
     tensor(0.8125)
     """
 
-    unit_norm = False
-
     def __init__(self, beta: float = 1.0) -> None:
         super().__init__()
         _check_beta(beta)
         self.beta = beta
 
-    def forward(self, predictions: Tensor, targets: Tensor, ids: Tensor | None = None) -> Tensor:
+    def distance(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return smooth_l1_distance(predictions, targets, self.beta)
 
 
