@@ -25,7 +25,7 @@ from jepa.errors import InputError
 from jepa.evaluation.record import announce, code_version, describe_device, library_versions
 from jepa.metrics import cider_d, match_nearest
 from jepa.metrics.paired import paired_test
-from jepa.models.token_baseline import TokenVLM, candidate_scores, ranks_of_own
+from jepa.models.token_vlm import TokenVLM, WindowDecoder, candidate_scores, ranks_of_own
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger
 from jepa.report.comparison import FIGURES, SCHEMA, summary, write_report
@@ -132,10 +132,13 @@ def _streams(model: VLJEPA | TokenVLM, world: World, config: Mapping[str, Any], 
     records = [stream.record for stream in streams]
     if isinstance(model, TokenVLM):
         ledger, emissions = OperationLedger(), []
+        decoder = SelectiveDecoder(Uniform(rate), WindowDecoder(model, CAPTION_QUERIES[0]), ledger)
         for stream in streams:
-            found = list(model.stream(stream.frames(), rate, CAPTION_QUERIES[0], ledger))
-            ledger.steps(len(found))
-            emissions.append([Emission(one.text, at, at, at, at, "decoder") for one, at in found])
+            found: list[Emission] = []
+            for windows, times in model.windows(stream.frames(chunk=int(world.fps / rate)), rate, ledger):
+                for window, at in zip(windows, times.tolist(), strict=True):
+                    found += decoder.step(None, at, payload=window)
+            emissions.append(found + decoder.finish())
         return {"every step": _stream_record(ledger, emissions, records)}
     latents = []
     encoding = OperationLedger()
