@@ -315,7 +315,7 @@ class ComparisonStreamConfig:
 
 @dataclass(frozen=True)
 class ComparisonTrainConfig:
-    """An arm of the controlled comparison: see ``jepa.training.comparison``.
+    """An arm of the controlled comparison: see ``jepa.studies.comparison``.
 
     ``pool`` counts batches of training clips, ``held_out`` compositions to test on, ``points`` steps after which an arm
     is scored, ``answers`` clips that are answered one by one.
@@ -457,7 +457,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class TypingValuesConfig:
-    """What each method's knob may be: see ``jepa.evaluation.typed_requests``."""
+    """What each method's knob may be: see ``jepa.studies.requests.typed``."""
 
     delta: Annotated[list[NonNegative], NotEmpty()]
     endpoint_quantiles: Annotated[list[Fraction], NotEmpty()]
