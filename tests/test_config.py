@@ -10,24 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import jepa.config
-from jepa.cli import COMMANDS
-from jepa.config import (
-    TRAIN_CONFIGS,
-    Bound,
-    CostConfig,
-    EvaluateConfig,
-    ReplayConfig,
-    ReportConfig,
-    TrainConfig,
-    build,
-    nearest,
-    validate,
-)
+from jepa.build import build, nearest
+from jepa.cli import COMMANDS, compose
+from jepa.config import TRAIN_CONFIGS, Bound, EvaluateConfig, ReportConfig, TrainConfig, validate
 from jepa.errors import InputError
+from jepa.studies.configs import CostConfig, ReplayConfig
 
 CONF = Path(__file__).parent.parent / "conf"
 SCHEMAS = {
@@ -42,11 +32,10 @@ OPTIONS = [f"{path.parent.relative_to(CONF)}={path.stem}" for path in sorted(CON
 
 def composed(command: str, *overrides: str) -> dict[str, Any]:
     """A composition as plain containers, with text for what the user has to give."""
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        config = compose(command, list(overrides))
-        for key in OmegaConf.missing_keys(config):
-            OmegaConf.update(config, key, "given")
-        return OmegaConf.to_container(config, resolve=True)
+    config = compose(command, list(overrides))
+    for key in OmegaConf.missing_keys(config):
+        OmegaConf.update(config, key, "given")
+    return OmegaConf.to_container(config, resolve=True)
 
 
 def replaced(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jepa import checkpoint
-from jepa.config import build
+from jepa.build import build
 from jepa.data.comparison import HeldOutClips, held_out_clips
 from jepa.data.records import StreamRecord
 from jepa.data.world import CAPTION_QUERIES, World

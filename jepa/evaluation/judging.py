@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jepa.config import AnswersConfig, build_as
+from jepa.build import build_as
+from jepa.config import AnswersConfig
 from jepa.data.pairs import ExampleSplits
 from jepa.errors import InputError
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jepa import checkpoint
-from jepa.config import REQUESTS_CONFIGS, build_as, validate
+from jepa.build import build_as
+from jepa.config import validate
 from jepa.data.pairs import ExampleSplits
 from jepa.errors import InputError
 from jepa.evaluation.language import load_language_model
@@ -19,12 +20,13 @@ from jepa.evaluation.record import announce, code_version, describe_device, devi
 from jepa.evaluation.recurring_requests import evaluate_recurring
 from jepa.evaluation.typed_requests import evaluate_typing
 from jepa.report.requests import SCHEMA, summary, write_report
+from jepa.studies.configs import REQUESTS_CONFIGS
 
 
 def evaluate_requests(
     folder: Path,
     output: Path,
-    settings: Mapping[str, Any],
+    requests: Mapping[str, Any],
     seed: int,
     accelerator: str,
     splits: ExampleSplits | None = None,
@@ -34,7 +36,7 @@ def evaluate_requests(
     Args:
         folder: checkpoint of an LLM-JEPA.
         output: folder to write to.
-        settings: a configuration of `REQUESTS_CONFIGS`, by its `kind`.
+        requests: a configuration of `REQUESTS_CONFIGS`, by its `kind`.
         seed: of streams, folds and resampling.
         accelerator: "auto", "cpu" or "gpu".
         splits: the data; None: those that the checkpoint was trained on.
@@ -42,10 +44,10 @@ def evaluate_requests(
     Raises:
         InputError: settings that break a rule, a checkpoint of another variant, or data without what is asked for.
     """
-    kind = settings.get("kind")
+    kind = requests.get("kind")
     if kind not in REQUESTS_CONFIGS:
         raise InputError(f"requests.kind must be one of {', '.join(REQUESTS_CONFIGS)}, got {kind!r}")
-    settings = validate(dict(settings), REQUESTS_CONFIGS[kind])
+    settings: Any = validate(dict(requests), REQUESTS_CONFIGS[kind], "requests")
     trained, device = checkpoint.read_config(folder), device_of(accelerator)
     splits = splits or build_as(ExampleSplits, "data", trained["data"])
     model = load_language_model(folder, device)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from jepa.config import build, build_as
+from jepa.build import build, build_as
 from jepa.data.records import StreamRecord
 from jepa.errors import InputError
 from jepa.evaluation.processes import can_fork, in_processes

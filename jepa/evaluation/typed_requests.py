@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jepa.config import build_as
+from jepa.build import build_as
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.data.request_streams import TypedStream, TypingStyle, type_requests
 from jepa.errors import InputError

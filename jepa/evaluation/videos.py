@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from jepa import checkpoint
-from jepa.config import build
+from jepa.build import build
 from jepa.data.timelines import excerpt, read_timeline, video_of
 from jepa.data.video import VideoFile, VideoStream, find_video
 from jepa.data.world import Stream, World

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from jepa import checkpoint
-from jepa.config import build, validate_task
+from jepa.build import build
 from jepa.data.manifests import Kind, Sample, WorldPredictionSample, read_manifest
 from jepa.data.media import read_clip
 from jepa.data.world_tasks import world_samples
@@ -60,7 +60,7 @@ def evaluate_task(folder: Path, output: Path, config: Mapping[str, Any]) -> Path
         InputError: a task that breaks its schema, a manifest without samples of its kind or that cannot be read, fewer
             samples than processes, or a medium that cannot be read; with the task's `skip_broken`, none that can.
     """
-    settings = validate_task(config["task"])
+    settings = config["task"]
     kind, trained = settings["kind"], checkpoint.read_config(folder)
     with ranks() as all_ranks:
         device = device_of(config["accelerator"])

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from jepa import checkpoint
-from jepa.config import StageConfig, build
+from jepa.build import build
+from jepa.config import StageConfig
 from jepa.data.clips import ClipBatch, ClipBatches
 from jepa.data.comparison import SAMPLES, STATES, HeldOutClips, StateBatch, StateBatches, held_out_clips
 from jepa.data.tokenizer import Tokenizer

@@ -10,8 +10,9 @@ import torch
 from conftest import vlm_config
 from safetensors.torch import load_file, save_file
 
+from jepa.build import build
 from jepa.cli import main
-from jepa.config import StageConfig, build
+from jepa.config import StageConfig
 from jepa.data.comparison import StateBatches, held_out_clips
 from jepa.data.world import World
 from jepa.errors import InputError
