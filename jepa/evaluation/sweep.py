@@ -544,15 +544,15 @@ def _savings(
                 seed=seed,
             )
             difference = None
-            if found.knob is not None:
-                pair = ([scores.temporal_f1_merged for scores in run.dense] for run in (ours[found.knob], theirs))
+            if found.value is not None:
+                pair = ([scores.temporal_f1_merged for scores in run.dense] for run in (ours[found.value], theirs))
                 difference = paired_difference(*pair, seed=seed)
             yield Saving(
                 reference=reference,
                 tolerance=tolerance,
                 headline=number == 0,
                 policy=policy,
-                value=found.knob,
+                value=found.value,
                 reached=found.reached,
                 quality=found.quality,
                 reference_quality=found.reference_quality,
@@ -560,7 +560,7 @@ def _savings(
                 temporal_f1_difference=difference,
                 decodes_per_second=found.decodes_per_second,
                 reference_decodes_per_second=found.reference_decodes_per_second,
-                ratio=Ratio.of(found.saving),
+                ratio=Ratio.of(found.ratio),
                 reason=found.reason,
             )
 
@@ -655,7 +655,7 @@ def _curve(family: Family, runs: Mapping[float, _Run], seed: int) -> Curve:
 
 def _point(point: SweepPoint, seed: int) -> Point:
     quality = bootstrap_mean(point.scores, seed=seed)
-    return Point(value=point.knob, decodes_per_second=point.decodes_per_second, cider_d=quality)
+    return Point(value=point.value, decodes_per_second=point.decodes_per_second, cider_d=quality)
 
 
 def _cache_result(run: _Run) -> CacheResult | None:
