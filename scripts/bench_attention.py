@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, under 50 s")
     repetitions = 3 if parser.parse_args().quick else 12
     config = validate(compose("train", ["experiment=demo"]), TrainConfig)
+    assert config.jepa is not None
     torch.manual_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build_model(config.model_dump(), Tokenizer.train(corpus(), config.tokenizer.vocab_size)).to(device)

@@ -96,6 +96,7 @@ def step_rate(name: str, size: int, device: str, repetitions: int) -> dict[str, 
     world_size = 256 if name == "vl_jepa_paper" else 48
     overrides = ["name=bench", f"model={name}", f"world.size={world_size}"]
     config = validate(compose("train", overrides), TrainConfig)
+    assert config.jepa is not None
     torch.manual_seed(0)
     model = build_model(config.model_dump(), Tokenizer.train(corpus(), config.tokenizer.vocab_size)).to(device).train()
     set_fused_attention(model, device == "cuda")

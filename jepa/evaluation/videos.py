@@ -13,6 +13,7 @@ import torch
 
 from jepa import checkpoint
 from jepa.build import build
+from jepa.config import EvaluateConfig
 from jepa.data.timelines import excerpt, read_timeline, video_of
 from jepa.data.video import VideoFile, VideoStream, find_video
 from jepa.data.world import Stream, World
@@ -36,7 +37,7 @@ from jepa.results.documents import EncodedStreams, RoleParameters, Stage, Traini
 
 
 @torch.no_grad()
-def evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any]) -> Path:
+def evaluate_videos(folder: Path, output: Path, config: EvaluateConfig) -> Path:
     """Scores the checkpoint `folder` by a validated `EvaluateConfig` and writes the folder `output`, which it returns.
 
     It holds `evaluation.json` and, for each setting and split, latents, times, annotations and ledgers. What the user
@@ -50,23 +51,23 @@ def evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any]) -> Pa
         return _evaluate_videos(folder, output, config, all_ranks)
 
 
-def _evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any], all_ranks: Ranks) -> Path:
-    if config["candidates"] < 5:
+def _evaluate_videos(folder: Path, output: Path, config: EvaluateConfig, all_ranks: Ranks) -> Path:
+    if config.candidates < 5:
         raise InputError(f"candidates must be >= 5, for R@5 among them, got {config['candidates']}")
-    trained, device = checkpoint.read_config(folder), device_of(config["accelerator"])
+    trained, device = checkpoint.read_config(folder), device_of(config.accelerator)
     _training(folder)
     model: VLJEPA = checkpoint.load(folder).to(device)
     world = build(trained["world"])
-    if config["videos"] is not None:
-        plans = {"videos": _videos(model, config["videos"], all_ranks)}
+    if config.videos is not None:
+        plans = {"videos": _videos(model, config.videos, all_ranks)}
     else:
-        plans = {name: _made(world, name, setting, config["seed"]) for name, setting in config["streams"].items()}
+        plans = {name: _made(world, name, setting, config.seed) for name, setting in config.streams.items()}
     for name, plan in plans.items():
-        _check(model, plan, "videos" if config["videos"] is not None else f"streams.{name}")
+        _check(model, plan, "videos" if config.videos is not None else f"streams.{name}")
     output.mkdir(parents=True, exist_ok=True)
 
     if not all_ranks.rank:
-        scores = score_tasks(model, world, config["seed"], config["candidates"], config["batch_size"])
+        scores = score_tasks(model, world, config.seed, config.candidates, config.batch_size)
         print(score_lines(scores), flush=True)
     settings = {}
     for name, plan in plans.items():
