@@ -1,8 +1,4 @@
-"""`train` of one arm of the controlled comparison: VL-JEPA or the token-space baseline on the same frozen encoder.
-
-What predicting embeddings buys over predicting tokens (VL-JEPA, arXiv 2512.10942, section 4.2): encoder, clips, order,
-batch, schedule and number of samples are the same for both arms; only what is trained on the states differs.
-"""
+"""Training of one arm and seed: VL-JEPA, or the token-space model, on the states of a frozen X-Encoder."""
 
 from __future__ import annotations
 
@@ -12,11 +8,10 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -27,27 +22,42 @@ from jepa import checkpoint
 from jepa.build import build
 from jepa.config import StageConfig
 from jepa.data.clips import ClipBatch, ClipBatches
-from jepa.data.comparison import SAMPLES, STATES, HeldOutClips, StateBatch, StateBatches, held_out_clips
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import CAPTION_QUERIES, corpus
 from jepa.errors import InputError
 from jepa.models.token_baseline import TokenVLM, candidate_scores, ranks_of_own
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.operations import count_flops
-from jepa.training.fit import fit, on_gpu, summary
+from jepa.studies.comparison.data import SAMPLES, STATES, HeldOutClips, StateBatch, StateBatches, held_out_clips
+from jepa.studies.comparison.results import ArmTraining, DecoderTraining, StepFlops, TrainedPoint, Trial
+from jepa.studies.configs import ComparisonTrainConfig
+from jepa.training.fit import fit, on_gpu, precision, summary
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, Stage, text_ids
 
 _ENCODER = "encoder.safetensors"
+_VARIANTS: dict[str, Literal["vl_jepa", "token_vlm"]] = {"VLJEPA": "vl_jepa", "TokenVLM": "token_vlm"}
 _SAMPLES_SEED = 2_000_003  # added to the seed: apart from the clips that the encoder saw
 _VALIDATION_SEED = 1_000_003
 
 
-class WordsModule(Stage):
+class _LossModule(Stage):
+    """A stage whose `forward` is the loss of a batch."""
+
+    def training_step(self, batch: ClipBatch | StateBatch, index: int) -> Tensor:
+        loss: Tensor = self(batch)
+        self.log("loss", loss, prog_bar=True, batch_size=len(batch.texts))
+        return loss
+
+    def validation_step(self, batch: ClipBatch | StateBatch, index: int) -> None:
+        self.log("val/loss", self(batch), batch_size=len(batch.texts))
+
+
+class WordsModule(_LossModule):
     """The X-Encoder and a linear map of its mean state, trained to name the tokens of a clip's text in any order.
 
-    Softmax cross-entropy with the distinct tokens as equal targets (Joulin et al. 2016, arXiv 1511.02251): neither
-    contrastive nor autoregressive, so that the frozen encoder owes nothing to the objective of either arm.
+    The loss is softmax cross-entropy with the distinct tokens as equal targets (Joulin et al. 2016, arXiv 1511.02251).
+    It is neither contrastive nor autoregressive, so the frozen encoder favours the objective of neither arm.
     """
 
     def __init__(self, encoder: nn.Module, width: int, tokenizer: Tokenizer, stage: StageConfig) -> None:
@@ -58,26 +68,18 @@ class WordsModule(Stage):
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.parameters())}]
 
-    def cross_entropy(self, batch: ClipBatch) -> Tensor:
-        """In nats a text."""
+    def forward(self, batch: ClipBatch) -> Tensor:
+        """Mean cross-entropy of the batch's texts, in nats."""
         ids, mask = (t.to(self.device) for t in self.tokenizer.encode(batch.texts))
         logits = self.head(self.encoder(batch.frames).mean(1)).float()
         words = torch.zeros_like(logits).scatter_add_(1, ids, mask.to(logits.dtype)).clamp_max(1)
         return F.cross_entropy(logits, words / words.sum(1, keepdim=True))
 
-    def training_step(self, batch: ClipBatch, index: int) -> Tensor:
-        loss = self.cross_entropy(batch)
-        self.log("loss", loss, prog_bar=True, batch_size=len(batch.texts))
-        return loss
 
-    def validation_step(self, batch: ClipBatch, index: int) -> None:
-        self.log("val/loss", self.cross_entropy(batch), batch_size=len(batch.texts))
-
-
-class ArmModule(Stage):
+class ArmModule(_LossModule):
     """One arm on the states of the frozen X-Encoder; keeps copies of its weights after the steps in `points`.
 
-    VL-JEPA learns by `loss` between predicted embeddings and those of the texts, the baseline by the cross-entropy of
+    VL-JEPA learns by `loss` between predicted embeddings and those of the texts, the token VLM by the cross-entropy of
     the texts' tokens.
     """
 
@@ -103,14 +105,6 @@ class ArmModule(Stage):
         loss: Tensor = self.objective(predictions, self.model.embed(batch.texts), ids)
         return loss
 
-    def training_step(self, batch: StateBatch, index: int) -> Tensor:
-        loss = self(batch)
-        self.log("loss", loss, prog_bar=True, batch_size=len(batch.texts))
-        return loss
-
-    def validation_step(self, batch: StateBatch, index: int) -> None:
-        self.log("val/loss", self(batch), batch_size=len(batch.texts))
-
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         super().on_train_batch_end(outputs, batch, index)
         if self.global_step in self.points:
@@ -119,153 +113,154 @@ class ArmModule(Stage):
             }
 
 
-def train(config: dict[str, Any], output: Path) -> Path:
-    """Trains one arm and one seed by a validated `ComparisonTrainConfig` and returns `output`.
+def train_arm(config: ComparisonTrainConfig, output: Path) -> ArmTraining:
+    """Train one arm with one seed; leaves a checkpoint `samples_<n>` in `output` for each of the points.
 
-    Every learning rate is tried over the whole schedule; the one with the best mean reciprocal rank of the right
-    caption on the validation clips is kept, with a checkpoint `samples_<n>` at each of its `points`. A VL-JEPA gets a
-    new decoder at each of them, trained on what it predicts for samples it has seen. `training.json` has what was
-    tried and counted.
+    Every learning rate is tried over the whole schedule. The best by mean reciprocal rank of the right caption on the
+    validation clips is kept. A VL-JEPA gets a new decoder at each point, trained on its predictions for samples it has
+    seen.
 
     Raises:
-        InputError: the points do not increase up to the last step, or the model is neither of the two.
+        InputError: points that do not increase up to the last step, or a model of neither arm.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
-    points = config["points"]
-    if sorted(set(points)) != points or points[-1] != config["stage"]["steps"]:
-        raise InputError(f"points must increase up to stage.steps = {config['stage']['steps']}, got {points}")
-    tokenizer = Tokenizer.train(corpus(), **config["tokenizer"])
+    points = config.points
+    if sorted(set(points)) != points or points[-1] != config.stage.steps:
+        raise InputError(f"points must increase up to stage.steps = {config.stage.steps}, got {points}")
+    arm = _VARIANTS.get(str(config.model.get("_target_")).rpartition(".")[2])
+    if arm is None:
+        raise InputError(f"model._target_ must be one of {', '.join(_VARIANTS)}, got {config.model.get('_target_')!r}")
+    tokenizer = Tokenizer.train(corpus(), config.tokenizer.vocab_size)
     states = frozen_states(config, tokenizer)
-    validation, _ = held_out_clips(
-        build(config["world"]), config["held_out"], config["model"]["frames"], config["data_seed"]
-    )
-    tried = []
-    best: tuple[float, ArmModule, StageConfig] | None = None
-    for factor in config["learning_rate_factors"]:
-        stage = StageConfig(**{**config["stage"], "learning_rate": factor * config["stage"]["learning_rate"]})
-        started = time.perf_counter()
-        module, record = _fit(config, stage, states, validation, tokenizer, output)
-        record["seconds"] = round(time.perf_counter() - started, 2)
-        tried.append(record)
-        if best is None or record["validation_mrr"] > best[0]:
-            best = record["validation_mrr"], module, stage
-    if best is None:
-        raise InputError("learning_rate_factors must hold at least one factor, got none")
-    _, module, stage = best
-    variant = "token_vlm" if isinstance(module.model, TokenVLM) else "vl_jepa"
-    flops = _step_flops(module, StateBatches(states, config["seed"], stage.batch_size, 1)[0])
-    record = {
-        "arm": variant,
-        "states": states.name,
-        "learning_rate": stage.learning_rate,
-        "tried": tried,
-        "step_flops": flops,
-        "points": [],
-    }
+    validation, _ = held_out_clips(build(config.world), config.held_out, config.model["frames"], config.data_seed)
+    tried = [
+        _fit(
+            config,
+            config.stage.model_copy(update={"learning_rate": factor * config.stage.learning_rate}),
+            arm,
+            states,
+            validation,
+            tokenizer,
+            output,
+        )
+        for factor in config.learning_rate_factors
+    ]
+    module, best = max(tried, key=lambda each: each[1].validation_mrr)
+    flops = _step_flops(module, StateBatches(states, config.seed, config.stage.batch_size, 1)[0])
+    trained = []
     for point in points:
         module.model.load_state_dict(module.kept[point])
-        decoder = _train_decoder(config, module.model, states, point, output) if variant == "vl_jepa" else None
-        seen = point * stage.batch_size
-        checkpoint.save(module.model.cpu(), {**config, "variant": variant}, output / f"samples_{seen}")
-        record["points"].append({"samples": seen, "steps": point, "decoder": decoder})
-    (output / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    return output
+        decoder = None
+        if isinstance(module.model, VLJEPA):
+            decoder = _train_decoder(config, module.model, states, point, output)
+        seen = point * config.stage.batch_size
+        plain = {**config.model_dump(), "variant": arm}
+        checkpoint.save(module.model.cpu(), plain, output / f"samples_{seen}")
+        trained.append(TrainedPoint(samples=seen, steps=point, decoder=decoder))
+    return ArmTraining(
+        arm=arm,
+        encoder_states=states.name,
+        learning_rate=best.learning_rate,
+        tried=tuple(trial for _, trial in tried),
+        step_flops=flops,
+        points=tuple(trained),
+    )
 
 
 def _fit(
-    config: dict[str, Any],
+    config: ComparisonTrainConfig,
     stage: StageConfig,
+    arm: str,
     states: Path,
     validation: HeldOutClips,
     tokenizer: Tokenizer,
     output: Path,
-) -> tuple[ArmModule, dict[str, Any]]:
+) -> tuple[ArmModule, Trial]:
     """One learning rate over the whole schedule, and how well it finds the right captions of the validation clips."""
-    L.seed_everything(config["seed"], verbose=False)
-    model = _model(config, tokenizer, states)
+    started = time.perf_counter()
+    torch.manual_seed(config.seed)
+    model = _model(config, arm, tokenizer, states)
     held_out = _every_state(model, validation)
     queries = [CAPTION_QUERIES[0]] * len(validation.scenes)
-    loss = build(config["loss"]) if isinstance(model, VLJEPA) else None
-    module = ArmModule(model, loss, stage, config["points"])
-    batches = StateBatches(states, config["seed"], stage.batch_size, stage.steps)
+    loss = build(config.loss) if isinstance(model, VLJEPA) else None
+    module = ArmModule(model, loss, stage, config.points)
+    batches = StateBatches(states, config.seed, stage.batch_size, stage.steps)
     name = f"learning_rate_{stage.learning_rate:g}"
     check = [StateBatch(held_out, queries, validation.names)]
     trainer = fit(module, batches, check, stage, config, output, name)
     model.to("cpu").eval()
     ranks = ranks_of_own(candidate_scores(model, held_out, queries, validation.names))
-    return module, {
-        "learning_rate": stage.learning_rate,
-        "validation_mrr": float((1 / ranks).mean()),
-        **summary(trainer, stage, output / "logs" / name),
-    }
+    found = summary(trainer, stage, output / "logs" / name)
+    return module, Trial(
+        learning_rate=stage.learning_rate,
+        validation_mrr=float((1 / ranks).mean()),
+        steps=found["steps"],
+        samples=found["samples"],
+        seconds=round(time.perf_counter() - started, 2),
+        curve=found["curve"],
+    )
 
 
-def _model(config: dict[str, Any], tokenizer: Tokenizer, states: Path) -> VLJEPA | TokenVLM:
+def _model(config: ComparisonTrainConfig, arm: str, tokenizer: Tokenizer, states: Path) -> VLJEPA | TokenVLM:
     """A new model of an arm; its X-Encoder is the frozen one."""
-    name = str(config["model"].get("_target_")).rpartition(".")[2]
-    variants = {"VLJEPA": "vl_jepa", "TokenVLM": "token_vlm"}
-    if name not in variants:
-        raise InputError(f"model._target_ must be one of {', '.join(variants)}, got {name!r}")
-    model: VLJEPA | TokenVLM = checkpoint.build_model({**config, "variant": variants[name]}, tokenizer)
+    model: VLJEPA | TokenVLM = checkpoint.build_model({**config.model_dump(), "variant": arm}, tokenizer)
     encoder: Any = model.x_encoder
     encoder.load_state_dict(load_file(states / _ENCODER))
     encoder.requires_grad_(False)
-    plain = config["precision"] == "bf16-mixed" and not on_gpu(config)  # the fused kernel is slower in bf16 on a CPU
     if isinstance(model, TokenVLM):
-        model.language_model.set_attention("eager" if plain else "sdpa")
+        model.language_model.set_attention("sdpa" if _fused(config) else "eager")
     else:
-        set_fused_attention(model, not plain)
+        set_fused_attention(model, _fused(config))
         model.y_decoder.requires_grad_(False)
     return model
 
 
-def _step_flops(module: ArmModule, batch: StateBatch) -> dict[str, int]:
-    """FLOPs of a training step: of what is trained, forward and backward, and of encoding the batch's clips once."""
+def _fused(config: ComparisonTrainConfig) -> bool:
+    """Whether attention runs in the fused kernel, which is slower in bf16 on a CPU."""
+    return precision(config) != "bf16-mixed" or on_gpu(config)
+
+
+def _step_flops(module: ArmModule, batch: StateBatch) -> StepFlops:
     model = module.model
     encoder: Any = model.x_encoder
     frames = torch.zeros(1, model.frames, *2 * (encoder.size,), 3, dtype=torch.uint8)
     encoding = count_flops(lambda: model.encode(frames)).total
     trained = count_flops(lambda: module(batch).backward()).total
     module.zero_grad(set_to_none=True)
-    return {"trained": trained, "encoder": encoding * len(batch.texts)}
+    return StepFlops(trained=trained, encoder=encoding * len(batch.texts))
 
 
 def _train_decoder(
-    config: dict[str, Any], model: VLJEPA | TokenVLM, states: Path, point: int, output: Path
-) -> dict[str, Any]:
+    config: ComparisonTrainConfig, model: VLJEPA, states: Path, point: int, output: Path
+) -> DecoderTraining:
     """A new Y-Decoder on the embeddings that the model at a point predicts for samples seen until then."""
-    if isinstance(model, TokenVLM):
-        raise ValueError("the baseline has no Y-Decoder")
-    started = time.perf_counter()
-    settings = dict(config["decoder"])
-    examples = settings.pop("examples")
-    stage = StageConfig(**settings)
-    L.seed_everything(config["seed"], verbose=False)
-    model.y_decoder = build(config["model"]["y_decoder"])
-    batches = StateBatches(states, config["seed"], config["stage"]["batch_size"], point)
+    started, stage = time.perf_counter(), config.decoder
+    torch.manual_seed(config.seed)
+    model.y_decoder = build(config.model["y_decoder"])
+    batches = StateBatches(states, config.seed, config.stage.batch_size, point)
     predictions, texts = [], []
     model.eval()
     with torch.no_grad():
-        for index in range(min(point, -(-examples // batches.batch_size))):
+        for index in range(min(point, -(-stage.examples // batches.batch_size))):
             batch = batches[index]
             predictions.append(model.predict(batch.states, batch.queries))
             texts += batch.texts
     pairs = (torch.cat(predictions), model.embed_all(texts), texts)
     train, check = (
         PairDecoderBatches(*pairs, seed, stage.batch_size, count)
-        for seed, count in ((config["seed"], stage.steps), (config["seed"] + _VALIDATION_SEED, 1))
+        for seed, count in ((config.seed, stage.steps), (config.seed + _VALIDATION_SEED, 1))
     )
     module = DecoderModule(model, stage)
     module.train()
     flops = count_flops(lambda: module.cross_entropy(*train[0]).backward()).total
     module.zero_grad(set_to_none=True)
     fit(module, train, check, stage, config, output, f"decoder_{point}")
-    return {
-        "steps": stage.steps,
-        "examples": len(texts),
-        "flops": flops * stage.steps,
-        "seconds": round(time.perf_counter() - started, 2),
-    }
+    return DecoderTraining(
+        steps=stage.steps,
+        examples=len(texts),
+        flops=flops * stage.steps,
+        seconds=round(time.perf_counter() - started, 2),
+    )
 
 
 @torch.no_grad()
@@ -277,15 +272,16 @@ def _every_state(model: VLJEPA | TokenVLM, clips: HeldOutClips, batch_size: int 
 # --- The frozen encoder and its states, the same for all arms and seeds.
 
 
-def frozen_states(config: Mapping[str, Any], tokenizer: Tokenizer) -> Path:
+def frozen_states(config: ComparisonTrainConfig, tokenizer: Tokenizer) -> Path:
     """The folder with the frozen encoder and the states of the training clips; made if it is not there.
 
     Its name is a digest of everything that it is made from: arms and seeds of one comparison share it.
     """
-    made_from = {key: config[key] for key in ("world", "tokenizer", "clips", "encoder", "data_seed", "pool")}
-    made_from |= {key: config["model"][key] for key in ("x_encoder", "frames")}
+    plain = config.model_dump()
+    made_from = {key: plain[key] for key in ("world", "tokenizer", "clips", "encoder", "data_seed", "pool")}
+    made_from |= {key: config.model[key] for key in ("x_encoder", "frames")}
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
-    folder = Path(config["states"]) / digest
+    folder = Path(config.states) / digest
     if folder.is_dir():
         return folder
     partial = folder.with_name(f"{digest}.{os.getpid()}.partial")
@@ -300,25 +296,24 @@ def frozen_states(config: Mapping[str, Any], tokenizer: Tokenizer) -> Path:
     return folder
 
 
-def _make_states(config: Mapping[str, Any], tokenizer: Tokenizer, folder: Path) -> None:
-    """Trains the encoder, then writes `encoder.safetensors`, `states.safetensors` (float16) and `samples.jsonl`."""
+def _make_states(config: ComparisonTrainConfig, tokenizer: Tokenizer, folder: Path) -> None:
+    """Train the encoder, then write `encoder.safetensors`, `states.safetensors` (float16) and `samples.jsonl`."""
     started = time.perf_counter()
-    world, seed, frames = build(config["world"]), config["data_seed"], config["model"]["frames"]
-    stage = StageConfig(**config["encoder"])
-    L.seed_everything(seed, verbose=False)
-    encoder = build(config["model"]["x_encoder"])
-    set_fused_attention(encoder, not (config["precision"] == "bf16-mixed" and not on_gpu(dict(config))))
-    clips = {**config["clips"], "hard_negatives": 0}
+    world, seed, frames, stage = build(config.world), config.data_seed, config.model["frames"], config.encoder
+    torch.manual_seed(seed)
+    encoder = build(config.model["x_encoder"])
+    set_fused_attention(encoder, _fused(config))
+    clips = {**config.clips.model_dump(), "hard_negatives": 0}
     batches, validation = (
         ClipBatches(world, s, stage.batch_size, count, frames, **clips)
         for s, count in ((seed, stage.steps), (seed + _VALIDATION_SEED, stage.validation_batches))
     )
     module = WordsModule(encoder, encoder.width, tokenizer, stage)
-    trainer = fit(module, batches, validation, stage, dict(config), folder, "encoder")
+    trainer = fit(module, batches, validation, stage, config, folder, "encoder")
     record = {"seconds": round(time.perf_counter() - started, 2), **summary(trainer, stage, folder / "logs/encoder")}
     encoder.to("cpu").eval()
     save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / _ENCODER)
-    pool = ClipBatches(world, seed + _SAMPLES_SEED, stage.batch_size, config["pool"], frames, **clips)
+    pool = ClipBatches(world, seed + _SAMPLES_SEED, stage.batch_size, config.pool, frames, **clips)
     states, lines = [], []
     with torch.no_grad():
         for index in tqdm(range(len(pool)), desc="states of the clips", unit="batch"):
