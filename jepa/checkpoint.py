@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from jepa.config import build_as
+from jepa.build import build_as
 from jepa.errors import InputError
 
 if TYPE_CHECKING:

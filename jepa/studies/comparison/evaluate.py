@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jepa import checkpoint
-from jepa.config import ComparisonStreamConfig, ComparisonTrainConfig, build
+from jepa.build import build
 from jepa.data.records import StreamRecord
 from jepa.data.world import CAPTION_QUERIES, World
 from jepa.evaluation.provenance import code_version, describe_device, library_versions, now
@@ -36,6 +35,7 @@ from jepa.studies.comparison.results import (
     StreamStep,
 )
 from jepa.studies.comparison.train import train_arm
+from jepa.studies.configs import ComparisonStreamConfig, ComparisonTrainConfig
 
 _STREAM_SEED = 9_001
 _In = TypeVar("_In")
@@ -53,7 +53,7 @@ def run(config: ComparisonTrainConfig, output: Path) -> Path:
         created=now(),
         name=config.name,
         run=found,
-        config=asdict(config),
+        config=config.model_dump(),
         code=code_version(),
         libraries=library_versions(),
         device=describe_device("cpu"),
