@@ -2,6 +2,8 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py
+# Test processes, one thread each: one for each core, at most 4.
+WORKERS ?= auto
 
 .PHONY: help demo test lint clean
 .DELETE_ON_ERROR:
@@ -11,7 +13,7 @@ help:
 	@echo "make test   ruff, mypy and pytest"
 	@echo "make lint   ruff and mypy only"
 	@echo "make clean  remove caches and build products; keeps $(VENV) and outputs"
-	@echo "Variables: VENV=$(VENV) (where to install), PYTHON=... (which Python makes it)"
+	@echo "Variables: VENV=$(VENV) (where to install), PYTHON=... (which Python makes it), WORKERS=$(WORKERS) (test processes)"
 
 demo: $(VENV)/.installed
 	$(BIN)/jepa train experiment=demo
@@ -19,7 +21,7 @@ demo: $(VENV)/.installed
 	$(BIN)/jepa report evaluation=outputs/demo/evaluation
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

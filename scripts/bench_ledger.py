@@ -23,13 +23,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
-
 import jepa
+from jepa.build import build
+from jepa.cli import compose
 from jepa.cli import main as command
-from jepa.config import build
 from jepa.data.world import World
-from jepa.operations import OperationLedger, TrainingMeter, training
+from jepa.operations import OperationLedger, TrainingMeter, meter
 from jepa.operations.flops import count_flops
 from jepa.selective import Gate, LatentCache, SelectiveDecoder
 
@@ -87,7 +86,7 @@ def main() -> None:
     OperationLedger.timed = watch.wrap_context(OperationLedger.timed)  # type: ignore[method-assign]
     for name in METER:
         setattr(TrainingMeter, name, watch.wrap(getattr(TrainingMeter, name)))
-    vars(training)["_flops"] = once.wrap(training._flops)
+    vars(meter)["_flops"] = once.wrap(meter._flops)
     counter = watch.wrap(once.wrap(count_flops))
     for module in [m for name, m in sys.modules.items() if name.startswith("jepa.")]:
         if getattr(module, "count_flops", None) is count_flops:
@@ -127,8 +126,7 @@ def main() -> None:
 
 
 def live(model: Any, seconds: float) -> None:
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        style = build(compose("evaluate", ["checkpoint=none"]).streams.everyday.style)
+    style = build(compose("evaluate", ["checkpoint=none"]).streams.everyday.style)
     stream = World().stream("bench", (0,), seconds, style)
     selective = SelectiveDecoder(Gate(threshold=2.0), model, cache=LatentCache(threshold=0.05, capacity=64))
     for latents, times in model.stream(stream.frames(), 2.0, "What happens?", selective.ledger):

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread in each process, told before torch is imported: as many processes as cores run at once.
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 import copy
-from typing import Any
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -11,6 +18,7 @@ from hypothesis import settings
 
 from jepa import checkpoint
 from jepa.data.chat import ChatTokenizer
+from jepa.data.manifests import Sample, media_of, write_manifest
 from jepa.data.pairs import Example
 from jepa.data.regex_grammar import generate
 from jepa.data.tokenizer import Tokenizer
@@ -18,10 +26,43 @@ from jepa.data.world import corpus
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.vl_jepa import VLJEPA
 
+if TYPE_CHECKING:
+    from jepa.results import StreamResults
+
 # The same examples in every run, so that a change is all that can break one. To search for new ones:
 # pytest --hypothesis-profile=default
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
+torch.set_num_threads(1)
+
+
+def real_data(name: str) -> Path:
+    """A file or folder of the real data. Skips the test, or the module that calls this, where it is not there."""
+    shared = Path(__file__).parents[2] / "shared" / "data"
+    path = Path(os.environ.get("JEPA_REAL_DATA", shared)) / name
+    if not path.exists():
+        pytest.skip(f"no real data at {path}", allow_module_level=True)
+    return path
+
+
+def write_samples(samples: list[Sample], folder: Path) -> Path:
+    """Writes samples of the procedural world as a manifest, with a folder of pictures for each medium."""
+    for media in {medium.name: medium for sample in samples for medium in media_of(sample)}.values():
+        (folder / media.name).mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(media.source):
+            (folder / media.name / f"{number:04d}.png").write_bytes(picture)
+    write_manifest(samples, folder / "manifest.jsonl")
+    return folder / "manifest.jsonl"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The command of a Chromium, for tests of pages. Skips the test where there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        found = shutil.which(name) or shutil.which(name, path="/usr/bin")
+        if found:
+            return found
+    pytest.skip("no chromium on this machine")
 
 
 def tiny_config() -> dict[str, Any]:
@@ -84,7 +125,7 @@ def vlm_config() -> dict[str, Any]:
         "eos_token_id": None,
     }
     model = {
-        "_target_": "jepa.models.token_baseline.TokenVLM",
+        "_target_": "jepa.models.token_vlm.TokenVLM",
         "frames": 8,
         "fps": 8,
         "max_length": 12,
@@ -104,6 +145,15 @@ def tiny_model(tokenizer: Tokenizer) -> VLJEPA:
     """Random weights from a fixed seed, in evaluation mode. Do not change it: copy it."""
     torch.manual_seed(0)
     return checkpoint.build_model(tiny_config(), tokenizer).eval()
+
+
+@pytest.fixture(scope="session")
+def stream_results(tiny_model: VLJEPA, tmp_path_factory: pytest.TempPathFactory) -> StreamResults:
+    """Seven policies swept over made streams of two settings: a document of the real pipeline."""
+    from made_streams import made_results
+
+    with torch.no_grad():
+        return made_results(tiny_model, tmp_path_factory.mktemp("streams"))
 
 
 LLAMA = {

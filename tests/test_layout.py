@@ -1,21 +1,29 @@
-"""Who may import whom: the rooms of the package and the libraries at its edge, read from the syntax trees."""
+"""How the house is built: who may import whom, how large a room may grow, and what tests may touch.
+
+Everything is read from the syntax trees. An import inside a function or under TYPE_CHECKING counts as any other.
+"""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 import jepa
 
-PACKAGE = Path(jepa.__file__).parent
+PACKAGE, TESTS = Path(jepa.__file__).parent, Path(__file__).parent
 PARTS = {"encoders", "predictors", "decoders", "losses"}
-CORE = PARTS | {"metrics", "operations", "data", "models", "selective"}
+CORE = PARTS | {"metrics", "operations", "data", "models", "selective", "pretrained"}
+SETUP = {"config", "build", "checkpoint"}
 # A room is a folder or a module of jepa/. Each may import itself, `errors`, and:
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -26,32 +34,118 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"pretrained"},
     "encoders": {"losses", "pretrained"},
     "predictors": {"losses", "pretrained"},
-    "decoders": {"losses", "operations", "pretrained"},
+    "decoders": {"losses", "pretrained"},
     "selective": {"metrics", "operations"},
     "models": PARTS | {"data", "operations", "pretrained", "selective"},
-    "config": set(),
-    "checkpoint": {"config", "models", "data"},
-    "training": CORE | {"config", "checkpoint"},
-    "evaluation": CORE | {"config", "checkpoint", "report"},
+    "build": set(),
+    "config": {"build"},
+    "checkpoint": {"config", "build", "models", "data"},
     "results": {"metrics", "operations"},
     "report": {"results"},
-    "cli": CORE | {"config", "checkpoint", "training", "evaluation", "report"},
+    "training": CORE | SETUP | {"results"},
+    "evaluation": CORE | SETUP | {"results"},
+    "studies": CORE | SETUP | {"training", "evaluation", "results", "report"},
+    "cli": CORE | SETUP | {"training", "evaluation", "results", "report", "studies"},
 }
 LIBRARIES = {
     "lightning": {"training"},
     "hydra": {"config", "cli"},
     "omegaconf": {"config", "cli"},
 }
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+# Lines of Python, by folder or by files of jepa/.
+LINES = {
+    "jepa": 24_000,
+    "tests": 18_000,
+    "report": 2_200,
+    "evaluation": 2_600,
+    "studies": 4_300,
+    "config, build, cli": 900,
+}
+LONGEST_FILE = 600
+UNTYPED = 40  # `dict[str, Any]` in jepa/: only where JSON or YAML is read or written
+# Cases that fail today. Each goes from this list as soon as it holds.
+NOT_YET = {
+    "jepa.decoders.language",
+    "jepa.decoders",
+    "jepa.encoders",
+    "jepa.evaluation",
+    "jepa.losses",
+    "jepa.metrics",
+    "jepa.models",
+    "jepa.operations",
+    "jepa.predictors",
+    "jepa.report",
+    "jepa.selective",
+    "jepa.selective.policies",
+    "jepa.studies",
+    "jepa.studies.cost",
+    "jepa.training",
+    "jepa",
+    "tests",
+    "report",
+    "evaluation",
+    "studies",
+    "config, build, cli",
+    "jepa/config.py",
+    "jepa/evaluation/sweep.py",
+    "jepa/report/answers.py",
+    "jepa/report/plots.py",
+    "jepa/report/tables.py",
+    "jepa/results/documents.py",
+    "jepa/studies/cost/analysis.py",
+    "tests/report/test_report.py",
+    "tests/training/test_stages.py",
+    "dict[str, Any]",
+    "tests/encoders/test_sentence.py",
+    "tests/models/test_vl_jepa_parts.py",
+    "tests/predictors/test_language_predictor.py",
+    "tests/report/test_fields.py",
+    "tests/report/test_pages.py",
+    "tests/report/test_requirement.py",
+    "tests/studies/test_replay.py",
+    "tests/test_config.py",
+    "tests/training/test_language_training.py",
+}
 
 
-def room(module: str) -> str:
+class Module(NamedTuple):
+    name: str  # jepa.data.world
+    path: Path
+    imports: tuple[str, ...]
+
+    @property
+    def room(self) -> str:
+        return room(self.name)
+
+
+def cases(names: Iterable[str]) -> list[object]:
+    expected_failure = pytest.mark.xfail(strict=False)
+    return [pytest.param(name, marks=expected_failure) if name in NOT_YET else name for name in names]
+
+
+def room(name: str) -> str:
     """`jepa.data.world` -> `data`."""
-    return module.split(".")[1]
+    return name.split(".")[1]
 
 
-def imports(source: str, module: str, is_package: bool) -> Iterator[str]:
-    """The dotted names that a module imports, anywhere in it; a short name of `jepa` counts as its home."""
+def files(folder: Path) -> list[Path]:
+    """The Python files of a folder; `jepa/conf` may be a link to the YAML files and holds none."""
+    return sorted(path for path in folder.rglob("*.py") if "conf" not in path.relative_to(folder).parts)
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(PACKAGE.parent).as_posix()
+
+
+def count_lines(*paths: Path) -> int:
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+
+
+def imports(source: str, module: str, is_package: bool, modules: frozenset[str] = frozenset()) -> Iterator[str]:
+    """The dotted names of what a module imports, anywhere in it: of a module where there is one, else of its package.
+
+    A short name of `jepa` counts as the module that defines it.
+    """
     parent = module.split(".") if is_package else module.split(".")[:-1]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -59,17 +153,34 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = parent[: len(parent) - node.level + 1] if node.level else []
             origin = ".".join([*base, *([node.module] if node.module else [])])
-            if origin == "jepa":
-                yield from (jepa._HOMES.get(alias.name, f"jepa.{alias.name}") for alias in node.names)
-            else:
-                yield origin
+            for alias in node.names:
+                inner = f"{origin}.{alias.name}"
+                if origin == "jepa" and alias.name in jepa.__all__:
+                    yield getattr(getattr(jepa, alias.name), "__module__", inner)
+                else:
+                    yield inner if origin == "jepa" or inner in modules else origin
 
 
-def imports_of(path: Path) -> tuple[str, list[str]]:
-    parts = ("jepa", *path.relative_to(PACKAGE).with_suffix("").parts)
-    is_package = parts[-1] == "__init__"
-    module = ".".join(parts[:-1] if is_package else parts)
-    return module, list(imports(path.read_text(encoding="utf-8"), module, is_package))
+@cache
+def modules() -> dict[str, Module]:
+    """Every module of the package but `jepa` itself."""
+    paths = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in files(PACKAGE)}
+    named = {name.removesuffix(".__init__"): path for name, path in paths.items() if name != "jepa.__init__"}
+    names = frozenset(named)
+    found = {}
+    for name, path in named.items():
+        read = imports(path.read_text(encoding="utf-8"), name, path.name == "__init__.py", names)
+        found[name] = Module(name, path, tuple(dict.fromkeys(read)))
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> str:
+    """A circle of the graph as `a -> b -> a`; empty if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return " -> ".join(error.args[1])
+    return ""
 
 
 def test_the_reader_of_imports_sees_every_form():
@@ -77,44 +188,49 @@ def test_the_reader_of_imports_sees_every_form():
 import os, jepa.cli
 from jepa import load, __version__, models
 from jepa.data.world import World
+from jepa.data import world, World
 from . import near
 from ..losses import infonce
 def late():
     if True:
         from hydra import main
 """
-    assert list(imports(source, "jepa.encoders.vision", False)) == [
-        "os", "jepa.cli", "jepa.checkpoint", "jepa.__version__", "jepa.models", "jepa.data.world",
-        "jepa.encoders", "jepa.losses", "hydra",
+    known = frozenset({"jepa.data.world", "jepa.losses.infonce"})
+    assert list(imports(source, "jepa.encoders.vision", False, known)) == [
+        "os", "jepa.cli", "jepa.checkpoint", "jepa.__version__", "jepa.models", "jepa.data.world", "jepa.data.world",
+        "jepa.data", "jepa.encoders", "jepa.losses.infonce", "hydra",
     ]  # fmt: skip
     assert list(imports("from .cli import main", "jepa", True)) == ["jepa.cli"]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_only_what_its_room_may(path):
-    module, names = imports_of(path)
-    here = room(module)
-    assert here in MAY_IMPORT, f"{here} is a new room: say here what it may import"
-    for name in names:
-        library = name.split(".")[0]
-        if library == "jepa":
-            assert name != "jepa" or here == "cli", f"{module} imports all of jepa"
-            if name in ("jepa", "jepa.__version__"):
-                continue
-            assert room(name) in MAY_IMPORT[here] | {here, "errors"}, f"{module} must not import {name}"
-        assert here in LIBRARIES.get(library, {here}), f"{module} must not import {name}"
+def test_a_circle_is_named():
+    assert circle({"a": {"b"}, "b": set()}) == ""
+    assert circle({"a": {"b"}, "b": {"a"}}) in ("a -> b -> a", "b -> a -> b")
 
 
-def test_rooms_do_not_import_each_other_in_a_circle():
+@pytest.mark.parametrize("name", cases(sorted(modules())))
+def test_a_module_imports_only_what_its_room_may(name):
+    module = modules()[name]
+    assert module.room in MAY_IMPORT, f"{module.room} is a new room: say here what it may import"
+    allowed = MAY_IMPORT[module.room] | {module.room, "errors"}
+    for imported in module.imports:
+        library = imported.split(".")[0]
+        if library == "jepa" and imported not in ("jepa", "jepa.__version__"):
+            assert room(imported) in allowed, f"{name} must not import {imported}"
+        assert imported != "jepa" or module.room == "cli", f"{name} imports all of jepa"
+        assert module.room in LIBRARIES.get(library, {module.room}), f"{name} must not import {imported}"
+
+
+@pytest.mark.parametrize("level", cases(["rooms", "modules"]))
+def test_nothing_imports_in_a_circle(level):
     graph: dict[str, set[str]] = {}
-    for path in MODULES:
-        module, names = imports_of(path)
-        rooms = {room(name) for name in names if name.startswith("jepa.")} & MAY_IMPORT.keys()
-        graph.setdefault(room(module), set()).update(rooms - {room(module)})
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        pytest.fail(f"rooms import each other: {' -> '.join(error.args[1])}")
+    for module in modules().values():
+        known = {name for name in module.imports if name in modules()} - {module.name}
+        if level == "rooms":
+            graph.setdefault(module.room, set()).update({room(name) for name in known} - {module.room})
+        else:
+            graph[module.name] = known
+    assert circle(graph) == ""
 
 
 @pytest.mark.parametrize("module", ["jepa", "jepa.cli", "jepa.config"])
@@ -124,14 +240,113 @@ def test_imports_are_light(module):
     assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=60).strip() == "[]"
 
 
-@pytest.mark.parametrize("name", sorted(jepa._HOMES))
-def test_the_short_names_of_the_package_lead_home(name):
-    assert name in jepa.__all__
+@pytest.mark.parametrize("name", sorted(set(jepa.__all__) - {"__version__"}))
+def test_a_short_name_of_the_package_leads_home(name):
     assert name in dir(jepa)
     value = getattr(jepa, name)
-    assert value is getattr(sys.modules[jepa._HOMES[name]], name)
+    assert value is getattr(importlib.import_module(value.__module__), name)
 
 
 def test_an_unknown_name_of_the_package_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'jepa' has no attribute 'lode'"):
         _ = jepa.lode
+
+
+@pytest.mark.parametrize("name", cases(sorted(name for name, m in modules().items() if m.path.stem == "__init__")))
+def test_a_room_exports_its_public_classes(name):
+    package = importlib.import_module(name)
+    exported = getattr(package, "__all__", [])
+    assert exported
+    assert len(exported) == len(set(exported))
+    assert all(hasattr(package, each) for each in exported)
+    defined = {
+        node.name
+        for module in modules().values()
+        if module.name.startswith(f"{name}.")
+        for node in ast.parse(module.path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    }
+    assert defined <= set(exported), f"not exported: {sorted(defined - set(exported))}"
+
+
+# --- How large it may grow.
+
+
+@pytest.mark.parametrize("part", cases(LINES))
+def test_a_part_keeps_its_budget_of_lines(part):
+    folders = {"jepa": PACKAGE, "tests": TESTS}
+    paths = [folders.get(name, PACKAGE / name) for name in part.split(", ")]
+    found = [file for path in paths for file in (files(path) if path.is_dir() else [path.with_suffix(".py")])]
+    assert count_lines(*(file for file in found if file.is_file())) <= LINES[part]
+
+
+@pytest.mark.parametrize("name", cases(map(relative, [*files(PACKAGE), *files(TESTS)])))
+def test_no_file_is_too_long(name):
+    assert count_lines(PACKAGE.parent / name) <= LONGEST_FILE
+
+
+@pytest.mark.parametrize("text", cases(["dict[str, Any]"]))
+def test_untyped_dictionaries_are_few(text):
+    assert sum(path.read_text(encoding="utf-8").count(text) for path in files(PACKAGE)) <= UNTYPED
+
+
+# --- What tests may touch.
+
+TUPLE_METHODS = {"_replace", "_asdict", "_fields", "_make"}  # the public ones of a named tuple
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name != "_" and name not in TUPLE_METHODS
+
+
+def trespasses(source: str, test_modules: frozenset[str]) -> Iterator[str]:
+    """What a test takes that is not for it: names of other test modules, and private names of jepa."""
+    tree = ast.parse(source)
+    ours: set[str] = set()  # names bound to modules, classes and functions of jepa
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in test_modules)
+            ours |= {alias.asname or "jepa" for alias in node.names if alias.name.split(".")[0] == "jepa"}
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if origin.split(".")[-1] in test_modules:
+                yield origin
+            if origin.split(".")[0] == "jepa":
+                yield from (f"{origin}.{alias.name}" for alias in node.names if private(alias.name))
+                ours |= {alias.asname or alias.name for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and private(node.attr):
+            base = node.value
+            while isinstance(base, ast.Attribute):
+                base = base.value
+            if isinstance(base, ast.Name) and base.id in ours:
+                yield f"{ast.unparse(node)}"
+        elif isinstance(node, ast.Call) and len(node.args) > 1:  # setattr(module, "_name", value)
+            match node.args[:2]:
+                case [ast.Name(id=base), ast.Constant(value=str(name))] if base in ours and private(name):
+                    yield f"{base}.{name}"
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"jepa(\.\w+)*\._[a-z]\w*", str(node.value)):
+            yield str(node.value)  # setattr("jepa.module._name", value)
+
+
+def test_the_reader_of_trespasses_sees_every_form():
+    source = """
+import jepa.config, test_a
+from jepa.data.world import World, _Motion
+from jepa import pretrained
+from conftest import tiny_config
+from test_b import make
+def test(monkeypatch):
+    monkeypatch.setattr(pretrained, "_NAME", 1)
+    monkeypatch.setattr("jepa.config._homes", 1)
+    monkeypatch.setattr(jepa.config._homes, World()._replace, self._x)
+"""
+    assert list(trespasses(source, frozenset({"test_a", "test_b"}))) == [
+        "test_a", "jepa.data.world._Motion", "test_b", "pretrained._NAME", "jepa.config._homes", "jepa.config._homes",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", cases(relative(path) for path in files(TESTS) if path != Path(__file__)))
+def test_a_test_takes_nothing_private(name):
+    others = frozenset(path.stem for path in files(TESTS) if path.stem.startswith("test_"))
+    assert list(trespasses((PACKAGE.parent / name).read_text(encoding="utf-8"), others)) == []

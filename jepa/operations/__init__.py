@@ -1,64 +1,32 @@
-"""What a model does while it runs, counted; what its sizes alone say; and what it costs to serve, estimated."""
+"""Operations counted while a model runs, and the counts that a transformer's dimensions give."""
 
-from jepa.operations.closed_form import (
+from jepa.operations.flops import FlopCount, count_flops
+from jepa.operations.ledger import PARTS, TRAINING_PARTS, CacheCount, OperationLedger, PartCount, weight_bytes
+from jepa.operations.meter import TrainingMeter
+from jepa.operations.transformer import (
+    FAMILIES,
+    Dimensions,
     TransformerFlops,
-    block_flops,
-    frame_vit_flops,
-    one_pass_flops,
-    prefix_decoder_flops,
-    query_predictor_flops,
+    from_hf_config,
     similarity_flops,
-    text_transformer_flops,
-    token_vlm_flops,
     transformer_cache_bytes,
     transformer_flops,
 )
-from jepa.operations.dimensions import FAMILIES, Dimensions, from_hf_config
-from jepa.operations.flops import FlopCount, count_flops
-from jepa.operations.hardware import Hardware
-from jepa.operations.ledger import PARTS, TRAINING_PARTS, CacheCount, OperationLedger, PartCount, weight_bytes
-from jepa.operations.serving import (
-    Cost,
-    CountedPart,
-    Perception,
-    ServedParts,
-    Service,
-    Values,
-    Workload,
-    serving_cost,
-)
-from jepa.operations.training import TrainingMeter
 
 __all__ = [
     "FAMILIES",
     "PARTS",
     "TRAINING_PARTS",
     "CacheCount",
-    "Cost",
-    "CountedPart",
     "Dimensions",
     "FlopCount",
-    "Hardware",
     "OperationLedger",
     "PartCount",
-    "Perception",
-    "ServedParts",
-    "Service",
     "TrainingMeter",
     "TransformerFlops",
-    "Values",
-    "Workload",
-    "block_flops",
     "count_flops",
-    "frame_vit_flops",
     "from_hf_config",
-    "one_pass_flops",
-    "prefix_decoder_flops",
-    "query_predictor_flops",
-    "serving_cost",
     "similarity_flops",
-    "text_transformer_flops",
-    "token_vlm_flops",
     "transformer_cache_bytes",
     "transformer_flops",
     "weight_bytes",

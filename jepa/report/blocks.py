@@ -5,9 +5,9 @@ A renderer knows blocks and no document. Text is plain; a renderer escapes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -17,6 +17,9 @@ Colours = Mapping[str, str]  # a theme: the name of a colour, such as "ink" or "
 
 MEASURED, ESTIMATED = "measured", "estimated"
 NONE = "–"  # a cell without a value
+EST = " est."  # at the end of a cell: the value is estimated, not measured
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,32 @@ class Table:
     groups: Sequence[tuple[str, Sequence[Sequence[str]]]]
     text_columns: int = 1
     colours: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Column(Generic[Item]):
+    """A column of a table: its title beside the function that writes an item's cell. `words`: no number."""
+
+    title: str
+    cell: Callable[[Item], str]
+    words: bool = False
+
+
+def table(
+    title: str,
+    columns: Sequence[Column[Item]],
+    groups: Iterable[tuple[str, Iterable[Item]]],
+    colours: Mapping[str, int] | None = None,
+) -> Table:
+    """A table from its columns; columns of words come first.
+
+    >>> columns = [Column("name", str, words=True), Column("square", lambda x: str(x * x))]
+    >>> table("", columns, [("", [2, 3])]).groups
+    [('', [['2', '4'], ['3', '9']])]
+    """
+    cells = [(name, [[column.cell(item) for column in columns] for item in items]) for name, items in groups]
+    words = sum(column.words for column in columns)
+    return Table(title, [column.title for column in columns], cells, words, colours or {})
 
 
 @dataclass(frozen=True)

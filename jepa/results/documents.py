@@ -5,7 +5,7 @@ Rates are decodes per second, times seconds, accuracies fractions, FLOPs whole o
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 from typing_extensions import Self
@@ -312,12 +312,15 @@ class RoleParameters(Record):
 
 
 class TrainedPart(Record):
-    """What a part did over all training steps of a stage."""
+    """What a part did over all training steps of a stage: the counts of `jepa.operations.PartCount`."""
 
     calls: Count
+    forward_passes: Count = 0
+    tokens: Count = 0
     flops: Count
-    weight_bytes: Count
     seconds: Quantity
+    weight_bytes: Count
+    cache_bytes: Count = 0
 
 
 class TrainingOperations(Record):
@@ -346,6 +349,70 @@ class Training(Record):
     curve: tuple[dict[str, float | None], ...]
 
 
+class Evaluation(Document):
+    """A checkpoint evaluated. `checkpoint` is its folder, relative to that of the document."""
+
+    file_name: ClassVar[str] = "evaluation.json"
+
+    checkpoint: str
+    seed: int
+    config: dict[str, JsonValue]
+    code: Code
+    libraries: dict[str, str]
+    device: Device
+    parameters: tuple[RoleParameters, ...]
+
+
+class EncodedStreams(Record):
+    """Streams of a setting whose latents were saved. `broken` says what was wrong with those left out.
+
+    `thumbnails` are frames of the first test stream.
+    """
+
+    description: str
+    step_rate_hz: Positive
+    seconds_each: Quantity
+    broken: dict[str, str]
+    thumbnails: tuple[Thumbnail, ...]
+
+
+class StreamEvaluation(Evaluation):
+    """Scores of a VL-JEPA, beside the saved latents of its streams: a folder for each of `settings`.
+
+    `latent_delay` is the time in seconds from a latent's stamp until it can be known.
+    """
+
+    kind: Literal["jepa.stream-evaluation/1"] = "jepa.stream-evaluation/1"
+    latent_delay: Quantity
+    processes: Count
+    training: Training
+    scores: Scores
+    settings: dict[str, EncodedStreams]
+
+
+class TaskScore(Record):
+    """A score beside its chance level, with the 95 % interval and the cost of an answer where they are known."""
+
+    value: float
+    chance: float | None = None
+    interval: tuple[float, float] | None = None
+    cost: AnswerCost | None = None
+
+
+class TaskEvaluation(Evaluation):
+    """Scores of a zero-shot task. `skipped` names samples that could not be read; `counts` are classes, queries, ..."""
+
+    kind: Literal["jepa.task-evaluation/1"] = "jepa.task-evaluation/1"
+    task: str
+    data: str
+    samples: Count
+    skipped: tuple[str, ...]
+    processes: Count
+    scores: dict[str, TaskScore]
+    counts: dict[str, Count]
+    per_token: PerToken | None = None
+
+
 class SweepOrigin(Record):
     """When, by which code and on which device the policies were swept."""
 
@@ -370,7 +437,63 @@ class StreamResults(Document):
     sweep: SweepOrigin | None = None
 
 
-# --- Answers of a language model under several arms and seeds.
+# --- Answers of a language model: of one checkpoint, then under several arms and seeds.
+
+
+class AnswerCosts(AnswerCost, PerToken):
+    """Cost of answers with accuracy against tokens."""
+
+
+class AnswerScore(Record):
+    """Accuracy of a metric with its 95 % Wilson interval over examples, and the cost of the answers."""
+
+    accuracy: Fraction
+    interval: tuple[Fraction, Fraction]
+    cost: AnswerCosts
+
+
+class LanguageTraining(Record):
+    """Training of a language model: sums over its stages, with size of data and curve of the last one.
+
+    `flops` is an estimate from some batches; `operations` counts every step. A row of `curve` holds the step and
+    whatever was logged at it.
+    """
+
+    pairs: Count
+    duplicates: dict[str, Count]
+    steps: Count
+    samples: Count
+    tokens: Count
+    seconds: Quantity
+    flops: Quantity
+    steps_stretched: Positive
+    operations: TrainingOperations | None
+    curve: tuple[dict[str, float | None], ...]
+
+
+class Generation(Record):
+    """Wall seconds and tokens of all answers."""
+
+    seconds: Quantity
+    tokens: Count
+
+
+class AnswerEvaluation(Evaluation):
+    """Answers of one checkpoint scored on the examples of a split.
+
+    `geometry` holds measures of the latents by name, `warning` says what is wrong with them. The answers themselves are
+    lines of `predictions.jsonl` beside the document.
+    """
+
+    kind: Literal["jepa.answer-evaluation/1"] = "jepa.answer-evaluation/1"
+    arm: str
+    training: LanguageTraining
+    split: str
+    pairs: Count
+    scores: Annotated[dict[str, AnswerScore], Field(min_length=1)]
+    generation: Generation
+    geometry: dict[str, float]
+    warning: str | None
 
 
 class Accuracy(Record):
@@ -419,10 +542,6 @@ class RunCosts(Record):
     flops: Positive
     steps_stretched: Positive
     flops_measured: bool = False
-
-
-class AnswerCosts(AnswerCost, PerToken):
-    """Cost of answers with accuracy against tokens."""
 
 
 class Arm(Record):

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jepa.errors import InputError, check_finite, check_int
-
-if TYPE_CHECKING:
-    from jepa.selective.decoder import Decoded
+from jepa.selective.types import Decoded
 
 
 class CacheEntry:
@@ -22,6 +19,9 @@ class CacheEntry:
 
     Attributes:
         decoded: the decoder's result, None until it is there.
+
+    >>> CacheEntry().decoded is None
+    True
     """
 
     __slots__ = ("decoded",)
@@ -51,6 +51,10 @@ class LatentCache:
 
     Raises:
         InputError: `threshold` is not finite, `capacity` is not a whole number >= 0, or `shared` is not a bool.
+
+    >>> cache = LatentCache(0.1, capacity=8)
+    >>> [cache.look_up(latent)[1] for latent in np.eye(2, dtype=np.float32)[[0, 1, 0]]]
+    [False, False, True]
     """
 
     def __init__(self, threshold: float, capacity: int, *, shared: bool = False) -> None:
@@ -86,14 +90,15 @@ class LatentCache:
         if not self.shared:
             self.clear()
 
-    def look_up(self, latent: np.ndarray) -> tuple[CacheEntry, bool]:
+    def look_up(self, latent: np.ndarray, payload: object | None = None) -> tuple[CacheEntry, bool]:
         """The entry that answers for a latent, and whether that is a hit.
 
         Where it is none, the entry is new: whoever looked it up decodes the latent and fills in `decoded`. A later
         look-up may hit it before that.
 
         Args:
-            latent: (E,) float32, finite, not zero.
+            latent: (E,) float32, finite, not zero; or (0,) for no latent, which is equal to every other such.
+            payload: of the segment; not used here.
 
         Raises:
             InputError: the keys held have another width. Nothing has changed.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -11,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from conftest import real_data
 
 from jepa.data.records import StreamRecord
 from jepa.data.video import VideoStream, find_video
@@ -32,7 +32,6 @@ read_clip(Media(path.name, path), 16, 86)
 parts = VideoStream(path, StreamRecord("v", float(seconds), ()), 86, 8).frames()
 print(sum(len(part) for part in parts), peak() - before)
 """
-REAL = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "video"
 
 
 def write(path: Path, times: list[float], greys: list[int], size: tuple[int, int] = (96, 64)) -> Path:
@@ -102,32 +101,26 @@ def test_frames_are_cut_to_the_middle_square(tmp_path):
     assert found.max() < 110  # the bright corner lies outside the middle
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there")
 def test_real_files():
-    pancake = read(REAL / "flipping_a_pancake.mkv", duration=10.0, size=48)
+    pancake = read(real_data("video/flipping_a_pancake.mkv"), duration=10.0, size=48)
     assert pancake.shape == (80, 48, 48, 3)
     assert np.abs(np.diff(pancake.astype(float), axis=0)).mean() > 1
     with pytest.raises(InputError, match=r"pancake\.mkv: must last 100\.00 s as annotated, got 10\.33 s"):
-        read(REAL / "flipping_a_pancake.mkv", duration=100.0)
-    keyboard = read(REAL / "rotated_90.mov", duration=0.1, size=48, fps=30)[0].astype(float).mean(2)
+        read(real_data("video/flipping_a_pancake.mkv"), duration=100.0)
+    with pytest.raises(InputError, match=r"corrupted\.mp4: cannot be decoded beyond \d+\.\d\d s: "):
+        read(real_data("video/corrupted.mp4"), duration=60.0)
+    keyboard = read(real_data("video/rotated_90.mov"), duration=0.1, size=48, fps=30)[0].astype(float).mean(2)
     bright = np.quantile(keyboard, 0.95)
     letters = {"I": (8, 15), "O": (8, 31), "K": (21, 19), "L": (21, 34), "M": (36, 12)}  # white, as the eye sees them
     for row, column in letters.values():
         assert keyboard[row - 2 : row + 3, column - 2 : column + 3].max() > bright
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there")
-def test_a_corrupted_file_is_named_with_the_time_reached():
-    with pytest.raises(InputError, match=r"corrupted\.mp4: cannot be decoded beyond \d+\.\d\d s: "):
-        read(REAL / "corrupted.mp4", duration=60.0)
-
-
-def test_files_that_are_no_video(tmp_path):
-    with pytest.raises(InputError, match=r"none\.mp4: cannot be decoded beyond 0\.00 s"):
-        read(tmp_path / "none.mp4", 1.0)
+def test_files_that_are_no_video_are_named(tmp_path):
     (tmp_path / "text.mp4").write_text("not a video", encoding="utf-8")
-    with pytest.raises(InputError, match=r"text\.mp4: cannot be decoded"):
-        read(tmp_path / "text.mp4", 1.0)
+    for name in ("none.mp4", "text.mp4"):
+        with pytest.raises(InputError, match=f"{name}: cannot be decoded"):
+            read(tmp_path / name, 1.0)
 
 
 def test_videos_are_found_by_their_name(tmp_path):

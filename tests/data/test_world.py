@@ -83,13 +83,10 @@ def test_growing_and_shrinking_are_mirror_images():
 
 
 def test_the_same_seed_gives_the_same_batch_and_another_index_another():
-    batches = ClipBatches(World(), seed=5, batch_size=6, batches=3)
-    again = ClipBatches(World(), seed=5, batch_size=6, batches=3)[1]
-    first = batches[1]
-    assert first.queries == again.queries
-    assert first.texts == again.texts
-    assert (first.frames == again.frames).all()
-    assert (first.frames != batches[2].frames).any()
+    batches, again = (ClipBatches(World(), seed=5, batch_size=6, batches=3) for _ in range(2))
+    assert batches[1][1:] == again[1][1:]
+    assert (batches[1].frames == again[1].frames).all()
+    assert (batches[1].frames != batches[2].frames).any()
 
 
 def test_stream_frames_do_not_depend_on_the_chunk_in_what_they_show():
@@ -159,11 +156,11 @@ def test_questions_have_one_right_answer_among_their_candidates():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: World(size=8), "size must be >= 16, got 8"),
-        (lambda: World(held_out_percent=100), "held_out_percent must be between 0 and 100, got 100"),
-        (lambda: StreamStyle(mean_event=0), "mean_event must be > 0 seconds, got 0"),
-        (lambda: StreamStyle(6.0, recurrence=1.0), r"recurrence must be in \[0, 1\), got 1.0"),
-        (lambda: World().stream("s", (0,), -1.0, EVERYDAY), "duration of 's' must be > 0 seconds, got -1.0"),
+        (lambda: World(size=8), "size .* 8"),
+        (lambda: World(held_out_percent=100), "held_out_percent .* 100"),
+        (lambda: StreamStyle(mean_event=0), "mean_event .* 0"),
+        (lambda: StreamStyle(6.0, recurrence=1.0), "recurrence .* 1.0"),
+        (lambda: World().stream("s", (0,), -1.0, EVERYDAY), "duration of 's' .* -1.0"),
     ],
 )
 def test_bad_values_are_named(make, message):

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import time
-from pathlib import Path
 
 import pytest
+from conftest import real_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa.errors import InputError
 from jepa.metrics.regex import UndecidedError, check_regex, equivalent
 
-NLRX = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "nlrx"
 STRINGS = ["".join(letters) for n in range(5) for letters in itertools.product("abc", repeat=n)]
 
 atoms = st.sampled_from(["a", "b", "ab", ".", "[ab]", "[a-c]", "[^a]", "()"])
@@ -145,9 +143,9 @@ def test_the_deepest_nesting_does_not_exhaust_the_stack():
     assert not equivalent(text, text + "z")
 
 
-@pytest.mark.skipif(not NLRX.is_dir(), reason=f"needs the NL-RX files in {NLRX}")
 def test_every_expression_of_nlrx_is_read_and_decided():
-    text = "".join((NLRX / f"{name}.jsonl").read_text(encoding="utf-8") for name in ("synth_train", "synth_test"))
+    paths = [real_data(f"nlrx/synth_{split}.jsonl") for split in ("train", "test")]
+    text = "".join(path.read_text(encoding="utf-8") for path in paths)
     golds = [json.loads(line)["messages"][2]["content"] for line in text.splitlines()]
     assert len(golds) == 10_000
     for gold in golds:

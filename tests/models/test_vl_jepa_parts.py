@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import real_data, tiny_config
+from jepa.evaluation.segments import encoding_operations
 from safetensors.numpy import load_file
 from test_experiments import SHORT, write_video
 from tokenizers import Tokenizer as Rust
@@ -25,14 +24,12 @@ from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 from jepa.data.world import StreamStyle, World
 from jepa.errors import InputError
 from jepa.evaluation.streams import SPLITS, encode_streams
-from jepa.evaluation.sweep import _encoding
 from jepa.losses.infonce import InfoNCE
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger, count_flops
-from jepa.report import read_results
+from jepa.results import StreamResults, read_document
 from jepa.selective import ColourChange, SelectiveEncoding, StepSelection
 
-REAL = Path(os.environ.get("JEPA_REAL_DATA", "$JEPA_REAL_DATA")) / "video"
 TEXTS = ["the red bar moves left", "a cyan ring spins", "red"]
 QUERIES = ["what happens?", "what colour is the bar?", "how many objects are there?"]
 WORDS = [word for text in (*TEXTS, *QUERIES) for word in text.replace("?", " ?").split()]
@@ -187,7 +184,7 @@ def test_selective_encoding_encodes_the_windows_of_the_steps_selected(model):
     )
     assert 0 < len(at) < len(times)
     np.testing.assert_allclose(latents, every[np.isin(times, at)], rtol=1e-4, atol=1e-5)
-    known = _encoding(encode_streams(model, [stream], 2.0, "test"), 0, steps)
+    known, _ = encoding_operations(encode_streams(model, [stream], 2.0, "test"), 0, steps)
     for ledger in (live, known):
         assert ledger.encoder.calls == ledger.predictor.calls == len(at)
     assert known.encoder.flops == live.encoder.flops
@@ -216,20 +213,10 @@ def test_states_from_disk_stand_for_frames_of_a_frozen_encoder_only(model, image
     "ignore:.*LeafSpec.*",
     "ignore::jepa.training.modules.CollapseWarning",  # after two steps latents may be anything
 )
-@pytest.mark.parametrize(
-    ("clip", "seconds"),
-    [
-        pytest.param(None, 12.0, id="made"),
-        pytest.param(
-            REAL / "flipping_a_pancake.mkv",
-            10.0,
-            id="real",
-            marks=pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there"),
-        ),
-    ],
-)
-def test_videos_go_from_files_through_vjepa2_to_emissions(clip, seconds, folder, tmp_path):
+@pytest.mark.parametrize(("kind", "seconds"), [("made", 12.0), ("real", 10.0)])
+def test_videos_go_from_files_through_vjepa2_to_emissions(kind, seconds, folder, tmp_path):
     """`jepa train`, `evaluate videos=folder` and `report` on four made videos, or on a real one four times."""
+    clip = real_data("video/flipping_a_pancake.mkv") if kind == "real" else None
     run = tmp_path / "run"
     model = [
         "model=vl_jepa_vjepa2",
@@ -251,13 +238,11 @@ def test_videos_go_from_files_through_vjepa2_to_emissions(clip, seconds, folder,
     videos += [f"videos.timeline.path={tmp_path}/captions.json", "candidates=12", "accelerator=cpu"]
     assert main(["evaluate", f"checkpoint={run}/checkpoint", *videos]) == 0
     assert main(["report", f"evaluation={run}/evaluation"]) == 0
-    setting = read_results(run / "results.json")["settings"]["videos"]
-    ledger = setting["operations"][0]["ledger"]
-    assert (
-        ledger["encoder"]["calls"] == ledger["predictor"]["calls"] == 2 * (2 * seconds - 1)
-    )  # windows of 1 s, every half
-    assert ledger["decoder"]["calls"] > 0
-    assert all(emission["text"] is not None for emission in setting["strip"]["decodes"]["uniform"])
+    setting = read_document(run, StreamResults).settings["videos"]
+    ledger = setting.operations[0].ledger
+    assert ledger.encoder.calls == ledger.predictor.calls == 2 * (2 * seconds - 1)  # windows of 1 s, every half
+    assert ledger.decoder.calls > 0
+    assert setting.timeline.decodes["uniform"]
     if clip is not None:  # what each split has is the same video: the same latents, that follow what is seen
         states = [load_file(run / "evaluation" / "videos" / split / "latents.safetensors") for split in SPLITS]
         latents = [values for each in states for name, values in each.items() if name.endswith("/latents")]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from jepa.errors import check_nonnegative
-from jepa.selective.policies.base import CausalPolicy, Segment, step_segment
+from jepa.selective.policies.base import CausalPolicy, step_segment
+from jepa.selective.types import Segment
 
 
 class Debounce(CausalPolicy):
@@ -22,9 +23,14 @@ class Debounce(CausalPolicy):
 
     Raises:
         InputError: `seconds` is not finite and >= 0.
+
+    >>> times = np.array([0.0, 0.5, 3.0])
+    >>> [segment.time for segment, _ in Debounce(1.0).run(np.ones((3, 1), np.float32), times)]
+    [0.5, 3.0]
     """
 
     name = "debounce"
+    reads_latents = False
     state = "1 latent: the newest step"
 
     def __init__(self, seconds: float) -> None:

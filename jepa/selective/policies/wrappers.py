@@ -7,13 +7,14 @@ import math
 import numpy as np
 
 from jepa.errors import InputError, check_finite, check_positive
-from jepa.selective.policies.base import CausalPolicy, Policy, Segment
+from jepa.selective.policies.base import CausalPolicy, Policy
+from jepa.selective.types import Segment
 
 _SLACK = 1e-6  # seconds: a gap that is over by exact arithmetic is not missed for the rounding of its times
 
 
 class Around(CausalPolicy):
-    """What policies around another causal policy fraction: its threshold is theirs.
+    """A policy around another causal policy, whose threshold it has.
 
     Raises:
         InputError: `policy` is not causal.
@@ -21,7 +22,7 @@ class Around(CausalPolicy):
 
     def __init__(self, policy: Policy) -> None:
         self.policy = _causal(policy)
-        self.decodes_input = policy.decodes_input
+        self.decodes_input, self.reads_latents = policy.decodes_input, policy.reads_latents
 
     @property
     def threshold(self) -> float:
@@ -47,6 +48,11 @@ class LongestGap(Around):
 
     Raises:
         InputError: `policy` is not causal, or `seconds` is not finite and > 0.
+
+    >>> from jepa.selective import Gate
+    >>> still = np.ones((9, 1), np.float32), np.arange(9.0)
+    >>> [segment.end for segment, _ in LongestGap(Gate(1.0), 4.0).run(*still)]
+    [4.0, 8.0]
     """
 
     def __init__(self, policy: Policy, seconds: float) -> None:
@@ -94,10 +100,9 @@ class Budget(CausalPolicy):
     each decode and falls steadily between two. The count is therefore never further from the budget than
     the threshold has to move: |N(t) − rate_hz · (t − t₀)| = |log(threshold / threshold₀)| / gain.
 
-    *Anti-windup.* The threshold stays within a factor of `span` of where it began, and the integral with it:
-    what a stream without changes leaves unspent beyond that, or a policy that closes on its own spends
-    beyond it, is forgotten and not made up for. Where the limit was not reached, N(t) is within
-    log(span) / gain decodes of the budget.
+    *Anti-windup.* The threshold stays within a factor of `span` of where it began, and the integral with it: what a
+    stream without changes leaves unspent beyond that, or a policy that closes on its own spends beyond it, is forgotten
+    and not made up for. Where the limit was not reached, N(t) is within log(span) / gain decodes of the budget.
 
     *How well it is held.* On synthetic streams of 20 minutes at 2 Hz whose events come every 6 s on average
     and from half-way every 2 s, a budget of 0.15 Hz was kept within 12 % over each half, by each threshold
@@ -116,13 +121,19 @@ class Budget(CausalPolicy):
     Raises:
         InputError: `policy` is not causal or has no threshold > 0, `rate_hz` or `gain` is not finite and
             > 0, or `span` is not finite and > 1.
+
+    >>> from jepa.selective import Gate
+    >>> budget = Budget(Gate(1.0), rate_hz=0.1)
+    >>> _ = [budget.step(np.ones(1, np.float32), time) for time in (0.0, 10.0)]
+    >>> round(budget.policy.threshold, 3)  # a decode is due, and none came
+    0.819
     """
 
     def __init__(self, policy: Policy, rate_hz: float, *, gain: float = 0.2, span: float = 10.0) -> None:
         self.policy = _causal(policy)
         if not hasattr(self.policy, "threshold"):
             raise InputError(f"policy must have a threshold, got {policy.name}")
-        self.decodes_input = policy.decodes_input
+        self.decodes_input, self.reads_latents = policy.decodes_input, policy.reads_latents
         self._initial = check_positive("policy.threshold", self.policy.threshold)
         self.rate_hz = check_positive("rate_hz", rate_hz)
         self.gain = check_positive("gain", gain)

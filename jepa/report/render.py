@@ -1,0 +1,241 @@
+"""The renderers of reports: blocks to a terminal's text, to Markdown, to one HTML page. They know no document kind."""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+from rich import box
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text as Rich
+
+from jepa.report import figures
+from jepa.report.blocks import (
+    EST,
+    ESTIMATED,
+    MEASURED,
+    Block,
+    Claim,
+    Code,
+    Columns,
+    Definitions,
+    Details,
+    Heading,
+    Report,
+    Table,
+    Text,
+)
+from jepa.report.format import clean
+from jepa.results import Document, write_files
+
+WIDTH = 100
+
+
+def write_report(
+    document: Document | None, report: Report, folder: str | Path, stem: str = "report"
+) -> dict[str, Path]:
+    """Write results.json, report.md, report.html and report.png into a folder, which is made if missing.
+
+    Without a `document`, or where the report has no `overview`, that file is left out. Everything is rendered before
+    anything is written, and each file is replaced as a whole.
+
+    Returns:
+        The paths by file name.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    contents = {} if document is None else {document.file_name: document.to_json()}
+    contents |= {f"{stem}.md": markdown(report).encode(), f"{stem}.html": html(report).encode()}
+    if report.overview is not None:
+        with figures.drawing():
+            contents[f"{stem}.png"] = figures.png(report.overview(figures.LIGHT))
+    paths = {name: Path(folder) / name for name in contents}
+    write_files({paths[name]: content for name, content in contents.items()})
+    return paths
+
+
+# --- A terminal.
+
+
+def terminal(report: Report, colour: bool | None = None) -> str:
+    """The summary of a report for a terminal of 100 columns. `colour`: bold type; by default if stdout is a terminal.
+
+    >>> print(terminal(Report("Title", "run", [Text("A *word*.")], [])))
+    Title
+    run
+    <BLANKLINE>
+    A *word*.
+    """
+    styled = sys.stdout.isatty() if colour is None else colour
+    console = Console(
+        file=io.StringIO(),
+        width=WIDTH,
+        force_terminal=styled,
+        force_jupyter=False,
+        color_system="standard" if styled else None,
+        no_color=True,
+        highlight=False,
+        _environ={},
+    )
+    console.print(Rich(clean(report.title), "bold"))
+    console.print(Rich(clean(report.kicker)))
+    console.print()
+    _print(console, report.summary)
+    console.file.seek(0)
+    return "\n".join(line.rstrip() for line in console.file.read().splitlines()).rstrip()
+
+
+def _print(console: Console, blocks: Sequence[Block]) -> None:
+    for block in blocks:
+        if isinstance(block, Heading):
+            console.print(Rich(clean(block.text), "bold"))
+        elif isinstance(block, Text):
+            console.print(Rich(clean(block.text)))
+        elif isinstance(block, Claim):
+            console.print(Rich(f"{clean(block.title)}: {clean(block.figure)}", "bold"))
+            second = f"{block.second_figure} {block.second_text}".strip()
+            for text in filter(None, (block.text, block.detail, second)):
+                console.print(Rich(clean(text)))
+        elif isinstance(block, Table):
+            console.print(_grid(block))
+        elif isinstance(block, Columns):
+            for column in block.columns:
+                _print(console, column)
+        elif isinstance(block, Details):
+            _print(console, block.blocks)
+        elif isinstance(block, Definitions):
+            for term, text in block.entries:
+                console.print(Rich(f"{clean(term)}: {clean(text)}"))
+        elif isinstance(block, Code):
+            console.print(Rich(_verbatim(block.text)))
+
+
+def _grid(table: Table) -> Grid:
+    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    body = [row for _, rows in table.groups for row in rows]
+    for index, title in enumerate(table.header):
+        words = index < table.text_columns
+        widest = (
+            0 if words else max((len(clean(row[index])) for row in body), default=0)
+        )  # headings wrap, numbers do not
+        justify: Literal["left", "right"] = "left" if words else "right"
+        grid.add_column(Rich(clean(title)), justify=justify, overflow="fold", min_width=widest)
+    for title, rows in table.groups:
+        if title:
+            grid.add_row(Rich(clean(title), "bold"))
+        for row in rows:
+            grid.add_row(*(Rich(clean(cell)) for cell in row))
+    return grid
+
+
+# --- Markdown.
+
+
+def markdown(report: Report) -> str:
+    """The whole report as Markdown; figures are left out.
+
+    >>> markdown(Report("Title", "run", [], [Heading("Part"), Text("a_b")]))
+    '# Title\\n\\nrun\\n\\n## Part\\n\\na\\\\_b\\n'
+    """
+    parts = [f"# {_escape(report.title)}", _escape(report.kicker), *_marked(report.blocks), _escape(report.footer)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _marked(blocks: Sequence[Block]) -> Iterator[str]:
+    for block in blocks:
+        if isinstance(block, Heading):
+            evidence = f" ({' and '.join(block.evidence)})" if block.evidence else ""
+            yield f"{'#' * block.level} {_escape(block.text)}{evidence}"
+        elif isinstance(block, Text):
+            yield _escape(block.text)
+        elif isinstance(block, Claim):
+            yield f"**{_escape(block.title)}: {_escape(block.figure)}** {_escape(f'{block.text} {block.detail}')}"
+            if block.second_figure:
+                yield f"**{_escape(block.second_figure)}** {_escape(block.second_text)}"
+        elif isinstance(block, Table):
+            yield _markdown_table(block)
+        elif isinstance(block, Columns):
+            for column in block.columns:
+                yield from _marked(column)
+        elif isinstance(block, Details):
+            if not all(isinstance(part, Code) for part in block.blocks):  # a configuration is in the JSON file
+                yield f"**{_escape(block.summary)}**"
+                yield from _marked(block.blocks)
+        elif isinstance(block, Definitions):
+            yield from (f"**{_escape(term)}.** {_escape(text)}" for term, text in block.entries)
+        elif isinstance(block, Code):
+            yield f"```\n{_verbatim(block.text)}\n```"
+
+
+def _escape(text: str) -> str:
+    """Data in Markdown: no markup, no cell borders, no HTML."""
+    return re.sub(r"([\\`*_|<>&\[\]])", r"\\\1", clean(text))
+
+
+def _markdown_table(table: Table) -> str:
+    rule = ["---" if i < table.text_columns else "---:" for i in range(len(table.header))]
+    lines = [list(map(_escape, table.header)), rule]
+    for title, rows in table.groups:
+        if title:
+            lines.append([f"**{_escape(title)}**"] + [""] * (len(table.header) - 1))
+        lines += [list(map(_escape, row)) for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# --- HTML.
+
+
+def html(report: Report) -> str:
+    """The whole report as one page: no network, no scripts; it follows the reader's light or dark theme."""
+    themes = {"light": figures.LIGHT, "dark": figures.DARK}
+    sections = list(_sections(report.blocks))
+    return _template().render(report=report, sections=sections, themes=themes).strip() + "\n"
+
+
+def _sections(blocks: Sequence[Block]) -> Iterator[tuple[Heading | None, list[Block]]]:
+    """The blocks below each heading of level 2; before the first one, None."""
+    heading: Heading | None = None
+    found: list[Block] = []
+    for block in blocks:
+        if isinstance(block, Heading) and block.level == 2:
+            if heading or found:
+                yield heading, found
+            heading, found = block, []
+        else:
+            found.append(block)
+    yield heading, found
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("jepa.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"words": _words, "verbatim": _verbatim, "kind": lambda block: type(block).__name__}
+    environment.globals |= {"svg": figures.svg, "EST": EST, "EVIDENCE": (MEASURED, ESTIMATED)}
+    return environment.get_template("page.html.j2")
+
+
+_SPANNED = re.compile(r"\(([+−]?[\d.,]+) to ([+−]?[\d.,]+)\)")
+
+
+def _words(text: str) -> str:
+    """Clean text that keeps an interval in one piece, and a number beside its per cent sign."""
+    return _SPANNED.sub("(\\1\u00a0to\u00a0\\2)", clean(text)).replace(" %", "\u00a0%")
+
+
+def _verbatim(text: str) -> str:
+    """Preformatted text without control characters."""
+    return "".join(c for c in text if c.isprintable() or c == "\n")

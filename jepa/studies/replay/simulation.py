@@ -1,0 +1,228 @@
+"""`replay`: decoding policies on the timeline of a real data set, with simulated embeddings.
+
+Real are the narrations, their times, and the sentence encoder that embeds them. Simulated is the predictor: at each
+step its embedding is that of the narration in force, plus noise,
+
+    z_t = unit(e_t + σ/√E · n_t),   n_t = ρ n_{t−1} + √(1 − ρ²) w_t,   n_0 and w_t standard normal in E dimensions,
+
+so that σ is the root mean square length of the noise, where e_t has length 1. A window that straddles a boundary is
+not modelled: e_t changes from one step to the next. The decoder is simulated as well: the bank of all narrations of
+the timeline, of which it says the nearest.
+
+T steps, E embedding dimensions, N distinct narrations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.signal import lfilter
+from torch import Tensor
+
+from jepa.data.records import StreamRecord
+from jepa.data.timelines import Excerpt, Timeline, excerpt, name_fraction, read_timeline
+from jepa.decoders.bank import CaptionBank
+from jepa.encoders.sentence import SENTENCE_ENCODER, embed_sentences
+from jepa.errors import InputError
+from jepa.evaluation.record import announce, code_version, describe_device, library_versions
+from jepa.evaluation.streams import StreamSet
+from jepa.evaluation.sweep import Swept, check_sweep, sweep_families, sweep_setting
+from jepa.models.bank import BankDecoder
+from jepa.operations import OperationLedger
+from jepa.results.documents import Reference
+from jepa.studies.replay.report import REPLAY_SCHEMA, replay_summary, write_replay
+
+Embed = Callable[[Sequence[str]], Tensor]
+
+
+def text_in_force(record: StreamRecord, times: np.ndarray) -> np.ndarray:
+    """For each of the times (T,) the index of the event in force, −1 in a gap: (T,) int64.
+
+    Of events that overlap the one that began last is in force, of those that began together the shortest.
+    """
+    force = np.full(len(times), -1, dtype=np.int64)
+    order = sorted(range(len(record.events)), key=lambda i: (record.events[i].start, -record.events[i].end))
+    for index in order:
+        event = record.events[index]
+        force[np.searchsorted(times, event.start) : np.searchsorted(times, event.end, side="right")] = index
+    return force
+
+
+def last_in_force(record: StreamRecord, times: np.ndarray) -> np.ndarray:
+    """As `text_in_force`, but a gap has the event that was in force before it, and the first gap the first event."""
+    force = text_in_force(record, times)
+    before = np.maximum.accumulate(np.where(force >= 0, np.arange(len(force)), -1))
+    return np.where(before >= 0, force[before], 0)
+
+
+def simulate_latents(targets: np.ndarray, noise: float, autocorrelation: float, seed: Sequence[int]) -> np.ndarray:
+    """The predictor's stand-in: targets (T, E) of unit norm plus noise, renormalised, float32 (T, E).
+
+    Args:
+        targets: what a perfect predictor would say.
+        noise: σ, root mean square length of the noise vector.
+        autocorrelation: ρ in [0, 1), correlation of the noise of neighbouring steps.
+        seed: the draws depend on it and on the shape alone: levels of noise are the same draws, scaled.
+    """
+    rng = np.random.default_rng(seed)
+    draws = rng.standard_normal(targets.shape)
+    draws[1:] *= np.sqrt(1 - autocorrelation**2)
+    noisy = targets + noise / np.sqrt(targets.shape[1]) * lfilter([1.0], [1.0, -autocorrelation], draws, axis=0)
+    return (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
+
+
+def run(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, Path]:
+    """Runs a validated `ReplayConfig`, prints a summary, and returns the paths of the files written.
+
+    Policies that select the steps to encode (`steps`) or predict on demand are left out, and the outputs say so: there
+    are no frames here.
+
+    Args:
+        config: the plain configuration.
+        embed: N texts -> embeddings (N, E) of unit norm.
+
+    Raises:
+        InputError: before anything is embedded, for a timeline, excerpt, policies, references or a confidence that no
+            replay can have.
+    """
+    families = {name: family for name, family in sweep_families(config["policies"]).items() if not family.selects_steps}
+    references = [Reference(**reference) for reference in config["references"]]
+    check_sweep(families, references, config["confidence"])
+    timeline = read_timeline(
+        config["timeline"]["path"],
+        config["timeline"]["format"],
+        durations=config["timeline"]["durations"],
+        point_seconds=config["timeline"]["point_seconds"],
+    )
+    if len(set(config["noise"])) < len(config["noise"]):
+        raise InputError(f"noise must be a list of distinct levels, got {config['noise']}")
+    taken = excerpt(
+        timeline, config["limit"], config["minutes"], config["calibration_fraction"], config["timeline"]["split_by"]
+    )
+    texts = list(dict.fromkeys(event.text for record in timeline.records for event in record.events))
+    bank = CaptionBank(texts, embed(texts))
+    levels = []
+    for noise in config["noise"]:
+        streams = {split: _streams(records, bank, noise, config) for split, records in taken.splits.items()}
+        swept = sweep_setting(
+            streams,
+            BankDecoder(bank),
+            families,
+            references,
+            latent_delay=0.0,
+            confidence=config["confidence"],
+            seed=config["seed"],
+            name=f"noise {noise:g}",
+            workers=config["workers"],
+        )
+        right = _steps_right(streams["test"], bank)
+        levels.append({"noise": noise, "steps_right": right, **_plain(swept)})
+    results = {
+        "simulated": _simulated(config),
+        "schema": REPLAY_SCHEMA,
+        "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "seed": config["seed"],
+        "config": config,
+        "code": code_version(),
+        "libraries": library_versions(),
+        "device": describe_device("cpu"),
+        "timeline": _description(timeline, taken, texts, config),
+        "levels": levels,
+    }
+    paths = write_replay(results, Path(config["output"]))
+    announce(replay_summary(results), paths)
+    return paths
+
+
+def _plain(swept: Swept) -> dict[str, Any]:
+    """The sweep under the names of ``jepa.replay/1``."""
+    plain = swept.sweep.model_dump(mode="json")
+    for curve in plain["curves"].values():
+        curve["knob"] = curve.pop("parameter")
+        for point in (*curve["test"], *curve["calibration"]):
+            point["knob"] = point.pop("value")
+            if point.get("cache", 0) is None:
+                del point["cache"]
+    for saving in plain["savings"]:
+        saving["knob"], saving["saving"] = saving.pop("value"), saving.pop("ratio")
+    for row in plain["operations"]:
+        row["knob"], row["seconds_estimated"] = row.pop("value"), row.pop("estimated") is not None
+    return plain
+
+
+def _streams(records: Sequence[StreamRecord], bank: CaptionBank, noise: float, config: Mapping[str, Any]) -> StreamSet:
+    rows = {text: row for row, text in enumerate(bank.texts)}
+    embeddings = bank.embeddings.numpy()
+    background = embeddings.mean(axis=0)
+    background /= np.linalg.norm(background)
+    force_at = text_in_force if config["gap"] == "background" else last_in_force
+    streams = StreamSet([], [], [], [])
+    for record in records:
+        steps = int(record.duration * config["step_rate_hz"])
+        if steps < 1:
+            raise InputError(f"{record.video_id}: a stream must last at least one step, got {record.duration} s")
+        times = (np.arange(steps) + 0.5) / config["step_rate_hz"]
+        force = force_at(record, times)
+        said = np.array([rows[event.text] for event in record.events])
+        targets = np.where(force[:, None] >= 0, embeddings[said[force]], background)
+        seed = (config["seed"], int(name_fraction(record.video_id) * 2**32))
+        ledger = OperationLedger()
+        ledger.stream(record.duration)
+        streams.records.append(record)
+        streams.latents.append(simulate_latents(targets, noise, config["autocorrelation"], seed))
+        streams.times.append(times)
+        streams.ledgers.append(ledger)
+    return streams
+
+
+def _steps_right(streams: StreamSet, bank: CaptionBank) -> float:
+    """The fraction of steps inside an annotation whose nearest narration is the one in force."""
+    right = total = 0
+    for record, latents, times in zip(streams.records, streams.latents, streams.times, strict=True):
+        force = text_in_force(record, times)
+        inside = np.flatnonzero(force >= 0)
+        said = bank.lookup(torch.from_numpy(latents[inside]))
+        right += sum(text == record.events[index].text for text, index in zip(said, force[inside], strict=True))
+        total += len(inside)
+    return right / total if total else 0.0
+
+
+def _description(timeline: Timeline, taken: Excerpt, texts: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What was read, and what of it was used."""
+    return {
+        "format": config["timeline"]["format"],
+        "videos": len(timeline.records),
+        "annotations": sum(len(record.events) for record in timeline.records),
+        "distinct_texts": len(texts),
+        "overlapping": timeline.overlapping,
+        "dropped": dict(timeline.dropped),
+        "cut": taken.cut,
+        "encoder": SENTENCE_ENCODER,
+        "used": {
+            split: {
+                "videos": len(records),
+                "groups": len({timeline.groups[record.video_id] for record in records}),
+                "hours": sum(record.duration for record in records) / 3600,
+                "annotations": sum(len(record.events) for record in records),
+            }
+            for split, records in taken.splits.items()
+        },
+    }
+
+
+_GAPS = {"last": "the last text stays in force", "background": "the mean of all narrations' embeddings"}
+
+
+def _simulated(config: Mapping[str, Any]) -> str:
+    """The first line of every output."""
+    return (
+        "SIMULATED EMBEDDINGS: narrations and times are real, predictor and decoder are not. "
+        f"Latents are {SENTENCE_ENCODER} embeddings of the narration in force plus noise of autocorrelation "
+        f"{config['autocorrelation']:g} at {config['step_rate_hz']:g} Hz; between narrations: {_GAPS[config['gap']]}; "
+        "the decoder says the nearest narration of the timeline."
+    )

@@ -1,0 +1,420 @@
+"""`jepa cost`: joint savings against sums done apart, attribution against its axioms, and wrong input in one line."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import re
+import runpy
+import xml.etree.ElementTree as ET
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config, vlm_config
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from PIL import Image
+from transformers import AutoConfig
+
+from jepa.checkpoint import build_model, save
+from jepa.cli import compose, main
+from jepa.config import validate
+from jepa.data.world import CAPTION_QUERIES
+from jepa.errors import InputError
+from jepa.operations import OperationLedger
+from jepa.report import plots
+from jepa.studies.configs import CostConfig
+from jepa.studies.cost.analysis import analyse, shapley
+from jepa.studies.cost.deployed import checkpoint_parts, read_parts
+from jepa.studies.cost.report import answer, cost_html, cost_markdown, cost_png, cost_summary, heat_map, validate_cost
+
+SMALL_GRID = ["grid.input_tokens=[500,100000]", "grid.output_tokens=[50,2000]", "grid.batches=[1,128]"]
+
+
+def settings(*overrides: str) -> dict[str, Any]:
+    config = compose("cost", [*SMALL_GRID, *overrides])
+    return validate(OmegaConf.to_container(config, resolve=True), CostConfig)
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    return analyse(settings())
+
+
+@pytest.fixture
+def results_file(tmp_path) -> Path:
+    """The document that the tests of the report use."""
+    document = runpy.run_path(str(Path(__file__).parents[1] / "report" / "test_report.py"))["make_results"]()
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def optimisation(results: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(row for row in results["optimisations"] if row["name"] == name)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "saving"), [(500, 2000, "3.5"), (100_000, 1450, "1.1")])
+def test_fewer_output_tokens_save_what_is_published(inputs, outputs, saving):
+    request = ["perception=null", "stream_rates=null", "deployed=mistral_small_4", "cache=fp8", "order=[tokens]"]
+    found = analyse(settings(*request, f"input_tokens={inputs}", f"output_tokens={outputs}"))
+    assert f"{math.floor(found['joint']['value'] * 10) / 10:.1f}" == saving
+    assert found["unit"] == "request"
+
+
+def test_the_chain_of_levers_multiplies_to_the_joint_saving(results):
+    rows, joint = results["optimisations"], results["joint"]["value"]
+    assert math.prod(row["in_order"] for row in rows) == pytest.approx(joint)
+    assert math.prod(row["averaged"] for row in rows) == pytest.approx(joint)
+    costs = [results[key]["chip_seconds"] for key in ("baseline", "optimised")]
+    assert costs[0] / costs[1] == pytest.approx(joint)
+    assert results["product"] == pytest.approx(math.prod(row["alone"]["value"] for row in rows))
+    assert results["claims"] == pytest.approx(3.0 * 3.6 * 2.27 * 2.85)
+
+
+def test_a_lever_that_divides_its_parts_obeys_amdahl(results):
+    row = optimisation(results, "selective")
+    assert row["touches"] == ["prefill", "decode"]
+    parts = results["baseline"]["parts"]
+    fraction = parts["prefill"]["fraction"] + parts["decode"]["fraction"]
+    assert row["fraction"] == pytest.approx(fraction)
+    assert row["alone"]["value"] == pytest.approx(1 / (1 - fraction + fraction / 2.85))
+    assert row["limit"] == pytest.approx(1 / (1 - fraction))
+
+
+def test_shares_and_ranges(results):
+    assert math.fsum(part["fraction"] for part in results["baseline"]["parts"].values()) == pytest.approx(1)
+    assert optimisation(results, "hardware")["fraction"] == pytest.approx(1)
+    assert optimisation(results, "hardware")["limit"] is None
+    assert optimisation(results, "tokens")["touches"] == ["decode"]
+    for ratio in [results["joint"], *(row["alone"] for row in results["optimisations"])]:
+        assert ratio["low"] < ratio["value"] < ratio["high"]
+
+
+def test_another_chip_saves_between_the_ratios_of_its_peaks_at_equal_efficiencies():
+    found = analyse(settings("order=[hardware]"))["joint"]["value"]
+    ratios = (2250 / 989, 8.0 / 3.35)
+    assert min(ratios) - 1e-9 <= found <= max(ratios) + 1e-9
+
+
+def test_the_measure_of_a_ratio_is_a_matter_of_power_and_price():
+    by_time, by_energy, by_price = (
+        analyse(settings("order=[hardware]", *more))["joint"]["value"]
+        for more in ([], ["measure=joules"], ["measure=price", "+prices={NVIDIA H100 SXM:2.0,NVIDIA B200:5.0}"])
+    )
+    assert by_energy == pytest.approx(by_time * 700 / 1000)
+    assert by_price == pytest.approx(by_time * 2 / 5)
+
+
+@given(st.lists(st.floats(-3, 3), min_size=8, max_size=8))
+def test_shapley_is_the_mean_over_all_orders(figures):
+    names = ("a", "b", "c")
+    subsets = [frozenset(s) for size in range(4) for s in itertools.combinations(names, size)]
+    values = dict(zip(subsets, figures, strict=True))
+    orders = list(itertools.permutations(names))
+    fractions = shapley(values, names)
+    for name in names:
+        gains = []
+        for order in orders:
+            before = frozenset(order[: order.index(name)])
+            gains.append(values[before | {name}] - values[before])
+        assert fractions[name] == pytest.approx(sum(gains) / len(orders), abs=1e-9)
+
+
+def test_a_baseline_that_generates_at_every_step_pays_for_it():
+    text = ["output_tokens=30", "input_tokens=20", "order=[tokens]", "stream_rates.steps_per_second=2.0"]
+    every = analyse(settings("deployed=vlm_baseline", *text))["baseline"]
+    wanted = analyse(settings("deployed=vl_jepa", *text))["baseline"]
+    assert (every["requests"], wanted["requests"]) == (2.0, 1.0)
+    assert (every["input_tokens"], wanted["input_tokens"]) == (2068, 21)
+    assert set(every["parts"]) == {"encoder", "prefill", "decode"}
+    assert set(wanted["parts"]) == {"encoder", "predictor", "prefill", "decode"}
+    assert every["parts"]["encoder"]["chip_seconds"] == pytest.approx(wanted["parts"]["encoder"]["chip_seconds"])
+
+
+@pytest.mark.parametrize(("steps", "requests", "saving"), [(1.0, 1.0, 1.67), (2.0, 1.0, 1.41)])
+def test_decoder_calls_are_not_seconds_by_the_times_that_were_measured(steps, requests, saving):
+    rates = [
+        f"stream_rates.steps_per_second={steps}",
+        f"stream_rates.requests_per_second={requests}",
+        "order=[selective]",
+    ]
+    found = analyse(settings(*rates))["published"]["saving"]
+    assert found == pytest.approx((steps * 126 + requests * 203) / (steps * 126 + requests * 203 / 2.85))
+    assert round(found, 2) == saving
+
+
+def test_a_grid_answers_over_which_workloads_the_goal_holds(results):
+    cells = results["grid"]
+    assert len(cells) == 8
+    low, high = results["goal"]
+    within = [cell for cell in cells if low <= cell["joint"]["value"] <= high]
+    said = answer(results)
+    assert said.startswith(f"10 to 20× holds on {len(within)} of 8 workloads")
+    assert ", ".join(f"{sum(cell['batch'] == batch for cell in within)} of 4 at {batch}" for batch in (1, 128)) in said
+    same = next(c for c in cells if (c["batch"], c["input_tokens"], c["output_tokens"]) == (128, 500, 2000))
+    assert same["joint"] == pytest.approx(results["joint"])
+    assert same["product"] == pytest.approx(results["product"])
+
+
+def test_workloads_that_do_not_fit_are_left_out():
+    found = analyse(settings("chips=2", "order=[tokens]"))
+    assert {cell["batch"] for cell in found["grid"] if cell["joint"] is None} == {128}
+    assert "too large" not in cost_markdown(found)
+    assert "does not fit" in cost_markdown(found)
+
+
+def test_a_transformers_configuration_is_a_served_model(tmp_path):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model("llama", vocab_size=100, intermediate_size=96, **sizes)
+    config.save_pretrained(tmp_path)
+    by_hand = 2 * (64 * 16 * (4 + 2 + 2 + 4) + 3 * 64 * 96 + 2 * 64) + 64 + 2 * 100 * 64
+    assert read_parts(str(tmp_path)).model.parameters == by_hand
+    found = analyse(settings("deployed=config", f"deployed.model.path={tmp_path}/config.json", "order=[tokens]"))
+    assert found["baseline"]["parameters"] == by_hand
+
+
+def numel(*modules: Any) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def test_a_vl_jepa_checkpoint_is_a_served_model(tiny_model, tmp_path):
+    """Parameters are those of the modules, FLOPs those that its stream's ledger counts, without the Y-Encoder's."""
+    save(tiny_model, tiny_config(), tmp_path)
+    rate = 2.0
+    deployed = ["deployed=config", f"deployed.model.path={tmp_path}", "order=[tokens,hardware]"]
+    load = ["input_tokens=0", "output_tokens=9", f"stream_rates.steps_per_second={rate}"]
+    base = analyse(settings(*deployed, *load))["baseline"]
+    parts = read_parts(str(tmp_path))
+    encoder, predictor = (parts.perception.parts[name] for name in ("encoder", "predictor"))
+    assert [encoder.parameters, predictor.parameters, parts.model.parameters, base["parameters"]] == [
+        numel(tiny_model.x_encoder), numel(tiny_model.predictor), *[numel(tiny_model.y_decoder)] * 2,
+    ]  # fmt: skip
+    assert base["memory"]["weights"] == 2 * numel(tiny_model.x_encoder, tiny_model.predictor, tiny_model.y_decoder)
+    assert base["input_tokens"] == tiny_model.y_decoder.prefix
+    ledger, query = OperationLedger(), CAPTION_QUERIES[0]
+    list(tiny_model.stream([np.zeros((240, 48, 48, 3), dtype=np.uint8)], rate, query, ledger))
+    slot, steps = tiny_model.encoding_flops(), ledger.predictor.calls
+    assert steps > 50
+    first = {"encoder": tiny_model.slots(rate)[1] - tiny_model.slots(rate)[0], "predictor": 0}  # slots of its window
+    for name, part in parts.perception.parts.items():
+        each = part.prefill_flops(parts.perception.tokens_of(name, rate))
+        assert each * steps + first[name] * slot == getattr(ledger, name).flops
+        assert base["parts"][name]["chip_seconds"] >= each * rate / (989e12 * 0.5) * (1 - 1e-9)
+    alone = parts.perception.tokens_of("encoder", 0.5)
+    assert encoder.prefill_flops(alone) == tiny_model.slots(rate)[1] * slot  # windows that share none
+
+
+def test_the_perception_of_a_checkpoint_stays_with_another_language_model(tiny_model, tmp_path):
+    save(tiny_model, tiny_config(), tmp_path)
+    found = analyse(settings("deployed=config", f"deployed.model.path={tmp_path}", "order=[experts]"))
+    before, after = (found[key]["parts"] for key in ("baseline", "optimised"))
+    for name in ("encoder", "predictor"):
+        assert after[name] == {**before[name], "fraction": after[name]["fraction"]}
+    assert found["optimised"]["model"] == "Mistral Small 4"
+
+
+def test_a_token_space_baseline_s_checkpoint_is_a_served_model(tokenizer, tmp_path):
+    model = build_model(vlm_config(), tokenizer).eval()
+    save(model, vlm_config(), tmp_path)
+    found = analyse(settings("deployed=config", f"deployed.model.path={tmp_path}", "order=[tokens]", "input_tokens=5"))
+    parts = checkpoint_parts(model)
+    assert parts.every_step
+    assert parts.model.parameters == found["baseline"]["parameters"] == numel(model.language_model)
+    assert parts.perception.parts["encoder"].parameters == numel(model.x_encoder, model.project)
+    assert parts.input_per_step == model.encode(torch.zeros(1, 8, 48, 48, 3, dtype=torch.uint8)).shape[1]
+    assert set(found["baseline"]["parts"]) == {"encoder", "prefill", "decode"}
+    with pytest.raises(InputError, match=r"optimisations\.selective needs a model that may stay silent"):
+        analyse(settings("deployed=config", f"deployed.model.path={tmp_path}", "order=[selective]"))
+
+
+def test_a_language_model_s_checkpoint_is_a_served_model(tiny_llm_jepa):
+    parts = checkpoint_parts(tiny_llm_jepa)
+    assert parts.model.parameters == numel(tiny_llm_jepa.language.lm)
+    assert parts.perception is None
+
+
+@pytest.mark.parametrize("absent", [["vocab_size"], ["num_hidden_layers", "vocab_size"]])
+def test_a_configuration_has_to_state_its_dimensions(tmp_path, absent):
+    full = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    full |= {"num_attention_heads": 4, "vocab_size": 100}
+    (tmp_path / "config.json").write_text(json.dumps(full))
+    assert read_parts(str(tmp_path)).model.layers == 2
+    (tmp_path / "config.json").write_text(json.dumps({key: full[key] for key in full if key not in absent}))
+    with pytest.raises(InputError, match=r"config\.json must state .*, got none for " + ", ".join(absent)):
+        read_parts(str(tmp_path))
+
+
+def test_what_does_not_fit_is_named():
+    with pytest.raises(
+        InputError, match=r"^Mistral Small 4 with optimisations\.experts: the model and its caches must fit in 2"
+    ):
+        analyse(settings("chips=2"))
+    with pytest.raises(InputError, match=r"^Mistral Small 3: the model and its caches must fit in 1"):
+        analyse(settings("chips=1"))
+
+
+def test_selective_decoding_takes_its_saving_from_results(results_file):
+    document = json.loads(results_file.read_text())
+    name, setting = next(iter(document["settings"].items()))
+    saving = next(s for s in setting["savings"] if s["headline"] and s["policy"] == "gate")
+    found = analyse(
+        settings(
+            "order=[selective]",
+            f"optimisations.selective.results={results_file}",
+            "optimisations.selective.policy=gate",
+        )
+    )
+    row = optimisation(found, "selective")
+    assert row["evidence"] == "measured"
+    assert row["factor"]["value"] == saving["saving"]["value"]
+    assert f"on {name} streams" in row["change"]
+    assert row["factor"]["low"] == saving["saving"]["low"]
+    assert row["measured_flops_saving"] is not None
+    own = next(s for s in setting["savings"] if s["headline"] and s["policy"] == "uniform")
+    own["saving"] = dict.fromkeys(("value", "low", "high"), 10.0)
+    results_file.write_text(json.dumps(document))
+    with pytest.raises(InputError, match="got 'everyday': Quality does not depend on decoding here"):
+        analyse(settings("order=[selective]", f"optimisations.selective.results={results_file}"))
+
+
+def test_a_policy_that_selects_steps_takes_perception_with_it(results_file):
+    """By the ratio of the steps computed, a quarter of them in the document; each slot is encoded for two of them."""
+    document = json.loads(results_file.read_text())
+    setting = next(iter(document["settings"].values()))
+    rows = {s["policy"]: s for s in setting["savings"] if s["headline"]}
+    operations = next(row for row in setting["operations"] if row["policy"] == "selective")
+    operations["ledger"]["encoder"]["calls"] *= 2
+    knob = operations["knob"]
+    rows["selective"] |= {**rows["gate"], "policy": "selective", "knob": knob}
+    results_file.write_text(json.dumps(document))
+    order = [
+        "order=[selective]",
+        f"optimisations.selective.results={results_file}",
+        "optimisations.selective.policy=selective",
+    ]
+    found = analyse(settings(*order))
+    before, after = (found[key] for key in ("baseline", "optimised"))
+    assert before["steps"] / after["steps"] == pytest.approx(4)
+    assert "steps of perception / 4.00" in optimisation(found, "selective")["change"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["hardware=h1000"], "there is no hardware 'h1000'; nearest valid: h100"),
+        (["optimisations.hardware.hardware=b2000"], "there is no hardware 'b2000'; nearest valid: b200"),
+        (
+            ["optimisations.experts.deployed=gpt"],
+            "there is no deployed 'gpt'; nearest valid: llama_3_2_1b, mistral_small_3,",
+        ),
+        (["input_tokens=-1"], "input_tokens must be >= 0, got -1"),
+        (["output_tokens=0"], "output_tokens must be > 0, got 0"),
+        (["weights=mx4"], "format must be one that NVIDIA H100 SXM computes in (bf16, fp8), got 'mx4'"),
+        (
+            ["chips=1"],
+            "the model and its caches must fit in 1 × NVIDIA H100 SXM (72.0 GB of their memory may be used), got",
+        ),
+        (["order=[tokens,tokens]"], "order must name at most 8 of the optimisations"),
+        (
+            ["perception=llama_3_2_1b"],
+            "perception must be null or a model with an encoder of its own (vl_jepa, vlm_bas",
+        ),
+        (["stream_rates=null"], "optimisations.selective needs a stream, got stream_rates=null"),
+        (["deployed=vlm_baseline", "order=[selective]"], "optimisations.selective needs a model that may stay silent"),
+        (["measure=price"], "measure=price needs prices of NVIDIA H100 SXM, got none"),
+        (
+            ["optimisations.tokens.factor=-2"],
+            "optimisations.tokens: jepa.studies.cost.FewerTokens: factor must be > 0, got -2",
+        ),
+        (
+            ["deployed=config", "deployed.model.path=nothing"],
+            "deployed.model.path must be a checkpoint, a config.json or",
+        ),
+        (
+            ["optimisations.selective.results=broken.json"],
+            "results file broken.json: results.schema must be 'jepa.results/2'",
+        ),
+        (["optimisations.selective.results=missing.json"], "results file missing.json cannot be read"),
+        (["goal=[20,10]"], "goal must be a lower and an upper factor, got [20.0, 10.0]"),
+    ],
+)
+def test_wrong_input_is_one_line(capsys, tmp_path, monkeypatch, overrides, message):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.json").write_text(json.dumps({"schema": "jepa.results/1"}))
+    assert main(["cost", *overrides]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_the_command_writes_a_valid_document_and_its_pictures(tmp_path, capsys):
+    assert main(["cost", f"output={tmp_path}", *SMALL_GRID]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"cost.json", "cost.md", "cost.png", "cost.html"}
+    written = json.loads((tmp_path / "cost.json").read_text())
+    validate_cost(written)
+    printed = capsys.readouterr().out
+    assert cost_summary(written) in printed
+    assert max(map(len, cost_summary(written).splitlines())) <= 100
+    assert "An estimate by a roofline" in printed
+    with Image.open(tmp_path / "cost.png") as picture:
+        assert picture.width > 1000
+    page = (tmp_path / "cost.html").read_text()
+    assert page.count("<svg") == 1 + len({cell["batch"] for cell in written["grid"]})
+    assert "<script" not in page
+
+
+def test_the_page_opens_with_the_range_and_the_product_of_the_claims(results):
+    opening = cost_html(results).partition("</section>")[0]
+    claim = opening[opening.index('<div class="claim">') : opening.index("<section")]
+    low, high = (f"{results['joint'][key]:.2f}" for key in ("low", "high"))
+    assert f"{results['joint']['value']:.2f}×</p><p>{low} to {high} over" in claim
+    assert "69.87×" in claim
+
+
+def test_cells_of_the_map_have_one_colour_and_keep_their_numbers_readable(results):
+    """Every fill is a themed role, and the contrast of the number on it is that of WCAG 2.1's level AA, 4.5."""
+    too_large = copy.deepcopy(results)
+    too_large["grid"][0] |= {"joint": None, "product": None}
+    fills = []
+    for batch in (1, 128):
+        svg = plots.inline_svg(partial(heat_map, too_large, batch), "map", "")
+        styles = [path.get("style", "") for path in ET.fromstring(svg).iter("path")]
+        fills += [style for style in styles if "var(--series-5)" in style or "fill: var(--grid)" in style]
+        assert {found for style in styles for found in re.findall(r"fill: ([^;]+)", style)} <= {
+            "var(--series-5)", "var(--grid)", "none",
+        }  # fmt: skip
+    assert len(fills) == len(too_large["grid"])
+    for theme in (plots.LIGHT, plots.DARK):
+        surface, ink = (_rgb(theme[role]) for role in ("surface", "ink"))
+        for style in fills:
+            found = re.search(r"opacity: ([0-9.]+)", style)
+            opacity = float(found[1]) if found else 1.0
+            fill = _rgb(theme["series-5" if "series-5" in style else "grid"])
+            seen = [opacity * a + (1 - opacity) * b for a, b in zip(fill, surface, strict=True)]
+            darker, lighter = sorted((_luminance(seen), _luminance(ink)))
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+
+
+def _rgb(colour: str) -> list[float]:
+    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+def _luminance(rgb: list[float]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_a_broken_document_is_refused(results):
+    broken = {**results, "joint": {**results["joint"], "low": 99.0}}
+    with pytest.raises(InputError, match=r"results\.joint must have low <= value <= high"):
+        cost_png(broken)
+    with pytest.raises(InputError, match=r"results\.schema must be 'jepa\.cost/1'"):
+        validate_cost({**results, "schema": "jepa.cost/0"})

@@ -1,0 +1,226 @@
+"""Dimensions against published counts; costs against sums done by hand and invariants."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jepa.errors import InputError
+from jepa.operations import Dimensions, from_hf_config, transformer_cache_bytes
+from jepa.studies.cost.estimate import CountedPart, Perception, Service, Workload, serving_cost
+from jepa.studies.cost.hardware import Hardware
+
+DEPLOYED = Path(__file__).parents[2] / "conf" / "deployed"
+LLAMA_1B_CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
+MISTRAL_4_CONFIG = {
+    "model_type": "mistral4",
+    "vocab_size": 131072,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "first_k_dense_replace": 0,
+    "q_lora_rank": 1024,
+    "kv_lora_rank": 256,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_routed_experts": 128,
+    "num_experts_per_tok": 4,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 2048,
+    "tie_word_embeddings": False,
+}
+LLAMA_1B, MISTRAL_4 = from_hf_config(LLAMA_1B_CONFIG), from_hf_config(MISTRAL_4_CONFIG)
+CHIP = Hardware("chip", {"bf16": 1e15, "fp8": 2e15}, memory=1e11, bandwidth=4e12, watts=500)
+
+
+def service(model: Dimensions = LLAMA_1B, **changes: Any) -> Service:
+    return replace(Service(model, CHIP, "bf16", "bf16"), **changes)
+
+
+def test_the_published_counts_of_llama_3_2_1b():
+    assert LLAMA_1B.parameters == 1_235_814_400
+    assert LLAMA_1B.active_parameters == 1_235_814_400 - (2 * 16 + 1) * 2048
+    assert transformer_cache_bytes(LLAMA_1B_CONFIG, 1) == 2 * LLAMA_1B.cached(1) == 2 * 16 * 8 * 64 * 2
+
+
+def test_the_published_counts_of_mistral_small_4():
+    active = MISTRAL_4.active_parameters
+    counts = [MISTRAL_4.parameters, active, MISTRAL_4.layer_parameters, active + MISTRAL_4.table]
+    assert [round(count / 1e9, 2) for count in counts] == [118.97, 6.10, 5.56, 6.63]
+    assert transformer_cache_bytes(MISTRAL_4_CONFIG, 1) == 2 * MISTRAL_4.cached(1) == 23_040
+
+
+@pytest.mark.parametrize(("name", "found"), [("llama_3_2_1b", LLAMA_1B), ("mistral_small_4", MISTRAL_4)])
+def test_a_served_model_has_the_dimensions_of_its_config(name, found):
+    node = yaml.safe_load((DEPLOYED / f"{name}.yaml").read_text(encoding="utf-8"))["model"]
+    deployed = Dimensions(**{key: value for key, value in node.items() if key != "_target_"})
+
+    def figures(model: Dimensions) -> list[float]:
+        return [
+            model.parameters,
+            model.active_parameters,
+            model.read_weights(9),
+            model.cached(9),
+            model.prefill_flops(9),
+        ]
+
+    assert figures(deployed) == figures(found)
+
+
+def test_windows_bound_the_cache_and_the_pairs():
+    windowed = replace(LLAMA_1B, layers=3, window=7, window_layers=2)
+    width = 2 * 8 * 64  # keys and values of eight heads
+    assert windowed.cached(5) == 3 * 5 * width
+    assert windowed.cached(50) == (50 + 2 * 6) * width
+    pairs = sum(min(i + 0.5, 7) for i in range(50)) * 2 + 50 * 50 / 2  # half a token of itself, as I²/2 has it
+    attention = windowed.prefill_flops(50) - 2 * windowed.active_parameters * 50
+    assert attention == pytest.approx(2 * 32 * 128 * pairs, rel=0.01)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 64))
+def test_experts_touched_is_an_expectation_over_even_routing(experts, active, tokens):
+    active = min(active, experts)
+    model = replace(MISTRAL_4, experts=experts, active=active)
+    # An expert is missed by a token with probability 1 - k/E, by all of them with that to the power of the tokens.
+    assert model.touched(tokens) == pytest.approx(sum(1 - (1 - active / experts) ** tokens for _ in range(experts)))
+    assert model.touched(1) == pytest.approx(active)
+    assert active - 1e-9 <= model.touched(tokens) <= experts
+
+
+def test_experts_touched_agrees_with_a_draw():
+    generator = np.random.default_rng(0)
+    draws = [len(set(np.concatenate([generator.permutation(16)[:3] for _ in range(5)]))) for _ in range(4000)]
+    model = replace(MISTRAL_4, experts=16, active=3)
+    assert model.touched(5) == pytest.approx(np.mean(draws), abs=0.1)
+
+
+def test_a_request_by_hand():
+    cost = serving_cost(service(), Workload(input_tokens=100, output_tokens=10, batch=4), compute=0.5, memory=0.8)
+    prefill = (2 * 1235746816 * 100 + 16 * 32 * 128 * 100**2) / (1e15 * 0.5)
+    weights = 2 * 1235746816 / 4 / (4e12 * 0.8)
+    cache = 2 * 16 * 1024 * (100 + 5) / (4e12 * 0.8)
+    assert cost.parts["prefill"] == pytest.approx(max(prefill, weights))
+    assert cost.parts["decode"] == pytest.approx(10 * (weights + cache))
+    assert cost.chip_seconds == pytest.approx(cost.parts["prefill"] + cost.parts["decode"])
+    assert cost.joules == pytest.approx(500 * cost.chip_seconds)
+    assert cost.seconds == pytest.approx(cost.parts["prefill"] + 4 * cost.parts["decode"])
+    assert cost.regions == {"prefill": "compute", "decode": "memory: weights"}
+
+
+def test_regions_of_the_roofline():
+    long = serving_cost(service(), Workload(50_000, 10, 64, 1, 1), 0.5, 0.8)
+    assert long.regions == {"prefill": "compute", "decode": "memory: cache"}
+    many = serving_cost(service(), Workload(1, 10, 4096, 1, 1), 0.5, 0.8)
+    assert many.regions["decode"] == "compute"
+
+
+def test_perception_runs_at_every_step_whatever_is_requested():
+    part = replace(LLAMA_1B, vocabulary=0, causal=False)
+    seeing = service(perception=Perception({"encoder": part}, {"encoder": 2048}))
+    busy = serving_cost(seeing, Workload(100, 10, 8, steps=2, requests=1), 0.5, 0.8)
+    idle = serving_cost(seeing, Workload(100, 10, 8, steps=2, requests=0), 0.5, 0.8)
+    flops = 2 * 973078528 * 2048 + 2 * 16 * 32 * 128 * 2048**2
+    assert busy.parts["encoder"] == pytest.approx(2 * flops / 0.5e15)
+    assert idle.chip_seconds == pytest.approx(busy.parts["encoder"])
+
+
+@given(st.floats(10, 1e5), st.floats(1, 1e4), st.integers(1, 512), st.floats(1.1, 10))
+def test_fewer_output_tokens_save_less_than_their_factor_of_what_is_not_cache(inputs, outputs, batch, fewer):
+    chips = service(chips=1024)
+    before = serving_cost(chips, Workload(inputs, outputs, batch), 0.5, 0.7)
+    after = serving_cost(chips, Workload(inputs, outputs / fewer, batch), 0.5, 0.7)
+    assert after.parts["prefill"] == before.parts["prefill"]
+    # Fewer tokens also attend to a shorter context, so that decoding saves at least the factor.
+    assert before.parts["decode"] / after.parts["decode"] >= fewer * (1 - 1e-9)
+    free = before.chip_seconds / before.parts["prefill"]  # Amdahl's limit
+    assert 1 <= before.chip_seconds / after.chip_seconds <= free
+
+
+def test_counts_of_a_part_cost_what_its_dimensions_do():
+    part = Dimensions(
+        layers=2, width=64, heads=4, kv_heads=4, key_width=16, value_width=16, feed_forward=256, causal=False
+    )
+    hardware, workload = Hardware("chip", {"bf16": 1e15}, 80e9, 3e12, 700.0), Workload(10, 5, 4, steps=2.0)
+    model = replace(part, vocabulary=100, causal=True)
+    counted = CountedPart(part.parameters, 30, round(part.prefill_flops(30)))
+
+    def cost(found, **most):
+        perception = Perception({"encoder": found}, {"encoder": 30}, most)
+        return serving_cost(Service(model, hardware, "bf16", "bf16", perception), workload, 0.5, 0.7).parts["encoder"]
+
+    assert cost(counted) == pytest.approx(cost(part))
+    assert cost(counted, encoder=60) == cost(counted)  # two steps of 30 tokens in a second
+    assert counted.prefill_flops(15) == counted.flops / 2
+    assert Perception({"encoder": counted}, {"encoder": 30}, {"encoder": 45}).tokens_of("encoder", 2.0) == 22.5
+    with pytest.raises(InputError, match=r"most must be > 0 for some of the parts encoder, got perception 1"):
+        Perception({"encoder": counted}, {"encoder": 30}, {"perception": 1})
+
+
+def test_output_tokens_save_what_was_published():
+    h100 = Hardware("H100", {"bf16": 989e12}, 80e9, 3.35e12, 700)
+    mistral = Service(MISTRAL_4, h100, "bf16", cache="fp8")
+
+    def saved(inputs: int, outputs: int) -> float:
+        cost = [
+            serving_cost(mistral, Workload(inputs, o, 128), 0.5, 0.7).chip_seconds for o in (outputs, outputs / 3.6)
+        ]
+        return float(cost[0] / cost[1])
+
+    assert round(saved(500, 2000), 1) == 3.5
+    assert round(saved(100_000, 1450), 2) == 1.15
+
+
+def test_arrays_of_efficiencies_give_arrays_of_costs():
+    compute, memory = np.array([0.4, 0.6])[:, None], np.array([0.5, 0.7, 0.9])
+    whole = serving_cost(service(), Workload(900, 30, 4), compute, memory).chip_seconds
+    assert whole.shape == (2, 3)
+    assert whole[1, 2] == pytest.approx(serving_cost(service(), Workload(900, 30, 4), 0.6, 0.9).chip_seconds)
+
+
+def test_a_model_takes_the_least_power_of_two_of_chips_that_it_fits_in():
+    assert service().chips_for(Workload(100, 10, 1)) == 1
+    large = service(MISTRAL_4)
+    assert large.memory(Workload(100, 10, 1))["weights"] == 2 * 118_972_826_624
+    assert large.chips_for(Workload(100, 10, 1)) == 4  # 238 GB in 90 GB each
+    with pytest.raises(InputError, match=r"must fit in 2 × chip \(180\.0 GB .* got 237\.9 GB at batch 1"):
+        replace(large, chips=2).chips_for(Workload(100, 10, 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Workload(-1, 10, 1), "input_tokens must be >= 0, got -1"),
+        (lambda: Workload(10, 0, 1), "output_tokens must be > 0, got 0"),
+        (lambda: Workload(10, 10, 0), "batch must be >= 1, got 0"),
+        (lambda: service(weights="mx4"), r"format must be one that chip computes in \(bf16, fp8\), got 'mx4'"),
+        (lambda: service(cache="fp3"), "number format must be one of bf16, .*, got 'fp3'"),
+        (lambda: service(chips=0), "chips must be >= 1, got 0"),
+        (lambda: replace(MISTRAL_4, active=0), "active must be between 1 and the 128 experts, got 0"),
+        (lambda: replace(MISTRAL_4, window_layers=1), "window must be a whole number >= 1, got None"),
+        (lambda: replace(MISTRAL_4, layers=0), "layers must be a whole number >= 1, got 0"),
+        (lambda: Hardware("x", {}, 1, 1, None), "peaks must name at least one number format"),
+        (lambda: Hardware("x", {"bf16": 1.0}, 0, 1, None), "memory must be > 0, got 0"),
+    ],
+)
+def test_wrong_figures_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()

