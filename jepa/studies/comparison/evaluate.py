@@ -20,7 +20,6 @@ from jepa.metrics import cider_d, match_nearest
 from jepa.models.token_vlm import TokenVLM, WindowDecoder, candidate_scores, ranks_of_own
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger
-from jepa.results.base import write_files
 from jepa.results.documents import RoleParameters
 from jepa.selective import Decoded, Emission, SelectiveDecoder, Uniform
 from jepa.studies.comparison.data import HeldOutClips, held_out_clips
@@ -58,9 +57,7 @@ def run(config: ComparisonTrainConfig, output: Path) -> Path:
         libraries=library_versions(),
         device=describe_device("cpu"),
     )
-    path = output / ArmEvaluation.file_name
-    write_files({path: document.to_json()})
-    last = found.points[-1]
+    path, last = document.save(output), found.points[-1]
     scores = f"CIDEr-D {last.cider_d:.3f}, top-5 {last.top5:.3f}"
     print(f"{found.arm}, seed {found.seed}: {scores}: {path}", flush=True)
     return path
