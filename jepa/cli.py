@@ -129,9 +129,11 @@ def _replay(config: Any, output: Path) -> None:
 
 def _cost(config: Any, output: Path) -> None:
     plain = validate(config, CostConfig)
+    from pydantic import TypeAdapter
+
     from jepa.studies.cost import run as run_cost
 
-    run_cost(plain)
+    run_cost(TypeAdapter(CostConfig).validate_python(plain))
 
 
 @dataclass(frozen=True)
