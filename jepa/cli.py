@@ -83,11 +83,13 @@ def _evaluate(config: Any, output: Path) -> None:
 
 def _report(config: Any, output: Path) -> int:
     plain = validate(config, ReportConfig)
+    from types import SimpleNamespace
+
     from jepa.evaluation.report import report
-    from jepa.report.requirement import NotMetError
+    from jepa.results import NotMetError
 
     try:
-        report(plain)
+        report(SimpleNamespace(**plain))
     except NotMetError as error:
         sys.stdout.flush()
         print(f"failed: {error}", file=sys.stderr, flush=True)

@@ -40,8 +40,9 @@ from tqdm import tqdm
 from jepa.config import build_as
 from jepa.data.records import Event, StreamRecord
 from jepa.evaluation.streams import StreamSet
-from jepa.evaluation.sweep import sweep_setting, sweeps
+from jepa.evaluation.sweep import sweep_families, sweep_setting
 from jepa.operations import OperationLedger
+from jepa.results.documents import Reference
 from jepa.selective import Decoded, Gate, OnDemand, Oracle, Policy, SelectiveDecoder, Ward
 from jepa.selective.policies import ward
 from jepa.selective.policies.offline import segment_count
@@ -69,7 +70,7 @@ Stream = tuple[np.ndarray, np.ndarray]
 class Silent:
     """A decoder that does nothing."""
 
-    def decode(self, latents: torch.Tensor) -> Sequence[Decoded]:
+    def decode(self, latents: torch.Tensor, payloads: Sequence[object] | None = None) -> Sequence[Decoded]:
         return [Decoded("", tokens=1, forward_passes=1)] * len(latents)
 
 
@@ -93,7 +94,7 @@ class Nearest:
         self.captions = [" ".join(rng.choice(WORDS, 6)) for _ in range(64)]
         self._transposed = torch.from_numpy(np.ascontiguousarray(self.meanings.T))
 
-    def decode(self, latents: torch.Tensor) -> Sequence[Decoded]:
+    def decode(self, latents: torch.Tensor, payloads: Sequence[object] | None = None) -> Sequence[Decoded]:
         return [Decoded(self.captions[i], 7, 7) for i in (latents @ self._transposed).argmax(dim=1).tolist()]
 
 
@@ -138,14 +139,15 @@ def report_sweep(group: str, count: int, width: int, processes: int) -> dict[str
         "calibration": annotated(range(count // 2), decoder),
         "test": annotated(range(count // 2, count), decoder),
     }
-    families = sweeps(report["policies"])
+    families = sweep_families(report["policies"])
+    references = [Reference(**reference) for reference in report["references"]]
     options = {key: report[key] for key in ("confidence", "seed", "tolerances")}
     wall, processor = time.perf_counter(), processor_seconds()
     sweep_setting(
         streams,
         decoder,
         families,
-        report["references"],
+        references,
         latent_delay=0.5,
         name=f"{width} wide",
         workers=processes,

@@ -10,7 +10,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 import copy
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -24,6 +24,9 @@ from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import corpus
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.vl_jepa import VLJEPA
+
+if TYPE_CHECKING:
+    from jepa.results import StreamResults
 
 # The same examples in every run, so that a change is all that can break one. To search for new ones:
 # pytest --hypothesis-profile=default
@@ -131,6 +134,15 @@ def tiny_model(tokenizer: Tokenizer) -> VLJEPA:
     """Random weights from a fixed seed, in evaluation mode. Do not change it: copy it."""
     torch.manual_seed(0)
     return checkpoint.build_model(tiny_config(), tokenizer).eval()
+
+
+@pytest.fixture(scope="session")
+def stream_results(tiny_model: VLJEPA, tmp_path_factory: pytest.TempPathFactory) -> StreamResults:
+    """Seven policies swept over made streams of two settings: a document of the real pipeline."""
+    from made_streams import made_results
+
+    with torch.no_grad():
+        return made_results(tiny_model, tmp_path_factory.mktemp("streams"))
 
 
 LLAMA = {

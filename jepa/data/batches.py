@@ -1,4 +1,4 @@
-"""Training batches of pairs: item i is a function of the seed and i alone, whoever asks for it."""
+"""Training batches of examples: item i is a function of the seed and i alone."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from jepa.errors import InputError
 
 
 class PairBatch(NamedTuple):
-    """`targets` holds the target views alone where another model embeds them, else None."""
+    """`targets` holds the target views alone if another model embeds them, else None."""
 
     rows: PackedBatch
     targets: PackedBatch | None
 
 
 class PairBatches(Dataset[PairBatch]):
-    """`batches` batches of `batch_size` pairs: epoch after epoch in an order of its own, no pair left out.
+    """`batches` batches of `batch_size` examples. Each epoch has every example once, in a new order.
 
-    With several `ranks` batch i is of rank i % ranks; those of one step all have the latent term, or none has.
+    With several `ranks`, batch i belongs to rank i % ranks. The batches of one step all have the latent term, or none.
 
     Args:
-        latent: add what the latent term needs; False is next-token training.
-        loss_dropout: fraction of the batches without it (LLM-JEPA section 3.3).
-        shuffled: the control: each pair's target is another pair's, by one fixed permutation.
-        tube: add positions for the semantic tube; the other extra tokens are then left out.
+        latent: add the sequences of the latent term; False is next-token training.
+        loss_dropout: fraction of the batches without the latent term (LLM-JEPA section 3.3).
+        shuffled: a control: each example has the target of another, by one fixed permutation.
+        tube: add positions for the semantic tube, and no other extra tokens.
         apart: targets go into rows of their own.
 
     Raises:
@@ -67,7 +67,7 @@ class PairBatches(Dataset[PairBatch]):
     def __getitem__(self, index: int) -> PairBatch:
         if not 0 <= index < self.batches:
             raise IndexError(index)
-        chosen = self._chosen(index)
+        chosen = self.chosen(index)
         pairs = [self.pairs[i] for i in chosen]
         if not self.latent or np.random.default_rng([self.seed, 1, index // self.ranks]).random() < self.loss_dropout:
             return PairBatch(pack(pairs, self.layout), None)
@@ -78,7 +78,8 @@ class PairBatches(Dataset[PairBatch]):
         rows = pack(pairs, self.layout, targets, [self.ids[i] for i in partners], apart=self.apart)
         return PairBatch(rows, pack_targets(targets, self.layout) if self.apart else None)
 
-    def _chosen(self, index: int) -> list[int]:
+    def chosen(self, index: int) -> list[int]:
+        """Numbers of the examples in batch `index`."""
         return shuffled_rows([self.seed, 0], len(self.pairs), index * self.batch_size, self.batch_size)
 
 

@@ -1,8 +1,8 @@
-"""Chat formatting: a request and its answer as token ids, whatever the tokenizer's template.
+"""Chat formatting: a prompt and its completion as token ids, whatever the tokenizer's template.
 
-The template is the tokenizer's own (Hugging Face `apply_chat_template`). Three things are taken care of that published
-training scripts get wrong: the end-of-turn token belongs to the answer even where it doubles as the padding token,
-no template may stamp today's date on a prompt, and the prompt that is trained on is the one that is generated from.
+The template is the tokenizer's own (Hugging Face `apply_chat_template`). Published training scripts often get three
+things wrong, which are right here. The end-of-turn token belongs to the answer even where it doubles as the padding
+token. No template stamps today's date on a prompt. Generation starts from the prompt that was trained on.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from tokenizers import Tokenizer as _Tokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from jepa.data.pairs import Example
+from jepa.data.pretrained_tokenizer import load_tokenizer
+from jepa.data.tokenizer import pad_rows, train_bpe
 from jepa.errors import InputError
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -28,7 +27,8 @@ _TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-_PLAIN_TEMPLATE = (  # of a base model, which has none: roles in words, every turn closed by the end-of-text token
+# For a base model, which has no template: roles in words, and the end-of-text token after every turn.
+_PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
@@ -38,14 +38,14 @@ _STAMP = re.compile(r"^(Cutting Knowledge Date: .*\n)?(Today Date|Current date):
 
 
 class ChatIds(NamedTuple):
-    """Token ids of a pair. `prompt` + `completion` is what the language model reads and says.
+    """Token ids of an example. The language model reads `prompt` and says `completion`.
 
     Args:
         prompt: system and user turn.
-        completion: what follows it: the words that open the assistant's turn, the answer and its end-of-turn token.
-        opening: how many of `completion` open the turn, and are given in generation.
+        completion: the words that open the assistant's turn, the answer and its end-of-turn token.
+        opening: how many tokens of `completion` open the turn; generation is given them.
         text: view 1 of the latent term on its own, without the system prompt.
-        code: view 2 of the latent term on its own: its turn as `completion` has it.
+        code: view 2 of the latent term on its own, in an assistant's turn.
     """
 
     prompt: list[int]
@@ -56,7 +56,7 @@ class ChatIds(NamedTuple):
 
     @property
     def given(self) -> list[int]:
-        """What is given in generation: the prompt, and the words that open the turn."""
+        """The tokens that generation starts from: the prompt, and the words that open the turn."""
         return [*self.prompt, *self.completion[: self.opening]]
 
 
@@ -73,6 +73,11 @@ class ChatTokenizer:
 
     Raises:
         InputError: the template does not continue its own prompt with the answer, or no token can end a turn.
+
+    >>> tokenizer = ChatTokenizer.train(["lines with a digit"], vocab_size=300)
+    >>> [ids] = tokenizer.encode([Example("a digit", "[0-9]", system=None)])
+    >>> tokenizer.hf.decode(ids.prompt + ids.completion)
+    '<|user|>a digit<|end|><|assistant|>[0-9]<|end|>'
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -88,25 +93,12 @@ class ChatTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> ChatTokenizer:
-        """The built-in one: byte-level BPE merges of `texts`, trained in memory.
+        """The built-in tokenizer: byte-level BPE merges of `texts`, trained in memory.
 
         Raises:
             InputError: `vocab_size` is below the 256 bytes and the 5 special tokens.
         """
-        special = [PAD, END, *_ROLES]
-        if vocab_size < 256 + len(special):
-            raise InputError(
-                f"vocab_size must be >= {256 + len(special)} (256 bytes and {len(special)} special tokens), "
-                f"got {vocab_size}"
-            )
-        bpe = _Tokenizer(models.BPE())
-        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        bpe.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-        )
-        bpe.train_from_iterator(texts, trainer)
+        bpe = train_bpe(texts, vocab_size, [PAD, END, *_ROLES])
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=bpe, pad_token=PAD, eos_token=END, extra_special_tokens=list(_ROLES)
         )
@@ -116,10 +108,7 @@ class ChatTokenizer:
     @classmethod
     def pretrained(cls, name: str) -> ChatTokenizer:
         """From a hub name or a local folder; raises `InputError` if there is none."""
-        try:
-            return cls(AutoTokenizer.from_pretrained(name))
-        except (OSError, ValueError) as error:
-            raise InputError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        return cls(load_tokenizer(name, name))
 
     def save(self, folder: Path) -> None:
         self.hf.save_pretrained(folder)
@@ -154,32 +143,23 @@ class ChatTokenizer:
             self.hf.add_tokens(names, special_tokens=True)
         return [self.hf.get_vocab()[name] for name in names]
 
-    def encode(self, pairs: Sequence[Example]) -> list[ChatIds]:
-        """Ids of each pair; an answer keeps its spelling but for white space at its ends."""
-        rendered = [self._rendered(pair) for pair in pairs]
+    def encode(self, examples: Sequence[Example]) -> list[ChatIds]:
+        """Ids of each example; white space at the ends of a completion is dropped."""
+        rendered = [self._rendered(example) for example in examples]
         prompts, openings, tails, texts, codes = (self._ids([r[part] for r in rendered]) for part in range(5))
         bos = [self.hf.bos_token_id] if self._turn.starts_with_bos else []
-        encoded = []
-        for prompt, opening, tail, text, code in zip(prompts, openings, tails, texts, codes, strict=True):
-            encoded.append(
-                ChatIds(prompt, opening + self._closed(tail), len(opening), text, bos + opening + self._closed(code))
-            )
-        return encoded
+        return [
+            ChatIds(prompt, opening + self._closed(tail), len(opening), text, bos + opening + self._closed(code))
+            for prompt, opening, tail, text, code in zip(prompts, openings, tails, texts, codes, strict=True)
+        ]
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Left-padded `ids` (B, L) and `mask` (B, L), true at real tokens."""
-        length = max(map(len, rows))
-        ids = torch.tensor([[self.pad_id] * (length - len(row)) + list(row) for row in rows])
-        lengths = torch.tensor([len(row) for row in rows])
-        return ids, torch.arange(length) >= length - lengths[:, None]
+        return pad_rows(rows, self.pad_id, left=True)
 
     def encode_closed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Right-padded `ids` (B, L) of bare texts with an end-of-turn token, and `mask` (B, L), true at real tokens."""
-        rows = [[*ids, self.end_id] for ids in self._ids(list(texts))]
-        length = max(map(len, rows))
-        ids = torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows])
-        lengths = torch.tensor([len(row) for row in rows])
-        return ids, torch.arange(length) < lengths[:, None]
+        return pad_rows([[*ids, self.end_id] for ids in self._ids(list(texts))], self.pad_id)
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Texts of generated ids: up to the first stop token, without special tokens and white space at the ends."""
@@ -187,13 +167,14 @@ class ChatTokenizer:
         cut = [row[: next((i for i, token in enumerate(row) if token in stop), len(row))] for row in map(list, rows)]
         return [text.strip() for text in self.hf.batch_decode(cut, skip_special_tokens=True)]
 
-    def _rendered(self, pair: Example) -> tuple[str, str, str, str, str]:
+    def _rendered(self, example: Example) -> tuple[str, str, str, str, str]:
         """Prompt, opening, answer to the end, text view, code view (from the answer's first character on)."""
-        system = [] if pair.system is None else [{"role": "system", "content": pair.system}]
-        user = {"role": "user", "content": pair.prompt}
-        prompt, opening, tail = self._continuation([*system, user], pair.completion.strip())
-        text = prompt if pair.text is None and not system else self._render([self._user(pair.text or pair.prompt)])
-        code = tail if pair.code is None else self._continuation([*system, user], pair.code.strip())[2]
+        system = [] if example.system is None else [{"role": "system", "content": example.system}]
+        turns = [*system, self._user(example.prompt)]
+        prompt, opening, tail = self._continuation(turns, example.completion.strip())
+        alone = example.text is None and not system
+        text = prompt if alone else self._render([self._user(example.text or example.prompt)])
+        code = tail if example.code is None else self._continuation(turns, example.code.strip())[2]
         return prompt, opening, tail, text, code
 
     @staticmethod

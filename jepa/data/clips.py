@@ -30,8 +30,8 @@ QUERY_FREE = ""
 class ClipBatch(NamedTuple):
     """B clips with a query and the text that answers it: `frames` (B, F, S, S, 3) uint8.
 
-    `negatives` are further texts, wrong for every clip whose text they do not equal. `skipped` says of each medium that
-    could not be read, and of which another took the place, what was wrong with it.
+    `negatives` are further texts, wrong for every clip with another text. `skipped` holds the error of each medium that
+    could not be read and was replaced.
     """
 
     frames: Tensor
@@ -42,17 +42,23 @@ class ClipBatch(NamedTuple):
 
 
 class ClipBatches(Dataset[ClipBatch]):
-    """Item i is the i-th training batch: a function of (seed, i) alone, whichever worker draws it.
+    """Item i is the i-th training batch, a function of (seed, i) alone.
 
-    `frames` frames a clip; `question_fraction` of the samples ask a short question instead of a caption,
-    `class_fraction` the
-    name of the action (its first paraphrase, without objects); captions have no query if `query_free`. `idle_fraction`
-    show a pause, and in `cut_fraction` of the samples another event begins or ends within the window: the text is
-    that of
-    the event at the window's centre, as in a sliding window over a stream. With each caption of an event come
-    `hard_negatives` (0 to 3) negative captions that differ from it in the action, one shape or one colour (hard
-    negatives
-    as in NegCLIP, arXiv 2210.01936).
+    Args:
+        frames: of a clip.
+        split: of the compositions.
+        question_fraction: fraction of samples that ask a short question instead of a caption.
+        idle_fraction: fraction of samples that show a pause.
+        cut_fraction: fraction of samples in which another event begins or ends within the window. The text is of the
+            event at the window's centre, as in a sliding window over a stream.
+        hard_negatives: 0 to 3 captions for each caption of an event that differ from it in the action, one shape or one
+            colour (NegCLIP, arXiv 2210.01936).
+        class_fraction: fraction of samples that ask for the action (its first paraphrase, without objects).
+        query_free: captions have no query.
+
+    >>> batch = ClipBatches(World(), seed=0, batch_size=2, batches=1, frames=4)[0]
+    >>> batch.frames.shape, len(batch.texts)
+    (torch.Size([2, 4, 48, 48, 3]), 2)
     """
 
     def __init__(
@@ -70,14 +76,8 @@ class ClipBatches(Dataset[ClipBatch]):
         class_fraction: float = 0.0,
         query_free: bool = False,
     ) -> None:
-        self.world, self.seed, self.batch_size, self.batches, self.frames = (
-            world,
-            seed,
-            batch_size,
-            batches,
-            frames,
-        )
-        self.split = split
+        self.world, self.seed, self.batch_size, self.batches = world, seed, batch_size, batches
+        self.frames, self.split = frames, split
         self.question_fraction, self.idle_fraction, self.cut_fraction = question_fraction, idle_fraction, cut_fraction
         self.hard_negatives, self.class_fraction, self.query_free = hard_negatives, class_fraction, query_free
 
@@ -114,11 +114,8 @@ class ClipBatches(Dataset[ClipBatch]):
         if scene.action != IDLE and rng.random() < self.question_fraction:
             question = (asked := questions(scene))[rng.integers(len(asked))]
             return question.text, question.answer
-        if (
-            scene.action != IDLE
-            and self.class_fraction
-            and rng.random() < self.class_fraction / (1 - self.question_fraction)
-        ):
+        among_others = self.class_fraction / (1 - self.question_fraction)
+        if scene.action != IDLE and self.class_fraction and rng.random() < among_others:
             return CLASS_QUERY, PHRASES[scene.action][0].removesuffix(" {o}")
         query = QUERY_FREE if self.query_free else str(rng.choice(CAPTION_QUERIES))
         return query, str(rng.choice(IDLE_TEXTS if scene.action == IDLE else captions(scene)))

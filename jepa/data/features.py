@@ -1,7 +1,7 @@
 """States of a frozen X-Encoder on disk, so that it runs once: safetensors files, read by memory mapping.
 
-A folder holds `features.json`, which says who wrote them, and files of some media each. A medium is known by its path
-relative to the folder, or, where a shard holds it, by the SHA-256 of its bytes; of a part of a video with the times.
+A folder holds `features.json`, which names the encoder, and files of some media each. The key of a medium is its path
+relative to the folder, or the SHA-256 of its bytes where a shard holds it. The key of a part of a video ends in times.
 B media, F frames, S pixels a side, N states, D width.
 """
 
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import chain, islice
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from jepa.data.json_lines import located, parse
 from jepa.data.media import Media, read_clip
 from jepa.errors import InputError, check_int, check_positive
 
@@ -36,6 +38,8 @@ class ClipReader:
 
     Raises:
         InputError: `frames` or `size` is < 1, or `fps` <= 0.
+
+    >>> reader = ClipReader(frames=8, size=48)  # reader(media) is a clip
     """
 
     frames: int
@@ -77,12 +81,12 @@ def write_features(
     per_file: int = 64,
     skip_broken: bool = False,
 ) -> list[str]:
-    """Encodes each medium once; what the folder already has is left as it is, so that a stopped run goes on.
+    """Encodes each medium once. Media that the folder already has are passed over, so that a stopped run goes on.
 
     Args:
-        encoder: frames (B, F, S, S, 3) uint8 -> states (B, N, D); put into evaluation mode for the while.
+        encoder: frames (B, F, S, S, 3) uint8 -> states (B, N, D); in evaluation mode while it encodes.
         reader: how clips are read.
-        media: taken as they come, `per_file` at a time; a medium that occurs twice is encoded once.
+        media: drawn `per_file` at a time; a medium that occurs twice is encoded once.
         folder: created if it is not there.
         batch_size: B.
         workers: processes that read clips.
@@ -91,7 +95,7 @@ def write_features(
         skip_broken: leave out media that cannot be read; otherwise the first is an error.
 
     Returns:
-        What was wrong with each medium that was left out.
+        The error of each medium that was left out.
 
     Raises:
         InputError: the folder holds states of another encoder or other clips, a file of it is broken, or a medium
@@ -103,9 +107,8 @@ def write_features(
         Features(folder).check(encoder, reader)
     else:
         header = {"format": FORMAT, "fingerprint": fingerprint(encoder, reader), **asdict(reader)}
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(header, indent=1), encoding="utf-8")
-        os.replace(partial, path)
+        with _whole(path) as partial:
+            partial.write_text(json.dumps(header, indent=1), encoding="utf-8")
     files, total = _files(folder), len(media) if isinstance(media, Sized) else None
     number = 1 + max((int(file.stem.split("-")[1]) for file in files), default=-1)
     mode, device, broken = encoder.training, next(encoder.parameters()).device, list[str]()
@@ -125,10 +128,8 @@ def write_features(
                     bar.update(len(batch))
                     bar.set_postfix(broken=len(broken))
                 if keys:
-                    file = folder / f"states-{number:05}.safetensors"
-                    partial = file.with_suffix(".partial")
-                    save_file({"states": torch.cat(states)}, partial, metadata={"keys": json.dumps(keys)})
-                    os.replace(partial, file)
+                    with _whole(folder / f"states-{number:05}.safetensors") as partial:
+                        save_file({"states": torch.cat(states)}, partial, metadata={"keys": json.dumps(keys)})
                     number += 1
     finally:
         encoder.train(mode)
@@ -143,7 +144,8 @@ class Features:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.header = folder, _header(folder / "features.json")
+        self.folder = folder
+        self.fingerprint, self.reader = _header(folder / "features.json")
         self._rows = {key: (file, row) for file in _files(folder) for row, key in enumerate(_keys(file))}
         self._open: dict[Path, Any] = {}
 
@@ -169,12 +171,11 @@ class Features:
 
     def check(self, encoder: nn.Module, reader: ClipReader) -> None:
         """Raises `InputError` if another encoder wrote the states, or clips were read otherwise."""
-        for name, value in asdict(reader).items():
-            if self.header[name] != value:
-                raise InputError(f"{self.folder}: states are of clips with {name} {self.header[name]}, got {value}")
-        if self.header["fingerprint"] != (got := fingerprint(encoder, reader)):
-            wrote = self.header["fingerprint"]
-            raise InputError(f"{self.folder}: states are of the encoder {wrote[:12]}, got the encoder {got[:12]}")
+        if self.reader != reader:
+            raise InputError(f"{self.folder}: states are of clips by {self.reader}, got {reader}")
+        if self.fingerprint != (got := fingerprint(encoder, reader)):
+            wrote = self.fingerprint[:12]
+            raise InputError(f"{self.folder}: states are of the encoder {wrote}, got the encoder {got[:12]}")
 
 
 class _Clips(Dataset[tuple[str, "Tensor | InputError"]]):
@@ -229,19 +230,25 @@ def _key(media: Media, folder: Path) -> str:
     return f"{key}#{media.start or 0.0}-{'' if media.end is None else media.end}"
 
 
-def _header(path: Path) -> dict[str, Any]:
+def _header(path: Path) -> tuple[str, ClipReader]:
+    """The encoder's fingerprint, and how clips were read."""
     if not path.is_file():
         raise InputError(f"features not found: {path}")
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise InputError(f"{path}: must be JSON: {error}") from None
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        got = header.get("format") if isinstance(header, dict) else header
-        raise InputError(f"{path}: format must be {FORMAT!r}, got {got!r}")
-    if missing := {"fingerprint", *(field.name for field in fields(ClipReader))} - header.keys():
-        raise InputError(f"{path}: must have {', '.join(sorted(missing))}, got {', '.join(header)}")
-    return header
+    with located(str(path)):
+        header = parse(path.read_bytes())
+        if header.get("format") != FORMAT:
+            raise InputError(f"format must be {FORMAT!r}, got {header.get('format')!r}")
+        if missing := {"fingerprint", *(field.name for field in fields(ClipReader))} - header.keys():
+            raise InputError(f"must have {', '.join(sorted(missing))}, got {', '.join(header)}")
+        return header["fingerprint"], ClipReader(header["frames"], header["size"], header["fps"])
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A path to write to that becomes `path` when it is whole."""
+    partial = path.with_suffix(".partial")
+    yield partial
+    os.replace(partial, path)
 
 
 def _keys(file: Path) -> list[str]:

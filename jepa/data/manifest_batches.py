@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -11,11 +12,12 @@ from torch.utils.data import Dataset
 
 from jepa.data.batches import shuffled_rows
 from jepa.data.clips import ClipBatch
-from jepa.data.manifests import CaptionSample, ClassSample, Kind, QuestionSample, Sample
+from jepa.data.manifests import CaptionSample, ClassSample, Kind, QuestionSample, Sample, WorldPredictionSample
 from jepa.data.media import Media
 from jepa.errors import InputError, check_int, check_nonnegative
 
 Read = Callable[[Media], Tensor]
+Trainable: TypeAlias = CaptionSample | QuestionSample | ClassSample
 
 
 class Prompts:
@@ -38,7 +40,7 @@ class Prompts:
             raise InputError(f"label must hold {{label}}, got {label!r}")
         self.captions, self.classes, self.label = captions, classes, label
 
-    def choices(self, sample: CaptionSample | QuestionSample | ClassSample) -> tuple[Sequence[str], Sequence[str]]:
+    def choices(self, sample: Trainable) -> tuple[Sequence[str], Sequence[str]]:
         """All queries about a sample, and all texts that answer each of them."""
         if isinstance(sample, CaptionSample):
             return self.captions, sample.captions
@@ -46,26 +48,24 @@ class Prompts:
             return self.classes, (self.label.replace("{label}", sample.label),)
         return (sample.question,), (sample.answer,)
 
-    def ask(self, sample: CaptionSample | QuestionSample | ClassSample, rng: np.random.Generator) -> tuple[str, str]:
+    def ask(self, sample: Trainable, rng: np.random.Generator) -> tuple[str, str]:
         """A query about a sample, and its answer."""
         queries, texts = self.choices(sample)
         return str(rng.choice(queries)), str(rng.choice(texts))
 
 
 class ManifestBatches(Dataset[ClipBatch]):
-    """Item i is the i-th batch: a function of (seed, i) alone, whichever worker draws it.
+    """Item i is the i-th batch, a function of (seed, i) alone.
 
-    Each kind goes through its samples epoch after epoch, in an order of its own, none left out. As with any data set
-    of numbered items, a `DistributedSampler` gives each rank batches of its own.
+    Each epoch of a kind has every sample once, in a new order. A `DistributedSampler` gives each rank its own batches.
 
     Args:
         samples: see `jepa.data.manifests`; kinds without a fraction are left out.
         read: a medium -> its clip (F, S, S, 3) uint8 (`ClipReader`) or states (N, D) (`Features`).
-        fractions: of each kind among the samples of a batch, up to their sum, rounded to whole samples; the same in
-            all.
+        fractions: of each kind in every batch, relative to their sum, rounded to whole samples.
         prompts: queries and texts.
-        skip_broken: replace a sample whose medium cannot be read by another of its kind, and name it in the batch's
-            `skipped`; otherwise it is an error.
+        skip_broken: replace a sample whose medium cannot be read by another of its kind, and put the error into the
+            batch's `skipped`; otherwise raise the error.
 
     Raises:
         InputError: a kind that cannot be trained on or has no sample, a fraction that is negative or less than a
@@ -86,9 +86,9 @@ class ManifestBatches(Dataset[ClipBatch]):
         self.read, self.seed, self.prompts, self.skip_broken = read, seed, prompts, skip_broken
         self.batches = check_int("batches", batches, 1)
         self.counts = _whole_counts(fractions, check_int("batch_size", batch_size, 1))
-        self.samples: dict[Kind, list[CaptionSample | QuestionSample | ClassSample]] = {k: [] for k in self.counts}
+        self.samples: dict[Kind, list[Trainable]] = {kind: [] for kind in self.counts}
         for sample in samples:
-            if sample.kind in self.samples and isinstance(sample, CaptionSample | QuestionSample | ClassSample):
+            if sample.kind in self.samples and not isinstance(sample, WorldPredictionSample):
                 self.samples[sample.kind].append(sample)
         for kind, found in self.samples.items():
             if not found:
@@ -103,24 +103,18 @@ class ManifestBatches(Dataset[ClipBatch]):
         if not 0 <= index < self.batches:
             raise IndexError(index)
         rng = np.random.default_rng([self.seed, 0, index])
-        media, queries, texts, skipped = list[Tensor](), list[str](), list[str](), list[str]()
+        rows, skipped = list[tuple[Tensor, str, str]](), list[str]()
         for number, (kind, count) in enumerate(self.counts.items()):
             samples = self.samples[kind]
             for row in shuffled_rows([self.seed, 1, number], len(samples), index * count, count):
                 sample, states = self._read(samples, row, rng, skipped)
-                query, text = self.prompts.ask(sample, rng)
-                media.append(states)
-                queries.append(query)
-                texts.append(text)
-        return ClipBatch(torch.stack(media), queries, texts, [], skipped)
+                rows.append((states, *self.prompts.ask(sample, rng)))
+        media, queries, texts = zip(*rows, strict=True)
+        return ClipBatch(torch.stack(media), list(queries), list(texts), [], skipped)
 
     def _read(
-        self,
-        samples: Sequence[CaptionSample | QuestionSample | ClassSample],
-        row: int,
-        rng: np.random.Generator,
-        skipped: list[str],
-    ) -> tuple[CaptionSample | QuestionSample | ClassSample, Tensor]:
+        self, samples: Sequence[Trainable], row: int, rng: np.random.Generator, skipped: list[str]
+    ) -> tuple[Trainable, Tensor]:
         for _ in range(16):
             try:
                 return samples[row], self.read(samples[row].media)

@@ -15,8 +15,9 @@ import json
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias, cast, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
+from jepa.data.json_lines import check_text, located, read_lines
 from jepa.data.media import PICTURES, Media
 from jepa.errors import InputError, check_int
 
@@ -86,23 +87,18 @@ _ALL_FIELDS = sorted({"id", *(name for _, needed, optional in _FORMS.values() fo
 def read_manifest(path: str | Path, kinds: Collection[Kind] = KINDS) -> list[Sample]:
     """The samples of a manifest, or of an image folder (`root/<label>/picture.jpg`) as class samples.
 
-    A sample without an `id` has the number of its line. Blank lines and a byte order mark are left out.
+    A sample without an `id` has the number of its line. Blank lines and a byte order mark are passed over.
 
     Args:
         path: a file of JSON lines, or the root of an image folder.
-        kinds: what samples may be.
+        kinds: which kinds of samples are allowed.
 
     Raises:
-        InputError: the manifest is missing or empty; a line is not as `jepa.data.manifests` says, names a medium that
-            is not there, or repeats an id; a sample is of none of `kinds`. It names file, line and field.
+        InputError: the manifest is missing or empty; a line breaks the form, names a medium that is not there, or
+            repeats an id; a sample is of another kind. The error names file, line and field.
     """
     path = Path(path)
-    if path.is_dir():
-        samples = _image_folder(path)
-    elif path.is_file():
-        samples = _read_lines(path)
-    else:
-        raise InputError(f"manifest not found: {path}")
+    samples = _image_folder(path) if path.is_dir() else _read_lines(path)
     if not samples:
         raise InputError(f"{path}: a manifest must have at least 1 sample, got none")
     for sample in samples:
@@ -111,19 +107,17 @@ def read_manifest(path: str | Path, kinds: Collection[Kind] = KINDS) -> list[Sam
     return samples
 
 
-def parse_sample(data: object, number: int, find: Find) -> Sample:
-    """The sample of one decoded line.
+def parse_sample(data: dict[str, Any], number: int, find: Find) -> Sample:
+    """The sample of one line.
 
     Args:
-        data: the object; it is checked.
+        data: the line's object; it is checked.
         number: of the line, for a sample without an `id`.
         find: the source of a medium by its name; raises `InputError` if there is none.
 
     Raises:
         InputError: an unknown, missing or wrong field, or not exactly one of `captions`, `question`, `label`, `before`.
     """
-    if not isinstance(data, dict):
-        raise InputError(f"a sample must be an object, got {type(data).__name__}")
     for name in data:
         if name not in _ALL_FIELDS:
             near = difflib.get_close_matches(name, _ALL_FIELDS, n=1)
@@ -138,7 +132,7 @@ def parse_sample(data: object, number: int, find: Find) -> Sample:
     for name in data:
         if name not in (*needed, *optional, "id"):
             raise InputError(f"a {kind} sample has no field {name!r}")
-    identifier = _text(data, "id") if "id" in data else str(number)
+    identifier = check_text("id", data.get("id", str(number)))
     if kind == "world_prediction":
         candidates = tuple(_media(item, "candidates", find) for item in _list(data, "candidates"))
         answer = check_int("answer", data["answer"], 0)
@@ -150,12 +144,12 @@ def parse_sample(data: object, number: int, find: Find) -> Sample:
     if kind == "caption":
         return CaptionSample(identifier, media, _texts(data, "captions"))
     if kind == "class":
-        return ClassSample(identifier, media, _text(data, "label"))
-    question, answer_text = _text(data, "question"), _text(data, "answer")
+        return ClassSample(identifier, media, check_text("label", data["label"]))
+    question, right = (check_text(name, data[name]) for name in ("question", "answer"))
     choices, alternatives = (_texts(data, name) if name in data else () for name in ("candidates", "alternatives"))
-    if choices and answer_text not in choices:
-        raise InputError(f"candidates must hold the answer {answer_text!r}, got {list(choices)!r}")
-    return QuestionSample(identifier, media, question, answer_text, choices, alternatives)
+    if choices and right not in choices:
+        raise InputError(f"candidates must hold the answer {right!r}, got {list(choices)!r}")
+    return QuestionSample(identifier, media, question, right, choices, alternatives)
 
 
 def sample_fields(sample: Sample, rename: Callable[[str, Media], str]) -> dict[str, Any]:
@@ -165,12 +159,11 @@ def sample_fields(sample: Sample, rename: Callable[[str, Media], str]) -> dict[s
         times = {"start": media.start, "end": media.end}
         return {"media": rename(field, media)} | {name: time for name, time in times.items() if time is not None}
 
-    fields: dict[str, Any] = {"id": sample.id}
     if isinstance(sample, WorldPredictionSample):
         candidates = [medium(f"candidate{i}", media) for i, media in enumerate(sample.candidates)]
         states = {"before": medium("before", sample.before), "after": medium("after", sample.after)}
-        return fields | states | {"candidates": candidates, "answer": sample.answer}
-    fields |= medium("media", sample.media)
+        return {"id": sample.id, **states, "candidates": candidates, "answer": sample.answer}
+    fields = {"id": sample.id, **medium("media", sample.media)}
     if isinstance(sample, CaptionSample):
         return fields | {"captions": list(sample.captions)}
     if isinstance(sample, ClassSample):
@@ -201,22 +194,12 @@ def _read_lines(path: Path) -> list[Sample]:
         return source
 
     samples, lines = [], dict[str, int]()
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                sample = parse_sample(json.loads(text), number, find)
-            except UnicodeDecodeError as error:
-                raise InputError(f"{path}:{number}: must be UTF-8, got the byte {line[error.start]:#04x}") from None
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
-            except InputError as error:
-                raise InputError(f"{path}:{number}: {error}") from None
+    for number, data in read_lines(path, "manifest"):
+        with located(f"{path}:{number}"):
+            sample = parse_sample(data, number, find)
             if (first := lines.setdefault(sample.id, number)) != number:
-                raise InputError(f"{path}:{number}: ids must differ, got {sample.id!r} as in line {first}")
-            samples.append(sample)
+                raise InputError(f"ids must differ, got {sample.id!r} as in line {first}")
+        samples.append(sample)
     return samples
 
 
@@ -231,19 +214,12 @@ def _media(value: object, field: str, find: Find) -> Media:
     if isinstance(value, dict):
         if "media" not in value or value.keys() - {"media", "start", "end"}:
             raise InputError(f"{field} must have media, and may have start and end, got {', '.join(value)}")
-        name, start, end = _text(value, "media"), value.get("start"), value.get("end")
+        name, start, end = check_text("media", value["media"]), value.get("start"), value.get("end")
     elif isinstance(value, str) and value.strip():
         name, start, end = value, None, None
     else:
         raise InputError(f"{field} must be the name of a medium, got {value!r}")
     return Media(name, find(name), start, end)
-
-
-def _text(data: dict[str, Any], name: str) -> str:
-    value = data[name]
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{name} must be a text that is not empty, got {value!r}")
-    return value
 
 
 def _list(data: dict[str, Any], name: str) -> list[Any]:
@@ -254,8 +230,4 @@ def _list(data: dict[str, Any], name: str) -> list[Any]:
 
 
 def _texts(data: dict[str, Any], name: str) -> tuple[str, ...]:
-    values = _list(data, name)
-    for value in values:
-        if not isinstance(value, str) or not value.strip():
-            raise InputError(f"{name} must be a list of texts that are not empty, got {value!r}")
-    return tuple(cast("list[str]", values))
+    return tuple(check_text(name, value) for value in _list(data, name))

@@ -1,4 +1,4 @@
-"""What a model looks at: a part of a video file, a picture, or a folder of frames, read as a clip.
+"""Media: a part of a video file, a picture, or a folder of frames, read as a clip.
 
 F frames, S their side in pixels.
 """
@@ -21,14 +21,17 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 @dataclass(frozen=True)
 class Media:
-    """A video, a picture, or frames in their order; of a video the part from `start` to `end` seconds, if they are set.
+    """A video (or its part from `start` to `end` seconds), a picture, or frames in their order.
 
-    `name` is what the manifest calls it, and what errors know it by. `source` is its file or folder, or what a shard
-    holds in its place: the bytes of a file, or of each frame.
+    Manifests and errors call it by `name`. `source` is its file or folder, or the bytes of the file or of each frame,
+    as shards hold them.
 
     Raises:
         InputError: `name` ends like neither a video nor a picture and `source` is no set of frames; times that are not
             0 <= start < end, or not of a video.
+
+    >>> Media("kitchen.mp4", Path("clips/kitchen.mp4"), start=1.5, end=4.0).is_video
+    True
     """
 
     name: str
@@ -38,9 +41,8 @@ class Media:
 
     def __post_init__(self) -> None:
         if not (self.is_frames or self.name.lower().endswith(VIDEOS + PICTURES)):
-            raise InputError(
-                f"{self.name}: must be a folder of frames or end in one of {', '.join(VIDEOS + PICTURES)}, got another"
-            )
+            endings = ", ".join(VIDEOS + PICTURES)
+            raise InputError(f"{self.name}: must be a folder of frames or end in one of {endings}, got another")
         if self.start is None and self.end is None:
             return
         if not self.is_video:
@@ -65,9 +67,8 @@ def read_clip(media: Media, frames: int, size: int, fps: float | None = None) ->
         media: a picture fills the clip; of a folder of frames, F are taken at equal distances.
         frames: F.
         size: S.
-        fps: of a video, take F frames at this rate around the middle of its part; where the part is shorter, its first
-            or last frame is held. None: F frames at equal distances over the part, each in the middle of its fraction
-            (VL-JEPA section 3.1).
+        fps: take F frames of a video at this rate around the middle of its part, and hold the first or last frame of a
+            shorter part. None: F frames in the middles of F equal parts (VL-JEPA section 3.1).
 
     Raises:
         InputError: a file that is missing, truncated or cannot be decoded, or a part that begins after the video's end.

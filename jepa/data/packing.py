@@ -1,13 +1,13 @@
 """Packing: the sequences of a batch laid into a few rows under a block mask, so that nothing is computed twice.
 
-A *segment* is a run of tokens. It sees itself causally and, if it has a parent, all of its parent's tokens; its
-positions go on from the parent's. In one pass over a pair (LLM-JEPA section 3.1, in one row instead of its three):
+A *segment* is a run of tokens. It sees itself causally and, if it has a parent, all of its parent's tokens. Its
+positions continue those of the parent. One pass over an example (LLM-JEPA section 3.1, in one row instead of three):
 
     prompt ── answer given the prompt      next tokens
           └── [PRED] given the prompt      the predicted embedding
     answer alone                           the target embedding
 
-R rows of L tokens, N pairs.
+R rows of L tokens, N examples.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class PackedBatch(NamedTuple):
 
     Args:
         ids: (R, L) tokens.
-        segments: (R, L) number of each token's segment, counted over all rows in the order of the pairs; −1 at padding.
+        segments: (R, L) number of each token's segment, counted over all rows in order of examples; −1 at padding.
         parents: (R, L) number of its segment's parent, −2 where there is none.
         positions: (R, L) positions for the model's position encoding.
-        labels: (R, L) the token to predict at each position, `IGNORE` where none is trained on.
+        labels: (R, L) the token to predict at each position, `IGNORE` at the others.
         predicted: (N,) flat index into R·L of the state that is the predicted embedding; (0,) without latent term.
         target: (N,) flat index of the state that is the target embedding.
         tube: (N, 3) flat indices s < r < t of each conversation for the semantic tube; (0, 3) without it.
@@ -54,16 +54,20 @@ class PackedBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """What is laid into the rows.
+    """Which sequences go into the rows, and how.
 
     Args:
-        row_tokens: room of a row; if a sequence is longer, the rows of its batch are as long as it.
-        predictors: ids of the [PRED] tokens; none: the last state of view 1 is the prediction.
-        placement: the [PRED] tokens come after view 1, or before it (which then is computed a second time).
+        row_tokens: room of a row; a longer sequence makes all rows of its batch as long as itself.
+        predictors: ids of the [PRED] tokens; without any, the last state of view 1 is the prediction.
+        placement: the [PRED] tokens come after view 1, or before it, which computes view 1 a second time.
         direction: "forward" predicts view 2 from view 1, "reverse" view 1 from view 2.
         view: "shared" takes the conversation's prompt as view 1; "alone" the user's turn by itself, as published.
         packed: False gives every sequence a row of its own, as published, and computes view 1 for each anew.
-        train_on: "answer" and its end of turn, or "everything" for the prompt's tokens and the turn's opening, too.
+        train_on: "answer" and its end of turn, or "everything": the prompt and the turn's opening, too.
+
+    >>> chat = ChatIds(prompt=[5, 6], completion=[7, 8], opening=0, text=[5, 6], code=[7, 8])
+    >>> pack([chat], Layout(row_tokens=8)).ids.tolist()
+    [[5, 6, 7, 8]]
     """
 
     row_tokens: int
@@ -83,13 +87,13 @@ class Layout:
 class _Segment:
     ids: list[int]
     parent: int = -1  # index within its sequence group
-    trained: bool = False  # its tokens are labels
-    given: int = 0  # but for so many at its start, which generation is given
+    trained: bool = False  # its tokens are labels, but for:
+    given: int = 0  # tokens at its start that generation is given
 
 
 @dataclass
 class _Group:
-    """Segments that have to lie in one row, and where the marked states are: (segment, token)."""
+    """Segments that must lie in one row, and the marked states as (segment, token)."""
 
     segments: list[_Segment]
     predicted: tuple[int, int] | None = None
@@ -108,11 +112,11 @@ def pack(
     tube: np.random.Generator | None = None,
     apart: bool = False,
 ) -> PackedBatch:
-    """Lays out a batch: the conversations and, where `targets` are given, what the latent term needs.
+    """Lays out a batch: the conversations and, with `targets`, the sequences of the latent term.
 
     Args:
         pairs: N conversations.
-        targets: N pairs whose view 2 (view 1 in reverse) is the target of each: `pairs` itself, or others as a
+        targets: N conversations whose view 2 (view 1 in reverse) are the targets: `pairs` itself, or others as a
             control. None: next tokens alone.
         target_ids: N numbers, equal for equal targets.
         tube: draws the three positions of the semantic tube.
@@ -133,27 +137,27 @@ def pack(
         predicted += [len(groups) + j for j, g in enumerate(of_pair) if g.predicted is not None]
         target += [len(groups) + j for j, g in enumerate(of_pair) if g.target is not None]
         groups += of_pair
-    rows, place = _lay(groups, layout)
+    rows, locate = _lay(groups, layout)
     triples = []
     if tube is not None:
         for group in conversation:  # prompt and answer lie one after the other
             length = sum(len(s.ids) for s in groups[group].segments[:2])
             if length < 3:
                 raise InputError(f"a conversation must have at least 3 tokens for the semantic tube, got {length}")
-            triples.append([place(group, (0, 0)) + int(j) for j in np.sort(tube.choice(length, 3, replace=False))])
+            triples.append([locate(group, (0, 0)) + int(j) for j in np.sort(tube.choice(length, 3, replace=False))])
     return rows._replace(
-        predicted=_index([place(g, groups[g].predicted) for g in predicted]),
-        target=_index([] if apart else [place(g, groups[g].target) for g in target]),
+        predicted=_index([locate(g, groups[g].predicted) for g in predicted]),
+        target=_index([] if apart else [locate(g, groups[g].target) for g in target]),
         tube=_index(triples).reshape(-1, 3),
         target_ids=_index(list(target_ids)),
     )
 
 
 def pack_targets(targets: Sequence[ChatIds], layout: Layout) -> PackedBatch:
-    """Rows of the target views alone, for a model that gives the targets only (an EMA of the one that is trained)."""
+    """Rows of the target views alone, for a teacher that embeds only the targets."""
     groups = [_target(pair, layout) for pair in targets]
-    rows, place = _lay(groups, layout)
-    return rows._replace(target=_index([place(i, group.target) for i, group in enumerate(groups)]))
+    rows, locate = _lay(groups, layout)
+    return rows._replace(target=_index([locate(i, group.target) for i, group in enumerate(groups)]))
 
 
 def _index(values: list[Any]) -> Tensor:
@@ -162,23 +166,61 @@ def _index(values: list[Any]) -> Tensor:
 
 def _lay(groups: Sequence[_Group], layout: Layout) -> tuple[PackedBatch, Callable[[int, tuple[int, int] | None], int]]:
     """The rows, and a function from (group, mark) to the flat index of a state."""
-    row, starts = _place(groups, layout)
-    fields, first = _tensors(groups, row, starts, everything=layout.train_on == "everything")
-    width = fields["ids"].shape[1]
+    rows, starts = _place(groups, layout)
+    shape = (max(rows) + 1, max(start + group.length for start, group in zip(starts, groups, strict=True)))
+    ids, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    numbers, parents = np.full(shape, -1), np.full(shape, -2)
+    trained, number = np.zeros(shape, dtype=bool), 0
+    columns: list[list[int]] = []  # of the first token of each segment of each group
+    for group, row, start in zip(groups, rows, starts, strict=True):
+        first, column, columns = number, start, [*columns, []]
+        for index, segment in enumerate(group.segments):
+            place = (row, slice(column, column + len(segment.ids)))
+            offset = len(group.segments[segment.parent].ids) if segment.parent >= 0 else 0
+            ids[place], numbers[place] = segment.ids, number
+            positions[place] = np.arange(offset, offset + len(segment.ids))
+            if segment.parent >= 0:
+                parents[place] = first + segment.parent
+            if layout.train_on == "everything":  # the prompt, too, but for the first token of all
+                answered = any(s.trained for s in group.segments[index : index + 2])
+                trained[row, column + (segment.parent < 0) : place[1].stop] = answered
+            elif segment.trained:
+                trained[row, column + segment.given : place[1].stop] = True
+            columns[-1].append(column)
+            column, number = column + len(segment.ids), number + 1
+    labels = np.full(shape, IGNORE)
+    labels[:, :-1] = np.where(trained[:, 1:], ids[:, 1:], IGNORE)
 
-    def place(group: int, mark: tuple[int, int] | None) -> int:
+    def locate(group: int, mark: tuple[int, int] | None) -> int:
         segment, token = mark if mark is not None else (0, 0)
-        return int(row[group] * width + first[group][segment] + token)
+        return rows[group] * shape[1] + columns[group][segment] + token
 
     empty = _index([])
-    return PackedBatch(**fields, predicted=empty, target=empty, tube=empty.reshape(0, 3), target_ids=empty), place
+    tensor = torch.from_numpy
+    tokens = (tensor(ids), tensor(numbers), tensor(parents), tensor(positions), tensor(labels))
+    return PackedBatch(*tokens, empty, empty, empty.reshape(0, 3), empty), locate
+
+
+def _place(groups: Sequence[_Group], layout: Layout) -> tuple[list[int], list[int]]:
+    """Row and first column of each group: first fit, the longest first; one row each unless packed."""
+    lengths = [group.length for group in groups]
+    if not layout.packed:
+        return list(range(len(groups))), [0] * len(groups)
+    room = max(layout.row_tokens, *lengths)
+    rows, starts, used = [0] * len(groups), [0] * len(groups), list[int]()
+    for group in sorted(range(len(groups)), key=lambda group: -lengths[group]):
+        row = next((r for r, n in enumerate(used) if n + lengths[group] <= room), len(used))
+        if row == len(used):
+            used.append(0)
+        rows[group], starts[group] = row, used[row]
+        used[row] += lengths[group]
+    return rows, starts
 
 
 def _groups(pair: ChatIds, target: ChatIds | None, layout: Layout) -> list[_Group]:
-    """The conversation first, then what the latent term adds."""
-    conversation = _Group(
-        [_Segment(pair.prompt), _Segment(pair.completion, parent=0, trained=True, given=pair.opening)]
-    )
+    """The conversation first, then the sequences of the latent term."""
+    answer = _Segment(pair.completion, parent=0, trained=True, given=pair.opening)
+    conversation = _Group([_Segment(pair.prompt), answer])
     if target is None:
         return [conversation]
     predictors = list(layout.predictors)
@@ -220,70 +262,3 @@ def _target(pair: ChatIds, layout: Layout) -> _Group:
 def _prediction(source: list[int], predictors: list[int], layout: Layout) -> _Group:
     ids = [*source, *predictors] if layout.placement == "append" else [*predictors, *source]
     return _Group([_Segment(ids)], predicted=(0, len(ids) - 1))
-
-
-def _place(groups: Sequence[_Group], layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """Row and first column of each group: first fit, the longest first; one row each unless packed."""
-    lengths = np.array([group.length for group in groups])
-    if not layout.packed:
-        return np.arange(len(groups)), np.zeros(len(groups), dtype=np.int64)
-    room = max(layout.row_tokens, int(lengths.max()))
-    rows, starts = np.zeros_like(lengths), np.zeros_like(lengths)
-    used: list[int] = []
-    for group in np.argsort(-lengths, kind="stable"):
-        row = next((r for r, n in enumerate(used) if n + lengths[group] <= room), len(used))
-        if row == len(used):
-            used.append(0)
-        rows[group], starts[group] = row, used[row]
-        used[row] += int(lengths[group])
-    return rows, starts
-
-
-def _tensors(
-    groups: Sequence[_Group], rows: np.ndarray, starts: np.ndarray, everything: bool
-) -> tuple[dict[str, Tensor], list[list[int]]]:
-    """The token-level fields, and the column of the first token of each segment of each group."""
-    segments = [(g, j, s) for g, group in enumerate(groups) for j, s in enumerate(group.segments)]
-    group = torch.tensor([g for g, _, _ in segments])
-    length = torch.tensor([len(s.ids) for _, _, s in segments])
-    number = torch.arange(len(segments))  # unique over all rows
-    base = torch.zeros_like(number)  # number of each group's first segment
-    base[1:] = torch.where(group[1:] != group[:-1], number[1:], 0)
-    base = base.cummax(0).values
-    local = torch.tensor([s.parent for _, _, s in segments])
-    parent = torch.where(local < 0, -2, base + local)
-    ends = length.cumsum(0)
-    column = ends - length  # of the segment within all tokens, then within its group, then within its row
-    column = column - column[base] + torch.from_numpy(starts)[group]
-    offset = torch.where(local < 0, 0, length[parent.clamp_min(0)])  # positions go on from the parent's
-
-    owner = torch.repeat_interleave(number, length)
-    inside = torch.arange(int(ends[-1])) - (ends - length)[owner]
-    row, col = torch.from_numpy(rows)[group][owner], column[owner] + inside
-    shape = (int(rows.max()) + 1, int(col.max()) + 1)
-
-    def scatter(values: Tensor, fill: int) -> Tensor:
-        return torch.full(shape, fill, dtype=torch.long).index_put((row, col), values)
-
-    tokens = torch.tensor([token for _, _, s in segments for token in s.ids])
-    answer = torch.tensor([s.trained for _, _, s in segments])
-    if everything:  # with the prompt, the segment before an answer, but for the first token of all
-        trained = (answer | answer.roll(-1))[owner] & ~((inside == 0) & (parent[owner] < 0))
-    else:
-        given = torch.tensor([s.given for _, _, s in segments])
-        trained = answer[owner] & (inside >= given[owner])
-    ids = scatter(tokens, 0)
-    wanted = scatter(trained.long(), 0).bool()
-    labels = torch.full(shape, IGNORE, dtype=torch.long)
-    labels[:, :-1] = torch.where(wanted[:, 1:], ids[:, 1:], IGNORE)
-    first: list[list[int]] = [[] for _ in groups]
-    for (g, _, _), start in zip(segments, column.tolist(), strict=True):
-        first[g].append(start)
-    fields = {
-        "ids": ids,
-        "segments": scatter(number[owner], -1),
-        "parents": scatter(parent[owner], -2),
-        "positions": scatter(offset[owner] + inside, 0),
-        "labels": labels,
-    }
-    return fields, first

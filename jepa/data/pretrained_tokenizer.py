@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from jepa.errors import InputError
+from jepa.data.tokenizer import pad_rows
+from jepa.errors import InputError, check_int
 from jepa.pretrained import source
 
 
@@ -26,17 +26,12 @@ class PretrainedTokenizer:
     """
 
     def __init__(self, name: str, max_length: int | None = None) -> None:
-        try:
-            self.hf: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source(name))
-        except (OSError, ValueError) as error:
-            raise InputError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        self.hf: PreTrainedTokenizerBase = load_tokenizer(source(name), name)
         if max_length is not None:
-            if max_length < 1:
-                raise InputError(f"max_length must be >= 1, got {max_length}")
-            self.hf.model_max_length = max_length  # saved with the tokenizer
+            self.hf.model_max_length = check_int("max_length", max_length, 1)  # saved with the tokenizer
 
     def save(self, folder: Path) -> None:
-        """Writes what makes the same tokenizer of the folder's name."""
+        """Writes the files that `PretrainedTokenizer(folder)` reads."""
         self.hf.save_pretrained(folder)
 
     def __len__(self) -> int:
@@ -48,7 +43,7 @@ class PretrainedTokenizer:
 
     @property
     def pad_id(self) -> int:
-        """Padding; where a tokenizer has none (Llama), its first token: the mask hides it."""
+        """Padding; the first token where a tokenizer has none (Llama): the mask hides it."""
         return 0 if self.hf.pad_token_id is None else int(self.hf.pad_token_id)
 
     @property
@@ -80,11 +75,16 @@ class PretrainedTokenizer:
         return self.hf(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
 
     def _padded(self, texts: Sequence[str], rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        lengths = torch.tensor([len(row) for row in rows])
-        length = int(lengths.max())
-        if length > self.max_length:
-            text = texts[int(lengths.argmax())]
+        text, longest = max(zip(texts, rows, strict=True), key=lambda pair: len(pair[1]))
+        if len(longest) > self.max_length:
             shown = text if len(text) <= 60 else f"{text[:60]}…"
-            raise InputError(f"a text must have at most {self.max_length} tokens, got {length}: {shown!r}")
-        ids = torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows], dtype=torch.long)
-        return ids, torch.arange(length) < lengths[:, None]
+            raise InputError(f"a text must have at most {self.max_length} tokens, got {len(longest)}: {shown!r}")
+        return pad_rows(rows, self.pad_id)
+
+
+def load_tokenizer(path: str, name: str) -> PreTrainedTokenizerBase:
+    """The Hugging Face tokenizer of a folder or hub name; raises `InputError` with `name` if there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error

@@ -1,4 +1,4 @@
-"""The common record of an annotated stream, and its JSON-lines files."""
+"""The annotations of a stream, and their JSON-lines files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jepa.data.json_lines import located, read_lines
 from jepa.errors import InputError
 
 
 @dataclass(frozen=True)
 class Event:
-    """One annotated event: from `start` to `end`, in seconds, described by `text`."""
+    """One annotated event: from `start` to `end`, in seconds, described by `text`.
+
+    >>> Event(2.0, 5.0, "a man cuts onions").midpoint
+    3.5
+    """
 
     start: float
     end: float
@@ -41,63 +46,44 @@ class StreamRecord:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.duration) and self.duration > 0):
             raise InputError(f"duration of {self.video_id!r} must be > 0 seconds, got {self.duration}")
+        latest = 0.0
         for index, event in enumerate(self.events):
+            name = f"event {index} of {self.video_id!r}"
             if event.end > self.duration:
-                raise InputError(
-                    f"event {index} of {self.video_id!r} must end within the {self.duration} s stream, got {event.end}"
-                )
-            if index and event.start < self.events[index - 1].start:
-                raise InputError(
-                    f"events of {self.video_id!r} must be in order of start: event {index} starts at {event.start}, "
-                    f"the one before at {self.events[index - 1].start}"
-                )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data: `{video_id, duration, events: [[start, end, text], ...]}`."""
-        return {
-            "video_id": self.video_id,
-            "duration": self.duration,
-            "events": [[e.start, e.end, e.text] for e in self.events],
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> StreamRecord:
-        """The record of `to_dict`'s plain data. Raises `InputError` naming the missing or wrong field."""
-        for key, kind in (("video_id", str), ("duration", (int, float)), ("events", list)):
-            if not isinstance(data.get(key), kind):
-                raise InputError(f"a stream record needs {key!r}, got {data.get(key)!r}")
-        events = []
-        for index, item in enumerate(data["events"]):
-            if not (
-                isinstance(item, list)
-                and len(item) == 3
-                and all(isinstance(v, (int, float)) for v in item[:2])
-                and isinstance(item[2], str)
-            ):
-                raise InputError(f"events[{index}] must be [start, end, text], got {item!r}")
-            events.append(Event(float(item[0]), float(item[1]), item[2]))
-        return cls(data["video_id"], float(data["duration"]), tuple(events))
+                raise InputError(f"{name} must end within the {self.duration} s stream, got {event.end}")
+            if event.start < latest:
+                raise InputError(f"{name} must start after the one before, at {latest}, got {event.start}")
+            latest = event.start
 
 
 def write_records(records: Iterable[StreamRecord], path: Path) -> None:
-    """One JSON object a line."""
-    path.write_text("".join(json.dumps(r.to_dict(), ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    """One JSON object a line: `{video_id, duration, events: [[start, end, text], ...]}`."""
+    lines = []
+    for record in records:
+        events = [[event.start, event.end, event.text] for event in record.events]
+        data = {"video_id": record.video_id, "duration": record.duration, "events": events}
+        lines.append(json.dumps(data, ensure_ascii=False) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def read_records(path: Path) -> list[StreamRecord]:
     """The records of a JSON-lines file. Raises `InputError` naming file, line and field."""
-    if not path.is_file():
-        raise InputError(f"stream records not found: {path}")
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            data = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
-        if not isinstance(data, dict):
-            raise InputError(f"{path}:{number}: a stream record must be an object, got {type(data).__name__}")
-        try:
-            records.append(StreamRecord.from_dict(data))
-        except InputError as error:
-            raise InputError(f"{path}:{number}: {error}") from None
+    for number, data in read_lines(path, "stream records"):
+        with located(f"{path}:{number}"):
+            records.append(_record(data))
     return records
+
+
+def _record(data: dict[str, Any]) -> StreamRecord:
+    for key, kind in (("video_id", str), ("duration", (int, float)), ("events", list)):
+        if not isinstance(data.get(key), kind):
+            raise InputError(f"a stream record needs {key!r}, got {data.get(key)!r}")
+    events = []
+    for index, item in enumerate(data["events"]):
+        match item:
+            case [int() | float() as start, int() | float() as end, str(text)]:
+                events.append(Event(float(start), float(end), text))
+            case _:
+                raise InputError(f"events[{index}] must be [start, end, text], got {item!r}")
+    return StreamRecord(data["video_id"], float(data["duration"]), tuple(events))

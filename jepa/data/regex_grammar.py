@@ -1,16 +1,15 @@
 """Requests for regular expressions and their answers, from the grammar of NL-RX-SYNTH.
 
-After Locascio, Narasimhan, DeLeon, Kushman, Barzilay 2016 (arXiv 1608.03000), Table 1: an expression is grown from
-production rules, each of which has a side in regular expressions and a side in English. The finer points of that
-English ("lines not having a vowel", "words that don't have a number") are read off the published pairs, all 10,000 of
-which the grammar derives letter by letter. As there, no terminal occurs twice in an expression, and the quoted words
-come in a fixed order.
+After Locascio, Narasimhan, DeLeon, Kushman, Barzilay 2016 (arXiv 1608.03000), Table 1. An expression grows from
+production rules, each with a side in regular expressions and a side in English. The finer points of the English ("lines
+not having a vowel") are read off the published pairs; the grammar derives all 10,000 letter by letter. No terminal
+occurs twice in an expression, and the quoted words come in a fixed order.
 
-Rules are drawn at rates fitted to the published pairs. Of 10,000 generated pairs, the fraction with each rule, terminal
-and depth is within 0.05 of theirs; requests have 12.7 words (theirs 12.2), answers 27.6 letters (26.0), and 51 %
-have three rules (42 %): unlike theirs, all generated requests and expressions differ, and short ones run out.
+Rules are drawn at rates fitted to the published pairs. In 10,000 generated pairs, the fraction with each rule, terminal
+and depth is within 0.05 of the published one. Prompts have 12.7 words (published: 12.2), completions 27.6 letters
+(26.0), and 51 % have three rules (42 %), because all generated prompts and expressions differ and short ones run out.
 
-Nothing is downloaded, and the same seed gives the same pairs on every machine.
+Nothing is downloaded. The same seed gives the same pairs on every machine.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ CLASSES = tuple(name for name in TERMINALS if name not in QUOTED)
 class Rule:
     """A production: `regex` and `english` with a slot {0}, {1}, … for each part and {n} for a count.
 
-    `weight` is how often it is drawn as the outermost rule and `inner` how often below another, among those that may
-    stand there; `inside` are the rules that its parts may have.
+    `weight` is its rate as the outermost rule, `inner` its rate below another rule that allows it. `inside` are the
+    rules that its parts may have.
     """
 
     regex: str
@@ -111,7 +110,12 @@ _OPENINGS = ("lines that have {0}", "find lines with {0}", "a line with {0}", "s
 
 @dataclass(frozen=True)
 class Expression:
-    """A rule with its `parts`, or a terminal without; `count` is the number in "or more times"."""
+    """A rule with its `parts`, or a terminal without; `count` is the number in "or more times".
+
+    >>> expression = Expression("before", (Expression("a number"), Expression("a vowel")))
+    >>> request(expression), regex(expression)
+    ('lines with a number before a vowel', '([0-9]).*([AEIOUaeiou]).*')
+    """
 
     rule: str
     parts: tuple[Expression, ...] = ()
@@ -172,10 +176,10 @@ def generate(
         test_pairs: expressions to test on.
         validation_fraction: fraction of `pairs` held out, in [0, 1).
         seed: of everything drawn.
-        max_depth: how deep rules are nested, 1 to 3; NL-RX-SYNTH has 2 % of depth 1, 69 % of depth 2, 30 % of depth 3.
+        max_depth: how deep rules nest, 1 to 3; NL-RX-SYNTH has 2 % of depth 1, 69 % of depth 2, 30 % of depth 3.
         limit: training pairs kept; None keeps all.
-        phrasings: 1 for NL-RX-SYNTH's English, 2 adds a `rephrase` of each expression, so that every split has twice
-            as many pairs. A pair's source is `generated:17`, or `generated:17:rephrased`.
+        phrasings: 1 for NL-RX-SYNTH's English; 2 adds a `rephrase` of each expression to its split. The source of a
+            pair is `generated:17` or `generated:17:rephrased`.
         system: with NL-RX's system prompt.
 
     Raises:
@@ -207,10 +211,8 @@ def _distinct(count: int, seed: int, max_depth: int) -> Iterator[tuple[str, str,
             found, misses = found + 1, 0
             yield texts
         elif (misses := misses + 1) == 1000:
-            raise InputError(
-                f"pairs + test_pairs must be within what the grammar yields at max_depth {max_depth} "
-                f"(about {found}), got {count}"
-            )
+            limit = f"what the grammar yields at max_depth {max_depth} (about {found})"
+            raise InputError(f"pairs + test_pairs must be within {limit}, got {count}")
 
 
 def _english(expression: Expression, negated: bool) -> str:

@@ -24,6 +24,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from jepa.data.clips import ClipBatch
+from jepa.data.json_lines import located, parse
 from jepa.data.manifest_batches import Prompts, Read
 from jepa.data.manifests import Sample, WorldPredictionSample, parse_sample, read_manifest, sample_fields
 from jepa.data.media import Media, frame_files
@@ -90,21 +91,18 @@ def _unfolded(pattern: str) -> Iterator[str]:
 
 
 def read_shard(path: Path, media: bool = True) -> Iterator[Sample]:
-    """The samples of a shard in their order, with their media in memory; without `media` these are passed over, empty.
+    """The samples of a shard in order, with their media in memory; without `media` they are left empty.
 
     Raises:
-        InputError: the shard is missing, truncated or no tar file, or a sample is not as it must be. It names both.
+        InputError: the shard is missing, truncated or no tar file, or a sample is malformed. It names both.
     """
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|" if media else "r:") as tar:
-            for number, (key, members) in enumerate(
-                groupby(_members(tar, media), lambda member: _key(member[0])), start=1
-            ):
-                files = dict(members)
-                try:
-                    yield _sample(key, files, number)
-                except InputError as error:
-                    raise InputError(f"{path}: {key}: {error}") from None
+            samples = groupby(_members(tar, media), lambda member: _key(member[0]))
+            for number, (key, members) in enumerate(samples, start=1):
+                with located(f"{path}: {key}"):
+                    sample = _sample(key, dict(members), number)
+                yield sample
             file.seek(-len(_END), os.SEEK_END)  # tarfile takes a file that is cut between two members for whole
             if file.read() != _END:
                 raise InputError(f"{path}: must end as a tar file does, in two blocks of zeros, got others: truncated")
@@ -115,18 +113,17 @@ def read_shard(path: Path, media: bool = True) -> Iterator[Sample]:
 class Shards(IterableDataset[Sample]):
     """Samples of shards, epoch after epoch without end.
 
-    Every epoch goes through the shards in an order of its own, each read by one rank and worker; samples are shuffled
-    within a buffer. The same for the same seed, ranks and workers.
+    Every epoch takes the shards in a new order, and one rank and worker reads each. Samples are shuffled within a
+    buffer. The order depends on the seed and the numbers of ranks and workers alone.
 
     Args:
         paths: at least as many as ranks x workers.
         buffer: samples, with their media, that wait to be drawn; 1 keeps the order of a shard.
-        skip_broken: leave out what follows in a shard that cannot be read on, and name it in `skipped`; otherwise it is
-            an error.
-        everywhere: every rank reads all shards, as in validation; otherwise each shard is read by one.
+        skip_broken: give up a shard where it breaks, and name it in `skipped`; otherwise a broken shard is an error.
+        everywhere: every rank reads all shards, as in validation; otherwise one rank reads each shard.
 
     Raises:
-        InputError: no path, or buffer < 1; when it is read, also too few shards, or a broken one.
+        InputError: no path, or buffer < 1; while reading, too few shards, or a broken one.
     """
 
     def __init__(
@@ -134,17 +131,12 @@ class Shards(IterableDataset[Sample]):
     ) -> None:
         if not paths:
             raise InputError("shards must be at least 1, got none")
-        self.paths, self.seed, self.buffer, self.skip_broken = (
-            list(paths),
-            seed,
-            check_int("buffer", buffer, 1),
-            skip_broken,
-        )
-        self.everywhere = everywhere
-        self.skipped: list[str] = []  # what was wrong each time that this process gave a shard up
+        self.paths, self.seed, self.buffer = list(paths), seed, check_int("buffer", buffer, 1)
+        self.skip_broken, self.everywhere = skip_broken, everywhere
+        self.skipped: list[str] = []  # why this process gave a shard up, each time
 
     def place(self) -> tuple[int, int]:
-        """Which of the readers this one is, and of how many: ranks x workers."""
+        """The number of this reader and of all readers: ranks x workers."""
         worker = get_worker_info()
         workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
         grouped = dist.is_available() and dist.is_initialized() and not self.everywhere
@@ -187,11 +179,11 @@ class ShardBatches(IterableDataset[ClipBatch]):
         shards: captions, questions and classes.
         read: as of `ManifestBatches`.
         prompts: queries and texts.
-        skip_broken: leave out samples whose medium cannot be read, and name them, and shards that were given up, among
-            the `skipped` of the next batch; otherwise it is an error.
+        skip_broken: leave out samples whose medium cannot be read. The next batch's `skipped` names them and the
+            shards that were given up. Otherwise either is an error.
 
     Raises:
-        InputError: batch_size < 1; when it is read, also a sample of world prediction or a broken medium, or, with
+        InputError: batch_size < 1; while reading, a sample of world prediction, a broken medium, or, with
             `skip_broken`, a thousand broken ones in a row.
     """
 
@@ -203,13 +195,12 @@ class ShardBatches(IterableDataset[ClipBatch]):
 
     def __iter__(self) -> Iterator[ClipBatch]:
         rng = np.random.default_rng([self.shards.seed, 2, self.shards.place()[0]])
-        media, queries, texts, skipped = list[Tensor](), list[str](), list[str](), list[str]()
-        broken = 0
+        batch, skipped, broken = list[tuple[Tensor, str, str]](), list[str](), 0
         for sample in self.shards:
             if isinstance(sample, WorldPredictionSample):
                 raise InputError(f"samples to train on must be no world prediction, got {sample.id!r}")
             try:
-                media.append(self.read(sample.media))
+                states = self.read(sample.media)
             except InputError as error:
                 broken += 1
                 if not self.skip_broken:
@@ -219,14 +210,13 @@ class ShardBatches(IterableDataset[ClipBatch]):
                 skipped.append(str(error))
                 continue
             broken = 0
-            query, text = self.prompts.ask(sample, rng)
-            queries.append(query)
-            texts.append(text)
-            if len(media) == self.batch_size:
+            batch.append((states, *self.prompts.ask(sample, rng)))
+            if len(batch) == self.batch_size:
                 skipped += self.shards.skipped
                 self.shards.skipped.clear()
-                yield ClipBatch(torch.stack(media), queries, texts, [], skipped)
-                media, queries, texts, skipped = [], [], [], []
+                media, queries, texts = zip(*batch, strict=True)
+                yield ClipBatch(torch.stack(media), list(queries), list(texts), [], skipped)
+                batch, skipped = [], []
 
 
 def _add_sample(tar: tarfile.TarFile, key: str, sample: Sample, folder: Path) -> None:
@@ -273,7 +263,4 @@ def _sample(key: str, files: dict[str, bytes], number: int) -> Sample:
             raise InputError(f"media not found: {name}")
         return files[name] if name in files else tuple(files[frame] for frame in frames)
 
-    try:
-        return parse_sample(json.loads(files[f"{key}.json"]), number, find)
-    except json.JSONDecodeError as error:
-        raise InputError(f"not JSON: {error.msg} at column {error.colno}") from None
+    return parse_sample(parse(files[f"{key}.json"]), number, find)

@@ -10,14 +10,13 @@
 | `coin` | `COIN.json` | in the file |
 | `vitt` | `ViTT-annotations.json`, JSON lines | a CSV with the columns video_id and duration |
 
-The readers are strict: a key that is missing, a value of a wrong type or an unknown video is an `InputError` that
-names the file, the line or the key path, the rule and the value. What is well formed and still unusable is dropped
-and counted.
+The readers are strict: a missing key, a wrong type or an unknown video is an `InputError` that names the file, the line
+or key path, the rule and the value. Annotations that are well formed but unusable are dropped and counted.
 
 *Points.* Ego-Exo4D, Ego4D and ViTT give a moment, not a span. A point is in force until the next later point of the
 same annotator, at most `point_seconds`, and not beyond the video's end.
 
-*Annotators* are kept apart: each pass over a video is a record of its own, with the annotator in its `video_id`.
+*Annotators* are kept apart: each pass over a video is its own record, with the annotator in its `video_id`.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from jepa.data.records import Event, StreamRecord
-from jepa.errors import InputError
+from jepa.errors import InputError, check_int, check_nonnegative, check_positive
 
 _CLOCK = re.compile(r"(\d{2,}):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 _EPIC_COLUMNS = ("video_id", "participant_id", "start_timestamp", "stop_timestamp", "narration")
@@ -44,12 +43,12 @@ _TAG = re.compile(r"^#[A-Za-z]+\s+")  # `#C C opens a drawer`: who acts
 
 @dataclass(frozen=True)
 class Timeline:
-    """Annotated streams, and what was left out of them.
+    """Annotated streams, and the annotations left out of them.
 
     Args:
         records: the streams that have annotations, in the order of the file.
-        groups: for each `video_id` what must not be on both sides of a split: the participant where the format names
-            one, otherwise the video (with all its annotators).
+        groups: `video_id` -> the group that a split must not divide: the participant where the format names one,
+            otherwise the video (with all its annotators).
         dropped: reason -> number of annotations left out; "videos without annotations" counts videos.
     """
 
@@ -72,12 +71,11 @@ class Timeline:
 def read_timeline(
     path: str | Path, format: str, *, durations: str | Path | None = None, point_seconds: float = 8.0
 ) -> Timeline:
-    """Read one annotation file.
+    """Reads one annotation file.
 
-    Dropped and counted are annotations that are rejected or unsure by their own mark, begin at the video's end or
-    later, end where they begin or before, or have no text; Ego4D's narrations marked `#unsure` and its passes without
-    narrations among them. A span that runs over the video's end is cut there. White space in texts becomes single
-    spaces, and the tag in front of an Ego4D narration (`#C`, `#O`) goes.
+    Annotations are dropped and counted if they are marked as rejected or unsure, begin at the video's end or later, do
+    not last, or have no text. A span that runs over the video's end is cut there. White space in texts becomes single
+    spaces, and the tag in front of an Ego4D narration (`#C`, `#O`) is removed.
 
     Args:
         path: the annotations.
@@ -86,13 +84,12 @@ def read_timeline(
         point_seconds: how long a point is in force at most, in seconds.
 
     Raises:
-        InputError: an unknown format, a file that is missing, unreadable or breaks its format, a durations file
-            where none belongs or none where one does, or no annotation that can be used.
+        InputError: an unknown format; a file that is missing, unreadable or breaks its format; a durations file that
+            the format does not need, or none where it needs one; or no usable annotation.
     """
     if format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    if not (math.isfinite(point_seconds) and point_seconds > 0):
-        raise InputError(f"point_seconds must be finite and > 0, got {point_seconds}")
+    check_positive("point_seconds", point_seconds)
     reader = FORMATS[format]
     if (durations is None) != (reader.durations is None):
         rule = "be null: the annotations have them" if reader.durations is None else f"name {reader.durations}"
@@ -104,7 +101,7 @@ def read_timeline(
         if stream.video_id in groups:
             raise InputError(f"{number}: a video must be listed once, got {stream.video_id!r} again")
         groups[stream.video_id] = stream.group
-        if events := _events(stream, point_seconds, dropped):
+        if events := make_events(stream.annotations, stream.duration, point_seconds, dropped):
             records.append(StreamRecord(stream.video_id, stream.duration, events))
         else:
             dropped["videos without annotations"] += 1
@@ -113,9 +110,11 @@ def read_timeline(
     return Timeline(tuple(records), {r.video_id: groups[r.video_id] for r in records}, dict(dropped))
 
 
-class _Annotation(NamedTuple):
+class Annotation(NamedTuple):
+    """A text from `start` to `end` seconds; a point has no end."""
+
     start: float
-    end: float | None  # None: a point
+    end: float | None
     text: str
 
 
@@ -123,7 +122,7 @@ class _Stream(NamedTuple):
     video_id: str
     group: str
     duration: float
-    annotations: list[_Annotation]
+    annotations: list[Annotation]
 
 
 class _Length(NamedTuple):
@@ -141,29 +140,28 @@ class _Format(NamedTuple):
     lengths: Callable[[Path], _Lengths] | None
 
 
-def _events(stream: _Stream, point_seconds: float, dropped: Counter[str]) -> tuple[Event, ...]:
-    """The usable annotations in order of their start (then end); points get their end."""
+def make_events(
+    annotations: Sequence[Annotation], duration: float, point_seconds: float, dropped: Counter[str]
+) -> tuple[Event, ...]:
+    """The usable annotations of a stream in order of their start (then end); points get their end."""
     kept = []
-    for annotation in stream.annotations:
-        text = " ".join(annotation.text.split())
+    for start, stop, text in annotations:
+        text = " ".join(text.split())
         if not text:
             dropped["without text"] += 1
-        elif annotation.start >= stream.duration:
+        elif start >= duration:
             dropped["beyond the video's end"] += 1
-        elif annotation.end is not None and annotation.end <= annotation.start:
+        elif stop is not None and stop <= start:
             dropped["without length"] += 1
         else:
-            kept.append(_Annotation(annotation.start, annotation.end, text))
+            kept.append(Annotation(start, stop, text))
     starts = sorted({annotation.start for annotation in kept})
     following = dict(zip(starts, [*starts[1:], math.inf], strict=False))
     events = []
-    for start, end, text in kept:
-        end = min(following[start], start + point_seconds) if end is None else end
-        events.append(Event(start, min(end, stream.duration), text))
+    for start, stop, text in kept:
+        end = min(following[start], start + point_seconds) if stop is None else stop
+        events.append(Event(start, min(end, duration), text))
     return tuple(sorted(events, key=lambda event: (event.start, event.end)))
-
-
-# --- JSON, with the path of keys to every value.
 
 
 class _Json:
@@ -230,9 +228,8 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: must be UTF-8, got byte 0x{error.object[error.start]:02x} at {error.start}"
-        ) from None
+        byte = error.object[error.start]
+        raise InputError(f"{path}: must be UTF-8, got byte 0x{byte:02x} at {error.start}") from None
 
 
 def _parse(text: str, where: str) -> _Json:
@@ -252,18 +249,6 @@ def _length(lengths: _Lengths, video: str, where: str) -> _Length:
     return lengths[video]
 
 
-def _spans(items: list[_Json], text: str) -> list[_Annotation]:
-    """Annotations that have a `segment` [start, end]."""
-    annotations = []
-    for item in items:
-        start, end = (bound.number() for bound in item["segment"].array(2))
-        annotations.append(_Annotation(start, end, item[text].text()))
-    return annotations
-
-
-# --- Ego-Exo4D.
-
-
 def _ego_exo4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
     for take, passes in _read_json(path)["annotations"].items():
         length = _length(lengths, take, passes.where)
@@ -279,7 +264,7 @@ def _ego_exo4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams
                 annotator = f"{annotator}-{seen[annotator]}"
             sure = [description for description in descriptions if not description["unsure"].flag()]
             dropped["unsure"] += len(descriptions) - len(sure)
-            points = [_Annotation(d["timestamp"].number(), None, d["text"].text()) for d in sure]
+            points = [Annotation(d["timestamp"].number(), None, d["text"].text()) for d in sure]
             group = length.participant or take
             yield item.where, _Stream(f"{take}/{annotator}", group, length.seconds, points)
 
@@ -290,9 +275,6 @@ def _takes(path: Path) -> _Lengths:
         participant = take["participant_uid"].name() if "participant_uid" in take else None
         lengths[take["take_uid"].text()] = _Length(take["duration_sec"].number(positive=True), participant)
     return lengths
-
-
-# --- Ego4D.
 
 
 def _ego4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
@@ -308,16 +290,13 @@ def _ego4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
                 if "#unsure" in text.lower():
                     dropped["unsure"] += 1
                 else:
-                    points.append(_Annotation(item["timestamp_sec"].number(), None, _TAG.sub("", text.strip())))
+                    points.append(Annotation(item["timestamp_sec"].number(), None, _TAG.sub("", text.strip())))
             yield passes[name].where, _Stream(f"{video}/{name}", video, length.seconds, points)
 
 
 def _ego4d_videos(path: Path) -> _Lengths:
     videos = _read_json(path)["videos"].array()
     return {v["video_uid"].text(): _Length(v["duration_sec"].number(positive=True), None) for v in videos}
-
-
-# --- EPIC-KITCHENS-100, and CSV files.
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -345,7 +324,7 @@ def _epic(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
             length = _length(lengths, video, f"{where}: video_id")
             videos[video] = where, _Stream(video, row["participant_id"], length.seconds, [])
         start, stop = (_clock(row[f"{bound}_timestamp"], f"{where}: {bound}_timestamp") for bound in ("start", "stop"))
-        videos[video][1].annotations.append(_Annotation(start, stop, row["narration"]))
+        videos[video][1].annotations.append(Annotation(start, stop, row["narration"]))
     yield from videos.values()
 
 
@@ -370,29 +349,32 @@ def _csv_lengths(path: Path) -> _Lengths:
     return lengths
 
 
-# --- Formats that carry durations, and ViTT.
-
-
 def _activitynet(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
     for video, item in _read_json(path).items():
         spans = item["timestamps"].array()
         annotations = []
         for span, sentence in zip(spans, item["sentences"].array(len(spans)), strict=True):
             start, end = (bound.number() for bound in span.array(2))
-            annotations.append(_Annotation(start, end, sentence.text()))
+            annotations.append(Annotation(start, end, sentence.text()))
         yield item.where, _Stream(video, video, item["duration"].number(positive=True), annotations)
+
+
+def _database(path: Path, annotations: str, text: str) -> _Streams:
+    """YouCook2 and COIN: `segment`s [start, end] with a text."""
+    for video, item in _read_json(path)["database"].items():
+        spans = []
+        for span in item[annotations].array():
+            start, end = (bound.number() for bound in span["segment"].array(2))
+            spans.append(Annotation(start, end, span[text].text()))
+        yield item.where, _Stream(video, video, item["duration"].number(positive=True), spans)
 
 
 def _youcook2(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
-    for video, item in _read_json(path)["database"].items():
-        annotations = _spans(item["annotations"].array(), "sentence")
-        yield item.where, _Stream(video, video, item["duration"].number(positive=True), annotations)
+    return _database(path, "annotations", "sentence")
 
 
 def _coin(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
-    for video, item in _read_json(path)["database"].items():
-        annotations = _spans(item["annotation"].array(), "label")
-        yield item.where, _Stream(video, video, item["duration"].number(positive=True), annotations)
+    return _database(path, "annotation", "label")
 
 
 def _vitt(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
@@ -404,7 +386,7 @@ def _vitt(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
         video = item["id"].text()
         seen[video] += 1  # one line an annotator
         tags = item["annotations"].array()
-        points = [_Annotation(tag["timestamp"].number() / 1000, None, tag["tag"].text()) for tag in tags]
+        points = [Annotation(tag["timestamp"].number() / 1000, None, tag["tag"].text()) for tag in tags]
         length = _length(lengths, video, f"{item.where}.id")
         yield item.where, _Stream(f"{video}/{seen[video]}", video, length.seconds, points)
 
@@ -420,16 +402,13 @@ FORMATS: Mapping[str, _Format] = {
 }
 
 
-# --- A part of a timeline, split.
-
-
 @dataclass(frozen=True)
 class Excerpt:
-    """What of a timeline is replayed.
+    """The part of a timeline that is replayed.
 
     Args:
         splits: the streams of `calibration` and of `test`; no group has streams in both.
-        cut: annotations left out because they end after the excerpt of their video.
+        cut: number of annotations left out because they end after the excerpt of their video.
     """
 
     splits: Mapping[str, list[StreamRecord]]
@@ -437,23 +416,20 @@ class Excerpt:
 
 
 def excerpt(timeline: Timeline, videos: int, minutes: float, calibration_fraction: float, split_by: str) -> Excerpt:
-    """Choose streams and split them, both by a fixed hash of their names: no seed changes them.
+    """Chooses and splits streams by a fixed hash of their names: no seed changes them.
 
     Args:
         timeline: the annotated streams.
         videos: most streams taken; 0 takes all.
-        minutes: how much of each is taken, from its beginning; 0 takes all.
-        calibration_fraction: the fraction of groups whose streams calibrate.
-        split_by: "group" keeps a participant's videos together (see `Timeline.groups`), "video" those of a video's
-            annotators.
+        minutes: length taken of each stream, from its beginning; 0 takes all.
+        calibration_fraction: fraction of groups whose streams calibrate.
+        split_by: "group" keeps a participant's videos together (see `Timeline.groups`), "video" a video's passes.
 
     Raises:
         InputError: a split gets fewer than 2 streams, or an argument is out of range.
     """
-    if isinstance(videos, bool) or not isinstance(videos, int) or videos < 0:
-        raise InputError(f"videos must be a whole number >= 0, got {videos}")
-    if not (math.isfinite(minutes) and minutes >= 0):
-        raise InputError(f"minutes must be finite and >= 0, got {minutes}")
+    check_int("videos", videos, 0)
+    check_nonnegative("minutes", minutes)
     if not 0 < calibration_fraction < 1:
         raise InputError(f"calibration_fraction must be in (0, 1), got {calibration_fraction}")
     if split_by not in ("group", "video"):
@@ -478,10 +454,10 @@ def excerpt(timeline: Timeline, videos: int, minutes: float, calibration_fractio
 
 
 def video_of(video_id: str) -> str:
-    """Without the annotator."""
+    """The video of a `video_id`, without the annotator."""
     return video_id.partition("/")[0]
 
 
 def name_fraction(name: str) -> float:
-    """In [0, 1), the same on every machine."""
+    """A hash of a name in [0, 1), the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48

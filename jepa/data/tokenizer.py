@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer trained in memory (Hugging Face tokenizers)."""
+"""A byte-level BPE tokenizer trained in memory (Hugging Face tokenizers), and the padding that all tokenizers share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ _FILE = "tokenizer.json"
 
 
 class Tokenizer:
-    """Texts to padded ids and back. Lower-cased, byte-level: every text has ids, none is unknown."""
+    """Texts to padded ids and back. Lower-cased, byte-level: every text has ids, none is unknown.
+
+    >>> tokenizer = Tokenizer.train(["the red bar moves left"] * 2, vocab_size=300)
+    >>> ids, mask = tokenizer.encode(["The red bar", "red"])
+    >>> tokenizer.decode(ids.tolist())
+    ['the red bar', 'red']
+    """
 
     def __init__(self, tokenizer: _Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -29,20 +35,7 @@ class Tokenizer:
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
         """BPE merges of `texts`; raises `InputError` if `vocab_size` is below the 256 bytes and 2 special tokens."""
-        if vocab_size < 258:
-            raise InputError(f"vocab_size must be >= 258 (256 bytes and 2 special tokens), got {vocab_size}")
-        tokenizer = _Tokenizer(models.BPE())
-        tokenizer.normalizer = normalizers.Lowercase()
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[PAD, EOS],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(texts, trainer)
-        return cls(tokenizer)
+        return cls(train_bpe(texts, vocab_size, [PAD, EOS], lower=True))
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
@@ -50,10 +43,7 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], eos: bool = False) -> tuple[Tensor, Tensor]:
         """Right-padded `ids` (B, L) and `mask` (B, L), true at real tokens; `eos` appends the end token."""
         rows = [[*e.ids, self.eos_id] if eos else e.ids for e in self._tokenizer.encode_batch(list(texts))]
-        length = max(map(len, rows))
-        ids = torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows], dtype=torch.long)
-        lengths = torch.tensor([len(row) for row in rows])
-        return ids, torch.arange(length) < lengths[:, None]
+        return pad_rows(rows, self.pad_id)
 
     def encode_closed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """`encode` with the end token."""
@@ -77,3 +67,42 @@ class Tokenizer:
             return cls(_Tokenizer.from_file(str(path)))
         except Exception as error:  # tokenizers raises bare Exception
             raise InputError(f"{path}: not a tokenizer: {error}") from None
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, special: list[str], lower: bool = False) -> _Tokenizer:
+    """A byte-level BPE tokenizer; with `lower` it lower-cases texts and begins words with a space.
+
+    Raises:
+        InputError: `vocab_size` is below the 256 bytes and the special tokens.
+    """
+    least = 256 + len(special)
+    if vocab_size < least:
+        raise InputError(
+            f"vocab_size must be >= {least} (256 bytes and {len(special)} special tokens), got {vocab_size}"
+        )
+    bpe = _Tokenizer(models.BPE())
+    if lower:
+        bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=lower)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return bpe
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as `ids` (B, L), padded on the right or on the `left`, and `mask` (B, L), true at real tokens.
+
+    >>> ids, mask = pad_rows([[5, 6], [7]], pad_id=0)
+    >>> ids.tolist(), mask.tolist()
+    ([[5, 6], [7, 0]], [[True, True], [True, False]])
+    """
+    lengths = torch.tensor([len(row) for row in rows])[:, None]
+    places = torch.arange(int(lengths.max()))
+    mask = places >= len(places) - lengths if left else places < lengths
+    ids = torch.full(mask.shape, pad_id, dtype=torch.long)
+    ids[mask] = torch.tensor([token for row in rows for token in row], dtype=torch.long)
+    return ids, mask

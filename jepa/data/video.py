@@ -23,12 +23,12 @@ HOLD = 1.0  # seconds that the last frame may be shown beyond its time; a file t
 
 
 class VideoFile:
-    """An open video file; used by `with`, which turns whatever goes wrong in decoding into an `InputError`.
+    """An open video file. Use it by `with`, which turns decoding errors into an `InputError`.
 
-    Times are seconds after the file's first frame. One frame is held at a time.
+    Times are seconds after the file's first frame. One frame is in memory at a time.
 
     Args:
-        name: what errors call it.
+        name: for errors.
         source: its path, or its bytes.
 
     Raises:
@@ -65,9 +65,9 @@ class VideoFile:
     def duration(self) -> float:
         """Seconds from the first frame to the end of the video track, as the file states it.
 
-        A file that does not state it of the track (Matroska, WebM) is read from its last key frame on, without
-        decoding. What it states of the whole is the longest track's, which may be the sound: it counts where no track
-        goes on that long, so that a truncated file is as long as it once was.
+        Where the track states none (Matroska, WebM), packets are read from the last key frame on, without decoding. The
+        duration of the whole file may be that of the sound. It counts where no track lasts that long: the file is
+        truncated, and is taken as long as it once was.
         """
         if self._stream.duration is not None and self._stream.time_base is not None:
             return float(self._stream.duration * self._stream.time_base)
@@ -135,12 +135,11 @@ class VideoFile:
 
 
 class VideoStream:
-    """A video file with its annotations, read by PyAV: the same frames as a stream of `jepa.data.world` gives.
+    """A video file with its annotations, read by PyAV, in the form of a `jepa.data.world.Stream`.
 
-    Frame m is what the video shows at m / fps seconds after its first frame: the newest frame by then, whatever the
-    frame rate of the file and however it varies. It is turned as its rotation says, scaled so that its shorter side
-    is `size`, and cut to the square in the middle. One frame is held at a time, the last one for `HOLD` seconds at most
-    beyond its end: annotations are often rounded.
+    Frame m is the newest frame at m / fps seconds after the first, whatever the frame rate of the file. It is turned as
+    its rotation says, scaled so that its shorter side is `size`, and cut to the square in the middle. The last frame is
+    held for at most `HOLD` seconds, since annotations are often rounded.
 
     Args:
         path: the file.
@@ -161,8 +160,8 @@ class VideoStream:
         """The frames in order, at most `chunk` at a time: (M, S, S, 3) uint8.
 
         Raises:
-            InputError: the file is missing, has no video, or cannot be decoded, with the time that was reached; or it
-                ends more than `HOLD` seconds before the annotated duration: it is truncated, or another file.
+            InputError: the file is missing, has no video, or cannot be decoded, with the time that was reached; or the
+                file ends more than `HOLD` seconds before the annotated duration.
         """
         waiting: list[np.ndarray] = []
         with VideoFile(str(self.path), self.path) as file:

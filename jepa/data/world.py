@@ -11,13 +11,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import permutations, product
 
 import numpy as np
 
 from jepa.data.records import Event, StreamRecord
-from jepa.errors import InputError
+from jepa.errors import InputError, check_int, check_nonnegative, check_positive
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (225, 40, 40),
@@ -145,8 +145,7 @@ class StreamStyle:
 
     Durations are log-normal with mean `mean_event` and log-deviation `spread`, at least `shortest`. After an event
     comes a pause with probability `pause_probability`, exponential with mean `mean_pause`. About a fraction
-    `recurrence`
-    of the events repeats an earlier one of the stream word for word (EPIC-KITCHENS-100: 35 %), never the one before.
+    `recurrence` of the events repeats an earlier one word for word (EPIC-KITCHENS-100: 35 %), never the one before.
     """
 
     mean_event: float
@@ -158,8 +157,7 @@ class StreamStyle:
 
     def __post_init__(self) -> None:
         for name in ("mean_event", "shortest", "mean_pause"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} must be > 0 seconds, got {getattr(self, name)}")
+            check_positive(name, getattr(self, name))
         for name in ("pause_probability", "recurrence"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -185,27 +183,19 @@ class World:
 
     `noise` is the standard deviation of the per-pixel noise and `background` the amplitude of the drifting background,
     both in grey levels (0-255); `held_out_percent` of all compositions never occur in training.
+
+    >>> stream = World(size=32).stream("s", seed=(0,), duration=9.0, style=StreamStyle(mean_event=3.0))
+    >>> next(stream.frames(chunk=8)).shape
+    (8, 32, 32, 3)
     """
 
     def __init__(
-        self,
-        size: int = 48,
-        fps: int = 8,
-        noise: float = 10.0,
-        background: float = 24.0,
-        held_out_percent: int = 25,
+        self, size: int = 48, fps: int = 8, noise: float = 10.0, background: float = 24.0, held_out_percent: int = 25
     ) -> None:
-        for name, value, low in (
-            ("size", size, 16),
-            ("fps", fps, 1),
-            ("noise", noise, 0),
-            ("background", background, 0),
-        ):
-            if value < low:
-                raise InputError(f"{name} must be >= {low}, got {value}")
+        self.size, self.fps = check_int("size", size, 16), check_int("fps", fps, 1)
+        self.noise, self.background = check_nonnegative("noise", noise), check_nonnegative("background", background)
         if not 0 < held_out_percent < 100:
             raise InputError(f"held_out_percent must be between 0 and 100, got {held_out_percent}")
-        self.size, self.fps, self.noise, self.background = size, fps, noise, background
         self.held_out_percent = held_out_percent
 
     @cached_property
@@ -234,19 +224,15 @@ class World:
         solo = scene.action in SOLO_ACTIONS
         slot = int(rng.integers(len(scene.objects)))
         colour, shape = scene.objects[slot]
-        options: list[Scene] = []
         if what == "action":
             options = [Scene(action, scene.objects) for action in (SOLO_ACTIONS if solo else PAIR_ACTIONS)]
         else:
             things = [(c, shape) for c in COLOURS] if what == "colour" else [(colour, s) for s in SHAPES]
-            for thing in things:
-                objects = (*scene.objects[:slot], thing, *scene.objects[slot + 1 :])
-                options.append(Scene(scene.action, objects))
+            before, after = scene.objects[:slot], scene.objects[slot + 1 :]
+            options = [Scene(scene.action, (*before, thing, *after)) for thing in things]
         members = self._members[split]
         options = [option for option in options if option != scene and option in members]
         return options[rng.integers(len(options))] if options else None
-
-    # Clips
 
     def clips(self, spans: list[list[Span]], windows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """One clip for each timeline in `spans`: the frames at `windows` (N, T) seconds, as (N, T, S, S, 3) uint8.
@@ -279,8 +265,6 @@ class World:
         frames = self._render(motion, row, now, backdrop, row, now, rng)
         return frames.reshape(len(scenes), 2, self.size, self.size, 3)
 
-    # Streams
-
     def timeline(self, rng: np.random.Generator, duration: float, style: StreamStyle, split: str) -> list[Span]:
         """Events and pauses that fill `duration` seconds, in order and without a gap; scenes of `split` (or `all`)."""
         spans: list[Span] = []
@@ -305,9 +289,7 @@ class World:
                 still = Scene(IDLE, scene.objects if rng.random() < 0.5 else ())
                 spans.append(Span(now, min(now + pause, duration), still, str(rng.choice(IDLE_TEXTS))))
                 now += pause
-        if (
-            len(spans) > 1 and spans[-1].end - spans[-1].start < style.shortest
-        ):  # the stream's end cut it off: drop the stub
+        if len(spans) > 1 and spans[-1].end - spans[-1].start < style.shortest:  # a stub at the stream's end
             spans[-2:] = [Span(spans[-2].start, duration, spans[-2].scene, spans[-2].text)]
         return spans
 
@@ -315,8 +297,7 @@ class World:
         self, video_id: str, seed: tuple[int, ...], duration: float, style: StreamStyle, split: str = "all"
     ) -> Stream:
         """The stream of a seed; its frames are drawn when they are asked for."""
-        if duration <= 0:
-            raise InputError(f"duration of {video_id!r} must be > 0 seconds, got {duration}")
+        check_positive(f"duration of {video_id!r}", duration)
         spans = self.timeline(np.random.default_rng([*seed, 0]), duration, style, split)
         return Stream(self, video_id, seed, duration, spans)
 
@@ -429,12 +410,7 @@ class _Motion:
 
     def at(self, scene: np.ndarray, t: np.ndarray) -> _State:
         """The state of frames that show `scene` (M,) at `t` (M,) seconds after its start. The frame is a torus."""
-        act, pace, phase, heading = (
-            self.action[scene],
-            self.pace[scene],
-            self.phase[scene],
-            self.heading[scene],
-        )
+        act, pace, phase, heading = (values[scene] for values in (self.action, self.pace, self.phase, self.heading))
         x, y = np.repeat(self.x[scene, None], 2, 1), np.repeat(self.y[scene, None], 2, 1)
         radius, angle = self.radius[scene].copy(), self.tilt[scene].copy()
         opacity = self.present[scene].astype(np.float32)
@@ -541,47 +517,27 @@ def _coverage(state: _State, shown: np.ndarray, slot: int, size: int) -> np.ndar
     return distance
 
 
-_MAPS: np.ndarray | None = None
-_NOISE: np.ndarray | None = None
-
-
+@cache
 def _shape_maps() -> np.ndarray:
     """Approximate distance to each shape's outline, positive inside, in radii: (shapes * texels,) float32."""
-    global _MAPS
-    if _MAPS is None:
-        axis = (np.arange(_TEXTURE) + 0.5) / _TEXTURE * 2 * _EXTENT - _EXTENT
-        u, v = np.meshgrid(axis, axis)
-        rho, theta = np.hypot(u, v), np.arctan2(v, u)
+    axis = (np.arange(_TEXTURE) + 0.5) / _TEXTURE * 2 * _EXTENT - _EXTENT
+    u, v = np.meshgrid(axis, axis)
+    rho, theta = np.hypot(u, v), np.arctan2(v, u)
 
-        def polygon(sides: int, inner: float) -> np.ndarray:
-            """A regular polygon with the corners at distance 1, pointing up."""
-            sector = (theta + np.pi / 2 + np.pi / sides) % (2 * np.pi / sides) - np.pi / sides
-            return inner * np.cos(np.pi / sides) - rho * np.cos(np.abs(sector) - np.pi / sides)
-
-        fold = np.abs((theta + np.pi / 2) % (2 * np.pi / 5) - np.pi / 5)  # 0 between two points of the star
-        tip, notch = np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)]) * 1.25, np.array([0.38, 0.0])
-        normal = np.array([tip[1] - notch[1], notch[0] - tip[0]])
-        normal /= np.hypot(*normal)
-        star = normal @ notch - (rho * np.cos(fold) * normal[0] + rho * np.sin(fold) * normal[1])
-        cross = np.maximum(
-            np.minimum(0.2 - np.abs(u), 1.1 - np.abs(v)),
-            np.minimum(0.2 - np.abs(v), 1.1 - np.abs(u)),
-        )
-        maps = {
-            "circle": 0.9 - rho,
-            "bar": np.minimum(1.15 - np.abs(u), 0.32 - np.abs(v)),
-            "triangle": polygon(3, 1.15),
-            "star": star,
-            "cross": cross,
-            "ring": 0.22 - np.abs(rho - 0.78),
-        }
-        _MAPS = np.stack([maps[name] for name in SHAPES]).astype(np.float32).ravel()
-    return _MAPS
+    sector = (theta + np.pi / 2 + np.pi / 3) % (2 * np.pi / 3) - np.pi / 3
+    triangle = 1.15 * np.cos(np.pi / 3) - rho * np.cos(np.abs(sector) - np.pi / 3)  # points up
+    fold = np.abs((theta + np.pi / 2) % (2 * np.pi / 5) - np.pi / 5)  # 0 between two points of the star
+    tip, notch = np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)]) * 1.25, np.array([0.38, 0.0])
+    normal = np.array([tip[1] - notch[1], notch[0] - tip[0]])
+    normal /= np.hypot(*normal)
+    star = normal @ notch - (rho * np.cos(fold) * normal[0] + rho * np.sin(fold) * normal[1])
+    cross = np.maximum(np.minimum(0.2 - np.abs(u), 1.1 - np.abs(v)), np.minimum(0.2 - np.abs(v), 1.1 - np.abs(u)))
+    bar = np.minimum(1.15 - np.abs(u), 0.32 - np.abs(v))
+    maps = [0.9 - rho, bar, triangle, star, cross, 0.22 - np.abs(rho - 0.78)]  # in the order of SHAPES
+    return np.stack(maps).astype(np.float32).ravel()
 
 
+@cache
 def _noise_bank() -> np.ndarray:
     """A fixed strip of standard normal samples; frames read it at random offsets."""
-    global _NOISE
-    if _NOISE is None:
-        _NOISE = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32)
-    return _NOISE
+    return np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32)

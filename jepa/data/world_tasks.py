@@ -1,4 +1,4 @@
-"""Zero-shot tasks of the procedural world: samples like those of a manifest, whose media are drawn and held in memory.
+"""Zero-shot tasks of the procedural world: samples as of a manifest, with their media in memory.
 
 N clips, F frames a clip, S pixels a side.
 """
@@ -7,21 +7,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from jepa.data.manifests import (
-    CaptionSample,
-    ClassSample,
-    Kind,
-    QuestionSample,
-    Sample,
-    WorldPredictionSample,
-    media_of,
-    write_manifest,
-)
+from jepa.data.manifests import CaptionSample, ClassSample, Kind, QuestionSample, Sample, WorldPredictionSample
 from jepa.data.media import Media
 from jepa.data.world import PHRASES, SOLO_ACTIONS, TRANSITIONS, Scene, Span, World, captions, questions
 
@@ -32,10 +22,10 @@ def world_samples(world: World, kind: Kind, count: int, frames: int, seed: int) 
     """Samples of one kind on held-out compositions; the same seed gives the same pixels.
 
     - caption: `count` distinct compositions, each with all its captions.
-    - question: every question about these.
-    - class: those of them that have one object; the label is what it does.
-    - world_prediction: `count` objects that act, before and after half a second of it, with one clip of each of four
-      actions of such an object. The clips have backgrounds, places and speeds of their own: only the action agrees.
+    - question: every question about these compositions.
+    - class: the compositions with one object; the label is its action.
+    - world_prediction: `count` objects before and after half a second of an action, and one clip each of four actions
+      of such an object. Backgrounds, places and speeds of the clips differ: only the action agrees.
     """
     if kind == "world_prediction":
         return _transitions(world, count, frames, seed)
@@ -53,19 +43,6 @@ def world_samples(world: World, kind: Kind, count: int, frames: int, seed: int) 
                 for number, asked in enumerate(questions(scene))
             ]
     return samples
-
-
-def write_world_manifest(world: World, kind: Kind, count: int, frames: int, seed: int, folder: Path) -> Path:
-    """Writes `world_samples` as a manifest with a folder of PNG frames for each medium; returns its path."""
-    samples = world_samples(world, kind, count, frames, seed)
-    for media in {medium.name: medium for sample in samples for medium in media_of(sample)}.values():
-        (folder / media.name).mkdir(parents=True, exist_ok=True)
-        assert isinstance(media.source, tuple)
-        for number, picture in enumerate(media.source):
-            (folder / media.name / f"{number:04d}.png").write_bytes(picture)
-    path = folder / "manifest.jsonl"
-    write_manifest(samples, path)
-    return path
 
 
 def held_out_scenes(world: World, count: int, seed: int) -> list[Scene]:

@@ -30,19 +30,22 @@ def in_processes(
 ) -> Generator[tuple[int, Result]]:
     """Every result of `work(task)` of every task, with the task's number, as soon as it is there.
 
-    Tasks are begun in their order, each by the first process that is free; of one task the results stay in order. The
-    processes are forked here, so what `work` uses must not be on a GPU; torch has one thread in each. They are ended
-    when the last result was taken and wherever the iteration stops before: at an error, at Ctrl-C, when it is closed.
+    Tasks begin in their order, each in the first free process. The results of one task stay in order. The processes
+    are forked here, so `work` must not use a GPU; torch has one thread in each. They end with the last result, and
+    wherever the iteration stops before: at an error, at Ctrl-C, when it is closed.
 
     Args:
         work: runs in the processes; its results must pickle.
         tasks: one or more.
-        workers: processes, >= 1; no more than tasks are started.
+        workers: processes; no more than tasks are started. 0: `work` runs in this process.
 
     Raises:
         InputError: `work` raised it.
         RuntimeError: `work` raised another error, whose traceback is the message; or a process was killed.
     """
+    if not workers:
+        yield from ((number, result) for number, task in enumerate(tasks) for result in work(task))
+        return
     context = multiprocessing.get_context("fork")
     running: dict[Connection, BaseProcess] = {}
     numbers = iter(range(len(tasks)))

@@ -21,8 +21,8 @@ class Ranks:
     rank: int = 0
     count: int = 1
 
-    def share(self, items: int) -> slice:
-        """Which of `items` are of this process: equal parts, but for the remainder, in order and without an overlap."""
+    def part(self, items: int) -> slice:
+        """This process's part of `items`: equal parts, but for the remainder, in order."""
         first, last = (items * part // self.count for part in (self.rank, self.rank + 1))
         return slice(first, last)
 

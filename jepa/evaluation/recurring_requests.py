@@ -30,8 +30,8 @@ from jepa.evaluation.request_sessions import (
 )
 from jepa.metrics import bootstrap_mean
 from jepa.metrics.answers import exact_match, regex_equivalence
-from jepa.models.llm_jepa import LLMJEPA, RequestSession
-from jepa.models.requests import AnswerCache, Read, follow, read_latent
+from jepa.models.llm_jepa import LLMJEPA
+from jepa.models.session import AnswerCache, Read, RequestSession, follow, read_latent
 from jepa.operations import OperationLedger
 from jepa.selective import Uniform
 
@@ -122,6 +122,7 @@ def _reuses(settings: Mapping[str, Any], words: Read) -> list[_Reuse]:
             "exact text, latent",
             distances,
             lambda value, session: AnswerCache(value, capacity, name=text),
+            read_latent,
         ),
         _Reuse(
             "lossless", "exact text, latent, verified: the model's own answer", (), verified(text, reach), read_latent

@@ -1,193 +1,181 @@
-"""`report`: policies swept over the latents of an evaluation, and the pages that show it. No encoder runs.
+"""`jepa report`: results of the evaluations in a folder, and the pages that show them. No encoder runs.
 
 Of results that are there already it makes the pages again, holds them to a bar, or shows them side by side.
 
-What does the work is imported when the evaluation has been read: what is missing or broken is refused at once.
+A kind of document is a line of `KINDS`. Modules that do the work are imported when they are needed.
 """
 
 from __future__ import annotations
 
-import json
-from datetime import datetime, timezone
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jepa import checkpoint
 from jepa.errors import InputError
-from jepa.evaluation.record import (
-    EVALUATION,
-    announce,
-    answer_evaluations,
-    code_version,
-    describe_device,
-    read_evaluation,
-)
+from jepa.evaluation.provenance import announce, code_version, describe_device, now
+from jepa.results import Document, Requirement, Setting, StreamEvaluation, StreamResults, is_kind, read_document
+from jepa.results.documents import Event, Reference, StreamCounts, SweepOrigin, Timeline
 
 if TYPE_CHECKING:
-    from jepa.evaluation.streams import StreamSet
-    from jepa.report.requirement import Requirement
+    from jepa.evaluation.sweep import Family
+    from jepa.selective import Decoder
 
 
-def report(config: dict[str, Any]) -> dict[str, Path]:
-    """Runs a validated `ReportConfig`, prints a summary, and returns the paths of the files written.
+class Kind(NamedTuple):
+    """A kind of results document, each part as ``module:name``.
 
-    Of an evaluation it sweeps the policies; of `results`, a results file or its folder, it only renders; of `compare`,
-    two or more of them, it shows the runs side by side. Of a language model it compares the arms and seeds: see
-    `jepa.evaluation.answers_report`.
-
-    Raises `InputError` for bad input, and `jepa.report.requirement.NotMetError`, once all files are written, if what
-    `fail_under` asks does not hold.
+    `report` makes blocks of a document. `make` takes a folder of evaluations and the configuration, and returns the
+    document, or None where the folder holds other evaluations.
     """
-    given = [key for key in ("evaluation", "results", "compare") if config[key] is not None]
+
+    document: str
+    report: str
+    make: str
+
+
+KINDS = (
+    Kind("jepa.results:StreamResults", "jepa.report.streams:report", "jepa.evaluation.report:stream_results"),
+    Kind("jepa.results:AnswerResults", "jepa.report.answers:report", "jepa.evaluation.arms:folder_results"),
+)
+
+
+def report(config: Any, kinds: Sequence[Kind] = KINDS) -> dict[str, Path]:
+    """Runs a `ReportConfig`, prints a summary, and returns the paths of the files written.
+
+    Args:
+        config: names evaluations to analyse, results to show again, or results to compare.
+        kinds: the kinds of documents, tried in this order.
+
+    Raises:
+        InputError: for bad input.
+        NotMetError: once all files are written, if what `fail_under` asks does not hold.
+    """
+    given = [key for key in ("evaluation", "results", "compare") if getattr(config, key) is not None]
     if len(given) != 1:
         raise InputError(f"give one of evaluation=, results= and compare=, got {' and '.join(given) or 'none'}")
-    if config["compare"] is not None:
+    if config.compare is not None:
         return _compare(config)
-    required = _requirement(config)
-    if config["results"] is not None:
-        return _rendered(config["results"], config["output"], required)
-    folder = Path(config["evaluation"])
-    if arms := sorted(folder.glob("**/comparison.json")):
-        if required:
-            raise InputError(f"fail_under holds streams or answers to a bar, got a comparison of arms: {folder}")
-        from jepa.evaluation.comparison import report_comparison
-
-        return report_comparison(config, arms)
-    if answers := answer_evaluations(folder):
-        from jepa.evaluation.answers_report import report_answers
-
-        return report_answers(config, answers, required)
-    record = read_evaluation(folder, EVALUATION)
+    required = None if config.fail_under is None else Requirement.parse(config.fail_under)
+    if config.results is not None:
+        document = read_document(config.results, *(resolve_name(kind.document) for kind in kinds))
+        output = config.output
+    else:
+        folder = Path(config.evaluation)
+        document = _made(folder, config, kinds)
+        output = config.output or (folder.parent if (folder / StreamEvaluation.file_name).is_file() else folder)
+    blocks = next(kind.report for kind in kinds if isinstance(document, resolve_name(kind.document)))
+    paths = _shown(document, resolve_name(blocks)(document), output)
     if required:
-        required.check_setting(record["settings"])
-    from jepa.evaluation.streams import SPLITS, load_streams
-    from jepa.evaluation.sweep import sweep_setting, sweeps
-    from jepa.report import SCHEMA
-
-    model = checkpoint.load(Path(config["checkpoint"] or folder / record["checkpoint"]))
-    settings, families = {}, sweeps(config["policies"])
-    device = describe_device("cpu")  # the decoder's
-    for name, setting in record["settings"].items():
-        streams = {split: load_streams(folder / name / split) for split in SPLITS}
-        swept = sweep_setting(
-            streams,
-            model,
-            families,
-            config["references"],
-            record["latent_delay"],
-            config["confidence"],
-            config["seed"],
-            name,
-            config["tolerances"],
-            config["workers"],
-        )
-        settings[name] = _setting(folder / name, setting, streams, swept) | {"one_device": device == record["device"]}
-    results = {
-        "schema": SCHEMA,
-        **{key: record[key] for key in ("created", "name", "seed", "code", "libraries", "device")},
-        **{key: record[key] for key in ("parameters", "training", "scores")},
-        "config": {**record["config"], "report": config},
-        "report": {
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "code": code_version(),
-            "device": device,
-        },
-        "settings": settings,
-    }
-    return _written(results, Path(config["output"] or folder.parent), required)
-
-
-def _requirement(config: dict[str, Any]) -> Requirement | None:
-    if config["fail_under"] is None:
-        return None
-    from jepa.report.requirement import Requirement
-
-    return Requirement.parse(config["fail_under"])
-
-
-def _written(results: dict[str, Any], output: Path | None, required: Requirement | None) -> dict[str, Path]:
-    """Writes the report of a document, prints its summary, then holds it to what is required."""
-    from jepa.report import summary, write_report
-
-    paths = write_report(results, output) if output else {}
-    announce(summary(results), paths)
-    if required:
-        print(required.verdict(results), flush=True)
+        print(required.verdict(document), flush=True)
     return paths
 
 
-def _rendered(path: str, output: str | None, required: Requirement | None) -> dict[str, Path]:
-    """The report of a results file, of streams or of answers; without an `output` nothing is written."""
-    from jepa.report import answers, read_results
-
-    results = read_results(_results_file(path), {answers.SCHEMA: answers.validate_results})
-    if results["schema"] == answers.SCHEMA:
-        if required:
-            required.check_arm(results["arms"])
-        paths = answers.write_report(results, output) if output else {}
-        announce(answers.summary(results), paths)
-        if required:
-            print(required.verdict(results), flush=True)
-        return paths
-    if required:
-        required.check_setting(results["settings"])
-    return _written(results, Path(output) if output else None, required)
+def _made(folder: Path, config: Any, kinds: Sequence[Kind]) -> Document:
+    """The results of the evaluations in a folder, of the first kind that it holds."""
+    for kind in kinds:
+        document: Document | None = resolve_name(kind.make)(folder, config)
+        if document is not None:
+            return document
+    raise InputError(f"evaluation not found: {folder / StreamEvaluation.file_name}")
 
 
-def _results_file(path: str) -> Path:
-    """A results file, or that of a folder."""
-    return Path(path) / "results.json" if Path(path).is_dir() else Path(path)
-
-
-def _compare(config: dict[str, Any]) -> dict[str, Path]:
+def _compare(config: Any) -> dict[str, Path]:
     """Runs side by side, printed and written."""
-    if config["fail_under"] is not None:
+    if config.fail_under is not None:
         raise InputError("fail_under holds one run to a bar: give evaluation= or results=, not compare=")
-    if len(config["compare"]) < 2:
-        raise InputError(f"compare must name two or more results, got {config['compare']}")
-    from jepa.report import answers, read_results
-    from jepa.report.compare import comparison_summary, write_comparison
+    if len(set(config.compare)) < max(2, len(config.compare)):
+        raise InputError(f"compare must name two or more results, each once, got {config.compare}")
+    runs = {path: read_document(path, StreamResults) for path in config.compare}
+    blocks = resolve_name("jepa.report.compare:report")(runs)
+    return _shown(None, blocks, config.output or "outputs/comparison", "comparison")
 
-    runs = {path: read_results(_results_file(path), {answers.SCHEMA: _no_streams}) for path in config["compare"]}
-    if len(runs) < len(config["compare"]):
-        raise InputError(f"compare must name each of its results once, got {config['compare']}")
-    paths = write_comparison(runs, config["output"] or "outputs/comparison")
-    announce(comparison_summary(runs), paths)
+
+def _shown(document: Document | None, blocks: Any, output: str | Path | None, stem: str = "report") -> dict[str, Path]:
+    """Prints the summary of a report; writes it, with its document, into the folder `output`, if there is one."""
+    render = resolve_name("jepa.report.render")
+    paths: dict[str, Path] = render.write_report(document, blocks, output, stem) if output else {}
+    announce(render.terminal(blocks), paths)
     return paths
 
 
-def _no_streams(_: dict[str, Any]) -> None:
-    raise InputError(
-        "compare takes results of streams, got a language model's answers: jepa report evaluation=<a folder that holds "
-        "their evaluations> shows those side by side"
+def stream_results(folder: Path, config: Any) -> StreamResults | None:
+    """Policies swept over the saved latents of an evaluation; None where the folder holds none of a VL-JEPA's streams.
+
+    Raises:
+        InputError: a broken evaluation, or bad policies, references or requirements.
+    """
+    path = folder / StreamEvaluation.file_name
+    if not is_kind(path, StreamEvaluation):
+        return None
+    evaluation: StreamEvaluation = read_document(path, StreamEvaluation)
+    if config.fail_under is not None:
+        Requirement.parse(config.fail_under).check_settings(evaluation.settings)
+    model = checkpoint.load(Path(config.checkpoint or folder / evaluation.checkpoint))
+    return sweep_evaluation(evaluation, folder, model, config)
+
+
+def sweep_evaluation(evaluation: StreamEvaluation, folder: Path, decoder: Decoder, config: Any) -> StreamResults:
+    """Policies swept over the latents that an evaluation saved in its folder. The decoder is on the CPU."""
+    from jepa.evaluation.sweep import sweep_families
+
+    families = sweep_families(config.policies)
+    device = describe_device("cpu")
+    settings = {
+        name: _setting(folder / name, name, evaluation, families, decoder, config, device == evaluation.device)
+        for name in evaluation.settings
+    }
+    common = {"created", "name", "seed", "code", "libraries", "device", "parameters", "training", "scores"}
+    return StreamResults(
+        **{key: value for key, value in evaluation if key in common},
+        config={**evaluation.config, "report": vars(config)},
+        settings=settings,
+        sweep=SweepOrigin(created=now(), code=code_version(), device=device),
     )
 
 
 def _setting(
-    folder: Path, setting: dict[str, Any], streams: dict[str, StreamSet], swept: dict[str, Any]
-) -> dict[str, Any]:
-    """One entry of the results' `settings`: what the test streams are like, and what was swept."""
-    from jepa.evaluation.streams import SPLITS, density
+    folder: Path,
+    name: str,
+    evaluation: StreamEvaluation,
+    families: Mapping[str, Family],
+    decoder: Decoder,
+    config: Any,
+    one_device: bool,
+) -> Setting:
+    """The sweep over one kind of streams, with one of its test streams to look at."""
+    from jepa.evaluation.streams import SPLITS, load_streams, load_thumbnails
+    from jepa.evaluation.sweep import sweep_setting
 
-    records = streams["test"].records
-    if not any(record.events for record in records):
-        raise InputError(f"{folder}: the test streams must hold at least one annotated event")
-    emissions = swept.pop("emissions")
-    first = records[0]
-    return {
-        "description": setting["description"],
-        "step_rate_hz": setting["step_rate_hz"],
-        **density(records),
-        "streams": {
-            **{split: len(streams[split].records) for split in SPLITS},
-            "seconds_each": setting["seconds_each"],
-        },
-        **swept,
-        "strip": {
-            "video_id": first.video_id,
-            "duration": first.duration,
-            "thumbnails": json.loads((folder / "thumbnails.json").read_text(encoding="utf-8")),
-            "events": [{"start": e.start, "end": e.end, "text": e.text} for e in first.events],
-            "decodes": emissions,
-        },
-    }
+    encoded = evaluation.settings[name]
+    streams = {split: load_streams(folder / split) for split in SPLITS}
+    swept = sweep_setting(
+        streams,
+        decoder,
+        families,
+        [Reference.model_validate(each, from_attributes=True) for each in config.references],
+        latent_delay=evaluation.latent_delay,
+        confidence=config.confidence,
+        seed=config.seed,
+        name=name,
+        tolerances=config.tolerances,
+        workers=config.workers,
+    )
+    first = streams["test"].records[0]
+    return Setting(
+        **dict(swept.sweep),
+        description=encoded.description,
+        step_rate_hz=encoded.step_rate_hz,
+        streams=StreamCounts(
+            **{split: len(each.records) for split, each in streams.items()}, seconds_each=encoded.seconds_each
+        ),
+        timeline=Timeline(
+            video_id=first.video_id,
+            duration=first.duration,
+            thumbnails=load_thumbnails(folder),
+            events=tuple(Event(start=event.start, end=event.end, text=event.text) for event in first.events),
+            decodes=swept.emissions,
+        ),
+        one_device=one_device,
+    )

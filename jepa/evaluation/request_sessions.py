@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from jepa.data.pairs import Example
-from jepa.models.llm_jepa import LLMJEPA, RequestSession
+from jepa.models.llm_jepa import LLMJEPA
+from jepa.models.session import RequestSession
 from jepa.operations import OperationLedger
 from jepa.selective import Policy, Segment
 from jepa.selective.policies.base import step_segment
@@ -158,6 +159,7 @@ class Steps(Policy):
     causal = True
     latency = "none"
     state = "no latent"
+    reads_latents = False
 
     def __init__(self, chosen: Collection[int]) -> None:
         self.chosen = frozenset(chosen)

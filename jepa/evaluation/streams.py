@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -26,6 +26,7 @@ from jepa.errors import InputError
 from jepa.models.on_demand import mean_states
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger
+from jepa.results.documents import Thumbnail
 from jepa.selective import ColourChange, SelectiveEncoding, StepSelection
 
 SPLITS = ("calibration", "test")
@@ -51,6 +52,17 @@ class StreamSet:
     states: list[np.ndarray] = field(default_factory=list)
     hop: int = 1
     length: int = 1
+
+    def selected(self, steps: StepSelection | None) -> StreamSet:
+        """The streams with the latents, times and states of the selected steps alone; None selects all."""
+        if steps is None:
+            return self
+        masks = [steps.select(changes) for changes in self.changes]
+        latents, times, states = (
+            [rows[mask] for rows, mask in zip(part, masks, strict=True)] if part else []
+            for part in (self.latents, self.times, self.states)
+        )
+        return replace(self, latents=latents, times=times, states=states)
 
 
 def make_streams(
@@ -141,23 +153,31 @@ class _EveryStep(StepSelection):
         return super().step(change)
 
 
-def density(records: Sequence[StreamRecord]) -> dict[str, float]:
+class Density(NamedTuple):
     """How many events streams have, how long these are, and the fraction that repeats an earlier one of its stream."""
+
+    events_per_second: float
+    mean_event_seconds: float
+    repeated_events: float
+
+
+def density(records: Sequence[StreamRecord]) -> Density:
+    """The density of the annotations of streams, at least one event in all."""
     events = [event for record in records for event in record.events]
     repeated = sum(len(r.events) - len({event.text for event in r.events}) for r in records)
-    return {
-        "events_per_second": len(events) / sum(record.duration for record in records),
-        "mean_event_seconds": sum(event.end - event.start for event in events) / len(events),
-        "repeated_events": repeated / len(events),
-    }
+    return Density(
+        len(events) / sum(record.duration for record in records),
+        sum(event.end - event.start for event in events) / len(events),
+        repeated / len(events),
+    )
 
 
-def thumbnails(stream: Stream | VideoStream, count: int = 36) -> list[dict[str, Any]]:
-    """`count` frames at equal distances, as `{time, png}` with base64 PNG data."""
+def thumbnails(stream: Stream | VideoStream, count: int = 36) -> list[Thumbnail]:
+    """`count` frames at equal distances."""
     from PIL import Image
 
     chosen = ((np.arange(count) + 0.5) / count * stream.frame_count).astype(int).tolist()
-    pictures: list[dict[str, Any]] = []
+    pictures: list[Thumbnail] = []
     first = 0
     for chunk in stream.frames():
         for index in chosen[len(pictures) :]:
@@ -166,9 +186,25 @@ def thumbnails(stream: Stream | VideoStream, count: int = 36) -> list[dict[str, 
             buffer = io.BytesIO()
             Image.fromarray(chunk[index - first]).save(buffer, format="PNG")
             png = base64.b64encode(buffer.getvalue()).decode("ascii")
-            pictures.append({"time": float(index / stream.fps), "png": png})
+            pictures.append(Thumbnail(time=float(index / stream.fps), png=png))
         first += len(chunk)
     return pictures
+
+
+def save_thumbnails(pictures: Sequence[Thumbnail], folder: Path) -> None:
+    """Writes `thumbnails.json`."""
+    rows = [picture.model_dump() for picture in pictures]
+    (folder / "thumbnails.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def load_thumbnails(folder: Path) -> tuple[Thumbnail, ...]:
+    """Reads what `save_thumbnails` wrote. Raises `InputError` if the file is missing or broken."""
+    path = folder / "thumbnails.json"
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(Thumbnail.model_validate(row) for row in rows)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
 
 
 def save_streams(streams: StreamSet, folder: Path) -> None:

@@ -1,17 +1,17 @@
 """Policies swept over saved latents: curves, savings at equal quality, operation counts. No encoder runs here.
 
-S streams, T steps, E embedding dimensions, N latents.
+A policy's segments are found once, as plain data. Calibration of caches, decoding, audit and scores work on them.
+
+S streams, T steps, E embedding dimensions.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
-from itertools import product
-from typing import Any
+from dataclasses import asdict, astuple, dataclass
+from itertools import chain, product
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +21,7 @@ from jepa.config import build, build_as
 from jepa.data.records import StreamRecord
 from jepa.errors import InputError
 from jepa.evaluation.processes import can_fork, in_processes
-from jepa.evaluation.record import plain_ratio
-from jepa.evaluation.streams import StreamSet
+from jepa.evaluation.streams import StreamSet, density
 from jepa.metrics import (
     CaptionPairs,
     DenseScores,
@@ -38,6 +37,21 @@ from jepa.metrics import (
 )
 from jepa.models.bank import fill_bank
 from jepa.operations import OperationLedger
+from jepa.results import Ratio, Sweep
+from jepa.results.documents import (
+    Area,
+    CacheError,
+    CacheResult,
+    CacheSettings,
+    Curve,
+    Decode,
+    EstimatedSeconds,
+    Operations,
+    Point,
+    Reference,
+    Saving,
+    TestPoint,
+)
 from jepa.selective import (
     Decoded,
     Decoder,
@@ -55,29 +69,29 @@ from jepa.selective import (
     measured_error,
     slots_needed,
 )
-from jepa.selective.decoder import collection_paused
 
-NO_KNOB = "none"
-_AUDITED = 256  # latents in a call of the decoder
+NO_PARAMETER = "none"
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """A policy family: `make(value)` builds its `policy` with the `knob` at `value`.
+class Family:
+    """A policy over the values of its parameter: `make(value)` builds it from the node `policy`.
 
-    With a `cache` (`{capacity, shared, error_rate, bank}`) the texts of near latents are used again; its threshold is
-    calibrated anew for each value of the knob. A `bank` is filled beforehand, with what the policy decodes of half the
-    calibration streams, and calibrated on the other half. With `steps` the encoder runs at the steps that they select
-    alone.
+    With a `cache` the texts of near latents are used again; its threshold is calibrated anew for each value. A bank is
+    filled from half the calibration streams and calibrated on the other half. With `steps`, the node of a
+    `StepSelection`, the encoder runs at the selected steps alone.
+
+    >>> Family("uniform", "uniform", {"_target_": "jepa.selective.Uniform"}, "rate_hz", (2.0, 1.0)).make(2.0).causal
+    True
     """
 
     name: str
     label: str
     policy: Mapping[str, Any]
-    knob: str
+    parameter: str
     values: tuple[float, ...]
-    cache: Mapping[str, Any] | None = None
-    steps: StepSelection | None = None
+    cache: CacheSettings | None = None
+    steps: Mapping[str, Any] | None = None
 
     @property
     def on_demand(self) -> bool:
@@ -89,314 +103,136 @@ class Sweep:
         """Whether the X-Encoder or the Predictor runs at some steps only."""
         return self.steps is not None or self.on_demand
 
+    @property
+    def selection(self) -> StepSelection | None:
+        """The selection of steps, built anew."""
+        key = f"policies.{self.name}.steps"
+        with _naming(key):
+            return None if self.steps is None else build_as(StepSelection, key, self.steps)
+
     def make(self, value: float) -> Policy:
-        policy: Policy = build(self.policy, **({} if self.knob == NO_KNOB else {self.knob: value}))
+        """The policy at a value of its parameter."""
+        policy: Policy = build(self.policy, **({} if self.parameter == NO_PARAMETER else {self.parameter: value}))
         return policy
 
-    def cuts(self, value: float | None) -> str:
-        """Equal for families that cut streams alike at this value; of None, for those that differ in their values."""
-        return json.dumps([self.policy, self.knob, value, _key(self.steps)], sort_keys=True)
+    def shares_segments(self, other: Family) -> bool:
+        """Whether both segment streams alike at equal values: they differ in their cache at most."""
+        return (self.policy, self.parameter, self.steps) == (other.policy, other.parameter, other.steps)
 
 
-def _key(steps: StepSelection | None) -> tuple[float | None, int, int, int] | None:
-    """Equal for selections of the same steps."""
-    return None if steps is None else (steps.threshold, steps.burst, steps.hold, steps.refractory)
-
-
-def sweeps(policies: Mapping[str, Mapping[str, Any]]) -> dict[str, Sweep]:
-    """The policy families of a validated report configuration; the knob "none" is that of a policy without one.
+def sweep_families(policies: Mapping[str, Any]) -> dict[str, Family]:
+    """The policy families of a report's configuration (`PolicyConfig` by name).
 
     Raises:
         InputError: the `steps` of a family are no `StepSelection`, or one that refuses a value.
     """
     families = {}
-    for name, p in policies.items():
-        steps = None
-        if p["steps"] is not None:
-            with _naming(key := f"policies.{name}.steps"):
-                steps = build_as(StepSelection, key, p["steps"])
-        families[name] = Sweep(name, p["label"], p["policy"], p["knob"], tuple(p["values"]), p["cache"], steps)
+    for name, each in policies.items():
+        cache = None if each["cache"] is None else CacheSettings.model_validate(each["cache"], from_attributes=True)
+        families[name] = Family(
+            name, each["label"], each["policy"], each["knob"], tuple(each["values"]), cache, each["steps"]
+        )
+        families[name].selection  # noqa: B018  (refuses what it cannot be)
     return families
 
 
 @contextmanager
 def _naming(key: str) -> Iterator[None]:
-    """Errors that do not name the key of the configuration that they are about do so."""
+    """An error that does not begin with the configuration's key gets it."""
     try:
         yield
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error
 
 
-class RememberingDecoder:
-    """Decodes equal latents once. For sweeps only: every policy's calls are counted all the same."""
+class Swept(NamedTuple):
+    """A sweep, and for each policy with operations its emissions on the first test stream."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
-        self._known: dict[bytes, Decoded] = {}
-
-    def decode(self, latents: torch.Tensor) -> list[Decoded]:
-        keys = [row.tobytes() for row in latents.numpy()]
-        new = {key: row for row, key in enumerate(keys) if key not in self._known}
-        if new:
-            decoded = self.decoder.decode(latents[list(new.values())])
-            self._known.update(zip(new, decoded, strict=True))
-        return [self._known[key] for key in keys]
-
-
-class RememberingPolicy(Policy):
-    """Cuts each stream of a split once. For sweeps only: they run all streams of a split, in order, several times.
-
-    Args:
-        policy: cuts.
-        records: of the streams; an oracle is told where their events begin and end.
-        states: of the streams, (T, D) each; what a policy that predicts on demand watches in place of the latents.
-    """
-
-    def __init__(
-        self, policy: Policy, records: Sequence[StreamRecord], states: Sequence[np.ndarray] | None = None
-    ) -> None:
-        self.policy, self.records, self.states = policy, records, states
-        self.name, self.causal, self.latency, self.state = policy.name, policy.causal, policy.latency, policy.state
-        self._cuts: list[list[tuple[Segment, int]]] = []
-        self.predicted: list[int] = []  # of each stream the embeddings that were asked for
-        self._next = 0
-
-    def start(self) -> None:
-        """The next stream is the first one."""
-        self._next = 0
-        self.policy.start()
-
-    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
-        return self.policy.step(latent, time)
-
-    def finish(self) -> list[Segment]:
-        return self.policy.finish()
-
-    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
-        if self._next == len(self._cuts):
-            if isinstance(self.policy, Oracle):
-                events = self.records[self._next].events
-                self.policy.boundaries = [second for event in events for second in (event.start, event.end)]
-            watched = latents
-            if isinstance(self.policy, OnDemand) and self.states is not None:
-                watched, self.policy.predict = self.states[self._next], self._recorded(latents)
-            self._cuts.append(self.policy.run(watched, times))
-        cut = self._cuts[self._next]
-        self._next = (self._next + 1) % len(self.records)
-        return cut
-
-    def _recorded(self, latents: np.ndarray) -> Callable[[int], np.ndarray]:
-        """The embeddings of a recorded stream, (T, E), which were all predicted; those asked for are counted."""
-        self.predicted.append(0)
-
-        def predict(step: int) -> np.ndarray:
-            self.predicted[-1] += 1
-            return latents[step]
-
-        return predict
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """A policy at one value of its knob, on the streams of a split."""
-
-    emissions: list[list[Emission]]
-    ledger: OperationLedger  # of the steps and of what was decoded, not of the encoding
-    wrong: ErrorRate | None = None  # of the cache
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A family at one value of its knob, on both splits."""
-
-    points: dict[str, SweepPoint]  # by split
-    dense: list[DenseScores]  # of the test streams
-    calibrated: LatentCache | None  # its cache
-    wrong: ErrorRate | None  # of the cache, on the test streams
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """Latents and times of each stream, and its states, at the steps that are computed."""
-
-    steps: list[tuple[np.ndarray, np.ndarray]]
-    states: list[np.ndarray]
-
-
-class _Split:
-    """The streams of one split, what cuts them, and what scores emissions on them: the pool is one for all policies."""
-
-    def __init__(self, streams: StreamSet, families: Collection[Sweep]) -> None:
-        self.streams = streams
-        events = [event for record in streams.records for event in record.events]
-        self.pairs = CaptionPairs(document_frequency([[tokenize(event.text)] for event in events]))
-        self._families = Counter(family.cuts(value) for family in families for value in family.values)
-        self._remembering: dict[str, RememberingPolicy] = {}
-        self._steps: dict[Any, _Steps] = {}
-
-    def policy(self, family: Sweep, value: float) -> Policy:
-        """A family's policy at a value, remembering its cuts where others need them too, and where it is an oracle."""
-        key = family.cuts(value)
-        if key in self._remembering:
-            return self._remembering[key]
-        policy = family.make(value)
-        if self._families[key] > 1 or family.cache is not None or isinstance(policy, Oracle | OnDemand):
-            states = self._chosen(family.steps).states if isinstance(policy, OnDemand) else None
-            self._remembering[key] = RememberingPolicy(policy, self.streams.records, states)
-            return self._remembering[key]
-        return policy
-
-    def forget_cuts(self) -> None:
-        """Of the policies that came so far."""
-        self._remembering.clear()
-
-    def steps(self, selection: StepSelection | None) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Latents and times of each stream, at the steps that are computed."""
-        return self._chosen(selection).steps
-
-    def _chosen(self, selection: StepSelection | None) -> _Steps:
-        key = _key(selection)
-        if key not in self._steps:
-            steps, states = list(zip(self.streams.latents, self.streams.times, strict=True)), self.streams.states
-            if selection is not None:
-                chosen = [selection.select(changes) for changes in self.streams.changes]
-                steps = [(latents[mask], times[mask]) for (latents, times), mask in zip(steps, chosen, strict=True)]
-                states = [each[mask] for each, mask in zip(states, chosen, strict=True)] if states else []
-            self._steps[key] = _Steps(steps, states)
-        return self._steps[key]
-
-    def point(self, knob: float, emissions: Sequence[Sequence[Emission]]) -> SweepPoint:
-        """Quality, and decoder calls: what a cache answered is none."""
-        records = self.streams.records
-        scores = [
-            stream_scores(
-                [event.text for event in record.events],
-                np.array([event.midpoint for event in record.events]),
-                [emission.text for emission in emitted],
-                np.array([emission.time for emission in emitted]),
-                self.pairs,
-            )
-            for record, emitted in zip(records, emissions, strict=True)
-        ]
-        calls = [sum(emission.source != "cache" for emission in emitted) for emitted in emissions]
-        return SweepPoint(knob, tuple(scores), np.array(calls), np.array([record.duration for record in records]))
-
-    def dense(self, emissions: Sequence[Sequence[Emission]]) -> list[DenseScores]:
-        """What nearest-in-time scores do not see, of each stream."""
-        return [
-            dense_scores(
-                [event.text for event in record.events],
-                [(event.start, event.end) for event in record.events],
-                [emission.text for emission in emitted],
-                [emission.time for emission in emitted],
-                np.array([(emission.start, emission.end) for emission in emitted]).reshape(-1, 2),
-                record.duration,
-                self.pairs.similarity,
-            )
-            for record, emitted in zip(self.streams.records, emissions, strict=True)
-        ]
+    sweep: Sweep
+    emissions: dict[str, tuple[Decode, ...]]
 
 
 def sweep_setting(
     streams: Mapping[str, StreamSet],
     decoder: Decoder,
-    families: Mapping[str, Sweep],
-    references: Sequence[Mapping[str, Any]],
+    families: Mapping[str, Family],
+    references: Sequence[Reference],
+    *,
     latent_delay: float,
     confidence: float,
     seed: int,
     name: str,
     tolerances: Sequence[float] = (0.0,),
     workers: int = 0,
-) -> dict[str, Any]:
-    """Curves, savings, operations and emissions of one setting.
+) -> Swept:
+    """Curves, savings and operations of one setting.
 
-    `streams` has the splits `calibration` and `test`. Whatever is chosen or calibrated (the value of a knob, the
-    threshold of a cache) is so on the calibration streams. A reference is `{policy, rate_hz}`; the first one, at the
-    first of the `tolerances`, is the headline. The pool of document frequencies is one for all policies of a split:
-    its annotations.
+    Parameters and cache thresholds are chosen on the calibration streams alone. The first reference at the first of
+    the `tolerances` is the headline. Document frequencies come from all annotations of a split.
 
-    With two or more `workers` as many forked processes share the families and values, each with a copy of the decoder
-    in memory that they share. With fewer, with a decoder that is on a GPU, or on a system that cannot fork, they run
-    one after the other in this process. The results are the same. What the operations' ledgers hold, wall times among
-    it, is always counted in this process, when the others have ended.
+    With two or more `workers`, as many forked processes share the work. Each has its own copy of the decoder. One
+    process does all where there are fewer, where the decoder is on a GPU, and where the system cannot fork. The
+    results are the same. The ledgers of the operations are counted in this process, when the others have ended.
+
+    Args:
+        streams: the splits `calibration` and `test`.
+        decoder: of all policies.
+        families: by name.
+        references: what policies are compared with.
+        latent_delay: seconds from a latent's time until it can be known.
+        confidence: as for `saving_at_equal_quality`.
+        seed: of every bootstrap.
+        name: of the setting, in the progress bar and in errors.
+        tolerances: fractions of the reference's quality that may be lost.
+        workers: processes.
 
     Raises:
-        InputError: before anything runs, for references, values, tolerances or a confidence that no sweep can have.
-
-    Returns:
-        `curves`, `savings`, `areas` and `operations` of the results schema, and `emissions`: for the policies that the
-        strip shows, those on the first test stream.
+        InputError: before anything runs, for references, values, tolerances or a confidence that no sweep can have,
+            for streams without annotations, and for latents that no decoder takes.
     """
     check_sweep(families, references, confidence, tolerances)
-    for family in families.values():
-        if family.steps is not None and not all(split.changes for split in streams.values()):
-            raise InputError(f"policies.{family.name}.steps must be null: no change detector looked at these streams")
-        if family.on_demand and not all(split.states for split in streams.values()):
-            raise InputError(f"policies.{family.name} predicts on demand, and these streams have no X-Encoder states")
-        if family.cache is not None and family.cache["bank"] and (count := len(streams["calibration"].records)) < 4:
-            raise InputError(f"policies.{family.name}.cache.bank needs at least 4 calibration streams, got {count}")
-    remembering = RememberingDecoder(decoder)
-    splits = {split: _Split(streams[split], families.values()) for split in ("calibration", "test")}
-    if not (can_fork() and _on_cpu(decoder)):
-        workers = 0
+    _check_streams(streams, decoder, families, name)
+    scorers = {split: _Scorer(streams[split].records) for split in ("calibration", "test")}
+    once = CachedDecoder(decoder)
 
-    def work(part: Sequence[tuple[Sweep, float]]) -> Iterator[_Run]:
-        return _runs(splits, part, remembering, latent_delay, seed)
+    def work(jobs: Sequence[_Job]) -> Iterator[tuple[str, float, _Run]]:
+        for job in jobs:
+            yield from _runs(streams, scorers, job, once, latent_delay, seed)
 
-    runs: dict[tuple[str, float], _Run] = {}
-    parts = _parts(families.values(), max(1, workers))
-    with closing(in_processes(work, parts, workers) if workers > 1 else _in_order(work, parts)) as results:
-        waiting = [iter(part) for part in parts]
-        total = sum(map(len, parts))
-        for number, run in tqdm(results, desc=f"policies, {name}", unit="run", total=total):
-            family, value = next(waiting[number])
-            runs[family.name, value] = run
-    points: dict[str, dict[str, dict[float, SweepPoint]]] = {
-        family.name: {
-            kind: {value: runs[family.name, value].points[kind] for value in family.values} for kind in splits
-        }
-        for family in families.values()
-    }
-    dense = {key: run.dense for key, run in runs.items()}
-    caches = {key: run.calibrated for key, run in runs.items() if run.calibrated is not None}
-    wrong = {key: run.wrong for key, run in runs.items()}
-    savings = list(_savings(points, dense, families, references, tolerances, confidence, seed))
-    operations: list[dict[str, Any]] = []
-    strip: dict[str, list[dict[str, Any]]] = {}
-    test = streams["test"]
-    for policy, knob in _operating_points(savings, references):
-        family = families[policy]
-        outcome = _decode(splits["test"], family, knob, decoder, remembering, latent_delay, caches.get((policy, knob)))
-        ledger, ran = outcome.ledger, splits["test"].policy(family, knob)
-        for index in range(len(test.records)):
-            predicted = ran.predicted[index] if isinstance(ran, RememberingPolicy) and family.on_demand else None
-            ledger = ledger + _encoding(test, index, family.steps, predicted)
-        operations.append(
-            {
-                "policy": policy,
-                "knob": knob,
-                "ledger": ledger.to_dict(),
-                "seconds_estimated": family.selects_steps,
-            }
-        )
-        strip.setdefault(policy, [asdict(emission) for emission in outcome.emissions[0]])
-    curves = {
-        family.name: _curve(family, points[family.name], dense, caches, wrong, seed) for family in families.values()
-    }
-    baseline = list(points[references[0]["policy"]]["test"].values())
+    workers = workers if workers > 1 and can_fork() and _on_cpu(decoder) else 0
+    found: dict[tuple[str, float], _Run] = {}
+    with closing(in_processes(work, _tasks(families.values(), max(1, workers)), workers)) as results:
+        total = sum(len(family.values) for family in families.values())
+        for _, (family, value, run) in tqdm(results, desc=f"policies, {name}", unit="run", total=total):
+            found[family, value] = run
+    runs = {name: {value: found[name, value] for value in family.values} for name, family in families.items()}
+    savings = tuple(_savings(runs, references, tolerances, confidence, seed))
+    operations, emissions = [], {}
+    for policy, value in _operating_points(savings, references[0]):
+        row, emitted = _operations(streams["test"], families[policy], value, runs[policy][value], decoder, latent_delay)
+        operations.append(row)
+        emissions[policy] = tuple(Decode(**asdict(emission)) for emission in emitted)
+    baseline = [run.points["test"] for run in runs[references[0].policy].values()]
     areas = {
-        family: asdict(area_between_curves(baseline, list(found["test"].values()), seed=seed))
-        for family, found in points.items()
-        if family != references[0]["policy"]
+        policy: Area(
+            **vars(area_between_curves(baseline, [run.points["test"] for run in by_value.values()], seed=seed))
+        )
+        for policy, by_value in runs.items()
+        if policy != references[0].policy
     }
-    return {"curves": curves, "savings": savings, "areas": areas, "operations": operations, "emissions": strip}
+    sweep = Sweep(
+        **density(streams["test"].records)._asdict(),
+        curves={policy: _curve(families[policy], by_value, seed) for policy, by_value in runs.items()},
+        savings=savings,
+        areas=areas,
+        operations=tuple(operations),
+    )
+    return Swept(sweep, emissions)
 
 
 def check_sweep(
-    families: Mapping[str, Sweep],
-    references: Sequence[Mapping[str, Any]],
+    families: Mapping[str, Family],
+    references: Sequence[Reference],
     confidence: float,
     tolerances: Sequence[float] = (0.0,),
 ) -> None:
@@ -413,155 +249,361 @@ def check_sweep(
         if not family.values or len(set(family.values)) < len(family.values):
             raise InputError(f"policies.{name}.values must be one or more distinct values, got {list(family.values)}")
         cache = family.cache
-        if cache is not None and cache["bank"] and not (cache["shared"] and cache["capacity"]):
-            raise InputError(f"policies.{name}.cache must be shared and hold 1 or more to be a bank, got {dict(cache)}")
+        if cache is not None and cache.bank and not (cache.shared and cache.capacity):
+            raise InputError(f"policies.{name}.cache must be shared and hold 1 or more to be a bank, got {cache}")
         for value in family.values:
-            with _naming(f"policies.{name}.policy, {family.knob}={value:g}"):
+            with _naming(f"policies.{name}.policy, {family.parameter}={value:g}"):
                 family.make(value)
-    for index, reference in enumerate(references):
-        policy, rate = reference["policy"], reference["rate_hz"]
+    for index, (policy, rate) in enumerate((reference.policy, reference.rate_hz) for reference in references):
         if policy not in families or rate not in families[policy].values:
             raise InputError(
                 f"references[{index}] must be one of the swept policies and values, got {policy} at {rate:g} Hz"
             )
 
 
+def _check_streams(
+    streams: Mapping[str, StreamSet], decoder: Decoder, families: Mapping[str, Family], name: str
+) -> None:
+    """Raises `InputError` for streams that a family cannot do with, or that the selective decoder refuses."""
+    if not any(record.events for record in streams["test"].records):
+        raise InputError(f"{name}: the test streams must hold at least one annotated event")
+    for family in families.values():
+        if family.steps is not None and not all(split.changes for split in streams.values()):
+            raise InputError(f"policies.{family.name}.steps must be null: no change detector looked at these streams")
+        if family.on_demand and not all(split.states for split in streams.values()):
+            raise InputError(f"policies.{family.name} predicts on demand, and these streams have no X-Encoder states")
+        if family.cache is not None and family.cache.bank and (count := len(streams["calibration"].records)) < 4:
+            raise InputError(f"policies.{family.name}.cache.bank needs at least 4 calibration streams, got {count}")
+    for split in streams.values():
+        for record, latents, times in zip(split.records, split.latents, split.times, strict=True):
+            with _naming(f"stream {record.video_id}"):
+                SelectiveDecoder(_Recorded([[]]), decoder).run(latents, times)
+
+
 def _on_cpu(decoder: Decoder) -> bool:
     return not isinstance(decoder, torch.nn.Module) or all(p.device.type == "cpu" for p in decoder.parameters())
 
 
-def _parts(families: Collection[Sweep], processes: int) -> list[list[tuple[Sweep, float]]]:
-    """All families and values, in parts for processes, the longest first.
+# --- Segments: found once, then plain data.
 
-    What is cut alike stands together, then what differs in the value alone: it has latents and texts in common. No part
-    is longer than one process's fraction, if it can be cut; a cache counts for two more runs, which calibrate it.
+
+@dataclass(frozen=True)
+class Segments:
+    """The segments of each stream of a set, with the step at which each came out.
+
+    `steps` are the latents (T, E) and times (T,) that were computed of each stream. `predicted` counts the embeddings
+    that each stream took, where they are predicted on demand.
     """
-    groups: dict[str, dict[str, list[tuple[Sweep, float]]]] = {}
+
+    steps: list[tuple[np.ndarray, np.ndarray]]
+    found: list[list[tuple[Segment, int]]]
+    predicted: list[int] | None
+
+    def decoded(self, decoder: Decoder) -> list[tuple[np.ndarray, list[str]]]:
+        """Latents (N, E) of each stream's segments, and the decoder's texts of them."""
+        return decode_segments(_Recorded(self.found), decoder, self.steps)
+
+    def emissions(
+        self, decoder: Decoder, cache: LatentCache | None, latent_delay: float
+    ) -> tuple[list[list[Emission]], OperationLedger]:
+        """The emissions of each stream through an empty copy of the cache, and what they took."""
+        cache = None if cache is None else cache.fresh()
+        selective = SelectiveDecoder(_Recorded(self.found), decoder, cache=cache, latent_delay=latent_delay)
+        return selective.run_many(self.steps), selective.ledger
+
+
+def segment_streams(streams: StreamSet, family: Family, value: float) -> Segments:
+    """What a family's policy makes of recorded streams.
+
+    An oracle is told where the events of a stream begin and end. A policy on demand sees states in place of latents.
+    """
+    policy, chosen = family.make(value), streams.selected(family.selection)
+    steps = list(zip(chosen.latents, chosen.times, strict=True))
+    found, predicted = [], []
+    for number, (latents, times) in enumerate(steps):
+        if isinstance(policy, Oracle):
+            events = chosen.records[number].events
+            policy.boundaries = [second for event in events for second in (event.start, event.end)]
+        if isinstance(policy, OnDemand):
+            asked = _Asked(latents)
+            policy.predict = asked
+            found.append(policy.run(chosen.states[number], times))
+            predicted.append(asked.count)
+        else:
+            found.append(policy.run(latents, times))
+    return Segments(steps, found, predicted if family.on_demand else None)
+
+
+class _Asked:
+    """The Predictor of a recorded stream: its latents (T, E) were all predicted; those asked for are counted."""
+
+    def __init__(self, latents: np.ndarray) -> None:
+        self.latents, self.count = latents, 0
+
+    def __call__(self, step: int) -> np.ndarray:
+        self.count += 1
+        return np.asarray(self.latents[step])
+
+
+class _Recorded(Policy):
+    """Gives the segments that were found before, stream by stream."""
+
+    name, causal, latency, state = "recorded", False, "as it was", "none"
+
+    def __init__(self, found: Iterable[list[tuple[Segment, int]]]) -> None:
+        self._streams = iter(found)
+
+    def start(self) -> None: ...
+
+    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
+        return []
+
+    def finish(self) -> list[Segment]:
+        return []
+
+    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
+        return next(self._streams)
+
+
+class CachedDecoder:
+    """Decodes equal latents once. For sweeps only: the ledgers of operating points count the decoder's own calls.
+
+    >>> class Word:
+    ...     def decode(self, latents):
+    ...         return [Decoded("red", 1, 1)] * len(latents)
+    >>> CachedDecoder(Word()).decode(torch.ones(2, 4))[1].text
+    'red'
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self._cached: dict[bytes, Decoded] = {}
+
+    def decode(self, latents: torch.Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
+        """Results for latents (N, E), in their order."""
+        keys = [row.tobytes() for row in latents.numpy()]
+        new = {key: row for row, key in enumerate(keys) if key not in self._cached}
+        if new:
+            self._cached.update(zip(new, self.decoder.decode(latents[list(new.values())]), strict=True))
+        return [self._cached[key] for key in keys]
+
+
+# --- Runs: a family at one value, on both splits.
+
+
+class _Job(NamedTuple):
+    """Families whose segments at `value` are the same."""
+
+    value: float
+    families: tuple[Family, ...]
+
+    @property
+    def length(self) -> int:
+        """In runs; a cache counts for two more, which calibrate it."""
+        return sum(1 if family.cache is None else 3 for family in self.families)
+
+
+class _Run(NamedTuple):
+    """What a family did at one value: points by split, scores and cache errors of the test streams."""
+
+    points: dict[str, SweepPoint]
+    dense: list[DenseScores]
+    cache: LatentCache | None
+    error: ErrorRate | None
+
+
+def _tasks(families: Iterable[Family], processes: int) -> list[list[_Job]]:
+    """All jobs, in tasks for processes, the longest first.
+
+    Values of the same families stand together, since they have latents and texts in common. No task is longer than one
+    process's part, if it can be cut.
+    """
+    groups: list[list[Family]] = []
     for family in families:
-        for value in family.values:
-            alike = groups.setdefault(family.cuts(None), {}).setdefault(family.cuts(value), [])
-            alike.append((family, value))
-
-    def length(runs: Sequence[tuple[Sweep, float]]) -> int:
-        return sum(1 if family.cache is None else 3 for family, _ in runs)
-
-    fraction = sum(length(runs) for group in groups.values() for runs in group.values()) / processes
-    parts: list[list[tuple[Sweep, float]]] = []
-    for group in groups.values():
-        part: list[tuple[Sweep, float]] = []
-        for runs in group.values():
-            if part and length(part) + length(runs) > fraction:
-                parts.append(part)
-                part = []
-            part = part + runs
-        parts.append(part)
-    return sorted(parts, key=length, reverse=True)
-
-
-def _in_order(
-    work: Callable[[Sequence[tuple[Sweep, float]]], Iterator[_Run]], parts: Sequence[Sequence[tuple[Sweep, float]]]
-) -> Generator[tuple[int, _Run]]:
-    """`in_processes` without processes."""
-    with collection_paused():
-        for number, part in enumerate(parts):
-            for run in work(part):
-                yield number, run
+        alike = next((group for group in groups if group[0].shares_segments(family)), None)
+        if alike is None:
+            groups.append([family])
+        else:
+            alike.append(family)
+    jobs = []
+    for group in groups:
+        values = dict.fromkeys(chain.from_iterable(family.values for family in group))
+        jobs.append([_Job(value, tuple(family for family in group if value in family.values)) for value in values])
+    longest = sum(job.length for each in jobs for job in each) / processes
+    tasks: list[list[_Job]] = []
+    for each in jobs:
+        tasks.append([])
+        for job in each:
+            if tasks[-1] and sum(other.length for other in tasks[-1]) + job.length > longest:
+                tasks.append([])
+            tasks[-1].append(job)
+    return sorted(tasks, key=lambda task: -sum(job.length for job in task))
 
 
 def _runs(
-    splits: Mapping[str, _Split],
-    part: Sequence[tuple[Sweep, float]],
+    streams: Mapping[str, StreamSet],
+    scorers: Mapping[str, _Scorer],
+    job: _Job,
     decoder: Decoder,
     latent_delay: float,
     seed: int,
-) -> Iterator[_Run]:
-    """Runs the families at the values of a part, first on the calibration streams, then on the test streams."""
-    cuts = ""
-    for family, value in part:
-        if family.cuts(value) != cuts:
-            cuts = family.cuts(value)
-            for split in splits.values():
-                split.forget_cuts()
-        calibrated = wrong = None
-        points: dict[str, SweepPoint] = {}
-        dense: list[DenseScores] = []
-        for kind, split in splits.items():
-            if family.cache is not None and kind == "calibration":
-                calibrated = _calibrate(split, family, value, decoder, seed)
-            auditor = decoder if kind == "test" else None
-            outcome = _decode(split, family, value, decoder, auditor, latent_delay, calibrated)
-            points[kind] = split.point(value, outcome.emissions)
-            if kind == "test":
-                dense, wrong = split.dense(outcome.emissions), outcome.wrong
-        yield _Run(points, dense, calibrated, wrong)
+) -> Iterator[tuple[str, float, _Run]]:
+    """Runs the families of a job over the segments that they share."""
+    segments = {split: segment_streams(streams[split], job.families[0], job.value) for split in scorers}
+    for family in job.families:
+        cache, error = None, None
+        if family.cache is not None:
+            cache = _calibrated(segments["calibration"].decoded(decoder), family.cache, seed)
+        emissions = {split: found.emissions(decoder, cache, latent_delay)[0] for split, found in segments.items()}
+        if cache is not None:
+            error = _audit(segments["test"].decoded(decoder), emissions["test"])
+        points = {split: scorers[split].point(job.value, emitted) for split, emitted in emissions.items()}
+        yield family.name, job.value, _Run(points, scorers["test"].dense(emissions["test"]), cache, error)
 
 
-def _calibrate(split: _Split, family: Sweep, value: float, decoder: Decoder, seed: int) -> LatentCache:
-    """A family's cache, calibrated on what its policy cuts."""
-    settings = family.cache or {}
-    capacity, error_rate = settings["capacity"], settings["error_rate"]
-    with _naming_streams(split.streams):
-        decoded = decode_segments(split.policy(family, value), decoder, split.steps(family.steps))
-        if settings["bank"]:
-            return fill_bank(decoded, error_rate, capacity=capacity, seed=seed)[0]
-        shared = settings["shared"]
-        found = calibrate_threshold(decoded, error_rate, capacity=capacity, shared=shared, seed=seed)
-        return LatentCache(found.threshold, capacity, shared=shared)
+def _calibrated(decoded: Sequence[tuple[np.ndarray, list[str]]], settings: CacheSettings, seed: int) -> LatentCache:
+    """A cache, or a bank, calibrated on decoded streams."""
+    if settings.bank:
+        return fill_bank(decoded, settings.error_rate, capacity=settings.capacity, seed=seed)[0]
+    found = calibrate_threshold(
+        decoded, settings.error_rate, capacity=settings.capacity, shared=settings.shared, seed=seed
+    )
+    return LatentCache(found.threshold, settings.capacity, shared=settings.shared)
 
 
-def _decode(
-    split: _Split,
-    family: Sweep,
-    value: float,
-    decoder: Decoder,
-    auditor: Decoder | None,
-    latent_delay: float,
-    calibrated: LatentCache | None,
-) -> _Outcome:
-    """Runs a policy; the hits of its cache are checked against `auditor`, if given, which counts as no operation."""
-    policy, wrong = split.policy(family, value), None
-    cache = None if calibrated is None else calibrated.fresh()
-    selective = SelectiveDecoder(policy, decoder, cache=cache, latent_delay=latent_delay)
-    steps = split.steps(family.steps)
-    with _naming_streams(split.streams):
-        emissions = selective.run_many(steps)
-    if cache is not None and auditor is not None:
-        wrong = _audit(policy, emissions, steps, auditor)
-        selective.ledger.count_cache(audited=wrong.hits, wrong_hits=wrong.wrong)
-    return _Outcome(emissions, selective.ledger, wrong)
-
-
-def _audit(
-    policy: Policy,
-    emissions: Sequence[Sequence[Emission]],
-    steps: Sequence[tuple[np.ndarray, np.ndarray]],
-    decoder: Decoder,
-) -> ErrorRate:
+def _audit(decoded: Sequence[tuple[np.ndarray, list[str]]], emissions: Sequence[Sequence[Emission]]) -> ErrorRate:
     """How often the text of a hit is not what the decoder says for its own latent."""
-    wrong, hits = [], []
-    for stream, emitted in zip(steps, emissions, strict=True):
-        pairs = zip(policy.run(*stream), emitted, strict=True)
-        reused = [(segment.latent, emission.text) for (segment, _), emission in pairs if emission.source == "cache"]
-        own: list[str] = []
-        for start in range(0, len(reused), _AUDITED):
-            latents = np.stack([latent for latent, _ in reused[start : start + _AUDITED]])
-            own += [decoded.text for decoded in decoder.decode(torch.from_numpy(latents))]
-        wrong.append(sum(text != said for (_, text), said in zip(reused, own, strict=True)))
+    hits, wrong = [], []
+    for (_, texts), emitted in zip(decoded, emissions, strict=True):
+        reused = [
+            emission.text != text for text, emission in zip(texts, emitted, strict=True) if emission.source == "cache"
+        ]
         hits.append(len(reused))
+        wrong.append(sum(reused))
     return measured_error(np.array(wrong), np.array(hits), np.array([len(emitted) for emitted in emissions]))
 
 
-def _encoding(
-    streams: StreamSet, index: int, selection: StepSelection | None, predicted: int | None = None
-) -> OperationLedger:
-    """What encoding one stream takes, and predicting at every step computed, or at `predicted` of them.
+class _Scorer:
+    """Scores emissions against the annotations of a split, which are the pool of document frequencies."""
 
-    The whole stream was encoded once. Of the steps that a selection takes, calls and FLOPs are exact (all calls cost
-    the same FLOPs), wall time is estimated by the mean of a call; so of the embeddings predicted on demand.
+    def __init__(self, records: Sequence[StreamRecord]) -> None:
+        self.records = records
+        events = [event for record in records for event in record.events]
+        self.pairs = CaptionPairs(document_frequency([[tokenize(event.text)] for event in events]))
+
+    def point(self, value: float, emissions: Sequence[Sequence[Emission]]) -> SweepPoint:
+        """Quality, and decoder calls: what a cache answered is none."""
+        scores = [
+            stream_scores(
+                [event.text for event in record.events],
+                np.array([event.midpoint for event in record.events]),
+                [emission.text for emission in emitted],
+                np.array([emission.time for emission in emitted]),
+                self.pairs,
+            )
+            for record, emitted in zip(self.records, emissions, strict=True)
+        ]
+        calls = [sum(emission.source != "cache" for emission in emitted) for emitted in emissions]
+        return SweepPoint(value, tuple(scores), np.array(calls), np.array([record.duration for record in self.records]))
+
+    def dense(self, emissions: Sequence[Sequence[Emission]]) -> list[DenseScores]:
+        """What nearest-in-time scores do not see, of each stream."""
+        return [
+            dense_scores(
+                [event.text for event in record.events],
+                [(event.start, event.end) for event in record.events],
+                [emission.text for emission in emitted],
+                [emission.time for emission in emitted],
+                np.array([(emission.start, emission.end) for emission in emitted]).reshape(-1, 2),
+                record.duration,
+                self.pairs.similarity,
+            )
+            for record, emitted in zip(self.records, emissions, strict=True)
+        ]
+
+
+# --- What the document says of the runs.
+
+
+Runs = Mapping[str, Mapping[float, _Run]]
+
+
+def _savings(
+    runs: Runs, references: Sequence[Reference], tolerances: Sequence[float], confidence: float, seed: int
+) -> Iterator[Saving]:
+    for number, (reference, tolerance) in enumerate(product(references, tolerances)):
+        theirs = runs[reference.policy][reference.rate_hz]
+        for policy, ours in runs.items():
+            found = saving_at_equal_quality(
+                theirs.points["calibration"],
+                [run.points["calibration"] for run in ours.values()],
+                theirs.points["test"],
+                [run.points["test"] for run in ours.values()],
+                confidence=confidence,
+                tolerance=tolerance,
+                seed=seed,
+            )
+            difference = None
+            if found.value is not None:
+                pair = ([scores.temporal_f1_merged for scores in run.dense] for run in (ours[found.value], theirs))
+                difference = paired_difference(*pair, seed=seed)
+            yield Saving(
+                reference=reference,
+                tolerance=tolerance,
+                headline=number == 0,
+                policy=policy,
+                value=found.value,
+                reached=found.reached,
+                quality=found.quality,
+                reference_quality=found.reference_quality,
+                quality_difference=found.quality_difference,
+                temporal_f1_difference=difference,
+                decodes_per_second=found.decodes_per_second,
+                reference_decodes_per_second=found.reference_decodes_per_second,
+                ratio=Ratio.of(found.ratio),
+                reason=found.reason,
+            )
+
+
+def _operating_points(savings: Sequence[Saving], first: Reference) -> list[tuple[str, float]]:
+    """The headline reference itself, then each policy where it is as good, or loses the least of the tolerances."""
+    chosen = {first.policy: first.rate_hz}
+    for saving in savings:
+        if saving.reference == first and saving.value is not None:
+            chosen.setdefault(saving.policy, saving.value)
+    return list(chosen.items())
+
+
+def _operations(
+    streams: StreamSet, family: Family, value: float, run: _Run, decoder: Decoder, latent_delay: float
+) -> tuple[Operations, list[Emission]]:
+    """What an operating point takes on the test streams, and its emissions on the first one."""
+    segments = segment_streams(streams, family, value)
+    emissions, ledger = segments.emissions(decoder, run.cache, latent_delay)
+    if run.error is not None:
+        ledger.count_cache(audited=run.error.hits, wrong_hits=run.error.wrong)
+    encoder = predictor = 0.0
+    for index in range(len(streams.records)):
+        predicted = None if segments.predicted is None else segments.predicted[index]
+        encoding, estimated = encoding_operations(streams, index, family.selection, predicted)
+        ledger.merge(encoding)
+        encoder, predictor = encoder + estimated.encoder, predictor + estimated.predictor
+    seconds = EstimatedSeconds(encoder=encoder, predictor=predictor) if family.selects_steps else None
+    return Operations(policy=family.name, value=value, ledger=ledger, estimated=seconds), emissions[0]
+
+
+def encoding_operations(
+    streams: StreamSet, index: int, selection: StepSelection | None, predicted: int | None = None
+) -> tuple[OperationLedger, EstimatedSeconds]:
+    """What encoding one stream takes, and predicting at every selected step, or `predicted` times.
+
+    The whole stream was encoded once. The calls and FLOPs of a selection of steps are exact, since all calls cost the
+    same. Its wall time was not measured: the estimate is a call's mean time, times the calls.
     """
     whole, ledger = streams.ledgers[index], OperationLedger()
     ledger.stream(whole.stream_seconds)
     calls = {"encoder": whole.encoder.calls, "predictor": whole.predictor.calls}
+    unmeasured = set() if selection is None else {"encoder", "predictor"}
     if selection is not None:
         mask = selection.select(streams.changes[index])
         calls = {"encoder": slots_needed(mask, streams.hop, streams.length), "predictor": int(mask.sum())}
@@ -569,116 +611,54 @@ def _encoding(
             ledger.count("detector", **asdict(whole.detector))
     if predicted is not None:
         calls["predictor"] = predicted
+        unmeasured.add("predictor")
+    seconds = {"encoder": 0.0, "predictor": 0.0}
     for part, count in calls.items():
         once = getattr(whole, part)
         fraction = count / once.calls if once.calls else 0.0
+        if part in unmeasured:
+            seconds[part] = once.seconds * fraction
         ledger.count(
             part,
             calls=count,
             forward_passes=round(once.forward_passes * fraction),
             flops=round(once.flops * fraction),
-            seconds=once.seconds * fraction,
+            seconds=0.0 if part in unmeasured else once.seconds,
             weight_bytes=round(once.weight_bytes * fraction),
         )
-    return ledger
+    return ledger, EstimatedSeconds(**seconds)
 
 
-@contextmanager
-def _naming_streams(streams: StreamSet) -> Iterator[None]:
-    """Errors about `stream 3` name its video instead."""
-    try:
-        yield
-    except InputError as error:
-        number, colon, rest = str(error).removeprefix("stream ").partition(": ")
-        if not (colon and number.isdigit()):
-            raise
-        raise InputError(f"stream {streams.records[int(number)].video_id}: {rest}") from None
-
-
-def _savings(
-    points: Mapping[str, Mapping[str, Mapping[float, SweepPoint]]],
-    dense: Mapping[tuple[str, float], Sequence[DenseScores]],
-    families: Mapping[str, Sweep],
-    references: Sequence[Mapping[str, Any]],
-    tolerances: Sequence[float],
-    confidence: float,
-    seed: int,
-) -> Iterator[dict[str, Any]]:
-    for number, (reference, tolerance) in enumerate(product(references, tolerances)):
-        name, rate = reference["policy"], reference["rate_hz"]
-        for family in families.values():
-            saving = saving_at_equal_quality(
-                points[name]["calibration"][rate],
-                list(points[family.name]["calibration"].values()),
-                points[name]["test"][rate],
-                list(points[family.name]["test"].values()),
-                confidence=confidence,
-                tolerance=tolerance,
-                seed=seed,
+def _curve(family: Family, runs: Mapping[float, _Run], seed: int) -> Curve:
+    policies = {value: family.make(value) for value in family.values}
+    first = policies[family.values[0]]
+    return Curve(
+        label=family.label,
+        causal=first.causal,
+        oracle=isinstance(first, Oracle),
+        parameter=family.parameter,
+        cache=family.cache,
+        selects_steps=family.selects_steps,
+        calibration=tuple(_point(run.points["calibration"], seed) for run in runs.values()),
+        test=tuple(
+            TestPoint(
+                **dict(_point(run.points["test"], seed)),
+                latency=policies[value].latency,
+                state=policies[value].state,
+                dense=DenseScores(*(float(np.mean(scores)) for scores in zip(*map(astuple, run.dense), strict=True))),
+                cache=_cache_result(run),
             )
-            difference = None
-            if saving.knob is not None:
-                ours, theirs = (
-                    [scores.temporal_f1_merged for scores in dense[key]]
-                    for key in ((family.name, saving.knob), (name, rate))
-                )
-                difference = asdict(paired_difference(ours, theirs, seed=seed))
-            found = asdict(saving) | {"saving": plain_ratio(saving.saving)}
-            yield {
-                "reference": dict(reference),
-                "tolerance": tolerance,
-                "headline": number == 0,
-                "policy": family.name,
-                **found,
-                "temporal_f1_difference": difference,
-            }
+            for value, run in runs.items()
+        ),
+    )
 
 
-def _operating_points(
-    savings: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]
-) -> list[tuple[str, float]]:
-    """The headline reference itself, then each policy where it is as good, or loses the least of the tolerances."""
-    first = references[0]
-    chosen = {first["policy"]: first["rate_hz"]}
-    for saving in savings:
-        if saving["reference"] == first and saving["knob"] is not None:
-            chosen.setdefault(saving["policy"], saving["knob"])
-    return list(chosen.items())
+def _point(point: SweepPoint, seed: int) -> Point:
+    quality = bootstrap_mean(point.scores, seed=seed)
+    return Point(value=point.value, decodes_per_second=point.decodes_per_second, cider_d=quality)
 
 
-def _curve(
-    family: Sweep,
-    points: Mapping[str, Mapping[float, SweepPoint]],
-    dense: Mapping[tuple[str, float], Sequence[DenseScores]],
-    caches: Mapping[tuple[str, float], LatentCache],
-    wrong: Mapping[tuple[str, float], ErrorRate | None],
-    seed: int,
-) -> dict[str, Any]:
-    policy = family.make(family.values[0])
-    curve: dict[str, Any] = {
-        "label": family.label,
-        "causal": policy.causal,
-        "oracle": isinstance(policy, Oracle),
-        "knob": family.knob,
-        "cache": None if family.cache is None else dict(family.cache),
-        "selects_steps": family.selects_steps,
-    }
-    for kind, by_knob in points.items():
-        curve[kind] = [
-            {
-                "knob": knob,
-                "decodes_per_second": point.decodes_per_second,
-                "cider_d": asdict(bootstrap_mean(point.scores, seed=seed)),
-            }
-            for knob, point in by_knob.items()
-        ]
-    for row in curve["test"]:
-        key = (family.name, row["knob"])
-        scores = [asdict(stream) for stream in dense[key]]
-        policy = family.make(row["knob"])
-        row["latency"], row["state"] = policy.latency, policy.state
-        row["dense"] = {name: float(np.mean([stream[name] for stream in scores])) for name in scores[0]}
-        error = wrong[key]
-        if error is not None:
-            row["cache"] = {"threshold": caches[key].threshold, "error": asdict(error)}
-    return curve
+def _cache_result(run: _Run) -> CacheResult | None:
+    if run.cache is None or run.error is None:
+        return None
+    return CacheResult(threshold=run.cache.threshold, error=CacheError(**vars(run.error)))

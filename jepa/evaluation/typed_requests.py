@@ -36,8 +36,8 @@ from jepa.evaluation.request_sessions import (
 )
 from jepa.metrics import SweepPoint, bootstrap_mean, bootstrap_ratio, saving_at_equal_quality
 from jepa.metrics.answers import exact_match
-from jepa.models.llm_jepa import LLMJEPA, RequestSession
-from jepa.models.requests import AnswerCache, Read, follow, read_latent, read_state
+from jepa.models.llm_jepa import LLMJEPA
+from jepa.models.session import AnswerCache, Read, RequestSession, follow, read_latent, read_state
 from jepa.operations import OperationLedger
 from jepa.selective import Debounce, Emission, Policy, SendOnDelta
 
@@ -355,9 +355,9 @@ def _typing_row(
         confidence=confidence,
         seed=seed,
     )
-    value = saving.knob
+    value = saving.value
     if value is None:  # shown all the same: where it is best, of equals where it is cheapest
-        value = max(points["calibration"], key=lambda p: (p.quality, -p.decodes_per_second)).knob
+        value = max(points["calibration"], key=lambda p: (p.quality, -p.decodes_per_second)).value
     chosen, reference = runs[value]["test"], uniform["test"]
     requests = sum(map(len, chosen.right))
     ledger = sum(chosen.ledgers[1:], start=chosen.ledgers[0])
@@ -373,7 +373,7 @@ def _typing_row(
         "label": method.label,
         "knob": method.knob,
         "value": value,
-        "chosen": saving.knob is not None,
+        "chosen": saving.value is not None,
         "reached": saving.reached,
         "reason": saving.reason,
         "wait_seconds": value if method.waits else 0.0,

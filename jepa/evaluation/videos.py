@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from jepa.data.timelines import excerpt, read_timeline, video_of
 from jepa.data.video import VideoFile, VideoStream, find_video
 from jepa.data.world import Stream, World
 from jepa.errors import InputError
+from jepa.evaluation.provenance import code_version, describe_device, device_of, library_versions, now
 from jepa.evaluation.ranks import Ranks, ranks
-from jepa.evaluation.record import EVALUATION, code_version, describe_device, device_of, library_versions
 from jepa.evaluation.streams import (
     SPLITS,
     check_length,
@@ -27,10 +26,13 @@ from jepa.evaluation.streams import (
     joined,
     make_streams,
     save_streams,
+    save_thumbnails,
     thumbnails,
 )
-from jepa.evaluation.tasks import cost_line, score_tasks
+from jepa.evaluation.tasks import score_lines, score_tasks
 from jepa.models.vl_jepa import VLJEPA
+from jepa.results import StreamEvaluation
+from jepa.results.documents import EncodedStreams, RoleParameters, Stage, Training
 
 
 @torch.no_grad()
@@ -52,7 +54,7 @@ def _evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any], all_
     if config["candidates"] < 5:
         raise InputError(f"candidates must be >= 5, for R@5 among them, got {config['candidates']}")
     trained, device = checkpoint.read_config(folder), device_of(config["accelerator"])
-    training = _training(folder)
+    _training(folder)
     model: VLJEPA = checkpoint.load(folder).to(device)
     world = build(trained["world"])
     if config["videos"] is not None:
@@ -65,30 +67,32 @@ def _evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any], all_
 
     if not all_ranks.rank:
         scores = score_tasks(model, world, config["seed"], config["candidates"], config["batch_size"])
-        print(_score_lines(scores), flush=True)
-    settings = {name: _save_streams(model, plan, name, output / name, all_ranks) for name, plan in plans.items()}
+        print(score_lines(scores), flush=True)
+    settings = {}
+    for name, plan in plans.items():
+        if encoded := _save_streams(model, plan, name, output / name, all_ranks):
+            settings[name] = encoded
     if all_ranks.rank:
         return output
-    record = {
-        "format": EVALUATION,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "checkpoint": os.path.relpath(folder.resolve(), output.resolve()),
-        "name": trained["name"],
-        "seed": trained["seed"],
-        "config": {"train": trained, "evaluate": config},
-        "latent_delay": model.window / 2,
-        "code": code_version(),
-        "libraries": library_versions(),
-        "device": describe_device(device),
-        "processes": all_ranks.count,
-        "parameters": model.parameters_by_role(),
-        "training": training,
-        "scores": scores,
-        "settings": settings,
-    }
-    (output / "evaluation.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    document = StreamEvaluation(
+        created=now(),
+        name=trained["name"],
+        seed=trained["seed"],
+        checkpoint=os.path.relpath(folder.resolve(), output.resolve()),
+        config={"train": trained, "evaluate": {**config}},
+        latent_delay=model.window / 2,
+        code=code_version(),
+        libraries=library_versions(),
+        device=describe_device(device),
+        processes=all_ranks.count,
+        parameters=tuple(RoleParameters.model_validate(row) for row in model.parameters_by_role()),
+        training=_training(folder),
+        scores=scores,
+        settings=settings,
+    )
+    document.save(output)
     print(f"evaluation: {output}", flush=True)
-    broken = [message for setting in settings.values() for message in setting["broken"].values()]
+    broken = [message for setting in settings.values() for message in setting.broken.values()]
     if broken:
         raise InputError(f"videos must be whole, got {len(broken)} that are not, left out of {output}: {broken[0]}")
     return output
@@ -151,14 +155,14 @@ def _check(model: VLJEPA, plan: _Plan, key: str) -> None:
                 pass
 
 
-def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks: Ranks) -> dict[str, Any]:
-    """Latents of a setting's streams, each split saved once it is done; the setting's entry in the record.
+def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks: Ranks) -> EncodedStreams | None:
+    """Encodes a setting's streams and saves each split once it is done; None but in the first process.
 
-    Every process encodes its fraction of the streams, the first one saves all.
+    Every process encodes its part of the streams, the first one saves all.
     """
     broken: dict[str, str] = {}
     for split, each in plan.streams.items():
-        own, left_out = each[all_ranks.share(len(each))], dict[str, str]()
+        own, left_out = each[all_ranks.part(len(each))], dict[str, str]()
         what = None if all_ranks.rank else f"{name} {split}"
         encoded = encode_streams(model, own, plan.setting["step_rate_hz"], what, left_out)
         parts = all_ranks.gather((encoded, left_out))
@@ -166,48 +170,37 @@ def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks
         if not all_ranks.rank:
             save_streams(joined([found for found, _ in parts]), folder / split)
     if all_ranks.rank:
-        return {}
+        return None
     whole = [stream for stream in plan.streams["test"] if stream.record.video_id not in broken]
-    pictures = thumbnails(whole[0]) if whole else []
-    (folder / "thumbnails.json").write_text(json.dumps(pictures), encoding="utf-8")
+    save_thumbnails(thumbnails(whole[0]) if whole else [], folder)
     remark = f"; broken and left out: {len(broken)}" if broken else ""
     seconds = [stream.record.duration for stream in whole]
-    return {
-        "description": plan.setting["description"] + remark,
-        "step_rate_hz": plan.setting["step_rate_hz"],
-        "seconds_each": sum(seconds) / len(seconds) if seconds else 0.0,
-        "broken": broken,
-    }
+    return EncodedStreams(
+        description=plan.setting["description"] + remark,
+        step_rate_hz=plan.setting["step_rate_hz"],
+        seconds_each=sum(seconds) / len(seconds) if seconds else 0.0,
+        broken=broken,
+    )
 
 
-def _score_lines(scores: dict[str, Any]) -> str:
-    retrieval, captioning = scores["retrieval"], scores["captioning"]
-    at_one = (retrieval["r@1"], retrieval["chance"], retrieval["cost"]["r@1"])
-    rows = [(f"retrieval R@1 of {retrieval['candidates']}", *at_one)]
-    parts = {"classification": scores["classification"]}
-    parts |= {f"question: {kind}": part for kind, part in scores["question_answering"]["by_question"].items()}
-    rows += [(name, part["accuracy"], part["chance"], part["cost"]) for name, part in parts.items()]
-    lines = [
-        f"{name:28} {value:6.3f}   (chance {chance:.3f})   {cost_line(cost)}" for name, value, chance, cost in rows
-    ]
-    lines.append(f"{'caption CIDEr-D (0-10)':28} {captioning['cider_d']:6.3f}")
-    lines.append(f"{'caption exact match':28} {captioning['exact_match']:6.3f}   {cost_line(captioning['cost'])}")
-    return "\n".join(["held-out compositions", *lines])
-
-
-def _training(folder: Path) -> dict[str, Any]:
+def _training(folder: Path) -> Training:
     """What training left beside the weights: steps, seconds and operations of the stages, the first stage's curve."""
     path = folder / "training.json"
     if not path.is_file():
         raise InputError(f"training record not found: {path}")
     stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
-    return {
-        "steps": sum(stage["steps"] for stage in stages),
-        "samples": sum(stage["samples"] for stage in stages),
-        "seconds": sum(stage["seconds"] for stage in stages),
-        "stages": [
-            {**{key: stage[key] for key in ("name", "steps", "seconds")}, "operations": stage.get("operations")}
+    return Training(
+        steps=sum(stage["steps"] for stage in stages),
+        samples=sum(stage["samples"] for stage in stages),
+        seconds=sum(stage["seconds"] for stage in stages),
+        stages=tuple(
+            Stage(
+                name=stage["name"],
+                steps=stage["steps"],
+                seconds=stage["seconds"],
+                operations=stage.get("operations"),
+            )
             for stage in stages
-        ],
-        "curve": stages[0]["curve"],
-    }
+        ),
+        curve=tuple(stages[0]["curve"]),
+    )

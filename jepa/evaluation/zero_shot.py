@@ -13,13 +13,13 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import JsonValue
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -30,16 +30,17 @@ from jepa.data.manifests import Kind, Sample, WorldPredictionSample, read_manife
 from jepa.data.media import read_clip
 from jepa.data.world_tasks import world_samples
 from jepa.errors import InputError
+from jepa.evaluation.provenance import announce, code_version, describe_device, device_of, library_versions, now
 from jepa.evaluation.ranks import Ranks, ranks
-from jepa.evaluation.record import announce, code_version, describe_device, device_of, library_versions
-from jepa.evaluation.tasks import answer_flops, caption_scores, cost_line, embedding_flops
+from jepa.evaluation.tasks import answer_flops, caption_scores, choice_cost, cost_line, embedding_flops
 from jepa.metrics import cider_d, retrieval_ranks, retrieval_scores
 from jepa.metrics.answers import proportion_interval
-from jepa.metrics.per_token import choice_costs
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import similarity_flops
+from jepa.results import TaskEvaluation, write_files
+from jepa.results.documents import PerToken, RoleParameters, TaskScore
+from jepa.selective import Decoded
 
-TASK = "jepa.task/2"  # the format of the record
 _KINDS: dict[str, Kind] = {  # of a manifest's samples, by task
     "classification": "class",
     "retrieval": "caption",
@@ -67,50 +68,49 @@ def evaluate_task(folder: Path, output: Path, config: Mapping[str, Any]) -> Path
         samples = _samples(settings, trained, model.frames, config["candidates"], config["seed"])
         if len(samples) < all_ranks.count:
             raise InputError(f"a task must have a sample for each of {all_ranks.count} processes, got {len(samples)}")
-        task = _Task(model, settings, samples, config["batch_size"], all_ranks)
-        scores, lines = _TASKS[kind](task)
+        task = Task(model, settings, samples, config["batch_size"], all_ranks)
+        found = TASKS[kind](task)
         if all_ranks.rank:
             return output
-        record = {
-            "format": TASK,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "checkpoint": os.path.relpath(folder.resolve(), output.resolve()),
-            "name": trained["name"],
-            "seed": trained["seed"],
-            "task": kind,
-            "config": {"train": trained, "evaluate": {**config, "task": settings}},
-            "data": settings["manifest"] or "embedded",
-            "samples": len(lines),
-            "skipped": task.skipped,
-            "processes": all_ranks.count,
-            "code": code_version(),
-            "libraries": library_versions(),
-            "device": describe_device(device),
-            "parameters": model.parameters_by_role(),
-            "scores": scores,
-        }
-        output.mkdir(parents=True, exist_ok=True)
+        document = TaskEvaluation(
+            created=now(),
+            name=trained["name"],
+            seed=trained["seed"],
+            checkpoint=os.path.relpath(folder.resolve(), output.resolve()),
+            task=kind,
+            config={"train": trained, "evaluate": {**config, "task": settings}},
+            data=settings["manifest"] or "embedded",
+            samples=len(found.lines),
+            skipped=tuple(task.skipped),
+            processes=all_ranks.count,
+            code=code_version(),
+            libraries=library_versions(),
+            device=describe_device(device),
+            parameters=tuple(RoleParameters.model_validate(row) for row in model.parameters_by_role()),
+            scores=found.scores,
+            counts=found.counts,
+            per_token=found.per_token,
+        )
         text = "".join(
             json.dumps({"id": sample.id, **line}, ensure_ascii=False) + "\n"
-            for sample, line in zip(task.kept, lines, strict=True)
+            for sample, line in zip(task.kept, found.lines, strict=True)
         )
-        (output / "predictions.jsonl").write_text(text, encoding="utf-8")
-        (output / "evaluation.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    heading = f"{kind}, {record['data']} data, {len(lines)} samples"
+        write_files({output / "predictions.jsonl": text.encode(), output / document.file_name: document.to_json()})
+    heading = f"{kind}, {document.data} data, {document.samples} samples"
     skipped = [f"skipped {len(task.skipped)} of {len(samples)} samples:", *task.skipped] if task.skipped else []
-    announce("\n".join([heading, *_table(scores), *skipped]), {"evaluation": output})
+    announce("\n".join([heading, *_table(document), *skipped]), {"evaluation": output})
     return output
 
 
 @dataclass
-class _Task:
-    """What a task works with: all `samples`, of which this process reads its fraction.
+class Task:
+    """What a task works with: all `samples`, of which this process reads its part.
 
     After `predict`, `kept` are the samples that were read, in order, and `skipped` says what was wrong with the others.
     """
 
     model: VLJEPA
-    settings: dict[str, Any]
+    settings: Mapping[str, Any]
     samples: Sequence[Any]  # all of one kind
     batch_size: int
     ranks: Ranks = field(default_factory=Ranks)
@@ -129,7 +129,7 @@ class _Task:
         Raises:
             InputError: a sample cannot be read, unless the settings say `skip_broken`; or none can.
         """
-        own = range(len(self.samples))[self.ranks.share(len(self.samples))]
+        own = range(len(self.samples))[self.ranks.part(len(self.samples))]
         reader = _Clips([self.samples[i] for i in own], self.model, self.settings["fps"])
         batches = DataLoader(reader, self.batch_size, num_workers=self.settings["workers"], collate_fn=list)
         rows, kept, broken, asked = list[Tensor](), list[int](), list[str](), list[str]()
@@ -157,9 +157,9 @@ class _Task:
             raise InputError(f"none of {len(self.samples)} samples can be read, the first: {self.skipped[0]}")
         return torch.cat([part for parts, _, _ in found for part in parts])
 
-    def decode(self, predictions: Tensor) -> list[Any]:
-        """The decoded texts of N predictions, each process decoding its fraction."""
-        own = predictions[self.ranks.share(len(predictions))]
+    def decode(self, predictions: Tensor) -> list[Decoded]:
+        """The decoded texts of N predictions, each process decoding its part."""
+        own = predictions[self.ranks.part(len(predictions))]
         parts = own.split(self.batch_size) if len(own) else ()
         decoded = chain.from_iterable(map(self.model.decode, parts))
         return list(chain.from_iterable(self.ranks.gather(list(decoded))))
@@ -193,10 +193,16 @@ class _Clips(Dataset["Tensor | InputError"]):
         return torch.stack(clips)
 
 
-Found = tuple[dict[str, Any], list[dict[str, Any]]]  # scores, and a line for each sample
+class Found(NamedTuple):
+    """Scores by name, a line of predictions for each sample, the sizes of the task, and accuracy against tokens."""
+
+    scores: dict[str, TaskScore]
+    lines: list[dict[str, JsonValue]]
+    counts: dict[str, int]
+    per_token: PerToken | None = None
 
 
-def _classification(task: _Task) -> Found:
+def classification(task: Task) -> Found:
     """The nearest label; of a label's prompts the mean embedding counts (CLIP, arXiv 2103.00020, 3.1.4).
 
     All samples share the embedded prompts.
@@ -212,13 +218,12 @@ def _classification(task: _Task) -> Found:
     ranks = retrieval_ranks(predictions, means, right, torch.arange(len(labels)))
     nearest = (predictions @ means.T).topk(max([1, *ks]), sorted=True)
     flops = answer_flops(task.model, settings["query"], len(labels), predictions.shape[1])
-    shared = embedding_flops(task.model, prompts) / len(task.kept)
-    scores: dict[str, Any] = {"classes": len(labels)}
+    flops_each = flops + embedding_flops(task.model, prompts) / len(task.kept)
+    scores = {}
     for k in ks:
         value = float(ranks.recall(k).mean())
-        cost = choice_costs(value, flops + shared)
-        scores[f"top-{k}"] = {"value": value, "chance": k / len(labels), "cost": cost}
-    lines = [
+        scores[f"top-{k}"] = TaskScore(value=value, chance=k / len(labels), cost=choice_cost(value, flops_each))
+    lines: list[dict[str, JsonValue]] = [
         {
             "label": sample.label,
             "prediction": labels[chosen[0]],
@@ -226,10 +231,10 @@ def _classification(task: _Task) -> Found:
         }
         for sample, chosen, values in zip(task.kept, nearest.indices.tolist(), nearest.values.tolist(), strict=True)
     ]
-    return scores, lines
+    return Found(scores, lines, {"classes": len(labels)})
 
 
-def _retrieval(task: _Task) -> Found:
+def retrieval(task: Task) -> Found:
     """Clips, each predicted under one query, against the captions of all, both ways.
 
     The clips share the embedded captions, and the captions the predicted clips.
@@ -241,26 +246,24 @@ def _retrieval(task: _Task) -> Found:
     rows = [row for row, (name, _) in enumerate(captions) if name in kept]
     texts, embedded, clip_ids = [captions[row][1] for row in rows], embedded[rows], torch.arange(len(samples))
     text_ids = clip_ids.repeat_interleave(torch.tensor([len(sample.captions) for sample in samples]))
-    found = retrieval_scores(predictions, clip_ids, embedded, text_ids, task.settings["ks"])
     clips = len(samples) * (task.model.clip_flops() + task.model.query_flops(query))
     spent = clips + embedding_flops(task.model, texts) + similarity_flops(len(samples), *embedded.shape)
-    scores: dict[str, Any] = {}
-    for direction, each in found.items():
-        scores[direction] = {"queries": each["queries"], "candidates": each["candidates"]}
+    scores, counts = dict[str, TaskScore](), dict[str, int]()
+    for direction, each in retrieval_scores(predictions, clip_ids, embedded, text_ids, task.settings["ks"]).items():
+        counts |= {f"{direction} {name}": each[name] for name in ("queries", "candidates")}
         for name, chance in each["chance"].items():
-            scores[direction][name] = {"value": each[name], "chance": chance}
-            if name.startswith("r@"):
-                scores[direction][name]["cost"] = choice_costs(each[name], spent / each["queries"])
+            cost = choice_cost(each[name], spent / each["queries"]) if name.startswith("r@") else None
+            scores[f"{direction} {name}"] = TaskScore(value=each[name], chance=chance, cost=cost)
     ranks = retrieval_ranks(predictions, embedded, clip_ids, text_ids).expected().tolist()
     nearest = [int((part @ embedded.T).argmax()) for part in predictions]
-    lines = [
+    lines: list[dict[str, JsonValue]] = [
         {"captions": list(sample.captions), "nearest": texts[chosen], "rank": rank}
         for sample, chosen, rank in zip(samples, nearest, ranks, strict=True)
     ]
-    return scores, lines
+    return Found(scores, lines, counts)
 
 
-def _vqa(task: _Task) -> Found:
+def vqa(task: Task) -> Found:
     """The nearest candidate; where a question has none of its own, all answers of the manifest are candidates.
 
     All samples share the embedded candidates, each text once.
@@ -272,7 +275,7 @@ def _vqa(task: _Task) -> Found:
     prompts = [settings["candidate"].replace("{candidate}", text) for text in texts]
     embedded = task.model.embed_all(prompts)
     predictions = task.predict([[settings["prompt"].replace("{question}", sample.question)] for sample in samples])
-    credits, chances, lines = list[float](), list[float](), list[dict[str, Any]]()
+    credits, chances, lines = list[float](), list[float](), list[dict[str, JsonValue]]()
     flops = embedding_flops(task.model, prompts)
     for sample, prediction in zip(task.kept, predictions, strict=True):
         candidates = sample.candidates or answers
@@ -285,27 +288,31 @@ def _vqa(task: _Task) -> Found:
         chosen = candidates[int((rows @ prediction).argmax())]
         asked = {"question": sample.question, "answer": sample.answer}
         lines.append({**asked, "prediction": chosen, "right": credits[-1]})
-    return {"accuracy": _accuracy(credits, chances, flops)}, lines
+    return Found({"accuracy": _accuracy(credits, chances, flops)}, lines, {})
 
 
-def _captioning(task: _Task) -> Found:
-    """Decoded captions against all references; chance is what the caption of another clip scores."""
+def captioning(task: Task) -> Found:
+    """Decoded captions against all references. The chance level of CIDEr-D is the score of another clip's caption."""
     query = task.settings["query"]
     predictions = task.predict([[query]] * len(task.samples))
     decoded = task.decode(predictions)
     references = [list(sample.captions) for sample in task.kept]
     texts = [each.text for each in decoded]
     before = task.model.clip_flops() + task.model.query_flops(query)
-    scores = caption_scores(decoded, references, before)
+    found = caption_scores(decoded, references, before)
     others = float(cider_d([*texts[1:], texts[0]], references).mean())
-    lines = [
-        {"captions": refs, "prediction": each.text, "tokens": each.tokens, "flops": before + each.flops}
+    lines: list[dict[str, JsonValue]] = [
+        {"captions": [*refs], "prediction": each.text, "tokens": each.tokens, "flops": before + each.flops}
         for refs, each in zip(references, decoded, strict=True)
     ]
-    return {**scores, "cider_d": {"value": scores["cider_d"], "chance": others}}, lines
+    scores = {
+        "cider_d": TaskScore(value=found.cider_d, chance=others),
+        "exact_match": TaskScore(value=found.exact_match, cost=found.cost),
+    }
+    return Found(scores, lines, {"queries": found.queries}, found.per_token)
 
 
-def _world_prediction(task: _Task) -> Found:
+def world_prediction(task: Task) -> Found:
     """The candidate clip nearest to the clip of the two states (VL-JEPA's protocol for WorldPrediction-WM).
 
     Every sample has candidates of its own, which are encoded and predicted as it is.
@@ -317,7 +324,7 @@ def _world_prediction(task: _Task) -> Found:
     query, asked = task.settings["query"], task.settings["action_query"]
     rows = task.predict([[query, *[asked] * len(sample.candidates)] for sample in task.samples])
     counts = [len(sample.candidates) for sample in task.kept]
-    credits, lines = list[float](), list[dict[str, Any]]()
+    credits, lines = list[float](), list[dict[str, JsonValue]]()
     for sample, part in zip(task.kept, rows.split([1 + count for count in counts]), strict=True):
         credits.append(_credit(part[0], part[1:], [i == sample.answer for i in range(len(sample.candidates))]))
         cosines = part[1:] @ part[0]
@@ -325,15 +332,15 @@ def _world_prediction(task: _Task) -> Found:
         lines.append({"answer": sample.answer, **found})
     flops = sum(answer_flops(task.model, query, count, rows.shape[1]) for count in counts)
     flops += sum(counts) * (task.model.clip_flops() + task.model.query_flops(asked))
-    return {"accuracy": _accuracy(credits, [1 / count for count in counts], flops)}, lines
+    return Found({"accuracy": _accuracy(credits, [1 / count for count in counts], flops)}, lines, {})
 
 
-_TASKS: dict[str, Callable[[_Task], Found]] = {
-    "classification": _classification,
-    "retrieval": _retrieval,
-    "vqa": _vqa,
-    "captioning": _captioning,
-    "world_prediction": _world_prediction,
+TASKS: dict[str, Callable[[Task], Found]] = {
+    "classification": classification,
+    "retrieval": retrieval,
+    "vqa": vqa,
+    "captioning": captioning,
+    "world_prediction": world_prediction,
 }
 
 
@@ -343,16 +350,16 @@ def _credit(prediction: Tensor, candidates: Tensor, right: Sequence[bool]) -> fl
     return float(ranks.recall(1))
 
 
-def _accuracy(credits: Sequence[float], chances: Sequence[float], flops: int) -> dict[str, Any]:
+def _accuracy(credits: Sequence[float], chances: Sequence[float], flops: int) -> TaskScore:
     """The fraction right with its interval, chance level and cost; `flops`: of all answers."""
     interval = proportion_interval(sum(credits), len(credits))
     value = sum(credits) / len(credits)
-    return {
-        "value": value,
-        "interval": [interval.low, interval.high],
-        "chance": sum(chances) / len(chances),
-        "cost": choice_costs(value, flops / len(credits)),
-    }
+    return TaskScore(
+        value=value,
+        chance=sum(chances) / len(chances),
+        interval=(interval.low, interval.high),
+        cost=choice_cost(value, flops / len(credits)),
+    )
 
 
 def _samples(
@@ -365,23 +372,13 @@ def _samples(
     return samples[: settings["limit"] or None]
 
 
-def _table(scores: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """A line a score, with its interval and its chance level, and a line a cost; no lists."""
-    lines = []
-    for name, score in scores.items():
-        if isinstance(score, list):
-            continue
-        if name == "cost":
-            lines.append(f"{prefix + name:32} {cost_line(score)}")
-        elif not isinstance(score, dict):
-            value = "none" if score is None else f"{score:.4g}"
-            lines.append(f"{prefix + name:32} {value:>9}")
-        elif "value" in score:
-            low, high = score.get("interval", (None, None))
-            interval = "" if low is None else f"  ({low:.3f} to {high:.3f})"
-            lines.append(f"{prefix + name:32} {score['value']:9.3f}{interval}   chance {score['chance']:.3f}")
-            if "cost" in score:
-                lines.append(f"{'':32} {cost_line(score['cost'])}")
-        else:
-            lines += _table(score, f"{name} ")
+def _table(document: TaskEvaluation) -> list[str]:
+    """A line a count and a score, with its interval, chance level and cost."""
+    lines = [f"{name:32} {count:9}" for name, count in document.counts.items()]
+    for name, score in document.scores.items():
+        interval = "" if score.interval is None else "  ({:.3f} to {:.3f})".format(*score.interval)
+        chance = "" if score.chance is None else f"   chance {score.chance:.3f}"
+        lines.append(f"{name:32} {score.value:9.3f}{interval}{chance}")
+        if score.cost is not None:
+            lines.append(f"{'':32} {cost_line(score.cost)}")
     return lines

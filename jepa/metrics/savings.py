@@ -1,7 +1,7 @@
 """The saving at equal quality: how many fewer decodes a policy needs to be as good as a reference.
 
-A policy has a knob (a rate, a threshold). Swept over it, the policy draws a curve of quality against decodes
-per second. The knob is chosen on calibration streams alone; every figure comes from other streams, the test
+A policy has a parameter (a rate, a threshold). Swept over its values, the policy draws a curve of quality against
+decodes per second. The value is chosen on calibration streams alone; every figure comes from other streams, the test
 streams.
 
 Streams, not annotations, are what is drawn at random, so every interval is a percentile bootstrap over
@@ -28,10 +28,10 @@ _TAILS = (0.025, 0.975)  # a 95 % interval
 
 @dataclass(frozen=True, eq=False)
 class SweepPoint:
-    """One policy at one setting of its knob, over a set of streams.
+    """One policy at one value of its parameter, over a set of streams.
 
     Args:
-        knob: the setting, in the policy's own unit.
+        value: of the parameter, in the policy's own unit.
         scores: for each of S streams (A_s,) scores of its annotations, A_s >= 1.
         decodes: (S,) decodes made.
         seconds: (S,) length of the streams.
@@ -41,7 +41,7 @@ class SweepPoint:
             finite, decodes below 0, or seconds not above 0.
     """
 
-    knob: float
+    value: float
     scores: tuple[np.ndarray, ...]
     decodes: np.ndarray
     seconds: np.ndarray
@@ -101,18 +101,18 @@ class CurveDifference:
 class Saving:
     """What ``saving_at_equal_quality`` found.
 
-    All figures are of the test streams. ``knob`` and what depends on it are None where no knob qualified;
-    ``saving`` is reference decodes over the policy's, to be claimed only where ``reached``.
+    All figures are of the test streams. ``value`` and what depends on it are None where no value qualified;
+    ``ratio`` is reference decodes over the policy's, to be claimed only where ``reached``.
     """
 
-    knob: float | None
+    value: float | None
     reached: bool
     quality: float | None
     reference_quality: float
     quality_difference: Interval | None
     decodes_per_second: float | None
     reference_decodes_per_second: float
-    saving: Interval | None
+    ratio: Interval | None
     reason: str
 
 
@@ -127,21 +127,21 @@ def saving_at_equal_quality(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Saving:
-    """Choose a knob on calibration streams, then measure its saving on test streams.
+    """Choose a value on calibration streams, then measure the saving on test streams.
 
-    The quality asked for is (1 − ``tolerance``) times the reference's. The knob is the cheapest (fewest decodes
+    The quality asked for is (1 − ``tolerance``) times the reference's. The value is the cheapest (fewest decodes
     per second; of equals the better one) that has it on the calibration streams in a fraction ``confidence`` of the
     paired resamples, which guards the choice against the luck of few streams. ``reached`` says whether it has it on
     the test streams, as the two numbers stand.
 
     That another measure is not lower either (``jepa.metrics.dense``) is a matter of ``paired_difference`` at the
-    chosen knob.
+    chosen value.
 
     Args:
         reference_calibration: the reference on the calibration streams.
-        candidates_calibration: the policy at each knob, on the same streams.
+        candidates_calibration: the policy at each value, on the same streams.
         reference_test: the reference on the test streams.
-        candidates_test: the policy at the same knobs, in any order, on the test streams.
+        candidates_test: the policy at the same values, in any order, on the test streams.
         confidence: in (0, 1].
         tolerance: fraction of the reference's quality that may be lost, in [0, 1).
         resamples: R, at least 1.
@@ -152,7 +152,7 @@ def saving_at_equal_quality(
         infinite if the policy decodes nothing at all in more than 2.5 % of the resamples.
 
     Raises:
-        InputError: fewer than 2 streams, points that are not of the same streams, knobs that are repeated or
+        InputError: fewer than 2 streams, points that are not of the same streams, values that are repeated or
             differ between calibration and test, a reference that decodes nothing on some stream, or an option
             out of range.
     """
@@ -163,11 +163,11 @@ def saving_at_equal_quality(
     wanted = "the reference's quality"
     if tolerance:
         wanted = f"{100 * (1 - tolerance):g}% of {wanted}"
-    calibration = _by_knob("candidates_calibration", candidates_calibration, reference_calibration)
-    test = _by_knob("candidates_test", candidates_test, reference_test)
+    calibration = _by_value("candidates_calibration", candidates_calibration, reference_calibration)
+    test = _by_value("candidates_test", candidates_test, reference_test)
     if calibration.keys() != test.keys():
         raise InputError(
-            "candidates_test must have the knobs of candidates_calibration, "
+            "candidates_test must have the values of candidates_calibration, "
             f"got {sorted(test)} and {sorted(calibration)}"
         )
     if not reference_test.decodes.all():
@@ -177,49 +177,49 @@ def saving_at_equal_quality(
     weights = resample(len(reference_calibration.scores), resamples, seed)
     allowed = tolerance * _quality(reference_calibration, weights)
     held = {
-        knob: float(np.mean(_quality_difference(point, reference_calibration, weights) + allowed >= 0))
-        for knob, point in calibration.items()
+        value: float(np.mean(_quality_difference(point, reference_calibration, weights) + allowed >= 0))
+        for value, point in calibration.items()
     }
-    knob = min(
-        (knob for knob in calibration if held[knob] >= confidence),
-        key=lambda knob: (calibration[knob].decodes_per_second, -calibration[knob].quality),
+    value = min(
+        (value for value in calibration if held[value] >= confidence),
+        key=lambda value: (calibration[value].decodes_per_second, -calibration[value].quality),
         default=None,
     )
-    if knob is None:
+    if value is None:
         best = max(held, key=held.__getitem__)
         return Saving(
-            knob=None,
+            value=None,
             reached=False,
             quality=None,
             reference_quality=reference_test.quality,
             quality_difference=None,
             decodes_per_second=None,
             reference_decodes_per_second=reference_test.decodes_per_second,
-            saving=None,
-            reason=f"no knob keeps {wanted} in {confidence:.0%} of the resamples of the "
+            ratio=None,
+            reason=f"no value keeps {wanted} in {confidence:.0%} of the resamples of the "
             f"calibration streams; the nearest is {best:g}, with {held[best]:.1%}",
         )
 
-    chosen = test[knob]
+    chosen = test[value]
     weights = resample(len(reference_test.scores), resamples, seed)
     difference = chosen.quality - reference_test.quality
     reached = chosen.quality >= (1 - tolerance) * reference_test.quality
     reason = (
-        f"knob {knob:g}, chosen on the calibration streams, {'keeps' if reached else 'misses'} "
+        f"value {value:g}, chosen on the calibration streams, {'keeps' if reached else 'misses'} "
         f"{wanted} on the test streams ({chosen.quality:.4f} against {reference_test.quality:.4f})"
     )
-    saving = bootstrap_ratio(reference_test.decodes, chosen.decodes, resamples=resamples, seed=seed)
-    if saving is None:
+    ratio = bootstrap_ratio(reference_test.decodes, chosen.decodes, resamples=resamples, seed=seed)
+    if ratio is None:
         reason += "; it decodes nothing on the test streams, so there is no ratio"
     return Saving(
-        knob=knob,
+        value=value,
         reached=reached,
         quality=chosen.quality,
         reference_quality=reference_test.quality,
         quality_difference=_interval(difference, _quality_difference(chosen, reference_test, weights)),
         decodes_per_second=chosen.decodes_per_second,
         reference_decodes_per_second=reference_test.decodes_per_second,
-        saving=saving,
+        ratio=ratio,
         reason=reason,
     )
 
@@ -346,13 +346,13 @@ def area_between_curves(
         seed: of the resampling.
 
     Raises:
-        InputError: no point, fewer than 2 streams, points that are not of the same streams, a knob that is repeated
+        InputError: no point, fewer than 2 streams, points that are not of the same streams, a value that is repeated
             within a curve, or ``resamples`` below 1.
     """
     if not reference:
         raise InputError("reference must hold at least one point, got none")
     curves = [
-        [point for point in _by_knob(name, points, reference[0]).values() if point.decodes.any()]
+        [point for point in _by_value(name, points, reference[0]).values() if point.decodes.any()]
         for name, points in (("reference", reference), ("policy", policy))
     ]
     weights = resample(len(reference[0].scores), resamples, seed)
@@ -428,13 +428,13 @@ def _interval(value: float, samples: np.ndarray) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def _by_knob(name: str, points: Sequence[SweepPoint], reference: SweepPoint) -> dict[float, SweepPoint]:
+def _by_value(name: str, points: Sequence[SweepPoint], reference: SweepPoint) -> dict[float, SweepPoint]:
     if not points:
         raise InputError(f"{name} must hold at least one point, got none")
     for point in points:
         if len(point.scores) != len(reference.scores):
             raise InputError(
-                f"{name} at knob {point.knob:g} must have the reference's {len(reference.scores)} streams, "
+                f"{name} at value {point.value:g} must have the reference's {len(reference.scores)} streams, "
                 f"got {len(point.scores)}"
             )
         for what, ours, theirs in (
@@ -444,10 +444,10 @@ def _by_knob(name: str, points: Sequence[SweepPoint], reference: SweepPoint) -> 
             if not np.array_equal(ours, theirs):
                 stream = int(np.flatnonzero(ours != theirs)[0])
                 raise InputError(
-                    f"{name} at knob {point.knob:g} must have the reference's {what} on every stream, "
+                    f"{name} at value {point.value:g} must have the reference's {what} on every stream, "
                     f"got {ours[stream]:g} instead of {theirs[stream]:g} on stream {stream}"
                 )
-    by_knob = {point.knob: point for point in points}
-    if len(by_knob) < len(points):
-        raise InputError(f"{name} must have each knob once, got {sorted(point.knob for point in points)}")
-    return by_knob
+    by_value = {point.value: point for point in points}
+    if len(by_value) < len(points):
+        raise InputError(f"{name} must have each value once, got {sorted(point.value for point in points)}")
+    return by_value

@@ -65,7 +65,7 @@ class BankDecoder:
             raise InputError(f"a bank that is the decoder must have the margin -1, got {bank.margin}")
         self.bank = bank
 
-    def decode(self, latents: Tensor) -> list[Decoded]:
+    def decode(self, latents: Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
         """Decode latents (N, E), float32 of unit norm; N results in their order."""
         flops, read = self.bank.flops, self.bank.embeddings.nbytes
         indices, _ = self.bank.nearest(latents)

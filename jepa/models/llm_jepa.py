@@ -5,11 +5,9 @@ B requests, N tokens of the longest, D width of the model, E embedding dimension
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -159,7 +157,7 @@ class LLMJEPA(nn.Module):
         states, _ = self.language.extend(ids.to(self.device), mask.to(self.device), None)
         return F.normalize(states[:, -1].float(), dim=-1)
 
-    def decode(self, latents: Tensor) -> list[Decoded]:
+    def decode(self, latents: Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
         """Y-Decoder: embeddings (B, E) -> greedy texts, by the lightweight decoder; a token is a forward pass.
 
         Raises:
@@ -180,7 +178,7 @@ class LLMJEPA(nn.Module):
         """`answer` to prompts that are encoded already."""
         rows = self._generate(prompts, max_new_tokens)
         return [
-            _decoded(text, len(row), self._answer_cost(len(prompt), len(row)))
+            costed(text, len(row), self._answer_cost(len(prompt), len(row)))
             for text, prompt, row in zip(self.tokenizer.decode(rows), prompts, rows, strict=True)
         ]
 
@@ -300,215 +298,11 @@ class LLMJEPA(nn.Module):
         return self.tokenizer.encode([r if isinstance(r, Example) else Example(r, "", None) for r in requests])
 
 
-class Answerer(Protocol):
-    """What answers requests: an `LLMJEPA`, or a `RequestSession` of one."""
-
-    def answer(self, requests: Sequence[Request], max_new_tokens: int) -> list[Decoded]:
-        """A greedy answer of at most `max_new_tokens` tokens to each request."""
-        ...
-
-
-class RequestDecoder:
-    """The language model's own answers behind the protocol of `SelectiveDecoder`, which knows latents only.
-
-    It hears the requests of a stream with their predicted embeddings, and answers the request whose embedding is
-    nearest to the latent it is given: that request itself, where a policy passes on the latent of a step.
-
-    Args:
-        model: gives the answers.
-        max_new_tokens: most tokens of an answer.
-        memory: how many of the newest requests it can still answer; None: all.
-    """
-
-    def __init__(self, model: Answerer, max_new_tokens: int, memory: int | None = None) -> None:
-        self.model, self.max_new_tokens = model, max_new_tokens
-        self.heard: deque[tuple[Request, Tensor]] = deque(maxlen=memory)
-
-    def hear(self, requests: Sequence[Request], latents: Tensor | np.ndarray) -> None:
-        """Adds requests and their predicted embeddings (T, E), L2-normalised."""
-        if len(requests) != len(latents):
-            raise InputError(f"requests and latents must be as many, got {len(requests)} and {len(latents)}")
-        self.heard.extend(zip(requests, torch.as_tensor(latents).cpu(), strict=True))
-
-    def decode(self, latents: Tensor) -> list[Decoded]:
-        """Answers to the requests nearest to latents (B, E).
-
-        Raises:
-            InputError: no request was heard.
-        """
-        if not self.heard:
-            raise InputError("a RequestDecoder must hear requests before it answers, got none")
-        known = torch.stack([latent for _, latent in self.heard])
-        nearest = (latents.cpu() @ known.T).argmax(1).tolist()
-        return self.model.answer([self.heard[i][0] for i in nearest], self.max_new_tokens)
-
-
-class _Newest(dict[Example, ChatIds]):
-    """The 16 newest entries: a session may live for ever."""
-
-    def __setitem__(self, pair: Example, ids: ChatIds) -> None:
-        super().__setitem__(pair, ids)
-        if len(self) > 16:
-            del self[next(iter(self))]
-
-
-class RequestSession:
-    """An LLM-JEPA on requests that come one after another: typed word by word, or each a new one.
-
-    Encoder, predictor and answers work on one key/value cache: of each token sequence only what follows the longest
-    common beginning with the sequence before is computed, by whichever part that was. (The cache of a sliding window
-    cannot go back: such models begin anew unless a sequence goes on from the one before.) What is computed is what the
-    ledger counts.
-
-    Args:
-        model: an LLM-JEPA in evaluation mode.
-        ledger: where encoder, predictor and the verification of answers are counted; answers are returned with their
-            counts, for `SelectiveDecoder` to add.
-    """
-
-    def __init__(self, model: LLMJEPA, ledger: OperationLedger | None = None) -> None:
-        self.model = model
-        self.ledger = OperationLedger() if ledger is None else ledger
-        self._stop = set(model.tokenizer.stop_ids)
-        self._crops = not (model.language.mixed_layers or model.language.windowed)
-        self._encoded: dict[Example, ChatIds] = _Newest()
-        self._held: list[int] = []  # the tokens whose keys and values are in the cache
-        self._cache: Any = None
-        self._begun: tuple[Example, list[int]] | None = None  # the last request verified, and how its answer begins
-
-    def state(self, request: Request) -> np.ndarray:
-        """X-Encoder: the state of a request's last token (D,) float32, L2-normalised."""
-        pair = _pair(request)
-        return self._state(pair, self._encode(pair))
-
-    def predict(self, request: Request) -> np.ndarray:
-        """X-Encoder and Predictor: the predicted embedding (E,) float32, L2-normalised."""
-        pair, own = _pair(request), self.model.predictor_ids
-        states = self._encode(pair)
-        if own and self.model.predictor.placement == "append":
-            states = self._run("predictor", [*self._ids(pair).prompt, *own], calls=1)
-        else:
-            self.ledger.count("predictor", calls=1)
-        return self._latent(pair, states)
-
-    def agrees(self, request: Request, text: str, tolerance: float = 0.0) -> bool:
-        """Whether `text` may stand as the answer to a request: one forward pass over it, counted as the decoder's.
-
-        It may if none of its tokens, its end included, has a log-probability more than `tolerance` (nats) below that of
-        the likeliest token in its place: with 0 exactly if the model would answer so itself. If not, `answer` goes on
-        from the first token that differs from the model's own, so that the pass is not lost.
-        """
-        pair = _pair(request)
-        return self.worst_gap(pair, self._draft(pair, text)) <= tolerance
-
-    def worst_gap(self, request: Request, draft: list[int]) -> float:
-        """How far the worst token of a draft (its end included) lies below the likeliest in its place, in nats."""
-        pair = _pair(request)
-        states = self._run("decoder", [*self._prompt(pair), *draft[:-1]], last=len(draft), logits=len(draft))
-        gap, own = self._judge(pair, draft, states)
-        self._begun = (pair, own[: common_length(draft, own) + 1])
-        return gap
-
-    def answer(self, requests: Sequence[Request], max_new_tokens: int) -> list[Decoded]:
-        """The model's own greedy answers, one after the other; tokens known from `agrees` are not generated again."""
-        return [self._answer(_pair(request), max_new_tokens) for request in requests]
-
-    def _answer(self, pair: Example, max_new_tokens: int) -> Decoded:
-        known, begun = self._begun or (None, [])
-        row = begun[:max_new_tokens] if known == pair else []
-        prompt, start, cost = self._prompt(pair), len(row), PartCount()
-        while len(row) < max_new_tokens and not (row and row[-1] in self._stop):
-            states, more = self._extend([*prompt, *row], last=1, logits=1)
-            row = [*row, self._next(pair, row, states)]
-            cost += more
-        return _decoded(self._text(row), len(row) - start, cost)
-
-    def _encode(self, pair: Example) -> Tensor | None:
-        before = self.model.predictor_ids if self.model.predictor.placement == "prepend" else []
-        return self._run("encoder", [*before, *self._ids(pair).prompt], calls=1)
-
-    def _run(self, part: str, ids: list[int], *, calls: int = 0, last: int = 1, logits: int = 0) -> Tensor | None:
-        """One pass, counted: the states (n, D) of at least the `last` tokens."""
-        with self.ledger.timed(part):
-            states, cost = self._extend(ids, last, logits)
-        self.ledger.add(part, PartCount(calls=calls) + cost)
-        return states
-
-    def _extend(self, ids: list[int], last: int, logits: int) -> tuple[Tensor | None, PartCount]:
-        """States (n, D) of the tokens that are not held, at least the `last`, and what the pass takes."""
-        kept = min(common_length(ids, self._held), len(ids) - last)
-        if kept < len(self._held) and not self._crops:
-            kept = 0
-        states = self._compute(ids, kept)
-        self._held = ids
-        return states, self.model.pass_cost(len(ids) - kept, len(ids), logits)
-
-    def _ids(self, pair: Example) -> ChatIds:
-        if pair not in self._encoded:
-            self._encoded[pair] = self.model.tokenizer.encode([pair])[0]
-        return self._encoded[pair]
-
-    def _prompt(self, pair: Example) -> list[int]:
-        """What the answer follows."""
-        return self._ids(pair).given
-
-    def _draft(self, pair: Example, text: str) -> list[int]:
-        """A text as the answer to a request, with its end of turn."""
-        ids = self._ids(replace(pair, completion=text))
-        return list(ids.completion[ids.opening :])
-
-    # What is computed, and what is read from it: a session that remembers answers for an evaluation replaces these.
-
-    @torch.no_grad()
-    def _compute(self, ids: list[int], kept: int) -> Tensor | None:
-        if kept == 0:
-            self._cache = None
-        elif kept < len(self._held):
-            self._cache.crop(kept - len(self._held))  # negative: how many to remove
-        tokens = torch.tensor([ids], device=self.model.device)
-        mask = torch.ones_like(tokens, dtype=torch.bool)
-        states, self._cache = self.model.language.extend(tokens[:, kept:], mask, self._cache)
-        return states[0]
-
-    def _state(self, pair: Example, states: Any) -> np.ndarray:
-        return _unit(states[-1])
-
-    def _latent(self, pair: Example, states: Any) -> np.ndarray:
-        return _unit(states[-1])
-
-    @torch.no_grad()
-    def _judge(self, pair: Example, draft: list[int], states: Any) -> tuple[float, list[int]]:
-        """How far the worst token of a draft lies below the likeliest in its place (nats), and the likeliest ones."""
-        scores = self.model.language.logits(states[-len(draft) :]).log_softmax(-1)
-        best, own = scores.max(-1)
-        given = scores.gather(1, torch.tensor(draft, device=scores.device)[:, None])[:, 0]
-        return float((best - given).max()), own.tolist()
-
-    @torch.no_grad()
-    def _next(self, pair: Example, row: list[int], states: Any) -> int:
-        """The token that follows `row` in the answer."""
-        return int(self.model.language.logits(states[-1]).argmax())
-
-    def _text(self, row: list[int]) -> str:
-        return self.model.tokenizer.decode([row])[0]
-
-
-def _decoded(text: str, tokens: int, cost: PartCount) -> Decoded:
-    return Decoded(text, tokens, cost.forward_passes, cost.flops, cost.weight_bytes, cost.cache_bytes)
-
-
-def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences have in common from their beginning."""
-    for index, (first, second) in enumerate(zip(one, other, strict=False)):
-        if first != second:
-            return index
-    return min(len(one), len(other))
-
-
-def _unit(state: Tensor) -> np.ndarray:
-    return np.asarray(F.normalize(state.float(), dim=-1).cpu())
-
-
-def _pair(request: Request) -> Example:
-    """What a request is, whatever its answer and its source."""
+def as_example(request: Request) -> Example:
+    """A request without its answer and its source."""
     return Example(request, "", None) if isinstance(request, str) else Example(request.prompt, "", request.system)
+
+
+def costed(text: str, tokens: int, cost: PartCount) -> Decoded:
+    """An answer and what it took."""
+    return Decoded(text, tokens, cost.forward_passes, cost.flops, cost.weight_bytes, cost.cache_bytes)

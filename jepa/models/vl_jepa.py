@@ -121,7 +121,7 @@ class VLJEPA(nn.Module):
         batches = (texts[i : i + batch_size] for i in range(0, len(texts), batch_size))
         return torch.cat([self.embed(batch).cpu() for batch in batches])
 
-    def decode(self, latents: Tensor) -> list[Decoded]:
+    def decode(self, latents: Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
         """Y-Decoder: embeddings (B, E) -> greedy texts, each with its number of tokens (the end token counted).
 
         A token costs one forward pass, so both numbers are equal.

@@ -44,10 +44,7 @@ _UNITS = {
         "accuracy accuracy_within accuracy_area exact_match chance r@1 r@5 retrieval@1 temporal_f1 temporal_f1_merged "
         "soda_c tim_cover error_rate repeated_events tolerance p top1 top5 chance5 exact"
     ),
-    "ratio": (
-        "saving flops_ratio steps_stretched "
-        "passes_ratio"
-    ),
+    "ratio": ("saving flops_ratio steps_stretched passes_ratio"),
     "cosine": "paired_cosine unpaired_cosine",
     "of the knob": "knob threshold",
 }

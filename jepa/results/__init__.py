@@ -38,10 +38,11 @@ from jepa.results.base import (
     Ratio,
     Record,
     first_fault,
+    is_kind,
     read_document,
     write_files,
 )
-from jepa.results.documents import AnswerResults, Setting, StreamResults, Sweep
+from jepa.results.documents import AnswerResults, Setting, StreamEvaluation, StreamResults, Sweep, TaskEvaluation
 
 __all__ = [
     "AnswerResults",
@@ -58,14 +59,17 @@ __all__ = [
     "Record",
     "Requirement",
     "Setting",
+    "StreamEvaluation",
     "StreamResults",
     "Sweep",
+    "TaskEvaluation",
     "best_causal",
     "break_even",
     "counted_flops",
     "first_fault",
     "headline_savings",
     "highlighted",
+    "is_kind",
     "label",
     "leanest",
     "needs",

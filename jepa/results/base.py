@@ -104,22 +104,23 @@ class Document(Record):
         """The content of the document's file."""
         return json.dumps(self.model_dump(mode="json"), allow_nan=False, indent=1).encode()
 
+    def save(self, folder: Path) -> Path:
+        """Write the document's file into a folder, and return its path."""
+        path = folder / self.file_name
+        write_files({path: self.to_json()})
+        return path
+
 
 def read_document(path: str | Path, *kinds: type[Document]) -> Any:
-    """Read a document of one of `kinds` from a file, or from the `results.json` of a folder.
+    """Read a document of one of `kinds` from a file, or from the first kind's file in a folder.
 
     Raises:
         InputError: the file is missing, cut off, not JSON, of another kind, or breaks a rule; the message names the
             file, the place in it, the rule and the value got.
     """
     path = Path(path)
-    path = path / Document.file_name if path.is_dir() else path
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"results file {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"results file {path} must be whole, valid JSON, got an error: {error}") from error
+    path = path / kinds[0].file_name if path.is_dir() else path
+    plain = _read_json(path)
     by_kind = {kind.model_fields["kind"].default: kind for kind in kinds}
     found = plain.get("kind") if isinstance(plain, dict) else None
     if found not in by_kind:
@@ -128,6 +129,21 @@ def read_document(path: str | Path, *kinds: type[Document]) -> Any:
         return by_kind[found].model_validate(plain)
     except ValidationError as error:
         raise InputError(f"results file {path}: {first_fault(error)}") from error
+
+
+def is_kind(path: Path, kind: type[Document]) -> bool:
+    """Whether a file is there and holds a document of this kind. Raises `InputError` where it is no whole JSON."""
+    plain = _read_json(path) if path.is_file() else None
+    return isinstance(plain, dict) and plain.get("kind") == kind.model_fields["kind"].default
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"results file {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"results file {path} must be whole, valid JSON, got an error: {error}") from error
 
 
 def first_fault(error: ValidationError) -> str:

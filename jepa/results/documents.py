@@ -5,7 +5,7 @@ Rates are decodes per second, times seconds, accuracies fractions, FLOPs whole o
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 from typing_extensions import Self
@@ -312,12 +312,15 @@ class RoleParameters(Record):
 
 
 class TrainedPart(Record):
-    """What a part did over all training steps of a stage."""
+    """What a part did over all training steps of a stage: the counts of `jepa.operations.PartCount`."""
 
     calls: Count
+    forward_passes: Count = 0
+    tokens: Count = 0
     flops: Count
-    weight_bytes: Count
     seconds: Quantity
+    weight_bytes: Count
+    cache_bytes: Count = 0
 
 
 class TrainingOperations(Record):
@@ -344,6 +347,66 @@ class Training(Record):
     seconds: Quantity
     stages: tuple[Stage, ...]
     curve: tuple[dict[str, float | None], ...]
+
+
+class Evaluation(Document):
+    """A checkpoint evaluated. `checkpoint` is its folder, relative to that of the document."""
+
+    file_name: ClassVar[str] = "evaluation.json"
+
+    checkpoint: str
+    seed: int
+    config: dict[str, JsonValue]
+    code: Code
+    libraries: dict[str, str]
+    device: Device
+    parameters: tuple[RoleParameters, ...]
+
+
+class EncodedStreams(Record):
+    """Streams of a setting whose latents were saved. `broken` says what was wrong with those left out."""
+
+    description: str
+    step_rate_hz: Positive
+    seconds_each: Quantity
+    broken: dict[str, str]
+
+
+class StreamEvaluation(Evaluation):
+    """Scores of a VL-JEPA, beside the saved latents of its streams: a folder for each of `settings`.
+
+    `latent_delay` is the time in seconds from a latent's stamp until it can be known.
+    """
+
+    kind: Literal["jepa.stream-evaluation/1"] = "jepa.stream-evaluation/1"
+    latent_delay: Quantity
+    processes: Count
+    training: Training
+    scores: Scores
+    settings: dict[str, EncodedStreams]
+
+
+class TaskScore(Record):
+    """A score beside its chance level, with the 95 % interval and the cost of an answer where they are known."""
+
+    value: float
+    chance: float | None = None
+    interval: tuple[float, float] | None = None
+    cost: AnswerCost | None = None
+
+
+class TaskEvaluation(Evaluation):
+    """Scores of a zero-shot task. `skipped` names samples that could not be read; `counts` are classes, queries, ..."""
+
+    kind: Literal["jepa.task-evaluation/1"] = "jepa.task-evaluation/1"
+    task: str
+    data: str
+    samples: Count
+    skipped: tuple[str, ...]
+    processes: Count
+    scores: dict[str, TaskScore]
+    counts: dict[str, Count]
+    per_token: PerToken | None = None
 
 
 class SweepOrigin(Record):

@@ -10,9 +10,9 @@ from jepa.selective.calibration import (
     decode_segments,
     measured_error,
 )
-from jepa.selective.decoder import Decoded, Decoder, Emission, SelectiveDecoder
+from jepa.selective.decoder import SelectiveDecoder
 from jepa.selective.encoding import ColourChange, SelectiveEncoding, StepSelection, slots_needed
-from jepa.selective.policies.base import CausalPolicy, OfflinePolicy, Policy, Segment
+from jepa.selective.policies.base import CausalPolicy, OfflinePolicy, Policy
 from jepa.selective.policies.debounce import Debounce
 from jepa.selective.policies.delta import SendOnDelta
 from jepa.selective.policies.drift import Drift
@@ -25,6 +25,7 @@ from jepa.selective.policies.uniform import Uniform
 from jepa.selective.policies.variance import LocalVariance
 from jepa.selective.policies.ward import Ward, WardCut
 from jepa.selective.policies.wrappers import Budget, LongestGap
+from jepa.selective.types import Decoded, Decoder, Emission, Segment
 
 __all__ = [
     "Budget",

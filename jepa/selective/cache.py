@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jepa.errors import InputError, check_finite, check_int
-
-if TYPE_CHECKING:
-    from jepa.selective.decoder import Decoded
+from jepa.selective.types import Decoded
 
 
 class CacheEntry:
@@ -86,14 +83,15 @@ class LatentCache:
         if not self.shared:
             self.clear()
 
-    def look_up(self, latent: np.ndarray) -> tuple[CacheEntry, bool]:
+    def look_up(self, latent: np.ndarray, payload: object | None = None) -> tuple[CacheEntry, bool]:
         """The entry that answers for a latent, and whether that is a hit.
 
         Where it is none, the entry is new: whoever looked it up decodes the latent and fills in `decoded`. A later
         look-up may hit it before that.
 
         Args:
-            latent: (E,) float32, finite, not zero.
+            latent: (E,) float32, finite, not zero; or (0,) for no latent, which is equal to every other such.
+            payload: of the segment; not used here.
 
         Raises:
             InputError: the keys held have another width. Nothing has changed.

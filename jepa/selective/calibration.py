@@ -21,8 +21,8 @@ from jepa.errors import InputError, check_finite, check_int
 from jepa.metrics import resample
 from jepa.operations import OperationLedger
 from jepa.selective.cache import LatentCache
-from jepa.selective.decoder import Array, Decoded, Decoder
 from jepa.selective.policies.base import Policy
+from jepa.selective.types import Array, Decoded, Decoder
 
 _CANDIDATES = 127  # thresholds to choose from; a power of two less one, so that bisection comes out even
 _BLOCK = 1024  # latents compared at once with all before them

@@ -11,8 +11,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,66 +19,11 @@ import torch
 from jepa.errors import InputError, check_int, check_nonnegative
 from jepa.operations import OperationLedger
 from jepa.selective.cache import CacheEntry, LatentCache
-from jepa.selective.policies.base import Policy, Segment
+from jepa.selective.policies.base import Policy
+from jepa.selective.types import Array, Decoder, Emission, Segment
 
 NORM_TOLERANCE = 1e-3
-
-Array = np.ndarray | torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """One decoded latent.
-
-    Args:
-        text: the text.
-        tokens: tokens generated for it, the end token included.
-        forward_passes: passes through the decoder's network that it took, counted as if it were decoded
-            alone; 0 where the text was found without it, in a bank of captions.
-        flops: floating-point operations that it took, 0 where they are not counted.
-        weight_bytes: bytes of weights that it read, as `PartCount` says, 0 where they are not counted.
-        cache_bytes: bytes of cached keys and values that it read, 0 where they are not counted.
-        source: who found it: "decoder", or "bank" for a bank of captions.
-    """
-
-    text: str
-    tokens: int
-    forward_passes: int
-    flops: int = 0
-    weight_bytes: int = 0
-    cache_bytes: int = 0
-    source: str = "decoder"
-
-
-class Decoder(Protocol):
-    """What turns latents into text. The text of a latent must not depend on the others in the call."""
-
-    def decode(self, latents: torch.Tensor) -> Sequence[Decoded]:
-        """Decode latents (N, E), float32 of unit norm on the CPU, N >= 1; return N results in their order."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Emission:
-    """A text that was emitted for a segment of the stream; all times in seconds.
-
-    Args:
-        text: the text.
-        time: the moment it stands for.
-        start: time of the first step it covers.
-        end: time of the last step it covers.
-        emitted_at: when it can be known: the time of the step that closed the segment or, where that was later, of
-            the step that ended its wait for a batch; and the latent delay.
-        source: where the text comes from: "cache", if the cache had it, decoded for another latent or, in a caption
-            bank, from the start; else as `Decoded.source`.
-    """
-
-    text: str
-    time: float
-    start: float
-    end: float
-    emitted_at: float
-    source: str
+_NO_LATENT = np.empty(0, dtype=np.float32)
 
 
 class SelectiveDecoder:
@@ -159,13 +103,15 @@ class SelectiveDecoder:
         self._steps = 0
         self._width = 0
         self._time = -math.inf
+        self._payloads: dict[int, object] = {}  # by step, of the steps since the last segment
 
-    def step(self, latent: Array, time: float) -> list[Emission]:
+    def step(self, latent: Array | None, time: float, payload: object | None = None) -> list[Emission]:
         """Take the next latent of a live stream.
 
         Args:
-            latent: (E,) of unit norm.
-            time: its time in seconds, after that of the step before.
+            latent: (E,) of unit norm; None if there is none, for a policy that reads no latents.
+            time: its time in seconds, after the step before.
+            payload: whatever decoder or cache need to know of this step. A segment carries that of its last step.
 
         Returns:
             The emissions that this step brings about.
@@ -173,10 +119,11 @@ class SelectiveDecoder:
         Raises:
             InputError: the latent or the time breaks a rule. Nothing has changed.
         """
-        row = _array(latent, np.float32)
-        if row.ndim != 1 or row.size == 0:
+        self._check_reads(latent)
+        row = _NO_LATENT if latent is None else _array(latent, np.float32)
+        if latent is not None and (row.ndim != 1 or row.size == 0):
             raise InputError(f"a latent must have the shape (E,), got {row.shape} at step {self._steps}")
-        if self._steps and len(row) != self._width:
+        if len(row) and self._width and len(row) != self._width:
             raise InputError(
                 f"latents of one stream must have the same width, {self._width} so far, "
                 f"got {len(row)} at step {self._steps}"
@@ -184,8 +131,10 @@ class SelectiveDecoder:
         _check_steps(row[None], np.array([time], dtype=np.float64), self._steps, self._time)
         self._check_width(len(row), len(row))
         now = float(time)
+        if payload is not None:
+            self._payloads[self._steps] = payload
         self._steps += 1
-        self._width, self._time = len(row), now
+        self._width, self._time = len(row) or self._width, now
         self.ledger.steps(1)
         released = self._take(self.policy.step(row, now), now)
         return self._emit(released + self._queue.expire(now))
@@ -202,12 +151,18 @@ class SelectiveDecoder:
         self.start()
         return self._emit(released)
 
-    def run(self, latents: Array, times: Array | Sequence[float]) -> list[Emission]:
+    def run(
+        self,
+        latents: Array | None,
+        times: Array | Sequence[float],
+        payloads: Sequence[object] | None = None,
+    ) -> list[Emission]:
         """Decode a recorded stream from its start to its end.
 
         Args:
-            latents: (T, E) of unit norm.
+            latents: (T, E) of unit norm; None if there are none, for a policy that reads no latents.
             times: (T,) seconds, strictly increasing.
+            payloads: T of them, as for `step`.
 
         Returns:
             The emissions in their order.
@@ -216,13 +171,18 @@ class SelectiveDecoder:
             InputError: a step breaks a rule, there is none, or a live stream is still open. Nothing has
                 changed.
         """
-        return self.run_many([(latents, times)])[0]
+        return self.run_many([(latents, times)], None if payloads is None else [payloads])[0]
 
-    def run_many(self, streams: Sequence[tuple[Array, Array | Sequence[float]]]) -> list[list[Emission]]:
+    def run_many(
+        self,
+        streams: Sequence[tuple[Array | None, Array | Sequence[float]]],
+        payloads: Sequence[Sequence[object]] | None = None,
+    ) -> list[list[Emission]]:
         """Decode many recorded streams, each as by `run`, with their latents batched together.
 
         Args:
             streams: (latents (T, E), times (T,)) of each stream; T and E may differ between them.
+            payloads: of each stream, as for `run`.
 
         Returns:
             The emissions of each stream.
@@ -238,12 +198,21 @@ class SelectiveDecoder:
         checked = []
         for number, (latents, times) in enumerate(streams):
             try:
+                self._check_reads(latents)
                 checked.append(_check_stream(latents, times))
+                if payloads is not None and len(payloads[number]) != len(checked[-1][1]):
+                    steps = len(checked[-1][1])
+                    raise InputError(f"payloads must be one a step, {steps}, got {len(payloads[number])}")
                 self._check_width(checked[-1][0].shape[1], checked[0][0].shape[1])
             except InputError as error:
                 raise InputError(f"stream {number}: {error}" if len(streams) > 1 else str(error)) from None
         with collection_paused():
             cuts = [self.policy.run(rows, seconds) for rows, seconds in checked]
+            if payloads is not None:
+                cuts = [
+                    [(replace(segment, payload=given[segment.last]), step) for segment, step in cut]
+                    for cut, given in zip(cuts, payloads, strict=True)
+                ]
             released = []
             for (rows, seconds), cut in zip(checked, cuts, strict=True):
                 if self.cache is not None:
@@ -253,6 +222,10 @@ class SelectiveDecoder:
         self.start()
         emissions = iter(self._emit([item for stream in released for item in stream]))
         return [[next(emissions) for _ in stream] for stream in released]
+
+    def _check_reads(self, latents: Array | None) -> None:
+        if latents is None and self.policy.reads_latents:
+            raise InputError(f"the policy {self.policy.name} reads latents, got None")
 
     def _check_width(self, width: int, first: int) -> None:
         """Refuse latents that a shared cache cannot compare with its keys, or with those of the `first` width."""
@@ -276,6 +249,10 @@ class SelectiveDecoder:
         return released + self._queue.flush(times[min(due, len(times) - 1)])
 
     def _take(self, segments: Sequence[Segment], now: float) -> list[_Released]:
+        if segments and self._payloads:
+            segments = [replace(segment, payload=self._payloads.get(segment.last)) for segment in segments]
+            last = segments[-1].last
+            self._payloads = {step: payload for step, payload in self._payloads.items() if step > last}
         return [released for pick in self._pick(segments) for released in self._queue.add(pick, now)]
 
     def _pick(self, segments: Sequence[Segment]) -> list[_Pick]:
@@ -285,7 +262,7 @@ class SelectiveDecoder:
         if not segments:
             return []
         start, before = time.perf_counter(), self.cache.flops
-        picks = [_Pick(segment, *self.cache.look_up(segment.latent)) for segment in segments]
+        picks = [_Pick(segment, *self.cache.look_up(segment.latent, segment.payload)) for segment in segments]
         seconds, flops = time.perf_counter() - start, self.cache.flops - before
         self.ledger.count_cache(lookups=len(picks), hits=sum(p.hit for p in picks), seconds=seconds, flops=flops)
         return picks
@@ -305,8 +282,10 @@ class SelectiveDecoder:
         try:
             for batch in _batches(picks, self.batch_size):
                 latents = torch.from_numpy(np.stack([pick.segment.latent for pick in batch]))
+                payloads = [pick.segment.payload for pick in batch]
+                given = () if all(payload is None for payload in payloads) else (payloads,)
                 with self.ledger.timed("decoder"):
-                    results = self.decoder.decode(latents)
+                    results = self.decoder.decode(latents, *given)
                 if len(results) != len(batch):
                     raise RuntimeError(
                         f"the decoder must return one result per latent, {len(batch)}, got {len(results)}"
@@ -415,14 +394,15 @@ def _array(values: Array | Sequence[float], dtype: type[np.floating]) -> np.ndar
     return np.asarray(values, dtype=dtype)
 
 
-def _check_stream(latents: Array, times: Array | Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _check_stream(latents: Array | None, times: Array | Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """A recorded stream as float32 (T, E) and float64 (T,), or an InputError that says why it is none."""
-    rows, seconds = _array(latents, np.float32), _array(times, np.float64)
+    seconds = _array(times, np.float64)
+    rows = np.empty((seconds.size, 0), dtype=np.float32) if latents is None else _array(latents, np.float32)
     if seconds.ndim != 1:
         raise InputError(f"times must have the shape (T,), got {seconds.shape}")
-    if rows.size == 0 and seconds.size == 0:
+    if seconds.size == 0 and rows.size == 0:
         raise InputError("stream is empty: latents and times must hold at least one step, got 0")
-    if rows.ndim != 2 or rows.shape[1] == 0:
+    if latents is not None and (rows.ndim != 2 or rows.shape[1] == 0):
         raise InputError(f"latents must have the shape (T, E), got {rows.shape}")
     if len(rows) != len(seconds):
         raise InputError(f"latents and times must have equal lengths, got {len(rows)} and {len(seconds)}")
@@ -436,7 +416,7 @@ def _check_steps(rows: np.ndarray, times: np.ndarray, first: int, before: float)
     `first` is the index in the stream of their first step, `before` the time of the step before it.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.sqrt(np.vecdot(rows, rows))
+        norms = np.sqrt(np.vecdot(rows, rows)) if rows.shape[1] else np.ones(len(rows))
     later = np.append(before, times[:-1]) < times
     good = np.isfinite(norms) & (np.abs(norms - 1) <= NORM_TOLERANCE) & np.isfinite(times) & later
     if good.all():

@@ -33,13 +33,13 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize(("pairs", "size"), [(12, 4), (10, 4), (7, 7), (5, 3)])
 def test_every_epoch_holds_every_pair_once(pairs, size):
     batches = PairBatches(chats(pairs), LAYOUT, 0, size, 3 * pairs)
-    order = [i for batch in (batches._chosen(k) for k in range(3 * pairs)) for i in batch]
+    order = [i for batch in (batches.chosen(k) for k in range(3 * pairs)) for i in batch]
     assert len(order) == 3 * pairs * size
     for epoch in range(3):
         assert sorted(order[epoch * pairs : (epoch + 1) * pairs]) == list(range(pairs))
     assert order[:pairs] != order[pairs : 2 * pairs]
     for k in (0, 1, 2):
-        assert numbers(batches[k].rows) == sorted(batches._chosen(k))
+        assert numbers(batches[k].rows) == sorted(batches.chosen(k))
 
 
 def test_a_batch_depends_on_seed_and_number_alone():
@@ -70,7 +70,7 @@ def test_next_token_batches_hold_nothing_else():
     batches = PairBatches(pairs, LAYOUT, 0, 8, 10, latent=False)
     for k in range(10):
         rows = batches[k].rows
-        assert same(rows, pack([pairs[i] for i in batches._chosen(k)], LAYOUT))
+        assert same(rows, pack([pairs[i] for i in batches.chosen(k)], LAYOUT))
         assert 7 not in rows.ids
         assert int((rows.segments >= 0).sum()) == 8 * 5
         assert len(rows.predicted) == len(rows.target) == len(rows.tube) == 0
@@ -94,7 +94,7 @@ def test_shuffled_pairs_never_keep_their_own_target(pairs):
     batches = PairBatches(chats(pairs), LAYOUT, 0, 2, 60, shuffled=True)
     partners = {}
     for k in range(60):
-        rows, chosen = batches[k].rows, batches._chosen(k)
+        rows, chosen = batches[k].rows, batches.chosen(k)
         tokens = rows.ids.flatten()
         for i, end, number in zip(chosen, rows.target, rows.target_ids, strict=True):
             partner = int(tokens[end - 1]) - 300
@@ -114,7 +114,7 @@ def test_targets_apart_hold_what_the_rows_leave_out():
         assert len(rows.predicted) == 8
         assert torch.equal(rows.target_ids, together[k].rows.target_ids)
         ends = targets.ids.flatten()[targets.target - 1] - 300
-        assert ends.tolist() == apart._chosen(k)
+        assert ends.tolist() == apart.chosen(k)
         counts = [int((r.segments >= 0).sum()) for r in (rows, targets, together[k].rows)]
         assert counts[0] + counts[1] == counts[2]
         assert together[k].targets is None
@@ -145,7 +145,7 @@ def test_equal_targets_have_equal_numbers(direction, view, part):
     for i, a in enumerate(pairs):
         for j, b in enumerate(pairs):
             assert (batches.ids[i] == batches.ids[j]) == (getattr(a, part) == getattr(b, part))
-    chosen = batches._chosen(0)
+    chosen = batches.chosen(0)
     assert batches[0].rows.target_ids.tolist() == [batches.ids[i] for i in chosen]
 
 

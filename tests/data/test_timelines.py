@@ -14,29 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jepa.data.records import Event, StreamRecord
-from jepa.data.timelines import FORMATS, Timeline, _Annotation, _events, _Stream, excerpt, read_timeline
+from jepa.data.timelines import FORMATS, Annotation, Timeline, excerpt, make_events, read_timeline
 from jepa.errors import InputError
 
 
 def point(text: str, timestamp: Any, unsure: Any = False) -> dict[str, Any]:
-    return {
-        "text": text,
-        "timestamp": timestamp,
-        "subject": "C",
-        "ego_visible": True,
-        "best_exo": None,
-        "unsure": unsure,
-    }
+    return {"text": text, "timestamp": timestamp, "subject": "C", "best_exo": None, "unsure": unsure}
 
 
 def passing(annotator: str, *points: dict[str, Any], rejected: Any = False) -> dict[str, Any]:
-    return {
-        "annotation_uid": f"uid-{annotator}",
-        "annotator_id": annotator,
-        "rejected": rejected,
-        "reject_reason": "poor" if rejected else None,
-        "descriptions": list(points),
-    }
+    return {"annotator_id": annotator, "rejected": rejected, "reject_reason": None, "descriptions": list(points)}
 
 
 EGO_EXO4D = {
@@ -227,8 +214,8 @@ def test_the_real_epic_files():
     st.lists(st.floats(0, 50, allow_nan=False), max_size=12), st.floats(0.1, 20), st.floats(1, 60), st.integers(0, 12)
 )
 def test_points_are_in_force_until_the_next_capped_and_within_the_video(starts, longest, duration, spans):
-    annotations = [_Annotation(start, start + 1.0 if i < spans else None, "x") for i, start in enumerate(starts)]
-    made = _events(_Stream("v", "v", duration, annotations), longest, dropped := Counter())
+    annotations = [Annotation(start, start + 1.0 if i < spans else None, "x") for i, start in enumerate(starts)]
+    made = make_events(annotations, duration, longest, dropped := Counter())
     assert len(made) + sum(dropped.values()) == len(starts)
     times = [start for start in starts if start < duration]
     for event in made:
@@ -256,67 +243,57 @@ FIRST = ["annotations", "take-1", 0]
 
 
 @pytest.mark.parametrize(
-    ("format", "keys", "value", "message"),
+    ("format", "keys", "value", "place"),
     [
-        (
-            "ego_exo4d",
-            [*FIRST, "descriptions", 1, "timestamp"],
-            None,
-            r"\$\.annotations\.take-1\[0\]\.descriptions\[1\]\.timestamp must be a number >= 0, got None",
-        ),
-        ("ego_exo4d", [*FIRST, "rejected"], "no", r"take-1\[0\]\.rejected must be true or false, got 'no'"),
-        ("ego_exo4d", [*FIRST, "annotator_id"], ..., r"take-1\[0\]\.annotator_id must be there, got nothing"),
-        ("ego_exo4d", ["annotations"], [], r"\$\.annotations must be an object, got \[\]"),
-        ("ego_exo4d", ["annotations", "take-3"], [], r"take-3 must be a video of the durations file, got 'take-3'"),
-        ("ego4d", ["v1", "narration_pass_1", "narrations", 0, "narration_text"], 3, r"text must be text, got 3"),
+        ("ego_exo4d", [*FIRST, "descriptions", 1, "timestamp"], None, r"take-1\[0\]\.descriptions\[1\]\.timestamp"),
+        ("ego_exo4d", [*FIRST, "rejected"], "no", r"take-1\[0\]\.rejected"),
+        ("ego_exo4d", [*FIRST, "annotator_id"], ..., r"take-1\[0\]\.annotator_id must be there"),
+        ("ego_exo4d", ["annotations"], [], r"\$\.annotations"),
+        ("ego_exo4d", ["annotations", "take-3"], [], "take-3 must be a video of the durations file"),
+        ("ego4d", ["v1", "narration_pass_1", "narrations", 0, "narration_text"], 3, r"narrations\[0\]\.narration_text"),
         ("ego4d", ["v1", "narration_pass_2", "narrations"], ..., r"narration_pass_2\.narrations must be there"),
-        ("activitynet", ["v_a", "sentences"], ["x"], r"v_a\.sentences must be a list of 3, got \['x'\]"),
-        ("activitynet", ["v_a", "timestamps", 1], [1, 2, 3], r"timestamps\[1\] must be a list of 2, got \[1, 2, 3\]"),
-        ("activitynet", ["v_a", "duration"], 0, r"v_a\.duration must be a number > 0, got 0"),
-        ("youcook2", [*RECIPE, "segment", 0], -1, r"segment\[0\] must be .* >= 0, got -1"),
+        ("activitynet", ["v_a", "sentences"], ["x"], r"v_a\.sentences must be a list of 3"),
+        ("activitynet", ["v_a", "timestamps", 1], [1, 2, 3], r"timestamps\[1\] must be a list of 2"),
+        ("activitynet", ["v_a", "duration"], 0, r"v_a\.duration"),
+        ("youcook2", [*RECIPE, "segment", 0], -1, r"segment\[0\]"),
         ("coin", ["database", "0fQF", "annotation", 0, "label"], ..., r"annotation\[0\]\.label must be there"),
     ],
-)  # fmt: skip
-def test_json_errors_name_file_and_key_path(tmp_path, format, keys, value, message):
-    with pytest.raises(InputError, match=rf"{format}\.json: .*{message}"):
+)
+def test_json_errors_name_file_and_key_path(tmp_path, format, keys, value, place):
+    with pytest.raises(InputError, match=rf"{format}\.json: .*{place}"):
         read(tmp_path, format, wrong(DOCUMENTS[format][0], keys, value))
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("row", "rule"),
     [
-        (
-            EPIC_ROWS[0].replace("00:00:04.37", "4.37"),
-            r"epic\.csv:3: start_timestamp must be HH:MM:SS.ss, got '4\.37'",
-        ),
-        (EPIC_ROWS[0].replace("00:00:06.17", "00:61:06.17"), r"epic\.csv:3: stop_timestamp must be HH:MM:SS"),
-        (EPIC_ROWS[0].replace("P01_01,", "P09_09,"), r"epic\.csv:3: video_id must be a video of .*, got 'P09_09'"),
-        (EPIC_ROWS[0] + ",more", r"epic\.csv:3: a row must have 15 fields, got 16"),
-        ('"' + EPIC_ROWS[0], r"epic\.csv:3: must be CSV, got an error"),
+        (EPIC_ROWS[0].replace("00:00:04.37", "4.37"), "start_timestamp"),
+        (EPIC_ROWS[0].replace("00:00:06.17", "00:61:06.17"), "stop_timestamp"),
+        (EPIC_ROWS[0].replace("P01_01,", "P09_09,"), "video_id must be a video"),
+        (EPIC_ROWS[0] + ",more", "15 fields, got 16"),
+        ('"' + EPIC_ROWS[0], "must be CSV"),
     ],
 )
-def test_epic_errors_name_the_line(tmp_path, row, message):
-    with pytest.raises(InputError, match=message):
+def test_epic_errors_name_the_line(tmp_path, row, rule):
+    with pytest.raises(InputError, match=rf"epic\.csv:3: .*{rule}"):
         read(tmp_path, "epic", [EPIC_ROWS[1], row])
 
 
 def test_other_errors_name_the_file(tmp_path):
     with pytest.raises(InputError, match=r"video_info\.csv:2: duration must be a number > 0, got '-1'"):
         read(tmp_path, "epic", durations="video_id,duration\nP01_01,-1\n")
-    with pytest.raises(InputError, match=r"video_info\.csv:1: the header must have the column duration, got video_id"):
+    with pytest.raises(InputError, match=r"video_info\.csv:1: the header must have the column duration"):
         read(tmp_path, "epic", durations="video_id\nP01_01\n")
-    with pytest.raises(InputError, match=r"vitt\.jsonl:2: \$\.id must be there, got nothing"):
+    with pytest.raises(InputError, match=r"vitt\.jsonl:2: \$\.id must be there"):
         read(tmp_path, "vitt", [VITT[0], {"annotations": []}])
-    with pytest.raises(InputError, match=r"nowhere\.json: cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"nowhere\.json: cannot be read"):
         read_timeline(tmp_path / "nowhere.json", "coin")
     broken = tmp_path / "broken.json"
-    broken.write_text('{"database": ')
-    with pytest.raises(InputError, match=r"broken\.json: \$: must be JSON, got an error: .*line 1"):
-        read_timeline(broken, "coin")
-    broken.write_bytes(b'{"database": "\xff"}')
-    with pytest.raises(InputError, match=r"broken\.json: must be UTF-8, got byte 0xff at 14"):
-        read_timeline(broken, "coin")
-    with pytest.raises(InputError, match=r"coin\.json: must hold at least one usable annotation, got none"):
+    for content, rule in ((b'{"database": ', "JSON"), (b'{"database": "\xff"}', "UTF-8, got byte 0xff at 14")):
+        broken.write_bytes(content)
+        with pytest.raises(InputError, match=rf"broken\.json: .*{rule}"):
+            read_timeline(broken, "coin")
+    with pytest.raises(InputError, match=r"coin\.json: must hold at least one usable annotation"):
         read(tmp_path, "coin", {"database": {"v": {"duration": 5, "annotation": []}}})
 
 
@@ -331,18 +308,13 @@ def test_formats_are_named_and_never_guessed(tmp_path):
         read_timeline(tmp_path / "x.json", "coin", point_seconds=0)
 
 
-def test_events_are_plain_records(tmp_path):
-    [record] = read(tmp_path, "coin").records
-    assert record.events == (Event(4.0, 9.0, "comb the hair"),)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"videos": -1}, "videos must be a whole number >= 0, got -1"),
-        ({"minutes": float("nan")}, "minutes must be finite and >= 0, got nan"),
-        ({"calibration_fraction": 1.0}, r"calibration_fraction must be in \(0, 1\), got 1\.0"),
-        ({"split_by": "person"}, "split_by must be group or video, got 'person'"),
+        ({"videos": -1}, "videos"),
+        ({"minutes": float("nan")}, "minutes"),
+        ({"calibration_fraction": 1.0}, "calibration_fraction"),
+        ({"split_by": "person"}, "split_by"),
     ],
 )
 def test_an_excerpt_that_cannot_be_is_refused(change, message):

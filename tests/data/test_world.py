@@ -159,11 +159,11 @@ def test_questions_have_one_right_answer_among_their_candidates():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: World(size=8), "size must be >= 16, got 8"),
-        (lambda: World(held_out_percent=100), "held_out_percent must be between 0 and 100, got 100"),
-        (lambda: StreamStyle(mean_event=0), "mean_event must be > 0 seconds, got 0"),
-        (lambda: StreamStyle(6.0, recurrence=1.0), r"recurrence must be in \[0, 1\), got 1.0"),
-        (lambda: World().stream("s", (0,), -1.0, EVERYDAY), "duration of 's' must be > 0 seconds, got -1.0"),
+        (lambda: World(size=8), "size .* 8"),
+        (lambda: World(held_out_percent=100), "held_out_percent .* 100"),
+        (lambda: StreamStyle(mean_event=0), "mean_event .* 0"),
+        (lambda: StreamStyle(6.0, recurrence=1.0), "recurrence .* 1.0"),
+        (lambda: World().stream("s", (0,), -1.0, EVERYDAY), "duration of 's' .* -1.0"),
     ],
 )
 def test_bad_values_are_named(make, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -62,17 +63,25 @@ def test_a_process_that_was_killed_is_told() -> None:
 
 def test_interrupting_ends_all_processes_at_once() -> None:
     def endless(task: int) -> Iterator[int]:
-        yield task
-        while True:
-            signal.pause()  # Ctrl-C reaches the whole group, and only this process's parent answers it
+        while True:  # Ctrl-C reaches the whole group, and only this process's parent answers it
+            yield task
+            time.sleep(0.01)
 
     results = in_processes(endless, [1, 2], 2)
-    next(results)
+    seen: set[int] = set()
+    while len(seen) < 2:  # both have begun
+        seen.add(next(results)[1])
     children = multiprocessing.active_children()
     for child in children:
         os.kill(child.pid or 0, signal.SIGINT)
-    next(results)
+    for _ in range(4):
+        next(results)
     assert multiprocessing.active_children() == children
     with pytest.raises(KeyboardInterrupt):
         results.throw(KeyboardInterrupt)
     assert not multiprocessing.active_children()
+
+
+def test_without_workers_the_work_stays_here() -> None:
+    found = list(in_processes(squares, [range(2), range(2, 3)], 0))
+    assert found == [(0, (0, os.getpid())), (0, (1, os.getpid())), (1, (4, os.getpid()))]

@@ -19,8 +19,9 @@ from jepa.data.manifests import read_manifest
 from jepa.data.world import World
 from jepa.data.world_tasks import write_world_manifest
 from jepa.errors import InputError
-from jepa.evaluation import zero_shot
-from jepa.evaluation.zero_shot import _Task
+from jepa.evaluation.zero_shot import TASKS, Found, Task
+from jepa.results import TaskEvaluation, read_document
+from jepa.results.documents import AnswerCost, TaskScore
 from jepa.selective import Decoded
 
 SETTINGS: dict[str, Any] = {
@@ -66,19 +67,20 @@ class Reader:
     def text_flops(self, text: str) -> int:
         return len(text)
 
-    def decode(self, latents: torch.Tensor) -> list[Decoded]:
+    def decode(self, latents: torch.Tensor, payloads: object = None) -> list[Decoded]:
         names = {level: text for text, level in self.levels.items()}
         levels = (torch.atan2(latents[:, 1], latents[:, 0]) * 100).round()
         return [Decoded(names[int(level)], 3, 3, flops=50) for level in levels]
 
 
-def cost(accuracy: float, flops: float, tokens: float = 0.0) -> dict[str, Any]:
-    """Of an answer, and of a right one."""
-    one = {"tokens_per_answer": tokens, "flops_per_answer": pytest.approx(flops)}
-    return one | {
-        "tokens_per_right_answer": pytest.approx(tokens / accuracy),
-        "flops_per_right_answer": pytest.approx(flops / accuracy),
-    }
+def check(score: TaskScore, value: float, chance: float | None, flops: float, tokens: float = 0.0) -> None:
+    """A score, its chance level, and the cost of an answer and of a right one."""
+    cost = score.cost
+    assert (score.value, score.chance) == pytest.approx((value, chance))
+    assert isinstance(cost, AnswerCost)
+    assert (cost.tokens_per_answer, cost.flops_per_answer) == pytest.approx((tokens, flops))
+    assert cost.tokens_per_right_answer == pytest.approx(tokens / value)
+    assert cost.flops_per_right_answer == pytest.approx(flops / value)
 
 
 def direction(levels: torch.Tensor) -> torch.Tensor:
@@ -96,24 +98,23 @@ def manifest(folder: Path, lines: list[dict[str, Any]]) -> list[Any]:
     return read_manifest(path)
 
 
-def run(kind: str, model: Reader, samples: list[Any], **settings: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    return zero_shot._TASKS[kind](_Task(model, {**SETTINGS, **settings}, samples, 2))
+def run(kind: str, model: Reader, samples: list[Any], **settings: Any) -> Found:
+    return TASKS[kind](Task(model, {**SETTINGS, **settings}, samples, 2))
 
 
 def test_a_clip_has_the_label_whose_prompts_are_nearest_on_average(tmp_path):
     levels = {"cat": 0, "a cat": 40, "dog": 60, "a dog": 100, "owl": 200, "a owl": 240}  # 20, 80 and 220 on average
     labels = {10: "cat", 40: "cat", 70: "dog", 160: "dog", 250: "owl"}
     samples = manifest(tmp_path, [{"media": f"level{n}.png", "label": label} for n, label in labels.items()])
-    scores, lines = run("classification", Reader(levels), samples)
+    scores, lines, counts, _ = run("classification", Reader(levels), samples)
     assert [line["prediction"] for line in lines] == ["cat", "cat", "dog", "owl", "owl"]
     assert [next(iter(line["nearest"])) for line in lines] == [line["prediction"] for line in lines]
     # A clip, a query of 13 letters, products with 3 labels of 2 dimensions; a fifth of prompts of 24 letters.
     flops = 10_000 + 1300 + 2 * 3 * 2 + 24 / 5
-    assert scores == {
-        "classes": 3,
-        "top-1": {"value": pytest.approx(4 / 5), "chance": 1 / 3, "cost": cost(4 / 5, flops)},
-        "top-2": {"value": 1.0, "chance": 2 / 3, "cost": cost(1.0, flops)},  # and no top-9 of three
-    }
+    assert counts == {"classes": 3}
+    assert [*scores] == ["top-1", "top-2"]  # and no top-9 of three
+    check(scores["top-1"], 4 / 5, 1 / 3, flops)
+    check(scores["top-2"], 1.0, 2 / 3, flops)
 
 
 def test_retrieval_goes_both_ways_over_several_captions(tmp_path):
@@ -123,16 +124,13 @@ def test_retrieval_goes_both_ways_over_several_captions(tmp_path):
         {"media": "level100.png", "captions": ["c"]},
         {"media": "level200.png", "captions": ["d"]},
     ]
-    scores, found = run("retrieval", Reader(levels), manifest(tmp_path, lines))
+    scores, found, counts, _ = run("retrieval", Reader(levels), manifest(tmp_path, lines))
     assert [(line["nearest"], line["rank"]) for line in found] == [("a", 1), ("b", 2), ("d", 1)]
-    assert scores["video_to_text"]["r@1"]["value"] == pytest.approx(2 / 3)
-    assert scores["text_to_video"]["r@1"]["value"] == pytest.approx(3 / 4)  # "b" is nearest to the second clip
-    assert scores["video_to_text"]["r@1"]["chance"] == pytest.approx((2 / 4 + 1 / 4 + 1 / 4) / 3)
-    assert (scores["video_to_text"]["candidates"], scores["text_to_video"]["candidates"]) == (4, 3)
+    assert (counts["video_to_text candidates"], counts["text_to_video candidates"]) == (4, 3)
     spent = 3 * (10_000 + 1300) + 4 + 2 * 3 * 4 * 2  # clips, captions of a letter, products
-    assert scores["video_to_text"]["r@1"]["cost"] == cost(2 / 3, spent / 3)
-    assert scores["text_to_video"]["r@1"]["cost"] == cost(3 / 4, spent / 4)
-    assert "cost" not in scores["video_to_text"]["median_rank"]
+    check(scores["video_to_text r@1"], 2 / 3, (2 / 4 + 1 / 4 + 1 / 4) / 3, spent / 3)
+    check(scores["text_to_video r@1"], 3 / 4, 1 / 3, spent / 4)  # "b" is nearest to the second clip
+    assert scores["video_to_text median_rank"].cost is None
 
 
 def test_a_question_is_answered_by_its_candidates_or_by_all_answers(tmp_path):
@@ -144,27 +142,27 @@ def test_a_question_is_answered_by_its_candidates_or_by_all_answers(tmp_path):
         {"media": "level80.png", "question": "what hue?", "answer": "scarlet", "candidates": ["scarlet", "blue"]},
     ]
     model = Reader(levels)
-    scores, found = run("vqa", model, manifest(tmp_path, lines), prompt="Q: {question}")
+    scores, found, _, _ = run("vqa", model, manifest(tmp_path, lines), prompt="Q: {question}")
     assert [line["prediction"] for line in found] == ["no", "yes", "scarlet", "scarlet"]
     assert [line["right"] for line in found] == [False, True, True, True]
     assert model.asked == ["Q: is it?", "Q: is it?", "Q: what colour?", "Q: what hue?"]
-    assert scores["accuracy"]["value"] == 3 / 4
-    # The answers of all are yes, red and scarlet, of which two are right for the third question.
-    assert scores["accuracy"]["chance"] == pytest.approx((1 / 2 + 1 / 2 + 2 / 3 + 1 / 2) / 4)
     texts = len("yes" + "no" + "red" + "scarlet" + "blue")  # all candidates, once each
     spent = 4 * 10_000 + 100 * sum(map(len, model.asked)) + 2 * 2 * (2 + 2 + 3 + 2) + texts
-    assert scores["accuracy"]["cost"] == cost(3 / 4, spent / 4)
-    assert scores["accuracy"]["interval"][0] < 3 / 4 < scores["accuracy"]["interval"][1]
+    # The answers of all are yes, red and scarlet, of which two are right for the third question.
+    check(scores["accuracy"], 3 / 4, (1 / 2 + 1 / 2 + 2 / 3 + 1 / 2) / 4, spent / 4)
+    low, high = scores["accuracy"].interval or (1.0, 0.0)
+    assert low < 3 / 4 < high
 
 
 def test_captions_are_scored_beside_those_of_other_clips(tmp_path):
     levels = {"the cat sleeps on a mat": 10, "two birds fly over the sea": 100}
     lines = [{"media": f"level{n}.png", "captions": [text, "something"]} for text, n in levels.items()]
-    scores, found = run("captioning", Reader(levels), manifest(tmp_path, lines))
+    scores, found, counts, per_token = run("captioning", Reader(levels), manifest(tmp_path, lines))
     assert [line["prediction"] for line in found] == list(levels)
-    assert scores["exact_match"] == 1
-    assert scores["cider_d"]["value"] > scores["cider_d"]["chance"] == 0
-    assert scores["cost"] == cost(1, 10_000 + 1300 + 50, 3)
+    assert scores["cider_d"].value > scores["cider_d"].chance == 0
+    check(scores["exact_match"], 1, None, 10_000 + 1300 + 50, 3)
+    assert counts == {"queries": 2}
+    assert per_token.accuracy_within[2:4] == (0, 1)
     assert [(line["tokens"], line["flops"]) for line in found] == [(3, 11_350)] * 2
 
 
@@ -179,13 +177,11 @@ def test_world_prediction_takes_two_states_as_one_clip(tmp_path):
         for a, b, among, k in ((0, 100, (0, 100, 50), 2), (200, 40, (120, 60), 1))  # seen: 50 and 120
     ]
     model = Reader({})
-    scores, found = run("world_prediction", model, manifest(tmp_path, lines))
+    scores, found, _, _ = run("world_prediction", model, manifest(tmp_path, lines))
     assert [line["prediction"] for line in found] == [2, 0]
-    assert scores["accuracy"]["value"] == 1 / 2
-    assert scores["accuracy"]["chance"] == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert model.asked == ["what happens?", *["which?"] * 3, "what happens?", *["which?"] * 2]
     spent = 7 * 10_000 + 100 * sum(map(len, model.asked)) + 2 * 2 * (3 + 2)
-    assert scores["accuracy"]["cost"] == cost(1 / 2, spent / 2)
+    check(scores["accuracy"], 1 / 2, (1 / 3 + 1 / 2) / 2, spent / 2)
 
 
 class Collapsed(Reader):
@@ -213,24 +209,23 @@ def test_a_collapsed_model_scores_chance_wherever_the_right_candidate_stands(tmp
         ("vqa", [several], [0.5]),
         ("world_prediction", [{**states, "answer": 0 if first else 3}], [0.25]),
     ):
-        scores, found = run(kind, model, manifest(tmp_path, lines))
+        scores, found, _, _ = run(kind, model, manifest(tmp_path, lines))
         assert [line["right"] for line in found] == pytest.approx(right)
-        assert scores["accuracy"]["value"] == pytest.approx(scores["accuracy"]["chance"])
-        one = scores["accuracy"]["cost"]["flops_per_answer"]
-        assert scores["accuracy"]["cost"] == cost(sum(right) / len(right), one)
+        chance = sum(right) / len(right)
+        check(scores["accuracy"], chance, chance, scores["accuracy"].cost.flops_per_answer)
     labels = [{"media": "level0.png", "label": label} for label in letters]
-    scores, _ = run("classification", model, manifest(tmp_path, labels), top=[1, 3])
+    scores = run("classification", model, manifest(tmp_path, labels), top=[1, 3]).scores
     for name, chance in (("top-1", 1 / 4), ("top-3", 3 / 4)):
         # A clip, a query of 13 letters, products with 4 labels of 2 dimensions; prompts of 1 and 3 letters.
         flops = 10_000 + 1300 + 2 * 4 * 2 + (4 * 4) / 4
-        assert scores[name] == {"value": pytest.approx(chance), "chance": chance, "cost": cost(chance, flops)}
+        check(scores[name], chance, chance, flops)
 
 
 def test_a_manifest_of_one_class_scores_its_chance(tmp_path):
     samples = manifest(tmp_path, [{"media": "level0.png", "label": "cat"}, {"media": "level10.png", "label": "cat"}])
-    scores, _ = run("classification", Reader({"cat": 0, "a cat": 40}), samples)
-    flops = 10_000 + 1300 + 2 * 2 + 8 / 2
-    assert scores == {"classes": 1, "top-1": {"value": 1.0, "chance": 1.0, "cost": cost(1.0, flops)}}
+    found = run("classification", Reader({"cat": 0, "a cat": 40}), samples)
+    assert (found.counts, [*found.scores]) == ({"classes": 1}, ["top-1"])
+    check(found.scores["top-1"], 1.0, 1.0, 10_000 + 1300 + 2 * 2 + 8 / 2)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -244,13 +239,12 @@ def test_samples_that_cannot_be_read_are_an_error_or_left_out_and_named(tmp_path
     model = Reader(levels)
     with pytest.raises(InputError, match=r"level0\.png: cannot be read as a picture"):
         run("vqa", model, samples, workers=workers)
-    task = _Task(model, {**SETTINGS, "skip_broken": True, "workers": workers}, samples, 2)
-    scores, found = zero_shot._TASKS["vqa"](task)
+    task = Task(model, {**SETTINGS, "skip_broken": True, "workers": workers}, samples, 2)
+    scores, found, _, _ = TASKS["vqa"](task)
     assert [line["prediction"] for line in found] == ["yes", "no", "no"]
     assert model.asked == ["10?", "100?", "90?"]
-    assert scores["accuracy"]["value"] == 1
     spent = 3 * (10_000 + 2 * 2 * 2) + 100 * len("10?100?90?") + len("yesno")  # of the three, and both candidates
-    assert scores["accuracy"]["cost"] == cost(1, spent / 3)
+    check(scores["accuracy"], 1, 1 / 2, spent / 3)
     assert task.kept == [samples[i] for i in (1, 2, 4)]
     assert [message.split(": cannot")[0] for message in task.skipped] == [
         f"{number}: {tmp_path}/level{level}.png" for number, level in (("1", 0), ("4", 20))
@@ -265,12 +259,11 @@ def test_a_world_prediction_without_one_of_its_clips_is_left_out(tmp_path):
     lines = [{**states, "candidates": [f"level{n}.png" for n in among]} for among in ((50, 200), (50, 210), (50, 90))]
     samples = manifest(tmp_path, lines)
     (tmp_path / "level210.png").write_bytes(b"no picture")
-    scores, found = run("world_prediction", Reader({}), samples, skip_broken=True)
+    scores, found, _, _ = run("world_prediction", Reader({}), samples, skip_broken=True)
     assert [line["right"] for line in found] == [1, 1]
     assert [len(line["cosines"]) for line in found] == [2, 2]
-    assert scores["accuracy"]["chance"] == 1 / 2
     spent = 6 * 10_000 + 100 * 2 * (13 + 2 * 6) + 2 * 2 * (2 + 2)
-    assert scores["accuracy"]["cost"] == cost(1, spent / 2)
+    check(scores["accuracy"], 1, 1 / 2, spent / 2)
 
 
 def test_captions_of_left_out_clips_are_no_candidates(tmp_path):
@@ -278,13 +271,12 @@ def test_captions_of_left_out_clips_are_no_candidates(tmp_path):
     samples = manifest(tmp_path, lines)
     (tmp_path / "level50.png").write_bytes(b"no picture")
     levels = {text: n for n in (0, 50, 100) for text in (f"{n}", f"about {n}")}
-    scores, found = run("retrieval", Reader(levels), samples, skip_broken=True)
+    scores, found, counts, _ = run("retrieval", Reader(levels), samples, skip_broken=True)
     assert [line["captions"] for line in found] == [["0", "about 0"], ["100", "about 100"]]
-    assert scores["video_to_text"]["candidates"] == 4
+    assert counts["video_to_text candidates"] == 4
     spent = 2 * (10_000 + 1300) + len("0about 0100about 100") + 2 * 2 * 4 * 2
     for direction, queries in (("video_to_text", 2), ("text_to_video", 4)):
-        assert scores[direction]["r@1"]["value"] == 1
-        assert scores[direction]["r@1"]["cost"] == cost(1, spent / queries)
+        check(scores[f"{direction} r@1"], 1, 1 / 2, spent / queries)
 
 
 @pytest.fixture(scope="module")
@@ -305,10 +297,10 @@ def test_each_task_is_the_same_on_the_embedded_data_and_on_their_manifest(traine
     assert printed.count("FLOPs an answer; a right one: ") >= 2
     first, second = trained.parent / f"task_{kind}", tmp_path / "out"
     assert (first / "predictions.jsonl").read_text() == (second / "predictions.jsonl").read_text()
-    records = [json.loads((folder / "evaluation.json").read_text()) for folder in (first, second)]
-    assert records[0]["scores"] == records[1]["scores"]
-    assert [record["data"] for record in records] == ["embedded", str(made)]
-    assert records[0]["samples"] == len((first / "predictions.jsonl").read_text().splitlines())
+    documents = [read_document(folder, TaskEvaluation) for folder in (first, second)]
+    assert documents[0].scores == documents[1].scores
+    assert [document.data for document in documents] == ["embedded", str(made)]
+    assert documents[0].samples == len((first / "predictions.jsonl").read_text().splitlines())
 
 
 def test_left_out_samples_are_in_the_record_and_in_the_report(trained, tmp_path, capsys):
@@ -319,11 +311,11 @@ def test_left_out_samples_are_in_the_record_and_in_the_report(trained, tmp_path,
     assert "0000.png: cannot be read as a picture" in capsys.readouterr().err
     assert main(["evaluate", *options, "task.skip_broken=true", f"output={tmp_path}/out"]) == 0
     printed = capsys.readouterr().out
-    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    [message] = record["skipped"]
+    document = read_document(tmp_path / "out", TaskEvaluation)
+    [message] = document.skipped
     assert "skipped 1 of 4 samples:" in printed
     assert message in printed
-    assert record["samples"] == 3
+    assert document.samples == 3
     lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["clip0000", "clip0002", "clip0003"]
 

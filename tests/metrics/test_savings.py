@@ -28,19 +28,19 @@ STREAMS, RESAMPLES = 6, 200
 
 
 def sweep(seed: int, offsets: dict[float, float], decodes: dict[float, int]) -> tuple[SweepPoint, list[SweepPoint]]:
-    """A reference and a point for each knob, with the reference's scores shifted and noised."""
+    """A reference and a point for each value, with the reference's scores shifted and noised."""
     rng = np.random.default_rng(seed)
     seconds = rng.uniform(60, 120, STREAMS)
     scores = [rng.uniform(0, 10, rng.integers(3, 9)) for _ in range(STREAMS)]
     reference = SweepPoint(1.0, tuple(scores), seconds.round(), seconds)
     points = [
         SweepPoint(
-            knob,
+            value,
             tuple(stream + offset + 0.5 * rng.standard_normal(len(stream)) for stream in scores),
-            decodes[knob] + rng.integers(0, 4, STREAMS),
+            decodes[value] + rng.integers(0, 4, STREAMS),
             seconds,
         )
-        for knob, offset in offsets.items()
+        for value, offset in offsets.items()
     ]
     return reference, points
 
@@ -56,7 +56,8 @@ def slow_bootstrap(points: list[SweepPoint], statistic, seed: int) -> np.ndarray
     for counts in draws:
         chosen = [stream for stream, count in enumerate(counts) for _ in range(count)]
         resampled = [
-            SweepPoint(p.knob, tuple(p.scores[s] for s in chosen), p.decodes[chosen], p.seconds[chosen]) for p in points
+            SweepPoint(p.value, tuple(p.scores[s] for s in chosen), p.decodes[chosen], p.seconds[chosen])
+            for p in points
         ]
         values.append(statistic(*resampled))
     return np.array(values)
@@ -77,7 +78,7 @@ def test_equals_a_slow_bootstrap(seed, confidence, tolerance):
         reference_calibration,
         calibration,
         reference_test,
-        test[::-1],  # paired by knob, not by place
+        test[::-1],  # paired by value, not by place
         confidence=confidence,
         tolerance=tolerance,
         resamples=RESAMPLES,
@@ -93,11 +94,11 @@ def test_equals_a_slow_bootstrap(seed, confidence, tolerance):
         >= confidence
     ]
     best = min(qualifying, key=lambda point: point.decodes_per_second)
-    chosen = next(point for point in test if point.knob == best.knob)
+    chosen = next(point for point in test if point.value == best.value)
     differences = slow_bootstrap([chosen, reference_test], lambda p, r: p.quality - r.quality, seed)
     ratios = slow_bootstrap([chosen, reference_test], lambda p, r: r.decodes_per_second / p.decodes_per_second, seed)
 
-    assert saving.knob == best.knob
+    assert saving.value == best.value
     assert saving.quality == chosen.quality
     assert saving.reference_quality == reference_test.quality
     assert saving.reached == (chosen.quality >= (1 - tolerance) * reference_test.quality)
@@ -107,7 +108,7 @@ def test_equals_a_slow_bootstrap(seed, confidence, tolerance):
     assert dataclasses.asdict(saving.quality_difference) == pytest.approx(slow_interval(difference, differences))
     ratio = reference_test.decodes_per_second / chosen.decodes_per_second
     # Quantiles between two resamples are interpolated in the inverse ratio, hence the wider tolerance.
-    assert dataclasses.asdict(saving.saving) == pytest.approx(slow_interval(ratio, ratios), rel=1e-3)
+    assert dataclasses.asdict(saving.ratio) == pytest.approx(slow_interval(ratio, ratios), rel=1e-3)
 
 
 def test_quality_and_rate_weigh_annotations_and_seconds():
@@ -118,7 +119,7 @@ def test_quality_and_rate_weigh_annotations_and_seconds():
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["permuted", "random", "zero"]))
-def test_no_test_score_influences_the_knob(seed, how):
+def test_no_test_score_influences_the_value(seed, how):
     reference_calibration, calibration = sweep(0, OFFSETS, DECODES)
     reference_test, test = sweep(100, OFFSETS, DECODES)
     rng = np.random.default_rng(seed)
@@ -143,20 +144,20 @@ def test_no_test_score_influences_the_knob(seed, how):
         [other(point) for point in test],
         resamples=RESAMPLES,
     )
-    assert plain.knob == changed.knob == 1.0  # neither the cheapest nor the best: calibration decides
+    assert plain.value == changed.value == 1.0  # neither the cheapest nor the best: calibration decides
 
 
-def uniform_points(scores: float, decodes: int, knob: float = 1.0) -> SweepPoint:
-    return SweepPoint(knob, (np.full(3, scores), np.full(2, scores)), np.full(2, decodes), np.full(2, 30.0))
+def uniform_points(scores: float, decodes: int, value: float = 1.0) -> SweepPoint:
+    return SweepPoint(value, (np.full(3, scores), np.full(2, scores)), np.full(2, decodes), np.full(2, 30.0))
 
 
 @pytest.mark.parametrize(("test_score", "reached"), [(5.0, True), (5.0 + 1e-12, True), (5.0 - 1e-12, False)])
 def test_reached_has_no_tolerance(test_score, reached):
     reference = uniform_points(5.0, 30)
     saving = saving_at_equal_quality(reference, [uniform_points(5.0, 10)], reference, [uniform_points(test_score, 10)])
-    assert saving.knob == 1.0
+    assert saving.value == 1.0
     assert saving.reached is reached
-    assert saving.saving == Interval(3.0, 3.0, 3.0)
+    assert saving.ratio == Interval(3.0, 3.0, 3.0)
     assert ("keeps" if reached else "misses") in saving.reason
 
 
@@ -164,7 +165,7 @@ def test_reached_has_no_tolerance(test_score, reached):
 def test_reached_within_a_tolerance(score, tolerance, reached):
     reference, point = uniform_points(5.0, 30), uniform_points(score, 10)
     saving = saving_at_equal_quality(reference, [point], reference, [point], tolerance=tolerance)
-    assert (saving.knob is not None) is reached  # the calibration streams ask for the same
+    assert (saving.value is not None) is reached  # the calibration streams ask for the same
     better = uniform_points(5.0, 10)
     saving = saving_at_equal_quality(reference, [better], reference, [point], tolerance=tolerance)
     assert saving.reached is reached
@@ -196,40 +197,40 @@ def test_the_reference_against_itself_saves_nothing():
     saving = saving_at_equal_quality(reference, [reference], reference, [reference], confidence=1.0)
     assert saving.reached
     assert saving.quality_difference == Interval(0.0, 0.0, 0.0)
-    assert dataclasses.astuple(saving.saving) == pytest.approx((1.0, 1.0, 1.0))
+    assert dataclasses.astuple(saving.ratio) == pytest.approx((1.0, 1.0, 1.0))
 
 
-def test_of_equally_cheap_knobs_the_better_is_chosen():
+def test_of_equally_cheap_values_the_better_is_chosen():
     reference = uniform_points(5.0, 30)
     calibration = [uniform_points(6.0, 10, 1.0), uniform_points(7.0, 10, 2.0), uniform_points(9.0, 11, 3.0)]
     test = [uniform_points(9.0, 10, 1.0), uniform_points(4.0, 10, 2.0), uniform_points(9.0, 10, 3.0)]
-    assert saving_at_equal_quality(reference, calibration, reference, test).knob == 2.0
+    assert saving_at_equal_quality(reference, calibration, reference, test).value == 2.0
 
 
-def test_no_knob_qualifies():
+def test_no_value_qualifies():
     reference, points = sweep(0, {1.0: -2.0, 3.0: -1.0}, {1.0: 10, 3.0: 20})
     saving = saving_at_equal_quality(reference, points, reference, points)
     assert saving == Saving(
-        knob=None,
+        value=None,
         reached=False,
         quality=None,
         reference_quality=reference.quality,
         quality_difference=None,
         decodes_per_second=None,
         reference_decodes_per_second=reference.decodes_per_second,
-        saving=None,
+        ratio=None,
         reason=saving.reason,
     )
-    assert "no knob keeps the reference's quality in 90% of the resamples" in saving.reason
+    assert "no value keeps the reference's quality in 90% of the resamples" in saving.reason
 
 
 def test_streams_without_any_decode():
     reference = uniform_points(0.0, 30)
     silent = uniform_points(0.0, 0)
-    assert saving_at_equal_quality(reference, [silent], reference, [silent]).saving is None
+    assert saving_at_equal_quality(reference, [silent], reference, [silent]).ratio is None
     half = dataclasses.replace(silent, decodes=np.array([0, 20]))  # a quarter of the resamples decodes nothing
     saving = saving_at_equal_quality(reference, [half], reference, [half])
-    assert saving.saving == Interval(3.0, 1.5, math.inf)
+    assert saving.ratio == Interval(3.0, 1.5, math.inf)
 
 
 def test_interval_of_a_mean_agrees_with_the_standard_error():
@@ -350,7 +351,7 @@ def test_curves_without_a_common_range_have_no_area():
 
 def test_a_point_without_decodes_is_left_out_of_the_curve():
     reference = curve(0, 0.0, [0.5, 1.0, 2.0])
-    silent = dataclasses.replace(reference[0], knob=99.0, decodes=np.zeros(STREAMS))
+    silent = dataclasses.replace(reference[0], value=99.0, decodes=np.zeros(STREAMS))
     assert area_between_curves(reference, [*reference, silent]) == area_between_curves(reference, reference)
 
 
@@ -418,7 +419,7 @@ ONE = SweepPoint(1.0, (np.ones(3),), np.ones(1), np.ones(1))
         (lambda: saving_at_equal_quality(A, [A], A, [A], resamples=0), "resamples must be >= 1, got 0"),
         (lambda: area_between_curves([], [A]), "reference must hold at least one point, got none"),
         (lambda: area_between_curves([A], []), "policy must hold at least one point, got none"),
-        (lambda: area_between_curves([A], [ONE]), "policy at knob 1 must have the reference's 2 streams, got 1"),
+        (lambda: area_between_curves([A], [ONE]), "policy at value 1 must have the reference's 2 streams, got 1"),
         (
             lambda: paired_difference(np.ones(3), np.ones(2)),
             r"values and reference must both be \(S,\), got shapes \(3,\) and \(2,\)",
@@ -432,20 +433,20 @@ ONE = SweepPoint(1.0, (np.ones(3),), np.ones(1), np.ones(1))
             lambda: saving_at_equal_quality(A, [], A, []),
             "candidates_calibration must hold at least one point",
         ),
-        (lambda: saving_at_equal_quality(A, [A, A], A, [A]), r"have each knob once, got \[1.0, 1.0\]"),
+        (lambda: saving_at_equal_quality(A, [A, A], A, [A]), r"have each value once, got \[1.0, 1.0\]"),
         (
-            lambda: saving_at_equal_quality(A, [A], A, [dataclasses.replace(A, knob=2.0)]),
-            r"candidates_test must have the knobs of candidates_calibration, got \[2.0\] and \[1.0\]",
+            lambda: saving_at_equal_quality(A, [A], A, [dataclasses.replace(A, value=2.0)]),
+            r"candidates_test must have the values of candidates_calibration, got \[2.0\] and \[1.0\]",
         ),
         (lambda: saving_at_equal_quality(ONE, [ONE], A, [A]), "must have at least 2 streams, got 1"),
         (lambda: saving_at_equal_quality(A, [A], A, [ONE]), "must have the reference's 2 streams, got 1"),
         (
             lambda: saving_at_equal_quality(A, [dataclasses.replace(A, scores=(np.ones(3), np.ones(4)))], A, [A]),
-            "at knob 1 must have the reference's annotations .* got 4 instead of 2 on stream 1",
+            "at value 1 must have the reference's annotations .* got 4 instead of 2 on stream 1",
         ),
         (
             lambda: saving_at_equal_quality(A, [A], A, [dataclasses.replace(A, seconds=np.array([31.0, 30.0]))]),
-            "candidates_test at knob 1 must have the reference's seconds .* got 31 instead of 30 on stream 0",
+            "candidates_test at value 1 must have the reference's seconds .* got 31 instead of 30 on stream 0",
         ),
         (
             lambda: saving_at_equal_quality(A, [A], dataclasses.replace(A, decodes=np.array([1, 0])), [A]),

@@ -16,7 +16,8 @@ from jepa.data.packing import pack
 from jepa.data.pairs import Example
 from jepa.decoders.prefix import PrefixDecoder
 from jepa.errors import InputError
-from jepa.models.llm_jepa import LLMJEPA, RequestDecoder, RequestSession
+from jepa.models.llm_jepa import LLMJEPA
+from jepa.models.session import RequestDecoder, RequestSession
 from jepa.operations import OperationLedger, count_flops
 from jepa.predictors.tied import TiedPredictor
 from jepa.selective import SelectiveDecoder, Uniform
@@ -141,29 +142,25 @@ def test_selective_decoding_answers_a_stream_of_requests(tiny_llm_jepa, pairs):
     """A uniform policy at the rate of the stream answers each request, and the ledger counts its tokens."""
     texts = [pair.prompt for pair in pairs[:6]]
     [latents] = tiny_llm_jepa.stream([texts])
-    heard = RequestDecoder(tiny_llm_jepa, 5)
-    with pytest.raises(InputError, match="must hear requests before it answers, got none"):
-        heard.decode(torch.from_numpy(latents))
-    heard.hear(texts, latents)
-    decoder = SelectiveDecoder(Uniform(1.0), heard)
-    emissions = decoder.run(latents, np.arange(6.0))
+    decoder = SelectiveDecoder(Uniform(1.0), RequestDecoder(tiny_llm_jepa, 5))
+    emissions = decoder.run(latents, np.arange(6.0), texts)
     answers = tiny_llm_jepa.answer(texts, 5)
     assert [emission.text for emission in emissions] == [answer.text for answer in answers]
     assert decoder.ledger.decoder.calls == 6
     assert decoder.ledger.decoder.tokens == sum(answer.tokens for answer in answers)
     assert decoder.ledger.decoder.forward_passes == sum(answer.forward_passes for answer in answers)
 
-    listening = RequestDecoder(tiny_llm_jepa, 5, memory=2)
-    live = SelectiveDecoder(Uniform(1.0), listening)
-    stepped = []
-    for time, (text, latent) in enumerate(zip(texts, latents, strict=True)):
-        listening.hear([text], latent[None])
-        stepped += live.step(latent, float(time))
-    stepped += live.finish()
-    assert [e.text for e in stepped] == [e.text for e in emissions]
+    for given in (latents, [None] * 6):
+        live = SelectiveDecoder(Uniform(1.0), RequestDecoder(tiny_llm_jepa, 5))
+        stepped = [
+            emission
+            for time, (text, latent) in enumerate(zip(texts, given, strict=True))
+            for emission in live.step(latent, float(time), text)
+        ]
+        assert [e.text for e in stepped + live.finish()] == [e.text for e in emissions]
 
-    with pytest.raises(InputError, match="requests and latents must be as many, got 6 and 5"):
-        heard.hear(texts, latents[:5])
+    with pytest.raises(InputError, match="a request as the payload of each step"):
+        SelectiveDecoder(Uniform(1.0), RequestDecoder(tiny_llm_jepa, 5)).run(latents, np.arange(6.0))
 
 
 def test_embeddings_are_decoded_by_a_lightweight_decoder_if_there_is_one(tiny_llm_jepa):

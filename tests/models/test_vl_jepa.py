@@ -11,7 +11,7 @@ import torch
 from jepa.data.world import CAPTION_QUERIES, StreamStyle, World
 from jepa.errors import InputError
 from jepa.evaluation.streams import encode_streams, load_streams, save_streams
-from jepa.evaluation.sweep import _encoding
+from jepa.evaluation.sweep import encoding_operations
 from jepa.losses.infonce import InfoNCE
 from jepa.models.on_demand import PredictorOnDemand
 from jepa.operations import OperationLedger, count_flops
@@ -177,7 +177,7 @@ def test_a_live_stream_takes_the_operations_that_the_evaluation_gives_a_recorded
         list(
             tiny_model.stream(stream.frames(), rate, CAPTION_QUERIES[0], live, SelectiveEncoding(ColourChange(), steps))
         )
-        known = _encoding(recorded, 0, steps)
+        known, _ = encoding_operations(recorded, 0, steps)
         assert 0 < known.predictor.calls < len(recorded.times[0])
         for part in ("encoder", "predictor"):
             ours, theirs = getattr(known, part), getattr(live, part)
@@ -216,7 +216,7 @@ def test_a_live_stream_is_predicted_on_demand_as_a_recorded_one(tiny_model, step
             found += selective.step(state, float(time))
     found += selective.finish()
     assert [(e.start, e.end, e.text) for e in found] == [(e.start, e.end, e.text) for e in expected]
-    known = _encoding(recorded, 0, steps, predicted=len(found))
+    known, _ = encoding_operations(recorded, 0, steps, predicted=len(found))
     assert 1 < len(found) < len(times)
     for part in ("encoder", "predictor"):
         ours, theirs = getattr(known, part), getattr(ledger, part)

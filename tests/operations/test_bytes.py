@@ -12,7 +12,8 @@ from torch import nn
 from jepa import checkpoint
 from jepa.decoders.bank import CaptionBank
 from jepa.models.bank import BankDecoder
-from jepa.models.llm_jepa import LLMJEPA, RequestSession
+from jepa.models.llm_jepa import LLMJEPA
+from jepa.models.session import RequestSession
 from jepa.operations import OperationLedger, PartCount
 from jepa.selective import SelectiveDecoder
 from jepa.selective.policies.uniform import Uniform

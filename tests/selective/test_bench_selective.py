@@ -66,9 +66,10 @@ def test_the_sweep_of_a_report_is_the_real_one(bench: ModuleType, monkeypatch: p
     def swept(streams, decoder, families, *arguments, f=bench.sweep_setting, **options):
         found = f(streams, decoder, families, *arguments, **options)
         seen.append((len(streams["calibration"].records), len(streams["test"].records), options["workers"]))
-        assert found["curves"].keys() == families.keys() == bench.report_configuration("standard")["policies"].keys()
-        assert all("error" in point["cache"] for point in found["curves"]["gate_cache"]["test"])
-        assert found["curves"]["uniform"]["test"][0]["cider_d"]["value"] > 5  # the stand-in says what is annotated
+        curves = found.sweep.curves
+        assert curves.keys() == families.keys() == bench.report_configuration("standard")["policies"].keys()
+        assert all(point.cache is not None for point in curves["gate_cache"].test)
+        assert curves["uniform"].test[0].cider_d.value > 5  # the stand-in says what is annotated
         return found
 
     monkeypatch.setattr(bench, "STEPS", 60)

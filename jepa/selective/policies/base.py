@@ -9,30 +9,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
 
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A stretch of the stream that is decoded once.
-
-    Args:
-        latent: (E,) float32 of unit norm, what to decode.
-        time: the moment it stands for, in seconds.
-        start: time of the first step covered, in seconds.
-        end: time of the last step covered, in seconds.
-        first: index of the first step covered.
-        last: index of the last step covered (inclusive).
-    """
-
-    latent: np.ndarray
-    time: float
-    start: float
-    end: float
-    first: int
-    last: int
+from jepa.selective.types import Segment
 
 
 class Policy(ABC):
@@ -47,9 +27,11 @@ class Policy(ABC):
         latency: how long after the end of a segment it comes out, in words.
         state: what is kept between two steps, in words.
         decodes_input: whether what it gives to decode is made of what it is given, and so as wide.
+        reads_latents: False if times alone decide: such a policy may be run without latents.
     """
 
     decodes_input = True
+    reads_latents = True
     name: str
     causal: bool
     latency: str

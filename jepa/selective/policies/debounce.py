@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from jepa.errors import check_nonnegative
-from jepa.selective.policies.base import CausalPolicy, Segment, step_segment
+from jepa.selective.policies.base import CausalPolicy, step_segment
+from jepa.selective.types import Segment
 
 
 class Debounce(CausalPolicy):
@@ -25,6 +26,7 @@ class Debounce(CausalPolicy):
     """
 
     name = "debounce"
+    reads_latents = False
     state = "1 latent: the newest step"
 
     def __init__(self, seconds: float) -> None:

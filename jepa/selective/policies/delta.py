@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from jepa.errors import check_nonnegative
-from jepa.selective.policies.base import CausalPolicy, Segment, cosine_distance, step_segment
+from jepa.selective.policies.base import CausalPolicy, cosine_distance, step_segment
+from jepa.selective.types import Segment
 
 
 class SendOnDelta(CausalPolicy):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from jepa.errors import check_nonnegative
-from jepa.selective.policies.base import CausalPolicy, OpenSegment, Segment, cosine_distance
+from jepa.selective.policies.base import CausalPolicy, OpenSegment, cosine_distance
+from jepa.selective.types import Segment
 
 
 class Drift(CausalPolicy):

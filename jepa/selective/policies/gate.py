@@ -8,8 +8,9 @@ from collections import deque
 import numpy as np
 
 from jepa.errors import check_int, check_nonnegative, check_positive
-from jepa.selective.policies.base import ROUNDING, CausalPolicy, OpenSegment, RunningMean, Segment
+from jepa.selective.policies.base import ROUNDING, CausalPolicy, OpenSegment, RunningMean
 from jepa.selective.policies.offline import StreamMemory
+from jepa.selective.types import Segment
 
 
 class Gate(CausalPolicy):

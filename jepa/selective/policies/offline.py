@@ -11,7 +11,8 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from jepa.errors import InputError, check_positive
-from jepa.selective.policies.base import OfflinePolicy, Segment, unit_mean, weighed_sum
+from jepa.selective.policies.base import OfflinePolicy, unit_mean, weighed_sum
+from jepa.selective.types import Segment
 
 REPRESENTATIVES = ("midpoint", "mean", "agreement")
 _AGREEMENT = 8.0

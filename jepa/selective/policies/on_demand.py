@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from jepa.errors import InputError, check_int
-from jepa.selective.policies.base import Policy, Segment, unit_mean
+from jepa.selective.policies.base import Policy, unit_mean
 from jepa.selective.policies.wrappers import Around
+from jepa.selective.types import Segment
 
 
 class OnDemand(Around):

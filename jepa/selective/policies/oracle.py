@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jepa.errors import InputError
-from jepa.selective.policies.base import Segment
 from jepa.selective.policies.offline import Segmentation
+from jepa.selective.types import Segment
 
 
 class Oracle(Segmentation):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from jepa.errors import check_nonnegative, check_positive
-from jepa.selective.policies.base import ROUNDING, CausalPolicy, OpenSegment, RunningMean, Segment
+from jepa.selective.policies.base import ROUNDING, CausalPolicy, OpenSegment, RunningMean
+from jepa.selective.types import Segment
 
 
 class PredictionError(CausalPolicy):

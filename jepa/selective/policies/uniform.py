@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from jepa.errors import InputError, check_nonnegative, check_positive
-from jepa.selective.policies.base import CausalPolicy, OpenSegment, Segment, step_segment
+from jepa.selective.policies.base import CausalPolicy, OpenSegment, step_segment
+from jepa.selective.types import Segment
 
 _SLACK = 1e-6  # in periods: a step due by exact arithmetic is not missed for the rounding of its time
 
@@ -45,7 +46,7 @@ class Uniform(CausalPolicy):
         if check_nonnegative("phase", phase) >= 1:
             raise InputError(f"phase must be < 1, got {phase!r}")
         self.phase = phase
-        self.pool = pool
+        self.pool = self.reads_latents = pool
         self.name = "uniform_pool" if pool else "uniform"
         self.state = "2 latents: the pool's sum and last step" if pool else "1 latent: the newest step"
         self.start()

@@ -7,7 +7,8 @@ from collections import deque
 import numpy as np
 
 from jepa.errors import check_int, check_nonnegative
-from jepa.selective.policies.base import CausalPolicy, OpenSegment, Segment
+from jepa.selective.policies.base import CausalPolicy, OpenSegment
+from jepa.selective.types import Segment
 
 
 class LocalVariance(CausalPolicy):

@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from jepa.errors import InputError, check_finite, check_positive
-from jepa.selective.policies.base import CausalPolicy, Policy, Segment
+from jepa.selective.policies.base import CausalPolicy, Policy
+from jepa.selective.types import Segment
 
 _SLACK = 1e-6  # seconds: a gap that is over by exact arithmetic is not missed for the rounding of its times
 
@@ -21,7 +22,7 @@ class Around(CausalPolicy):
 
     def __init__(self, policy: Policy) -> None:
         self.policy = _causal(policy)
-        self.decodes_input = policy.decodes_input
+        self.decodes_input, self.reads_latents = policy.decodes_input, policy.reads_latents
 
     @property
     def threshold(self) -> float:
@@ -122,7 +123,7 @@ class Budget(CausalPolicy):
         self.policy = _causal(policy)
         if not hasattr(self.policy, "threshold"):
             raise InputError(f"policy must have a threshold, got {policy.name}")
-        self.decodes_input = policy.decodes_input
+        self.decodes_input, self.reads_latents = policy.decodes_input, policy.reads_latents
         self._initial = check_positive("policy.threshold", self.policy.threshold)
         self.rate_hz = check_positive("rate_hz", rate_hz)
         self.gain = check_positive("gain", gain)

@@ -30,10 +30,11 @@ from jepa.decoders.bank import CaptionBank
 from jepa.encoders.sentence import SENTENCE_ENCODER, embed_sentences
 from jepa.errors import InputError
 from jepa.evaluation.record import announce, code_version, describe_device, library_versions
-from jepa.evaluation.streams import StreamSet, density
-from jepa.evaluation.sweep import check_sweep, sweep_setting, sweeps
+from jepa.evaluation.streams import StreamSet
+from jepa.evaluation.sweep import Swept, check_sweep, sweep_families, sweep_setting
 from jepa.models.bank import BankDecoder
 from jepa.operations import OperationLedger
+from jepa.results.documents import Reference
 from jepa.studies.replay.report import REPLAY_SCHEMA, replay_summary, write_replay
 
 Embed = Callable[[Sequence[str]], Tensor]
@@ -89,8 +90,9 @@ def run(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, Pat
         InputError: before anything is embedded, for a timeline, excerpt, policies, references or a confidence that no
             replay can have.
     """
-    families = {name: family for name, family in sweeps(config["policies"]).items() if not family.selects_steps}
-    check_sweep(families, config["references"], config["confidence"])
+    families = {name: family for name, family in sweep_families(config["policies"]).items() if not family.selects_steps}
+    references = [Reference(**reference) for reference in config["references"]]
+    check_sweep(families, references, config["confidence"])
     timeline = read_timeline(
         config["timeline"]["path"],
         config["timeline"]["format"],
@@ -111,16 +113,15 @@ def run(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, Pat
             streams,
             BankDecoder(bank),
             families,
-            config["references"],
+            references,
             latent_delay=0.0,
             confidence=config["confidence"],
             seed=config["seed"],
             name=f"noise {noise:g}",
             workers=config["workers"],
         )
-        del swept["emissions"]
         right = _steps_right(streams["test"], bank)
-        levels.append({"noise": noise, "steps_right": right, **density(taken.splits["test"]), **swept})
+        levels.append({"noise": noise, "steps_right": right, **_plain(swept)})
     results = {
         "simulated": _simulated(config),
         "schema": REPLAY_SCHEMA,
@@ -136,6 +137,22 @@ def run(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, Pat
     paths = write_replay(results, Path(config["output"]))
     announce(replay_summary(results), paths)
     return paths
+
+
+def _plain(swept: Swept) -> dict[str, Any]:
+    """The sweep under the names of ``jepa.replay/1``."""
+    plain = swept.sweep.model_dump(mode="json")
+    for curve in plain["curves"].values():
+        curve["knob"] = curve.pop("parameter")
+        for point in (*curve["test"], *curve["calibration"]):
+            point["knob"] = point.pop("value")
+            if point.get("cache", 0) is None:
+                del point["cache"]
+    for saving in plain["savings"]:
+        saving["knob"], saving["saving"] = saving.pop("value"), saving.pop("ratio")
+    for row in plain["operations"]:
+        row["knob"], row["seconds_estimated"] = row.pop("value"), row.pop("estimated") is not None
+    return plain
 
 
 def _streams(records: Sequence[StreamRecord], bank: CaptionBank, noise: float, config: Mapping[str, Any]) -> StreamSet:

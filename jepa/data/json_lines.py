@@ -1,0 +1,62 @@
+"""Files of JSON objects, one a line. Every error names file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jepa.errors import InputError
+
+
+def read_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each line's number, from 1, and its object. Blank lines and a byte order mark are passed over.
+
+    Raises:
+        InputError: the file is missing ("`what` not found"), or a line is not UTF-8 or no JSON object.
+    """
+    if not path.is_file():
+        raise InputError(f"{what} not found: {path}")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                with located(f"{path}:{number}"):
+                    value = parse(line)
+                yield number, value
+
+
+def parse(text: bytes) -> dict[str, Any]:
+    """A JSON object. Raises `InputError` if the text is anything else."""
+    try:
+        value = json.loads(text.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"must be UTF-8, got byte 0x{text[error.start]:02x} at {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # a number too long for the parser, or nesting too deep
+        raise InputError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Puts `where` before the message of an `InputError`."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def check_text(name: str, value: object) -> str:
+    """The value of the field `name`. Raises `InputError` if it is no text, empty, or no valid Unicode."""
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{name} must be text that is not empty, got {value!r}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"{name} must be valid Unicode, got a lone surrogate in {value!r}") from None
+    return value

@@ -1,0 +1,81 @@
+"""Where a result comes from: the code, the libraries and the device."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from jepa import __version__
+from jepa.errors import InputError
+from jepa.results import Code, Device
+
+_LIBRARIES = (
+    *("torch", "lightning", "timm", "transformers", "peft", "torchmetrics"),
+    *("tokenizers", "safetensors", "numpy", "hydra-core"),
+)
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def device_of(accelerator: str) -> str:
+    """ "cuda" or "cpu" for an accelerator "auto", "cpu" or "gpu". Raises `InputError` for a GPU that is not there."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "cuda"
+    if accelerator == "gpu":
+        raise InputError("accelerator is gpu, but no GPU is available")
+    return "cpu"
+
+
+def announce(summary: str, paths: Mapping[str, Path]) -> None:
+    """Prints what a command found, and where it wrote it."""
+    print(summary)
+    for name, path in paths.items():
+        print(f"{name}: {path}", flush=True)
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that decide figures, by name."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}}
+
+
+def code_version() -> Code:
+    """The package's version, and the commit that it runs from in a git checkout."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD") if (root / ".git").exists() else None
+    dirty = git("status", "--porcelain", "--untracked-files=no") if commit else None
+    return Code(version=__version__, commit=commit, dirty=None if dirty is None else bool(dirty))
+
+
+def describe_device(kind: str) -> Device:
+    """The device "cpu" or "cuda" of this machine."""
+    if kind == "cuda":
+        return Device(type="cuda", name=torch.cuda.get_device_name(), threads=torch.get_num_threads())
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = models[0] if models else platform.processor() or platform.machine()
+    return Device(type="cpu", name=name, threads=torch.get_num_threads())
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,350 @@
+"""An LLM-JEPA on live requests: a session on one key/value cache, its answers as a decoder, and a cache of answers.
+
+    session = RequestSession(model)
+    cache = AnswerCache(0.03, capacity=4096, session=session)
+    during, final = follow(steps, Uniform(1000.0), session, longest=64, read=read_latent, cache=cache)
+
+The payload of a step is its request, so decoder and cache know what each latent was predicted from.
+
+E: embedding dimensions; D: width of the model.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepa.data.chat import ChatIds
+from jepa.data.pairs import Example
+from jepa.errors import InputError
+from jepa.models.llm_jepa import LLMJEPA, Request, as_example, costed
+from jepa.operations import OperationLedger, PartCount
+from jepa.selective import CacheEntry, Decoded, Emission, LatentCache, Policy, SelectiveDecoder
+
+
+class Answerer(Protocol):
+    """Answers requests: an `LLMJEPA`, or a `RequestSession` on one."""
+
+    def answer(self, requests: Sequence[Request], max_new_tokens: int) -> list[Decoded]:
+        """A greedy answer of at most `max_new_tokens` tokens to each request."""
+        ...
+
+
+class RequestDecoder:
+    """The language model's own answers, as the decoder of a `SelectiveDecoder` whose payloads are the requests.
+
+    Args:
+        model: gives the answers.
+        max_new_tokens: most tokens of an answer.
+
+    >>> class Echo:
+    ...     def answer(self, requests, max_new_tokens):
+    ...         return [Decoded(f"{request}!", tokens=2, forward_passes=2) for request in requests]
+    >>> from jepa.selective import Uniform
+    >>> selective = SelectiveDecoder(Uniform(1.0), RequestDecoder(Echo(), max_new_tokens=8))
+    >>> [emission.text for emission in selective.step(None, 0.0, payload="any digit")]
+    ['any digit!']
+    """
+
+    def __init__(self, model: Answerer, max_new_tokens: int) -> None:
+        self.model, self.max_new_tokens = model, max_new_tokens
+
+    def decode(self, latents: Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
+        """Answers to the B requests that came as payloads.
+
+        Raises:
+            InputError: a payload is no request.
+        """
+        requests = [request for request in payloads or () if isinstance(request, str | Example)]
+        if len(requests) != len(latents):
+            raise InputError("a RequestDecoder needs a request as the payload of each step, got a step without")
+        return self.model.answer(requests, self.max_new_tokens)
+
+
+class _Newest(dict[Example, ChatIds]):
+    """The 16 newest entries: a session may live for ever."""
+
+    def __setitem__(self, request: Example, ids: ChatIds) -> None:
+        super().__setitem__(request, ids)
+        if len(self) > 16:
+            del self[next(iter(self))]
+
+
+class RequestSession:
+    """An LLM-JEPA on requests that come one after another: typed word by word, or each a new one.
+
+    Encoder, predictor and answers work on one key/value cache: of each token sequence only what follows the longest
+    common beginning with the sequence before is computed, by whichever part that was. (The cache of a sliding window
+    cannot go back: such models begin anew unless a sequence goes on from the one before.) What is computed is what the
+    ledger counts.
+
+    Args:
+        model: an LLM-JEPA in evaluation mode.
+        ledger: where encoder, predictor and the verification of answers are counted; answers are returned with their
+            counts, for `SelectiveDecoder` to add.
+    """
+
+    def __init__(self, model: LLMJEPA, ledger: OperationLedger | None = None) -> None:
+        self.model = model
+        self.ledger = OperationLedger() if ledger is None else ledger
+        self._stop = set(model.tokenizer.stop_ids)
+        self._crops = not (model.language.mixed_layers or model.language.windowed)
+        self._encoded: dict[Example, ChatIds] = _Newest()
+        self._held: list[int] = []  # the tokens whose keys and values are in the cache
+        self._cache: Any = None
+        self._begun: tuple[Example, list[int]] | None = None  # the last request verified, and how its answer begins
+
+    def state(self, request: Request) -> np.ndarray:
+        """X-Encoder: the state of a request's last token (D,) float32, L2-normalised."""
+        pair = as_example(request)
+        return self._state(pair, self._encode(pair))
+
+    def predict(self, request: Request) -> np.ndarray:
+        """X-Encoder and Predictor: the predicted embedding (E,) float32, L2-normalised."""
+        pair, own = as_example(request), self.model.predictor_ids
+        states = self._encode(pair)
+        if own and self.model.predictor.placement == "append":
+            states = self._run("predictor", [*self._ids(pair).prompt, *own], calls=1)
+        else:
+            self.ledger.count("predictor", calls=1)
+        return self._latent(pair, states)
+
+    def agrees(self, request: Request, text: str, tolerance: float = 0.0) -> bool:
+        """Whether `text` may stand as the answer to a request: one forward pass over it, counted as the decoder's.
+
+        It may if none of its tokens, its end included, has a log-probability more than `tolerance` (nats) below that of
+        the likeliest token in its place: with 0 exactly if the model would answer so itself. If not, `answer` goes on
+        from the first token that differs from the model's own, so that the pass is not lost.
+        """
+        pair = as_example(request)
+        return self.worst_gap(pair, self._draft(pair, text)) <= tolerance
+
+    def worst_gap(self, request: Request, draft: list[int]) -> float:
+        """How far the worst token of a draft (its end included) lies below the likeliest in its place, in nats."""
+        pair = as_example(request)
+        states = self._run("decoder", [*self._prompt(pair), *draft[:-1]], last=len(draft), logits=len(draft))
+        gap, own = self._judge(pair, draft, states)
+        self._begun = (pair, own[: common_length(draft, own) + 1])
+        return gap
+
+    def answer(self, requests: Sequence[Request], max_new_tokens: int) -> list[Decoded]:
+        """The model's own greedy answers, one after the other; tokens known from `agrees` are not generated again."""
+        return [self._answer(as_example(request), max_new_tokens) for request in requests]
+
+    def _answer(self, pair: Example, max_new_tokens: int) -> Decoded:
+        known, begun = self._begun or (None, [])
+        row = begun[:max_new_tokens] if known == pair else []
+        prompt, start, cost = self._prompt(pair), len(row), PartCount()
+        while len(row) < max_new_tokens and not (row and row[-1] in self._stop):
+            states, more = self._extend([*prompt, *row], last=1, logits=1)
+            row = [*row, self._next(pair, row, states)]
+            cost += more
+        return costed(self._text(row), len(row) - start, cost)
+
+    def _encode(self, pair: Example) -> Tensor | None:
+        before = self.model.predictor_ids if self.model.predictor.placement == "prepend" else []
+        return self._run("encoder", [*before, *self._ids(pair).prompt], calls=1)
+
+    def _run(self, part: str, ids: list[int], *, calls: int = 0, last: int = 1, logits: int = 0) -> Tensor | None:
+        """One pass, counted: the states (n, D) of at least the `last` tokens."""
+        with self.ledger.timed(part):
+            states, cost = self._extend(ids, last, logits)
+        self.ledger.add(part, PartCount(calls=calls) + cost)
+        return states
+
+    def _extend(self, ids: list[int], last: int, logits: int) -> tuple[Tensor | None, PartCount]:
+        """States (n, D) of the tokens that are not held, at least the `last`, and what the pass takes."""
+        kept = min(common_length(ids, self._held), len(ids) - last)
+        if kept < len(self._held) and not self._crops:
+            kept = 0
+        states = self._compute(ids, kept)
+        self._held = ids
+        return states, self.model.pass_cost(len(ids) - kept, len(ids), logits)
+
+    def _ids(self, pair: Example) -> ChatIds:
+        if pair not in self._encoded:
+            self._encoded[pair] = self.model.tokenizer.encode([pair])[0]
+        return self._encoded[pair]
+
+    def _prompt(self, pair: Example) -> list[int]:
+        """What the answer follows."""
+        return self._ids(pair).given
+
+    def _draft(self, pair: Example, text: str) -> list[int]:
+        """A text as the answer to a request, with its end of turn."""
+        ids = self._ids(replace(pair, completion=text))
+        return list(ids.completion[ids.opening :])
+
+    # What is computed, and what is read from it: a session that remembers answers for an evaluation replaces these.
+
+    @torch.no_grad()
+    def _compute(self, ids: list[int], kept: int) -> Tensor | None:
+        if kept == 0:
+            self._cache = None
+        elif kept < len(self._held):
+            self._cache.crop(kept - len(self._held))  # negative: how many to remove
+        tokens = torch.tensor([ids], device=self.model.device)
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        states, self._cache = self.model.language.extend(tokens[:, kept:], mask, self._cache)
+        return states[0]
+
+    def _state(self, pair: Example, states: Any) -> np.ndarray:
+        return _unit(states[-1])
+
+    def _latent(self, pair: Example, states: Any) -> np.ndarray:
+        return _unit(states[-1])
+
+    @torch.no_grad()
+    def _judge(self, pair: Example, draft: list[int], states: Any) -> tuple[float, list[int]]:
+        """How far the worst token of a draft lies below the likeliest in its place (nats), and the likeliest ones."""
+        scores = self.model.language.logits(states[-len(draft) :]).log_softmax(-1)
+        best, own = scores.max(-1)
+        given = scores.gather(1, torch.tensor(draft, device=scores.device)[:, None])[:, 0]
+        return float((best - given).max()), own.tolist()
+
+    @torch.no_grad()
+    def _next(self, pair: Example, row: list[int], states: Any) -> int:
+        """The token that follows `row` in the answer."""
+        return int(self.model.language.logits(states[-1]).argmax())
+
+    def _text(self, row: list[int]) -> str:
+        return self.model.tokenizer.decode([row])[0]
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences have in common from their beginning.
+
+    >>> common_length([1, 2, 3], [1, 2, 4, 5])
+    2
+    """
+    for index, (first, second) in enumerate(zip(one, other, strict=False)):
+        if first != second:
+            return index
+    return min(len(one), len(other))
+
+
+def _unit(state: Tensor) -> np.ndarray:
+    return np.asarray(F.normalize(state.float(), dim=-1).cpu())
+
+
+class AnswerCache(LatentCache):
+    """A latent cache of answers that may also know a request by its words, and ask the model about what it finds.
+
+    A request whose `name` was answered before gets that answer at once. Otherwise the nearest latent within `threshold`
+    offers its answer, which the model, if there is a `session`, may refuse (`RequestSession.agrees`). The request is
+    the payload of the segment.
+
+    Args:
+        threshold: as of `LatentCache`.
+        capacity: as of `LatentCache`; as many names are held.
+        name: what makes two requests one; None: nothing does.
+        session: verifies an answer from a near latent; None: it is taken.
+        tolerance: of the verification, in nats.
+
+    >>> cache = AnswerCache(-1.0, capacity=8, name=lambda request: request.prompt)
+    >>> request = Example("any digit", "", None)
+    >>> entry, hit = cache.look_up(np.ones(1, dtype=np.float32), request)
+    >>> hit, cache.knows(request)
+    (False, True)
+    """
+
+    def __init__(
+        self,
+        threshold: float,
+        capacity: int,
+        *,
+        name: Callable[[Example], str] | None = None,
+        session: RequestSession | None = None,
+        tolerance: float = 0.0,
+    ) -> None:
+        super().__init__(threshold, capacity)
+        self.name, self.session, self.tolerance = name, session, tolerance
+
+    def clear(self) -> None:
+        super().clear()
+        self._named: OrderedDict[str, CacheEntry] = OrderedDict()
+
+    def knows(self, request: Example) -> bool:
+        """Whether the request is known by name, so that its latent is not needed."""
+        return self.name is not None and self.name(request) in self._named
+
+    def look_up(self, latent: np.ndarray, payload: object | None = None) -> tuple[CacheEntry, bool]:
+        if not isinstance(payload, Example):
+            raise InputError(f"an AnswerCache needs the request as the payload of each step, got {payload!r}")
+        if self.name is None:
+            return self._near(latent, payload)
+        name, hit = self.name(payload), self.knows(payload)
+        if hit:
+            entry = self._named[name]
+        else:
+            entry, hit = self._near(latent, payload)
+        self._named[name] = entry
+        self._named.move_to_end(name)
+        if len(self._named) > self.capacity:
+            self._named.popitem(last=False)
+        return entry, hit
+
+    def discard(self, entries: Iterable[CacheEntry]) -> None:
+        lost = set(entries)
+        super().discard(lost)
+        for name in [name for name, entry in self._named.items() if entry in lost]:
+            del self._named[name]
+
+    def _near(self, latent: np.ndarray, request: Example) -> tuple[CacheEntry, bool]:
+        entry, near = super().look_up(latent)
+        if not near or self.session is None or entry.decoded is None:
+            return entry, near
+        if self.session.agrees(request, entry.decoded.text, self.tolerance):
+            return entry, True
+        return self._add(latent), False
+
+
+Read = Callable[[RequestSession, Example], np.ndarray]
+
+
+def follow(
+    steps: Iterable[tuple[Example, float]],
+    policy: Policy,
+    session: RequestSession,
+    longest: int,
+    read: Read | None,
+    reader: RequestSession | None = None,
+    cache: LatentCache | None = None,
+) -> tuple[list[Emission], list[Emission]]:
+    """One stream through a `SelectiveDecoder`: what is emitted while it runs, and at its end.
+
+    A request that an `AnswerCache` knows by its words is not read, if the policy can do without.
+
+    Args:
+        steps: requests and their times.
+        policy: of this stream.
+        session: answers, and counts.
+        longest: most tokens of an answer.
+        read: gives the latent of a request; None: the policy reads no latents.
+        reader: the session that `read` is called with, where it is another model's.
+        cache: of this stream.
+    """
+    selective = SelectiveDecoder(policy, RequestDecoder(session, longest), session.ledger, cache=cache)
+    emissions: list[Emission] = []
+    for request, time in steps:
+        known = not policy.reads_latents and isinstance(cache, AnswerCache) and cache.knows(request)
+        latent = None if read is None or known else read(reader or session, request)
+        emissions += selective.step(latent, time, payload=request)
+    return emissions, selective.finish()
+
+
+def read_latent(session: RequestSession, request: Example) -> np.ndarray:
+    """The predicted embedding of a request's answer (E,), of unit norm."""
+    return session.predict(request)
+
+
+def read_state(session: RequestSession, request: Example) -> np.ndarray:
+    """The encoder's last state (D,), of unit norm."""
+    return session.state(request)
