@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from jepa.metrics import Interval
 from jepa.report.blocks import NONE
-from jepa.results import Code, Device, Ratio
+from jepa.results import Code, Device, Interval, Ratio
 
 UNCOUNTED = "not counted"
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))

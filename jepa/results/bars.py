@@ -35,9 +35,9 @@ class NotMetError(Exception):
     """A document does not reach its bar. The message is one line with the measured figure."""
 
 
-def _ends(value: float, low: float | None, high: float | None, digits: int = 2, sign: str = "") -> str:
+def _ends(value: float, low: float | None, high: float | None, digits: int = 2, sign: str = "", unit: str = "") -> str:
     """A value with its interval."""
-    shown = f"{value:{sign}.{digits}f}"
+    shown = f"{value:{sign}.{digits}f}{unit}"
     if low is None:
         return f"{shown}, one seed"
     upper = "on" if high is None else f"to {high:{sign}.{digits}f}"
@@ -52,7 +52,7 @@ def _saving(setting: Setting) -> Measured:
     if warning := without_contrast(setting):
         return Measured(None, None, warning)
     ratio = best.ratio
-    words = f"{_ends(ratio.value, ratio.low, ratio.high)}, by {point_name(setting, best.policy, best.value)}"
+    words = f"{_ends(ratio.value, ratio.low, ratio.high, unit='×')}, by {point_name(setting, best.policy, best.value)}"
     return Measured(ratio.value, ratio.low, words)
 
 
@@ -73,7 +73,7 @@ def _compute_saving(setting: Setting) -> Measured:
     if warning := without_contrast(setting):
         return Measured(None, None, warning)
     ratio, row = max(found, key=lambda pair: pair[0])
-    return Measured(ratio, None, f"{ratio:.2f}, by {point_name(setting, row.policy, row.value)}")
+    return Measured(ratio, None, f"{ratio:.2f}×, by {point_name(setting, row.policy, row.value)}")
 
 
 def _difference(name: Literal["quality_difference", "temporal_f1_difference"]) -> Callable[[Setting], Measured]:

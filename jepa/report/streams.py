@@ -1,0 +1,386 @@
+"""The report of policies swept over a VL-JEPA's streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+from matplotlib.figure import Figure as Drawing
+
+from jepa.report import checkpoint, figures, sweep_figures, sweep_tables
+from jepa.report import format as fmt
+from jepa.report.blocks import (
+    ESTIMATED,
+    MEASURED,
+    NONE,
+    Block,
+    Claim,
+    Colours,
+    Column,
+    Columns,
+    Definitions,
+    Details,
+    Figure,
+    Heading,
+    Report,
+    Table,
+    Text,
+    table,
+)
+from jepa.report.timeline import draw_timeline, timeline, timeline_height
+from jepa.results import Decode, Event, Saving, Setting, StreamResults, analysis
+
+Settings = Mapping[str, Setting]
+
+VOID = "void"  # a saving where quality does not depend on decoding
+_SUMMARY_ROWS = 14  # of policies, over all settings of the summary
+
+
+def report(results: StreamResults) -> Report:
+    """The blocks of a document."""
+    settings = results.settings
+    blocks: list[Block] = [Columns([[claim(name, setting)] for name, setting in settings.items()])]
+    for section in (_curves, _timelines, _savings, _compute, _quality, _operations, _cache):
+        blocks += section(settings)
+    blocks += checkpoint.blocks(results)
+    blocks += [Heading("What is measured and how"), Definitions(_NOTES)]
+    return Report(
+        title=f"{results.name}: selective decoding against uniform decoding",
+        kicker=f"{results.created} · seed {results.seed}",
+        summary=_summary(results),
+        blocks=blocks,
+        overview=partial(_overview, settings),
+        footer=f"Measured on {results.device.name} ({results.device.type}). The figures of this page are those of the "
+        "results document beside it.",
+    )
+
+
+# --- Claims.
+
+
+def claim(name: str, setting: Setting) -> Claim:
+    """What the best causal policy saves at equal quality, or, in plain words, that it does not; and compute."""
+    return Claim(f"{name} streams", *_decodes_claim(setting), *_compute_claim(setting))
+
+
+def _decodes_claim(setting: Setting) -> tuple[str, str, str]:
+    first, best = analysis.headline_savings(setting)[0], analysis.best_causal(setting)
+    reference = f"{analysis.wanted_name(setting, first)} (CIDEr-D {fmt.quality(first.reference_quality)})"
+    missed = f"No causal policy reaches the quality of {reference}."
+    if best is None or best.value is None:
+        reasons = sorted({row.reason for row in analysis.headline_savings(setting) if row.value is None} - {""})
+        listed = f" ({'; '.join(reasons)})" if reasons else ""
+        return "not reached", missed, f"No operating point qualified on the calibration streams{listed}."
+    name = analysis.point_name(setting, best.policy, best.value)
+    at = (
+        f"CIDEr-D {fmt.quality(best.quality)}, difference {fmt.difference(best.quality_difference)}; merged temporal "
+        f"F1 {fmt.difference(best.temporal_f1_difference)}; {fmt.rate(best.decodes_per_second)} against "
+        f"{fmt.rate(best.reference_decodes_per_second)} decodes per second"
+    )
+    ratio = best.ratio
+    if not best.reached or ratio is None:
+        return "not reached", missed, f"{name} comes closest: {at}."
+    words = "fewer decoder calls" if ratio.value >= 1 else "the saving in decoder calls, so more of them,"
+    figure = fmt.factor(ratio.value)
+    text = f"{words} at the quality of {reference}, 95 % interval {fmt.bounds(ratio)}."
+    if warning := analysis.without_contrast(setting):
+        return VOID, warning, f"{figure} {text} {name}: {at}."
+    return figure, text, f"{name}: {at}."
+
+
+def _compute_claim(setting: Setting) -> tuple[str, str]:
+    lean = analysis.leanest(setting)
+    row = analysis.leanest(setting, kept=True) or lean
+    if row is None or lean is None:
+        return fmt.UNCOUNTED, "FLOPs end to end were not counted for the reference and another operating point."
+    ratios = analysis.operations_ratio(setting, row)
+    ratio, level = ratios.flops or 0.0, analysis.point(setting, row).cider_d.value
+    words = "fewer FLOPs end to end" if ratio >= 1 else "the saving in FLOPs end to end, so more of them,"
+    lost = analysis.headline_savings(setting)[0].reference_quality - level
+    kept = "quality is kept"
+    if lost > 0:
+        kept = f"{fmt.percent(lost / (level + lost))} of the quality is lost"
+    elif not analysis.qualified(setting, row):
+        kept = "no saving at equal quality, since only the test streams, not the calibration streams, chose this point"
+    text = (
+        f"{words}, encoder and predictor included, at most: {analysis.point_name(setting, row.policy, row.value)}, "
+        f"which needs {analysis.needs(setting.curves[row.policy])}; {kept}: CIDEr-D {fmt.quality(level)}, difference "
+        f"{fmt.difference(analysis.quality_difference(setting, row))}"
+    )
+    if ratios.seconds:
+        text += f"; saving in wall time: {fmt.factor(ratios.seconds)}{' (estimated)' * (row.estimated is not None)}"
+    text += "."
+    if lean is not row:
+        saved = fmt.factor(analysis.operations_ratio(setting, lean).flops)
+        text += (
+            f" Leaner still, without a saving at equal quality: {saved} by "
+            f"{analysis.point_name(setting, lean.policy, lean.value)}, CIDEr-D difference "
+            f"{fmt.difference(analysis.quality_difference(setting, lean))}."
+        )
+    warning = analysis.without_contrast(setting)
+    return (VOID, f"{warning} {fmt.factor(ratio)} {text}") if warning else (fmt.factor(ratio), text)
+
+
+# --- The summary of a terminal.
+
+
+def _summary(results: StreamResults) -> list[Block]:
+    """For each setting the claim and its main policies; then the scores of the checkpoint."""
+    blocks: list[Block] = []
+    rows = max(_SUMMARY_ROWS // len(results.settings), 2)
+    for name, setting in results.settings.items():
+        figure, text, _ = _decodes_claim(setting)
+        blocks += [Claim(f"{name} streams", figure, text), Text(""), _summary_table(setting, rows), Text("")]
+    return [*blocks, Text(checkpoint.in_words(results.scores))]
+
+
+def _summary_table(setting: Setting, count: int) -> Table:
+    """The most telling policies against the headline reference."""
+    savings = {row.policy: row for row in analysis.headline_savings(setting)}
+    shown = [savings[policy] for policy in analysis.prominent(setting) if policy in savings][:count]
+    flops = {(row.policy, row.value): analysis.operations_ratio(setting, row).flops for row in setting.operations}
+    left = len(savings) - len(shown)
+
+    def name(row: Saving) -> str:
+        curve = setting.curves[row.policy]
+        return analysis.label(curve) + ("" if curve.causal or curve.oracle else " (offline)")
+
+    def at(row: Saving) -> str:
+        return NONE if row.value is None else analysis.operating_point(setting.curves[row.policy], row.value)
+
+    columns: list[Column[Saving]] = [
+        Column(f"policy ({left} more in the report)" if left else "policy", name, words=True),
+        Column("at", at, words=True),
+        Column("CIDEr-D", lambda row: fmt.quality(row.quality)),
+        Column("decoder calls saved", lambda row: fmt.saving(row.ratio) if row.reached else "not reached"),
+        Column("FLOPs saved", lambda row: fmt.factor(flops.get((row.policy, row.value or 0.0)))),
+    ]
+    return table("", columns, [("", shown)])
+
+
+# --- Sections, each with a part for every setting.
+
+
+def setting_facts(setting: Setting) -> str:
+    """The streams of a setting in one sentence."""
+    streams = setting.streams
+    return (
+        f"{setting.step_rate_hz:.3g} latents and {setting.events_per_second:.3g} events per second, mean event "
+        f"{setting.mean_event_seconds:.3g} s, {setting.repeated_events:.0%} of the events repeat an earlier one; "
+        f"measured on {streams.test} streams of {streams.seconds_each:.4g} s, operating points chosen on "
+        f"{streams.calibration} others."
+    )
+
+
+def _curves(settings: Settings) -> list[Block]:
+    note = (
+        "Each point is one value of a policy's parameter, measured on the test streams. The bands of the reference and "
+        "of the best causal policy are 95 % bootstrap intervals over streams. The dashed line is the quality to keep. "
+        "A ring marks the operating point chosen on the calibration streams, a cross one that falls short on the test "
+        "streams. Grey lines are the other policies: point at one for its name; the tables have them all."
+    )
+    columns: list[list[Block]] = []
+    for place, (name, setting) in enumerate(settings.items()):
+        title = f"CIDEr-D against decodes per second of {len(setting.curves)} policies on {name} streams"
+        caption = f"{setting.description.rstrip('.')}: {setting_facts(setting)}"
+        drawn = Figure(f"curves-{place}", title, partial(sweep_figures.curves, settings, name), caption)
+        columns.append([Heading(name, 3), drawn])
+    return [Heading("Quality against operations", evidence=(MEASURED,)), Text(note, "lede"), Columns(columns)]
+
+
+def _timelines(settings: Settings) -> list[Block]:
+    note = (
+        "Grey bars are the annotated events. A coloured bar is the segment that one decode stands for, the tick below "
+        "it the moment of the decode. An outlined bar took no decoder call: its text came from a cache or a bank. Text "
+        "is cut to its bar; point at it to read it in full."
+    )
+    blocks: list[Block] = [Heading("One stream", evidence=(MEASURED,)), Text(note, "lede")]
+    for place, (name, setting) in enumerate(settings.items()):
+        stream, shown = setting.timeline, analysis.timeline_decodes(setting)
+        title = (
+            f"{len(stream.events)} events of stream {stream.video_id} over {stream.duration:.0f} seconds and the "
+            f"decodes of {len(shown)} policies"
+        )
+        counts = ", ".join(
+            f"{sum(decode.source == 'decoder' for decode in decodes)} of {len(decodes)} by "
+            f"{analysis.label(setting.curves[policy])}"
+            for policy, decodes in shown.items()
+        )
+        caption = f"{stream.video_id}: {len(stream.events)} events; texts from the decoder: {counts or NONE}."
+        drawn = Figure(f"timeline-{place}", title, partial(timeline, settings, name), caption, wide=True)
+        details = Details("Every event with the nearest decode of each policy", [timeline_table(setting)])
+        blocks += [Heading(name, 3), drawn, details]
+    return blocks
+
+
+def timeline_table(setting: Setting) -> Table:
+    """Each event of the timeline beside the decode of each policy that is nearest in time to its middle."""
+
+    def nearest(policy: str, decodes: Sequence[Decode]) -> Column[Event]:
+        def cell(event: Event) -> str:
+            middle = (event.start + event.end) / 2
+            best = min(decodes, key=lambda decode: abs(decode.time - middle), default=None)
+            return NONE if best is None else best.text
+
+        return Column(analysis.label(setting.curves[policy]), cell, words=True)
+
+    columns: list[Column[Event]] = [
+        Column("time", lambda event: f"{event.start:.1f}–{event.end:.1f} s", words=True),
+        Column("event", lambda event: event.text, words=True),
+        *(nearest(policy, decodes) for policy, decodes in analysis.timeline_decodes(setting).items()),
+    ]
+    return table("Events and decodes", columns, [("", setting.timeline.events)])
+
+
+def _savings(settings: Settings) -> list[Block]:
+    note = (
+        "Reference over policy, in decoder calls per second, where the policy is at least as good on the test streams; "
+        "95 % intervals in brackets."
+    )
+    blocks: list[Block] = [Heading("Savings at equal quality", evidence=(MEASURED,)), Text(note, "lede")]
+    for name, setting in settings.items():
+        colours = sweep_tables.colours_of(settings, name)
+        blocks += [
+            Heading(name, 3),
+            sweep_tables.savings_table(setting, colours),
+            Heading("All references and tolerances", 4),
+            Text(sweep_tables.MATRIX_NOTE, "note"),
+            sweep_tables.matrix_table(setting, colours),
+        ]
+    return blocks
+
+
+_Show = Callable[[str, Setting, Mapping[str, int]], Sequence[Block]]
+
+
+def _where_recorded(settings: Settings, show: _Show) -> Iterable[Block]:
+    """The blocks of each setting, or words where no operations were recorded."""
+    for name, setting in settings.items():
+        yield Heading(name, 3)
+        colours = sweep_tables.colours_of(settings, name)
+        yield from show(name, setting, colours) if setting.operations else [Text("None were recorded.")]
+
+
+def _timed(settings: Settings) -> tuple[str, ...]:
+    """Whether wall times are all measured, or some of them estimated."""
+    rows = [row for setting in settings.values() for row in setting.operations]
+    return (MEASURED, ESTIMATED) if any(row.estimated is not None for row in rows) else (MEASURED,)
+
+
+def _compute(settings: Settings) -> list[Block]:
+    def show(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
+        place, reference = list(settings).index(name), analysis.reference_name(setting)
+        facts = sweep_tables.operations_facts(setting)
+        parts: list[list[Block]] = []
+        chains: list[list[Block]] = []
+        for measure, words in sweep_figures.UNITS.items():
+            title = f"{words} of the parts at {len(setting.operations)} operating points on {name} streams"
+            draw = partial(sweep_figures.operations, settings, name, measure)
+            caption = f"{words} of each part. {facts}; × is the saving against {reference}."
+            parts.append([Figure(f"{measure}-{place}", title, draw, caption)])
+            if analysis.optimisation_chain(setting, measure):
+                title = f"{words} that each optimisation takes off uniform decoding on {name} streams"
+                caption = f"{words}, one optimisation after the other. {sweep_tables.CHAIN_NOTE}"
+                chain = partial(sweep_figures.chain, setting, measure)
+                chains.append([Figure(f"optimisations-{measure}-{place}", title, chain, caption)])
+        return [Columns([*parts, *chains]), sweep_tables.compute_table(setting, colours)]
+
+    note = "What detector, encoder, predictor, decoder and cache take at each operating point, and the savings."
+    start: list[Block] = [
+        Heading("Compute", evidence=_timed(settings)),
+        Text(note, "lede"),
+        Text(sweep_tables.COMPUTE_NOTE, "note"),
+    ]
+    return [*start, *_where_recorded(settings, show)]
+
+
+def _quality(settings: Settings) -> list[Block]:
+    def show(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
+        return [sweep_tables.quality_table(setting, colours)]
+
+    note = "What the texts of each operating point are worth as a description of the stream, and how late they are."
+    start: list[Block] = [
+        Heading("Stream quality", evidence=(MEASURED,)),
+        Text(note, "lede"),
+        Text(sweep_tables.QUALITY_NOTE, "note"),
+    ]
+    return [*start, *_where_recorded(settings, show)]
+
+
+def _operations(settings: Settings) -> list[Block]:
+    def show(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
+        facts = Text(f"{sweep_tables.operations_facts(setting)}.")
+        return [facts, sweep_tables.operations_table(setting, colours)]
+
+    note = "What was counted and timed while the test streams ran."
+    start: list[Block] = [Heading("Operations", evidence=_timed(settings)), Text(note, "lede")]
+    return [*start, *_where_recorded(settings, show)]
+
+
+def _cache(settings: Settings) -> list[Block]:
+    cached = {name: setting for name, setting in settings.items() if sweep_tables.has_cache(setting)}
+    if not cached:
+        return []
+    blocks: list[Block] = [Heading("Cache", evidence=(MEASURED,)), Text(sweep_tables.CACHE_NOTE, "note")]
+    for name, setting in cached.items():
+        blocks += [Heading(name, 3), sweep_tables.cache_table(setting, sweep_tables.colours_of(settings, name))]
+    return blocks
+
+
+_NOTES = (
+    (
+        "Saving at equal quality",
+        "Each policy has one parameter. Its cheapest value that keeps the quality of the reference is chosen on the "
+        "calibration streams. Quality and decodes are measured on the test streams, which have no part in the choice. "
+        "The saving is the reference's decodes per second over the policy's. It counts as reached only if the policy's "
+        "quality on the test streams is at least the reference's, with no tolerance. Intervals are 95 % bootstrap "
+        "intervals over streams, policy and reference paired.",
+    ),
+    (
+        "Quality",
+        "CIDEr-D of the decode nearest in time to each annotated event, averaged over all events. All policies share "
+        "one pool of n-gram frequencies. Matching the nearest decode does not punish a redundant one, so quality is "
+        "always shown against the number of decodes.",
+    ),
+    (
+        "Decoder calls are not compute",
+        "Unless a policy selects steps, encoder and predictor run at every step. A saving in decoder calls therefore "
+        "saves less end to end; the compute table shows both. Decodes per second are decoder calls: the answer of a "
+        "cache is none.",
+    ),
+    (
+        "Causal, offline, upper bound",
+        "A causal policy needs only the past and decides within its stated latency. An offline policy needs the whole "
+        "stream before it decodes anything: for live streams it is a yardstick, not a competitor. An oracle is told "
+        "the annotated boundaries: it is no method, but an upper bound of better segments.",
+    ),
+    (
+        "Chance",
+        "The score of guessing among the candidates; for a mixture of questions, averaged over the questions asked.",
+    ),
+)
+
+
+# --- The picture.
+
+
+def _overview(settings: Settings, colours: Colours) -> Drawing:
+    """The curves of all settings above the timeline of the first one."""
+    names = list(settings)
+    heights = (460.0, 40.0, timeline_height(settings[names[0]]))
+    width = 1200.0
+    figure = figures.sized(width, sum(heights))
+    figure.set_facecolor(colours["surface"])
+    upper, between, lower = figure.subfigures(3, 1, squeeze=False, height_ratios=heights).flat
+    for part in (upper, between, lower):
+        part.set_facecolor(colours["surface"])
+    panels = upper.subplots(1, len(names), squeeze=False)[0]
+    upper.subplots_adjust(0.045, 0.11, 1 - figures.NAMES / width, 0.83, wspace=0.52)
+    style = figures.heading(colours)
+    for axes, name in zip(panels, names, strict=True):
+        sweep_figures.draw_curves(axes, settings, name, colours)
+        above = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        axes.annotate(figures.short(f"{name} streams", 350), (0, 1), (0, 34), **above, **style)
+    between.text(0.045, 0.5, figures.short(f"One of the {names[0]} streams", 700), **style)
+    draw_timeline(lower, settings, names[0], colours, width, margin=0.045 * width)
+    return figure

@@ -1,0 +1,286 @@
+"""Tables of swept policies. Each column is its title beside the function that writes a cell: a new one is one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from jepa.report import format as fmt
+from jepa.report.blocks import EST, NONE, Column, Table, table
+from jepa.report.sweep_figures import flops_unit, series_of
+from jepa.results import (
+    ESTIMATED_PARTS,
+    PARTS,
+    Area,
+    CacheResult,
+    Operations,
+    Saving,
+    Sweep,
+    TestPoint,
+    analysis,
+)
+
+MATRIX_NOTE = (
+    "Saving in decoder calls against each reference, with its 95 % interval over streams. −2 %, say: that share of the "
+    "quality may be lost. Square brackets: missed on the test streams. –: no operating point. *: merged temporal F1 is "
+    "lower than the reference's. Curves: CIDEr-D above or below the curve of the first reference, averaged over the "
+    "logarithm of decodes per second, where both curves are."
+)
+COMPUTE_NOTE = (
+    "A saving is the reference's figure over the policy's, per second of stream. FLOPs and wall time count all parts "
+    "and the cache, end to end. A policy that does not select steps is charged with encoding every step, and so is the "
+    "reference. Break-even: the steps per second up to which encoding costs no more FLOPs than the saved decodes, "
+    "(decoder and cache FLOPs per second of the reference − of the policy) / (encoder and predictor FLOPs per step). "
+    "Wall time is compared only where one device encoded and decoded. est.: the mean wall time of a call times the "
+    "calls, where steps were selected."
+)
+CHAIN_NOTE = (
+    "Each bar is a ledger of its own, so joint savings are measured, not multiplied; beside it the CIDEr-D. Equal "
+    "lengths are equal factors."
+)
+QUALITY_NOTE = (
+    "Temporal F1: emissions matched one to one with events at an overlap (IoU) of at least 0.5; merged: after "
+    "neighbouring repeats became one. SODA_c: the best matching in order of time, by overlap and text. Its similarity "
+    "of texts is a tenth of CIDEr-D, not METEOR, so it does not compare with published figures. TimRedun: how far the "
+    "number of emissions per event is from 1. TimCover: fraction of the events with an emission. All are means over "
+    "the test streams. Latency: from the start of a segment until its text is known."
+)
+CACHE_NOTE = (
+    "A look-up is wrong if it hits and its text differs from the decoder's for the same latent, which was decoded to "
+    "check. The error is the fraction of wrong look-ups on the test streams. The threshold was calibrated on the other "
+    "streams. A caption bank holds texts decoded on half of those, which are not counted, and was calibrated on the "
+    "other half."
+)
+
+
+def colours_of(sweeps: Mapping[str, Sweep], name: str) -> dict[str, int]:
+    """The name of a policy -> the number of its colour, for the dots of a table."""
+    series, curves = series_of(sweeps), sweeps[name].curves
+    return {analysis.label(curve): series[policy] for policy, curve in curves.items() if policy in series}
+
+
+def _at(sweep: Sweep, policy: str, value: float | None) -> str:
+    return NONE if value is None else analysis.operating_point(sweep.curves[policy], value)
+
+
+def _of_operations(
+    title: str, sweep: Sweep, columns: list[Column[Operations]], colours: Mapping[str, int] | None, group: str = ""
+) -> Table:
+    """A row for each operating point whose operations were recorded."""
+    named: list[Column[Operations]] = [
+        Column("policy", lambda row: analysis.label(sweep.curves[row.policy]), words=True),
+        Column("operating point", lambda row: _at(sweep, row.policy, row.value), words=True),
+    ]
+    return table(title, [*named, *columns], [(group, sweep.operations)], colours)
+
+
+# --- Savings in decoder calls.
+
+
+def savings_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+    """Every policy against the headline reference."""
+    savings = analysis.headline_savings(sweep)
+    first = savings[0]
+    columns: list[Column[Saving]] = [
+        Column("policy", lambda row: analysis.label(sweep.curves[row.policy]), words=True),
+        Column("needs", lambda row: analysis.needs(sweep.curves[row.policy]), words=True),
+        Column("operating point", lambda row: _at(sweep, row.policy, row.value), words=True),
+        Column("saving", _outcome),
+        Column("CIDEr-D", lambda row: fmt.quality(row.quality)),
+        Column("difference", lambda row: fmt.difference(row.quality_difference)),
+        Column("decodes/s", lambda row: fmt.rate(row.decodes_per_second)),
+        Column("merged temporal F1, difference", lambda row: fmt.difference(row.temporal_f1_difference)),
+    ]
+    group = (
+        f"against {analysis.wanted_name(sweep, first)}: CIDEr-D {fmt.quality(first.reference_quality)}, "
+        f"{fmt.rate(first.reference_decodes_per_second)} decodes/s"
+    )
+    return table("Savings", columns, [(group, savings)], colours)
+
+
+def _outcome(row: Saving) -> str:
+    """The saving, or why there is none."""
+    if row.value is None:
+        return f"not reached: {row.reason}" if row.reason else "not reached"
+    return fmt.saving(row.ratio) if row.reached else f"not reached; {fmt.saving(row.ratio)} at lower quality"
+
+
+def matrix_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+    """A row for each policy, a column for each reference and tolerance; then the area between the curves."""
+    verdicts: dict[str, dict[str, str]] = {}
+    for row in sweep.savings:
+        verdicts.setdefault(analysis.wanted_name(sweep, row), {})[row.policy] = _verdict(row)
+
+    def against(wanted: str) -> Column[str]:
+        return Column(wanted, lambda policy: verdicts[wanted].get(policy, NONE))
+
+    def area(policy: str) -> Area:
+        return sweep.areas.get(policy, Area(difference=None, low_rate=None, high_rate=None))
+
+    columns: list[Column[str]] = [
+        Column("policy", lambda policy: analysis.label(sweep.curves[policy]), words=True),
+        *map(against, verdicts),
+        Column("curves, CIDEr-D", lambda policy: fmt.difference(area(policy).difference)),
+        Column("at decodes/s", lambda policy: _range(area(policy))),
+    ]
+    return table("All references and tolerances", columns, [("", sweep.curves)], colours)
+
+
+def _range(area: Area) -> str:
+    return NONE if area.low_rate is None else f"{area.low_rate:.3g}–{area.high_rate:.3g}"
+
+
+def _verdict(row: Saving) -> str:
+    if row.value is None or row.temporal_f1_difference is None:
+        return NONE
+    ratio, opening, ends = fmt.saving(row.ratio).partition(" (")
+    verdict = ratio + "*" * (row.temporal_f1_difference.value < 0) + opening + ends
+    return verdict if row.reached else f"[{verdict}]"
+
+
+# --- Operations.
+
+
+def compute_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+    """FLOPs per second of stream of each part at each operating point, and the savings end to end."""
+    scale, unit = flops_unit(sweep)
+
+    def per_second(row: Operations, amount: float | None, scale: float = 1.0) -> str:
+        if amount is None:
+            return fmt.UNCOUNTED
+        return fmt.significant(amount / row.ledger.stream_seconds / scale) if row.ledger.stream_seconds else NONE
+
+    def part(name: str) -> Column[Operations]:
+        return Column(name, lambda row: per_second(row, analysis.part_flops(row.ledger, name), scale))
+
+    def wall_time(row: Operations) -> str:
+        ratio = analysis.operations_ratio(sweep, row).seconds
+        return fmt.factor(ratio) + EST * (row.estimated is not None and ratio is not None)
+
+    def limit(row: Operations) -> str:
+        even = analysis.break_even(sweep, row)
+        if row is analysis.reference_row(sweep):
+            return NONE
+        return fmt.UNCOUNTED if even is None else "none" if even <= 0 else fmt.significant(even)
+
+    columns: list[Column[Operations]] = [
+        *map(part, (*PARTS, "cache")),
+        Column("all", lambda row: per_second(row, analysis.counted_flops(row.ledger), scale)),
+        Column("saving, decoder calls", lambda row: fmt.factor(analysis.operations_ratio(sweep, row).calls)),
+        Column("saving, FLOPs", lambda row: fmt.factor(analysis.operations_ratio(sweep, row).flops)),
+        Column("saving, wall time", wall_time),
+        Column("CIDEr-D difference", lambda row: fmt.difference(analysis.quality_difference(sweep, row))),
+        Column("steps/s", lambda row: per_second(row, row.ledger.step_count)),
+        Column("break-even steps/s", limit),
+    ]
+    group = f"{unit}s per second of stream; savings against {analysis.reference_name(sweep)}"
+    return _of_operations("Compute", sweep, columns, colours, group)
+
+
+def operations_facts(sweep: Sweep) -> str:
+    """What the operations were counted over; the sweep has some."""
+    ledger = (analysis.reference_row(sweep) or sweep.operations[0]).ledger
+    return f"Over {ledger.step_count:,} steps, {ledger.stream_seconds / 60:,.1f} minutes of test streams"
+
+
+def operations_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+    """Counts and wall seconds of each operating point."""
+
+    def time(row: Operations, value: float, estimated: bool) -> str:
+        return fmt.seconds(value) + EST * (estimated and row.estimated is not None and value > 0)
+
+    def calls(part: str) -> Column[Operations]:
+        return Column(f"{part} calls", lambda row: f"{getattr(row.ledger, part).calls:,}")
+
+    def timed(part: str) -> Column[Operations]:
+        return Column(f"{part}, s", lambda row: time(row, analysis.part_seconds(row, part), part in ESTIMATED_PARTS))
+
+    columns: list[Column[Operations]] = [
+        *map(calls, PARTS),
+        Column("decoder forward passes", lambda row: f"{row.ledger.decoder.forward_passes:,}"),
+        Column("tokens decoded", lambda row: f"{row.ledger.decoder.tokens:,}"),
+        *map(timed, (*PARTS, "cache")),
+        Column("all, s", lambda row: time(row, row.seconds, True)),
+    ]
+    return _of_operations("Operations", sweep, columns, colours)
+
+
+# --- Quality of the texts, and of the cache.
+
+
+def quality_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+    """What the emissions at each operating point are worth, what they need, and how late they are."""
+
+    def dense(title: str, key: str) -> Column[Operations]:
+        return Column(title, lambda row: fmt.fraction(getattr(analysis.point(sweep, row).dense, key)))
+
+    def late(title: str, key: str) -> Column[Operations]:
+        return Column(title, lambda row: fmt.seconds(row.ledger.to_dict()["latency_seconds"][key]))
+
+    columns: list[Column[Operations]] = [
+        Column("needs", lambda row: analysis.needs(sweep.curves[row.policy]), words=True),
+        Column("latency", lambda row: analysis.point(sweep, row).latency, words=True),
+        Column("state", lambda row: analysis.point(sweep, row).state, words=True),
+        Column("CIDEr-D", lambda row: fmt.quality(analysis.point(sweep, row).cider_d.value)),
+        dense("temporal F1, merged", "temporal_f1_merged"),
+        dense("temporal F1", "temporal_f1"),
+        dense("SODA_c", "soda_c"),
+        dense("TimRedun", "tim_redun"),
+        dense("TimCover", "tim_cover"),
+        late("latency, mean s", "mean"),
+        late("latency, 95th percentile s", "p95"),
+    ]
+    return _of_operations("Stream quality", sweep, columns, colours)
+
+
+def has_cache(sweep: Sweep) -> bool:
+    """Whether any policy has a cache."""
+    return any(curve.cache is not None for curve in sweep.curves.values())
+
+
+class _Cached(NamedTuple):
+    policy: str
+    asked: float
+    point: TestPoint | None
+
+
+def cache_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+    """What the cache of each policy that has one did at its operating point, and the error requested."""
+    rows: list[_Cached] = []
+    for policy, curve in sweep.curves.items():
+        if curve.cache is not None:
+            found = [analysis.point(sweep, row) for row in sweep.operations if row.policy == policy]
+            rows += [_Cached(policy, curve.cache.error_rate, each) for each in found]
+            rows += [] if found else [_Cached(policy, curve.cache.error_rate, None)]
+
+    def did(title: str, cell: Callable[[CacheResult], str]) -> Column[_Cached]:
+        return Column(
+            title, lambda row: NONE if row.point is None or row.point.cache is None else cell(row.point.cache)
+        )
+
+    def threshold(cache: CacheResult) -> str:
+        return "no threshold kept the requested error" if cache.threshold < 0 else f"{cache.threshold:.4f}"
+
+    def error(cache: CacheResult) -> str:
+        found = cache.error
+        return f"{fmt.percent(found.value)} ({100 * found.low:.3g} to {100 * found.high:.3g})"
+
+    def kept(row: _Cached) -> str:
+        if row.point is None or row.point.cache is None:
+            return NONE
+        return "yes" if row.point.cache.error.value <= row.asked else "no"
+
+    columns: list[Column[_Cached]] = [
+        Column("policy", lambda row: analysis.label(sweep.curves[row.policy]), words=True),
+        Column(
+            "operating point", lambda row: _at(sweep, row.policy, row.point.value if row.point else None), words=True
+        ),
+        Column("requested error", lambda row: fmt.percent(row.asked)),
+        did("threshold", threshold),
+        did("look-ups", lambda cache: f"{cache.error.lookups:,}"),
+        did("hits", lambda cache: f"{cache.error.hits:,}"),
+        did("wrong hits", lambda cache: f"{cache.error.wrong:,}"),
+        did("error (95 % interval)", error),
+        Column("kept", kept),
+    ]
+    return table("Cache", columns, [("", rows)], colours)
