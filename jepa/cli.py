@@ -124,9 +124,11 @@ def _quoted(value: str) -> str:
 
 def _replay(config: Any, output: Path) -> None:
     plain = validate(config, ReplayConfig)
+    from pydantic import TypeAdapter
+
     from jepa.studies.replay import run as run_replay
 
-    run_replay(plain)
+    run_replay(TypeAdapter(ReplayConfig).validate_python(plain))
 
 
 def _cost(config: Any, output: Path) -> None:

@@ -15,16 +15,14 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 
 import numpy as np
 from pydantic import TypeAdapter
 
 from jepa.config import CostConfig, CostGridConfig, HardwareConfig, build_as
 from jepa.errors import InputError
-from jepa.evaluation.record import announce, code_version
+from jepa.evaluation.provenance import announce, code_version, now
 from jepa.report.render import terminal, write_report
-from jepa.results import Code
 from jepa.studies.cost.deployed import model_of, options, read_model
 from jepa.studies.cost.estimate import CostEstimate, DeployedModel, Scenario, Values, serving_cost
 from jepa.studies.cost.optimisations import Optimisation, figures_of, on_stream
@@ -86,8 +84,8 @@ def analyse(config: CostConfig) -> CostResults:
     claims = [row.claim for row in rows if row.claim is not None]
     return CostResults(
         name="cost",
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        code=Code.model_validate(code_version()),
+        created=now(),
+        code=code_version(),
         config=TypeAdapter(CostConfig).dump_python(config, mode="json"),
         unit="second of stream" if stream else "request",
         measure=config.measure,
