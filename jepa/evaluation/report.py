@@ -145,7 +145,7 @@ def _setting(
     one_device: bool,
 ) -> Setting:
     """The sweep over one kind of streams, with one of its test streams to look at."""
-    from jepa.evaluation.streams import SPLITS, load_streams, load_thumbnails
+    from jepa.evaluation.streams import SPLITS, load_streams
     from jepa.evaluation.sweep import sweep_setting
 
     encoded = evaluation.settings[name]
@@ -173,7 +173,7 @@ def _setting(
         timeline=Timeline(
             video_id=first.video_id,
             duration=first.duration,
-            thumbnails=load_thumbnails(folder),
+            thumbnails=encoded.thumbnails,
             events=tuple(Event(start=event.start, end=event.end, text=event.text) for event in first.events),
             decodes=swept.emissions,
         ),
