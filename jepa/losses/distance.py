@@ -29,6 +29,9 @@ def cosine_distance(predictions: Tensor, targets: Tensor) -> Tensor:
 
     Raises:
         InputError: the inputs are not floating point (B, E) of the same shape.
+
+    >>> cosine_distance(torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    tensor(0.5000)
     """
     predictions, targets = matched(predictions, targets)
     zero = (predictions == 0).all(dim=1) | (targets == 0).all(dim=1)
@@ -103,7 +106,11 @@ def smooth_l1_distance(predictions: Tensor, targets: Tensor, beta: float = 1.0) 
 
 
 class Cosine(nn.Module):
-    """`cosine_distance`."""
+    """`cosine_distance`.
+
+    >>> Cosine()(torch.eye(2), 3 * torch.eye(2))
+    tensor(0.)
+    """
 
     unit_norm = True
 
@@ -112,7 +119,11 @@ class Cosine(nn.Module):
 
 
 class L1(nn.Module):
-    """`l1_distance`."""
+    """`l1_distance`.
+
+    >>> L1()(torch.zeros(2, 3), torch.ones(2, 3))
+    tensor(1.)
+    """
 
     unit_norm = False
 
@@ -121,7 +132,11 @@ class L1(nn.Module):
 
 
 class L2(nn.Module):
-    """`l2_distance`."""
+    """`l2_distance`.
+
+    >>> L2()(torch.zeros(2, 4), torch.ones(2, 4))
+    tensor(2.)
+    """
 
     unit_norm = False
 
@@ -130,7 +145,11 @@ class L2(nn.Module):
 
 
 class MSE(nn.Module):
-    """`mse_distance`."""
+    """`mse_distance`.
+
+    >>> MSE()(torch.zeros(2, 3), torch.full((2, 3), 2.0))
+    tensor(4.)
+    """
 
     unit_norm = False
 
@@ -143,6 +162,9 @@ class SmoothL1(nn.Module):
 
     Raises:
         InputError: beta <= 0.
+
+    >>> SmoothL1(beta=1.0)(torch.zeros(1, 2), torch.tensor([[0.5, 2.0]]))
+    tensor(0.8125)
     """
 
     unit_norm = False
