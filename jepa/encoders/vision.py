@@ -79,7 +79,7 @@ class FeatureEncoder(nn.Module):
 
 
 class SlotsInTime(nn.Module):
-    """What X-Encoders fraction that encode each time slot without regard to the others."""
+    """What X-Encoders have in common that encode each time slot on its own."""
 
     width: int
 
@@ -101,7 +101,7 @@ class FrameViT(SlotsInTime):
 
     The group's first frame, and the difference of each further frame to the one before it, are stacked as channels, so
     that motion is visible to the patch embedding (V-JEPA's tubelets, arXiv 2404.08471, with a 2-D ViT). A slot is
-    encoded without regard to the others: sliding windows over a stream fraction slots, and `encode_slots` runs once
+    encoded without regard to the others: sliding windows over a stream share slots, and `encode_slots` runs once
     for each.
 
     Raises:

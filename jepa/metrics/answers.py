@@ -200,7 +200,7 @@ def multiple_choice(log_likelihoods: Tensor, answers: Tensor) -> Tensor:
 def proportion_interval(right: float, total: int) -> Interval:
     """The fraction right and its 95 % Wilson interval (Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4).
 
-    Answers that are right in part count as that share of one: the interval is then wider than it need be.
+    An answer that is right in part counts as that fraction of one: the interval is then wider than need be.
 
     It covers the luck of which items were asked, not that of the training: for that see `paired_test`.
 

@@ -213,15 +213,8 @@ def soda_c(
 def emissions_within(events: ArrayLike, times: ArrayLike) -> np.ndarray:
     """How many emissions fall within each event, both of its ends included.
 
-    Args:
-        events: (A, 2), A >= 1.
-        times: (D,) seconds, in any order.
-
-    Returns:
-        (A,) int64, |M_i| of ``tim_redun`` and ``tim_cover``.
-
-    Raises:
-        InputError: as ``temporal_f1``, or a time that is not finite.
+    Takes events (A, 2), A >= 1, and times (D,) in any order. Returns (A,) int64: |M_i| of ``tim_redun`` and
+    ``tim_cover``. Raises `InputError` as ``temporal_f1``, or for a time that is not finite.
     """
     intervals, moments = _events(events), np.sort(times_array("times", times))
     starts, ends = intervals.T
@@ -236,15 +229,7 @@ def tim_redun(events: ArrayLike, times: ArrayLike) -> float:
     `Emission.time`, the delay of a policy, which the ledger counts, stays out of this score. Emissions outside all
     events do not count.
 
-    Args:
-        events: (A, 2), A >= 1.
-        times: (D,) seconds, in any order.
-
-    Returns:
-        At least 0, the best; 1 without any emission.
-
-    Raises:
-        InputError: as ``emissions_within``.
+    Arguments and errors as ``emissions_within``. Returns at least 0, the best; 1 without any emission.
 
     >>> tim_redun([(0, 4), (4, 8)], times=[1.0, 2.0])
     1.0
@@ -254,9 +239,6 @@ def tim_redun(events: ArrayLike, times: ArrayLike) -> float:
 
 def tim_cover(events: ArrayLike, times: ArrayLike) -> float:
     """TimCover: the fraction of events with at least one emission within; source and arguments as ``tim_redun``.
-
-    Raises:
-        InputError: as ``emissions_within``.
 
     >>> tim_cover([(0, 4), (4, 8)], times=[1.0, 2.0])
     0.5

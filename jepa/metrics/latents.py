@@ -28,15 +28,7 @@ _FALSE_NEIGHBOURS = 0.01  # fraction of different meanings that recall may cost
 def paired_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
     """Mean cosine of each prediction with its own target.
 
-    Args:
-        predictions: (N, E), of any norm.
-        targets: (N, E), of any norm; row i belongs to prediction i.
-
-    Returns:
-        Scalar in [−1, 1].
-
-    Raises:
-        InputError: the shapes differ or are not (N, E), or a value is not finite.
+    Takes finite predictions and targets (N, E) of any norm, else raises `InputError`. Returns a scalar in [−1, 1].
 
     >>> paired_cosine(torch.eye(2), torch.eye(2))
     tensor(1.)

@@ -52,15 +52,8 @@ def ock_score(right: Tensor, tokens: Tensor) -> Tensor:
     github.com/OckBench/OckBench). That code counts the prompt's tokens too; give these in `tokens` to compare with its
     figures. Made for answers of thousands of tokens: it is all but the accuracy for short ones.
 
-    Args:
-        right: (N,) booleans.
-        tokens: (N,) tokens of each answer.
-
-    Returns:
-        A scalar of at most 100, float64.
-
-    Raises:
-        InputError: as `cost_of_pass`.
+    Takes `right` (N,) booleans and `tokens` (N,) of each answer; errors as `cost_of_pass`. Returns a scalar of at most
+    100, float64.
 
     >>> ock_score(torch.tensor([True, False]), torch.tensor([0, 0]))
     tensor(50., dtype=torch.float64)

@@ -138,8 +138,7 @@ def saving_at_equal_quality(
     paired resamples, which guards the choice against the luck of few streams. ``reached`` says whether it has it on
     the test streams, as the two numbers stand.
 
-    That another measure is not lower either (``jepa.metrics.dense``) is a matter of ``paired_difference`` at the
-    chosen value.
+    Whether another measure (``jepa.metrics.dense``) is lower there is a question for ``paired_difference``.
 
     Args:
         reference_calibration: the reference on the calibration streams.
@@ -237,14 +236,7 @@ def saving_at_equal_quality(
 def bootstrap_mean(scores: Sequence[ArrayLike], *, resamples: int = 2000, seed: int = 0) -> Interval:
     """The mean over all scores of all streams with its 95 % interval over streams, for the error bar of a curve.
 
-    Args:
-        scores: for each of S streams (A_s,) scores, A_s >= 1; S >= 2.
-        resamples: R, at least 1.
-        seed: of the resampling.
-
-    Raises:
-        InputError: fewer than 2 streams, a stream without scores or with one that is not finite, or ``resamples`` is
-            below 1.
+    `scores` has for each of S >= 2 streams (A_s,) finite scores, A_s >= 1, else `InputError` is raised.
 
     >>> bootstrap_mean([[0.5, 0.5], [0.5]])
     Interval(value=0.5, low=0.5, high=0.5)

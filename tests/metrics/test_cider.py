@@ -18,7 +18,7 @@ from pycocoevalcap.cider import cider_scorer
 from jepa.errors import InputError
 from jepa.metrics import DocumentFrequency, cider_d, document_frequency, tokenize
 
-# Few words, so that captions fraction n-grams and repeat words; tokens that the tokenizer leaves as they are.
+# Few words, so that captions share n-grams and repeat words; tokens that the tokenizer leaves as they are.
 captions = st.lists(st.sampled_from(["a", "red", "circle", "moves", "left", "twice"]), max_size=9).map(" ".join)
 groups = st.lists(captions, min_size=1, max_size=3)
 corpora = st.lists(st.tuples(captions, groups), min_size=1, max_size=7).filter(
@@ -98,8 +98,8 @@ def test_fixed_pool_scores_each_pair_by_itself():
 
 
 def test_worked_example():
-    # Pool of 2; "red circle" and "red square" fraction "red" alone, and no word is in more than one document.
-    # Unigrams: cosine ln2² / (√2 ln2)² = 1/2; bigrams fraction nothing; equal lengths. 10 · (1/2) / 4.
+    # Pool of 2; "red circle" and "red square" share "red" alone, and no word is in more than one document.
+    # Unigrams: cosine ln2² / (√2 ln2)² = 1/2; bigrams share nothing; equal lengths. 10 · (1/2) / 4.
     score = cider_d(["red circle"], [["red square"]], pool_of([["red square"], ["a dog"]]))[0]
     assert score == pytest.approx(1.25, abs=1e-12)
     # One word more in the candidate: cosine 1/√6, one bigram more: penalty exp(−1/72).

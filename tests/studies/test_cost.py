@@ -15,17 +15,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config, vlm_config
-from hydra import compose, initialize_config_module
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from transformers import AutoConfig
 
 from jepa.checkpoint import build_model, save
-from jepa.cli import main
-from jepa.config import CostConfig, validate
+from jepa.cli import compose, main
+from jepa.config import validate
 from jepa.data.world import CAPTION_QUERIES
 from jepa.errors import InputError
 from jepa.operations import OperationLedger
@@ -33,6 +31,7 @@ from jepa.report import figures
 from jepa.report.blocks import Figure
 from jepa.report.render import html, markdown, terminal
 from jepa.results import StreamResults, best_causal, headline_savings, read_document
+from jepa.studies.configs import CostConfig
 from jepa.studies.cost import CostResults, analyse, checkpoint_parts, read_parts, report, shapley
 from jepa.studies.cost.report import answer, heat_map
 from jepa.studies.cost.results import OptimisationSaving
@@ -41,9 +40,7 @@ SMALL_GRID = ["grid.input_tokens=[500,100000]", "grid.output_tokens=[50,2000]", 
 
 
 def settings(*overrides: str) -> CostConfig:
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        config = compose("cost", [*SMALL_GRID, *overrides])
-    return TypeAdapter(CostConfig).validate_python(validate(OmegaConf.to_container(config, resolve=True), CostConfig))
+    return validate(compose("cost", [*SMALL_GRID, *overrides]), CostConfig)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepa.config import FigureConfig, HardwareConfig
 from jepa.errors import InputError
 from jepa.operations import Dimensions, from_hf_config, transformer_cache_bytes
+from jepa.studies.configs import FigureConfig, HardwareConfig
 from jepa.studies.cost import CountedPart, DeployedModel, PerceptionPart, Scenario, read_model, serving_cost
 
 LLAMA_1B_CONFIG = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
-from hydra import compose, initialize_config_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from pydantic import TypeAdapter
 
 from jepa import pretrained, selective
-from jepa.config import ReferenceConfig, ReplayConfig, validate
+from jepa.cli import compose
+from jepa.config import ReferenceConfig, validate
 from jepa.data.records import Event, StreamRecord
 from jepa.data.timelines import Timeline, excerpt
 from jepa.decoders.bank import CaptionBank
@@ -31,6 +28,7 @@ from jepa.metrics import Interval
 from jepa.report.render import markdown, terminal
 from jepa.results import Ratio, read_document
 from jepa.selective import Policy
+from jepa.studies.configs import ReplayConfig
 from jepa.studies.replay import (
     Level,
     ReplayResults,
@@ -43,7 +41,6 @@ from jepa.studies.replay import (
     text_in_force,
 )
 
-CONF = Path(__file__).parents[2] / "conf"
 WORDS = ["open the drawer", "wash a blue plate", "cut green onions", "stir soup slowly", "close fridge", "take salt"]
 
 
@@ -55,9 +52,6 @@ def embed(texts: Sequence[str]) -> torch.Tensor:
 
 def config(folder: Path, **changes: Any) -> ReplayConfig:
     """The published configuration, on a made EPIC timeline: 6 participants with 2 videos of 80 s, 6 s an event."""
-    document = yaml.safe_load((CONF / "replay.yaml").read_text(encoding="utf-8"))
-    document["policies"] = yaml.safe_load((CONF / "policies" / "replay.yaml").read_text(encoding="utf-8"))
-    del document["defaults"], document["hydra"]
     rng = np.random.default_rng(0)
     rows, lengths = [], ["video_id,duration"]
     for video in (f"P{person}_{number}" for person in range(6) for number in range(2)):
@@ -69,19 +63,19 @@ def config(folder: Path, **changes: Any) -> ReplayConfig:
     header = "participant_id,video_id,start_timestamp,stop_timestamp,narration"
     (folder / "epic.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     (folder / "lengths.csv").write_text("\n".join(lengths) + "\n", encoding="utf-8")
-    document["timeline"] |= {"format": "epic", "path": str(folder / "epic.csv")}
-    document["timeline"]["durations"] = str(folder / "lengths.csv")
+    source = {"format": "epic", "path": folder / "epic.csv", "durations": folder / "lengths.csv"}
+    composed = compose("replay", [f"timeline.{key}={value}" for key, value in source.items()])
+    document = OmegaConf.to_container(composed, resolve=True)
     kept = {"uniform": [1.0, 0.5], "ward_mean": [0.2], "prediction": [0.7, 1.0], "prediction_cache": [0.7, 1.0]}
     document["policies"] = {name: document["policies"][name] | {"values": values} for name, values in kept.items()}
     document["policies"]["prediction_cache"]["cache"]["error_rate"] = 0.05
     document |= {"output": str(folder / "out"), "noise": [0.3]} | changes
-    return TypeAdapter(ReplayConfig).validate_python(validate(document, ReplayConfig))
+    return validate(document, ReplayConfig)
 
 
 def composed(*overrides: str) -> dict[str, Any]:
     """The policies of `jepa replay` under these overrides."""
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        return OmegaConf.to_container(compose("replay", list(overrides)).policies, resolve=True)
+    return OmegaConf.to_container(compose("replay", overrides).policies, resolve=True)
 
 
 @pytest.fixture(scope="module")
@@ -289,14 +283,14 @@ def test_many_levels_fit_a_terminal(results):
 def test_policies_that_select_frames_are_left_out_and_named(tmp_path):
     settings = config(tmp_path)
     steps = {"_target_": "jepa.selective.StepSelection", "threshold": None, "hold": 2}
-    settings.policies["sparse"] = replace(settings.policies["uniform"], steps=steps)
+    settings.policies["sparse"] = settings.policies["uniform"].model_copy(update={"steps": steps})
     found = run(settings, embed)
     assert list(found.levels[0].curves) == ["uniform", "ward_mean", "prediction", "prediction_cache"]
     line = "Left out, for they need frames and there are none: sparse."
     assert line in markdown(report(found)).splitlines()
     assert line in terminal(report(found)).splitlines()
     with pytest.raises(InputError, match=r"references\[0\] must be one of the swept policies and values, got sparse"):
-        run(replace(settings, references=[ReferenceConfig(policy="sparse", rate_hz=1.0)]), embed)
+        run(settings.model_copy(update={"references": [ReferenceConfig(policy="sparse", rate_hz=1.0)]}), embed)
 
 
 @pytest.mark.parametrize("name", ["standard", "replay"])

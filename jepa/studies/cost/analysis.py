@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from pydantic import TypeAdapter
 
-from jepa.config import CostConfig, CostGridConfig, HardwareConfig, build_as
+from jepa.build import build_as
 from jepa.errors import InputError
 from jepa.evaluation.provenance import announce, code_version, now
 from jepa.report.render import terminal, write_report
+from jepa.studies.configs import CostConfig, CostGridConfig, HardwareConfig
 from jepa.studies.cost.deployed import model_of, options, read_model
 from jepa.studies.cost.estimate import CostEstimate, DeployedModel, Scenario, Values, serving_cost
 from jepa.studies.cost.optimisations import Optimisation, figures_of, on_stream
@@ -86,7 +86,7 @@ def analyse(config: CostConfig) -> CostResults:
         name="cost",
         created=now(),
         code=code_version(),
-        config=TypeAdapter(CostConfig).dump_python(config, mode="json"),
+        config=config.model_dump(mode="json"),
         unit="second of stream" if stream else "request",
         measure=config.measure,
         baseline=scenario_cost(comparison, comparison.baseline),

@@ -10,27 +10,26 @@ import json
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import yaml
-from pydantic import TypeAdapter
 from torch import nn
 
+from jepa.build import build, build_as, nearest
 from jepa.checkpoint import load
-from jepa.config import DeployedModelConfig, HardwareConfig, build, build_as, nearest, validate
+from jepa.config import C, validate
 from jepa.data.world import CAPTION_QUERIES
 from jepa.decoders.language import LanguageDecoder
 from jepa.decoders.prefix import PrefixDecoder
 from jepa.errors import InputError
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.roles import SlotEncoder
-from jepa.models.token_baseline import TokenVLM
+from jepa.models.token_vlm import TokenVLM
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import Dimensions, from_hf_config
+from jepa.studies.configs import DeployedModelConfig, HardwareConfig
 from jepa.studies.cost.estimate import CountedPart, DeployedModel, PerceptionPart
-
-Settings = TypeVar("Settings")
 
 # --- The files of conf/hardware and conf/deployed.
 
@@ -41,12 +40,12 @@ def options(group: str) -> list[str]:
     return sorted({name.removesuffix(".yaml") for name in names if name.endswith(".yaml")} - {"config"})
 
 
-def _read(group: str, name: str, schema: type[Settings]) -> Settings:
+def _read(group: str, name: str, schema: type[C]) -> C:
     if name not in (names := options(group)):
         close = ", ".join(nearest(name, names) or names)
         raise InputError(f"there is no {group} {name!r}; nearest valid: {close}")
     text = files("jepa.conf").joinpath(group, f"{name}.yaml").read_text(encoding="utf-8")
-    return TypeAdapter(schema).validate_python(validate(yaml.safe_load(text), schema))
+    return validate(yaml.safe_load(text), schema)
 
 
 def read_hardware(name: str) -> HardwareConfig:
@@ -180,7 +179,7 @@ def _encoder(model: VLJEPA | TokenVLM) -> tuple[PerceptionPart, int]:
     blank = torch.zeros(1, model.frames, encoder.size, encoder.size, 3, dtype=torch.uint8)
     with torch.no_grad():
         states: int = model.encode(blank).shape[1]
-    flops = model.slot_flops() if isinstance(model, TokenVLM) else model.encoding_flops()
+    flops = model.encoding_flops()
     if not isinstance(encoder, SlotEncoder):
         return PerceptionPart(CountedPart(_size(encoder), states, flops), states), states
     patches = states * encoder.tubelet // model.frames

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from jepa.config import HardwareConfig
 from jepa.errors import InputError
 from jepa.operations import Dimensions
+from jepa.studies.configs import HardwareConfig
 
 Values = NDArray[np.float64]  # a figure, or an array of it over uncertain quantities
 

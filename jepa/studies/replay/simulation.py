@@ -18,11 +18,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 from scipy.signal import lfilter
 from torch import Tensor
 
-from jepa.config import ReplayConfig
 from jepa.data.records import StreamRecord
 from jepa.data.timelines import Excerpt, Timeline, excerpt, name_fraction, read_timeline
 from jepa.decoders.bank import CaptionBank
@@ -35,6 +33,7 @@ from jepa.models.bank import BankDecoder
 from jepa.operations import OperationLedger
 from jepa.report.render import terminal, write_report
 from jepa.results.documents import Reference
+from jepa.studies.configs import ReplayConfig
 from jepa.studies.replay.report import report
 from jepa.studies.replay.results import Level, ReplayedPart, ReplayedTimeline, ReplayResults
 
@@ -92,8 +91,7 @@ def run(config: ReplayConfig, embed: Embed = embed_sentences) -> ReplayResults:
         InputError: before anything is embedded, for a timeline, excerpt, policies, references or a confidence that no
             replay can have.
     """
-    plain = TypeAdapter(ReplayConfig).dump_python(config, mode="json")
-    families = {name: family for name, family in sweep_families(plain["policies"]).items() if not family.selects_steps}
+    families = {name: family for name, family in sweep_families(config.policies).items() if not family.selects_steps}
     references = [Reference(policy=each.policy, rate_hz=each.rate_hz) for each in config.references]
     check_sweep(families, references, config.confidence)
     source = config.timeline
@@ -128,7 +126,7 @@ def run(config: ReplayConfig, embed: Embed = embed_sentences) -> ReplayResults:
             "the decoder says the nearest narration of the timeline."
         ),
         seed=config.seed,
-        config=plain,
+        config=config.model_dump(mode="json"),
         code=code_version(),
         libraries=library_versions(),
         device=describe_device("cpu"),
