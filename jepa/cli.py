@@ -22,6 +22,7 @@ import jepa
 from jepa.config import (
     TRAIN_CONFIGS,
     AnswersConfig,
+    ComparisonTrainConfig,
     CostConfig,
     EvaluateConfig,
     ReplayConfig,
@@ -57,15 +58,15 @@ def _train(config: Any, output: Path) -> None:
         train(plain, _writable(output))
         return
     if plain["variant"] == "comparison":
-        from jepa.evaluation.comparison import evaluate_arm
-        from jepa.training.comparison import train as train_arm
+        from pydantic import TypeAdapter
 
-        evaluate_arm(train_arm(plain, _writable(output)), plain)
+        from jepa.studies.comparison import run
+
+        run(TypeAdapter(ComparisonTrainConfig).validate_python(plain), _writable(output))
         return
-    from jepa.evaluation.judging import check_before_training
+    from jepa.evaluation.answers import check_before_training, evaluate_answers
 
-    check_before_training(plain)  # before the model libraries are imported
-    from jepa.evaluation.language import evaluate_answers
+    check_before_training(AnswersConfig(**plain["answers"]), plain["data"])
     from jepa.training.fit import is_first_process
     from jepa.training.run import train
 
@@ -76,6 +77,11 @@ def _train(config: Any, output: Path) -> None:
 
 def _evaluate(config: Any, output: Path) -> None:
     plain = validate(config, EvaluateConfig)
+    if plain["requests"] is not None:
+        from jepa.studies.requests import run
+
+        run(EvaluateConfig(**plain))
+        return
     from jepa.evaluation.run import evaluate
 
     evaluate(plain)
@@ -85,11 +91,13 @@ def _report(config: Any, output: Path) -> int:
     plain = validate(config, ReportConfig)
     from types import SimpleNamespace
 
-    from jepa.evaluation.report import report
+    from jepa.evaluation.report import KINDS, Kind, report
     from jepa.results import NotMetError
 
+    names = ("ComparisonResults", "report", "folder_results")
+    comparison = Kind(*(f"jepa.studies.comparison:{name}" for name in names))
     try:
-        report(SimpleNamespace(**plain))
+        report(SimpleNamespace(**plain), (*KINDS, comparison))
     except NotMetError as error:
         sys.stdout.flush()
         print(f"failed: {error}", file=sys.stderr, flush=True)
@@ -198,7 +206,6 @@ COMMANDS = {
             ("policies",),
             (
                 "jepa report evaluation=outputs/demo/evaluation",
-                "jepa report evaluation=outputs/demo/evaluation policies=all",
                 "jepa report evaluation=outputs/llm_jepa_controls",
                 "jepa report evaluation=outputs/controlled_comparison",
                 "jepa report results=outputs/demo/results.json --fail-under 'savings>=2.85'",

@@ -315,7 +315,7 @@ class ComparisonStreamConfig:
 
 @dataclass(frozen=True)
 class ComparisonTrainConfig:
-    """An arm of the controlled comparison: see ``jepa.training.comparison``.
+    """An arm of the controlled comparison: see ``jepa.studies.comparison``.
 
     ``pool`` counts batches of training clips, ``held_out`` compositions to test on, ``points`` steps after which an arm
     is scored, ``answers`` clips that are answered one by one.
@@ -457,7 +457,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class TypingValuesConfig:
-    """What each method's knob may be: see ``jepa.evaluation.typed_requests``."""
+    """What each method's knob may be: see ``jepa.studies.requests.typed``."""
 
     delta: Annotated[list[NonNegative], NotEmpty()]
     endpoint_quantiles: Annotated[list[Fraction], NotEmpty()]
@@ -524,15 +524,15 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """A policy to sweep: ``policy`` is built once for each of ``values``, given as its argument ``knob``.
+    """A policy to sweep: ``policy`` is built once for each of ``values``, given as its argument ``parameter``.
 
-    The knob ``none`` is that of a policy that has none; one value, which means nothing, stands for it. With ``steps``
+    The parameter ``none`` stands for a policy without one; its one value means nothing. With ``steps``
     (a ``jepa.selective.StepSelection``) only the steps that it selects are computed and decoded from.
     """
 
     label: str
     policy: Node
-    knob: str
+    parameter: str
     values: Annotated[list[float], NotEmpty()]
     cache: CacheConfig | None
     steps: Node | None

@@ -26,7 +26,7 @@ from jepa.checkpoint import build_model
 from jepa.config import LanguageTrainConfig, build, validate
 from jepa.data.packing import PackedBatch, pack
 from jepa.data.pairs import Example, read_chat
-from jepa.evaluation.language import generate, longest_answer
+from jepa.evaluation.answers import generate, longest_answer
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.training.language import make_tokenizer
 

@@ -74,7 +74,7 @@ def family(
     """The configuration of a policy family."""
     cache = None if cache is None else {"bank": False} | cache
     label = policy["_target_"].rpartition(".")[2] + (" + cache" if cache else "") + (", some steps" if steps else "")
-    return {"label": label, "policy": policy, "knob": parameter, "values": values, "cache": cache, "steps": steps}
+    return {"label": label, "policy": policy, "parameter": parameter, "values": values, "cache": cache, "steps": steps}
 
 
 ON_DEMAND = {"_target_": "jepa.selective.OnDemand", "policy": GATE | {"threshold": 1.0}}

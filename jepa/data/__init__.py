@@ -12,7 +12,6 @@ from jepa.data.pairs import Example, ExampleSplits, chat_files, column_files, hu
 from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 from jepa.data.records import Event, StreamRecord, read_records, write_records
 from jepa.data.regex_grammar import Expression, Rule
-from jepa.data.request_streams import TypedStep, TypedStream, TypingStyle
 from jepa.data.shards import ShardBatches, Shards, write_shards
 from jepa.data.timelines import Annotation, Excerpt, Timeline, read_timeline
 from jepa.data.tokenizer import Tokenizer
@@ -56,9 +55,6 @@ __all__ = [
     "StreamStyle",
     "Timeline",
     "Tokenizer",
-    "TypedStep",
-    "TypedStream",
-    "TypingStyle",
     "VideoFile",
     "VideoStream",
     "World",

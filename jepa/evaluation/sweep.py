@@ -120,7 +120,7 @@ def sweep_families(policies: Mapping[str, Any]) -> dict[str, Family]:
     for name, each in policies.items():
         cache = None if each["cache"] is None else CacheSettings.model_validate(each["cache"], from_attributes=True)
         families[name] = Family(
-            name, each["label"], each["policy"], each["knob"], tuple(each["values"]), cache, each["steps"]
+            name, each["label"], each["policy"], each["parameter"], tuple(each["values"]), cache, each["steps"]
         )
         families[name].selection  # noqa: B018  (refuses what it cannot be)
     return families

@@ -381,7 +381,7 @@ def test_bad_latents_name_the_stream(spoil, message, workers):
         ({"gate": {"values": []}}, r"policies\.gate\.values must be one or more distinct values, got \[\]"),
         ({"gate": {"values": [1.0, 1.0]}}, r"policies\.gate\.values must be one or more distinct values"),
         ({"gate": {"values": [1.0, -1.0]}}, r"^policies\.gate\.policy, threshold=-1: .*threshold must be .* got -1\.0"),
-        ({"gate": {"knob": "foo"}}, r"^policies\.gate\.policy, foo=0\.5: jepa\.selective\.Gate has no argument 'foo'"),
+        ({"gate": {"parameter": "foo"}}, r"^policies\.gate\.policy, foo=0\.5: .*Gate has no argument .foo."),
         ({"gate": {"cache": BANK | {"shared": False}}}, r"policies\.gate\.cache must be shared and hold 1 or more"),
         ({"gate": {"cache": BANK | {"capacity": 0}}}, r"policies\.gate\.cache must be shared and hold 1 or more"),
         ({"gate": {"steps": SELECTION}}, r"policies\.gate\.steps must be null: no change detector"),

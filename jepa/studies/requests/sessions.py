@@ -1,7 +1,6 @@
-"""What the evaluations of request streams share: remembered answers, and steps chosen beforehand.
+"""What both request studies share: answers computed once, sessions that take them from there, and scheduled steps.
 
-All methods go through `SelectiveDecoder`, with a `RequestSession` behind a `RequestDecoder`. Encoder and predictor run,
-and count, where a method reads them.
+All methods go through `SelectiveDecoder`. Encoder and predictor run, and count, where a method reads them.
 
 S: streams.
 """
@@ -10,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
+from jepa.data.chat import ChatIds
 from jepa.data.pairs import Example
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.session import RequestSession
@@ -27,33 +27,14 @@ from jepa.selective.policies.base import step_segment
 EVERY_STEP = 1000.0  # Hz, above the rate of any steps
 
 
-def longest_answer(model: LLMJEPA, pairs: Sequence[Example]) -> int:
-    return max(len(ids.completion) - ids.opening for ids in model.tokenizer.encode(pairs))
-
-
 def all_passes(ledgers: Sequence[OperationLedger]) -> np.ndarray:
     """(S,) forward passes of all parts."""
     parts = ("encoder", "predictor", "decoder")
     return np.array([sum(getattr(ledger, part).forward_passes for part in parts) for ledger in ledgers], dtype=float)
 
 
-def per_request(ledger: OperationLedger, requests: int) -> dict[str, float]:
-    parts = ("encoder", "predictor", "decoder")
-    counts: dict[str, float] = {
-        "decoder_calls": ledger.decoder.calls,
-        "decoder_passes": ledger.decoder.forward_passes,
-        "tokens": ledger.decoder.tokens,
-        **{f"{part}_flops": getattr(ledger, part).flops for part in parts},
-        "flops": ledger.total_flops,
-    }
-    return {name: count / requests for name, count in counts.items()}
-
-
-# --- What the model says, computed once and in batches.
-
-
-class Known:
-    """States, predicted embeddings and answers of requests, each computed once.
+class CachedModel:
+    """States, predicted embeddings and answers of requests, each computed once and in batches.
 
     Args:
         model: an LLM-JEPA in evaluation mode.
@@ -65,14 +46,14 @@ class Known:
         self.model, self.longest, self.batch_size = model, longest, batch_size
         self.states: dict[Example, np.ndarray] = {}
         self.latents: dict[Example, np.ndarray] = {}
-        self.rows: dict[Example, list[int]] = {}
-        self.encoded: dict[Example, Any] = {}  # token ids
-        self.judged: dict[tuple[Example, tuple[int, ...]], float] = {}
+        self.rows: dict[Example, list[int]] = {}  # tokens of the answers
+        self.encoded: dict[Example, ChatIds] = {}
+        self.gaps: dict[tuple[Example, tuple[int, ...]], float] = {}
         self._texts: dict[tuple[int, ...], str] = {}
 
     @torch.no_grad()
     def encode(self, requests: Iterable[Example], what: str, *, predict: bool) -> None:
-        """Adds the states of requests, and their predicted embeddings if `predict`."""
+        """Add the states of requests, and their predicted embeddings if `predict`."""
         new = {bare(request) for request in requests} - (self.latents if predict else self.states).keys()
         for part in self._batches(new, f"{what}: encoder"):
             encoded = self.model.encode(part)
@@ -82,7 +63,7 @@ class Known:
                 self.latents.update(zip(part, self.model.predict(encoded).cpu().numpy(), strict=True))
 
     def answer(self, requests: Iterable[Example], what: str) -> None:
-        """Adds the answers to requests."""
+        """Add the answers to requests."""
         for part in self._batches({bare(request) for request in requests} - self.rows.keys(), f"{what}: answers"):
             self.rows.update(zip(part, self.model.generate(part, self.longest), strict=True))
 
@@ -94,7 +75,7 @@ class Known:
         """The text of an answer's tokens."""
         key = tuple(row)
         if key not in self._texts:
-            self._texts[key] = self.model.tokenizer.decode([key])[0]
+            self._texts[key] = self.model.tokenizer.decode([list(key)])[0]
         return self._texts[key]
 
     def _batches(self, new: Collection[Example], what: str) -> Iterator[list[Example]]:
@@ -103,53 +84,62 @@ class Known:
             yield ordered[start : start + self.batch_size]
 
 
-class RememberingSession(RequestSession):
-    """A session that takes from `Known` what it would compute, and counts the same operations.
+class CachedSession(RequestSession):
+    """A session that takes from a `CachedModel` what it would compute, and counts the same operations.
 
     Args:
-        known: holds every request that will be read or answered.
-        ledger: as of `RequestSession`.
-        graded: tell by how much a draft fails; otherwise one that is not the model's own answer is infinitely wrong.
+        cached: holds every request that will be read or answered.
+        ledger: of encoder, predictor and verification.
+        graded: say by how much a draft fails; otherwise a draft other than the model's own answer is infinitely wrong.
     """
 
-    def __init__(self, known: Known, ledger: OperationLedger, *, graded: bool = False) -> None:
-        super().__init__(known.model, ledger)
-        self._known = known
-        self._encoded = known.encoded
-        self._live = RequestSession(known.model) if graded else None
+    def __init__(self, cached: CachedModel, ledger: OperationLedger, *, graded: bool = False) -> None:
+        super().__init__(cached.model, ledger)
+        self._cached = cached
+        self._live = RequestSession(cached.model) if graded else None
+
+    def _ids(self, pair: Example) -> ChatIds:
+        if pair not in self._cached.encoded:
+            self._cached.encoded[pair] = self.model.tokenizer.encode([pair])[0]
+        return self._cached.encoded[pair]
 
     def _compute(self, ids: list[int], kept: int) -> None:
         return None
 
-    def _state(self, pair: Example, states: Any) -> np.ndarray:
-        return self._known.states[pair]
+    def _state(self, pair: Example, states: Tensor | None) -> np.ndarray:
+        return self._cached.states[pair]
 
-    def _latent(self, pair: Example, states: Any) -> np.ndarray:
-        return self._known.latents[pair]
+    def _latent(self, pair: Example, states: Tensor | None) -> np.ndarray:
+        return self._cached.latents[pair]
 
-    def _judge(self, pair: Example, draft: list[int], states: Any) -> tuple[float, list[int]]:
-        row, key = self._known.rows[pair], (pair, tuple(draft))
+    def _judge(self, pair: Example, draft: list[int], states: Tensor | None) -> tuple[float, list[int]]:
+        row, key = self._cached.rows[pair], (pair, tuple(draft))
         if draft == row:
             return 0.0, row
         if self._live is None:
             return math.inf, row
-        if key not in self._known.judged:
-            self._known.judged[key] = self._live.worst_gap(pair, draft)
-        return self._known.judged[key], row
+        if key not in self._cached.gaps:
+            self._cached.gaps[key] = self._live.worst_gap(pair, draft)
+        return self._cached.gaps[key], row
 
-    def _next(self, pair: Example, row: list[int], states: Any) -> int:
-        return self._known.rows[pair][len(row)]
+    def _next(self, pair: Example, row: list[int], states: Tensor | None) -> int:
+        return self._cached.rows[pair][len(row)]
 
     def _text(self, row: list[int]) -> str:
-        return self._known.decode(row)
+        return self._cached.decode(row)
 
 
 def bare(pair: Example) -> Example:
+    """A request without its answer and its source."""
     return Example(pair.prompt, "", pair.system)
 
 
-class Steps(Policy):
-    """Decodes the steps of the given numbers: a rule that was worked out from the texts beforehand.
+class ScheduledSteps(Policy):
+    """Decodes the steps of given numbers, which a rule worked out from the texts beforehand.
+
+    >>> policy = ScheduledSteps([1])
+    >>> [len(policy.step(np.ones(1, dtype=np.float32), time)) for time in (0.0, 1.0, 2.0)]
+    [0, 1, 0]
 
     Args:
         chosen: numbers of steps, from 0.

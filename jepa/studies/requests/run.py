@@ -1,0 +1,78 @@
+"""Run one of the two request studies on a checkpoint, and write its report."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from jepa import checkpoint
+from jepa.config import EvaluateConfig, RecurringConfig, TypingConfig, build_as, validate
+from jepa.data.pairs import ExampleSplits
+from jepa.errors import InputError
+from jepa.evaluation.answers import load_language_model
+from jepa.evaluation.provenance import announce, code_version, describe_device, device_of, library_versions, now
+from jepa.evaluation.run import data_of
+from jepa.report.render import terminal, write_report
+from jepa.studies.requests.recurring import evaluate_recurring
+from jepa.studies.requests.report import report
+from jepa.studies.requests.results import RecurringResults, RequestResults, TypingResults
+from jepa.studies.requests.typed import evaluate_typing
+
+CONFIGS = {"typing": TypingConfig, "recurring": RecurringConfig}
+
+
+def run(config: EvaluateConfig) -> dict[str, Path]:
+    """The study that `config.requests` chooses; returns the files written, by name.
+
+    They go to `config.output`, by default the folder `requests_<kind>` beside the checkpoint. The keys of `config.data`
+    replace those of the training.
+
+    Raises:
+        InputError: a rule broken by the settings, a checkpoint of another variant, or several processes.
+    """
+    folder, node = Path(config.checkpoint), config.requests or {}
+    trained, kind = checkpoint.read_config(folder), node.get("kind")
+    if kind not in CONFIGS:
+        raise InputError(f"requests.kind must be one of {', '.join(CONFIGS)}, got {kind!r}")
+    settings: TypingConfig | RecurringConfig = TypeAdapter(CONFIGS[kind]).validate_python(validate(node, CONFIGS[kind]))
+    if trained["variant"] != "llm_jepa":
+        raise InputError(f"requests needs a checkpoint of llm_jepa, got one of {trained['variant']}: {folder}")
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise InputError(f"a language model is evaluated by one process, without torchrun, got {processes}")
+    splits = build_as(ExampleSplits, "data", data_of(trained["data"], config.data))
+    output = Path(config.output or folder.parent / f"requests_{kind}")
+    results = evaluate_requests(folder, settings, config.seed, config.accelerator, splits)
+    page = report(results)
+    files = write_report(results, page, output)
+    announce(terminal(page), files)
+    return files
+
+
+def evaluate_requests(
+    folder: Path, settings: TypingConfig | RecurringConfig, seed: int, accelerator: str, splits: ExampleSplits
+) -> RequestResults:
+    """One study on the LLM-JEPA of a checkpoint; `seed` is of streams, folds and resampling.
+
+    Raises:
+        InputError: a checkpoint of another model, or data with too few examples or phrasings.
+    """
+    trained, device = checkpoint.read_config(folder), device_of(accelerator)
+    model = load_language_model(folder, device)
+    found: TypingResults | RecurringResults
+    if isinstance(settings, TypingConfig):
+        control = None if settings.control is None else load_language_model(Path(settings.control), device)
+        found = evaluate_typing(model, control, splits, settings, seed)
+    else:
+        found = evaluate_recurring(model, splits, settings, seed)
+    return RequestResults(
+        created=now(),
+        name=f"{trained['name']}, {trained['arm']}, seed {trained['seed']}",
+        results=found,
+        code=code_version(),
+        libraries=library_versions(),
+        device=describe_device(device),
+        config={"train": trained, "requests": asdict(settings), "seed": seed},
+    )
