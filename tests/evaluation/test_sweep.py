@@ -13,8 +13,9 @@ import torch
 from made_streams import CACHE, GATE, ON_DEMAND, SELECTION, UNIFORM, NearestWord, family, stream_set
 
 from jepa.errors import InputError
+from jepa.evaluation.segments import CachedDecoder, segment_streams
 from jepa.evaluation.streams import StreamSet, load_streams, save_streams
-from jepa.evaluation.sweep import CachedDecoder, Family, Swept, segment_streams, sweep_families, sweep_setting
+from jepa.evaluation.sweep import Swept, sweep_families, sweep_setting
 from jepa.results.documents import CacheError, Reference
 from jepa.selective import Decoded, Gate, Oracle, Policy, SelectiveDecoder, StepSelection, Uniform
 
@@ -180,8 +181,7 @@ def test_the_error_of_a_cache_is_what_the_decoder_says_otherwise():
     """Against a decoder whose texts are counted by hand: every hit on a latent that reads differently is wrong."""
     swept = run({"cached": family(GATE, "threshold", [0.5], CACHE | {"error_rate": 0.5})}, tolerances=(0.5,))
     wrong = hits = 0
-    families = sweep_families({"gate": family(GATE, "threshold", [0.5])})
-    segments = segment_streams(stream_set("test", 2), families["gate"], 0.5)
+    segments = segment_streams(stream_set("test", 2), Gate(0.5))
     threshold = swept.sweep.curves["cached"].test[0].cache.threshold
     for found in segments.found:
         held: list[tuple[np.ndarray, str]] = []
@@ -238,7 +238,7 @@ def test_segments_are_those_of_each_stream():
     streams = stream_set("test", 2, streams=2)
     records = [streams.records[0], replace(streams.records[1], events=streams.records[1].events[:3])]
     alike = replace(streams, records=records, latents=streams.latents[:1] * 2, times=streams.times[:1] * 2)
-    found = segment_streams(alike, Family("oracle", "", ORACLE, "none", (0.0,)), 0.0).found
+    found = segment_streams(alike, Oracle("mean")).found
     for record, segments in zip(records, found, strict=True):
         oracle = Oracle("mean")
         oracle.boundaries = [second for event in record.events for second in (event.start, event.end)]
