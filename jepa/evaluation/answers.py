@@ -27,7 +27,7 @@ from jepa.data.packing import IGNORE, PackedBatch, pack, target_numbers
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
 from jepa.evaluation.provenance import code_version, describe_device, device_of, library_versions, now
-from jepa.metrics.answers import METRICS, judge, multiple_choice, proportion_interval, scorer_for
+from jepa.metrics.answers import METRICS, multiple_choice, proportion_interval, score, scorer_for
 from jepa.metrics.latents import (
     LatentGeometry,
     collapse_message,
@@ -266,7 +266,7 @@ def _scored(
     """
     texts, longest = [one.text for one in decoded], longest_answer(model.tokenizer.encode(pairs))
     golds, prompts = [pair.completion for pair in pairs], [pair.prompt for pair in pairs]
-    verdicts = {name: judge(name, texts, golds, prompts, **_scorer_options(name, answers)) for name in answers.metrics}
+    verdicts = {name: score(name, texts, golds, prompts, **_scorer_options(name, answers)) for name in answers.metrics}
     tokens = torch.tensor([one.tokens for one in decoded])
     flops = torch.tensor([one.flops + before for one in decoded], dtype=torch.float64)
     costs = {
@@ -359,7 +359,7 @@ def geometry(
         first, second = (torch.tensor([rows[i] for rows in twice]) for i in (0, 1))
         cosines, nearest = (predictions[first] @ predictions[second].T).max(1)
         golds, others = ([pairs[int(row)].completion for row in rows] for rows in (first, second[nearest]))
-        right = torch.tensor([any(each) for each in zip(*(judge(s, others, golds) for s in scorers), strict=True)])
+        right = torch.tensor([any(each) for each in zip(*(score(s, others, golds) for s in scorers), strict=True)])
         apart = paraphrase(predictions[first], predictions[second], ids[first])
         found["paraphrase.pairs"] = len(twice)
         found |= {f"paraphrase.{name}": float(value) for name, value in apart.items()}
@@ -373,9 +373,9 @@ def _on_device(rows: PackedBatch, model: LLMJEPA) -> PackedBatch:
 
 def _summary(document: AnswerEvaluation) -> list[str]:
     lines = [f"{document.pairs} pairs of the {document.split} split"]
-    for name, score in document.scores.items():
-        lines.append(f"{name:28} {score.accuracy:6.3f}   ({score.interval[0]:.3f} to {score.interval[1]:.3f})")
-        tokens, flops = score.cost.tokens_per_right_answer, score.cost.flops_per_right_answer
+    for name, found in document.scores.items():
+        lines.append(f"{name:28} {found.accuracy:6.3f}   ({found.interval[0]:.3f} to {found.interval[1]:.3f})")
+        tokens, flops = found.cost.tokens_per_right_answer, found.cost.flops_per_right_answer
         cost = "no right answer" if tokens is None else f"{tokens:.4g} tokens, {flops:.3g} FLOPs"
         lines.append(f"{'  per right answer':28} {cost}")
     lines += [

@@ -124,9 +124,9 @@ def answer_results(evaluations: Sequence[Path], root: Path) -> AnswerResults:
         settings=_settings(arms),
         runs=tuple(_run(run, root) for chosen in arms.values() for run in chosen),
         parameters=first.parameters,
-        code=_distinct([document.code for document in documents]),
-        libraries=_distinct([document.libraries for document in documents]),
-        device=_distinct([document.device for document in documents]),
+        code=distinct([document.code for document in documents]),
+        libraries=distinct([document.libraries for document in documents]),
+        device=distinct([document.device for document in documents]),
         config=first.config,
     )
 
@@ -348,13 +348,13 @@ def _settings(arms: Mapping[str, Sequence[_Evaluated]]) -> dict[str, dict[str, J
         config = runs[0].document.config
         for key, value in _leaves({name: config[name] for name in ("objective", "stage", "precision")}):
             found.setdefault(key, {})[arm] = value
-    return {key: values for key, values in found.items() if len(_distinct([values.get(arm) for arm in arms])) > 1}
+    return {key: values for key, values in found.items() if len(distinct([values.get(arm) for arm in arms])) > 1}
 
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _distinct(values: Sequence[_T]) -> tuple[_T, ...]:
+def distinct(values: Sequence[_T]) -> tuple[_T, ...]:
     """The values without repetition, in order; they need not be hashable."""
     return tuple(value for index, value in enumerate(values) if value not in values[:index])

@@ -87,7 +87,7 @@ def evaluate_arm(training: ArmTraining, config: ComparisonTrainConfig, folder: P
 
 def _scores(model: VLJEPA | TokenVLM, clips: HeldOutClips) -> Mapping[str, float]:
     """Captions of the clips, and the rank of each clip's canonical caption among those of all clips."""
-    states = torch.cat([model.encode(part) for part in clips.frames.split(64)])
+    states = clips.states(model.encode)
     queries = [CAPTION_QUERIES[0]] * len(clips.scenes)
     ranks = ranks_of_own(candidate_scores(model, states, queries, clips.names))
     texts = [decoded.text for decoded in _answer(model, states, queries)]

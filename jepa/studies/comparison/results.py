@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
 from jepa.config import ReportConfig
 from jepa.errors import InputError
+from jepa.evaluation.arms import distinct
 from jepa.metrics.paired import paired_test
 from jepa.results.base import Code, Count, Device, Document, Fraction, Positive, Quantity, Record, read_document
 from jepa.results.documents import RoleParameters
@@ -18,7 +19,6 @@ ARMS = {"vl_jepa": "VL-JEPA", "token_vlm": "token VLM"}
 FIGURES = {"cider_d": "CIDEr-D", "top5": "top-5", "top1": "top-1", "exact": "exact captions"}
 EVERY_STEP, SELECTIVELY = "every step", "selectively"
 _ALIKE = ("states", "data_seed", "held_out", "points", "stage", "learning_rate_factors", "precision", "stream")
-_T = TypeVar("_T")
 
 
 class Trial(Record):
@@ -228,9 +228,9 @@ def comparison_results(evaluations: Sequence[ArmEvaluation], root: Path) -> Comp
         },
         arms=arms,
         config=first.config,
-        code=_distinct([evaluation.code for evaluation in evaluations]),
-        libraries=_distinct([evaluation.libraries for evaluation in evaluations]),
-        device=_distinct([evaluation.device for evaluation in evaluations]),
+        code=distinct([evaluation.code for evaluation in evaluations]),
+        libraries=distinct([evaluation.libraries for evaluation in evaluations]),
+        device=distinct([evaluation.device for evaluation in evaluations]),
     )
 
 
@@ -247,8 +247,3 @@ def _check_alike(evaluation: ArmEvaluation, first: ArmEvaluation, root: Path) ->
     for key, mine, theirs in pairs:
         if mine != theirs:
             raise InputError(f"{root}: {key} must be the same in all runs, got {mine!r} and {theirs!r}")
-
-
-def _distinct(values: Sequence[_T]) -> tuple[_T, ...]:
-    """The values without repetition, in order; they need not be hashable."""
-    return tuple(value for index, value in enumerate(values) if value not in values[:index])

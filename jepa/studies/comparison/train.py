@@ -179,7 +179,7 @@ def _fit(
     started = time.perf_counter()
     torch.manual_seed(config.seed)
     model = _model(config, arm, tokenizer, states)
-    held_out = _every_state(model, validation)
+    held_out = validation.states(model.encode)
     queries = [CAPTION_QUERIES[0]] * len(validation.scenes)
     loss = build(config.loss) if isinstance(model, VLJEPA) else None
     module = ArmModule(model, loss, stage, config.points)
@@ -260,12 +260,6 @@ def _train_decoder(
         flops=flops * stage.steps,
         seconds=round(time.perf_counter() - started, 2),
     )
-
-
-@torch.no_grad()
-def _every_state(model: VLJEPA | TokenVLM, clips: HeldOutClips, batch_size: int = 64) -> Tensor:
-    """States (B, N, D) of held-out clips."""
-    return torch.cat([model.encode(part) for part in clips.frames.split(batch_size)])
 
 
 # --- The frozen encoder and its states, the same for all arms and seeds.

@@ -15,7 +15,7 @@ from jepa.studies.requests.results import (
     TypingResults,
     TypingRow,
 )
-from jepa.studies.requests.run import evaluate_requests, run
+from jepa.studies.requests.run import run
 from jepa.studies.requests.sessions import CachedModel, CachedSession, ScheduledSteps
 from jepa.studies.requests.streams import TypedStep, TypedStream, TypingStyle
 from jepa.studies.requests.typed import StateProbe, TextEndpoint, TypingMethod
@@ -24,5 +24,5 @@ __all__ = [
     "Answered", "CachedModel", "CachedSession", "PerRequest", "RecurringResults", "RequestResults", "Reuse",
     "ReuseMethod", "ReuseRow", "ReuseSetting", "Savings", "ScheduledSteps", "StateProbe", "TextEndpoint", "TypedStep",
     "TypedStream", "TypedStreams", "TypingMethod", "TypingPoint", "TypingResults", "TypingRow", "TypingStyle",
-    "evaluate_requests", "report", "run",
+    "report", "run",
 ]  # fmt: skip

@@ -36,21 +36,13 @@ _NO_THRESHOLD = 0.0  # given to a method without one
 
 
 class ReuseMethod(NamedTuple):
-    """A way to reuse answers: what two requests have to share, and whether the model is asked.
-
-    Args:
-        name: in the results.
-        label: in the report.
-        values: of the threshold that is calibrated; none: it has none.
-        cache: of a stream, at a value; None: no answer is reused.
-        read: gives the latents that the cache compares; None: it compares none.
-    """
+    """A way to reuse answers: what two requests have to share, and whether the model is asked."""
 
     name: str
     label: str
-    values: Sequence[float]
-    cache: Callable[[float, RequestSession], AnswerCache | None]
-    read: Read | None = None
+    values: Sequence[float]  # of the threshold that is calibrated; none: it has none
+    cache: Callable[[float, RequestSession], AnswerCache | None]  # of a stream, at a value
+    read: Read | None = None  # gives the latents that the cache compares
 
 
 class Answered(NamedTuple):
@@ -269,6 +261,6 @@ def _reuse(
         equivalent_difference=fraction(joined.equivalent - np.concatenate([part.equivalent for part in always])),
         beyond_exact=(exact_calls - ledger.decoder.calls) / requests,
         flops_ratio=ledger.total_flops / reference.total_flops,
-        passes_ratio=float(all_passes([ledger])[0] / all_passes([reference])[0]),
+        passes_ratio=float((all_passes(ledger) / all_passes(reference))[0]),
         per_request=PerRequest.of(ledger, requests),
     )

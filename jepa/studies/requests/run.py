@@ -31,7 +31,8 @@ def run(config: EvaluateConfig) -> dict[str, Path]:
     replace those of the training.
 
     Raises:
-        InputError: a rule broken by the settings, a checkpoint of another variant, or several processes.
+        InputError: a rule broken by the settings, a checkpoint of another variant, too few examples or phrasings, or
+            several processes.
     """
     folder, node = Path(config.checkpoint), config.requests or {}
     trained, kind = checkpoint.read_config(folder), node.get("kind")
@@ -42,37 +43,25 @@ def run(config: EvaluateConfig) -> dict[str, Path]:
         raise InputError(f"requests needs a checkpoint of llm_jepa, got one of {trained['variant']}: {folder}")
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise InputError(f"a language model is evaluated by one process, without torchrun, got {processes}")
+    device = device_of(config.accelerator)
     splits = build_as(ExampleSplits, "data", data_of(trained["data"], config.data))
-    output = Path(config.output or folder.parent / f"requests_{kind}")
-    results = evaluate_requests(folder, settings, config.seed, config.accelerator, splits)
-    page = report(results)
-    files = write_report(results, page, output)
-    announce(terminal(page), files)
-    return files
-
-
-def evaluate_requests(
-    folder: Path, settings: TypingConfig | RecurringConfig, seed: int, accelerator: str, splits: ExampleSplits
-) -> RequestResults:
-    """One study on the LLM-JEPA of a checkpoint; `seed` is of streams, folds and resampling.
-
-    Raises:
-        InputError: a checkpoint of another model, or data with too few examples or phrasings.
-    """
-    trained, device = checkpoint.read_config(folder), device_of(accelerator)
     model = load_language_model(folder, device)
     found: TypingResults | RecurringResults
     if isinstance(settings, TypingConfig):
         control = None if settings.control is None else load_language_model(Path(settings.control), device)
-        found = evaluate_typing(model, control, splits, settings, seed)
+        found = evaluate_typing(model, control, splits, settings, config.seed)
     else:
-        found = evaluate_recurring(model, splits, settings, seed)
-    return RequestResults(
+        found = evaluate_recurring(model, splits, settings, config.seed)
+    document = RequestResults(
         created=now(),
         name=f"{trained['name']}, {trained['arm']}, seed {trained['seed']}",
         results=found,
         code=code_version(),
         libraries=library_versions(),
         device=describe_device(device),
-        config={"train": trained, "requests": asdict(settings), "seed": seed},
+        config={"train": trained, "requests": asdict(settings), "seed": config.seed},
     )
+    page = report(document)
+    files = write_report(document, page, Path(config.output or folder.parent / f"requests_{kind}"))
+    announce(terminal(page), files)
+    return files

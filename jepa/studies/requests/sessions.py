@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from jepa.data.chat import ChatIds
 from jepa.data.pairs import Example
-from jepa.models.llm_jepa import LLMJEPA
+from jepa.models.llm_jepa import LLMJEPA, as_example
 from jepa.models.session import RequestSession
 from jepa.operations import OperationLedger
 from jepa.selective import Policy, Segment
@@ -27,10 +27,9 @@ from jepa.selective.policies.base import step_segment
 EVERY_STEP = 1000.0  # Hz, above the rate of any steps
 
 
-def all_passes(ledgers: Sequence[OperationLedger]) -> np.ndarray:
+def all_passes(*ledgers: OperationLedger) -> np.ndarray:
     """(S,) forward passes of all parts."""
-    parts = ("encoder", "predictor", "decoder")
-    return np.array([sum(getattr(ledger, part).forward_passes for part in parts) for ledger in ledgers], dtype=float)
+    return np.array([sum(p.forward_passes for p in (x.encoder, x.predictor, x.decoder)) for x in ledgers], dtype=float)
 
 
 class CachedModel:
@@ -54,7 +53,7 @@ class CachedModel:
     @torch.no_grad()
     def encode(self, requests: Iterable[Example], what: str, *, predict: bool) -> None:
         """Add the states of requests, and their predicted embeddings if `predict`."""
-        new = {bare(request) for request in requests} - (self.latents if predict else self.states).keys()
+        new = {as_example(request) for request in requests} - (self.latents if predict else self.states).keys()
         for part in self._batches(new, f"{what}: encoder"):
             encoded = self.model.encode(part)
             states = F.normalize(encoded.states[:, -1].float(), dim=-1).cpu().numpy()
@@ -64,12 +63,12 @@ class CachedModel:
 
     def answer(self, requests: Iterable[Example], what: str) -> None:
         """Add the answers to requests."""
-        for part in self._batches({bare(request) for request in requests} - self.rows.keys(), f"{what}: answers"):
+        for part in self._batches({as_example(request) for request in requests} - self.rows.keys(), f"{what}: answers"):
             self.rows.update(zip(part, self.model.generate(part, self.longest), strict=True))
 
     def text(self, request: Example) -> str:
         """The answer to a request."""
-        return self.decode(self.rows[bare(request)])
+        return self.decode(self.rows[as_example(request)])
 
     def decode(self, row: Sequence[int]) -> str:
         """The text of an answer's tokens."""
@@ -127,11 +126,6 @@ class CachedSession(RequestSession):
 
     def _text(self, row: list[int]) -> str:
         return self._cached.decode(row)
-
-
-def bare(pair: Example) -> Example:
-    """A request without its answer and its source."""
-    return Example(pair.prompt, "", pair.system)
 
 
 class ScheduledSteps(Policy):

@@ -23,7 +23,7 @@ from jepa.errors import InputError
 from jepa.evaluation.answers import longest_answer
 from jepa.metrics import SweepPoint, bootstrap_mean, bootstrap_ratio, saving_at_equal_quality
 from jepa.metrics.answers import exact_match
-from jepa.models.llm_jepa import LLMJEPA
+from jepa.models.llm_jepa import LLMJEPA, as_example
 from jepa.models.session import AnswerCache, Read, RequestSession, follow, read_latent, read_state
 from jepa.operations import OperationLedger
 from jepa.results.base import Ratio
@@ -36,7 +36,7 @@ from jepa.studies.requests.results import (
     TypingResults,
     TypingRow,
 )
-from jepa.studies.requests.sessions import CachedModel, CachedSession, ScheduledSteps, all_passes, bare
+from jepa.studies.requests.sessions import CachedModel, CachedSession, ScheduledSteps, all_passes
 from jepa.studies.requests.streams import TypedStream, TypingStyle, type_requests
 
 Choose = Callable[[TypedStream, float], Collection[int]]  # the steps of a stream that a rule decodes at a value
@@ -45,31 +45,18 @@ _NO_VALUE = (0.0,)
 
 
 class TypingMethod(NamedTuple):
-    """A way to choose the words at which the answer is made anew.
-
-    Args:
-        name: in the results.
-        label: in the report.
-        parameter: in the report, "" for a method without one.
-        values: of the parameter.
-        policy: of a stream at a value.
-        read: gives the latent that the policy reads; None: the policy reads none.
-        reader: the model that is read; None: the model that answers.
-        verified: before an answer is made anew, the model is asked whether the one in force still stands.
-        waits: the answer comes later. The value is chosen by the answer in force when the next request begins.
-        flops: of the method itself, for each step.
-    """
+    """A way to choose the words at which the answer is made anew."""
 
     name: str
     label: str
-    parameter: str
+    parameter: str  # as the report calls it, "" for a method without one
     values: Sequence[float]
     policy: MakePolicy
-    read: Read | None = None
-    reader: CachedModel | None = None
-    verified: bool = False
-    waits: bool = False
-    flops: int = 0
+    read: Read | None = None  # gives the latent that the policy reads
+    reader: CachedModel | None = None  # the model that is read, where another one answers
+    verified: bool = False  # before an answer is made anew, the model is asked whether the one in force still stands
+    waits: bool = False  # its value is chosen by the answer in force when the next request begins
+    flops: int = 0  # of the method itself, for each step
 
 
 class _Typed(NamedTuple):
@@ -262,7 +249,7 @@ class StateProbe:
 
     def score(self, request: Example) -> float:
         """The log-odds that a request ends here."""
-        return float(self.weights @ self.states[bare(request)] + self.bias)
+        return float(self.weights @ self.states[as_example(request)] + self.bias)
 
 
 def _type_stream(
@@ -356,7 +343,7 @@ def _row(
         saving=Savings(
             calls=fewer(reference.calls(), chosen.calls()),
             flops=fewer(reference.flops(), chosen.flops()),
-            forward_passes=fewer(all_passes(reference.ledgers), all_passes(chosen.ledgers)),
+            forward_passes=fewer(all_passes(*reference.ledgers), all_passes(*chosen.ledgers)),
         ),
         per_request=PerRequest.of(ledger, requests),
         seconds=None,
