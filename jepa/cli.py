@@ -1,12 +1,13 @@
 """The commands ``jepa train``, ``evaluate``, ``report``, ``replay``, ``cost``: ordinary Hydra launches, plain errors.
 
-What a user gets wrong ends in one line, ``error: …`` on stderr, and exit code 2; any other exception keeps
-its traceback. Hydra and the modules that do the work are imported only when a command runs.
+A user's mistake ends in one line, ``error: …`` on stderr, and exit code 2. Any other exception keeps its traceback.
+Hydra and the modules that do the work are imported only when a command runs.
 """
 
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import sys
 import tempfile
@@ -19,19 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jepa
-from jepa.config import (
-    TRAIN_CONFIGS,
-    AnswersConfig,
-    ComparisonTrainConfig,
-    CostConfig,
-    EvaluateConfig,
-    ReplayConfig,
-    ReportConfig,
-    TrainConfig,
-    nearest,
-    unknown_key,
-    validate,
-)
+from jepa.build import nearest, unknown_key
 from jepa.errors import InputError
 
 EXIT_NOT_MET = 1  # a report below what `fail_under` asks
@@ -39,65 +28,100 @@ EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141  # as of a program that SIGPIPE ends
 _MULTIRUN = ("-m", "--multirun")  # moved to the front, where Hydra's parser needs them
-_USERS_OS_ERRORS = {  # of files and folders that the user named, or of the disk: no traceback helps
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EEXIST,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EROFS,
+# Of files and folders that the user named, or of the disk: no traceback helps.
+_USERS_OS_ERRORS = {getattr(errno, n) for n in ["EACCES", "EDQUOT", "EEXIST", "ENOSPC", "ENOTDIR", "EPERM", "EROFS"]}
+_SCHEMAS = {  # the defaults that conf/ builds on, as options of the group `schema`
+    "vl_jepa": "jepa.config.TrainConfig",
+    "llm_jepa": "jepa.config.LanguageTrainConfig",
+    "objective": "jepa.config.ObjectiveConfig",
+    "evaluate": "jepa.config.EvaluateConfig",
+    "stream": "jepa.config.StreamConfig",
+    "videos": "jepa.config.VideosConfig",
+    "task": "jepa.config.TaskConfig",
+    "report": "jepa.config.ReportConfig",
+    "comparison": "jepa.studies.configs.ComparisonTrainConfig",
+    "typing": "jepa.studies.configs.TypingConfig",
+    "recurring": "jepa.studies.configs.RecurringConfig",
+    "replay": "jepa.studies.configs.ReplayConfig",
+    "cost": "jepa.studies.configs.CostConfig",
 }
 
 
+def _find(dotted: str) -> Any:
+    module, _, name = dotted.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def compose(command: str, overrides: Sequence[str] = ()) -> Any:
+    """The configuration of a command as Hydra composes it, not yet validated."""
+    from hydra import compose, initialize_config_module
+
+    register_schemas()
+    with initialize_config_module("jepa.conf", version_base="1.3"):
+        return compose(command, list(overrides))
+
+
+def register_schemas() -> None:
+    """Make the defaults of each schema known to Hydra."""
+    from hydra.core.config_store import ConfigStore
+
+    from jepa.config import defaults
+
+    for name, dotted in _SCHEMAS.items():
+        ConfigStore.instance().store(group="schema", name=name, node=defaults(_find(dotted)))
+
+
+def _validated(config: Any, schema: str) -> Any:
+    from jepa.config import validate
+
+    return validate(config, _find(_SCHEMAS[schema]))
+
+
 def _train(config: Any, output: Path) -> None:
-    plain = validate(config, TRAIN_CONFIGS.get(config.get("variant"), TrainConfig))
-    if plain["variant"] == "vl_jepa":
-        from jepa.training.run import train
-
-        train(plain, _writable(output))
-        return
-    if plain["variant"] == "comparison":
-        from pydantic import TypeAdapter
-
+    variant = config.get("variant")
+    settings = _validated(config, variant if variant in ("llm_jepa", "comparison") else "vl_jepa")
+    if variant == "comparison":
         from jepa.studies.comparison import run
 
-        run(TypeAdapter(ComparisonTrainConfig).validate_python(plain), _writable(output))
+        run(settings, _writable(output))
+        return
+    if variant == "vl_jepa":
+        from jepa.training.run import train
+
+        train(settings, _writable(output))
         return
     from jepa.evaluation.answers import check_before_training, evaluate_answers
 
-    check_before_training(AnswersConfig(**plain["answers"]), plain["data"])
+    check_before_training(settings.answers, settings.data)  # before the model libraries are imported
     from jepa.training.fit import is_first_process
     from jepa.training.run import train
 
-    folder = train(plain, _writable(output))  # an arm of the controls is a run with its scores
+    folder = train(settings, _writable(output))  # an arm of the controls is a run with its scores
     if is_first_process():
-        evaluate_answers(folder, output / "evaluation", AnswersConfig(**plain["answers"]), plain["accelerator"])
+        evaluate_answers(folder, output / "evaluation", settings.answers, settings.accelerator)
 
 
 def _evaluate(config: Any, output: Path) -> None:
-    plain = validate(config, EvaluateConfig)
-    if plain["requests"] is not None:
+    settings = _validated(config, "evaluate")
+    if settings.requests is not None:
         from jepa.studies.requests import run
 
-        run(EvaluateConfig(**plain))
+        run(settings)
         return
     from jepa.evaluation.run import evaluate
 
-    evaluate(plain)
+    evaluate(settings)
 
 
 def _report(config: Any, output: Path) -> int:
-    plain = validate(config, ReportConfig)
-    from types import SimpleNamespace
-
+    settings = _validated(config, "report")
     from jepa.evaluation.report import KINDS, Kind, report
     from jepa.results import NotMetError
 
     names = ("ComparisonResults", "report", "folder_results")
     comparison = Kind(*(f"jepa.studies.comparison:{name}" for name in names))
     try:
-        report(SimpleNamespace(**plain), (*KINDS, comparison))
+        report(settings, (*KINDS, comparison))
     except NotMetError as error:
         sys.stdout.flush()
         print(f"failed: {error}", file=sys.stderr, flush=True)
@@ -130,34 +154,25 @@ def _quoted(value: str) -> str:
     return "'" + value.replace("'", "\\'") + "'"
 
 
-def _replay(config: Any, output: Path) -> None:
-    plain = validate(config, ReplayConfig)
-    from jepa.studies.replay import run as run_replay
+def _study(name: str) -> Callable[[Any, Path], None]:
+    def command(config: Any, output: Path) -> None:
+        settings = _validated(config, name)
+        _find(f"jepa.studies.{name}.run")(settings)
 
-    run_replay(plain)
-
-
-def _cost(config: Any, output: Path) -> None:
-    plain = validate(config, CostConfig)
-    from jepa.studies.cost import run as run_cost
-
-    run_cost(plain)
+    return command
 
 
 @dataclass(frozen=True)
 class Command:
-    """``run(config, output)`` gets the composed configuration and Hydra's output folder; it may return an exit code.
-
-    ``flags`` turns flags of the command's own into overrides.
-    """
+    """``run(config, output)`` gets the composed configuration and Hydra's output folder; it may return an exit code."""
 
     name: str
     purpose: str
     run: Callable[[Any, Path], int | None]
     groups: tuple[str, ...]  # folders of conf/ that it chooses from, with @ where the choice goes elsewhere
     examples: tuple[str, ...]
-    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # more of them, by the variant that has them
-    flags: Callable[[list[str]], list[str]] = list
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # more of them, by variant
+    flags: Callable[[list[str]], list[str]] = list  # flags of the command's own as overrides
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -166,84 +181,73 @@ class Command:
 
 
 COMMANDS = {
-    command.name: command
-    for command in (
-        Command(
-            "train",
-            "Train a model; its checkpoint goes to outputs/<name>/checkpoint.",
-            _train,
-            ("experiment", "variant"),
-            (
-                "jepa train experiment=demo",
-                "jepa train experiment=demo name=longer jepa.steps=5000",
-                "jepa train -m experiment=demo seed=0,1,2",
-                "jepa train experiment=demo --cfg job",
-                "jepa train experiment=llm_jepa_regex objective=cosine",
-                "jepa train -m experiment=controlled_comparison model=vl_jepa,token_vlm",
-            ),
-            {
-                "vl_jepa": ("world", "model", "stream@decoder.style"),
-                "llm_jepa": ("pairs@data", "model", "objective", "objective@method", "arm"),
-                "comparison": ("world", "model", "stream@stream.style"),
-            },
+    "train": Command(
+        "train",
+        "Train a model; its checkpoint goes to outputs/<name>/checkpoint.",
+        _train,
+        ("experiment", "variant"),
+        (
+            "jepa train experiment=demo",
+            "jepa train experiment=demo name=longer jepa.steps=5000",
+            "jepa train -m experiment=demo seed=0,1,2",
+            "jepa train experiment=demo --cfg job",
+            "jepa train experiment=llm_jepa_regex objective=cosine",
         ),
-        Command(
-            "evaluate",
-            "Score a checkpoint and save the latents of its streams.",
-            _evaluate,
-            ("stream@streams.everyday.style", "stream@streams.dense.style", "videos", "task", "requests"),
-            (
-                "jepa evaluate checkpoint=outputs/demo/checkpoint",
-                "jepa evaluate checkpoint=outputs/demo/checkpoint task=retrieval",
-                "jepa evaluate checkpoint=outputs/demo/checkpoint task=vqa task.manifest=questions.jsonl",
-                "jepa evaluate checkpoint=outputs/llm_jepa_nlrx/checkpoint requests=typing",
-            ),
+        {
+            "vl_jepa": ("world", "model", "stream@decoder.style"),
+            "llm_jepa": ("pairs@data", "model", "objective", "objective@method", "arm"),
+            "comparison": ("world", "model", "stream@stream.style"),
+        },
+    ),
+    "evaluate": Command(
+        "evaluate",
+        "Score a checkpoint and save the latents of its streams.",
+        _evaluate,
+        ("stream@streams.everyday.style", "stream@streams.dense.style", "videos", "task", "requests"),
+        (
+            "jepa evaluate checkpoint=outputs/demo/checkpoint",
+            "jepa evaluate checkpoint=outputs/demo/checkpoint task=retrieval",
+            "jepa evaluate checkpoint=outputs/llm_jepa_nlrx/checkpoint requests=typing",
         ),
-        Command(
-            "report",
-            "Write the report: decoding policies swept over saved latents, or a language model's arms compared.",
-            _report,
-            ("policies",),
-            (
-                "jepa report evaluation=outputs/demo/evaluation",
-                "jepa report evaluation=outputs/llm_jepa_controls",
-                "jepa report evaluation=outputs/controlled_comparison",
-                "jepa report results=outputs/demo/results.json --fail-under 'savings>=2.85'",
-                "jepa report --compare outputs/demo outputs/longer",
-            ),
-            flags=_report_flags,
+    ),
+    "report": Command(
+        "report",
+        "Write the report: decoding policies swept over saved latents, or a language model's arms compared.",
+        _report,
+        ("policies",),
+        (
+            "jepa report evaluation=outputs/demo/evaluation",
+            "jepa report evaluation=outputs/llm_jepa_controls",
+            "jepa report results=outputs/demo/results.json --fail-under 'savings>=2.85'",
+            "jepa report --compare outputs/demo outputs/longer",
         ),
-        Command(
-            "replay",
-            "Compare decoding policies on the timeline of a real data set, with simulated embeddings.",
-            _replay,
-            ("policies",),
-            (
-                "jepa replay timeline.format=epic timeline.path=narrations.csv timeline.durations=video_info.csv",
-                "jepa replay timeline.format=youcook2 timeline.path=youcook2.json noise=[0.6,1.2,2.4]",
-            ),
+        flags=_report_flags,
+    ),
+    "replay": Command(
+        "replay",
+        "Compare decoding policies on the timeline of a real data set, with simulated embeddings.",
+        _study("replay"),
+        ("policies",),
+        ("jepa replay timeline.format=youcook2 timeline.path=youcook2.json noise=[0.6,1.2,2.4]",),
+    ),
+    "cost": Command(
+        "cost",
+        "Estimate what a workload costs to serve, and what several optimisations save together.",
+        _study("cost"),
+        ("deployed", "hardware"),
+        (
+            "jepa cost input_tokens=100000 output_tokens=1450",
+            "jepa cost optimisations.selective.results=outputs/demo/results.json",
+            "jepa cost deployed=config deployed.model.path=Qwen3-0.6B/config.json order=[tokens,hardware]",
         ),
-        Command(
-            "cost",
-            "Estimate what a workload costs to serve, and what several optimisations save together.",
-            _cost,
-            ("deployed", "hardware"),
-            (
-                "jepa cost input_tokens=100000 output_tokens=1450",
-                "jepa cost deployed=mistral_small_4 perception=null stream_rates=null cache=fp8 order=[tokens]",
-                "jepa cost optimisations.selective.results=outputs/demo/results.json order=[selective]",
-                "jepa cost deployed=config deployed.model.path=Qwen3-0.6B/config.json order=[tokens,hardware]",
-            ),
-        ),
-    )
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs ``argv`` (default: the command line without the program's name) and returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run ``argv`` (default: the command line without the program's name) and return the exit code."""
     try:
-        status = _main(arguments)
+        status = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()  # here, where a reader that has gone can be told from an error
         return status
     except BrokenPipeError:
@@ -282,6 +286,7 @@ def _launch(command: Command, overrides: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     started, failures, status = False, 0, 0
+    register_schemas()
 
     @hydra.main(version_base="1.3", config_path="pkg://jepa.conf", config_name=command.name)
     def job(config: Any) -> None:
@@ -401,12 +406,9 @@ def _composition_error(error: Exception, command: Command, overrides: list[str])
 
 def _valid_keys(command: Command, overrides: list[str]) -> Iterator[str]:
     """The dotted keys of the command's configuration under the groups that the user chose."""
-    from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
     chosen = [item for item in overrides if item.partition("=")[0] in command.choices and "," not in item]
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        composed = OmegaConf.to_container(compose(command.name, chosen))
 
     def walk(node: Any, prefix: str) -> Iterator[str]:
         for key, value in node.items():
@@ -414,7 +416,7 @@ def _valid_keys(command: Command, overrides: list[str]) -> Iterator[str]:
             if isinstance(value, dict):
                 yield from walk(value, f"{prefix}{key}.")
 
-    return walk(composed, "")
+    return walk(OmegaConf.to_container(compose(command.name, chosen)), "")
 
 
 # --- Help. ---
@@ -423,19 +425,8 @@ def _valid_keys(command: Command, overrides: list[str]) -> Iterator[str]:
 def _help() -> str:
     purposes = [f"  {command.name:10}{command.purpose}" for command in COMMANDS.values()]
     examples = [f"  {command.examples[0]}" for command in COMMANDS.values()]
-    return "\n".join(
-        [
-            "usage: jepa <command> [flags] [key=value ...]",
-            "",
-            "commands:",
-            *purposes,
-            "",
-            "examples:",
-            *examples,
-            "",
-            "jepa <command> --help shows more of each; jepa --version prints the version.",
-        ]
-    )
+    lines = ["usage: jepa <command> [flags] [key=value ...]", "", "commands:", *purposes, "", "examples:", *examples]
+    return "\n".join([*lines, "", "jepa <command> --help shows more of each; jepa --version prints the version."])
 
 
 def _command_help(command: Command) -> str:
@@ -451,7 +442,9 @@ def _command_help(command: Command) -> str:
             "examples:",
             *(f"  {example}" for example in command.examples),
             "",
-            *(["choices:", *choices, ""] if choices else []),
+            "choices:",
+            *choices,
+            "",
             "flags:",
             "  --cfg job         print the whole configuration, that is every key=value there is, and stop",
             "  -m, --multirun    run once for each combination of values: seed=0,1,2",

@@ -14,11 +14,12 @@ import statistics
 import time
 
 import torch
-from hydra import compose, initialize_config_module
 from tqdm import tqdm
 
+from jepa.build import build
 from jepa.checkpoint import build_model
-from jepa.config import TrainConfig, build, validate
+from jepa.cli import compose
+from jepa.config import TrainConfig, validate
 from jepa.data.clips import ClipBatches
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import corpus
@@ -29,13 +30,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, under 50 s")
     repetitions = 3 if parser.parse_args().quick else 12
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        config = validate(compose("train", ["experiment=demo"]), TrainConfig)
-    torch.manual_seed(config["seed"])
+    config = validate(compose("train", ["experiment=demo"]), TrainConfig)
+    assert config.jepa is not None
+    torch.manual_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_model(config, Tokenizer.train(corpus(), **config["tokenizer"])).to(device)
-    loss = build(config["jepa"]["loss"]).to(device)
-    batch = ClipBatches(build(config["world"]), 0, config["jepa"]["batch_size"], 1, **config["clips"])[0]
+    model = build_model(config.model_dump(), Tokenizer.train(corpus(), config.tokenizer.vocab_size)).to(device)
+    loss = build(config.jepa.loss).to(device)
+    batch = ClipBatches(build(config.world), 0, config.jepa.batch_size, 1, **config.clips.model_dump())[0]
 
     def step() -> float:
         started = time.perf_counter()

@@ -16,12 +16,13 @@ import time
 from typing import Any, cast
 
 import torch
-from hydra import compose, initialize_config_module
 from timm.layers import Mlp
 from torch import Tensor
 from tqdm import tqdm
 
-from jepa.config import TrainConfig, build, validate
+from jepa.build import build
+from jepa.cli import compose
+from jepa.config import TrainConfig, validate
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import CAPTION_QUERIES, corpus
 from jepa.models.vl_jepa import set_fused_attention
@@ -50,16 +51,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smaller batch and fewer repetitions, under 50 s")
     quick = parser.parse_args().quick
     repetitions, batch = (5, 32) if quick else (20, 128)
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        config = validate(compose("train", ["experiment=demo", "model=vl_jepa_experts"]), TrainConfig)
+    config = validate(compose("train", ["experiment=demo", "model=vl_jepa_experts"]), TrainConfig)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    tokenizer = Tokenizer.train(corpus(), **config["tokenizer"])
-    made = {name: predictor.to(device) for name, predictor in predictors(config["model"]["predictor"]).items()}
+    tokenizer = Tokenizer.train(corpus(), config.tokenizer.vocab_size)
+    made = {name: predictor.to(device) for name, predictor in predictors(config.model["predictor"]).items()}
     generator = torch.Generator().manual_seed(0)
-    x_encoder = config["model"]["x_encoder"]
+    x_encoder = config.model["x_encoder"]
     slots, patches = (
-        config["model"]["frames"] // x_encoder["tubelet"],
+        config.model["frames"] // x_encoder["tubelet"],
         (x_encoder["size"] // x_encoder["patch_size"]) ** 2,
     )
     states = torch.randn(batch, slots * patches, x_encoder["embed_dim"], generator=generator).to(device)

@@ -18,12 +18,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_module
 from tqdm import tqdm
 
 import jepa
+from jepa.build import build
 from jepa.checkpoint import build_model
-from jepa.config import LanguageTrainConfig, build, validate
+from jepa.cli import compose
+from jepa.config import LanguageTrainConfig, validate
 from jepa.data.packing import PackedBatch, pack
 from jepa.data.pairs import Example, read_chat
 from jepa.evaluation.answers import generate, longest_answer
@@ -54,28 +55,25 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        overrides = ["variant=llm_jepa", "name=bench", "data.pairs=2000", f"data.test_pairs={count}"]
-        config = validate(compose("train", overrides), LanguageTrainConfig)
+    overrides = ["variant=llm_jepa", "name=bench", "data.pairs=2000", f"data.test_pairs={count}"]
+    config = validate(compose("train", overrides), LanguageTrainConfig)
     if arguments.data:
-        pairs = read_chat(arguments.data, config["data"]["system"])
+        pairs = read_chat(arguments.data, config.data["system"])
         asked, training = pairs[:count], pairs[count:]
     else:
-        splits = build(config["data"])
+        splits = build(config.data)
         asked, training = splits.test[:count], splits.train
     if len(asked) < singles:
         parser.error(f"there must be at least {singles} pairs to answer, got {len(asked)}")
-    if steps and len(training) < config["stage"]["batch_size"]:
-        parser.error(
-            f"training needs {config['stage']['batch_size']} pairs beside those to answer, got {len(training)}"
-        )
-    torch.manual_seed(config["seed"])
+    if steps and len(training) < config.stage.batch_size:
+        parser.error(f"training needs {config.stage.batch_size} pairs beside those to answer, got {len(training)}")
+    torch.manual_seed(config.seed)
     if arguments.checkpoint:
         model = jepa.load(arguments.checkpoint)
     else:
-        model = build_model(config, make_tokenizer(config["tokenizer"], training or asked))
+        model = build_model(config.model_dump(), make_tokenizer(config.tokenizer, training or asked))
     model.to(device)
-    train(model, training, steps, config["stage"]["batch_size"], config["stage"]["row_tokens"])
+    train(model, training, steps, config.stage.batch_size, config.stage.row_tokens)
     model.eval()
 
     limit = None if arguments.quick else arguments.max_new_tokens

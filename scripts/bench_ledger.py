@@ -23,11 +23,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
-
 import jepa
+from jepa.build import build
+from jepa.cli import compose
 from jepa.cli import main as command
-from jepa.config import build
 from jepa.data.world import World
 from jepa.operations import OperationLedger, TrainingMeter, meter
 from jepa.operations.flops import count_flops
@@ -127,8 +126,7 @@ def main() -> None:
 
 
 def live(model: Any, seconds: float) -> None:
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        style = build(compose("evaluate", ["checkpoint=none"]).streams.everyday.style)
+    style = build(compose("evaluate", ["checkpoint=none"]).streams.everyday.style)
     stream = World().stream("bench", (0,), seconds, style)
     selective = SelectiveDecoder(Gate(threshold=2.0), model, cache=LatentCache(threshold=0.05, capacity=64))
     for latents, times in model.stream(stream.frames(), 2.0, "What happens?", selective.ledger):

@@ -23,16 +23,16 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_module
 from torch import Tensor
 from tqdm import tqdm
 
+from jepa.build import build
 from jepa.checkpoint import build_model
-from jepa.config import LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, build, validate
+from jepa.cli import compose
+from jepa.config import LanguageTrainConfig, validate
 from jepa.data.batches import PairBatch
 from jepa.data.chat import ChatIds
 from jepa.data.packing import IGNORE, pack
@@ -63,17 +63,16 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = size * (repetitions + 1)
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        overrides = ["variant=llm_jepa", "objective=cosine", f"model.predictor.tokens={arguments.predictors}"]
-        overrides += ["name=bench", f"data.pairs={wanted + 1}", "data.test_pairs=0", "data.validation_fraction=0"]
-        config = validate(compose("train", overrides), LanguageTrainConfig)
-    data = config["data"]
+    overrides = ["variant=llm_jepa", "objective=cosine", f"model.predictor.tokens={arguments.predictors}"]
+    overrides += ["name=bench", f"data.pairs={wanted + 1}", "data.test_pairs=0", "data.validation_fraction=0"]
+    config = validate(compose("train", overrides), LanguageTrainConfig)
+    data = config.data
     pairs = read_chat(arguments.data, data["system"])[:wanted] if arguments.data else build(data).train[:wanted]
     if len(pairs) < wanted:
         parser.error(f"{arguments.data} must have at least {wanted} pairs, got {len(pairs)}")
-    tokenizer = make_tokenizer(config["tokenizer"], pairs)
-    torch.manual_seed(config["seed"])
-    model = build_model(config, tokenizer).to(device)
+    tokenizer = make_tokenizer(config.tokenizer, pairs)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model_dump(), tokenizer).to(device)
     encoded = tokenizer.encode(pairs)
     longest = max(len(p.prompt) + max(len(p.completion), arguments.predictors) for p in encoded)
     if longest > arguments.length:
@@ -120,10 +119,10 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-def variants(model: LLMJEPA, config: dict[str, Any], length: int) -> dict[str, Loss]:
+def variants(model: LLMJEPA, config: LanguageTrainConfig, length: int) -> dict[str, Loss]:
     """The loss of a batch of pairs, by each way to compute it."""
-    stage = LanguageStageConfig(**config["stage"])
-    objective = Objective(ObjectiveConfig(**config["objective"])).to(model.device)
+    stage = config.stage
+    objective = Objective(config.objective).to(model.device)
     layout = objective.layout(model, stage)
 
     def packed(pairs: Sequence[ChatIds], targets: Sequence[ChatIds] | None) -> Tensor:

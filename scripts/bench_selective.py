@@ -27,13 +27,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.feature_extraction.image import grid_to_graph
 from tqdm import tqdm
 
-from jepa.config import build_as
+from jepa.build import build_as
+from jepa.cli import compose
 from jepa.data.records import Event, StreamRecord
 from jepa.evaluation.streams import StreamSet
 from jepa.evaluation.sweep import sweep_families, sweep_setting
@@ -194,8 +194,7 @@ def segment_seconds(families: Mapping[str, Mapping[str, Any]], streams: Sequence
 
 def report_configuration() -> dict[str, Any]:
     """The configuration of `jepa report`."""
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        configuration: Any = OmegaConf.to_container(compose("report"))
+    configuration: Any = OmegaConf.to_container(compose("report"))
     return dict(configuration)
 
 

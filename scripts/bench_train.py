@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_module
 
+from jepa.build import build
 from jepa.checkpoint import build_model
-from jepa.config import JEPAStageConfig, TrainConfig, build, validate
+from jepa.cli import compose
+from jepa.config import TrainConfig, validate
 from jepa.data.clips import ClipBatch, ClipBatches
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import corpus
@@ -92,18 +93,18 @@ def seconds_of(run: Callable[[], Any], device: str) -> float:
 
 def step_rate(name: str, size: int, device: str, repetitions: int) -> dict[str, Any]:
     """Median time of a step, and its FLOPs, which are counted in one before."""
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        world_size = 256 if name == "vl_jepa_paper" else 48
-        overrides = ["name=bench", f"model={name}", f"world.size={world_size}"]
-        config = validate(compose("train", overrides), TrainConfig)
+    world_size = 256 if name == "vl_jepa_paper" else 48
+    overrides = ["name=bench", f"model={name}", f"world.size={world_size}"]
+    config = validate(compose("train", overrides), TrainConfig)
+    assert config.jepa is not None
     torch.manual_seed(0)
-    model = build_model(config, Tokenizer.train(corpus(), **config["tokenizer"])).to(device).train()
+    model = build_model(config.model_dump(), Tokenizer.train(corpus(), config.tokenizer.vocab_size)).to(device).train()
     set_fused_attention(model, device == "cuda")
     model.y_decoder.requires_grad_(False)
-    module = JEPAModule(model, JEPAStageConfig(**config["jepa"])).to(device)
+    module = JEPAModule(model, config.jepa).to(device)
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     optimizer = torch.optim.AdamW(module.parameter_groups(), lr=1e-4, fused=True)
-    batch: ClipBatch = ClipBatches(build(config["world"]), 0, size, 1, model.frames, **config["clips"])[0]
+    batch: ClipBatch = ClipBatches(build(config.world), 0, size, 1, model.frames, **config.clips.model_dump())[0]
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16):

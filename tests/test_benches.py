@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 
+from jepa.build import build
 from jepa.checkpoint import build_model
-from jepa.config import LanguageTrainConfig, build, validate
+from jepa.cli import compose
+from jepa.config import LanguageTrainConfig, validate
 from jepa.selective import Decoded
 from jepa.training.language import make_tokenizer
 
@@ -47,10 +48,9 @@ def tiny(predictors: int):
     """A model 32 wide, 12 pairs and the configuration."""
     architecture = [f"model.language_model.architecture.{name}={value}" for name, value in SIZE.items()]
     architecture.append("model.language_model.architecture.num_key_value_heads=2")
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        overrides = ["variant=llm_jepa", "objective=cosine", "name=bench", f"model.predictor.tokens={predictors}"]
-        data = ["data.pairs=12", "data.test_pairs=0", "data.validation_fraction=0"]
-        config = validate(compose("train", [*overrides, *data, *architecture]), LanguageTrainConfig)
+    overrides = ["variant=llm_jepa", "objective=cosine", "name=bench", f"model.predictor.tokens={predictors}"]
+    data = ["data.pairs=12", "data.test_pairs=0", "data.validation_fraction=0"]
+    config = validate(compose("train", [*overrides, *data, *architecture]), LanguageTrainConfig)
     pairs = build(config["data"]).train
     torch.manual_seed(0)
     return build_model(config, make_tokenizer(config["tokenizer"], pairs)), pairs, config

@@ -11,12 +11,11 @@ import pytest
 import torch
 import yaml
 from conftest import real_data
-from hydra import compose, initialize_config_module
 from safetensors.numpy import load_file, save_file
 
 import jepa
 from jepa.checkpoint import build_model
-from jepa.cli import main
+from jepa.cli import compose, main
 from jepa.config import LanguageTrainConfig, validate
 from jepa.data.pairs import Example
 from jepa.results import StreamEvaluation, StreamResults, read_document
@@ -313,9 +312,8 @@ def test_a_decoder_from_embeddings_is_trained_on_a_frozen_model(tmp_path):
 @pytest.mark.parametrize(("arm", "weight"), [("ntp", 0.0), ("llm_jepa", 0.3), ("cosine", 1.0)])
 def test_the_full_size_experiment_composes_and_has_the_published_parameters(arm, weight):
     """Llama-3.2-1B has 1,235,814,400; the [PRED] tokens use rows that its vocabulary reserves."""
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        overrides = ["experiment=llm_jepa_llama_1b", "data.folder=x", "tokenizer.pretrained=null", f"arm={arm}"]
-        config = validate(compose("train", overrides), LanguageTrainConfig)
+    overrides = ["experiment=llm_jepa_llama_1b", "data.folder=x", "tokenizer.pretrained=null", f"arm={arm}"]
+    config = validate(compose("train", overrides), LanguageTrainConfig)
     assert (config["arm"], config["objective"]["weight"]) == (arm, weight)
     tokenizer = make_tokenizer(config["tokenizer"], [Example("lines with a dog", "(.*dog.*)", None)])
     with torch.device("meta"):

@@ -18,22 +18,21 @@ ROOT = Path(__file__).parent.parent
 SOURCES = ("jepa", "conf", "pyproject.toml", "setup.py", "LICENSE", "README.md")
 COMPOSE = """
 import jepa.conf
-from hydra import compose, initialize_config_module
+from jepa.cli import compose
 from pathlib import Path
 import sys
 conf = Path(jepa.conf.__file__).parent
-with initialize_config_module("jepa.conf", version_base="1.3"):
-    for path in sorted(conf.rglob("*.yaml")):
-        name = path.relative_to(conf).with_suffix("").as_posix()
-        group, _, option = name.rpartition("/")
-        group = {"stream": "stream@decoder.style", "pairs": "pairs@data"}.get(group, group)
-        language = group in ("pairs@data", "objective", "arm") or option.startswith("llm_jepa")
-        commands = {"hardware": "cost", "deployed": "cost", "policies": "report"}
-        command = (commands | dict.fromkeys(("videos", "requests", "task"), "evaluate")).get(group, "train")
-        chosen = command == "train" and group not in ("variant", "experiment")
-        variant = [f"variant={'llm_jepa' if language else 'vl_jepa'}"] if chosen else []
-        compose(command, [*variant, f"{group}={option}"]) if group else compose(option)
-        print(name)
+for path in sorted(conf.rglob("*.yaml")):
+    name = path.relative_to(conf).with_suffix("").as_posix()
+    group, _, option = name.rpartition("/")
+    group = {"stream": "stream@decoder.style", "pairs": "pairs@data"}.get(group, group)
+    language = group in ("pairs@data", "objective", "arm") or option.startswith("llm_jepa")
+    commands = {"hardware": "cost", "deployed": "cost", "policies": "report"}
+    command = (commands | dict.fromkeys(("videos", "requests", "task"), "evaluate")).get(group, "train")
+    chosen = command == "train" and group not in ("variant", "experiment")
+    variant = [f"variant={'llm_jepa' if language else 'vl_jepa'}"] if chosen else []
+    compose(command, [*variant, f"{group}={option}"]) if group else compose(option)
+    print(name)
 print(jepa.__file__, file=sys.stderr)
 """
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jepa import checkpoint
-from jepa.config import AnswersConfig, ObjectiveConfig, build_as
+from jepa.build import build_as
+from jepa.config import AnswersConfig, ObjectiveConfig
 from jepa.data.chat import ChatIds
 from jepa.data.packing import IGNORE, PackedBatch, pack, target_numbers
 from jepa.data.pairs import Example, ExampleSplits

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from jepa.config import build, build_as
+from jepa.build import build, build_as
+from jepa.config import PolicyConfig
 from jepa.data.records import StreamRecord
 from jepa.errors import InputError
 from jepa.evaluation.processes import can_fork, in_processes
@@ -105,7 +106,7 @@ class Family:
         return json.dumps([self.policy, self.parameter, self.steps], sort_keys=True)
 
 
-def sweep_families(policies: Mapping[str, Any]) -> dict[str, Family]:
+def sweep_families(policies: Mapping[str, PolicyConfig]) -> dict[str, Family]:
     """The policy families of a report's configuration (`PolicyConfig` by name).
 
     Raises:
@@ -113,10 +114,8 @@ def sweep_families(policies: Mapping[str, Any]) -> dict[str, Family]:
     """
     families = {}
     for name, each in policies.items():
-        cache = None if each["cache"] is None else CacheSettings.model_validate(each["cache"], from_attributes=True)
-        families[name] = Family(
-            name, each["label"], each["policy"], each["parameter"], tuple(each["values"]), cache, each["steps"]
-        )
+        cache = None if each.cache is None else CacheSettings.model_validate(each.cache, from_attributes=True)
+        families[name] = Family(name, each.label, each.policy, each.parameter, tuple(each.values), cache, each.steps)
         families[name].selection  # noqa: B018  (refuses what it cannot be)
     return families
 

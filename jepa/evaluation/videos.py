@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from jepa import checkpoint
-from jepa.config import build
+from jepa.build import build
+from jepa.config import EvaluateConfig, StreamConfig, VideosConfig
 from jepa.data.records import StreamRecord
 from jepa.data.timelines import excerpt, read_timeline, video_of
 from jepa.data.video import VideoFile, VideoStream, find_video
@@ -35,7 +35,7 @@ from jepa.results.documents import EncodedStreams, Stage, Training
 
 
 @torch.no_grad()
-def evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any]) -> Path:
+def evaluate_videos(folder: Path, output: Path, config: EvaluateConfig) -> Path:
     """Scores the checkpoint `folder` by an `EvaluateConfig`; writes and returns the folder `output`.
 
     It holds a `StreamEvaluation` and, for each setting and split, latents, times, annotations and ledgers. Input is
@@ -49,23 +49,23 @@ def evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any]) -> Pa
         return _evaluate_videos(folder, output, config, all_ranks)
 
 
-def _evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any], all_ranks: Ranks) -> Path:
-    if config["candidates"] < 5:
-        raise InputError(f"candidates must be >= 5, for R@5 among them, got {config['candidates']}")
-    trained, device = checkpoint.read_config(folder), device_of(config["accelerator"])
+def _evaluate_videos(folder: Path, output: Path, config: EvaluateConfig, all_ranks: Ranks) -> Path:
+    if config.candidates < 5:
+        raise InputError(f"candidates must be >= 5, for R@5 among them, got {config.candidates}")
+    trained, device = checkpoint.read_config(folder), device_of(config.accelerator)
     training = _training(folder)
     model: VLJEPA = checkpoint.load(folder).to(device)
     world = build(trained["world"])
-    if config["videos"] is not None:
-        plans = {"videos": _videos(model, config["videos"], all_ranks)}
+    if config.videos is not None:
+        plans = {"videos": _videos(model, config.videos, all_ranks)}
     else:
-        plans = {name: _made(world, name, setting, config["seed"]) for name, setting in config["streams"].items()}
+        plans = {name: _made(world, name, setting, config.seed) for name, setting in config.streams.items()}
     for name, plan in plans.items():
-        _check(model, plan, "videos" if config["videos"] is not None else f"streams.{name}")
+        _check(model, plan, "videos" if config.videos is not None else f"streams.{name}")
     output.mkdir(parents=True, exist_ok=True)
 
     if not all_ranks.rank:
-        scores = score_tasks(model, world, config["seed"], config["candidates"], config["batch_size"])
+        scores = score_tasks(model, world, config.seed, config.candidates, config.batch_size)
         print(score_lines(scores), flush=True)
     settings = {}
     for name, plan in plans.items():
@@ -75,7 +75,7 @@ def _evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any], all_
         return output
     document = StreamEvaluation(
         **evaluated(folder, output, trained, device, model.parameters_by_role()),
-        config={"train": trained, "evaluate": {**config}},
+        config={"train": trained, "evaluate": config.model_dump()},
         latent_delay=model.window / 2,
         processes=all_ranks.count,
         training=training,
@@ -94,35 +94,33 @@ def _evaluate_videos(folder: Path, output: Path, config: Mapping[str, Any], all_
 class _Plan:
     """A setting and the streams of its splits, none of them read yet."""
 
-    setting: Mapping[str, Any]
+    setting: StreamConfig | VideosConfig
     streams: Mapping[str, Sequence[Stream | VideoStream]]
 
 
-def _made(world: World, name: str, setting: dict[str, Any], seed: int) -> _Plan:
+def _made(world: World, name: str, setting: StreamConfig, seed: int) -> _Plan:
     """The embedded streams of a setting."""
-    style = build(setting["style"])
-    return _Plan(
-        setting,
-        {split: make_streams(world, name, split, setting[split], setting["seconds"], style, seed) for split in SPLITS},
-    )
+    style = build(setting.style)
+    counts = {"calibration": setting.calibration, "test": setting.test}
+    made = {split: make_streams(world, name, split, counts[split], setting.seconds, style, seed) for split in SPLITS}
+    return _Plan(setting, made)
 
 
-def _videos(model: VLJEPA, setting: dict[str, Any], all_ranks: Ranks) -> _Plan:
+def _videos(model: VLJEPA, setting: VideosConfig, all_ranks: Ranks) -> _Plan:
     """The annotated videos of a folder."""
-    source = {key: value for key, value in setting["timeline"].items() if key != "split_by"}
-    timeline = read_timeline(**source)
-    files = {r.video_id: find_video(Path(setting["folder"]), video_of(r.video_id)) for r in timeline.records}
+    timeline = read_timeline(**setting.timeline.model_dump(exclude={"split_by"}))
+    files = {r.video_id: find_video(Path(setting.folder), video_of(r.video_id)) for r in timeline.records}
     there = [record for record in timeline.records if files[record.video_id] is not None]
     if not all_ranks.rank:
-        print(f"{len(there)} of {len(files)} annotated videos are in {setting['folder']}", flush=True)
+        print(f"{len(there)} of {len(files)} annotated videos are in {setting.folder}", flush=True)
     if not there:
-        raise InputError(f"videos.folder must hold annotated videos, got none of {len(files)} in {setting['folder']}")
+        raise InputError(f"videos.folder must hold annotated videos, got none of {len(files)} in {setting.folder}")
     taken = excerpt(
         replace(timeline, records=tuple(there)),
         0,
-        setting["minutes"],
-        setting["calibration_fraction"],
-        setting["timeline"]["split_by"],
+        setting.minutes,
+        setting.calibration_fraction,
+        setting.timeline.split_by,
     )
 
     def stream(record: StreamRecord) -> VideoStream:
@@ -134,7 +132,7 @@ def _videos(model: VLJEPA, setting: dict[str, Any], all_ranks: Ranks) -> _Plan:
 def _check(model: VLJEPA, plan: _Plan, key: str) -> None:
     """Raises `InputError` for what encoding would stumble over after minutes; of a video file, its head is read."""
     try:
-        model.slots(plan.setting["step_rate_hz"])
+        model.slots(plan.setting.step_rate_hz)
     except InputError as error:
         raise InputError(f"{key}.step_rate_hz: {error}") from None
     for stream in (stream for streams in plan.streams.values() for stream in streams):
@@ -153,7 +151,7 @@ def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks
     for split, each in plan.streams.items():
         own, left_out = each[all_ranks.part(len(each))], dict[str, str]()
         what = None if all_ranks.rank else f"{name} {split}"
-        encoded = encode_streams(model, own, plan.setting["step_rate_hz"], what, left_out)
+        encoded = encode_streams(model, own, plan.setting.step_rate_hz, what, left_out)
         parts = all_ranks.gather((encoded, left_out))
         broken |= {video: message for _, messages in parts for video, message in messages.items()}
         if not all_ranks.rank:
@@ -164,8 +162,8 @@ def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks
     remark = f"; broken and left out: {len(broken)}" if broken else ""
     seconds = [stream.record.duration for stream in whole]
     return EncodedStreams(
-        description=plan.setting["description"] + remark,
-        step_rate_hz=plan.setting["step_rate_hz"],
+        description=plan.setting.description + remark,
+        step_rate_hz=plan.setting.step_rate_hz,
         seconds_each=sum(seconds) / len(seconds) if seconds else 0.0,
         broken=broken,
         thumbnails=thumbnails(whole[0]) if whole else (),

@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from jepa import checkpoint
-from jepa.config import build, validate_task
+from jepa.build import build
+from jepa.config import EvaluateConfig, TaskConfig
 from jepa.data.manifests import Kind, Sample, WorldPredictionSample, read_manifest
 from jepa.data.media import read_clip
 from jepa.data.world_tasks import world_samples
@@ -51,7 +52,7 @@ _KINDS: dict[str, Kind] = {  # of a manifest's samples, by task
 
 
 @torch.no_grad()
-def evaluate_task(folder: Path, output: Path, config: Mapping[str, Any]) -> Path:
+def evaluate_task(folder: Path, output: Path, config: EvaluateConfig) -> Path:
     """Scores the checkpoint `folder` on the `task` of an `EvaluateConfig`; writes and returns `output`.
 
     It holds a `TaskEvaluation`, and `predictions.jsonl` with a line for each sample.
@@ -60,23 +61,24 @@ def evaluate_task(folder: Path, output: Path, config: Mapping[str, Any]) -> Path
         InputError: a bad task or manifest, fewer samples than processes, or a medium that cannot be read; with the
             task's `skip_broken`, none that can.
     """
-    settings = validate_task(config["task"])
-    kind, trained = settings["kind"], checkpoint.read_config(folder)
+    settings = config.task
+    assert settings is not None
+    kind, trained = settings.kind, checkpoint.read_config(folder)
     with ranks() as all_ranks:
-        device = device_of(config["accelerator"])
+        device = device_of(config.accelerator)
         model = checkpoint.load(folder).to(device)
-        samples = _samples(settings, trained["world"], model.frames, config["candidates"], config["seed"])
+        samples = _samples(settings, trained, model.frames, config.candidates, config.seed)
         if len(samples) < all_ranks.count:
             raise InputError(f"a task must have a sample for each of {all_ranks.count} processes, got {len(samples)}")
-        task = Task(model, settings, samples, config["batch_size"], all_ranks)
+        task = Task(model, settings, samples, config.batch_size, all_ranks)
         found = TASKS[kind](task)
         if all_ranks.rank:
             return output
         document = TaskEvaluation(
             **evaluated(folder, output, trained, device, model.parameters_by_role()),
-            config={"train": trained, "evaluate": {**config, "task": settings}},
+            config={"train": trained, "evaluate": config.model_dump()},
             task=kind,
-            data=settings["manifest"] or "embedded",
+            data=settings.manifest or "embedded",
             samples=len(found.lines),
             skipped=tuple(task.skipped),
             processes=all_ranks.count,
@@ -103,7 +105,7 @@ class Task:
     """
 
     model: VLJEPA
-    settings: Mapping[str, Any]
+    settings: TaskConfig
     samples: Sequence[Any]  # all of one kind
     batch_size: int
     ranks: Ranks = field(default_factory=Ranks)
@@ -119,8 +121,8 @@ class Task:
             InputError: a sample cannot be read, unless the settings say `skip_broken`; or none can.
         """
         own = range(len(self.samples))[self.ranks.part(len(self.samples))]
-        reader = _Clips([self.samples[i] for i in own], self.model, self.settings["fps"])
-        batches = DataLoader(reader, self.batch_size, num_workers=self.settings["workers"], collate_fn=list)
+        reader = _Clips([self.samples[i] for i in own], self.model, self.settings.fps)
+        batches = DataLoader(reader, self.batch_size, num_workers=self.settings.workers, collate_fn=list)
         rows, kept, broken, asked = list[Tensor](), list[int](), list[str](), list[str]()
         numbers = iter(own)
         for batch in tqdm(batches, desc="clips", unit="batch", leave=False, disable=self.ranks.rank > 0):
@@ -131,7 +133,7 @@ class Task:
                     read.append(clips)
                     kept.append(number)
                     asked += queries[number]
-                elif self.settings["skip_broken"]:
+                elif self.settings.skip_broken:
                     broken.append(f"{self.samples[number].id}: {clips}")
                 else:
                     raise clips
@@ -195,15 +197,15 @@ def classification(task: Task) -> Found:
     """
     settings, samples = task.settings, task.samples
     labels = sorted({sample.label for sample in samples})
-    prompts = [template.replace("{label}", label) for label in labels for template in settings["templates"]]
-    embedded = task.model.embed_all(prompts).reshape(len(labels), len(settings["templates"]), -1)
-    predictions = task.predict([[settings["query"]]] * len(samples))
+    prompts = [template.replace("{label}", label) for label in labels for template in settings.templates]
+    embedded = task.model.embed_all(prompts).reshape(len(labels), len(settings.templates), -1)
+    predictions = task.predict([[settings.query]] * len(samples))
     means = F.normalize(embedded.mean(1), dim=-1)
     right = torch.tensor([labels.index(sample.label) for sample in task.kept])
-    ks = [k for k in settings["top"] if k <= len(labels)]
+    ks = [k for k in settings.top if k <= len(labels)]
     ranks = retrieval_ranks(predictions, means, right, torch.arange(len(labels)))
     nearest = (predictions @ means.T).topk(max([1, *ks]), sorted=True)
-    flops = answer_flops(task.model, settings["query"], len(labels), predictions.shape[1])
+    flops = answer_flops(task.model, settings.query, len(labels), predictions.shape[1])
     flops_each = flops + embedding_flops(task.model, prompts) / len(task.kept)
     scores = {}
     for k in ks:
@@ -225,7 +227,7 @@ def retrieval(task: Task) -> Found:
 
     The clips share the embedded captions, and the captions the predicted clips.
     """
-    query, captions = task.settings["query"], [(each.id, text) for each in task.samples for text in each.captions]
+    query, captions = task.settings.query, [(each.id, text) for each in task.samples for text in each.captions]
     embedded = task.model.embed_all([text for _, text in captions])  # first: it refuses texts too long
     predictions = task.predict([[query]] * len(task.samples))
     samples, kept = task.kept, {sample.id for sample in task.kept}
@@ -235,7 +237,7 @@ def retrieval(task: Task) -> Found:
     clips = len(samples) * (task.model.clip_flops() + task.model.query_flops(query))
     spent = clips + embedding_flops(task.model, texts) + similarity_flops(len(samples), *embedded.shape)
     scores, counts = dict[str, TaskScore](), dict[str, int]()
-    for direction, each in retrieval_scores(predictions, clip_ids, embedded, text_ids, task.settings["ks"]).items():
+    for direction, each in retrieval_scores(predictions, clip_ids, embedded, text_ids, task.settings.ks).items():
         counts |= {f"{direction} {name}": each[name] for name in ("queries", "candidates")}
         for name, chance in each["chance"].items():
             cost = choice_cost(each[name], spent / each["queries"]) if name.startswith("r@") else None
@@ -258,9 +260,9 @@ def vqa(task: Task) -> Found:
     answers = tuple(dict.fromkeys(sample.answer for sample in samples))
     texts = list(dict.fromkeys(chain.from_iterable(sample.candidates or answers for sample in samples)))
     row = {text: number for number, text in enumerate(texts)}
-    prompts = [settings["candidate"].replace("{candidate}", text) for text in texts]
+    prompts = [settings.candidate.replace("{candidate}", text) for text in texts]
     embedded = task.model.embed_all(prompts)
-    predictions = task.predict([[settings["prompt"].replace("{question}", sample.question)] for sample in samples])
+    predictions = task.predict([[settings.prompt.replace("{question}", sample.question)] for sample in samples])
     credits, chances, lines = list[float](), list[float](), list[dict[str, JsonValue]]()
     flops = embedding_flops(task.model, prompts)
     for sample, prediction in zip(task.kept, predictions, strict=True):
@@ -269,7 +271,7 @@ def vqa(task: Task) -> Found:
         right = [text in (sample.answer, *sample.alternatives) for text in candidates]
         credits.append(_credit(prediction, rows, right))
         chances.append(sum(right) / len(right))
-        query = settings["prompt"].replace("{question}", sample.question)
+        query = settings.prompt.replace("{question}", sample.question)
         flops += answer_flops(task.model, query, len(candidates), len(prediction))
         chosen = candidates[int((rows @ prediction).argmax())]
         asked = {"question": sample.question, "answer": sample.answer}
@@ -279,7 +281,7 @@ def vqa(task: Task) -> Found:
 
 def captioning(task: Task) -> Found:
     """Decoded captions against all references. The chance level of CIDEr-D is the score of another clip's caption."""
-    query = task.settings["query"]
+    query = task.settings.query
     predictions = task.predict([[query]] * len(task.samples))
     decoded = task.decode(predictions)
     references = [list(sample.captions) for sample in task.kept]
@@ -305,7 +307,7 @@ def world_prediction(task: Task) -> Found:
     """
     if task.model.frames < 2:
         raise InputError("world_prediction needs a model whose clips have at least 2 frames, for two states, got 1")
-    query, asked = task.settings["query"], task.settings["action_query"]
+    query, asked = task.settings.query, task.settings.action_query
     rows = task.predict([[query, *[asked] * len(sample.candidates)] for sample in task.samples])
     counts = [len(sample.candidates) for sample in task.kept]
     credits, lines = list[float](), list[dict[str, JsonValue]]()
@@ -346,13 +348,11 @@ def _accuracy(credits: Sequence[float], chances: Sequence[float], flops: int) ->
     )
 
 
-def _samples(
-    settings: Mapping[str, Any], world: Mapping[str, Any], frames: int, candidates: int, seed: int
-) -> list[Sample]:
-    kind = _KINDS[settings["kind"]]
-    if settings["manifest"] is None:
-        return world_samples(build(world), kind, candidates, frames, seed)
-    return read_manifest(Path(settings["manifest"]), [kind])[: settings["limit"] or None]
+def _samples(settings: TaskConfig, trained: Mapping[str, Any], frames: int, candidates: int, seed: int) -> list[Sample]:
+    kind = _KINDS[settings.kind]
+    if settings.manifest is None:
+        return world_samples(build(trained["world"]), kind, candidates, frames, seed)
+    return read_manifest(Path(settings.manifest), [kind])[: settings.limit or None]
 
 
 def _table(document: TaskEvaluation) -> list[str]:

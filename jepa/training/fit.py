@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import lightning as L
 import torch
@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from jepa import checkpoint
-from jepa.config import StageConfig
+from jepa.config import LanguageTrainConfig, RunConfig, StageConfig, TrainConfig
 from jepa.errors import InputError
 from jepa.training.sharding import sharded_strategy
 
@@ -28,11 +28,22 @@ Keep: TypeAlias = Callable[..., dict[str, Any]]  # what `keeper` gives
 _PRINTED = 20  # media that were left out
 
 
-def on_gpu(config: dict[str, Any]) -> bool:
-    return config["accelerator"] != "cpu" and torch.cuda.is_available()
+def on_gpu(config: RunConfig) -> bool:
+    return config.accelerator != "cpu" and torch.cuda.is_available()
 
 
-def own_device(config: dict[str, Any]) -> torch.device:
+def precision(config: RunConfig) -> Literal["32-true", "bf16-mixed"]:
+    """The precision to train in: with "auto" bf16-mixed where the device computes in bf16, and float32 elsewhere.
+
+    A CPU without bf16 instructions emulates them many times slower than it computes in float32.
+    """
+    if config.precision != "auto":
+        return config.precision
+    has_bf16 = torch.cuda.is_bf16_supported() if on_gpu(config) else torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def own_device(config: RunConfig) -> torch.device:
     """Where this process trains: on several GPUs, each process on one."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu(config) else torch.device("cpu")
 
@@ -41,9 +52,9 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def check_devices(config: dict[str, Any]) -> None:
+def check_devices(config: TrainConfig | LanguageTrainConfig) -> None:
     """Refuses `devices` and `strategy` that do not go together, or were not launched."""
-    devices, strategy = config["devices"], config["strategy"]
+    devices, strategy = config.devices, config.strategy
     if devices > 1 and "LOCAL_RANK" not in os.environ:
         raise InputError(f"{devices} devices must be launched by torchrun --nproc-per-node {devices}, got one process")
     if (devices > 1) != (strategy != "auto"):
@@ -94,7 +105,7 @@ def fit(
     batches: Dataset[Any],
     validation: Dataset[Any] | list[Any],
     stage: StageConfig,
-    config: dict[str, Any],
+    config: RunConfig,
     output: Path,
     name: str,
     strategy: str = "auto",
@@ -111,10 +122,10 @@ def fit(
     logs = output / "logs"
     streamed, held_out_streamed = (isinstance(each, IterableDataset) for each in (batches, validation))
     trainer = L.Trainer(
-        accelerator=config["accelerator"],
+        accelerator=config.accelerator,
         devices=devices,
         strategy=sharded_strategy(devices) if strategy == "fsdp" else strategy,
-        precision=config["precision"],
+        precision=precision(config),
         max_steps=stage.steps,
         max_epochs=1,
         accumulate_grad_batches=stage.accumulate,
@@ -130,7 +141,7 @@ def fit(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    workers, rank, count = config["workers"], int(os.environ.get("RANK", 0)), stage.steps * stage.accumulate * devices
+    workers, rank, count = config.workers, int(os.environ.get("RANK", 0)), stage.steps * stage.accumulate * devices
     loader = DataLoader(
         batches,
         batch_size=None,

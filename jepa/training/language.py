@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from jepa import checkpoint
-from jepa.config import LanguageStageConfig, ObjectiveConfig, StageConfig, build, build_as
+from jepa.build import Node, build, build_as
+from jepa.config import ChatTokenizerConfig, LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, StageConfig
 from jepa.data.batches import PairBatch, PairBatches
 from jepa.data.chat import ChatIds, ChatTokenizer
 from jepa.data.packing import Layout, pack, target_numbers
@@ -240,7 +241,7 @@ class _Plan:
     stretched: float
 
 
-def train(config: dict[str, Any], output: Path) -> Path:
+def train(config: LanguageTrainConfig, output: Path) -> Path:
     """Trains a validated `LanguageTrainConfig` and returns the checkpoint's folder, `output/checkpoint`.
 
     The stages are the language model and, if asked for, a decoder from its embeddings; the checkpoint is written after
@@ -249,50 +250,62 @@ def train(config: dict[str, Any], output: Path) -> Path:
     either. On several devices every process calls this; the first writes.
     """
     check_devices(config)
-    weight = config["objective"]["weight"]
-    if config["arm"] in _NEXT_TOKEN_ARMS and weight != 0:
+    weight = config.objective.weight
+    if config.arm in _NEXT_TOKEN_ARMS and weight != 0:
         raise InputError(
             f"objective.weight must be 0 in arm {config['arm']}, which is next-token training, got {weight}; "
             "what the arms of a method have in common is set under method"
         )
-    if config["checkpoint"] is None and not config["stage"]["epochs"]:
+    if config.checkpoint is None and not config.stage.epochs:
         raise InputError("stage.epochs must be > 0 for a new language model, got 0 and no checkpoint")
-    if not config["stage"]["epochs"] and config["decoder"] is None:
+    if not config.stage.epochs and config.decoder is None:
         raise InputError("there is nothing to train: stage.epochs is 0 and decoder is null")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
-    L.seed_everything(config["seed"], verbose=False)
-    splits = build_as(ExampleSplits, "data", config["data"])
+    L.seed_everything(config.seed, verbose=False)
+    splits = build_as(ExampleSplits, "data", config.data)
     if is_first_process():
         print(splits.summary(), flush=True)
     model = _model(config, splits)
     print_parameters(model)
     model.language.set_attention("sdpa" if on_gpu(config) else "eager")
-    folder = output / "checkpoint"
-    saved = {**config, "model": {**model.node(), "y_decoder": _decoder_node(config, model, splits)}}
-    if config["checkpoint"] is not None and not config["stage"]["epochs"]:  # the language model stays what it is
-        before = checkpoint.read_config(Path(config["checkpoint"]))
-        saved |= {key: before[key] for key in ("arm", "objective", "equal_flops", "tokenizer", "stage")}
+    folder, epochs = output / "checkpoint", config.stage.epochs
+    node = {**model.node(), "y_decoder": _decoder_node(config, model, splits)}
+    config = config.model_copy(update={"model": node})
+    if config.checkpoint is not None and not config.stage.epochs:  # the language model stays what it is
+        before = checkpoint.read_config(Path(config.checkpoint))
+        config = config.model_copy(
+            update={
+                "arm": before["arm"],
+                "objective": ObjectiveConfig(**before["objective"]),
+                "equal_flops": before["equal_flops"] and ObjectiveConfig(**before["equal_flops"]),
+                "tokenizer": ChatTokenizerConfig(**before["tokenizer"]),
+                "stage": LanguageStageConfig(**before["stage"]),
+            }
+        )
+    trains = {"llm_jepa": epochs > 0, "decoder": config.decoder is not None}
     stages: list[dict[str, Any]] = []
-    if config["checkpoint"] is not None:
-        stages = json.loads((Path(config["checkpoint"]) / "training.json").read_text(encoding="utf-8"))["stages"]
+    if config.checkpoint is not None:
+        stages = json.loads((Path(config.checkpoint) / "training.json").read_text(encoding="utf-8"))["stages"]
     for name, run in (("llm_jepa", _train_language), ("decoder", _train_decoder)):
-        if not (config["stage"]["epochs"] if name == "llm_jepa" else config["decoder"]):
+        if not trains[name]:
             continue
-        keep = keeper(name, stages, partial(write_checkpoint, model, saved, folder))
-        stages.append(keep(run(saved, model.train(), splits, output, keep), unfinished=False))
+        keep = keeper(name, stages, partial(write_checkpoint, model, config.model_dump(), folder))
+        stages.append(keep(run(config, model.train(), splits, output, keep), unfinished=False))
         model.cpu()
     if is_first_process():
         print(f"checkpoint: {folder}", flush=True)
     return folder
 
 
-def _model(config: dict[str, Any], splits: ExampleSplits) -> LLMJEPA:
+def _model(config: LanguageTrainConfig, splits: ExampleSplits) -> LLMJEPA:
     """A new model or, with `checkpoint`, that of a checkpoint; with the decoder that `model.y_decoder` asks for."""
-    if config["checkpoint"] is None:
-        node = {**config["model"], "y_decoder": None}
-        model = checkpoint.build_model({**config, "model": node}, make_tokenizer(config["tokenizer"], splits.train))
+    if config.checkpoint is None:
+        node = {**config.model, "y_decoder": None}
+        model = checkpoint.build_model(
+            {"variant": config.variant, "model": node}, make_tokenizer(config.tokenizer, splits.train)
+        )
     else:
-        model = checkpoint.load(config["checkpoint"])
+        model = checkpoint.load(config.checkpoint)
         if not isinstance(model, LLMJEPA):
             raise InputError(f"checkpoint must be of an LLM-JEPA, got {type(model).__name__}: {config['checkpoint']}")
     decoder = _decoder_node(config, model, splits)
@@ -300,10 +313,10 @@ def _model(config: dict[str, Any], splits: ExampleSplits) -> LLMJEPA:
     return model
 
 
-def _decoder_node(config: dict[str, Any], model: LLMJEPA, splits: ExampleSplits) -> dict[str, Any] | None:
+def _decoder_node(config: LanguageTrainConfig, model: LLMJEPA, splits: ExampleSplits) -> Node | None:
     """`model.y_decoder` with the sizes that the model and the longest answer give it."""
-    node = config["model"]["y_decoder"]
-    if (node is None) != (config["decoder"] is None):
+    node = config.model["y_decoder"]
+    if (node is None) != (config.decoder is None):
         raise InputError(f"decoder and model.y_decoder must be given together, got {config['decoder']} and {node}")
     if node is None:
         return None
@@ -314,10 +327,9 @@ def _decoder_node(config: dict[str, Any], model: LLMJEPA, splits: ExampleSplits)
 
 
 def _train_language(
-    config: dict[str, Any], model: LLMJEPA, splits: ExampleSplits, output: Path, keep: Keep
+    config: LanguageTrainConfig, model: LLMJEPA, splits: ExampleSplits, output: Path, keep: Keep
 ) -> dict[str, Any]:
-    stage = LanguageStageConfig(**config["stage"])
-    objective = Objective(ObjectiveConfig(**config["objective"]))
+    stage, objective = config.stage, Objective(config.objective)
     if objective.config.view == "shared" and any(pair.text is not None for pair in splits.train):
         raise InputError("objective.view must be alone for data with text and code views, got shared")
     pairs = model.tokenizer.encode(splits.train)
@@ -340,13 +352,13 @@ def _train_language(
     layout = objective.layout(model, stage)
     if not objective.has_latent_term or objective.tube is not None:
         layout = replace(layout, predictors=())  # nothing trains them
-    devices: int = config["devices"]
+    devices = config.devices
     held_out = _every_pair_once(validation, layout, stage.batch_size)
     module = LanguageModule(model, objective, steps, keep_best=stage.select == "best")
     if model.y_decoder is not None:
         model.y_decoder.requires_grad_(False)
-    batches = objective.batches(pairs, model, stage, config["seed"], plan.steps, devices)
-    strategy = config["strategy"]
+    batches = objective.batches(pairs, model, stage, config.seed, plan.steps, devices)
+    strategy: str = config.strategy
     if strategy == "ddp" and objective.sometimes_untrained:
         strategy = "ddp_find_unused_parameters_true"
     about = {"pairs": len(pairs), "duplicates": splits.duplicates, "steps_stretched": plan.stretched}
@@ -377,27 +389,27 @@ def _every_pair_once(pairs: Sequence[ChatIds], layout: Layout, size: int) -> lis
 
 
 def _train_decoder(
-    config: dict[str, Any], model: LLMJEPA, splits: ExampleSplits, output: Path, keep: Keep
+    config: LanguageTrainConfig, model: LLMJEPA, splits: ExampleSplits, output: Path, keep: Keep
 ) -> dict[str, Any]:
     """The Y-Decoder on the embeddings of the frozen model: predicted ones, and those of the answers with noise."""
-    stage = StageConfig(**config["decoder"])
-    objective = config["objective"]
-    if (objective["direction"], objective["view"]) != ("forward", "shared"):
+    stage, objective = config.decoder, config.objective
+    assert stage is not None
+    if (objective.direction, objective.view) != ("forward", "shared"):
         raise InputError(
             "a decoder needs a model with objective.direction forward and objective.view shared, got "
-            f"{objective['direction']} and {objective['view']}"
+            f"{objective.direction} and {objective.view}"
         )
     model.eval().to(own_device(config))
     batches, validation = (
         PairDecoderBatches(*_latents(model, pairs), [pair.completion for pair in pairs], seed, stage.batch_size, count)
         for pairs, seed, count in (
-            (splits.train, config["seed"], stage.steps * stage.accumulate * config["devices"]),
-            (splits.validation, config["seed"] + 1, stage.validation_batches),
+            (splits.train, config.seed, stage.steps * stage.accumulate * config.devices),
+            (splits.validation, config.seed + 1, stage.validation_batches),
         )
     )
     module = DecoderModule(model, stage)
     module.train()
-    on = config["strategy"], config["devices"]
+    on = config.strategy, config.devices
     trainer = fit(module, batches, validation, stage, config, output, "decoder", *on, keep)
     return summary(trainer, stage, output / "logs" / "decoder") | {"noise_per_dimension": round(batches.noise, 5)}
 
@@ -409,25 +421,26 @@ def _latents(model: LLMJEPA, pairs: Sequence[Example], size: int = 128) -> tuple
     return torch.cat(predictions), torch.cat([model.embed([pair.completion for pair in part]).cpu() for part in parts])
 
 
-def make_tokenizer(config: dict[str, Any], pairs: Sequence[Example]) -> ChatTokenizer:
-    if config["pretrained"] is not None:
-        return ChatTokenizer.pretrained(config["pretrained"])
+def make_tokenizer(config: ChatTokenizerConfig, pairs: Sequence[Example]) -> ChatTokenizer:
+    """A pretrained tokenizer, or one trained on the pairs."""
+    if config.pretrained is not None:
+        return ChatTokenizer.pretrained(config.pretrained)
     texts = [text for pair in pairs for text in (pair.system or "", pair.prompt, pair.completion)]
-    return ChatTokenizer.train(texts, config["vocab_size"])
+    return ChatTokenizer.train(texts, config.vocab_size)
 
 
 def _plan(
-    config: dict[str, Any],
+    config: LanguageTrainConfig,
     stage: LanguageStageConfig,
     objective: Objective,
     model: LLMJEPA,
     pairs: Sequence[ChatIds],
 ) -> _Plan:
-    steps = max(1, round(stage.epochs * len(pairs) / (stage.batch_size * config["devices"])))
-    if config["equal_flops"] is None:
+    steps = max(1, round(stage.epochs * len(pairs) / (stage.batch_size * config.devices)))
+    if config.equal_flops is None:
         return _Plan(steps, 1.0)
-    other = Objective(ObjectiveConfig(**config["equal_flops"]))
-    own, wanted = (step_flops(each, model, stage, pairs, config["seed"]) for each in (objective, other))
+    other = Objective(config.equal_flops)
+    own, wanted = (step_flops(each, model, stage, pairs, config.seed) for each in (objective, other))
     return _Plan(round(steps * wanted / own), wanted / own)
 
 

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.config import JEPAStageConfig, StageConfig, build
+from jepa.build import build
+from jepa.config import JEPAStageConfig, StageConfig
 from jepa.data.clips import ClipBatch
 from jepa.errors import InputError
 from jepa.losses.cached import cached_loss

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
-from jepa.config import JEPAStageConfig
+from jepa.config import JEPAStageConfig, ManifestsConfig, TrainConfig
 from jepa.data.clips import ClipBatch
 from jepa.data.features import ClipReader, Features, write_features
 from jepa.data.manifest_batches import ManifestBatches, Prompts, Read
@@ -42,9 +42,9 @@ _TEXTS_AT_ONCE, _CLIPS_AT_ONCE = 1024, 16
 
 
 def own_batches(
-    config: dict[str, Any], stage: JEPAStageConfig, model: VLJEPA, seeds: Sequence[int], counts: Sequence[int]
+    config: TrainConfig, stage: JEPAStageConfig, model: VLJEPA, seeds: Sequence[int], counts: Sequence[int]
 ) -> tuple[Dataset[ClipBatch], Dataset[ClipBatch]]:
-    """Batches to train and to validate on, of `config["data"]`.
+    """Batches to train and to validate on, of `config.data`.
 
     A split that ends in `.tar` names shards, any other a manifest. Every process validates on all. States are written
     into the folder `features` if it is not there, by the first process.
@@ -56,29 +56,28 @@ def own_batches(
 
     Raises:
         InputError: a manifest or a shard is missing or broken; `fractions` for shards; fewer shards than readers;
-            states
-            of another encoder or other clips, or of one that is trained in this stage.
+            states of another encoder or other clips, or of one that is trained in this stage.
     """
-    data, readers = config["data"], config["devices"] * max(1, config["workers"])
-    shards = {split: find_shards(data[split]) for split in SPLITS if _is_packed(data, split)}
-    samples = {split: read_manifest(Path(data[split])) for split in SPLITS if split not in shards}
+    data, readers = _of(config), config.devices * max(1, config.workers)
+    shards = {split: find_shards(manifest_of(data, split)) for split in SPLITS if _is_packed(data, split)}
+    samples = {split: read_manifest(Path(manifest_of(data, split))) for split in SPLITS if split not in shards}
     if len(shards.get("train", ())) < readers and "train" in shards:
         raise InputError(
             f"data.train must name a shard for each of {readers} readers (devices x workers), "
-            f"got {len(shards['train'])}: {data['train']}"
+            f"got {len(shards['train'])}: {data.train}"
         )
-    if data["features"] is not None:
+    if data.features is not None:
         _check_frozen(model)
         write_missing_features(config, model, stage.chunk or stage.batch_size)
     read = _reader(data, model)
 
     def batches(split: str, seed: int, count: int) -> Dataset[ClipBatch]:
-        prompts, skip = Prompts(**data["prompts"]), data["skip_broken"]
+        prompts, skip = Prompts(**data.prompts.model_dump()), data.skip_broken
         if split in samples:
-            fractions = data["fractions"] or _own_fractions(samples[split])
+            fractions: dict[Any, float] = data.fractions or _own_fractions(samples[split])
             return ManifestBatches(samples[split], read, seed, stage.batch_size, count, fractions, prompts, skip)
         validates = split == "validation"
-        buffer = 1 if validates else data["buffer"]  # the order of the shards will do, and is there at once
+        buffer = 1 if validates else data.buffer  # the order of the shards will do, and is there at once
         found = Shards(shards[split], seed, buffer, skip, everywhere=validates)
         return ShardBatches(found, read, stage.batch_size, prompts, skip)
 
@@ -86,7 +85,7 @@ def own_batches(
     return train, held_out
 
 
-def write_missing_features(config: dict[str, Any], model: VLJEPA, batch_size: int = _CLIPS_AT_ONCE) -> None:
+def write_missing_features(config: TrainConfig, model: VLJEPA, batch_size: int = _CLIPS_AT_ONCE) -> None:
     """The states of `data.features`; where they are not there, the first process writes them, and all wait.
 
     The folder is written whole or not at all. What a stopped run has written is beside it, in `<folder>.partial`, and
@@ -95,15 +94,15 @@ def write_missing_features(config: dict[str, Any], model: VLJEPA, batch_size: in
     Raises:
         InputError: a medium or a shard cannot be read, unless the data say `skip_broken`.
     """
-    data = config["data"]
-    if data["features"] is None:
+    data = _of(config)
+    if data.features is None:
         return
-    folder, skip, encoder = Path(data["features"]), data["skip_broken"], _encoder(model)
+    folder, skip, encoder = Path(data.features), data.skip_broken, _encoder(model)
     if not folder.exists() and is_first_process():
         partial = folder.with_name(f"{folder.name}.partial")
         encoder.to(own_device(config))
         clips, media = _clips(data, model), _media(data)
-        broken = write_features(encoder, clips, media, partial, batch_size, config["workers"], skip_broken=skip)
+        broken = write_features(encoder, clips, media, partial, batch_size, config.workers, skip_broken=skip)
         encoder.cpu()
         partial.rename(folder)
         left_out = [f"without {len(broken)} media that cannot be read:", *broken] if broken else []
@@ -112,22 +111,22 @@ def write_missing_features(config: dict[str, Any], model: VLJEPA, batch_size: in
         time.sleep(1)
 
 
-def _reader(data: Mapping[str, Any], model: VLJEPA) -> Read:
+def _reader(data: ManifestsConfig, model: VLJEPA) -> Read:
     """What reads a medium's clip or, with `data.features`, the states that the model's X-Encoder gave it beforehand.
 
     Raises:
         InputError: the states are of another encoder or of other clips.
     """
     clips = _clips(data, model)
-    if data["features"] is None:
+    if data.features is None:
         return clips
-    states = Features(Path(data["features"]))
+    states = Features(Path(data.features))
     states.check(_encoder(model), clips)
     return states
 
 
-def _clips(data: Mapping[str, Any], model: VLJEPA) -> ClipReader:
-    return ClipReader(model.frames, model.x_encoder.size, data["fps"])
+def _clips(data: ManifestsConfig, model: VLJEPA) -> ClipReader:
+    return ClipReader(model.frames, model.x_encoder.size, data.fps)
 
 
 def _encoder(model: VLJEPA) -> Any:
@@ -142,9 +141,21 @@ def _check_frozen(model: VLJEPA) -> None:
         )
 
 
-def _is_packed(data: Mapping[str, Any], split: str) -> bool:
+def _of(config: TrainConfig) -> ManifestsConfig:
+    assert config.data is not None
+    return config.data
+
+
+def manifest_of(data: ManifestsConfig, split: str) -> str:
+    """The manifest or shards of a split."""
+    named = data.train if split == "train" else data.validation
+    assert named is not None
+    return named
+
+
+def _is_packed(data: ManifestsConfig, split: str) -> bool:
     """Whether a split is of shards."""
-    packed: bool = data[split].endswith(".tar")
+    packed: bool = manifest_of(data, split).endswith(".tar")
     return packed
 
 
@@ -154,22 +165,22 @@ def _own_fractions(samples: Sequence[Sample]) -> dict[Any, float]:
     return {kind: float(kinds.count(kind)) for kind in KINDS if kind in kinds and kind != "world_prediction"}
 
 
-def _has_fraction(data: Mapping[str, Any], sample: Sample) -> bool:
-    return isinstance(sample, Answered) and (not data["fractions"] or data["fractions"].get(sample.kind, 0) > 0)
+def _has_fraction(data: ManifestsConfig, sample: Sample) -> bool:
+    return isinstance(sample, Answered) and (not data.fractions or data.fractions.get(sample.kind, 0) > 0)
 
 
-def _media(data: Mapping[str, Any]) -> list[Media] | Iterator[Media]:
+def _media(data: ManifestsConfig) -> list[Media] | Iterator[Media]:
     """The media that are trained and validated on; those of shards are read as they are asked for."""
     listed, shards = list[Media](), list[Path]()
     for split in SPLITS:
         if _is_packed(data, split):
-            shards += find_shards(data[split])
+            shards += find_shards(manifest_of(data, split))
         else:
-            found = filter(lambda sample: _has_fraction(data, sample), read_manifest(Path(data[split])))
+            found = filter(lambda sample: _has_fraction(data, sample), read_manifest(Path(manifest_of(data, split))))
             listed += chain.from_iterable(map(media_of, found))
     if not shards:
         return listed
-    packed = (sample for path in shards for sample in _unpacked(path, data["skip_broken"]))
+    packed = (sample for path in shards for sample in _unpacked(path, data.skip_broken))
     return chain(listed, (medium for sample in packed for medium in media_of(sample)))
 
 
@@ -182,14 +193,14 @@ def _unpacked(path: Path, skip_broken: bool, media: bool = True) -> Iterator[Sam
             raise
 
 
-def _placed(data: Mapping[str, Any], split: str) -> Iterator[tuple[str, Sample]]:
+def _placed(data: ManifestsConfig, split: str) -> Iterator[tuple[str, Sample]]:
     """Each sample of a split, those of shards without their media, and where it stands."""
     if _is_packed(data, split):
-        for shard in find_shards(data[split]):
-            for sample in _unpacked(shard, data["skip_broken"], media=False):
+        for shard in find_shards(manifest_of(data, split)):
+            for sample in _unpacked(shard, data.skip_broken, media=False):
                 yield f"{shard}: {sample.id}", sample
         return
-    path = Path(data[split])
+    path = Path(manifest_of(data, split))
     samples = read_manifest(path)
     if path.is_dir():
         yield from ((f"{path}: {sample.id}", sample) for sample in samples)
@@ -199,16 +210,16 @@ def _placed(data: Mapping[str, Any], split: str) -> Iterator[tuple[str, Sample]]
     yield from ((f"{path}:{line}", sample) for line, sample in zip(lines, samples, strict=True))
 
 
-def check_texts(data: Mapping[str, Any], model: VLJEPA, decoded: bool) -> None:
+def check_texts(data: ManifestsConfig, model: VLJEPA, decoded: bool) -> None:
     """Refuses queries and texts of both splits that a part cannot take: before training, not in its midst.
 
     Raises:
         InputError: `fractions` for shards; or a text is too long for the Predictor, the Y-Encoder or, if texts are
             `decoded`, the Y-Decoder. It names file, line and limit.
     """
-    if data["fractions"] is not None and any(_is_packed(data, split) for split in SPLITS):
-        raise InputError(f"data.fractions must be null with shards, read in their own mixture, got {data['fractions']}")
-    prompts, queries, texts = Prompts(**data["prompts"]), dict[str, str](), dict[str, str]()
+    if data.fractions is not None and any(_is_packed(data, split) for split in SPLITS):
+        raise InputError(f"data.fractions must be null with shards, read in their own mixture, got {data.fractions}")
+    prompts, queries, texts = Prompts(**data.prompts.model_dump()), dict[str, str](), dict[str, str]()
     for place, sample in chain.from_iterable(_placed(data, split) for split in SPLITS):
         if isinstance(sample, Answered) and _has_fraction(data, sample):
             for found, places in zip(prompts.choices(sample), (queries, texts), strict=True):
@@ -242,7 +253,7 @@ def _check_lengths(role: str, model: VLJEPA, tokenize: Tokenize, places: Mapping
 
 
 def decoder_source(
-    data: Mapping[str, Any],
+    data: ManifestsConfig,
     model: VLJEPA,
     split: str,
     seed: int,
@@ -261,29 +272,29 @@ def decoder_source(
     Raises:
         InputError: no sample of a kind that has a fraction, states of another encoder, or a medium that cannot be read.
     """
-    read, prompts = _reader(data, model), Prompts(**data["prompts"])
+    read, prompts = _reader(data, model), Prompts(**data.prompts.model_dump())
     samples = {
         row: sample
         for row, (_, sample) in enumerate(_placed(data, split))
         if isinstance(sample, Answered) and _has_fraction(data, sample)
     }
     if not samples:
-        raise InputError(f"{data[split]}: must have a sample of a kind that has a fraction, got none")
+        raise InputError(f"{manifest_of(data, split)}: must have a sample of a kind that has a fraction, got none")
     rows = list(samples)
     order = np.random.default_rng(seed).permutation(len(rows))[: clips or None]
     chosen = {rows[place]: samples[rows[place]] for place in sorted(order)}
     texts = sorted({text for sample in chosen.values() for text in prompts.choices(sample)[1]})
     asked: Dataset[_Clip]
     if _is_packed(data, split):
-        shards, workers = find_shards(data[split]), min(workers, 1)  # read in one pass
-        asked = _PackedAsked(shards, list(chosen), data["skip_broken"], read, prompts, seed)
+        shards, workers = find_shards(manifest_of(data, split)), min(workers, 1)  # read in one pass
+        asked = _PackedAsked(shards, list(chosen), data.skip_broken, read, prompts, seed)
     else:
         asked = _Asked(list(chosen.values()), read, prompts, seed)
     loader = DataLoader(asked, batch_size=_CLIPS_AT_ONCE, num_workers=workers, collate_fn=list)
     predicted: dict[str, list[Tensor]] = {}
     for batch in tqdm(loader, desc=f"latents of {split} for the decoder"):
         for error in (clip for clip, _, _ in batch if isinstance(clip, InputError)):
-            if not data["skip_broken"]:
+            if not data.skip_broken:
                 raise error
             if skipped is not None:
                 skipped[str(error)] += 1
@@ -295,7 +306,7 @@ def decoder_source(
             for latent, (_, _, text) in zip(latents, whole, strict=True):
                 predicted.setdefault(text, []).append(latent)
     if not predicted:
-        raise InputError(f"{data[split]}: a clip must be readable, got none of {len(chosen)}")
+        raise InputError(f"{manifest_of(data, split)}: a clip must be readable, got none of {len(chosen)}")
     counts = torch.tensor([len(each) for each in predicted.values()])
     last = counts.cumsum(0) - 1
     steps = torch.stack([latent for each in predicted.values() for latent in each])

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from jepa.config import build
+from jepa.build import build
 from jepa.data.features import ClipReader, Features, fingerprint, write_features
 from jepa.data.media import Media
 from jepa.encoders.vision_timm import TimmEncoder

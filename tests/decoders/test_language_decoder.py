@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import LLAMA
 from safetensors.torch import load_file, save_file
 
-from jepa.config import build
+from jepa.build import build
 from jepa.decoders.language import LanguageDecoder
 from jepa.errors import InputError
 from jepa.operations import count_flops

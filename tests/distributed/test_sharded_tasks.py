@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import tiny_config
-from hydra import compose, initialize_config_module
 
 from jepa import checkpoint
+from jepa.cli import compose
 from jepa.config import EvaluateConfig, validate
 from jepa.errors import InputError
 from jepa.evaluation.run import evaluate
@@ -27,8 +27,7 @@ WAIT = datetime.timedelta(seconds=60)
 
 
 def config(folder: Path, task: str, output: str, candidates: int = SAMPLES) -> dict[str, Any]:
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        composed = compose("evaluate", [f"checkpoint={folder}/checkpoint", f"task={task}"])
+    composed = compose("evaluate", [f"checkpoint={folder}/checkpoint", f"task={task}"])
     changed = {"output": f"{folder}/{output}/{task}", "accelerator": "cpu", "candidates": candidates, "batch_size": 2}
     return {**validate(composed, EvaluateConfig), **changed}
 
@@ -37,8 +36,7 @@ def streams(folder: Path, output: str) -> dict[str, Any]:
     """Two streams to calibrate on and three to test on: of these one process gets one, the other two."""
     made = [f"streams.everyday.{key}" for key in ("calibration=2", "test=3", "seconds=6.0")]
     options = [f"checkpoint={folder}/checkpoint", "~streams.dense", "task=stream", *made]
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        composed = compose("evaluate", options)
+    composed = compose("evaluate", options)
     changed = {"output": f"{folder}/{output}/stream", "accelerator": "cpu", "candidates": 12}
     return {**validate(composed, EvaluateConfig), **changed}
 

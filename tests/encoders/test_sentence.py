@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from jepa import pretrained
-from jepa.config import build
+from jepa.build import build
 from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 from jepa.encoders.sentence import SentenceEncoder, embed_sentences
 from jepa.errors import InputError

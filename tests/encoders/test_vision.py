@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import VJEPA2Config, VJEPA2Model
 
-from jepa.config import build
+from jepa.build import build
 from jepa.encoders.vision import FeatureEncoder, FrameViT, time_embedding
 from jepa.encoders.vision_timm import TimmEncoder
 from jepa.encoders.vision_vjepa2 import VJEPA2

@@ -12,6 +12,7 @@ import pytest
 import torch
 from made_streams import CACHE, GATE, ON_DEMAND, SELECTION, UNIFORM, NearestWord, family, stream_set
 
+from jepa.config import CacheConfig
 from jepa.errors import InputError
 from jepa.evaluation.segments import CachedDecoder, segment_streams
 from jepa.evaluation.streams import StreamSet, load_streams, save_streams
@@ -26,6 +27,7 @@ POLICIES = {
 REFERENCES = [Reference(policy="uniform", rate_hz=rate) for rate in (1.0, 0.5)]
 ORACLE = {"_target_": "jepa.selective.Oracle", "representative": "mean"}
 BANK = {"capacity": 8, "shared": True, "error_rate": 0.2, "bank": True}
+UNSHARED = CacheConfig(**BANK | {"shared": False})
 SMOOTH = GATE | {"agreement": 8.0}
 EVERY_KIND = {
     "pooled": family(UNIFORM | {"pool": True}, "rate_hz", [1.0, 0.3]),
@@ -382,8 +384,11 @@ def test_bad_latents_name_the_stream(spoil, message, workers):
         ({"gate": {"values": [1.0, 1.0]}}, r"policies\.gate\.values must be one or more distinct values"),
         ({"gate": {"values": [1.0, -1.0]}}, r"^policies\.gate\.policy, threshold=-1: .*threshold must be .* got -1\.0"),
         ({"gate": {"parameter": "foo"}}, r"^policies\.gate\.policy, foo=0\.5: .*Gate has no argument .foo."),
-        ({"gate": {"cache": BANK | {"shared": False}}}, r"policies\.gate\.cache must be shared and hold 1 or more"),
-        ({"gate": {"cache": BANK | {"capacity": 0}}}, r"policies\.gate\.cache must be shared and hold 1 or more"),
+        (
+            ({"gate": {"cache": UNSHARED}}, r"policies\.gate\.cache must be shared and hold 1 or more to be a bank"),
+            r"policies\.gate\.cache must be shared and hold 1 or more",
+        ),
+        (r"policies\.gate\.cache must be shared and hold 1 or more",),
         ({"gate": {"steps": SELECTION}}, r"policies\.gate\.steps must be null: no change detector"),
         ({"gate": {"policy": ON_DEMAND}}, r"policies\.gate predicts on demand, and these streams have no X-Encoder"),
         ({"gate": {"steps": SELECTION | {"hold": 0}}}, r"^policies\.gate\.steps: jepa\.selective\.StepSelection: hold"),
@@ -393,7 +398,7 @@ def test_bad_latents_name_the_stream(spoil, message, workers):
 def test_what_no_sweep_can_have_is_refused_before_it(change, message):
     streams, decoder = replace(stream_set("test", 2), changes=[], states=[]), NearestWord()
     options = dict(change)
-    gate = POLICIES["gate"] | options.pop("gate", {})
+    gate = POLICIES["gate"].model_copy(update=options.pop("gate", {}))
     with pytest.raises(InputError, match=message):
         run({"gate": gate}, decoder, {"calibration": streams, "test": streams}, **options)
     assert decoder.decoded == 0

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import jepa
 from jepa import checkpoint
-from jepa.config import JEPAStageConfig, build
+from jepa.build import build
+from jepa.config import JEPAStageConfig
 from jepa.data.clips import ClipBatches
 from jepa.data.world import World
 from jepa.errors import InputError

@@ -9,7 +9,7 @@ from conftest import LLAMA
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from jepa.config import build
+from jepa.build import build
 from jepa.errors import InputError
 from jepa.predictors.language import LanguagePredictor
 from jepa.pretrained import make_config

@@ -11,8 +11,9 @@ from conftest import vlm_config
 from safetensors.torch import load_file, save_file
 
 from jepa import checkpoint
+from jepa.build import build
 from jepa.cli import main
-from jepa.config import StageConfig, build
+from jepa.config import StageConfig
 from jepa.data.clips import ClipBatches
 from jepa.data.world import World
 from jepa.errors import InputError

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config, vlm_config
-from hydra import compose, initialize_config_module
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -25,12 +24,13 @@ from PIL import Image
 from transformers import AutoConfig
 
 from jepa.checkpoint import build_model, save
-from jepa.cli import main
-from jepa.config import CostConfig, validate
+from jepa.cli import compose, main
+from jepa.config import validate
 from jepa.data.world import CAPTION_QUERIES
 from jepa.errors import InputError
 from jepa.operations import OperationLedger
 from jepa.report import plots
+from jepa.studies.configs import CostConfig
 from jepa.studies.cost.analysis import analyse, shapley
 from jepa.studies.cost.deployed import checkpoint_parts, read_parts
 from jepa.studies.cost.report import answer, cost_html, cost_markdown, cost_png, cost_summary, heat_map, validate_cost
@@ -39,8 +39,7 @@ SMALL_GRID = ["grid.input_tokens=[500,100000]", "grid.output_tokens=[50,2000]", 
 
 
 def settings(*overrides: str) -> dict[str, Any]:
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        config = compose("cost", [*SMALL_GRID, *overrides])
+    config = compose("cost", [*SMALL_GRID, *overrides])
     return validate(OmegaConf.to_container(config, resolve=True), CostConfig)
 
 

@@ -15,18 +15,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from hydra import compose, initialize_config_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from jepa import pretrained, selective
-from jepa.config import ReplayConfig, validate
+from jepa.cli import compose
+from jepa.config import validate
 from jepa.data.records import Event, StreamRecord
 from jepa.data.timelines import Timeline, excerpt
 from jepa.encoders.sentence import embed_sentences
 from jepa.errors import InputError
 from jepa.selective import Policy
+from jepa.studies.configs import ReplayConfig
 from jepa.studies.replay import simulation as module
 from jepa.studies.replay.report import replay_markdown, replay_png, replay_summary, saves, savings_end
 from jepa.studies.replay.simulation import last_in_force, run, simulate_latents, text_in_force
@@ -68,8 +69,7 @@ def config(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def composed(*overrides: str) -> dict[str, Any]:
     """The policies of `jepa replay` under these overrides."""
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        return OmegaConf.to_container(compose("replay", list(overrides)).policies, resolve=True)
+    return OmegaConf.to_container(compose("replay", list(overrides)).policies, resolve=True)
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LLAMA, language_config
-from hydra import compose, initialize_config_module
 from processes import assert_same_weights, train_in_two_processes
 from safetensors.torch import load_file
 
 from jepa import checkpoint
-from jepa.config import LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, StageConfig, build, validate
+from jepa.build import build
+from jepa.cli import compose
+from jepa.config import LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, StageConfig, validate
 from jepa.data.batches import PairBatches
 from jepa.errors import InputError
 from jepa.losses.infonce import InfoNCE
@@ -490,8 +491,7 @@ def test_a_new_language_model_is_trained(tmp_path):
 
 
 def composed(*overrides: str) -> dict[str, Any]:
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        return validate(compose("train", ["experiment=llm_jepa_controls", *overrides]), LanguageTrainConfig)
+    return validate(compose("train", ["experiment=llm_jepa_controls", *overrides]), LanguageTrainConfig)
 
 
 def test_arms_follow_the_method():

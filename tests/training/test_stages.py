@@ -16,7 +16,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import tiny_config
-from hydra import compose, initialize_config_module
 from PIL import Image
 from processes import assert_same_weights, train_in_two_processes
 from safetensors.torch import load_file
@@ -24,7 +23,9 @@ from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
 
 from jepa import checkpoint
-from jepa.config import JEPAStageConfig, TrainConfig, build, validate
+from jepa.build import build
+from jepa.cli import compose
+from jepa.config import JEPAStageConfig, TrainConfig, validate
 from jepa.data.clips import CLASS_QUERY, ClipBatch, ClipBatches
 from jepa.data.features import ClipReader, Features, write_features
 from jepa.data.manifests import read_manifest
@@ -47,8 +48,7 @@ def config(*overrides: str) -> dict[str, Any]:
     short = [f"{stage}.{key}" for stage in ("jepa", "decoder") for key in ("steps=2", "batch_size=6", "warmup_steps=0")]
     short += [f"{stage}.{key}" for stage in ("jepa", "decoder") for key in ("validate_every=2", "validation_batches=1")]
     short += ["decoder.streams=1", "decoder.stream_seconds=6", "workers=0", "accelerator=cpu", "precision=32-true"]
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        plain = validate(compose("train", ["name=tiny", *short, *overrides]), TrainConfig)
+    plain = validate(compose("train", ["name=tiny", *short, *overrides]), TrainConfig)
     return plain | {"model": tiny_config()["model"]}
 
 
@@ -287,10 +287,9 @@ def test_a_regulariser_comes_with_its_weight(tiny_model):
 
 
 def test_the_paper_model_has_the_published_parameters(tokenizer):
-    with initialize_config_module("jepa.conf", version_base="1.3"):
-        manifests = ["data.train=a", "data.validation=b"]
-        paper = validate(compose("train", ["experiment=vl_jepa_paper", *manifests]), TrainConfig)
-        plain = validate(compose("train", ["name=paper", "model=vl_jepa_paper", "world.size=256"]), TrainConfig)
+    manifests = ["data.train=a", "data.validation=b"]
+    paper = validate(compose("train", ["experiment=vl_jepa_paper", *manifests]), TrainConfig)
+    plain = validate(compose("train", ["name=paper", "model=vl_jepa_paper", "world.size=256"]), TrainConfig)
     assert (paper["jepa"]["schedule"], paper["jepa"]["learning_rate"], paper["decoder"]) == ("constant", 5e-5, None)
     with torch.device("meta"):
         roles = checkpoint.build_model(plain, tokenizer).parameters_by_role()

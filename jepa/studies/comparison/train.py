@@ -9,7 +9,6 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,17 +19,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from jepa import checkpoint
-from jepa.config import ComparisonTrainConfig, StageConfig, build
+from jepa.build import build
+from jepa.config import StageConfig
 from jepa.data.clips import ClipBatch, ClipBatches
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import CAPTION_QUERIES, corpus
 from jepa.errors import InputError
-from jepa.models.token_baseline import TokenVLM, candidate_scores, ranks_of_own
+from jepa.models.token_vlm import TokenVLM, candidate_scores, ranks_of_own
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.operations import count_flops
 from jepa.studies.comparison.data import SAMPLES, STATES, HeldOutClips, StateBatch, StateBatches, held_out_clips
 from jepa.studies.comparison.results import ArmTraining, DecoderTraining, StepFlops, TrainedPoint, Trial
-from jepa.training.fit import fit, on_gpu, summary
+from jepa.studies.configs import ComparisonTrainConfig
+from jepa.training.fit import fit, on_gpu, precision, summary
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, Stage, text_ids
 
@@ -135,7 +136,7 @@ def train_arm(config: ComparisonTrainConfig, output: Path) -> ArmTraining:
     tried = [
         _fit(
             config,
-            replace(config.stage, learning_rate=factor * config.stage.learning_rate),
+            config.stage.model_copy(update={"learning_rate": factor * config.stage.learning_rate}),
             arm,
             states,
             validation,
@@ -153,7 +154,7 @@ def train_arm(config: ComparisonTrainConfig, output: Path) -> ArmTraining:
         if isinstance(module.model, VLJEPA):
             decoder = _train_decoder(config, module.model, states, point, output)
         seen = point * config.stage.batch_size
-        plain = {**asdict(config), "variant": arm}
+        plain = {**config.model_dump(), "variant": arm}
         checkpoint.save(module.model.cpu(), plain, output / f"samples_{seen}")
         trained.append(TrainedPoint(samples=seen, steps=point, decoder=decoder))
     return ArmTraining(
@@ -186,7 +187,7 @@ def _fit(
     batches = StateBatches(states, config.seed, stage.batch_size, stage.steps)
     name = f"learning_rate_{stage.learning_rate:g}"
     check = [StateBatch(held_out, queries, validation.names)]
-    trainer = fit(module, batches, check, stage, asdict(config), output, name)
+    trainer = fit(module, batches, check, stage, config, output, name)
     model.to("cpu").eval()
     ranks = ranks_of_own(candidate_scores(model, held_out, queries, validation.names))
     found = summary(trainer, stage, output / "logs" / name)
@@ -202,7 +203,7 @@ def _fit(
 
 def _model(config: ComparisonTrainConfig, arm: str, tokenizer: Tokenizer, states: Path) -> VLJEPA | TokenVLM:
     """A new model of an arm; its X-Encoder is the frozen one."""
-    model: VLJEPA | TokenVLM = checkpoint.build_model({**asdict(config), "variant": arm}, tokenizer)
+    model: VLJEPA | TokenVLM = checkpoint.build_model({**config.model_dump(), "variant": arm}, tokenizer)
     encoder: Any = model.x_encoder
     encoder.load_state_dict(load_file(states / _ENCODER))
     encoder.requires_grad_(False)
@@ -216,7 +217,7 @@ def _model(config: ComparisonTrainConfig, arm: str, tokenizer: Tokenizer, states
 
 def _fused(config: ComparisonTrainConfig) -> bool:
     """Whether attention runs in the fused kernel, which is slower in bf16 on a CPU."""
-    return config.precision != "bf16-mixed" or on_gpu(asdict(config))
+    return precision(config) != "bf16-mixed" or on_gpu(config)
 
 
 def _step_flops(module: ArmModule, batch: StateBatch) -> StepFlops:
@@ -253,7 +254,7 @@ def _train_decoder(
     module.train()
     flops = count_flops(lambda: module.cross_entropy(*train[0]).backward()).total
     module.zero_grad(set_to_none=True)
-    fit(module, train, check, stage, asdict(config), output, f"decoder_{point}")
+    fit(module, train, check, stage, config, output, f"decoder_{point}")
     return DecoderTraining(
         steps=stage.steps,
         examples=len(texts),
@@ -270,7 +271,7 @@ def frozen_states(config: ComparisonTrainConfig, tokenizer: Tokenizer) -> Path:
 
     Its name is a digest of everything that it is made from: arms and seeds of one comparison share it.
     """
-    plain = asdict(config)
+    plain = config.model_dump()
     made_from = {key: plain[key] for key in ("world", "tokenizer", "clips", "encoder", "data_seed", "pool")}
     made_from |= {key: config.model[key] for key in ("x_encoder", "frames")}
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
@@ -296,13 +297,13 @@ def _make_states(config: ComparisonTrainConfig, tokenizer: Tokenizer, folder: Pa
     torch.manual_seed(seed)
     encoder = build(config.model["x_encoder"])
     set_fused_attention(encoder, _fused(config))
-    clips = {**asdict(config.clips), "hard_negatives": 0}
+    clips = {**config.clips.model_dump(), "hard_negatives": 0}
     batches, validation = (
         ClipBatches(world, s, stage.batch_size, count, frames, **clips)
         for s, count in ((seed, stage.steps), (seed + _VALIDATION_SEED, stage.validation_batches))
     )
     module = WordsModule(encoder, encoder.width, tokenizer, stage)
-    trainer = fit(module, batches, validation, stage, asdict(config), folder, "encoder")
+    trainer = fit(module, batches, validation, stage, config, folder, "encoder")
     record = {"seconds": round(time.perf_counter() - started, 2), **summary(trainer, stage, folder / "logs/encoder")}
     encoder.to("cpu").eval()
     save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / _ENCODER)

@@ -25,12 +25,14 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from jepa.config import DeployedModelConfig, HardwareConfig, build, build_as, nearest, validate
+from jepa.build import build, build_as, nearest
+from jepa.config import validate
 from jepa.errors import InputError
 from jepa.evaluation.record import announce, code_version
 from jepa.operations import Dimensions
 from jepa.report.schema import read_results
 from jepa.report.tables import best_causal, headline_savings, operations_ratio, reference_row, without_contrast
+from jepa.studies.configs import DeployedModelConfig, HardwareConfig
 from jepa.studies.cost.estimate import Cost, DeployedParts, Perception, Service, Values, Workload, serving_cost
 from jepa.studies.cost.hardware import Hardware
 from jepa.studies.cost.report import COST_SCHEMA, cost_summary, write_cost
@@ -299,7 +301,8 @@ def _read(group: str, name: str) -> dict[str, Any]:
         close = ", ".join(nearest(name, options) or options)
         raise InputError(f"there is no {group} {name!r}; nearest valid: {close}")
     text = files("jepa.conf").joinpath(group, f"{name}.yaml").read_text(encoding="utf-8")
-    return validate(yaml.safe_load(text), HardwareConfig if group == "hardware" else DeployedModelConfig)
+    schema = HardwareConfig if group == "hardware" else DeployedModelConfig
+    return validate(yaml.safe_load(text), schema).model_dump()
 
 
 def read_hardware(name: str) -> Hardware:

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from jepa.config import RecurringConfig
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
 from jepa.evaluation.answers import longest_answer
@@ -26,6 +25,7 @@ from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.session import AnswerCache, Read, RequestSession, follow, read_latent
 from jepa.operations import OperationLedger
 from jepa.selective import Uniform
+from jepa.studies.configs import RecurringConfig
 from jepa.studies.requests.results import PerRequest, RecurringResults, Reuse, ReuseRow, ReuseSetting
 from jepa.studies.requests.sessions import EVERY_STEP, CachedModel, CachedSession, all_passes
 from jepa.studies.requests.streams import each_once, expressions, zipf
@@ -46,7 +46,12 @@ class ReuseMethod(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """N requests of the streams of one half, and how each was answered."""
+    """N requests of the streams of one half, and how each was answered.
+
+    >>> done = Answered(OperationLedger(), *[np.array([False, True, False])] * 7)
+    >>> done.error()
+    0.5
+    """
 
     ledger: OperationLedger
     expressions: np.ndarray  # (N,) number of the expression

@@ -6,22 +6,22 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from jepa import checkpoint
-from jepa.config import EvaluateConfig, RecurringConfig, TypingConfig, build_as, validate
+from jepa.build import build_as
+from jepa.config import EvaluateConfig, validate
 from jepa.data.pairs import ExampleSplits
 from jepa.errors import InputError
 from jepa.evaluation.answers import load_language_model
 from jepa.evaluation.provenance import announce, code_version, describe_device, device_of, library_versions, now
 from jepa.evaluation.run import data_of
 from jepa.report.render import terminal, write_report
+from jepa.studies.configs import RecurringConfig, TypingConfig
 from jepa.studies.requests.recurring import evaluate_recurring
 from jepa.studies.requests.report import report
 from jepa.studies.requests.results import RecurringResults, RequestResults, TypingResults
 from jepa.studies.requests.typed import evaluate_typing
 
-CONFIGS = {"typing": TypingConfig, "recurring": RecurringConfig}
+CONFIGS: dict[str, type[TypingConfig | RecurringConfig]] = {"typing": TypingConfig, "recurring": RecurringConfig}
 
 
 def run(config: EvaluateConfig) -> dict[str, Path]:
@@ -38,7 +38,7 @@ def run(config: EvaluateConfig) -> dict[str, Path]:
     trained, kind = checkpoint.read_config(folder), node.get("kind")
     if kind not in CONFIGS:
         raise InputError(f"requests.kind must be one of {', '.join(CONFIGS)}, got {kind!r}")
-    settings: TypingConfig | RecurringConfig = TypeAdapter(CONFIGS[kind]).validate_python(validate(node, CONFIGS[kind]))
+    settings = validate(node, CONFIGS[kind], "requests")
     if trained["variant"] != "llm_jepa":
         raise InputError(f"requests needs a checkpoint of llm_jepa, got one of {trained['variant']}: {folder}")
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from jepa.config import TypingConfig, build_as
+from jepa.build import build_as
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
 from jepa.evaluation.answers import longest_answer
@@ -28,6 +28,7 @@ from jepa.models.session import AnswerCache, Read, RequestSession, follow, read_
 from jepa.operations import OperationLedger
 from jepa.results.base import Ratio
 from jepa.selective import Debounce, Emission, Policy, SendOnDelta
+from jepa.studies.configs import TypingConfig
 from jepa.studies.requests.results import (
     PerRequest,
     Savings,

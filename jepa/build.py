@@ -1,0 +1,165 @@
+"""``build``: objects from ``_target_`` nodes, against an allow-list; and the nearest valid names of a wrong one."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, TypeAlias, TypeVar
+
+from jepa.errors import InputError
+
+ALLOWED_TARGETS = ("jepa", "torch.nn", "torch.optim", "timm", "torchmetrics", "lightning")
+MISSING = "???"  # OmegaConf's mark of a value that the user has to give
+Node: TypeAlias = dict[str, Any]  # a `_target_` tree: plain data
+T = TypeVar("T")
+
+
+def build(node: Mapping[str, Any], **extra: Any) -> Any:
+    """Call the class or function that ``node["_target_"]`` names, with the other keys as arguments.
+
+    Nodes within the arguments are built first. ``extra`` are further arguments of the outermost target. All targets are
+    checked before the first one is imported: each is a public class or function of a package in `ALLOWED_TARGETS`.
+
+    >>> build({"_target_": "jepa.selective.Uniform", "rate_hz": 2.0}).rate_hz
+    2.0
+
+    Raises:
+        InputError: a target is refused or does not exist; an argument is unknown, missing or given twice; or the
+            target itself refuses a value (``ValueError``, ``AssertionError``).
+    """
+    for key in node.keys() & extra.keys():
+        raise InputError(f"{key} is set by the program and must not be configured, got {node[key]!r}")
+    check_node(node, "")
+    if "_target_" not in node:
+        raise InputError(f"node must have a _target_, got the keys {', '.join(map(str, node)) or '(none)'}")
+    return _build_node(node, "", extra)
+
+
+def build_as(kind: type[T], key: str, node: Mapping[str, Any], **extra: Any) -> T:
+    """`build`, of a node under `key` that must give a `kind`.
+
+    Raises:
+        InputError: as `build`, or the node gives something else.
+    """
+    built = build(node, **extra)
+    if not isinstance(built, kind):
+        raise InputError(f"{key}._target_ must build {kind.__name__}, got {type(built).__name__}")
+    return built
+
+
+def check_node(value: Any, key: str) -> None:
+    """Refuse a tree in which a value is missing, or a ``_target_`` lies outside the allow-list. Nothing is imported."""
+    if value == MISSING:
+        raise InputError(f"{key} is missing: give it as {key}=<value>")
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if name == "_target_":
+                _check_target(item, dotted(key, name))
+            check_node(item, dotted(key, name))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            check_node(item, f"{key}[{i}]")
+
+
+def dotted(key: str, name: object) -> str:
+    """The key `name` below `key`."""
+    return f"{key}.{name}" if key else str(name)
+
+
+def nearest(word: str, options: Iterable[str]) -> list[str]:
+    """Up to three of the dotted ``options`` that ``word`` is close to, as a whole or by its last part.
+
+    >>> nearest("jepa.stpes", ["jepa.steps", "seed"])
+    ['jepa.steps']
+    """
+    options = list(dict.fromkeys(options))
+    by_last_part: dict[str, list[str]] = {}
+    for option in options:
+        by_last_part.setdefault(option.rpartition(".")[2], []).append(option)
+    last_parts = difflib.get_close_matches(word.rpartition(".")[2], by_last_part, cutoff=0.75)
+    found = difflib.get_close_matches(word, options, cutoff=0.75)
+    found += [option for part in last_parts for option in by_last_part[part]]
+    found += difflib.get_close_matches(word, options, cutoff=0.6)
+    return list(dict.fromkeys(found))[:3]
+
+
+def unknown_key(key: str, options: Iterable[str]) -> InputError:
+    """The error for a dotted ``key`` that has no place: it names the nearest ``options``, or the key's siblings."""
+    options = list(options)
+    top = key.partition(".")[0]
+    if key in options or (top in options and top != key and not any(each.startswith(f"{top}.") for each in options)):
+        return InputError(f"{key} cannot be given: {top} is null or has no keys")
+    if found := nearest(key, options):
+        return InputError(f"unknown key {key!r}; nearest valid: {', '.join(found)}")
+    parent = key.rpartition(".")[0]
+    level = sorted({option for option in options if option.rpartition(".")[0] == parent})
+    return InputError(f"unknown key {key!r}" + (f"; valid here: {', '.join(level)}" if level else ""))
+
+
+def _build(value: Any, key: str) -> Any:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return _build_node(value, key, {})
+        return {name: _build(item, dotted(key, name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_build(item, f"{key}[{i}]") for i, item in enumerate(value)]
+    return value
+
+
+def _build_node(node: Mapping[str, Any], key: str, extra: Mapping[str, Any]) -> Any:
+    target = node["_target_"]
+    factory = _locate(target, dotted(key, "_target_"))
+    _check_arguments(factory, target, key, (node.keys() - {"_target_"}) | extra.keys())
+    arguments = {name: _build(item, dotted(key, name)) for name, item in node.items() if name != "_target_"}
+    try:
+        return factory(**arguments, **extra)
+    except (ValueError, AssertionError) as error:  # timm asserts what its sizes have to be
+        raise InputError(f"{f'{key}: ' if key else ''}{target}: {error}") from error
+
+
+def _check_target(target: Any, key: str) -> None:
+    """Refuse by spelling alone."""
+    parts = target.split(".") if isinstance(target, str) else []
+    if len(parts) < 2 or not all(part.isidentifier() and not part.startswith("_") for part in parts):
+        raise InputError(f"{key} must be the dotted name of a public class or function, got {target!r}")
+    if not _is_allowed(target):
+        raise InputError(f"{key} must lie within {', '.join(ALLOWED_TARGETS)}, got {target!r}")
+
+
+def _is_allowed(name: str) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in ALLOWED_TARGETS)
+
+
+def _locate(target: str, key: str) -> Callable[..., Any]:
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module exists and lacks a dependency
+        raise InputError(f"{key}: there is no module {error.name!r}, got {target!r}") from error
+    found = getattr(module, name, None)
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or not _is_allowed(str(found.__module__)):
+        public = [n for n, item in vars(module).items() if inspect.isclass(item) or inspect.isfunction(item)]
+        close = nearest(name, [n for n in public if not n.startswith("_")])
+        hint = f"; nearest: {', '.join(close)}" if close else ""
+        raise InputError(f"{key} must be a class or function of an allowed package, got {target!r}{hint}")
+    return found
+
+
+def _check_arguments(factory: Callable[..., Any], target: str, key: str, given: Collection[str]) -> None:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError as error:
+        raise InputError(f"{target} cannot be built: it does not tell its arguments") from error
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for name in sorted(given):
+            if name not in names:
+                valid = ", ".join(nearest(name, names) or names) or "(it takes none)"
+                raise InputError(f"{target} has no argument {dotted(key, name)!r}; nearest valid: {valid}")
+    for parameter in parameters:
+        if parameter.name in names and parameter.default is parameter.empty and parameter.name not in given:
+            raise InputError(f"{target} needs the argument {dotted(key, parameter.name)!r}")
