@@ -384,11 +384,7 @@ def test_bad_latents_name_the_stream(spoil, message, workers):
         ({"gate": {"values": [1.0, 1.0]}}, r"policies\.gate\.values must be one or more distinct values"),
         ({"gate": {"values": [1.0, -1.0]}}, r"^policies\.gate\.policy, threshold=-1: .*threshold must be .* got -1\.0"),
         ({"gate": {"parameter": "foo"}}, r"^policies\.gate\.policy, foo=0\.5: .*Gate has no argument .foo."),
-        (
-            ({"gate": {"cache": UNSHARED}}, r"policies\.gate\.cache must be shared and hold 1 or more to be a bank"),
-            r"policies\.gate\.cache must be shared and hold 1 or more",
-        ),
-        (r"policies\.gate\.cache must be shared and hold 1 or more",),
+        ({"gate": {"cache": UNSHARED}}, r"policies\.gate\.cache must be shared and hold 1 or more to be a bank"),
         ({"gate": {"steps": SELECTION}}, r"policies\.gate\.steps must be null: no change detector"),
         ({"gate": {"policy": ON_DEMAND}}, r"policies\.gate predicts on demand, and these streams have no X-Encoder"),
         ({"gate": {"steps": SELECTION | {"hold": 0}}}, r"^policies\.gate\.steps: jepa\.selective\.StepSelection: hold"),
