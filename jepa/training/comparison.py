@@ -34,7 +34,8 @@ from jepa.errors import InputError
 from jepa.models.token_baseline import TokenVLM, candidate_scores, ranks_of_own
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.operations import count_flops
-from jepa.training.fit import fit, on_gpu, summary
+from jepa.training.callbacks import summary
+from jepa.training.fit import fit, on_gpu
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, Stage, text_ids
 
@@ -112,7 +113,6 @@ class ArmModule(Stage):
         self.log("val/loss", self(batch), batch_size=len(batch.texts))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-        super().on_train_batch_end(outputs, batch, index)
         if self.global_step in self.points:
             self.kept[self.global_step] = {
                 name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
@@ -196,7 +196,7 @@ def _fit(
     return module, {
         "learning_rate": stage.learning_rate,
         "validation_mrr": float((1 / ranks).mean()),
-        **summary(trainer, stage, output / "logs" / name),
+        **summary(trainer),
     }
 
 
@@ -315,7 +315,7 @@ def _make_states(config: Mapping[str, Any], tokenizer: Tokenizer, folder: Path) 
     )
     module = WordsModule(encoder, encoder.width, tokenizer, stage)
     trainer = fit(module, batches, validation, stage, dict(config), folder, "encoder")
-    record = {"seconds": round(time.perf_counter() - started, 2), **summary(trainer, stage, folder / "logs/encoder")}
+    record = {"seconds": round(time.perf_counter() - started, 2), **summary(trainer)}
     encoder.to("cpu").eval()
     save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / _ENCODER)
     pool = ClipBatches(world, seed + _SAMPLES_SEED, stage.batch_size, config["pool"], frames, **clips)

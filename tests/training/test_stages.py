@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -445,14 +446,15 @@ def test_states_on_disk_are_refused_if_the_encoder_is_trained(tmp_path, tiny_mod
 
 def test_slow_copies_follow_once_a_step(tiny_model):
     module = JEPAModule(copy.deepcopy(tiny_model), JEPAStageConfig(**changed(target="ema", accumulate=2)["jepa"]))
+    callback, trainer = module.average(), L.Trainer(accumulate_grad_batches=2, accelerator="cpu", logger=False)
     with torch.no_grad():
         for parameter in module.pair().parameters():
             parameter.add_(1.0)
     moved = []
     for index in range(4):
-        before = next(module.slow.parameters()).clone()
-        module.on_train_batch_end(None, None, index)
-        moved.append(not torch.equal(next(module.slow.parameters()), before))
+        before = next(module.teacher.parameters()).clone()
+        callback.on_train_batch_end(trainer, module, None, None, index)
+        moved.append(not torch.equal(next(module.teacher.parameters()), before))
     assert moved == [False, True, False, True]
 
 
