@@ -58,10 +58,10 @@ def check_devices(config: TrainConfig | LanguageTrainConfig) -> None:
         raise InputError(f"devices > 1 must come with a strategy other than auto, got {devices} and {strategy}")
 
 
-def write_checkpoint(model: Any, config: dict[str, Any], folder: Path, stages: list[StageRecord]) -> None:
+def write_checkpoint(model: Any, config: RunConfig, folder: Path, stages: list[StageRecord]) -> None:
     """Writes the checkpoint and, in `training.json`, the stages behind it; the first process alone does."""
     if is_first_process():
-        checkpoint.save(model, config, folder)
+        checkpoint.save(model, config.model_dump(), folder)
         partial = folder / "training.json.partial"
         partial.write_text(json.dumps({"stages": stages}, indent=1), encoding="utf-8")
         os.replace(partial, folder / "training.json")

@@ -138,7 +138,7 @@ def train(config: LanguageTrainConfig, output: Path) -> Path:
     weight = config.objective.weight
     if config.arm in _NEXT_TOKEN_ARMS and weight != 0:
         raise InputError(
-            f"objective.weight must be 0 in arm {config['arm']}, which is next-token training, got {weight}; "
+            f"objective.weight must be 0 in arm {config.arm}, which is next-token training, got {weight}; "
             "what the arms of a method have in common is set under method"
         )
     if config.checkpoint is None and not config.stage.epochs:
@@ -174,7 +174,7 @@ def train(config: LanguageTrainConfig, output: Path) -> Path:
     for name, run in (("llm_jepa", _train_language), ("decoder", _train_decoder)):
         if not trains[name]:
             continue
-        callback = CheckpointCallback(name, list(stages), partial(write_checkpoint, model, config.model_dump(), folder))
+        callback = CheckpointCallback(name, list(stages), partial(write_checkpoint, model, config, folder))
         stages.append(callback.finish(run(config, model.train(), splits, output, callback)))
         model.cpu()
     if is_first_process():
@@ -192,7 +192,7 @@ def _model(config: LanguageTrainConfig, splits: ExampleSplits) -> LLMJEPA:
     else:
         model = checkpoint.load(config.checkpoint)
         if not isinstance(model, LLMJEPA):
-            raise InputError(f"checkpoint must be of an LLM-JEPA, got {type(model).__name__}: {config['checkpoint']}")
+            raise InputError(f"checkpoint must be of an LLM-JEPA, got {type(model).__name__}: {config.checkpoint}")
     decoder = _decoder_node(config, model, splits)
     model.y_decoder = None if decoder is None else build(decoder)
     return model
@@ -202,7 +202,7 @@ def _decoder_node(config: LanguageTrainConfig, model: LLMJEPA, splits: ExampleSp
     """`model.y_decoder` with the sizes that the model and the longest answer give it."""
     node = config.model["y_decoder"]
     if (node is None) != (config.decoder is None):
-        raise InputError(f"decoder and model.y_decoder must be given together, got {config['decoder']} and {node}")
+        raise InputError(f"decoder and model.y_decoder must be given together, got {config.decoder} and {node}")
     if node is None:
         return None
     answers = [pair.completion for part in (splits.train, splits.validation, splits.test) for pair in part]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from jepa import checkpoint
-from jepa.build import build
+from jepa.build import Node, build
 from jepa.config import (
     DecoderStageConfig,
     JEPAStageConfig,
@@ -90,7 +90,7 @@ def _train_vl_jepa(config: TrainConfig, output: Path) -> Path:
     world = build(config.world)
     if config.jepa and config.jepa.decoder_weight and not any(stage["name"] == "decoder" for stage in stages):
         raise InputError(
-            f"jepa.decoder_weight > 0 must come with a checkpoint whose decoder is trained, got {config['checkpoint']}"
+            f"jepa.decoder_weight > 0 must come with a checkpoint whose decoder is trained, got {config.checkpoint}"
         )
     if config.data is not None:
         decoded = config.decoder is not None or (config.jepa is not None and config.jepa.decoder_weight > 0)
@@ -119,7 +119,7 @@ def _write(trained: VLJEPA, model: VLJEPA, config: TrainConfig, folder: Path, st
     """Writes the checkpoint; of sharded parameters every process gathers the whole ones in `model` for it."""
     if trained is not model:
         gather(trained, model)
-    write_checkpoint(model, config.model_dump(), folder, stages)
+    write_checkpoint(model, config, folder, stages)
 
 
 def _manifests(data: ManifestsConfig | None) -> ManifestsConfig | None:
@@ -171,7 +171,7 @@ def _start(config: TrainConfig) -> tuple[TrainConfig, VLJEPA, list[StageRecord]]
     )
 
 
-def _y_encoder_multiplier(config: TrainConfig, before: dict[str, Any] | None) -> float:
+def _y_encoder_multiplier(config: TrainConfig, before: Node | None) -> float:
     if before is not None and before.get("jepa"):
         return float(before["jepa"]["y_encoder_lr_multiplier"] or 1.0)
     pretrained = config.model["y_encoder"].get("pretrained") if before is None else None
