@@ -90,10 +90,9 @@ def _train(config: Any, output: Path) -> None:
 
         train(settings, _writable(output))
         return
-    from jepa.evaluation.judging import check_before_training
+    from jepa.evaluation.answers import check_before_training, evaluate_answers
 
-    check_before_training(settings)  # before the model libraries are imported
-    from jepa.evaluation.language import evaluate_answers
+    check_before_training(settings.answers, settings.data)  # before the model libraries are imported
     from jepa.training.fit import is_first_process
     from jepa.training.run import train
 
@@ -104,6 +103,11 @@ def _train(config: Any, output: Path) -> None:
 
 def _evaluate(config: Any, output: Path) -> None:
     settings = _validated(config, "evaluate")
+    if settings.requests is not None:
+        from jepa.studies.requests import run
+
+        run(settings)
+        return
     from jepa.evaluation.run import evaluate
 
     evaluate(settings)
@@ -111,11 +115,13 @@ def _evaluate(config: Any, output: Path) -> None:
 
 def _report(config: Any, output: Path) -> int:
     settings = _validated(config, "report")
-    from jepa.evaluation.report import report
-    from jepa.report.requirement import NotMetError
+    from jepa.evaluation.report import KINDS, Kind, report
+    from jepa.results import NotMetError
 
+    names = ("ComparisonResults", "report", "folder_results")
+    comparison = Kind(*(f"jepa.studies.comparison:{name}" for name in names))
     try:
-        report(settings)
+        report(settings, (*KINDS, comparison))
     except NotMetError as error:
         sys.stdout.flush()
         print(f"failed: {error}", file=sys.stderr, flush=True)

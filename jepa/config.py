@@ -348,7 +348,7 @@ class PolicyConfig(Config):
 
     label: str
     policy: Node
-    knob: str
+    parameter: str
     values: Annotated[list[float], NotEmpty]
     cache: CacheConfig | None = None
     steps: Node | None = None

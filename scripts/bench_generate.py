@@ -27,7 +27,7 @@ from jepa.cli import compose
 from jepa.config import LanguageTrainConfig, validate
 from jepa.data.packing import PackedBatch, pack
 from jepa.data.pairs import Example, read_chat
-from jepa.evaluation.language import generate, longest_answer
+from jepa.evaluation.answers import generate, longest_answer
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.training.language import make_tokenizer
 

@@ -28,7 +28,7 @@ from jepa.build import build
 from jepa.cli import compose
 from jepa.cli import main as command
 from jepa.data.world import World
-from jepa.operations import OperationLedger, TrainingMeter, training
+from jepa.operations import OperationLedger, TrainingMeter, meter
 from jepa.operations.flops import count_flops
 from jepa.selective import Gate, LatentCache, SelectiveDecoder
 
@@ -86,7 +86,7 @@ def main() -> None:
     OperationLedger.timed = watch.wrap_context(OperationLedger.timed)  # type: ignore[method-assign]
     for name in METER:
         setattr(TrainingMeter, name, watch.wrap(getattr(TrainingMeter, name)))
-    vars(training)["_flops"] = once.wrap(training._flops)
+    vars(meter)["_flops"] = once.wrap(meter._flops)
     counter = watch.wrap(once.wrap(count_flops))
     for module in [m for name, m in sys.modules.items() if name.startswith("jepa.")]:
         if getattr(module, "count_flops", None) is count_flops:

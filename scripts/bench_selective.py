@@ -1,20 +1,18 @@
 """Speed of the policies: a step of the gate, offline Ward, and the sweep of `jepa report` over recorded streams.
 
-    python scripts/bench_selective.py [--quick] [--policies all] [--processes 1]
+    python scripts/bench_selective.py [--quick] [--processes 1]
 
 The latents are synthetic. The gate takes a stream that does not end, 1,536 wide, and its state is weighed on the way.
 Ward is timed beside scikit-learn's `AgglomerativeClustering` with the same connectivity.
 
-The sweep is that of `jepa report`, `sweep_setting` in as many processes, of 200 streams of six minutes at 2 Hz: 100 to
-calibrate on and 100 to test on, half of what is swept each, with all families and values of conf/policies/standard.yaml
-(or all.yaml), caches and their calibration, all scores, savings and intervals. The decoder is a stand-in that says the
-caption of the nearest of 64 meanings. It is given in wall time, with the processor time of all processes beside it.
+The sweep is that of `jepa report`: 200 streams of six minutes at 2 Hz, half to calibrate on and half to test on, with
+all families and values of conf/policies/standard.yaml, caches and their calibration, scores, savings and intervals.
+The decoder is a stand-in that says the caption of the nearest of 64 meanings. Its times are by the wall and of all
+processors together.
 
-Beside it stands what cutting the 200 streams takes alone: each policy and value by `SelectiveDecoder.run_many`, with a
-decoder that does nothing and without caches and scores; families that differ in their cache or their choice of steps
-alone count once. Each process cuts its fraction of the streams. These, and the times of the gate and Ward, are CPU
-times
-of one thread: wall times where nothing else runs. Ends with one JSON line.
+Beside it stand the segments alone: each policy and value over the 200 streams, with a decoder that does nothing and
+without caches and scores. Families that differ in their cache or their steps alone count once. This time, and the times
+of the gate and Ward, are CPU times of one thread. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -25,8 +23,6 @@ import pickle
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -44,26 +40,11 @@ from jepa.evaluation.sweep import sweep_families, sweep_setting
 from jepa.operations import OperationLedger
 from jepa.results.documents import Reference
 from jepa.selective import Decoded, Gate, OnDemand, Oracle, Policy, SelectiveDecoder, Ward
-from jepa.selective.policies import ward
-from jepa.selective.policies.offline import segment_count
+from jepa.selective.policies import segment_count
 
 STEP_RATE = 2.0
 STEPS = 720  # six minutes
-WORDS = (
-    "red",
-    "blue",
-    "green",
-    "white",
-    "circle",
-    "star",
-    "ring",
-    "cross",
-    "grows",
-    "spins",
-    "blinks",
-    "shakes",
-    "left",
-)
+WORDS = ["red", "blue", "green", "white", "circle", "star", "ring", "cross", "grows", "spins", "blinks", "shakes"]
 Stream = tuple[np.ndarray, np.ndarray]
 
 
@@ -111,10 +92,10 @@ def annotated(seeds: range, decoder: Nearest) -> StreamSet:
         latents = decoder.meanings[said[np.cumsum(begins) - 1]]
         latents += 0.8 / np.sqrt(width) * rng.standard_normal((STEPS, width), dtype=np.float32)
         latents /= np.linalg.norm(latents, axis=1, keepdims=True)
-        starts = np.flatnonzero(begins) / STEP_RATE
-        ends = [*starts[1:].tolist(), STEPS / STEP_RATE]
+        starts = (np.flatnonzero(begins) / STEP_RATE).tolist()
+        ends = [*starts[1:], STEPS / STEP_RATE]
         events = [
-            Event(*event) for event in zip(starts.tolist(), ends, (decoder.captions[i] for i in said), strict=True)
+            Event(start, end, decoder.captions[number]) for start, end, number in zip(starts, ends, said, strict=True)
         ]
         ledger = OperationLedger()
         ledger.stream(STEPS / STEP_RATE)
@@ -128,39 +109,30 @@ def annotated(seeds: range, decoder: Nearest) -> StreamSet:
     return streams
 
 
-def report_sweep(group: str, count: int, width: int, processes: int) -> dict[str, float]:
-    """Seconds that the sweep of `jepa report` takes over `count` streams, half to calibrate on and half to test on.
-
-    Returns:
-        Wall seconds, and processor seconds of all processes together.
-    """
-    report, decoder = report_configuration(group), Nearest(width)
+def report_sweep(count: int, width: int, processes: int) -> dict[str, float]:
+    """Seconds that the sweep of `jepa report` takes over `count` streams: by the wall, and of all processors."""
+    report, decoder = report_configuration(), Nearest(width)
     streams = {
         "calibration": annotated(range(count // 2), decoder),
         "test": annotated(range(count // 2, count), decoder),
     }
-    families = sweep_families(report["policies"])
-    references = [Reference(**reference) for reference in report["references"]]
-    options = {key: report[key] for key in ("confidence", "seed", "tolerances")}
     wall, processor = time.perf_counter(), processor_seconds()
     sweep_setting(
         streams,
         decoder,
-        families,
-        references,
+        sweep_families(report["policies"]),
+        [Reference(**reference) for reference in report["references"]],
         latent_delay=0.5,
         name=f"{width} wide",
         workers=processes,
-        **options,
+        **{key: report[key] for key in ("confidence", "seed", "tolerances")},
     )
-    return {
-        "wall": round(time.perf_counter() - wall, 2),
-        "processor": round(processor_seconds() - processor, 2),
-    }
+    taken = {"wall": time.perf_counter() - wall, "processor": processor_seconds() - processor}
+    return {name: round(seconds, 2) for name, seconds in taken.items()}
 
 
 def processor_seconds() -> float:
-    """Of this process and of those that it started and that have ended."""
+    """Of this process and of its children that have ended."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
@@ -191,20 +163,15 @@ def gate_steps(steps: int, width: int) -> dict[str, float]:
 def ward_times(steps: int, width: int, repetitions: int) -> dict[str, float]:
     """Milliseconds of `Ward` and of scikit-learn's clusters for one stream, the best of some repetitions each."""
     latents, times = synthetic(1, steps, width)
-
-    def ours() -> None:
-        ward._memory.clear()
-        Ward(0.35, "mean").run(latents, times)
-
-    def theirs() -> None:
-        number = segment_count(0.35, times)
-        AgglomerativeClustering(number, linkage="ward", connectivity=grid_to_graph(steps, 1)).fit(latents)
-
-    mine, sklearn = (1e3 * best(what, repetitions) for what in (ours, theirs))
-    return {"ours_ms": round(mine, 2), "sklearn_ms": round(sklearn, 2), "ratio": round(mine / sklearn, 3)}
+    number = segment_count(0.35, times)
+    connectivity = grid_to_graph(steps, 1)
+    clusters = AgglomerativeClustering(number, linkage="ward", connectivity=connectivity)
+    ours = 1e3 * best(lambda: Ward(0.35, "mean").run(latents, times), repetitions)
+    sklearn = 1e3 * best(lambda: clusters.fit(latents), repetitions)
+    return {"ours_ms": round(ours, 2), "sklearn_ms": round(sklearn, 2), "ratio": round(ours / sklearn, 3)}
 
 
-def best(what: Callable[[], None], repetitions: int) -> float:
+def best(what: Callable[[], object], repetitions: int) -> float:
     """Seconds of the fastest of some calls."""
     seconds = []
     for _ in range(repetitions):
@@ -214,27 +181,10 @@ def best(what: Callable[[], None], repetitions: int) -> float:
     return min(seconds)
 
 
-def sweep_in_processes(
-    families: Mapping[str, Mapping[str, Any]], count: int, width: int, processes: int
-) -> list[dict[str, float]]:
-    """Seconds of each family in each process, which sweeps every so-manieth of `count` streams of this width."""
-    fractions = [range(first, count, processes) for first in range(processes)]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_sweep_fraction, [families] * processes, fractions, [width] * processes))
-
-
-def _sweep_fraction(families: Mapping[str, Mapping[str, Any]], seeds: range, width: int) -> dict[str, float]:
-    torch.set_num_threads(1)
-    return sweep_seconds(families, [synthetic(seed, STEPS, width) for seed in seeds], quiet=seeds.start > 0)
-
-
-def sweep_seconds(
-    families: Mapping[str, Mapping[str, Any]], streams: Sequence[Stream], *, quiet: bool = False
-) -> dict[str, float]:
+def segment_seconds(families: Mapping[str, Mapping[str, Any]], streams: Sequence[Stream]) -> dict[str, float]:
     """Seconds that each family takes over all streams, at all of its values together."""
     seconds = {}
-    bar = tqdm(families.items(), desc=f"sweep, {streams[0][0].shape[1]} wide", unit="family", disable=quiet)
-    for name, family in bar:
+    for name, family in tqdm(families.items(), desc=f"segments, {streams[0][0].shape[1]} wide", unit="family"):
         start = time.process_time()
         for policy in policies(family):
             decode(policy, streams)
@@ -242,38 +192,36 @@ def sweep_seconds(
     return seconds
 
 
-def report_configuration(group: str) -> dict[str, Any]:
-    """That of `jepa report` with the families of conf/policies/{group}.yaml."""
-    configuration: Any = OmegaConf.to_container(compose("report", [f"policies={group}"]))
+def report_configuration() -> dict[str, Any]:
+    """The configuration of `jepa report`."""
+    configuration: Any = OmegaConf.to_container(compose("report"))
     return dict(configuration)
 
 
-def configured_families(group: str) -> dict[str, Mapping[str, Any]]:
-    """The families of conf/policies/{group}.yaml, the first of each policy and its values."""
-    families = report_configuration(group)["policies"]
+def configured_families() -> dict[str, Mapping[str, Any]]:
+    """The policy families of `jepa report`, the first of each policy and its values."""
+    families = report_configuration()["policies"]
     first: dict[str, str] = {}
     for name, family in families.items():
-        first.setdefault(json.dumps([family["policy"], family["knob"], family["values"]]), name)
+        first.setdefault(json.dumps([family["policy"], family["parameter"], family["values"]]), name)
     return {name: families[name] for name in first.values()}
 
 
 def policies(family: Mapping[str, Any]) -> Iterator[Policy]:
     """The policy of a family at each of its values."""
     for value in family["values"]:
-        knob = {} if family["knob"] == "none" else {family["knob"]: value}
-        yield build_as(Policy, "policy", family["policy"], **knob)  # type: ignore[type-abstract]
+        given = {} if family["parameter"] == "none" else {family["parameter"]: value}
+        yield build_as(Policy, "policy", family["policy"], **given)  # type: ignore[type-abstract]
 
 
 def decode(policy: Policy, streams: Sequence[Stream]) -> int:
     """Decode all streams, an oracle with a boundary every 5 s, predictions at hand; return the number of texts."""
     decoder = SelectiveDecoder(policy, Silent())
-    if not isinstance(policy, Oracle | OnDemand):
-        return sum(map(len, decoder.run_many(streams)))
     texts = 0
     for latents, times in streams:
         if isinstance(policy, OnDemand):
             policy.predict = latents.__getitem__
-        else:
+        elif isinstance(policy, Oracle):
             policy.boundaries = np.arange(0.0, times[-1], 5.0).tolist()
         texts += len(decoder.run(latents, times))
     return texts
@@ -282,18 +230,18 @@ def decode(policy: Policy, streams: Sequence[Stream]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer steps and streams, under 50 s")
-    parser.add_argument("--processes", type=int, default=2, help="that share the streams of the sweep, one thread each")
-    parser.add_argument("--policies", choices=["standard", "all"], default="standard", help="what the sweep runs")
+    parser.add_argument("--processes", type=int, default=2, help="that share the sweep, one thread each")
     arguments = parser.parse_args()
-    quick = arguments.quick
+    quick, processes = arguments.quick, arguments.processes
     torch.set_num_threads(1)
-    families = configured_families(arguments.policies)
-    count = 6 if quick else 200
+    families, widths = configured_families(), (128, 1536)
+    count = 4 if quick else 200
     gate = gate_steps(50_000 if quick else 1_000_000, 1536)
-    wards = {width: ward_times(STEPS, width, 3 if quick else 10) for width in (128, 1536)}
-    processes = min(arguments.processes, count)
-    reports = {width: report_sweep(arguments.policies, count, width, processes) for width in (128, 1536)}
-    cuts = {width: sweep_in_processes(families, count, width, processes) for width in (128, 1536)}
+    wards = {width: ward_times(STEPS, width, 3 if quick else 10) for width in widths}
+    reports = {width: report_sweep(count, width, processes) for width in widths}
+    segments = {
+        width: segment_seconds(families, [synthetic(seed, STEPS, width) for seed in range(count)]) for width in widths
+    }
     print(f"gate: {gate['microseconds']:.1f} µs a step, its state {gate['state_bytes_last']:,} bytes")
     for width, times in wards.items():
         print(f"Ward, {STEPS} steps, {width} wide: {times['ours_ms']} ms, scikit-learn {times['sklearn_ms']} ms")
@@ -302,28 +250,21 @@ def main() -> None:
             f"sweep of jepa report, {count} streams, {width} wide, {processes} processes: {taken['wall']} s, "
             f"{taken['processor']} s of processor time"
         )
-    print(f"{f'cutting, s, {count} streams':28}{'values':>8}" + "".join(f"{f'{width} wide':>12}" for width in cuts))
+    print(f"{f'segments, s, {count} streams':28}{'values':>8}" + "".join(f"{f'{width} wide':>12}" for width in widths))
     for name, family in families.items():
-        seconds = [sum(fraction[name] for fraction in fractions) for fractions in cuts.values()]
-        print(f"{name:28}{len(family['values']):8}" + "".join(f"{each:12.2f}" for each in seconds))
-    values = sum(len(family["values"]) for family in families.values())
-    slowest = {
-        width: round(max(sum(fraction.values()) for fraction in fractions), 2) for width, fractions in cuts.items()
-    }
-    ending = "".join(f"{seconds:12.2f}" for seconds in slowest.values())
-    print(f"{f'all, slowest of {processes}':28}{values:8}" + ending)
+        cells = "".join(f"{taken[name]:12.2f}" for taken in segments.values())
+        print(f"{name:28}{len(family['values']):8}{cells}")
     figures = {
         "bench": "selective",
         "numpy": np.__version__,
         "gate": gate,
         "ward": wards,
-        "policies": arguments.policies,
-        "values": values,
+        "values": sum(len(family["values"]) for family in families.values()),
         "streams": count,
         "steps": STEPS,
         "processes": processes,
         "report_sweep_seconds": reports,
-        "cutting_seconds": slowest,
+        "segment_seconds": {width: round(sum(taken.values()), 2) for width, taken in segments.items()},
     }
     print(json.dumps(figures))
 

@@ -18,6 +18,7 @@ from hypothesis import settings
 
 from jepa import checkpoint
 from jepa.data.chat import ChatTokenizer
+from jepa.data.manifests import Sample, media_of, write_manifest
 from jepa.data.pairs import Example
 from jepa.data.regex_grammar import generate
 from jepa.data.tokenizer import Tokenizer
@@ -42,6 +43,16 @@ def real_data(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"no real data at {path}", allow_module_level=True)
     return path
+
+
+def write_samples(samples: list[Sample], folder: Path) -> Path:
+    """Writes samples of the procedural world as a manifest, with a folder of pictures for each medium."""
+    for media in {medium.name: medium for sample in samples for medium in media_of(sample)}.values():
+        (folder / media.name).mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(media.source):
+            (folder / media.name / f"{number:04d}.png").write_bytes(picture)
+    write_manifest(samples, folder / "manifest.jsonl")
+    return folder / "manifest.jsonl"
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from jepa.data.records import Event, StreamRecord
 from jepa.data.world import StreamStyle, World
 from jepa.evaluation.provenance import code_version, describe_device, library_versions
 from jepa.evaluation.report import sweep_evaluation
-from jepa.evaluation.streams import StreamSet, save_streams, save_thumbnails, thumbnails
+from jepa.evaluation.streams import StreamSet, save_streams, thumbnails
 from jepa.evaluation.tasks import score_tasks
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import TRAINING_PARTS, OperationLedger
@@ -74,7 +74,7 @@ def family(
     """The configuration of a policy family."""
     cache = None if cache is None else {"bank": False} | cache
     label = policy["_target_"].rpartition(".")[2] + (" + cache" if cache else "") + (", some steps" if steps else "")
-    return {"label": label, "policy": policy, "knob": parameter, "values": values, "cache": cache, "steps": steps}
+    return {"label": label, "policy": policy, "parameter": parameter, "values": values, "cache": cache, "steps": steps}
 
 
 ON_DEMAND = {"_target_": "jepa.selective.OnDemand", "policy": GATE | {"threshold": 1.0}}
@@ -96,9 +96,12 @@ def made_results(model: VLJEPA, folder: Path) -> StreamResults:
     for number, (name, event) in enumerate({"everyday": 6.0, "dense": 2.0}.items()):
         for seed, split in enumerate(("calibration", "test")):
             save_streams(stream_set(split, 10 * number + seed, streams=4, event=event), folder / name / split)
-        save_thumbnails(thumbnails(World().stream("test-0", (0,), 10.0, StreamStyle(6.0)), 4), folder / name)
         settings[name] = EncodedStreams(
-            description=f"an event every {event:g} s", step_rate_hz=2.0, seconds_each=60.0, broken={}
+            description=f"an event every {event:g} s",
+            step_rate_hz=2.0,
+            seconds_each=60.0,
+            broken={},
+            thumbnails=thumbnails(World().stream("test-0", (0,), 10.0, StreamStyle(6.0)), 4),
         )
     trained = TrainedPart(calls=80, forward_passes=10, flops=10**9, seconds=1.5, weight_bytes=10**6)
     operations = TrainingOperations(steps=10, parts=dict.fromkeys(TRAINING_PARTS, trained))

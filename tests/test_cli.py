@@ -26,6 +26,7 @@ ENTRY_POINTS = {
     "replay": ("jepa.studies.replay", "run"),
     "cost": ("jepa.studies.cost", "run"),
 }
+KINDS = {"KINDS": (), "Kind": lambda *parts: parts}  # of `jepa.evaluation.report`
 MANDATORY = {
     "train": ["name=trial"],
     "evaluate": ["checkpoint=somewhere"],
@@ -40,15 +41,14 @@ def calls(monkeypatch, tmp_path) -> list[tuple[Any, ...]]:
     """The work of every command replaced by a record of its arguments; the current folder is an empty one."""
     record: list[tuple[Any, ...]] = []
     for module, name in ENTRY_POINTS.values():
-        fake = types.SimpleNamespace(**{name: lambda *arguments: record.append(arguments)})
+        fake = types.SimpleNamespace(**{name: lambda *arguments: record.append(arguments)}, **KINDS)
         monkeypatch.setitem(sys.modules, module, fake)
     nothing = dict.fromkeys(("check_before_training", "evaluate_answers"), lambda *arguments: None)
     answers = types.SimpleNamespace(**nothing)  # what comes before and after the training of a language model
-    monkeypatch.setitem(sys.modules, "jepa.evaluation.language", answers)
-    arm = types.SimpleNamespace(train=lambda *arguments: record.append(arguments))
-    monkeypatch.setitem(sys.modules, "jepa.training.comparison", arm)
-    scores = types.SimpleNamespace(evaluate_arm=lambda *arguments: None)
-    monkeypatch.setitem(sys.modules, "jepa.evaluation.comparison", scores)
+    monkeypatch.setitem(sys.modules, "jepa.evaluation.answers", answers)
+    study = types.SimpleNamespace(run=lambda *arguments: record.append(arguments))
+    for module in ("jepa.studies.comparison", "jepa.studies.requests"):
+        monkeypatch.setitem(sys.modules, module, study)
     monkeypatch.chdir(tmp_path)
     return record
 
@@ -58,7 +58,7 @@ def fail_with(monkeypatch, command: str, error: BaseException) -> None:
         raise error
 
     module, name = ENTRY_POINTS[command]
-    monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: work}))
+    monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: work}, **KINDS))
 
 
 def error_line(capsys) -> str:
@@ -107,8 +107,8 @@ def test_train_gets_a_plain_config_and_its_output_folder(calls, tmp_path):
 @pytest.mark.parametrize("command", ["evaluate", "report"])
 def test_evaluate_and_report_leave_no_folders_of_hydra(calls, tmp_path, command):
     assert main([command, *MANDATORY[command]]) == 0
-    [(config,)] = calls
-    assert type(config) is dict
+    [(config, *_)] = calls
+    assert isinstance(config, dict | types.SimpleNamespace)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -168,7 +168,7 @@ def test_literals_and_lists_are_checked():
     train, report = composed("train"), composed("report")
     with pytest.raises(InputError, match=r"^accelerator must be one of .*, got 'abacus'$"):
         validate(replaced(train, "accelerator", "abacus"), TrainConfig)
-    policy = {"label": "new", "policy": {"_target_": "jepa.X"}, "knob": "rate_hz", "values": [1, "two"]}
+    policy = {"label": "new", "policy": {"_target_": "jepa.X"}, "parameter": "rate_hz", "values": [1, "two"]}
     with pytest.raises(InputError, match=r"^policies\.new\.values\[1\] must be a finite number, got 'two'$"):
         validate(replaced(report, "policies.new", policy), ReportConfig)
     with pytest.raises(InputError, match=r"^policies\.new\.values must be a list, got 3$"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,16 +59,10 @@ class ChatIds(NamedTuple):
         return [*self.prompt, *self.completion[: self.opening]]
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """What the template puts around the assistant's words."""
-
-    end_id: int
-    starts_with_bos: bool
-
-
 class ChatTokenizer:
     """A Hugging Face tokenizer with its chat template, and the [PRED] tokens of the latent predictor.
+
+    `end_id` is the token that ends a turn.
 
     Raises:
         InputError: the template does not continue its own prompt with the answer, or no token can end a turn.
@@ -89,7 +82,7 @@ class ChatTokenizer:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "left"
-        self._turn = self._probe()
+        self.end_id, self._begin = self._probe()
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> ChatTokenizer:
@@ -127,14 +120,9 @@ class ChatTokenizer:
         return int(self.hf.pad_token_id)
 
     @property
-    def end_id(self) -> int:
-        """The token that ends a turn."""
-        return self._turn.end_id
-
-    @property
     def stop_ids(self) -> list[int]:
         """Tokens that end an answer: the end of turn, and the end of text."""
-        return sorted({self._turn.end_id, int(self.hf.eos_token_id)})
+        return sorted({self.end_id, int(self.hf.eos_token_id)})
 
     def add_predictors(self, count: int) -> list[int]:
         """The ids of [PRED] tokens 1 to `count` (LLM-JEPA section 3.1), added where they are missing."""
@@ -147,9 +135,10 @@ class ChatTokenizer:
         """Ids of each example; white space at the ends of a completion is dropped."""
         rendered = [self._rendered(example) for example in examples]
         prompts, openings, tails, texts, codes = (self._ids([r[part] for r in rendered]) for part in range(5))
-        bos = [self.hf.bos_token_id] if self._turn.starts_with_bos else []
         return [
-            ChatIds(prompt, opening + self._closed(tail), len(opening), text, bos + opening + self._closed(code))
+            ChatIds(
+                prompt, opening + self._closed(tail), len(opening), text, self._begin + opening + self._closed(code)
+            )
             for prompt, opening, tail, text, code in zip(prompts, openings, tails, texts, codes, strict=True)
         ]
 
@@ -221,15 +210,14 @@ class ChatTokenizer:
 
     def _closed(self, tail: list[int]) -> list[int]:
         """The tail up to its end-of-turn token; the token is added where the template leaves it out."""
-        end = self._turn.end_id
+        end = self.end_id
         return tail[: len(tail) - tail[::-1].index(end)] if end in tail else [*tail, end]
 
-    def _probe(self) -> _Turn:
-        """Finds the token that ends the assistant's turn: the first special one after the answer's words."""
+    def _probe(self) -> tuple[int, list[int]]:
+        """The token that ends a turn (the first special one after the answer), and the tokens that open a text."""
         context, _, tail = self._continuation([self._user("a")], "b")
         after = self._ids([tail.partition("b")[2]])[0]
         special = set(self.hf.all_special_ids) | set(getattr(self.hf, "added_tokens_decoder", {}))
         end = next((token for token in after if token in special), int(self.hf.eos_token_id))
-        first = self._ids([context])[0]
-        bos = self.hf.bos_token_id
-        return _Turn(int(end), bos is not None and bool(first) and first[0] == bos)
+        first = self._ids([context])[0][:1]
+        return int(end), first if first == [self.hf.bos_token_id] else []

@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from jepa.errors import InputError
 
+JsonObject: TypeAlias = dict[str, Any]
 
-def read_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+
+def read_lines(path: Path, what: str) -> Iterator[tuple[int, JsonObject]]:
     """Each line's number, from 1, and its object. Blank lines and a byte order mark are passed over.
 
     Raises:
@@ -27,19 +29,25 @@ def read_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, value
 
 
-def parse(text: bytes) -> dict[str, Any]:
+def parse(text: bytes) -> JsonObject:
     """A JSON object. Raises `InputError` if the text is anything else."""
-    try:
-        value = json.loads(text.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"must be UTF-8, got byte 0x{text[error.start]:02x} at {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"not JSON: {error.msg} at column {error.colno}") from None
-    except (ValueError, RecursionError) as error:  # a number too long for the parser, or nesting too deep
-        raise InputError(f"not JSON: {error}") from None
+    value = parse_any(text)
     if not isinstance(value, dict):
         raise InputError(f"must be a JSON object, got {type(value).__name__}")
     return value
+
+
+def parse_any(text: bytes) -> Any:
+    """A JSON value. Raises `InputError` if the text is no JSON in UTF-8."""
+    try:
+        return json.loads(text.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"must be UTF-8, got byte 0x{text[error.start]:02x} at {error.start}") from None
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise InputError(f"not JSON: {error.msg} at {line}column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # a number too long for the parser, or nesting too deep
+        raise InputError(f"not JSON: {error}") from None
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
-from jepa.data.json_lines import check_text, located, read_lines
+from jepa.data.json_lines import JsonObject, check_text, located, read_lines
 from jepa.data.media import PICTURES, Media
 from jepa.errors import InputError, check_int
 
@@ -107,7 +107,7 @@ def read_manifest(path: str | Path, kinds: Collection[Kind] = KINDS) -> list[Sam
     return samples
 
 
-def parse_sample(data: dict[str, Any], number: int, find: Find) -> Sample:
+def parse_sample(data: JsonObject, number: int, find: Find) -> Sample:
     """The sample of one line.
 
     Args:
@@ -152,10 +152,10 @@ def parse_sample(data: dict[str, Any], number: int, find: Find) -> Sample:
     return QuestionSample(identifier, media, question, right, choices, alternatives)
 
 
-def sample_fields(sample: Sample, rename: Callable[[str, Media], str]) -> dict[str, Any]:
+def sample_fields(sample: Sample, rename: Callable[[str, Media], str]) -> JsonObject:
     """The object that `parse_sample` reads as `sample`, with media named by `rename(field, medium)`."""
 
-    def medium(field: str, media: Media) -> dict[str, Any]:
+    def medium(field: str, media: Media) -> JsonObject:
         times = {"start": media.start, "end": media.end}
         return {"media": rename(field, media)} | {name: time for name, time in times.items() if time is not None}
 
@@ -222,12 +222,12 @@ def _media(value: object, field: str, find: Find) -> Media:
     return Media(name, find(name), start, end)
 
 
-def _list(data: dict[str, Any], name: str) -> list[Any]:
+def _list(data: JsonObject, name: str) -> list[Any]:
     value = data[name]
     if not isinstance(value, list) or not value:
         raise InputError(f"{name} must be a list that is not empty, got {value!r}")
     return value
 
 
-def _texts(data: dict[str, Any], name: str) -> tuple[str, ...]:
+def _texts(data: JsonObject, name: str) -> tuple[str, ...]:
     return tuple(check_text(name, value) for value in _list(data, name))

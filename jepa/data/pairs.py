@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
-from jepa.data.json_lines import check_text, located, read_lines
+from jepa.data.json_lines import JsonObject, check_text, located, read_lines
 from jepa.errors import InputError
 
 
@@ -337,7 +337,7 @@ def _duplicates(train: Sequence[Example], validation: Sequence[Example], test: S
 
 
 def _read_all(
-    files: str | Sequence[str] | None, folder: str | None, read: Callable[[dict[str, Any], str], Example]
+    files: str | Sequence[str] | None, folder: str | None, read: Callable[[JsonObject, str], Example]
 ) -> list[Example]:
     """The examples of several files: `read` makes one of a line's object and its source."""
     examples: list[Example] = []
@@ -351,7 +351,7 @@ def _read_all(
     return examples
 
 
-def _from_chat(row: dict[str, Any], source: str, system: bool = True) -> Example:
+def _from_chat(row: JsonObject, source: str, system: bool = True) -> Example:
     if unknown := row.keys() - {"messages", "text", "code"}:
         raise InputError(f"keys must be among messages, text and code, got {sorted(unknown)}")
     *before, prompt, completion = _messages(row, "messages", ["system", "user", "assistant"], ["user", "assistant"])
@@ -360,7 +360,7 @@ def _from_chat(row: dict[str, Any], source: str, system: bool = True) -> Example
     return Example(prompt, completion, before[0] if before and system else None, text, code, source)
 
 
-def _messages(row: dict[str, Any], field: str, *orders: list[str]) -> list[str]:
+def _messages(row: JsonObject, field: str, *orders: list[str]) -> list[str]:
     """The contents of a list of messages whose roles are in one of `orders`."""
     messages = row.get(field)
     if not isinstance(messages, list):
@@ -374,7 +374,7 @@ def _messages(row: dict[str, Any], field: str, *orders: list[str]) -> list[str]:
     return [check_text(f"{field}[{index}].content", message["content"]) for index, message in enumerate(messages)]
 
 
-def _from_columns(row: dict[str, Any], source: str, prompt: str, completion: str, system: str | None) -> Example:
+def _from_columns(row: JsonObject, source: str, prompt: str, completion: str, system: str | None) -> Example:
     for column in (prompt, completion):
         if column not in row:
             raise InputError(f"column {column} must be given, got columns {sorted(row)}")

@@ -7,9 +7,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from jepa.data.json_lines import located, read_lines
+from jepa.data.json_lines import JsonObject, located, read_lines
 from jepa.errors import InputError
 
 
@@ -75,7 +74,7 @@ def read_records(path: Path) -> list[StreamRecord]:
     return records
 
 
-def _record(data: dict[str, Any]) -> StreamRecord:
+def _record(data: JsonObject) -> StreamRecord:
     for key, kind in (("video_id", str), ("duration", (int, float)), ("events", list)):
         if not isinstance(data.get(key), kind):
             raise InputError(f"a stream record needs {key!r}, got {data.get(key)!r}")

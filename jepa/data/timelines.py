@@ -24,7 +24,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import math
 import re
 from collections import Counter
@@ -33,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from jepa.data.json_lines import JsonObject, located, parse_any
 from jepa.data.records import Event, StreamRecord
 from jepa.errors import InputError, check_int, check_nonnegative, check_positive
 
@@ -207,7 +207,7 @@ class _Json:
             self._refuse(f"be a number {'>' if positive else '>='} 0")
         return float(value)
 
-    def _object(self) -> dict[str, Any]:
+    def _object(self) -> JsonObject:
         if not isinstance(self.value, dict):
             self._refuse("be an object")
         return self.value
@@ -222,25 +222,20 @@ class _Json:
 _ABSENT = object()
 
 
-def _read_text(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise InputError(f"{path}: must be UTF-8, got byte 0x{byte:02x} at {error.start}") from None
 
 
-def _parse(text: str, where: str) -> _Json:
-    try:
-        return _Json(json.loads(text), where)
-    except ValueError as error:
-        raise InputError(f"{where}: must be JSON, got an error: {error}") from None
+def _parse(text: bytes, where: str) -> _Json:
+    with located(where):
+        return _Json(parse_any(text), f"{where}: $")
 
 
 def _read_json(path: Path) -> _Json:
-    return _parse(_read_text(path), f"{path}: $")
+    return _parse(_read(path), str(path))
 
 
 def _length(lengths: _Lengths, video: str, where: str) -> _Length:
@@ -301,19 +296,25 @@ def _ego4d_videos(path: Path) -> _Lengths:
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a CSV file, each with its place; a row must have as many fields as the header."""
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
     try:
-        header = next(reader, [])
+        text = _read(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: must be UTF-8, got byte 0x{error.object[error.start]:02x} at {error.start}"
+        ) from None
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = reader.fieldnames or []
         for column in columns:
             if column not in header:
                 raise InputError(f"{path}:1: the header must have the column {column}, got {', '.join(header)}")
         for row in reader:
             where = f"{path}:{reader.line_num}"
-            if len(row) != len(header):
-                raise InputError(f"{where}: a row must have {len(header)} fields, got {len(row)}")
-            yield where, dict(zip(header, row, strict=True))
+            if None in row or None in row.values():
+                raise InputError(f"{where}: a row must have {len(header)} fields, got more or fewer")
+            yield where, row
     except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: must be CSV, got an error: {error}") from None
+        raise InputError(f"{path}:{reader.reader.line_num}: must be CSV, got an error: {error}") from None
 
 
 def _epic(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
@@ -379,10 +380,10 @@ def _coin(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
 
 def _vitt(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
     seen: Counter[str] = Counter()
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(_read(path).splitlines(), start=1):
         if not line.strip():
             continue
-        item = _parse(line, f"{path}:{number}: $")
+        item = _parse(line, f"{path}:{number}")
         video = item["id"].text()
         seen[video] += 1  # one line an annotator
         tags = item["annotations"].array()

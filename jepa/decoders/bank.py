@@ -28,6 +28,10 @@ class CaptionBank(nn.Module):
     Raises:
         InputError: there is no caption, one occurs twice, the numbers of texts and rows differ, a row is not finite
             or not of unit norm within 0.001, or the margin is not finite and >= −1.
+
+    >>> bank = CaptionBank(["a dog", "a cat"], torch.eye(2), margin=0.5)
+    >>> bank.lookup(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    ['a dog', None]
     """
 
     embeddings: Tensor

@@ -36,6 +36,12 @@ class LanguageDecoder(nn.Module):
     Raises:
         InputError: the model cannot be had; a tensor is missing or does not fit (they are listed); it has an operation
             that `count_flops` cannot count; or a text is longer than `max_length`.
+
+    >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
+    >>> decoder = LanguageDecoder(embedding_dim=16, architecture=tiny)
+    >>> decoder(torch.zeros(2, 16), torch.tensor([[5, 6, 1], [7, 1, 1]])).shape  # logits
+    torch.Size([2, 3, 64])
     """
 
     def __init__(

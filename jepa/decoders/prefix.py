@@ -21,6 +21,10 @@ class PrefixDecoder(nn.Module):
 
     Raises:
         InputError: if `width` is not a multiple of `heads`, or a text is longer than `max_length`.
+
+    >>> decoder = PrefixDecoder(vocab_size=64, embedding_dim=16, width=32, depth=1)
+    >>> decoder(torch.zeros(2, 16), torch.tensor([[5, 6, 1], [7, 1, 1]])).shape  # logits
+    torch.Size([2, 3, 64])
     """
 
     def __init__(

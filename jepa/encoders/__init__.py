@@ -1,0 +1,52 @@
+"""X-Encoders of frames and text, and Y-Encoders of text.
+
+Each name is imported from its module when it is first used: most need a library that the others do without.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jepa.encoders.language import LanguageModel
+    from jepa.encoders.sentence import SentenceEncoder, embed_sentences
+    from jepa.encoders.text import TextTransformer
+    from jepa.encoders.vision import ConvStem, FeatureEncoder, FrameViT, FrozenWhere, SlotsInTime
+    from jepa.encoders.vision_timm import TimmEncoder
+    from jepa.encoders.vision_vjepa2 import VJEPA2
+
+__all__ = [
+    "VJEPA2",
+    "ConvStem",
+    "FeatureEncoder",
+    "FrameViT",
+    "FrozenWhere",
+    "LanguageModel",
+    "SentenceEncoder",
+    "SlotsInTime",
+    "TextTransformer",
+    "TimmEncoder",
+    "embed_sentences",
+]
+
+_HOMES = {
+    "ConvStem": "vision",
+    "FeatureEncoder": "vision",
+    "FrameViT": "vision",
+    "FrozenWhere": "vision",
+    "LanguageModel": "language",
+    "SentenceEncoder": "sentence",
+    "SlotsInTime": "vision",
+    "TextTransformer": "text",
+    "TimmEncoder": "vision_timm",
+    "VJEPA2": "vision_vjepa2",
+    "embed_sentences": "sentence",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value

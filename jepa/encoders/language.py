@@ -32,6 +32,14 @@ class LanguageModel(nn.Module):
     Raises:
         InputError: the model cannot be had, has layers that no block mask fits (linear or chunked attention, state
             spaces), takes no positions, or turns states into logits by more than its output matrix and a soft cap.
+
+    >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
+    >>> model = LanguageModel(architecture=tiny)
+    >>> ids = torch.tensor([[3, 4, 5]])
+    >>> [tokens] = model.generate(ids, torch.ones_like(ids, dtype=torch.bool), max_new_tokens=4, stop_ids=[])
+    >>> len(tokens)
+    4
     """
 
     def __init__(

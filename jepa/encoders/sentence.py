@@ -50,6 +50,13 @@ class SentenceEncoder(nn.Module):
     Raises:
         InputError: the model cannot be had; a tensor is missing or does not fit (they are listed); `pooling` is not
             what the model was trained with, as far as its folder says; `dense` is True and there are no dense maps.
+
+    >>> tiny = {"model_type": "bert", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    >>> tiny |= {"num_attention_heads": 4, "vocab_size": 64}
+    >>> encoder = SentenceEncoder(16, architecture=tiny)
+    >>> ids = torch.tensor([[5, 6, 7], [8, 0, 0]])
+    >>> encoder(ids, mask=ids > 0).shape
+    torch.Size([2, 16])
     """
 
     def __init__(

@@ -26,6 +26,11 @@ class TextTransformer(nn.Module):
 
     Raises:
         InputError: if a text is longer than `max_length`.
+
+    >>> encoder = TextTransformer(vocab_size=64, embedding_dim=16)
+    >>> ids = torch.tensor([[5, 6, 7], [8, 0, 0]])
+    >>> encoder(ids, mask=ids > 0).shape
+    torch.Size([2, 16])
     """
 
     def __init__(

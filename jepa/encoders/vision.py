@@ -37,7 +37,13 @@ def given_states(states: Tensor, width: int) -> Tensor:
 
 
 class FrozenWhere(nn.Module):
-    """A module that can be frozen: no gradients, and evaluation mode whatever `train` is called with."""
+    """A module that can be frozen: no gradients, and evaluation mode whatever `train` is called with.
+
+    >>> module = FrozenWhere()
+    >>> module.freeze()
+    >>> module.train().training
+    False
+    """
 
     frozen = False
 
@@ -57,6 +63,9 @@ class FeatureEncoder(nn.Module):
 
     Raises:
         InputError: `forward` gets anything else.
+
+    >>> FeatureEncoder(8)(torch.ones(2, 3, 8)).shape
+    torch.Size([2, 3, 8])
     """
 
     size, tubelet = 0, 1  # it sees no frames
@@ -70,7 +79,7 @@ class FeatureEncoder(nn.Module):
 
 
 class SlotsInTime(nn.Module):
-    """What X-Encoders fraction that encode each time slot without regard to the others."""
+    """What X-Encoders have in common that encode each time slot on its own."""
 
     width: int
 
@@ -92,11 +101,16 @@ class FrameViT(SlotsInTime):
 
     The group's first frame, and the difference of each further frame to the one before it, are stacked as channels, so
     that motion is visible to the patch embedding (V-JEPA's tubelets, arXiv 2404.08471, with a 2-D ViT). A slot is
-    encoded without regard to the others: sliding windows over a stream fraction slots, and `encode_slots` runs once
+    encoded without regard to the others: sliding windows over a stream share slots, and `encode_slots` runs once
     for each.
 
     Raises:
         InputError: if timm does not know `name`, or `tubelet` < 1.
+
+    >>> vit = {"patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    >>> encoder = FrameViT("vit_tiny_patch16_224", size=32, tubelet=2, **vit)
+    >>> encoder(torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)).shape  # 2 time slots of 4 patches
+    torch.Size([1, 8, 32])
     """
 
     def __init__(self, name: str, size: int, tubelet: int = 2, **vit: Any) -> None:
@@ -143,6 +157,9 @@ class ConvStem(nn.Module):
 
     A non-overlapping 4 x 4 convolution to half the width, then a 3 x 3 convolution with the stride that is left.
     `forward`: (B, C, S, S) -> (B, P, D).
+
+    >>> ConvStem(img_size=32, patch_size=8, in_chans=3, embed_dim=16)(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 16, 16])
     """
 
     def __init__(

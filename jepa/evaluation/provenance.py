@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from jepa import __version__
 from jepa.errors import InputError
 from jepa.results import Code, Device
+from jepa.results.documents import RoleParameters
 
 _LIBRARIES = (
     *("torch", "lightning", "timm", "transformers", "peft", "torchmetrics"),
@@ -40,6 +43,28 @@ def announce(summary: str, paths: Mapping[str, Path]) -> None:
     print(summary)
     for name, path in paths.items():
         print(f"{name}: {path}", flush=True)
+
+
+def evaluated(
+    folder: Path, output: Path, trained: Mapping[str, Any], device: str, roles: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The fields of an `Evaluation` but its `config`, for a checkpoint `folder` evaluated into `output`.
+
+    Args:
+        trained: the checkpoint's configuration.
+        device: "cpu" or "cuda".
+        roles: the model's `parameters_by_role`.
+    """
+    return {
+        "created": now(),
+        "name": trained["name"],
+        "seed": trained["seed"],
+        "checkpoint": os.path.relpath(folder.resolve(), output.resolve()),
+        "code": code_version(),
+        "libraries": library_versions(),
+        "device": describe_device(device),
+        "parameters": tuple(RoleParameters.model_validate(role) for role in roles),
+    }
 
 
 def library_versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jepa import checkpoint
+from jepa.config import ReportConfig
 from jepa.errors import InputError
 from jepa.evaluation.provenance import announce, code_version, describe_device, now
 from jepa.results import Document, Requirement, Setting, StreamEvaluation, StreamResults, is_kind, read_document
@@ -41,7 +42,7 @@ KINDS = (
 )
 
 
-def report(config: Any, kinds: Sequence[Kind] = KINDS) -> dict[str, Path]:
+def report(config: ReportConfig, kinds: Sequence[Kind] = KINDS) -> dict[str, Path]:
     """Runs a `ReportConfig`, prints a summary, and returns the paths of the files written.
 
     Args:
@@ -56,15 +57,19 @@ def report(config: Any, kinds: Sequence[Kind] = KINDS) -> dict[str, Path]:
     if len(given) != 1:
         raise InputError(f"give one of evaluation=, results= and compare=, got {' and '.join(given) or 'none'}")
     if config.compare is not None:
-        return _compare(config)
+        return _compare(config, config.compare)
     required = None if config.fail_under is None else Requirement.parse(config.fail_under)
     if config.results is not None:
         document = read_document(config.results, *(resolve_name(kind.document) for kind in kinds))
-        output = config.output
+        output = None if config.output is None else Path(config.output)
     else:
-        folder = Path(config.evaluation)
+        folder = Path(str(config.evaluation))
         document = _made(folder, config, kinds)
-        output = config.output or (folder.parent if (folder / StreamEvaluation.file_name).is_file() else folder)
+        output = (
+            Path(config.output)
+            if config.output
+            else (folder.parent if (folder / StreamEvaluation.file_name).is_file() else folder)
+        )
     blocks = next(kind.report for kind in kinds if isinstance(document, resolve_name(kind.document)))
     paths = _shown(document, resolve_name(blocks)(document), output)
     if required:
@@ -72,7 +77,7 @@ def report(config: Any, kinds: Sequence[Kind] = KINDS) -> dict[str, Path]:
     return paths
 
 
-def _made(folder: Path, config: Any, kinds: Sequence[Kind]) -> Document:
+def _made(folder: Path, config: ReportConfig, kinds: Sequence[Kind]) -> Document:
     """The results of the evaluations in a folder, of the first kind that it holds."""
     for kind in kinds:
         document: Document | None = resolve_name(kind.make)(folder, config)
@@ -81,13 +86,13 @@ def _made(folder: Path, config: Any, kinds: Sequence[Kind]) -> Document:
     raise InputError(f"evaluation not found: {folder / StreamEvaluation.file_name}")
 
 
-def _compare(config: Any) -> dict[str, Path]:
+def _compare(config: ReportConfig, compared: Sequence[str]) -> dict[str, Path]:
     """Runs side by side, printed and written."""
     if config.fail_under is not None:
         raise InputError("fail_under holds one run to a bar: give evaluation= or results=, not compare=")
-    if len(set(config.compare)) < max(2, len(config.compare)):
-        raise InputError(f"compare must name two or more results, each once, got {config.compare}")
-    runs = {path: read_document(path, StreamResults) for path in config.compare}
+    if len(set(compared)) < max(2, len(compared)):
+        raise InputError(f"compare must name two or more results, each once, got {compared}")
+    runs = {path: read_document(path, StreamResults) for path in compared}
     blocks = resolve_name("jepa.report.compare:report")(runs)
     return _shown(None, blocks, config.output or "outputs/comparison", "comparison")
 
@@ -100,7 +105,7 @@ def _shown(document: Document | None, blocks: Any, output: str | Path | None, st
     return paths
 
 
-def stream_results(folder: Path, config: Any) -> StreamResults | None:
+def stream_results(folder: Path, config: ReportConfig) -> StreamResults | None:
     """Policies swept over the saved latents of an evaluation; None where the folder holds none of a VL-JEPA's streams.
 
     Raises:
@@ -116,7 +121,9 @@ def stream_results(folder: Path, config: Any) -> StreamResults | None:
     return sweep_evaluation(evaluation, folder, model, config)
 
 
-def sweep_evaluation(evaluation: StreamEvaluation, folder: Path, decoder: Decoder, config: Any) -> StreamResults:
+def sweep_evaluation(
+    evaluation: StreamEvaluation, folder: Path, decoder: Decoder, config: ReportConfig
+) -> StreamResults:
     """Policies swept over the latents that an evaluation saved in its folder. The decoder is on the CPU."""
     from jepa.evaluation.sweep import sweep_families
 
@@ -129,7 +136,7 @@ def sweep_evaluation(evaluation: StreamEvaluation, folder: Path, decoder: Decode
     common = {"created", "name", "seed", "code", "libraries", "device", "parameters", "training", "scores"}
     return StreamResults(
         **{key: value for key, value in evaluation if key in common},
-        config={**evaluation.config, "report": vars(config)},
+        config={**evaluation.config, "report": config.model_dump()},
         settings=settings,
         sweep=SweepOrigin(created=now(), code=code_version(), device=device),
     )
@@ -141,11 +148,11 @@ def _setting(
     evaluation: StreamEvaluation,
     families: Mapping[str, Family],
     decoder: Decoder,
-    config: Any,
+    config: ReportConfig,
     one_device: bool,
 ) -> Setting:
     """The sweep over one kind of streams, with one of its test streams to look at."""
-    from jepa.evaluation.streams import SPLITS, load_streams, load_thumbnails
+    from jepa.evaluation.streams import SPLITS, load_streams
     from jepa.evaluation.sweep import sweep_setting
 
     encoded = evaluation.settings[name]
@@ -173,7 +180,7 @@ def _setting(
         timeline=Timeline(
             video_id=first.video_id,
             duration=first.duration,
-            thumbnails=load_thumbnails(folder),
+            thumbnails=encoded.thumbnails,
             events=tuple(Event(start=event.start, end=event.end, text=event.text) for event in first.events),
             decodes=swept.emissions,
         ),

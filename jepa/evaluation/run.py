@@ -21,22 +21,17 @@ def evaluate(config: EvaluateConfig) -> Path:
     """Runs a validated `EvaluateConfig` and returns the folder written, by default `evaluation` beside the checkpoint.
 
     Of a VL-JEPA: see `evaluate_videos`, and `evaluate_task` for its zero-shot `task`, whose folder is by default
-    `task_<kind>` beside the checkpoint; of a language model: see `evaluate_answers`, and `evaluate_requests` for its
-    streams of `requests`, whose folder is by default `requests_<kind>` beside the checkpoint. The keys of `data` take
-    the place of those that a language model was trained with; `data` with a `_target_` takes the place of all.
+    `task_<kind>` beside the checkpoint; of a language model: see `evaluate_answers`. The keys of `data` take the place
+    of the keys of the training; `data` with a `_target_` takes the place of all.
 
     Raises:
-        InputError: a checkpoint of another kind than `task` or `requests` need, or several processes for a language
-            model.
+        InputError: a checkpoint of another kind than `task` needs, or several processes for a language model.
     """
     folder = Path(config.checkpoint)
     trained = checkpoint.read_config(folder)
-    requests = config.requests
     if trained["variant"] == "token_vlm":
         raise InputError(f"checkpoint must be of vl_jepa or llm_jepa, got one of token_vlm: {folder}")
     if trained["variant"] != "llm_jepa":
-        if requests is not None:
-            raise InputError(f"requests needs a checkpoint of llm_jepa, got one of {trained['variant']}: {folder}")
         if config.task is not None and (kind := config.task.kind) != "stream":
             from jepa.evaluation.zero_shot import evaluate_task
 
@@ -49,13 +44,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise InputError(f"a language model is evaluated by one process, without torchrun, got {processes}")
     splits = build_as(ExampleSplits, "data", data_of(trained["data"], config.data))
-    if requests is not None:
-        from jepa.evaluation.requests import evaluate_requests
-
-        output = Path(config.output or folder.parent / f"requests_{requests.get('kind')}")
-        evaluate_requests(folder, output, requests, config.seed, config.accelerator, splits)
-        return output
-    from jepa.evaluation.language import evaluate_answers
+    from jepa.evaluation.answers import evaluate_answers
 
     answers = validate({**trained["answers"], **config.answers}, AnswersConfig, "answers")
     own = answers.split == trained["answers"]["split"]  # another split is not written over it

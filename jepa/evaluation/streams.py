@@ -10,9 +10,9 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -38,10 +38,9 @@ _SPLIT_SEEDS = {"calibration": 7_001, "test": 7_002}  # apart from each other an
 class StreamSet:
     """The streams of one split: `latents[i]` (T, E) float32 at `times[i]` (T,) seconds, annotated by `records[i]`.
 
-    `ledgers[i]` holds what encoding stream i took, `changes[i]` (T,) the statistic of the change detector at each step,
-    `states[i]` (T, D) what is known of each step without the Predictor: see `jepa.models.on_demand.mean_states`. The
-    last two are empty where the latents came from elsewhere. Step i needs `length` encodings from number `i * hop` on:
-    of time slots, or one of the window as a whole.
+    `ledgers[i]` counts the encoding of stream i. `changes[i]` (T,) is the statistic of the change detector, `states[i]`
+    (T, D) the X-Encoder's mean state (`jepa.models.on_demand.mean_states`); both are empty where latents came from
+    elsewhere. Step i needs `length` encodings from number `i * hop` on: of time slots, or of the whole window.
     """
 
     records: list[StreamRecord]
@@ -94,14 +93,12 @@ def encode_streams(
     """Runs X-Encoder and Predictor over whole streams, under a caption query, and the change detector beside them.
 
     Args:
-        streams: made or from files.
         step_rate: steps a second.
-        what: they are called in the progress bar; None: there is none.
-        broken: gets the names of streams whose files turn out to be broken, with the errors; they are left out.
+        what: the name in the progress bar; None: there is none.
+        broken: gets the streams whose files are broken, with the errors; without it they are an error.
 
     Raises:
-        InputError: the step rate does not fit the model; a stream is shorter than a window, or, without `broken`, its
-            file is broken.
+        InputError: the step rate does not fit the model, a stream is shorter than a window, or a file is broken.
     """
     hop, length = model.encodings(step_rate)
     result = StreamSet([], [], [], [], hop=hop, length=length)
@@ -153,26 +150,18 @@ class _EveryStep(StepSelection):
         return super().step(change)
 
 
-class Density(NamedTuple):
+def density(records: Sequence[StreamRecord]) -> dict[str, float]:
     """How many events streams have, how long these are, and the fraction that repeats an earlier one of its stream."""
-
-    events_per_second: float
-    mean_event_seconds: float
-    repeated_events: float
-
-
-def density(records: Sequence[StreamRecord]) -> Density:
-    """The density of the annotations of streams, at least one event in all."""
     events = [event for record in records for event in record.events]
     repeated = sum(len(r.events) - len({event.text for event in r.events}) for r in records)
-    return Density(
-        len(events) / sum(record.duration for record in records),
-        sum(event.end - event.start for event in events) / len(events),
-        repeated / len(events),
-    )
+    return {
+        "events_per_second": len(events) / sum(record.duration for record in records),
+        "mean_event_seconds": sum(event.end - event.start for event in events) / len(events),
+        "repeated_events": repeated / len(events),
+    }
 
 
-def thumbnails(stream: Stream | VideoStream, count: int = 36) -> list[Thumbnail]:
+def thumbnails(stream: Stream | VideoStream, count: int = 36) -> tuple[Thumbnail, ...]:
     """`count` frames at equal distances."""
     from PIL import Image
 
@@ -188,23 +177,7 @@ def thumbnails(stream: Stream | VideoStream, count: int = 36) -> list[Thumbnail]
             png = base64.b64encode(buffer.getvalue()).decode("ascii")
             pictures.append(Thumbnail(time=float(index / stream.fps), png=png))
         first += len(chunk)
-    return pictures
-
-
-def save_thumbnails(pictures: Sequence[Thumbnail], folder: Path) -> None:
-    """Writes `thumbnails.json`."""
-    rows = [picture.model_dump() for picture in pictures]
-    (folder / "thumbnails.json").write_text(json.dumps(rows), encoding="utf-8")
-
-
-def load_thumbnails(folder: Path) -> tuple[Thumbnail, ...]:
-    """Reads what `save_thumbnails` wrote. Raises `InputError` if the file is missing or broken."""
-    path = folder / "thumbnails.json"
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(Thumbnail.model_validate(row) for row in rows)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+    return tuple(pictures)
 
 
 def save_streams(streams: StreamSet, folder: Path) -> None:
@@ -224,36 +197,30 @@ def load_streams(folder: Path) -> StreamSet:
     """Reads what `save_streams` wrote.
 
     Raises:
-        InputError: naming the file that is missing, truncated, incomplete, or disagrees with the others on the number
-            of streams or on a stream's number of steps.
+        InputError: a file is missing, truncated or incomplete, or disagrees with the others on streams or steps.
     """
     records = read_records(folder / "records.jsonl")
-    path = folder / "latents.safetensors"
+    path, encoded = folder / "latents.safetensors", folder / "encoding.json"
     try:
         tensors = load_file(path)
     except FileNotFoundError:
         raise InputError(f"latents not found: {path}") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a whole safetensors file: {error}") from None
-    for name in (record.video_id for record in records):
-        for part in _TENSORS:
-            if f"{name}/{part}" not in tensors:
-                raise InputError(f"{path}: no {part} of the stream {name!r} that records.jsonl lists")
+    found: dict[str, list[np.ndarray]] = {part: [] for part in _TENSORS}
+    for name, part in product((record.video_id for record in records), _TENSORS):
+        if (rows := tensors.get(f"{name}/{part}")) is None:
+            raise InputError(f"{path}: no {part} of the stream {name!r} that records.jsonl lists")
         steps = len(tensors[f"{name}/latents"])
-        for part in _TENSORS:
-            shape = tensors[f"{name}/{part}"].shape
-            if shape[:1] != (steps,) or len(shape) != (2 if part in ("latents", "states") else 1):
-                raise InputError(f"{path}: {part} of the stream {name!r} must be of {steps} steps, got shape {shape}")
+        if rows.shape[:1] != (steps,) or rows.ndim != (2 if part in ("latents", "states") else 1):
+            raise InputError(f"{path}: {part} of the stream {name!r} must be of {steps} steps, got shape {rows.shape}")
+        found[part].append(rows)
     try:
-        encoding = json.loads((folder / "encoding.json").read_text(encoding="utf-8"))
+        encoding = json.loads(encoded.read_text(encoding="utf-8"))
         ledgers = [OperationLedger.from_dict(ledger) for ledger in encoding["ledgers"]]
-        window = {key: int(encoding[key]) for key in ("hop", "length")}
+        hop, length = int(encoding["hop"]), int(encoding["length"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / 'encoding.json'} cannot be read: {error!r}") from None
+        raise InputError(f"{encoded} cannot be read: {error!r}") from None
     if len(ledgers) != len(records):
-        raise InputError(
-            f"{folder / 'encoding.json'}: ledgers must be one for each of {len(records)} streams, got {len(ledgers)}"
-        )
-    found = {part: [tensors[f"{record.video_id}/{part}"] for record in records] for part in _TENSORS}
-    latents, times, changes, states = found.values()
-    return StreamSet(records, latents, times, ledgers, changes, states, **window)
+        raise InputError(f"{encoded}: ledgers must be one for each of {len(records)} streams, got {len(ledgers)}")
+    return StreamSet(records, ledgers=ledgers, hop=hop, length=length, **found)

@@ -7,9 +7,11 @@ S streams, T steps, E embedding dimensions.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from itertools import chain, product
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from jepa.build import build, build_as
+from jepa.config import PolicyConfig
 from jepa.data.records import StreamRecord
 from jepa.errors import InputError
 from jepa.evaluation.processes import can_fork, in_processes
@@ -37,21 +40,8 @@ from jepa.metrics import (
 )
 from jepa.models.bank import fill_bank
 from jepa.operations import OperationLedger
-from jepa.results import Ratio, Sweep
-from jepa.results.documents import (
-    Area,
-    CacheError,
-    CacheResult,
-    CacheSettings,
-    Curve,
-    Decode,
-    EstimatedSeconds,
-    Operations,
-    Point,
-    Reference,
-    Saving,
-    TestPoint,
-)
+from jepa.results import Ratio, Sweep, documents
+from jepa.results.documents import CacheSettings, Decode, EstimatedSeconds, Operations, Point, Reference, Saving
 from jepa.selective import (
     Decoded,
     Decoder,
@@ -115,12 +105,13 @@ class Family:
         policy: Policy = build(self.policy, **({} if self.parameter == NO_PARAMETER else {self.parameter: value}))
         return policy
 
-    def shares_segments(self, other: Family) -> bool:
-        """Whether both segment streams alike at equal values: they differ in their cache at most."""
-        return (self.policy, self.parameter, self.steps) == (other.policy, other.parameter, other.steps)
+    @property
+    def segmentation(self) -> str:
+        """Equal for families that segment streams alike at equal values: they differ in their cache at most."""
+        return json.dumps([self.policy, self.parameter, self.steps], sort_keys=True)
 
 
-def sweep_families(policies: Mapping[str, Any]) -> dict[str, Family]:
+def sweep_families(policies: Mapping[str, PolicyConfig]) -> dict[str, Family]:
     """The policy families of a report's configuration (`PolicyConfig` by name).
 
     Raises:
@@ -128,10 +119,8 @@ def sweep_families(policies: Mapping[str, Any]) -> dict[str, Family]:
     """
     families = {}
     for name, each in policies.items():
-        cache = None if each["cache"] is None else CacheSettings.model_validate(each["cache"], from_attributes=True)
-        families[name] = Family(
-            name, each["label"], each["policy"], each["knob"], tuple(each["values"]), cache, each["steps"]
-        )
+        cache = None if each.cache is None else CacheSettings.model_validate(each.cache, from_attributes=True)
+        families[name] = Family(name, each.label, each.policy, each.parameter, tuple(each.values), cache, each.steps)
         families[name].selection  # noqa: B018  (refuses what it cannot be)
     return families
 
@@ -170,25 +159,19 @@ def sweep_setting(
     Parameters and cache thresholds are chosen on the calibration streams alone. The first reference at the first of
     the `tolerances` is the headline. Document frequencies come from all annotations of a split.
 
-    With two or more `workers`, as many forked processes share the work. Each has its own copy of the decoder. One
-    process does all where there are fewer, where the decoder is on a GPU, and where the system cannot fork. The
-    results are the same. The ledgers of the operations are counted in this process, when the others have ended.
+    Two or more `workers` are forked processes that share the work, where the decoder is on the CPU. The results are
+    the same. The ledgers of the operations are counted in this process, when the others have ended.
 
     Args:
         streams: the splits `calibration` and `test`.
-        decoder: of all policies.
-        families: by name.
-        references: what policies are compared with.
         latent_delay: seconds from a latent's time until it can be known.
         confidence: as for `saving_at_equal_quality`.
-        seed: of every bootstrap.
         name: of the setting, in the progress bar and in errors.
         tolerances: fractions of the reference's quality that may be lost.
-        workers: processes.
 
     Raises:
-        InputError: before anything runs, for references, values, tolerances or a confidence that no sweep can have,
-            for streams without annotations, and for latents that no decoder takes.
+        InputError: before anything runs, for options that no sweep can have, streams without annotations, and latents
+            that no decoder takes.
     """
     check_sweep(families, references, confidence, tolerances)
     _check_streams(streams, decoder, families, name)
@@ -212,19 +195,14 @@ def sweep_setting(
         row, emitted = _operations(streams["test"], families[policy], value, runs[policy][value], decoder, latent_delay)
         operations.append(row)
         emissions[policy] = tuple(Decode(**asdict(emission)) for emission in emitted)
-    baseline = [run.points["test"] for run in runs[references[0].policy].values()]
-    areas = {
-        policy: Area(
-            **vars(area_between_curves(baseline, [run.points["test"] for run in by_value.values()], seed=seed))
-        )
-        for policy, by_value in runs.items()
-        if policy != references[0].policy
-    }
+    test = {policy: [run.points["test"] for run in by_value.values()] for policy, by_value in runs.items()}
+    baseline = test.pop(references[0].policy)
+    areas = {policy: area_between_curves(baseline, points, seed=seed) for policy, points in test.items()}
     sweep = Sweep(
-        **density(streams["test"].records)._asdict(),
+        **density(streams["test"].records),
         curves={policy: _curve(families[policy], by_value, seed) for policy, by_value in runs.items()},
         savings=savings,
-        areas=areas,
+        areas={policy: documents.Area(**vars(area)) for policy, area in areas.items()},
         operations=tuple(operations),
     )
     return Swept(sweep, emissions)
@@ -324,25 +302,18 @@ def segment_streams(streams: StreamSet, family: Family, value: float) -> Segment
         if isinstance(policy, Oracle):
             events = chosen.records[number].events
             policy.boundaries = [second for event in events for second in (event.start, event.end)]
+        asked: list[int] = []
         if isinstance(policy, OnDemand):
-            asked = _Asked(latents)
-            policy.predict = asked
-            found.append(policy.run(chosen.states[number], times))
-            predicted.append(asked.count)
-        else:
-            found.append(policy.run(latents, times))
+            policy.predict = partial(_predicted, latents, asked)
+        found.append(policy.run(chosen.states[number] if family.on_demand else latents, times))
+        predicted.append(len(asked))
     return Segments(steps, found, predicted if family.on_demand else None)
 
 
-class _Asked:
-    """The Predictor of a recorded stream: its latents (T, E) were all predicted; those asked for are counted."""
-
-    def __init__(self, latents: np.ndarray) -> None:
-        self.latents, self.count = latents, 0
-
-    def __call__(self, step: int) -> np.ndarray:
-        self.count += 1
-        return np.asarray(self.latents[step])
+def _predicted(latents: np.ndarray, asked: list[int], step: int) -> np.ndarray:
+    """The embedding of a step of a recorded stream, whose latents (T, E) were all predicted; notes who asked."""
+    asked.append(step)
+    return np.asarray(latents[step])
 
 
 class _Recorded(Policy):
@@ -418,15 +389,11 @@ def _tasks(families: Iterable[Family], processes: int) -> list[list[_Job]]:
     Values of the same families stand together, since they have latents and texts in common. No task is longer than one
     process's part, if it can be cut.
     """
-    groups: list[list[Family]] = []
+    groups: dict[str, list[Family]] = {}
     for family in families:
-        alike = next((group for group in groups if group[0].shares_segments(family)), None)
-        if alike is None:
-            groups.append([family])
-        else:
-            alike.append(family)
+        groups.setdefault(family.segmentation, []).append(family)
     jobs = []
-    for group in groups:
+    for group in groups.values():
         values = dict.fromkeys(chain.from_iterable(family.values for family in group))
         jobs.append([_Job(value, tuple(family for family in group if value in family.values)) for value in values])
     longest = sum(job.length for each in jobs for job in each) / processes
@@ -487,30 +454,23 @@ class _Scorer:
     """Scores emissions against the annotations of a split, which are the pool of document frequencies."""
 
     def __init__(self, records: Sequence[StreamRecord]) -> None:
-        self.records = records
-        events = [event for record in records for event in record.events]
-        self.pairs = CaptionPairs(document_frequency([[tokenize(event.text)] for event in events]))
+        self.records, self.texts = records, [[event.text for event in record.events] for record in records]
+        self.pairs = CaptionPairs(document_frequency([[tokenize(text)] for texts in self.texts for text in texts]))
 
     def point(self, value: float, emissions: Sequence[Sequence[Emission]]) -> SweepPoint:
         """Quality, and decoder calls: what a cache answered is none."""
-        scores = [
-            stream_scores(
-                [event.text for event in record.events],
-                np.array([event.midpoint for event in record.events]),
-                [emission.text for emission in emitted],
-                np.array([emission.time for emission in emitted]),
-                self.pairs,
-            )
-            for record, emitted in zip(self.records, emissions, strict=True)
-        ]
-        calls = [sum(emission.source != "cache" for emission in emitted) for emitted in emissions]
-        return SweepPoint(value, tuple(scores), np.array(calls), np.array([record.duration for record in self.records]))
+        scores = []
+        for record, texts, emitted in zip(self.records, self.texts, emissions, strict=True):
+            middles, times = np.array([event.midpoint for event in record.events]), np.array([e.time for e in emitted])
+            scores.append(stream_scores(texts, middles, [e.text for e in emitted], times, self.pairs))
+        calls = np.array([sum(emission.source != "cache" for emission in emitted) for emitted in emissions])
+        return SweepPoint(value, tuple(scores), calls, np.array([record.duration for record in self.records]))
 
     def dense(self, emissions: Sequence[Sequence[Emission]]) -> list[DenseScores]:
         """What nearest-in-time scores do not see, of each stream."""
         return [
             dense_scores(
-                [event.text for event in record.events],
+                texts,
                 [(event.start, event.end) for event in record.events],
                 [emission.text for emission in emitted],
                 [emission.time for emission in emitted],
@@ -518,7 +478,7 @@ class _Scorer:
                 record.duration,
                 self.pairs.similarity,
             )
-            for record, emitted in zip(self.records, emissions, strict=True)
+            for record, texts, emitted in zip(self.records, self.texts, emissions, strict=True)
         ]
 
 
@@ -552,16 +512,8 @@ def _savings(
                 tolerance=tolerance,
                 headline=number == 0,
                 policy=policy,
-                value=found.value,
-                reached=found.reached,
-                quality=found.quality,
-                reference_quality=found.reference_quality,
-                quality_difference=found.quality_difference,
                 temporal_f1_difference=difference,
-                decodes_per_second=found.decodes_per_second,
-                reference_decodes_per_second=found.reference_decodes_per_second,
-                ratio=Ratio.of(found.ratio),
-                reason=found.reason,
+                **vars(found) | {"ratio": Ratio.of(found.ratio)},
             )
 
 
@@ -602,37 +554,27 @@ def encoding_operations(
     """
     whole, ledger = streams.ledgers[index], OperationLedger()
     ledger.stream(whole.stream_seconds)
-    calls = {"encoder": whole.encoder.calls, "predictor": whole.predictor.calls}
-    unmeasured = set() if selection is None else {"encoder", "predictor"}
+    calls, estimated = {"encoder": whole.encoder.calls, "predictor": whole.predictor.calls}, {}
     if selection is not None:
         mask = selection.select(streams.changes[index])
         calls = {"encoder": slots_needed(mask, streams.hop, streams.length), "predictor": int(mask.sum())}
         if selection.threshold is not None:
-            ledger.count("detector", **asdict(whole.detector))
+            ledger.add("detector", whole.detector)
     if predicted is not None:
         calls["predictor"] = predicted
-        unmeasured.add("predictor")
-    seconds = {"encoder": 0.0, "predictor": 0.0}
-    for part, count in calls.items():
-        once = getattr(whole, part)
-        fraction = count / once.calls if once.calls else 0.0
-        if part in unmeasured:
-            seconds[part] = once.seconds * fraction
-        ledger.count(
-            part,
-            calls=count,
-            forward_passes=round(once.forward_passes * fraction),
-            flops=round(once.flops * fraction),
-            seconds=0.0 if part in unmeasured else once.seconds,
-            weight_bytes=round(once.weight_bytes * fraction),
-        )
-    return ledger, EstimatedSeconds(**seconds)
+    for part, once in (("encoder", whole.encoder), ("predictor", whole.predictor)):
+        fraction = calls[part] / once.calls if once.calls else 0.0
+        measured = selection is None and (part == "encoder" or predicted is None)
+        estimated[part] = 0.0 if measured else once.seconds * fraction
+        exact = {name: round(getattr(once, name) * fraction) for name in ("forward_passes", "flops", "weight_bytes")}
+        ledger.count(part, calls=calls[part], seconds=once.seconds if measured else 0.0, **exact)
+    return ledger, EstimatedSeconds(**estimated)
 
 
-def _curve(family: Family, runs: Mapping[float, _Run], seed: int) -> Curve:
+def _curve(family: Family, runs: Mapping[float, _Run], seed: int) -> documents.Curve:
     policies = {value: family.make(value) for value in family.values}
     first = policies[family.values[0]]
-    return Curve(
+    return documents.Curve(
         label=family.label,
         causal=first.causal,
         oracle=isinstance(first, Oracle),
@@ -641,7 +583,7 @@ def _curve(family: Family, runs: Mapping[float, _Run], seed: int) -> Curve:
         selects_steps=family.selects_steps,
         calibration=tuple(_point(run.points["calibration"], seed) for run in runs.values()),
         test=tuple(
-            TestPoint(
+            documents.TestPoint(
                 **dict(_point(run.points["test"], seed)),
                 latency=policies[value].latency,
                 state=policies[value].state,
@@ -658,7 +600,7 @@ def _point(point: SweepPoint, seed: int) -> Point:
     return Point(value=point.value, decodes_per_second=point.decodes_per_second, cider_d=quality)
 
 
-def _cache_result(run: _Run) -> CacheResult | None:
+def _cache_result(run: _Run) -> documents.CacheResult | None:
     if run.cache is None or run.error is None:
         return None
-    return CacheResult(threshold=run.cache.threshold, error=CacheError(**vars(run.error)))
+    return documents.CacheResult(threshold=run.cache.threshold, error=documents.CacheError(**vars(run.error)))

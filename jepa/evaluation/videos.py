@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from jepa import checkpoint
 from jepa.build import build
-from jepa.config import EvaluateConfig
+from jepa.config import EvaluateConfig, StreamConfig, VideosConfig
+from jepa.data.records import StreamRecord
 from jepa.data.timelines import excerpt, read_timeline, video_of
 from jepa.data.video import VideoFile, VideoStream, find_video
 from jepa.data.world import Stream, World
 from jepa.errors import InputError
-from jepa.evaluation.provenance import code_version, describe_device, device_of, library_versions, now
+from jepa.evaluation.provenance import device_of, evaluated
 from jepa.evaluation.ranks import Ranks, ranks
 from jepa.evaluation.streams import (
     SPLITS,
@@ -27,25 +26,24 @@ from jepa.evaluation.streams import (
     joined,
     make_streams,
     save_streams,
-    save_thumbnails,
     thumbnails,
 )
 from jepa.evaluation.tasks import score_lines, score_tasks
 from jepa.models.vl_jepa import VLJEPA
 from jepa.results import StreamEvaluation
-from jepa.results.documents import EncodedStreams, RoleParameters, Stage, Training
+from jepa.results.documents import EncodedStreams, Stage, Training
 
 
 @torch.no_grad()
 def evaluate_videos(folder: Path, output: Path, config: EvaluateConfig) -> Path:
-    """Scores the checkpoint `folder` by a validated `EvaluateConfig` and writes the folder `output`, which it returns.
+    """Scores the checkpoint `folder` by an `EvaluateConfig`; writes and returns the folder `output`.
 
-    It holds `evaluation.json` and, for each setting and split, latents, times, annotations and ledgers. What the user
-    gave is checked before anything is computed; a video that turns out to be broken on the way is left out.
+    It holds a `StreamEvaluation` and, for each setting and split, latents, times, annotations and ledgers. Input is
+    checked before anything is computed. A video that turns out to be broken on the way is left out.
 
     Raises:
-        InputError: for a checkpoint without its training record, a timeline, excerpt, folder, video or step rate that
-            cannot be; once all is written, for videos that were left out.
+        InputError: a checkpoint without its training record, or a bad timeline, excerpt, folder, video or step rate;
+            once all is written, for videos that were left out.
     """
     with ranks() as all_ranks:
         return _evaluate_videos(folder, output, config, all_ranks)
@@ -53,9 +51,9 @@ def evaluate_videos(folder: Path, output: Path, config: EvaluateConfig) -> Path:
 
 def _evaluate_videos(folder: Path, output: Path, config: EvaluateConfig, all_ranks: Ranks) -> Path:
     if config.candidates < 5:
-        raise InputError(f"candidates must be >= 5, for R@5 among them, got {config['candidates']}")
+        raise InputError(f"candidates must be >= 5, for R@5 among them, got {config.candidates}")
     trained, device = checkpoint.read_config(folder), device_of(config.accelerator)
-    _training(folder)
+    training = _training(folder)
     model: VLJEPA = checkpoint.load(folder).to(device)
     world = build(trained["world"])
     if config.videos is not None:
@@ -76,18 +74,11 @@ def _evaluate_videos(folder: Path, output: Path, config: EvaluateConfig, all_ran
     if all_ranks.rank:
         return output
     document = StreamEvaluation(
-        created=now(),
-        name=trained["name"],
-        seed=trained["seed"],
-        checkpoint=os.path.relpath(folder.resolve(), output.resolve()),
-        config={"train": trained, "evaluate": {**config}},
+        **evaluated(folder, output, trained, device, model.parameters_by_role()),
+        config={"train": trained, "evaluate": config.model_dump()},
         latent_delay=model.window / 2,
-        code=code_version(),
-        libraries=library_versions(),
-        device=describe_device(device),
         processes=all_ranks.count,
-        parameters=tuple(RoleParameters.model_validate(row) for row in model.parameters_by_role()),
-        training=_training(folder),
+        training=training,
         scores=scores,
         settings=settings,
     )
@@ -103,50 +94,45 @@ def _evaluate_videos(folder: Path, output: Path, config: EvaluateConfig, all_ran
 class _Plan:
     """A setting and the streams of its splits, none of them read yet."""
 
-    setting: Mapping[str, Any]
+    setting: StreamConfig | VideosConfig
     streams: Mapping[str, Sequence[Stream | VideoStream]]
 
 
-def _made(world: World, name: str, setting: dict[str, Any], seed: int) -> _Plan:
+def _made(world: World, name: str, setting: StreamConfig, seed: int) -> _Plan:
     """The embedded streams of a setting."""
-    style = build(setting["style"])
-    return _Plan(
-        setting,
-        {split: make_streams(world, name, split, setting[split], setting["seconds"], style, seed) for split in SPLITS},
-    )
+    style = build(setting.style)
+    counts = {"calibration": setting.calibration, "test": setting.test}
+    made = {split: make_streams(world, name, split, counts[split], setting.seconds, style, seed) for split in SPLITS}
+    return _Plan(setting, made)
 
 
-def _videos(model: VLJEPA, setting: dict[str, Any], all_ranks: Ranks) -> _Plan:
+def _videos(model: VLJEPA, setting: VideosConfig, all_ranks: Ranks) -> _Plan:
     """The annotated videos of a folder."""
-    source = {key: value for key, value in setting["timeline"].items() if key != "split_by"}
-    timeline = read_timeline(**source)
-    files = {r.video_id: find_video(Path(setting["folder"]), video_of(r.video_id)) for r in timeline.records}
+    timeline = read_timeline(**setting.timeline.model_dump(exclude={"split_by"}))
+    files = {r.video_id: find_video(Path(setting.folder), video_of(r.video_id)) for r in timeline.records}
     there = [record for record in timeline.records if files[record.video_id] is not None]
     if not all_ranks.rank:
-        print(f"{len(there)} of {len(files)} annotated videos are in {setting['folder']}", flush=True)
+        print(f"{len(there)} of {len(files)} annotated videos are in {setting.folder}", flush=True)
     if not there:
-        raise InputError(f"videos.folder must hold annotated videos, got none of {len(files)} in {setting['folder']}")
+        raise InputError(f"videos.folder must hold annotated videos, got none of {len(files)} in {setting.folder}")
     taken = excerpt(
         replace(timeline, records=tuple(there)),
         0,
-        setting["minutes"],
-        setting["calibration_fraction"],
-        setting["timeline"]["split_by"],
+        setting.minutes,
+        setting.calibration_fraction,
+        setting.timeline.split_by,
     )
-    size, fps = model.x_encoder.size, model.fps
-    return _Plan(
-        setting,
-        {
-            split: [VideoStream(files[r.video_id] or Path(), r, size, fps) for r in taken.splits[split]]
-            for split in SPLITS
-        },
-    )
+
+    def stream(record: StreamRecord) -> VideoStream:
+        return VideoStream(files[record.video_id] or Path(), record, model.x_encoder.size, model.fps)
+
+    return _Plan(setting, {split: [stream(record) for record in taken.splits[split]] for split in SPLITS})
 
 
 def _check(model: VLJEPA, plan: _Plan, key: str) -> None:
     """Raises `InputError` for what encoding would stumble over after minutes; of a video file, its head is read."""
     try:
-        model.slots(plan.setting["step_rate_hz"])
+        model.slots(plan.setting.step_rate_hz)
     except InputError as error:
         raise InputError(f"{key}.step_rate_hz: {error}") from None
     for stream in (stream for streams in plan.streams.values() for stream in streams):
@@ -165,7 +151,7 @@ def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks
     for split, each in plan.streams.items():
         own, left_out = each[all_ranks.part(len(each))], dict[str, str]()
         what = None if all_ranks.rank else f"{name} {split}"
-        encoded = encode_streams(model, own, plan.setting["step_rate_hz"], what, left_out)
+        encoded = encode_streams(model, own, plan.setting.step_rate_hz, what, left_out)
         parts = all_ranks.gather((encoded, left_out))
         broken |= {video: message for _, messages in parts for video, message in messages.items()}
         if not all_ranks.rank:
@@ -173,14 +159,14 @@ def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks
     if all_ranks.rank:
         return None
     whole = [stream for stream in plan.streams["test"] if stream.record.video_id not in broken]
-    save_thumbnails(thumbnails(whole[0]) if whole else [], folder)
     remark = f"; broken and left out: {len(broken)}" if broken else ""
     seconds = [stream.record.duration for stream in whole]
     return EncodedStreams(
-        description=plan.setting["description"] + remark,
-        step_rate_hz=plan.setting["step_rate_hz"],
+        description=plan.setting.description + remark,
+        step_rate_hz=plan.setting.step_rate_hz,
         seconds_each=sum(seconds) / len(seconds) if seconds else 0.0,
         broken=broken,
+        thumbnails=thumbnails(whole[0]) if whole else (),
     )
 
 
@@ -194,14 +180,6 @@ def _training(folder: Path) -> Training:
         steps=sum(stage["steps"] for stage in stages),
         samples=sum(stage["samples"] for stage in stages),
         seconds=sum(stage["seconds"] for stage in stages),
-        stages=tuple(
-            Stage(
-                name=stage["name"],
-                steps=stage["steps"],
-                seconds=stage["seconds"],
-                operations=stage.get("operations"),
-            )
-            for stage in stages
-        ),
+        stages=tuple(Stage.model_validate({key: stage.get(key) for key in Stage.model_fields}) for stage in stages),
         curve=tuple(stages[0]["curve"]),
     )

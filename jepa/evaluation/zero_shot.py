@@ -10,7 +10,6 @@ n samples of this process, N of all; C clips of a sample, F frames a clip, S pix
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -31,7 +30,7 @@ from jepa.data.manifests import Kind, Sample, WorldPredictionSample, read_manife
 from jepa.data.media import read_clip
 from jepa.data.world_tasks import world_samples
 from jepa.errors import InputError
-from jepa.evaluation.provenance import announce, code_version, describe_device, device_of, library_versions, now
+from jepa.evaluation.provenance import announce, device_of, evaluated
 from jepa.evaluation.ranks import Ranks, ranks
 from jepa.evaluation.tasks import answer_flops, caption_scores, choice_cost, cost_line, embedding_flops
 from jepa.metrics import cider_d, retrieval_ranks, retrieval_scores
@@ -39,7 +38,7 @@ from jepa.metrics.answers import proportion_interval
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import similarity_flops
 from jepa.results import TaskEvaluation, write_files
-from jepa.results.documents import PerToken, RoleParameters, TaskScore
+from jepa.results.documents import PerToken, TaskScore
 from jepa.selective import Decoded
 
 _KINDS: dict[str, Kind] = {  # of a manifest's samples, by task
@@ -75,20 +74,13 @@ def evaluate_task(folder: Path, output: Path, config: EvaluateConfig) -> Path:
         if all_ranks.rank:
             return output
         document = TaskEvaluation(
-            created=now(),
-            name=trained["name"],
-            seed=trained["seed"],
-            checkpoint=os.path.relpath(folder.resolve(), output.resolve()),
+            **evaluated(folder, output, trained, device, model.parameters_by_role()),
+            config={"train": trained, "evaluate": config.model_dump()},
             task=kind,
-            config={"train": trained, "evaluate": {**config, "task": settings}},
             data=settings.manifest or "embedded",
             samples=len(found.lines),
             skipped=tuple(task.skipped),
             processes=all_ranks.count,
-            code=code_version(),
-            libraries=library_versions(),
-            device=describe_device(device),
-            parameters=tuple(RoleParameters.model_validate(row) for row in model.parameters_by_role()),
             scores=found.scores,
             counts=found.counts,
             per_token=found.per_token,

@@ -30,6 +30,10 @@ def cached_loss(
 
     Returns:
         Scalar, with its graph.
+
+    >>> chunks = torch.ones(4, 2).split(2)
+    >>> cached_loss(lambda rows: (rows, 2 * rows), chunks, torch.nn.functional.mse_loss)
+    tensor(1.)
     """
     parts = [checkpoint(encode, chunk, use_reentrant=False) for chunk in chunks]
     return loss(*(torch.cat(each) for each in zip(*parts, strict=True)))

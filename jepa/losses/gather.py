@@ -40,6 +40,10 @@ class GlobalBatch:
     """Where the rows of this rank lie among those of all ranks, which come in order of rank.
 
     `count` rows from row `first` on, of `total` rows on `ranks` ranks. Ranks may have batches of different sizes.
+
+    >>> batch = GlobalBatch.around(torch.ones(4, 8), gather=True)  # in one process
+    >>> batch.total, batch.weight
+    (4, 1.0)
     """
 
     count: int

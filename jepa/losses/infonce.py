@@ -52,6 +52,9 @@ def info_nce(
     Raises:
         InputError: predictions and targets are not floating point (B, E) of the same shape, ids are not (B,) integers,
             `ids` and `negatives` are given without `negative_ids`, or chunk < 1.
+
+    >>> info_nce(torch.eye(4), torch.eye(4), temperature=0.1)
+    tensor(0.0001)
     """
     predictions, targets = matched(predictions, targets)
     if negatives is not None:
@@ -150,6 +153,9 @@ class ProjectionHead(nn.Sequential):
     """Linear, ReLU, linear: (B, width) -> (B, output). SimCLR's head (Chen et al. 2020, arXiv 2002.05709, section 2.1).
 
     A contrastive loss on its output leaves the latents before it freer.
+
+    >>> ProjectionHead(8, hidden=16, output=4)(torch.ones(2, 8)).shape
+    torch.Size([2, 4])
     """
 
     def __init__(self, width: int, hidden: int, output: int) -> None:
@@ -170,6 +176,11 @@ class InfoNCE(nn.Module):
 
     Raises:
         InputError: unless 0 < lowest <= temperature <= 1 and chunk >= 1.
+
+    >>> loss = InfoNCE(temperature=0.1)
+    >>> predictions = targets = torch.eye(4)
+    >>> round(loss(predictions, targets).item(), 4)
+    0.0001
     """
 
     unit_norm = True

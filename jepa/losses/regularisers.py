@@ -30,6 +30,9 @@ def vicreg(latents: Tensor, gather: bool = False) -> tuple[Tensor, Tensor]:
 
     Raises:
         InputError: `latents` are not floating point (B, E), or fewer than 2 rows.
+
+    >>> vicreg(torch.zeros(4, 2))  # collapsed: no variance, no covariance
+    (tensor(0.9900), tensor(0.))
     """
     latents = matrix("latents", latents)
     latents = GlobalBatch.around(latents, gather).gather(latents)
@@ -64,6 +67,10 @@ def sigreg(latents: Tensor, directions: Tensor, limit: float = 5.0, knots: int =
 
     Raises:
         InputError: `latents` are not floating point (B, E), `directions` not (P, E), limit <= 0 or knots < 2.
+
+    >>> latents = torch.randn(256, 4, generator=torch.Generator().manual_seed(0))
+    >>> sigreg(latents, torch.eye(4)) < sigreg(latents + 3, torch.eye(4))
+    tensor(True)
     """
     _check_knots(limit, knots)
     latents, directions = matrix("latents", latents), matrix("directions", directions)
@@ -89,6 +96,9 @@ class VICReg(nn.Module):
 
     Raises:
         InputError: a weight is negative.
+
+    >>> VICReg(variance=25.0)(torch.zeros(4, 2), torch.zeros(4, 2))
+    tensor(24.7500)
     """
 
     unit_norm = False
@@ -111,6 +121,9 @@ class SIGReg(nn.Module):
 
     Raises:
         InputError: projections < 1, limit <= 0 or knots < 2.
+
+    >>> SIGReg(projections=8)(torch.zeros(16, 4), torch.zeros(16, 4)) > 1  # collapsed
+    tensor(True)
     """
 
     unit_norm = False

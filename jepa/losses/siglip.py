@@ -44,6 +44,9 @@ def siglip(
 
     Raises:
         InputError: predictions and targets are not floating point (B, E) of the same shape, or ids not (B,) integers.
+
+    >>> siglip(torch.eye(4), torch.eye(4), scale=10.0, bias=-10.0)
+    tensor(0.6933)
     """
     predictions, targets = matched(predictions, targets)
     if ids is not None:
@@ -65,6 +68,9 @@ class SigLIP(nn.Module):
 
     Raises:
         InputError: scale <= 0.
+
+    >>> round(SigLIP()(torch.eye(4), torch.eye(4)).item(), 4)
+    0.6933
     """
 
     unit_norm = True

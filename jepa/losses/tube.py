@@ -34,7 +34,13 @@ def semantic_tube(states: Tensor) -> Tensor:
 
 
 class SemanticTube(nn.Module):
-    """`semantic_tube`. States are not to be normalised: their differences count."""
+    """`semantic_tube`. States are not to be normalised: their differences count.
+
+    >>> import torch
+    >>> line = torch.tensor([0.0, 1.0, 2.0])[None, :, None].expand(1, 3, 4)
+    >>> SemanticTube()(line)
+    tensor(0.)
+    """
 
     unit_norm = False
 

@@ -1,8 +1,8 @@
-"""Judging generated answers: whether a prediction is right, by the metric that the config names.
+"""Whether generated answers are right, by the metric that the config names.
 
-A judge takes (prediction, gold, request) and says whether the prediction is right; the request is what was asked, and
-only Spider looks at it. A prediction that cannot be read is wrong; a gold answer that cannot be read is an InputError.
-No judge calls an empty prediction right.
+A scorer takes (prediction, gold, prompt) and says whether the prediction is right. Only Spider reads the prompt. A
+prediction that cannot be read is wrong; a gold answer that cannot be read is an InputError. An empty prediction is
+always wrong.
 
 N: items; C: choices.
 """
@@ -16,16 +16,14 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from jepa.errors import InputError
 from jepa.metrics.regex import UndecidedError, check_regex, equivalent
 from jepa.metrics.savings import Interval
 from jepa.metrics.sql import Spider
 
-Judge = Callable[[str, str, str], bool]
+Scorer = Callable[[str, str, str], bool]
 
 # The number after the mark: commas and a currency sign are part of how it is written, what follows is not.
 _FINAL_ANSWER = re.compile(r"####\s*(-?)\$?\s*(-?)([0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)")
@@ -34,16 +32,19 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
-def exact_match(prediction: str, gold: str, request: str = "") -> bool:
+def exact_match(prediction: str, gold: str, prompt: str = "") -> bool:
     """Equal but for whitespace at both ends.
 
     Raises:
         InputError: the gold answer is blank.
+
+    >>> exact_match(" 42\\n", "42")
+    True
     """
     return prediction.strip() == _not_blank(gold).strip()
 
 
-def prefix_match(prediction: str, gold: str, request: str = "") -> bool:
+def prefix_match(prediction: str, gold: str, prompt: str = "") -> bool:
     """The prediction starts with the gold answer, whitespace at both ends apart.
 
     The protocol of LLM-JEPA (arXiv 2509.14252) for models trained from scratch, which may not have learned to stop.
@@ -54,7 +55,7 @@ def prefix_match(prediction: str, gold: str, request: str = "") -> bool:
     return prediction.strip().startswith(_not_blank(gold).strip())
 
 
-def regex_equivalence(prediction: str, gold: str, request: str = "") -> bool:
+def regex_equivalence(prediction: str, gold: str, prompt: str = "") -> bool:
     """Both match the same strings: `jepa.metrics.regex`, the metric "DFA-equal" of Locascio et al. 2016.
 
     Whitespace at both ends does not count. A prediction whose automaton outgrows the limit before it is told from the
@@ -73,7 +74,7 @@ def regex_equivalence(prediction: str, gold: str, request: str = "") -> bool:
         return False
 
 
-def gsm8k(prediction: str, gold: str, request: str = "") -> bool:
+def gsm8k(prediction: str, gold: str, prompt: str = "") -> bool:
     """The number after the first ``####`` of each is the same (Cobbe et al. 2021, arXiv 2110.14168).
 
     A prediction without the mark is wrong, whatever numbers it holds. Numbers are compared as numbers: ``1,200`` is
@@ -81,6 +82,9 @@ def gsm8k(prediction: str, gold: str, request: str = "") -> bool:
 
     Raises:
         InputError: the gold answer has no number after ``####``.
+
+    >>> gsm8k("so 9 * 2 = 18 #### $18.00", "#### 18")
+    True
     """
     expected = _final_answer(gold)
     if expected is None:
@@ -88,7 +92,7 @@ def gsm8k(prediction: str, gold: str, request: str = "") -> bool:
     return _final_answer(prediction) == expected
 
 
-def nq_open(prediction: str, gold: str, request: str = "") -> bool:
+def nq_open(prediction: str, gold: str, prompt: str = "") -> bool:
     """Equal to one of the gold answers, which ``; `` separates, after the normalisation of SQuAD.
 
     Normalised (Rajpurkar et al. 2016, arXiv 1606.05250): lower case, without punctuation, articles and repeated
@@ -101,7 +105,7 @@ def nq_open(prediction: str, gold: str, request: str = "") -> bool:
     return bool(answer) and answer in right
 
 
-METRICS: dict[str, Judge | type[Spider]] = {
+METRICS: dict[str, Scorer | type[Spider]] = {
     "exact_match": exact_match,
     "prefix_match": prefix_match,
     "regex_equivalence": regex_equivalence,
@@ -111,8 +115,8 @@ METRICS: dict[str, Judge | type[Spider]] = {
 }
 
 
-def scorer_for(metric: str, **options: Any) -> Judge:
-    """The judge of a metric by its name in `METRICS`.
+def scorer_for(metric: str, **options: Any) -> Scorer:
+    """The scorer of a metric, by its name in `METRICS`.
 
     Args:
         metric: the name.
@@ -133,11 +137,11 @@ def scorer_for(metric: str, **options: Any) -> Judge:
     return found
 
 
-def judge(
+def score(
     metric: str,
     predictions: Sequence[str],
     golds: Sequence[str],
-    requests: Sequence[str] | None = None,
+    prompts: Sequence[str] | None = None,
     **options: Any,
 ) -> list[bool]:
     """Whether each of N predictions is right.
@@ -146,13 +150,16 @@ def judge(
         metric: a name in `METRICS`.
         predictions: N.
         golds: N.
-        requests: N, what was asked; None where the metric does not need it.
+        prompts: N, what was asked; None where the metric does not need it.
         options: as in `scorer_for`.
 
     Raises:
-        InputError: as `scorer_for`; different lengths; a gold answer or a request that cannot be read, with its index.
+        InputError: as `scorer_for`; different lengths; a gold answer or a prompt that cannot be read, with its index.
+
+    >>> score("nq_open", ["The six geese!", "none"], ["six geese", "six geese"])
+    [True, False]
     """
-    return _score_all(scorer_for(metric, **options), predictions, golds, requests)
+    return _score_all(scorer_for(metric, **options), predictions, golds, prompts)
 
 
 def multiple_choice(log_likelihoods: Tensor, answers: Tensor) -> Tensor:
@@ -169,6 +176,10 @@ def multiple_choice(log_likelihoods: Tensor, answers: Tensor) -> Tensor:
 
     Raises:
         InputError: shapes that do not match, a NaN, or an answer outside 0..C−1.
+
+    >>> import torch
+    >>> multiple_choice(torch.tensor([[-1.0, -3.0], [-2.0, -2.0]]), torch.tensor([0, 0])).tolist()
+    [True, False]
     """
     if log_likelihoods.ndim != 2 or answers.shape != log_likelihoods.shape[:1] or answers.is_floating_point():
         raise InputError(
@@ -189,12 +200,15 @@ def multiple_choice(log_likelihoods: Tensor, answers: Tensor) -> Tensor:
 def proportion_interval(right: float, total: int) -> Interval:
     """The fraction right and its 95 % Wilson interval (Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4).
 
-    Answers that are right in part count as that share of one: the interval is then wider than it need be.
+    An answer that is right in part counts as that fraction of one: the interval is then wider than need be.
 
     It covers the luck of which items were asked, not that of the training: for that see `paired_test`.
 
     Raises:
         InputError: unless 0 <= right <= total and total >= 1.
+
+    >>> proportion_interval(0, 1).low
+    0.0
     """
     if total < 1 or not 0 <= right <= total:
         raise InputError(f"right and total must satisfy 0 <= right <= total and total >= 1, got {right} and {total}")
@@ -206,64 +220,22 @@ def proportion_interval(right: float, total: int) -> Interval:
     return Interval(fraction, low, high)
 
 
-class AnswerAccuracy(Metric):
-    """The fraction of right predictions that arrive in batches, with its 95 % Wilson interval.
-
-    Args:
-        metric: a name in `METRICS`.
-        options: as in `scorer_for`, and those of `torchmetrics.Metric` under `metric_options`.
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    right: Tensor
-    total: Tensor
-
-    def __init__(self, metric: str, metric_options: dict[str, Any] | None = None, **options: Any) -> None:
-        super().__init__(**(metric_options or {}))
-        self.judge = scorer_for(metric, **options)
-        for name in ("right", "total"):
-            self.add_state(name, default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, predictions: Sequence[str], golds: Sequence[str], requests: Sequence[str] | None = None) -> None:
-        """Add B predictions, their gold answers and, where the metric needs them, the requests.
-
-        Raises:
-            InputError: as `judge`.
-        """
-        verdicts = _score_all(self.judge, predictions, golds, requests)
-        self.right += sum(verdicts)
-        self.total += len(verdicts)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Scalars in 0..1, float64: ``accuracy``, and ``accuracy_low`` and ``accuracy_high`` of its interval.
-
-        Raises:
-            InputError: no prediction was given.
-        """
-        interval = proportion_interval(int(self.right), int(self.total))
-        values = {"accuracy": interval.value, "accuracy_low": interval.low, "accuracy_high": interval.high}
-        return {k: torch.tensor(v, dtype=torch.float64, device=self.device) for k, v in values.items()}
-
-
 def _score_all(
-    is_right: Judge, predictions: Sequence[str], golds: Sequence[str], requests: Sequence[str] | None
+    is_right: Scorer, predictions: Sequence[str], golds: Sequence[str], prompts: Sequence[str] | None
 ) -> list[bool]:
-    requests = [""] * len(predictions) if requests is None else requests
-    for name, texts in {"predictions": predictions, "golds": golds, "requests": requests}.items():
+    prompts = [""] * len(predictions) if prompts is None else prompts
+    for name, texts in {"predictions": predictions, "golds": golds, "prompts": prompts}.items():
         if isinstance(texts, str):
             raise InputError(f"{name} must be a sequence of strings, got the string {texts[:80]!r}")
-    if not len(predictions) == len(golds) == len(requests):
+    if not len(predictions) == len(golds) == len(prompts):
         raise InputError(
-            "predictions, golds and requests must be equally many, "
-            f"got {len(predictions)}, {len(golds)} and {len(requests)}"
+            "predictions, golds and prompts must be equally many, "
+            f"got {len(predictions)}, {len(golds)} and {len(prompts)}"
         )
     verdicts = []
-    for index, (prediction, gold, request) in enumerate(zip(predictions, golds, requests, strict=True)):
+    for index, (prediction, gold, prompt) in enumerate(zip(predictions, golds, prompts, strict=True)):
         try:
-            verdicts.append(is_right(prediction, gold, request))
+            verdicts.append(is_right(prediction, gold, prompt))
         except InputError as error:
             raise InputError(f"item {index}: {error}") from error
     return verdicts

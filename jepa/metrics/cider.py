@@ -29,20 +29,15 @@ computed here (0.71 as 71).
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from jepa.errors import InputError
 
@@ -82,6 +77,9 @@ def tokenize(text: str) -> list[str]:
     such as ``?!``, and the period of a single letter or a hashtag (``person x.``). Its treatment of
     addresses, markup, currency signs, one-character fractions, signed numbers, rare abbreviations and rare
     contractions (``y'all``) is not reproduced.
+
+    >>> tokenize("The dog's ball doesn't bounce.")
+    ['the', 'dog', "'s", 'ball', 'does', "n't", 'bounce']
     """
     text = text.lower().translate(_APOSTROPHES)
     text = _CLITIC.sub(r" \1 ", text)
@@ -118,6 +116,9 @@ def document_frequency(references: Sequence[Sequence[Sequence[str]]]) -> Documen
 
     Raises:
         InputError: the pool is empty.
+
+    >>> document_frequency([[["red", "dog"]], [["dog"]]]).counts[("dog",)]
+    2
     """
     counts: Counter[Ngram] = Counter()
     for document in references:
@@ -144,6 +145,9 @@ def cider_d(
     Raises:
         InputError: the two sequences differ in length, a string stands where a sequence of strings belongs, a
             candidate has no reference, or there is nothing to make a pool of.
+
+    >>> cider_d(["a red circle moves", "a dog"], [["a red circle moves"], ["the cat sleeps"]]).round(2).tolist()
+    [10.0, 0.0]
     """
     _check_pairs(candidates, references)
     words = functools.cache(tokenize)  # the same captions occur again and again
@@ -157,53 +161,6 @@ def cider_d(
         total = sum(_similarity(vector(candidate), vector(reference)) for reference in group)
         scores[index] = _SCALE * total / (_ORDERS * len(group))
     return scores
-
-
-class CIDErD(Metric):
-    """CIDEr-D of a corpus that arrives in batches: the mean of ``cider_d`` over all candidates.
-
-    Without ``frequencies`` the pool is all references seen until ``compute``, over all processes. The value
-    that ``forward`` returns for one batch then has that batch alone as its pool.
-
-    Texts are kept as bytes in tensors, so that they are gathered between processes like any other state.
-
-    Args:
-        frequencies: the fixed pool that weights the n-grams, or None.
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    pairs: list[Tensor]  # UTF-8 bytes of JSON lines, each [candidate, [references]]
-
-    def __init__(self, frequencies: DocumentFrequency | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.frequencies = frequencies
-        self.add_state("pairs", default=[], dist_reduce_fx="cat")
-
-    def update(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-        """Add B candidates and, for each, its references.
-
-        Raises:
-            InputError: as ``cider_d``.
-        """
-        _check_pairs(candidates, references)
-        lines = "".join(json.dumps([c, list(r)]) + "\n" for c, r in zip(candidates, references, strict=True))
-        self.pairs.append(torch.from_numpy(np.array(bytearray(lines.encode()), dtype=np.uint8)).to(self.device))
-
-    def compute(self) -> Tensor:
-        """The mean score, a scalar float64 in 0..10.
-
-        Raises:
-            InputError: no candidate was given.
-        """
-        lines = dim_zero_cat(self.pairs).cpu().numpy().tobytes().splitlines() if len(self.pairs) else []
-        if not lines:
-            raise InputError("CIDErD must have at least one candidate to score, got none")
-        candidates, references = zip(*map(json.loads, lines), strict=True)
-        scores = cider_d(candidates, references, self.frequencies)
-        return torch.tensor(scores.mean(), dtype=torch.float64, device=self.device)
 
 
 class _Vector(NamedTuple):

@@ -73,6 +73,9 @@ def in_force(spans: ArrayLike, duration: float) -> np.ndarray:
     Raises:
         InputError: an array of another shape, a time that is not finite, an interval that ends before it starts,
             or a duration that is not finite and > 0.
+
+    >>> in_force([1.0, 3.0, 7.0], duration=10.0).tolist()
+    [[0.0, 2.0], [2.0, 5.0], [5.0, 10.0]]
     """
     values = np.asarray(spans, dtype=np.float64)
     intervals = _intervals("spans", np.stack([values, values], axis=1) if values.ndim == 1 else values)
@@ -104,6 +107,9 @@ def merge_repeats(intervals: ArrayLike, texts: Sequence[str]) -> tuple[np.ndarra
 
     Raises:
         InputError: as ``temporal_f1``, or texts and intervals differ in number.
+
+    >>> merge_repeats([(0, 1), (1, 2), (2, 3)], ["a", "a", "b"])[1]
+    ['a', 'b']
     """
     emissions = _intervals("intervals", intervals)
     _check_texts("texts", texts, "intervals", emissions)
@@ -134,6 +140,9 @@ def temporal_f1(events: ArrayLike, emissions: ArrayLike, iou: float = 0.5) -> fl
     Raises:
         InputError: no event, an array of another shape, a time that is not finite, an interval that ends before
             it starts, or a threshold outside (0, 1].
+
+    >>> temporal_f1(events=[(0, 4), (4, 8)], emissions=[(0, 3)])
+    0.6666666666666666
     """
     if not 0 < iou <= 1:
         raise InputError(f"iou must be in (0, 1], got {iou}")
@@ -174,6 +183,10 @@ def soda_c(
     Raises:
         InputError: as ``temporal_f1``, texts and intervals differ in number, or a similarity that is negative, not
             finite, or not one for each pair.
+
+    >>> same = lambda ours, theirs: np.array([float(a == b) for a, b in zip(ours, theirs)])
+    >>> soda_c(["a", "b"], [(0, 4), (4, 8)], ["a"], [(0, 4)], same).recall
+    0.5
     """
     annotated, emitted = _events(events), _intervals("emissions", emissions)
     _check_texts("events_text", events_text, "events", annotated)
@@ -200,15 +213,8 @@ def soda_c(
 def emissions_within(events: ArrayLike, times: ArrayLike) -> np.ndarray:
     """How many emissions fall within each event, both of its ends included.
 
-    Args:
-        events: (A, 2), A >= 1.
-        times: (D,) seconds, in any order.
-
-    Returns:
-        (A,) int64, |M_i| of ``tim_redun`` and ``tim_cover``.
-
-    Raises:
-        InputError: as ``temporal_f1``, or a time that is not finite.
+    Takes events (A, 2), A >= 1, and times (D,) in any order. Returns (A,) int64: |M_i| of ``tim_redun`` and
+    ``tim_cover``. Raises `InputError` as ``temporal_f1``, or for a time that is not finite.
     """
     intervals, moments = _events(events), np.sort(times_array("times", times))
     starts, ends = intervals.T
@@ -223,15 +229,10 @@ def tim_redun(events: ArrayLike, times: ArrayLike) -> float:
     `Emission.time`, the delay of a policy, which the ledger counts, stays out of this score. Emissions outside all
     events do not count.
 
-    Args:
-        events: (A, 2), A >= 1.
-        times: (D,) seconds, in any order.
+    Arguments and errors as ``emissions_within``. Returns at least 0, the best; 1 without any emission.
 
-    Returns:
-        At least 0, the best; 1 without any emission.
-
-    Raises:
-        InputError: as ``emissions_within``.
+    >>> tim_redun([(0, 4), (4, 8)], times=[1.0, 2.0])
+    1.0
     """
     return float(np.abs(emissions_within(events, times) - 1).mean())
 
@@ -239,8 +240,8 @@ def tim_redun(events: ArrayLike, times: ArrayLike) -> float:
 def tim_cover(events: ArrayLike, times: ArrayLike) -> float:
     """TimCover: the fraction of events with at least one emission within; source and arguments as ``tim_redun``.
 
-    Raises:
-        InputError: as ``emissions_within``.
+    >>> tim_cover([(0, 4), (4, 8)], times=[1.0, 2.0])
+    0.5
     """
     return float((emissions_within(events, times) > 0).mean())
 

@@ -28,15 +28,10 @@ _FALSE_NEIGHBOURS = 0.01  # fraction of different meanings that recall may cost
 def paired_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
     """Mean cosine of each prediction with its own target.
 
-    Args:
-        predictions: (N, E), of any norm.
-        targets: (N, E), of any norm; row i belongs to prediction i.
+    Takes finite predictions and targets (N, E) of any norm, else raises `InputError`. Returns a scalar in [−1, 1].
 
-    Returns:
-        Scalar in [−1, 1].
-
-    Raises:
-        InputError: the shapes differ or are not (N, E), or a value is not finite.
+    >>> paired_cosine(torch.eye(2), torch.eye(2))
+    tensor(1.)
     """
     predictions, targets = _matched(predictions, targets)
     return F.cosine_similarity(predictions, targets, dim=1).mean()
@@ -88,6 +83,9 @@ def rankme(latents: Tensor) -> Tensor:
 
     Raises:
         InputError: the shape is not (N, E), or a value is not finite.
+
+    >>> round(rankme(torch.eye(8)).item(), 3)
+    8.0
     """
     singular = torch.linalg.svdvals(_matrix("latents", latents))
     total = singular.sum().clamp_min(torch.finfo(singular.dtype).tiny)
@@ -284,6 +282,11 @@ class LatentGeometry(Metric):
 
     Raises:
         InputError: no k, or one below 1.
+
+    >>> geometry = LatentGeometry()
+    >>> geometry.update(torch.eye(4), torch.eye(4), ids=torch.arange(4))
+    >>> {name: round(value.item(), 2) for name, value in geometry.compute().items()}
+    {'retrieval@1': 1.0, 'rankme': 4.0, 'paired_cosine': 1.0, 'unpaired_cosine': 0.0}
     """
 
     is_differentiable = False

@@ -39,6 +39,10 @@ def paired_test(differences: Sequence[float]) -> PairedTest:
 
     Raises:
         InputError: no difference, or one that is not finite.
+
+    >>> found = paired_test([0.1, 0.2, 0.3])
+    >>> round(found.mean, 3), round(found.p, 3)
+    (0.2, 0.074)
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1 or not values.size:

@@ -3,7 +3,7 @@
 Tokens are those that were generated, counted by one named tokenizer; counts of different tokenizers do not compare.
 Reports print accuracy beside each of these, for none of them says it alone.
 
-N: answers, one attempt at each of N requests; B: answers of a batch.
+N: answers, one to each of N prompts.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from jepa.errors import InputError, check_int
 
@@ -37,6 +35,9 @@ def cost_of_pass(right: Tensor, costs: Tensor) -> Tensor:
     Raises:
         InputError: shapes that are not (N,) with N >= 1, `right` that is no boolean, or costs that are not finite
             and >= 0.
+
+    >>> cost_of_pass(torch.tensor([True, False]), torch.tensor([2, 6]))
+    tensor(8., dtype=torch.float64)
     """
     right, costs = _checked(right, costs, "costs")
     if not right.any():
@@ -51,15 +52,11 @@ def ock_score(right: Tensor, tokens: Tensor) -> Tensor:
     github.com/OckBench/OckBench). That code counts the prompt's tokens too; give these in `tokens` to compare with its
     figures. Made for answers of thousands of tokens: it is all but the accuracy for short ones.
 
-    Args:
-        right: (N,) booleans.
-        tokens: (N,) tokens of each answer.
+    Takes `right` (N,) booleans and `tokens` (N,) of each answer; errors as `cost_of_pass`. Returns a scalar of at most
+    100, float64.
 
-    Returns:
-        A scalar of at most 100, float64.
-
-    Raises:
-        InputError: as `cost_of_pass`.
+    >>> ock_score(torch.tensor([True, False]), torch.tensor([0, 0]))
+    tensor(50., dtype=torch.float64)
     """
     right, tokens = _checked(right, tokens, "tokens")
     return 100 * right.double().mean() - OCK_WEIGHT * torch.log1p(tokens.mean() / OCK_TOKENS)
@@ -81,6 +78,9 @@ def accuracy_within(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
 
     Raises:
         InputError: as `cost_of_pass`, or a bad `longest`.
+
+    >>> accuracy_within(torch.tensor([True, False]), torch.tensor([2, 1]), longest=3).tolist()
+    [0.0, 0.0, 0.5, 0.5]
     """
     right, tokens = _checked(right, tokens, "tokens")
     budgets = torch.arange(check_int("longest", longest, 1) + 1, device=tokens.device)
@@ -105,6 +105,9 @@ def accuracy_area(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
 
     Raises:
         InputError: as `accuracy_within`.
+
+    >>> accuracy_area(torch.tensor([True, False]), torch.tensor([1, 1]), longest=4).item()
+    0.375
     """
     right, tokens = _checked(right, tokens, "tokens")
     return (right * (check_int("longest", longest, 1) - tokens).clamp(min=0)).mean() / longest
@@ -153,86 +156,6 @@ def choice_costs(accuracy: float, flops: float) -> dict[str, float | None]:
         "tokens_per_right_answer": 0.0 if accuracy else None,
         "flops_per_right_answer": flops / accuracy if accuracy else None,
     }
-
-
-class _PerAnswer(Metric):
-    """Keeps whether each answer is right and what it cost."""
-
-    is_differentiable = False
-    full_state_update = False
-
-    right: list[Tensor]
-    costs: list[Tensor]
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        for name in ("right", "costs"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-
-    def update(self, right: Tensor, costs: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            right: (B,) booleans.
-            costs: (B,) what each answer cost, finite and >= 0: tokens where the metric is one of tokens.
-
-        Raises:
-            InputError: as `cost_of_pass`.
-        """
-        right, costs = _checked(right, costs, "costs")
-        self.right.append(right)
-        self.costs.append(costs)
-
-    def _all(self) -> tuple[Tensor, Tensor]:
-        if not len(self.right):
-            raise InputError("at least one answer must be given before compute, got none")
-        return dim_zero_cat(self.right), dim_zero_cat(self.costs)
-
-
-class CostOfPass(_PerAnswer):
-    """`cost_of_pass` of answers that arrive in batches: a scalar in the unit of the costs, float64."""
-
-    higher_is_better = False
-
-    def compute(self) -> Tensor:
-        """A scalar; infinite where nothing is right. Raises `InputError` before the first answer."""
-        return cost_of_pass(*self._all())
-
-
-class OckScore(_PerAnswer):
-    """`ock_score` of answers that arrive in batches; the costs of `update` are tokens."""
-
-    higher_is_better = True
-
-    def compute(self) -> Tensor:
-        """A scalar of at most 100. Raises `InputError` before the first answer."""
-        return ock_score(*self._all())
-
-
-class AccuracyWithin(_PerAnswer):
-    """`accuracy_within` and `accuracy_area` of answers that arrive in batches; the costs of `update` are tokens.
-
-    Args:
-        longest: the largest budget in tokens, >= 1.
-        options: those of `torchmetrics.Metric`.
-
-    Raises:
-        InputError: a bad `longest`.
-    """
-
-    higher_is_better = True
-
-    def __init__(self, longest: int, **options: Any) -> None:
-        super().__init__(**options)
-        self.longest = check_int("longest", longest, 1)
-
-    def compute(self) -> dict[str, Tensor]:
-        """``curve`` (longest + 1,) and ``area``, a scalar. Raises `InputError` before the first answer."""
-        right, tokens = self._all()
-        return {
-            "curve": accuracy_within(right, tokens, self.longest),
-            "area": accuracy_area(right, tokens, self.longest),
-        }
 
 
 def _checked(right: Tensor, costs: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,9 @@ def equivalent(first: str, second: str) -> bool:
     Raises:
         InputError: one of them cannot be read.
         UndecidedError: the automata grow beyond 20,000 states in all before an answer is found.
+
+    >>> equivalent("(.)*dog.*", ".*dog.*"), equivalent(".*dog", ".*dog.*")
+    (True, False)
     """
     languages = _Languages()
     start = (_Parser(first, languages).parse(), _Parser(second, languages).parse())

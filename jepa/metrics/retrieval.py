@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from jepa.errors import InputError
 
@@ -63,6 +61,10 @@ def retrieval_ranks(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery
 
     Raises:
         InputError: shapes that do not match, a value that is not finite, or a query without a right row.
+
+    >>> ranks = retrieval_ranks(torch.eye(3), torch.eye(3), torch.arange(3), torch.arange(3))
+    >>> ranks.recall(1).tolist()
+    [1.0, 1.0, 1.0]
     """
     for name, rows, ids in (("queries", queries, query_ids), ("gallery", gallery, gallery_ids)):
         if rows.ndim != 2 or 0 in rows.shape or ids.shape != rows.shape[:1]:
@@ -117,59 +119,15 @@ def retrieval_scores(
 
     Raises:
         InputError: as `retrieval_ranks`.
+
+    >>> found = retrieval_scores(torch.eye(3), torch.arange(3), torch.eye(3), torch.arange(3), ks=[1])
+    >>> found["video_to_text"]["r@1"], found["video_to_text"]["median_rank"]
+    (1.0, 1.0)
     """
     return {
         "video_to_text": _scores(clips, texts, clip_ids, text_ids, ks),
         "text_to_video": _scores(texts, clips, text_ids, clip_ids, ks),
     }
-
-
-class Retrieval(Metric):
-    """Retrieval over clips and captions that arrive in batches: a clip may have several captions.
-
-    Between processes the rows are gathered as they are: each clip and each caption is given once, by one process.
-
-    Args:
-        ks: the k of each recall, each at least 1.
-
-    Raises:
-        InputError: no k, or one below 1.
-    """
-
-    is_differentiable = False
-    full_state_update = False
-
-    clips: list[Tensor]
-    clip_ids: list[Tensor]
-    texts: list[Tensor]
-    text_ids: list[Tensor]
-
-    def __init__(self, ks: Sequence[int] = (1, 5, 10), **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if not ks or min(ks) < 1:
-            raise InputError(f"ks must hold at least one k, each >= 1, got {tuple(ks)}")
-        self.ks = tuple(ks)
-        for name in ("clips", "clip_ids", "texts", "text_ids"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-
-    def update(self, clips: Tensor, clip_ids: Tensor, texts: Tensor, text_ids: Tensor) -> None:
-        """Add a batch of B clips and the C captions of these.
-
-        Args:
-            clips: (B, E) predicted embeddings, of any norm.
-            clip_ids: (B,) integers, each clip's own.
-            texts: (C, E) embeddings of captions, of any norm.
-            text_ids: (C,) integers: the clip of each.
-        """
-        for name, rows in (("clips", clips), ("clip_ids", clip_ids), ("texts", texts), ("text_ids", text_ids)):
-            getattr(self, name).append(rows.detach())
-
-    def compute(self) -> dict[str, dict[str, Any]]:
-        """As `retrieval_scores`. Raises `InputError` before the first batch."""
-        if not len(self.clips):
-            raise InputError("Retrieval must have at least one clip, got none")
-        clips, clip_ids = dim_zero_cat(self.clips), dim_zero_cat(self.clip_ids)
-        return retrieval_scores(clips, clip_ids, dim_zero_cat(self.texts), dim_zero_cat(self.text_ids), self.ks)
 
 
 def _scores(

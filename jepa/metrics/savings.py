@@ -39,6 +39,10 @@ class SweepPoint:
     Raises:
         InputError: no stream, arrays of other shapes, a stream without annotations, a value that is not
             finite, decodes below 0, or seconds not above 0.
+
+    >>> point = SweepPoint(0.5, scores=([1.0, 0.0], [1.0]), decodes=[4, 2], seconds=[10.0, 20.0])
+    >>> point.decodes_per_second
+    0.2
     """
 
     value: float
@@ -134,8 +138,7 @@ def saving_at_equal_quality(
     paired resamples, which guards the choice against the luck of few streams. ``reached`` says whether it has it on
     the test streams, as the two numbers stand.
 
-    That another measure is not lower either (``jepa.metrics.dense``) is a matter of ``paired_difference`` at the
-    chosen value.
+    Whether another measure (``jepa.metrics.dense``) is lower there is a question for ``paired_difference``.
 
     Args:
         reference_calibration: the reference on the calibration streams.
@@ -155,6 +158,12 @@ def saving_at_equal_quality(
         InputError: fewer than 2 streams, points that are not of the same streams, values that are repeated or
             differ between calibration and test, a reference that decodes nothing on some stream, or an option
             out of range.
+
+    >>> scores = ([0.9, 0.8], [0.7])
+    >>> reference = SweepPoint(1.0, scores, decodes=[30, 30], seconds=[30.0, 30.0])
+    >>> policy = SweepPoint(0.5, scores, decodes=[10, 10], seconds=[30.0, 30.0])
+    >>> saving_at_equal_quality(reference, [policy], reference, [policy]).ratio
+    Interval(value=3.0, low=3.0, high=3.0)
     """
     if not 0 < confidence <= 1:
         raise InputError(f"confidence must be in (0, 1], got {confidence}")
@@ -227,14 +236,10 @@ def saving_at_equal_quality(
 def bootstrap_mean(scores: Sequence[ArrayLike], *, resamples: int = 2000, seed: int = 0) -> Interval:
     """The mean over all scores of all streams with its 95 % interval over streams, for the error bar of a curve.
 
-    Args:
-        scores: for each of S streams (A_s,) scores, A_s >= 1; S >= 2.
-        resamples: R, at least 1.
-        seed: of the resampling.
+    `scores` has for each of S >= 2 streams (A_s,) finite scores, A_s >= 1, else `InputError` is raised.
 
-    Raises:
-        InputError: fewer than 2 streams, a stream without scores or with one that is not finite, or ``resamples`` is
-            below 1.
+    >>> bootstrap_mean([[0.5, 0.5], [0.5]])
+    Interval(value=0.5, low=0.5, high=0.5)
     """
     streams = _scores(scores)
     return _interval(_mean(streams), _means(streams, resample(len(streams), resamples, seed)))
@@ -256,6 +261,9 @@ def bootstrap_ratio(reference: ArrayLike, ours: ArrayLike, *, resamples: int = 2
     Raises:
         InputError: the shapes differ or are not (S,), a value is out of range or not finite, fewer than 2 streams, or
             ``resamples`` is below 1.
+
+    >>> bootstrap_ratio([20, 40], ours=[10, 20])
+    Interval(value=2.0, low=2.0, high=2.0)
     """
     theirs, mine = np.asarray(reference, dtype=np.float64), np.asarray(ours, dtype=np.float64)
     if theirs.ndim != 1 or theirs.shape != mine.shape:
@@ -312,6 +320,9 @@ def paired_difference(values: ArrayLike, reference: ArrayLike, *, resamples: int
     Raises:
         InputError: the shapes differ or are not (S,), a value is not finite, fewer than 2 streams, or ``resamples``
             is below 1.
+
+    >>> paired_difference([0.75, 0.5], reference=[0.5, 0.25])
+    Interval(value=0.25, low=0.25, high=0.25)
     """
     ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     if ours.ndim != 1 or ours.shape != theirs.shape:

@@ -1,6 +1,6 @@
 """Spider: a query is right when it gives what the gold query gives (Yu et al. 2018, arXiv 1809.08887).
 
-Both queries are executed on the database that the request names. Rules:
+Both queries are executed on the database that the prompt names. Rules:
 
 - Rows are compared as a multiset; in order, if the gold query has an ORDER BY of its own (one within parentheses
   orders no result). Rows that tie in the ordering are compared as SQLite returns them.
@@ -63,19 +63,19 @@ class Spider:
         if not self.timeout_seconds > 0:
             raise InputError(f"timeout_seconds must be > 0, got {self.timeout_seconds}")
 
-    def __call__(self, prediction: str, gold: str, request: str) -> bool:
-        """Judge one prediction. An empty one, one that fails and one that returns no table are wrong.
+    def __call__(self, prediction: str, gold: str, prompt: str) -> bool:
+        """Score one prediction. An empty one, one that fails and one that returns no table are wrong.
 
         Args:
             prediction: a query.
             gold: a query.
-            request: holds ``For db_id:[name]``.
+            prompt: holds ``For db_id:[name]``.
 
         Raises:
-            InputError: the request names no database, the database is missing, or the gold query fails, takes
+            InputError: the prompt names no database, the database is missing, or the gold query fails, takes
                 too long or gives more than 1,000,000 rows.
         """
-        path = self._path(request)
+        path = self._path(prompt)
         with closing(self._open(path)) as connection:
             try:
                 expected = self._rows(connection, gold, _MOST_ROWS)
@@ -92,10 +92,10 @@ class Spider:
                 return False
         return rows is not None and _same(rows, expected, ordered=has_own_order(gold))
 
-    def _path(self, request: str) -> Path:
-        match = _DATABASE.search(request)
+    def _path(self, prompt: str) -> Path:
+        match = _DATABASE.search(prompt)
         if match is None:
-            raise InputError(f"request must name its database as 'For db_id:[name]', got {request[:80]!r}")
+            raise InputError(f"prompt must name its database as 'For db_id:[name]', got {prompt[:80]!r}")
         path = self.databases / match[1] / f"{match[1]}.sqlite"
         if not path.is_file():
             raise InputError(f"databases must hold {match[1]}/{match[1]}.sqlite, got no file {path}")

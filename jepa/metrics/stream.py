@@ -23,6 +23,11 @@ class CaptionPairs:
 
     Args:
         frequencies: the pool shared by all policies under comparison.
+
+    >>> from jepa.metrics import document_frequency
+    >>> pairs = CaptionPairs(document_frequency([[["a", "red", "dog"]], [["a", "cat"]]]))
+    >>> pairs.cider_d(["a red dog", "a cat"], ["a red dog", "a red dog"]).round(2).tolist()
+    [7.5, 0.0]
     """
 
     def __init__(self, frequencies: DocumentFrequency) -> None:
@@ -71,6 +76,9 @@ def match_nearest(event_times: ArrayLike, decode_times: ArrayLike) -> np.ndarray
 
     Raises:
         InputError: an array is not one-dimensional, or a time is not finite.
+
+    >>> match_nearest(event_times=[1.0, 9.0], decode_times=[0.0, 5.0, 10.0]).tolist()
+    [0, 2]
     """
     events, decodes = times_array("event_times", event_times), times_array("decode_times", decode_times)
     if not len(decodes):

@@ -21,7 +21,7 @@ class BankCache(LatentCache):
         selective = SelectiveDecoder(policy, decoder, cache=BankCache(CaptionBank(texts, embeddings, margin=0.9)))
 
     A latent whose cosine to the nearest caption is at least the bank's margin gets that caption; the others go to the
-    decoder. Look-ups, hits and, after `audit_cache`, wrong hits count as those of a cache do: a hit is no decoder call.
+    decoder. Look-ups and hits count as those of a cache do: a hit is no decoder call.
     All streams share the bank. `threshold`, on 1 − cos, is 1 − margin.
 
     Args:

@@ -84,6 +84,9 @@ def count_flops(run: Callable[[], Any]) -> FlopCount:
         InputError: an operation that computes has no formula: of torch (recurrent layers, FFT, linear algebra, the
             fused encoder layer of evaluation mode, ...) or any operation of another library. The message names them;
             a formula given to `torch.utils.flop_counter.register_flop_formula` is used.
+
+    >>> count_flops(lambda: torch.ones(3, 4) @ torch.ones(4, 5)).total
+    120
     """
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     # The watch is entered first, so that it sees what the counter executes and not what the counter takes apart.

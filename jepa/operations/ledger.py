@@ -40,6 +40,9 @@ class PartCount:
 
     Raises:
         InputError: a count that is not a whole number >= 0, or seconds that are not finite and >= 0.
+
+    >>> (PartCount(calls=1, tokens=5) + PartCount(calls=1, tokens=7)).tokens
+    12
     """
 
     calls: int = 0
@@ -83,6 +86,9 @@ class CacheCount:
     Raises:
         InputError: a count that is not a whole number >= 0, seconds that are not finite and >= 0, or counts that do
             not decrease from one to the next.
+
+    >>> (CacheCount(lookups=2, hits=1) + CacheCount(lookups=3, hits=3)).hits
+    4
     """
 
     lookups: int = 0
@@ -112,10 +118,17 @@ class OperationLedger:
     `to_dict` / `from_dict` are an exact round trip, also through JSON.
 
     Args:
-        parts: `PARTS`, or `TRAINING_PARTS` of a ledger of training steps: see `jepa.operations.training`.
+        parts: `PARTS`, or `TRAINING_PARTS` of a ledger of training steps: see `TrainingMeter`.
 
     Raises:
         InputError: other parts.
+
+    >>> ledger = OperationLedger()
+    >>> ledger.count("decoder", calls=1, forward_passes=8, tokens=8, flops=1000)
+    >>> ledger.decoder.tokens, ledger.total_flops
+    (8, 1000)
+    >>> OperationLedger.from_dict(ledger.to_dict()) == ledger
+    True
     """
 
     def __init__(self, parts: Sequence[str] = PARTS) -> None:
@@ -323,43 +336,30 @@ class OperationLedger:
     def from_dict(cls, record: Mapping[str, Any]) -> OperationLedger:
         """The ledger, of either kind of parts, that `to_dict` gave `record` for.
 
-        The latency summary is computed anew from `latencies`. In records from before bytes, and FLOPs of the cache,
-        were counted they are missing, and 0.
-
         Raises:
-            InputError: a key is missing or unknown (as in records of ledgers without detector, cache or FLOPs), a
-                count is refused by `PartCount` or `CacheCount`, or the summary speaks of another number of emissions
-                than there are latencies.
+            InputError: a key is missing or unknown, a count is refused by `PartCount` or `CacheCount`, or
+                `latency_seconds` summarises another number of emissions than `latencies` has.
         """
-        trained = isinstance(record, Mapping) and "optimizer" in record
-        ledger = cls(TRAINING_PARTS if trained else PARTS)
+        ledger = cls(TRAINING_PARTS if isinstance(record, Mapping) and "optimizer" in record else PARTS)
         empty = ledger.to_dict()
         _check_keys("a ledger", record, empty)
-        _check_keys("a ledger's latency_seconds", record["latency_seconds"], empty["latency_seconds"])
+        for name in (*ledger._parts, "cache", "latency_seconds"):
+            _check_keys(f"a ledger's {name}", record[name], empty[name])
         for part in ledger._parts:
-            _check_keys(f"a ledger's {part}", record[part], empty[part], optional=("weight_bytes", "cache_bytes"))
             ledger.count(part, **record[part])
-        _check_keys("a ledger's cache", record["cache"], empty["cache"], optional=("flops",))
         ledger.count_cache(**record["cache"])
         ledger.stream(record["stream_seconds"])
         ledger.steps(record["steps"])
         if not isinstance(record["latencies"], list):
             raise InputError(f"a ledger's latencies must be a list of seconds, got {record['latencies']!r}")
-        for latency in record["latencies"]:
-            ledger.emission(latency)
-        stated = record["latency_seconds"]["count"]
-        if stated != len(ledger.latencies):
+        for seconds in record["latencies"]:
+            ledger.emission(seconds)
+        if record["latency_seconds"]["count"] != len(record["latencies"]):
             raise InputError(
-                f"a ledger's latency_seconds must count its {len(ledger.latencies)} latencies, got {stated}"
+                f"a ledger's latency_seconds must count its {len(record['latencies'])} latencies, "
+                f"got {record['latency_seconds']['count']}"
             )
         return ledger
-
-    def __repr__(self) -> str:
-        counts = ", ".join(f"{part}={count}" for part, count in self._parts.items())
-        return (
-            f"OperationLedger({counts}, cache={self._cache}, stream_seconds={self._stream_seconds}, "
-            f"steps={self._steps}, emissions={len(self._latencies)})"
-        )
 
     def _part(self, part: str) -> PartCount:
         if part not in self._parts:
@@ -387,6 +387,9 @@ def weight_bytes(module: _Weighted) -> int:
     """Bytes of a module's parameters, each shared one once: what a forward pass reads of weights at most.
 
     They are added up once for the data type that the first parameter has, and remembered: a ledger asks at each pass.
+
+    >>> weight_bytes(nn.Linear(4, 2))
+    40
     """
     kind = next((parameter.dtype for parameter in module.parameters()), None)
     known = _WEIGHT_BYTES.setdefault(module, {})
@@ -415,10 +418,10 @@ def _duration(name: str, value: Any) -> float:
     return seconds
 
 
-def _check_keys(what: str, record: Any, names: Iterable[str], optional: Iterable[str] = ()) -> None:
+def _check_keys(what: str, record: Any, names: Iterable[str]) -> None:
     if not isinstance(record, Mapping):
         raise InputError(f"{what} must be a mapping, got {record!r}")
-    if not set(names) - set(optional) <= set(record) <= set(names):
+    if set(record) != set(names):
         raise InputError(f"{what} must have the keys {', '.join(names)}, got {', '.join(map(str, record))}")
 
 

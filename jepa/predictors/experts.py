@@ -84,6 +84,9 @@ def load_balancing_loss(probabilities: Tensor, chosen: Tensor, *, gather: bool =
 
     Returns:
         Scalar.
+
+    >>> load_balancing_loss(torch.full((4, 2), 0.5), chosen=torch.tensor([[0], [1], [0], [1]]))
+    tensor(1.)
     """
     experts = probabilities.shape[1]
     batch = GlobalBatch.around(probabilities, gather)
@@ -106,6 +109,11 @@ class Experts(nn.Module):
     Both make the same FLOPs, those of the active experts. The router computes in float32 or wider.
 
     Args of `forward`: `tokens` (T, D), none of them padding; returns (T, D) and the `Routing`.
+
+    >>> layer = Experts(8, Mixture(experts=4, top_k=2, hidden=16))
+    >>> outputs, routing = layer(torch.zeros(6, 8))
+    >>> outputs.shape, routing.chosen.shape
+    (torch.Size([6, 8]), torch.Size([6, 2]))
     """
 
     def __init__(self, width: int, mixture: Mixture) -> None:
@@ -164,6 +172,10 @@ class ExpertBlock(Block):
     """timm's block with `Experts` for its feed-forward layer; padding is not routed and keeps what attention gave it.
 
     Args of `forward`: `x` (B, L, D); `attn_mask` (B, 1, 1, L) true at real tokens, None: all. Returns (B, L, D).
+
+    >>> block = ExpertBlock(8, heads=2, mixture=Mixture(experts=4, top_k=2, hidden=16))
+    >>> block(torch.zeros(2, 5, 8)).shape
+    torch.Size([2, 5, 8])
     """
 
     def __init__(self, width: int, heads: int, mixture: Mixture) -> None:
@@ -197,6 +209,11 @@ def recorded_routing(module: nn.Module) -> Iterator[list[Routing]]:
 
 
 def active_parameters(module: nn.Module) -> int:
-    """Parameters of `module` without those of routed experts that a token does not use."""
+    """Parameters of `module` without those of routed experts that a token does not use.
+
+    >>> layer = Experts(8, Mixture(experts=4, top_k=1, hidden=16, shared=0))
+    >>> active_parameters(layer)  # the router, and one expert of two matrices
+    288
+    """
     inactive = sum(layer.inactive for layer in module.modules() if isinstance(layer, Experts))
     return sum(p.numel() for p in module.parameters()) - inactive

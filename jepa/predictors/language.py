@@ -43,6 +43,13 @@ class LanguagePredictor(nn.Module):
     Raises:
         InputError: the model cannot be had, a tensor is missing or does not fit (they are listed), it has fewer layers,
             does not name them `layers`, or keeps its tokens from seeing later ones (state spaces, linear attention).
+
+    >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
+    >>> predictor = LanguagePredictor(state_dim=24, embedding_dim=16, layers=1, architecture=tiny)
+    >>> ids = torch.tensor([[5, 6, 7], [8, 0, 0]])
+    >>> predictor(torch.zeros(2, 9, 24), ids, mask=ids > 0).shape
+    torch.Size([2, 16])
     """
 
     def __init__(

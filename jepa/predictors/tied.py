@@ -14,6 +14,9 @@ class TiedPredictor:
 
     Raises:
         InputError: `tokens` < 0, or an unknown placement.
+
+    >>> TiedPredictor(tokens=2).placement
+    'append'
     """
 
     def __init__(self, tokens: int = 1, placement: Literal["append", "prepend"] = "append") -> None:

@@ -26,6 +26,11 @@ class QueryPredictor(nn.Module):
 
     Raises:
         InputError: if a query is longer than `max_length`.
+
+    >>> predictor = QueryPredictor(vocab_size=64, state_dim=24, embedding_dim=16)
+    >>> ids = torch.tensor([[5, 6, 7], [8, 0, 0]])
+    >>> predictor(torch.zeros(2, 9, 24), ids, mask=ids > 0).shape
+    torch.Size([2, 16])
     """
 
     def __init__(

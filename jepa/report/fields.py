@@ -9,19 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from jepa.report import answers, comparison, requests, schema
+from jepa.report import answers, schema
 from jepa.report.schema import Check, described
 
 DOCUMENTS: tuple[tuple[str, str, Check], ...] = (
     (schema.SCHEMA, "`jepa report` of a VL-JEPA: `results.json`", schema.DOCUMENT),
     (answers.SCHEMA, "`jepa report` of language models: `results.json`", answers.DOCUMENT),
-    (comparison.SCHEMA, "`jepa report` of the controlled comparison: `results.json`", comparison.DOCUMENT),
-    (
-        requests.SCHEMA,
-        "`jepa evaluate requests=…`: `requests.json`; beside these what its `kind` has",
-        requests.DOCUMENT,
-    ),
-    *((f"{requests.SCHEMA}, {kind}", f"Where `kind` is {kind}", check) for kind, check in requests.KINDS.items()),
 )
 
 # Unit -> the names that have it; other numbers are counts, named by what they count, or have no unit.

@@ -364,12 +364,16 @@ class Evaluation(Document):
 
 
 class EncodedStreams(Record):
-    """Streams of a setting whose latents were saved. `broken` says what was wrong with those left out."""
+    """Streams of a setting whose latents were saved. `broken` says what was wrong with those left out.
+
+    `thumbnails` are frames of the first test stream.
+    """
 
     description: str
     step_rate_hz: Positive
     seconds_each: Quantity
     broken: dict[str, str]
+    thumbnails: tuple[Thumbnail, ...]
 
 
 class StreamEvaluation(Evaluation):
@@ -433,7 +437,63 @@ class StreamResults(Document):
     sweep: SweepOrigin | None = None
 
 
-# --- Answers of a language model under several arms and seeds.
+# --- Answers of a language model: of one checkpoint, then under several arms and seeds.
+
+
+class AnswerCosts(AnswerCost, PerToken):
+    """Cost of answers with accuracy against tokens."""
+
+
+class AnswerScore(Record):
+    """Accuracy of a metric with its 95 % Wilson interval over examples, and the cost of the answers."""
+
+    accuracy: Fraction
+    interval: tuple[Fraction, Fraction]
+    cost: AnswerCosts
+
+
+class LanguageTraining(Record):
+    """Training of a language model: sums over its stages, with size of data and curve of the last one.
+
+    `flops` is an estimate from some batches; `operations` counts every step. A row of `curve` holds the step and
+    whatever was logged at it.
+    """
+
+    pairs: Count
+    duplicates: dict[str, Count]
+    steps: Count
+    samples: Count
+    tokens: Count
+    seconds: Quantity
+    flops: Quantity
+    steps_stretched: Positive
+    operations: TrainingOperations | None
+    curve: tuple[dict[str, float | None], ...]
+
+
+class Generation(Record):
+    """Wall seconds and tokens of all answers."""
+
+    seconds: Quantity
+    tokens: Count
+
+
+class AnswerEvaluation(Evaluation):
+    """Answers of one checkpoint scored on the examples of a split.
+
+    `geometry` holds measures of the latents by name, `warning` says what is wrong with them. The answers themselves are
+    lines of `predictions.jsonl` beside the document.
+    """
+
+    kind: Literal["jepa.answer-evaluation/1"] = "jepa.answer-evaluation/1"
+    arm: str
+    training: LanguageTraining
+    split: str
+    pairs: Count
+    scores: Annotated[dict[str, AnswerScore], Field(min_length=1)]
+    generation: Generation
+    geometry: dict[str, float]
+    warning: str | None
 
 
 class Accuracy(Record):
@@ -482,10 +542,6 @@ class RunCosts(Record):
     flops: Positive
     steps_stretched: Positive
     flops_measured: bool = False
-
-
-class AnswerCosts(AnswerCost, PerToken):
-    """Cost of answers with accuracy against tokens."""
 
 
 class Arm(Record):

@@ -3,28 +3,33 @@
 from jepa.selective.cache import CacheEntry, LatentCache
 from jepa.selective.calibration import (
     Calibration,
+    DecodedStream,
     ErrorRate,
-    audit_cache,
     calibrate_cache,
     calibrate_threshold,
+    checked_streams,
     decode_segments,
     measured_error,
 )
 from jepa.selective.decoder import SelectiveDecoder
 from jepa.selective.encoding import ColourChange, SelectiveEncoding, StepSelection, slots_needed
-from jepa.selective.policies.base import CausalPolicy, OfflinePolicy, Policy
-from jepa.selective.policies.debounce import Debounce
-from jepa.selective.policies.delta import SendOnDelta
-from jepa.selective.policies.drift import Drift
-from jepa.selective.policies.gate import Gate
-from jepa.selective.policies.on_demand import OnDemand
-from jepa.selective.policies.optimal import Optimal
-from jepa.selective.policies.oracle import Oracle
-from jepa.selective.policies.prediction import PredictionError
-from jepa.selective.policies.uniform import Uniform
-from jepa.selective.policies.variance import LocalVariance
-from jepa.selective.policies.ward import Ward, WardCut
-from jepa.selective.policies.wrappers import Budget, LongestGap
+from jepa.selective.policies import (
+    Budget,
+    CausalPolicy,
+    Debounce,
+    Gate,
+    LocalVariance,
+    LongestGap,
+    OfflinePolicy,
+    OnDemand,
+    Oracle,
+    Policy,
+    PredictionError,
+    SendOnDelta,
+    Uniform,
+    Ward,
+    step_segment,
+)
 from jepa.selective.types import Decoded, Decoder, Emission, Segment
 
 __all__ = [
@@ -35,8 +40,8 @@ __all__ = [
     "ColourChange",
     "Debounce",
     "Decoded",
+    "DecodedStream",
     "Decoder",
-    "Drift",
     "Emission",
     "ErrorRate",
     "Gate",
@@ -45,7 +50,6 @@ __all__ = [
     "LongestGap",
     "OfflinePolicy",
     "OnDemand",
-    "Optimal",
     "Oracle",
     "Policy",
     "PredictionError",
@@ -56,11 +60,11 @@ __all__ = [
     "StepSelection",
     "Uniform",
     "Ward",
-    "WardCut",
-    "audit_cache",
     "calibrate_cache",
     "calibrate_threshold",
+    "checked_streams",
     "decode_segments",
     "measured_error",
     "slots_needed",
+    "step_segment",
 ]

@@ -19,6 +19,9 @@ class CacheEntry:
 
     Attributes:
         decoded: the decoder's result, None until it is there.
+
+    >>> CacheEntry().decoded is None
+    True
     """
 
     __slots__ = ("decoded",)
@@ -48,6 +51,10 @@ class LatentCache:
 
     Raises:
         InputError: `threshold` is not finite, `capacity` is not a whole number >= 0, or `shared` is not a bool.
+
+    >>> cache = LatentCache(0.1, capacity=8)
+    >>> [cache.look_up(latent)[1] for latent in np.eye(2, dtype=np.float32)[[0, 1, 0]]]
+    [False, False, True]
     """
 
     def __init__(self, threshold: float, capacity: int, *, shared: bool = False) -> None:

@@ -1,8 +1,7 @@
-"""The error of a latent cache: measured on streams that were decoded in full, and a threshold that keeps it low.
+"""The error of a latent cache, and a threshold that keeps it low.
 
-A look-up of the cache is wrong if it hits and the text of the latent that it hit is another than what the decoder says
-for the latent looked up. The error rate is the fraction of wrong look-ups among all look-ups: the fraction of emissions
-that the cache made wrong.
+A look-up of the cache is wrong if it hits a latent whose text differs from the decoder's text of the latent looked up.
+The error rate is the fraction of wrong look-ups among all look-ups: the emissions that the cache made wrong.
 
 Dimension letters: S streams, N_s latents looked up in stream s, E width of the latent space, R resamples.
 """
@@ -19,7 +18,6 @@ from scipy.stats import binomtest
 
 from jepa.errors import InputError, check_finite, check_int
 from jepa.metrics import resample
-from jepa.operations import OperationLedger
 from jepa.selective.cache import LatentCache
 from jepa.selective.policies.base import Policy
 from jepa.selective.types import Array, Decoded, Decoder
@@ -36,13 +34,16 @@ class ErrorRate:
 
     Args:
         value: wrong look-ups over look-ups.
-        low: lower end of the 95 % interval of `value`: the wider, at either end, of Clopper and Pearson's (Biometrika
-            1934), which takes look-ups for independent, and of a bootstrap over streams, which does not but sees no
-            error beyond those observed. Of a single stream it is the first alone.
+        low: lower end of the 95 % interval of `value`. The interval is the wider, at either end, of Clopper and
+            Pearson's (Biometrika 1934), which takes look-ups for independent, and a bootstrap over streams, which sees
+            no error beyond those observed. Of a single stream it is the first alone.
         high: upper end.
         wrong: look-ups that hit a text other than the decoder's.
         hits: look-ups that hit.
         lookups: latents looked up.
+
+    >>> measured_error(np.array([1, 0]), np.array([6, 5]), np.array([10, 10])).value
+    0.05
     """
 
     value: float
@@ -55,13 +56,18 @@ class ErrorRate:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate_threshold` chose, and what it measured there.
+    """The threshold that `calibrate_threshold` chose, and the error measured there.
 
     Args:
         threshold: for `LatentCache`; −1, at which nothing hits, if no candidate was good enough.
         error_rate: the error rate asked for.
         bound: upper confidence bound of the error at `threshold`, at most `error_rate`.
         measured: the error at `threshold` on the calibration streams.
+
+    >>> stream = np.eye(2, dtype=np.float32)[[0, 1] * 50], ["a", "b"] * 50  # equal latents, equal texts
+    >>> found = calibrate_threshold([stream, stream], error_rate=0.1, capacity=8)
+    >>> found.bound <= 0.1, found.measured.hits, found.measured.wrong
+    (True, 196, 0)
     """
 
     threshold: float
@@ -73,10 +79,10 @@ class Calibration:
 def decode_segments(
     policy: Policy, decoder: Decoder, streams: Sequence[tuple[np.ndarray, np.ndarray]], *, batch_size: int = 256
 ) -> list[tuple[np.ndarray, list[str]]]:
-    """Every segment of recorded streams with the decoder's text: what a cache is calibrated and audited on.
+    """Every segment of recorded streams with the decoder's text, to calibrate a cache on.
 
     Args:
-        policy: cuts the streams.
+        policy: segments the streams.
         decoder: decodes every segment.
         streams: latents (T, E), unit float32, and times (T,), float64 seconds, of each stream.
         batch_size: most latents in one call of the decoder.
@@ -91,32 +97,6 @@ def decode_segments(
             decoded += [result.text for result in decoder.decode(batch)]
     ends = np.cumsum([len(latents) for latents in chosen]).tolist()
     return [(latents, decoded[end - len(latents) : end]) for latents, end in zip(chosen, ends, strict=True)]
-
-
-def audit_cache(
-    cache: LatentCache,
-    streams: Sequence[DecodedStream],
-    *,
-    ledger: OperationLedger | None = None,
-) -> ErrorRate:
-    """Measure how often a cache gives another text than the decoder.
-
-    The streams are replayed through a fresh cache of the same settings, so the hits are those of a `SelectiveDecoder`
-    with that cache, policy and decoder.
-
-    Args:
-        cache: whose settings are used; it is left as it is.
-        streams: for each stream its latents (N_s, E) in order and the decoder's texts of them: see `decode_segments`.
-        ledger: told how many hits were checked and how many were wrong. The checks are no decodes of the method.
-
-    Raises:
-        InputError: there is no stream, a stream has not one text a latent, latents are not finite, or the cache is
-            shared and their widths differ.
-    """
-    wrong, hits, lookups = _replay(cache.fresh(), checked_streams(streams, cache.shared))
-    if ledger is not None:
-        ledger.count_cache(audited=int(hits.sum()), wrong_hits=int(wrong.sum()))
-    return measured_error(wrong, hits, lookups)
 
 
 def measured_error(wrong: np.ndarray, hits: np.ndarray, lookups: np.ndarray) -> ErrorRate:
@@ -137,16 +117,16 @@ def calibrate_threshold(
 ) -> Calibration:
     """Find the largest threshold of a cache whose error on held-out streams is low enough with confidence.
 
-    Low enough is an upper confidence bound of the error of at most `error_rate`. The bound is the larger of Clopper and
-    Pearson's (Biometrika 1934), which alone would be too low, since look-ups of one stream are not independent, and of
-    the percentile bootstrap over streams (Efron & Tibshirani 1993, chapter 13), which alone would be 0 where no error
-    was seen. The error at a threshold is measured by a replay of the streams through a `LatentCache`.
+    The upper confidence bound of the error must be at most `error_rate`. The bound is the larger of two: Clopper and
+    Pearson's (Biometrika 1934), which alone is too low, since look-ups of one stream are not independent; and the
+    percentile bootstrap over streams (Efron & Tibshirani 1993, chapter 13), which alone is 0 where no error was seen.
+    The error at a threshold is measured by a replay of the streams through a `LatentCache`.
 
     Candidates are 0 and quantiles of the distance from each latent to the nearest one before it. They are bisected,
-    which finds the largest that is good enough if the bound grows with the threshold. Where it does not, what is found
+    which finds the largest good one if the bound grows with the threshold. Where it does not, the threshold found
     still has the bound, but a larger one may have it too.
 
-    The bound is one on streams drawn as these were. One threshold for all latents gives no guarantee on other streams,
+    The bound holds for streams drawn as these were. One threshold for all latents gives no guarantee on other streams,
     nor for a single text: errors gather where different meanings are close together (vCache, arXiv 2502.03771).
 
     Args:
@@ -164,17 +144,12 @@ def calibrate_threshold(
         InputError: fewer than 2 streams, a stream without one text a latent or with latents that are not finite,
             streams of different widths for a shared cache, or an option out of range.
     """
-    return calibrate_cache(
-        LatentCache(-1.0, capacity, shared=shared),
-        streams,
-        error_rate,
-        lambda latents: np.concatenate(
-            [_nearest_before(z) for z in ([np.concatenate(latents)] if shared else latents)]
-        ),
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
-    )
+
+    def distances(latents: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([_nearest_before(z) for z in ([np.concatenate(latents)] if shared else latents)])
+
+    cache = LatentCache(-1.0, capacity, shared=shared)
+    return calibrate_cache(cache, streams, error_rate, distances, confidence=confidence, resamples=resamples, seed=seed)
 
 
 def calibrate_cache(
@@ -187,19 +162,11 @@ def calibrate_cache(
     resamples: int,
     seed: int,
 ) -> Calibration:
-    """What `calibrate_threshold` does, for any cache.
+    """`calibrate_threshold` for any cache; the other arguments and the errors are those of `calibrate_threshold`.
 
     Args:
-        cache: whose settings, but the threshold, are used; it is left as it is.
-        streams: as for `calibrate_threshold`.
-        error_rate: as for `calibrate_threshold`.
+        cache: its settings, but for the threshold, are used; it is left as it is.
         distances: gives for the unit latents (N_s, E) of each stream the distances 1 − cos whose quantiles are tried.
-        confidence: as for `calibrate_threshold`.
-        resamples: as for `calibrate_threshold`.
-        seed: as for `calibrate_threshold`.
-
-    Raises:
-        InputError: as `calibrate_threshold`.
     """
     for name, fraction in (("error_rate", error_rate), ("confidence", confidence)):
         if not 0 < check_finite(name, fraction) < 1:
@@ -264,58 +231,16 @@ def _replay(
     cache: LatentCache, streams: Sequence[tuple[np.ndarray, list[str]]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Wrong look-ups, hits and look-ups of each stream, through a fresh cache: (S,) each."""
-    lookups = np.array([len(texts) for _, texts in streams])
-    if not cache.shared:
-        return *_replay_apart(cache.threshold, cache.capacity, streams), lookups
-    counts = np.zeros((2, len(streams)), dtype=np.int64)
+    wrong, hits = np.zeros((2, len(streams)), dtype=np.int64)
     for number, (latents, texts) in enumerate(streams):
+        cache.start()
         for latent, text in zip(latents, texts, strict=True):
             entry, hit = cache.look_up(latent)
             if entry.decoded is None:
                 entry.decoded = Decoded(text, tokens=0, forward_passes=0)
-            counts[:, number] += hit and entry.decoded.text != text, hit
-    return counts[0], counts[1], lookups
-
-
-def _replay_apart(
-    threshold: float, capacity: int, streams: Sequence[tuple[np.ndarray, list[str]]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Wrong look-ups and hits of each stream, (S,) each, of one `LatentCache` a stream, all of them side by side."""
-    wrong, hits = np.zeros((2, len(streams)), dtype=np.int64)
-    if capacity == 0:
-        return wrong, hits
-    numbers: dict[str, int] = {}
-    said = [[numbers.setdefault(text, len(numbers)) for text in texts] for _, texts in streams]
-    for width in {latents.shape[1] for latents, _ in streams}:
-        members = [number for number, (latents, _) in enumerate(streams) if latents.shape[1] == width]
-        members.sort(key=lambda number: -len(said[number]))  # those that go on are the first
-        slots = min(capacity, len(said[members[0]]))
-        keys = np.zeros((len(members), slots, width), dtype=np.float32)
-        texts = np.zeros((len(members), slots), dtype=np.int64)
-        used = np.zeros((len(members), slots), dtype=np.int64)  # the look-up that used each key last
-        held = np.zeros(len(members), dtype=np.int64)
-        for lookup in range(len(said[members[0]])):
-            active = [number for number in members if len(said[number]) > lookup]
-            rows = np.arange(len(active))
-            latents = np.stack([streams[number][0][lookup] for number in active])
-            text = np.array([said[number][lookup] for number in active])
-            key = latents / np.sqrt(np.vecdot(latents, latents).astype(np.float64)).astype(np.float32)[:, None]
-            most = max(1, int(held[rows].max()))
-            cosines = np.vecdot(keys[rows, :most], key[:, None])
-            cosines[np.arange(most) >= held[rows, None]] = -math.inf
-            nearest = cosines.argmax(axis=1)
-            gap = keys[rows, nearest] - key
-            near = np.vecdot(gap, gap).astype(np.float64) / 2 <= threshold
-            hit = near & (held[rows] > 0)
-            hits[active] += hit
-            wrong[active] += hit & (texts[rows, nearest] != text)
-            slot = np.where(hit, nearest, np.where(held[rows] < slots, held[rows], used[rows].argmin(axis=1)))
-            missed = ~hit
-            keys[rows[missed], slot[missed]] = key[missed]
-            texts[rows[missed], slot[missed]] = text[missed]
-            used[rows, slot] = lookup + 1
-            held[rows] = np.minimum(held[rows] + missed, slots)
-    return wrong, hits
+            hits[number] += hit
+            wrong[number] += hit and entry.decoded.text != text
+    return wrong, hits, np.array([len(texts) for _, texts in streams])
 
 
 def _nearest_before(latents: np.ndarray) -> np.ndarray:

@@ -29,45 +29,51 @@ _NO_LATENT = np.empty(0, dtype=np.float32)
 class SelectiveDecoder:
     """Decodes a stream of latents where its policy says so.
 
-    ``step`` for each latent of a live stream and ``finish`` at its end, or ``run`` for a recorded one, give
-    the same emissions and the same counts::
+    `step` for each latent of a live stream and `finish` at its end give the same emissions and counts as `run` for a
+    recorded stream. Every latent is checked before the policy sees it. A bad one changes nothing: a live stream goes on
+    with its next good step.
 
-        decoder = SelectiveDecoder(Gate(1.0), model, cache=LatentCache(0.1, capacity=64))
-        for latent, time in stream:
-            show(decoder.step(latent, time))
-        show(decoder.finish())
-
-    Every latent is checked before the policy sees it: one line says what is wrong with which step, and
-    nothing has changed, so that a live stream goes on with its next good step.
-
-    *The cache* is asked for each segment as soon as the policy has cut it. On a hit the segment gets the text of the
+    *The cache* is asked for each segment as soon as the policy has closed it. On a hit the segment gets the text of the
     latent that it hit, and the decoder is not called. A latent that waits for the decoder can be hit as well.
 
-    *Micro-batches.* With a `max_delay` segments of a live stream wait for the decoder until `batch_size` of them are
-    there, or until the first step at which the oldest has waited `max_delay` seconds of stream time, or the stream's
-    end. The texts are the same; `emitted_at` includes the wait, in `run` as in `step`. Emissions stay in order: a
-    hit waits for the segments before it.
+    *Payloads.* A segment carries the payload of its last step to decoder and cache. Payloads are held since the last
+    segment only.
 
-    The ledger is told each step, and of the decoder one call per latent decoded, its tokens, forward passes,
-    FLOPs and bytes as reported by the decoder, its wall time, and the latency of each emission: from the start of
-    its segment until `emitted_at`. Of the cache it is told look-ups, hits, FLOPs and wall time. Encoder and
-    predictor ran before, and stream durations are known to whoever reads the streams: they are theirs to count.
+    *Micro-batches.* With a `max_delay`, segments of a live stream wait for the decoder until there are `batch_size` of
+    them, until the first step at which the oldest has waited so long in stream time, or until the stream's end. The
+    texts are the same; `emitted_at` includes the wait. Emissions stay in order: a hit waits for the segments before it.
 
-    If the decoder fails, the segments it was given are lost: the policy has moved on, and the cache forgets them.
+    *The ledger* counts each step; for the decoder one call per latent decoded, its reported costs and its wall time;
+    for the cache look-ups, hits, FLOPs and wall time; and the latency of each emission, from the start of its segment
+    until `emitted_at`. Encoder, predictor and stream durations are counted by whoever runs them.
+
+    If the decoder fails, its segments are lost: the policy has moved on, and the cache forgets them.
 
     Args:
         policy: which latents to decode. It must not be shared with another decoder.
         decoder: turns latents into text.
         ledger: where operations are counted; a new one if not given, as `self.ledger`.
         cache: asked before the decoder is. It must not be shared with another decoder.
-        latent_delay: seconds from the time a latent is stamped with (the centre of its window) until it can
-            be known.
+        latent_delay: seconds from the time a latent is stamped with (the centre of its window) until it can be known.
         batch_size: most latents in one call of the decoder.
         max_delay: most seconds that a segment of a live stream waits for others to be decoded with.
 
     Raises:
         InputError: `latent_delay` or `max_delay` is not finite and >= 0, `batch_size` is not a whole number >= 1, or
             `cache` is not a `LatentCache`.
+
+    >>> from jepa.selective import Decoded, Gate
+    >>> class Axis:
+    ...     def decode(self, latents, payloads=None):
+    ...         return [Decoded(f"axis {row.argmax()}", tokens=3, forward_passes=3) for row in latents]
+    >>> selective = SelectiveDecoder(Gate(1.0), Axis(), cache=LatentCache(0.1, capacity=64))
+    >>> for time, latent in enumerate(np.eye(2, dtype=np.float32)[[0, 0, 0, 1, 1, 1, 0, 0, 0]]):
+    ...     for emission in selective.step(latent, float(time)):
+    ...         print(emission.start, emission.end, emission.text, emission.source)
+    0.0 2.0 axis 0 decoder
+    3.0 5.0 axis 1 decoder
+    >>> [(emission.text, emission.source) for emission in selective.finish()]
+    [('axis 0', 'cache')]
     """
 
     def __init__(
@@ -168,8 +174,7 @@ class SelectiveDecoder:
             The emissions in their order.
 
         Raises:
-            InputError: a step breaks a rule, there is none, or a live stream is still open. Nothing has
-                changed.
+            InputError: a step breaks a rule, there is none, or a live stream is still open. Nothing has changed.
         """
         return self.run_many([(latents, times)], None if payloads is None else [payloads])[0]
 

@@ -40,6 +40,12 @@ class ColourChange:
 
     Raises:
         InputError: an argument is not a whole number >= 1.
+
+    >>> frames = np.zeros((2, 14, 16, 16, 3), np.uint8)
+    >>> frames[0, ..., 0], frames[1, ..., 1] = 255, 255  # 14 red frames, then 14 green ones
+    >>> detector = ColourChange()
+    >>> detector.step(frames[0]), detector.step(frames[1, :6]) > 1
+    (0.0, True)
     """
 
     def __init__(self, before: int = 8, after: int = 6, bins: int = 12, cells: int = 12) -> None:
@@ -115,6 +121,10 @@ class StepSelection:
 
     Raises:
         InputError: `threshold` is neither None nor finite and >= 0, or another argument not a whole number >= 1.
+
+    >>> changes = np.array([0, 0, 0, 0, 5, 5, 0, 0, 0])
+    >>> StepSelection(1.0, burst=2, hold=4).select(changes).astype(int).tolist()
+    [1, 0, 0, 0, 1, 1, 0, 0, 0]
     """
 
     def __init__(self, threshold: float | None, *, burst: int = 2, hold: int = 4, refractory: int = 3) -> None:
@@ -152,6 +162,10 @@ class SelectiveEncoding:
     Args:
         detector: looks at every slot of frames.
         steps: which steps to compute.
+
+    >>> encoding = SelectiveEncoding(ColourChange(), StepSelection(1.3, hold=4))
+    >>> encoding.look(np.zeros((6, 2, 16, 16, 3), np.uint8), hop=1, length=2)  # 6 slots of 2 frames
+    [True, False, False, False, True]
     """
 
     def __init__(self, detector: ColourChange, steps: StepSelection) -> None:

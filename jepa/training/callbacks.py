@@ -6,18 +6,17 @@ import csv
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypedDict, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
-from pydantic import JsonValue
 from torch import Tensor, nn
 
 from jepa.config import StageConfig
 from jepa.operations import TrainingMeter
 
-StageRecord: TypeAlias = dict[str, JsonValue]  # a stage in `training.json`
+StageRecord: TypeAlias = dict[str, object]  # a stage in `training.json`
 
 
 @torch.no_grad()
@@ -128,7 +127,7 @@ class CheckpointCallback(L.Callback):
         if trainer.global_step < trainer.max_steps:
             for logger in trainer.loggers:
                 logger.save()
-            result = summary(trainer) if trainer.is_global_zero else {}
+            result: StageRecord = {**summary(trainer)} if trainer.is_global_zero else {}
             self.finish({**result, **self.facts(trainer), "unfinished": True})
 
     def finish(self, result: StageRecord) -> StageRecord:
@@ -166,14 +165,23 @@ def meter_of(trainer: L.Trainer) -> TrainingMeter | None:
     return next((callback.meter for callback in callbacks if isinstance(callback, MeterCallback)), None)
 
 
-def summary(trainer: L.Trainer) -> StageRecord:
+class Summary(TypedDict):
+    """What a fit did; each row of `curve` holds the step and what was logged at it."""
+
+    steps: int
+    samples: int
+    operations: dict[str, object] | None
+    curve: list[dict[str, float]]
+
+
+def summary(trainer: L.Trainer) -> Summary:
     """Steps and samples seen, the operations of the first device, and the curve in the CSV log."""
     stage, meter = cast(StageConfig, trainer.lightning_module.stage), meter_of(trainer)
     return {
         "steps": trainer.global_step,
         "samples": trainer.global_step * stage.accumulate * trainer.world_size * stage.batch_size,
-        "operations": None if meter is None else cast("JsonValue", meter.record()),
-        "curve": cast("JsonValue", _curve(Path(str(trainer.loggers[0].log_dir)) / "metrics.csv")),
+        "operations": None if meter is None else dict(meter.record()),
+        "curve": _curve(Path(str(trainer.loggers[0].log_dir)) / "metrics.csv"),
     }
 
 

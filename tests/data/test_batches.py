@@ -150,10 +150,10 @@ def test_equal_targets_have_equal_numbers(direction, view, part):
 
 
 def test_bad_batches_are_named():
-    with pytest.raises(InputError, match="batch_size must be at most the number of pairs, 3, got 4"):
+    with pytest.raises(InputError, match="batch_size"):
         PairBatches(chats(3), LAYOUT, 0, 4, 1)
     for fraction in (-0.1, 1.0, float("nan")):
-        with pytest.raises(InputError, match=r"loss_dropout must be in \[0, 1\), got"):
+        with pytest.raises(InputError, match="loss_dropout"):
             PairBatches(chats(3), LAYOUT, 0, 2, 1, loss_dropout=fraction)
     batches = PairBatches(chats(3), LAYOUT, 0, 2, 4)
     assert len(batches) == 4

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from datetime import datetime
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from jepa.data.chat import ChatTokenizer
+from jepa.data.packing import IGNORE, Layout, pack
 from jepa.data.pairs import Example
+from jepa.data.tokenizer import train_bpe
 from jepa.errors import InputError
 
 PAIRS = [
@@ -103,14 +103,7 @@ def family(name: str, **changed: str) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with the template and special tokens of a family."""
     template, end, eos, bos, pad, others = FAMILIES[name]
     special = [token for token in dict.fromkeys([pad, end, eos, bos, *others]) if token is not None]
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(["lines with a dog before a digit"] * 3, trainer)
+    bpe = train_bpe(["lines with a dog before a digit"] * 3, 300, special)
     named = {"eos_token": eos, "bos_token": bos, "pad_token": pad, **changed}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
@@ -154,8 +147,6 @@ def test_the_end_of_turn_is_the_last_token_of_every_answer(any_family):
 
 
 def test_the_end_of_turn_is_trained_where_padding_is_the_same_token():
-    from jepa.data.packing import IGNORE, Layout, pack
-
     for name in ("llama", "qwen", "olmo", "base"):
         tokenizer = ChatTokenizer(family(name, pad_token=FAMILIES[name][2]))
         assert tokenizer.pad_id == tokenizer.hf.eos_token_id
@@ -190,14 +181,11 @@ def test_the_prompt_generated_from_is_the_prompt_trained_on(any_family):
         rest = ids.completion[ids.opening :]
         assert tokenizer.decode([rest]) == [pair.completion]
         if pair.system is None:
-            prompt = tokenizer.hf.apply_chat_template(
-                [{"role": "user", "content": pair.prompt}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=False,
-                date_string="",
+            options = {"add_generation_prompt": True, "enable_thinking": False, "date_string": ""}
+            turns = [{"role": "user", "content": pair.prompt}]
+            assert render(tokenizer, given) == undated(
+                tokenizer.hf.apply_chat_template(turns, tokenize=False, **options)
             )
-            assert render(tokenizer, given) == undated(prompt)
 
 
 @pytest.mark.parametrize(("name", "stamp"), [("llama", "Today Date: 26 Jul {}"), ("gpt_oss", "Current date: {}-07-26")])
@@ -256,26 +244,19 @@ def test_views_stand_alone(any_family):
     assert tokenizer.decode([other.completion[other.opening :]]) == ["b"]
 
 
-def test_the_end_of_turn_is_found_whatever_its_name():
+@pytest.mark.parametrize("end", ["<|b_end|>", ""])
+def test_the_end_of_turn_is_found_whatever_its_name_or_added_where_it_is_missing(end):
     tokenizer = family("base")
-    tokenizer.add_tokens(["<|b_end|>"], special_tokens=True)
+    if end:
+        tokenizer.add_tokens([end], special_tokens=True)
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role + m.content }}<|b_end|>{% endfor %}"
-        "{% if add_generation_prompt %}assistant{% endif %}"
-    )
-    [ids] = ChatTokenizer(tokenizer).encode(PAIRS[:1])
-    assert ids.completion[-1] == tokenizer.convert_tokens_to_ids("<|b_end|>")
-
-
-def test_an_answer_that_the_template_leaves_open_is_closed():
-    tokenizer = family("base")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role + ':' + m.content + '\n' }}{% endfor %}"
+        f"{{% for m in messages %}}{{{{ m.role + ':' + m.content }}}}{end}{{% endfor %}}"
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )
     [ids] = ChatTokenizer(tokenizer).encode(PAIRS[:1])
-    assert ids.completion[-1] == tokenizer.eos_token_id
-    assert ids.completion.count(tokenizer.eos_token_id) == 1
+    expected = tokenizer.convert_tokens_to_ids(end) if end else tokenizer.eos_token_id
+    assert ids.completion[-1] == expected
+    assert ids.completion.count(expected) == 1
 
 
 def test_padding_is_on_the_left(chat_tokenizer):
@@ -288,12 +269,9 @@ def test_padding_is_on_the_left(chat_tokenizer):
 def test_decoding_stops_at_the_end_and_leaves_special_tokens_out(chat_tokenizer):
     [ids] = chat_tokenizer.encode(PAIRS[:1])
     said = ids.completion[ids.opening :]
-    assert chat_tokenizer.decode([said + said, said[:-1], [], [chat_tokenizer.pad_id, *said]]) == [
-        PAIRS[0].completion,
-        PAIRS[0].completion,
-        "",
-        PAIRS[0].completion,
-    ]
+    answer = PAIRS[0].completion
+    rows = [said + said, said[:-1], [], [chat_tokenizer.pad_id, *said]]
+    assert chat_tokenizer.decode(rows) == [answer, answer, "", answer]
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "built-in"])
@@ -335,19 +313,16 @@ def test_the_built_in_tokenizer_reads_any_text_and_gives_it_back(pairs, chat_tok
 def test_bad_tokenizers_are_named(tmp_path):
     with pytest.raises(InputError, match=r"vocab_size must be >= 261 .*, got 260"):
         ChatTokenizer.train(["a"], 260)
-    without_end = family("base")
-    without_end.eos_token = None
-    with pytest.raises(InputError, match="must have an end-of-text token"):
-        ChatTokenizer(without_end)
     with pytest.raises(InputError, match=r"tokenizer not found: .*tokenizer.json"):
         ChatTokenizer.load(tmp_path)
     with pytest.raises(InputError, match=r"tokenizer .* cannot be loaded"):
         ChatTokenizer.pretrained(str(tmp_path))
-    broken = copy.deepcopy(without_end)
-    broken.eos_token = "<|endoftext|>"
-    broken.chat_template = "{{ raise_exception('no') }}"
-    with pytest.raises(InputError, match="the chat template fails on a plain conversation: no"):
-        ChatTokenizer(broken)
-    broken.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(InputError, match="must continue its prompt with the answer, got prompt '1a'"):
-        ChatTokenizer(broken)
+    tokenizer = family("base")
+    counted = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    for template, rule in (("{{ raise_exception('no') }}", "plain conversation: no"), (counted, "got prompt '1a'")):
+        tokenizer.chat_template = template
+        with pytest.raises(InputError, match=rule):
+            ChatTokenizer(tokenizer)
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match="must have an end-of-text token"):
+        ChatTokenizer(tokenizer)

@@ -185,23 +185,20 @@ def test_an_encoder_from_a_folder_and_the_same_from_a_checkpoint_are_one(kind, t
     assert fingerprint(again, READER) == fingerprint(encoder, READER)
 
 
-def test_folders_without_features_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"features not found: .*features\.json"):
-        Features(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (None, "features not found"),
         ('{"format": "x"}', "format must be 'jepa-features-2', got 'x'"),
-        ("[1]", "must be a JSON object, got list"),
+        ("[1]", "must be a JSON object"),
         ('{"format": ', "not JSON"),
-        ('{"format": "jepa-features-2", "fps": 1}', "must have fingerprint, frames, size, got format, fps"),
+        ('{"format": "jepa-features-2", "fps": 1}', "must have fingerprint, frames, size"),
     ],
 )
-def test_a_header_that_is_not_as_it_must_be_is_named(tmp_path, text, message):
-    (tmp_path / "features.json").write_text(text)
-    with pytest.raises(InputError, match=rf"features\.json: {message}"):
+def test_a_folder_without_a_right_header_is_named(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "features.json").write_text(text)
+    with pytest.raises(InputError, match=message):
         Features(tmp_path)
 
 

@@ -112,10 +112,7 @@ def test_broken_media_are_an_error_unless_skipped():
     [
         (lambda: made(fractions={"caption": 0.0}), r"fractions must have one above 0, got \{'caption': 0.0\}"),
         (lambda: made(fractions={"caption": -1.0}), r"fractions.caption must be finite and >= 0, got -1.0"),
-        (
-            lambda: made(fractions={"caption": 1.0, "class": 0.01}),
-            "fractions.class must make at least 1 of 8 samples, got 0.01",
-        ),
+        (lambda: made(fractions={"caption": 1.0, "class": 0.01}), "fractions.class must make at least 1"),
         (lambda: made(fractions={"world_prediction": 1.0}), "a sample to train on, got none of world_prediction"),
         (lambda: made(batches=0), "batches must be a whole number >= 1, got 0"),
         (lambda: Prompts([], ["x"], "{label}"), "captions must have at least 1 query, got none"),

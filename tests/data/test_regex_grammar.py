@@ -30,17 +30,8 @@ from jepa.errors import InputError
 
 NAMES = {pattern: name for name, pattern in TERMINALS.items()}
 # What stands around the parenthesised parts of a regular expression.
-GLUE = {
-    "@.*@.*": "before",
-    "@|@": "or",
-    "@&@": "and",
-    "@|@|@": "or3",
-    "@&@&@": "and3",
-    "~@": "not",
-    "@@": "edge",
-    "@+": "once",
-    "@*": "zero",
-}
+GLUE = {"@.*@.*": "before", "@|@": "or", "@&@": "and", "@|@|@": "or3", "@&@&@": "and3", "~@": "not"}
+GLUE |= {"@@": "edge", "@+": "once", "@*": "zero"}
 
 
 def unwrap(text: str) -> tuple[list[str], str]:
@@ -158,25 +149,19 @@ def test_generated_pairs_have_the_statistics_of_the_published(published):
     assert means == pytest.approx(expected_means, rel=0.08)
 
 
+VOWEL, NUMBER = Expression("a vowel"), Expression("a number")
+WORDS = Expression("words", (Expression("contain", (Expression("not", (NUMBER,)),)),))
+BOTH = Expression("not", (Expression("and", (VOWEL, NUMBER)),))
+DOGS = Expression("times", (Expression("the string 'dog'"),), 3)
+
+
 @pytest.mark.parametrize(
     ("expression", "english", "pattern"),
     [
-        (Expression("not", (Expression("a vowel"),)), "lines not having a vowel", "~([AEIOUaeiou])"),
-        (
-            Expression("not", (Expression("and", (Expression("a vowel"), Expression("a number"))),)),
-            "lines not having a vowel and not a number",
-            "~(([AEIOUaeiou])&([0-9]))",
-        ),
-        (
-            Expression("words", (Expression("contain", (Expression("not", (Expression("a number"),)),)),)),
-            "lines with words that don't containing a number",
-            r"\b.*~([0-9]).*\b",
-        ),
-        (
-            Expression("times", (Expression("the string 'dog'"),), 3),
-            "lines with the string 'dog', 3 or more times",
-            "(dog){3,}",
-        ),
+        (Expression("not", (VOWEL,)), "lines not having a vowel", "~([AEIOUaeiou])"),
+        (BOTH, "lines not having a vowel and not a number", "~(([AEIOUaeiou])&([0-9]))"),
+        (WORDS, "lines with words that don't containing a number", r"\b.*~([0-9]).*\b"),
+        (DOGS, "lines with the string 'dog', 3 or more times", "(dog){3,}"),
     ],
 )
 def test_the_two_sides_of_an_expression(expression, english, pattern):
@@ -246,12 +231,12 @@ def test_depth_is_bounded():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"pairs": 0}, "pairs must be >= 1, got 0"),
-        ({"test_pairs": -1}, "test_pairs must be >= 0, got -1"),
-        ({"max_depth": 4}, r"max_depth must be in 1\.\.3, got 4"),
-        ({"phrasings": 3}, r"phrasings must be in 1\.\.2, got 3"),
-        ({"validation_fraction": 1.0}, r"validation_fraction must be in \[0, 1\), got 1.0"),
-        ({"limit": 19}, r"limit must be in 1\.\.18 \(training pairs after validation\), got 19"),
+        ({"pairs": 0}, "pairs"),
+        ({"test_pairs": -1}, "test_pairs"),
+        ({"max_depth": 4}, "max_depth"),
+        ({"phrasings": 3}, "phrasings"),
+        ({"validation_fraction": 1.0}, "validation_fraction"),
+        ({"limit": 19}, "limit"),
     ],
 )
 def test_bad_numbers_are_refused(arguments, message):

@@ -270,7 +270,7 @@ def test_json_errors_name_file_and_key_path(tmp_path, format, keys, value, place
         (EPIC_ROWS[0].replace("00:00:04.37", "4.37"), "start_timestamp"),
         (EPIC_ROWS[0].replace("00:00:06.17", "00:61:06.17"), "stop_timestamp"),
         (EPIC_ROWS[0].replace("P01_01,", "P09_09,"), "video_id must be a video"),
-        (EPIC_ROWS[0] + ",more", "15 fields, got 16"),
+        (EPIC_ROWS[0] + ",more", "15 fields"),
         ('"' + EPIC_ROWS[0], "must be CSV"),
     ],
 )

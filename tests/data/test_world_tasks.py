@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import write_samples
 
-from jepa.data.manifests import KINDS, media_of, read_manifest, write_manifest
+from jepa.data.manifests import KINDS, media_of, read_manifest
 from jepa.data.media import read_clip
 from jepa.data.world import COLOURS, PHRASES, SOLO_ACTIONS, TRANSITIONS, Scene, World, captions, is_held_out, questions
 from jepa.data.world_tasks import held_out_scenes, world_samples
@@ -21,12 +22,7 @@ def clips_of(sample) -> list[np.ndarray]:
 def test_a_written_manifest_is_the_samples_in_memory(tmp_path, kind):
     world = World()
     made = world_samples(world, kind, 6, 4, seed=1)
-    for media in {medium.name: medium for sample in made for medium in media_of(sample)}.values():
-        (tmp_path / media.name).mkdir(parents=True)
-        for number, picture in enumerate(media.source):
-            (tmp_path / media.name / f"{number:04d}.png").write_bytes(picture)
-    write_manifest(made, tmp_path / "manifest.jsonl")
-    read = read_manifest(tmp_path / "manifest.jsonl", [kind])
+    read = read_manifest(write_samples(made, tmp_path), [kind])
     assert len(read) == len(made) >= 3
     media = {"media", "before", "after"} | ({"candidates"} if kind == "world_prediction" else set())
     for a, b in zip(made, read, strict=True):

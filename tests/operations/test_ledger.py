@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import timeit
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +15,6 @@ from jepa.errors import InputError
 from jepa.operations import PARTS, TRAINING_PARTS, CacheCount, OperationLedger, PartCount
 
 WHOLE = st.integers(min_value=0, max_value=10**12)
-SLOW_MACHINE = 4  # some are this much slower than those whose decoder takes a millisecond
 SECONDS = st.floats(min_value=0, max_value=1e9)
 
 
@@ -160,13 +158,14 @@ def test_sum_counts_both_and_leaves_them_alone(one: OperationLedger, other: Oper
     assert one == total
 
 
-def test_timed_adds_the_wall_time_of_its_block() -> None:
+def test_timed_adds_the_wall_time_of_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = OperationLedger()
-    begin = time.perf_counter()
-    for _ in range(2):
-        with ledger.timed("decoder"):
-            time.sleep(0.02)
-    assert 0.04 <= ledger.decoder.seconds <= time.perf_counter() - begin
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "perf_counter", iter([1.0, 3.5, 10.0, 10.25]).__next__)
+        for _ in range(2):
+            with ledger.timed("decoder"):
+                pass
+    assert ledger.decoder.seconds == 2.5 + 0.25
     assert ledger.encoder.seconds == 0
 
 
@@ -213,32 +212,15 @@ def test_refusals_leave_the_ledger_as_it_was(call: Any, message: str) -> None:
     assert ledger == _some_ledger()
 
 
-KEYS = "detector, encoder, predictor, decoder, cache, stream_seconds, steps, latency_seconds, latencies"
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.pop("steps"), f"a ledger must have the keys {KEYS}, got {KEYS.replace('steps, ', '')}"),
-        (  # a record from before there were detector and cache
-            lambda r: [r.pop("detector"), r.pop("cache")],
-            f"a ledger must have the keys {KEYS}, got {KEYS.replace('detector, ', '').replace('cache, ', '')}",
-        ),
+        (lambda r: r.pop("steps"), "a ledger must have the keys detector, .*, steps, .* got"),
+        (lambda r: r.pop("cache"), "a ledger must have the keys .*, cache, .* got"),
         (lambda r: r.update(decoder=3), "a ledger's decoder must be a mapping, got 3"),
-        (
-            lambda r: r["decoder"].pop("tokens"),
-            "a ledger's decoder must have the keys calls, forward_passes, tokens, flops, seconds, weight_bytes, "
-            "cache_bytes, got calls, forward_passes, flops, seconds, weight_bytes, cache_bytes",
-        ),
-        (
-            lambda r: r["cache"].pop("audited"),
-            "a ledger's cache must have the keys lookups, hits, audited, wrong_hits, seconds, flops, "
-            "got lookups, hits, wrong_hits, seconds, flops",
-        ),
-        (
-            lambda r: r["cache"].update(hits=9),
-            "lookups >= hits >= audited >= wrong_hits must hold, got 8, 9, 4, 2",
-        ),
+        (lambda r: r["decoder"].pop("weight_bytes"), "a ledger's decoder must have the keys .*, weight_bytes, .* got"),
+        (lambda r: r["cache"].pop("flops"), "a ledger's cache must have the keys .*, flops, got"),
+        (lambda r: r["cache"].update(hits=9), "lookups >= hits >= audited >= wrong_hits must hold, got 8, 9, 4, 2"),
         (lambda r: r["encoder"].update(calls=-1), "calls must be a whole number >= 0, got -1"),
         (lambda r: r.update(latencies=0.5), "a ledger's latencies must be a list of seconds, got 0.5"),
         (lambda r: r["latencies"].pop(), "a ledger's latency_seconds must count its 0 latencies, got 1"),
@@ -247,33 +229,10 @@ KEYS = "detector, encoder, predictor, decoder, cache, stream_seconds, steps, lat
 def test_a_damaged_record_is_refused(change: Any, message: str) -> None:
     record = _some_ledger().to_dict()
     change(record)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=message):
         OperationLedger.from_dict(record)
-    assert str(error.value) == message
-
-
-def test_a_record_from_before_bytes_were_counted_has_none() -> None:
-    record = _some_ledger().to_dict()
-    for part in PARTS:
-        del record[part]["weight_bytes"], record[part]["cache_bytes"]
-    del record["cache"]["flops"]
-    ledger = OperationLedger.from_dict(record)
-    assert ledger.total_bytes == 0
-    assert ledger.decoder == PartCount(1, 2, 3, 4, 4.0)
 
 
 def test_no_step_has_no_mean() -> None:
     with pytest.raises(InputError, match="a ledger must have counted a step before it has a mean of them, got 0"):
         OperationLedger().per_step()
-
-
-def test_counting_costs_less_than_a_hundredth_of_a_decode_of_a_millisecond() -> None:
-    ledger = OperationLedger()
-
-    def decode() -> None:
-        with ledger.timed("decoder"):
-            pass
-        ledger.count("decoder", calls=1, forward_passes=8, tokens=8, flops=1000, weight_bytes=800, cache_bytes=56)
-        ledger.emission(1.0)
-
-    assert min(timeit.repeat(decode, number=200, repeat=50)) / 200 < 10e-6 * SLOW_MACHINE

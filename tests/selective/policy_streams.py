@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -66,10 +65,3 @@ def sse(latents: np.ndarray) -> float:
 def total_sse(latents: np.ndarray, firsts: list[int]) -> float:
     """Within-segment sum of squares of a partition."""
     return sum(sse(latents[i:j]) for i, j in zip(firsts, [*firsts[1:], len(latents)], strict=True))
-
-
-def same_digits(one: list[tuple[Segment, int]], other: list[tuple[Segment, int]]) -> bool:
-    """Whether two policies cut the same segments at the same steps, equal to the last bit of every latent."""
-    return [(asdict(s) | {"latent": s.latent.tobytes()}, i) for s, i in one] == [
-        (asdict(s) | {"latent": s.latent.tobytes()}, i) for s, i in other
-    ]

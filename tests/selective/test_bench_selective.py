@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -23,13 +22,13 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_the_sweep_runs_every_value_of_each_policy_once(bench: ModuleType) -> None:
-    families = bench.configured_families("all")
-    assert {"uniform", "ward_mean", "gate", "optimal", "oracle"} <= families.keys()
-    assert not {"gate_cache", "gate_shared_cache"} & families.keys()  # the same policy and values as gate
+    families = bench.configured_families()
+    assert {"uniform", "ward_mean", "gate", "oracle"} <= families.keys()
+    assert not {"gate_cache", "selective_on_demand_cache"} & families.keys()  # the same policy and values as gate
     gates = list(bench.policies(families["gate"]))
     assert [gate.threshold for gate in gates] == families["gate"]["values"]
     assert all(isinstance(gate, Gate) for gate in gates)
-    seconds = bench.sweep_seconds(families, [bench.synthetic(seed, 60, 16) for seed in range(2)])
+    seconds = bench.segment_seconds(families, [bench.synthetic(seed, 60, 16) for seed in range(2)])
     assert seconds.keys() == families.keys()
 
 
@@ -50,15 +49,6 @@ def test_a_step_is_timed_and_its_state_weighed(bench: ModuleType) -> None:
     assert times["ratio"] == pytest.approx(times["ours_ms"] / times["sklearn_ms"], rel=0.05)
 
 
-def test_the_processes_share_the_streams(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    families = {"uniform": bench.configured_families("standard")["uniform"]}
-    made: list[int] = []
-    monkeypatch.setattr(bench, "synthetic", lambda seed, *size, f=bench.synthetic: made.append(seed) or f(seed, *size))
-    monkeypatch.setattr(bench, "ProcessPoolExecutor", lambda processes, mp_context: ThreadPoolExecutor(1))
-    assert [fraction.keys() for fraction in bench.sweep_in_processes(families, 5, 8, 2)] == [{"uniform"}] * 2
-    assert made == [0, 2, 4, 1, 3]
-
-
 def test_the_sweep_of_a_report_is_the_real_one(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the streams calibrates; every family of the configuration, its caches and scores are there."""
     seen: list[tuple[int, int, int]] = []
@@ -67,14 +57,14 @@ def test_the_sweep_of_a_report_is_the_real_one(bench: ModuleType, monkeypatch: p
         found = f(streams, decoder, families, *arguments, **options)
         seen.append((len(streams["calibration"].records), len(streams["test"].records), options["workers"]))
         curves = found.sweep.curves
-        assert curves.keys() == families.keys() == bench.report_configuration("standard")["policies"].keys()
+        assert curves.keys() == families.keys() == bench.report_configuration()["policies"].keys()
         assert all(point.cache is not None for point in curves["gate_cache"].test)
         assert curves["uniform"].test[0].cider_d.value > 5  # the stand-in says what is annotated
         return found
 
     monkeypatch.setattr(bench, "STEPS", 60)
     monkeypatch.setattr(bench, "sweep_setting", swept)
-    seconds = bench.report_sweep("standard", 4, 16, 2)
+    seconds = bench.report_sweep(4, 16, 2)
     assert seen == [(2, 2, 2)]
     assert seconds["processor"] > 0
     assert seconds["wall"] > 0

@@ -14,7 +14,6 @@ from policy_streams import LENGTHS, SEEDS, closed_by, noisy_events, plain, segme
 from jepa.selective import (
     Budget,
     CausalPolicy,
-    Drift,
     Gate,
     LocalVariance,
     LongestGap,
@@ -27,7 +26,6 @@ from jepa.selective import (
 STEERED: dict[str, Callable[[], CausalPolicy]] = {
     "gate": lambda: Gate(1.0),
     "send_on_delta": lambda: SendOnDelta(0.5),
-    "drift": lambda: Drift(0.5),
     "local_variance": lambda: LocalVariance(0.4),
     "prediction_error": lambda: PredictionError(1.0),
     "longest_gap_gate": lambda: LongestGap(Gate(1.0), 20.0),
@@ -35,7 +33,7 @@ STEERED: dict[str, Callable[[], CausalPolicy]] = {
 INNER = STEERED | {
     "uniform": lambda: Uniform(0.3),
     "uniform_pool": lambda: Uniform(0.3, pool=True),
-    "budget_drift": lambda: Budget(Drift(0.5), 0.3),
+    "budget_local_variance": lambda: Budget(LocalVariance(0.4), 0.3),
 }
 
 
@@ -133,10 +131,10 @@ def test_the_threshold_is_where_the_count_puts_it(seed: int, steps: int, rate: f
 
 def test_an_unlimited_budget_is_off_by_what_the_threshold_moved() -> None:
     steps, rate = 1_200, 0.2
-    budget, count = Budget(Drift(0.5), rate, gain=0.3, span=1e6), 0
+    budget, count = Budget(LocalVariance(0.2), rate, gain=0.3, span=1e6), 0
     for i, latent in enumerate(changing(0, steps, before=5.0, after=2.0)):
         count += len(budget.step(latent, 0.5 * i))
-        moved = math.log(budget.policy.threshold / 0.5) / 0.3
+        moved = math.log(budget.policy.threshold / 0.2) / 0.3
         assert math.isclose(count - rate * 0.5 * i, moved, abs_tol=1e-6)
 
 
@@ -144,7 +142,8 @@ def test_what_a_still_stream_leaves_is_not_spent_afterwards() -> None:
     still = np.repeat(np.eye(1, 32, dtype=np.float32), 20_000, axis=0)  # nothing to decode for hours
     busy = changing(0, 1_200, before=2.0, after=2.0)
     latents, rate, span, gain = np.concatenate([still, busy]), 0.1, 10.0, 0.2
-    out = steps_out(Budget(Drift(0.5), rate, gain=gain, span=span).run(latents, 0.5 * np.arange(len(latents)))[:-1])
+    budget = Budget(LocalVariance(0.4), rate, gain=gain, span=span)
+    out = steps_out(budget.run(latents, 0.5 * np.arange(len(latents)))[:-1])
     later = np.sum(out >= 20_000)
     assert abs(later - rate * 600) <= 2 * math.log(span) / gain  # 1,000 decodes were left
     assert later < 90

@@ -280,7 +280,7 @@ def test_every_listed_choice_of_policies_can_be_replayed(tmp_path, name):
     settings = config(tmp_path)
     settings["policies"] = composed(f"policies={name}")
     for family in settings["policies"].values():
-        family["values"] = family["values"][:2] if family["knob"] == "rate_hz" else family["values"][:1]
+        family["values"] = family["values"][:2] if family["parameter"] == "rate_hz" else family["values"][:1]
     found = json.loads(run(settings, embed)["results"].read_text(encoding="utf-8"))
     expected = [name for name, family in settings["policies"].items() if not (family["steps"] or "on_demand" in name)]
     assert list(found["levels"][0]["curves"]) == expected

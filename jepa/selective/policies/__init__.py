@@ -1,1 +1,34 @@
-"""Policies: which latents of a stream to decode, and when."""
+"""Policies: which segments of a stream to decode. `base` says what a policy is."""
+
+from jepa.selective.policies.base import CausalPolicy, OfflinePolicy, Policy, step_segment
+from jepa.selective.policies.debounce import Debounce
+from jepa.selective.policies.delta import SendOnDelta
+from jepa.selective.policies.gate import Gate
+from jepa.selective.policies.on_demand import OnDemand
+from jepa.selective.policies.oracle import Oracle
+from jepa.selective.policies.prediction import PredictionError
+from jepa.selective.policies.uniform import Uniform
+from jepa.selective.policies.variance import LocalVariance
+from jepa.selective.policies.ward import Ward, WardTree, segment_count, ward_tree
+from jepa.selective.policies.wrappers import Budget, LongestGap
+
+__all__ = [
+    "Budget",
+    "CausalPolicy",
+    "Debounce",
+    "Gate",
+    "LocalVariance",
+    "LongestGap",
+    "OfflinePolicy",
+    "OnDemand",
+    "Oracle",
+    "Policy",
+    "PredictionError",
+    "SendOnDelta",
+    "Uniform",
+    "Ward",
+    "WardTree",
+    "segment_count",
+    "step_segment",
+    "ward_tree",
+]

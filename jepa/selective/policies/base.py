@@ -19,15 +19,29 @@ class Policy(ABC):
     """Takes one latent at a time and says which segments to decode.
 
     A stream is `start`, then `step` for each latent, then `finish`. A new policy is ready for its first
-    stream, and `finish` leaves it ready for the next. Latents passed in are not kept by reference.
+    stream, and `finish` leaves it ready for the next. Latents passed in are not kept by reference, and nothing
+    is kept of earlier streams.
 
     Attributes:
         name: the policy's name in results.
         causal: True if segments come out of `step`, from the past alone; False if the whole stream is needed.
         latency: how long after the end of a segment it comes out, in words.
         state: what is kept between two steps, in words.
-        decodes_input: whether what it gives to decode is made of what it is given, and so as wide.
+        decodes_input: False if its segments hold other latents than it is given, perhaps of another width.
         reads_latents: False if times alone decide: such a policy may be run without latents.
+
+    >>> class Odd(Policy):
+    ...     name, causal, latency, state, reads_latents = "odd", True, "none", "1 number", False
+    ...     def start(self):
+    ...         self.index = -1
+    ...     def step(self, latent, time):
+    ...         self.index += 1
+    ...         return [step_segment(latent, time, self.index)] if self.index % 2 else []
+    ...     def finish(self):
+    ...         self.start()
+    ...         return []
+    >>> [segment.first for segment, _ in Odd().run(np.ones((5, 1), np.float32), np.arange(5.0))]
+    [1, 3]
     """
 
     decodes_input = True
@@ -50,10 +64,7 @@ class Policy(ABC):
         """End the stream; return the segments still open."""
 
     def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
-        """Take a recorded stream from its start to its end; what is open of an earlier one is dropped.
-
-        The segments are those of `start`, `step` for each latent, and `finish`. A policy that can do the
-        same faster overrides this.
+        """Take a recorded stream from its start to its end; an earlier one that is still open is dropped.
 
         Args:
             latents: (T, E) unit float32.
@@ -75,8 +86,13 @@ class CausalPolicy(Policy):
     """A policy whose segments come out of `step`, from the steps so far, with a state of O(E).
 
     Attributes:
-        threshold: the knob of a threshold policy, the higher the fewer segments; other policies have none.
+        threshold: the parameter of a threshold policy, the higher the fewer segments; other policies have none.
             It may change between two steps.
+
+    >>> from jepa.selective import SendOnDelta
+    >>> policy = SendOnDelta(0.5)
+    >>> [len(policy.step(latent, 0.0)) for latent in np.eye(2, dtype=np.float32)[[0, 0, 1]]]
+    [1, 0, 1]
     """
 
     causal = True
@@ -100,7 +116,12 @@ class CausalPolicy(Policy):
 
 
 class OfflinePolicy(Policy):
-    """A policy that sees the whole stream before it cuts: it stores the steps and cuts in `finish`."""
+    """A policy that sees the whole stream before it cuts: it stores the steps and cuts in `finish`.
+
+    >>> from jepa.selective import Ward
+    >>> isinstance(Ward(0.5, "mean"), OfflinePolicy)
+    True
+    """
 
     causal = False
     latency = "at the end of the stream"
@@ -129,17 +150,17 @@ class OfflinePolicy(Policy):
 
     def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
         self.start()
-        segments = self.segment(latents, times) if len(times) else []
-        self.start()
-        return [(segment, len(times) - 1) for segment in segments]
+        return [(segment, len(times) - 1) for segment in self.segment(latents, times)] if len(times) else []
 
 
 class OpenSegment:
     """The steps since the last cut, in O(E): what a causal policy adds to and closes.
 
     Args:
-        agreement: of `weighed_sum`, which is what closes then; 0: the plain mean. The newest 16 steps are kept and
-            weighed when the segment closes, an older one when it leaves them.
+        agreement: κ of the weights exp(κ · (cos − 1)) of the mean that closes, cos between a step and the sum of its
+            segment; 0: the plain mean. Steps that blend two meanings, or are outliers, then count for less. This is
+            one step of the mean shift with a von Mises-Fisher kernel (Kobayashi & Otsu 2010, ICPR). The newest 16
+            steps are kept and weighed when the segment closes, an older one when it leaves them.
 
     Attributes:
         count: n, its steps.
@@ -175,30 +196,10 @@ class OpenSegment:
             self._kept.append(latent)
             if len(self._kept) > self._KEPT:
                 leaving = self._kept.popleft()
-                self._leave(leaving, float(leaving.dot(self.total)) / _norm(self.square()))
-
-    def fill(self, latents: np.ndarray, start: float, end: float) -> None:
-        """Take the steps (n, E) float64, n >= 1, of an empty segment at once, with the result of `add` for each.
-
-        `start` and `end` are the times of the first and the last of them, in seconds.
-        """
-        totals = np.add.accumulate(latents)
-        self.total, self.last = totals[-1], latents[-1]
-        self.count, self._start, self._end, self._square = len(latents), start, end, None
-        if self.agreement:
-            self._weighed, self._weight = np.zeros(latents.shape[1]), 0.0
-            left = max(0, len(latents) - self._KEPT)
-            now = totals[self._KEPT :]  # the sum when each of those left the kept ones
-            dots, squares = np.vecdot(latents[:left], now).tolist(), np.vecdot(now, now).tolist()
-            for leaving, dot, square in zip(latents[:left], dots, squares, strict=True):
-                self._leave(leaving, dot / _norm(square))
-            self._kept.extend(latents[left:])
-
-    def _leave(self, latent: np.ndarray, cosine: float) -> None:
-        """Weigh a step that is kept no longer, given its cosine to the sum so far."""
-        weight = math.exp(self.agreement * (cosine - 1))
-        self._weighed += weight * latent
-        self._weight += weight
+                cosine = float(leaving.dot(self.total)) / _norm(self.square())
+                weight = math.exp(self.agreement * (cosine - 1))
+                self._weighed += weight * leaving
+                self._weight += weight
 
     def mean(self) -> np.ndarray:
         """(E,) float64, the mean of its n >= 1 steps, not renormalised."""
@@ -211,7 +212,7 @@ class OpenSegment:
         return self._square
 
     def distance(self, total: np.ndarray, count: int) -> float:
-        """Squared distance of the mean of its n >= 1 steps to that of `count` steps that sum to `total` (E,) float64.
+        """Squared distance from the mean of its n >= 1 steps to the mean of `count` steps with the sum `total` (E,).
 
         By their products: for unit latents of float64 it is off by about 1e-15.
         """
@@ -228,8 +229,9 @@ class OpenSegment:
             return []
         total, weight = self.total, float(self.count)
         if self.agreement and self.count > 1:
-            total, weight = weighed_sum(np.array(self._kept), self.total, self.agreement)
-            total, weight = self._weighed + total, self._weight + weight
+            kept = np.array(self._kept)
+            weights = np.exp(self.agreement * (kept @ total / _norm(self.square()) - 1))
+            total, weight = self._weighed + weights @ kept, self._weight + float(weights.sum())
         self._kept.clear()
         segment = Segment(
             unit_mean(total, weight, self.last),
@@ -267,32 +269,9 @@ class RunningMean:
 ROUNDING = 1e-12  # squared distance of two means, float64, of equal latents
 
 
-def cosine_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """1 − cos of unit latents (E,), as half their squared distance: exactly 0 if they are equal, 2 if opposite."""
-    gap = one - other
-    return float(gap @ gap) / 2
-
-
 def step_segment(latent: np.ndarray, time: float, index: int) -> Segment:
     """A single step (E,), number `index` of its stream, as a segment."""
     return Segment(latent, time=time, start=time, end=time, first=index, last=index)
-
-
-def weighed_sum(latents: np.ndarray, total: np.ndarray, agreement: float) -> tuple[np.ndarray, float]:
-    """The sum (E,) of unit latents (N, E), each with the weight exp(agreement · (cos − 1)), and the sum of the weights.
-
-    The cosine is that to `total` (E,), the plain sum of their segment.
-
-    Steps that agree with their segment count, and those do little that blend two meanings at its edges, or are
-    outliers: one step of the mean shift with a von Mises-Fisher kernel (Kobayashi & Otsu 2010, ICPR).
-    """
-    weights = np.exp(agreement * (latents @ total / _norm(float(total.dot(total))) - 1))
-    return weights @ latents, float(weights.sum())
-
-
-def _norm(square: float) -> float:
-    """The norm of a sum of unit latents of this squared norm; 1 where they cancel out."""
-    return math.sqrt(square) if square > 1e-12 else 1.0
 
 
 def unit_mean(total: np.ndarray, weight: float, last: np.ndarray) -> np.ndarray:
@@ -301,10 +280,15 @@ def unit_mean(total: np.ndarray, weight: float, last: np.ndarray) -> np.ndarray:
     Args:
         total: (E,) float64, their weighted sum.
         weight: the sum of their weights, > 0.
-        last: (E,) the last of them, which stands in where they cancel out and the mean has no direction.
+        last: (E,) the last of them, for latents that cancel out: their mean has no direction.
 
     Returns:
         (E,) float32 of unit norm.
     """
     norm = float(np.sqrt(total @ total))
     return (total / norm if norm > 1e-6 * weight else last).astype(np.float32)
+
+
+def _norm(square: float) -> float:
+    """The norm of a sum of unit latents of this squared norm; 1 where they cancel out."""
+    return math.sqrt(square) if square > 1e-12 else 1.0

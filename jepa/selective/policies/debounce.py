@@ -23,6 +23,10 @@ class Debounce(CausalPolicy):
 
     Raises:
         InputError: `seconds` is not finite and >= 0.
+
+    >>> times = np.array([0.0, 0.5, 3.0])
+    >>> [segment.time for segment, _ in Debounce(1.0).run(np.ones((3, 1), np.float32), times)]
+    [0.5, 3.0]
     """
 
     name = "debounce"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jepa.errors import check_nonnegative
-from jepa.selective.policies.base import CausalPolicy, cosine_distance, step_segment
+from jepa.selective.policies.base import CausalPolicy, step_segment
 from jepa.selective.types import Segment
 
 
@@ -24,6 +24,10 @@ class SendOnDelta(CausalPolicy):
 
     Raises:
         InputError: `threshold` is not finite and >= 0.
+
+    >>> latents = np.eye(2, dtype=np.float32)[[0, 0, 1]]
+    >>> [segment.time for segment, _ in SendOnDelta(0.5).run(latents, np.arange(3.0))]
+    [0.0, 2.0]
     """
 
     name = "send_on_delta"
@@ -44,7 +48,7 @@ class SendOnDelta(CausalPolicy):
         self._index += 1
         self._time = time
         self._newest = np.array(latent, dtype=np.float32)
-        if self._sent is None or cosine_distance(self._newest, self._sent) > self.threshold:
+        if self._sent is None or _cosine_distance(self._newest, self._sent) > self.threshold:
             return self.close()
         return []
 
@@ -57,3 +61,9 @@ class SendOnDelta(CausalPolicy):
     def finish(self) -> list[Segment]:
         self.start()
         return []
+
+
+def _cosine_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """1 − cos of unit latents (E,), as half their squared distance: exactly 0 if they are equal, 2 if opposite."""
+    gap = one - other
+    return float(gap @ gap) / 2

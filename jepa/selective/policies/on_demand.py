@@ -35,6 +35,12 @@ class OnDemand(Around):
     Raises:
         InputError: `policy` is not causal, or `predictions` or `keep` is not a whole number >= 1; in `step` and `run`,
             there is no `predict`.
+
+    >>> from jepa.selective import Gate
+    >>> states, embeddings = np.eye(2, dtype=np.float32)[[0, 0, 0, 1, 1, 1]], np.eye(6, dtype=np.float32)
+    >>> policy = OnDemand(Gate(1.0), predict=lambda step: embeddings[step])
+    >>> [int(segment.latent.argmax()) for segment, _ in policy.run(states, np.arange(6.0))]  # the middle steps
+    [1, 4]
     """
 
     def __init__(
@@ -66,9 +72,6 @@ class OnDemand(Around):
 
     def finish(self) -> list[Segment]:
         return [self._predicted(segment) for segment in self.policy.finish()]
-
-    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
-        return [(self._predicted(segment), step) for segment, step in self.policy.run(latents, times)]
 
     def _predicted(self, segment: Segment) -> Segment:
         if self.predict is None:

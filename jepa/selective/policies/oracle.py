@@ -19,7 +19,7 @@ class Oracle(Segmentation):
     it. The steps from one boundary (included) to the next make a segment, as do those before the first and
     those from the last one on; where no step falls between two boundaries there is nothing to decode.
 
-    It bounds what better cuts could give at that number of decodes, if events are to be told apart. Fewer
+    It bounds the gain of better cuts at that number of decodes, if events are to be told apart. Fewer
     decodes may still be enough where events repeat.
 
     Args:
@@ -29,8 +29,12 @@ class Oracle(Segmentation):
         boundaries: seconds, in any order; None if not set since the last stream.
 
     Raises:
-        InputError: `representative` is not known; `boundaries` are not finite; or a stream begins before they
-            are set.
+        InputError: `representative` is not known; `boundaries` are not finite; or a stream begins before they are set.
+
+    >>> oracle = Oracle("mean")
+    >>> oracle.boundaries = [2.0]
+    >>> [(segment.start, segment.end) for segment, _ in oracle.run(np.ones((4, 1), np.float32), np.arange(4.0))]
+    [(0.0, 1.0), (2.0, 3.0)]
     """
 
     method = "oracle"

@@ -22,13 +22,12 @@ class PredictionError(CausalPolicy):
 
     *The coefficient* φ, one for all dimensions, is learned from the steps that join a segment, by discounted
     least squares: the running mean of (z_t − μ)·(z_{t−1} − μ) over that of ||z_{t−1} − μ||², within 0 and 1.
-    It starts at 0, the segment's mean as forecast; noise that is correlated in time raises it. *The error* is
-    the running mean of e_t and starts as `noise_floor`; a step that cuts counts with the limit that it broke
-    and no more, so that changes weigh little, and yet a stream noisier than expected is learned, were each of
-    its first steps to cut. All three means are exponential over 64 steps, and their first values weigh 4.
-    This is the sequentially discounted autoregression of ChangeFinder (Takeuchi & Yamanishi 2006, IEEE TKDE
-    18(4), 482-492) around the mean of the segment in place of that of the stream, by squared error in place
-    of likelihood, and without its second stage.
+    It starts at 0, the segment's mean as forecast; noise that is correlated in time raises it. *The error* is the
+    running mean of e_t and starts as `noise_floor`; a step that cuts counts with the limit that it broke and no more,
+    so that changes weigh little, and yet a stream noisier than expected is learned, were each of its first steps to
+    cut. All three means are exponential over 64 steps, and their first values weigh 4. This is the sequentially
+    discounted autoregression of ChangeFinder (Takeuchi & Yamanishi 2006, IEEE TKDE 18(4), 482-492) around the mean of
+    the segment in place of that of the stream, by squared error in place of likelihood, and without its second stage.
 
     What is emitted is the renormalised mean of the finished segment, for the midpoint of its times. One step
     decides: a single outlier makes two cuts.
@@ -40,6 +39,10 @@ class PredictionError(CausalPolicy):
 
     Raises:
         InputError: `threshold` is not finite and >= 0, or `noise_floor` is not finite and > 0.
+
+    >>> latents = np.repeat(np.eye(2, dtype=np.float32), 4, axis=0)  # the meaning changes after four steps
+    >>> [(segment.first, segment.last) for segment, _ in PredictionError(1.0).run(latents, np.arange(8.0))]
+    [(0, 3), (4, 7)]
     """
 
     name = "prediction_error"

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from jepa.errors import InputError, check_nonnegative, check_positive
+from jepa.errors import check_positive
 from jepa.selective.policies.base import CausalPolicy, OpenSegment, step_segment
 from jepa.selective.types import Segment
 
@@ -14,38 +14,36 @@ _SLACK = 1e-6  # in periods: a step due by exact arithmetic is not missed for th
 
 
 class Uniform(CausalPolicy):
-    """Decodes the step nearest to every due moment, (k + `phase`) / `rate_hz` seconds after the first step, k >= 0.
+    """Decodes the step nearest to every due moment, k / `rate_hz` seconds after the first step, k >= 0.
 
-    The due moments are counted from the first step, so that rates which do not divide the step rate keep
-    their average. With phase 0 the first step is decoded, with 0.5 the middle of each period.
+    The due moments are counted from the first step, so that rates which do not divide the step rate keep their average.
 
-    A step decides without the next one: it is the nearest to a due moment if that moment is less than half a
-    step interval away, the shortest interval seen so far (of two steps equally near it is the earlier). At the
-    first step there is none yet: it is decoded with phase 0 alone. A rate above the step rate decodes every
-    later step; due moments that fall in a gap of the stream are decoded once, after it. Where a step comes
-    sooner than any before, due moments that the step before it was counted for, but that are more than half the new
-    interval after it, are due again, except the first it was decoded for: none is decoded twice.
+    A step decides without the next one. It is the nearest to a due moment if that moment is less than half a
+    step interval away, the shortest interval seen so far (of two steps equally near it is the earlier). A rate
+    above the step rate decodes every step; due moments that fall in a gap of the stream are decoded once, after
+    it. Where a step comes sooner than any before, some due moments that were counted for the step before it are
+    due again: those more than half the new interval after it, but for the first it was decoded for.
 
-    With `pool`, what is decoded is the renormalised mean of all steps since the last decode, this one
-    included, at the midpoint of their times; steps left at the end of the stream make a last segment.
-    Without, it is the step alone. Both are baselines of VL-JEPA (arXiv 2512.10942, section 4.6).
+    With `pool`, the renormalised mean of all steps since the last decode is decoded, this one included, at the
+    midpoint of their times; steps left at the end of the stream make a last segment. Without, the step alone is
+    decoded, and latents are not read. Both are baselines of VL-JEPA (arXiv 2512.10942, section 4.6).
 
     Args:
         rate_hz: decodes per second.
-        phase: of the due moments, in periods, in [0, 1).
         pool: decode the mean of the steps since the last decode.
 
     Raises:
-        InputError: `rate_hz` is not finite and > 0, or `phase` is not in [0, 1).
+        InputError: `rate_hz` is not finite and > 0.
+
+    >>> stream = np.ones((8, 1), np.float32), np.arange(8) / 2
+    >>> [segment.time for segment, _ in Uniform(1.0).run(*stream)]
+    [0.0, 1.0, 2.0, 3.0]
     """
 
     latency = "none"
 
-    def __init__(self, rate_hz: float, *, phase: float = 0.0, pool: bool = False) -> None:
+    def __init__(self, rate_hz: float, *, pool: bool = False) -> None:
         self.rate_hz = check_positive("rate_hz", rate_hz)
-        if check_nonnegative("phase", phase) >= 1:
-            raise InputError(f"phase must be < 1, got {phase!r}")
-        self.phase = phase
         self.pool = self.reads_latents = pool
         self.name = "uniform_pool" if pool else "uniform"
         self.state = "2 latents: the pool's sum and last step" if pool else "1 latent: the newest step"
@@ -63,7 +61,7 @@ class Uniform(CausalPolicy):
     def step(self, latent: np.ndarray, time: float) -> list[Segment]:
         self._index += 1
         if self._index == 0:
-            self._origin, passed = time, 0 if self.phase == 0 else -1
+            self._origin, passed = time, 0
         else:
             if time - self._time < self._interval:
                 self._interval = time - self._time
@@ -79,39 +77,9 @@ class Uniform(CausalPolicy):
         self._decoded_for, self._due = self._due, passed + 1
         return self.close()
 
-    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
-        self.start()
-        if not len(times):
-            return []
-        intervals = np.diff(times)
-        shortest = np.minimum.accumulate(intervals)
-        shrank = (intervals < np.concatenate([[math.inf], shortest])[: len(intervals)]).tolist()
-
-        def passed(moments: np.ndarray) -> list[float]:
-            return np.floor((moments + shortest / 2 - times[0]) * self.rate_hz - self.phase + _SLACK).tolist()
-
-        before, now = passed(times[:-1]), passed(times[1:])
-        decoded, decoded_for, due = ([0], 0.0, 1.0) if self.phase == 0 else ([], -1.0, 0.0)
-        for index, (moment, earlier, sooner) in enumerate(zip(now, before, shrank, strict=True), start=1):
-            if sooner:
-                due = max(decoded_for + 1, min(due, earlier + 1))
-            if moment >= due:
-                decoded_for, due = due, moment + 1
-                decoded.append(index)
-        if not self.pool:
-            return [(step_segment(latents[i].copy(), float(times[i]), i), i) for i in decoded]
-        end = len(times) - 1
-        lasts = decoded if end in decoded[-1:] else [*decoded, end]
-        closed = []
-        for first, last in zip([0, *(i + 1 for i in lasts)], lasts, strict=False):
-            self._open.fill(latents[first : last + 1].astype(np.float64), float(times[first]), float(times[last]))
-            closed += [(segment, last) for segment in self._open.close()]
-        self.start()
-        return closed
-
     def _passed(self, time: float) -> int:
         """Number of the last due moment that is at most half an interval after `time`, −1 before the first."""
-        return math.floor((time + self._interval / 2 - self._origin) * self.rate_hz - self.phase + _SLACK)
+        return math.floor((time + self._interval / 2 - self._origin) * self.rate_hz + _SLACK)
 
     def close(self) -> list[Segment]:
         if self.pool:

@@ -28,7 +28,7 @@ class LocalVariance(CausalPolicy):
 
     A lone new step in a window of w at squared distance d² from the others, all equal, raises the variance to
     d²·(w − 1)/w², and k of them to d²·k·(w − k)/w²: the longer the window, the later a change of given size
-    is noticed, and with it the cut. With `window=2` the rule is that of `Drift` at twice the threshold.
+    is noticed, and with it the cut. With `window=2` the rule compares neighbours: 1 − cos > 2 · `threshold`.
 
     Args:
         threshold: variance of unit latents, squared distance, >= 0; never reached above 1.
@@ -36,6 +36,10 @@ class LocalVariance(CausalPolicy):
 
     Raises:
         InputError: `threshold` is not finite and >= 0, or `window` is not a whole number >= 2.
+
+    >>> latents = np.repeat(np.eye(2, dtype=np.float32), 4, axis=0)  # the meaning changes after four steps
+    >>> [(segment.first, segment.last) for segment, _ in LocalVariance(0.3).run(latents, np.arange(8.0))]
+    [(0, 3), (4, 7)]
     """
 
     name = "local_variance"
@@ -64,6 +68,6 @@ class LocalVariance(CausalPolicy):
 
     def _variance_with(self, row: np.ndarray) -> float:
         """Variance of the window that ends with this step."""
-        gaps = np.stack(self._recent) - row  # from the newest step, whose own is 0: no variance of equal steps
+        gaps = np.array(self._recent) - row  # from the newest step, whose own is 0: no variance of equal steps
         mean = gaps.sum(axis=0) / (len(gaps) + 1)
         return float((gaps * gaps).sum()) / (len(gaps) + 1) - float(mean @ mean)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 import numpy as np
 
-from jepa.errors import check_nonnegative
-from jepa.selective.policies.offline import RateSegmentation, Segmentation, StreamMemory, segment_count
+from jepa.errors import check_positive
+from jepa.selective.policies.offline import Segmentation
 
-_memory: StreamMemory[WardTree] = StreamMemory(256 << 20)
 _ROWS = 32  # compared with their neighbours at a time, so that they stay in the processor's cache
 
 
-class Ward(RateSegmentation):
+class Ward(Segmentation):
     """Ward clustering with temporal connectivity into a number of segments set by the rate.
 
     VL-JEPA (arXiv 2512.10942, section 4.6): starting from single steps, the two neighbouring segments of n
@@ -23,52 +23,27 @@ class Ward(RateSegmentation):
     is that which the T steps cover: the span of their times and one mean step interval. The tree is cut by
     the number of segments, never by a cost: along time the cost of successive mergers may fall.
 
-    The tree of a stream does not depend on the rate. Trees are kept (16 bytes a step, 256 MiB in all, the
-    least recently used go first), so that a sweep over rates clusters each stream once.
-
     Args:
         rate_hz: segments per second of stream.
-        representative: "midpoint" decodes the latent of the segment's middle step (of two, the earlier) at
-            that step's time; "mean" decodes the renormalised mean of the segment at the midpoint of its
-            times; "agreement" the same with the weights of `Gate(agreement=8)`.
+        representative: "midpoint" decodes the latent of the segment's middle step (of two, the earlier) at that step's
+            time; "mean" decodes the renormalised mean of the segment at the midpoint of its times.
 
     Raises:
-        InputError: `rate_hz` is not finite and > 0, or `representative` is none of the three.
+        InputError: `rate_hz` is not finite and > 0, or `representative` is neither.
+
+    >>> latents = np.repeat(np.eye(2, dtype=np.float32), 4, axis=0)  # the meaning changes after four steps
+    >>> [(segment.first, segment.last) for segment, _ in Ward(0.25, "mean").run(latents, np.arange(8.0))]
+    [(0, 3), (4, 7)]
     """
 
     method = "ward"
 
-    def firsts(self, latents: np.ndarray, times: np.ndarray) -> np.ndarray:
-        return ward_tree(latents).firsts(segment_count(self.rate_hz, times))
-
-
-class WardCut(Segmentation):
-    """Ward clustering with temporal connectivity, all streams cut at one merge cost.
-
-    The tree is that of `Ward`; in place of N for each stream there is one cost for all, so that a stream
-    where much happens gets more segments than one where little does. Mergers are undone from the last to
-    the first for as long as the highest cost among those up to and including it is above `cost`:
-    N = 1 + the number of mergers whose running maximum of costs exceeds `cost`. The cost of a merger alone
-    would be no cut, since along time the cost of successive mergers may fall.
-
-    Args:
-        cost: nm / (n + m) · ||μ₁ − μ₂||², squared distance times steps, >= 0: two segments of n unrelated
-            steps each, all equal within a segment, merge at n.
-        representative: as for `Ward`.
-
-    Raises:
-        InputError: `cost` is not finite and >= 0, or `representative` is none of the three.
-    """
-
-    method = "ward_cut"
-
-    def __init__(self, cost: float, representative: str) -> None:
-        self.cost = check_nonnegative("cost", cost)
+    def __init__(self, rate_hz: float, representative: str) -> None:
+        self.rate_hz = check_positive("rate_hz", rate_hz)
         super().__init__(representative)
 
     def firsts(self, latents: np.ndarray, times: np.ndarray) -> np.ndarray:
-        tree = ward_tree(latents)
-        return tree.firsts(1 + int(np.count_nonzero(np.maximum.accumulate(tree.costs) > self.cost)))
+        return ward_tree(latents).firsts(segment_count(self.rate_hz, times))
 
 
 @dataclass(frozen=True)
@@ -78,15 +53,14 @@ class WardTree:
     Args:
         boundaries: (T − 1,) int64, the first step of the later of the two segments that each merger joins.
         costs: (T − 1,) float64, by how much it raises the within-segment sum of squares.
+
+    >>> tree = ward_tree(np.repeat(np.eye(2, dtype=np.float32), 4, axis=0))
+    >>> tree.firsts(2).tolist(), tree.costs.round(3).tolist()
+    ([0, 4], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 4.0])
     """
 
     boundaries: np.ndarray
     costs: np.ndarray
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return int(self.boundaries.nbytes + self.costs.nbytes)
 
     def firsts(self, number: int) -> np.ndarray:
         """(N,) the first steps of the N segments left when all but the last N − 1 mergers are made."""
@@ -94,18 +68,21 @@ class WardTree:
         return np.sort(np.append(undone, 0))
 
 
+def segment_count(rate_hz: float, times: np.ndarray) -> int:
+    """N = max(1, round(rate · duration)), at most one for each of the T steps at `times` (T,).
+
+    The steps cover the span of their times and one mean step interval: the duration.
+
+    >>> segment_count(0.5, np.arange(10.0))
+    5
+    """
+    steps = len(times)
+    duration = (times[-1] - times[0]) * steps / max(1, steps - 1)
+    return min(steps, max(1, math.floor(rate_hz * duration + 0.5)))
+
+
 def ward_tree(latents: np.ndarray) -> WardTree:
-    """The tree of a stream, latents (T, E) float32; from memory if it was asked for before."""
-    key = _memory.key(latents)
-    tree = _memory.get(key)
-    if tree is None:
-        tree = _cluster(latents)
-        _memory.put(key, tree)
-    return tree
-
-
-def _cluster(latents: np.ndarray) -> WardTree:
-    """Merges the two neighbours of least cost until one segment is left: O(T·E + T·log T).
+    """Merges the two neighbours of latents (T, E) of least cost until one segment is left: O(T·E + T·log T).
 
     Segments are numbered as they come to be, the T steps first. Of equal costs, the pair goes first whose newer segment
     has the lower number, then its older one, as in scikit-learn's `ward_tree` with the steps connected along time.

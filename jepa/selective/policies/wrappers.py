@@ -14,7 +14,7 @@ _SLACK = 1e-6  # seconds: a gap that is over by exact arithmetic is not missed f
 
 
 class Around(CausalPolicy):
-    """What policies around another causal policy fraction: its threshold is theirs.
+    """A policy around another causal policy, whose threshold it has.
 
     Raises:
         InputError: `policy` is not causal.
@@ -48,6 +48,11 @@ class LongestGap(Around):
 
     Raises:
         InputError: `policy` is not causal, or `seconds` is not finite and > 0.
+
+    >>> from jepa.selective import Gate
+    >>> still = np.ones((9, 1), np.float32), np.arange(9.0)
+    >>> [segment.end for segment, _ in LongestGap(Gate(1.0), 4.0).run(*still)]
+    [4.0, 8.0]
     """
 
     def __init__(self, policy: Policy, seconds: float) -> None:
@@ -95,10 +100,9 @@ class Budget(CausalPolicy):
     each decode and falls steadily between two. The count is therefore never further from the budget than
     the threshold has to move: |N(t) − rate_hz · (t − t₀)| = |log(threshold / threshold₀)| / gain.
 
-    *Anti-windup.* The threshold stays within a factor of `span` of where it began, and the integral with it:
-    what a stream without changes leaves unspent beyond that, or a policy that closes on its own spends
-    beyond it, is forgotten and not made up for. Where the limit was not reached, N(t) is within
-    log(span) / gain decodes of the budget.
+    *Anti-windup.* The threshold stays within a factor of `span` of where it began, and the integral with it: what a
+    stream without changes leaves unspent beyond that, or a policy that closes on its own spends beyond it, is forgotten
+    and not made up for. Where the limit was not reached, N(t) is within log(span) / gain decodes of the budget.
 
     *How well it is held.* On synthetic streams of 20 minutes at 2 Hz whose events come every 6 s on average
     and from half-way every 2 s, a budget of 0.15 Hz was kept within 12 % over each half, by each threshold
@@ -117,6 +121,12 @@ class Budget(CausalPolicy):
     Raises:
         InputError: `policy` is not causal or has no threshold > 0, `rate_hz` or `gain` is not finite and
             > 0, or `span` is not finite and > 1.
+
+    >>> from jepa.selective import Gate
+    >>> budget = Budget(Gate(1.0), rate_hz=0.1)
+    >>> _ = [budget.step(np.ones(1, np.float32), time) for time in (0.0, 10.0)]
+    >>> round(budget.policy.threshold, 3)  # a decode is due, and none came
+    0.819
     """
 
     def __init__(self, policy: Policy, rate_hz: float, *, gain: float = 0.2, span: float = 10.0) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepa.errors import InputError
-from jepa.operations.dimensions import Dimensions
+from jepa.operations import Dimensions
 from jepa.studies.cost.hardware import Hardware, number_format
 
 Values = NDArray[np.float64]  # a figure, or an array of it over the intervals of what is uncertain

@@ -47,6 +47,17 @@ class TrainingMeter:
     Args:
         parts: the modules of each part, called with a batch in the first dimension of every tensor that they get.
         losses: modules whose operations count as `loss`.
+
+    >>> layer = nn.Linear(4, 2)
+    >>> meter = TrainingMeter({"encoder": [layer]})
+    >>> meter.start(torch.device("cpu"))
+    >>> loss = layer(torch.ones(3, 4)).sum()
+    >>> meter.backward()
+    >>> loss.backward()
+    >>> meter.update()
+    >>> meter.stop(updated=None)
+    >>> meter.ledger.encoder.flops  # forward, and the gradient of the weights
+    96
     """
 
     def __init__(self, parts: Mapping[str, Sequence[nn.Module]], losses: Sequence[nn.Module] = ()) -> None:

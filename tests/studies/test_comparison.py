@@ -10,15 +10,18 @@ import torch
 from conftest import vlm_config
 from safetensors.torch import load_file, save_file
 
+from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import main
 from jepa.config import StageConfig
-from jepa.data.comparison import StateBatches, held_out_clips
+from jepa.data.clips import ClipBatches
 from jepa.data.world import World
 from jepa.errors import InputError
-from jepa.evaluation.comparison import comparison_results
-from jepa.report.comparison import trainable, validate_results
-from jepa.training.comparison import ArmModule
+from jepa.results import read_document
+from jepa.studies.comparison import ArmEvaluation, ComparisonResults, comparison_results, folder_results
+from jepa.studies.comparison.data import StateBatch, StateBatches, held_out_clips
+from jepa.studies.comparison.report import counted
+from jepa.studies.comparison.train import ArmModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
 SHORT = [
@@ -54,8 +57,8 @@ def runs(tmp_path_factory):
     return folder / "runs"
 
 
-def records(folder):
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*/comparison.json"))]
+def evaluations(folder):
+    return [read_document(path, ArmEvaluation) for path in sorted(folder.glob("*/*/comparison.json"))]
 
 
 def test_all_runs_share_one_frozen_encoder(runs):
@@ -72,9 +75,6 @@ def test_all_runs_share_one_frozen_encoder(runs):
 
 def test_the_states_are_those_that_the_encoder_gives(runs):
     """Of the first clips of the pool, by the checkpoint's own encoder, up to half precision."""
-    from jepa import checkpoint
-    from jepa.data.clips import ClipBatches
-
     [states] = (runs.parent / "states").iterdir()
     model = checkpoint.load(next(runs.glob("vl_jepa/seed_0/samples_*")))
     clips = ClipBatches(World(), 2_000_003, 12, 3, hard_negatives=0)[0]
@@ -116,9 +116,6 @@ def test_validation_and_test_share_no_composition_with_each_other_or_with_traini
 
 
 def test_every_trained_parameter_of_the_baseline_gets_a_gradient_and_the_encoder_none(tokenizer):
-    from jepa import checkpoint
-    from jepa.data.comparison import StateBatch
-
     model = checkpoint.build_model(vlm_config(), tokenizer)
     model.x_encoder.requires_grad_(False)
     stage = StageConfig(
@@ -142,54 +139,52 @@ def test_every_trained_parameter_of_the_baseline_gets_a_gradient_and_the_encoder
 
 
 def test_the_learning_rate_is_chosen_on_validation_clips(runs):
-    for record in records(runs):
-        best = max(record["tried"], key=lambda one: one["validation_mrr"])
-        assert record["learning_rate"] == best["learning_rate"]
-        assert [one["learning_rate"] for one in record["tried"]] == [5e-4, 1e-3]
-        assert [one["steps"] for one in record["tried"]] == [2, 2]
+    for run in (evaluation.run for evaluation in evaluations(runs)):
+        best = max(run.tried, key=lambda trial: trial.validation_mrr)
+        assert run.learning_rate == best.learning_rate
+        assert [trial.learning_rate for trial in run.tried] == [5e-4, 1e-3]
+        assert [trial.steps for trial in run.tried] == [2, 2]
 
 
 def test_the_report_puts_the_arms_side_by_side(runs, capsys):
     assert main(["report", f"evaluation={runs}"]) == 0
     assert "CIDEr-D after 24 samples" in capsys.readouterr().out
-    results = json.loads((runs / "results.json").read_text(encoding="utf-8"))
-    validate_results(results)
-    assert (results["seeds"], results["samples"]) == ([0, 1], [12, 24])
-    by_arm = {arm: [r for r in records(runs) if r["arm"] == arm] for arm in SMALLER}
+    results = read_document(runs, ComparisonResults)
+    assert (results.seeds, results.samples) == ((0, 1), (12, 24))
     for key in ("cider_d", "top5"):
-        values = {arm: [r["points"][1][key] for r in found] for arm, found in by_arm.items()}
+        values = {arm: [getattr(run.points[1], key) for run in found] for arm, found in results.arms.items()}
         for arm, found in values.items():
-            assert results["arms"][arm]["curves"][key][1]["value"] == pytest.approx(sum(found) / 2)
+            assert results.curves[arm][key][1].value == pytest.approx(sum(found) / 2)
         differences = [a - b for a, b in zip(values["vl_jepa"], values["token_vlm"], strict=True)]
-        assert results["difference"][key][1]["seeds"] == pytest.approx(differences)
-    streams = results["arms"]["vl_jepa"]["streams"]
-    assert streams["every step"]["answers_per_step"]["value"] == 1
-    assert 0 < streams["selectively"]["answers_per_step"]["value"] <= 1
-    assert results["arms"]["token_vlm"]["streams"]["every step"]["answers_per_step"]["value"] == 1
+        assert results.difference[key][1].seeds == pytest.approx(differences)
+    for run in results.arms["vl_jepa"]:
+        assert run.streams["every step"].answers_per_step == 1
+        assert 0 < run.streams["selectively"].answers_per_step <= 1
+    assert results.arms["token_vlm"][0].streams["every step"].answers_per_step == 1
     model = build({"_target_": "jepa.predictors.transformer.QueryPredictor"} | {
         "vocab_size": 512, "state_dim": 128, "embedding_dim": 128, "width": 128, "depth": 1, "heads": 4
     })  # fmt: skip
-    assert trainable(results)["VL-JEPA: Predictor"] == sum(p.numel() for p in model.parameters())
+    assert counted(results)["VL-JEPA: Predictor"] == sum(p.numel() for p in model.parameters())
     text = (runs / "report.md").read_text(encoding="utf-8")
     assert "Trained parameters" in text
     assert "every step" in text
     assert (runs / "report.png").stat().st_size > 5000
 
 
-def test_records_that_do_not_compare_are_refused(runs, tmp_path, capsys):
-    found = records(runs)
+def test_evaluations_that_do_not_compare_are_refused(runs, tmp_path, capsys):
+    found = evaluations(runs)
     with pytest.raises(InputError, match="both arms must have the same seeds"):
         comparison_results(found[:3], runs)
     with pytest.raises(InputError, match="arm token_vlm and seed 0 must occur once"):
         comparison_results([*found, found[0]], runs)
-    other = json.loads(json.dumps(found))
-    other[1]["encoder_states"] = "another"
+    other = found[1].model_copy(update={"run": found[1].run.model_copy(update={"encoder_states": "another"})})
     with pytest.raises(InputError, match="encoder_states must be the same in all runs"):
-        comparison_results(other, runs)
+        comparison_results([found[0], other, *found[2:]], runs)
+    assert folder_results(tmp_path, None) is None
     shutil.copytree(runs / "vl_jepa" / "seed_0", tmp_path / "vl_jepa" / "seed_0")
     (tmp_path / "vl_jepa" / "seed_0" / "comparison.json").write_text("{}", encoding="utf-8")
     assert main(["report", f"evaluation={tmp_path}"]) == 2
-    assert "format must be 'jepa.comparison/1', got None" in capsys.readouterr().err
+    assert "jepa.comparison-arm/1" in capsys.readouterr().err
 
 
 def test_points_must_end_with_the_last_step(tmp_path, capsys):

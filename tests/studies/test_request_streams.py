@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa.data.pairs import Example
-from jepa.data.request_streams import TypingStyle, each_once, expressions, type_requests, zipf
 from jepa.errors import InputError
+from jepa.studies.requests.streams import TypingStyle, each_once, expressions, type_requests, zipf
 
 STYLE = TypingStyle(words_per_minute=50, jitter=0.3, corrections=0.0, pause=5.0)
 WORDS = st.lists(st.sampled_from(["lines", "with", "a", "vowel", "or", "the", "number", "dog"]), min_size=1, max_size=6)
@@ -51,7 +51,7 @@ def test_typing_ends_in_the_requests_one_word_at_a_time(requests, corrections, s
         assert len(stream.steps) == sum(map(len, requests))
 
 
-def test_the_share_of_corrections_and_the_speed_are_those_asked_for():
+def test_the_fraction_of_corrections_and_the_speed_are_those_asked_for():
     pairs = pairs_of([["lines", "with", "number", "vowel", "or"]] * 400)
     stream = type_requests(pairs, TypingStyle(50, 0.3, 0.1, 5.0), (3,))
     assert stream.corrections == pytest.approx(0.1 * 2000, abs=45)
@@ -103,26 +103,20 @@ def test_expressions_recur_by_zipfs_law():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"words_per_minute": 0}, "words_per_minute must be finite and > 0, got 0"),
-        ({"pause": -1.0}, "pause must be finite and > 0, got -1.0"),
-        ({"jitter": float("nan")}, "jitter must be finite and >= 0, got nan"),
-        ({"corrections": 1.1}, r"corrections must be in 0\.\.1, got 1.1"),
-    ],
+    "change", [{"words_per_minute": 0}, {"pause": -1.0}, {"jitter": float("nan")}, {"corrections": 1.1}]
 )
-def test_bad_styles_are_refused(change, message):
-    with pytest.raises(InputError, match=message):
+def test_bad_styles_are_refused_by_name(change):
+    with pytest.raises(InputError, match=next(iter(change))):
         TypingStyle(**({"words_per_minute": 50, "jitter": 0.3, "corrections": 0.0, "pause": 5.0} | change))
 
 
 def test_bad_streams_are_refused():
-    with pytest.raises(InputError, match="at least 1 pair, got none"):
-        type_requests([], STYLE, (0,))
-    with pytest.raises(InputError, match="here:3: a request must have at least 1 word, got '  '"):
-        type_requests([Example("  ", "x", None, source="here:3")], STYLE, (0,))
     group = [(Example("a", "x", None), Example("b", "x", None))]
-    with pytest.raises(InputError, match="length must be a whole number >= 1, got 0"):
+    with pytest.raises(InputError, match="at least 1 pair"):
+        type_requests([], STYLE, (0,))
+    with pytest.raises(InputError, match="here:3"):
+        type_requests([Example("  ", "x", None, source="here:3")], STYLE, (0,))
+    with pytest.raises(InputError, match="length"):
         zipf(group, 0, 1.0, (0,))
-    with pytest.raises(InputError, match="exponent must be finite and >= 0, got -1"):
+    with pytest.raises(InputError, match="exponent"):
         zipf(group, 5, -1.0, (0,))

@@ -41,6 +41,10 @@ class Dimensions:
 
     Raises:
         InputError: a dimension breaks its rule.
+
+    >>> layers = Dimensions(2, width=64, heads=4, key_width=16, value_width=16, kv_heads=4, feed_forward=256)
+    >>> layers.parameters == 2 * (4 * 64**2 + 3 * 64 * 256)
+    True
     """
 
     layers: int
@@ -213,6 +217,132 @@ def from_hf_config(config: Any) -> Dimensions:
         **_experts(config, family, layers),
         **_windows(config, family, layers),
     )
+
+
+@dataclass(frozen=True)
+class TransformerFlops:
+    """FLOPs of the parts of a transformer.
+
+    Args:
+        projections: into queries, keys and values and out of the heads.
+        attention: scores, and their product with the values.
+        feed_forward: dense layers, routed experts and shared experts.
+        router: the choice of experts.
+        logits: the language-model head.
+    """
+
+    projections: int
+    attention: int
+    feed_forward: int
+    router: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """The sum of the parts."""
+        return self.projections + self.attention + self.feed_forward + self.router + self.logits
+
+
+def transformer_flops(
+    config: Any,
+    tokens: int,
+    *,
+    batch: int = 1,
+    context: int | None = None,
+    logits: int | None = None,
+    training: bool = False,
+    fused_attention: bool = False,
+) -> TransformerFlops:
+    """What `count_flops` measures on a causal language model of Hugging Face transformers 5, by its conventions.
+
+    2 FLOPs a multiply-add; matrix products alone; every one of the L·S pairs of query and key, masked or not.
+
+    Training adds the backward pass with every parameter trained. A product of activations and weights then costs three
+    times its forward: itself, the gradient of the activations and that of the weights. This holds from the first layer
+    on, whose input has a gradient because the embedding table wants one; looking up that table costs nothing. The two
+    products of attention are followed by four, or five in a fused kernel, which computes the scores again.
+
+    Args:
+        config: as of `from_hf_config`.
+        tokens: L, >= 1.
+        batch: B, >= 1.
+        context: S, >= L; L without a cache, which is the default. A layer with a sliding window of W keeps W - 1 keys
+            in the cache, so that it has at most W - 1 + L. Latent attention expands all S keys and values anew,
+            as transformers 5.23 does.
+        logits: last tokens of each sequence that the head is applied to, from 0 to L; by default all.
+        training: a forward and a backward pass in place of a forward pass.
+        fused_attention: whether the backward pass is a fused kernel's; no matter unless training.
+
+    Raises:
+        InputError: an argument breaks its rule; `training` with cached keys; or as `from_hf_config`.
+
+    >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
+    >>> transformer_flops(tiny, tokens=5).logits == 2 * 5 * 32 * 64
+    True
+    """
+    context = tokens if context is None else context
+    logits = tokens if logits is None else logits
+    for name, value, lowest in (("tokens", tokens, 1), ("batch", batch, 1), ("context", context, tokens)):
+        if value < lowest:
+            raise InputError(f"{name} must be >= {lowest}, got {value}")
+    if not 0 <= logits <= tokens:
+        raise InputError(f"logits must be between 0 and the {tokens} tokens, got {logits}")
+    if training and context != tokens:
+        raise InputError(f"context must be the {tokens} tokens when training, got {context}")
+    model = from_hf_config(config)
+    # Multiply-adds of a forward pass over all layers, and pairs of query and key.
+    keys = model.layers * tokens + model.positions(context - tokens)
+    expansion = model.expansion_weights
+    projections = model.layers * tokens * (model.attention_weights - expansion) + keys * expansion
+    pairs = model.heads * tokens * keys
+    passes = 3 if training else 1  # forward; gradient of the activations; gradient of the weights
+    attention = passes * pairs * (model.key_width + model.value_width)
+    if training and fused_attention:
+        attention += pairs * model.key_width  # the scores once more
+    return TransformerFlops(
+        projections=2 * batch * passes * projections,
+        attention=2 * batch * attention,
+        feed_forward=2 * batch * passes * tokens * model.feed_forward_weights(model.active),
+        router=2 * batch * passes * tokens * model.router_weights,
+        logits=2 * batch * passes * logits * model.table,
+    )
+
+
+def similarity_flops(rows: int, columns: int, width: int, *, training: bool = False) -> int:
+    """The matrix of products between embeddings (rows, width) and (columns, width) that a contrastive loss takes.
+
+    >>> similarity_flops(3, 5, 8)
+    240
+    """
+    return 2 * (3 if training else 1) * rows * columns * width
+
+
+def transformer_cache_bytes(config: Any, held: int, *, batch: int = 1, element_size: int = 2) -> int:
+    """Bytes of keys and values in the cache of a causal language model, which the pass after them reads.
+
+    Two vectors for each key head and layer, 2·K·h; with latent attention the latent and the turned key, d_c + d_r,
+    as transformers 5.23 keeps them. A layer with a sliding window of W keeps W - 1 positions at most.
+
+    Args:
+        config: as of `transformer_flops`.
+        held: tokens in the cache, >= 0.
+        batch: B, >= 1.
+        element_size: bytes of a number: 2 in bfloat16.
+
+    Raises:
+        InputError: an argument breaks its rule, or as `transformer_flops`.
+
+    >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
+    >>> transformer_cache_bytes(tiny, held=10)  # keys and values of 2 layers, 32 wide, of 2 bytes
+    2560
+    """
+    for name, value, lowest in (("held", held, 0), ("batch", batch, 1), ("element_size", element_size, 1)):
+        if value < lowest:
+            raise InputError(f"{name} must be >= {lowest}, got {value}")
+    model = from_hf_config(config)
+    return batch * element_size * model.cache_width * model.positions(held)
 
 
 def _attention(config: Any, family: str, width: int) -> dict[str, Any]:

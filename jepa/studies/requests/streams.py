@@ -1,7 +1,4 @@
-"""Streams of requests: typed word by word, or complete ones that recur.
-
-Everything is a function of the pairs and a seed.
-"""
+"""Streams of requests: typed word by word, or complete ones that recur. All are functions of examples and a seed."""
 
 from __future__ import annotations
 
@@ -22,10 +19,10 @@ class TypingStyle:
     """How requests are typed.
 
     Args:
-        words_per_minute: of five characters each, spaces included.
+        words_per_minute: speed, with five characters to a word, spaces included.
         jitter: standard deviation of the logarithm of each word's duration.
-        corrections: fraction of words before which a wrong word is typed, and removed again.
-        pause: seconds between two requests, on average; they vary as the words do.
+        corrections: fraction of words before which a wrong word is typed and removed.
+        pause: mean seconds between two requests; they vary as the words do.
 
     Raises:
         InputError: a speed or pause that is not > 0, a jitter < 0, or a fraction outside 0..1.
@@ -46,12 +43,12 @@ class TypingStyle:
 
 @dataclass(frozen=True)
 class TypedStep:
-    """What stands there after a word was typed, or removed.
+    """The text after a word was typed, or removed.
 
     Args:
         time: seconds.
-        request: the text so far; its answer is that of the whole request.
-        last: this is the request's last word. Nobody is told while the stream runs.
+        request: the text so far, with the completion of the whole request.
+        last: this is the request's last word. No method knows it while the stream runs.
     """
 
     time: float
@@ -77,14 +74,18 @@ class TypedStream:
 
 
 def type_requests(pairs: Sequence[Example], style: TypingStyle, seed: Sequence[int], name: str = "") -> TypedStream:
-    """Requests typed one after another, a step for each word and for each wrong word that is removed.
+    """Requests typed one after another: a step for each word typed, and for each wrong word removed.
 
-    A word takes the time of its characters and of the space before it, and removing one as long as typing it. A wrong
-    word is one of another request of the stream (of the same one, if it is alone), and differs from the right one. A
-    removal after which nothing stands there is no step.
+    A word takes the time of its characters and of the space before it; removing it takes as long. A wrong word comes
+    from the stream's requests and differs from the right one. A removal that leaves nothing is no step.
+
+    >>> style = TypingStyle(words_per_minute=60, jitter=0.0, corrections=0.0, pause=2.0)
+    >>> stream = type_requests([Example("any digit", "[0-9]", None)], style, seed=(0,))
+    >>> [(step.request.prompt, step.time, step.last) for step in stream.steps]
+    [('any', 0.8, False), ('any digit', 2.0, True)]
 
     Raises:
-        InputError: no pair, or a request without words.
+        InputError: no example, or a request without words.
     """
     if not pairs:
         raise InputError("a stream of requests must have at least 1 pair, got none")
@@ -120,9 +121,7 @@ def type_requests(pairs: Sequence[Example], style: TypingStyle, seed: Sequence[i
 
 
 def expressions(pairs: Iterable[Example]) -> list[tuple[Example, ...]]:
-    """Pairs grouped by their answer, in the order in which answers come: the phrasings of each, those of two or more.
-
-    Phrasings that are equal count once.
+    """The distinct phrasings of each answer that has two or more, in the order of the answers.
 
     Raises:
         InputError: no answer has two phrasings.
@@ -132,7 +131,9 @@ def expressions(pairs: Iterable[Example]) -> list[tuple[Example, ...]]:
         groups.setdefault(pair.completion, {}).setdefault(pair.prompt, pair)
     found = [tuple(phrasings.values()) for phrasings in groups.values() if len(phrasings) > 1]
     if not found:
-        raise InputError("pairs must hold at least 1 answer with two phrasings, got none: train on data.phrasing=both")
+        raise InputError(
+            "pairs must hold at least 1 answer with two phrasings, got none: train on data with two phrasings"
+        )
     return found
 
 
@@ -144,9 +145,9 @@ def each_once(groups: Sequence[Sequence[Example]], seed: Sequence[int]) -> list[
 
 
 def zipf(groups: Sequence[Sequence[Example]], length: int, exponent: float, seed: Sequence[int]) -> list[Example]:
-    """`length` requests whose expressions recur by Zipf's law: that of rank r with a weight of r^(−exponent).
+    """`length` requests whose expressions recur by Zipf's law: rank r has a weight of r^(−exponent).
 
-    The ranks of the expressions are drawn at random, and one of its phrasings for each request.
+    The ranks are drawn at random, and a phrasing for each request.
 
     Raises:
         InputError: `length` is not a whole number >= 1, or an exponent that is not finite and >= 0.

@@ -6,6 +6,7 @@ B clips, F frames a clip, S pixels a side, N states, D width.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -72,6 +73,11 @@ class HeldOutClips:
     def names(self) -> list[str]:
         """The canonical caption of each."""
         return [captions(scene)[0] for scene in self.scenes]
+
+    @torch.no_grad()
+    def states(self, encode: Callable[[Tensor], Tensor], batch_size: int = 64) -> Tensor:
+        """The states (B, N, D) that an X-Encoder gives."""
+        return torch.cat([encode(part) for part in self.frames.split(batch_size)])
 
     @property
     def references(self) -> list[list[str]]:

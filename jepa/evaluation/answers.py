@@ -1,0 +1,389 @@
+"""Evaluation of a language model: its answers under the metrics of the configuration, and the geometry of its latents.
+
+N: examples; E: embedding dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from jepa import checkpoint
+from jepa.build import build_as
+from jepa.config import AnswersConfig, ObjectiveConfig
+from jepa.data.chat import ChatIds
+from jepa.data.packing import IGNORE, PackedBatch, pack, target_numbers
+from jepa.data.pairs import Example, ExampleSplits
+from jepa.errors import InputError
+from jepa.evaluation.provenance import code_version, describe_device, device_of, library_versions, now
+from jepa.metrics.answers import METRICS, multiple_choice, proportion_interval, score, scorer_for
+from jepa.metrics.latents import (
+    LatentGeometry,
+    collapse_message,
+    paraphrase,
+    recall_at_false_fraction,
+    ridge_r2,
+)
+from jepa.metrics.per_token import answer_costs, choice_costs
+from jepa.models.llm_jepa import LLMJEPA
+from jepa.operations import TRAINING_PARTS, OperationLedger
+from jepa.results.base import write_files
+from jepa.results.documents import (
+    AnswerCosts,
+    AnswerEvaluation,
+    AnswerScore,
+    Generation,
+    LanguageTraining,
+    RoleParameters,
+    TrainedPart,
+    TrainingOperations,
+)
+from jepa.selective import Decoded
+
+CHOICE = "multiple_choice"  # the metric that compares likelihoods; the others read a generated text
+PREDICTIONS = "predictions.jsonl"
+_ROW_TOKENS = 64
+_PARAPHRASES = 100  # fewest answers in two phrasings whose neighbours say something
+
+
+class _Answered(NamedTuple):
+    """N texts, and by metric whether each is right and what an answer cost."""
+
+    texts: list[str]
+    verdicts: dict[str, list[bool]]
+    costs: dict[str, AnswerCosts]
+    tokens: int
+
+
+# --- Checks before anything is trained or generated.
+
+
+def check_before_training(answers: AnswersConfig, data: Mapping[str, Any]) -> None:
+    """`check_answers` on the data of a training, so that its evaluation at the end will not fail."""
+    check_answers(answers, build_as(ExampleSplits, "data", data))
+
+
+def check_answers(answers: AnswersConfig, splits: ExampleSplits) -> None:
+    """Score each right answer once, so that unreadable ones are found before anything is generated.
+
+    Raises:
+        InputError: no example, no metric, an unreadable right answer, or metrics and choices that do not fit together.
+    """
+    pairs = getattr(splits, answers.split)
+    if not pairs:
+        raise InputError(f"answers.split must hold at least 1 pair, got none in {answers.split}")
+    if not answers.metrics:
+        raise InputError("answers.metrics must name at least 1 metric, got none")
+    for name in answers.metrics:
+        if name != CHOICE:
+            scorer = scorer_for(name, **_scorer_options(name, answers))
+            for pair in pairs[: answers.limit or None]:
+                try:
+                    scorer(pair.completion, pair.completion, pair.prompt)
+                except InputError as error:
+                    raise InputError(f"{pair.source}: {error}") from error
+        elif len(answers.choices) < 2 or len(answers.metrics) > 1:
+            raise InputError(f"{CHOICE} must stand alone and have >= 2 answers.choices, got {answers.choices}")
+        else:
+            for pair in pairs:
+                if pair.completion.strip() not in answers.choices:
+                    choices = ", ".join(answers.choices)
+                    raise InputError(f"{pair.source}: answer must be one of {choices}, got {pair.completion!r}")
+
+
+def _scorer_options(metric: str, answers: AnswersConfig) -> dict[str, Any]:
+    if metric != "spider":
+        return {}
+    if answers.databases is None:
+        raise InputError("answers.databases must name the folder of Spider's databases, got none")
+    return {"databases": answers.databases, "timeout_seconds": answers.timeout_seconds}
+
+
+# --- The evaluation.
+
+
+@torch.no_grad()
+def evaluate_answers(
+    folder: Path, output: Path, answers: AnswersConfig, accelerator: str, splits: ExampleSplits | None = None
+) -> Path:
+    """Answer the prompts of a split, score the answers, and write the folder `output`.
+
+    `evaluation.json` holds an `AnswerEvaluation`, `predictions.jsonl` a line for each example, `latents.safetensors`
+    the predicted and target embeddings (N, E). Without `splits` the data are those of the training.
+
+    Raises:
+        InputError: another kind of checkpoint, no record of its training, or answers that cannot be scored.
+    """
+    trained, device = checkpoint.read_config(folder), device_of(accelerator)
+    splits = splits or build_as(ExampleSplits, "data", trained["data"])
+    model = load_language_model(folder, device)
+    pairs = getattr(splits, answers.split)
+    pairs = pairs[: answers.limit] if answers.limit else pairs
+    training = _training(folder)
+    check_answers(answers, splits)
+    objective = ObjectiveConfig(**trained["objective"])
+    predictions, targets, ids = embeddings(model, pairs, answers.batch_size, objective)
+    started = time.perf_counter()
+    found = _choose(model, pairs, answers) if CHOICE in answers.metrics else _generate(model, pairs, answers)
+    generation = Generation(seconds=time.perf_counter() - started, tokens=found.tokens)
+    spoken: list[str] = []
+    if model.y_decoder is not None and CHOICE not in answers.metrics:
+        said = _from_embeddings(model, pairs, predictions, answers)
+        spoken = said.texts
+        found.verdicts.update({f"{name} from the embedding": right for name, right in said.verdicts.items()})
+        found.costs.update({f"{name} from the embedding": cost for name, cost in said.costs.items()})
+    measured = geometry(predictions, targets, ids, pairs, answers)
+    document = AnswerEvaluation(
+        created=now(),
+        checkpoint=os.path.relpath(folder.resolve(), output.resolve()),
+        **{key: trained[key] for key in ("name", "arm", "seed")},
+        config=trained,
+        code=code_version(),
+        libraries=library_versions(),
+        device=describe_device(device),
+        parameters=tuple(RoleParameters.model_validate(role) for role in model.parameters_by_role()),
+        training=training,
+        split=answers.split,
+        pairs=len(pairs),
+        scores={name: _score(right, found.costs[name]) for name, right in found.verdicts.items()},
+        generation=generation,
+        geometry={name: value for name, value in measured.items() if math.isfinite(value)},
+        warning=collapse_message(measured) if measured else "fewer than 2 distinct targets: nothing to tell apart",
+    )
+    lines = []
+    for i, (pair, text) in enumerate(zip(pairs, found.texts, strict=True)):
+        line = {"source": pair.source, "prompt": pair.prompt, "completion": pair.completion, "prediction": text}
+        line |= {"prediction from the embedding": spoken[i]} if spoken else {}
+        line |= {name: right[i] for name, right in found.verdicts.items()}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    output.mkdir(parents=True, exist_ok=True)
+    save_file({"predictions": predictions, "targets": targets}, output / "latents.safetensors")
+    files = {PREDICTIONS: "".join(lines).encode(), AnswerEvaluation.file_name: document.to_json()}
+    write_files({output / name: content for name, content in files.items()})
+    print("\n".join([*_summary(document), f"evaluation: {output}"]), flush=True)
+    return output
+
+
+def load_language_model(folder: Path, device: str) -> LLMJEPA:
+    """The LLM-JEPA of a checkpoint. Raises `InputError` for a checkpoint of another model."""
+    model = checkpoint.load(folder)
+    if not isinstance(model, LLMJEPA):
+        raise InputError(f"{folder} must be a checkpoint of an LLM-JEPA, got {type(model).__name__}")
+    return model.to(device)
+
+
+def _training(folder: Path) -> LanguageTraining:
+    """The training of the language model, all of its stages together; the curve is of the last."""
+    path = folder / "training.json"
+    if not path.is_file():
+        raise InputError(f"training record not found: {path}")
+    stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+    language = [stage for stage in stages if stage["name"] == "llm_jepa"]
+    if not language:
+        raise InputError(f"{path} must have a stage llm_jepa, got {[stage['name'] for stage in stages]}")
+    last = language[-1]
+    return LanguageTraining(
+        **{key: sum(stage[key] for stage in language) for key in ("steps", "samples", "tokens", "flops", "seconds")},
+        **{key: last[key] for key in ("pairs", "duplicates", "steps_stretched")},
+        operations=_operations([stage.get("operations") for stage in language]),
+        curve=tuple(
+            {key: value if math.isfinite(value) else None for key, value in row.items()} for row in last["curve"]
+        ),
+    )
+
+
+def _operations(stages: Sequence[Mapping[str, Any] | None]) -> TrainingOperations | None:
+    """The sum of the stages' counts; None where a stage was not counted."""
+    counted = [stage for stage in stages if stage is not None]
+    if len(counted) < len(stages):
+        return None
+    return TrainingOperations(
+        steps=sum(stage["steps"] for stage in counted),
+        parts={
+            part: TrainedPart(
+                **{key: sum(stage["parts"][part][key] for stage in counted) for key in TrainedPart.model_fields}
+            )
+            for part in TRAINING_PARTS
+        },
+    )
+
+
+# --- Answers.
+
+
+def generate(model: LLMJEPA, pairs: Sequence[Example], batch_size: int) -> list[Decoded]:
+    """The model's own N answers. Batches hold prompts of similar length; the longest right answer bounds an answer."""
+    encoded = model.tokenizer.encode(pairs)
+    longest = longest_answer(encoded)
+    order = sorted(range(len(pairs)), key=lambda i: len(encoded[i].given))
+    decoded: dict[int, Decoded] = {}
+    for start in _progress(len(pairs), batch_size, "answers"):
+        chosen = order[start : start + batch_size]
+        prompts = [encoded[i].given for i in chosen]
+        decoded.update(zip(chosen, model.continuations(prompts, longest), strict=True))
+    return [decoded[i] for i in range(len(pairs))]
+
+
+def longest_answer(encoded: Iterable[ChatIds]) -> int:
+    """Tokens of the longest right answer, its end included."""
+    return max(len(ids.completion) - ids.opening for ids in encoded)
+
+
+def _generate(model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig) -> _Answered:
+    return _scored(model, generate(model, pairs, answers.batch_size), pairs, answers)
+
+
+def _from_embeddings(
+    model: LLMJEPA, pairs: Sequence[Example], predictions: Tensor, answers: AnswersConfig
+) -> _Answered:
+    """Answers of the Y-Decoder to predicted embeddings (N, E). Predicting them is part of their cost."""
+    decoded = [one for part in predictions.split(answers.batch_size) for one in model.decode(part)]
+    ledger = OperationLedger()
+    starts = _progress(len(pairs), answers.batch_size, "operations")
+    for _ in model.stream((pairs[start : start + answers.batch_size] for start in starts), ledger):
+        pass
+    return _scored(model, decoded, pairs, answers, before=ledger.total_flops / len(pairs))
+
+
+def _scored(
+    model: LLMJEPA, decoded: Sequence[Decoded], pairs: Sequence[Example], answers: AnswersConfig, before: float = 0.0
+) -> _Answered:
+    """Verdicts and costs of generated answers.
+
+    Tokens are those of the checkpoint's tokenizer, the end included. FLOPs are of each prompt answered alone; `before`
+    is the mean cost of an answer before its decoder.
+    """
+    texts, longest = [one.text for one in decoded], longest_answer(model.tokenizer.encode(pairs))
+    golds, prompts = [pair.completion for pair in pairs], [pair.prompt for pair in pairs]
+    verdicts = {name: score(name, texts, golds, prompts, **_scorer_options(name, answers)) for name in answers.metrics}
+    tokens = torch.tensor([one.tokens for one in decoded])
+    flops = torch.tensor([one.flops + before for one in decoded], dtype=torch.float64)
+    costs = {
+        name: AnswerCosts.model_validate(answer_costs(torch.tensor(right), tokens, flops, longest))
+        for name, right in verdicts.items()
+    }
+    return _Answered(texts, verdicts, costs, int(tokens.sum()))
+
+
+def _choose(model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig) -> _Answered:
+    """The likeliest of the choices, by the summed log-likelihood of its tokens, its end included.
+
+    An answer costs a pass over prompt and choice for each choice.
+    """
+    choices, flops = answers.choices, 0
+    layout = model.layout(row_tokens=_ROW_TOKENS)
+    likelihoods = torch.empty(len(pairs), len(choices))
+    for start in _progress(len(pairs), answers.batch_size, "choices"):
+        for column, choice in enumerate(choices):
+            part = [Example(p.prompt, choice, p.system) for p in pairs[start : start + answers.batch_size]]
+            encoded = model.tokenizer.encode(part)
+            rows = pack(encoded, layout)
+            out = model(_on_device(rows, model))
+            scores = -F.cross_entropy(out.logits, out.labels, reduction="none").cpu()
+            owner = rows.segments[rows.labels != IGNORE] // 2  # an example has two segments: prompt and completion
+            likelihoods[start : start + len(part), column] = torch.zeros(len(part)).index_add(0, owner, scores)
+            lengths = [(len(ids.prompt) + len(ids.completion), len(ids.completion) - ids.opening) for ids in encoded]
+            flops += sum(model.pass_flops(length, length, logits) for length, logits in lengths)
+    wanted = torch.tensor([choices.index(p.completion.strip()) for p in pairs])
+    right = multiple_choice(likelihoods, wanted).tolist()
+    cost = choice_costs(sum(right) / len(right), flops / len(pairs))
+    unbounded = {"ock_score": None, "accuracy_within": None, "accuracy_area": None}  # of generated tokens only
+    texts = [choices[int(c)] for c in likelihoods.argmax(1)]
+    return _Answered(texts, {CHOICE: right}, {CHOICE: AnswerCosts.model_validate(cost | unbounded)}, 0)
+
+
+def _score(right: Sequence[bool], cost: AnswerCosts) -> AnswerScore:
+    found = proportion_interval(sum(right), len(right))
+    return AnswerScore(accuracy=found.value, interval=(found.low, found.high), cost=cost)
+
+
+# --- Latents.
+
+
+def embeddings(
+    model: LLMJEPA, pairs: Sequence[Example], batch_size: int, objective: ObjectiveConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Predicted and target embeddings (N, E), L2-normalised, and numbers (N,) that are equal for equal targets.
+
+    Direction and view are those of the training objective. An objective that does not train the [PRED] tokens takes
+    the last state of view 1 as prediction.
+    """
+    layout = model.layout(row_tokens=_ROW_TOKENS, direction=objective.direction, view=objective.view)
+    if objective.weight == 0 or objective.latent == "tube":
+        layout = replace(layout, predictors=())
+    encoded = model.tokenizer.encode(pairs)
+    ids = target_numbers(encoded, layout)
+    predictions, targets = [], []
+    for start in _progress(len(pairs), batch_size, "latents"):
+        part = encoded[start : start + batch_size]
+        rows = pack(part, layout, part, ids[start : start + batch_size])
+        rows = rows._replace(labels=torch.full_like(rows.labels, IGNORE))  # no logits are wanted
+        out = model(_on_device(rows, model))
+        predictions.append(F.normalize(out.predictions.float(), dim=-1).cpu())
+        targets.append(F.normalize(out.targets.float(), dim=-1).cpu())
+    return torch.cat(predictions), torch.cat(targets), torch.tensor(ids)
+
+
+def geometry(
+    predictions: Tensor, targets: Tensor, ids: Tensor, pairs: Sequence[Example], answers: AnswersConfig
+) -> dict[str, float]:
+    """Alignment, spread, rank and retrieval of the latents, by name; empty with fewer than 2 distinct targets.
+
+    With enough answers in two phrasings, entries `paraphrase.…` compare phrasings of one answer with other answers. A
+    nearest neighbour counts as right if one of the answers' metrics accepts its completion.
+    """
+    if len(ids.unique()) < 2:
+        return {}
+    measure = LatentGeometry(ks=(1, 10))
+    measure.update(predictions, targets, ids)
+    found = {name: float(value) for name, value in measure.compute().items()}
+    if len(predictions) >= 4 * predictions.shape[1]:  # with fewer rows the fit says little
+        found["ridge_r2"] = float(ridge_r2(predictions, targets))
+    by_answer: dict[int, dict[str, int]] = {}
+    for row, (number, pair) in enumerate(zip(ids.tolist(), pairs, strict=True)):
+        by_answer.setdefault(number, {}).setdefault(pair.prompt, row)
+    twice = [list(rows.values())[:2] for rows in by_answer.values() if len(rows) > 1]
+    scorers = [name for name in answers.metrics if name in METRICS and name != "spider"]
+    if len(twice) >= _PARAPHRASES and scorers:
+        first, second = (torch.tensor([rows[i] for rows in twice]) for i in (0, 1))
+        cosines, nearest = (predictions[first] @ predictions[second].T).max(1)
+        golds, others = ([pairs[int(row)].completion for row in rows] for rows in (first, second[nearest]))
+        right = torch.tensor([any(each) for each in zip(*(score(s, others, golds) for s in scorers), strict=True)])
+        apart = paraphrase(predictions[first], predictions[second], ids[first])
+        found["paraphrase.pairs"] = len(twice)
+        found |= {f"paraphrase.{name}": float(value) for name, value in apart.items()}
+        found["paraphrase.recall at 1% false neighbours"] = float(recall_at_false_fraction(cosines, right))
+    return found
+
+
+def _on_device(rows: PackedBatch, model: LLMJEPA) -> PackedBatch:
+    return PackedBatch(*(field.to(model.device) for field in rows))
+
+
+def _summary(document: AnswerEvaluation) -> list[str]:
+    lines = [f"{document.pairs} pairs of the {document.split} split"]
+    for name, found in document.scores.items():
+        lines.append(f"{name:28} {found.accuracy:6.3f}   ({found.interval[0]:.3f} to {found.interval[1]:.3f})")
+        tokens, flops = found.cost.tokens_per_right_answer, found.cost.flops_per_right_answer
+        cost = "no right answer" if tokens is None else f"{tokens:.4g} tokens, {flops:.3g} FLOPs"
+        lines.append(f"{'  per right answer':28} {cost}")
+    lines += [
+        f"{name.replace('paraphrase.', 'two phrasings: '):28} {value:6.3f}" for name, value in document.geometry.items()
+    ]
+    return lines + ([f"warning: {document.warning}"] if document.warning else [])
+
+
+def _progress(count: int, size: int, what: str) -> Iterable[int]:
+    return tqdm(range(0, count, size), desc=what, unit="batch", leave=False)

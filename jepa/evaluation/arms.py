@@ -1,0 +1,360 @@
+"""Arms and seeds of a language model, compared with next-token training on the answers to one set of examples.
+
+An arm is a way to train (`ntp`, `llm_jepa`, a control of your own); a seed is a repetition. Each difference has two
+tests. The paired t test over seeds asks whether another training would show it. McNemar's exact test over examples asks
+whether other test examples would.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from pydantic import JsonValue
+from scipy import stats
+
+from jepa.config import ReportConfig
+from jepa.errors import InputError
+from jepa.evaluation.answers import PREDICTIONS
+from jepa.metrics.paired import paired_test
+from jepa.results import Requirement, is_kind, read_document
+from jepa.results.documents import (
+    Accuracy,
+    AgainstBaseline,
+    AnswerCosts,
+    AnswerEvaluation,
+    AnswerResults,
+    AnswerScore,
+    Arm,
+    Contrast,
+    ExampleTest,
+    Run,
+    RunCosts,
+)
+
+BASELINE = "ntp"  # the arm that the others are compared with
+METHOD = "llm_jepa"  # the arm of the report's first sentence; without it, the first that is no baseline
+
+_ALIKE = ("config.data", "config.tokenizer", "config.model", "split", "pairs")  # in every evaluation
+_OF_ARM = ("config.objective", "config.equal_flops", "config.stage", "config.precision")  # in every one of an arm
+_FREE = ("config.stage.row_tokens",)  # how examples are packed into rows changes no loss
+_T = TypeVar("_T")
+
+
+class _Evaluated(NamedTuple):
+    """An evaluation: its N prompts and right answers, and for each metric whether each answer is right."""
+
+    path: Path
+    document: AnswerEvaluation
+    asked: list[tuple[str, str]]
+    verdicts: dict[str, list[bool]]
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        return {metric: score.accuracy for metric, score in self.document.scores.items()}
+
+    @property
+    def costs(self) -> RunCosts:
+        """FLOPs are those counted at every step where `operations` has them, else the estimate."""
+        training, counted = self.document.training, self.document.training.operations
+        return RunCosts(
+            **{key: getattr(training, key) for key in ("steps", "samples", "tokens", "seconds", "steps_stretched")},
+            flops=training.flops if counted is None else sum(part.flops for part in counted.parts.values()),
+            flops_measured=counted is not None,
+        )
+
+
+def answer_evaluations(folder: Path) -> list[Path]:
+    """The evaluations of language models that a folder is or holds, in order; none where it has none.
+
+    A folder with an `evaluation.json` is an evaluation. Otherwise every `evaluation/evaluation.json` below it counts.
+    """
+    own = folder / AnswerEvaluation.file_name
+    paths = [own] if own.is_file() else sorted(folder.glob(f"**/evaluation/{AnswerEvaluation.file_name}"))
+    return [path.parent for path in paths] if any(is_kind(path, AnswerEvaluation) for path in paths) else []
+
+
+def folder_results(folder: Path, config: ReportConfig) -> AnswerResults | None:
+    """The comparison of a folder's evaluations; None where it has none of a language model.
+
+    Raises:
+        InputError: as `answer_results`, a `checkpoint`, for which this report has no use, or a bar of no arm.
+    """
+    evaluations = answer_evaluations(folder)
+    if not evaluations:
+        return None
+    if config.checkpoint is not None:
+        raise InputError(f"checkpoint must be null for a report of answers, got {config.checkpoint}")
+    results = answer_results(evaluations, folder)
+    if config.fail_under is not None:
+        Requirement.parse(config.fail_under).check_arms(results.arms)
+    return results
+
+
+def answer_results(evaluations: Sequence[Path], root: Path) -> AnswerResults:
+    """Compare evaluations; their paths in the document are relative to `root`.
+
+    Raises:
+        InputError: an evaluation that is missing, broken or of another kind; different data, split, model, tokenizer or
+            metrics; an arm and seed that occur twice; an arm whose seeds were trained differently; predictions that do
+            not belong to their evaluation.
+    """
+    runs = [_read(folder) for folder in evaluations]
+    if not runs:
+        raise InputError(f"evaluations must be at least 1, got none in {root}")
+    _check_alike(runs)
+    arms = _by_arm(runs)
+    _check_budget(arms)
+    documents = [run.document for run in runs]
+    first = documents[0]
+    return AnswerResults(
+        created=max(document.created for document in documents),
+        name=first.name if len({document.name for document in documents}) == 1 else root.resolve().name,
+        split=first.split,
+        pairs=first.pairs,
+        training_pairs=first.training.pairs,
+        duplicates=first.training.duplicates,
+        metrics=tuple(first.scores),
+        baseline=BASELINE if BASELINE in arms else None,
+        method=next((arm for arm in arms if arm != BASELINE), None),
+        arms={arm: _arm(chosen, arms.get(BASELINE, []) if arm != BASELINE else []) for arm, chosen in arms.items()},
+        settings=_settings(arms),
+        runs=tuple(_run(run, root) for chosen in arms.values() for run in chosen),
+        parameters=first.parameters,
+        code=distinct([document.code for document in documents]),
+        libraries=distinct([document.libraries for document in documents]),
+        device=distinct([document.device for document in documents]),
+        config=first.config,
+    )
+
+
+# --- Reading and checking.
+
+
+def _read(folder: Path) -> _Evaluated:
+    path = folder / AnswerEvaluation.file_name
+    document: AnswerEvaluation = read_document(path, AnswerEvaluation)
+    asked, verdicts = _predictions(folder / PREDICTIONS, list(document.scores))
+    for metric, right in verdicts.items():
+        fraction = document.scores[metric].accuracy
+        if len(right) != document.pairs or not math.isclose(sum(right), fraction * len(right), abs_tol=1e-6):
+            raise InputError(
+                f"{folder / PREDICTIONS}: {metric} must be true in a fraction of {fraction:.4g} of {document.pairs} "
+                f"lines, as {path.name} has it, got {sum(right)} of {len(right)}"
+            )
+    return _Evaluated(path, document, asked, verdicts)
+
+
+def _predictions(path: Path, metrics: Sequence[str]) -> tuple[list[tuple[str, str]], dict[str, list[bool]]]:
+    """(prompt, completion) of each line, and each metric's verdicts."""
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    asked: list[tuple[str, str]] = []
+    verdicts: dict[str, list[bool]] = {metric: [] for metric in metrics}
+    for row, line in enumerate(lines, start=1):
+        try:
+            answer = json.loads(line)
+            asked.append((answer["prompt"], answer["completion"]))
+            for metric, found in verdicts.items():
+                found.append(answer[metric])
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{row}: not JSON: {error}") from None
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}:{row}: answer must have the key {error}") from None
+        for metric in metrics:
+            if not isinstance(answer[metric], bool):
+                raise InputError(f"{path}:{row}: answer.{metric} must be true or false, got {answer[metric]!r}")
+    return asked, verdicts
+
+
+def _check_alike(runs: Sequence[_Evaluated]) -> None:
+    """All evaluations share data, model and metrics, those of an arm all settings; an arm and seed occur once."""
+    seen: dict[tuple[str, int], _Evaluated] = {}
+    by_arm: dict[str, _Evaluated] = {}
+    first = runs[0]
+    for run in runs:
+        arm, seed = run.document.arm, run.document.seed
+        twin = seen.setdefault((arm, seed), run)
+        if twin is not run:
+            raise InputError(f"{run.path}: arm and seed must occur once, got {arm!r} and {seed} also in {twin.path}")
+        if run.verdicts.keys() != first.verdicts.keys():
+            raise InputError(
+                f"{run.path}: scores must be {list(first.verdicts)} as in {first.path}, got {list(run.verdicts)}"
+            )
+        _refuse_difference(run, first, _ALIKE)
+        _refuse_difference(run, by_arm.setdefault(arm, run), _OF_ARM)
+        if run.asked != first.asked:
+            at = next(i for i, pair in enumerate(zip(run.asked, first.asked, strict=True), 1) if pair[0] != pair[1])
+            raise InputError(
+                f"{run.path.parent / PREDICTIONS}:{at}: prompt and completion must be those of "
+                f"{first.path.parent / PREDICTIONS}, got {run.asked[at - 1]}"
+            )
+
+
+def _refuse_difference(run: _Evaluated, other: _Evaluated, keys: Sequence[str]) -> None:
+    mine, theirs = (
+        dict(_leaves({"config": one.config, "split": one.split, "pairs": one.pairs}))
+        for one in (run.document, other.document)
+    )
+    for key in dict.fromkeys([*theirs, *mine]):
+        chosen = key not in _FREE and any(key == start or key.startswith(f"{start}.") for start in keys)
+        if chosen and mine.get(key) != theirs.get(key):
+            raise InputError(
+                f"{run.path}: {key} must be {theirs.get(key)!r} as in {other.path}, got {mine.get(key)!r}: "
+                "a report compares runs that share data, model and metrics, and the seeds of an arm all settings"
+            )
+
+
+def _check_budget(arms: Mapping[str, Sequence[_Evaluated]]) -> None:
+    """An arm of equal operations was given those of the method beside it."""
+    method = arms.get(METHOD)
+    for arm, runs in arms.items():
+        other = runs[0].document.config["equal_flops"]
+        if other is not None and method is not None and other != method[0].document.config["objective"]:
+            raise InputError(
+                f"{runs[0].path}: config.equal_flops of arm {arm!r} must be the objective of {METHOD!r}: "
+                f"change both, objective and equal_flops; got {other}"
+            )
+
+
+def _leaves(node: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
+    """(dotted key, value) of every value that is not itself a mapping."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+# --- The parts of the document.
+
+
+def _by_arm(runs: Sequence[_Evaluated]) -> dict[str, list[_Evaluated]]:
+    """The runs of each arm by seed: the baseline first, then the method, then the others by name."""
+    names = sorted({run.document.arm for run in runs}, key=lambda arm: (arm != BASELINE, arm != METHOD, arm))
+    by_seed = sorted(runs, key=lambda run: run.document.seed)
+    return {arm: [run for run in by_seed if run.document.arm == arm] for arm in names}
+
+
+def _arm(runs: Sequence[_Evaluated], baseline: Sequence[_Evaluated]) -> Arm:
+    others = {run.document.seed: run for run in baseline}
+    pairs = [(run, others[run.document.seed]) for run in runs if run.document.seed in others]
+    geometry, costs = [run.document.geometry for run in runs], [run.costs for run in runs]
+    return Arm(
+        seeds=tuple(run.document.seed for run in runs),
+        accuracy={metric: _accuracy([run.document.scores[metric] for run in runs]) for metric in runs[0].verdicts},
+        answer_costs={
+            metric: _answer_costs([run.document.scores[metric] for run in runs]) for metric in runs[0].verdicts
+        },
+        against_baseline=_against(pairs) if pairs else None,
+        costs=RunCosts(
+            flops_measured=all(cost.flops_measured for cost in costs),
+            **{
+                key: _mean([getattr(cost, key) for cost in costs])
+                for key in RunCosts.model_fields
+                if key != "flops_measured"
+            },
+        ),
+        geometry={
+            key: _mean([values[key] for values in geometry])
+            for key in geometry[0]
+            if all(key in values for values in geometry)
+        },
+        collapsed=sum(run.document.warning is not None for run in runs),
+    )
+
+
+def _run(run: _Evaluated, root: Path) -> Run:
+    document = run.document
+    return Run(
+        arm=document.arm,
+        seed=document.seed,
+        evaluation=str(run.path.parent.relative_to(root)),
+        accuracy=run.accuracy,
+        answer_costs={metric: _answer_costs([score]) for metric, score in document.scores.items()},
+        costs=run.costs,
+        geometry=document.geometry,
+        warning=document.warning,
+        curve=document.training.curve,
+    )
+
+
+def _accuracy(scores: Sequence[AnswerScore]) -> Accuracy:
+    """The mean over seeds with its t interval, cut off at 0 and 1; for one seed the Wilson interval over examples."""
+    found = paired_test([score.accuracy for score in scores])
+    if found.low is None or found.high is None:
+        low, high = scores[0].interval
+        return Accuracy(value=found.mean, low=low, high=high, over="examples")
+    return Accuracy(value=found.mean, low=max(found.low, 0.0), high=min(found.high, 1.0), over="seeds")
+
+
+def _answer_costs(scores: Sequence[AnswerScore]) -> AnswerCosts:
+    """Tokens and FLOPs of an answer and of a right one, all seeds together.
+
+    The cost of a right one is the mean cost over the mean accuracy (cost-of-pass, arXiv 2504.13359). OckScore and the
+    accuracy within b tokens are means over seeds, None where a seed has none.
+    """
+    accuracy, costs = _mean([score.accuracy for score in scores]), [score.cost for score in scores]
+    tokens, flops = (_mean([getattr(cost, f"{unit}_per_answer") for cost in costs]) for unit in ("tokens", "flops"))
+    ock, area = ([getattr(cost, key) for cost in costs] for key in ("ock_score", "accuracy_area"))
+    curves = [cost.accuracy_within for cost in costs if cost.accuracy_within is not None]
+    complete = len(curves) == len(costs)
+    return AnswerCosts(
+        tokens_per_answer=tokens,
+        flops_per_answer=flops,
+        tokens_per_right_answer=tokens / accuracy if accuracy else None,
+        flops_per_right_answer=flops / accuracy if accuracy else None,
+        ock_score=_mean(ock) if complete else None,
+        accuracy_within=tuple(map(_mean, zip(*curves, strict=True))) if complete else None,
+        accuracy_area=_mean(area) if complete else None,
+    )
+
+
+def _against(pairs: Sequence[tuple[_Evaluated, _Evaluated]]) -> AgainstBaseline:
+    """Differences to the baseline of the same seed, and the operations of training relative to it."""
+    metrics = {}
+    for metric in pairs[0][0].verdicts:
+        test = paired_test([run.accuracy[metric] - base.accuracy[metric] for run, base in pairs])
+        metrics[metric] = Contrast(
+            value=test.mean, low=test.low, high=test.high, p=test.p, examples=_mcnemar(pairs, metric)
+        )
+    return AgainstBaseline(
+        seeds=tuple(run.document.seed for run, _ in pairs),
+        metrics=metrics,
+        flops_ratio=_mean([run.costs.flops / base.costs.flops for run, base in pairs]),
+    )
+
+
+def _mcnemar(pairs: Sequence[tuple[_Evaluated, _Evaluated]], metric: str) -> ExampleTest:
+    """McNemar's exact test (McNemar 1947) over the examples that one of the two alone answers right.
+
+    An example counts once for each seed, as if seeds were independent.
+    """
+    both = [each for a, b in pairs for each in zip(a.verdicts[metric], b.verdicts[metric], strict=True)]
+    won, lost = both.count((True, False)), both.count((False, True))
+    p = float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    return ExampleTest(count=len(both), won=won, lost=lost, p=p)
+
+
+def _settings(arms: Mapping[str, Sequence[_Evaluated]]) -> dict[str, dict[str, JsonValue]]:
+    """The settings of training that differ between arms: dotted key -> arm -> value, where the arm has it."""
+    found: dict[str, dict[str, JsonValue]] = {}
+    for arm, runs in arms.items():
+        config = runs[0].document.config
+        for key, value in _leaves({name: config[name] for name in ("objective", "stage", "precision")}):
+            found.setdefault(key, {})[arm] = value
+    return {key: values for key, values in found.items() if len(distinct([values.get(arm) for arm in arms])) > 1}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def distinct(values: Sequence[_T]) -> tuple[_T, ...]:
+    """The values without repetition, in order; they need not be hashable."""
+    return tuple(value for index, value in enumerate(values) if value not in values[:index])

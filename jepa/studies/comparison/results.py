@@ -1,0 +1,249 @@
+"""Documents of the controlled comparison: one arm and seed, and all of them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, JsonValue
+
+from jepa.config import ReportConfig
+from jepa.errors import InputError
+from jepa.evaluation.arms import distinct
+from jepa.metrics.paired import paired_test
+from jepa.results.base import Code, Count, Device, Document, Fraction, Positive, Quantity, Record, read_document
+from jepa.results.documents import RoleParameters
+
+ARMS = {"vl_jepa": "VL-JEPA", "token_vlm": "token VLM"}
+FIGURES = {"cider_d": "CIDEr-D", "top5": "top-5", "top1": "top-1", "exact": "exact captions"}
+EVERY_STEP, SELECTIVELY = "every step", "selectively"
+_ALIKE = ("states", "data_seed", "held_out", "points", "stage", "learning_rate_factors", "precision", "stream")
+
+
+class Trial(Record):
+    """A learning rate over the whole schedule, and the mean reciprocal rank of the right validation caption."""
+
+    learning_rate: Positive
+    validation_mrr: Fraction
+    steps: Count
+    samples: Count
+    seconds: Quantity
+    curve: tuple[dict[str, float], ...]
+
+
+class DecoderTraining(Record):
+    """A Y-Decoder trained on the embeddings of one point."""
+
+    steps: Count
+    examples: Count
+    flops: Count
+    seconds: Quantity
+
+
+class StepFlops(Record):
+    """FLOPs of a training step: the trained parts forward and backward, and the frozen encoder once."""
+
+    trained: Count
+    encoder: Count
+
+
+class TrainedPoint(Record):
+    """A checkpoint `samples_<samples>` after so many steps. The token VLM needs no decoder training."""
+
+    samples: Count
+    steps: Count
+    decoder: DecoderTraining | None
+
+
+class ScoredPoint(TrainedPoint):
+    """Scores on so many held-out clips. `exact`, `top1` and `top5` are fractions."""
+
+    clips: Count
+
+    cider_d: Quantity
+    exact: Fraction
+    top1: Fraction
+    top5: Fraction
+
+    @property
+    def chance5(self) -> float:
+        """The top-5 of a random order."""
+        return min(1.0, 5 / self.clips)
+
+
+class ArmTraining(Record):
+    """Training of an arm: all learning rates tried, the one kept, and the points of its schedule."""
+
+    arm: Literal["vl_jepa", "token_vlm"]
+    encoder_states: str
+    learning_rate: Positive
+    tried: tuple[Trial, ...]
+    step_flops: StepFlops
+    points: tuple[TrainedPoint, ...]
+
+
+class SingleAnswers(Record):
+    """Answers to single clips: median milliseconds of the parts, mean tokens and decoder FLOPs."""
+
+    count: Count
+    encode_ms: Quantity
+    answer_ms: Quantity
+    tokens: Quantity
+    decoder_flops: Quantity
+    predict_ms: Quantity | None
+
+
+class StreamStep(Record):
+    """Means over the steps of all streams, and the streams' CIDEr-D."""
+
+    steps: Count
+    answers_per_step: Quantity
+    tokens_per_step: Quantity
+    flops_per_step: Quantity
+    ms_per_step: Quantity
+    decoder_ms_per_step: Quantity
+    cider_d: Quantity
+
+
+class ArmRun(ArmTraining):
+    """One arm with one seed: its training, its scores at each point, and the costs of its answers."""
+
+    seed: int
+    points: Annotated[tuple[ScoredPoint, ...], Field(min_length=1)]
+    parameters: tuple[RoleParameters, ...]
+    answers: SingleAnswers
+    streams: dict[str, StreamStep]
+
+    def per_decoder(self, key: Literal["flops", "seconds"]) -> float | None:
+        """Mean FLOPs or seconds of training a decoder; None for the token VLM."""
+        found = [getattr(point.decoder, key) for point in self.points if point.decoder is not None]
+        return sum(found) / len(found) if found else None
+
+
+class ArmEvaluation(Document):
+    """The document of one arm with one seed."""
+
+    file_name: ClassVar[str] = "comparison.json"
+
+    kind: Literal["jepa.comparison-arm/1"] = "jepa.comparison-arm/1"
+    run: ArmRun
+    config: dict[str, JsonValue]
+    code: Code
+    libraries: dict[str, str]
+    device: Device
+
+
+class SeedMean(Record):
+    """Mean over seeds with its 95 % t interval and the p of a t test (None for one seed), and the values.
+
+    >>> SeedMean.of([0.5, 0.7]).value
+    0.6
+    >>> SeedMean.of([0.5]).low is None
+    True
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    p: Fraction | None
+    seeds: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> SeedMean:
+        """From one value of each seed."""
+        found = paired_test(values)
+        return cls(value=found.mean, low=found.low, high=found.high, p=found.p, seeds=tuple(values))
+
+
+class ComparisonResults(Document):
+    """Both arms over their seeds: `curves` by arm, figure and point, `difference` VL-JEPA less token VLM by seed."""
+
+    kind: Literal["jepa.comparison-results/2"] = "jepa.comparison-results/2"
+    seeds: tuple[int, ...]
+    samples: tuple[int, ...]
+    held_out: Count
+    curves: dict[str, dict[str, tuple[SeedMean, ...]]]
+    difference: dict[str, tuple[SeedMean, ...]]
+    arms: dict[str, tuple[ArmRun, ...]]
+    config: dict[str, JsonValue]
+    code: tuple[Code, ...]
+    libraries: tuple[dict[str, str], ...]
+    device: tuple[Device, ...]
+
+    def trained(self, arm: str) -> dict[str, int]:
+        """Parameters of each trained role of an arm."""
+        return {role.role: role.total for role in self.arms[arm][0].parameters if role.role != "X-Encoder"}
+
+
+def folder_results(folder: Path, config: ReportConfig) -> ComparisonResults | None:
+    """All arms and seeds below a folder side by side; None where it has none.
+
+    Raises:
+        InputError: as `comparison_results`, a `comparison.json` that is broken or of another kind, or a bar.
+    """
+    paths = sorted(folder.glob(f"**/{ArmEvaluation.file_name}"))
+    if not paths:
+        return None
+    if config.fail_under is not None:
+        raise InputError(f"fail_under holds streams or answers to a bar, got a comparison of arms: {folder}")
+    return comparison_results([read_document(path, ArmEvaluation) for path in paths], folder)
+
+
+def comparison_results(evaluations: Sequence[ArmEvaluation], root: Path) -> ComparisonResults:
+    """Put all arms and seeds side by side; `root` is named in errors.
+
+    Raises:
+        InputError: other states, clips or schedules, an arm and seed that occur twice, or a missing arm or seed.
+    """
+    first = evaluations[0]
+    by_seed: dict[str, dict[int, ArmRun]] = {arm: {} for arm in ARMS}
+    for evaluation in evaluations:
+        _check_alike(evaluation, first, root)
+        run = evaluation.run
+        if run.seed in by_seed[run.arm]:
+            raise InputError(f"{root}: arm {run.arm} and seed {run.seed} must occur once")
+        by_seed[run.arm][run.seed] = run
+    seeds, others = (sorted(by_seed[arm]) for arm in ARMS)
+    if not seeds or seeds != others:
+        raise InputError(f"{root}: both arms must have the same seeds, got vl_jepa {seeds} and token_vlm {others}")
+    arms = {arm: tuple(found[seed] for seed in seeds) for arm, found in by_seed.items()}
+    values = {arm: {key: _by_point(runs, key) for key in FIGURES} for arm, runs in arms.items()}
+    return ComparisonResults(
+        created=max(evaluation.created for evaluation in evaluations),
+        name=first.name,
+        seeds=tuple(seeds),
+        samples=tuple(point.samples for point in first.run.points),
+        held_out=first.run.points[0].clips,
+        curves={
+            arm: {key: tuple(map(SeedMean.of, points)) for key, points in figures.items()}
+            for arm, figures in values.items()
+        },
+        difference={
+            key: tuple(
+                SeedMean.of([one - other for one, other in zip(*point, strict=True)])
+                for point in zip(*(values[arm][key] for arm in ARMS), strict=True)
+            )
+            for key in FIGURES
+        },
+        arms=arms,
+        config=first.config,
+        code=distinct([evaluation.code for evaluation in evaluations]),
+        libraries=distinct([evaluation.libraries for evaluation in evaluations]),
+        device=distinct([evaluation.device for evaluation in evaluations]),
+    )
+
+
+def _by_point(runs: Sequence[ArmRun], key: str) -> list[list[float]]:
+    """A figure at each point: the values of the seeds."""
+    return [[getattr(point, key) for point in points] for points in zip(*(run.points for run in runs), strict=True)]
+
+
+def _check_alike(evaluation: ArmEvaluation, first: ArmEvaluation, root: Path) -> None:
+    pairs: list[tuple[str, JsonValue, JsonValue]] = [
+        ("encoder_states", evaluation.run.encoder_states, first.run.encoder_states)
+    ]
+    pairs += [(key, evaluation.config[key], first.config[key]) for key in _ALIKE]
+    for key, mine, theirs in pairs:
+        if mine != theirs:
+            raise InputError(f"{root}: {key} must be the same in all runs, got {mine!r} and {theirs!r}")

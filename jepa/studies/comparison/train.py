@@ -1,0 +1,320 @@
+"""Training of one arm and seed: VL-JEPA, or the token-space model, on the states of a frozen X-Encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from jepa import checkpoint
+from jepa.build import build
+from jepa.config import StageConfig
+from jepa.data.clips import ClipBatch, ClipBatches
+from jepa.data.tokenizer import Tokenizer
+from jepa.data.world import CAPTION_QUERIES, corpus
+from jepa.errors import InputError
+from jepa.models.token_baseline import TokenVLM, candidate_scores, ranks_of_own
+from jepa.models.vl_jepa import VLJEPA, set_fused_attention
+from jepa.operations import count_flops
+from jepa.studies.comparison.data import SAMPLES, STATES, HeldOutClips, StateBatch, StateBatches, held_out_clips
+from jepa.studies.comparison.results import ArmTraining, DecoderTraining, StepFlops, TrainedPoint, Trial
+from jepa.studies.configs import ComparisonTrainConfig
+from jepa.training.callbacks import summary
+from jepa.training.fit import fit, on_gpu, precision
+from jepa.training.latents import PairDecoderBatches
+from jepa.training.modules import DecoderModule, ParameterGroup, Stage, text_ids
+
+_ENCODER = "encoder.safetensors"
+_VARIANTS: dict[str, Literal["vl_jepa", "token_vlm"]] = {"VLJEPA": "vl_jepa", "TokenVLM": "token_vlm"}
+_SAMPLES_SEED = 2_000_003  # added to the seed: apart from the clips that the encoder saw
+_VALIDATION_SEED = 1_000_003
+
+
+class _LossModule(Stage):
+    """A stage whose `forward` is the loss of a batch."""
+
+    def training_step(self, batch: ClipBatch | StateBatch, index: int) -> Tensor:
+        loss: Tensor = self(batch)
+        self.log("loss", loss, prog_bar=True, batch_size=len(batch.texts))
+        return loss
+
+    def validation_step(self, batch: ClipBatch | StateBatch, index: int) -> None:
+        self.log("val/loss", self(batch), batch_size=len(batch.texts))
+
+
+class WordsModule(_LossModule):
+    """The X-Encoder and a linear map of its mean state, trained to name the tokens of a clip's text in any order.
+
+    The loss is softmax cross-entropy with the distinct tokens as equal targets (Joulin et al. 2016, arXiv 1511.02251).
+    It is neither contrastive nor autoregressive, so the frozen encoder favours the objective of neither arm.
+    """
+
+    def __init__(self, encoder: nn.Module, width: int, tokenizer: Tokenizer, stage: StageConfig) -> None:
+        super().__init__(stage)
+        self.encoder, self.tokenizer = encoder, tokenizer
+        self.head = nn.Linear(width, len(tokenizer))
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return [{"params": list(self.parameters())}]
+
+    def forward(self, batch: ClipBatch) -> Tensor:
+        """Mean cross-entropy of the batch's texts, in nats."""
+        ids, mask = (t.to(self.device) for t in self.tokenizer.encode(batch.texts))
+        logits = self.head(self.encoder(batch.frames).mean(1)).float()
+        words = torch.zeros_like(logits).scatter_add_(1, ids, mask.to(logits.dtype)).clamp_max(1)
+        return F.cross_entropy(logits, words / words.sum(1, keepdim=True))
+
+
+class ArmModule(_LossModule):
+    """One arm on the states of the frozen X-Encoder; keeps copies of its weights after the steps in `points`.
+
+    VL-JEPA learns by `loss` between predicted embeddings and those of the texts, the token VLM by the cross-entropy of
+    the texts' tokens.
+    """
+
+    def __init__(self, model: VLJEPA | TokenVLM, loss: nn.Module | None, stage: StageConfig, points: Sequence[int]):
+        super().__init__(stage)
+        self.model, self.objective, self.points = model, loss, points
+        self.kept: dict[int, dict[str, Tensor]] = {}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        groups: list[ParameterGroup] = [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
+        if self.objective is not None:
+            groups.append({"params": list(self.objective.parameters()), "weight_decay": 0.0})
+        return groups
+
+    def forward(self, batch: StateBatch) -> Tensor:
+        """The arm's loss of a batch."""
+        if isinstance(self.model, TokenVLM):
+            return self.model.loss(batch.states, batch.queries, batch.texts)
+        if self.objective is None:
+            raise ValueError("a VL-JEPA must have a loss")
+        ids = text_ids(batch.texts).to(batch.states.device)
+        predictions = self.model.predict(batch.states, batch.queries)
+        loss: Tensor = self.objective(predictions, self.model.embed(batch.texts), ids)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+        if self.global_step in self.points:
+            self.kept[self.global_step] = {
+                name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
+            }
+
+
+def train_arm(config: ComparisonTrainConfig, output: Path) -> ArmTraining:
+    """Train one arm with one seed; leaves a checkpoint `samples_<n>` in `output` for each of the points.
+
+    Every learning rate is tried over the whole schedule. The best by mean reciprocal rank of the right caption on the
+    validation clips is kept. A VL-JEPA gets a new decoder at each point, trained on its predictions for samples it has
+    seen.
+
+    Raises:
+        InputError: points that do not increase up to the last step, or a model of neither arm.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
+    points = config.points
+    if sorted(set(points)) != points or points[-1] != config.stage.steps:
+        raise InputError(f"points must increase up to stage.steps = {config.stage.steps}, got {points}")
+    arm = _VARIANTS.get(str(config.model.get("_target_")).rpartition(".")[2])
+    if arm is None:
+        raise InputError(f"model._target_ must be one of {', '.join(_VARIANTS)}, got {config.model.get('_target_')!r}")
+    tokenizer = Tokenizer.train(corpus(), config.tokenizer.vocab_size)
+    states = frozen_states(config, tokenizer)
+    validation, _ = held_out_clips(build(config.world), config.held_out, config.model["frames"], config.data_seed)
+    tried = [
+        _fit(
+            config,
+            config.stage.model_copy(update={"learning_rate": factor * config.stage.learning_rate}),
+            arm,
+            states,
+            validation,
+            tokenizer,
+            output,
+        )
+        for factor in config.learning_rate_factors
+    ]
+    module, best = max(tried, key=lambda each: each[1].validation_mrr)
+    flops = _step_flops(module, StateBatches(states, config.seed, config.stage.batch_size, 1)[0])
+    trained = []
+    for point in points:
+        module.model.load_state_dict(module.kept[point])
+        decoder = None
+        if isinstance(module.model, VLJEPA):
+            decoder = _train_decoder(config, module.model, states, point, output)
+        seen = point * config.stage.batch_size
+        plain = {**config.model_dump(), "variant": arm}
+        checkpoint.save(module.model.cpu(), plain, output / f"samples_{seen}")
+        trained.append(TrainedPoint(samples=seen, steps=point, decoder=decoder))
+    return ArmTraining(
+        arm=arm,
+        encoder_states=states.name,
+        learning_rate=best.learning_rate,
+        tried=tuple(trial for _, trial in tried),
+        step_flops=flops,
+        points=tuple(trained),
+    )
+
+
+def _fit(
+    config: ComparisonTrainConfig,
+    stage: StageConfig,
+    arm: str,
+    states: Path,
+    validation: HeldOutClips,
+    tokenizer: Tokenizer,
+    output: Path,
+) -> tuple[ArmModule, Trial]:
+    """One learning rate over the whole schedule, and how well it finds the right captions of the validation clips."""
+    started = time.perf_counter()
+    torch.manual_seed(config.seed)
+    model = _model(config, arm, tokenizer, states)
+    held_out = validation.states(model.encode)
+    queries = [CAPTION_QUERIES[0]] * len(validation.scenes)
+    loss = build(config.loss) if isinstance(model, VLJEPA) else None
+    module = ArmModule(model, loss, stage, config.points)
+    batches = StateBatches(states, config.seed, stage.batch_size, stage.steps)
+    name = f"learning_rate_{stage.learning_rate:g}"
+    check = [StateBatch(held_out, queries, validation.names)]
+    trainer = fit(module, batches, check, stage, config, output, name)
+    model.to("cpu").eval()
+    ranks = ranks_of_own(candidate_scores(model, held_out, queries, validation.names))
+    found = summary(trainer)
+    return module, Trial(
+        learning_rate=stage.learning_rate,
+        validation_mrr=float((1 / ranks).mean()),
+        steps=found["steps"],
+        samples=found["samples"],
+        seconds=round(time.perf_counter() - started, 2),
+        curve=tuple(found["curve"]),
+    )
+
+
+def _model(config: ComparisonTrainConfig, arm: str, tokenizer: Tokenizer, states: Path) -> VLJEPA | TokenVLM:
+    """A new model of an arm; its X-Encoder is the frozen one."""
+    model: VLJEPA | TokenVLM = checkpoint.build_model({**config.model_dump(), "variant": arm}, tokenizer)
+    encoder: Any = model.x_encoder
+    encoder.load_state_dict(load_file(states / _ENCODER))
+    encoder.requires_grad_(False)
+    if isinstance(model, TokenVLM):
+        model.language_model.set_attention("sdpa" if _fused(config) else "eager")
+    else:
+        set_fused_attention(model, _fused(config))
+        model.y_decoder.requires_grad_(False)
+    return model
+
+
+def _fused(config: ComparisonTrainConfig) -> bool:
+    """Whether attention runs in the fused kernel, which is slower in bf16 on a CPU."""
+    return precision(config) != "bf16-mixed" or on_gpu(config)
+
+
+def _step_flops(module: ArmModule, batch: StateBatch) -> StepFlops:
+    model = module.model
+    encoder: Any = model.x_encoder
+    frames = torch.zeros(1, model.frames, *2 * (encoder.size,), 3, dtype=torch.uint8)
+    encoding = count_flops(lambda: model.encode(frames)).total
+    trained = count_flops(lambda: module(batch).backward()).total
+    module.zero_grad(set_to_none=True)
+    return StepFlops(trained=trained, encoder=encoding * len(batch.texts))
+
+
+def _train_decoder(
+    config: ComparisonTrainConfig, model: VLJEPA, states: Path, point: int, output: Path
+) -> DecoderTraining:
+    """A new Y-Decoder on the embeddings that the model at a point predicts for samples seen until then."""
+    started, stage = time.perf_counter(), config.decoder
+    torch.manual_seed(config.seed)
+    model.y_decoder = build(config.model["y_decoder"])
+    batches = StateBatches(states, config.seed, config.stage.batch_size, point)
+    predictions, texts = [], []
+    model.eval()
+    with torch.no_grad():
+        for index in range(min(point, -(-stage.examples // batches.batch_size))):
+            batch = batches[index]
+            predictions.append(model.predict(batch.states, batch.queries))
+            texts += batch.texts
+    pairs = (torch.cat(predictions), model.embed_all(texts), texts)
+    train, check = (
+        PairDecoderBatches(*pairs, seed, stage.batch_size, count)
+        for seed, count in ((config.seed, stage.steps), (config.seed + _VALIDATION_SEED, 1))
+    )
+    module = DecoderModule(model, stage)
+    module.train()
+    flops = count_flops(lambda: module.cross_entropy(*train[0]).backward()).total
+    module.zero_grad(set_to_none=True)
+    fit(module, train, check, stage, config, output, f"decoder_{point}")
+    return DecoderTraining(
+        steps=stage.steps,
+        examples=len(texts),
+        flops=flops * stage.steps,
+        seconds=round(time.perf_counter() - started, 2),
+    )
+
+
+# --- The frozen encoder and its states, the same for all arms and seeds.
+
+
+def frozen_states(config: ComparisonTrainConfig, tokenizer: Tokenizer) -> Path:
+    """The folder with the frozen encoder and the states of the training clips; made if it is not there.
+
+    Its name is a digest of everything that it is made from: arms and seeds of one comparison share it.
+    """
+    plain = config.model_dump()
+    made_from = {key: plain[key] for key in ("world", "tokenizer", "clips", "encoder", "data_seed", "pool")}
+    made_from |= {key: config.model[key] for key in ("x_encoder", "frames")}
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+    folder = Path(config.states) / digest
+    if folder.is_dir():
+        return folder
+    partial = folder.with_name(f"{digest}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        _make_states(config, tokenizer, partial)
+        (partial / "made_from.json").write_text(json.dumps(made_from, indent=1), encoding="utf-8")
+        if not folder.is_dir():  # another job may have been as fast
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _make_states(config: ComparisonTrainConfig, tokenizer: Tokenizer, folder: Path) -> None:
+    """Train the encoder, then write `encoder.safetensors`, `states.safetensors` (float16) and `samples.jsonl`."""
+    started = time.perf_counter()
+    world, seed, frames, stage = build(config.world), config.data_seed, config.model["frames"], config.encoder
+    torch.manual_seed(seed)
+    encoder = build(config.model["x_encoder"])
+    set_fused_attention(encoder, _fused(config))
+    clips = {**config.clips.model_dump(), "hard_negatives": 0}
+    batches, validation = (
+        ClipBatches(world, s, stage.batch_size, count, frames, **clips)
+        for s, count in ((seed, stage.steps), (seed + _VALIDATION_SEED, stage.validation_batches))
+    )
+    module = WordsModule(encoder, encoder.width, tokenizer, stage)
+    trainer = fit(module, batches, validation, stage, config, folder, "encoder")
+    record = {"seconds": round(time.perf_counter() - started, 2), **summary(trainer)}
+    encoder.to("cpu").eval()
+    save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / _ENCODER)
+    pool = ClipBatches(world, seed + _SAMPLES_SEED, stage.batch_size, config.pool, frames, **clips)
+    states, lines = [], []
+    with torch.no_grad():
+        for index in tqdm(range(len(pool)), desc="states of the clips", unit="batch"):
+            batch = pool[index]
+            states.append(encoder(batch.frames).half())
+            lines += [json.dumps(sample) for sample in zip(batch.queries, batch.texts, strict=True)]
+    save_file({"states": torch.cat(states)}, folder / STATES)
+    (folder / SAMPLES).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    record["seconds_with_states"] = round(time.perf_counter() - started, 2)
+    (folder / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")

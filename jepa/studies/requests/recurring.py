@@ -1,0 +1,266 @@
+"""Requests that recur in several phrasings: when an earlier answer serves.
+
+Expressions held out of training come in several phrasings. Every request is answered, by the decoder or with the answer
+of an earlier request. The expressions are halved. Thresholds for one half are calibrated on the other, on streams of
+each phrasing once.
+
+N: requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from jepa.data.pairs import Example, ExampleSplits
+from jepa.errors import InputError
+from jepa.evaluation.answers import longest_answer
+from jepa.metrics import Interval, bootstrap_mean
+from jepa.metrics.answers import exact_match, regex_equivalence
+from jepa.models.llm_jepa import LLMJEPA
+from jepa.models.session import AnswerCache, Read, RequestSession, follow, read_latent
+from jepa.operations import OperationLedger
+from jepa.selective import Uniform
+from jepa.studies.configs import RecurringConfig
+from jepa.studies.requests.results import PerRequest, RecurringResults, Reuse, ReuseRow, ReuseSetting
+from jepa.studies.requests.sessions import EVERY_STEP, CachedModel, CachedSession, all_passes
+from jepa.studies.requests.streams import each_once, expressions, zipf
+
+Streams = Sequence[Sequence[Example]]
+
+_NO_THRESHOLD = 0.0  # given to a method without one
+
+
+class ReuseMethod(NamedTuple):
+    """A way to reuse answers: what two requests have to share, and whether the model is asked."""
+
+    name: str
+    label: str
+    values: Sequence[float]  # of the threshold that is calibrated; none: it has none
+    cache: Callable[[float, RequestSession], AnswerCache | None]  # of a stream, at a value
+    read: Read | None = None  # gives the latents that the cache compares
+
+
+class Answered(NamedTuple):
+    """N requests of the streams of one half, and how each was answered."""
+
+    ledger: OperationLedger
+    expressions: np.ndarray  # (N,) number of the expression
+    hit: np.ndarray  # (N,) reused
+    differs: np.ndarray  # reused, and not the model's own answer
+    spoiled: np.ndarray  # reused and wrong where the model's own answer is equivalent to the right one
+    repaired: np.ndarray  # the reverse
+    exact: np.ndarray
+    equivalent: np.ndarray
+
+    def error(self) -> float:
+        """Fraction of requests spoiled, with one more counted than seen (conformal risk control)."""
+        return float((self.spoiled.sum() + 1) / (len(self.spoiled) + 1))
+
+
+Run = Callable[[ReuseMethod, float, int], Answered]  # a method at a value on the streams of a half
+OperatingPoint = tuple[ReuseMethod, float | None, list[float | None]]  # requested error, values of the two halves
+
+
+def evaluate_recurring(model: LLMJEPA, splits: ExampleSplits, settings: RecurringConfig, seed: int) -> RecurringResults:
+    """All methods on each phrasing once, and on requests that recur by Zipf's law.
+
+    Raises:
+        InputError: fewer than 4 validation expressions in two phrasings.
+    """
+    groups = expressions(splits.validation)
+    if len(groups) < 4:
+        raise InputError(f"data must hold at least 4 validation expressions in two phrasings, got {len(groups)}")
+    order = np.random.default_rng((seed, 9_001)).permutation(len(groups))
+    halves = [[groups[i] for i in order[half::2]] for half in range(2)]
+    pairs = [pair for phrasings in groups for pair in phrasings]
+    cached = CachedModel(model, longest_answer(model.tokenizer.encode(pairs)), settings.batch_size)
+    cached.encode(pairs, "recurring", predict=True)
+    cached.answer(pairs, "recurring")
+    numbers = {pair.completion: number for number, phrasings in enumerate(groups) for pair in phrasings}
+    methods = _methods(settings, _word_vectors(splits.train, pairs))
+    once = [[each_once(halves[half], (seed, 9_002, half, i)) for i in range(settings.orders)] for half in range(2)]
+    recurring = [
+        [
+            zipf(halves[half], settings.zipf_length, settings.zipf_exponent, (seed, 9_003, half, i))
+            for i in range(settings.zipf_streams)
+        ]
+        for half in range(2)
+    ]
+
+    def runs_on(streams: Sequence[Streams]) -> Run:
+        return cache(lambda method, value, half: _run(method, value, streams[half], cached, numbers))
+
+    on_once = runs_on(once)
+    points = operating_points(on_once, methods, settings.errors)
+    kinds = {"each_once": (on_once, once), "zipf": (runs_on(recurring), recurring)}
+    found = {name: _setting(run, streams, methods, points, seed, name) for name, (run, streams) in kinds.items()}
+    return RecurringResults(expressions=len(groups), requests=len(pairs), settings=found)
+
+
+def _methods(settings: RecurringConfig, words: Read) -> list[ReuseMethod]:
+    """The rows of the table: always decoding first, exact text second."""
+    capacity, reach, distances = settings.capacity, settings.reach, tuple(settings.distances)
+    tolerances = tuple(settings.tolerances)
+
+    def text(pair: Example) -> str:
+        return pair.prompt
+
+    def named(name: Callable[[Example], str]) -> Callable[[float, RequestSession], AnswerCache]:
+        return lambda value, session: AnswerCache(-1.0, capacity, name=name)
+
+    def near(name: Callable[[Example], str] | None) -> Callable[[float, RequestSession], AnswerCache]:
+        return lambda value, session: AnswerCache(value, capacity, name=name)
+
+    def verified(name: Callable[[Example], str] | None, reach: float) -> Callable[[float, RequestSession], AnswerCache]:
+        return lambda value, session: AnswerCache(reach, capacity, name=name, session=session, tolerance=value)
+
+    own, both = "exact text, latent, verified: the model's own answer", "exact text, latent, verified"
+    neighbour = "exact text, TF-IDF neighbour, verified"
+    return [
+        ReuseMethod("always", "always decode", (), lambda value, session: None),
+        ReuseMethod("exact", "exact text", (), named(text)),
+        ReuseMethod("latent", "latent", distances, near(None), read_latent),
+        ReuseMethod("exact_latent", "exact text, latent", distances, near(text), read_latent),
+        ReuseMethod("lossless", own, (), verified(text, reach), read_latent),
+        ReuseMethod("latent_verified", "latent, verified", tolerances, verified(None, reach), read_latent),
+        ReuseMethod("exact_latent_verified", both, tolerances, verified(text, reach), read_latent),
+        ReuseMethod("words_verified", neighbour, tolerances, verified(text, 1.0), words),
+        ReuseMethod("oracle", "oracle: same expression", (), named(lambda pair: pair.completion)),
+    ]
+
+
+def _word_vectors(train: Sequence[Example], pairs: Sequence[Example]) -> Read:
+    """TF-IDF of words and word pairs (E,), of unit norm, fitted on the training requests: no forward pass."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectoriser = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"[^\s,]+", max_features=512)
+    vectoriser.fit([pair.prompt for pair in train])
+    rows = vectoriser.transform([pair.prompt for pair in pairs]).toarray().astype(np.float32)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[norms[:, 0] == 0, 0] = 1.0
+    rows /= np.where(norms == 0, 1.0, norms)
+    by_text = {pair.prompt: row for pair, row in zip(pairs, rows, strict=True)}
+    return lambda session, pair: by_text[pair.prompt]
+
+
+def operating_points(run: Run, methods: Sequence[ReuseMethod], errors: Sequence[float]) -> list[OperatingPoint]:
+    """Each method at each requested error (None: it has no threshold), with its values for the two halves.
+
+    The value for a half is calibrated on the other half, None where no value holds the error there.
+    """
+    points: list[OperatingPoint] = []
+    for method in tqdm(methods, desc="recurring: calibration", unit="method", leave=False):
+        if not method.values:
+            points.append((method, None, [_NO_THRESHOLD] * 2))
+            continue
+        measured = [{value: run(method, value, half).error() for value in method.values} for half in range(2)]
+        for requested in errors:
+            points.append((method, requested, [calibrated(measured[1 - half], requested) for half in range(2)]))
+    return points
+
+
+def calibrated(errors: Mapping[float, float], requested: float) -> float | None:
+    """The largest value up to which all errors are at most the requested one; None where the first is above.
+
+    >>> calibrated({0.1: 0.01, 0.2: 0.05, 0.3: 0.0}, requested=0.02)
+    0.1
+    """
+    best = None
+    for value in sorted(errors):
+        if errors[value] > requested:
+            break
+        best = value
+    return best
+
+
+def _setting(
+    run: Run,
+    halves: Sequence[Streams],
+    methods: Sequence[ReuseMethod],
+    points: Sequence[OperatingPoint],
+    seed: int,
+    name: str,
+) -> ReuseSetting:
+    """All methods at their operating points on the streams of both halves."""
+    always, exact = ([run(method, _NO_THRESHOLD, half) for half in range(2)] for method in methods[:2])
+    exact_calls = sum(done.ledger.decoder.calls for done in exact)
+    rows = []
+    for method, requested, values in tqdm(points, desc=f"recurring: {name}", unit="row", leave=False):
+        given, found = [value for value in values if value is not None], None
+        if len(given) == len(halves):
+            done = [run(method, value, half) for half, value in enumerate(given)]
+            found = _reuse(done, always, exact_calls, [] if requested is None else given, seed)
+        rows.append(ReuseRow(name=method.name, label=method.label, requested_error=requested, found=found))
+    return ReuseSetting(
+        streams=sum(map(len, halves)),
+        requests=sum(len(stream) for half in halves for stream in half),
+        rows=tuple(rows),
+    )
+
+
+def _run(
+    method: ReuseMethod, value: float, streams: Streams, cached: CachedModel, numbers: Mapping[str, int]
+) -> Answered:
+    ledger = OperationLedger()
+    columns: list[tuple[int, ...]] = []
+    for stream in streams:
+        session = CachedSession(cached, ledger, graded=value > 0)
+        steps = [(pair, float(i)) for i, pair in enumerate(stream)]
+        reused = method.cache(value, session)
+        emissions, _ = follow(steps, Uniform(EVERY_STEP), session, cached.longest, method.read, cache=reused)
+        for pair, emission in zip(stream, emissions, strict=True):
+            own = cached.text(pair)
+            right, own_right = _serves(emission.text, pair.completion), _serves(own, pair.completion)
+            columns.append(
+                (
+                    numbers[pair.completion],
+                    emission.source == "cache",
+                    emission.text != own,
+                    own_right and not right,
+                    right and not own_right,
+                    exact_match(emission.text, pair.completion),
+                    right,
+                )
+            )
+    table = np.array(columns, dtype=np.int64)
+    return Answered(ledger, *(table[:, i] for i in range(table.shape[1])))
+
+
+@cache
+def _serves(text: str, gold: str) -> bool:
+    return exact_match(text, gold) or regex_equivalence(text, gold)
+
+
+def _reuse(
+    done: Sequence[Answered], always: Sequence[Answered], exact_calls: int, values: Sequence[float], seed: int
+) -> Reuse:
+    """The figures of both halves together; intervals are over expressions."""
+    ledger, reference = done[0].ledger + done[1].ledger, always[0].ledger + always[1].ledger
+    joined = Answered(ledger, *(np.concatenate(column) for column in zip(*(part[1:] for part in done), strict=True)))
+    requests = len(joined.hit)
+    _, cluster = np.unique(joined.expressions, return_inverse=True)
+    order, ends = np.argsort(cluster, kind="stable"), np.cumsum(np.bincount(cluster))
+
+    def fraction(values: np.ndarray) -> Interval:
+        return bootstrap_mean(np.split(values[order], ends[:-1]), seed=seed)
+
+    return Reuse(
+        values=tuple(values),
+        hits=fraction(joined.hit),
+        differing_hits=fraction(joined.differs),
+        error=fraction(joined.spoiled),
+        repaired=fraction(joined.repaired),
+        exact_match=fraction(joined.exact),
+        exact_match_difference=fraction(joined.exact - np.concatenate([part.exact for part in always])),
+        equivalent=fraction(joined.equivalent),
+        equivalent_difference=fraction(joined.equivalent - np.concatenate([part.equivalent for part in always])),
+        beyond_exact=(exact_calls - ledger.decoder.calls) / requests,
+        flops_ratio=ledger.total_flops / reference.total_flops,
+        passes_ratio=float((all_passes(ledger) / all_passes(reference))[0]),
+        per_request=PerRequest.of(ledger, requests),
+    )

@@ -1,0 +1,290 @@
+"""The report of the request studies: quality against cost, and the operations of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+
+from jepa.metrics import Interval
+from jepa.report.blocks import NONE, Block, Colours, Column, Definitions, Figure, Heading, Report, Table, Text, table
+from jepa.report.figures import FONT, MARKERS, Dots, Line, draw_dots, draw_line, frame, label_bars, sized, title
+from jepa.report.format import code_text, device_text, factor, fixed, libraries_text, saving, with_interval
+from jepa.results.base import Ratio
+from jepa.studies.requests.results import (
+    RecurringResults,
+    RequestResults,
+    Reuse,
+    ReuseRow,
+    ReuseSetting,
+    TypingResults,
+    TypingRow,
+)
+
+_SETTINGS = {"each_once": "each phrasing once", "zipf": "Zipf"}
+_NOTES = {
+    "typing": (
+        ("Exact match", "Of the answer in force at the last word of a request. The next request follows, and nothing "
+         "tells that a request is complete. A method that waits is late: its second figure is of the answer in force "
+         "when the next request begins, and difference and kept are of that one."),
+        ("Kept", "The threshold, chosen on validation streams, keeps uniform decoding's exact match on test streams."),
+        ("Operations", "Encoder, predictor and verification count where a method uses them. All parts share one "
+         "key/value cache and compute only new tokens, uniform decoding's prompts included. ms: wall time of a "
+         "request, one step at a time."),
+        ("Intervals", "95 %, bootstraps over streams."),
+    ),
+    "recurring": (
+        ("Error", "The fraction of all requests whose reused answer is not equivalent to the right one, where the "
+         "model's own would have been. Repaired: the reverse."),
+        ("Thresholds", "Those of each half of the held-out expressions are calibrated on the other half, each phrasing "
+         "once: the largest whose error there, with one more counted than seen, is at most the one requested."),
+        ("Intervals", "95 %, bootstraps over expressions."),
+    ),
+}  # fmt: skip
+_SERIES = {  # of the palette, by method
+    **dict.fromkeys(("uniform", "oracle", "always"), 1),
+    **dict.fromkeys(("words", "words_verify", "words_verified"), 2),
+    **dict.fromkeys(("delta", "latent", "exact_latent"), 4),
+    **dict.fromkeys(("endpoint", "endpoint_verify", "latent_verified", "exact_latent_verified"), 5),
+    **dict.fromkeys(("verify", "lossless"), 6),
+}
+
+
+def report(document: RequestResults) -> Report:
+    """The tables of the study, its picture, notes and provenance."""
+    results = document.results
+    if isinstance(results, TypingResults):
+        summary, blocks = _typing_summary(results), _typing_blocks(results)
+        draw: Callable[[Colours], Drawing] = partial(_draw_typing, results)
+    else:
+        summary, blocks = _recurring_summary(results), _recurring_blocks(results)
+        draw = partial(_draw_recurring, results)
+    provenance = [("created", document.created), ("code", code_text(document.code))]
+    provenance += [("device", device_text(document.device)), ("libraries", libraries_text(document.libraries))]
+    blocks = [
+        *blocks[:1],
+        Figure("quality", "Quality against cost", draw, wide=True),
+        *blocks[1:],
+        Heading("Measures and method"),
+        Definitions(_NOTES[results.study]),
+        Heading("Provenance"),
+        Definitions(provenance),
+    ]
+    return Report(f"{document.name}: requests, {results.study}", "Streams of requests", [summary], blocks, draw)
+
+
+def _percent(found: Interval, digits: int) -> str:
+    return fixed(100 * found.value, digits)
+
+
+def _points(found: Interval | None) -> str:
+    """A difference of fractions."""
+    return NONE if found is None else with_interval(found, 1, "+", 100)
+
+
+def _mega(flops: float) -> str:
+    return fixed(flops / 1e6, 1)
+
+
+# --- Typed requests.
+
+
+def _exact_match(row: TypingRow) -> str:
+    """At the last word; of a method that waits, also the figure behind its difference and verdict."""
+    found = with_interval(row.exact_match, 3)
+    return f"{found}; {row.wait_seconds:g} s later {with_interval(row.settled, 3)}" if row.wait_seconds else found
+
+
+def _verdict(row: TypingRow, uniform: TypingRow) -> str:
+    """Whether uniform decoding's exact match is kept."""
+    if row.name == uniform.name:
+        return NONE
+    if not uniform.exact_match.value:
+        return "nothing to keep"
+    if not row.chosen:
+        return "no, none on calibration"
+    return ("yes" if row.reached else "no") + (f", {row.wait_seconds:g} s later" if row.wait_seconds else "")
+
+
+def _typing_blocks(results: TypingResults) -> list[Block]:
+    test, uniform, rows = results.test, results.rows[0], [("", results.rows)]
+    lede = (
+        f"{test.requests:,} test requests in {test.streams} streams: {test.steps:,} steps, {test.corrections:,} wrong "
+        f"words among them; thresholds chosen on {results.calibration.requests:,} validation requests."
+    )
+    if not uniform.exact_match.value:
+        lede += " Uniform decoding never answers right: there is no quality to keep."
+    quality: list[Column[TypingRow]] = [
+        Column("method", lambda row: row.label, words=True),
+        Column("at", lambda row: f"{row.parameter} {row.value:.3g}" if row.parameter else NONE, words=True),
+        Column("exact match at the last word", _exact_match),
+        Column("difference, points", lambda row: _points(row.difference)),
+        Column("kept", lambda row: _verdict(row, uniform)),
+        Column("agreement at every word", lambda row: fixed(row.agreement.value, 3)),
+        Column("fewer decoder calls", lambda row: saving(row.saving.calls)),
+        Column("fewer forward passes", lambda row: saving(row.saving.forward_passes)),
+        Column("fewer FLOPs", lambda row: saving(row.saving.flops)),
+    ]
+    spent: list[Column[TypingRow]] = [
+        Column("method", lambda row: row.label, words=True),
+        Column("decoder calls", lambda row: fixed(row.per_request.decoder_calls, 2)),
+        Column("decoder passes", lambda row: fixed(row.per_request.decoder_passes, 2)),
+        Column("tokens", lambda row: fixed(row.per_request.tokens, 2)),
+        Column("MFLOPs encoder", lambda row: _mega(row.per_request.encoder_flops)),
+        Column("predictor", lambda row: _mega(row.per_request.predictor_flops)),
+        Column("decoder", lambda row: _mega(row.per_request.decoder_flops)),
+        Column("all", lambda row: _mega(row.per_request.flops)),
+        Column("ms", lambda row: NONE if row.seconds is None else fixed(1000 * row.seconds, 0)),
+    ]
+    return [
+        Text(lede),
+        table("Quality and savings", quality, rows),
+        Heading("Operations of each request"),
+        table("", spent, rows),
+    ]
+
+
+def _typing_summary(results: TypingResults) -> Table:
+    def match(row: TypingRow) -> str:
+        later = f", later {fixed(row.settled.value, 3)}" if row.wait_seconds else ""
+        return fixed(row.exact_match.value, 3) + later
+
+    columns: list[Column[TypingRow]] = [
+        Column("method", lambda row: row.label, words=True),
+        Column("exact match", match),
+        Column("fewer decoder calls", lambda row: saving(row.saving.calls)),
+        Column("kept", lambda row: _verdict(row, results.rows[0])),
+    ]
+    return table("", columns, [("", results.rows)])
+
+
+# --- Recurring requests.
+
+
+def _found(cell: Callable[[Reuse], str], without: str = NONE) -> Callable[[ReuseRow], str]:
+    return lambda row: without if row.found is None else cell(row.found)
+
+
+_REUSED: list[Column[ReuseRow]] = [
+    Column("method", lambda row: row.label, words=True),
+    Column("asked, %", lambda row: NONE if row.requested_error is None else f"{100 * row.requested_error:g}"),
+]
+
+
+def _recurring_blocks(results: RecurringResults) -> list[Block]:
+    quality = [
+        *_REUSED,
+        Column("error, %", _found(lambda found: with_interval(found.error, 2, scale=100), "no threshold")),
+        Column("repaired, %", _found(lambda found: _percent(found.repaired, 2))),
+        Column("hits, %", _found(lambda found: with_interval(found.hits, 1, scale=100))),
+        Column("decodes saved beyond exact text, %", _found(lambda found: fixed(100 * found.beyond_exact, 1, "+"))),
+        Column("exact match", _found(lambda found: fixed(found.exact_match.value, 3))),
+        Column("difference, points", _found(lambda found: _points(found.exact_match_difference))),
+        Column("equivalent", _found(lambda found: fixed(found.equivalent.value, 3))),
+        Column("difference, points", _found(lambda found: _points(found.equivalent_difference))),
+    ]
+    spent = [
+        *_REUSED,
+        Column("thresholds of the halves", _found(lambda found: ", ".join(f"{v:g}" for v in found.values) or NONE)),
+        Column("hits unlike the model's own answer, %", _found(lambda found: _percent(found.differing_hits, 2))),
+        Column("decoder calls", _found(lambda found: fixed(found.per_request.decoder_calls, 2))),
+        Column("decoder passes", _found(lambda found: fixed(found.per_request.decoder_passes, 2))),
+        Column("tokens", _found(lambda found: fixed(found.per_request.tokens, 2))),
+        Column("MFLOPs", _found(lambda found: _mega(found.per_request.flops))),
+        Column("passes, all parts", _found(lambda found: factor(found.passes_ratio))),
+        Column("FLOPs, all parts", _found(lambda found: factor(found.flops_ratio))),
+    ]
+    blocks: list[Block] = [
+        Text(f"{results.expressions:,} held-out expressions in {results.requests:,} phrasings."),
+    ]
+    for name, setting in results.settings.items():
+        counts = f"{setting.requests:,} requests in {setting.streams} streams."
+        blocks += [Heading(_SETTINGS.get(name, name)), Text(counts), table("Reuse", quality, [("", setting.rows)])]
+        rows = [row for row in setting.rows if row.found is not None]
+        blocks.append(table("Operations of each request", spent, [("", rows)]))
+    return blocks
+
+
+def _recurring_summary(results: RecurringResults) -> Table:
+    columns = [
+        *_REUSED,
+        Column("error, %", _found(lambda found: _percent(found.error, 2))),
+        Column("hits, %", _found(lambda found: _percent(found.hits, 1))),
+        Column("EM, points", _found(lambda found: fixed(100 * found.exact_match_difference.value, 1, "+"))),
+    ]
+    return table("", columns, [(_SETTINGS.get(name, name), each.rows) for name, each in results.settings.items()])
+
+
+# --- Pictures.
+
+
+def _panel(axes: Axes, colours: Colours, name: str, x: str, y: str) -> None:
+    frame(axes, colours, "both")
+    title(axes, name, colours, color=colours["ink"], fontsize=FONT + 1)
+    axes.set_xlabel(x, color=colours["muted"])
+    axes.set_ylabel(y, color=colours["muted"])
+
+
+def _legend(figure: Drawing, axes: Axes, colours: Colours) -> None:
+    style: dict[str, Any] = {"frameon": False, "fontsize": FONT - 1, "labelcolor": colours["ink"]}
+    figure.legend(*axes.get_legend_handles_labels(), ncols=4, loc="outside lower center", **style)
+
+
+def _draw_typing(results: TypingResults, colours: Colours) -> Drawing:
+    """Exact match against decoder calls, and times fewer decoder calls and FLOPs by method."""
+    figure, rows = sized(1200, 560, "constrained"), results.rows
+    curves, calls, flops = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
+    for index, row in enumerate(rows):
+        points = sorted(row.curve, key=lambda point: point.calls_per_request)
+        x, y = [point.calls_per_request for point in points], [point.exact_match for point in points]
+        series, marker = _SERIES.get(row.name, 0), MARKERS[index % len(MARKERS)]
+        dash = "--" if row.name.endswith("verify") else "-"
+        draw_line(curves, Line(row.label, x, y, series), colours, marker=marker, linestyle=dash, label=row.label)
+        at, colour = (row.per_request.decoder_calls, row.exact_match.value), colours[f"series-{series}"]
+        curves.plot(*at, marker, markersize=9, color=colour, markeredgecolor=colours["ink"])
+    curves.set_xscale("log")
+    curves.set_xticks(ticks := [1, 2, 3, 5, 10, 15], [str(tick) for tick in ticks])
+    curves.minorticks_off()
+    _panel(curves, colours, "Answers at the last word, test streams", "decoder calls per request", "exact match")
+    _legend(figure, curves, colours)
+
+    def dots(name: str, found: Ratio | None) -> Dots:
+        series = _SERIES.get(name, 0)
+        return Dots(series, (), None) if found is None else Dots(series, (), found.value, found.low, found.high)
+
+    draw_dots(calls, "times fewer decoder calls", [dots(row.name, row.saving.calls) for row in rows], colours)
+    draw_dots(flops, "times fewer FLOPs", [dots(row.name, row.saving.flops) for row in rows], colours)
+    label_bars(calls, [row.label for row in rows], colours)
+    flops.set_yticks([])
+    return figure
+
+
+def _draw_recurring(results: RecurringResults, colours: Colours) -> Drawing:
+    """The change of exact match against the decodes saved: a panel a setting."""
+    figure = sized(1200, 560, "constrained")
+    panels = figure.subplots(1, len(results.settings), squeeze=False)[0]
+    for axes, (name, setting) in zip(panels, results.settings.items(), strict=True):
+        for index, line in enumerate(_lines(setting)):
+            draw_line(axes, line, colours, marker=MARKERS[index % len(MARKERS)], linestyle="-", label=line.name)
+        axes.axhline(0, color=colours["muted"], linewidth=0.8)
+        words = f"{_SETTINGS.get(name, name)}: {setting.requests:,} requests"
+        _panel(axes, colours, words, "decodes saved, %", "exact match over always decoding, points")
+    _legend(figure, panels[0], colours)
+    return figure
+
+
+def _lines(setting: ReuseSetting) -> Iterable[Line]:
+    """The change of exact match of each method, with its interval, against the decodes it saves."""
+    methods: dict[tuple[str, str], list[Reuse]] = {}
+    for row in setting.rows:
+        if row.found is not None:
+            methods.setdefault((row.name, row.label), []).append(row.found)
+    for (name, label), found in methods.items():
+        found.sort(key=lambda each: each.per_request.decoder_calls, reverse=True)
+        saved = [100 * (1 - each.per_request.decoder_calls) for each in found]
+        changes = [each.exact_match_difference for each in found]
+        value, low, high = ([100 * getattr(one, end) for one in changes] for end in ("value", "low", "high"))
+        yield Line(label, saved, value, _SERIES.get(name, 0), low, high)
