@@ -24,14 +24,14 @@ from jepa.errors import InputError
 if TYPE_CHECKING:
     from jepa.data.pretrained_tokenizer import PretrainedTokenizer
     from jepa.models.llm_jepa import LLMJEPA
-    from jepa.models.token_baseline import TokenVLM
+    from jepa.models.token_vlm import TokenVLM
     from jepa.models.vl_jepa import VLJEPA
 
 FORMAT = "jepa.checkpoint/1"
 MODELS = {
     "vl_jepa": "jepa.models.vl_jepa.VLJEPA",
     "llm_jepa": "jepa.models.llm_jepa.LLMJEPA",
-    "token_vlm": "jepa.models.token_baseline.TokenVLM",
+    "token_vlm": "jepa.models.token_vlm.TokenVLM",
 }
 _WEIGHTS, _CONFIG, _TOKENIZERS = "model.safetensors", "config.yaml", "tokenizers"
 

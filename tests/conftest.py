@@ -125,7 +125,7 @@ def vlm_config() -> dict[str, Any]:
         "eos_token_id": None,
     }
     model = {
-        "_target_": "jepa.models.token_baseline.TokenVLM",
+        "_target_": "jepa.models.token_vlm.TokenVLM",
         "frames": 8,
         "fps": 8,
         "max_length": 12,

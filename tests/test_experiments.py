@@ -18,7 +18,7 @@ from jepa.checkpoint import build_model
 from jepa.cli import compose, main
 from jepa.config import LanguageTrainConfig, validate
 from jepa.data.pairs import Example
-from jepa.report import read_results
+from jepa.results import StreamEvaluation, StreamResults, read_document
 from jepa.training.language import make_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -136,18 +136,18 @@ def test_the_report_holds_what_was_evaluated(evaluated, capsys):
     assert main(["report", f"evaluation={evaluated}/evaluation"]) == 0
     out = capsys.readouterr().out
     assert "report.html" in out
-    results = read_results(evaluated / "results.json")
-    assert set(results["settings"]) == {"everyday", "dense"}
-    for setting in results["settings"].values():
-        assert {"uniform", "ward_mean", "gate", "gate_cache", "selective_encoding"} <= set(setting["curves"])
-        fastest = setting["curves"]["uniform"]["test"][0]
-        assert fastest["knob"] == 2.0
-        assert fastest["decodes_per_second"] == pytest.approx(39 / 20)  # 39 windows of 1 s in 20 s, every 0.5 s
-        operations = setting["operations"][0]["ledger"]
-        assert operations["encoder"]["calls"] == 2 * 40  # slots of half a second
-        assert operations["predictor"]["calls"] == 2 * 39
-        assert operations["decoder"]["calls"] == 2 * 20
-    assert results["scores"]["retrieval"]["candidates"] == 12
+    results = read_document(evaluated, StreamResults)
+    assert set(results.settings) == {"everyday", "dense"}
+    for setting in results.settings.values():
+        assert {"uniform", "ward_mean", "gate", "gate_cache", "selective_encoding"} <= set(setting.curves)
+        fastest = setting.curves["uniform"].test[0]
+        assert fastest.value == 2.0
+        assert fastest.decodes_per_second == pytest.approx(39 / 20)  # 39 windows of 1 s in 20 s, every 0.5 s
+        operations = setting.operations[0].ledger
+        assert operations.encoder.calls == 2 * 40  # slots of half a second
+        assert operations.predictor.calls == 2 * 39
+        assert operations.decoder.calls == 2 * 20
+    assert results.scores.retrieval.candidates == 12
     for name in ("report.html", "report.md", "report.png"):
         assert (evaluated / name).stat().st_size > 1000
 
@@ -201,10 +201,11 @@ def test_real_videos_go_from_files_to_a_report(evaluated, tmp_path, capsys):
     assert main([*command, *videos]) == 0
     assert "4 of 5 annotated videos" in capsys.readouterr().out
     assert main(["report", f"evaluation={output}"]) == 0
-    setting = read_results(tmp_path / "run" / "results.json")["settings"]["videos"]
-    assert setting["streams"] == {"calibration": 2, "test": 2, "seconds_each": 24.0}
-    assert setting["operations"][0]["ledger"]["predictor"]["calls"] == 2 * 47  # windows of a second, every half
-    assert {len(strip) > 0 for strip in setting["strip"]["decodes"].values()} == {True}
+    setting = read_document(tmp_path / "run", StreamResults).settings["videos"]
+    assert setting.streams.model_dump() == {"calibration": 2, "test": 2, "seconds_each": 24.0}
+    assert setting.operations[0].ledger.predictor.calls == 2 * 47  # windows of a second, every half
+    assert all(setting.timeline.decodes.values())
+    assert len(setting.timeline.thumbnails) == 36
 
 
 def test_a_video_that_proves_broken_on_the_way_costs_no_other(evaluated, tmp_path, capsys):
@@ -213,13 +214,13 @@ def test_a_video_that_proves_broken_on_the_way_costs_no_other(evaluated, tmp_pat
     write_video(tmp_path / "v_3.mp4", 3, seconds=12)
     command = ["evaluate", f"checkpoint={evaluated}/checkpoint", f"output={output}", "candidates=12", "accelerator=cpu"]
     fails([*command, *videos], capsys, "must be whole, got 1 that are not, left out of", "v_3.mp4: must last 24.00 s")
-    record = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
-    assert record["scores"]["retrieval"]["candidates"] == 12
-    assert list(record["settings"]["videos"]["broken"]) == ["v_3"]
+    evaluation = read_document(output, StreamEvaluation)
+    assert evaluation.scores.retrieval.candidates == 12
+    assert list(evaluation.settings["videos"].broken) == ["v_3"]
     assert main(["report", f"evaluation={output}"]) == 0
-    setting = read_results(tmp_path / "run" / "results.json")["settings"]["videos"]
-    assert setting["streams"]["calibration"] + setting["streams"]["test"] == 5
-    assert setting["description"].endswith("; broken and left out: 1")
+    setting = read_document(tmp_path / "run", StreamResults).settings["videos"]
+    assert setting.streams.calibration + setting.streams.test == 5
+    assert setting.description.endswith("; broken and left out: 1")
 
 
 def test_what_streams_need_is_checked_before_anything_is_computed(evaluated, tmp_path, capsys, monkeypatch):

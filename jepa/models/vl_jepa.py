@@ -5,7 +5,7 @@ B clips, F frames a clip, S pixels a side, N states, D width, E embedding dimens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from jepa.encoders.vision import given_states
 from jepa.errors import InputError
 from jepa.models.roles import (
     Predictor,
-    SlotEncoder,
     TextTokenizer,
     XEncoder,
     YDecoder,
@@ -26,16 +25,16 @@ from jepa.models.roles import (
     greedy_texts,
     role_parameters,
 )
-from jepa.operations import OperationLedger, count_flops, weight_bytes
+from jepa.models.windows import WindowedModel
+from jepa.operations import OperationLedger
 from jepa.predictors.experts import active_parameters
 from jepa.selective import Decoded, SelectiveEncoding
 
 ROLES = {"x_encoder": "X-Encoder", "predictor": "Predictor", "y_encoder": "Y-Encoder", "y_decoder": "Y-Decoder"}
 TEXT_ROLES = ("predictor", "y_encoder", "y_decoder")
-_WINDOWS_AT_ONCE = 4  # of an X-Encoder that encodes windows as a whole: what bounds its memory on a stream
 
 
-class VLJEPA(nn.Module):
+class VLJEPA(WindowedModel):
     """The four roles together: X-Encoder, Predictor, Y-Encoder, Y-Decoder.
 
     Args:
@@ -62,30 +61,14 @@ class VLJEPA(nn.Module):
         fps: int,
         tokenizers: Mapping[str, TextTokenizer] | None = None,
     ) -> None:
-        super().__init__()
-        if frames < 1 or fps < 1 or frames % x_encoder.tubelet:
-            raise InputError(
-                f"frames and fps must be >= 1 and frames a multiple of tubelet {x_encoder.tubelet}, "
-                f"got frames {frames}, fps {fps}"
-            )
+        super().__init__(x_encoder, frames, fps)
         own = dict(tokenizers or {})
         if unknown := own.keys() - set(TEXT_ROLES):
             raise InputError(f"tokenizers must be of {', '.join(TEXT_ROLES)}, got {', '.join(sorted(unknown))}")
         self.tokenizers: dict[str, TextTokenizer] = {role: own.get(role, tokenizer) for role in TEXT_ROLES}
-        self.x_encoder, self.predictor = x_encoder, predictor
-        self.y_encoder, self.y_decoder = y_encoder, y_decoder
-        self.tokenizer, self.frames, self.fps = tokenizer, frames, fps
-        self._flops: dict[tuple[str, int], int] = {}  # of a call, by what it is called on and its tokens
+        self.predictor, self.y_encoder, self.y_decoder = predictor, y_encoder, y_decoder
+        self.tokenizer = tokenizer
         self._query_flops: dict[str, int] = {}
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def window(self) -> float:
-        """Length of a window in seconds."""
-        return self.frames / self.fps
 
     def encode(self, frames: Tensor) -> Tensor:
         """X-Encoder: (B, F, S, S, 3) uint8 -> states S_X (B, N, D).
@@ -157,119 +140,8 @@ class VLJEPA(nn.Module):
         """Latents (T, E) float32, L2-normalised, of T windows' states (T, N, D), each counted as a predictor call."""
         with ledger.timed("predictor"):
             latents: np.ndarray = self.predict(states, [query] * len(states)).cpu().numpy()
-        self._count(ledger, "predictor", len(states), self.query_flops(query))
+        self._count(ledger, "predictor", self.predictor, len(states), self.query_flops(query))
         return latents
-
-    @torch.no_grad()
-    def windows(
-        self,
-        frames: Iterable[np.ndarray],
-        step_rate: float,
-        ledger: OperationLedger | None = None,
-        selection: SelectiveEncoding | None = None,
-    ) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """States of a sliding window over a stream, as frames arrive.
-
-        An X-Encoder that encodes time slots apart (`SlotEncoder`) encodes each at most once, whatever the overlap of
-        the windows; any other encodes every window as a whole. With a `selection`, only the steps that it selects are
-        computed, and only what their windows need is encoded. No more frames are held than those of a window and a
-        chunk. The ledger counts one encoder call a slot (or window) encoded, and one detector call a slot that the
-        change detector looks at.
-
-        Args:
-            frames: chunks (M, S, S, 3) uint8 of consecutive frames.
-            step_rate: steps a second; fps / step_rate must be a multiple of the tubelet.
-            selection: which steps to compute; None: all.
-
-        Yields:
-            States (T, N, D) and the centres (T,) float64 of their windows in seconds, for each chunk that completes
-            windows to compute, a few at a time.
-        """
-        (hop, length), tubelet = self.slots(step_rate), self.x_encoder.tubelet
-        ledger = ledger if ledger is not None else OperationLedger()
-        size = self.x_encoder.size
-        waiting = np.empty((0, size, size, 3), dtype=np.uint8)
-        kept: dict[int, Tensor] = {}  # states of the slots encoded that a window may still need
-        first = 0  # slot that `waiting` begins with
-        step = 0
-        if selection is not None:
-            selection.start()
-        for chunk in frames:
-            waiting = np.concatenate([waiting, chunk])
-            slots = waiting[: len(waiting) // tubelet * tubelet].reshape(-1, tubelet, size, size, 3)
-            steps = max(0, (first + len(slots) - length) // hop + 1 - step)
-            chosen = list(range(step, step + steps))
-            if selection is not None:
-                unseen = slots[selection.seen - first :]
-                with ledger.timed("detector"):
-                    due = selection.look(unseen, hop, length)
-                ledger.count("detector", calls=len(unseen), flops=len(unseen) * selection.detector.flops(tubelet, size))
-                chosen = [number for number, wanted in zip(chosen, due, strict=True) if wanted]
-            for some, states in self._window_states(slots, first, chosen, hop, kept, ledger):
-                yield states, np.array(some) * hop * tubelet / self.fps + 0.5 * self.window
-            step += steps
-            gone = min(step * hop - first, len(slots))
-            first += gone
-            waiting = waiting[gone * tubelet :]
-            for slot in [slot for slot in kept if slot < first]:
-                del kept[slot]
-
-    def _window_states(
-        self,
-        slots: np.ndarray,
-        first: int,
-        chosen: Sequence[int],
-        hop: int,
-        kept: dict[int, Tensor],
-        ledger: OperationLedger,
-    ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """States (M, N, D) of the windows of the steps `chosen`, M of these at a time; `slots` begin with slot `first`.
-
-        `kept` are the states of slots encoded before, to which new ones are added.
-        """
-        length = self.frames // self.x_encoder.tubelet
-        if not isinstance(self.x_encoder, SlotEncoder):
-            for start in range(0, len(chosen), _WINDOWS_AT_ONCE):
-                some = chosen[start : start + _WINDOWS_AT_ONCE]
-                with ledger.timed("encoder"):
-                    windows = np.stack([slots[i * hop - first : i * hop - first + length] for i in some])
-                    states = self.encode(torch.from_numpy(windows).flatten(1, 2))
-                self._count(ledger, "encoder", len(some), self.encoding_flops())
-                yield some, states
-            return
-        needed = {slot for i in chosen for slot in range(i * hop, i * hop + length)}
-        new = sorted(needed - kept.keys())
-        if new:
-            with ledger.timed("encoder"):
-                rows = torch.from_numpy(slots[[slot - first for slot in new]])
-                encoded = self.x_encoder.encode_slots(rows.flatten(0, 1).to(self.device)[None])[0]
-            kept.update(zip(new, encoded, strict=True))
-            self._count(ledger, "encoder", len(new), self.encoding_flops())
-        if chosen:
-            states = torch.stack([torch.stack([kept[i * hop + k] for k in range(length)]) for i in chosen])
-            yield chosen, self.x_encoder.add_time(states)
-
-    def _count(self, ledger: OperationLedger, part: str, calls: int, flops: int) -> None:
-        """Counts `calls` of the encoder or the predictor on a stream, of `flops` each."""
-        read = weight_bytes(self.x_encoder if part == "encoder" else self.predictor)
-        ledger.count(
-            part,
-            calls=calls,
-            forward_passes=calls,
-            flops=calls * flops,
-            weight_bytes=calls * read,
-        )
-
-    def encoding_flops(self) -> int:
-        """FLOPs of a call of the encoder on a stream, of a slot or a window, counted on blanks."""
-        encoder = self.x_encoder
-        if not isinstance(encoder, SlotEncoder):
-            return self.clip_flops()
-        return self._counted(("slot", 0), lambda: encoder.encode_slots(self._blank(encoder.tubelet)))
-
-    def clip_flops(self) -> int:
-        """FLOPs of encoding a clip of `frames` frames."""
-        return self._counted(("clip", 0), lambda: self.encode(self._blank(self.frames)))
 
     def query_flops(self, query: str) -> int:
         """FLOPs of predicting one embedding under `query`, alone and so without padding."""
@@ -286,34 +158,6 @@ class VLJEPA(nn.Module):
         """FLOPs of embedding a text by the Y-Encoder, alone and so without padding."""
         length = self.tokenizers["y_encoder"].encode([text])[0].shape[1]
         return self._counted(("text", length), lambda: self.embed([text]))
-
-    @torch.no_grad()
-    def _counted(self, key: tuple[str, int], run: Callable[[], Any]) -> int:
-        if key not in self._flops:
-            self._flops[key] = count_flops(run).total
-        return self._flops[key]
-
-    def _blank(self, frames: int) -> Tensor:
-        shape = (1, frames, self.x_encoder.size, self.x_encoder.size, 3)
-        return torch.zeros(shape, dtype=torch.uint8, device=self.device)
-
-    def encodings(self, step_rate: float) -> tuple[int, int]:
-        """What is encoded anew from one step to the next, and for a window: time slots, or windows as a whole."""
-        return self.slots(step_rate) if isinstance(self.x_encoder, SlotEncoder) else (1, 1)
-
-    def slots(self, step_rate: float) -> tuple[int, int]:
-        """Slots from one step to the next, and slots of a window.
-
-        Raises:
-            InputError: the step rate does not fit the slots.
-        """
-        hop = self.fps / step_rate / self.x_encoder.tubelet if step_rate > 0 else 0
-        if hop < 1 or hop != int(hop):
-            raise InputError(
-                f"step_rate must divide the slot rate of {self.fps / self.x_encoder.tubelet:g} Hz into whole hops, "
-                f"got {step_rate} Hz"
-            )
-        return int(hop), self.frames // self.x_encoder.tubelet
 
     def parameters_by_role(self) -> list[dict[str, Any]]:
         """Parameters of each role: `{role, total, trainable, active, modules}`, `active` those that a token uses."""

@@ -1,22 +1,44 @@
-"""From a results document to a Markdown table, plots and one self-contained HTML page.
+"""One engine for reports: blocks of a document, and renderers for a terminal, Markdown and HTML."""
 
-Everything here takes the plain results dictionary (schema ``jepa.results/2``) and nothing else: no model,
-no checkpoint, no encoder. :func:`write_report` leaves the four files of a report in a folder.
-"""
-
-from __future__ import annotations
-
-from jepa.report.page import html, write_report
-from jepa.report.schema import SCHEMA, read_results, validate_results, write_results
-from jepa.report.tables import markdown, summary
+from jepa.report.blocks import (
+    Block,
+    Claim,
+    Code,
+    Colours,
+    Column,
+    Columns,
+    Definitions,
+    Details,
+    Figure,
+    Heading,
+    Report,
+    Table,
+    Text,
+    table,
+)
+from jepa.report.figures import Dots, Fall, Line
+from jepa.report.render import html, markdown, terminal, write_report
 
 __all__ = [
-    "SCHEMA",
+    "Block",
+    "Claim",
+    "Code",
+    "Colours",
+    "Column",
+    "Columns",
+    "Definitions",
+    "Details",
+    "Dots",
+    "Fall",
+    "Figure",
+    "Heading",
+    "Line",
+    "Report",
+    "Table",
+    "Text",
     "html",
     "markdown",
-    "read_results",
-    "summary",
-    "validate_results",
+    "table",
+    "terminal",
     "write_report",
-    "write_results",
 ]

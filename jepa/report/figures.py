@@ -205,7 +205,8 @@ def log_axis(axis: Any) -> None:
 
 def label_bars(axes: Axes, labels: Sequence[str], colours: Colours) -> None:
     """Names at the left of horizontal bars, the first one at the top."""
-    axes.set_yticks(range(len(labels)), labels, color=colours["ink"], parse_math=False)
+    cleaned = ["\n".join(map(clean, label.splitlines())) for label in labels]
+    axes.set_yticks(range(len(labels)), cleaned, color=colours["ink"], parse_math=False)
     axes.tick_params(axis="y", length=0, labelsize=SMALL)
     axes.set(ylim=(len(labels) - 0.5, -0.5))
 
@@ -347,7 +348,7 @@ def draw_waterfall(axes: Axes, falls: Sequence[Fall], xlabel: str, room: float, 
         if fall.low is not None and fall.high is not None:
             axes.plot([fall.low, fall.high], [y, y], color=colours["ink"], linewidth=2)
         place = (max(start, fall.end, fall.high or 0), y)
-        axes.annotate(fall.words, place, (5, 0), color=colours["muted" if fall.faint else "ink"], **BESIDE)
+        axes.annotate(clean(fall.words), place, (5, 0), color=colours["muted" if fall.faint else "ink"], **BESIDE)
         if y + 1 < len(falls) and not fall.faint:  # the rest, carried to the next bar
             axes.plot([fall.end] * 2, [y + 0.3, y + 0.7], color=colours["muted"], linewidth=0.8)
     label_bars(axes, [fall.label for fall in falls], colours)
@@ -357,7 +358,7 @@ def draw_waterfall(axes: Axes, falls: Sequence[Fall], xlabel: str, room: float, 
     ticks = [tick for tick in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if tick >= floor]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel(xlabel, color=colours["muted"])
+    axes.set_xlabel(clean(xlabel), color=colours["muted"], parse_math=False)
 
 
 # --- Dots with intervals.

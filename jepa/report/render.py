@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import jinja2
 from rich import box
@@ -114,14 +115,19 @@ def _print(console: Console, blocks: Sequence[Block]) -> None:
             for term, text in block.entries:
                 console.print(Rich(f"{clean(term)}: {clean(text)}"))
         elif isinstance(block, Code):
-            console.print(Rich(block.text))
+            console.print(Rich(_verbatim(block.text)))
 
 
 def _grid(table: Table) -> Grid:
     grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    body = [row for _, rows in table.groups for row in rows]
     for index, title in enumerate(table.header):
         words = index < table.text_columns
-        grid.add_column(Rich(clean(title)), justify="left" if words else "right", overflow="fold", vertical="bottom")
+        widest = (
+            0 if words else max((len(clean(row[index])) for row in body), default=0)
+        )  # headings wrap, numbers do not
+        justify: Literal["left", "right"] = "left" if words else "right"
+        grid.add_column(Rich(clean(title)), justify=justify, overflow="fold", min_width=widest)
     for title, rows in table.groups:
         if title:
             grid.add_row(Rich(clean(title), "bold"))
@@ -166,7 +172,7 @@ def _marked(blocks: Sequence[Block]) -> Iterator[str]:
         elif isinstance(block, Definitions):
             yield from (f"**{_escape(term)}.** {_escape(text)}" for term, text in block.entries)
         elif isinstance(block, Code):
-            yield f"```\n{block.text}\n```"
+            yield f"```\n{_verbatim(block.text)}\n```"
 
 
 def _escape(text: str) -> str:
@@ -217,7 +223,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"words": _words, "kind": lambda block: type(block).__name__}
+    environment.filters |= {"words": _words, "verbatim": _verbatim, "kind": lambda block: type(block).__name__}
     environment.globals |= {"svg": figures.svg, "EST": EST, "EVIDENCE": (MEASURED, ESTIMATED)}
     return environment.get_template("page.html.j2")
 
@@ -228,3 +234,8 @@ _SPANNED = re.compile(r"\(([+−]?[\d.,]+) to ([+−]?[\d.,]+)\)")
 def _words(text: str) -> str:
     """Clean text that keeps an interval in one piece, and a number beside its per cent sign."""
     return _SPANNED.sub("(\\1\u00a0to\u00a0\\2)", clean(text)).replace(" %", "\u00a0%")
+
+
+def _verbatim(text: str) -> str:
+    """Preformatted text without control characters."""
+    return "".join(c for c in text if c.isprintable() or c == "\n")

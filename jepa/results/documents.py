@@ -483,6 +483,9 @@ class AnswerEvaluation(Evaluation):
 
     `geometry` holds measures of the latents by name, `warning` says what is wrong with them. The answers themselves are
     lines of `predictions.jsonl` beside the document.
+
+    >>> AnswerEvaluation.file_name
+    'evaluation.json'
     """
 
     kind: Literal["jepa.answer-evaluation/1"] = "jepa.answer-evaluation/1"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import real_data, tiny_config
+from jepa.evaluation.segments import encoding_operations
 from safetensors.numpy import load_file
 from test_experiments import SHORT, write_video
 from tokenizers import Tokenizer as Rust
@@ -23,11 +24,10 @@ from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 from jepa.data.world import StreamStyle, World
 from jepa.errors import InputError
 from jepa.evaluation.streams import SPLITS, encode_streams
-from jepa.evaluation.sweep import encoding_operations
 from jepa.losses.infonce import InfoNCE
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger, count_flops
-from jepa.report import read_results
+from jepa.results import StreamResults, read_document
 from jepa.selective import ColourChange, SelectiveEncoding, StepSelection
 
 TEXTS = ["the red bar moves left", "a cyan ring spins", "red"]
@@ -238,13 +238,11 @@ def test_videos_go_from_files_through_vjepa2_to_emissions(kind, seconds, folder,
     videos += [f"videos.timeline.path={tmp_path}/captions.json", "candidates=12", "accelerator=cpu"]
     assert main(["evaluate", f"checkpoint={run}/checkpoint", *videos]) == 0
     assert main(["report", f"evaluation={run}/evaluation"]) == 0
-    setting = read_results(run / "results.json")["settings"]["videos"]
-    ledger = setting["operations"][0]["ledger"]
-    assert (
-        ledger["encoder"]["calls"] == ledger["predictor"]["calls"] == 2 * (2 * seconds - 1)
-    )  # windows of 1 s, every half
-    assert ledger["decoder"]["calls"] > 0
-    assert all(emission["text"] is not None for emission in setting["strip"]["decodes"]["uniform"])
+    setting = read_document(run, StreamResults).settings["videos"]
+    ledger = setting.operations[0].ledger
+    assert ledger.encoder.calls == ledger.predictor.calls == 2 * (2 * seconds - 1)  # windows of 1 s, every half
+    assert ledger.decoder.calls > 0
+    assert setting.timeline.decodes["uniform"]
     if clip is not None:  # what each split has is the same video: the same latents, that follow what is seen
         states = [load_file(run / "evaluation" / "videos" / split / "latents.safetensors") for split in SPLITS]
         latents = [values for each in states for name, values in each.items() if name.endswith("/latents")]

@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_answers_page import make_answers
-from test_report import make_operations, make_results
 
-from jepa.cli import main
-from jepa.report import answers, html
-from jepa.report.compare import comparison_html
+from jepa.report import compare, streams
+from jepa.report.render import html
 
 WIDTHS = (1280, 390)
-PAGES = ("report", "answers", "cost", "compare")
+PAGES = ("report", "compare")
 
 _ERRORS = "<script>var errors = []; addEventListener('error', event => errors.push(event.message), true)</script>"
 _FRAMES = """<body>{frames}<script>
@@ -48,18 +45,13 @@ addEventListener("load", () => {{
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> dict[str, dict[str, Any]]:
+def found(tmp_path_factory: pytest.TempPathFactory, chromium: str, stream_results: Any) -> dict[str, dict[str, Any]]:
     """Theme -> what each page looks like in a frame of each width."""
     folder = tmp_path_factory.mktemp("pages")
-    assert main(["cost", f"output={folder}", "grid.input_tokens=[500,100000]", "grid.output_tokens=[100]"]) == 0
-    results = make_results()
-    results["training"]["stages"][0]["operations"] = make_operations()
-    other = results | {"name": "other", "seed": 7}
+    other = stream_results.model_copy(update={"name": "other", "seed": 7})
     pages = {
-        "report": html(results),
-        "answers": answers.html(make_answers()),
-        "cost": (folder / "cost.html").read_text(),
-        "compare": comparison_html({"a": results, "b": other}),
+        "report": html(streams.report(stream_results)),
+        "compare": html(compare.report({"a": stream_results, "b": other})),
     }
     for name, page in pages.items():
         (folder / f"{name}.html").write_text(page.replace("<head>", f"<head>{_ERRORS}", 1))
@@ -74,12 +66,13 @@ def found(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> dict[str, 
 
 def _look(chromium: str, folder: Path, theme: str) -> dict[str, Any]:
     command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
-        "--enable-logging=stderr", f"--user-data-dir={folder / theme}", "--window-size=1400,1000",
-        f"--blink-settings=preferredColorScheme={0 if theme == 'dark' else 1}", "--dump-dom",
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--allow-file-access-from-files", "--enable-logging=stderr", f"--user-data-dir={folder / theme}",
+        "--window-size=1400,1000", f"--blink-settings=preferredColorScheme={0 if theme == 'dark' else 1}", "--dump-dom",
         (folder / "frames.html").as_uri(),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr
     findings = re.search(r'<pre id="findings">(.*?)</pre>', done.stdout, re.DOTALL)
     assert findings is not None

@@ -17,10 +17,9 @@ from jepa.data.records import StreamRecord
 from jepa.data.world import CAPTION_QUERIES, World
 from jepa.evaluation.provenance import code_version, describe_device, library_versions, now
 from jepa.metrics import cider_d, match_nearest
-from jepa.models.token_baseline import TokenVLM, candidate_scores, ranks_of_own
+from jepa.models.token_vlm import TokenVLM, WindowDecoder, candidate_scores, ranks_of_own
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger
-from jepa.results.base import write_files
 from jepa.results.documents import RoleParameters
 from jepa.selective import Decoded, Emission, SelectiveDecoder, Uniform
 from jepa.studies.comparison.data import HeldOutClips, held_out_clips
@@ -58,9 +57,7 @@ def run(config: ComparisonTrainConfig, output: Path) -> Path:
         libraries=library_versions(),
         device=describe_device("cpu"),
     )
-    path = output / ArmEvaluation.file_name
-    write_files({path: document.to_json()})
-    last = found.points[-1]
+    path, last = document.save(output), found.points[-1]
     scores = f"CIDEr-D {last.cider_d:.3f}, top-5 {last.top5:.3f}"
     print(f"{found.arm}, seed {found.seed}: {scores}: {path}", flush=True)
     return path
@@ -147,10 +144,13 @@ def _streams(
     records = [stream.record for stream in streams]
     if isinstance(model, TokenVLM):
         ledger, emissions = OperationLedger(), []
+        decoder = SelectiveDecoder(Uniform(rate), WindowDecoder(model, CAPTION_QUERIES[0]), ledger)
         for stream in streams:
-            found = list(model.stream(stream.frames(), rate, CAPTION_QUERIES[0], ledger))
-            ledger.steps(len(found))
-            emissions.append([Emission(one.text, at, at, at, at, "decoder") for one, at in found])
+            found: list[Emission] = []
+            for windows, times in model.windows(stream.frames(chunk=int(world.fps / rate)), rate, ledger):
+                for window, at in zip(windows, times.tolist(), strict=True):
+                    found += decoder.step(None, at, payload=window)
+            emissions.append(found + decoder.finish())
         return {EVERY_STEP: _stream_step(ledger, emissions, records)}
     latents = []
     encoding = OperationLedger()

@@ -122,7 +122,11 @@ class ArmRun(ArmTraining):
 
 
 class ArmEvaluation(Document):
-    """The document of one arm with one seed."""
+    """The document of one arm with one seed.
+
+    >>> ArmEvaluation.file_name
+    'comparison.json'
+    """
 
     file_name: ClassVar[str] = "comparison.json"
 
@@ -157,7 +161,13 @@ class SeedMean(Record):
 
 
 class ComparisonResults(Document):
-    """Both arms over their seeds: `curves` by arm, figure and point, `difference` VL-JEPA less token VLM by seed."""
+    """Both arms over their seeds: `curves` by arm, figure and point, `difference` VL-JEPA less token VLM by seed.
+
+    >>> from jepa.results import read_document
+    >>> read_document("nowhere.json", ComparisonResults)
+    Traceback (most recent call last):
+    jepa.errors.InputError: results file nowhere.json cannot be read: No such file or directory
+    """
 
     kind: Literal["jepa.comparison-results/2"] = "jepa.comparison-results/2"
     seeds: tuple[int, ...]

@@ -25,7 +25,7 @@ from jepa.data.clips import ClipBatch, ClipBatches
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import CAPTION_QUERIES, corpus
 from jepa.errors import InputError
-from jepa.models.token_baseline import TokenVLM, candidate_scores, ranks_of_own
+from jepa.models.token_vlm import TokenVLM, candidate_scores, ranks_of_own
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.operations import count_flops
 from jepa.studies.comparison.data import SAMPLES, STATES, HeldOutClips, StateBatch, StateBatches, held_out_clips

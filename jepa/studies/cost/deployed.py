@@ -21,7 +21,7 @@ from jepa.decoders.prefix import PrefixDecoder
 from jepa.errors import InputError
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.roles import SlotEncoder
-from jepa.models.token_baseline import TokenVLM
+from jepa.models.token_vlm import TokenVLM
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import Dimensions, from_hf_config
 from jepa.studies.cost.estimate import CountedPart, DeployedParts, Perception
@@ -125,7 +125,7 @@ def _encoder(model: VLJEPA | TokenVLM) -> tuple[_Encoder, torch.Tensor]:
     blank = torch.zeros(1, model.frames, encoder.size, encoder.size, 3, dtype=torch.uint8)
     with torch.no_grad():
         states = model.encode(blank)
-    flops = model.slot_flops() if isinstance(model, TokenVLM) else model.encoding_flops()
+    flops = model.encoding_flops()
     if not isinstance(encoder, SlotEncoder):
         return _Encoder(CountedPart(_size(encoder), states.shape[1], flops), {}), states
     patches = states.shape[1] * encoder.tubelet // model.frames

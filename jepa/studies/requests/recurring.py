@@ -46,7 +46,12 @@ class ReuseMethod(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """N requests of the streams of one half, and how each was answered."""
+    """N requests of the streams of one half, and how each was answered.
+
+    >>> done = Answered(OperationLedger(), *[np.array([False, True, False])] * 7)
+    >>> done.error()
+    0.5
+    """
 
     ledger: OperationLedger
     expressions: np.ndarray  # (N,) number of the expression

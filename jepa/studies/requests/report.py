@@ -267,8 +267,9 @@ def _draw_recurring(results: RecurringResults, colours: Colours) -> Drawing:
     figure = sized(1200, 560, "constrained")
     panels = figure.subplots(1, len(results.settings), squeeze=False)[0]
     for axes, (name, setting) in zip(panels, results.settings.items(), strict=True):
-        for index, line in enumerate(_lines(setting)):
+        for index, (line, low, high) in enumerate(_lines(setting)):
             draw_line(axes, line, colours, marker=MARKERS[index % len(MARKERS)], linestyle="-", label=line.name)
+            axes.vlines(line.x, low, high, colors=colours[f"series-{line.series}"], linewidth=1, alpha=0.5)
         axes.axhline(0, color=colours["muted"], linewidth=0.8)
         words = f"{_SETTINGS.get(name, name)}: {setting.requests:,} requests"
         _panel(axes, colours, words, "decodes saved, %", "exact match over always decoding, points")
@@ -276,8 +277,8 @@ def _draw_recurring(results: RecurringResults, colours: Colours) -> Drawing:
     return figure
 
 
-def _lines(setting: ReuseSetting) -> Iterable[Line]:
-    """The change of exact match of each method, with its interval, against the decodes it saves."""
+def _lines(setting: ReuseSetting) -> Iterable[tuple[Line, list[float], list[float]]]:
+    """The change of exact match of each method against the decodes it saves, and the ends of its intervals."""
     methods: dict[tuple[str, str], list[Reuse]] = {}
     for row in setting.rows:
         if row.found is not None:
@@ -287,4 +288,4 @@ def _lines(setting: ReuseSetting) -> Iterable[Line]:
         saved = [100 * (1 - each.per_request.decoder_calls) for each in found]
         changes = [each.exact_match_difference for each in found]
         value, low, high = ([100 * getattr(one, end) for one in changes] for end in ("value", "low", "high"))
-        yield Line(label, saved, value, _SERIES.get(name, 0), low, high)
+        yield Line(label, saved, value, _SERIES.get(name, 0)), low, high

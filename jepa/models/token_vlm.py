@@ -8,10 +8,9 @@ B clips, F frames a clip, S pixels a side, N states, D width, L tokens, M candid
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,18 +18,20 @@ from torch import Tensor, nn
 from jepa.data.tokenizer import Tokenizer
 from jepa.encoders.language import LanguageModel
 from jepa.encoders.vision import FrameViT
-from jepa.errors import InputError
-from jepa.models.roles import role_parameters
+from jepa.errors import InputError, check_int
+from jepa.models.roles import Part, role_parameters
 from jepa.models.vl_jepa import VLJEPA
-from jepa.operations import OperationLedger, count_flops, weight_bytes
+from jepa.models.windows import WindowedModel
+from jepa.operations import count_flops, weight_bytes
 from jepa.pretrained import extend
 from jepa.selective import Decoded
 
 
-class TokenVLM(nn.Module):
+class TokenVLM(WindowedModel):
     """X-Encoder, a linear projection of its states, and a causal language model over states, query and answer.
 
     A window has `frames` frames at `fps` frames a second; an answer has at most `max_length` tokens, its end included.
+    Streams are decoded by a `SelectiveDecoder` with a `WindowDecoder`.
 
     Raises:
         InputError: unless `frames` is a multiple of the X-Encoder's tubelet, and all numbers are >= 1.
@@ -47,31 +48,12 @@ class TokenVLM(nn.Module):
         fps: int,
         max_length: int = 32,
     ) -> None:
-        super().__init__()
-        if min(frames, fps, max_length) < 1 or frames % x_encoder.tubelet:
-            raise InputError(
-                f"frames, fps and max_length must be >= 1 and frames a multiple of tubelet {x_encoder.tubelet}, "
-                f"got frames {frames}, fps {fps}, max_length {max_length}"
-            )
-        self.x_encoder, self.language_model = x_encoder, language_model
+        super().__init__(x_encoder, frames, fps)
+        self.language_model, self.tokenizer = language_model, tokenizer
         self.project = nn.Linear(x_encoder.width, language_model.width)
-        self.tokenizer, self.frames, self.fps, self.max_length = tokenizer, frames, fps, max_length
+        self.max_length = check_int("max_length", max_length, 1)
         language_model.fit_vocabulary(len(tokenizer), ())
         self._costs: dict[tuple[int, int, int], tuple[int, int, int]] = {}  # of an answer: see `_cost`
-        self._slot_flops = 0
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def window(self) -> float:
-        """Length of a window in seconds."""
-        return self.frames / self.fps
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """X-Encoder: (B, F, S, S, 3) uint8 -> states S_X (B, N, D)."""
-        return self.x_encoder(frames.to(self.device))
 
     def forward(self, states: Tensor, queries: Sequence[str], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Teacher forcing: states (B, N, D), B queries and B answers -> log-probabilities and mask, both (B, L).
@@ -124,81 +106,15 @@ class TokenVLM(nn.Module):
             results.append(Decoded(text, count, count, *self._cost(states.shape[1], length, count)))
         return results
 
-    @torch.no_grad()
-    def stream(
-        self, frames: Iterable[np.ndarray], step_rate: float, query: str, ledger: OperationLedger | None = None
-    ) -> Iterator[tuple[Decoded, float]]:
-        """Uniform generation: the answer at every step of a sliding window over a stream, as frames arrive.
-
-        Each time slot is encoded once, whatever the overlap of the windows. The ledger counts an encoder call a slot
-        and a decoder call a step; there is no predictor.
-
-        Args:
-            frames: chunks (M, S, S, 3) uint8 of consecutive frames.
-            step_rate: answers a second; fps / step_rate must be a multiple of the tubelet, and at most a window.
-
-        Yields:
-            The answer, and the centre of its window in seconds.
-
-        Raises:
-            InputError: the step rate does not fit.
-        """
-        tubelet, ledger = self.x_encoder.tubelet, OperationLedger() if ledger is None else ledger
-        length = self.frames // tubelet
-        hop = self.fps / step_rate / tubelet if step_rate > 0 else 0
-        if hop != int(hop) or not 1 <= hop <= length:
-            raise InputError(
-                f"step_rate must divide the slot rate of {self.fps / tubelet:g} Hz into whole hops of at most "
-                f"{length} slots, got {step_rate} Hz"
-            )
-        waiting = np.empty((0, *2 * (self.x_encoder.size,), 3), dtype=np.uint8)
-        slots: list[Tensor] = []
-        step = 0
-        for chunk in frames:
-            waiting = np.concatenate([waiting, chunk])
-            for _ in range(len(waiting) // tubelet):
-                with ledger.timed("encoder"):
-                    slots.append(self.x_encoder.encode_slots(self._clip(waiting[:tubelet]))[0, 0])
-                waiting = waiting[tubelet:]
-                ledger.count(
-                    "encoder",
-                    calls=1,
-                    forward_passes=1,
-                    flops=self.slot_flops(),
-                    weight_bytes=weight_bytes(self.x_encoder),
-                )
-                if len(slots) < length:
-                    continue
-                with ledger.timed("decoder"):
-                    [found] = self.answer(self.x_encoder.add_time(torch.stack(slots)[None]), [query])
-                ledger.count(
-                    "decoder",
-                    calls=1,
-                    forward_passes=found.forward_passes,
-                    tokens=found.tokens,
-                    flops=found.flops,
-                    weight_bytes=found.weight_bytes,
-                    cache_bytes=found.cache_bytes,
-                )
-                yield found, step * hop * tubelet / self.fps + 0.5 * self.window
-                step += 1
-                slots = slots[int(hop) :]
-
-    def slot_flops(self) -> int:
-        """FLOPs of encoding a time slot."""
-        if not self._slot_flops:
-            blank = np.zeros((self.x_encoder.tubelet, *2 * (self.x_encoder.size,), 3), dtype=np.uint8)
-            self._slot_flops = count_flops(lambda: self.x_encoder.encode_slots(self._clip(blank))).total
-        return self._slot_flops
-
     def parameters_by_role(self) -> list[dict[str, Any]]:
         """Parameters of each role: `{role, total, trainable, modules}`."""
-        roles = {"X-Encoder": self.x_encoder, "Projection": self.project, "Language model": self.language_model}
+        roles: dict[str, Part] = {
+            "X-Encoder": self.x_encoder,
+            "Projection": self.project,
+            "Language model": self.language_model,
+        }
         names = {"Language model": type(self.language_model.lm).__name__}
         return [role_parameters(role, part, names.get(role, type(part).__name__)) for role, part in roles.items()]
-
-    def _clip(self, frames: np.ndarray) -> Tensor:
-        return torch.from_numpy(frames).to(self.device)[None]
 
     def _embed(self, ids: Tensor) -> Tensor:
         embedded: Tensor = self.language_model.lm.get_input_embeddings()(ids)
@@ -262,15 +178,53 @@ class TokenVLM(nn.Module):
         return self._costs[key]
 
 
+class WindowDecoder:
+    """A token VLM as the decoder of a `SelectiveDecoder`: the payload of a step is the states of its window.
+
+        decoder = SelectiveDecoder(Uniform(rate), WindowDecoder(model, "what happens?"), ledger)
+        for states, times in model.windows(frames, rate, ledger):
+            for window, time in zip(states, times):
+                show(decoder.step(None, time, payload=window))
+
+    Args:
+        model: in evaluation mode.
+        query: what is asked of each window.
+
+    >>> class Constant:
+    ...     def answer(self, states, queries):
+    ...         return [Decoded(f"{query} red", tokens=2, forward_passes=2) for query in queries]
+    >>> [found.text for found in WindowDecoder(Constant(), "colour?").decode(torch.zeros(1, 0), [torch.zeros(4, 8)])]
+    ['colour? red']
+    """
+
+    def __init__(self, model: TokenVLM, query: str) -> None:
+        self.model, self.query = model, query
+
+    def decode(self, latents: Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
+        """Answers to the states (N, D) that came as payloads.
+
+        Raises:
+            InputError: a payload is no tensor.
+        """
+        windows = [states for states in payloads or () if isinstance(states, Tensor)]
+        if len(windows) != len(latents):
+            raise InputError("a WindowDecoder needs the states of a window as the payload of each step")
+        return self.model.answer(torch.stack(windows), [self.query] * len(windows))
+
+
 def candidate_scores(
     model: VLJEPA | TokenVLM, states: Tensor, queries: Sequence[str], candidates: Sequence[str]
 ) -> Tensor:
-    """How well each of M texts answers: cosine to the predicted embedding, or log-likelihood. (B, M) on the CPU."""
+    """Scores (B, M) of M texts as answers, on the CPU: cosine to the predicted embedding, or log-likelihood."""
     if isinstance(model, TokenVLM):
         return model.log_likelihoods(states, queries, candidates).cpu()
     return model.predict(states, queries).cpu() @ model.embed_all(candidates).T
 
 
 def ranks_of_own(scores: Tensor) -> Tensor:
-    """Rank (N,) of candidate i for clip i, from scores (N, N): 1 is best, and equals count against it."""
+    """Rank (N,) of candidate i for clip i, from scores (N, N): 1 is best, and equals count against it.
+
+    >>> ranks_of_own(torch.tensor([[3.0, 1.0], [5.0, 4.0]])).tolist()
+    [1, 2]
+    """
     return (scores >= scores.diagonal()[:, None]).sum(1)

@@ -1,4 +1,4 @@
-"""The token-space baseline: likelihoods against teacher forcing, cached against uncached answers, counts, streams."""
+"""The token VLM: likelihoods against teacher forcing, cached against uncached answers, counts, streams."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from conftest import vlm_config
 from jepa import checkpoint
 from jepa.data.world import CAPTION_QUERIES, StreamStyle, World
 from jepa.errors import InputError
-from jepa.models.token_baseline import TokenVLM, candidate_scores, ranks_of_own
+from jepa.models.token_vlm import TokenVLM, WindowDecoder, candidate_scores, ranks_of_own
 from jepa.operations import OperationLedger, count_flops, transformer_flops
+from jepa.selective import SelectiveDecoder, Uniform
 
 QUERIES = ["what happens?", "what colour is the bar?", "how many objects are there?"]
 TEXTS = ["the red bar moves left", "a cyan ring spins", "red"]
@@ -124,23 +125,35 @@ def test_gradients_reach_every_parameter_but_those_of_a_frozen_encoder(vlm, stat
 def test_a_stream_gives_the_answers_of_its_windows(vlm):
     video = np.concatenate(list(World().stream("s", (3,), 6.0, StreamStyle(3.0, shortest=1.0)).frames()))
     ledger = OperationLedger()
-    found = list(vlm.stream((video[i : i + 5] for i in range(0, len(video), 5)), 2.0, QUERIES[0], ledger))
+    decoder = SelectiveDecoder(Uniform(2.0), WindowDecoder(vlm, QUERIES[0]), ledger)
+    chunks = (video[i : i + 5] for i in range(0, len(video), 5))
+    found = [
+        emission
+        for windows, times in vlm.windows(chunks, 2.0, ledger)
+        for window, time in zip(windows, times, strict=True)
+        for emission in decoder.step(None, time, payload=window)
+    ]
     starts = range(0, len(video) - 7, 4)
     windows = torch.from_numpy(np.stack([video[s : s + 8] for s in starts]))
     with torch.no_grad():
         expected = vlm.answer(vlm.encode(windows), [QUERIES[0]] * len(windows))
-    assert [one.text for one, _ in found] == [one.text for one in expected]
-    assert [time for _, time in found] == [(s + 4) / 8 for s in starts]
+    assert [one.text for one in found] == [one.text for one in expected]
+    assert [one.time for one in found] == [(s + 4) / 8 for s in starts]
     assert ledger.encoder.calls == len(video) // 4
-    assert ledger.encoder.flops == ledger.encoder.calls * vlm.slot_flops()
+    assert ledger.encoder.flops == ledger.encoder.calls * vlm.encoding_flops()
     assert ledger.decoder.calls == len(windows)
     assert ledger.decoder.flops == sum(one.flops for one in expected)
 
 
-@pytest.mark.parametrize("rate", [0.0, 3.0, 0.5])
+def test_a_step_without_states_is_refused(vlm):
+    with pytest.raises(InputError, match="needs the states of a window as the payload"):
+        SelectiveDecoder(Uniform(2.0), WindowDecoder(vlm, QUERIES[0])).step(None, 0.0)
+
+
+@pytest.mark.parametrize("rate", [0.0, 3.0])
 def test_a_step_rate_that_does_not_fit_is_named(vlm, rate):
     with pytest.raises(InputError, match=f"step_rate must divide the slot rate of 2 Hz .*, got {rate} Hz"):
-        list(vlm.stream([], rate, QUERIES[0]))
+        list(vlm.windows([], rate))
 
 
 def test_a_checkpoint_gives_the_same_answers(vlm, states, tmp_path):

@@ -1,0 +1,126 @@
+"""The report of a language model's arms and seeds, and bars on them."""
+
+from __future__ import annotations
+
+import pytest
+
+from jepa.errors import InputError
+from jepa.report import answers
+from jepa.report.render import html, markdown, terminal
+from jepa.results import NotMetError, Requirement
+
+
+def cells(results) -> dict[str, list[str]]:
+    return {row[0]: list(row[1:]) for _, rows in answers.arms_table(results).groups for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        (
+            "llm_jepa",
+            "llm_jepa against ntp: +0.4 points exact match (−0.3 to +1.1; p 0.2, 3 seeds); latents informative",
+        ),
+        ("cosine", "latents collapsed in 3 of 3 seeds (retrieval@1 0.00, unpaired cosine 1.00)"),
+        ("single", "−2.0 points exact match (1 seed, so no interval; over examples p < 0.001); latents partly"),
+        ("ntp", "ntp: exact match 0.860 (0.840 to 0.880); latents uninformative"),
+    ],
+)
+def test_a_verdict_says_what_the_figures_say(answer_results, arm, words):
+    assert words in answers.verdict(answer_results, arm)
+
+
+def test_the_table_holds_every_figure_of_every_arm(answer_results):
+    found = cells(answer_results)
+    assert found["seeds"] == ["3", "3", "3", "1"]
+    assert found["mean and 95 % interval over seeds"][0] == "0.860 (0.840 to 0.880)"
+    assert found["mean and 95 % interval over seeds"][3].endswith("°")
+    assert found["points over ntp, 95 % interval over seeds"] == [
+        "–",
+        "+0.4 (−0.3 to +1.1)",
+        "−1.0 (−1.7 to −0.3)",
+        "−2.0",
+    ]
+    assert found["generated tokens per right answer"] == ["15"] * 4
+    assert found["FLOPs relative to ntp, same seed est."] == ["1.00×", "1.50×", "1.50×", "1.50×"]
+    assert found["retrieval@1"] == ["0.020", "0.950", "0.000", "0.500"]
+    assert found["seeds that collapsed"][2] == "3 of 3"
+
+
+def test_training_flops_are_measured_only_if_every_run_counted_them(answer_results):
+    assert "FLOPs, from some batches est." in cells(answer_results)
+    runs = [
+        run.model_copy(update={"costs": run.costs.model_copy(update={"flops_measured": True})})
+        for run in answer_results.runs
+    ]
+    counted = answer_results.model_copy(update={"runs": tuple(runs)})
+    assert "FLOPs, counted at every step" in cells(counted)
+
+
+def test_no_right_answer_and_no_counts_are_told_apart(answer_results):
+    arms = dict(answer_results.arms)
+    costs = arms["ntp"].answer_costs["exact_match"]
+    none = costs.model_copy(update={"tokens_per_right_answer": None, "flops_per_right_answer": None})
+    arms["ntp"] = arms["ntp"].model_copy(update={"answer_costs": {"exact_match": none}})
+    arms["cosine"] = arms["cosine"].model_copy(update={"answer_costs": {"exact_match": None}})
+    changed = answer_results.model_copy(update={"arms": arms})
+    assert cells(changed)["FLOPs per right answer"] == ["∞", "3.75e+09", "–", "3.75e+09"]
+    shown = terminal(answers.report(changed))
+    assert "none is right" in shown
+    assert "not counted" in shown
+
+
+def test_remarks_say_what_does_not_compare(answer_results):
+    assert answers.remarks(answer_results) == [
+        "The arms do not have the same seeds: differences to ntp are of shared ones."
+    ]
+    device = answer_results.device[0]
+    other = {"device": (device, device.model_copy(update={"name": "b"})), "baseline": None}
+    found = " ".join(answers.remarks(answer_results.model_copy(update=other)))
+    assert "no arm ntp" in found
+    assert "their seconds do not compare" in found
+
+
+def test_the_report_shows_arms_settings_runs_and_budget(answer_results):
+    shown = answers.report(answer_results)
+    page, words = html(shown), markdown(shown)
+    for text in ("objective.weight", "InfoNCE", "llm_jepa/seed_2/evaluation", "X-Encoder", "abc", "ridge" * 0):
+        assert text in page
+    assert "significan" not in words
+    assert "area 0.225" in page
+    assert page.count("<svg") == 3
+
+
+def test_the_summary_fits_one_screen(answer_results):
+    lines = terminal(answers.report(answer_results)).splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+    assert any("llm_jepa" in line and "+0.4" in line and "1.50×" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("bar", "holds", "words"),
+    [
+        ("accuracy>=0.864", True, "accuracy of llm_jepa: exact_match 0.864, 95 % interval from 0.844 to 0.884"),
+        ("accuracy.low>=0.864", False, "accuracy of llm_jepa: exact_match 0.864"),
+        ("accuracy.ntp>=0.99", False, "accuracy of ntp: exact_match 0.860"),
+        ("accuracy_difference.low>=-0.01", True, "+0.004, 95 % interval from -0.003 to +0.011, over ntp"),
+        ("accuracy_difference.ntp>=0", False, "not measured: no seed of ntp has a run of next tokens alone"),
+        ("retrieval>=0.9", True, "retrieval of llm_jepa: 0.950"),
+    ],
+)
+def test_answers_are_held_to_a_bar(answer_results, bar, holds, words):
+    required = Requirement.parse(bar)
+    if holds:
+        assert words in required.verdict(answer_results)
+    else:
+        with pytest.raises(NotMetError) as error:
+            required.verdict(answer_results)
+        assert "does not hold" in str(error.value)
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize("bar", ["accuracy.other>=0", "savings>=1"])
+def test_a_bar_without_such_an_arm_or_figure_is_refused(answer_results, bar):
+    with pytest.raises(InputError, match="fail_under"):
+        Requirement.parse(bar).verdict(answer_results)

@@ -1,0 +1,356 @@
+"""The report of swept policies, on the document of a real sweep."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from jepa.errors import InputError
+from jepa.report import checkpoint, compare, streams, sweep_figures, sweep_tables, timeline
+from jepa.report import format as fmt
+from jepa.report.figures import HATCH, LIGHT, drawing
+from jepa.report.render import html, markdown, terminal, write_report
+from jepa.results import analysis, read_document
+from jepa.results.documents import StreamResults
+
+
+@pytest.fixture(scope="module")
+def shown(stream_results):
+    return streams.report(stream_results)
+
+
+@pytest.fixture(scope="module")
+def page(shown):
+    return html(shown)
+
+
+def rows(table) -> list[list[str]]:
+    return [list(row) for _, group in table.groups for row in group]
+
+
+def by_header(table) -> list[dict[str, str]]:
+    return [dict(zip(table.header, row, strict=True)) for row in rows(table)]
+
+
+def with_savings(setting, change):
+    """The setting with `change(saving)` as updates of each headline saving."""
+    savings = [row.model_copy(update=change(row)) if row.headline else row for row in setting.savings]
+    return setting.model_copy(update={"savings": tuple(savings)})
+
+
+def with_contrast(results):
+    """The document with references that keep their quality at their own rate only."""
+
+    def change(row):
+        one = {"value": 1.0, "low": 1.0, "high": 1.0}
+        return {"ratio": row.ratio.model_copy(update=one)} if row.policy == row.reference.policy else {}
+
+    settings = {name: with_savings(setting, change) for name, setting in results.settings.items()}
+    return results.model_copy(update={"settings": settings})
+
+
+# --- The whole.
+
+
+def test_the_report_is_written_as_four_files(stream_results, shown, tmp_path):
+    paths = write_report(stream_results, shown, tmp_path)
+    assert sorted(paths) == ["report.html", "report.md", "report.png", "results.json"]
+    assert read_document(tmp_path, StreamResults) == stream_results
+
+
+def test_every_section_and_table_is_in_page_and_markdown(page, shown):
+    words = markdown(shown)
+    for heading in (
+        "Quality against operations", "One stream", "Savings at equal quality", "Compute", "Stream quality",
+        "Operations", "Cache", "Scores", "Parameters by role", "Training", "Provenance", "What is measured and how",
+    ):  # fmt: skip
+        assert f">{heading}" in page
+        assert f"## {heading}" in words
+
+
+def test_the_page_speaks_the_words_of_the_field(page):
+    text = re.sub(r"<[^>]+>", " ", page).lower()
+    for word in ("knob", "lever", "strip", "lane", "served", "watching"):
+        assert not re.search(rf"\b{word}s?\b", text), word
+
+
+def test_every_number_of_the_savings_is_in_page_and_markdown(stream_results, page, shown):
+    words = markdown(shown)
+    for setting in stream_results.settings.values():
+        for row in analysis.headline_savings(setting):
+            if row.reached:
+                assert fmt.saving(row.ratio) in words
+                assert fmt.saving(row.ratio).replace(" to ", "\u00a0to\u00a0") in page
+
+
+def test_the_summary_fits_one_screen(stream_results, shown):
+    lines = terminal(shown, colour=False).splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+    whole = " ".join(" ".join(lines).split())
+    for setting in stream_results.settings.values():
+        best = analysis.best_causal(setting)
+        assert fmt.saving(best.ratio) in whole
+    assert "chance" in whole
+
+
+# --- Claims.
+
+
+def test_the_claim_is_the_best_causal_policy(stream_results):
+    for name, setting in with_contrast(stream_results).settings.items():
+        best, found = analysis.best_causal(setting), streams.claim(name, setting)
+        assert found.figure == f"{best.ratio.value:.2f}×"
+        assert f"CIDEr-D {best.reference_quality:.2f}" in found.text
+        assert found.detail.startswith(analysis.point_name(setting, best.policy, best.value))
+        assert "encoder and predictor included" in found.second_text
+
+
+def test_a_quality_that_is_not_reached_is_said_in_words(stream_results):
+    setting = with_savings(stream_results.settings["everyday"], lambda row: {"reached": False})
+    found = streams.claim("everyday", setting)
+    assert found.figure == "not reached"
+    assert "No causal policy reaches the quality of " in found.text
+    assert "comes closest" in found.detail
+    assert {row["saving"].split(";")[0] for row in by_header(sweep_tables.savings_table(setting))} == {"not reached"}
+
+
+def test_a_saving_without_contrast_is_void(stream_results):
+    setting = stream_results.settings["everyday"]
+    ratio = analysis.best_causal(setting).ratio.model_copy(update={"value": 10.0, "high": None})
+    own = setting.savings[0].reference.policy
+    idle = with_savings(setting, lambda row: {"ratio": ratio, "reached": True} if row.policy == own else {})
+    found = streams.claim("everyday", idle)
+    assert (found.figure, found.second_figure) == ("void", "void")
+    assert found.text.startswith("Quality does not depend on decoding here")
+    clear = with_contrast(stream_results)
+    runs = {"a": clear, "b": clear.model_copy(update={"settings": {"everyday": idle}})}
+    saved = next(row for row in rows(compare.runs_table(runs)) if row[0] == "saving, decoder calls")
+    assert saved[2] == f"void ({saved[1]})"
+
+
+def test_a_policy_that_decodes_nothing_has_no_ratio(stream_results):
+    setting = with_savings(
+        stream_results.settings["everyday"],
+        lambda row: {"ratio": None, "decodes_per_second": 0.0} if row.policy == "gate" else {},
+    )
+    found = next(row for row in by_header(sweep_tables.savings_table(setting)) if row["policy"].startswith("Gate"))
+    assert found["saving"].endswith("decodes nothing")
+
+
+# --- Tables.
+
+
+def test_the_matrix_has_a_column_for_each_reference_and_tolerance(stream_results):
+    setting = stream_results.settings["everyday"]
+    made = sweep_tables.matrix_table(setting)
+    wanted = list(dict.fromkeys(analysis.wanted_name(setting, row) for row in setting.savings))
+    assert made.header == ["policy", *wanted, "curves, CIDEr-D", "at decodes/s"]
+    assert len(rows(made)) == len(setting.curves)
+    for row in setting.savings:
+        cell = by_header(made)[list(setting.curves).index(row.policy)][analysis.wanted_name(setting, row)]
+        assert cell.startswith("[") == (row.value is not None and not row.reached)
+        if row.value is not None:
+            assert ("*" in cell) == (row.temporal_f1_difference.value < 0)
+
+
+def test_compute_is_flops_per_second_of_stream(stream_results):
+    for setting in stream_results.settings.values():
+        made = by_header(sweep_tables.compute_table(setting))
+        scale, _ = sweep_figures.flops_unit(setting)
+        assert len(made) == len(setting.operations)
+        for row, cells in zip(setting.operations, made, strict=True):
+            parts = [
+                float(cells[part].replace(",", "")) for part in ("encoder", "predictor", "decoder", "detector", "cache")
+            ]
+            assert sum(parts) == pytest.approx(float(cells["all"].replace(",", "")), rel=0.02)
+            total = row.ledger.total_flops / row.ledger.stream_seconds / scale
+            assert float(cells["all"].replace(",", "")) == pytest.approx(total, rel=0.01)
+            assert cells["saving, wall time"].endswith(" est.") == (row.estimated is not None)
+        reference = setting.operations.index(analysis.reference_row(setting))
+        assert made[reference]["saving, FLOPs"] == "1.00×"
+        assert made[reference]["break-even steps/s"] == "–"
+
+
+def test_uncounted_flops_are_no_zero(stream_results):
+    setting = stream_results.settings["everyday"]
+    row = analysis.reference_row(setting)
+    plain = row.ledger.to_dict()
+    plain["encoder"]["flops"] = 0
+    blind = row.model_copy(update={"ledger": type(row.ledger).from_dict(plain)})
+    others = tuple(each for each in setting.operations if each is not row)
+    made = by_header(sweep_tables.compute_table(setting.model_copy(update={"operations": (blind, *others)})))
+    assert (made[0]["encoder"], made[0]["all"]) == ("not counted", "not counted")
+    assert {cells["saving, FLOPs"] for cells in made} == {"–"}
+
+
+def test_operations_are_the_ledgers(stream_results):
+    setting = stream_results.settings["everyday"]
+    for row, cells in zip(setting.operations, by_header(sweep_tables.operations_table(setting)), strict=True):
+        assert cells["decoder calls"] == f"{row.ledger.decoder.calls:,}"
+        assert cells["encoder calls"] == f"{row.ledger.encoder.calls:,}"
+        assert cells["all, s"].removesuffix(" est.") == fmt.seconds(row.seconds)
+
+
+def test_quality_and_cache_stand_at_the_operating_point(stream_results):
+    setting = stream_results.settings["everyday"]
+    for row, cells in zip(setting.operations, by_header(sweep_tables.quality_table(setting)), strict=True):
+        at = analysis.point(setting, row)
+        assert cells["TimCover"] == fmt.fraction(at.dense.tim_cover)
+        assert cells["latency"] == at.latency
+    cached = [policy for policy, curve in setting.curves.items() if curve.cache is not None]
+    made = by_header(sweep_tables.cache_table(setting))
+    assert {cells["policy"] for cells in made} == {setting.curves[policy].label for policy in cached}
+    assert all(cells["kept"] in ("yes", "no", "–") for cells in made)
+
+
+def test_scores_stand_beside_chance_and_cost(stream_results):
+    made = by_header(checkpoint.scores_table(stream_results.scores))
+    retrieval = stream_results.scores.retrieval
+    assert made[0]["value"] == fmt.fraction(retrieval.recall["1"])
+    assert made[0]["chance"] == fmt.fraction(retrieval.chance)
+    assert made[0]["cost of an answer"].endswith("FLOPs")
+    assert {row["score"] for row in made} >= {"R@1", "R@5", "accuracy, all questions", "exact match", "RankMe"}
+
+
+def test_fractions_of_training_add_up(stream_results):
+    made = checkpoint.training_table(stream_results.training.stages)
+    for title, group in made.groups:
+        assert "steps in" in title
+        *parts, whole = [dict(zip(made.header, row, strict=True)) for row in group]
+        assert whole["fraction of FLOPs"] == "100.0 %"
+        assert sum(float(part["fraction of FLOPs"].removesuffix(" %")) for part in parts) == pytest.approx(100, abs=0.5)
+
+
+def test_the_timeline_table_takes_the_nearest_decode(stream_results):
+    setting = stream_results.settings["everyday"]
+    decodes = analysis.timeline_decodes(setting)
+    for event, row in zip(setting.timeline.events, rows(streams.timeline_table(setting)), strict=True):
+        middle = (event.start + event.end) / 2
+        for found, cell in zip(decodes.values(), row[2:], strict=True):
+            assert cell in {
+                each.text for each in found if abs(each.time - middle) == min(abs(d.time - middle) for d in found)
+            }
+
+
+def test_settings_without_operations_or_curve_are_shown(stream_results):
+    bare = {name: setting.model_copy(update={"operations": ()}) for name, setting in stream_results.settings.items()}
+    training = stream_results.training.model_copy(update={"curve": (), "stages": ()})
+    document = stream_results.model_copy(update={"settings": bare, "training": training, "sweep": None})
+    words = markdown(streams.report(document))
+    assert words.count("None were recorded.") == 3 * len(bare)
+    assert "No curve was recorded." in words
+    assert "not counted" in words
+
+
+# --- Figures.
+
+
+def test_policies_have_one_colour_in_all_settings(stream_results):
+    series = sweep_figures.series_of(stream_results.settings)
+    assert set(series) == set(analysis.highlighted(stream_results.settings))
+    assert len(set(series.values())) == len(series)
+    assert series["gate"] == 4
+
+
+def test_curves_show_every_policy_and_mark_the_operating_points(stream_results):
+    setting = stream_results.settings["everyday"]
+    with drawing():
+        axes = sweep_figures.curves(stream_results.settings, "everyday", LIGHT).axes[0]
+    tips = [line.get_gid() or "" for line in axes.lines]
+    for curve in setting.curves.values():
+        assert f"tip:{analysis.label(curve)}" in tips
+    reached = [row for row in analysis.headline_savings(setting) if row.value is not None and row.decodes_per_second]
+    marked = [line for line in axes.lines if ": CIDEr-D" in (line.get_gid() or "")]
+    assert len(marked) == len(
+        [row for row in reached if row.policy in sweep_figures.series_of(stream_results.settings)]
+    )
+
+
+@pytest.mark.parametrize("measure", ["flops", "seconds"])
+def test_parts_are_stacked_to_the_whole_and_estimates_are_hatched(stream_results, measure):
+    setting = stream_results.settings["everyday"]
+    with drawing():
+        axes = sweep_figures.operations(stream_results.settings, "everyday", measure, LIGHT).axes[0]
+    scale = sweep_figures.flops_unit(setting)[0] if measure == "flops" else 1e-3
+    for y, row in enumerate(setting.operations):
+        bars = [bar for bar in axes.patches if round(bar.get_y() + bar.get_height() / 2) == y]
+        total = row.ledger.total_flops if measure == "flops" else row.seconds
+        assert sum(bar.get_width() for bar in bars) == pytest.approx(total / row.ledger.stream_seconds / scale)
+        hatched = measure == "seconds" and row.estimated is not None
+        assert any(bar.get_hatch() == HATCH for bar in bars) == hatched
+
+
+def test_optimisations_end_at_the_joint_measurement(stream_results):
+    setting = stream_results.settings["everyday"]
+    rows = analysis.optimisation_chain(setting, "flops")
+    assert rows[0][1] is analysis.reference_row(setting)
+    with drawing():
+        axes = sweep_figures.chain(setting, "flops", LIGHT).axes[0]
+    ends = [bar.get_x() if i else 1.0 for i, bar in enumerate(axes.patches[:-1])]
+    for end, (_, row) in zip(ends[1:], rows[1:], strict=True):
+        share = 1 / analysis.operations_ratio(setting, row).flops
+        assert end == pytest.approx(share, rel=1e-6) or share > end
+
+
+def test_the_timeline_shows_events_decodes_and_hollow_answers_of_a_cache(stream_results):
+    setting = stream_results.settings["everyday"]
+    with drawing():
+        figure = timeline.timeline(stream_results.settings, "everyday", LIGHT)
+    boxes = [box for axes in figure.axes for box in axes.patches]
+    solid = {box.get_gid() for box in boxes if box.get_facecolor()[3] > 0}
+    for event in setting.timeline.events:
+        assert any(f": {event.text}" in gid for gid in solid)
+    for policy, decodes in analysis.timeline_decodes(setting).items():
+        for decode in decodes:
+            found = [b for b in boxes if f"from the {decode.source}: {decode.text}" in b.get_gid()]
+            if decode.source != "decoder" and decode.end > decode.start:
+                assert found, policy
+                assert all(box.get_facecolor()[3] == 0 for box in found)
+
+
+def test_overlapping_events_have_rows_of_their_own(stream_results):
+    setting = stream_results.settings["everyday"]
+    event = setting.timeline.events[0]
+    stream = setting.timeline.model_copy(update={"events": (event, event), "thumbnails": ()})
+    with drawing():
+        figure = timeline.timeline({"a": setting.model_copy(update={"timeline": stream})}, "a", LIGHT)
+    tops = {
+        box.get_y()
+        for axes in figure.axes
+        for box in axes.patches
+        if f": {event.text}" in box.get_gid() and "from" not in box.get_gid()
+    }
+    assert len(tops) == 2
+
+
+def test_a_broken_picture_is_refused(stream_results):
+    setting = stream_results.settings["everyday"]
+    thumbnail = setting.timeline.thumbnails[0].model_copy(update={"png": "AAAA"})
+    stream = setting.timeline.model_copy(update={"thumbnails": (thumbnail,)})
+    with pytest.raises(InputError, match="thumbnail of the timeline must be a whole PNG"):
+        timeline.timeline({"a": setting.model_copy(update={"timeline": stream})}, "a", LIGHT)
+
+
+# --- Runs side by side.
+
+
+def test_runs_side_by_side_show_a_column_each_and_what_differs(stream_results, tmp_path):
+    first = with_contrast(stream_results)
+    other = first.model_copy(update={"seed": 7, "config": {**first.config, "speed": {"fast": True}}})
+    runs = {"a/results.json": first, "b/results.json": other}
+    assert compare.names(runs) == ["a", "b"]
+    assert ["speed.fast", "–", "true"] in rows(compare.configuration_table(runs))
+    found = rows(compare.runs_table(runs))
+    assert ["seed", "0", "7"] in found
+    assert not any(row[0] == "created" for row in found)
+    best = analysis.best_causal(stream_results.settings["everyday"])
+    assert ["saving, decoder calls", fmt.saving(best.ratio), fmt.saving(best.ratio)] in found
+    shown = compare.report(runs)
+    lines = terminal(shown, colour=False).splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+    assert sorted(write_report(None, shown, tmp_path, "comparison")) == [
+        "comparison.html", "comparison.md", "comparison.png",
+    ]  # fmt: skip
