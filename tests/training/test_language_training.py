@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LLAMA, language_config
-from processes import assert_same_weights, train_in_two_processes
+from processes import assert_same_weights, train, train_in_two_processes
 from safetensors.torch import load_file
 
 from jepa import checkpoint
@@ -26,7 +26,7 @@ from jepa.losses.infonce import InfoNCE
 from jepa.metrics import LatentGeometry
 from jepa.operations import TrainingMeter, count_flops
 from jepa.training import language
-from jepa.training.language import LanguageModule, step_flops, train
+from jepa.training.language import LanguageModule, step_flops
 from jepa.training.modules import CollapseWarning
 from jepa.training.objectives import Objective
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from conftest import tiny_config
 from PIL import Image
-from processes import assert_same_weights, train_in_two_processes
+from processes import assert_same_weights, train, train_in_two_processes
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import compose
-from jepa.config import JEPAStageConfig, TrainConfig, validate
+from jepa.config import JEPAStageConfig, ManifestsConfig, TrainConfig, validate
 from jepa.data.clips import CLASS_QUERY, ClipBatch, ClipBatches
 from jepa.data.features import ClipReader, Features, write_features
 from jepa.data.manifests import read_manifest
@@ -36,8 +36,6 @@ from jepa.data.world import SOLO_ACTIONS, World
 from jepa.errors import InputError
 from jepa.training import own_data as own
 from jepa.training.modules import DecoderModule, JEPAModule, text_ids
-from jepa.training.own_data import decoder_source
-from jepa.training.run import train
 from jepa.training.sharding import shard
 
 pytestmark = pytest.mark.filterwarnings("ignore::jepa.training.modules.CollapseWarning")
@@ -50,12 +48,16 @@ def config(*overrides: str) -> dict[str, Any]:
     short += [f"{stage}.{key}" for stage in ("jepa", "decoder") for key in ("validate_every=2", "validation_batches=1")]
     short += ["decoder.streams=1", "decoder.stream_seconds=6", "workers=0", "accelerator=cpu", "precision=32-true"]
     plain = validate(compose("train", ["name=tiny", *short, *overrides]), TrainConfig)
-    return plain | {"model": tiny_config()["model"]}
+    return plain.model_dump() | {"model": tiny_config()["model"]}
 
 
 def changed(**jepa: Any) -> dict[str, Any]:
     plain = config("decoder=null")
     return plain | {"jepa": plain["jepa"] | jepa}
+
+
+def decoder_source(data: dict[str, Any], *arguments: Any, **more: Any) -> Any:
+    return own.decoder_source(ManifestsConfig(**data), *arguments, **more)
 
 
 def stages(folder: Path) -> list[dict[str, Any]]:
@@ -489,7 +491,7 @@ def test_the_decoder_learns_the_same_from_shards(workers, tmp_path, tiny_model):
     paths = write_shards(Path(listed["train"]), tmp_path / "shards", 3)
     packed = data_of(Path(f"{tmp_path}/shards/shard-*.tar"))
     states = packed | {"features": f"{tmp_path}/states"}
-    own.write_missing_features(config() | {"data": states}, model)
+    own.write_missing_features(validate(config() | {"data": states}, TrainConfig), model)
     for clips in (0, 5):
         first = decoder_source(listed, model, "train", 0, clips, workers)
         for data in (packed, states):
