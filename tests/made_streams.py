@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
+from jepa.config import PolicyConfig, ReferenceConfig, ReportConfig, validate
 from jepa.data.records import Event, StreamRecord
 from jepa.data.world import StreamStyle, World
 from jepa.evaluation.provenance import code_version, describe_device, library_versions
@@ -124,7 +124,11 @@ def made_results(model: VLJEPA, folder: Path) -> StreamResults:
         settings=settings,
     )
     references = [{"policy": "uniform", "rate_hz": rate} for rate in (1.0, 0.5)]
-    config = SimpleNamespace(
-        policies=POLICIES, references=references, tolerances=[0.0, 0.1], confidence=0.5, seed=0, workers=0
+    config = ReportConfig(
+        evaluation=str(folder),
+        policies={name: validate(each, PolicyConfig) for name, each in POLICIES.items()},
+        references=[ReferenceConfig(**each) for each in references],
+        tolerances=[0.0, 0.1],
+        workers=0,
     )
     return sweep_evaluation(evaluation, folder, NearestWord(), config)

@@ -1,0 +1,124 @@
+"""The documentation follows the code: every command composes and validates, every recipe runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from jepa.build import build
+from jepa.cli import COMMANDS, compose
+from jepa.config import EvaluateConfig, LanguageTrainConfig, ReportConfig, TrainConfig, validate
+from jepa.report.blocks import Column, table
+from jepa.report.render import html, markdown, terminal
+from jepa.results import StreamResults, read_document
+from jepa.selective import Decoded, SelectiveDecoder
+from jepa.studies.configs import ComparisonTrainConfig, CostConfig, ReplayConfig
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+SCHEMAS = {"evaluate": EvaluateConfig, "report": ReportConfig, "replay": ReplayConfig, "cost": CostConfig}
+VARIANTS = {"vl_jepa": TrainConfig, "llm_jepa": LanguageTrainConfig, "comparison": ComparisonTrainConfig}
+
+
+def commands(page: Path) -> list[str]:
+    """The `jepa` commands of a page's blocks and spans of code, one line each."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [lines for language, lines in re.findall(r"```(\w*)\n(.*?)```", text, re.S) if language in ("", "bash")]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines += [
+        " ".join(span.split()) for span in re.findall(r"`(jepa [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    ]
+    return [line.strip() for line in lines if re.match(rf"jepa ({'|'.join(COMMANDS)})\b", line.strip())]
+
+
+ALL = [(page.relative_to(ROOT).as_posix(), line) for page in PAGES for line in commands(page)]
+
+
+@pytest.mark.parametrize(("page", "line"), ALL, ids=[f"{page}-{number}" for number, (page, _) in enumerate(ALL)])
+def test_every_command_of_the_documentation_is_valid(page, line):
+    """What a reader fills in (`<…>` and `…`) becomes a word."""
+    line = re.sub(r" … ", " ", re.sub(r"<[^<>]+>", "given", line)).replace("task=…", "task=vqa").replace("…", "given")
+    _, name, *words = shlex.split(line.replace("'given[.given][.low]>=given'", "savings>=1"), comments=True)
+    words = [word for word in COMMANDS[name].flags(words) if word not in ("-m", "--cfg", "job")]
+    one_of_a_sweep = [re.sub(r"^((?!.*[\[{(]).*?=[^,]*),.*$", r"\1", word) for word in words]
+    config = compose(name, one_of_a_sweep)
+    from omegaconf import OmegaConf
+
+    for key in OmegaConf.missing_keys(config):
+        OmegaConf.update(config, key, "given")
+    schema = VARIANTS[config.variant] if name == "train" else SCHEMAS[name]
+    assert validate(config, schema) is not None
+
+
+def code(title: str) -> str:
+    """The first block of Python under a heading of docs/extending.md."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return section.partition("```python\n")[2].partition("```")[0]
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Makes a module out of the code under a heading."""
+
+    def make(name: str, title: str) -> types.ModuleType:
+        made = types.ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, made)
+        exec(compile(code(title), name, "exec"), made.__dict__)
+        return made
+
+    return make
+
+
+class Echo:
+    """Says which coordinate of a latent is the largest."""
+
+    def decode(self, latents, payloads=None):
+        return [Decoded(str(int(row.argmax())), 1, 1) for row in latents]
+
+
+def test_the_policy_of_extending_decodes_the_mean_of_each_slot(module):
+    module("jepa.selective.policies.time_slot", "A policy")
+    policy = build({"_target_": "jepa.selective.policies.time_slot.TimeSlot", "seconds": 2.0})
+    latents = np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 2]]
+    emissions = SelectiveDecoder(policy, Echo()).run(latents, np.arange(5.0))
+    assert [(e.text, e.start, e.end) for e in emissions] == [("0", 0.0, 1.0), ("1", 2.0, 3.0), ("2", 4.0, 4.0)]
+
+
+def test_the_loss_of_extending_falls_along_its_gradient(module):
+    module("jepa.losses.hinge", "A loss")
+    loss = build({"_target_": "jepa.losses.hinge.Hinge", "margin": 0.9})
+    torch.manual_seed(0)
+    predictions, targets = normalize(torch.randn(2, 8, 4), dim=-1)
+    predictions.requires_grad_()
+    before = loss(predictions, targets, torch.arange(8))
+    before.backward()
+    assert loss(predictions - 0.1 * predictions.grad, targets, torch.arange(8)) < before
+    assert loss(targets, targets, torch.arange(8)) == 0
+
+
+def test_the_document_of_extending_is_written_shown_and_read(module, tmp_path, capsys):
+    made = module("jepa.studies.latency", "A kind of results document")
+    rows = [made.PolicyLatency(policy="gate", seconds=2.5), made.PolicyLatency(policy="uniform", seconds=0.5)]
+    results = made.LatencyResults(created="2026-01-01", name="trial", policies=rows)
+    made.show(results, tmp_path)
+    assert "gate" in capsys.readouterr().out
+    assert read_document(tmp_path, made.LatencyResults) == results
+    for render in (terminal, markdown, html):
+        shown = render(made.report(results))
+        assert shown.index("0.50") < shown.index("2.50")
+
+
+def test_the_column_of_extending_is_a_cell_of_each_operating_point(stream_results: StreamResults):
+    column = eval(code("A column of a table"), {"Column": Column})
+    for setting in stream_results.settings.values():
+        [(_, rows)] = table("", [column], [("", setting.operations)]).groups
+        assert [float(cell) >= 0 for (cell,) in rows] == [True] * len(setting.operations)
