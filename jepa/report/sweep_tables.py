@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from jepa.report import format as fmt
 from jepa.report.blocks import EST, NONE, Column, Table, table
-from jepa.report.notes import note
 from jepa.report.sweep_figures import flops_unit, series_of
 from jepa.results import (
     ESTIMATED_PARTS,
@@ -20,8 +19,6 @@ from jepa.results import (
     TestPoint,
     analysis,
 )
-
-MATRIX_NOTE, QUALITY_NOTE, CACHE_NOTE = (note(name).text for name in ("matrix", "quality", "cache"))
 
 
 def colours_of(sweeps: Mapping[str, Sweep], name: str) -> dict[str, int]:
