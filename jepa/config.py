@@ -180,7 +180,7 @@ class ChatTokenizerConfig(TokenizerConfig):
 
 
 class ObjectiveConfig(Config):
-    """γ·CE + λ·d: see `jepa.training.language.Objective`. ``weight`` is λ; 0 is next-token training."""
+    """γ·CE + λ·d: see `jepa.training.objectives.Objective`. ``weight`` is λ; 0 is next-token training."""
 
     weight: NonNegative = 0.3
     next_token_weight: NonNegative = 1.0  # γ

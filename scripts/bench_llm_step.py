@@ -39,7 +39,8 @@ from jepa.data.packing import IGNORE, pack
 from jepa.data.pairs import read_chat
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import count_flops
-from jepa.training.language import Objective, make_tokenizer
+from jepa.training.language import make_tokenizer
+from jepa.training.objectives import Objective
 
 Loss = Callable[[Sequence[ChatIds]], Tensor]
 DROPOUT = 0.75

@@ -103,7 +103,7 @@ def step_rate(name: str, size: int, device: str, repetitions: int) -> dict[str, 
     model.y_decoder.requires_grad_(False)
     module = JEPAModule(model, config.jepa).to(device)
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
-    optimizer = torch.optim.AdamW(module.parameter_groups(), lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW([dict(group) for group in module.parameter_groups()], lr=1e-4, fused=True)
     batch: ClipBatch = ClipBatches(build(config.world), 0, size, 1, model.frames, **config.clips.model_dump())[0]
 
     def step() -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import jepa
 from jepa.cli import COMMANDS, main
+from jepa.config import TrainConfig
 from jepa.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -94,12 +95,11 @@ def test_unknown_command(capsys):
     assert error_line(capsys) == "unknown command 'trian'; nearest valid: train"
 
 
-def test_train_gets_a_plain_config_and_its_output_folder(calls, tmp_path):
+def test_train_gets_a_validated_config_and_its_output_folder(calls, tmp_path):
     assert main(["train", "name=trial", "seed=3"]) == 0
     [(config, output)] = calls
-    assert type(config) is dict
-    assert type(config["world"]) is dict
-    assert (config["name"], config["seed"]) == ("trial", 3)
+    assert isinstance(config, TrainConfig)
+    assert (config.name, config.seed) == ("trial", 3)
     assert output == tmp_path / "outputs" / "trial"
     assert output.is_dir()
 
@@ -108,13 +108,13 @@ def test_train_gets_a_plain_config_and_its_output_folder(calls, tmp_path):
 def test_evaluate_and_report_leave_no_folders_of_hydra(calls, tmp_path, command):
     assert main([command, *MANDATORY[command]]) == 0
     [(config, *_)] = calls
-    assert isinstance(config, dict | types.SimpleNamespace)
+    assert type(config).__name__ == f"{command.capitalize()}Config"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sweep_runs_each_job_in_its_own_folder(calls, tmp_path, capsys):
     assert main(["train", "-m", "name=trial", "seed=0,1,2"]) == 0
-    assert [config["seed"] for config, _ in calls] == [0, 1, 2]
+    assert [config.seed for config, _ in calls] == [0, 1, 2]
     folders = [output for _, output in calls]
     assert folders == [tmp_path / f"outputs/trial/multirun/name=trial,seed={seed}" for seed in range(3)]
     assert capsys.readouterr().out.splitlines()[1].startswith("job 1: name=trial seed=1 -> ")
@@ -127,12 +127,12 @@ def test_experiments_and_names_can_be_swept_over(calls, tmp_path):
 
 def test_the_flag_of_a_sweep_may_stand_anywhere(calls):
     assert main(["train", "name=trial", "-m", "seed=0,1"]) == 0
-    assert [config["seed"] for config, _ in calls] == [0, 1]
+    assert [config.seed for config, _ in calls] == [0, 1]
 
 
 def test_a_sweep_goes_on_after_a_job_with_bad_input(calls, capsys):
     assert main(["train", "-m", "name=trial", "seed=0,-1,2"]) == 2
-    assert [config["seed"] for config, _ in calls] == [0, 2]
+    assert [config.seed for config, _ in calls] == [0, 2]
     assert error_line(capsys) == "seed must be >= 0, got -1"
 
 

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from jepa import checkpoint
 from jepa.config import LanguageTrainConfig, RunConfig, StageConfig, TrainConfig
 from jepa.errors import InputError
+from jepa.training.callbacks import ProgressBar, StageRecord
 from jepa.training.sharding import sharded_strategy
 
-Keep: TypeAlias = Callable[..., dict[str, Any]]  # what `keeper` gives
 _PRINTED = 20  # media that were left out
 
 
@@ -61,10 +58,10 @@ def check_devices(config: TrainConfig | LanguageTrainConfig) -> None:
         raise InputError(f"devices > 1 must come with a strategy other than auto, got {devices} and {strategy}")
 
 
-def write_checkpoint(model: Any, config: dict[str, Any], folder: Path, stages: list[dict[str, Any]]) -> None:
+def write_checkpoint(model: Any, config: RunConfig, folder: Path, stages: list[StageRecord]) -> None:
     """Writes the checkpoint and, in `training.json`, the stages behind it; the first process alone does."""
     if is_first_process():
-        checkpoint.save(model, config, folder)
+        checkpoint.save(model, config.model_dump(), folder)
         partial = folder / "training.json.partial"
         partial.write_text(json.dumps({"stages": stages}, indent=1), encoding="utf-8")
         os.replace(partial, folder / "training.json")
@@ -83,23 +80,6 @@ def print_parameters(model: Any) -> None:
         print(f"{role:{widths[0]}}  {count:>{widths[1]}}  {learned:>{widths[2]}}  {modules}".rstrip(), flush=True)
 
 
-def keeper(name: str, before: list[dict[str, Any]], write: Callable[[list[dict[str, Any]]], None]) -> Keep:
-    """A function of a stage's result so far: gives the stage's record, and calls `write` with it after those `before`.
-
-    Its `unfinished` says whether the stage goes on; the time that it has taken counts from here.
-    """
-    started = time.perf_counter()
-
-    def keep(result: dict[str, Any], unfinished: bool = True) -> dict[str, Any]:
-        record = {"name": name, "seconds": round(time.perf_counter() - started, 2), **result}
-        if unfinished:
-            record["unfinished"] = True
-        write([*before, record])
-        return record
-
-    return keep
-
-
 def fit(
     module: L.LightningModule,
     batches: Dataset[Any],
@@ -110,14 +90,13 @@ def fit(
     name: str,
     strategy: str = "auto",
     devices: int = 1,
-    keep: Keep | None = None,
+    callbacks: Sequence[L.Callback] = (),
 ) -> L.Trainer:
     """Trains for `stage.steps` steps with a progress bar; logs go to `output/logs/<name>`.
 
     `batches` has as many as all devices need, which take turns, in order: steps * accumulate * devices. Every device
     validates on all of `validation`. An `IterableDataset` has no end and shares itself out among devices; of one for
-    validation `stage.validation_batches` are taken. After each validation but that of the last step every process calls
-    `keep`, the first with the `summary` so far.
+    validation `stage.validation_batches` are taken.
     """
     logs = output / "logs"
     streamed, held_out_streamed = (isinstance(each, IterableDataset) for each in (batches, validation))
@@ -136,7 +115,7 @@ def fit(
         num_sanity_val_steps=0,
         logger=[CSVLogger(logs, name=name, version=""), TensorBoardLogger(logs, name=name, version="")],
         log_every_n_steps=min(10, stage.steps),
-        callbacks=[_ProgressBar(name), *([] if keep is None else [_Keeping(keep, stage, logs / name)])],
+        callbacks=[ProgressBar(name), *callbacks],
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -158,52 +137,6 @@ def fit(
     return trainer
 
 
-class _Keeping(L.Callback):
-    """What is trained so far is kept, in case that training is cut off."""
-
-    def __init__(self, keep: Keep, stage: StageConfig, logs: Path) -> None:
-        self.keep, self.stage, self.logs = keep, stage, logs
-
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.global_step < self.stage.steps:
-            for logger in trainer.loggers:
-                logger.save()
-            self.keep(summary(trainer, self.stage, self.logs) if trainer.is_global_zero else {})
-
-
-class _ProgressBar(TQDMProgressBar):
-    """One line a stage; validation does not draw a bar of its own."""
-
-    def __init__(self, stage: str) -> None:
-        super().__init__(refresh_rate=10)
-        self.stage = stage
-
-    def init_train_tqdm(self) -> Any:
-        bar = super().init_train_tqdm()
-        bar.set_description(self.stage)
-        return bar
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description(self.stage)
-
-    def init_validation_tqdm(self) -> Any:
-        bar = super().init_validation_tqdm()
-        bar.disable = True
-        return bar
-
-
-def summary(trainer: L.Trainer, stage: StageConfig, logs: Path) -> dict[str, Any]:
-    """Steps and samples seen, what the first device's operations were, and the curve that the CSV log holds."""
-    meter = getattr(trainer.lightning_module, "meter", None)
-    return {
-        "steps": trainer.global_step,
-        "samples": trainer.global_step * stage.accumulate * trainer.world_size * stage.batch_size,
-        "operations": None if meter is None else meter.record(),
-        "curve": _curve(logs / "metrics.csv"),
-    }
-
-
 def all_skipped(skipped: Counter[str]) -> dict[str, int]:
     """What was wrong with each medium that any process left out, and how often it was asked for; printed once."""
     parts: list[Any] = [skipped]
@@ -217,14 +150,3 @@ def all_skipped(skipped: Counter[str]) -> dict[str, int]:
         heading = f"skipped {len(found)} media that cannot be read, {sum(found.values())} times:"
         print("\n".join([heading, *first, *more]), flush=True)
     return found
-
-
-def _curve(path: Path) -> list[dict[str, float]]:
-    """Rows of Lightning's CSV log merged by step, without empty cells."""
-    rows: dict[int, dict[str, float]] = {}
-    with path.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            step = int(row["step"])
-            values = {key: float(v) for key, v in row.items() if v and key not in ("step", "epoch")}
-            rows.setdefault(step, {"step": step}).update(values)
-    return [rows[step] for step in sorted(rows)]

@@ -25,150 +25,52 @@ from tqdm import tqdm
 from jepa import checkpoint
 from jepa.build import Node, build, build_as
 from jepa.config import ChatTokenizerConfig, LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, StageConfig
-from jepa.data.batches import PairBatch, PairBatches
+from jepa.data.batches import PairBatch
 from jepa.data.chat import ChatIds, ChatTokenizer
 from jepa.data.packing import Layout, pack, target_numbers
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
-from jepa.losses.gather import GlobalBatch
-from jepa.losses.tube import SemanticTube
 from jepa.metrics.latents import LatentGeometry
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import count_flops
+from jepa.training.callbacks import (
+    BestCallback,
+    CheckpointCallback,
+    EMACallback,
+    StageRecord,
+    meter_of,
+    summary,
+)
 from jepa.training.fit import (
-    Keep,
     check_devices,
     fit,
     is_first_process,
-    keeper,
     on_gpu,
     own_device,
     print_parameters,
-    summary,
     write_checkpoint,
 )
 from jepa.training.latents import PairDecoderBatches
-from jepa.training.modules import DecoderModule, Stage, check_finite, ema_update, warn_of_collapse
+from jepa.training.modules import DecoderModule, ParameterGroup, Stage, check_finite, warn_of_collapse
+from jepa.training.objectives import Objective
 
 _NEXT_TOKEN_ARMS = ("ntp", "ntp_equal_flops")
 _FLOPS_SAMPLE = 4  # batches whose operations are counted before training, for a number of steps
 
 
-class Objective(nn.Module):
-    """γ·CE + λ·d(prediction, target) + a regulariser, of what one pass gives (LLM-JEPA eq. 2).
-
-    On several ranks the mean over ranks of the losses, and of their gradients, is that of the global batch.
-
-    With loss dropout α the latent term is there on a fraction 1 − α of the batches, with the weight λ / (1 − α): its
-    mean
-    weight stays λ. The losses are computed in float32, whatever the precision of the model.
-
-    Raises:
-        InputError: keys that do not go together.
-    """
-
-    def __init__(self, config: ObjectiveConfig) -> None:
-        super().__init__()
-        _check(config)
-        self.config = config
-        self.tube = SemanticTube() if config.latent == "tube" else None
-        self.loss = build(config.loss)
-        self.regulariser = build(config.regulariser) if config.regulariser is not None else None
-        if not self.has_latent_term or self.tube is not None:
-            self.loss.requires_grad_(False)  # nothing trains it
-
-    @property
-    def has_latent_term(self) -> bool:
-        return self.config.weight > 0
-
-    @property
-    def sometimes_untrained(self) -> bool:
-        """Whether a batch may leave parameters of the loss without gradient."""
-        return self.config.loss_dropout > 0 and any(parameter.requires_grad for parameter in self.parameters())
-
-    def batches(
-        self,
-        pairs: Sequence[ChatIds],
-        model: LLMJEPA,
-        stage: LanguageStageConfig,
-        seed: int,
-        steps: int,
-        ranks: int = 1,
-    ) -> PairBatches:
-        """Training batches that hold what this objective needs: for each step, one a rank."""
-        config = self.config
-        return PairBatches(
-            pairs,
-            self.layout(model, stage),
-            seed,
-            stage.batch_size,
-            steps * ranks,
-            latent=self.has_latent_term,
-            loss_dropout=config.loss_dropout,
-            shuffled=config.pairs == "shuffled",
-            tube=self.tube is not None,
-            apart=config.target == "ema",
-            ranks=ranks,
-        )
-
-    def layout(self, model: LLMJEPA, stage: LanguageStageConfig) -> Layout:
-        config = self.config
-        return model.layout(
-            row_tokens=stage.row_tokens,
-            direction=config.direction,
-            view=config.view,
-            packed=config.rows == "packed",
-            train_on=config.train_on,
-        )
-
-    def forward(self, model: LLMJEPA, teacher: LLMJEPA | None, batch: PairBatch) -> dict[str, Tensor]:
-        """`loss` and its parts; a part that the batch does not hold is left out."""
-        config, rows = self.config, batch.rows
-        out = model(rows)
-        next_token = F.cross_entropy(out.logits, out.labels) * GlobalBatch.around(out.labels, gather=True).weight
-        parts = {"next_token": next_token}
-        scale = config.weight / (1 - config.loss_dropout)
-        if self.tube is not None and out.tube is not None:
-            parts["latent"] = self.tube(out.tube.float())
-            total = config.next_token_weight * next_token + scale * parts["latent"]
-        elif out.predictions is not None:
-            targets = out.targets
-            if batch.targets is not None and teacher is not None:
-                with torch.no_grad():
-                    targets = teacher(batch.targets).targets
-            if targets is None:
-                raise ValueError("a batch with predictions must have targets")
-            if config.target != "gradient":
-                targets = targets.detach()
-            predictions, targets = out.predictions.float(), targets.float()
-            pair = (F.normalize(x, dim=-1) if self.loss.unit_norm else x for x in (predictions, targets))
-            with torch.autocast(predictions.device.type, enabled=False):
-                parts["latent"] = self.loss(*pair, rows.target_ids)
-                if self.regulariser is not None:
-                    parts["regulariser"] = self.regulariser(predictions, targets)
-            total = config.next_token_weight * next_token + scale * parts["latent"]
-            if self.regulariser is not None:
-                total = total + config.regulariser_weight / (1 - config.loss_dropout) * parts["regulariser"]
-        else:
-            total = config.next_token_weight * next_token
-        return {"loss": total, **parts}
-
-
 class LanguageModule(Stage):
     """An LLM-JEPA under an `Objective`; with target "ema", a slow copy of the model gives the targets."""
 
-    def __init__(self, model: LLMJEPA, objective: Objective, stage: StageConfig, keep_best: bool) -> None:
+    def __init__(self, model: LLMJEPA, objective: Objective, stage: StageConfig) -> None:
         super().__init__(stage)
         self.model, self.objective = model, objective
         self.teacher: LLMJEPA | None = None
         if objective.has_latent_term and objective.config.target == "ema":
-            self.teacher = deepcopy(model).requires_grad_(False)  # on_train_epoch_start keeps it without dropout
+            self.teacher = deepcopy(model).requires_grad_(False)  # its callback keeps it without dropout
         self.geometry = LatentGeometry(ks=(1, 10), sync_on_compute=False)  # every process validates on all
-        self.keep_best = keep_best
-        self.best: tuple[float, int, dict[str, Tensor]] | None = None
         self.tokens = 0  # of this process
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[ParameterGroup]:
         """Vectors (norms, biases) and the loss's own parameters are not decayed."""
         trained, of_loss = ([p for p in m.parameters() if p.requires_grad] for m in (self.model, self.objective))
         return [
@@ -187,18 +89,10 @@ class LanguageModule(Stage):
             self.tokens += int((batch.targets.segments >= 0).sum())
         return parts["loss"]
 
-    def on_train_epoch_start(self) -> None:
-        if self.teacher is not None:
-            self.teacher.eval()
-
-    def spent(self) -> dict[str, int]:
-        """Tokens and FLOPs of all processes so far; every process calls it."""
-        own = {"tokens": self.tokens, "flops": self.meter.ledger.total_flops if self.meter is not None else 0}
-        if self.trainer.world_size == 1:
-            return own
-        each: list[Any] = [None] * self.trainer.world_size
-        dist.all_gather_object(each, own)
-        return {name: sum(counts[name] for counts in each) for name in own}
+    def average(self) -> EMACallback | None:
+        if self.teacher is None:
+            return None
+        return EMACallback(self.teacher, self.model, self.objective.config.ema_decay)
 
     def metered(self) -> tuple[dict[str, list[nn.Module]], list[nn.Module]]:
         """One pass of the language model is X-Encoder, Predictor and Y-Encoder at once: it counts as `encoder`."""
@@ -207,11 +101,6 @@ class LanguageModule(Stage):
         modules = [module for lm in lms for module in (lm.get_decoder(), lm.get_output_embeddings())]
         losses = [loss for loss in (self.objective.loss, self.objective.regulariser) if loss is not None]
         return {"encoder": modules}, losses
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-        if self.teacher is not None:
-            ema_update(self.teacher, self.model, self.objective.config.ema_decay)
-        super().on_train_batch_end(outputs, batch, index)
 
     def validation_step(self, batch: PairBatch, index: int) -> None:
         out = self.model(batch.rows)
@@ -227,10 +116,6 @@ class LanguageModule(Stage):
         self.log("R@1", geometry["retrieval@1"], prog_bar=True, logger=False, sync_dist=True)
         if self.objective.has_latent_term and not self.trainer.sanity_checking:
             warn_of_collapse(geometry, self.global_step)
-        value = float(self.trainer.callback_metrics["val/next_token"])
-        if self.keep_best and (self.best is None or value < self.best[0]):
-            state = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
-            self.best = (value, self.global_step, state)
 
 
 @dataclass(frozen=True)
@@ -253,7 +138,7 @@ def train(config: LanguageTrainConfig, output: Path) -> Path:
     weight = config.objective.weight
     if config.arm in _NEXT_TOKEN_ARMS and weight != 0:
         raise InputError(
-            f"objective.weight must be 0 in arm {config['arm']}, which is next-token training, got {weight}; "
+            f"objective.weight must be 0 in arm {config.arm}, which is next-token training, got {weight}; "
             "what the arms of a method have in common is set under method"
         )
     if config.checkpoint is None and not config.stage.epochs:
@@ -283,14 +168,14 @@ def train(config: LanguageTrainConfig, output: Path) -> Path:
             }
         )
     trains = {"llm_jepa": epochs > 0, "decoder": config.decoder is not None}
-    stages: list[dict[str, Any]] = []
+    stages: list[StageRecord] = []
     if config.checkpoint is not None:
         stages = json.loads((Path(config.checkpoint) / "training.json").read_text(encoding="utf-8"))["stages"]
     for name, run in (("llm_jepa", _train_language), ("decoder", _train_decoder)):
         if not trains[name]:
             continue
-        keep = keeper(name, stages, partial(write_checkpoint, model, config.model_dump(), folder))
-        stages.append(keep(run(config, model.train(), splits, output, keep), unfinished=False))
+        callback = CheckpointCallback(name, list(stages), partial(write_checkpoint, model, config, folder))
+        stages.append(callback.finish(run(config, model.train(), splits, output, callback)))
         model.cpu()
     if is_first_process():
         print(f"checkpoint: {folder}", flush=True)
@@ -307,7 +192,7 @@ def _model(config: LanguageTrainConfig, splits: ExampleSplits) -> LLMJEPA:
     else:
         model = checkpoint.load(config.checkpoint)
         if not isinstance(model, LLMJEPA):
-            raise InputError(f"checkpoint must be of an LLM-JEPA, got {type(model).__name__}: {config['checkpoint']}")
+            raise InputError(f"checkpoint must be of an LLM-JEPA, got {type(model).__name__}: {config.checkpoint}")
     decoder = _decoder_node(config, model, splits)
     model.y_decoder = None if decoder is None else build(decoder)
     return model
@@ -317,7 +202,7 @@ def _decoder_node(config: LanguageTrainConfig, model: LLMJEPA, splits: ExampleSp
     """`model.y_decoder` with the sizes that the model and the longest answer give it."""
     node = config.model["y_decoder"]
     if (node is None) != (config.decoder is None):
-        raise InputError(f"decoder and model.y_decoder must be given together, got {config['decoder']} and {node}")
+        raise InputError(f"decoder and model.y_decoder must be given together, got {config.decoder} and {node}")
     if node is None:
         return None
     answers = [pair.completion for part in (splits.train, splits.validation, splits.test) for pair in part]
@@ -327,8 +212,8 @@ def _decoder_node(config: LanguageTrainConfig, model: LLMJEPA, splits: ExampleSp
 
 
 def _train_language(
-    config: LanguageTrainConfig, model: LLMJEPA, splits: ExampleSplits, output: Path, keep: Keep
-) -> dict[str, Any]:
+    config: LanguageTrainConfig, model: LLMJEPA, splits: ExampleSplits, output: Path, callback: CheckpointCallback
+) -> StageRecord:
     stage, objective = config.stage, Objective(config.objective)
     if objective.config.view == "shared" and any(pair.text is not None for pair in splits.train):
         raise InputError("objective.view must be alone for data with text and code views, got shared")
@@ -354,26 +239,46 @@ def _train_language(
         layout = replace(layout, predictors=())  # nothing trains them
     devices = config.devices
     held_out = _every_pair_once(validation, layout, stage.batch_size)
-    module = LanguageModule(model, objective, steps, keep_best=stage.select == "best")
+    module = LanguageModule(model, objective, steps)
     if model.y_decoder is not None:
         model.y_decoder.requires_grad_(False)
     batches = objective.batches(pairs, model, stage, config.seed, plan.steps, devices)
     strategy: str = config.strategy
     if strategy == "ddp" and objective.sometimes_untrained:
         strategy = "ddp_find_unused_parameters_true"
-    about = {"pairs": len(pairs), "duplicates": splits.duplicates, "steps_stretched": plan.stretched}
+    best = BestCallback(model, "val/next_token")
 
-    def keep_more(result: dict[str, Any]) -> dict[str, Any]:
-        return keep({**result, **about, **module.spent()})
+    def facts(trainer: L.Trainer) -> StageRecord:
+        spent = _spent(trainer, module.tokens)
+        return {
+            "pairs": len(pairs),
+            "duplicates": dict(splits.duplicates),
+            "steps_stretched": plan.stretched,
+            "tokens": spent["tokens"],
+            "flops": spent["flops"],
+        }
 
-    trainer = fit(module, batches, held_out, steps, config, output, "llm_jepa", strategy, devices, keep_more)
+    callback.facts = facts
+    callbacks = [best, callback] if stage.select == "best" else [callback]
+    trainer = fit(module, batches, held_out, steps, config, output, "llm_jepa", strategy, devices, callbacks)
     if model.y_decoder is not None:
         model.y_decoder.requires_grad_(True)
-    record = {**summary(trainer, steps, output / "logs" / "llm_jepa"), **about, **module.spent()}
-    if module.best is not None:
-        model.load_state_dict(module.best[2])
-        record["selected_step"] = module.best[1]
+    record = {**summary(trainer), **facts(trainer)}
+    if best.state:
+        model.load_state_dict(best.state)
+        record["selected_step"] = best.step
     return record
+
+
+def _spent(trainer: L.Trainer, tokens: int) -> dict[str, int]:
+    """Tokens and FLOPs of all processes so far, of which this one saw `tokens`; every process calls it."""
+    meter = meter_of(trainer)
+    own = {"tokens": tokens, "flops": meter.ledger.total_flops if meter is not None else 0}
+    if trainer.world_size == 1:
+        return own
+    each: list[Any] = [None] * trainer.world_size
+    dist.all_gather_object(each, own)
+    return {name: sum(counts[name] for counts in each) for name in own}
 
 
 def _every_pair_once(pairs: Sequence[ChatIds], layout: Layout, size: int) -> list[PairBatch]:
@@ -389,8 +294,8 @@ def _every_pair_once(pairs: Sequence[ChatIds], layout: Layout, size: int) -> lis
 
 
 def _train_decoder(
-    config: LanguageTrainConfig, model: LLMJEPA, splits: ExampleSplits, output: Path, keep: Keep
-) -> dict[str, Any]:
+    config: LanguageTrainConfig, model: LLMJEPA, splits: ExampleSplits, output: Path, callback: CheckpointCallback
+) -> StageRecord:
     """The Y-Decoder on the embeddings of the frozen model: predicted ones, and those of the answers with noise."""
     stage, objective = config.decoder, config.objective
     assert stage is not None
@@ -410,8 +315,8 @@ def _train_decoder(
     module = DecoderModule(model, stage)
     module.train()
     on = config.strategy, config.devices
-    trainer = fit(module, batches, validation, stage, config, output, "decoder", *on, keep)
-    return summary(trainer, stage, output / "logs" / "decoder") | {"noise_per_dimension": round(batches.noise, 5)}
+    trainer = fit(module, batches, validation, stage, config, output, "decoder", *on, [callback])
+    return {**summary(trainer), "noise_per_dimension": round(batches.noise, 5)}
 
 
 def _latents(model: LLMJEPA, pairs: Sequence[Example], size: int = 128) -> tuple[Tensor, Tensor]:
@@ -453,20 +358,6 @@ def _check_lengths(model: LLMJEPA, encoded: Sequence[ChatIds], pairs: Sequence[E
             f"{pairs[longest].source}: a pair must have at most {limit} tokens, as many as the model has positions, "
             f"got {length}"
         )
-
-
-def _check(config: ObjectiveConfig) -> None:
-    """Refuses keys that would be without effect or meaning."""
-    weight = config.regulariser_weight
-    if (config.regulariser is None) != (weight == 0):
-        raise InputError(f"objective.regulariser and regulariser_weight must be given together, got weight {weight}")
-    if config.regulariser is not None and config.weight == 0:
-        raise InputError("objective.regulariser must have objective.weight > 0 beside it, got 0")
-    if config.latent == "tube":
-        alone = {"target": "gradient", "pairs": "paired", "direction": "forward", "regulariser": None}
-        for key, value in alone.items():
-            if getattr(config, key) != value:
-                raise InputError(f"objective.{key} must be {value} with latent=tube, got {getattr(config, key)}")
 
 
 def step_flops(

@@ -11,13 +11,14 @@ from copy import deepcopy
 from functools import partial
 from hashlib import blake2b
 from itertools import chain
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Required
 
 from jepa.build import build
 from jepa.config import JEPAStageConfig, StageConfig
@@ -28,8 +29,8 @@ from jepa.metrics.latents import LatentGeometry, collapse_message
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.roles import Part, TextTokenizer, YDecoder
 from jepa.models.vl_jepa import VLJEPA
-from jepa.operations import TrainingMeter
 from jepa.predictors.experts import Routing, load_balancing_loss, recorded_routing
+from jepa.training.callbacks import EMACallback, MeterCallback
 from jepa.training.sharding import clip_gradients, shard
 
 
@@ -41,13 +42,6 @@ def text_ids(texts: Iterable[str]) -> Tensor:
     """(B,) integers, equal for equal texts, whichever batch or rank they are in: the first 8 bytes of their hashes."""
     digests = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return torch.from_numpy(np.frombuffer(digests, dtype=np.int64).copy())
-
-
-@torch.no_grad()
-def ema_update(teacher: nn.Module, model: nn.Module, decay: float) -> None:
-    """Moves the parameters of `teacher` towards those of `model`: an exponential moving average."""
-    for slow, fast in zip(teacher.parameters(), model.parameters(), strict=True):
-        slow.lerp_(fast, 1 - decay)
 
 
 def token_cross_entropy(decoder: YDecoder, tokenizer: TextTokenizer, latents: Tensor, texts: Sequence[str]) -> Tensor:
@@ -72,6 +66,14 @@ def warn_of_collapse(geometry: Mapping[str, Tensor], step: int) -> None:
         warnings.warn(f"step {step}: {message}", CollapseWarning, stacklevel=3)
 
 
+class ParameterGroup(TypedDict, total=False):
+    """Parameters that share a learning rate and a weight decay: those of the stage unless they are given."""
+
+    params: Required[list[nn.Parameter]]
+    lr: float
+    weight_decay: float
+
+
 class Stage(L.LightningModule):
     """AdamW, with a linear warm-up, then a constant rate or a cosine to zero over the stage's steps.
 
@@ -81,10 +83,13 @@ class Stage(L.LightningModule):
     def __init__(self, stage: StageConfig) -> None:
         super().__init__()
         self.stage = stage
-        self.meter: TrainingMeter | None = None
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[ParameterGroup]:
         raise NotImplementedError
+
+    def average(self) -> EMACallback | None:
+        """What updates the teacher, for a module that has one."""
+        return None
 
     def metered(self) -> tuple[dict[str, list[nn.Module]], list[nn.Module]]:
         """The modules of each part, and the losses, whose operations are counted in training; no part: nothing is."""
@@ -95,26 +100,10 @@ class Stage(L.LightningModule):
             for part in chain.from_iterable(self.metered()[0].values()):
                 shard(part, self.device_mesh["data_parallel"])
 
-    def on_fit_start(self) -> None:
-        parts, losses = self.metered()
-        self.meter = TrainingMeter(parts, losses) if parts and self.device_mesh is None else None
-        self.updated = sum(p.numel() * p.element_size() for group in self.parameter_groups() for p in group["params"])
-
-    def on_fit_end(self) -> None:
-        if self.meter is not None:
-            self.meter.remove()
-
-    def on_train_batch_start(self, batch: Any, index: int) -> None:
-        if self.meter is not None:
-            self.meter.start(self.device)
-
-    def on_before_backward(self, loss: Tensor) -> None:
-        if self.meter is not None:
-            self.meter.backward()
-
-    def on_after_backward(self) -> None:
-        if self.meter is not None:
-            self.meter.update()
+    def configure_callbacks(self) -> list[L.Callback]:
+        updated = sum(p.numel() * p.element_size() for group in self.parameter_groups() for p in group["params"])
+        average, meter = self.average(), MeterCallback(*self.metered(), updated)
+        return [meter] if average is None else [average, meter]  # the meter's clock stops last
 
     def configure_gradient_clipping(self, optimizer: Any, *arguments: Any, **limits: Any) -> None:
         if self.device_mesh is None:
@@ -122,17 +111,9 @@ class Stage(L.LightningModule):
         else:
             clip_gradients((p for group in optimizer.param_groups for p in group["params"]), self.stage.gradient_clip)
 
-    def ends_step(self, index: int) -> bool:
-        """Whether the weights are updated after the batch of this number."""
-        return (index + 1) % self.stage.accumulate == 0
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-        if self.meter is not None:
-            self.meter.stop(self.updated if self.ends_step(index) else None)
-
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
-            self.parameter_groups(),
+            [dict(group) for group in self.parameter_groups()],
             lr=self.stage.learning_rate,
             weight_decay=self.stage.weight_decay,
             betas=(0.9, 0.98),
@@ -180,9 +161,7 @@ class JEPAModule(Stage):
         self.loss: Any = build(stage.loss)
         self.regulariser: Any = None if stage.regulariser is None else build(stage.regulariser)
         self.takes_negatives = "negatives" in inspect.signature(self.loss.forward).parameters
-        self.teacher: Any = None
-        if stage.target == "ema":
-            self.teacher = deepcopy(self.pair()).requires_grad_(False)
+        self.teacher: Any = deepcopy(self.pair()).requires_grad_(False) if stage.target == "ema" else None
         if stage.target == "stop_gradient":
             model.y_encoder.requires_grad_(False)
         self.geometry = LatentGeometry(sync_on_compute=False)  # every process validates on all
@@ -192,13 +171,13 @@ class JEPAModule(Stage):
         """Predictor and Y-Encoder."""
         return nn.ModuleList([self.model.predictor, self.model.y_encoder])  # type: ignore[list-item]
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[ParameterGroup]:
         def trained(*parts: Part) -> list[nn.Parameter]:
             return [p for part in parts for p in part.parameters() if p.requires_grad]
 
         multiplier = self.settings.y_encoder_lr_multiplier
         rate = self.stage.learning_rate * (1.0 if multiplier is None else multiplier)
-        groups: list[dict[str, Any]] = [
+        groups: list[ParameterGroup] = [
             {"params": trained(self.model.x_encoder, self.model.predictor)},
             {"params": trained(self.model.y_encoder), "lr": rate},
             {"params": list(self.loss.parameters()), "weight_decay": 0.0},
@@ -274,6 +253,9 @@ class JEPAModule(Stage):
             loss = loss + self.settings.regulariser_weight * self.regulariser(predictions * scale, targets * scale)
         return loss
 
+    def average(self) -> EMACallback | None:
+        return None if self.teacher is None else EMACallback(self.teacher, self.pair(), self.settings.ema_decay)
+
     def metered(self) -> tuple[dict[str, list[nn.Module]], list[nn.Module]]:
         parts: dict[str, Any] = {
             "encoder": [self.model.x_encoder],
@@ -286,15 +268,6 @@ class JEPAModule(Stage):
         if self.settings.decoder_weight:
             parts["decoder"] = [self.model.y_decoder]
         return parts, [loss for loss in (self.loss, self.regulariser) if loss is not None]
-
-    def on_train_epoch_start(self) -> None:
-        if self.teacher is not None:
-            self.teacher.eval()
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-        if self.teacher is not None and self.ends_step(index):
-            ema_update(self.teacher, self.pair(), self.settings.ema_decay)
-        super().on_train_batch_end(outputs, batch, index)
 
     def balance(self, routings: list[Routing]) -> Tensor:
         """Weighted sum of the layers' load-balancing losses; logs their mean and the loads furthest from even."""
@@ -346,7 +319,7 @@ class DecoderModule(Stage):
         self.decoder: Any = model.y_decoder
         self.tokenizer: Any = model.tokenizers["y_decoder"] if isinstance(model, VLJEPA) else model.tokenizer
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[ParameterGroup]:
         return [{"params": list(self.decoder.parameters())}]
 
     def metered(self) -> tuple[dict[str, list[nn.Module]], list[nn.Module]]:

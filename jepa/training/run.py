@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from jepa import checkpoint
-from jepa.build import build
+from jepa.build import Node, build
 from jepa.config import (
     DecoderStageConfig,
     JEPAStageConfig,
@@ -37,18 +37,16 @@ from jepa.errors import InputError
 from jepa.models.roles import Part
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.training import language
+from jepa.training.callbacks import CheckpointCallback, StageRecord, summary
 from jepa.training.fit import (
-    Keep,
     all_skipped,
     check_devices,
     fit,
     is_first_process,
-    keeper,
     on_gpu,
     own_device,
     precision,
     print_parameters,
-    summary,
     write_checkpoint,
 )
 from jepa.training.latents import (
@@ -92,7 +90,7 @@ def _train_vl_jepa(config: TrainConfig, output: Path) -> Path:
     world = build(config.world)
     if config.jepa and config.jepa.decoder_weight and not any(stage["name"] == "decoder" for stage in stages):
         raise InputError(
-            f"jepa.decoder_weight > 0 must come with a checkpoint whose decoder is trained, got {config['checkpoint']}"
+            f"jepa.decoder_weight > 0 must come with a checkpoint whose decoder is trained, got {config.checkpoint}"
         )
     if config.data is not None:
         decoded = config.decoder is not None or (config.jepa is not None and config.jepa.decoder_weight > 0)
@@ -109,19 +107,19 @@ def _train_vl_jepa(config: TrainConfig, output: Path) -> Path:
         if getattr(config, name) is None:
             continue
         trained = deepcopy(model) if config.strategy == "fsdp" else model
-        keep = keeper(name, stages, partial(_write, trained, model, config, folder))
-        stages.append(keep(run(config, trained.train(), world, output, keep), unfinished=False))
+        callback = CheckpointCallback(name, list(stages), partial(_write, trained, model, config, folder))
+        stages.append(callback.finish(run(config, trained.train(), world, output, callback)))
         model.cpu()
     if is_first_process():
         print(f"checkpoint: {folder}", flush=True)
     return folder
 
 
-def _write(trained: VLJEPA, model: VLJEPA, config: TrainConfig, folder: Path, stages: list[dict[str, Any]]) -> None:
+def _write(trained: VLJEPA, model: VLJEPA, config: TrainConfig, folder: Path, stages: list[StageRecord]) -> None:
     """Writes the checkpoint; of sharded parameters every process gathers the whole ones in `model` for it."""
     if trained is not model:
         gather(trained, model)
-    write_checkpoint(model, config.model_dump(), folder, stages)
+    write_checkpoint(model, config, folder, stages)
 
 
 def _manifests(data: ManifestsConfig | None) -> ManifestsConfig | None:
@@ -145,7 +143,7 @@ def _check(config: TrainConfig) -> None:
     check_devices(config)
 
 
-def _start(config: TrainConfig) -> tuple[TrainConfig, VLJEPA, list[dict[str, Any]]]:
+def _start(config: TrainConfig) -> tuple[TrainConfig, VLJEPA, list[StageRecord]]:
     """The configuration, and a new model or the one of `checkpoint` with the stages behind it.
 
     The configuration then has the checkpoint's model and tokenizer and, if it is not trained on, its world. An open
@@ -173,7 +171,7 @@ def _start(config: TrainConfig) -> tuple[TrainConfig, VLJEPA, list[dict[str, Any
     )
 
 
-def _y_encoder_multiplier(config: TrainConfig, before: dict[str, Any] | None) -> float:
+def _y_encoder_multiplier(config: TrainConfig, before: Node | None) -> float:
     if before is not None and before.get("jepa"):
         return float(before["jepa"]["y_encoder_lr_multiplier"] or 1.0)
     pretrained = config.model["y_encoder"].get("pretrained") if before is None else None
@@ -210,7 +208,9 @@ def _jepa_batches(
     return own_batches(config, stage, model, seeds, counts)
 
 
-def _train_jepa(config: TrainConfig, model: VLJEPA, world: World, output: Path, keep: Keep) -> dict[str, Any]:
+def _train_jepa(
+    config: TrainConfig, model: VLJEPA, world: World, output: Path, callback: CheckpointCallback
+) -> StageRecord:
     stage = config.jepa
     assert stage is not None
     batches, validation = _jepa_batches(config, stage, model, world)
@@ -220,10 +220,10 @@ def _train_jepa(config: TrainConfig, model: VLJEPA, world: World, output: Path, 
         parts = (model.x_encoder, model.predictor, model.y_encoder) if config.compile else ()
         with _compiled(*parts):
             on = config.strategy, config.devices
-            trainer = fit(module, batches, validation, stage, config, output, "jepa", *on, keep)
+            trainer = fit(module, batches, validation, stage, config, output, "jepa", *on, [callback])
     learned = {"temperature": float(module.loss.temperature.detach())} if hasattr(module.loss, "temperature") else {}
     skipped = {"skipped": all_skipped(module.skipped)}
-    return summary(trainer, stage, output / "logs" / "jepa") | learned | skipped
+    return {**summary(trainer), **learned, **skipped}
 
 
 @contextmanager
@@ -252,7 +252,9 @@ def _blocks(module: Any) -> list[Any]:
     return [block for name in stacks for block in module.get_submodule(name)] or [module]
 
 
-def _train_decoder(config: TrainConfig, model: VLJEPA, world: World, output: Path, keep: Keep) -> dict[str, Any]:
+def _train_decoder(
+    config: TrainConfig, model: VLJEPA, world: World, output: Path, callback: CheckpointCallback
+) -> StageRecord:
     stage = config.decoder
     assert stage is not None
     seed, skipped = config.seed, Counter[str]()
@@ -270,9 +272,9 @@ def _train_decoder(config: TrainConfig, model: VLJEPA, world: World, output: Pat
     module = DecoderModule(model, stage)
     module.train()
     on = config.strategy, config.devices
-    trainer = fit(module, batches, validation, stage, config, output, "decoder", *on, keep)
+    trainer = fit(module, batches, validation, stage, config, output, "decoder", *on, [callback])
     learned = {"noise_per_dimension": round(noise, 5), "skipped": all_skipped(skipped)}
-    return summary(trainer, stage, output / "logs" / "decoder") | learned
+    return {**summary(trainer), **learned}
 
 
 def _decoder_sources(

@@ -1,4 +1,4 @@
-"""Training in two processes, as torchrun launches them."""
+"""Training of plain configurations, in this process or in two, as torchrun launches them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from jepa.training.run import train
+from jepa.config import LanguageTrainConfig, TrainConfig, validate
+from jepa.training import run
+
+
+def train(plain: dict[str, Any], output: Path) -> Path:
+    """The folder of the checkpoint that a plain configuration gives."""
+    return run.train(validate(plain, LanguageTrainConfig if plain["variant"] == "llm_jepa" else TrainConfig), output)
 
 
 def _process(rank: int, port: int, plain: dict[str, Any], output: Path) -> None:

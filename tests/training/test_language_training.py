@@ -8,11 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LLAMA, language_config
-from processes import assert_same_weights, train_in_two_processes
+from processes import assert_same_weights, train, train_in_two_processes
 from safetensors.torch import load_file
 
 from jepa import checkpoint
@@ -25,8 +26,9 @@ from jepa.losses.infonce import InfoNCE
 from jepa.metrics import LatentGeometry
 from jepa.operations import TrainingMeter, count_flops
 from jepa.training import language
-from jepa.training.language import LanguageModule, Objective, step_flops, train
+from jepa.training.language import LanguageModule, step_flops
 from jepa.training.modules import CollapseWarning
+from jepa.training.objectives import Objective
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jepa.training.modules.CollapseWarning"),
@@ -251,19 +253,19 @@ def test_a_stopped_gradient_is_that_of_the_prediction_alone(tiny_llm_jepa, pairs
 
 
 def test_the_teacher_follows_the_model_slowly(tiny_llm_jepa, pairs):
-    module = LanguageModule(copy.deepcopy(tiny_llm_jepa), objective(target="ema"), stage_config(4), keep_best=False)
+    module = LanguageModule(copy.deepcopy(tiny_llm_jepa), objective(target="ema"), stage_config(4))
     before = [p.clone() for p in module.teacher.parameters()]
     with torch.no_grad():
         for p in module.model.parameters():
             p.add_(torch.randn_like(p))
-    module.on_train_batch_end(None, None, 0)
+    module.average().on_train_batch_end(L.Trainer(accelerator="cpu", logger=False), module, None, None, 0)
     for old, slow, fast in zip(before, module.teacher.parameters(), module.model.parameters(), strict=True):
         torch.testing.assert_close(slow, 0.9 * old + 0.1 * fast)
         assert not slow.requires_grad
     grouped = {id(p) for group in module.parameter_groups() for p in group["params"]}
     assert grouped == {id(p) for p in module.model.parameters()}
     for changed in ({"target": "ema", "weight": 0.0}, {}):
-        plain = LanguageModule(copy.deepcopy(tiny_llm_jepa), objective(**changed), stage_config(4), keep_best=False)
+        plain = LanguageModule(copy.deepcopy(tiny_llm_jepa), objective(**changed), stage_config(4))
         assert plain.teacher is None
 
 
@@ -306,7 +308,7 @@ def stage_config(steps: int) -> StageConfig:
 
 def test_every_trained_parameter_is_in_one_group(tiny_llm_jepa):
     chosen = objective(loss={"_target_": LOSSES + "siglip.SigLIP"})
-    module = LanguageModule(copy.deepcopy(tiny_llm_jepa), chosen, stage_config(4), keep_best=False)
+    module = LanguageModule(copy.deepcopy(tiny_llm_jepa), chosen, stage_config(4))
     decayed, plain = module.parameter_groups()
     grouped = [id(p) for group in (decayed, plain) for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for part in (module.model, chosen) for p in part.parameters())
@@ -402,7 +404,7 @@ def test_bad_runs_are_named(tmp_path):
 def test_the_operations_of_training_are_those_of_its_steps(changed, tiny_llm_jepa, pairs):
     """What the meter adds up from rows is what `count_flops` sees of the whole steps."""
     chosen = objective(**changed)
-    module = LanguageModule(copy.deepcopy(tiny_llm_jepa), chosen, stage_config(4), keep_best=False)
+    module = LanguageModule(copy.deepcopy(tiny_llm_jepa), chosen, stage_config(4))
     encoded = module.model.tokenizer.encode(pairs)
     batches = chosen.batches(encoded, module.model, LanguageStageConfig(**STAGE), 0, 3)
     meter = TrainingMeter(*module.metered())

@@ -11,13 +11,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import tiny_config
 from PIL import Image
-from processes import assert_same_weights, train_in_two_processes
+from processes import assert_same_weights, train, train_in_two_processes
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
@@ -25,7 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import compose
-from jepa.config import JEPAStageConfig, TrainConfig, validate
+from jepa.config import JEPAStageConfig, ManifestsConfig, TrainConfig, validate
 from jepa.data.clips import CLASS_QUERY, ClipBatch, ClipBatches
 from jepa.data.features import ClipReader, Features, write_features
 from jepa.data.manifests import read_manifest
@@ -35,8 +36,6 @@ from jepa.data.world import SOLO_ACTIONS, World
 from jepa.errors import InputError
 from jepa.training import own_data as own
 from jepa.training.modules import DecoderModule, JEPAModule, text_ids
-from jepa.training.own_data import decoder_source
-from jepa.training.run import train
 from jepa.training.sharding import shard
 
 pytestmark = pytest.mark.filterwarnings("ignore::jepa.training.modules.CollapseWarning")
@@ -49,12 +48,16 @@ def config(*overrides: str) -> dict[str, Any]:
     short += [f"{stage}.{key}" for stage in ("jepa", "decoder") for key in ("validate_every=2", "validation_batches=1")]
     short += ["decoder.streams=1", "decoder.stream_seconds=6", "workers=0", "accelerator=cpu", "precision=32-true"]
     plain = validate(compose("train", ["name=tiny", *short, *overrides]), TrainConfig)
-    return plain | {"model": tiny_config()["model"]}
+    return plain.model_dump() | {"model": tiny_config()["model"]}
 
 
 def changed(**jepa: Any) -> dict[str, Any]:
     plain = config("decoder=null")
     return plain | {"jepa": plain["jepa"] | jepa}
+
+
+def decoder_source(data: dict[str, Any], *arguments: Any, **more: Any) -> Any:
+    return own.decoder_source(ManifestsConfig(**data), *arguments, **more)
 
 
 def stages(folder: Path) -> list[dict[str, Any]]:
@@ -445,14 +448,15 @@ def test_states_on_disk_are_refused_if_the_encoder_is_trained(tmp_path, tiny_mod
 
 def test_slow_copies_follow_once_a_step(tiny_model):
     module = JEPAModule(copy.deepcopy(tiny_model), JEPAStageConfig(**changed(target="ema", accumulate=2)["jepa"]))
+    callback, trainer = module.average(), L.Trainer(accumulate_grad_batches=2, accelerator="cpu", logger=False)
     with torch.no_grad():
         for parameter in module.pair().parameters():
             parameter.add_(1.0)
     moved = []
     for index in range(4):
-        before = next(module.slow.parameters()).clone()
-        module.on_train_batch_end(None, None, index)
-        moved.append(not torch.equal(next(module.slow.parameters()), before))
+        before = next(module.teacher.parameters()).clone()
+        callback.on_train_batch_end(trainer, module, None, None, index)
+        moved.append(not torch.equal(next(module.teacher.parameters()), before))
     assert moved == [False, True, False, True]
 
 
@@ -487,7 +491,7 @@ def test_the_decoder_learns_the_same_from_shards(workers, tmp_path, tiny_model):
     paths = write_shards(Path(listed["train"]), tmp_path / "shards", 3)
     packed = data_of(Path(f"{tmp_path}/shards/shard-*.tar"))
     states = packed | {"features": f"{tmp_path}/states"}
-    own.write_missing_features(config() | {"data": states}, model)
+    own.write_missing_features(validate(config() | {"data": states}, TrainConfig), model)
     for clips in (0, 5):
         first = decoder_source(listed, model, "train", 0, clips, workers)
         for data in (packed, states):

@@ -31,9 +31,10 @@ from jepa.operations import count_flops
 from jepa.studies.comparison.data import SAMPLES, STATES, HeldOutClips, StateBatch, StateBatches, held_out_clips
 from jepa.studies.comparison.results import ArmTraining, DecoderTraining, StepFlops, TrainedPoint, Trial
 from jepa.studies.configs import ComparisonTrainConfig
-from jepa.training.fit import fit, on_gpu, precision, summary
+from jepa.training.callbacks import summary
+from jepa.training.fit import fit, on_gpu, precision
 from jepa.training.latents import PairDecoderBatches
-from jepa.training.modules import DecoderModule, Stage, text_ids
+from jepa.training.modules import DecoderModule, ParameterGroup, Stage, text_ids
 
 _ENCODER = "encoder.safetensors"
 _VARIANTS: dict[str, Literal["vl_jepa", "token_vlm"]] = {"VLJEPA": "vl_jepa", "TokenVLM": "token_vlm"}
@@ -65,7 +66,7 @@ class WordsModule(_LossModule):
         self.encoder, self.tokenizer = encoder, tokenizer
         self.head = nn.Linear(width, len(tokenizer))
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[ParameterGroup]:
         return [{"params": list(self.parameters())}]
 
     def forward(self, batch: ClipBatch) -> Tensor:
@@ -88,8 +89,8 @@ class ArmModule(_LossModule):
         self.model, self.objective, self.points = model, loss, points
         self.kept: dict[int, dict[str, Tensor]] = {}
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
+    def parameter_groups(self) -> list[ParameterGroup]:
+        groups: list[ParameterGroup] = [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
         if self.objective is not None:
             groups.append({"params": list(self.objective.parameters()), "weight_decay": 0.0})
         return groups
@@ -106,7 +107,6 @@ class ArmModule(_LossModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-        super().on_train_batch_end(outputs, batch, index)
         if self.global_step in self.points:
             self.kept[self.global_step] = {
                 name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
@@ -190,14 +190,14 @@ def _fit(
     trainer = fit(module, batches, check, stage, config, output, name)
     model.to("cpu").eval()
     ranks = ranks_of_own(candidate_scores(model, held_out, queries, validation.names))
-    found = summary(trainer, stage, output / "logs" / name)
+    found = summary(trainer)
     return module, Trial(
         learning_rate=stage.learning_rate,
         validation_mrr=float((1 / ranks).mean()),
         steps=found["steps"],
         samples=found["samples"],
         seconds=round(time.perf_counter() - started, 2),
-        curve=found["curve"],
+        curve=tuple(found["curve"]),
     )
 
 
@@ -304,7 +304,7 @@ def _make_states(config: ComparisonTrainConfig, tokenizer: Tokenizer, folder: Pa
     )
     module = WordsModule(encoder, encoder.width, tokenizer, stage)
     trainer = fit(module, batches, validation, stage, config, folder, "encoder")
-    record = {"seconds": round(time.perf_counter() - started, 2), **summary(trainer, stage, folder / "logs/encoder")}
+    record = {"seconds": round(time.perf_counter() - started, 2), **summary(trainer)}
     encoder.to("cpu").eval()
     save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / _ENCODER)
     pool = ClipBatches(world, seed + _SAMPLES_SEED, stage.batch_size, config.pool, frames, **clips)
