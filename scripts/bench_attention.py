@@ -24,6 +24,7 @@ from jepa.data.clips import ClipBatches
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import corpus
 from jepa.models.vl_jepa import set_fused_attention
+from jepa.training.fit import computes_in_bf16
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
 
     def step() -> float:
         started = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=computes_in_bf16(device)):
             predictions = model.predict(model.encode(batch.frames), batch.queries)
             value = loss(predictions, model.embed(batch.texts))
         value.backward()

@@ -29,6 +29,7 @@ from jepa.models.vl_jepa import set_fused_attention
 from jepa.operations import count_flops
 from jepa.predictors.experts import Experts, active_parameters
 from jepa.predictors.transformer import QueryPredictor
+from jepa.training.fit import computes_in_bf16
 
 
 def predictors(node: dict[str, Any]) -> dict[str, QueryPredictor]:
@@ -66,7 +67,7 @@ def main() -> None:
     ids, mask = (tensor.to(device) for tensor in tokenizer.encode([CAPTION_QUERIES[0]] * batch))
 
     def step(predictor: QueryPredictor) -> None:
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=computes_in_bf16(device)):
             predicted: Tensor = predictor(states, ids, mask)
         predicted.square().mul(torch.arange(predicted.shape[1], device=device)).mean().backward()
         predictor.zero_grad()

@@ -39,6 +39,7 @@ from jepa.data.packing import IGNORE, pack
 from jepa.data.pairs import read_chat
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import count_flops
+from jepa.training.fit import computes_in_bf16
 from jepa.training.language import make_tokenizer
 from jepa.training.objectives import Objective
 
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--length", type=int, default=512, help="tokens of a padded row")
     parser.add_argument("--predictors", type=int, default=1, help="[PRED] tokens")
-    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="bf16: by autocast")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], help="bf16: by autocast; default: the device's")
     parser.add_argument("--threads", type=int, help="of torch, on a CPU")
     parser.add_argument("--repetitions", type=int, default=5)
     arguments = parser.parse_args()
@@ -82,7 +83,7 @@ def main() -> None:
     check_agreement(model, variants(model, config, longest + 8), encoded[:2])
     losses = variants(model, config, arguments.length)
     batches = [encoded[start : start + size] for start in range(0, wanted, size)]
-    autocast = arguments.precision == "bf16"
+    autocast = arguments.precision == "bf16" if arguments.precision else computes_in_bf16(device)
     seconds, kernels = step_seconds(model, losses, batches, autocast)
     flops = {name: step_flops(model, losses[name], batches) for name in ("packed pass", "next tokens")}
 

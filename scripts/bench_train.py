@@ -2,13 +2,13 @@
 
     python scripts/bench_train.py [--quick] [--peak 989e12] [--rows 24576]
 
-A step is forward, backward and AdamW on one batch of generated clips, in bf16 by autocast. The embedded model is that
-of conf/model/vl_jepa_small.yaml; where there is a GPU, the full-size one of vl_jepa_paper.yaml with random weights is
-measured, too. Utilisation is the step's FLOPs (`count_flops`, activations computed again included) over its time and
-the device's peak: --peak in FLOP/s, otherwise that of a square matrix product in bf16, measured here. The contrastive
-loss is measured forward and backward on rows of 1,536 dimensions in float32, whole and in chunks, each in a process of
-its own; memory is that process's peak above what it held before (on a CPU from Linux' /proc). Ends with one JSON line.
-"""
+A step is forward, backward and AdamW on one batch of generated clips, in bf16 by autocast where the device computes
+in it. The embedded model is that of conf/model/vl_jepa_small.yaml; where there is a GPU, the full-size one of
+vl_jepa_paper.yaml with random weights is measured, too. Utilisation is the step's FLOPs (`count_flops`, activations
+computed again included) over its time and the device's peak: --peak in FLOP/s, otherwise that of a square matrix
+product in bf16, measured here. The contrastive loss is measured forward and backward on rows of 1,536 dimensions in
+float32, whole and in chunks, each in a process of its own; memory is that process's peak above what it held before
+(on a CPU from Linux' /proc). Ends with one JSON line."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from jepa.data.world import corpus
 from jepa.losses.infonce import info_nce
 from jepa.models.vl_jepa import set_fused_attention
 from jepa.operations import count_flops
+from jepa.training.fit import computes_in_bf16
 from jepa.training.modules import JEPAModule
 
 WIDTH, CHUNK = 1536, 512  # of the paper's embeddings; rows of similarities at a time
@@ -78,8 +79,9 @@ def main() -> None:
 
 
 def measured_peak(device: str, size: int = 2048) -> float:
-    """FLOP/s of the fastest of ten products of square matrices in bf16."""
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    """FLOP/s of the fastest of ten products of square matrices, in bf16 where the device computes in it."""
+    dtype = torch.bfloat16 if computes_in_bf16(device) else torch.float32
+    a = torch.randn(size, size, device=device, dtype=dtype)
     return 2 * size**3 / min(seconds_of(lambda: a @ a, device) for _ in range(10))
 
 
@@ -107,7 +109,7 @@ def step_rate(name: str, size: int, device: str, repetitions: int) -> dict[str, 
     batch: ClipBatch = ClipBatches(build(config.world), 0, size, 1, model.frames, **config.clips.model_dump())[0]
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=computes_in_bf16(device)):
             loss = module.training_step(batch, 0)
         loss.backward()
         optimizer.step()

@@ -51,9 +51,9 @@ def tiny(predictors: int):
     overrides = ["variant=llm_jepa", "objective=cosine", "name=bench", f"model.predictor.tokens={predictors}"]
     data = ["data.pairs=12", "data.test_pairs=0", "data.validation_fraction=0"]
     config = validate(compose("train", [*overrides, *data, *architecture]), LanguageTrainConfig)
-    pairs = build(config["data"]).train
+    pairs = build(config.data).train
     torch.manual_seed(0)
-    return build_model(config, make_tokenizer(config["tokenizer"], pairs)), pairs, config
+    return build_model(config.model_dump(), make_tokenizer(config.tokenizer, pairs)), pairs, config
 
 
 @pytest.mark.parametrize("predictors", [0, 1, 3])

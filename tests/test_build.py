@@ -66,7 +66,6 @@ def test_build_goes_through_lists_and_plain_mappings(monkeypatch):
         "jepa..config",
         "jepa.errors.InputError.__init__",
         "jepa.__main__.run",
-        "jepa.build._locate",
         "jepa.build.build()",
         "",
         3,

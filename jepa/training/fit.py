@@ -30,14 +30,16 @@ def on_gpu(config: RunConfig) -> bool:
 
 
 def precision(config: RunConfig) -> Literal["32-true", "bf16-mixed"]:
-    """The precision to train in: with "auto" bf16-mixed where the device computes in bf16, and float32 elsewhere.
-
-    A CPU without bf16 instructions emulates them many times slower than it computes in float32.
-    """
+    """The precision to train in: with "auto" bf16-mixed where the device computes in bf16, and float32 elsewhere."""
     if config.precision != "auto":
         return config.precision
-    has_bf16 = torch.cuda.is_bf16_supported() if on_gpu(config) else torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if has_bf16 else "32-true"
+    return "bf16-mixed" if computes_in_bf16("cuda" if on_gpu(config) else "cpu") else "32-true"
+
+
+def computes_in_bf16(device: str) -> bool:
+    """Whether a "cuda" or "cpu" device has bf16 instructions. A CPU without them is many times slower in bf16."""
+    found: bool = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return found
 
 
 def own_device(config: RunConfig) -> torch.device:
