@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 from jepa import checkpoint
@@ -59,7 +58,7 @@ def run(config: EvaluateConfig) -> dict[str, Path]:
         code=code_version(),
         libraries=library_versions(),
         device=describe_device(device),
-        config={"train": trained, "requests": asdict(settings), "seed": config.seed},
+        config={"train": trained, "requests": settings.model_dump(mode="json"), "seed": config.seed},
     )
     page = report(document)
     files = write_report(document, page, Path(config.output or folder.parent / f"requests_{kind}"))
