@@ -120,7 +120,7 @@ def train_config(
             "batch_size": 8,
         },
     }
-    return validate(config, LanguageTrainConfig)
+    return validate(config, LanguageTrainConfig).model_dump()
 
 
 def record(folder: Path) -> dict[str, Any]:
