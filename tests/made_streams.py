@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jepa.config import PolicyConfig, ReferenceConfig, ReportConfig, validate
+from jepa.config import CacheConfig, PolicyConfig, ReferenceConfig, ReportConfig
 from jepa.data.records import Event, StreamRecord
 from jepa.data.world import StreamStyle, World
 from jepa.evaluation.provenance import code_version, describe_device, library_versions
@@ -70,11 +70,11 @@ def stream_set(split: str, seed: int, noise: float = 0.25, streams: int = 6, eve
 
 def family(
     policy: dict[str, Any], parameter: str, values: list[float], cache: dict[str, Any] | None = None, steps: Any = None
-) -> dict[str, Any]:
+) -> PolicyConfig:
     """The configuration of a policy family."""
-    cache = None if cache is None else {"bank": False} | cache
     label = policy["_target_"].rpartition(".")[2] + (" + cache" if cache else "") + (", some steps" if steps else "")
-    return {"label": label, "policy": policy, "parameter": parameter, "values": values, "cache": cache, "steps": steps}
+    known = None if cache is None else CacheConfig(**cache)
+    return PolicyConfig(label=label, policy=policy, parameter=parameter, values=values, cache=known, steps=steps)
 
 
 ON_DEMAND = {"_target_": "jepa.selective.OnDemand", "policy": GATE | {"threshold": 1.0}}
@@ -123,12 +123,6 @@ def made_results(model: VLJEPA, folder: Path) -> StreamResults:
         scores=score_tasks(model, World(), 0, 12, 12),
         settings=settings,
     )
-    references = [{"policy": "uniform", "rate_hz": rate} for rate in (1.0, 0.5)]
-    config = ReportConfig(
-        evaluation=str(folder),
-        policies={name: validate(each, PolicyConfig) for name, each in POLICIES.items()},
-        references=[ReferenceConfig(**each) for each in references],
-        tolerances=[0.0, 0.1],
-        workers=0,
-    )
+    references = [ReferenceConfig(policy="uniform", rate_hz=rate) for rate in (1.0, 0.5)]
+    config = ReportConfig(policies=POLICIES, references=references, tolerances=[0.0, 0.1], workers=0)
     return sweep_evaluation(evaluation, folder, NearestWord(), config)

@@ -30,14 +30,9 @@ def in_processes(
 ) -> Generator[tuple[int, Result]]:
     """Every result of `work(task)` of every task, with the task's number, as soon as it is there.
 
-    Tasks begin in their order, each in the first free process. The results of one task stay in order. The processes
-    are forked here, so `work` must not use a GPU; torch has one thread in each. They end with the last result, and
-    wherever the iteration stops before: at an error, at Ctrl-C, when it is closed.
-
-    Args:
-        work: runs in the processes; its results must pickle.
-        tasks: one or more.
-        workers: processes; no more than tasks are started. 0: `work` runs in this process.
+    Tasks begin in their order, each in the first free process. The results of one task stay in order, and must pickle.
+    The processes are forked, so `work` must not use a GPU; torch has one thread in each. They end with the iteration:
+    with the last result, at an error, at Ctrl-C. Without `workers`, `work` runs in this process.
 
     Raises:
         InputError: `work` raised it.

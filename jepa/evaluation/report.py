@@ -7,7 +7,7 @@ A kind of document is a line of `KINDS`. Modules that do the work are imported w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,10 +17,9 @@ from jepa.config import ReportConfig
 from jepa.errors import InputError
 from jepa.evaluation.provenance import announce, code_version, describe_device, now
 from jepa.results import Document, Requirement, Setting, StreamEvaluation, StreamResults, is_kind, read_document
-from jepa.results.documents import Event, Reference, StreamCounts, SweepOrigin, Timeline
+from jepa.results.documents import EncodedStreams, Event, Reference, StreamCounts, SweepOrigin, Timeline
 
 if TYPE_CHECKING:
-    from jepa.evaluation.sweep import Family
     from jepa.selective import Decoder
 
 
@@ -64,26 +63,17 @@ def report(config: ReportConfig, kinds: Sequence[Kind] = KINDS) -> dict[str, Pat
         output = None if config.output is None else Path(config.output)
     else:
         folder = Path(str(config.evaluation))
-        document = _made(folder, config, kinds)
-        output = (
-            Path(config.output)
-            if config.output
-            else (folder.parent if (folder / StreamEvaluation.file_name).is_file() else folder)
-        )
+        made = (resolve_name(kind.make)(folder, config) for kind in kinds)
+        document = next((each for each in made if each is not None), None)
+        if document is None:
+            raise InputError(f"evaluation not found: {folder / StreamEvaluation.file_name}")
+        beside = folder.parent if (folder / StreamEvaluation.file_name).is_file() else folder
+        output = Path(config.output) if config.output else beside
     blocks = next(kind.report for kind in kinds if isinstance(document, resolve_name(kind.document)))
     paths = _shown(document, resolve_name(blocks)(document), output)
     if required:
         print(required.verdict(document), flush=True)
     return paths
-
-
-def _made(folder: Path, config: ReportConfig, kinds: Sequence[Kind]) -> Document:
-    """The results of the evaluations in a folder, of the first kind that it holds."""
-    for kind in kinds:
-        document: Document | None = resolve_name(kind.make)(folder, config)
-        if document is not None:
-            return document
-    raise InputError(f"evaluation not found: {folder / StreamEvaluation.file_name}")
 
 
 def _compare(config: ReportConfig, compared: Sequence[str]) -> dict[str, Path]:
@@ -125,64 +115,43 @@ def sweep_evaluation(
     evaluation: StreamEvaluation, folder: Path, decoder: Decoder, config: ReportConfig
 ) -> StreamResults:
     """Policies swept over the latents that an evaluation saved in its folder. The decoder is on the CPU."""
-    from jepa.evaluation.sweep import sweep_families
+    from jepa.evaluation.streams import SPLITS, load_streams
+    from jepa.evaluation.sweep import sweep_families, sweep_setting
 
-    families = sweep_families(config.policies)
-    device = describe_device("cpu")
-    settings = {
-        name: _setting(folder / name, name, evaluation, families, decoder, config, device == evaluation.device)
-        for name in evaluation.settings
-    }
+    families, device = sweep_families(config.policies), describe_device("cpu")
+    references = [Reference.model_validate(each, from_attributes=True) for each in config.references]
+
+    def swept(name: str, encoded: EncodedStreams) -> Setting:
+        streams = {split: load_streams(folder / name / split) for split in SPLITS}
+        sweep, emissions = sweep_setting(
+            streams,
+            decoder,
+            families,
+            references,
+            latent_delay=evaluation.latent_delay,
+            name=name,
+            **{key: getattr(config, key) for key in ("confidence", "seed", "tolerances", "workers")},
+        )
+        first, counts = streams["test"].records[0], {split: len(each.records) for split, each in streams.items()}
+        return Setting(
+            **dict(sweep),
+            description=encoded.description,
+            step_rate_hz=encoded.step_rate_hz,
+            streams=StreamCounts(**counts, seconds_each=encoded.seconds_each),
+            timeline=Timeline(
+                video_id=first.video_id,
+                duration=first.duration,
+                thumbnails=encoded.thumbnails,
+                events=tuple(Event(start=event.start, end=event.end, text=event.text) for event in first.events),
+                decodes=emissions,
+            ),
+            one_device=device == evaluation.device,
+        )
+
     common = {"created", "name", "seed", "code", "libraries", "device", "parameters", "training", "scores"}
     return StreamResults(
         **{key: value for key, value in evaluation if key in common},
         config={**evaluation.config, "report": config.model_dump()},
-        settings=settings,
+        settings={name: swept(name, encoded) for name, encoded in evaluation.settings.items()},
         sweep=SweepOrigin(created=now(), code=code_version(), device=device),
-    )
-
-
-def _setting(
-    folder: Path,
-    name: str,
-    evaluation: StreamEvaluation,
-    families: Mapping[str, Family],
-    decoder: Decoder,
-    config: ReportConfig,
-    one_device: bool,
-) -> Setting:
-    """The sweep over one kind of streams, with one of its test streams to look at."""
-    from jepa.evaluation.streams import SPLITS, load_streams
-    from jepa.evaluation.sweep import sweep_setting
-
-    encoded = evaluation.settings[name]
-    streams = {split: load_streams(folder / split) for split in SPLITS}
-    swept = sweep_setting(
-        streams,
-        decoder,
-        families,
-        [Reference.model_validate(each, from_attributes=True) for each in config.references],
-        latent_delay=evaluation.latent_delay,
-        confidence=config.confidence,
-        seed=config.seed,
-        name=name,
-        tolerances=config.tolerances,
-        workers=config.workers,
-    )
-    first = streams["test"].records[0]
-    return Setting(
-        **dict(swept.sweep),
-        description=encoded.description,
-        step_rate_hz=encoded.step_rate_hz,
-        streams=StreamCounts(
-            **{split: len(each.records) for split, each in streams.items()}, seconds_each=encoded.seconds_each
-        ),
-        timeline=Timeline(
-            video_id=first.video_id,
-            duration=first.duration,
-            thumbnails=encoded.thumbnails,
-            events=tuple(Event(start=event.start, end=event.end, text=event.text) for event in first.events),
-            decodes=swept.emissions,
-        ),
-        one_device=one_device,
     )

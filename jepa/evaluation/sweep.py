@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, astuple, dataclass
-from functools import partial
 from itertools import chain, product
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from jepa.config import PolicyConfig
 from jepa.data.records import StreamRecord
 from jepa.errors import InputError
 from jepa.evaluation.processes import can_fork, in_processes
+from jepa.evaluation.segments import CachedDecoder, Recorded, encoding_operations, segment_streams
 from jepa.evaluation.streams import StreamSet, density
 from jepa.metrics import (
     CaptionPairs,
@@ -39,11 +39,9 @@ from jepa.metrics import (
     tokenize,
 )
 from jepa.models.bank import fill_bank
-from jepa.operations import OperationLedger
 from jepa.results import Ratio, Sweep, documents
 from jepa.results.documents import CacheSettings, Decode, EstimatedSeconds, Operations, Point, Reference, Saving
 from jepa.selective import (
-    Decoded,
     Decoder,
     Emission,
     ErrorRate,
@@ -51,13 +49,10 @@ from jepa.selective import (
     OnDemand,
     Oracle,
     Policy,
-    Segment,
     SelectiveDecoder,
     StepSelection,
     calibrate_threshold,
-    decode_segments,
     measured_error,
-    slots_needed,
 )
 
 NO_PARAMETER = "none"
@@ -255,108 +250,11 @@ def _check_streams(
     for split in streams.values():
         for record, latents, times in zip(split.records, split.latents, split.times, strict=True):
             with _naming(f"stream {record.video_id}"):
-                SelectiveDecoder(_Recorded([[]]), decoder).run(latents, times)
+                SelectiveDecoder(Recorded([[]]), decoder).run(latents, times)
 
 
 def _on_cpu(decoder: Decoder) -> bool:
     return not isinstance(decoder, torch.nn.Module) or all(p.device.type == "cpu" for p in decoder.parameters())
-
-
-# --- Segments: found once, then plain data.
-
-
-@dataclass(frozen=True)
-class Segments:
-    """The segments of each stream of a set, with the step at which each came out.
-
-    `steps` are the latents (T, E) and times (T,) that were computed of each stream. `predicted` counts the embeddings
-    that each stream took, where they are predicted on demand.
-    """
-
-    steps: list[tuple[np.ndarray, np.ndarray]]
-    found: list[list[tuple[Segment, int]]]
-    predicted: list[int] | None
-
-    def decoded(self, decoder: Decoder) -> list[tuple[np.ndarray, list[str]]]:
-        """Latents (N, E) of each stream's segments, and the decoder's texts of them."""
-        return decode_segments(_Recorded(self.found), decoder, self.steps)
-
-    def emissions(
-        self, decoder: Decoder, cache: LatentCache | None, latent_delay: float
-    ) -> tuple[list[list[Emission]], OperationLedger]:
-        """The emissions of each stream through an empty copy of the cache, and what they took."""
-        cache = None if cache is None else cache.fresh()
-        selective = SelectiveDecoder(_Recorded(self.found), decoder, cache=cache, latent_delay=latent_delay)
-        return selective.run_many(self.steps), selective.ledger
-
-
-def segment_streams(streams: StreamSet, family: Family, value: float) -> Segments:
-    """What a family's policy makes of recorded streams.
-
-    An oracle is told where the events of a stream begin and end. A policy on demand sees states in place of latents.
-    """
-    policy, chosen = family.make(value), streams.selected(family.selection)
-    steps = list(zip(chosen.latents, chosen.times, strict=True))
-    found, predicted = [], []
-    for number, (latents, times) in enumerate(steps):
-        if isinstance(policy, Oracle):
-            events = chosen.records[number].events
-            policy.boundaries = [second for event in events for second in (event.start, event.end)]
-        asked: list[int] = []
-        if isinstance(policy, OnDemand):
-            policy.predict = partial(_predicted, latents, asked)
-        found.append(policy.run(chosen.states[number] if family.on_demand else latents, times))
-        predicted.append(len(asked))
-    return Segments(steps, found, predicted if family.on_demand else None)
-
-
-def _predicted(latents: np.ndarray, asked: list[int], step: int) -> np.ndarray:
-    """The embedding of a step of a recorded stream, whose latents (T, E) were all predicted; notes who asked."""
-    asked.append(step)
-    return np.asarray(latents[step])
-
-
-class _Recorded(Policy):
-    """Gives the segments that were found before, stream by stream."""
-
-    name, causal, latency, state = "recorded", False, "as it was", "none"
-
-    def __init__(self, found: Iterable[list[tuple[Segment, int]]]) -> None:
-        self._streams = iter(found)
-
-    def start(self) -> None: ...
-
-    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
-        return []
-
-    def finish(self) -> list[Segment]:
-        return []
-
-    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
-        return next(self._streams)
-
-
-class CachedDecoder:
-    """Decodes equal latents once. For sweeps only: the ledgers of operating points count the decoder's own calls.
-
-    >>> class Word:
-    ...     def decode(self, latents):
-    ...         return [Decoded("red", 1, 1)] * len(latents)
-    >>> CachedDecoder(Word()).decode(torch.ones(2, 4))[1].text
-    'red'
-    """
-
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
-        self._cached: dict[bytes, Decoded] = {}
-
-    def decode(self, latents: torch.Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
-        """Results for latents (N, E), in their order."""
-        keys = [row.tobytes() for row in latents.numpy()]
-        new = {key: row for row, key in enumerate(keys) if key not in self._cached}
-        if new:
-            self._cached.update(zip(new, self.decoder.decode(latents[list(new.values())]), strict=True))
-        return [self._cached[key] for key in keys]
 
 
 # --- Runs: a family at one value, on both splits.
@@ -416,7 +314,8 @@ def _runs(
     seed: int,
 ) -> Iterator[tuple[str, float, _Run]]:
     """Runs the families of a job over the segments that they share."""
-    segments = {split: segment_streams(streams[split], job.families[0], job.value) for split in scorers}
+    family = job.families[0]
+    segments = {split: segment_streams(streams[split], family.make(job.value), family.selection) for split in scorers}
     for family in job.families:
         cache, error = None, None
         if family.cache is not None:
@@ -530,7 +429,7 @@ def _operations(
     streams: StreamSet, family: Family, value: float, run: _Run, decoder: Decoder, latent_delay: float
 ) -> tuple[Operations, list[Emission]]:
     """What an operating point takes on the test streams, and its emissions on the first one."""
-    segments = segment_streams(streams, family, value)
+    segments = segment_streams(streams, family.make(value), family.selection)
     emissions, ledger = segments.emissions(decoder, run.cache, latent_delay)
     if run.error is not None:
         ledger.count_cache(audited=run.error.hits, wrong_hits=run.error.wrong)
@@ -542,33 +441,6 @@ def _operations(
         encoder, predictor = encoder + estimated.encoder, predictor + estimated.predictor
     seconds = EstimatedSeconds(encoder=encoder, predictor=predictor) if family.selects_steps else None
     return Operations(policy=family.name, value=value, ledger=ledger, estimated=seconds), emissions[0]
-
-
-def encoding_operations(
-    streams: StreamSet, index: int, selection: StepSelection | None, predicted: int | None = None
-) -> tuple[OperationLedger, EstimatedSeconds]:
-    """What encoding one stream takes, and predicting at every selected step, or `predicted` times.
-
-    The whole stream was encoded once. The calls and FLOPs of a selection of steps are exact, since all calls cost the
-    same. Its wall time was not measured: the estimate is a call's mean time, times the calls.
-    """
-    whole, ledger = streams.ledgers[index], OperationLedger()
-    ledger.stream(whole.stream_seconds)
-    calls, estimated = {"encoder": whole.encoder.calls, "predictor": whole.predictor.calls}, {}
-    if selection is not None:
-        mask = selection.select(streams.changes[index])
-        calls = {"encoder": slots_needed(mask, streams.hop, streams.length), "predictor": int(mask.sum())}
-        if selection.threshold is not None:
-            ledger.add("detector", whole.detector)
-    if predicted is not None:
-        calls["predictor"] = predicted
-    for part, once in (("encoder", whole.encoder), ("predictor", whole.predictor)):
-        fraction = calls[part] / once.calls if once.calls else 0.0
-        measured = selection is None and (part == "encoder" or predicted is None)
-        estimated[part] = 0.0 if measured else once.seconds * fraction
-        exact = {name: round(getattr(once, name) * fraction) for name in ("forward_passes", "flops", "weight_bytes")}
-        ledger.count(part, calls=calls[part], seconds=once.seconds if measured else 0.0, **exact)
-    return ledger, EstimatedSeconds(**estimated)
 
 
 def _curve(family: Family, runs: Mapping[float, _Run], seed: int) -> documents.Curve:

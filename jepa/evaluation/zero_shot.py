@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import JsonValue
@@ -52,13 +53,13 @@ _KINDS: dict[str, Kind] = {  # of a manifest's samples, by task
 
 @torch.no_grad()
 def evaluate_task(folder: Path, output: Path, config: EvaluateConfig) -> Path:
-    """Scores the checkpoint `folder` on the `task` of a validated `EvaluateConfig`; writes and returns `output`.
+    """Scores the checkpoint `folder` on the `task` of an `EvaluateConfig`; writes and returns `output`.
 
-    It holds `evaluation.json` with the scores, and `predictions.jsonl` with a line for each sample.
+    It holds a `TaskEvaluation`, and `predictions.jsonl` with a line for each sample.
 
     Raises:
-        InputError: a task that breaks its schema, a manifest without samples of its kind or that cannot be read, fewer
-            samples than processes, or a medium that cannot be read; with the task's `skip_broken`, none that can.
+        InputError: a bad task or manifest, fewer samples than processes, or a medium that cannot be read; with the
+            task's `skip_broken`, none that can.
     """
     settings = config.task
     assert settings is not None
@@ -112,13 +113,9 @@ class Task:
     skipped: list[str] = field(default_factory=list)
 
     def predict(self, queries: Sequence[Sequence[str]]) -> Tensor:
-        """Predicted embeddings of every clip of every kept sample: each process runs its own, all get all, on the CPU.
+        """Predicted embeddings (clips of the kept samples, E), float32 on the CPU, under one query a clip.
 
-        Args:
-            queries: for each of N samples one query a clip.
-
-        Returns:
-            (clips of the kept samples, E) float32, in order.
+        Each process runs its own samples, and gets all embeddings.
 
         Raises:
             InputError: a sample cannot be read, unless the settings say `skip_broken`; or none can.
@@ -172,19 +169,16 @@ class _Clips(Dataset["Tensor | InputError"]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Tensor | InputError:
+        sample, half = self.samples[index], self.frames // 2
         try:
-            return self._read(self.samples[index])
+            if not isinstance(sample, WorldPredictionSample):
+                return torch.from_numpy(read_clip(sample.media, self.frames, self.size, self.fps))[None]
+            parts = ((sample.before, half), (sample.after, self.frames - half))
+            states = np.concatenate([read_clip(media, frames, self.size) for media, frames in parts])
+            candidates = [read_clip(media, self.frames, self.size, self.fps) for media in sample.candidates]
+            return torch.from_numpy(np.stack([states, *candidates]))
         except InputError as error:
             return error
-
-    def _read(self, sample: Sample) -> Tensor:
-        if not isinstance(sample, WorldPredictionSample):
-            return torch.from_numpy(read_clip(sample.media, self.frames, self.size, self.fps))[None]
-        half = self.frames // 2
-        states = [read_clip(sample.before, half, self.size), read_clip(sample.after, self.frames - half, self.size)]
-        candidates = [read_clip(media, self.frames, self.size, self.fps) for media in sample.candidates]
-        clips = [torch.cat([torch.from_numpy(state) for state in states]), *map(torch.from_numpy, candidates)]
-        return torch.stack(clips)
 
 
 class Found(NamedTuple):
@@ -312,9 +306,7 @@ def world_prediction(task: Task) -> Found:
     Every sample has candidates of its own, which are encoded and predicted as it is.
     """
     if task.model.frames < 2:
-        raise InputError(
-            "world_prediction needs a model whose clips have at least 2 frames, got 1: two states, one clip"
-        )
+        raise InputError("world_prediction needs a model whose clips have at least 2 frames, for two states, got 1")
     query, asked = task.settings.query, task.settings.action_query
     rows = task.predict([[query, *[asked] * len(sample.candidates)] for sample in task.samples])
     counts = [len(sample.candidates) for sample in task.kept]
@@ -360,8 +352,7 @@ def _samples(settings: TaskConfig, trained: Mapping[str, Any], frames: int, cand
     kind = _KINDS[settings.kind]
     if settings.manifest is None:
         return world_samples(build(trained["world"]), kind, candidates, frames, seed)
-    samples = read_manifest(Path(settings.manifest), [kind])
-    return samples[: settings.limit or None]
+    return read_manifest(Path(settings.manifest), [kind])[: settings.limit or None]
 
 
 def _table(document: TaskEvaluation) -> list[str]:

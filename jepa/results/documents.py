@@ -163,17 +163,13 @@ class Sweep(Record):
         named += [row.reference.policy for row in self.savings]
         if unknown := [name for name in named if name not in self.curves]:
             raise ValueError(f"{unknown[0]!r} must be a policy of curves ({', '.join(self.curves)})")
-        chosen = [(row.policy, row.value) for row in self.savings] + [
-            (row.policy, row.value) for row in self.operations
-        ]
-        for policy, value in chosen:
+        rows: list[Saving | Operations] = [*self.savings, *self.operations]
+        for policy, value in ((row.policy, row.value) for row in rows):
             swept = [point.value for point in self.curves[policy].test]
             if value is not None and value not in swept:
                 raise ValueError(f"the value of {policy} must be one of its test curve {swept}, got {value}")
-        if (
-            len({(row.reference.policy, row.reference.rate_hz, row.tolerance) for row in self.savings if row.headline})
-            != 1
-        ):
+        headline = {(row.reference, row.tolerance) for row in self.savings if row.headline}
+        if len(headline) != 1:
             raise ValueError("savings must have a headline against exactly one reference and tolerance")
         return self
 

@@ -12,9 +12,11 @@ import pytest
 import torch
 from made_streams import CACHE, GATE, ON_DEMAND, SELECTION, UNIFORM, NearestWord, family, stream_set
 
+from jepa.config import CacheConfig
 from jepa.errors import InputError
+from jepa.evaluation.segments import CachedDecoder, segment_streams
 from jepa.evaluation.streams import StreamSet, load_streams, save_streams
-from jepa.evaluation.sweep import CachedDecoder, Family, Swept, segment_streams, sweep_families, sweep_setting
+from jepa.evaluation.sweep import Swept, sweep_families, sweep_setting
 from jepa.results.documents import CacheError, Reference
 from jepa.selective import Decoded, Gate, Oracle, Policy, SelectiveDecoder, StepSelection, Uniform
 
@@ -25,6 +27,7 @@ POLICIES = {
 REFERENCES = [Reference(policy="uniform", rate_hz=rate) for rate in (1.0, 0.5)]
 ORACLE = {"_target_": "jepa.selective.Oracle", "representative": "mean"}
 BANK = {"capacity": 8, "shared": True, "error_rate": 0.2, "bank": True}
+UNSHARED = CacheConfig(**BANK | {"shared": False})
 SMOOTH = GATE | {"agreement": 8.0}
 EVERY_KIND = {
     "pooled": family(UNIFORM | {"pool": True}, "rate_hz", [1.0, 0.3]),
@@ -180,8 +183,7 @@ def test_the_error_of_a_cache_is_what_the_decoder_says_otherwise():
     """Against a decoder whose texts are counted by hand: every hit on a latent that reads differently is wrong."""
     swept = run({"cached": family(GATE, "threshold", [0.5], CACHE | {"error_rate": 0.5})}, tolerances=(0.5,))
     wrong = hits = 0
-    families = sweep_families({"gate": family(GATE, "threshold", [0.5])})
-    segments = segment_streams(stream_set("test", 2), families["gate"], 0.5)
+    segments = segment_streams(stream_set("test", 2), Gate(0.5))
     threshold = swept.sweep.curves["cached"].test[0].cache.threshold
     for found in segments.found:
         held: list[tuple[np.ndarray, str]] = []
@@ -238,7 +240,7 @@ def test_segments_are_those_of_each_stream():
     streams = stream_set("test", 2, streams=2)
     records = [streams.records[0], replace(streams.records[1], events=streams.records[1].events[:3])]
     alike = replace(streams, records=records, latents=streams.latents[:1] * 2, times=streams.times[:1] * 2)
-    found = segment_streams(alike, Family("oracle", "", ORACLE, "none", (0.0,)), 0.0).found
+    found = segment_streams(alike, Oracle("mean")).found
     for record, segments in zip(records, found, strict=True):
         oracle = Oracle("mean")
         oracle.boundaries = [second for event in record.events for second in (event.start, event.end)]
@@ -382,8 +384,7 @@ def test_bad_latents_name_the_stream(spoil, message, workers):
         ({"gate": {"values": [1.0, 1.0]}}, r"policies\.gate\.values must be one or more distinct values"),
         ({"gate": {"values": [1.0, -1.0]}}, r"^policies\.gate\.policy, threshold=-1: .*threshold must be .* got -1\.0"),
         ({"gate": {"parameter": "foo"}}, r"^policies\.gate\.policy, foo=0\.5: .*Gate has no argument .foo."),
-        ({"gate": {"cache": BANK | {"shared": False}}}, r"policies\.gate\.cache must be shared and hold 1 or more"),
-        ({"gate": {"cache": BANK | {"capacity": 0}}}, r"policies\.gate\.cache must be shared and hold 1 or more"),
+        ({"gate": {"cache": UNSHARED}}, r"policies\.gate\.cache must be shared and hold 1 or more to be a bank"),
         ({"gate": {"steps": SELECTION}}, r"policies\.gate\.steps must be null: no change detector"),
         ({"gate": {"policy": ON_DEMAND}}, r"policies\.gate predicts on demand, and these streams have no X-Encoder"),
         ({"gate": {"steps": SELECTION | {"hold": 0}}}, r"^policies\.gate\.steps: jepa\.selective\.StepSelection: hold"),
@@ -393,7 +394,7 @@ def test_bad_latents_name_the_stream(spoil, message, workers):
 def test_what_no_sweep_can_have_is_refused_before_it(change, message):
     streams, decoder = replace(stream_set("test", 2), changes=[], states=[]), NearestWord()
     options = dict(change)
-    gate = POLICIES["gate"] | options.pop("gate", {})
+    gate = POLICIES["gate"].model_copy(update=options.pop("gate", {}))
     with pytest.raises(InputError, match=message):
         run({"gate": gate}, decoder, {"calibration": streams, "test": streams}, **options)
     assert decoder.decoded == 0

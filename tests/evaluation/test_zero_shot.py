@@ -15,6 +15,7 @@ from conftest import tiny_config, write_samples
 
 from jepa import checkpoint
 from jepa.cli import main
+from jepa.config import TaskConfig
 from jepa.data.manifests import read_manifest
 from jepa.data.world import World
 from jepa.data.world_tasks import world_samples
@@ -24,12 +25,8 @@ from jepa.results import TaskEvaluation, read_document
 from jepa.results.documents import AnswerCost, TaskScore
 from jepa.selective import Decoded
 
-SETTINGS: dict[str, Any] = {
-    "manifest": None, "limit": 0, "fps": None, "workers": 0, "skip_broken": False,
-    "query": "what happens?", "action_query": "which?",
-    "templates": ["{label}", "a {label}"], "top": [1, 2, 9], "ks": [1, 2], "prompt": "{question}",
-    "candidate": "{candidate}",
-}  # fmt: skip
+SETTINGS = {"query": "what happens?", "action_query": "which?", "top": [1, 2, 9], "ks": [1, 2]}
+SETTINGS |= {"templates": ["{label}", "a {label}"], "prompt": "{question}", "candidate": "{candidate}"}
 KINDS = {
     "classification": "class",
     "retrieval": "caption",
@@ -99,7 +96,7 @@ def manifest(folder: Path, lines: list[dict[str, Any]]) -> list[Any]:
 
 
 def run(kind: str, model: Reader, samples: list[Any], **settings: Any) -> Found:
-    return TASKS[kind](Task(model, {**SETTINGS, **settings}, samples, 2))
+    return TASKS[kind](Task(model, TaskConfig(kind=kind, **{**SETTINGS, **settings}), samples, 2))
 
 
 def test_a_clip_has_the_label_whose_prompts_are_nearest_on_average(tmp_path):
@@ -239,7 +236,7 @@ def test_samples_that_cannot_be_read_are_an_error_or_left_out_and_named(tmp_path
     model = Reader(levels)
     with pytest.raises(InputError, match=r"level0\.png: cannot be read as a picture"):
         run("vqa", model, samples, workers=workers)
-    task = Task(model, {**SETTINGS, "skip_broken": True, "workers": workers}, samples, 2)
+    task = Task(model, TaskConfig(kind="vqa", skip_broken=True, workers=workers, **SETTINGS), samples, 2)
     scores, found, _, _ = TASKS["vqa"](task)
     assert [line["prediction"] for line in found] == ["yes", "no", "no"]
     assert model.asked == ["10?", "100?", "90?"]

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import real_data, tiny_config
-from jepa.evaluation.segments import encoding_operations
 from safetensors.numpy import load_file
 from test_experiments import SHORT, write_video
 from tokenizers import Tokenizer as Rust
@@ -23,6 +22,7 @@ from jepa.cli import main
 from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 from jepa.data.world import StreamStyle, World
 from jepa.errors import InputError
+from jepa.evaluation.segments import encoding_operations
 from jepa.evaluation.streams import SPLITS, encode_streams
 from jepa.losses.infonce import InfoNCE
 from jepa.models.vl_jepa import VLJEPA

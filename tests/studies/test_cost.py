@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import math
 import re
-import runpy
 import xml.etree.ElementTree as ET
 from functools import partial
 from pathlib import Path
@@ -19,8 +17,8 @@ import torch
 from conftest import tiny_config, vlm_config
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from PIL import Image
+from pydantic import ValidationError
 from transformers import AutoConfig
 
 from jepa.checkpoint import build_model, save
@@ -29,84 +27,88 @@ from jepa.config import validate
 from jepa.data.world import CAPTION_QUERIES
 from jepa.errors import InputError
 from jepa.operations import OperationLedger
-from jepa.report import plots
+from jepa.report import figures
+from jepa.report.blocks import Figure
+from jepa.report.render import html, markdown, terminal
+from jepa.results import StreamResults, best_causal, headline_savings, read_document
 from jepa.studies.configs import CostConfig
-from jepa.studies.cost.analysis import analyse, shapley
-from jepa.studies.cost.deployed import checkpoint_parts, read_parts
-from jepa.studies.cost.report import answer, cost_html, cost_markdown, cost_png, cost_summary, heat_map, validate_cost
+from jepa.studies.cost import CostResults, analyse, checkpoint_parts, read_parts, report, shapley
+from jepa.studies.cost.report import answer, heat_map
+from jepa.studies.cost.results import OptimisationSaving
 
 SMALL_GRID = ["grid.input_tokens=[500,100000]", "grid.output_tokens=[50,2000]", "grid.batches=[1,128]"]
 
 
-def settings(*overrides: str) -> dict[str, Any]:
-    config = compose("cost", [*SMALL_GRID, *overrides])
-    return validate(OmegaConf.to_container(config, resolve=True), CostConfig)
+def settings(*overrides: str) -> CostConfig:
+    return validate(compose("cost", [*SMALL_GRID, *overrides]), CostConfig)
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, Any]:
+def results() -> CostResults:
     return analyse(settings())
 
 
-@pytest.fixture
-def results_file(tmp_path) -> Path:
-    """The document that the tests of the report use."""
-    document = runpy.run_path(str(Path(__file__).parents[1] / "report" / "test_report.py"))["make_results"]()
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps(document))
+@pytest.fixture(scope="module")
+def results_file(stream_results: StreamResults, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of made streams; on the dense ones uniform decoding keeps its quality at its own rate alone."""
+    dense = stream_results.settings["dense"]
+    missed = [s.model_copy(update={"reached": s.reached and s.policy != "uniform"}) for s in dense.savings]
+    settings = stream_results.settings | {"dense": dense.model_copy(update={"savings": tuple(missed)})}
+    path = tmp_path_factory.mktemp("streams") / "results.json"
+    path.write_bytes(stream_results.model_copy(update={"settings": settings}).to_json())
     return path
 
 
-def optimisation(results: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(row for row in results["optimisations"] if row["name"] == name)
+def optimisation(results: CostResults, name: str) -> OptimisationSaving:
+    return next(row for row in results.optimisations if row.name == name)
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "saving"), [(500, 2000, "3.5"), (100_000, 1450, "1.1")])
 def test_fewer_output_tokens_save_what_is_published(inputs, outputs, saving):
     request = ["perception=null", "stream_rates=null", "deployed=mistral_small_4", "cache=fp8", "order=[tokens]"]
     found = analyse(settings(*request, f"input_tokens={inputs}", f"output_tokens={outputs}"))
-    assert f"{math.floor(found['joint']['value'] * 10) / 10:.1f}" == saving
-    assert found["unit"] == "request"
+    assert f"{math.floor(found.joint.value * 10) / 10:.1f}" == saving
+    assert found.unit == "request"
 
 
 def test_the_chain_of_levers_multiplies_to_the_joint_saving(results):
-    rows, joint = results["optimisations"], results["joint"]["value"]
-    assert math.prod(row["in_order"] for row in rows) == pytest.approx(joint)
-    assert math.prod(row["averaged"] for row in rows) == pytest.approx(joint)
-    costs = [results[key]["chip_seconds"] for key in ("baseline", "optimised")]
+    rows, joint = results.optimisations, results.joint.value
+    assert math.prod(row.in_order for row in rows) == pytest.approx(joint)
+    assert math.prod(row.averaged for row in rows) == pytest.approx(joint)
+    costs = [getattr(results, key).chip_seconds for key in ("baseline", "optimised")]
     assert costs[0] / costs[1] == pytest.approx(joint)
-    assert results["product"] == pytest.approx(math.prod(row["alone"]["value"] for row in rows))
-    assert results["claims"] == pytest.approx(3.0 * 3.6 * 2.27 * 2.85)
+    assert results.product == pytest.approx(math.prod(row.alone.value for row in rows))
+    assert results.claims == pytest.approx(3.0 * 3.6 * 2.27 * 2.85)
 
 
 def test_a_lever_that_divides_its_parts_obeys_amdahl(results):
     row = optimisation(results, "selective")
-    assert row["touches"] == ["prefill", "decode"]
-    parts = results["baseline"]["parts"]
-    fraction = parts["prefill"]["fraction"] + parts["decode"]["fraction"]
-    assert row["fraction"] == pytest.approx(fraction)
-    assert row["alone"]["value"] == pytest.approx(1 / (1 - fraction + fraction / 2.85))
-    assert row["limit"] == pytest.approx(1 / (1 - fraction))
+    assert row.touches == ("prefill", "decode")
+    parts = results.baseline.parts
+    fraction = parts["prefill"].fraction + parts["decode"].fraction
+    assert row.fraction == pytest.approx(fraction)
+    assert row.alone.value == pytest.approx(1 / (1 - fraction + fraction / 2.85))
+    assert row.limit == pytest.approx(1 / (1 - fraction))
 
 
 def test_shares_and_ranges(results):
-    assert math.fsum(part["fraction"] for part in results["baseline"]["parts"].values()) == pytest.approx(1)
-    assert optimisation(results, "hardware")["fraction"] == pytest.approx(1)
-    assert optimisation(results, "hardware")["limit"] is None
-    assert optimisation(results, "tokens")["touches"] == ["decode"]
-    for ratio in [results["joint"], *(row["alone"] for row in results["optimisations"])]:
-        assert ratio["low"] < ratio["value"] < ratio["high"]
+    assert math.fsum(part.fraction for part in results.baseline.parts.values()) == pytest.approx(1)
+    assert optimisation(results, "hardware").fraction == pytest.approx(1)
+    assert optimisation(results, "hardware").limit is None
+    assert optimisation(results, "tokens").touches == ("decode",)
+    for ratio in [results.joint, *(row.alone for row in results.optimisations)]:
+        assert ratio.low < ratio.value < ratio.high
 
 
 def test_another_chip_saves_between_the_ratios_of_its_peaks_at_equal_efficiencies():
-    found = analyse(settings("order=[hardware]"))["joint"]["value"]
+    found = analyse(settings("order=[hardware]")).joint.value
     ratios = (2250 / 989, 8.0 / 3.35)
     assert min(ratios) - 1e-9 <= found <= max(ratios) + 1e-9
 
 
 def test_the_measure_of_a_ratio_is_a_matter_of_power_and_price():
     by_time, by_energy, by_price = (
-        analyse(settings("order=[hardware]", *more))["joint"]["value"]
+        analyse(settings("order=[hardware]", *more)).joint.value
         for more in ([], ["measure=joules"], ["measure=price", "+prices={NVIDIA H100 SXM:2.0,NVIDIA B200:5.0}"])
     )
     assert by_energy == pytest.approx(by_time * 700 / 1000)
@@ -130,13 +132,13 @@ def test_shapley_is_the_mean_over_all_orders(figures):
 
 def test_a_baseline_that_generates_at_every_step_pays_for_it():
     text = ["output_tokens=30", "input_tokens=20", "order=[tokens]", "stream_rates.steps_per_second=2.0"]
-    every = analyse(settings("deployed=vlm_baseline", *text))["baseline"]
-    wanted = analyse(settings("deployed=vl_jepa", *text))["baseline"]
-    assert (every["requests"], wanted["requests"]) == (2.0, 1.0)
-    assert (every["input_tokens"], wanted["input_tokens"]) == (2068, 21)
-    assert set(every["parts"]) == {"encoder", "prefill", "decode"}
-    assert set(wanted["parts"]) == {"encoder", "predictor", "prefill", "decode"}
-    assert every["parts"]["encoder"]["chip_seconds"] == pytest.approx(wanted["parts"]["encoder"]["chip_seconds"])
+    every = analyse(settings("deployed=vlm_baseline", *text)).baseline
+    wanted = analyse(settings("deployed=vl_jepa", *text)).baseline
+    assert (every.requests, wanted.requests) == (2.0, 1.0)
+    assert (every.input_tokens, wanted.input_tokens) == (2068, 21)
+    assert set(every.parts) == {"encoder", "prefill", "decode"}
+    assert set(wanted.parts) == {"encoder", "predictor", "prefill", "decode"}
+    assert every.parts["encoder"].chip_seconds == pytest.approx(wanted.parts["encoder"].chip_seconds)
 
 
 @pytest.mark.parametrize(("steps", "requests", "saving"), [(1.0, 1.0, 1.67), (2.0, 1.0, 1.41)])
@@ -146,29 +148,29 @@ def test_decoder_calls_are_not_seconds_by_the_times_that_were_measured(steps, re
         f"stream_rates.requests_per_second={requests}",
         "order=[selective]",
     ]
-    found = analyse(settings(*rates))["published"]["saving"]
+    found = analyse(settings(*rates)).published.saving
     assert found == pytest.approx((steps * 126 + requests * 203) / (steps * 126 + requests * 203 / 2.85))
     assert round(found, 2) == saving
 
 
 def test_a_grid_answers_over_which_workloads_the_goal_holds(results):
-    cells = results["grid"]
+    cells = results.grid
     assert len(cells) == 8
-    low, high = results["goal"]
-    within = [cell for cell in cells if low <= cell["joint"]["value"] <= high]
+    low, high = results.goal
+    within = [cell for cell in cells if low <= cell.joint.value <= high]
     said = answer(results)
     assert said.startswith(f"10 to 20× holds on {len(within)} of 8 workloads")
-    assert ", ".join(f"{sum(cell['batch'] == batch for cell in within)} of 4 at {batch}" for batch in (1, 128)) in said
-    same = next(c for c in cells if (c["batch"], c["input_tokens"], c["output_tokens"]) == (128, 500, 2000))
-    assert same["joint"] == pytest.approx(results["joint"])
-    assert same["product"] == pytest.approx(results["product"])
+    assert ", ".join(f"{sum(cell.batch == batch for cell in within)} of 4 at {batch}" for batch in (1, 128)) in said
+    same = next(c for c in cells if (c.batch, c.input_tokens, c.output_tokens) == (128, 500, 2000))
+    assert same.joint.model_dump() == pytest.approx(results.joint.model_dump())
+    assert same.product == pytest.approx(results.product)
 
 
 def test_workloads_that_do_not_fit_are_left_out():
     found = analyse(settings("chips=2", "order=[tokens]"))
-    assert {cell["batch"] for cell in found["grid"] if cell["joint"] is None} == {128}
-    assert "too large" not in cost_markdown(found)
-    assert "does not fit" in cost_markdown(found)
+    assert {cell.batch for cell in found.grid if cell.joint is None} == {128}
+    assert "too large" not in markdown(report(found))
+    assert "does not fit" in markdown(report(found))
 
 
 def test_a_transformers_configuration_is_a_served_model(tmp_path):
@@ -178,7 +180,7 @@ def test_a_transformers_configuration_is_a_served_model(tmp_path):
     by_hand = 2 * (64 * 16 * (4 + 2 + 2 + 4) + 3 * 64 * 96 + 2 * 64) + 64 + 2 * 100 * 64
     assert read_parts(str(tmp_path)).model.parameters == by_hand
     found = analyse(settings("deployed=config", f"deployed.model.path={tmp_path}/config.json", "order=[tokens]"))
-    assert found["baseline"]["parameters"] == by_hand
+    assert found.baseline.parameters == by_hand
 
 
 def numel(*modules: Any) -> int:
@@ -191,34 +193,34 @@ def test_a_vl_jepa_checkpoint_is_a_served_model(tiny_model, tmp_path):
     rate = 2.0
     deployed = ["deployed=config", f"deployed.model.path={tmp_path}", "order=[tokens,hardware]"]
     load = ["input_tokens=0", "output_tokens=9", f"stream_rates.steps_per_second={rate}"]
-    base = analyse(settings(*deployed, *load))["baseline"]
+    base = analyse(settings(*deployed, *load)).baseline
     parts = read_parts(str(tmp_path))
-    encoder, predictor = (parts.perception.parts[name] for name in ("encoder", "predictor"))
-    assert [encoder.parameters, predictor.parameters, parts.model.parameters, base["parameters"]] == [
+    encoder, predictor = (parts.perception[name].size for name in ("encoder", "predictor"))
+    assert [encoder.parameters, predictor.parameters, parts.model.parameters, base.parameters] == [
         numel(tiny_model.x_encoder), numel(tiny_model.predictor), *[numel(tiny_model.y_decoder)] * 2,
     ]  # fmt: skip
-    assert base["memory"]["weights"] == 2 * numel(tiny_model.x_encoder, tiny_model.predictor, tiny_model.y_decoder)
-    assert base["input_tokens"] == tiny_model.y_decoder.prefix
+    assert base.memory["weights"] == 2 * numel(tiny_model.x_encoder, tiny_model.predictor, tiny_model.y_decoder)
+    assert base.input_tokens == tiny_model.y_decoder.prefix
     ledger, query = OperationLedger(), CAPTION_QUERIES[0]
     list(tiny_model.stream([np.zeros((240, 48, 48, 3), dtype=np.uint8)], rate, query, ledger))
     slot, steps = tiny_model.encoding_flops(), ledger.predictor.calls
     assert steps > 50
     first = {"encoder": tiny_model.slots(rate)[1] - tiny_model.slots(rate)[0], "predictor": 0}  # slots of its window
-    for name, part in parts.perception.parts.items():
-        each = part.prefill_flops(parts.perception.tokens_of(name, rate))
+    for name, part in parts.perception.items():
+        each = part.size.prefill_flops(part.tokens_at(rate))
         assert each * steps + first[name] * slot == getattr(ledger, name).flops
-        assert base["parts"][name]["chip_seconds"] >= each * rate / (989e12 * 0.5) * (1 - 1e-9)
-    alone = parts.perception.tokens_of("encoder", 0.5)
+        assert base.parts[name].chip_seconds >= each * rate / (989e12 * 0.5) * (1 - 1e-9)
+    alone = parts.perception["encoder"].tokens_at(0.5)
     assert encoder.prefill_flops(alone) == tiny_model.slots(rate)[1] * slot  # windows that share none
 
 
 def test_the_perception_of_a_checkpoint_stays_with_another_language_model(tiny_model, tmp_path):
     save(tiny_model, tiny_config(), tmp_path)
     found = analyse(settings("deployed=config", f"deployed.model.path={tmp_path}", "order=[experts]"))
-    before, after = (found[key]["parts"] for key in ("baseline", "optimised"))
+    before, after = (getattr(found, key).parts for key in ("baseline", "optimised"))
     for name in ("encoder", "predictor"):
-        assert after[name] == {**before[name], "fraction": after[name]["fraction"]}
-    assert found["optimised"]["model"] == "Mistral Small 4"
+        assert after[name] == before[name].model_copy(update={"fraction": after[name].fraction})
+    assert found.optimised.model == "Mistral Small 4"
 
 
 def test_a_token_space_baseline_s_checkpoint_is_a_served_model(tokenizer, tmp_path):
@@ -227,18 +229,18 @@ def test_a_token_space_baseline_s_checkpoint_is_a_served_model(tokenizer, tmp_pa
     found = analyse(settings("deployed=config", f"deployed.model.path={tmp_path}", "order=[tokens]", "input_tokens=5"))
     parts = checkpoint_parts(model)
     assert parts.every_step
-    assert parts.model.parameters == found["baseline"]["parameters"] == numel(model.language_model)
-    assert parts.perception.parts["encoder"].parameters == numel(model.x_encoder, model.project)
+    assert parts.model.parameters == found.baseline.parameters == numel(model.language_model)
+    assert parts.perception["encoder"].size.parameters == numel(model.x_encoder, model.project)
     assert parts.input_per_step == model.encode(torch.zeros(1, 8, 48, 48, 3, dtype=torch.uint8)).shape[1]
-    assert set(found["baseline"]["parts"]) == {"encoder", "prefill", "decode"}
-    with pytest.raises(InputError, match=r"optimisations\.selective needs a model that may stay silent"):
+    assert set(found.baseline.parts) == {"encoder", "prefill", "decode"}
+    with pytest.raises(InputError, match=r"optimisations\.selective: must be applied to a model that may stay silent"):
         analyse(settings("deployed=config", f"deployed.model.path={tmp_path}", "order=[selective]"))
 
 
 def test_a_language_model_s_checkpoint_is_a_served_model(tiny_llm_jepa):
     parts = checkpoint_parts(tiny_llm_jepa)
     assert parts.model.parameters == numel(tiny_llm_jepa.language.lm)
-    assert parts.perception is None
+    assert parts.perception == {}
 
 
 @pytest.mark.parametrize("absent", [["vocab_size"], ["num_hidden_layers", "vocab_size"]])
@@ -261,49 +263,41 @@ def test_what_does_not_fit_is_named():
         analyse(settings("chips=1"))
 
 
-def test_selective_decoding_takes_its_saving_from_results(results_file):
-    document = json.loads(results_file.read_text())
-    name, setting = next(iter(document["settings"].items()))
-    saving = next(s for s in setting["savings"] if s["headline"] and s["policy"] == "gate")
-    found = analyse(
-        settings(
-            "order=[selective]",
-            f"optimisations.selective.results={results_file}",
-            "optimisations.selective.policy=gate",
-        )
-    )
-    row = optimisation(found, "selective")
-    assert row["evidence"] == "measured"
-    assert row["factor"]["value"] == saving["saving"]["value"]
-    assert f"on {name} streams" in row["change"]
-    assert row["factor"]["low"] == saving["saving"]["low"]
-    assert row["measured_flops_saving"] is not None
-    own = next(s for s in setting["savings"] if s["headline"] and s["policy"] == "uniform")
-    own["saving"] = dict.fromkeys(("value", "low", "high"), 10.0)
-    results_file.write_text(json.dumps(document))
+def selective(file: Path, setting: str = "everyday", policy: str = "null") -> list[str]:
+    name = "optimisations.selective"
+    return ["order=[selective]", f"{name}.results={file}", f"{name}.setting={setting}", f"{name}.policy={policy}"]
+
+
+def test_selective_decoding_takes_its_saving_from_results(results_file, stream_results):
+    setting = stream_results.settings["dense"]
+    saving = next(row for row in headline_savings(setting) if row.policy == "gate")
+    row = optimisation(analyse(settings(*selective(results_file, "dense", "gate"))), "selective")
+    assert row.evidence == "measured"
+    assert (row.factor.value, row.factor.low) == (saving.ratio.value, saving.ratio.low)
+    assert "on dense streams" in row.change
+    assert row.measured_flops_saving is not None
+    best = best_causal(setting)
+    chosen = optimisation(analyse(settings(*selective(results_file, "dense"))), "selective")
+    assert chosen.factor.value == best.ratio.value
     with pytest.raises(InputError, match="got 'everyday': Quality does not depend on decoding here"):
-        analyse(settings("order=[selective]", f"optimisations.selective.results={results_file}"))
+        analyse(settings(*selective(results_file)))
+    with pytest.raises(InputError, match=r"policy must be one of uniform, .*, got 'none'"):
+        analyse(settings(*selective(results_file, "dense", "none")))
+    with pytest.raises(InputError, match=r"setting must be one of everyday, dense in .*, got 'other'"):
+        analyse(settings(*selective(results_file, "other")))
 
 
-def test_a_policy_that_selects_steps_takes_perception_with_it(results_file):
-    """By the ratio of the steps computed, a quarter of them in the document; each slot is encoded for two of them."""
-    document = json.loads(results_file.read_text())
-    setting = next(iter(document["settings"].values()))
-    rows = {s["policy"]: s for s in setting["savings"] if s["headline"]}
-    operations = next(row for row in setting["operations"] if row["policy"] == "selective")
-    operations["ledger"]["encoder"]["calls"] *= 2
-    knob = operations["knob"]
-    rows["selective"] |= {**rows["gate"], "policy": "selective", "knob": knob}
-    results_file.write_text(json.dumps(document))
-    order = [
-        "order=[selective]",
-        f"optimisations.selective.results={results_file}",
-        "optimisations.selective.policy=selective",
-    ]
-    found = analyse(settings(*order))
-    before, after = (found[key] for key in ("baseline", "optimised"))
-    assert before["steps"] / after["steps"] == pytest.approx(4)
-    assert "steps of perception / 4.00" in optimisation(found, "selective")["change"]
+def test_a_policy_that_selects_steps_takes_perception_with_it(results_file, stream_results, tmp_path):
+    """Perception's steps are divided by the ratio of the steps that were computed."""
+    setting = stream_results.settings["dense"]
+    saving = next(row for row in headline_savings(setting) if row.policy == "selective_encoding")
+    rows = {(row.policy, row.value): row.ledger for row in setting.operations}
+    before, after = rows["uniform", 1.0], rows["selective_encoding", saving.value]
+    ratio = before.step_count * after.stream_seconds / before.stream_seconds / after.step_count
+    assert ratio > 1
+    found = analyse(settings(*selective(results_file, "dense", "selective_encoding")))
+    assert found.baseline.steps / found.optimised.steps == pytest.approx(ratio)
+    assert f"steps of perception / {ratio:.2f}" in optimisation(found, "selective").change
 
 
 @pytest.mark.parametrize(
@@ -327,12 +321,12 @@ def test_a_policy_that_selects_steps_takes_perception_with_it(results_file):
             ["perception=llama_3_2_1b"],
             "perception must be null or a model with an encoder of its own (vl_jepa, vlm_bas",
         ),
-        (["stream_rates=null"], "optimisations.selective needs a stream, got stream_rates=null"),
-        (["deployed=vlm_baseline", "order=[selective]"], "optimisations.selective needs a model that may stay silent"),
+        (["stream_rates=null"], "optimisations.selective: must be applied to a stream, got stream_rates=null"),
+        (["deployed=vlm_baseline", "order=[selective]"], "must be applied to a model that may stay silent"),
         (["measure=price"], "measure=price needs prices of NVIDIA H100 SXM, got none"),
         (
             ["optimisations.tokens.factor=-2"],
-            "optimisations.tokens: jepa.studies.cost.FewerTokens: factor must be > 0, got -2",
+            "optimisations.tokens: jepa.studies.cost.fewer_tokens: factor must be finite and > 0, got -2",
         ),
         (
             ["deployed=config", "deployed.model.path=nothing"],
@@ -340,7 +334,7 @@ def test_a_policy_that_selects_steps_takes_perception_with_it(results_file):
         ),
         (
             ["optimisations.selective.results=broken.json"],
-            "results file broken.json: results.schema must be 'jepa.results/2'",
+            "results file broken.json: kind must be one of jepa.streams/3",
         ),
         (["optimisations.selective.results=missing.json"], "results file missing.json cannot be read"),
         (["goal=[20,10]"], "goal must be a lower and an upper factor, got [20.0, 10.0]"),
@@ -348,51 +342,49 @@ def test_a_policy_that_selects_steps_takes_perception_with_it(results_file):
 )
 def test_wrong_input_is_one_line(capsys, tmp_path, monkeypatch, overrides, message):
     monkeypatch.chdir(tmp_path)
-    Path("broken.json").write_text(json.dumps({"schema": "jepa.results/1"}))
+    Path("broken.json").write_text(json.dumps({"kind": "jepa.results/1"}))
     assert main(["cost", *overrides]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert message in lines[0]
 
 
-def test_the_command_writes_a_valid_document_and_its_pictures(tmp_path, capsys):
+def test_the_command_writes_a_document_a_page_and_a_picture(tmp_path, capsys):
     assert main(["cost", f"output={tmp_path}", *SMALL_GRID]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"cost.json", "cost.md", "cost.png", "cost.html"}
-    written = json.loads((tmp_path / "cost.json").read_text())
-    validate_cost(written)
-    printed = capsys.readouterr().out
-    assert cost_summary(written) in printed
-    assert max(map(len, cost_summary(written).splitlines())) <= 100
-    assert "An estimate by a roofline" in printed
+    written = read_document(tmp_path / "cost.json", CostResults)
+    printed, shown = capsys.readouterr().out, terminal(report(written), colour=False)
+    assert shown in printed
+    assert max(map(len, shown.splitlines())) <= 100
     with Image.open(tmp_path / "cost.png") as picture:
         assert picture.width > 1000
     page = (tmp_path / "cost.html").read_text()
-    assert page.count("<svg") == 1 + len({cell["batch"] for cell in written["grid"]})
+    assert page.count("<svg") == 1 + len({cell.batch for cell in written.grid})
     assert "<script" not in page
 
 
-def test_the_page_opens_with_the_range_and_the_product_of_the_claims(results):
-    opening = cost_html(results).partition("</section>")[0]
-    claim = opening[opening.index('<div class="claim">') : opening.index("<section")]
-    low, high = (f"{results['joint'][key]:.2f}" for key in ("low", "high"))
-    assert f"{results['joint']['value']:.2f}×</p><p>{low} to {high} over" in claim
+def test_the_page_opens_with_the_joint_saving_and_its_range(results):
+    opening = html(report(results)).partition("</section>")[0]
+    claim = opening[opening.index('<div class="claim">') :].replace("\u00a0", " ")
+    assert f"{results.joint.value:.2f}×" in claim
+    assert f"{results.joint.low:.2f} to {results.joint.high:.2f} over" in claim
     assert "69.87×" in claim
 
 
 def test_cells_of_the_map_have_one_colour_and_keep_their_numbers_readable(results):
-    """Every fill is a themed role, and the contrast of the number on it is that of WCAG 2.1's level AA, 4.5."""
-    too_large = copy.deepcopy(results)
-    too_large["grid"][0] |= {"joint": None, "product": None}
+    """Every fill is a themed role, and the contrast of the number on it is at least 4.5 (WCAG 2.1, level AA)."""
+    missing = results.grid[0].model_copy(update={"joint": None, "product": None})
+    too_large = results.model_copy(update={"grid": (missing, *results.grid[1:])})
     fills = []
     for batch in (1, 128):
-        svg = plots.inline_svg(partial(heat_map, too_large, batch), "map", "")
+        svg = figures.svg(Figure("map", "", partial(heat_map, too_large, batch)))
         styles = [path.get("style", "") for path in ET.fromstring(svg).iter("path")]
         fills += [style for style in styles if "var(--series-5)" in style or "fill: var(--grid)" in style]
         assert {found for style in styles for found in re.findall(r"fill: ([^;]+)", style)} <= {
             "var(--series-5)", "var(--grid)", "none",
         }  # fmt: skip
-    assert len(fills) == len(too_large["grid"])
-    for theme in (plots.LIGHT, plots.DARK):
+    assert len(fills) == len(too_large.grid)
+    for theme in (figures.LIGHT, figures.DARK):
         surface, ink = (_rgb(theme[role]) for role in ("surface", "ink"))
         for style in fills:
             found = re.search(r"opacity: ([0-9.]+)", style)
@@ -412,9 +404,6 @@ def _luminance(rgb: list[float]) -> float:
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def test_a_broken_document_is_refused(results):
-    broken = {**results, "joint": {**results["joint"], "low": 99.0}}
-    with pytest.raises(InputError, match=r"results\.joint must have low <= value <= high"):
-        cost_png(broken)
-    with pytest.raises(InputError, match=r"results\.schema must be 'jepa\.cost/1'"):
-        validate_cost({**results, "schema": "jepa.cost/0"})
+def test_a_range_must_hold_its_value(results):
+    with pytest.raises(ValidationError, match="low <= value <= high must hold"):
+        CostResults.model_validate({**results.model_dump(), "joint": {"value": 2.0, "low": 99.0, "high": 100.0}})

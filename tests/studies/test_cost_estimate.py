@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jepa.errors import InputError
 from jepa.operations import Dimensions, from_hf_config, transformer_cache_bytes
-from jepa.studies.cost.estimate import CountedPart, Perception, Service, Workload, serving_cost
-from jepa.studies.cost.hardware import Hardware
+from jepa.studies.configs import FigureConfig, HardwareConfig
+from jepa.studies.cost import CountedPart, DeployedModel, PerceptionPart, Scenario, read_model, serving_cost
 
-DEPLOYED = Path(__file__).parents[2] / "conf" / "deployed"
 LLAMA_1B_CONFIG = {
     "model_type": "llama",
     "vocab_size": 128256,
@@ -49,11 +46,22 @@ MISTRAL_4_CONFIG = {
     "tie_word_embeddings": False,
 }
 LLAMA_1B, MISTRAL_4 = from_hf_config(LLAMA_1B_CONFIG), from_hf_config(MISTRAL_4_CONFIG)
-CHIP = Hardware("chip", {"bf16": 1e15, "fp8": 2e15}, memory=1e11, bandwidth=4e12, watts=500)
 
 
-def service(model: Dimensions = LLAMA_1B, **changes: Any) -> Service:
-    return replace(Service(model, CHIP, "bf16", "bf16"), **changes)
+def figure(value: float) -> FigureConfig:
+    return FigureConfig(value=value, source="made", as_of="now")
+
+
+def chip(bandwidth: float = 4e12, **peaks: float) -> HardwareConfig:
+    found = {name: figure(peak) for name, peak in peaks.items()}
+    return HardwareConfig(name="chip", peaks=found, memory=figure(1e11), bandwidth=figure(bandwidth), watts=None)
+
+
+def scenario(
+    inputs: float, outputs: float, batch: int, model: Dimensions = LLAMA_1B, perception: Any = None, **changes: Any
+) -> Scenario:
+    deployed = DeployedModel("model", model, perception or {})
+    return replace(Scenario(deployed, chip(bf16=1e15, fp8=2e15), "bf16", "bf16", inputs, outputs, batch), **changes)
 
 
 def test_the_published_counts_of_llama_3_2_1b():
@@ -70,20 +78,12 @@ def test_the_published_counts_of_mistral_small_4():
 
 
 @pytest.mark.parametrize(("name", "found"), [("llama_3_2_1b", LLAMA_1B), ("mistral_small_4", MISTRAL_4)])
-def test_a_served_model_has_the_dimensions_of_its_config(name, found):
-    node = yaml.safe_load((DEPLOYED / f"{name}.yaml").read_text(encoding="utf-8"))["model"]
-    deployed = Dimensions(**{key: value for key, value in node.items() if key != "_target_"})
-
+def test_a_deployed_model_has_the_dimensions_of_its_config(name, found):
     def figures(model: Dimensions) -> list[float]:
-        return [
-            model.parameters,
-            model.active_parameters,
-            model.read_weights(9),
-            model.cached(9),
-            model.prefill_flops(9),
-        ]
+        counts = [model.parameters, model.active_parameters]
+        return [*counts, model.read_weights(9), model.cached(9), model.prefill_flops(9)]
 
-    assert figures(deployed) == figures(found)
+    assert figures(read_model(name).model) == figures(found)
 
 
 def test_windows_bound_the_cache_and_the_pairs():
@@ -114,40 +114,37 @@ def test_experts_touched_agrees_with_a_draw():
 
 
 def test_a_request_by_hand():
-    cost = serving_cost(service(), Workload(input_tokens=100, output_tokens=10, batch=4), compute=0.5, memory=0.8)
+    cost = serving_cost(scenario(100, 10, 4), compute=0.5, memory=0.8)
     prefill = (2 * 1235746816 * 100 + 16 * 32 * 128 * 100**2) / (1e15 * 0.5)
     weights = 2 * 1235746816 / 4 / (4e12 * 0.8)
     cache = 2 * 16 * 1024 * (100 + 5) / (4e12 * 0.8)
     assert cost.parts["prefill"] == pytest.approx(max(prefill, weights))
     assert cost.parts["decode"] == pytest.approx(10 * (weights + cache))
     assert cost.chip_seconds == pytest.approx(cost.parts["prefill"] + cost.parts["decode"])
-    assert cost.joules == pytest.approx(500 * cost.chip_seconds)
-    assert cost.seconds == pytest.approx(cost.parts["prefill"] + 4 * cost.parts["decode"])
+    assert cost.request_seconds == pytest.approx(cost.parts["prefill"] + 4 * cost.parts["decode"])
     assert cost.regions == {"prefill": "compute", "decode": "memory: weights"}
 
 
 def test_regions_of_the_roofline():
-    long = serving_cost(service(), Workload(50_000, 10, 64, 1, 1), 0.5, 0.8)
+    long = serving_cost(scenario(50_000, 10, 64), 0.5, 0.8)
     assert long.regions == {"prefill": "compute", "decode": "memory: cache"}
-    many = serving_cost(service(), Workload(1, 10, 4096, 1, 1), 0.5, 0.8)
-    assert many.regions["decode"] == "compute"
+    assert serving_cost(scenario(1, 10, 4096), 0.5, 0.8).regions["decode"] == "compute"
 
 
 def test_perception_runs_at_every_step_whatever_is_requested():
-    part = replace(LLAMA_1B, vocabulary=0, causal=False)
-    seeing = service(perception=Perception({"encoder": part}, {"encoder": 2048}))
-    busy = serving_cost(seeing, Workload(100, 10, 8, steps=2, requests=1), 0.5, 0.8)
-    idle = serving_cost(seeing, Workload(100, 10, 8, steps=2, requests=0), 0.5, 0.8)
+    part = PerceptionPart(replace(LLAMA_1B, vocabulary=0, causal=False), 2048)
+    busy = scenario(100, 10, 8, perception={"encoder": part}, steps=2.0)
+    idle = serving_cost(replace(busy, requests=0.0), 0.5, 0.8)
     flops = 2 * 973078528 * 2048 + 2 * 16 * 32 * 128 * 2048**2
-    assert busy.parts["encoder"] == pytest.approx(2 * flops / 0.5e15)
-    assert idle.chip_seconds == pytest.approx(busy.parts["encoder"])
+    assert serving_cost(busy, 0.5, 0.8).parts["encoder"] == pytest.approx(2 * flops / 0.5e15)
+    assert idle.chip_seconds == pytest.approx(2 * flops / 0.5e15)
 
 
 @given(st.floats(10, 1e5), st.floats(1, 1e4), st.integers(1, 512), st.floats(1.1, 10))
 def test_fewer_output_tokens_save_less_than_their_factor_of_what_is_not_cache(inputs, outputs, batch, fewer):
-    chips = service(chips=1024)
-    before = serving_cost(chips, Workload(inputs, outputs, batch), 0.5, 0.7)
-    after = serving_cost(chips, Workload(inputs, outputs / fewer, batch), 0.5, 0.7)
+    before, after = (
+        serving_cost(scenario(inputs, tokens, batch, chips=1024), 0.5, 0.7) for tokens in (outputs, outputs / fewer)
+    )
     assert after.parts["prefill"] == before.parts["prefill"]
     # Fewer tokens also attend to a shorter context, so that decoding saves at least the factor.
     assert before.parts["decode"] / after.parts["decode"] >= fewer * (1 - 1e-9)
@@ -156,33 +153,25 @@ def test_fewer_output_tokens_save_less_than_their_factor_of_what_is_not_cache(in
 
 
 def test_counts_of_a_part_cost_what_its_dimensions_do():
-    part = Dimensions(
-        layers=2, width=64, heads=4, kv_heads=4, key_width=16, value_width=16, feed_forward=256, causal=False
-    )
-    hardware, workload = Hardware("chip", {"bf16": 1e15}, 80e9, 3e12, 700.0), Workload(10, 5, 4, steps=2.0)
-    model = replace(part, vocabulary=100, causal=True)
+    sizes = {"layers": 2, "width": 64, "heads": 4, "kv_heads": 4, "key_width": 16, "value_width": 16}
+    part = Dimensions(**sizes, feed_forward=256, causal=False)
     counted = CountedPart(part.parameters, 30, round(part.prefill_flops(30)))
 
-    def cost(found, **most):
-        perception = Perception({"encoder": found}, {"encoder": 30}, most)
-        return serving_cost(Service(model, hardware, "bf16", "bf16", perception), workload, 0.5, 0.7).parts["encoder"]
+    def cost(size: Dimensions | CountedPart, most: float | None = None) -> Any:
+        made = scenario(10, 5, 4, perception={"encoder": PerceptionPart(size, 30, most)}, steps=2.0)
+        return serving_cost(made, 0.5, 0.7).parts["encoder"]
 
     assert cost(counted) == pytest.approx(cost(part))
-    assert cost(counted, encoder=60) == cost(counted)  # two steps of 30 tokens in a second
+    assert cost(counted, most=60) == cost(counted)  # two steps of 30 tokens in a second
     assert counted.prefill_flops(15) == counted.flops / 2
-    assert Perception({"encoder": counted}, {"encoder": 30}, {"encoder": 45}).tokens_of("encoder", 2.0) == 22.5
-    with pytest.raises(InputError, match=r"most must be > 0 for some of the parts encoder, got perception 1"):
-        Perception({"encoder": counted}, {"encoder": 30}, {"perception": 1})
 
 
 def test_output_tokens_save_what_was_published():
-    h100 = Hardware("H100", {"bf16": 989e12}, 80e9, 3.35e12, 700)
-    mistral = Service(MISTRAL_4, h100, "bf16", cache="fp8")
+    h100 = {"hardware": chip(3.35e12, bf16=989e12), "cache": "fp8"}
 
     def saved(inputs: int, outputs: int) -> float:
-        cost = [
-            serving_cost(mistral, Workload(inputs, o, 128), 0.5, 0.7).chip_seconds for o in (outputs, outputs / 3.6)
-        ]
+        made = [scenario(inputs, o, 128, MISTRAL_4, **h100) for o in (outputs, outputs / 3.6)]
+        cost = [serving_cost(each, 0.5, 0.7).chip_seconds for each in made]
         return float(cost[0] / cost[1])
 
     assert round(saved(500, 2000), 1) == 3.5
@@ -191,36 +180,30 @@ def test_output_tokens_save_what_was_published():
 
 def test_arrays_of_efficiencies_give_arrays_of_costs():
     compute, memory = np.array([0.4, 0.6])[:, None], np.array([0.5, 0.7, 0.9])
-    whole = serving_cost(service(), Workload(900, 30, 4), compute, memory).chip_seconds
+    whole = serving_cost(scenario(900, 30, 4), compute, memory).chip_seconds
     assert whole.shape == (2, 3)
-    assert whole[1, 2] == pytest.approx(serving_cost(service(), Workload(900, 30, 4), 0.6, 0.9).chip_seconds)
+    assert whole[1, 2] == pytest.approx(serving_cost(scenario(900, 30, 4), 0.6, 0.9).chip_seconds)
 
 
 def test_a_model_takes_the_least_power_of_two_of_chips_that_it_fits_in():
-    assert service().chips_for(Workload(100, 10, 1)) == 1
-    large = service(MISTRAL_4)
-    assert large.memory(Workload(100, 10, 1))["weights"] == 2 * 118_972_826_624
-    assert large.chips_for(Workload(100, 10, 1)) == 4  # 238 GB in 90 GB each
+    assert scenario(100, 10, 1).chip_count() == 1
+    large = scenario(100, 10, 1, MISTRAL_4)
+    assert large.memory()["weights"] == 2 * 118_972_826_624
+    assert large.chip_count() == 4  # 238 GB in 90 GB each
     with pytest.raises(InputError, match=r"must fit in 2 × chip \(180\.0 GB .* got 237\.9 GB at batch 1"):
-        replace(large, chips=2).chips_for(Workload(100, 10, 1))
+        replace(large, chips=2).chip_count()
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "name"),
     [
-        (lambda: Workload(-1, 10, 1), "input_tokens must be >= 0, got -1"),
-        (lambda: Workload(10, 0, 1), "output_tokens must be > 0, got 0"),
-        (lambda: Workload(10, 10, 0), "batch must be >= 1, got 0"),
-        (lambda: service(weights="mx4"), r"format must be one that chip computes in \(bf16, fp8\), got 'mx4'"),
-        (lambda: service(cache="fp3"), "number format must be one of bf16, .*, got 'fp3'"),
-        (lambda: service(chips=0), "chips must be >= 1, got 0"),
-        (lambda: replace(MISTRAL_4, active=0), "active must be between 1 and the 128 experts, got 0"),
-        (lambda: replace(MISTRAL_4, window_layers=1), "window must be a whole number >= 1, got None"),
-        (lambda: replace(MISTRAL_4, layers=0), "layers must be a whole number >= 1, got 0"),
-        (lambda: Hardware("x", {}, 1, 1, None), "peaks must name at least one number format"),
-        (lambda: Hardware("x", {"bf16": 1.0}, 0, 1, None), "memory must be > 0, got 0"),
+        (lambda: scenario(10, 10, 1, weights="mx4"), "format"),
+        (lambda: scenario(10, 10, 1, cache="fp3"), "number format"),
+        (lambda: replace(MISTRAL_4, active=0), "active"),
+        (lambda: replace(MISTRAL_4, window_layers=1), "window"),
+        (lambda: replace(MISTRAL_4, layers=0), "layers"),
     ],
 )
-def test_wrong_figures_are_refused(make, message):
-    with pytest.raises(InputError, match=message):
+def test_wrong_figures_are_refused(make, name):
+    with pytest.raises(InputError, match=f"^{name} must be"):
         make()

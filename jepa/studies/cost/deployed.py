@@ -1,20 +1,24 @@
-"""What a model on this machine is when it is deployed: its language model, and what it runs at every step of a stream.
+"""Deployed models and chips: those of conf/, checkpoints of this package, and configurations of transformers.
 
-A language model is known by its configuration, from which FLOPs follow in closed form. What a VL-JEPA or a token-space
-baseline runs at every step may be any encoder and predictor: its parameters are counted, and its FLOPs as it runs once.
+A language model is known by its configuration, from which FLOPs follow in closed form. The encoder and the predictor
+of a checkpoint may be of any kind: their parameters are counted, and their FLOPs as they run once.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
+from jepa.build import build, build_as, nearest
 from jepa.checkpoint import load
+from jepa.config import C, validate
 from jepa.data.world import CAPTION_QUERIES
 from jepa.decoders.language import LanguageDecoder
 from jepa.decoders.prefix import PrefixDecoder
@@ -24,11 +28,67 @@ from jepa.models.roles import SlotEncoder
 from jepa.models.token_vlm import TokenVLM
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import Dimensions, from_hf_config
-from jepa.studies.cost.estimate import CountedPart, DeployedParts, Perception
+from jepa.studies.configs import DeployedModelConfig, HardwareConfig
+from jepa.studies.cost.estimate import CountedPart, DeployedModel, PerceptionPart
+
+# --- The files of conf/hardware and conf/deployed.
 
 
-def read_parts(path: str) -> DeployedParts:
-    """The parts of a model on this machine.
+def options(group: str) -> list[str]:
+    """The names in a folder of conf/, but for `config`, which needs a path."""
+    names = (entry.name for entry in files("jepa.conf").joinpath(group).iterdir())
+    return sorted({name.removesuffix(".yaml") for name in names if name.endswith(".yaml")} - {"config"})
+
+
+def _read(group: str, name: str, schema: type[C]) -> C:
+    if name not in (names := options(group)):
+        close = ", ".join(nearest(name, names) or names)
+        raise InputError(f"there is no {group} {name!r}; nearest valid: {close}")
+    text = files("jepa.conf").joinpath(group, f"{name}.yaml").read_text(encoding="utf-8")
+    return validate(yaml.safe_load(text), schema)
+
+
+def read_hardware(name: str) -> HardwareConfig:
+    """The datasheet of a chip in conf/hardware. Raises InputError if there is none of that name.
+
+    >>> read_hardware("h100").bandwidth.value
+    3350000000000.0
+    """
+    return _read("hardware", name, HardwareConfig)
+
+
+def read_model(name: str) -> DeployedModel:
+    """A model of conf/deployed. Raises InputError if there is none of that name.
+
+    >>> read_model("llama_3_2_1b").parameters
+    1235814400
+    """
+    return model_of(_read("deployed", name, DeployedModelConfig))
+
+
+def model_of(config: DeployedModelConfig) -> DeployedModel:
+    """A model by its configuration. A checkpoint brings its own perception. Raises InputError for another target."""
+    built, measured = build(config.model), config.measured
+    if isinstance(built, Dimensions):
+        parts = {
+            name: PerceptionPart(
+                build_as(Dimensions, f"deployed.perception.{name}.dimensions", part.dimensions), part.tokens
+            )
+            for name, part in (config.perception or {}).items()
+        }
+        given = (config.input_per_step, config.every_step)
+        built = DeployedModel(config.name, built, parts, *given, assumed=config.assumed)
+    if not isinstance(built, DeployedModel):
+        raise InputError(f"deployed.model._target_ must build Dimensions or a model, got {type(built).__name__}")
+    times = None if measured is None else (measured.step_seconds, measured.decode_seconds)
+    return replace(built, name=config.name, measured=times, source=config.source, as_of=config.as_of)
+
+
+# --- Models on this machine.
+
+
+def read_parts(path: str) -> DeployedModel:
+    """A model on this machine.
 
     Args:
         path: a `config.json` of Hugging Face transformers, a folder with one, or a checkpoint of a VL-JEPA, a
@@ -44,11 +104,11 @@ def read_parts(path: str) -> DeployedParts:
     file = place / "config.json" if place.is_dir() else place
     if not file.is_file():
         raise InputError(f"deployed.model.path must be a checkpoint, a config.json or a folder with one, got {path}")
-    return DeployedParts(_configured(file))
+    return DeployedModel(path, _configured(file))
 
 
-# Of these transformers has defaults, the dimensions of some model of the family. A configuration has to say its own; as
-# one part of several, such as the text's beside a picture's, it may leave the second ones to its family.
+# For these keys transformers has defaults: the dimensions of some model of the family. A configuration has to state
+# its own. As one part of several, such as the text's beside a picture's, it may leave the second ones to its family.
 _STATED = ("hidden_size", "intermediate_size", "num_hidden_layers")
 _STATED_ALONE = ("num_attention_heads", "vocab_size")
 
@@ -67,37 +127,33 @@ def _configured(file: Path) -> Dimensions:
     return from_hf_config(config)
 
 
-def checkpoint_parts(model: VLJEPA | TokenVLM | LLMJEPA) -> DeployedParts:
+def checkpoint_parts(model: VLJEPA | TokenVLM | LLMJEPA) -> DeployedModel:
     """The parts of a model of this package.
 
-    Of a VL-JEPA the X-Encoder and the Predictor run at every step and the Y-Decoder answers; the Y-Encoder is for
-    training alone. Of a token-space baseline the X-Encoder and the projection of its states run at every step. An
-    X-Encoder that encodes time slots apart encodes each once, whatever the overlap of the windows.
+    In a VL-JEPA the X-Encoder and the Predictor run at every step and the Y-Decoder answers; the Y-Encoder is for
+    training alone. In a token-space baseline the X-Encoder and the projection of its states run at every step. An
+    X-Encoder that encodes time slots apart encodes each slot once, whatever the overlap of the windows.
 
     Raises:
         InputError: as `read_parts`.
     """
     if isinstance(model, LLMJEPA):
-        return DeployedParts(_language(model.language.lm))
+        return DeployedModel("", _language(model.language.lm))
     encoder, states = _encoder(model)
-    query = [CAPTION_QUERIES[0]]
     if isinstance(model, TokenVLM):
-        projecting = 2 * encoder.part.tokens * model.project.weight.numel()
-        part = replace(
-            encoder.part,
-            parameters=encoder.part.parameters + _size(model.project),
-            flops=encoder.part.flops + projecting,
+        assert isinstance(encoder.size, CountedPart)
+        projecting = 2 * encoder.size.tokens * model.project.weight.numel()
+        size = replace(
+            encoder.size,
+            parameters=encoder.size.parameters + _size(model.project),
+            flops=encoder.size.flops + projecting,
         )
-        perceiving = Perception({"encoder": part}, {"encoder": states.shape[1]}, encoder.most)
         limit = f"answers of more than its {model.max_length} tokens as if it wrote them"
-        return DeployedParts(_language(model.language_model.lm), perceiving, states.shape[1], True, limit)
-    tokens = states.shape[1] + model.tokenizers["predictor"].encode(query)[0].shape[1]
-    predictor = CountedPart(_size(model.predictor), tokens, model.query_flops(query[0]))
-    perceiving = Perception(
-        {"encoder": encoder.part, "predictor": predictor},
-        {"encoder": states.shape[1], "predictor": tokens},
-        encoder.most,
-    )
+        parts = {"encoder": replace(encoder, size=size)}
+        return DeployedModel("", _language(model.language_model.lm), parts, states, every_step=True, assumed=limit)
+    query = CAPTION_QUERIES[0]
+    tokens = states + model.tokenizers["predictor"].encode([query])[0].shape[1]
+    predictor = CountedPart(_size(model.predictor), tokens, model.query_flops(query))
     decoder = model.y_decoder
     if isinstance(decoder, LanguageDecoder):
         answering = _language(decoder.lm, decoder)
@@ -107,34 +163,32 @@ def checkpoint_parts(model: VLJEPA | TokenVLM | LLMJEPA) -> DeployedParts:
         raise InputError(
             f"the y_decoder must be a PrefixDecoder or a LanguageDecoder to be priced, got {type(decoder).__name__}"
         )
-    limit = f"input tokens, which its decoder takes none of, and texts of more than its {decoder.max_length} tokens"
-    return DeployedParts(answering, perceiving, decoder.prefix, False, f"{limit}, as if it had positions for them")
+    parts = {"encoder": encoder, "predictor": PerceptionPart(predictor, tokens)}
+    limit = (
+        f"input tokens, which its decoder takes none of, and texts of more than its {decoder.max_length} tokens, as "
+        "if it had positions for them"
+    )
+    return DeployedModel("", answering, parts, decoder.prefix, assumed=limit)
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    part: CountedPart
-    most: dict[str, float]  # tokens that it reads in a second of a stream, at most
-
-
-def _encoder(model: VLJEPA | TokenVLM) -> tuple[_Encoder, torch.Tensor]:
-    """What encoding a window, or each of its time slots, takes, and the states (1, N, D) of a blank window."""
+def _encoder(model: VLJEPA | TokenVLM) -> tuple[PerceptionPart, int]:
+    """The X-Encoder on a window, or on each of its time slots, and the number of states of a window."""
     encoder = model.x_encoder
     if not encoder.size:
         raise InputError(f"the x_encoder must see frames to be priced, got {type(encoder).__name__}, which gets states")
     blank = torch.zeros(1, model.frames, encoder.size, encoder.size, 3, dtype=torch.uint8)
     with torch.no_grad():
-        states = model.encode(blank)
+        states: int = model.encode(blank).shape[1]
     flops = model.encoding_flops()
     if not isinstance(encoder, SlotEncoder):
-        return _Encoder(CountedPart(_size(encoder), states.shape[1], flops), {}), states
-    patches = states.shape[1] * encoder.tubelet // model.frames
-    most = {"encoder": patches * model.fps / encoder.tubelet}
-    return _Encoder(CountedPart(_size(encoder), patches, flops), most), states
+        return PerceptionPart(CountedPart(_size(encoder), states, flops), states), states
+    patches = states * encoder.tubelet // model.frames
+    most = patches * model.fps / encoder.tubelet
+    return PerceptionPart(CountedPart(_size(encoder), patches, flops), states, most), states
 
 
 def _language(lm: Any, module: nn.Module | None = None) -> Dimensions:
-    """Of a causal language model; `module` holds it, with parameters of its own, such as a projection."""
+    """A causal language model; `module` holds it, with parameters of its own, such as a projection."""
     return _whole(from_hf_config(lm.config), lm if module is None else module)
 
 

@@ -1,4 +1,4 @@
-"""`replay`: decoding policies on the timeline of a real data set, with simulated embeddings.
+"""`jepa replay`: decoding policies on the timeline of a real data set, with simulated embeddings.
 
 Real are the narrations, their times, and the sentence encoder that embeds them. Simulated is the predictor: at each
 step its embedding is that of the narration in force, plus noise,
@@ -14,10 +14,7 @@ T steps, E embedding dimensions, N distinct narrations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -29,15 +26,19 @@ from jepa.data.timelines import Excerpt, Timeline, excerpt, name_fraction, read_
 from jepa.decoders.bank import CaptionBank
 from jepa.encoders.sentence import SENTENCE_ENCODER, embed_sentences
 from jepa.errors import InputError
-from jepa.evaluation.record import announce, code_version, describe_device, library_versions
+from jepa.evaluation.provenance import announce, code_version, describe_device, library_versions, now
 from jepa.evaluation.streams import StreamSet
-from jepa.evaluation.sweep import Swept, check_sweep, sweep_families, sweep_setting
+from jepa.evaluation.sweep import check_sweep, sweep_families, sweep_setting
 from jepa.models.bank import BankDecoder
 from jepa.operations import OperationLedger
+from jepa.report.render import terminal, write_report
 from jepa.results.documents import Reference
-from jepa.studies.replay.report import REPLAY_SCHEMA, replay_summary, write_replay
+from jepa.studies.configs import ReplayConfig
+from jepa.studies.replay.report import report
+from jepa.studies.replay.results import Level, ReplayedPart, ReplayedTimeline, ReplayResults
 
 Embed = Callable[[Sequence[str]], Tensor]
+_GAPS = {"last": "the last text stays in force", "background": "the mean of all narrations' embeddings"}
 
 
 def text_in_force(record: StreamRecord, times: np.ndarray) -> np.ndarray:
@@ -76,105 +77,94 @@ def simulate_latents(targets: np.ndarray, noise: float, autocorrelation: float, 
     return (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
 
 
-def run(config: dict[str, Any], embed: Embed = embed_sentences) -> dict[str, Path]:
-    """Runs a validated `ReplayConfig`, prints a summary, and returns the paths of the files written.
+def run(config: ReplayConfig, embed: Embed = embed_sentences) -> ReplayResults:
+    """Replay a timeline, print a summary, and write replay.json, replay.md, replay.html and replay.png.
 
-    Policies that select the steps to encode (`steps`) or predict on demand are left out, and the outputs say so: there
+    Policies that select the steps to encode, or that predict on demand, are left out, and the outputs say so: there
     are no frames here.
 
     Args:
-        config: the plain configuration.
+        config: the configuration.
         embed: N texts -> embeddings (N, E) of unit norm.
 
     Raises:
         InputError: before anything is embedded, for a timeline, excerpt, policies, references or a confidence that no
             replay can have.
     """
-    families = {name: family for name, family in sweep_families(config["policies"]).items() if not family.selects_steps}
-    references = [Reference(**reference) for reference in config["references"]]
-    check_sweep(families, references, config["confidence"])
-    timeline = read_timeline(
-        config["timeline"]["path"],
-        config["timeline"]["format"],
-        durations=config["timeline"]["durations"],
-        point_seconds=config["timeline"]["point_seconds"],
-    )
-    if len(set(config["noise"])) < len(config["noise"]):
-        raise InputError(f"noise must be a list of distinct levels, got {config['noise']}")
-    taken = excerpt(
-        timeline, config["limit"], config["minutes"], config["calibration_fraction"], config["timeline"]["split_by"]
-    )
+    families = {name: family for name, family in sweep_families(config.policies).items() if not family.selects_steps}
+    references = [Reference(policy=each.policy, rate_hz=each.rate_hz) for each in config.references]
+    check_sweep(families, references, config.confidence)
+    source = config.timeline
+    timeline = read_timeline(source.path, source.format, durations=source.durations, point_seconds=source.point_seconds)
+    if len(set(config.noise)) < len(config.noise):
+        raise InputError(f"noise must be a list of distinct levels, got {config.noise}")
+    taken = excerpt(timeline, config.limit, config.minutes, config.calibration_fraction, source.split_by)
     texts = list(dict.fromkeys(event.text for record in timeline.records for event in record.events))
     bank = CaptionBank(texts, embed(texts))
     levels = []
-    for noise in config["noise"]:
-        streams = {split: _streams(records, bank, noise, config) for split, records in taken.splits.items()}
-        swept = sweep_setting(
+    for noise in config.noise:
+        streams = {split: simulate_streams(records, bank, noise, config) for split, records in taken.splits.items()}
+        sweep, _ = sweep_setting(
             streams,
             BankDecoder(bank),
             families,
             references,
             latent_delay=0.0,
-            confidence=config["confidence"],
-            seed=config["seed"],
+            confidence=config.confidence,
+            seed=config.seed,
             name=f"noise {noise:g}",
-            workers=config["workers"],
+            workers=config.workers,
         )
-        right = _steps_right(streams["test"], bank)
-        levels.append({"noise": noise, "steps_right": right, **_plain(swept)})
-    results = {
-        "simulated": _simulated(config),
-        "schema": REPLAY_SCHEMA,
-        "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "seed": config["seed"],
-        "config": config,
-        "code": code_version(),
-        "libraries": library_versions(),
-        "device": describe_device("cpu"),
-        "timeline": _description(timeline, taken, texts, config),
-        "levels": levels,
-    }
-    paths = write_replay(results, Path(config["output"]))
-    announce(replay_summary(results), paths)
-    return paths
+        levels.append(Level(**dict(sweep), noise=noise, steps_right=_steps_right(streams["test"], bank)))
+    results = ReplayResults(
+        name=source.format,
+        created=now(),
+        simulated=(
+            "SIMULATED EMBEDDINGS: narrations and times are real, predictor and decoder are not. Latents are "
+            f"{SENTENCE_ENCODER} embeddings of the narration in force plus noise of autocorrelation "
+            f"{config.autocorrelation:g} at {config.step_rate_hz:g} Hz; between narrations: {_GAPS[config.gap]}; "
+            "the decoder says the nearest narration of the timeline."
+        ),
+        seed=config.seed,
+        config=config.model_dump(mode="json"),
+        code=code_version(),
+        libraries=library_versions(),
+        device=describe_device("cpu"),
+        timeline=_description(timeline, taken, len(texts), source.format),
+        levels=tuple(levels),
+    )
+    shown = report(results)
+    announce(terminal(shown), write_report(results, shown, config.output, "replay"))
+    return results
 
 
-def _plain(swept: Swept) -> dict[str, Any]:
-    """The sweep under the names of ``jepa.replay/1``."""
-    plain = swept.sweep.model_dump(mode="json")
-    for curve in plain["curves"].values():
-        curve["knob"] = curve.pop("parameter")
-        for point in (*curve["test"], *curve["calibration"]):
-            point["knob"] = point.pop("value")
-            if point.get("cache", 0) is None:
-                del point["cache"]
-    for saving in plain["savings"]:
-        saving["knob"], saving["saving"] = saving.pop("value"), saving.pop("ratio")
-    for row in plain["operations"]:
-        row["knob"], row["seconds_estimated"] = row.pop("value"), row.pop("estimated") is not None
-    return plain
+def simulate_streams(
+    records: Sequence[StreamRecord], bank: CaptionBank, noise: float, config: ReplayConfig
+) -> StreamSet:
+    """The latents of the streams at a level of noise; `config` has the step rate, the gap and the noise's correlation.
 
-
-def _streams(records: Sequence[StreamRecord], bank: CaptionBank, noise: float, config: Mapping[str, Any]) -> StreamSet:
+    Raises:
+        InputError: a stream lasts less than a step.
+    """
     rows = {text: row for row, text in enumerate(bank.texts)}
     embeddings = bank.embeddings.numpy()
     background = embeddings.mean(axis=0)
     background /= np.linalg.norm(background)
-    force_at = text_in_force if config["gap"] == "background" else last_in_force
+    force_at = text_in_force if config.gap == "background" else last_in_force
     streams = StreamSet([], [], [], [])
     for record in records:
-        steps = int(record.duration * config["step_rate_hz"])
+        steps = int(record.duration * config.step_rate_hz)
         if steps < 1:
             raise InputError(f"{record.video_id}: a stream must last at least one step, got {record.duration} s")
-        times = (np.arange(steps) + 0.5) / config["step_rate_hz"]
+        times = (np.arange(steps) + 0.5) / config.step_rate_hz
         force = force_at(record, times)
         said = np.array([rows[event.text] for event in record.events])
         targets = np.where(force[:, None] >= 0, embeddings[said[force]], background)
-        seed = (config["seed"], int(name_fraction(record.video_id) * 2**32))
+        seed = (config.seed, int(name_fraction(record.video_id) * 2**32))
         ledger = OperationLedger()
         ledger.stream(record.duration)
         streams.records.append(record)
-        streams.latents.append(simulate_latents(targets, noise, config["autocorrelation"], seed))
+        streams.latents.append(simulate_latents(targets, noise, config.autocorrelation, seed))
         streams.times.append(times)
         streams.ledgers.append(ledger)
     return streams
@@ -192,37 +182,25 @@ def _steps_right(streams: StreamSet, bank: CaptionBank) -> float:
     return right / total if total else 0.0
 
 
-def _description(timeline: Timeline, taken: Excerpt, texts: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
+def _description(timeline: Timeline, taken: Excerpt, texts: int, form: str) -> ReplayedTimeline:
     """What was read, and what of it was used."""
-    return {
-        "format": config["timeline"]["format"],
-        "videos": len(timeline.records),
-        "annotations": sum(len(record.events) for record in timeline.records),
-        "distinct_texts": len(texts),
-        "overlapping": timeline.overlapping,
-        "dropped": dict(timeline.dropped),
-        "cut": taken.cut,
-        "encoder": SENTENCE_ENCODER,
-        "used": {
-            split: {
-                "videos": len(records),
-                "groups": len({timeline.groups[record.video_id] for record in records}),
-                "hours": sum(record.duration for record in records) / 3600,
-                "annotations": sum(len(record.events) for record in records),
-            }
-            for split, records in taken.splits.items()
-        },
+    used = {
+        split: ReplayedPart(
+            videos=len(records),
+            groups=len({timeline.groups[record.video_id] for record in records}),
+            hours=sum(record.duration for record in records) / 3600,
+            annotations=sum(len(record.events) for record in records),
+        )
+        for split, records in taken.splits.items()
     }
-
-
-_GAPS = {"last": "the last text stays in force", "background": "the mean of all narrations' embeddings"}
-
-
-def _simulated(config: Mapping[str, Any]) -> str:
-    """The first line of every output."""
-    return (
-        "SIMULATED EMBEDDINGS: narrations and times are real, predictor and decoder are not. "
-        f"Latents are {SENTENCE_ENCODER} embeddings of the narration in force plus noise of autocorrelation "
-        f"{config['autocorrelation']:g} at {config['step_rate_hz']:g} Hz; between narrations: {_GAPS[config['gap']]}; "
-        "the decoder says the nearest narration of the timeline."
+    return ReplayedTimeline(
+        format=form,
+        encoder=SENTENCE_ENCODER,
+        videos=len(timeline.records),
+        annotations=sum(len(record.events) for record in timeline.records),
+        distinct_texts=texts,
+        overlapping=timeline.overlapping,
+        cut=taken.cut,
+        dropped=dict(timeline.dropped),
+        used=used,
     )
