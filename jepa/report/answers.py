@@ -24,7 +24,6 @@ from jepa.report.blocks import (
     Colours,
     Column,
     Columns,
-    Definitions,
     Figure,
     Heading,
     Report,
@@ -32,6 +31,7 @@ from jepa.report.blocks import (
     Text,
     table,
 )
+from jepa.report.notes import terms
 from jepa.results import Accuracy, AnswerCosts, AnswerResults, Arm, Contrast, Interval, Run
 
 # From this retrieval@1 on, and below this cosine of non-pairs, latents inform; below the last one they do not.
@@ -58,7 +58,7 @@ def report(results: AnswerResults) -> Report:
             *checkpoint.parameters(results.parameters),
             *_provenance(results),
             Heading("What is measured and how"),
-            Definitions(_NOTES),
+            terms("answers"),
         ],
         overview=partial(_overview, results),
         footer=f"Measured on {devices}. The figures of this page are those of the results document beside it.",
@@ -384,48 +384,6 @@ def _provenance(results: AnswerResults) -> list[Block]:
     rows += [("device", fmt.device_text(device)) for device in results.device]
     rows += [("libraries", fmt.libraries_text(libraries)) for libraries in results.libraries]
     return checkpoint.provenance(rows, "Configuration of the first run", results.config)
-
-
-_NOTES = (
-    (
-        "Intervals",
-        "An accuracy is the mean over seeds with its 95 % t interval, cut off at 0 and 1: it covers the luck of the "
-        "training. One seed has no such interval; its Wilson interval, marked °, covers the luck of the test examples "
-        "only.",
-    ),
-    (
-        "Tests",
-        "Differences are between runs of the same seed. The paired t test over seeds asks whether other seeds would "
-        "show them, and has little power with few seeds. McNemar's exact test counts the answers that one of the two "
-        "alone gets right, all seeds pooled as if their answers were independent: it asks about other examples, not "
-        "about other trainings. The p values are not corrected for the number of comparisons.",
-    ),
-    (
-        "Per right answer",
-        "Cost-of-pass (arXiv 2504.13359): the cost of all answers of all seeds, wrong ones too, over the number of "
-        "right ones; infinite where none is right. Tokens are those generated, the end included, by the checkpoint's "
-        "tokenizer. FLOPs are those of each request answered alone, its prompt included.",
-    ),
-    (
-        "OckScore, accuracy against tokens",
-        "OckScore (arXiv 2511.05722): 100 · accuracy − 10 · ln(mean tokens / 10,000 + 1); of short answers it is all "
-        "but the accuracy. Accuracy against tokens: the fraction of all answers that are right and at most so many "
-        "tokens long. Its area up to the longest gold answer (AUC_OAA, arXiv 2508.13141) is the accuracy only for "
-        "right answers of no tokens.",
-    ),
-    (
-        "Training FLOPs",
-        "The operations of forward and backward passes: counted at every step of the run or, where marked est., on "
-        "some of its batches and multiplied by its steps. Generation and evaluation are not in them.",
-    ),
-    (
-        "Latents",
-        f"Informative: retrieval@1 over distinct targets of at least {INFORMATIVE_RETRIEVAL} and a mean cosine of "
-        f"non-pairs below {INFORMATIVE_COSINE}. Uninformative: retrieval@1 below {UNINFORMATIVE_RETRIEVAL}. Partly "
-        "informative: anything between. Collapsed: as the evaluation warned. A high cosine of pairs means nothing "
-        "where the cosine of non-pairs is as high.",
-    ),
-)
 
 
 # --- Figures.

@@ -27,6 +27,7 @@ from jepa.report.blocks import (
     Text,
     table,
 )
+from jepa.report.notes import note
 from jepa.results import (
     TRAINING_PARTS,
     AnswerCost,
@@ -132,27 +133,17 @@ _GEOMETRY = {"rankme": "RankMe", "paired_cosine": "cosine of pairs", "unpaired_c
 
 
 def _scores(scores: Scores) -> list[Block]:
-    note = (
-        "Cost: tokens generated, and FLOPs, of an answer by itself. Its clip is encoded, the embedding predicted, then "
-        "compared with the candidates' or decoded. Candidates are embedded once, and the answers that share them bear "
-        "equal parts. Cost of a right answer: cost over score (cost-of-pass, arXiv 2504.13359)."
-    )
     blocks: list[Block] = [
         Heading("Scores", evidence=(MEASURED,)),
         Text("Scores of the checkpoint on compositions held out from training, beside the score of guessing.", "lede"),
-        Text(note, "note"),
+        note("scores"),
         scores_table(scores),
     ]
     per_token = scores.captioning.per_token
     if per_token is not None and per_token.accuracy_within is not None:
-        caption = (
-            "The fraction of all captions that are one of the clip's own and at most so many tokens long. Its area is "
-            "AUC_OAA (arXiv 2508.13141); OckScore (arXiv 2511.05722) is 100 · that fraction − 10 · ln(mean tokens / "
-            "10,000 + 1)."
-        )
         title = "Fraction of captions that are right within a budget of tokens"
         draw = partial(figures.within_tokens, {"captions": (per_token.accuracy_within, 4)}, "exact match")
-        blocks.append(Figure("captions", title, draw, caption))
+        blocks.append(Figure("captions", title, draw, note("budget").text))
     return blocks
 
 
@@ -161,11 +152,6 @@ def _scores(scores: Scores) -> list[Block]:
 
 def parameters(roles: Sequence[RoleParameters]) -> list[Block]:
     """Parameters by role, and their sum."""
-    note = (
-        "Parameters: all that are stored, token embeddings and frozen ones included; shared ones count with the first "
-        "role. Trained: those that received gradients in any stage. Used by a token: all but the routed experts that "
-        "the token is not sent to."
-    )
 
     def used(role: RoleParameters) -> int:
         return role.total if role.active is None else role.active
@@ -180,16 +166,10 @@ def parameters(roles: Sequence[RoleParameters]) -> list[Block]:
         Column("used by a token", lambda role: f"{used(role):,}"),
     ]
     made = table("Parameters by role", columns, [("", [*roles, total])])
-    return [Heading("Parameters by role"), Text(note, "note"), made]
+    return [Heading("Parameters by role"), note("parameters"), made]
 
 
 # --- Training.
-
-_TRAINING_NOTE = (
-    "Forward and backward passes of all steps on the first device, by part; seconds are wall time. Bytes: all weights "
-    "of a part, read once a pass, and those that the optimizer updates. Loss: everything between the parts. The "
-    "optimizer's elementwise operations count as no FLOPs. Data, validation and start-up take the rest of the time."
-)
 
 
 class _Trained(NamedTuple):
@@ -248,7 +228,7 @@ def _training(results: StreamResults) -> list[Block]:
         blocks.append(Text("No curve was recorded."))
     if any(stage.operations for stage in record.stages):
         made = training_table(record.stages)
-        blocks += [Heading("Operations of training", 3, (MEASURED,)), Text(_TRAINING_NOTE, "note"), made]
+        blocks += [Heading("Operations of training", 3, (MEASURED,)), note("training"), made]
     return blocks
 
 

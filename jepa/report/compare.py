@@ -25,16 +25,10 @@ from jepa.report.blocks import (
     Table,
     Text,
 )
+from jepa.report.notes import note
 from jepa.report.streams import VOID, setting_facts
 from jepa.results import Setting, StreamResults, analysis
 
-_NOTE = (
-    "The saving of a run is its best causal policy against its own reference, at its own headline quality, with a 95 % "
-    "interval over its test streams. Runs on other streams are other measurements; their difference is not tested. A "
-    "saving is void where half of the reference's decodes, or fewer, keep its quality without any choice. Compute: the "
-    "operating point that saves most FLOPs end to end at equal quality. Where none does, in brackets, the one that "
-    "saves most."
-)
 _ORDER = (4, 3, 5, 6, 2, 7, 1, 0)  # of the palette: colour and marker tell runs apart
 
 Runs = Mapping[str, StreamResults]  # a path, or any other distinct name -> a document
@@ -56,7 +50,7 @@ def report(runs: Runs) -> Report:
         summary=[_summary_table(runs), Text(""), Text(f"{different} keys of the configuration differ.")],
         blocks=[
             Heading("Quality and savings", evidence=(MEASURED,)),
-            Text(_NOTE, "lede"),
+            note("compare", "lede"),
             Columns(drawn),
             Heading("Figures"),
             made,

@@ -18,7 +18,6 @@ from jepa.report.blocks import (
     Colours,
     Column,
     Columns,
-    Definitions,
     Details,
     Figure,
     Heading,
@@ -27,6 +26,7 @@ from jepa.report.blocks import (
     Text,
     table,
 )
+from jepa.report.notes import note, terms
 from jepa.report.timeline import draw_timeline, timeline, timeline_height
 from jepa.results import Decode, Event, Saving, Setting, StreamResults, analysis
 
@@ -43,7 +43,7 @@ def report(results: StreamResults) -> Report:
     for section in (_curves, _timelines, _savings, _compute, _quality, _operations, _cache):
         blocks += section(settings)
     blocks += checkpoint.blocks(results)
-    blocks += [Heading("What is measured and how"), Definitions(_NOTES)]
+    blocks += [Heading("What is measured and how"), terms("streams")]
     return Report(
         title=f"{results.name}: selective decoding against uniform decoding",
         kicker=f"{results.created} · seed {results.seed}",
@@ -173,28 +173,17 @@ def setting_facts(setting: Setting) -> str:
 
 
 def _curves(settings: Settings) -> list[Block]:
-    note = (
-        "Each point is one value of a policy's parameter, measured on the test streams. The bands of the reference and "
-        "of the best causal policy are 95 % bootstrap intervals over streams. The dashed line is the quality to keep. "
-        "A ring marks the operating point chosen on the calibration streams, a cross one that falls short on the test "
-        "streams. Grey lines are the other policies: point at one for its name; the tables have them all."
-    )
     columns: list[list[Block]] = []
     for place, (name, setting) in enumerate(settings.items()):
         title = f"CIDEr-D against decodes per second of {len(setting.curves)} policies on {name} streams"
         caption = f"{setting.description.rstrip('.')}: {setting_facts(setting)}"
         drawn = Figure(f"curves-{place}", title, partial(sweep_figures.curves, settings, name), caption)
         columns.append([Heading(name, 3), drawn])
-    return [Heading("Quality against operations", evidence=(MEASURED,)), Text(note, "lede"), Columns(columns)]
+    return [Heading("Quality against operations", evidence=(MEASURED,)), note("curves", "lede"), Columns(columns)]
 
 
 def _timelines(settings: Settings) -> list[Block]:
-    note = (
-        "Grey bars are the annotated events. A coloured bar is the segment that one decode stands for, the tick below "
-        "it the moment of the decode. An outlined bar took no decoder call: its text came from a cache or a bank. Text "
-        "is cut to its bar; point at it to read it in full."
-    )
-    blocks: list[Block] = [Heading("One stream", evidence=(MEASURED,)), Text(note, "lede")]
+    blocks: list[Block] = [Heading("One stream", evidence=(MEASURED,)), note("timeline", "lede")]
     for place, (name, setting) in enumerate(settings.items()):
         stream, shown = setting.timeline, analysis.timeline_decodes(setting)
         title = (
@@ -233,18 +222,14 @@ def timeline_table(setting: Setting) -> Table:
 
 
 def _savings(settings: Settings) -> list[Block]:
-    note = (
-        "Reference over policy, in decoder calls per second, where the policy is at least as good on the test streams; "
-        "95 % intervals in brackets."
-    )
-    blocks: list[Block] = [Heading("Savings at equal quality", evidence=(MEASURED,)), Text(note, "lede")]
+    blocks: list[Block] = [Heading("Savings at equal quality", evidence=(MEASURED,)), note("savings", "lede")]
     for name, setting in settings.items():
         colours = sweep_tables.colours_of(settings, name)
         blocks += [
             Heading(name, 3),
             sweep_tables.savings_table(setting, colours),
             Heading("All references and tolerances", 4),
-            Text(sweep_tables.MATRIX_NOTE, "note"),
+            note("matrix"),
             sweep_tables.matrix_table(setting, colours),
         ]
     return blocks
@@ -280,16 +265,16 @@ def _compute(settings: Settings) -> list[Block]:
             parts.append([Figure(f"{measure}-{place}", title, draw, caption)])
             if analysis.optimisation_chain(setting, measure):
                 title = f"{words} that each optimisation takes off uniform decoding on {name} streams"
-                caption = f"{words}, one optimisation after the other. {sweep_tables.CHAIN_NOTE}"
+                caption = f"{words}, one optimisation after the other. {note('chain').text}"
                 chain = partial(sweep_figures.chain, setting, measure)
                 chains.append([Figure(f"optimisations-{measure}-{place}", title, chain, caption)])
         return [Columns([*parts, *chains]), sweep_tables.compute_table(setting, colours)]
 
-    note = "What detector, encoder, predictor, decoder and cache take at each operating point, and the savings."
+    lede = "What detector, encoder, predictor, decoder and cache take at each operating point, and the savings."
     start: list[Block] = [
         Heading("Compute", evidence=_timed(settings)),
-        Text(note, "lede"),
-        Text(sweep_tables.COMPUTE_NOTE, "note"),
+        Text(lede, "lede"),
+        note("compute"),
     ]
     return [*start, *_where_recorded(settings, show)]
 
@@ -298,11 +283,11 @@ def _quality(settings: Settings) -> list[Block]:
     def show(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
         return [sweep_tables.quality_table(setting, colours)]
 
-    note = "What the texts of each operating point are worth as a description of the stream, and how late they are."
+    lede = "What the texts of each operating point are worth as a description of the stream, and how late they are."
     start: list[Block] = [
         Heading("Stream quality", evidence=(MEASURED,)),
-        Text(note, "lede"),
-        Text(sweep_tables.QUALITY_NOTE, "note"),
+        Text(lede, "lede"),
+        note("quality"),
     ]
     return [*start, *_where_recorded(settings, show)]
 
@@ -312,8 +297,8 @@ def _operations(settings: Settings) -> list[Block]:
         facts = Text(f"{sweep_tables.operations_facts(setting)}.")
         return [facts, sweep_tables.operations_table(setting, colours)]
 
-    note = "What was counted and timed while the test streams ran."
-    start: list[Block] = [Heading("Operations", evidence=_timed(settings)), Text(note, "lede")]
+    lede = "What was counted and timed while the test streams ran."
+    start: list[Block] = [Heading("Operations", evidence=_timed(settings)), Text(lede, "lede")]
     return [*start, *_where_recorded(settings, show)]
 
 
@@ -321,44 +306,10 @@ def _cache(settings: Settings) -> list[Block]:
     cached = {name: setting for name, setting in settings.items() if sweep_tables.has_cache(setting)}
     if not cached:
         return []
-    blocks: list[Block] = [Heading("Cache", evidence=(MEASURED,)), Text(sweep_tables.CACHE_NOTE, "note")]
+    blocks: list[Block] = [Heading("Cache", evidence=(MEASURED,)), note("cache")]
     for name, setting in cached.items():
         blocks += [Heading(name, 3), sweep_tables.cache_table(setting, sweep_tables.colours_of(settings, name))]
     return blocks
-
-
-_NOTES = (
-    (
-        "Saving at equal quality",
-        "Each policy has one parameter. Its cheapest value that keeps the quality of the reference is chosen on the "
-        "calibration streams. Quality and decodes are measured on the test streams, which have no part in the choice. "
-        "The saving is the reference's decodes per second over the policy's. It counts as reached only if the policy's "
-        "quality on the test streams is at least the reference's, with no tolerance. Intervals are 95 % bootstrap "
-        "intervals over streams, policy and reference paired.",
-    ),
-    (
-        "Quality",
-        "CIDEr-D of the decode nearest in time to each annotated event, averaged over all events. All policies share "
-        "one pool of n-gram frequencies. Matching the nearest decode does not punish a redundant one, so quality is "
-        "always shown against the number of decodes.",
-    ),
-    (
-        "Decoder calls are not compute",
-        "Unless a policy selects steps, encoder and predictor run at every step. A saving in decoder calls therefore "
-        "saves less end to end; the compute table shows both. Decodes per second are decoder calls: the answer of a "
-        "cache is none.",
-    ),
-    (
-        "Causal, offline, upper bound",
-        "A causal policy needs only the past and decides within its stated latency. An offline policy needs the whole "
-        "stream before it decodes anything: for live streams it is a yardstick, not a competitor. An oracle is told "
-        "the annotated boundaries: it is no method, but an upper bound of better segments.",
-    ),
-    (
-        "Chance",
-        "The score of guessing among the candidates; for a mixture of questions, averaged over the questions asked.",
-    ),
-)
 
 
 # --- The picture.

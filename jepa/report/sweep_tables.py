@@ -20,38 +20,6 @@ from jepa.results import (
     analysis,
 )
 
-MATRIX_NOTE = (
-    "Saving in decoder calls against each reference, with its 95 % interval over streams. −2 %, say: that share of the "
-    "quality may be lost. Square brackets: missed on the test streams. –: no operating point. *: merged temporal F1 is "
-    "lower than the reference's. Curves: CIDEr-D above or below the curve of the first reference, averaged over the "
-    "logarithm of decodes per second, where both curves are."
-)
-COMPUTE_NOTE = (
-    "A saving is the reference's figure over the policy's, per second of stream. FLOPs and wall time count all parts "
-    "and the cache, end to end. A policy that does not select steps is charged with encoding every step, and so is the "
-    "reference. Break-even: the steps per second up to which encoding costs no more FLOPs than the saved decodes, "
-    "(decoder and cache FLOPs per second of the reference − of the policy) / (encoder and predictor FLOPs per step). "
-    "Wall time is compared only where one device encoded and decoded. est.: the mean wall time of a call times the "
-    "calls, where steps were selected."
-)
-CHAIN_NOTE = (
-    "Each bar is a ledger of its own, so joint savings are measured, not multiplied; beside it the CIDEr-D. Equal "
-    "lengths are equal factors."
-)
-QUALITY_NOTE = (
-    "Temporal F1: emissions matched one to one with events at an overlap (IoU) of at least 0.5; merged: after "
-    "neighbouring repeats became one. SODA_c: the best matching in order of time, by overlap and text. Its similarity "
-    "of texts is a tenth of CIDEr-D, not METEOR, so it does not compare with published figures. TimRedun: how far the "
-    "number of emissions per event is from 1. TimCover: fraction of the events with an emission. All are means over "
-    "the test streams. Latency: from the start of a segment until its text is known."
-)
-CACHE_NOTE = (
-    "A look-up is wrong if it hits and its text differs from the decoder's for the same latent, which was decoded to "
-    "check. The error is the fraction of wrong look-ups on the test streams. The threshold was calibrated on the other "
-    "streams. A caption bank holds texts decoded on half of those, which are not counted, and was calibrated on the "
-    "other half."
-)
-
 
 def colours_of(sweeps: Mapping[str, Sweep], name: str) -> dict[str, int]:
     """The name of a policy -> the number of its colour, for the dots of a table."""

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure as Drawing
 from jepa.report import figures, sweep_figures, sweep_tables
 from jepa.report import format as fmt
 from jepa.report.blocks import NONE, Block, Colours, Column, Figure, Heading, Report, Table, Text, table
+from jepa.report.notes import note
 from jepa.results import Saving, headline_savings, label, operating_point, reference_name
 from jepa.studies.replay.results import KEPT, Level, ReplayResults, counted_levels, savings_end
 
@@ -34,7 +35,7 @@ def report(results: ReplayResults) -> Report:
     ]
     cache: list[Block] = [
         Heading(f"Cache, {name}"),
-        Text(sweep_tables.CACHE_NOTE, "note"),
+        note("cache"),
         sweep_tables.cache_table(first, colours),
     ]
     blocks: list[Block] = [
@@ -44,11 +45,11 @@ def report(results: ReplayResults) -> Report:
         Figure("curves", "Quality against decodes per second", partial(sweep_figures.curves, {name: first}, name)),
         sweep_tables.savings_table(first, colours),
         Heading("All references", 3),
-        Text(sweep_tables.MATRIX_NOTE, "note"),
+        note("matrix"),
         sweep_tables.matrix_table(first, colours),
         *(noise if several else []),
         Heading(f"Stream quality, {name}"),
-        Text(sweep_tables.QUALITY_NOTE, "note"),
+        note("quality"),
         sweep_tables.quality_table(first, colours),
         Heading(f"Operations, {name}"),
         Text(f"{sweep_tables.operations_facts(first)}. A decode is a look-up in the bank; nothing else ran."),
