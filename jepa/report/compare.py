@@ -256,30 +256,18 @@ def _draw_curves(axes: Axes, runs: Runs, name: str, colours: Colours) -> None:
 
 
 def _draw_savings(axes: Axes, runs: Runs, name: str, colours: Colours) -> None:
-    """The saving of each run with its interval; hollow where the quality is not reached, or any decodes reach it."""
-    figures.title(axes, f"{name}: saving in decoder calls, 95 % interval", colours)
-    figures.frame(axes, colours)
-    axes.axvline(1, color=colours["muted"], linewidth=0.9, linestyle=(0, (1, 2)))
-    longest = 1.0
-    for y, results in enumerate(runs.values()):
+    """The saving of each run with its interval, or why there is none."""
+    rows, labels = [], []
+    for index, (called, results) in enumerate(zip(names(runs), runs.values(), strict=True)):
         setting = results.settings.get(name)
         best = analysis.best_causal(setting) if setting is not None else None
-        style = figures.style(_ORDER[y % len(_ORDER)], colours)
-        if setting is None or best is None or best.ratio is None:
-            text = "not measured" if setting is None else "not reached"
-            axes.annotate(text, (1.0, y), (4, 0), color=colours["ink"], **figures.BESIDE)
-            continue
-        ratio = best.ratio
-        high = ratio.high or ratio.value
-        void = f", {VOID}" if analysis.without_contrast(setting) else ""
-        flaw = void if best.reached else ", not reached: lower quality"
-        axes.plot([ratio.low, high], [y, y], color=style["color"], linewidth=1.6)
-        face = colours["surface"] if flaw else style["color"]
-        marker = {"marker": style["marker"], "markersize": 7, "color": style["color"], "markerfacecolor": face}
-        axes.plot([ratio.value], [y], **marker)
-        above = {**figures.BESIDE, "ha": "center", "va": "baseline"}
-        axes.annotate(f"{fmt.saving(ratio)}{flaw}", (ratio.value, y), (0, 8), color=colours["ink"], **above)
-        longest = max(longest, high)
-    labels = [figures.short(called, 130) for called in names(runs)]
-    axes.set_yticks(range(len(labels)), labels, color=colours["ink"], parse_math=False)
-    axes.set(ylim=(len(labels) - 0.5, -0.7), xlim=(0, longest * 1.25))
+        ratio = best.ratio if best is not None else None
+        ends = (None, None, None) if ratio is None else (ratio.value, ratio.low, ratio.high or ratio.value)
+        rows.append(figures.Dots(_ORDER[index % len(_ORDER)], [], *ends))
+        flaw = "not measured" if setting is None else "not reached" if best is None or not best.reached else ""
+        if setting is not None and not flaw and analysis.without_contrast(setting):
+            flaw = VOID
+        labels.append("\n".join([figures.short(called, 130), *([flaw] if flaw else [])]))
+    figures.draw_dots(axes, f"{name}: saving in decoder calls, 95 % interval", rows, colours, digits=2)
+    figures.label_bars(axes, labels, colours)
+    axes.axvline(1, color=colours["muted"], linewidth=0.9, linestyle=(0, (1, 2)))

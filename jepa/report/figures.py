@@ -375,20 +375,20 @@ class Dots:
     high: float | None = None
 
 
-def draw_dots(axes: Axes, name: str, rows: Sequence[Dots], colours: Colours) -> None:
-    """One panel, the first row at the top."""
+def draw_dots(axes: Axes, name: str, rows: Sequence[Dots], colours: Colours, digits: int = 3) -> None:
+    """One panel, the first row at the top; `digits` are the decimals of its numbers."""
     for y, row in enumerate(rows):
         colour = colours[f"series-{row.series}"]
         for tip, value in row.values:
             faint: dict[str, Any] = {"color": colour, "alpha": 0.5, "markeredgewidth": 0}
-            axes.plot(value, y, "o", markersize=5, gid=tooltip(f"{tip}: {fixed(value, 3)}"), **faint)
+            axes.plot(value, y, "o", markersize=5, gid=tooltip(f"{tip}: {fixed(value, digits)}"), **faint)
         if row.mean is None:
             continue
         if row.low is not None and row.high is not None:
             axes.plot([row.low, row.high], [y, y], color=colour, linewidth=1.6)
         axes.plot([row.mean] * 2, [y - 0.24, y + 0.24], color=colour, linewidth=2.2)
         above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": FONT - 1}
-        axes.annotate(fixed(row.mean, 3), (row.mean, y - 0.24), (0, 2), color=colours["ink"], **above)
+        axes.annotate(fixed(row.mean, digits), (row.mean, y - 0.24), (0, 2), color=colours["ink"], **above)
     frame(axes, colours, "x")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
     axes.margins(x=0.12)

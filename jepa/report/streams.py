@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from matplotlib.figure import Figure as Drawing
@@ -40,9 +40,7 @@ def report(results: StreamResults) -> Report:
     """The blocks of a document."""
     settings = results.settings
     blocks: list[Block] = [Columns([[claim(name, setting)] for name, setting in settings.items()])]
-    for section in (_curves, _timelines, _savings, _compute, _quality, _operations, _cache):
-        blocks += section(settings)
-    blocks += checkpoint.blocks(results)
+    blocks += [*_curves(settings), *_timelines(settings), *_tables(settings), *checkpoint.blocks(results)]
     blocks += [Heading("What is measured and how"), terms("streams")]
     return Report(
         title=f"{results.name}: selective decoding against uniform decoding",
@@ -221,95 +219,71 @@ def timeline_table(setting: Setting) -> Table:
     return table("Events and decodes", columns, [("", setting.timeline.events)])
 
 
-def _savings(settings: Settings) -> list[Block]:
-    blocks: list[Block] = [Heading("Savings at equal quality", evidence=(MEASURED,)), note("savings", "lede")]
+_Show = Callable[[str, Setting, Mapping[str, int]], Sequence[Block]]  # of a setting, and the colours of its policies
+
+
+def _section(title: str, settings: Settings, show: _Show, *notes: Block, counted: bool = False) -> list[Block]:
+    """A part for each setting; `counted`: of operations, so that wall times may be estimated and all may be missing."""
+    rows = [row for setting in settings.values() for row in setting.operations] if counted else []
+    evidence = (MEASURED, ESTIMATED) if any(row.estimated is not None for row in rows) else (MEASURED,)
+    blocks: list[Block] = [Heading(title, evidence=evidence), *notes]
     for name, setting in settings.items():
         colours = sweep_tables.colours_of(settings, name)
-        blocks += [
-            Heading(name, 3),
-            sweep_tables.savings_table(setting, colours),
-            Heading("All references and tolerances", 4),
-            note("matrix"),
-            sweep_tables.matrix_table(setting, colours),
-        ]
+        missing = counted and not setting.operations
+        blocks.append(Heading(name, 3))
+        blocks += [Text("None were recorded.")] if missing else show(name, setting, colours)
     return blocks
 
 
-_Show = Callable[[str, Setting, Mapping[str, int]], Sequence[Block]]
+def _tables(settings: Settings) -> list[Block]:
+    """Savings, compute, quality of the texts, operations and caches."""
 
+    def savings(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
+        matrix = sweep_tables.matrix_table(setting, colours)
+        start = sweep_tables.savings_table(setting, colours)
+        return [start, Heading("All references and tolerances", 4), note("matrix"), matrix]
 
-def _where_recorded(settings: Settings, show: _Show) -> Iterable[Block]:
-    """The blocks of each setting, or words where no operations were recorded."""
-    for name, setting in settings.items():
-        yield Heading(name, 3)
-        colours = sweep_tables.colours_of(settings, name)
-        yield from show(name, setting, colours) if setting.operations else [Text("None were recorded.")]
+    def compute(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
+        return [Columns(_computed(settings, name)), sweep_tables.compute_table(setting, colours)]
 
-
-def _timed(settings: Settings) -> tuple[str, ...]:
-    """Whether wall times are all measured, or some of them estimated."""
-    rows = [row for setting in settings.values() for row in setting.operations]
-    return (MEASURED, ESTIMATED) if any(row.estimated is not None for row in rows) else (MEASURED,)
-
-
-def _compute(settings: Settings) -> list[Block]:
-    def show(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
-        place, reference = list(settings).index(name), analysis.reference_name(setting)
-        facts = sweep_tables.operations_facts(setting)
-        parts: list[list[Block]] = []
-        chains: list[list[Block]] = []
-        for measure, words in sweep_figures.UNITS.items():
-            title = f"{words} of the parts at {len(setting.operations)} operating points on {name} streams"
-            draw = partial(sweep_figures.operations, settings, name, measure)
-            caption = f"{words} of each part. {facts}; × is the saving against {reference}."
-            parts.append([Figure(f"{measure}-{place}", title, draw, caption)])
-            if analysis.optimisation_chain(setting, measure):
-                title = f"{words} that each optimisation takes off uniform decoding on {name} streams"
-                caption = f"{words}, one optimisation after the other. {note('chain').text}"
-                chain = partial(sweep_figures.chain, setting, measure)
-                chains.append([Figure(f"optimisations-{measure}-{place}", title, chain, caption)])
-        return [Columns([*parts, *chains]), sweep_tables.compute_table(setting, colours)]
-
-    lede = "What detector, encoder, predictor, decoder and cache take at each operating point, and the savings."
-    start: list[Block] = [
-        Heading("Compute", evidence=_timed(settings)),
-        Text(lede, "lede"),
-        note("compute"),
-    ]
-    return [*start, *_where_recorded(settings, show)]
-
-
-def _quality(settings: Settings) -> list[Block]:
-    def show(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
+    def texts(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
         return [sweep_tables.quality_table(setting, colours)]
 
-    lede = "What the texts of each operating point are worth as a description of the stream, and how late they are."
-    start: list[Block] = [
-        Heading("Stream quality", evidence=(MEASURED,)),
-        Text(lede, "lede"),
-        note("quality"),
-    ]
-    return [*start, *_where_recorded(settings, show)]
-
-
-def _operations(settings: Settings) -> list[Block]:
-    def show(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
+    def operations(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
         facts = Text(f"{sweep_tables.operations_facts(setting)}.")
         return [facts, sweep_tables.operations_table(setting, colours)]
 
-    lede = "What was counted and timed while the test streams ran."
-    start: list[Block] = [Heading("Operations", evidence=_timed(settings)), Text(lede, "lede")]
-    return [*start, *_where_recorded(settings, show)]
+    def caches(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
+        return [sweep_tables.cache_table(setting, colours)]
 
-
-def _cache(settings: Settings) -> list[Block]:
     cached = {name: setting for name, setting in settings.items() if sweep_tables.has_cache(setting)}
-    if not cached:
-        return []
-    blocks: list[Block] = [Heading("Cache", evidence=(MEASURED,)), note("cache")]
-    for name, setting in cached.items():
-        blocks += [Heading(name, 3), sweep_tables.cache_table(setting, sweep_tables.colours_of(settings, name))]
-    return blocks
+    lede = partial(note, style="lede")
+    return [
+        *_section("Savings at equal quality", settings, savings, lede("savings")),
+        *_section("Compute", settings, compute, lede("computed"), note("compute"), counted=True),
+        *_section("Stream quality", settings, texts, lede("texts"), note("quality"), counted=True),
+        *_section("Operations", settings, operations, lede("operations"), counted=True),
+        *(_section("Cache", cached, caches, note("cache")) if cached else []),
+    ]
+
+
+def _computed(settings: Settings, name: str) -> list[list[Block]]:
+    """The operations by part, then one optimisation after the other, in FLOPs and in wall time; each a column."""
+    setting, place = settings[name], list(settings).index(name)
+    facts, reference = sweep_tables.operations_facts(setting), analysis.reference_name(setting)
+    parts: list[list[Block]] = []
+    chains: list[list[Block]] = []
+    for measure, words in sweep_figures.UNITS.items():
+        title = f"{words} of the parts at {len(setting.operations)} operating points on {name} streams"
+        draw = partial(sweep_figures.operations, settings, name, measure)
+        caption = f"{words} of each part. {facts}; × is the saving against {reference}."
+        parts.append([Figure(f"{measure}-{place}", title, draw, caption)])
+        if analysis.optimisation_chain(setting, measure):
+            title = f"{words} that each optimisation takes off uniform decoding on {name} streams"
+            caption = f"{words}, one optimisation after the other. {note('chain').text}"
+            chain = partial(sweep_figures.chain, setting, measure)
+            chains.append([Figure(f"optimisations-{measure}-{place}", title, chain, caption)])
+    return [*parts, *chains]
 
 
 # --- The picture.
