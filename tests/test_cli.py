@@ -167,7 +167,6 @@ def test_hydra_flags_work(tmp_path):
         (["seed=1,2"], r"Ambiguous value for argument 'seed=1,2' .*--multirun.*"),
         (["seed=${nothing}"], r"seed cannot be resolved: Interpolation key 'nothing' not found"),
         (["name=${nothing}"], r"hydra\.run\.dir: Interpolation key 'nothing' not found"),
-        (["~seed"], r"seed is missing: give it as seed=<an integer>"),
         (["--config-name", "nothing"], r"Cannot find primary config 'nothing'\..*"),
         (["--cfg", "job", "-m"], r"Only one of --run, .*"),
     ],
@@ -281,5 +280,5 @@ def test_scripts_are_the_commands(tmp_path, command):
 
     script = run(sys.executable, str(ROOT / "scripts" / f"{command}.py"))
     assert script[0] == 0
-    assert f"\n{key}: 4\n" in script[1]
+    assert f"{key}: 4" in script[1].splitlines()
     assert script == run(str(Path(sys.executable).with_name("jepa")), command)

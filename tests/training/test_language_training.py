@@ -120,7 +120,7 @@ def train_config(
             "batch_size": 8,
         },
     }
-    return validate(config, LanguageTrainConfig)
+    return validate(config, LanguageTrainConfig).model_dump()
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -493,7 +493,7 @@ def test_a_new_language_model_is_trained(tmp_path):
 
 
 def composed(*overrides: str) -> dict[str, Any]:
-    return validate(compose("train", ["experiment=llm_jepa_controls", *overrides]), LanguageTrainConfig)
+    return validate(compose("train", ["experiment=llm_jepa_controls", *overrides]), LanguageTrainConfig).model_dump()
 
 
 def test_arms_follow_the_method():

@@ -293,9 +293,9 @@ def test_the_paper_model_has_the_published_parameters(tokenizer):
     manifests = ["data.train=a", "data.validation=b"]
     paper = validate(compose("train", ["experiment=vl_jepa_paper", *manifests]), TrainConfig)
     plain = validate(compose("train", ["name=paper", "model=vl_jepa_paper", "world.size=256"]), TrainConfig)
-    assert (paper["jepa"]["schedule"], paper["jepa"]["learning_rate"], paper["decoder"]) == ("constant", 5e-5, None)
+    assert (paper.jepa.schedule, paper.jepa.learning_rate, paper.decoder) == ("constant", 5e-5, None)
     with torch.device("meta"):
-        roles = checkpoint.build_model(plain, tokenizer).parameters_by_role()
+        roles = checkpoint.build_model(plain.model_dump(), tokenizer).parameters_by_role()
     x_encoder, predictor, y_encoder, _ = roles
     assert (x_encoder["total"], x_encoder["trainable"]) == (303_885_312, 0)  # 304M, frozen
     layer = 2048 * (2 * 2048 + 2 * 512) + 3 * 2048 * 8192 + 2 * 2048
