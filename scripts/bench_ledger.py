@@ -3,9 +3,9 @@
     python scripts/bench_ledger.py [--quick]
 
 Three runs in one process, each through the code that users run: `jepa train experiment=demo`, `jepa evaluate` of its
-checkpoint, and a live stream of frames through encoder, predictor, gate, cache and decoder. Every public call of
-`OperationLedger`, every mark and count of `TrainingMeter` and every `count_flops` is timed, the outermost one only;
-the stop watch's own time counts as theirs. The fraction is that time over the rest of the run's wall time: over a run
+checkpoint, and a live stream of frames through encoder, predictor, gate, cache and decoder. Every call of a method of
+`OperationLedger` and `TrainingMeter`, and of `count_flops`, is timed, the outermost one only; the stop watch's own time
+counts as theirs. The fraction is that time over the rest of the run's wall time: over a run
 without counting. What counting the FLOPs of a shape takes, once, when it first comes, is told apart from what every
 step takes: it is much of a short run (--quick) and little of a long one. Ends with one JSON line.
 """
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import inspect
 import json
 import os
 import sys
@@ -28,12 +30,9 @@ from jepa.build import build
 from jepa.cli import compose
 from jepa.cli import main as command
 from jepa.data.world import World
-from jepa.operations import OperationLedger, TrainingMeter, meter
+from jepa.operations import OperationLedger, TrainingMeter
 from jepa.operations.flops import count_flops
 from jepa.selective import Gate, LatentCache, SelectiveDecoder
-
-LEDGER = ("count", "add", "count_cache", "emission", "stream", "steps", "merge", "per_step", "to_dict")
-METER = ("__init__", "start", "backward", "update", "stop", "remove", "record", "_mark", "_count")
 
 
 class StopWatch:
@@ -55,6 +54,7 @@ class StopWatch:
             self._within = False
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
         def wrapped(*arguments: Any, **keywords: Any) -> Any:
             with self._timed():
                 return function(*arguments, **keywords)
@@ -81,17 +81,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="short runs, under 50 s")
     quick = parser.parse_args().quick
     watch, once = StopWatch(), StopWatch()
-    for name in LEDGER:
-        setattr(OperationLedger, name, watch.wrap(getattr(OperationLedger, name)))
-    OperationLedger.timed = watch.wrap_context(OperationLedger.timed)  # type: ignore[method-assign]
-    for name in METER:
-        setattr(TrainingMeter, name, watch.wrap(getattr(TrainingMeter, name)))
-    vars(meter)["_flops"] = once.wrap(meter._flops)
+    timed = watch.wrap_context(OperationLedger.timed)
+    for counting in (OperationLedger, TrainingMeter):
+        for name, function in list(vars(counting).items()):
+            if inspect.isfunction(function):
+                setattr(counting, name, watch.wrap(function))
+    OperationLedger.timed = timed  # type: ignore[method-assign]
     counter = watch.wrap(once.wrap(count_flops))
     for module in [m for name, m in sys.modules.items() if name.startswith("jepa.")]:
         if getattr(module, "count_flops", None) is count_flops:
             vars(module)["count_flops"] = counter
-    train = ["jepa.steps=12", "jepa.batch_size=32", "decoder.steps=12", "decoder.streams=2"] if quick else []
+    train = ["jepa.steps=8", "jepa.batch_size=32", "decoder.steps=8", "decoder.streams=2"] if quick else []
     streams = [f"streams.{name}.{split}=2" for name in ("everyday", "dense") for split in ("calibration", "test")]
     evaluate = [*streams, "candidates=12"] if quick else []
     home = Path.cwd()

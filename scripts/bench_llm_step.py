@@ -83,13 +83,13 @@ def main() -> None:
     check_agreement(model, variants(model, config, longest + 8), encoded[:2])
     losses = variants(model, config, arguments.length)
     batches = [encoded[start : start + size] for start in range(0, wanted, size)]
-    autocast = arguments.precision == "bf16" if arguments.precision else computes_in_bf16(device)
-    seconds, kernels = step_seconds(model, losses, batches, autocast)
+    precision = arguments.precision or ("bf16" if computes_in_bf16(device) else "fp32")
+    seconds, kernels = step_seconds(model, losses, batches, autocast=precision == "bf16")
     flops = {name: step_flops(model, losses[name], batches) for name in ("packed pass", "next tokens")}
 
     rates = {name: size / value for name, value in seconds.items()}
     speedups = {name: rates["packed pass"] / rate for name, rate in rates.items()}
-    print(f"{arguments.precision} on {device}, {torch.get_num_threads()} threads, {size} pairs a batch")
+    print(f"{precision} on {device}, {torch.get_num_threads()} threads, {size} pairs a batch")
     print(f"{'':14}{'ms a step':>10}{'samples/s':>11}  attention  packed pass is faster by")
     for name in losses:
         target = f" (target: at least {TARGETS[name]})" if name in TARGETS else ""
@@ -107,7 +107,7 @@ def main() -> None:
     figures = {
         "bench": "llm_step",
         "device": device,
-        "precision": arguments.precision,
+        "precision": precision,
         "threads": torch.get_num_threads(),
         "batch_size": size,
         "length": arguments.length,

@@ -49,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     repetitions = 2 if arguments.quick else arguments.repetitions
-    peak = arguments.peak or measured_peak(device)
+    peak = arguments.peak or measured_peak(device, 512 if arguments.quick else 2048)
     models = {"embedded": ("vl_jepa_small", 16 if arguments.quick else 128)}
     if device == "cuda":
         models["full size"] = ("vl_jepa_paper", 2 if arguments.quick else 16)
