@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from jepa.build import build_as
 from jepa.cli import compose
+from jepa.config import PolicyConfig, validate
 from jepa.data.records import Event, StreamRecord
 from jepa.evaluation.streams import StreamSet
 from jepa.evaluation.sweep import sweep_families, sweep_setting
@@ -120,7 +121,7 @@ def report_sweep(count: int, width: int, processes: int) -> dict[str, float]:
     sweep_setting(
         streams,
         decoder,
-        sweep_families(report["policies"]),
+        sweep_families({name: validate(each, PolicyConfig) for name, each in report["policies"].items()}),
         [Reference(**reference) for reference in report["references"]],
         latent_delay=0.5,
         name=f"{width} wide",
