@@ -278,8 +278,8 @@ def test_a_language_experiment_trains_answers_and_evaluates_again(name, tmp_path
     assert len(lines) == 4
     assert set(json.loads(lines[0])) == {
         "source",
-        "request",
-        "gold",
+        "prompt",
+        "completion",
         "prediction",
         "exact_match",
         "regex_equivalence",
@@ -317,7 +317,7 @@ def test_the_full_size_experiment_composes_and_has_the_published_parameters(arm,
     assert (config["arm"], config["objective"]["weight"]) == (arm, weight)
     tokenizer = make_tokenizer(config["tokenizer"], [Example("lines with a dog", "(.*dog.*)", None)])
     with torch.device("meta"):
-        model = build_model(config, tokenizer)
+        model = build_model(config.model_dump(), tokenizer)
     assert sum(parameter.numel() for parameter in model.parameters()) == 1_235_814_400
 
 

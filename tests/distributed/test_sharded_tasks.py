@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,19 +25,19 @@ TASKS = ("classification", "retrieval", "vqa", "captioning", "world_prediction")
 WAIT = datetime.timedelta(seconds=60)
 
 
-def config(folder: Path, task: str, output: str, candidates: int = SAMPLES) -> dict[str, Any]:
+def config(folder: Path, task: str, output: str, candidates: int = SAMPLES) -> EvaluateConfig:
     composed = compose("evaluate", [f"checkpoint={folder}/checkpoint", f"task={task}"])
     changed = {"output": f"{folder}/{output}/{task}", "accelerator": "cpu", "candidates": candidates, "batch_size": 2}
-    return {**validate(composed, EvaluateConfig), **changed}
+    return validate(composed, EvaluateConfig).model_copy(update=changed)
 
 
-def streams(folder: Path, output: str) -> dict[str, Any]:
+def streams(folder: Path, output: str) -> EvaluateConfig:
     """Two streams to calibrate on and three to test on: of these one process gets one, the other two."""
     made = [f"streams.everyday.{key}" for key in ("calibration=2", "test=3", "seconds=6.0")]
     options = [f"checkpoint={folder}/checkpoint", "~streams.dense", "task=stream", *made]
     composed = compose("evaluate", options)
     changed = {"output": f"{folder}/{output}/stream", "accelerator": "cpu", "candidates": 12}
-    return {**validate(composed, EvaluateConfig), **changed}
+    return validate(composed, EvaluateConfig).model_copy(update=changed)
 
 
 def work(rank: int, folder: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from policy_streams import LENGTHS, SEEDS, begin, closed_by, noisy_events, plain, segments_of, times_of, unit
 
-from jepa.config import build as build_node
+from jepa.build import build as build_node
 from jepa.errors import InputError
 from jepa.selective import (
     Budget,
