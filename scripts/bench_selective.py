@@ -22,19 +22,22 @@ import json
 import pickle
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.feature_extraction.image import grid_to_graph
 from tqdm import tqdm
 
+from jepa.build import build_as
 from jepa.cli import compose
-from jepa.config import ReportConfig, validate
+from jepa.config import PolicyConfig, validate
 from jepa.data.records import Event, StreamRecord
 from jepa.evaluation.streams import StreamSet
-from jepa.evaluation.sweep import Family, sweep_families, sweep_setting
+from jepa.evaluation.sweep import sweep_families, sweep_setting
 from jepa.operations import OperationLedger
 from jepa.results.documents import Reference
 from jepa.selective import Decoded, Gate, OnDemand, Oracle, Policy, SelectiveDecoder, Ward
@@ -109,7 +112,7 @@ def annotated(seeds: range, decoder: Nearest) -> StreamSet:
 
 def report_sweep(count: int, width: int, processes: int) -> dict[str, float]:
     """Seconds that the sweep of `jepa report` takes over `count` streams: by the wall, and of all processors."""
-    config, decoder = report_configuration(), Nearest(width)
+    report, decoder = report_configuration(), Nearest(width)
     streams = {
         "calibration": annotated(range(count // 2), decoder),
         "test": annotated(range(count // 2, count), decoder),
@@ -118,14 +121,12 @@ def report_sweep(count: int, width: int, processes: int) -> dict[str, float]:
     sweep_setting(
         streams,
         decoder,
-        sweep_families(config.policies),
-        [Reference(policy=each.policy, rate_hz=each.rate_hz) for each in config.references],
+        sweep_families({name: validate(each, PolicyConfig) for name, each in report["policies"].items()}),
+        [Reference(**reference) for reference in report["references"]],
         latent_delay=0.5,
         name=f"{width} wide",
         workers=processes,
-        confidence=config.confidence,
-        seed=config.seed,
-        tolerances=config.tolerances,
+        **{key: report[key] for key in ("confidence", "seed", "tolerances")},
     )
     taken = {"wall": time.perf_counter() - wall, "processor": processor_seconds() - processor}
     return {name: round(seconds, 2) for name, seconds in taken.items()}
@@ -181,28 +182,37 @@ def best(what: Callable[[], object], repetitions: int) -> float:
     return min(seconds)
 
 
-def segment_seconds(families: Mapping[str, Family], streams: Sequence[Stream]) -> dict[str, float]:
+def segment_seconds(families: Mapping[str, Mapping[str, Any]], streams: Sequence[Stream]) -> dict[str, float]:
     """Seconds that each family takes over all streams, at all of its values together."""
     seconds = {}
     for name, family in tqdm(families.items(), desc=f"segments, {streams[0][0].shape[1]} wide", unit="family"):
         start = time.process_time()
-        for value in family.values:
-            decode(family.make(value), streams)
+        for policy in policies(family):
+            decode(policy, streams)
         seconds[name] = round(time.process_time() - start, 2)
     return seconds
 
 
-def report_configuration() -> ReportConfig:
+def report_configuration() -> dict[str, Any]:
     """The configuration of `jepa report`."""
-    return validate(compose("report"), ReportConfig)
+    configuration: Any = OmegaConf.to_container(compose("report"))
+    return dict(configuration)
 
 
-def configured_families() -> dict[str, Family]:
+def configured_families() -> dict[str, Mapping[str, Any]]:
     """The policy families of `jepa report`, the first of each policy and its values."""
-    first: dict[str, Family] = {}
-    for family in sweep_families(report_configuration().policies).values():
-        first.setdefault(json.dumps([dict(family.policy), family.parameter, family.values]), family)
-    return {family.name: family for family in first.values()}
+    families = report_configuration()["policies"]
+    first: dict[str, str] = {}
+    for name, family in families.items():
+        first.setdefault(json.dumps([family["policy"], family["parameter"], family["values"]]), name)
+    return {name: families[name] for name in first.values()}
+
+
+def policies(family: Mapping[str, Any]) -> Iterator[Policy]:
+    """The policy of a family at each of its values."""
+    for value in family["values"]:
+        given = {} if family["parameter"] == "none" else {family["parameter"]: value}
+        yield build_as(Policy, "policy", family["policy"], **given)  # type: ignore[type-abstract]
 
 
 def decode(policy: Policy, streams: Sequence[Stream]) -> int:
@@ -220,14 +230,14 @@ def decode(policy: Policy, streams: Sequence[Stream]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer steps and streams, 128 wide, under 50 s")
+    parser.add_argument("--quick", action="store_true", help="fewer steps and streams, under 50 s")
     parser.add_argument("--processes", type=int, default=2, help="that share the sweep, one thread each")
     arguments = parser.parse_args()
     quick, processes = arguments.quick, arguments.processes
     torch.set_num_threads(1)
-    families, widths = configured_families(), (128,) if quick else (128, 1536)
+    families, widths = configured_families(), (128, 1536)
     count = 4 if quick else 200
-    gate = gate_steps(20_000 if quick else 1_000_000, 1536)
+    gate = gate_steps(50_000 if quick else 1_000_000, 1536)
     wards = {width: ward_times(STEPS, width, 3 if quick else 10) for width in widths}
     reports = {width: report_sweep(count, width, processes) for width in widths}
     segments = {
@@ -244,13 +254,13 @@ def main() -> None:
     print(f"{f'segments, s, {count} streams':28}{'values':>8}" + "".join(f"{f'{width} wide':>12}" for width in widths))
     for name, family in families.items():
         cells = "".join(f"{taken[name]:12.2f}" for taken in segments.values())
-        print(f"{name:28}{len(family.values):8}{cells}")
+        print(f"{name:28}{len(family['values']):8}{cells}")
     figures = {
         "bench": "selective",
         "numpy": np.__version__,
         "gate": gate,
         "ward": wards,
-        "values": sum(len(family.values) for family in families.values()),
+        "values": sum(len(family["values"]) for family in families.values()),
         "streams": count,
         "steps": STEPS,
         "processes": processes,
