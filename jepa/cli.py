@@ -92,7 +92,7 @@ def _train(config: Any, output: Path) -> None:
         return
     from jepa.evaluation.answers import check_before_training, evaluate_answers
 
-    check_before_training(settings.answers, settings.data)  # before the model libraries are imported
+    check_before_training(settings.answers, settings.data)  # before anything is trained
     from jepa.training.fit import is_first_process
     from jepa.training.run import train
 

@@ -23,9 +23,6 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    def __getitem__(self, key: str) -> Any:
-        return getattr(self, key)
-
 
 C = TypeVar("C", bound=Config)
 Count = Annotated[int, Ge(1)]

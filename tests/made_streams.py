@@ -126,3 +126,20 @@ def made_results(model: VLJEPA, folder: Path) -> StreamResults:
     references = [ReferenceConfig(policy="uniform", rate_hz=rate) for rate in (1.0, 0.5)]
     config = ReportConfig(policies=POLICIES, references=references, tolerances=[0.0, 0.1], workers=0)
     return sweep_evaluation(evaluation, folder, NearestWord(), config)
+
+
+def with_savings(setting, change):
+    """The setting with `change(saving)` as updates of each headline saving."""
+    savings = [row.model_copy(update=change(row)) if row.headline else row for row in setting.savings]
+    return setting.model_copy(update={"savings": tuple(savings)})
+
+
+def with_contrast(results):
+    """The document with references that keep their quality at their own rate only."""
+
+    def change(row):
+        one = {"value": 1.0, "low": 1.0, "high": 1.0}
+        return {"ratio": row.ratio.model_copy(update=one)} if row.policy == row.reference.policy else {}
+
+    settings = {name: with_savings(setting, change) for name, setting in results.settings.items()}
+    return results.model_copy(update={"settings": settings})

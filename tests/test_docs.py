@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import language_config, tiny_config
 from torch.nn.functional import normalize
 
+from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import COMMANDS, compose
 from jepa.config import EvaluateConfig, LanguageTrainConfig, ReportConfig, TrainConfig, validate
@@ -56,6 +58,37 @@ def test_every_command_of_the_documentation_is_valid(page, line):
         OmegaConf.update(config, key, "given")
     schema = VARIANTS[config.variant] if name == "train" else SCHEMAS[name]
     assert validate(config, schema) is not None
+
+
+def python(page: str) -> list[str]:
+    """The blocks of Python of a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+
+
+@pytest.fixture
+def checkpoints(tiny_model, tiny_llm_jepa, tmp_path, monkeypatch):
+    """A folder with tiny checkpoints where the documentation has them."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(tiny_model, tiny_config(), tmp_path / "outputs/demo/checkpoint")
+    checkpoint.save(tiny_llm_jepa, language_config(), tmp_path / "outputs/llm_jepa_regex/checkpoint")
+
+
+def test_the_code_of_the_readme_decodes_your_own_embeddings(checkpoints, capsys):
+    latents = normalize(torch.ones(20, 16) + torch.arange(16) * (torch.arange(20)[:, None] > 9), dim=-1)
+    scope = {"stream": zip(latents.numpy(), np.arange(20) / 2, strict=True)}
+    for block in python("README.md"):
+        exec(block, scope)
+    assert scope["selective"].ledger.decoder.calls >= 1
+    assert "PartCount" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["docs/concepts.md", "docs/llm_jepa.md"])
+def test_the_code_of_the_pages_runs_from_top_to_bottom(page, checkpoints, capsys):
+    scope: dict[str, object] = {}
+    for block in python(page):
+        exec(block, scope)
+        assert scope["selective"].ledger.decoder.calls >= 1
+    assert "PartCount" in capsys.readouterr().out
 
 
 def code(title: str) -> str:

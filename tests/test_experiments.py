@@ -314,8 +314,8 @@ def test_the_full_size_experiment_composes_and_has_the_published_parameters(arm,
     """Llama-3.2-1B has 1,235,814,400; the [PRED] tokens use rows that its vocabulary reserves."""
     overrides = ["experiment=llm_jepa_llama_1b", "data.folder=x", "tokenizer.pretrained=null", f"arm={arm}"]
     config = validate(compose("train", overrides), LanguageTrainConfig)
-    assert (config["arm"], config["objective"]["weight"]) == (arm, weight)
-    tokenizer = make_tokenizer(config["tokenizer"], [Example("lines with a dog", "(.*dog.*)", None)])
+    assert (config.arm, config.objective.weight) == (arm, weight)
+    tokenizer = make_tokenizer(config.tokenizer, [Example("lines with a dog", "(.*dog.*)", None)])
     with torch.device("meta"):
         model = build_model(config.model_dump(), tokenizer)
     assert sum(parameter.numel() for parameter in model.parameters()) == 1_235_814_400

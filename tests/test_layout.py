@@ -27,14 +27,15 @@ SETUP = {"config", "build", "checkpoint"}
 # A room is a folder or a module of jepa/. Each may import itself, `errors`, and:
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "lazy": set(),
     "pretrained": set(),
     "losses": set(),
     "metrics": set(),
     "operations": set(),
     "data": {"pretrained"},
-    "encoders": {"losses", "pretrained"},
-    "predictors": {"losses", "pretrained"},
-    "decoders": {"losses", "pretrained"},
+    "encoders": {"lazy", "losses", "pretrained"},
+    "predictors": {"lazy", "losses", "pretrained"},
+    "decoders": {"lazy", "losses", "pretrained"},
     "selective": {"metrics", "operations"},
     "models": PARTS | {"data", "operations", "pretrained", "selective"},
     "build": set(),
@@ -43,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "results": {"metrics", "operations"},
     "report": {"results"},
     "training": CORE | SETUP | {"results"},
-    "evaluation": CORE | SETUP | {"results"},
+    "evaluation": CORE | SETUP | {"lazy", "results"},
     "studies": CORE | SETUP | {"training", "evaluation", "results", "report"},
     "cli": CORE | SETUP | {"training", "evaluation", "results", "report", "studies"},
 }
@@ -63,25 +64,31 @@ LINES = {
 }
 LONGEST_FILE = 600
 UNTYPED = 40  # `dict[str, Any]` in jepa/: only where JSON or YAML is read or written
-# Cases that fail today. Each goes from this list as soon as it holds.
+# Cases that fail today, by test. Each goes from this list as soon as it holds: a listed case that passes is a failure.
 NOT_YET = {
-    "jepa.decoders.language",
-    "jepa.studies",
-    "jepa.training",
-    "jepa",
-    "tests",
-    "report",
-    "evaluation",
-    "studies",
-    "config, build, cli",
-    "tests/training/test_stages.py",
-    "dict[str, Any]",
-    "tests/encoders/test_sentence.py",
-    "tests/models/test_vl_jepa_parts.py",
-    "tests/predictors/test_language_predictor.py",
-    "tests/studies/test_replay.py",
-    "tests/training/test_language_training.py",
+    "imports": {"jepa.decoders.language"},  # counts its operations
+    "exports": {"jepa.studies", "jepa.training"},  # imported by module: Lightning, and what a command needs alone
+    "lines": {"jepa", "tests", "report", "evaluation", "studies", "config, build, cli"},
+    "length": {"tests/training/test_stages.py"},
+    "untyped": {"dict[str, Any]"},
+    "private": {
+        "tests/encoders/test_sentence.py",
+        "tests/models/test_vl_jepa_parts.py",
+        "tests/predictors/test_language_predictor.py",
+        "tests/studies/test_replay.py",
+        "tests/training/test_language_training.py",
+    },
 }
+# Where a budget is not met yet, what stands there: it may shrink, and grow no more.
+CEILINGS = {
+    "jepa": 31_300,
+    "tests": 20_050,
+    "report": 3_100,
+    "evaluation": 2_950,
+    "studies": 5_050,
+    "config, build, cli": 1_140,
+}
+UNTYPED_CEILING = 60
 
 
 class Module(NamedTuple):
@@ -94,9 +101,9 @@ class Module(NamedTuple):
         return room(self.name)
 
 
-def cases(names: Iterable[str]) -> list[object]:
-    expected_failure = pytest.mark.xfail(strict=False)
-    return [pytest.param(name, marks=expected_failure) if name in NOT_YET else name for name in names]
+def cases(test: str, names: Iterable[str]) -> list[object]:
+    marks = pytest.mark.xfail(strict=True)
+    return [pytest.param(name, marks=marks) if name in NOT_YET.get(test, ()) else name for name in names]
 
 
 def room(name: str) -> str:
@@ -184,7 +191,7 @@ def test_a_circle_is_named():
     assert circle({"a": {"b"}, "b": {"a"}}) in ("a -> b -> a", "b -> a -> b")
 
 
-@pytest.mark.parametrize("name", cases(sorted(modules())))
+@pytest.mark.parametrize("name", cases("imports", sorted(modules())))
 def test_a_module_imports_only_what_its_room_may(name):
     module = modules()[name]
     assert module.room in MAY_IMPORT, f"{module.room} is a new room: say here what it may import"
@@ -197,7 +204,7 @@ def test_a_module_imports_only_what_its_room_may(name):
         assert module.room in LIBRARIES.get(library, {module.room}), f"{name} must not import {imported}"
 
 
-@pytest.mark.parametrize("level", cases(["rooms", "modules"]))
+@pytest.mark.parametrize("level", ["rooms", "modules"])
 def test_nothing_imports_in_a_circle(level):
     graph: dict[str, set[str]] = {}
     for module in modules().values():
@@ -228,7 +235,10 @@ def test_an_unknown_name_of_the_package_is_an_attribute_error():
         _ = jepa.lode
 
 
-@pytest.mark.parametrize("name", cases(sorted(name for name, m in modules().items() if m.path.stem == "__init__")))
+ROOMS = sorted(name for name, module in modules().items() if module.path.stem == "__init__")
+
+
+@pytest.mark.parametrize("name", cases("exports", ROOMS))
 def test_a_room_exports_its_public_classes(name):
     package = importlib.import_module(name)
     exported = getattr(package, "__all__", [])
@@ -248,22 +258,35 @@ def test_a_room_exports_its_public_classes(name):
 # --- How large it may grow.
 
 
-@pytest.mark.parametrize("part", cases(LINES))
-def test_a_part_keeps_its_budget_of_lines(part):
+def lines_of(part: str) -> int:
     folders = {"jepa": PACKAGE, "tests": TESTS}
     paths = [folders.get(name, PACKAGE / name) for name in part.split(", ")]
     found = [file for path in paths for file in (files(path) if path.is_dir() else [path.with_suffix(".py")])]
-    assert count_lines(*(file for file in found if file.is_file())) <= LINES[part]
+    return count_lines(*(file for file in found if file.is_file()))
 
 
-@pytest.mark.parametrize("name", cases(map(relative, [*files(PACKAGE), *files(TESTS)])))
+def untyped() -> int:
+    return sum(path.read_text(encoding="utf-8").count("dict[str, Any]") for path in files(PACKAGE))
+
+
+@pytest.mark.parametrize("part", cases("lines", LINES))
+def test_a_part_keeps_its_budget_of_lines(part):
+    assert lines_of(part) <= LINES[part]
+
+
+def test_what_is_over_its_budget_grows_no_more():
+    assert {part: lines_of(part) for part in CEILINGS if lines_of(part) > CEILINGS[part]} == {}
+    assert untyped() <= UNTYPED_CEILING
+
+
+@pytest.mark.parametrize("name", cases("length", map(relative, [*files(PACKAGE), *files(TESTS)])))
 def test_no_file_is_too_long(name):
     assert count_lines(PACKAGE.parent / name) <= LONGEST_FILE
 
 
-@pytest.mark.parametrize("text", cases(["dict[str, Any]"]))
-def test_untyped_dictionaries_are_few(text):
-    assert sum(path.read_text(encoding="utf-8").count(text) for path in files(PACKAGE)) <= UNTYPED
+@pytest.mark.parametrize("kind", cases("untyped", ["dict[str, Any]"]))
+def test_untyped_dictionaries_are_few(kind):
+    assert untyped() <= UNTYPED
 
 
 # --- What tests may touch.
@@ -322,7 +345,7 @@ def test(monkeypatch):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", cases(relative(path) for path in files(TESTS) if path != Path(__file__)))
+@pytest.mark.parametrize("name", cases("private", [relative(path) for path in files(TESTS) if path != Path(__file__)]))
 def test_a_test_takes_nothing_private(name):
     others = frozenset(path.stem for path in files(TESTS) if path.stem.startswith("test_"))
     assert list(trespasses((PACKAGE.parent / name).read_text(encoding="utf-8"), others)) == []

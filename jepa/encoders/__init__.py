@@ -5,8 +5,9 @@ Each name is imported from its module when it is first used: most need a library
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jepa.lazy import lazily
 
 if TYPE_CHECKING:
     from jepa.encoders.language import LanguageModel
@@ -44,9 +45,4 @@ _HOMES = {
     "embed_sentences": "sentence",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
+__getattr__ = lazily(__name__, _HOMES)

@@ -175,6 +175,13 @@ class Requirement:
         if self.setting is not None and self.setting not in names:
             raise InputError(f"fail_under: the {kind} must be one of {', '.join(names)}, got {self.setting!r}")
 
+    def check(self, results: StreamResults | AnswerResults) -> None:
+        """Raises `InputError` unless the document has the figure, and the setting or arm."""
+        if isinstance(results, AnswerResults):
+            self.check_arms(results.arms)
+        else:
+            self.check_settings(results.settings)
+
     def verdict(self, results: StreamResults | AnswerResults) -> str:
         """One line which says that the document meets the requirement, and by which figure.
 
@@ -182,12 +189,11 @@ class Requirement:
             NotMetError: it does not, with such a line.
             InputError: the document lacks the figure, the setting or the arm.
         """
+        self.check(results)
         if isinstance(results, AnswerResults):
-            self.check_arms(results.arms)
             name = self.setting or results.method or next(iter(results.arms))
             measured = ANSWER_FIGURES[self.figure](results, name)
         else:
-            self.check_settings(results.settings)
             name = self.setting or next(iter(results.settings))
             measured = STREAM_FIGURES[self.figure](results.settings[name])
         value = measured.low if self.low else measured.value

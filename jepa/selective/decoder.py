@@ -36,8 +36,8 @@ class SelectiveDecoder:
     *The cache* is asked for each segment as soon as the policy has closed it. On a hit the segment gets the text of the
     latent that it hit, and the decoder is not called. A latent that waits for the decoder can be hit as well.
 
-    *Payloads.* A segment carries the payload of its last step to decoder and cache. Payloads are held since the last
-    segment only.
+    *Payloads.* A segment carries the payload of its last step to decoder and cache. They are held for
+    the `lag` of the policy, or, if it has none, since the last segment.
 
     *Micro-batches.* With a `max_delay`, segments of a live stream wait for the decoder until there are `batch_size` of
     them, until the first step at which the oldest has waited so long in stream time, or until the stream's end. The
@@ -139,6 +139,8 @@ class SelectiveDecoder:
         now = float(time)
         if payload is not None:
             self._payloads[self._steps] = payload
+            if self.policy.lag is not None:  # an older step can be no segment's last one any more
+                self._payloads.pop(self._steps - self.policy.lag - 1, None)
         self._steps += 1
         self._width, self._time = len(row) or self._width, now
         self.ledger.steps(1)

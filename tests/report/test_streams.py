@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from made_streams import with_contrast, with_savings
 
 from jepa.errors import InputError
 from jepa.report import checkpoint, compare, streams, sweep_figures, sweep_tables, timeline
@@ -31,23 +32,6 @@ def rows(table) -> list[list[str]]:
 
 def by_header(table) -> list[dict[str, str]]:
     return [dict(zip(table.header, row, strict=True)) for row in rows(table)]
-
-
-def with_savings(setting, change):
-    """The setting with `change(saving)` as updates of each headline saving."""
-    savings = [row.model_copy(update=change(row)) if row.headline else row for row in setting.savings]
-    return setting.model_copy(update={"savings": tuple(savings)})
-
-
-def with_contrast(results):
-    """The document with references that keep their quality at their own rate only."""
-
-    def change(row):
-        one = {"value": 1.0, "low": 1.0, "high": 1.0}
-        return {"ratio": row.ratio.model_copy(update=one)} if row.policy == row.reference.policy else {}
-
-    settings = {name: with_savings(setting, change) for name, setting in results.settings.items()}
-    return results.model_copy(update={"settings": settings})
 
 
 # --- The whole.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from made_streams import with_contrast, with_savings
 
 from jepa.errors import InputError
 from jepa.operations import OperationLedger
@@ -12,23 +13,6 @@ from jepa.results import NotMetError, Requirement, analysis
 @pytest.fixture(params=["everyday", "dense"])
 def setting(request, stream_results):
     return stream_results.settings[request.param]
-
-
-def with_savings(setting, change):
-    """The setting with `change(saving)` as updates of each headline saving."""
-    savings = [row.model_copy(update=change(row)) if row.headline else row for row in setting.savings]
-    return setting.model_copy(update={"savings": tuple(savings)})
-
-
-def with_contrast(results):
-    """The document with references that keep their quality at their own rate only."""
-
-    def change(row):
-        one = {"value": 1.0, "low": 1.0, "high": 1.0}
-        return {"ratio": row.ratio.model_copy(update=one)} if row.policy == row.reference.policy else {}
-
-    settings = {name: with_savings(setting, change) for name, setting in results.settings.items()}
-    return results.model_copy(update={"settings": settings})
 
 
 def test_the_best_causal_policy_saves_most_among_those_that_keep_the_quality(setting):

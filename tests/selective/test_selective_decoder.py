@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,21 @@ from hypothesis import strategies as st
 
 from jepa.errors import InputError
 from jepa.operations import OperationLedger
-from jepa.selective import Decoded, Emission, Gate, LatentCache, Policy, SelectiveDecoder, Uniform, Ward
+from jepa.selective import (
+    Budget,
+    Decoded,
+    Emission,
+    Gate,
+    LatentCache,
+    LocalVariance,
+    LongestGap,
+    Policy,
+    PredictionError,
+    SelectiveDecoder,
+    SendOnDelta,
+    Uniform,
+    Ward,
+)
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "uniform": lambda: Uniform(0.7),
@@ -450,3 +465,49 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
     with pytest.raises(InputError) as error:
         SelectiveDecoder(Gate(1.0), Digest(), **arguments)
     assert str(error.value) == message
+
+
+class Named:
+    """A payload that can be watched."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class Reads:
+    """Says the number of each payload."""
+
+    def decode(self, latents, payloads=None):
+        return [Decoded(str(payload.number), 1, 1) for payload in payloads]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Uniform(0.01),
+        Uniform(0.3, pool=True),
+        SendOnDelta(0.4),
+        Gate(1.0, pending=3),
+        LocalVariance(0.1),
+        PredictionError(0.5),
+        LongestGap(Gate(1.0), 7.0),
+        Budget(SendOnDelta(0.2), 0.2),
+    ],
+    ids=lambda policy: policy.name,
+)
+def test_a_segment_has_the_payload_of_its_last_step_and_few_others_are_held(policy):
+    rng = np.random.default_rng(0)
+    steps = np.repeat(rng.normal(size=(40, 8)), 10, axis=0) + 0.2 * rng.normal(size=(400, 8))
+    latents = (steps / np.linalg.norm(steps, axis=1, keepdims=True)).astype(np.float32)
+    lasts = [segment.last for segment, _ in policy.run(latents, np.arange(400.0))]
+    selective = SelectiveDecoder(policy, Reads())
+    texts, alive, most = [], weakref.WeakSet(), 0
+    for number, latent in enumerate(latents):
+        payload = Named(number)
+        alive.add(payload)
+        texts += [emission.text for emission in selective.step(latent, float(number), payload)]
+        del payload
+        most = max(most, len(alive))
+    texts += [emission.text for emission in selective.finish()]
+    assert texts == [str(last) for last in lasts]
+    assert most <= policy.lag + 2

@@ -29,6 +29,7 @@ class Policy(ABC):
         state: what is kept between two steps, in words.
         decodes_input: False if its segments hold other latents than it is given, perhaps of another width.
         reads_latents: False if times alone decide: such a policy may be run without latents.
+        lag: steps after a segment's last step at which it comes out, at most; None: there is no such bound.
 
     >>> class Odd(Policy):
     ...     name, causal, latency, state, reads_latents = "odd", True, "none", "1 number", False
@@ -46,6 +47,7 @@ class Policy(ABC):
 
     decodes_input = True
     reads_latents = True
+    lag: int | None = None
     name: str
     causal: bool
     latency: str

@@ -31,7 +31,7 @@ class SendOnDelta(CausalPolicy):
     """
 
     name = "send_on_delta"
-    latency = "none"
+    latency, lag = "none", 0
     state = "2 latents: the one decoded last, the newest step"
 
     def __init__(self, threshold: float) -> None:

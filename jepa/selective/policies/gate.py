@@ -68,6 +68,7 @@ class Gate(CausalPolicy):
         self.pending = check_int("pending", pending, 1)
         self.noise_floor = check_positive("noise_floor", noise_floor)
         self.agreement = check_nonnegative("agreement", agreement)
+        self.lag = pending
         self.latency = f"{pending} step{'s' * (pending > 1)} after the segment's last step"
         self.state = f"{pending + 2} latents: the open segment's sum and last step, {pending} pending"
         if agreement:

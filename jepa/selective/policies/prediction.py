@@ -46,7 +46,7 @@ class PredictionError(CausalPolicy):
     """
 
     name = "prediction_error"
-    latency = "1 step after the segment's last step"
+    latency, lag = "1 step after the segment's last step", 1
     state = "2 latents: the open segment's sum and last step"
 
     def __init__(self, threshold: float, *, noise_floor: float = 0.15) -> None:

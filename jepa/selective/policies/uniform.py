@@ -40,7 +40,7 @@ class Uniform(CausalPolicy):
     [0.0, 1.0, 2.0, 3.0]
     """
 
-    latency = "none"
+    latency, lag = "none", 0
 
     def __init__(self, rate_hz: float, *, pool: bool = False) -> None:
         self.rate_hz = check_positive("rate_hz", rate_hz)

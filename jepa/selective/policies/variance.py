@@ -43,7 +43,7 @@ class LocalVariance(CausalPolicy):
     """
 
     name = "local_variance"
-    latency = "1 step after the segment's last step"
+    latency, lag = "1 step after the segment's last step", 1
 
     def __init__(self, threshold: float, *, window: int = 4) -> None:
         self.threshold = check_nonnegative("threshold", threshold)

@@ -22,7 +22,7 @@ class Around(CausalPolicy):
 
     def __init__(self, policy: Policy) -> None:
         self.policy = _causal(policy)
-        self.decodes_input, self.reads_latents = policy.decodes_input, policy.reads_latents
+        self.decodes_input, self.reads_latents, self.lag = policy.decodes_input, policy.reads_latents, policy.lag
 
     @property
     def threshold(self) -> float:
@@ -133,7 +133,7 @@ class Budget(CausalPolicy):
         self.policy = _causal(policy)
         if not hasattr(self.policy, "threshold"):
             raise InputError(f"policy must have a threshold, got {policy.name}")
-        self.decodes_input, self.reads_latents = policy.decodes_input, policy.reads_latents
+        self.decodes_input, self.reads_latents, self.lag = policy.decodes_input, policy.reads_latents, policy.lag
         self._initial = check_positive("policy.threshold", self.policy.threshold)
         self.rate_hz = check_positive("rate_hz", rate_hz)
         self.gain = check_positive("gain", gain)
