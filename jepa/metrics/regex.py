@@ -15,7 +15,7 @@ Where we differ from dk.brics: an operator where an operand is due (``*a``, ``a|
 character; its ``#``, ``@``, ``"..."`` and ``<...>``, which NL-RX does not use, are errors unless escaped; so are ranges
 that run backwards, groups more than 20 deep, bounds above 1,000 and expressions longer than 1,000 characters.
 
-Method: the states of both automata are the derivatives of the expressions (Brzozowski 1964; Owens, Reppy & Turon 2009,
+Method: the states of both automata are derivatives of the expressions (Brzozowski 1964; Owens, Reppy & Turon 2009,
 "Regular-expression derivatives re-examined", which also gives the classes of characters), made as a breadth-first
 search for a string that tells the two apart needs them. Intersection and complement cost no more than union, and the
 search can stop at any size, which the determinisation inside a library of automata cannot.
@@ -23,7 +23,7 @@ search can stop at any size, which the determinisation inside a library of autom
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -34,8 +34,8 @@ _DEEPEST = 20  # groups within each other
 _LARGEST_BOUND = 1000  # in {n,m}
 _MOST_LANGUAGES = 20_000  # made in one comparison; those of NL-RX need a few dozen
 _LAST = "\U0010ffff"
-_OPERATORS = "|&*+?{)"
-_UNUSED = '#@"<'
+_NO_OPERAND = '|&*+?{)#@"<'
+_REPEATS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 
 Ranges = tuple[tuple[str, str], ...]  # first and last character of each
 
@@ -46,11 +46,9 @@ class UndecidedError(Exception):
 
 @lru_cache(maxsize=65536)
 def equivalent(first: str, second: str) -> bool:
-    """Whether two expressions match the same strings, in the syntax at the head of this module.
+    """Whether two expressions match the same strings, in the syntax at the head of this module, else `InputError`.
 
-    Raises:
-        InputError: one of them cannot be read.
-        UndecidedError: the automata grow beyond 20,000 states in all before an answer is found.
+    Raises `UndecidedError` if the automata grow beyond 20,000 states in all before an answer is found.
 
     >>> equivalent("(.)*dog.*", ".*dog.*"), equivalent(".*dog", ".*dog.*")
     (True, False)
@@ -73,11 +71,7 @@ def equivalent(first: str, second: str) -> bool:
 
 
 def check_regex(text: str) -> None:
-    """Refuse an expression outside the syntax at the head of this module.
-
-    Raises:
-        InputError: the expression cannot be read.
-    """
+    """Raises `InputError` for an expression outside the syntax at the head of this module."""
     _Parser(text, _Languages()).parse()
 
 
@@ -128,20 +122,19 @@ class _Languages:
         return self._number("repeat", (part, low, high), low == 0)
 
     def union(self, parts: Iterable[int]) -> int:
-        flat = self._members("union", parts) - {self.nothing}
-        if self.everything in flat:
-            return self.everything
-        if len(flat) < 2:
-            return flat.pop() if flat else self.nothing
-        return self._number("union", frozenset(flat), any(self.has_empty[part] for part in flat))
+        return self._combine("union", parts, self.nothing, self.everything)
 
     def intersection(self, parts: Iterable[int]) -> int:
-        flat = self._members("intersection", parts) - {self.everything}
-        if self.nothing in flat:
-            return self.nothing
+        return self._combine("intersection", parts, self.everything, self.nothing)
+
+    def _combine(self, kind: str, parts: Iterable[int], neutral: int, dominant: int) -> int:
+        flat = self._members(kind, parts) - {neutral}
+        if dominant in flat:
+            return dominant
         if len(flat) < 2:
-            return flat.pop() if flat else self.everything
-        return self._number("intersection", frozenset(flat), all(self.has_empty[part] for part in flat))
+            return flat.pop() if flat else neutral
+        has_empty = [self.has_empty[part] for part in flat]
+        return self._number(kind, frozenset(flat), any(has_empty) if kind == "union" else all(has_empty))
 
     def complement(self, part: int) -> int:
         if part in (self.nothing, self.everything):
@@ -233,16 +226,17 @@ class _Parser:
         return self.text[self.at - 1]
 
     def _union(self) -> int:
-        parts = [self._intersection()]
-        while self._take("|"):
-            parts.append(self._intersection())
-        return self.languages.union(parts)
+        return self.languages.union(self._list(self._intersection, "|"))
 
     def _intersection(self) -> int:
-        parts = [self._concat()]
-        while self._take("&"):
-            parts.append(self._concat())
-        return self.languages.intersection(parts)
+        return self.languages.intersection(self._list(self._concat, "&"))
+
+    def _list(self, part: Callable[[], int], sign: str) -> list[int]:
+        """One part or more, with `sign` between them."""
+        parts = [part()]
+        while self._take(sign):
+            parts.append(part())
+        return parts
 
     def _concat(self) -> int:
         parts = [self._repeat()]
@@ -252,17 +246,11 @@ class _Parser:
 
     def _repeat(self) -> int:
         language = self._complement()
-        while True:
-            if self._take("*"):
-                language = self.languages.repeat(language, 0, None)
-            elif self._take("+"):
-                language = self.languages.repeat(language, 1, None)
-            elif self._take("?"):
-                language = self.languages.repeat(language, 0, 1)
-            elif self._take("{"):
-                language = self.languages.repeat(language, *self._bounds())
-            else:
-                return language
+        while self._peek("*+?{"):
+            sign = self._next()
+            low, high = self._bounds() if sign == "{" else _REPEATS[sign]
+            language = self.languages.repeat(language, low, high)
+        return language
 
     def _bounds(self) -> tuple[int, int | None]:
         low = self._integer()
@@ -272,7 +260,7 @@ class _Parser:
         if not self._take("}"):
             raise self._error("close a repetition with '}'")
         if high is not None and high < low:
-            raise InputError(f"regex {self.text!r} must have n <= m in a repetition {{n,m}}, got {low} and {high}")
+            raise self._error("have n <= m in a repetition {n,m}")
         return low, high
 
     def _integer(self) -> int:
@@ -283,7 +271,7 @@ class _Parser:
         if not digits:
             raise self._error("have an integer in a repetition")
         if len(digits) > 4 or int(digits) > _LARGEST_BOUND:
-            raise InputError(f"regex {self.text!r} must repeat at most {_LARGEST_BOUND} times, got {digits}")
+            raise self._error(f"repeat at most {_LARGEST_BOUND} times")
         return int(digits)
 
     def _complement(self) -> int:
@@ -294,7 +282,7 @@ class _Parser:
         return self.languages.complement(language) if negated else language
 
     def _atom(self) -> int:
-        if self._peek(_OPERATORS) or self._peek(_UNUSED):
+        if self._peek(_NO_OPERAND):
             raise self._error("have an operand")
         character = self._next()
         if character == "(":
@@ -328,7 +316,7 @@ class _Parser:
                 self.at += 1
                 last = self._class_character()
             if last < first:
-                raise InputError(f"regex {self.text!r} must have ranges from low to high, got {first}-{last}")
+                raise self._error("have ranges from low to high")
             ranges.append((first, last))
         self.at += 1
         members = self.languages.characters(tuple(sorted(set(ranges))))

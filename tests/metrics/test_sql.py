@@ -165,7 +165,7 @@ def test_a_file_that_is_no_database_is_an_error(folder):
 def test_it_is_checked_at_construction(tmp_path):
     with pytest.raises(InputError, match=r"databases must be a folder, got .*gone"):
         Spider(tmp_path / "gone")
-    with pytest.raises(InputError, match="timeout_seconds must be > 0, got 0"):
+    with pytest.raises(InputError, match="timeout_seconds must be finite and > 0, got 0"):
         Spider(tmp_path, timeout_seconds=0)
 
 

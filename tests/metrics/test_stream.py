@@ -41,19 +41,20 @@ def test_matching_of_arbitrary_times_equals_brute_force():
 
 TEXTS = ["a red circle moves left", "the blue square stops", "a dog sleeps on the mat"]
 POOL = document_frequency([[tokenize(text)] for text in TEXTS])
+PAIRS = CaptionPairs(POOL)
 
 
 def test_each_annotation_is_scored_against_its_nearest_decode():
     decodes = ["the blue square stops", "a red square moves left", "unmatched"]
-    scores = stream_scores(TEXTS, [2.0, 5.0, 7.4], decodes, [5.5, 2.5, 100.0], POOL)
+    scores = stream_scores(TEXTS, [2.0, 5.0, 7.4], decodes, [5.5, 2.5, 100.0], PAIRS)
     expected = cider_d([decodes[1], decodes[0], decodes[0]], [[text] for text in TEXTS], POOL)
     assert scores.tolist() == expected.tolist()
     assert scores[1] == pytest.approx(10)
 
 
 def test_a_stream_without_decodes_scores_zero():
-    assert stream_scores(TEXTS, [2.0, 5.0, 7.4], [], [], POOL).tolist() == [0, 0, 0]
-    assert stream_scores([], [], ["a dog"], [1.0], POOL).shape == (0,)
+    assert stream_scores(TEXTS, [2.0, 5.0, 7.4], [], [], PAIRS).tolist() == [0, 0, 0]
+    assert stream_scores([], [], ["a dog"], [1.0], PAIRS).shape == (0,)
 
 
 def test_pairs_score_as_cider_d_and_compute_each_pair_once(monkeypatch):
@@ -75,11 +76,6 @@ def test_pairs_score_as_cider_d_and_compute_each_pair_once(monkeypatch):
     assert pairs.cider_d([], []).shape == (0,)
 
 
-def test_scores_by_pairs_are_those_by_frequencies():
-    arguments = (TEXTS, [2.0, 5.0, 7.4], ["the blue square stops", "a red square moves left"], [5.5, 2.5])
-    assert (stream_scores(*arguments, CaptionPairs(POOL)) == stream_scores(*arguments, POOL)).all()
-
-
 def test_pairs_must_be_pairs():
     with pytest.raises(InputError, match="candidates and references must be equally many, got 1 and 0"):
         CaptionPairs(POOL).cider_d(["a"], [])
@@ -99,4 +95,4 @@ def test_pairs_must_be_pairs():
 )
 def test_bad_input_is_refused(arguments, message):
     with pytest.raises(InputError, match=message):
-        stream_scores(*arguments, POOL)
+        stream_scores(*arguments, PAIRS)
