@@ -77,7 +77,7 @@ def info_nce(
         if negatives is None:
             return similar
         further = predictions[rows] @ negatives.T / temperature
-        if ids is not None:
+        if ids is not None and negative_ids is not None:
             further = further.masked_fill(ids[rows, None] == negative_ids, masked)
         return torch.cat([similar, further], dim=1)
 

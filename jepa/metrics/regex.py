@@ -23,6 +23,7 @@ search can stop at any size, which the determinisation inside a library of autom
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
@@ -34,8 +35,11 @@ _DEEPEST = 20  # groups within each other
 _LARGEST_BOUND = 1000  # in {n,m}
 _MOST_LANGUAGES = 20_000  # made in one comparison; those of NL-RX need a few dozen
 _LAST = "\U0010ffff"
-_NO_OPERAND = '|&*+?{)#@"<'
+_REPETITION = re.compile(r"[*+?]|\{(?P<low>[0-9]{1,4})(?P<comma>,(?P<high>[0-9]{1,4})?)?\}")
 _REPEATS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
+_CHARACTER = re.compile(r'\\.|[^|&*+?{)#@"<\\]', re.DOTALL)
+_CLASS = re.compile(r"\[((?:\\.|[^\]\\])+)\]", re.DOTALL)
+_MEMBER = re.compile(r"(\\.|[^\\])(?:-(\\.|[^\\]))?", re.DOTALL)  # a character or a range of a class
 
 Ranges = tuple[tuple[str, str], ...]  # first and last character of each
 
@@ -199,7 +203,7 @@ class _Parser:
         if len(text) > _LONGEST:
             raise InputError(f"a regex must have at most {_LONGEST} characters, got {len(text)}: {text[:40]!r}...")
         self.text, self.languages = text, languages
-        self.at = self.depth = 0
+        self.at = self.depth = 0  # characters read, groups open
 
     def parse(self) -> int:
         language = self._union()
@@ -219,11 +223,12 @@ class _Parser:
         self.at += found
         return found
 
-    def _next(self) -> str:
-        if self.at == len(self.text):
-            raise self._error("go on")
-        self.at += 1
-        return self.text[self.at - 1]
+    def _match(self, pattern: re.Pattern[str], rule: str) -> re.Match[str]:
+        found = pattern.match(self.text, self.at)
+        if found is None:
+            raise self._error(rule)
+        self.at = found.end()
+        return found
 
     def _union(self) -> int:
         return self.languages.union(self._list(self._intersection, "|"))
@@ -247,32 +252,16 @@ class _Parser:
     def _repeat(self) -> int:
         language = self._complement()
         while self._peek("*+?{"):
-            sign = self._next()
-            low, high = self._bounds() if sign == "{" else _REPEATS[sign]
+            found = self._match(_REPETITION, "have a repetition {n}, {n,} or {n,m}")
+            if found["low"] is None:
+                low, high = _REPEATS[found[0]]
+            else:
+                low = int(found["low"])
+                high = None if found["comma"] and not found["high"] else int(found["high"] or low)
+            if max(low, high or 0) > _LARGEST_BOUND or (high is not None and high < low):
+                raise self._error(f"repeat n to m times, n <= m <= {_LARGEST_BOUND}")
             language = self.languages.repeat(language, low, high)
         return language
-
-    def _bounds(self) -> tuple[int, int | None]:
-        low = self._integer()
-        high: int | None = low
-        if self._take(","):
-            high = None if self._peek("}") else self._integer()
-        if not self._take("}"):
-            raise self._error("close a repetition with '}'")
-        if high is not None and high < low:
-            raise self._error("have n <= m in a repetition {n,m}")
-        return low, high
-
-    def _integer(self) -> int:
-        start = self.at
-        while self._peek("0123456789"):
-            self.at += 1
-        digits = self.text[start : self.at]
-        if not digits:
-            raise self._error("have an integer in a repetition")
-        if len(digits) > 4 or int(digits) > _LARGEST_BOUND:
-            raise self._error(f"repeat at most {_LARGEST_BOUND} times")
-        return int(digits)
 
     def _complement(self) -> int:
         negated = False
@@ -282,17 +271,13 @@ class _Parser:
         return self.languages.complement(language) if negated else language
 
     def _atom(self) -> int:
-        if self._peek(_NO_OPERAND):
-            raise self._error("have an operand")
-        character = self._next()
-        if character == "(":
+        if self._take("("):
             return self._group()
-        if character == "[":
-            return self._class()
-        if character == ".":
+        if self._take("."):
             return self.languages.any_character
-        if character == "\\":
-            character = self._next()
+        if self._peek("["):
+            return self._class(self._match(_CLASS, "close a class with ']' after one character or more")[1])
+        character = self._match(_CHARACTER, "have an operand")[0][-1]
         return self.languages.characters(((character, character),))
 
     def _group(self) -> int:
@@ -307,25 +292,12 @@ class _Parser:
         self.depth -= 1
         return language
 
-    def _class(self) -> int:
-        negated = self._take("^")
-        ranges: list[tuple[str, str]] = []
-        while not ranges or not self._peek("]"):
-            first = last = self._class_character()
-            if self._peek("-") and self.text[self.at + 1 : self.at + 2] != "]":
-                self.at += 1
-                last = self._class_character()
-            if last < first:
-                raise self._error("have ranges from low to high")
-            ranges.append((first, last))
-        self.at += 1
-        members = self.languages.characters(tuple(sorted(set(ranges))))
-        if not negated:
-            return members
-        return self.languages.intersection([self.languages.any_character, self.languages.complement(members)])
-
-    def _class_character(self) -> str:
-        if self._peek("]"):
-            raise self._error("have a character in a class")
-        character = self._next()
-        return self._next() if character == "\\" else character
+    def _class(self, members: str) -> int:
+        found = _MEMBER.findall(members.removeprefix("^"))
+        ranges = {(first[-1], (last or first)[-1]) for first, last in found}
+        if not ranges or any(last < first for first, last in ranges):
+            raise self._error("have a character in a class, and ranges from low to high")
+        language = self.languages.characters(tuple(sorted(ranges)))
+        if not members.startswith("^"):
+            return language
+        return self.languages.intersection([self.languages.any_character, self.languages.complement(language)])
