@@ -36,9 +36,9 @@ def broadcast(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """Where the rows of this rank lie among those of all ranks, which come in order of rank.
+    """The rows of this rank among those of all ranks, in order of rank: `count` from `first` on, of `total` on `ranks`.
 
-    `count` rows from row `first` on, of `total` rows on `ranks` ranks. Ranks may have batches of different sizes.
+    Ranks may have batches of different sizes.
 
     >>> batch = GlobalBatch.around(torch.ones(4, 8), gather=True)  # in one process
     >>> batch.total, batch.weight

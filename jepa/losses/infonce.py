@@ -31,23 +31,19 @@ def info_nce(
     """Symmetric cross-entropy of each prediction against its target, the batch's other targets as negatives.
 
     VL-JEPA section 3.2; a scalar, the mean of both directions. Pairs whose targets are the same text are not each
-    other's negatives: they are left out of the denominator in both directions.
+    other's negatives: they are left out of the denominator in both directions. Predictions and targets are (B, E),
+    L2-normalised; the temperature is > 0. Other shapes and types raise `InputError`.
 
     Args:
-        predictions: (B, E), L2-normalised, as are `targets`, of the same shape.
-        temperature: softmax temperature, > 0.
         ids: (B,) integers, equal for equal target texts, and if `gather` over all ranks, not within a batch alone;
             None when all differ.
         negatives: (M, E), L2-normalised: further texts that predictions are told from. They have no predictions of
             their own, so that they count in the direction from predictions to targets only, and on this rank only.
-        negative_ids: (M,) integers like `ids`; needed with `negatives` if `ids` are given.
+        negative_ids: (M,) integers like `ids`; needed with `negatives` if `ids` are given, else `InputError`.
         gather: take predictions and targets of all ranks as negatives. The mean over ranks of the losses, and of the
             gradients, is that of the global batch. Batches may differ in size; ids are given by all ranks or by none.
         chunk: rows of the similarity matrix in memory at once, >= 1, forward and backward, where it is computed again;
             the same loss and gradients. None: all rows.
-
-    Raises:
-        InputError: an argument is of another shape or type, or `ids` and `negatives` are without `negative_ids`.
 
     >>> info_nce(torch.eye(4), torch.eye(4), temperature=0.1)
     tensor(0.0001)

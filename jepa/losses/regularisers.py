@@ -2,8 +2,7 @@
 
 Both are statistics of a batch, so that means over ranks do not do: they gather the batch of all ranks.
 
-B: rows of this rank; G: rows of all ranks; E: embedding dimensions; P: directions; K: knots. Computed in float32 at
-least, also under autocast.
+B: rows of this rank; G: rows of all ranks; E: embedding dimensions; P: directions. In float32 at least, always.
 """
 
 from __future__ import annotations

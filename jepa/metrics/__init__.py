@@ -16,7 +16,6 @@ from jepa.metrics.savings import (
     area_between_curves,
     bootstrap_mean,
     bootstrap_ratio,
-    paired_difference,
     resample,
     saving_at_equal_quality,
 )
@@ -27,6 +26,6 @@ __all__ = [
     "CaptionPairs", "CurveDifference", "DenseScores", "DocumentFrequency", "Interval", "LatentGeometry", "PairedTest",
     "Ranks", "Saving", "Spider", "SweepPoint", "UndecidedError", "area_between_curves", "bootstrap_mean",
     "bootstrap_ratio", "cider_d", "dense_scores", "document_frequency", "match_nearest", "paired_cosine",
-    "paired_difference", "paired_test", "rankme", "resample", "retrieval_ranks", "retrieval_scores",
-    "saving_at_equal_quality", "stream_scores", "tokenize", "unpaired_cosine",
+    "paired_test", "rankme", "resample", "retrieval_ranks", "retrieval_scores", "saving_at_equal_quality",
+    "stream_scores", "tokenize", "unpaired_cosine",
 ]  # fmt: skip

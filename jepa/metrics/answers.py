@@ -39,7 +39,7 @@ def exact_match(prediction: str, gold: str, prompt: str = "") -> bool:
     >>> exact_match(" 42\\n", "42")
     True
     """
-    return prediction.strip() == _not_blank(gold).strip()
+    return prediction.strip() == _stripped(gold)
 
 
 def prefix_match(prediction: str, gold: str, prompt: str = "") -> bool:
@@ -47,7 +47,7 @@ def prefix_match(prediction: str, gold: str, prompt: str = "") -> bool:
 
     The protocol of LLM-JEPA (arXiv 2509.14252) for models trained from scratch, which may not have learned to stop.
     """
-    return prediction.strip().startswith(_not_blank(gold).strip())
+    return prediction.strip().startswith(_stripped(gold))
 
 
 def regex_equivalence(prediction: str, gold: str, prompt: str = "") -> bool:
@@ -56,7 +56,7 @@ def regex_equivalence(prediction: str, gold: str, prompt: str = "") -> bool:
     Whitespace at both ends does not count. A prediction whose automaton outgrows the limit before it is told from the
     gold one is wrong.
     """
-    gold = _not_blank(gold).strip()
+    gold = _stripped(gold)
     try:
         return equivalent(prediction.strip(), gold)
     except UndecidedError:
@@ -87,7 +87,7 @@ def nq_open(prediction: str, gold: str, prompt: str = "") -> bool:
     Normalised (Rajpurkar et al. 2016, arXiv 1606.05250): lower case, without punctuation, articles and repeated
     whitespace. A prediction that is empty then is wrong, so that nothing matches a gold answer such as ``/``.
     """
-    answer, right = _normalise(prediction), {_normalise(one) for one in _not_blank(gold).split("; ")}
+    answer, right = _normalise(prediction), {_normalise(one) for one in _stripped(gold).split("; ")}
     return bool(answer) and answer in right
 
 
@@ -114,11 +114,7 @@ def scorer_for(metric: str, **options: Any) -> Scorer:
 
 
 def score(
-    metric: str,
-    predictions: Sequence[str],
-    golds: Sequence[str],
-    prompts: Sequence[str] | None = None,
-    **options: Any,
+    metric: str, predictions: Sequence[str], golds: Sequence[str], prompts: Sequence[str] | None = None, **options: Any
 ) -> list[bool]:
     """Whether each of N predictions is right, by `scorer_for` the metric; an error names the index of its item.
 
@@ -176,10 +172,10 @@ def proportion_interval(right: float, total: int) -> Interval:
     return Interval(fraction, low, high)
 
 
-def _not_blank(gold: str) -> str:
+def _stripped(gold: str) -> str:
     if not gold.strip():
         raise InputError(f"gold must not be blank, got {gold!r}")
-    return gold
+    return gold.strip()
 
 
 def _final_answer(text: str) -> Decimal | None:

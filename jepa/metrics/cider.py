@@ -65,9 +65,8 @@ _TOKEN = re.compile(
 def tokenize(text: str) -> list[str]:
     """Split a caption into words as the Penn Treebank tokenizer of the reference scorer does.
 
-    Lower case; ``isn't`` gives ``is n't``, ``dog's`` gives ``dog 's``, ``cannot`` gives ``can not``; words joined by a
-    hyphen, a slash or a period stay whole; signs such as ``%`` are words of their own; punctuation, quotes and brackets
-    are dropped.
+    Lower case; ``isn't`` gives ``is n't``, ``dog's`` ``dog 's``, ``cannot`` ``can not``; words joined by a hyphen, a
+    slash or a period stay whole; signs such as ``%`` are words; punctuation, quotes and brackets are dropped.
 
     The reference (Stanford's PTBTokenizer, then a list of punctuation to drop) lets some punctuation slip through that
     is dropped here: brackets (lower-cased to ``-lrb-``, where the list has ``-LRB-``), runs such as ``?!``, and the
@@ -108,15 +107,12 @@ def document_frequency(references: Sequence[Sequence[Sequence[str]]]) -> Documen
 
 
 def cider_d(
-    candidates: Sequence[str],
-    references: Sequence[Sequence[str]],
-    frequencies: DocumentFrequency | None = None,
+    candidates: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequency | None = None
 ) -> np.ndarray:
     """(N,) float64, CIDEr-D of each candidate against its references, in 0..10; that of a corpus is the mean.
 
     Takes N captions as plain text, with one reference or more for each, else raises `InputError`. `frequencies` is the
-    pool that weights the n-grams; None takes ``references`` itself as the pool, each entry one document. The definition
-    is at the head of this module.
+    pool that weights the n-grams; None takes ``references`` itself as the pool, each entry one document.
 
     >>> cider_d(["a red circle moves", "a dog"], [["a red circle moves"], ["the cat sleeps"]]).round(2).tolist()
     [10.0, 0.0]

@@ -1,15 +1,15 @@
 """What nearest-in-time scores do not see: redundant, missing and misplaced emissions.
 
-*The interval of an emission.* All policies follow one convention: an emission is in force from midway after the one
-before it to midway before the next (``in_force``). An emission without extent (uniform decoding without pooling) so
-gets the times that it is the nearest decode of, which is how annotations are matched in ``jepa.metrics.stream``; a
-policy whose segments tile the stream keeps its own boundaries.
+*The interval of an emission.* An emission is in force from midway after the one before it to midway before the next
+(``in_force``), whatever the policy. One without extent (uniform decoding without pooling) so gets the times that it is
+the nearest decode of, which is how annotations are matched in ``jepa.metrics.stream``; a policy whose segments tile the
+stream keeps its own boundaries.
 
 *Redundant decodes.* ``temporal_f1`` and ``soda_c`` take each emission as a claim of one event, so decoding the same
-thing twice costs precision. Where uniform decoding at a high rate is the reference, that alone makes any sparser policy
-look better. ``merge_repeats`` makes one interval of consecutive emissions of the same text: what a reader sees who only
-sees the text change. The F1 of those intervals does not reward sparse decoding for itself, and is what a claim of no
-lower quality against a dense reference should be checked on.
+thing twice costs precision. Against uniform decoding at a high rate, that alone makes any sparser policy look better.
+``merge_repeats`` makes one interval of consecutive emissions of the same text: what a reader sees who only sees the
+text change. The F1 of those intervals does not reward sparse decoding for itself, and is what a claim of no lower
+quality against a dense reference should be checked on.
 
 Every score is of one stream; the score of several is the mean over streams, as SODA takes it.
 
@@ -50,13 +50,12 @@ class DenseScores:
 def in_force(spans: ArrayLike, duration: float) -> np.ndarray:
     """The interval in which each emission is the current one; together they tile the stream.
 
-    The boundary of two neighbours is midway between the end of the one and the start of the other; of
-    neighbours that overlap, or lie one within the other, it is kept between their midpoints. The first is
-    in force from 0, the last until the end of the stream.
+    The boundary of two neighbours, in the order of their midpoints, is midway between the end of the one and the start
+    of the other; of neighbours that overlap, or lie one within the other, it is kept between their midpoints. The first
+    is in force from 0, the last until the end of the stream at `duration`; what lies outside is cut off.
 
-    `spans` are (D,) moments or (D, 2) intervals; neighbours are in the order of their midpoints. What lies outside of 0
-    to `duration` is cut off. Returns (D, 2) float64, in the order of `spans`. Of emissions at the same moment all but
-    the first and the last have no extent.
+    Of (D,) moments or (D, 2) intervals: (D, 2) float64, in their order. Of emissions at the same moment all but the
+    first and the last have no extent.
 
     >>> in_force([1.0, 3.0, 7.0], duration=10.0).tolist()
     [[0.0, 2.0], [2.0, 5.0], [5.0, 10.0]]
@@ -79,8 +78,8 @@ def in_force(spans: ArrayLike, duration: float) -> np.ndarray:
 def merge_repeats(intervals: ArrayLike, texts: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """Consecutive emissions of the same text as one, so that events in a row described alike can be answered once only.
 
-    Of intervals (D, 2) with D texts: (D', 2) intervals in the order of their start, each from the first start to the
-    last end of a run of equal texts, and its D' texts.
+    Of intervals (D, 2) with D texts: the intervals, each from the first start to the last end of a run of equal texts,
+    in the order of their start, and their texts.
 
     >>> merge_repeats([(0, 1), (1, 2), (2, 3)], ["a", "a", "b"])[1]
     ['a', 'b']
@@ -103,8 +102,7 @@ def temporal_f1(events: ArrayLike, emissions: ArrayLike, iou: float = 0.5) -> fl
     least `iou`. Texts do not matter.
 
     Events (A, 2) without extent match nothing: annotations that are moments take ``in_force``, as emissions (D, 2) do.
-    An IoU that falls short of the threshold, in (0, 1], by less than 1e-9 counts as equal. In 0..1; 0 without any
-    emission.
+    `iou` is in (0, 1]; less than 1e-9 short of it counts as equal. In 0..1; 0 without any emission.
 
     >>> temporal_f1(events=[(0, 4), (4, 8)], emissions=[(0, 3)])
     0.6666666666666666
@@ -131,13 +129,13 @@ def soda_c(
     (section 5.1), with the cost IoU · similarity of a pair (section 5.3, equation 11). That sum over D is the
     precision, over A the recall (section 5.2), and returned is their F1.
 
-    The paper's similarity is METEOR, which needs WordNet. Figures under another one rank methods but do not
-    compare with published ones. ``CaptionPairs.similarity`` is a tenth of CIDEr-D: it knows no synonyms and no stems,
-    weighs words by how telling they are, and stays below 1 for equal captions of fewer than four words.
+    The paper's similarity is METEOR, which needs WordNet. Figures under another one rank methods but do not compare
+    with published ones. ``CaptionPairs.similarity`` is a tenth of CIDEr-D: it knows no synonyms and no stems, weighs
+    words by how telling they are, and stays below 1 for equal captions of fewer than four words.
 
     Takes A annotations with events (A, 2), and D texts with emissions (D, 2) as ``in_force`` gives them. `similarity`
-    is called once, with the emission texts and the annotations of the pairs that overlap. In 0..1 if the similarity is;
-    0 without any emission.
+    is called once, with the emission texts and the annotations of the pairs that overlap. In 0..1; 0 without any
+    emission.
 
     >>> same = lambda ours, theirs: np.array([float(a == b) for a, b in zip(ours, theirs)])
     >>> soda_c(["a", "b"], [(0, 4), (4, 8)], ["a"], [(0, 4)], same)
@@ -164,12 +162,10 @@ def soda_c(
 def tim_redun(events: ArrayLike, times: ArrayLike) -> float:
     """TimRedun: how far the events are from one emission each, the mean of ||M_i| − 1| over events.
 
-    From LiveStar (arXiv 2511.05299), where M_i are the responses made between start and end of clip i, and a
-    response is at the moment it is made: `Emission.emitted_at`. With the moment that an emission stands for,
-    `Emission.time`, the delay of a policy, which the ledger counts, stays out of this score. Emissions outside all
-    events do not count.
-
-    Of events (A, 2) and times (D,). At least 0, the best; 1 without any emission.
+    From LiveStar (arXiv 2511.05299), where M_i are the responses made between start and end of clip i, and a response
+    is at the moment it is made: `Emission.emitted_at`. With the moment that an emission stands for, `Emission.time`,
+    the delay of a policy, which the ledger counts, stays out of this score. Emissions outside all events do not count.
+    Of events (A, 2) and times (D,): at least 0, the best; 1 without any emission.
 
     >>> tim_redun([(0, 4), (4, 8)], times=[1.0, 2.0])
     1.0

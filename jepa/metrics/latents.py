@@ -83,12 +83,12 @@ def ridge_r2(predictions: Tensor, targets: Tensor, *, ridge: float = 1e-3, seed:
 
     1 − ‖T − T̂‖² / ‖T − T̄‖² over a held-out half of the rows, with T̄ their mean and T̂ = t̄ + (P − p̄) W, fitted to
     the other half: W = (X'X + r (tr X'X / E) I)⁻¹ X'Y with X = P − p̄ and Y = T − t̄. The ridge r > 0 is thus relative
-    to the predictions' variance, and the value does not change with their scale; what differs only by rounding (16
-    times the machine epsilon of float32) counts as equal. The halves are drawn by `seed`. Computed in float64.
+    to the predictions' variance; what differs only by rounding (16 times the machine epsilon of float32) counts as
+    equal. The halves are drawn by `seed`. Computed in float64.
 
-    A scalar: 1 where the targets (N, E) are an affine map of the predictions (N, E), 0 or below where these say nothing
-    (or are collapsed), 0 where the held-out targets are all equal. N has to be 4 at least, and should be well above
-    2 E: otherwise even informative latents fit badly.
+    A scalar: 1 where the targets are an affine map of the predictions, 0 or below where these say nothing (or are
+    collapsed), 0 where the held-out targets are all equal. N has to be 4 at least, and should be well above 2 E:
+    otherwise even informative latents fit badly.
     """
     predictions, targets = (latents.double() for latents in matched(predictions, targets))
     count, dims = predictions.shape
@@ -115,12 +115,10 @@ def paraphrase(first: Tensor, second: Tensor, ids: Tensor) -> dict[str, Tensor]:
     """How well the cosine tells two phrasings of one meaning from phrasings of different meanings.
 
     Rows i of `first` and `second` (N, E) are a pair of one meaning, equal `ids` (N,) mean equal meanings; every first
-    phrasing with every second one of another id is a pair of different meanings, up to N² − N of them. Cosines within
-    16 times the machine epsilon of the dtype are level, so that collapsed latents score 0.5 and 0.
-
-    Exact scalars in [0, 1]: ``auc``, the area under the ROC curve: the chance that a pair of one meaning has a higher
-    cosine than a pair of different meanings, ties as half; and ``recall@1%``, the fraction of same-meaning pairs that
-    are found when at most 1 % of the pairs of different meanings reach the threshold.
+    phrasing with every second one of another id is a pair of different meanings. Exact scalars in [0, 1]: ``auc``, the
+    area under the ROC curve: the chance that a pair of one meaning has a higher cosine than a pair of different
+    meanings, ties as half; and ``recall@1%``, the fraction of same-meaning pairs that are found when at most 1 % of the
+    others reach the threshold. Cosines within 16 times the machine epsilon are level: collapsed latents score 0.5, 0.
     """
     first, second = matched(first, second)
     count = len(first)

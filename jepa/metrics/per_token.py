@@ -22,18 +22,15 @@ OCK_WEIGHT, OCK_TOKENS = 10.0, 10_000.0  # of OckScore: weight of the penalty, t
 def cost_of_pass(right: Tensor, costs: Tensor) -> Tensor:
     """Cost of a right answer: the mean cost of an attempt over the fraction that is right.
 
-    Cost-of-pass = E[cost of an attempt] / P(right) (Erol et al. 2025, arXiv 2504.13359), infinite where
-    nothing is right. The paper takes it of each problem, over repeated attempts; we attempt each problem once, and
-    take it of all problems together: the cost of all attempts, of the wrong ones too, over the number of right ones.
-    `costs` (N,) and the scalar are in any unit: generated tokens, FLOPs, joules.
+    Cost-of-pass = E[cost of an attempt] / P(right) (Erol et al. 2025, arXiv 2504.13359), infinite where nothing is
+    right. The paper takes it of each problem, over repeated attempts; we attempt each once, and take it of all: the
+    cost of all attempts, wrong ones too, over the number of right ones. `costs` (N,) have any unit.
 
     >>> cost_of_pass(torch.tensor([True, False]), torch.tensor([2, 6]))
     tensor(8., dtype=torch.float64)
     """
     right, costs = _checked(right, costs, "costs")
-    if not right.any():
-        return torch.full((), torch.inf, dtype=torch.float64, device=costs.device)
-    return costs.sum() / right.sum()
+    return costs.sum() / right.sum() if right.any() else costs.new_tensor(torch.inf)
 
 
 def ock_score(right: Tensor, tokens: Tensor) -> Tensor:
@@ -54,9 +51,8 @@ def accuracy_within(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
     """Fraction of all answers that are right and at most b tokens long, for b = 0, 1, ..., `longest`.
 
     This curve of accuracy against tokens is our definition. It is OAA_t of Aggarwal et al. 2025 (arXiv 2508.13141) at
-    t = b + 1, who count the tokens of thinking and ask for fewer than t.
-
-    (longest + 1,) fractions in 0..1, none below the one before it. Curves compare only at the same `longest`, >= 1.
+    t = b + 1, who count the tokens of thinking and ask for fewer than t. (longest + 1,) fractions in 0..1, none below
+    the one before it; curves compare only at the same `longest`, >= 1.
 
     >>> accuracy_within(torch.tensor([True, False]), torch.tensor([2, 1]), longest=3).tolist()
     [0.0, 0.0, 0.5, 0.5]
@@ -72,9 +68,8 @@ def accuracy_area(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
 
     Equal to AUC_OAA (arXiv 2508.13141) with t_max = `longest`: the mean over answers of
     right * max(0, longest - tokens) / longest, as in the authors' code (`projects/otb/eval.py` of
-    github.com/facebookresearch/RAM), which has `longest` = 1000 and counts the tokens of thinking only.
-
-    From 0 to the accuracy, which only right answers of no tokens reach.
+    github.com/facebookresearch/RAM), which has `longest` = 1000 and counts the tokens of thinking only. From 0 to the
+    accuracy, which only right answers of no tokens reach.
 
     >>> accuracy_area(torch.tensor([True, False]), torch.tensor([1, 1]), longest=4).item()
     0.375
@@ -86,7 +81,7 @@ def accuracy_area(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
 def answer_costs(right: Tensor, tokens: Tensor, flops: Tensor, longest: int) -> dict[str, Any]:
     """What N answers cost in `tokens` (N,) and `flops` (N,), as plain data for a report to print beside their accuracy.
 
-    `tokens_per_answer` and `flops_per_answer`, means; `tokens_per_right_answer` and `flops_per_right_answer` by
+    Means `tokens_per_answer` and `flops_per_answer`; `tokens_per_right_answer` and `flops_per_right_answer` by
     `cost_of_pass` (None: none is right); `ock_score`; `accuracy_within` as a list; `accuracy_area`.
     """
     found: dict[str, Any] = {}
@@ -102,8 +97,7 @@ def answer_costs(right: Tensor, tokens: Tensor, flops: Tensor, longest: int) -> 
 def choice_costs(accuracy: float, flops: float) -> dict[str, float | None]:
     """What answers cost that are chosen among given ones, under the keys of `answer_costs`: no token is generated.
 
-    `accuracy` is the fraction that is right, or is expected to be where ties are broken at random; `flops` the mean of
-    an answer.
+    `accuracy` is the fraction that is right, or expected to be where ties are broken at random; `flops` is a mean.
     """
     return {
         "tokens_per_answer": 0.0,

@@ -56,7 +56,7 @@ def retrieval_ranks(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery
     """Where the first right row of a gallery (M, E) stands for each query (N, E), of any norm.
 
     A row is right where its id (M,) equals the query's (N,); several may be (the captions of a clip), and the nearest
-    of them counts. Raises `InputError` for other shapes, a value that is not finite, or a query without a right row.
+    of them counts. Other shapes, values that are not finite, and queries without a right row raise `InputError`.
 
     >>> ranks = retrieval_ranks(torch.eye(3), torch.eye(3), torch.arange(3), torch.arange(3))
     >>> ranks.recall(1).tolist()
@@ -96,7 +96,7 @@ def retrieval_scores(
 
     `clip_ids` (N,) are each clip's own, `text_ids` (M,) the clip of each caption. Each direction has the numbers of
     ``queries`` and ``candidates``, ``r@k`` for each of `ks` that there are candidates for, the ``median_rank``, and
-    under ``chance`` both as a model that tells nothing apart would have them. Errors are those of `retrieval_ranks`.
+    under ``chance`` both as a model that tells nothing apart would have them.
 
     >>> found = retrieval_scores(torch.eye(3), torch.arange(3), torch.eye(3), torch.arange(3), ks=[1])
     >>> found["video_to_text"]["r@1"], found["video_to_text"]["median_rank"]

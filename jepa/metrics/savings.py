@@ -1,15 +1,14 @@
 """The saving at equal quality: how many fewer decodes a policy needs to be as good as a reference.
 
-A policy has a parameter (a rate, a threshold). Swept over its values, the policy draws a curve of quality against
-decodes per second. The value is chosen on calibration streams alone; every figure comes from other streams, the test
-streams.
+A policy has a parameter (a rate, a threshold). Swept over its values, it draws a curve of quality against decodes per
+second. The value is chosen on calibration streams alone; every figure comes from other streams, the test streams.
 
 Streams, not annotations, are what is drawn at random, so every interval is a percentile bootstrap over streams (Efron
 & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13). It is paired: in each of `resamples` all curves have
 the same streams, and equal seeds draw equal streams in all functions. Fewer than 2 streams, other shapes, and scores
 that are not finite raise `InputError`.
 
-S: streams; A_s: annotations of stream s; R: resamples; K: points of a curve.
+S: streams; A_s: annotations of stream s; R: resamples.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ _TAILS = (0.025, 0.975)  # a 95 % interval
 class SweepPoint:
     """One policy at one value of its parameter, over a set of streams.
 
-    `scores` has for each of S >= 1 streams (A_s,) scores of its annotations, A_s >= 1; `decodes` (S,) >= 0 are the
-    decodes made, `seconds` (S,) > 0 the length of the streams.
+    For each of S >= 1 streams `scores` has (A_s,) of its annotations, A_s >= 1, `decodes` (S,) those made, >= 0, and
+    `seconds` (S,) its length, > 0.
 
     >>> point = SweepPoint(0.5, scores=([1.0, 0.0], [1.0]), decodes=[4, 2], seconds=[10.0, 20.0])
     >>> point.decodes_per_second
@@ -120,15 +119,15 @@ def saving_at_equal_quality(
 ) -> Saving:
     """Choose a value on calibration streams, then measure the saving on test streams.
 
-    The quality asked for is (1 − ``tolerance``) times the reference's. The value is the cheapest (fewest decodes
-    per second; of equals the better one) that has it on the calibration streams in a fraction ``confidence`` of the
-    paired resamples, which guards the choice against the luck of few streams. ``reached`` says whether it has it on
-    the test streams, as the two numbers stand. Whether another measure (``jepa.metrics.dense``) is lower there is a
-    question for ``paired_difference``.
+    The quality asked for is (1 − ``tolerance``) times the reference's. The value is the cheapest (fewest decodes per
+    second; of equals the better one) that has it on the calibration streams in a fraction ``confidence`` of the paired
+    resamples, which guards the choice against the luck of few streams. ``reached`` says whether it has it on the test
+    streams, as the two numbers stand. Whether another measure (``jepa.metrics.dense``) is lower there is a question for
+    ``bootstrap_mean`` of the differences.
 
-    The candidates are the policy at each value, the same values in any order on both sets of streams, and the
-    reference decodes on every test stream. The upper end of the saving is infinite if the policy decodes nothing at all
-    in more than 2.5 % of the resamples.
+    The candidates are the policy at each value, the same values in any order on both sets of streams; the reference
+    decodes on every test stream. The upper end of the saving is infinite if the policy decodes nothing at all in more
+    than 2.5 % of the resamples.
 
     >>> scores = ([0.9, 0.8], [0.7])
     >>> reference = SweepPoint(1.0, scores, decodes=[30, 30], seconds=[30.0, 30.0])
@@ -195,6 +194,9 @@ def saving_at_equal_quality(
 def bootstrap_mean(scores: Sequence[ArrayLike], *, resamples: int = 2000, seed: int = 0) -> Interval:
     """The mean over all scores of all streams, for each (A_s,) with A_s >= 1, with its 95 % interval over streams.
 
+    Given the differences of two methods on the same streams, the one is not lower, as the numbers stand, where the
+    value is >= 0; that it is higher is beyond the luck of streams where `low` > 0.
+
     >>> bootstrap_mean([[0.5, 0.5], [0.5]])
     Interval(value=0.5, low=0.5, high=0.5)
     """
@@ -225,33 +227,15 @@ def bootstrap_ratio(reference: ArrayLike, ours: ArrayLike, *, resamples: int = 2
     return Interval(float(theirs.sum() / mine.sum()), float(low), float(high))
 
 
+@functools.lru_cache(maxsize=4)  # a sweep asks for the same again and again
 def resample(streams: int, resamples: int, seed: int) -> np.ndarray:
     """(R, S) float64, read-only: how often each stream is drawn in each resample; S draws each, with replacement."""
     if streams < 2:
         raise InputError(f"a bootstrap over streams must have at least 2 streams, got {streams}")
-    return _drawn(streams, check_int("resamples", resamples, 1), seed)
-
-
-@functools.lru_cache(maxsize=4)  # a sweep asks for the same again and again
-def _drawn(streams: int, resamples: int, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(streams, np.full(streams, 1 / streams), size=resamples).astype(np.float64)
+    rng, size = np.random.default_rng(seed), check_int("resamples", resamples, 1)
+    drawn = rng.multinomial(streams, np.full(streams, 1 / streams), size=size).astype(np.float64)
     drawn.flags.writeable = False
     return drawn
-
-
-def paired_difference(values: ArrayLike, reference: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Interval:
-    """How much higher one method scores than another on the same streams, with its 95 % interval over streams.
-
-    For scores (S,) that are one number a stream, such as those of ``jepa.metrics.dense``. The method is not lower, as
-    the numbers stand, where the value is >= 0; that it is higher is beyond the luck of streams where `low` > 0.
-
-    >>> paired_difference([0.75, 0.5], reference=[0.5, 0.25])
-    Interval(value=0.25, low=0.25, high=0.25)
-    """
-    ours, theirs = finite_array("values", values), finite_array("reference", reference)
-    equally_many(values=ours, reference=theirs)
-    return bootstrap_mean((ours - theirs)[:, None], resamples=resamples, seed=seed)
 
 
 def area_between_curves(
@@ -259,16 +243,13 @@ def area_between_curves(
 ) -> CurveDifference:
     """How much better a policy is than a reference over all rates at which both can be compared.
 
-    The curve of quality against the logarithm of decodes per second is linear between points. The value is the area
-    between the two curves over the rates that both cover, divided by the width of that range: a mean difference in
-    quality. Where only one curve is, nothing is extrapolated and nothing counts; points that decode nothing have no
-    place on the axis and are left out.
+    The curve of quality against the logarithm of decodes per second is linear between points, one or more of different
+    values on the same streams. The value is the area between the two curves over the rates that both cover, divided by
+    the width of that range: a mean difference in quality. Where only one curve is, nothing is extrapolated and nothing
+    counts; points that decode nothing have no place on the axis and are left out.
 
     In a resample both the rates and the qualities of all points are drawn anew, while the range stays; a curve that
     then ends within the range goes on at its level.
-
-    Both are one point or more of different values on the same streams, the reference such as uniform decoding at
-    several rates.
     """
     curves = [
         [point for point in _by_value(name, points, reference[0]).values() if point.decodes.any()]
@@ -307,9 +288,8 @@ def _mean_level(curve: Sequence[SweepPoint], weights: np.ndarray, low: float, hi
 def _scores(scores: Sequence[ArrayLike]) -> tuple[np.ndarray, ...]:
     """(A_s,) float64 scores of each stream, checked."""
     streams = tuple(finite_array(f"scores[{index}]", stream) for index, stream in enumerate(scores))
-    for index, stream in enumerate(streams):
-        if not stream.size:
-            raise InputError(f"scores[{index}] must hold at least one score, got none")
+    if not all(stream.size for stream in streams):
+        raise InputError(f"scores must hold at least one score of each stream, got {[*map(len, streams)]}")
     return streams
 
 

@@ -19,7 +19,6 @@ from jepa.metrics import (
     area_between_curves,
     bootstrap_mean,
     bootstrap_ratio,
-    paired_difference,
     resample,
     saving_at_equal_quality,
 )
@@ -345,23 +344,6 @@ def test_area_survives_resamples_without_decodes():
     assert area.difference.low <= area.difference.value <= area.difference.high
 
 
-def test_paired_difference_equals_a_slow_bootstrap():
-    rng = np.random.default_rng(0)
-    ours, theirs = rng.random(STREAMS), rng.random(STREAMS)
-    found = paired_difference(ours, theirs, resamples=RESAMPLES, seed=4)
-    points = [SweepPoint(1.0, tuple(values[:, None]), np.ones(STREAMS), np.ones(STREAMS)) for values in (ours, theirs)]
-    values = slow_bootstrap(points, lambda p, r: p.quality - r.quality, seed=4)
-    assert dataclasses.asdict(found) == pytest.approx(slow_interval((ours - theirs).mean(), values))
-
-
-def test_paired_difference_of_equal_scores_is_nothing():
-    scores = np.random.default_rng(0).random(9)
-    assert paired_difference(scores, scores) == Interval(0.0, 0.0, 0.0)
-    # Pairing: the spread of the streams themselves is no part of the interval.
-    higher = paired_difference(scores + 0.25, scores)
-    assert dataclasses.astuple(higher) == pytest.approx((0.25, 0.25, 0.25))
-
-
 A = uniform_points(5.0, 10)
 ONE = SweepPoint(1.0, (np.ones(3),), np.ones(1), np.ones(1))
 
@@ -383,9 +365,6 @@ ONE = SweepPoint(1.0, (np.ones(3),), np.ones(1), np.ones(1))
         (lambda: saving_at_equal_quality(A, [A], A, [A], resamples=0), "resamples must be a whole number >= 1, got 0"),
         (lambda: area_between_curves([A], []), r"policy must be one point or more, .* got values \[\]"),
         (lambda: area_between_curves([A], [ONE]), "policy must have the annotations .* got others at value 1"),
-        (lambda: paired_difference(np.ones(3), np.ones(2)), "values and reference must be equally many, got 3 and 2"),
-        (lambda: paired_difference([0.5, math.nan], [0.5, 0.5]), "values must be finite, got nan at index 1"),
-        (lambda: paired_difference([1.0], [1.0]), "must have at least 2 streams, got 1"),
         (lambda: bootstrap_ratio([1, 0], [1, 1]), r"reference must be > 0 and ours >= 0, got \[1.0, 0.0\] and"),
         (lambda: bootstrap_ratio([1, 1], [-1, 1]), r"ours >= 0, got .* and \[-1.0, 1.0\]"),
         (lambda: bootstrap_ratio([1, 1], [1, math.nan]), "ours must be finite, got nan at index 1"),
