@@ -107,8 +107,6 @@ def temporal_f1(events: ArrayLike, emissions: ArrayLike, iou: float = 0.5) -> fl
     >>> temporal_f1(events=[(0, 4), (4, 8)], emissions=[(0, 3)])
     0.6666666666666666
     """
-    if not 0 < iou <= 1:
-        raise InputError(f"iou must be in (0, 1], got {iou}")
     overlaps = _iou(_intervals("events", events, 1), _intervals("emissions", emissions))
     pairs = csr_matrix(overlaps >= iou - _SLACK)
     matches = int((maximum_bipartite_matching(pairs, perm_type="column") >= 0).sum()) if pairs.nnz else 0

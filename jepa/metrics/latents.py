@@ -154,9 +154,6 @@ def recall_at_false_fraction(cosines: Tensor, right: Tensor, fraction: float = _
     >>> recall_at_false_fraction(torch.tensor([0.9, 0.8, 0.7]), torch.tensor([True, False, True]))
     tensor(0.3333, dtype=torch.float64)
     """
-    if cosines.ndim != 1 or right.shape != cosines.shape or not len(cosines):
-        shapes = f"{tuple(cosines.shape)}, {tuple(right.shape)}"
-        raise InputError(f"cosines and right must be (N,) with N >= 1, got {shapes}")
     ordered, order = cosines.sort(descending=True)
     found = right[order].double().cumsum(0)
     accepted = torch.arange(1, len(found) + 1, device=found.device)

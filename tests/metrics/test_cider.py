@@ -87,8 +87,7 @@ def test_fixed_pool_scores_each_pair_by_itself():
     pool = pool_of(references)
     together = cider_d(candidates, references, pool)
     alone = [cider_d([c], [r], pool)[0] for c, r in zip(candidates, references, strict=True)]
-    assert together.tolist() == alone
-    assert together.tolist() == cider_d(candidates, references).tolist()
+    assert together.tolist() == alone == cider_d(candidates, references).tolist()
     assert cider_d([], [], pool).shape == (0,)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import asdict
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -132,14 +132,7 @@ def test_uniform_decoding_finds_events_of_its_own_length_only():
 
 # soda_c
 
-FIGURE_1 = np.array(
-    [
-        [0.7, 0.1, 0.4, 0.9, 0.1],
-        [0.2, 0.3, 0.5, 0.4, 0.5],
-        [0.4, 1.0, 0.3, 0.7, 0.8],
-        [0.8, 0.7, 0.6, 1.0, 0.1],
-    ]
-)
+FIGURE_1 = np.array([[7, 1, 4, 9, 1], [2, 3, 5, 4, 5], [4, 10, 3, 7, 8], [8, 7, 6, 10, 1]]) / 10
 
 
 def test_soda_on_the_worked_example_of_its_paper():
@@ -172,8 +165,8 @@ def test_soda_equals_brute_force(events, emissions, random):
     def similarity(ours: list[str], theirs: list[str]) -> np.ndarray:
         return np.array([values[int(a), int(b)] for a, b in zip(ours, theirs, strict=True)])
 
-    score = soda_c([str(i) for i in range(len(events))], events, [str(i) for i in range(len(emissions))], emissions,
-                   similarity)  # fmt: skip
+    names = list("01234")
+    score = soda_c(names[: len(events)], events, names[: len(emissions)], emissions, similarity)
     rows = sorted(range(len(events)), key=lambda i: events[i])
     columns = sorted(range(len(emissions)), key=lambda i: emissions[i])
     costs = np.array([[overlap(events[i], emissions[j]) * values[j, i] for j in columns] for i in rows])
@@ -200,12 +193,6 @@ def test_soda_keeps_the_order():
 # TimRedun, TimCover
 
 
-def test_responses_are_counted_from_start_to_end_inclusive():
-    events, times = [(1, 3), (3, 6), (8, 9)], [3.0, 5.0, 5.5, 7.0, 1.0, 0.5]  # 2, 3 and 0 of these
-    assert tim_redun(events, times) == pytest.approx((1 + 2 + 1) / 3)
-    assert tim_cover(events, times) == pytest.approx(2 / 3)
-
-
 @settings(max_examples=200)
 @given(events, st.lists(quarters, max_size=10))
 def test_responses_equal_brute_force(events, times):
@@ -230,9 +217,7 @@ def scored(texts: list[str], spans: np.ndarray) -> tuple[DenseScores, np.ndarray
 
 def test_a_perfect_decode_has_perfect_scores():
     dense, cider = scored(TEXTS, EVENTS)
-    assert asdict(dense) == pytest.approx(
-        {"temporal_f1": 1, "temporal_f1_merged": 1, "soda_c": 1, "tim_redun": 0, "tim_cover": 1}
-    )
+    assert astuple(dense) == pytest.approx((1, 1, 1, 0, 1))
     assert cider == pytest.approx(np.full(4, 10.0))
 
 
@@ -261,9 +246,7 @@ def test_decodes_that_miss_events_cost_recall():
 
 def test_a_stream_without_emissions():
     silent = dense_scores(TEXTS, EVENTS, [], [], [], 14.0, PAIRS.similarity)
-    assert asdict(silent) == {
-        "temporal_f1": 0, "temporal_f1_merged": 0, "soda_c": 0, "tim_redun": 1, "tim_cover": 0
-    }  # fmt: skip
+    assert silent == DenseScores(temporal_f1=0, temporal_f1_merged=0, soda_c=0, tim_redun=1, tim_cover=0)
 
 
 ONE = [(0.0, 1.0)]
@@ -285,23 +268,13 @@ ONE = [(0.0, 1.0)]
             r"events must be finite .* got \[1.0, 0.0\]",
         ),
         (lambda: temporal_f1(ONE, [1.0, 2.0]), r"emissions must be \(N, 2\) .* got shape \(2,\)"),
-        (lambda: temporal_f1(ONE, ONE, 0.0), r"iou must be in \(0, 1\], got 0.0"),
         (lambda: merge_repeats(ONE, []), "texts and intervals must be equally many, got 0 and 1"),
         (lambda: soda_c([], ONE, ["a"], ONE, equal_text), "events_text and events must be equally many, got 0 and 1"),
         (lambda: soda_c("a", ONE, ["a"], ONE, equal_text), "events_text must be a sequence of strings, got the string"),
-        (
-            lambda: soda_c(["a"], ONE, ["a"], ONE, lambda a, b: np.ones(2)),
-            r"similarity must give 1 values >= 0, got 2, the least 0",
-        ),
-        (
-            lambda: soda_c(["a"], ONE, ["a"], ONE, lambda a, b: np.array([-1.0])),
-            "similarity must give 1 values >= 0, got 1, the least -1",
-        ),
+        (lambda: soda_c(["a"], ONE, ["a"], ONE, lambda a, b: np.ones(2)), "must give 1 values >= 0, got 2, the least"),
+        (lambda: soda_c(["a"], ONE, ["a"], ONE, lambda a, b: [-1.0]), "similarity must .* got 1, the least -1"),
         (lambda: tim_redun(ONE, [math.inf]), "times must be finite, got inf at index 0"),
-        (
-            lambda: dense_scores(["a"], ONE, ["a"], [], ONE, 9.0, equal_text),
-            "times and emission_texts must be equally many, got 0 and 1",
-        ),
+        (lambda: dense_scores(["a"], ONE, ["a"], [], ONE, 9.0, equal_text), "times and emission_texts .* got 0 and 1"),
     ],
 )
 def test_bad_input_is_refused(call, message):

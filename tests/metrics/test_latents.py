@@ -34,18 +34,18 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(a @ b / (a.norm() * b.norm()))
 
 
+def values(scalars: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in scalars.items()}
+
+
 def test_cosines_equal_plain_loops():
     predictions, targets, n = randn(7, 5), randn(7, 5, seed=1) + 0.5, 7
     paired = np.mean([cosine(predictions[i], targets[i]) for i in range(n)])
-    unpaired = np.mean([cosine(predictions[i], targets[j]) for i in range(n) for j in range(n) if i != j])
     assert paired_cosine(predictions, targets).item() == pytest.approx(paired, abs=1e-12)
-    assert unpaired_cosine(predictions, targets).item() == pytest.approx(unpaired, abs=1e-12)
-
-
-def test_rows_with_equal_ids_are_not_unpaired():
-    predictions, targets, ids = randn(6, 4), randn(6, 4, seed=1), torch.tensor([9, 2, 9, 9, 2, 5])
-    expected = np.mean([cosine(predictions[i], targets[j]) for i in range(6) for j in range(6) if ids[i] != ids[j]])
-    assert unpaired_cosine(predictions, targets, ids).item() == pytest.approx(expected, abs=1e-12)
+    for ids in (None, torch.tensor([9, 2, 9, 9, 2, 5, 7])):  # rows with equal ids are not unpaired
+        texts = range(n) if ids is None else ids
+        unpaired = [cosine(predictions[i], targets[j]) for i in range(n) for j in range(n) if texts[i] != texts[j]]
+        assert unpaired_cosine(predictions, targets, ids).item() == pytest.approx(np.mean(unpaired), abs=1e-12)
 
 
 def test_cosines_in_half_precision_are_computed_in_float32():
@@ -81,10 +81,7 @@ def test_rankme_of_a_known_spectrum():
         (lambda: rankme(torch.ones(2, 2).long()), "latents must be floating-point .* got torch.int64"),
         (lambda: rankme(torch.tensor([[0.0], [math.nan]])), "latents must be finite, got a NaN"),
         (lambda: unpaired_cosine(randn(1, 2), randn(1, 2)), "at least 2 different targets, got 1 in N = 1 rows"),
-        (
-            lambda: unpaired_cosine(randn(2, 2), randn(2, 2), torch.ones(2)),
-            r"\(2,\) integers, got \(2,\) torch.float32",
-        ),
+        (lambda: unpaired_cosine(randn(2, 2), randn(2, 2), torch.ones(2)), r"ids must be \(2,\) integers, got \(2,\)"),
         (lambda: ridge_r2(randn(3, 2), randn(3, 2)), "must have >= 4 rows .* got 3, 0.001"),
         (lambda: ridge_r2(randn(4, 2), randn(4, 2), ridge=0), "ridge > 0, got 4, 0"),
         (lambda: paraphrase(randn(2, 2), randn(2, 2), torch.tensor([5, 5])), "2 different meanings, got only 5"),
@@ -102,11 +99,8 @@ def test_ridge_r2_equals_scikit_learn():
     fit, held_out = order[:150], order[150:]
     spread = float((predictions[fit] - predictions[fit].mean(0)).square().sum()) / 6
     model = Ridge(alpha=0.05 * spread).fit(predictions[fit].numpy(), targets[fit].numpy())
-    expected = r2_score(
-        targets[held_out].numpy(),
-        model.predict(predictions[held_out].numpy()),
-        multioutput="variance_weighted",
-    )
+    guessed = model.predict(predictions[held_out].numpy())
+    expected = r2_score(targets[held_out].numpy(), guessed, multioutput="variance_weighted")
     assert 0.5 < expected < 0.95
     assert ridge_r2(predictions, targets, ridge=0.05, seed=4).item() == pytest.approx(expected, abs=1e-8)
     assert ridge_r2(20 * predictions, targets, ridge=0.05, seed=4).item() == pytest.approx(expected, abs=1e-8)
@@ -134,9 +128,7 @@ def test_paraphrase_equals_plain_loops():
     auc = roc_auc_score([1] * len(own) + [0] * len(others), own + others)
     assert 0.6 < auc < 0.95
     assert 0 < found < 0.6
-    result = paraphrase(first, second, ids)
-    assert result["auc"].item() == pytest.approx(auc, abs=1e-12)
-    assert result["recall@1%"].item() == pytest.approx(found, abs=1e-12)
+    assert values(paraphrase(first, second, ids)) == pytest.approx({"auc": auc, "recall@1%": found}, abs=1e-12)
 
 
 def test_paraphrase_in_chunks_equals_scikit_learn():
@@ -153,11 +145,9 @@ def test_paraphrase_in_chunks_equals_scikit_learn():
 
 def test_paraphrase_of_perfect_and_collapsed_latents():
     ids, latents = torch.arange(200), F.normalize(randn(200, 64).float(), dim=1)
-    perfect = {name: value.item() for name, value in paraphrase(latents, latents, ids).items()}
-    assert perfect == {"auc": 1.0, "recall@1%": 1.0}
+    assert values(paraphrase(latents, latents, ids)) == {"auc": 1.0, "recall@1%": 1.0}
     point = latents[:1].expand(200, -1)
-    collapsed = {name: value.item() for name, value in paraphrase(point, 2 * point, ids).items()}
-    assert collapsed == {"auc": 0.5, "recall@1%": 0.0}
+    assert values(paraphrase(point, 2 * point, ids)) == {"auc": 0.5, "recall@1%": 0.0}
 
 
 def test_the_message_of_a_collapse():
@@ -179,13 +169,12 @@ PREDICTIONS = TARGETS + 1.5 * randn(7, 5, seed=1)
 def expected_geometry() -> dict[str, float]:
     distinct = sorted(set(IDS.tolist()))
     hits = [max(distinct, key=lambda text: cosine(PREDICTIONS[i], TEXTS[text])) == IDS[i].item() for i in range(7)]
+    unpaired = [cosine(PREDICTIONS[i], TARGETS[j]) for i in range(7) for j in range(7) if IDS[i] != IDS[j]]
     return {
         "retrieval@1": np.mean(hits),
         "rankme": rankme(PREDICTIONS).item(),
         "paired_cosine": paired_cosine(PREDICTIONS, TARGETS).item(),
-        "unpaired_cosine": np.mean(
-            [cosine(PREDICTIONS[i], TARGETS[j]) for i in range(7) for j in range(7) if IDS[i] != IDS[j]]
-        ),
+        "unpaired_cosine": np.mean(unpaired),
     }
 
 
@@ -196,10 +185,9 @@ def filled(start: int, stop: int) -> LatentGeometry:
 
 
 def check(metric: LatentGeometry) -> None:
-    geometry = metric.compute()
     expected = expected_geometry()
     assert 0 < expected["retrieval@1"] < 1
-    assert {name: value.item() for name, value in geometry.items()} == pytest.approx(expected, abs=1e-6)
+    assert values(metric.compute()) == pytest.approx(expected, abs=1e-6)
 
 
 def test_metric_over_batches():
@@ -229,19 +217,16 @@ def test_metric_merges_and_gathers():
 def test_metric_retrieves_at_each_k_that_the_targets_are_enough_for():
     metric = LatentGeometry(ks=(1, 3, 5, 10))  # 5 distinct targets
     metric.update(PREDICTIONS, TARGETS, IDS)
-    geometry = {name: value.item() for name, value in metric.compute().items()}
     ranks = retrieval_ranks(PREDICTIONS, TEXTS[IDS.unique()], IDS, IDS.unique())
     expected = {f"retrieval@{k}": ranks.recall(k).mean().item() for k in (1, 3, 5)}
-    assert geometry == pytest.approx({**expected_geometry(), **expected}, abs=1e-6)
+    assert values(metric.compute()) == pytest.approx({**expected_geometry(), **expected}, abs=1e-6)
 
 
 def test_metric_of_a_collapsed_model():
     metric = LatentGeometry()
     metric.update(torch.ones(40, 16), torch.ones(40, 16), torch.arange(40) % 10)
-    geometry = {name: value.item() for name, value in metric.compute().items()}
-    assert geometry == pytest.approx(
-        {"retrieval@1": 0.1, "rankme": 1.0, "paired_cosine": 1.0, "unpaired_cosine": 1.0}, abs=1e-3
-    )
+    expected = {"retrieval@1": 0.1, "rankme": 1.0, "paired_cosine": 1.0, "unpaired_cosine": 1.0}
+    assert values(metric.compute()) == pytest.approx(expected, abs=1e-3)
 
 
 def test_metric_refuses_what_it_cannot_measure():
@@ -262,5 +247,3 @@ def test_recall_at_a_share_of_false_neighbours():
     level = torch.tensor([0.9, 0.9, 0.7, 0.6])  # the second cannot be had without the first
     assert recall_at_false_fraction(level, torch.tensor([True, False, True, True]), 0.3) == 0.75
     assert recall_at_false_fraction(level, torch.tensor([True, False, True, True]), 0.2) == 0.0
-    with pytest.raises(InputError, match=r"must be \(N,\) with N >= 1"):
-        recall_at_false_fraction(cosines, right[:2])

@@ -56,12 +56,9 @@ def test_both_directions_by_sorting():
     by_text = [1 + list(np.argsort(-column)).index(owners[t]) for t, column in enumerate(cosines.T)]
     for direction, ranks, candidates in (("video_to_text", by_clip, 75), ("text_to_video", by_text, 30)):
         scores = found[direction]
-        assert (scores["queries"], scores["candidates"]) == (len(ranks), candidates)
-        assert scores["median_rank"] == pytest.approx(np.median(ranks))
-        for k in (1, 5, 10, 40):
-            if k <= candidates:
-                assert scores[f"r@{k}"] == pytest.approx(np.mean(np.array(ranks) <= k))
-        assert ("r@40" in scores) == (candidates >= 40)
+        expected = {f"r@{k}": np.mean(np.array(ranks) <= k) for k in (1, 5, 10, 40) if k <= candidates}
+        expected |= {"queries": len(ranks), "candidates": candidates, "median_rank": np.median(ranks)}
+        assert {key: value for key, value in scores.items() if key != "chance"} == pytest.approx(expected)
     assert found["text_to_video"]["chance"]["r@5"] == pytest.approx(5 / 30)
     assert found["text_to_video"]["chance"]["median_rank"] == pytest.approx(31 / 2)
 
