@@ -21,8 +21,8 @@ def cached_loss(
     makes of all of them, each (B, E), a scalar. `backward()` encodes each chunk again, with the same dropout masks, and
     frees it before the next. Value and gradients are those of the batch encoded at once, if `encode` treats rows on
     their own (no batch statistics). It is one ordinary backward pass, so that DistributedDataParallel, autocast and
-    gradient accumulation work unchanged. With `info_nce(..., chunk=)` the similarities do not stand in memory at once,
-    either. What is frozen is better encoded beforehand: it would be encoded twice here.
+    gradient accumulation work unchanged. `info_nce(..., chunk=)` splits the similarities, too. What is frozen is better
+    encoded beforehand: it would be encoded twice here.
 
     >>> chunks = torch.ones(4, 2).split(2)
     >>> cached_loss(lambda rows: (rows, 2 * rows), chunks, torch.nn.functional.mse_loss)

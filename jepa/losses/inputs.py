@@ -1,7 +1,4 @@
-"""What every loss asks of its inputs: shapes that fit, and float32 at least.
-
-B: rows of the batch; E: embedding dimensions.
-"""
+"""What every loss asks of its inputs (B rows of E dimensions): shapes that fit, and float32 at least."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Pairwise sigmoid loss (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343).
-
-B: rows of this rank; E: embedding dimensions. Computed in float32 at least, also under autocast.
-"""
+"""Pairwise sigmoid loss (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343)."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ def siglip(
     the paper has a −1 for every i ≠ j, pairs of different rows whose targets are the same text are left out here.
 
     `scale` > 0 is the inverse temperature; `bias` is negative, since most pairs are. Predictions and targets (B, E),
-    `ids` (B,) and `gather` are as in `info_nce`, and anything else raises `InputError`.
+    `ids` (B,) and `gather` are as in `info_nce`, and anything else raises `InputError`. In float32 at least.
 
     >>> siglip(torch.eye(4), torch.eye(4), scale=10.0, bias=-10.0)
     tensor(0.6933)

@@ -135,9 +135,8 @@ def score(
 def multiple_choice(log_likelihoods: Tensor, answers: Tensor) -> Tensor:
     """Whether the right choice is the one the model finds most likely.
 
-    `log_likelihoods` (N, C) are of each choice's text, divided by its length beforehand where lengths differ; `answers`
-    (N,) integers in 0..C−1 the right choices. Returns (N,) booleans. A tie for the highest is wrong: a model that finds
-    all choices alike has not answered. A NaN raises `InputError`.
+    (N,) booleans, of `log_likelihoods` (N, C) and right `answers` (N,) in 0..C−1; other integers and a NaN raise
+    `InputError`. A tie for the highest is wrong: a model that finds all choices alike has not answered.
 
     >>> import torch
     >>> multiple_choice(torch.tensor([[-1.0, -3.0], [-2.0, -2.0]]), torch.tensor([0, 0])).tolist()

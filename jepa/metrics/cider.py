@@ -84,9 +84,7 @@ def tokenize(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class DocumentFrequency:
-    """In how many of a pool's documents, 1 or more, each n-gram occurs; made by ``document_frequency``.
-
-    Scores are comparable only under one pool: whatever is compared (policies, checkpoints) must share it.
+    """In how many of a pool's documents each n-gram occurs. Only scores under one pool compare.
 
     >>> document_frequency([[["red", "dog"]], [["dog"]]]).counts[("dog",)]
     2

@@ -191,8 +191,7 @@ def dense_scores(
 ) -> DenseScores:
     """All scores of this module for one stream of A annotations, under the convention of ``in_force``, at IoU 0.5.
 
-    `times` (D,) are the seconds at which emissions are counted by ``tim_redun`` and ``tim_cover``, `spans` (D, 2) or
-    (D,) what each covers; `similarity` is that of ``soda_c``.
+    Emissions count in ``tim_redun`` and ``tim_cover`` at `times` (D,) and cover `spans` (D, 2) or (D,).
     """
     equally_many(times=np.asarray(times), emission_texts=emission_texts)
     tiles = in_force(spans, duration)

@@ -22,7 +22,8 @@ from jepa.errors import InputError
 from jepa.metrics.checks import integers, matched, matrix
 from jepa.metrics.retrieval import retrieval_ranks
 
-COLLAPSED_COSINE = 0.9  # mean cosine of unpaired predictions and targets above which latents say nothing
+# Unpaired cosine above which latents say nothing: near 0 where they tell texts apart, beyond 0.99 in a collapsed run.
+COLLAPSED_COSINE = 0.9
 
 _ROWS_AT_ONCE = 1024  # bounds the similarity matrix held in memory
 _FALSE_NEIGHBOURS = 0.01  # fraction of false ones that recall may cost
@@ -146,7 +147,7 @@ def paraphrase(first: Tensor, second: Tensor, ids: Tensor) -> dict[str, Tensor]:
 def recall_at_false_fraction(cosines: Tensor, right: Tensor, fraction: float = _FALSE_NEIGHBOURS) -> Tensor:
     """What nearest neighbours find, if at most a fraction in [0, 1] of what they find may be false.
 
-    Of N rows `cosines` (N,) are those with the nearest neighbour, and `right` (N,) says whether that is a right one.
+    `cosines` (N,) are those of N rows with their nearest neighbour, and `right` (N,) says whether that is a right one.
     Neighbours are accepted from the nearest on, down to the lowest cosine at which at most `fraction` of the accepted
     are false; the scalar is accepted right neighbours over N. Stricter than recall at a false positive rate: the wrong
     neighbours of N rows are few against their N² pairs, but not against their N nearest.
@@ -163,11 +164,7 @@ def recall_at_false_fraction(cosines: Tensor, right: Tensor, fraction: float = _
 
 
 def collapse_message(geometry: Mapping[str, Tensor | float]) -> str | None:
-    """One line if latents have collapsed, None otherwise; `geometry` is what `LatentGeometry` computes.
-
-    They have where the unpaired cosine is above `COLLAPSED_COSINE`: near 0 is what latents that tell texts apart have,
-    and a collapsed run is beyond 0.99.
-    """
+    """One line if latents have collapsed, None otherwise; `geometry` is what `LatentGeometry` computes."""
     unpaired = float(geometry["unpaired_cosine"])
     if unpaired <= COLLAPSED_COSINE:
         return None

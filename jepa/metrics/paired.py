@@ -1,6 +1,6 @@
 """Whether one method beats another over seeds: the paired t test (Student 1908).
 
-The seed is what is drawn at random: each pair is one seed, run with both methods.
+Each pair is one seed, which is what is drawn at random, run with both methods.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ from jepa.metrics.checks import finite_array
 
 @dataclass(frozen=True)
 class PairedTest:
-    """The mean difference of n pairs, its 95 % interval and the two-sided p: what `paired_test` found.
-
-    `low`, `high` and `p` are None for a single pair, which says nothing about chance.
-    """
+    """The mean difference of n pairs, its 95 % interval and the two-sided p; None for a single pair."""
 
     n: int
     mean: float

@@ -1,10 +1,9 @@
 """Performance per generated token: accuracy with what it cost.
 
 Tokens are those that were generated, counted by one named tokenizer; counts of different tokenizers do not compare.
-Reports print accuracy beside each of these, for none of them says it alone.
+Read accuracy beside each of these: none of them says it alone.
 
-N: answers, one to each of N prompts; `right` (N,) are booleans, `tokens` (N,) whole numbers. Results are float64. What
-is not finite and >= 0, and other shapes, raise `InputError`.
+N: answers; `right` (N,) are booleans, `tokens` (N,) whole numbers >= 0, others raise `InputError`. Results are float64.
 """
 
 from __future__ import annotations

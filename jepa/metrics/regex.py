@@ -17,8 +17,7 @@ that run backwards, groups more than 20 deep, bounds above 1,000 and expressions
 
 Method: the states of both automata are derivatives of the expressions (Brzozowski 1964; Owens, Reppy & Turon 2009,
 "Regular-expression derivatives re-examined", which also gives the classes of characters), made as a breadth-first
-search for a string that tells the two apart needs them. Intersection and complement cost no more than union, and the
-search can stop at any size, which the determinisation inside a library of automata cannot.
+search for a string that tells the two apart needs them. The search can stop at any size.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Retrieval by cosine: recall at k and the median rank.
 
-Rows that are level with the right one count as if they stood in random order, so that a collapsed model scores chance.
-Cosines within 16 times the machine epsilon of the dtype are level.
+Rows that are level with the right one, within 16 times the machine epsilon, count as if they stood in random order: a
+collapsed model scores chance.
 
 N: queries; M: rows of the gallery; E: embedding dimensions.
 """
@@ -83,7 +83,7 @@ def retrieval_ranks(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery
 
 
 def chance_ranks(query_ids: Tensor, gallery_ids: Tensor) -> Ranks:
-    """The ranks of a model that tells nothing apart, ids (N,) and (M,) given: every row is level."""
+    """The ranks of a model that tells nothing apart: every row is level."""
     distinct, counts = gallery_ids.unique(return_counts=True)
     right = counts[torch.searchsorted(distinct, query_ids)]
     return Ranks(torch.zeros_like(right), len(gallery_ids) - right, right)

@@ -77,10 +77,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class CurveDifference:
-    """What ``area_between_curves`` found, over the rates from `low_rate` to `high_rate` (decodes per second).
-
-    All are None where the curves have no such range in common.
-    """
+    """What ``area_between_curves`` found, from `low_rate` to `high_rate` in Hz; None without such a range."""
 
     difference: Interval | None = None
     low_rate: float | None = None
@@ -89,10 +86,9 @@ class CurveDifference:
 
 @dataclass(frozen=True)
 class Saving:
-    """What ``saving_at_equal_quality`` found, all figures of the test streams.
+    """What ``saving_at_equal_quality`` found on the test streams; ``value`` is None where none qualified.
 
-    ``value`` and what depends on it are None where no value qualified; ``ratio`` is reference decodes over the
-    policy's, to be claimed only where ``reached``.
+    ``ratio`` is reference decodes over the policy's, to be claimed only where ``reached``.
     """
 
     reference_quality: float

@@ -45,8 +45,7 @@ Row = tuple[Any, ...]
 class Spider:
     """Whether a predicted query gives the rows of the gold query; the rules are at the head of this module.
 
-    `databases` is the folder with ``<name>/<name>.sqlite``. A prediction that takes longer than `timeout_seconds` > 0
-    is wrong.
+    `databases` is the folder with ``<name>/<name>.sqlite``. A prediction that takes `timeout_seconds` > 0 is wrong.
 
     >>> Spider(Path("gone"))
     Traceback (most recent call last):

@@ -1,8 +1,7 @@
 """Scores of a decoded stream: each annotation is answered by the decode nearest to it in time.
 
-This is the protocol of VL-JEPA's selective decoding (arXiv 2512.10942, section 4.6). What it does not see:
-a decode that is nearest to no annotation costs nothing here, and one decode may answer several annotations.
-``jepa.metrics.dense`` scores that.
+This is the protocol of VL-JEPA's selective decoding (arXiv 2512.10942, section 4.6). A decode that is nearest to no
+annotation costs nothing here, and one decode may answer several annotations: ``jepa.metrics.dense`` scores that.
 
 A: annotations; D: decodes. Times are seconds, in any order; what is not finite raises `InputError`.
 """
