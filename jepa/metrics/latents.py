@@ -1,7 +1,6 @@
 """What latents look like beside the loss: alignment, spread, rank and retrieval.
 
-Alignment alone misleads: a collapsed model has a paired cosine of 1. Read it with the unpaired cosine, RankMe
-and retrieval next to it.
+Alignment alone misleads: a collapsed model has a paired cosine of 1. Read the other measures next to it.
 
 N: rows; E: embedding dimensions. Latents (N, E) have any norm; half precision is computed in float32. Other shapes, and
 values that are not finite, raise `InputError`.

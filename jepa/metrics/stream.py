@@ -18,9 +18,7 @@ from jepa.metrics.cider import DocumentFrequency, cider_d
 
 
 class CaptionPairs:
-    """CIDEr-D of pairs of captions under one pool, each computed once: in a sweep the same texts meet again and again.
-
-    Every distinct pair is kept. All policies under comparison share the pool `frequencies`.
+    """CIDEr-D of pairs of captions under one pool, each computed once and kept: in a sweep the same texts meet again.
 
     >>> from jepa.metrics import document_frequency
     >>> pairs = CaptionPairs(document_frequency([[["a", "red", "dog"]], [["a", "cat"]]]))
