@@ -19,9 +19,8 @@ from jepa.data.world import World
 from jepa.errors import InputError
 from jepa.results import read_document
 from jepa.studies.comparison import ArmEvaluation, ComparisonResults, comparison_results, folder_results
-from jepa.studies.comparison.data import StateBatch, StateBatches, held_out_clips
 from jepa.studies.comparison.report import counted
-from jepa.studies.comparison.train import ArmModule
+from jepa.studies.comparison.train import ArmModule, StateBatch, StateBatches, held_out_clips
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
 SHORT = [

@@ -32,8 +32,8 @@ from jepa.report.blocks import Figure
 from jepa.report.render import html, markdown, terminal
 from jepa.results import StreamResults, best_causal, headline_savings, read_document
 from jepa.studies.configs import CostConfig
-from jepa.studies.cost import CostResults, analyse, checkpoint_parts, read_parts, report, shapley
-from jepa.studies.cost.report import answer, heat_map
+from jepa.studies.cost import CostResults, analyse, checkpoint_parts, read_parts, shapley
+from jepa.studies.cost.report import answer, report
 from jepa.studies.cost.results import OptimisationSaving
 
 SMALL_GRID = ["grid.input_tokens=[500,100000]", "grid.output_tokens=[50,2000]", "grid.batches=[1,128]"]

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jepa.config import validate
 from jepa.data.pairs import Example
 from jepa.errors import InputError
-from jepa.studies.requests.streams import TypingStyle, each_once, expressions, type_requests, zipf
+from jepa.studies.configs import TypingStyle
+from jepa.studies.requests.streams import each_once, expressions, type_requests, zipf
 
-STYLE = TypingStyle(words_per_minute=50, jitter=0.3, corrections=0.0, pause=5.0)
+STYLE = TypingStyle(corrections=0.0)
 WORDS = st.lists(st.sampled_from(["lines", "with", "a", "vowel", "or", "the", "number", "dog"]), min_size=1, max_size=6)
 
 
@@ -24,7 +26,7 @@ def pairs_of(requests: list[list[str]]) -> list[Example]:
 @settings(max_examples=40)
 @given(st.lists(WORDS, min_size=1, max_size=4), st.floats(0, 1), st.integers(0, 2**16))
 def test_typing_ends_in_the_requests_one_word_at_a_time(requests, corrections, seed):
-    style = TypingStyle(50, 0.3, corrections, 5.0)
+    style = TypingStyle(corrections=corrections)
     stream = type_requests(pairs_of(requests), style, (seed,))
     assert [step.request.prompt for step in stream.steps if step.last] == [" ".join(words) for words in requests]
     times = np.array([step.time for step in stream.steps])
@@ -53,18 +55,18 @@ def test_typing_ends_in_the_requests_one_word_at_a_time(requests, corrections, s
 
 def test_the_fraction_of_corrections_and_the_speed_are_those_asked_for():
     pairs = pairs_of([["lines", "with", "number", "vowel", "or"]] * 400)
-    stream = type_requests(pairs, TypingStyle(50, 0.3, 0.1, 5.0), (3,))
+    stream = type_requests(pairs, TypingStyle(corrections=0.1), (3,))
     assert stream.corrections == pytest.approx(0.1 * 2000, abs=45)
     plain = type_requests(pairs, STYLE, (3,))
     characters = sum(len(pair.prompt) + 1 for pair in pairs)
     assert plain.seconds == pytest.approx(characters * 60 / 250 + 399 * 5.0, rel=0.05)
-    still = type_requests(pairs[:2], TypingStyle(60, 0.0, 0.0, 2.0), (0,))
+    still = type_requests(pairs[:2], TypingStyle(words_per_minute=60, jitter=0, corrections=0, pause=2), (0,))
     assert still.steps[0].time == pytest.approx(6 / 5)  # "lines" and a space, at 5 characters a second
     assert still.steps[5].time - still.steps[4].time == pytest.approx(2.0 + 6 / 5)
 
 
 def test_a_wrong_word_is_typed_and_removed():
-    stream = type_requests(pairs_of([["lines", "dog"]]), TypingStyle(50, 0.3, 1.0, 5.0), (1,))
+    stream = type_requests(pairs_of([["lines", "dog"]]), TypingStyle(corrections=1.0), (1,))
     assert [step.request.prompt for step in stream.steps] == ["dog", "lines", "lines lines", "lines", "lines dog"]
     assert stream.corrections == 2
 
@@ -78,8 +80,7 @@ def test_streams_are_functions_of_the_seed():
 def test_expressions_are_answers_with_phrasings_that_differ():
     pairs = [Example("a", "x", None), Example("b", "y", None), Example("c", "x", None), Example("b", "y", None)]
     assert expressions(pairs) == [(pairs[0], pairs[2])]
-    with pytest.raises(InputError, match="at least 1 answer with two phrasings, got none"):
-        expressions(pairs[:2])
+    assert expressions(pairs[:2]) == []
 
 
 def test_each_phrasing_comes_once_in_random_order():
@@ -107,16 +108,9 @@ def test_expressions_recur_by_zipfs_law():
 )
 def test_bad_styles_are_refused_by_name(change):
     with pytest.raises(InputError, match=next(iter(change))):
-        TypingStyle(**({"words_per_minute": 50, "jitter": 0.3, "corrections": 0.0, "pause": 5.0} | change))
+        validate(change, TypingStyle)
 
 
-def test_bad_streams_are_refused():
-    group = [(Example("a", "x", None), Example("b", "x", None))]
-    with pytest.raises(InputError, match="at least 1 pair"):
-        type_requests([], STYLE, (0,))
+def test_a_request_without_words_is_refused():
     with pytest.raises(InputError, match="here:3"):
         type_requests([Example("  ", "x", None, source="here:3")], STYLE, (0,))
-    with pytest.raises(InputError, match="length"):
-        zipf(group, 0, 1.0, (0,))
-    with pytest.raises(InputError, match="exponent"):
-        zipf(group, 5, -1.0, (0,))

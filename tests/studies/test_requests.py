@@ -18,13 +18,15 @@ from jepa.operations import OperationLedger
 from jepa.report.render import markdown, terminal
 from jepa.results import read_document
 from jepa.selective import Debounce, Decoded, SelectiveDecoder, SendOnDelta, Uniform
-from jepa.studies.requests import RequestResults, report
+from jepa.studies.configs import TypingStyle
+from jepa.studies.requests import RequestResults
 from jepa.studies.requests.recurring import Answered, ReuseMethod, calibrated, operating_points
+from jepa.studies.requests.report import report
 from jepa.studies.requests.sessions import EVERY_STEP, CachedModel, CachedSession, ScheduledSteps
-from jepa.studies.requests.streams import TypingStyle, type_requests
+from jepa.studies.requests.streams import type_requests
 from jepa.studies.requests.typed import StateProbe, TextEndpoint, in_force
 
-STYLE = TypingStyle(50, 0.3, 0.2, 5.0)
+STYLE = TypingStyle(corrections=0.2)
 LONGEST = 7
 
 
@@ -116,7 +118,7 @@ def test_endpoint_rules_learn_where_requests_end(cached):
 
 
 def answered(spoiled: int, of: int = 99) -> Answered:
-    return Answered(OperationLedger(), *[np.arange(of) < spoiled] * 7)
+    return Answered(OperationLedger(), *[np.arange(of) < spoiled] * 5)
 
 
 def test_the_threshold_is_the_largest_before_the_error_is_passed():
@@ -143,7 +145,7 @@ def test_a_half_is_calibrated_on_the_other():
 TYPING = [
     "requests=typing", "requests.requests=6", "requests.per_stream=2", "requests.probe_requests=8",
     "requests.values.delta=[0.001,0.1]", "requests.values.endpoint_quantiles=[0.3,0.7]", "requests.values.every=[2]",
-    "requests.values.debounce=[1.0]", "requests.live_streams=1", "requests.batch_size=32", "accelerator=cpu",
+    "requests.values.debounce=[1.0]", "requests.batch_size=32", "accelerator=cpu",
 ]  # fmt: skip
 RECURRING = [
     "requests=recurring", "requests.orders=2", "requests.zipf_streams=1", "requests.zipf_length=20",
@@ -194,8 +196,6 @@ def test_typing_is_evaluated(typed, folder):
     assert rows["kth"].per_request.decoder_calls == pytest.approx(steps / 12, abs=0.5)
     assert rows["debounce"].wait_seconds == 1.0
     assert rows["delta_ntp"].curve[0].calls_per_request <= steps / 6
-    assert uniform.seconds > 0
-    assert results.live_requests == 2
     written = {path.name for path in (folder / "requests_typing").iterdir()}
     assert written == {"results.json", "report.md", "report.html", "report.png"}
     page = report(typed)

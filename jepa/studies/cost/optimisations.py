@@ -7,16 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+from jepa import results as made
 from jepa.errors import InputError, check_positive
-from jepa.results import (
-    StreamResults,
-    best_causal,
-    headline_savings,
-    operations_ratio,
-    read_document,
-    reference_row,
-    without_contrast,
-)
 from jepa.studies.cost.deployed import read_hardware, read_model
 from jepa.studies.cost.estimate import DeployedModel, Scenario
 from jepa.studies.cost.results import Basis, Range, Source
@@ -24,31 +16,18 @@ from jepa.studies.cost.results import Basis, Range, Source
 
 @dataclass(frozen=True)
 class Optimisation:
-    """A change of a scenario.
-
-    Args:
-        label: for reports.
-        claim: the advertised factor, > 0; None without one.
-        change: in words.
-        source: of its size.
-        apply: the scenario with the optimisation. It raises InputError where it does not fit the scenario.
-        evidence: the basis of its size. Its saving is always estimated.
-        requests: for fewer requests, the factor with its range; None where requests stay as they are.
-        flops_saving: end to end, in the results that it rests on; None without.
-        figures: of a chip or model that it brings.
-        hardware: the name of a chip that it brings.
-    """
+    """A change of a scenario. `apply` raises InputError where it does not fit the scenario."""
 
     label: str
-    claim: float | None
-    change: str
-    source: str
+    claim: float | None  # the advertised factor, > 0
+    change: str  # in words
+    source: str  # of its size
     apply: Callable[[Scenario], Scenario]
-    evidence: Basis = "estimated"
-    requests: Range | None = None
-    flops_saving: float | None = None
-    figures: Source | None = None
-    hardware: str | None = None
+    evidence: Basis = "estimated"  # the basis of its size; its saving is always estimated
+    requests: Range | None = None  # the factor by which there are fewer requests
+    flops_saving: float | None = None  # end to end, in the results that it rests on
+    figures: Source | None = None  # of a chip or model that it brings
+    hardware: str | None = None  # the name of a chip that it brings
 
     def __post_init__(self) -> None:
         if self.claim is not None:
@@ -119,18 +98,11 @@ def fewer_tokens(
 def selective_decoding(
     label: str, claim: float | None, results: str | None, setting: str | None, policy: str | None, factor: float | None
 ) -> Optimisation:
-    """Fewer requests on a stream: a policy's saving in a results document, or an assumed factor.
+    """Fewer requests on a stream: a policy's saving of decoder calls in `results`, or an assumed `factor` > 0.
 
-    If the policy selects steps, perception's steps are divided by the ratio of the computed steps. The Predictor is
-    priced at each of them, without the saving of prediction on demand.
-
-    Args:
-        label: for reports.
-        claim: the advertised factor.
-        results: a `results.json` of `jepa report`, or its folder; its saving of decoder calls replaces the factor.
-        setting: of the results; None takes the first.
-        policy: of the setting; None takes the best causal one.
-        factor: without results, the factor to assume, > 0.
+    `results` is a `results.json` of `jepa report`, or its folder. Without a `setting` its first one counts, without a
+    `policy` the best causal one. If the policy selects steps, perception's steps are divided by the ratio of the
+    computed steps. The Predictor is priced at each of them, without the saving of prediction on demand.
 
     >>> selective_decoding("selective", 2.85, results=None, setting=None, policy=None, factor=2.85).change
     'decoder calls / 2.85'
@@ -153,26 +125,26 @@ def _fewer_steps(scenario: Scenario, ratio: float = 1.0) -> Scenario:
 
 def _measured(label: str, claim: float | None, path: str, name: str | None, policy: str | None) -> Optimisation:
     """Selective decoding as a policy saved in results."""
-    settings = read_document(path, StreamResults).settings
+    settings = made.read_document(path, made.StreamResults).settings
     name = next(iter(settings)) if name is None else name
     if name not in settings:
         raise InputError(f"setting must be one of {', '.join(settings)} in {path}, got {name!r}")
     setting = settings[name]
     if policy is not None and policy not in setting.curves:
         raise InputError(f"policy must be one of {', '.join(setting.curves)} in {path}, got {policy!r}")
-    chosen = [row for row in headline_savings(setting) if row.policy == policy] if policy else [best_causal(setting)]
-    saving = next(iter(chosen), None)
+    by_policy = {row.policy: row for row in made.headline_savings(setting)}
+    saving = by_policy.get(policy) if policy else made.best_causal(setting)
     if saving is None or not saving.reached or saving.ratio is None:
         got, reason = (saving.policy, saving.reason) if saving else (policy, "no operating point")
         raise InputError(f"policy must save decoder calls at equal quality in {path}, got {got!r}: {reason}")
-    if warning := without_contrast(setting):
+    if warning := made.without_contrast(setting):
         rule = f"setting, one of {', '.join(settings)} in {path}, must have a quality that depends on decoding"
         raise InputError(f"{rule}, got {name!r}: {warning}")
-    steps, flops, reference, ratio = 1.0, None, reference_row(setting), saving.ratio
+    steps, flops, reference, ratio = 1.0, None, made.reference_row(setting), saving.ratio
     point = (saving.policy, saving.value)
     row = next((row for row in setting.operations if (row.policy, row.value) == point), None)
     if row is not None and reference is not None:
-        flops = operations_ratio(setting, row).flops
+        flops = made.operations_ratio(setting, row).flops
         before, after = (r.ledger.step_count / r.ledger.stream_seconds for r in (reference, row))
         steps = before / after
     high = ratio.value if ratio.high is None else ratio.high  # no bound: the value is the safe end

@@ -1,8 +1,6 @@
 """What both request studies share: answers computed once, sessions that take them from there, and scheduled steps.
 
 All methods go through `SelectiveDecoder`. Encoder and predictor run, and count, where a method reads them.
-
-S: streams.
 """
 
 from __future__ import annotations
@@ -27,19 +25,13 @@ from jepa.selective.policies.base import step_segment
 EVERY_STEP = 1000.0  # Hz, above the rate of any steps
 
 
-def all_passes(*ledgers: OperationLedger) -> np.ndarray:
-    """(S,) forward passes of all parts."""
-    return np.array([sum(p.forward_passes for p in (x.encoder, x.predictor, x.decoder)) for x in ledgers], dtype=float)
+def all_passes(ledger: OperationLedger) -> int:
+    """Forward passes of all parts."""
+    return sum(part.forward_passes for part in (ledger.encoder, ledger.predictor, ledger.decoder))
 
 
 class CachedModel:
-    """States, predicted embeddings and answers of requests, each computed once and in batches.
-
-    Args:
-        model: an LLM-JEPA in evaluation mode.
-        longest: most tokens of an answer.
-        batch_size: requests at once.
-    """
+    """An LLM-JEPA's states, predicted embeddings and answers of at most `longest` tokens, each computed once."""
 
     def __init__(self, model: LLMJEPA, longest: int, batch_size: int) -> None:
         self.model, self.longest, self.batch_size = model, longest, batch_size
@@ -86,21 +78,13 @@ class CachedModel:
 class CachedSession(RequestSession):
     """A session that takes from a `CachedModel` what it would compute, and counts the same operations.
 
-    Args:
-        cached: holds every request that will be read or answered.
-        ledger: of encoder, predictor and verification.
-        graded: say by how much a draft fails; otherwise a draft other than the model's own answer is infinitely wrong.
+    A `graded` one says by how much a draft fails. Otherwise a draft other than the model's own is infinitely wrong.
     """
 
     def __init__(self, cached: CachedModel, ledger: OperationLedger, *, graded: bool = False) -> None:
         super().__init__(cached.model, ledger)
-        self._cached = cached
+        self._cached, self._encoded = cached, cached.encoded
         self._live = RequestSession(cached.model) if graded else None
-
-    def _ids(self, pair: Example) -> ChatIds:
-        if pair not in self._cached.encoded:
-            self._cached.encoded[pair] = self.model.tokenizer.encode([pair])[0]
-        return self._cached.encoded[pair]
 
     def _compute(self, ids: list[int], kept: int) -> None:
         return None
@@ -129,14 +113,11 @@ class CachedSession(RequestSession):
 
 
 class ScheduledSteps(Policy):
-    """Decodes the steps of given numbers, which a rule worked out from the texts beforehand.
+    """Decodes the steps of given numbers, from 0, which a rule worked out from the texts beforehand.
 
     >>> policy = ScheduledSteps([1])
     >>> [len(policy.step(np.ones(1, dtype=np.float32), time)) for time in (0.0, 1.0, 2.0)]
     [0, 1, 0]
-
-    Args:
-        chosen: numbers of steps, from 0.
     """
 
     name = "steps"

@@ -4,91 +4,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from jepa.data.pairs import Example
-from jepa.errors import InputError, check_int, check_nonnegative, check_positive
+from jepa.errors import InputError
+from jepa.studies.configs import TypingStyle
 
 _SHORTEST = 0.01  # seconds between two steps
 
 
-@dataclass(frozen=True)
-class TypingStyle:
-    """How requests are typed.
+class TypedStep(NamedTuple):
+    """The text after a word was typed, or removed."""
 
-    Args:
-        words_per_minute: speed, with five characters to a word, spaces included.
-        jitter: standard deviation of the logarithm of each word's duration.
-        corrections: fraction of words before which a wrong word is typed and removed.
-        pause: mean seconds between two requests; they vary as the words do.
-
-    Raises:
-        InputError: a speed or pause that is not > 0, a jitter < 0, or a fraction outside 0..1.
-    """
-
-    words_per_minute: float
-    jitter: float
-    corrections: float
-    pause: float
-
-    def __post_init__(self) -> None:
-        check_positive("words_per_minute", self.words_per_minute)
-        check_positive("pause", self.pause)
-        check_nonnegative("jitter", self.jitter)
-        if not 0 <= self.corrections <= 1:
-            raise InputError(f"corrections must be in 0..1, got {self.corrections}")
+    time: float  # seconds
+    request: Example  # the text so far, with the completion of the whole request
+    last: bool  # the request's last word; no method knows it while the stream runs
 
 
-@dataclass(frozen=True)
-class TypedStep:
-    """The text after a word was typed, or removed.
+class TypedStream(NamedTuple):
+    """Requests typed one after another: see `type_requests`."""
 
-    Args:
-        time: seconds.
-        request: the text so far, with the completion of the whole request.
-        last: this is the request's last word. No method knows it while the stream runs.
-    """
-
-    time: float
-    request: Example
-    last: bool
+    steps: tuple[TypedStep, ...]  # at strictly increasing times
+    corrections: int  # wrong words among them
+    seconds: float  # from the first key to the last step
 
 
-@dataclass(frozen=True)
-class TypedStream:
-    """Requests typed one after another.
-
-    Args:
-        name: of the stream.
-        steps: in the order of their strictly increasing times.
-        corrections: wrong words among them.
-        seconds: from the first key to the last step.
-    """
-
-    name: str
-    steps: tuple[TypedStep, ...]
-    corrections: int
-    seconds: float
-
-
-def type_requests(pairs: Sequence[Example], style: TypingStyle, seed: Sequence[int], name: str = "") -> TypedStream:
+def type_requests(pairs: Sequence[Example], style: TypingStyle, seed: Sequence[int]) -> TypedStream:
     """Requests typed one after another: a step for each word typed, and for each wrong word removed.
 
     A word takes the time of its characters and of the space before it; removing it takes as long. A wrong word comes
     from the stream's requests and differs from the right one. A removal that leaves nothing is no step.
 
-    >>> style = TypingStyle(words_per_minute=60, jitter=0.0, corrections=0.0, pause=2.0)
+    >>> style = TypingStyle(words_per_minute=60, jitter=0, corrections=0, pause=2)
     >>> stream = type_requests([Example("any digit", "[0-9]", None)], style, seed=(0,))
     >>> [(step.request.prompt, step.time, step.last) for step in stream.steps]
     [('any', 0.8, False), ('any digit', 2.0, True)]
 
     Raises:
-        InputError: no example, or a request without words.
+        InputError: a request without words.
     """
-    if not pairs:
-        raise InputError("a stream of requests must have at least 1 pair, got none")
     words = [pair.prompt.split() for pair in pairs]
     for pair, parts in zip(pairs, words, strict=True):
         if not parts:
@@ -117,24 +74,15 @@ def type_requests(pairs: Sequence[Example], style: TypingStyle, seed: Sequence[i
             time = after(per_character * (len(word) + 1))
             text = " ".join(parts[: index + 1])
             steps.append(TypedStep(time, replace(pair, prompt=text), index + 1 == len(parts)))
-    return TypedStream(name, tuple(steps), corrections, time)
+    return TypedStream(tuple(steps), corrections, time)
 
 
 def expressions(pairs: Iterable[Example]) -> list[tuple[Example, ...]]:
-    """The distinct phrasings of each answer that has two or more, in the order of the answers.
-
-    Raises:
-        InputError: no answer has two phrasings.
-    """
+    """The distinct phrasings of each answer that has two or more, in the order of the answers."""
     groups: dict[str, dict[str, Example]] = {}
     for pair in pairs:
         groups.setdefault(pair.completion, {}).setdefault(pair.prompt, pair)
-    found = [tuple(phrasings.values()) for phrasings in groups.values() if len(phrasings) > 1]
-    if not found:
-        raise InputError(
-            "pairs must hold at least 1 answer with two phrasings, got none: train on data with two phrasings"
-        )
-    return found
+    return [tuple(phrasings.values()) for phrasings in groups.values() if len(phrasings) > 1]
 
 
 def each_once(groups: Sequence[Sequence[Example]], seed: Sequence[int]) -> list[Example]:
@@ -148,12 +96,7 @@ def zipf(groups: Sequence[Sequence[Example]], length: int, exponent: float, seed
     """`length` requests whose expressions recur by Zipf's law: rank r has a weight of r^(−exponent).
 
     The ranks are drawn at random, and a phrasing for each request.
-
-    Raises:
-        InputError: `length` is not a whole number >= 1, or an exponent that is not finite and >= 0.
     """
-    check_int("length", length, 1)
-    check_nonnegative("exponent", exponent)
     rng = np.random.default_rng(tuple(seed))
     ranked = rng.permutation(len(groups))
     weights = np.arange(1, len(groups) + 1, dtype=np.float64) ** -exponent
