@@ -178,11 +178,8 @@ def run(config: ReplayConfig, embed: Embed = embed_sentences) -> ReplayResults:
     """Replay a timeline, print a summary, and write replay.json, replay.md, replay.html and replay.png.
 
     Policies that select the steps to encode, or that predict on demand, are left out, and the outputs say so: there
-    are no frames here. `embed` gives N texts embeddings (N, E) of unit norm.
-
-    Raises:
-        InputError: before anything is embedded, for a timeline, excerpt, policies, references or a confidence that no
-            replay can have.
+    are no frames here. `embed` gives N texts embeddings (N, E) of unit norm. Raises InputError before that for a
+    timeline, excerpt, policies, references or a confidence that no replay can have.
     """
     families = {name: family for name, family in sweep_families(config.policies).items() if not family.selects_steps}
     references = [Reference(policy=each.policy, rate_hz=each.rate_hz) for each in config.references]
@@ -234,11 +231,7 @@ def run(config: ReplayConfig, embed: Embed = embed_sentences) -> ReplayResults:
 def simulate_streams(
     records: Sequence[StreamRecord], bank: CaptionBank, noise: float, config: ReplayConfig
 ) -> StreamSet:
-    """The latents of the streams at a level of noise; `config` has the step rate, the gap and the noise's correlation.
-
-    Raises:
-        InputError: a stream lasts less than a step.
-    """
+    """The latents of the streams at a level of noise. Raises InputError if a stream lasts less than a step."""
     rows = {text: row for row, text in enumerate(bank.texts)}
     embeddings = bank.embeddings.numpy()
     background = embeddings.mean(axis=0)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
-import xml.etree.ElementTree as ET
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +24,6 @@ from jepa.config import validate
 from jepa.data.world import CAPTION_QUERIES
 from jepa.errors import InputError
 from jepa.operations import OperationLedger
-from jepa.report import figures
-from jepa.report.blocks import Figure
 from jepa.report.render import html, markdown, terminal
 from jepa.results import StreamResults, best_causal, headline_savings, read_document
 from jepa.studies.configs import CostConfig
@@ -357,9 +352,9 @@ def test_the_command_writes_a_document_a_page_and_a_picture(tmp_path, capsys):
     assert shown in printed
     assert max(map(len, shown.splitlines())) <= 100
     with Image.open(tmp_path / "cost.png") as picture:
-        assert picture.width > 1000
+        assert picture.width > 700
     page = (tmp_path / "cost.html").read_text()
-    assert page.count("<svg") == 1 + len({cell.batch for cell in written.grid})
+    assert page.count("<svg") == 1
     assert "<script" not in page
 
 
@@ -371,37 +366,12 @@ def test_the_page_opens_with_the_joint_saving_and_its_range(results):
     assert "69.87×" in claim
 
 
-def test_cells_of_the_map_have_one_colour_and_keep_their_numbers_readable(results):
-    """Every fill is a themed role, and the contrast of the number on it is at least 4.5 (WCAG 2.1, level AA)."""
-    missing = results.grid[0].model_copy(update={"joint": None, "product": None})
-    too_large = results.model_copy(update={"grid": (missing, *results.grid[1:])})
-    fills = []
-    for batch in (1, 128):
-        svg = figures.svg(Figure("map", "", partial(heat_map, too_large, batch)))
-        styles = [path.get("style", "") for path in ET.fromstring(svg).iter("path")]
-        fills += [style for style in styles if "var(--series-5)" in style or "fill: var(--grid)" in style]
-        assert {found for style in styles for found in re.findall(r"fill: ([^;]+)", style)} <= {
-            "var(--series-5)", "var(--grid)", "none",
-        }  # fmt: skip
-    assert len(fills) == len(too_large.grid)
-    for theme in (figures.LIGHT, figures.DARK):
-        surface, ink = (_rgb(theme[role]) for role in ("surface", "ink"))
-        for style in fills:
-            found = re.search(r"opacity: ([0-9.]+)", style)
-            opacity = float(found[1]) if found else 1.0
-            fill = _rgb(theme["series-5" if "series-5" in style else "grid"])
-            seen = [opacity * a + (1 - opacity) * b for a, b in zip(fill, surface, strict=True)]
-            darker, lighter = sorted((_luminance(seen), _luminance(ink)))
-            assert (lighter + 0.05) / (darker + 0.05) >= 4.5
-
-
-def _rgb(colour: str) -> list[float]:
-    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-
-
-def _luminance(rgb: list[float]) -> float:
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
-    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+def test_workloads_within_the_goal_are_marked(results):
+    low, high = results.goal
+    within = sum(low <= cell.joint.value <= high for cell in results.grid)
+    [grid] = [block for block in report(results).blocks if getattr(block, "title", "") == "Joint saving"]
+    cells = [cell for _, rows in grid.groups for _, *row in rows for cell in row]
+    assert sum(cell.endswith("●") for cell in cells) == within > 0
 
 
 def test_a_range_must_hold_its_value(results):

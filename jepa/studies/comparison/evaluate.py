@@ -38,10 +38,8 @@ def run(config: ComparisonTrainConfig, output: Path) -> Path:
 
     Every learning rate is tried over the whole schedule. The best by mean reciprocal rank of the right caption on the
     validation clips is kept. Each of the points leaves a checkpoint `samples_<n>`. A VL-JEPA gets a new decoder there,
-    trained on its predictions for samples it has seen.
-
-    Raises:
-        InputError: points that do not increase up to the last step, or a model of neither arm.
+    trained on its predictions for samples it has seen. Raises InputError for points that do not increase up to the last
+    step, or a model of neither arm.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
     plain, stage = train.arm_config(config), config.stage

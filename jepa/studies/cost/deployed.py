@@ -87,9 +87,7 @@ def model_of(config: DeployedModelConfig) -> DeployedModel:
 def read_parts(path: str) -> DeployedModel:
     """A model on this machine: a checkpoint of this package, a `config.json` of transformers, or a folder with one.
 
-    Raises:
-        InputError: there is none; a language model is of a family that `from_hf_config` does not know, or its
-            configuration lacks a dimension; or as `checkpoint_parts`.
+    Raises InputError if there is none, if its dimensions cannot be known, or as `checkpoint_parts`.
     """
     place = Path(path)
     if (place / "config.yaml").is_file():
@@ -125,10 +123,7 @@ def checkpoint_parts(model: VLJEPA | TokenVLM | LLMJEPA) -> DeployedModel:
 
     In a VL-JEPA the X-Encoder and the Predictor run at every step and the Y-Decoder answers. In a token-space baseline
     the X-Encoder and the projection of its states run at every step. An X-Encoder that encodes time slots apart
-    encodes each slot once, whatever the overlap of the windows.
-
-    Raises:
-        InputError: a VL-JEPA's decoder or an X-Encoder that cannot be priced.
+    encodes each slot once. Raises InputError for a decoder or an X-Encoder that cannot be priced.
     """
     if isinstance(model, LLMJEPA):
         return DeployedModel("", _whole(from_hf_config(model.language.lm.config), model.language.lm))

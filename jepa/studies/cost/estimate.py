@@ -96,8 +96,7 @@ class DeployedModel:
 class Scenario:
     """A workload on a model on chips. The unit of work is a second of stream, or without a stream a request.
 
-    Raises:
-        InputError: an unknown number format, or one that the chip does not compute in.
+    Raises InputError for a number format that is unknown, or that the chip does not compute in.
     """
 
     model: DeployedModel  # with its perception, on the same chips
@@ -179,10 +178,8 @@ def serving_cost(
 
     where s is the mean context I + O/2 and κ a token's bytes in the cache; a request costs prefill + O/B decode steps.
     Both are in chip-seconds, so n drops out. It decides what fits, and how long a request takes. In the prefill, the
-    requests of a batch share the reading of the weights. Arrays of the factors broadcast to an array of costs.
-
-    Raises:
-        InputError: the model does not fit.
+    requests of a batch share the reading of the weights. Arrays of the factors broadcast to an array of costs. Raises
+    InputError if the model does not fit.
     """
     chips, model, batch = scenario.chip_count(), scenario.model.model, scenario.batch
     flops = scenario.hardware.peaks[scenario.weights].value * np.asarray(compute, dtype=np.float64)

@@ -25,11 +25,7 @@ def run(config: EvaluateConfig) -> dict[str, Path]:
     """The study that `config.requests` chooses; returns the files written, by name.
 
     They go to `config.output`, by default the folder `requests_<kind>` beside the checkpoint. The keys of `config.data`
-    replace those of the training.
-
-    Raises:
-        InputError: a rule broken by the settings, a checkpoint of another variant, too few examples or phrasings, or
-            several processes.
+    replace those of the training. Raises InputError for settings, a checkpoint or data that the study cannot have.
     """
     folder, node = Path(config.checkpoint), config.requests or {}
     trained, kind = checkpoint.read_config(folder), node.get("kind")

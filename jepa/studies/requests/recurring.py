@@ -1,10 +1,7 @@
 """Requests that recur in several phrasings: when an earlier answer serves.
 
-Expressions held out of training come in several phrasings. Every request is answered, by the decoder or with the answer
-of an earlier request. The expressions are halved. Thresholds for one half are calibrated on the other, on streams of
-each phrasing once.
-
-N: requests.
+Every request is answered, by the decoder or with the answer of an earlier request. The expressions, held out of
+training, are halved. Thresholds for one half are calibrated on the other, on streams of each phrasing once.
 """
 
 from __future__ import annotations
@@ -72,8 +69,7 @@ OperatingPoint = tuple[ReuseMethod, float | None, list[float | None]]  # request
 def evaluate_recurring(model: LLMJEPA, splits: ExampleSplits, settings: RecurringConfig, seed: int) -> RecurringResults:
     """All methods on each phrasing once, and on requests that recur by Zipf's law.
 
-    Raises:
-        InputError: fewer than 4 validation expressions in two phrasings.
+    Raises InputError if there are fewer than 4 validation expressions in two phrasings.
     """
     groups = expressions(splits.validation)
     if len(groups) < 4:

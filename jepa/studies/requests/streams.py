@@ -36,15 +36,13 @@ def type_requests(pairs: Sequence[Example], style: TypingStyle, seed: Sequence[i
     """Requests typed one after another: a step for each word typed, and for each wrong word removed.
 
     A word takes the time of its characters and of the space before it; removing it takes as long. A wrong word comes
-    from the stream's requests and differs from the right one. A removal that leaves nothing is no step.
+    from the stream's requests and differs from the right one. A removal that leaves nothing is no step. Raises
+    InputError for a request without words.
 
     >>> style = TypingStyle(words_per_minute=60, jitter=0, corrections=0, pause=2)
     >>> stream = type_requests([Example("any digit", "[0-9]", None)], style, seed=(0,))
     >>> [(step.request.prompt, step.time, step.last) for step in stream.steps]
     [('any', 0.8, False), ('any digit', 2.0, True)]
-
-    Raises:
-        InputError: a request without words.
     """
     words = [pair.prompt.split() for pair in pairs]
     for pair, parts in zip(pairs, words, strict=True):

@@ -70,8 +70,7 @@ def evaluate_typing(
 ) -> TypingResults:
     """All methods on typed requests. The states of `control`, a next-token model, are tried in place of the latents.
 
-    Raises:
-        InputError: fewer than two streams of a split.
+    Raises InputError if a split has fewer than two streams.
     """
     streams = _Splits(
         _typed_streams(splits.validation, 0, settings, (seed, 8_001)),
