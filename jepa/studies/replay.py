@@ -78,7 +78,6 @@ class ReplayedTimeline(Record):
     """A timeline, and the part of it that was used. `cut` annotations end after the excerpt of their video."""
 
     format: str
-    encoder: str
     videos: Count
     annotations: Count
     distinct_texts: Count
@@ -97,7 +96,7 @@ class ReplayResults(Document):
 
     file_name: ClassVar[str] = "replay.json"
 
-    kind: Literal["jepa.replay/2"] = "jepa.replay/2"
+    kind: Literal["jepa.replay/3"] = "jepa.replay/3"
     simulated: str
     seed: int
     config: dict[str, JsonValue]
@@ -283,7 +282,6 @@ def _description(timeline: Timeline, taken: Excerpt, texts: int, form: str) -> R
     }
     return ReplayedTimeline(
         format=form,
-        encoder=SENTENCE_ENCODER,
         videos=len(timeline.records),
         annotations=annotations(timeline.records),
         distinct_texts=texts,

@@ -121,11 +121,9 @@ def _answers(model: VLJEPA | TokenVLM, clips: train.HeldOutClips, count: int) ->
     if isinstance(model, VLJEPA):
         _, predict = _timed(lambda state: model.predict(state, query), states)
     return results.SingleAnswers(
-        count=len(decoded),
         encode_ms=encode,
         answer_ms=answer,
         tokens=float(np.mean([one.tokens for [one] in decoded])),
-        decoder_flops=float(np.mean([one.flops for [one] in decoded])),
         predict_ms=predict,
     )
 
@@ -165,8 +163,8 @@ def _streams(
         return {results.EVERY_STEP: _stream_step(encoding, emissions, records)}
     latents = []
     for chunks in frames:
-        parts = zip(*model.stream(chunks, rate, query, encoding), strict=True)
-        latents.append(tuple(map(np.concatenate, parts)))
+        parts, times = zip(*model.stream(chunks, rate, query, encoding), strict=True)
+        latents.append((np.concatenate(parts), np.concatenate(times)))
     steps = {}
     for name, policy in ((results.EVERY_STEP, Uniform(rate)), (results.SELECTIVELY, build(config.policy))):
         ledger = OperationLedger()
@@ -186,11 +184,8 @@ def _stream_step(
         texts += [found[i].text for i in nearest]
         references += [[event.text] for event in record.events]
     return results.StreamStep(
-        steps=steps,
         answers_per_step=ledger.decoder.calls / steps,
-        tokens_per_step=ledger.decoder.tokens / steps,
         flops_per_step=ledger.total_flops / steps,
         ms_per_step=1000 * ledger.total_seconds / steps,
-        decoder_ms_per_step=1000 * ledger.decoder.seconds / steps,
         cider_d=float(cider_d(texts, references).mean()),
     )

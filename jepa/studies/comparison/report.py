@@ -20,10 +20,8 @@ from jepa.studies.comparison.results import ARMS, EVERY_STEP, FIGURES, SELECTIVE
 _Value = Callable[[ArmRun], float | None]
 _STEP = {
     "answers_per_step": "answers",
-    "tokens_per_step": "tokens",
     "flops_per_step": "FLOPs",
     "ms_per_step": "ms",
-    "decoder_ms_per_step": "ms of the decoder",
     "cider_d": "CIDEr-D of the streams",
 }
 

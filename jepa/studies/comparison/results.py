@@ -27,17 +27,12 @@ class Trial(Record):
 
     learning_rate: Positive
     validation_mrr: Fraction
-    steps: Count
-    samples: Count
     seconds: Quantity
-    curve: tuple[dict[str, float], ...]
 
 
 class DecoderTraining(Record):
     """A Y-Decoder trained on the embeddings of one point."""
 
-    steps: Count
-    examples: Count
     flops: Count
     seconds: Quantity
 
@@ -71,25 +66,20 @@ class ScoredPoint(Record):
 
 
 class SingleAnswers(Record):
-    """Answers to single clips: median milliseconds of the parts, mean tokens and decoder FLOPs."""
+    """Answers to single clips: median milliseconds of the parts, and mean tokens."""
 
-    count: Count
     encode_ms: Quantity
     answer_ms: Quantity
     tokens: Quantity
-    decoder_flops: Quantity
     predict_ms: Quantity | None
 
 
 class StreamStep(Record):
     """Means over the steps of all streams, and the streams' CIDEr-D."""
 
-    steps: Count
     answers_per_step: Quantity
-    tokens_per_step: Quantity
     flops_per_step: Quantity
     ms_per_step: Quantity
-    decoder_ms_per_step: Quantity
     cider_d: Quantity
 
 
@@ -122,7 +112,7 @@ class ArmEvaluation(Document):
 
     file_name: ClassVar[str] = "comparison.json"
 
-    kind: Literal["jepa.comparison-arm/1"] = "jepa.comparison-arm/1"
+    kind: Literal["jepa.comparison-arm/2"] = "jepa.comparison-arm/2"
     run: ArmRun
     config: dict[str, JsonValue]
     code: Code
@@ -159,7 +149,7 @@ class ComparisonResults(Document):
     'results.json'
     """
 
-    kind: Literal["jepa.comparison-results/2"] = "jepa.comparison-results/2"
+    kind: Literal["jepa.comparison-results/3"] = "jepa.comparison-results/3"
     seeds: tuple[int, ...]
     samples: tuple[int, ...]
     held_out: Count

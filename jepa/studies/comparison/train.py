@@ -36,7 +36,6 @@ from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.operations import count_flops
 from jepa.studies.comparison.results import DecoderTraining, StepFlops, Trial
 from jepa.studies.configs import ComparisonTrainConfig
-from jepa.training.callbacks import summary
 from jepa.training.fit import fit, on_gpu, precision
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, ParameterGroup, Stage, text_ids
@@ -214,18 +213,11 @@ def fit_arm(
     module = ArmModule(model, loss, stage, config.points)
     batches = StateBatches(states, config.seed, stage.batch_size, stage.steps)
     check = [StateBatch(held_out, queries, validation.names)]
-    trainer = fit(module, batches, check, stage, config, output, f"learning_rate_{stage.learning_rate:g}")
+    fit(module, batches, check, stage, config, output, f"learning_rate_{stage.learning_rate:g}")
     model.to("cpu").eval()
     ranks = ranks_of_own(candidate_scores(model, held_out, queries, validation.names))
-    found = summary(trainer)
-    return module, Trial(
-        learning_rate=stage.learning_rate,
-        validation_mrr=float((1 / ranks).mean()),
-        steps=found["steps"],
-        samples=found["samples"],
-        seconds=round(time.perf_counter() - started, 2),
-        curve=tuple(found["curve"]),
-    )
+    seconds, mrr = round(time.perf_counter() - started, 2), float((1 / ranks).mean())
+    return module, Trial(learning_rate=stage.learning_rate, validation_mrr=mrr, seconds=seconds)
 
 
 def arm_config(config: ComparisonTrainConfig) -> dict[str, Any]:
@@ -291,12 +283,7 @@ def train_decoder(
     flops = count_flops(lambda: module.cross_entropy(*train[0]).backward()).total
     module.zero_grad(set_to_none=True)
     fit(module, train, check, stage, config, output, f"decoder_{point}")
-    return DecoderTraining(
-        steps=stage.steps,
-        examples=len(texts),
-        flops=flops * stage.steps,
-        seconds=round(time.perf_counter() - started, 2),
-    )
+    return DecoderTraining(flops=flops * stage.steps, seconds=round(time.perf_counter() - started, 2))
 
 
 # --- The frozen encoder and its states, the same for all arms and seeds.

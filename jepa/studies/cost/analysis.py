@@ -11,6 +11,7 @@ over the intervals of measured savings and of the efficiencies, which are indepe
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from jepa.studies.configs import CostConfig, CostGridConfig
 from jepa.studies.cost import results
 from jepa.studies.cost.deployed import model_of, options, read_model
 from jepa.studies.cost.estimate import CostEstimate, DeployedModel, Scenario, Values, serving_cost
-from jepa.studies.cost.optimisations import Optimisation, figures_of, on_stream
+from jepa.studies.cost.optimisations import Optimisation, datasheet, figures_of, on_stream
 from jepa.studies.cost.report import report
 
 MOST_OPTIMISATIONS = 8  # all their subsets are evaluated
@@ -67,9 +68,8 @@ def analyse(config: CostConfig) -> results.CostResults:
     comparison = Comparison(baseline, optimisations, middle, whole, config.measure, config.prices)
     rows, changed = attribution(comparison), comparison.scenario(config.order)
     claims = [row.claim for row in rows if row.claim is not None]
-    datasheet = config.hardware.bandwidth
     sources = [
-        results.Source(name=config.hardware.name, as_of=datasheet.as_of, source=datasheet.source),
+        datasheet(config.hardware),
         *(figures_of(each) for each in (model, eyes) if each is not None),
         *(each.figures for each in optimisations.values() if each.figures is not None),
     ]
@@ -248,7 +248,6 @@ def attribution(comparison: Comparison) -> tuple[results.OptimisationSaving, ...
     rows = []
     for place, (name, optimisation) in enumerate(comparison.optimisations.items()):
         earlier = frozenset(names[:place])
-        single = [costs[subset] / costs[subset | {name}] for subset in _subsets([n for n in names if n != name])]
         after = comparison.estimate(comparison.scenario([name]), comparison.middle).parts
         touched = tuple(
             part
@@ -262,7 +261,6 @@ def attribution(comparison: Comparison) -> tuple[results.OptimisationSaving, ...
             evidence=optimisation.evidence,
             claim=optimisation.claim,
             change=optimisation.change,
-            source=optimisation.source,
             measured_flops_saving=optimisation.flops_saving,
             factor=optimisation.requests,
             touches=touched,
@@ -271,8 +269,6 @@ def attribution(comparison: Comparison) -> tuple[results.OptimisationSaving, ...
             alone=comparison.ratio([name]),
             in_order=costs[earlier] / costs[earlier | {name}],
             averaged=math.exp(-gains[name]),
-            least=min(single),
-            most=max(single),
         )
         rows.append(row)
     return tuple(rows)
@@ -303,23 +299,16 @@ def scenario_cost(comparison: Comparison, scenario: Scenario) -> results.Scenari
             for name, amount in amounts.items()
         },
         chip_seconds=total,
-        request_seconds=float(cost.request_seconds),
         joules=None if hardware.watts is None else total * hardware.watts.value,
         price=total * comparison.prices[hardware.name] / 3600 if hardware.name in comparison.prices else None,
     )
 
 
 def workload_grid(comparison: Comparison, grid: CostGridConfig) -> Iterator[results.GridCell]:
-    """The joint saving and the product of the single ones over input tokens × output tokens × batch."""
+    """The joint saving over input tokens × output tokens × batch."""
     for batch, inputs, outputs in itertools.product(grid.batches, grid.input_tokens, grid.output_tokens):
         changed = replace(comparison.baseline, batch=batch, input_tokens=inputs, output_tokens=outputs)
-        there = replace(comparison, baseline=changed)
-        joint = product = None
-        try:
-            joint = there.ratio(list(there.optimisations))
-            whole = float(there.figure(there.baseline, there.middle))
-            alone = [float(there.figure(there.scenario([name]), there.middle)) for name in there.optimisations]
-            product = math.prod(whole / figure for figure in alone)
-        except InputError:  # a model does not fit
-            pass
-        yield results.GridCell(batch=batch, input_tokens=inputs, output_tokens=outputs, joint=joint, product=product)
+        joint = None
+        with contextlib.suppress(InputError):  # a model does not fit
+            joint = replace(comparison, baseline=changed).ratio(list(comparison.optimisations))
+        yield results.GridCell(batch=batch, input_tokens=inputs, output_tokens=outputs, joint=joint)

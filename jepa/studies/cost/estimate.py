@@ -152,14 +152,13 @@ class Scenario:
 class CostEstimate:
     """An estimate for one unit of work; `serving_cost` makes it.
 
-    >>> float(CostEstimate(1, {"prefill": np.array(1.0), "decode": np.array(2.0)}, {}, np.array(3.0)).chip_seconds)
+    >>> float(CostEstimate(1, {"prefill": np.array(1.0), "decode": np.array(2.0)}, {}).chip_seconds)
     3.0
     """
 
     chips: int
     parts: Mapping[str, Values]  # chip-seconds of perception's parts, `prefill` and `decode`
     regions: Mapping[str, str]  # what bounds each: "compute", "memory: weights" or "memory: cache"
-    request_seconds: Values  # of a request: prefill alone and all decode steps
 
     @property
     def chip_seconds(self) -> Values:
@@ -177,9 +176,9 @@ def serving_cost(
         decode step = max(2·B·N_act/(F·η_c), b·weights read for B tokens/(W·η_m)) + B·s·κ/(W·η_m)
 
     where s is the mean context I + O/2 and κ a token's bytes in the cache; a request costs prefill + O/B decode steps.
-    Both are in chip-seconds, so n drops out. It decides what fits, and how long a request takes. In the prefill, the
-    requests of a batch share the reading of the weights. Arrays of the factors broadcast to an array of costs. Raises
-    InputError if the model does not fit.
+    Both are in chip-seconds, so n drops out and only decides what fits. In the prefill, the requests of a batch share
+    the reading of the weights. Arrays of the factors broadcast to an array of costs. Raises InputError if the model
+    does not fit.
     """
     chips, model, batch = scenario.chip_count(), scenario.model.model, scenario.batch
     flops = scenario.hardware.peaks[scenario.weights].value * np.asarray(compute, dtype=np.float64)
@@ -187,15 +186,13 @@ def serving_cost(
     size, nothing = FORMATS[scenario.weights], 0.0 * np.asarray(memory, dtype=np.float64)
     number = scenario.request_count * np.asarray(requests, dtype=np.float64)
     output, context = scenario.output_tokens, scenario.context
-    each: dict[str, Values] = {}
     parts: dict[str, Values] = {}
     regions: dict[str, str] = {}
 
     def add(name: str, computing: Values, weights: float, cache: Values, times: float | Values) -> None:
         """A part of `times` passes of one sequence: its seconds of computing, weights read by the batch, cache."""
         reading = size * weights / bandwidth / batch
-        each[name] = np.maximum(computing, reading) + cache
-        parts[name] = each[name] * times
+        parts[name] = (np.maximum(computing, reading) + cache) * times
         middle = [float(np.median(seconds)) for seconds in (computing, reading, cache)]
         kind = "compute" if middle[0] >= middle[1] else "memory: weights"
         regions[name] = "memory: cache" if middle[2] > max(middle[:2]) else kind
@@ -208,5 +205,4 @@ def serving_cost(
         add("prefill", model.prefill_flops(context) / flops, model.read_weights(batch * context), nothing, number)
     held = model.cached(context + output / 2) * FORMATS[scenario.cache] / bandwidth
     add("decode", 2 * model.active_parameters / flops, model.read_weights(batch), held, number * output)
-    seconds = (each.get("prefill", nothing) + output * batch * each["decode"]) / chips
-    return CostEstimate(chips, parts, regions, seconds)
+    return CostEstimate(chips, parts, regions)

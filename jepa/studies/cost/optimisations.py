@@ -9,6 +9,7 @@ from typing import Literal
 
 from jepa import results as made
 from jepa.errors import InputError, check_positive
+from jepa.studies.configs import HardwareConfig
 from jepa.studies.cost.deployed import read_hardware, read_model
 from jepa.studies.cost.estimate import DeployedModel, Scenario
 from jepa.studies.cost.results import Basis, Range, Source
@@ -21,7 +22,6 @@ class Optimisation:
     label: str
     claim: float | None  # the advertised factor, > 0
     change: str  # in words
-    source: str  # of its size
     apply: Callable[[Scenario], Scenario]
     evidence: Basis = "estimated"  # the basis of its size; its saving is always estimated
     requests: Range | None = None  # the factor by which there are fewer requests
@@ -49,6 +49,11 @@ def figures_of(model: DeployedModel) -> Source:
     return Source(name=model.name, as_of=model.as_of, source=f"{model.source}{assumed}")
 
 
+def datasheet(chip: HardwareConfig) -> Source:
+    """Where the figures of a chip come from."""
+    return Source(name=chip.name, as_of=chip.bandwidth.as_of, source=chip.bandwidth.source)
+
+
 def another_model(label: str, claim: float | None, deployed: str) -> Optimisation:
     """Another language model, by its name in conf/deployed. The perception stays, unless the model has its own.
 
@@ -60,7 +65,7 @@ def another_model(label: str, claim: float | None, deployed: str) -> Optimisatio
     def apply(scenario: Scenario) -> Scenario:
         return replace(scenario, model=on_stream(model, scenario.model, scenario.steps))
 
-    return Optimisation(label, claim, f"{model.name} is deployed", model.source, apply, figures=figures_of(model))
+    return Optimisation(label, claim, f"{model.name} is deployed", apply, figures=figures_of(model))
 
 
 def another_chip(label: str, claim: float | None, hardware: str, weights: str | None) -> Optimisation:
@@ -70,11 +75,9 @@ def another_chip(label: str, claim: float | None, hardware: str, weights: str | 
     'NVIDIA B200, weights in fp8'
     """
     chip = read_hardware(hardware)
-    source, changes = chip.bandwidth.source, {} if weights is None else {"weights": weights}
     change = chip.name + (f", weights in {weights}" if weights else "")
-    figures = Source(name=chip.name, as_of=chip.bandwidth.as_of, source=source)
-    apply = partial(replace, hardware=chip, **changes)
-    return Optimisation(label, claim, change, source, apply, figures=figures, hardware=chip.name)
+    apply = partial(replace, hardware=chip, **({"weights": weights} if weights else {}))
+    return Optimisation(label, claim, change, apply, figures=datasheet(chip), hardware=chip.name)
 
 
 def fewer_tokens(
@@ -92,7 +95,7 @@ def fewer_tokens(
     def apply(scenario: Scenario) -> Scenario:
         return replace(scenario, output_tokens=scenario.output_tokens / factor)
 
-    return Optimisation(label, claim, f"output tokens / {factor:g}", basis, apply, basis)
+    return Optimisation(label, claim, f"output tokens / {factor:g}", apply, basis)
 
 
 def selective_decoding(
@@ -112,7 +115,7 @@ def selective_decoding(
     if factor is None or not factor > 0:
         raise InputError(f"factor must be > 0 without results, got {factor}")
     requests = Range(value=factor, low=factor, high=factor)
-    return Optimisation(label, claim, f"decoder calls / {factor:g}", "assumed", _fewer_steps, "assumed", requests)
+    return Optimisation(label, claim, f"decoder calls / {factor:g}", _fewer_steps, "assumed", requests)
 
 
 def _fewer_steps(scenario: Scenario, ratio: float = 1.0) -> Scenario:
@@ -151,4 +154,4 @@ def _measured(label: str, claim: float | None, path: str, name: str | None, poli
     requests = Range(value=ratio.value, low=ratio.low, high=high)
     fewer = "" if steps == 1 else f", steps of perception / {steps:.2f}"
     change = f"decoder calls / {ratio.value:.2f}{fewer}, as {saving.policy} saved on {name} streams"
-    return Optimisation(label, claim, change, path, partial(_fewer_steps, ratio=steps), "measured", requests, flops)
+    return Optimisation(label, claim, change, partial(_fewer_steps, ratio=steps), "measured", requests, flops)

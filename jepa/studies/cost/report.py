@@ -5,11 +5,11 @@ Costs are estimates. The basis of an optimisation's size (measured, published, a
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import numpy as np
 from matplotlib.figure import Figure as Drawing
 
 from jepa.report.blocks import ESTIMATED, NONE, Claim, Colours, Column, Figure, Heading, Report, Table, Text, table
@@ -31,24 +31,28 @@ def report(results: CostResults) -> Report:
     totals, said, why = _totals_table(results), answer(results), _explanation(results)
     spread = f"{interval(joint.low, joint.high)} over the intervals of efficiencies and of measured savings."
     draw, estimate = partial(_waterfall, results), note("cost_estimate", "plain")
-    summary = [_optimisations_table(results, _SUMMARY), totals, Text(why), Text(said), estimate]
-    blocks = [
-        Claim("All optimisations together", factor(joint.value), spread, f"{why} {estimate.text}"),
-        totals,
-        Heading("Optimisations", evidence=(ESTIMATED,)),
-        note("cost_averaged"),
-        Figure("waterfall", "The part of the baseline's cost that each optimisation saves", draw),
-        _optimisations_table(results),
-        Heading("Workings", evidence=(ESTIMATED,)),
-        _scenarios_table(results),
-        Heading("Workloads", evidence=(ESTIMATED,)),
-        Text(f"{said} Marked {WITHIN}: within {low:g} to {high:g}×.", "lede"),
-        _grid_table(results),
-        Heading("Sources"),
-        _sources_table(results),
-    ]
-    footer = f"{code_text(results.code)}, {results.created}. Estimated, not measured."
-    return Report("The cost of serving", start, summary, blocks, draw, footer)
+    return Report(
+        title="The cost of serving",
+        kicker=start,
+        summary=[_optimisations_table(results, _SUMMARY), totals, Text(why), Text(said), estimate],
+        blocks=[
+            Claim("All optimisations together", factor(joint.value), spread, f"{why} {estimate.text}"),
+            totals,
+            Heading("Optimisations", evidence=(ESTIMATED,)),
+            note("cost_averaged"),
+            Figure("waterfall", "The part of the baseline's cost that each optimisation saves", draw),
+            _optimisations_table(results),
+            Heading("Workings", evidence=(ESTIMATED,)),
+            _scenarios_table(results),
+            Heading("Workloads", evidence=(ESTIMATED,)),
+            Text(f"{said} Marked {WITHIN}: within {low:g} to {high:g}×.", "lede"),
+            _grid_table(results),
+            Heading("Sources"),
+            _sources_table(results),
+        ],
+        overview=draw,
+        footer=f"{code_text(results.code)}, {results.created}. Estimated, not measured.",
+    )
 
 
 # --- Tables.
@@ -77,7 +81,6 @@ _COLUMNS: tuple[Column[OptimisationSaving], ...] = (
     Column("alone", lambda row: _ranged(row.alone)),
     Column("in order", lambda row: factor(row.in_order)),
     Column("averaged", lambda row: factor(row.averaged)),
-    Column("over all orders", lambda row: interval(row.least, row.most)),
 )
 _SUMMARY = ("optimisation", "size is", "claimed", "touches", "alone", "in order", "averaged")
 
@@ -125,7 +128,6 @@ def _scenarios_table(results: CostResults) -> Table:
         row("chip-seconds", lambda s: f"{s.chip_seconds:.3g}"),
         row("joules, at the chip's highest power", lambda s: significant(s.joules)),
         row("price", lambda s: NONE if s.price is None else f"{s.price:.3g}"),
-        row("seconds of a request", lambda s: significant(s.request_seconds)),
     ]
     bounded = f"chip-seconds of a {results.unit}, fraction, and what bounds it"
     groups = [("", facts), (bounded, parts), ("in all", totals)]
@@ -164,7 +166,6 @@ def answer(results: CostResults) -> str:
     within = [cell.batch for cell, joint in cells if low <= joint.value <= high]
     sure = sum(low <= joint.low and joint.high <= high for _, joint in cells)
     possible = sum(joint.low <= high and low <= joint.high for _, joint in cells)
-    product = sum(low <= (cell.product or 0) <= high for cell, _ in cells)
     fitting, holding = Counter(cell.batch for cell, _ in cells), Counter(within)
     counts = ", ".join(f"{holding[batch]} of {number} at {batch:,}" for batch, number in fitting.items())
     where = f" By batch: {counts}." if within else ""
@@ -172,15 +173,14 @@ def answer(results: CostResults) -> str:
     return (
         f"{goal} holds on {len(within)} of {len(cells)} workloads of the grid by the central figures, on {sure} "
         f"over the whole of its range, and on {possible} it is possible.{where} The joint saving goes from "
-        f"{factor(min(values))} to {factor(max(values))}. The product of the optimisations alone would be within on "
-        f"{product}."
+        f"{factor(min(values))} to {factor(max(values))}."
     )
 
 
 def _explanation(results: CostResults) -> str:
     """Why the joint saving is not the product."""
     joint, product = results.joint.value, results.product
-    most = max(results.optimisations, key=lambda row: abs(np.log(row.alone.value / row.averaged)))
+    most = max(results.optimisations, key=lambda row: abs(math.log(row.alone.value / row.averaged)))
     sentences = [
         f"Together the optimisations save {factor(joint)}. The product of the single ones is {factor(product)}: "
         f"{'less' if joint < product else 'more'} by a factor of {max(joint / product, product / joint):.2f}.",

@@ -10,8 +10,7 @@ _NAMES = {
         *("Savings", "TypedStreams", "TypingPoint", "TypingResults", "TypingRow"),
     ),
     "sessions": ("CachedModel", "CachedSession", "ScheduledSteps"),
-    "streams": ("TypedStep", "TypedStream"),
-    "typed": ("StateProbe", "TextEndpoint", "TypingMethod"),
+    "typed": ("StateProbe", "TextEndpoint", "TypedStep", "TypedStream", "TypingMethod"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOMES)

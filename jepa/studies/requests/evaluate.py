@@ -32,13 +32,11 @@ def run(config: EvaluateConfig) -> dict[str, Path]:
     if kind not in REQUESTS_CONFIGS:
         raise InputError(f"requests.kind must be one of {', '.join(REQUESTS_CONFIGS)}, got {kind!r}")
     settings = validate(node, REQUESTS_CONFIGS[kind], "requests")
-    if trained["variant"] != "llm_jepa":
-        raise InputError(f"requests needs a checkpoint of llm_jepa, got one of {trained['variant']}: {folder}")
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise InputError(f"a language model is evaluated by one process, without torchrun, got {processes}")
     device = provenance.device_of(config.accelerator)
-    splits = build_as(ExampleSplits, "data", data_of(trained["data"], config.data))
     model = load_language_model(folder, device)
+    splits = build_as(ExampleSplits, "data", data_of(trained["data"], config.data))
     found: TypingResults | RecurringResults
     if isinstance(settings, TypingConfig):
         control = None if settings.control is None else load_language_model(Path(settings.control), device)

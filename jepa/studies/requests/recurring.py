@@ -6,7 +6,7 @@ training, are halved. Thresholds for one half are calibrated on the other, on st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import takewhile
 from typing import NamedTuple
@@ -26,11 +26,42 @@ from jepa.selective import Uniform
 from jepa.studies.configs import RecurringConfig
 from jepa.studies.requests.results import PerRequest, RecurringResults, Reuse, ReuseRow, ReuseSetting
 from jepa.studies.requests.sessions import EVERY_STEP, CachedModel, CachedSession, all_passes
-from jepa.studies.requests.streams import each_once, expressions, zipf
 
 Streams = Sequence[Sequence[Example]]
 
 _NO_THRESHOLD = 0.0  # given to a method without one
+
+# --- Streams: functions of examples and a seed.
+
+
+def expressions(pairs: Iterable[Example]) -> list[tuple[Example, ...]]:
+    """The distinct phrasings of each answer that has two or more, in the order of the answers."""
+    groups: dict[str, dict[str, Example]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.completion, {}).setdefault(pair.prompt, pair)
+    return [tuple(phrasings.values()) for phrasings in groups.values() if len(phrasings) > 1]
+
+
+def each_once(groups: Sequence[Sequence[Example]], seed: Sequence[int]) -> list[Example]:
+    """Every phrasing of every expression once, in random order."""
+    requests = [pair for phrasings in groups for pair in phrasings]
+    order = np.random.default_rng(tuple(seed)).permutation(len(requests))
+    return [requests[i] for i in order.tolist()]
+
+
+def zipf(groups: Sequence[Sequence[Example]], length: int, exponent: float, seed: Sequence[int]) -> list[Example]:
+    """`length` requests whose expressions recur by Zipf's law: rank r has a weight of r^(−exponent).
+
+    The ranks are drawn at random, and a phrasing for each request.
+    """
+    rng = np.random.default_rng(tuple(seed))
+    ranked = rng.permutation(len(groups))
+    weights = np.arange(1, len(groups) + 1, dtype=np.float64) ** -exponent
+    chosen = ranked[rng.choice(len(groups), size=length, p=weights / weights.sum())]
+    return [groups[i][int(rng.integers(len(groups[i])))] for i in chosen.tolist()]
+
+
+# --- The study.
 
 
 class ReuseMethod(NamedTuple):

@@ -93,7 +93,6 @@ def _typing_blocks(results: made.TypingResults) -> list[Block]:
         Column("exact match at the last word", _exact_match),
         Column("difference, points", lambda row: _points(row.difference)),
         Column("kept", lambda row: _verdict(row, uniform)),
-        Column("agreement at every word", lambda row: fixed(row.agreement.value, 3)),
         Column("fewer decoder calls", lambda row: saving(row.saving.calls)),
         Column("fewer forward passes", lambda row: saving(row.saving.forward_passes)),
         Column("fewer FLOPs", lambda row: saving(row.saving.flops)),
@@ -108,8 +107,8 @@ def _typing_blocks(results: made.TypingResults) -> list[Block]:
         Column("decoder", lambda row: _mega(row.per_request.decoder_flops)),
         Column("all", lambda row: _mega(row.per_request.flops)),
     ]
-    each = [Heading("Operations of each request"), table("", spent, rows)]
-    return [Text(lede), table("Quality and savings", quality, rows), *each]
+    operations = Heading("Operations of each request")
+    return [Text(lede), table("Quality and savings", quality, rows), operations, table("", spent, rows)]
 
 
 def _typing_summary(results: made.TypingResults) -> Table:

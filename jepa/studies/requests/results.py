@@ -60,8 +60,8 @@ class TypingRow(Record):
     """A method on the test streams, at the value chosen on the calibration streams.
 
     `exact_match` is of the answer in force at the last word of a request, `settled` of the one in force when the next
-    request begins. `difference` is to uniform decoding. `agreement` is the fraction of steps at which the answer in
-    force is the one of uniform decoding. `chosen`: a value qualified on calibration; `reached`: the quality is kept.
+    request begins. `difference` is to uniform decoding. `chosen`: a value qualified on calibration; `reached`: the
+    quality is kept.
     """
 
     name: str
@@ -74,7 +74,6 @@ class TypingRow(Record):
     exact_match: Interval
     settled: Interval
     difference: Interval | None
-    agreement: Interval
     saving: Savings
     per_request: PerRequest
     curve: Annotated[tuple[TypingPoint, ...], Field(min_length=1)]
@@ -87,7 +86,6 @@ class TypedStreams(Record):
     requests: Count
     steps: Count
     corrections: Count
-    seconds: Quantity
 
 
 class TypingResults(Record):

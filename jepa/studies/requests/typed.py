@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,15 +26,99 @@ from jepa.models.session import AnswerCache, Read, follow, read_latent, read_sta
 from jepa.operations import OperationLedger
 from jepa.results.base import Ratio
 from jepa.selective import Debounce, Emission, Policy, SendOnDelta
-from jepa.studies.configs import TypingConfig
+from jepa.studies.configs import TypingConfig, TypingStyle
 from jepa.studies.requests.results import PerRequest, Savings, TypedStreams, TypingPoint, TypingResults, TypingRow
 from jepa.studies.requests.sessions import CachedModel, CachedSession, ScheduledSteps, all_passes
-from jepa.studies.requests.streams import TypedStream, type_requests
+
+_SHORTEST = 0.01  # seconds between two steps
+_NO_VALUE = (0.0,)
+
+# --- Streams.
+
+
+class TypedStep(NamedTuple):
+    """The text after a word was typed, or removed."""
+
+    time: float  # seconds
+    request: Example  # the text so far, with the completion of the whole request
+    last: bool  # the request's last word; no method knows it while the stream runs
+
+
+class TypedStream(NamedTuple):
+    """Requests typed one after another: see `type_requests`."""
+
+    steps: tuple[TypedStep, ...]  # at strictly increasing times
+    corrections: int  # wrong words among them
+    seconds: float  # from the first key to the last step
+
+
+def type_requests(pairs: Sequence[Example], style: TypingStyle, seed: Sequence[int]) -> TypedStream:
+    """Requests typed one after another: a step for each word typed, and for each wrong word removed.
+
+    A word takes the time of its characters and of the space before it; removing it takes as long. A wrong word comes
+    from the stream's requests and differs from the right one. A removal that leaves nothing is no step. Raises
+    InputError for a request without words.
+
+    >>> style = TypingStyle(words_per_minute=60, jitter=0, corrections=0, pause=2)
+    >>> stream = type_requests([Example("any digit", "[0-9]", None)], style, seed=(0,))
+    >>> [(step.request.prompt, step.time, step.last) for step in stream.steps]
+    [('any', 0.8, False), ('any digit', 2.0, True)]
+    """
+    words = [pair.prompt.split() for pair in pairs]
+    for pair, parts in zip(pairs, words, strict=True):
+        if not parts:
+            raise InputError(f"{pair.source or 'request'}: a request must have at least 1 word, got {pair.prompt!r}")
+    rng = np.random.default_rng(tuple(seed))
+    pool = sorted({word for parts in words for word in parts})
+    per_character = 60 / (5 * style.words_per_minute)
+    time, corrections, steps = 0.0, 0, list[TypedStep]()
+
+    def after(seconds: float) -> float:
+        return time + max(_SHORTEST, seconds * math.exp(style.jitter * rng.standard_normal() - style.jitter**2 / 2))
+
+    for number, (pair, parts) in enumerate(zip(pairs, words, strict=True)):
+        if number:
+            time = after(style.pause)
+        for index, word in enumerate(parts):
+            others = [other for other in pool if other != word]
+            if others and rng.random() < style.corrections:
+                corrections += 1
+                wrong = others[int(rng.integers(len(others)))]
+                time = after(per_character * (len(wrong) + 1))
+                steps.append(TypedStep(time, replace(pair, prompt=" ".join([*parts[:index], wrong])), False))
+                time = after(per_character * (len(wrong) + 1))
+                if index:
+                    steps.append(TypedStep(time, replace(pair, prompt=" ".join(parts[:index])), False))
+            time = after(per_character * (len(word) + 1))
+            text = " ".join(parts[: index + 1])
+            steps.append(TypedStep(time, replace(pair, prompt=text), index + 1 == len(parts)))
+    return TypedStream(tuple(steps), corrections, time)
+
+
+def _typed_streams(
+    pairs: Sequence[Example], limit: int, settings: TypingConfig, seed: Sequence[int]
+) -> list[TypedStream]:
+    """Streams of `settings.per_stream` requests each, in random order, of `limit` of the examples (0: of all)."""
+    order = np.random.default_rng(tuple(seed)).permutation(len(pairs))[: limit or None]
+    chosen, each = [pairs[i] for i in order], settings.per_stream
+    starts = range(0, len(chosen), each)
+    return [type_requests(chosen[start : start + each], settings.style, (*seed, start)) for start in starts]
+
+
+def _counts(streams: Sequence[TypedStream]) -> TypedStreams:
+    return TypedStreams(
+        streams=len(streams),
+        requests=sum(step.last for stream in streams for step in stream.steps),
+        steps=sum(len(stream.steps) for stream in streams),
+        corrections=sum(stream.corrections for stream in streams),
+    )
+
+
+# --- The study.
 
 Choose = Callable[[TypedStream, float], Collection[int]]  # the steps of a stream that a rule decodes at a value
 Count = Callable[[OperationLedger], int]
 MakePolicy = Callable[[TypedStream, float], Policy]
-_NO_VALUE = (0.0,)
 
 
 class TypingMethod(NamedTuple):
@@ -56,7 +141,6 @@ class _Typed(NamedTuple):
 
     right: np.ndarray  # for each request, whether the answer in force at its last word is right
     settled: np.ndarray  # and when the next request begins
-    agrees: np.ndarray  # for each step, whether the answer in force is the one of uniform decoding
     ledger: OperationLedger
 
 
@@ -100,26 +184,6 @@ def evaluate_typing(
     [uniform] = runs["uniform"].values()
     rows = tuple(_row(each, runs[each.name], uniform, streams, settings.confidence, seed) for each in methods)
     return TypingResults(calibration=_counts(streams.calibration), test=_counts(streams.test), rows=rows)
-
-
-def _typed_streams(
-    pairs: Sequence[Example], limit: int, settings: TypingConfig, seed: Sequence[int]
-) -> list[TypedStream]:
-    """Streams of `settings.per_stream` requests each, in random order, of `limit` of the examples (0: of all)."""
-    order = np.random.default_rng(tuple(seed)).permutation(len(pairs))[: limit or None]
-    chosen, each = [pairs[i] for i in order], settings.per_stream
-    starts = range(0, len(chosen), each)
-    return [type_requests(chosen[start : start + each], settings.style, (*seed, start)) for start in starts]
-
-
-def _counts(streams: Sequence[TypedStream]) -> TypedStreams:
-    return TypedStreams(
-        streams=len(streams),
-        requests=sum(step.last for stream in streams for step in stream.steps),
-        steps=sum(len(stream.steps) for stream in streams),
-        corrections=sum(stream.corrections for stream in streams),
-        seconds=sum(stream.seconds for stream in streams),
-    )
 
 
 # --- Methods.
@@ -248,8 +312,7 @@ def _run(method: TypingMethod, value: float, stream: TypedStream, cached: Cached
         last = [(text, step) for text, step in zip(texts, stream.steps, strict=True) if step.last]
         return np.array([exact_match(text or "", step.request.completion) for text, step in last], dtype=np.float64)
 
-    agrees = [text == cached.text(step.request) for text, step in zip(now, stream.steps, strict=True)]
-    return _Typed(right(now), right(later), np.array(agrees, dtype=np.float64), ledger)
+    return _Typed(right(now), right(later), ledger)
 
 
 def in_force(emissions: Sequence[Emission], since: Sequence[float], times: np.ndarray) -> list[str | None]:
@@ -304,7 +367,6 @@ def _row(
         exact_match=bootstrap_mean([each.right for each in chosen], seed=seed),
         settled=bootstrap_mean([each.settled for each in chosen], seed=seed),
         difference=saving.quality_difference,
-        agreement=bootstrap_mean([each.agrees for each in chosen], seed=seed),
         saving=Savings(
             calls=fewer(_calls),
             flops=fewer(lambda ledger: ledger.total_flops),
