@@ -131,8 +131,7 @@ LONGEST = 7
 def cached(tiny_llm_jepa, pairs) -> CachedModel:
     cached = CachedModel(tiny_llm_jepa, LONGEST, batch_size=16)
     texts = [step.request for step in type_requests(pairs[:6], STYLE, (1,)).steps]
-    cached.encode(texts, "test", predict=True)
-    cached.answer(texts, "test")
+    cached.read(texts, "test", answer=True)
     return cached
 
 

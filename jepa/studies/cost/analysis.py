@@ -58,10 +58,7 @@ def analyse(config: CostConfig) -> results.CostResults:
     steps, requests = (stream.steps_per_second, stream.requests_per_second) if stream else (0.0, 1.0)
     workload = ("weights", "cache", "input_tokens", "output_tokens", "batch", "chips", "memory_fraction", "hardware")
     baseline = Scenario(
-        on_stream(model, eyes, steps),
-        steps=steps,
-        requests=requests,
-        **{key: getattr(config, key) for key in workload},
+        on_stream(model, eyes, steps), steps=steps, requests=requests, **{key: getattr(config, key) for key in workload}
     )
     chips = [config.hardware.name, *(each.hardware for each in optimisations.values() if each.hardware)]
     middle, whole = uncertainty(chips, optimisations, config)

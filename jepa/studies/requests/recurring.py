@@ -109,8 +109,7 @@ def evaluate_recurring(model: LLMJEPA, splits: ExampleSplits, settings: Recurrin
     halves = [[groups[i] for i in order[half::2]] for half in range(2)]
     pairs = [pair for phrasings in groups for pair in phrasings]
     cached = CachedModel(model, longest_answer(model.tokenizer.encode(pairs)), settings.batch_size)
-    cached.encode(pairs, "recurring", predict=True)
-    cached.answer(pairs, "recurring")
+    cached.read(pairs, "recurring: answers", answer=True)
     numbers = {pair.completion: number for number, phrasings in enumerate(groups) for pair in phrasings}
     methods = _methods(settings, _word_vectors(splits.train, pairs))
     once = [[each_once(half, (seed, 9_002, h, i)) for i in range(settings.orders)] for h, half in enumerate(halves)]

@@ -6,7 +6,7 @@ All methods go through `SelectiveDecoder`. Encoder and predictor run, and count,
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -43,20 +43,18 @@ class CachedModel:
         self._texts: dict[tuple[int, ...], str] = {}
 
     @torch.no_grad()
-    def encode(self, requests: Iterable[Example], what: str, *, predict: bool) -> None:
-        """Add the states of requests, and their predicted embeddings if `predict`."""
-        new = {as_example(request) for request in requests} - (self.latents if predict else self.states).keys()
-        for part in self._batches(new, f"{what}: encoder"):
+    def read(self, requests: Iterable[Example], what: str, *, answer: bool) -> None:
+        """Add the states of requests, and with `answer` their predicted embeddings and answers."""
+        new = {as_example(request) for request in requests} - (self.rows if answer else self.states).keys()
+        ordered = sorted(new, key=lambda pair: (len(pair.prompt), pair.prompt))
+        for start in tqdm(range(0, len(ordered), self.batch_size), desc=what, unit="batch", leave=False):
+            part = ordered[start : start + self.batch_size]
             encoded = self.model.encode(part)
             states = F.normalize(encoded.states[:, -1].float(), dim=-1).cpu().numpy()
             self.states.update(zip(part, states, strict=True))
-            if predict:
+            if answer:
                 self.latents.update(zip(part, self.model.predict(encoded).cpu().numpy(), strict=True))
-
-    def answer(self, requests: Iterable[Example], what: str) -> None:
-        """Add the answers to requests."""
-        for part in self._batches({as_example(request) for request in requests} - self.rows.keys(), f"{what}: answers"):
-            self.rows.update(zip(part, self.model.generate(part, self.longest), strict=True))
+                self.rows.update(zip(part, self.model.generate(part, self.longest), strict=True))
 
     def text(self, request: Example) -> str:
         """The answer to a request."""
@@ -68,11 +66,6 @@ class CachedModel:
         if key not in self._texts:
             self._texts[key] = self.model.tokenizer.decode([list(key)])[0]
         return self._texts[key]
-
-    def _batches(self, new: Collection[Example], what: str) -> Iterator[list[Example]]:
-        ordered = sorted(new, key=lambda pair: (len(pair.prompt), pair.prompt))
-        for start in tqdm(range(0, len(ordered), self.batch_size), desc=what, unit="batch", leave=False):
-            yield ordered[start : start + self.batch_size]
 
 
 class CachedSession(RequestSession):

@@ -166,12 +166,11 @@ def evaluate_typing(
     longest = longest_answer(model.tokenizer.encode([*splits.validation, *splits.test]))
     cached = CachedModel(model, longest, settings.batch_size)
     texts = [step.request for made in streams for stream in made for step in stream.steps]
-    cached.encode(texts, "typing", predict=True)
-    cached.answer(texts, "typing")
+    cached.read(texts, "typing: answers", answer=True)
     other = None
     if control is not None:
         other = CachedModel(control, longest, settings.batch_size)
-        other.encode(texts, "control", predict=False)
+        other.read(texts, "typing: control", answer=False)
     order = np.random.default_rng((seed, 8_003)).permutation(len(splits.train))[: settings.probe_requests]
     methods = _methods(streams, cached, other, [splits.train[i] for i in order], settings)
 
@@ -278,7 +277,7 @@ class StateProbe:
             for words in [pair.prompt.split()]
             for end in range(1, len(words) + 1)
         ]
-        cached.encode((prefix for prefix, _ in prefixes), "probe", predict=False)
+        cached.read((prefix for prefix, _ in prefixes), "typing: probe", answer=False)
         states = np.stack([cached.states[prefix] for prefix, _ in prefixes])
         width = states.shape[1]
         probe = LogisticRegression(C=1000.0, max_iter=3000)
@@ -368,9 +367,7 @@ def _row(
         settled=bootstrap_mean([each.settled for each in chosen], seed=seed),
         difference=saving.quality_difference,
         saving=Savings(
-            calls=fewer(_calls),
-            flops=fewer(lambda ledger: ledger.total_flops),
-            forward_passes=fewer(all_passes),
+            calls=fewer(_calls), flops=fewer(lambda ledger: ledger.total_flops), forward_passes=fewer(all_passes)
         ),
         per_request=PerRequest.of(sum(ledgers[1:], start=ledgers[0]), requests),
         curve=tuple(
