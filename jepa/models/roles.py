@@ -1,4 +1,4 @@
-"""What the models say of their roles: what fills one, greedy texts of a Y-Decoder, and parameters by role.
+"""What fills the roles of the models, and their parameters by role.
 
 B samples, F frames, S pixels a side, T time slots, P states a slot, N states, D width, L tokens, V vocabulary, E
 embedding dimensions.
@@ -6,14 +6,10 @@ embedding dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
-
-from jepa.operations import weight_bytes
-from jepa.selective import Decoded
 
 
 class Part(Protocol):
@@ -58,7 +54,10 @@ class YEncoder(Part, Protocol):
 
 
 class YDecoder(Part, Protocol):
-    """Embeddings (B, E) and the tokens (B, L) of known texts -> logits (B, L, V); the rest as `PrefixDecoder` says."""
+    """Embeddings (B, E) and the tokens (B, L) of known texts -> logits (B, L, V); the rest as `PrefixDecoder` says.
+
+    A `LanguageDecoder` is one, but for its operations, which `jepa.models.costs` knows.
+    """
 
     max_length: int
 
@@ -87,27 +86,14 @@ class TextTokenizer(Protocol):
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]: ...
 
 
-class _Detokenizer(Protocol):
-    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]: ...
-
-
-@torch.no_grad()
-def greedy_texts(decoder: YDecoder, latents: Tensor, tokenizer: _Detokenizer, end_id: int) -> list[Decoded]:
-    """Greedy texts of embeddings (B, E) on the decoder's device; each token, the end included, is a forward pass."""
-    rows = decoder.generate(latents, end_id)
-    counts = [min(len(row) + 1, decoder.max_length) for row in rows]
-    read = weight_bytes(decoder)
+def role_parameters(roles: Mapping[str, Part]) -> list[dict[str, Any]]:
+    """Total and trainable parameters of the module that fills each role: `{role, total, trainable, modules}`."""
     return [
-        Decoded(text, count, count, decoder.flops(count), count * read, decoder.cache_bytes(count))
-        for text, count in zip(tokenizer.decode(rows), counts, strict=True)
+        {
+            "role": role,
+            "total": sum(p.numel() for p in module.parameters()),
+            "trainable": sum(p.numel() for p in module.parameters() if p.requires_grad),
+            "modules": getattr(module, "description", type(module).__name__),
+        }
+        for role, module in roles.items()
     ]
-
-
-def role_parameters(role: str, module: Part, name: str) -> dict[str, Any]:
-    """Total and trainable parameters of the module that fills a role: `{role, total, trainable, modules}`."""
-    return {
-        "role": role,
-        "total": sum(p.numel() for p in module.parameters()),
-        "trainable": sum(p.numel() for p in module.parameters() if p.requires_grad),
-        "modules": name,
-    }

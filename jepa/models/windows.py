@@ -5,14 +5,14 @@ M frames of a chunk, S pixels a side, T steps, N states of a window, D their wid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from jepa.errors import InputError
+from jepa.models.costs import remembered
 from jepa.models.roles import Part, SlotEncoder, XEncoder
 from jepa.operations import OperationLedger, count_flops, weight_bytes
 from jepa.selective import SelectiveEncoding
@@ -37,7 +37,6 @@ class WindowedModel(nn.Module):
                 f"got frames {frames}, fps {fps}"
             )
         self.x_encoder, self.frames, self.fps = x_encoder, frames, fps
-        self._flops: dict[tuple[str, int], int] = {}  # of a call, by what it is called on and its tokens
 
     @property
     def device(self) -> torch.device:
@@ -60,22 +59,15 @@ class WindowedModel(nn.Module):
         ledger: OperationLedger | None = None,
         selection: SelectiveEncoding | None = None,
     ) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """States of a sliding window over a stream, as frames arrive.
+        """States of a sliding window over a stream, as chunks (M, S, S, 3) uint8 of its frames arrive.
 
-        An X-Encoder that encodes time slots apart (`SlotEncoder`) encodes each at most once, whatever the overlap of
-        the windows; any other encodes every window as a whole. With a `selection`, only the steps that it selects are
-        computed, and only what their windows need is encoded. No more frames are held than those of a window and a
-        chunk. The ledger counts one encoder call a slot (or window) encoded, and one detector call a slot that the
-        change detector looks at.
+        Yields states (T, N, D) and the centres (T,) float64 of their windows in seconds, a few at a time. fps /
+        step_rate, in steps a second, must be a multiple of the tubelet.
 
-        Args:
-            frames: chunks (M, S, S, 3) uint8 of consecutive frames.
-            step_rate: steps a second; fps / step_rate must be a multiple of the tubelet.
-            selection: which steps to compute; None: all.
-
-        Yields:
-            States (T, N, D) and the centres (T,) float64 of their windows in seconds, for each chunk that completes
-            windows to compute, a few at a time.
+        A `SlotEncoder` encodes each time slot at most once, whatever the overlap of the windows; any other X-Encoder
+        encodes every window as a whole. A `selection` chooses the steps to compute, and only what their windows need
+        is encoded. No more frames are held than those of a window and a chunk. The ledger counts an encoder call for
+        each slot (or window) encoded, and a detector call for each slot that the change detector looks at.
         """
         (hop, length), tubelet = self.slots(step_rate), self.x_encoder.tubelet
         ledger = ledger if ledger is not None else OperationLedger()
@@ -115,9 +107,8 @@ class WindowedModel(nn.Module):
         kept: dict[int, Tensor],
         ledger: OperationLedger,
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """States (M, N, D) of the windows of the steps `chosen`, M of these at a time; `slots` begin with slot `first`.
-
-        `kept` are the states of slots encoded before, to which new ones are added.
+        """Steps `chosen`, M at a time, and their windows' states (M, N, D). `slots` begin with slot `first`; `kept` has
+        the states of slots encoded before, and gets new ones.
         """
         length = self.frames // self.x_encoder.tubelet
         if not isinstance(self.x_encoder, SlotEncoder):
@@ -146,22 +137,18 @@ class WindowedModel(nn.Module):
         read = weight_bytes(module)
         ledger.count(part, calls=calls, forward_passes=calls, flops=calls * flops, weight_bytes=calls * read)
 
+    @remembered
     def encoding_flops(self) -> int:
         """FLOPs of a call of the encoder on a stream, of a slot or a window, counted on blanks."""
         encoder = self.x_encoder
         if not isinstance(encoder, SlotEncoder):
             return self.clip_flops()
-        return self._counted(("slot", 0), lambda: encoder.encode_slots(self._blank(encoder.tubelet)))
+        return count_flops(lambda: encoder.encode_slots(self._blank(encoder.tubelet))).total
 
+    @remembered
     def clip_flops(self) -> int:
         """FLOPs of encoding a clip of `frames` frames."""
-        return self._counted(("clip", 0), lambda: self.encode(self._blank(self.frames)))
-
-    @torch.no_grad()
-    def _counted(self, key: tuple[str, int], run: Callable[[], Any]) -> int:
-        if key not in self._flops:
-            self._flops[key] = count_flops(run).total
-        return self._flops[key]
+        return count_flops(lambda: self.encode(self._blank(self.frames))).total
 
     def _blank(self, frames: int) -> Tensor:
         shape = (1, frames, self.x_encoder.size, self.x_encoder.size, 3)

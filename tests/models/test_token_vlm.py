@@ -62,19 +62,15 @@ def test_likelihoods_are_those_of_teacher_forcing_and_of_single_rows(vlm, states
 
 def test_cached_answers_equal_answers_computed_again_and_again(vlm, states):
     end = vlm.tokenizer.eos_id
-    prompt, real = vlm._prompt(states, QUERIES)
-    with torch.no_grad():
-        rows = vlm._generate(prompt, real, vlm.max_length, end)
-    for row, state, query in zip(rows, states, QUERIES, strict=True):
+    for decoded, state, query in zip(vlm.answer(states, QUERIES), states, QUERIES, strict=True):
         text: list[int] = []
         while len(text) < vlm.max_length:
             chosen = int(plain_log_probabilities(vlm, state, query, [*text, 0])[-1].argmax())
             if chosen == end:
                 break
             text.append(chosen)
-        assert row == text
-    for decoded, row in zip(vlm.answer(states, QUERIES), rows, strict=True):
-        assert decoded.tokens == decoded.forward_passes == min(len(row) + 1, vlm.max_length)
+        assert decoded.text == vlm.tokenizer.decode([text])[0]
+        assert decoded.tokens == decoded.forward_passes == min(len(text) + 1, vlm.max_length)
 
 
 def projection_flops(vlm, states):

@@ -13,7 +13,7 @@ from jepa.errors import InputError
 from jepa.evaluation.segments import encoding_operations
 from jepa.evaluation.streams import encode_streams, load_streams, save_streams
 from jepa.losses.infonce import InfoNCE
-from jepa.models.on_demand import PredictorOnDemand
+from jepa.models.vl_jepa import PredictorOnDemand
 from jepa.operations import OperationLedger, count_flops
 from jepa.selective import ColourChange, Gate, OnDemand, SelectiveDecoder, SelectiveEncoding, StepSelection
 
