@@ -21,17 +21,12 @@ class LanguageDecoder(nn.Module):
     """A causal language model that continues `prefix` input embeddings, a linear map of the embedding (ClipCap,
     arXiv 2111.09734); all of it is trained.
 
-    Args:
-        embedding_dim: E.
-        prefix: K.
-        max_length: the most tokens of a text.
-        pretrained: a hub name or a local folder.
-        architecture: without `pretrained`: the model's configuration, whose weights are then random.
-        gradient_checkpointing: recompute activations in the backward pass.
+    `pretrained` is a hub name or a local folder; without it, `architecture` is the model's configuration, with random
+    weights.
 
     Raises:
-        InputError: the model cannot be had, a tensor is missing or does not fit (they are listed), or a text is longer
-            than `max_length`.
+        InputError: the model cannot be had, a tensor is missing or does not fit (they are listed), or a text has more
+            tokens than `max_length`.
 
     >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}

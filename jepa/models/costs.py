@@ -61,7 +61,7 @@ def answer_cost(lm: Any, prompt: int, tokens: int) -> PartCount:
     return sum(later, start=pass_cost(lm, prompt, prompt, 1))
 
 
-def text_cost(decoder: YDecoder | LanguageDecoder, tokens: int) -> PartCount:
+def text_cost(decoder: YDecoder, tokens: int) -> PartCount:
     """What a Y-Decoder's text of `tokens` tokens takes, generated alone."""
     if isinstance(decoder, LanguageDecoder):
         answer = answer_cost(decoder.lm, decoder.prefix, tokens)
@@ -74,7 +74,7 @@ def text_cost(decoder: YDecoder | LanguageDecoder, tokens: int) -> PartCount:
 
 @torch.no_grad()
 def greedy_texts(
-    decoder: YDecoder | LanguageDecoder, latents: Tensor, detokenize: Callable[[list[list[int]]], list[str]], end: int
+    decoder: YDecoder, latents: Tensor, detokenize: Callable[[list[list[int]]], list[str]], end: int
 ) -> list[Decoded]:
     """Greedy texts of embeddings (B, E) on the decoder's device; each token, the end included, is a forward pass."""
     rows = decoder.generate(latents, end)

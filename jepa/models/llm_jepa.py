@@ -40,11 +40,11 @@ class Pass(NamedTuple):
 
 
 class RequestStates(NamedTuple):
-    """S_X of B requests: `states` (B, N, D), left-padded, `mask` (B, N), and the model's key/value cache."""
+    """S_X of B requests, left-padded."""
 
-    states: Tensor
-    mask: Tensor
-    cache: Any
+    states: Tensor  # (B, N, D)
+    mask: Tensor  # (B, N)
+    cache: Any  # keys and values
 
 
 class LLMJEPA(nn.Module):
@@ -86,7 +86,7 @@ class LLMJEPA(nn.Module):
 
     def node(self) -> dict[str, Any]:
         """The configuration that builds this model anew, without the hub and but for `y_decoder`."""
-        language, predictor = self.language, self.predictor
+        language = self.language
         return {
             "_target_": "jepa.models.llm_jepa.LLMJEPA",
             "language_model": {
@@ -96,11 +96,7 @@ class LLMJEPA(nn.Module):
                 "lora": language.lora,
                 "gradient_checkpointing": language.gradient_checkpointing,
             },
-            "predictor": {
-                "_target_": "jepa.predictors.tied.TiedPredictor",
-                "tokens": predictor.tokens,
-                "placement": predictor.placement,
-            },
+            "predictor": {"_target_": "jepa.predictors.tied.TiedPredictor", **vars(self.predictor)},
         }
 
     def layout(self, **arguments: Any) -> Layout:
@@ -143,10 +139,9 @@ class LLMJEPA(nn.Module):
         return F.normalize(self._read([pair.code for pair in pairs]).states[:, -1].float(), dim=-1)
 
     def decode(self, latents: Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
-        """Y-Decoder: embeddings (B, E) -> greedy texts, by the lightweight decoder; a token is a forward pass.
+        """Y-Decoder: embeddings (B, E) -> greedy texts, by `y_decoder`: `InputError` if there is none.
 
-        Raises:
-            InputError: the model has none. `RequestDecoder` answers by the language model itself.
+        `RequestDecoder` answers by the language model itself.
         """
         if self.y_decoder is None:
             raise InputError("this checkpoint has no decoder from embeddings: train it with a decoder stage")
@@ -154,25 +149,21 @@ class LLMJEPA(nn.Module):
         return greedy_texts(self.y_decoder, latents.to(self.device), tokenizer.decode, tokenizer.end_id)
 
     def answer(self, requests: Sequence[Request], max_new_tokens: int) -> list[Decoded]:
-        """The language model's own greedy answers; a token is a forward pass, the first with the whole prompt.
-
-        FLOPs and bytes are those of each request answered alone.
+        """The language model's own greedy answers, each with what it takes alone: a pass for a token, the first over
+        the whole prompt.
         """
         return self.continuations([ids.given for ids in self._ids(requests)], max_new_tokens)
 
     def continuations(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Decoded]:
         """`answer` to prompts that are encoded already."""
-        rows = self._generate(prompts, max_new_tokens)
+        rows = self.generate(prompts, max_new_tokens)
         return [
             costed(text, len(row), answer_cost(self.language.lm, len(prompt), len(row)))
             for text, prompt, row in zip(self.tokenizer.decode(rows), prompts, rows, strict=True)
         ]
 
-    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[list[int]]:
-        """The tokens of `answer`, with the stop token where one was reached."""
-        return self._generate([ids.given for ids in self._ids(requests)], max_new_tokens)
-
-    def _generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
+    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
+        """The tokens of `continuations`, with the stop token where one was reached."""
         ids, mask = (each.to(self.device) for each in self.tokenizer.pad(prompts))
         return self.language.generate(ids, mask, max_new_tokens, self.tokenizer.stop_ids)
 
@@ -181,10 +172,10 @@ class LLMJEPA(nn.Module):
     ) -> Iterator[np.ndarray]:
         """Predicted embeddings (T, E) float32, L2-normalised, of a stream of requests that comes in chunks of T.
 
-        The ledger counts an encoder and a predictor call for each request, with the cost of each encoded alone; where
-        the [PRED] tokens come first, or there are none, predicting takes no forward pass of its own.
+        The ledger counts an encoder and a predictor call for each request, with what it takes alone. Predicting takes a
+        pass of its own only where [PRED] tokens are appended.
         """
-        ledger = ledger if ledger is not None else OperationLedger()
+        ledger = OperationLedger() if ledger is None else ledger
         for chunk in requests:
             with ledger.timed("encoder"):
                 encoded = self.encode(chunk)

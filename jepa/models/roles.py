@@ -1,7 +1,6 @@
 """What fills the roles of the models, and their parameters by role.
 
-B samples, F frames, S pixels a side, T time slots, P states a slot, N states, D width, L tokens, V vocabulary, E
-embedding dimensions.
+B samples, F frames, S pixels a side, T time slots, P states a slot, N states, D and E widths, L tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -32,13 +31,14 @@ class XEncoder(Part, Protocol):
 
 @runtime_checkable
 class SlotEncoder(Protocol):
-    """An `XEncoder` that encodes a slot of `tubelet` frames without regard to the others: windows can share slots."""
+    """An `XEncoder` that encodes a slot of `tubelet` frames without regard to the others: windows can share slots.
 
-    def encode_slots(self, frames: Tensor) -> Tensor:
-        """(B, F, S, S, 3) uint8 -> (B, T, P, D), without the slots' time."""
+    Frames (B, F, S, S, 3) uint8 -> slots (B, T, P, D); those of a window, with their time added -> states (B, N, D).
+    """
 
-    def add_time(self, slots: Tensor) -> Tensor:
-        """(B, T, P, D) of a window's slots, oldest first -> states (B, N, D)."""
+    def encode_slots(self, frames: Tensor) -> Tensor: ...
+
+    def add_time(self, slots: Tensor) -> Tensor: ...
 
 
 class Predictor(Part, Protocol):
@@ -71,7 +71,7 @@ class YDecoder(Part, Protocol):
 
 
 class TextTokenizer(Protocol):
-    """Texts to ids and masks (B, L), right-padded, and back."""
+    """Texts to ids and masks (B, L), right-padded, and back; `encode_closed` adds the end token."""
 
     @property
     def eos_id(self) -> int: ...
@@ -80,8 +80,7 @@ class TextTokenizer(Protocol):
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]: ...
 
-    def encode_closed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """With the end token."""
+    def encode_closed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]: ...
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]: ...
 

@@ -1,12 +1,8 @@
 """An LLM-JEPA on live requests: a session on one key/value cache, its answers as a decoder, and a cache of answers.
 
-    session = RequestSession(model)
-    cache = AnswerCache(0.03, capacity=4096, session=session)
-    during, final = follow(steps, Uniform(1000.0), session, longest=64, read=read_latent, cache=cache)
-
 The payload of a step is its request, so decoder and cache know what each latent was predicted from.
 
-E: embedding dimensions; D: width of the model.
+E embedding dimensions, D width of the model.
 """
 
 from __future__ import annotations
@@ -106,16 +102,17 @@ class RequestSession:
     def agrees(self, request: Request, text: str, tolerance: float = 0.0) -> bool:
         """Whether `text` may stand as the answer to a request: one forward pass over it, counted as the decoder's.
 
-        It may if none of its tokens, its end included, has a log-probability more than `tolerance` (nats) below that of
-        the likeliest token in its place: with 0 exactly if the model would answer so itself. If not, `answer` goes on
-        from the first token that differs from the model's own, so that the pass is not lost.
+        It may if its `worst_gap` is at most `tolerance`: at 0 exactly if the model would answer so itself. If not,
+        `answer` goes on from the first token that differs from the model's own, so that the pass is not lost.
         """
         pair = as_example(request)
         ids = self._ids(replace(pair, completion=text))
         return self.worst_gap(pair, ids.completion[ids.opening :]) <= tolerance
 
     def worst_gap(self, request: Request, draft: list[int]) -> float:
-        """How far the worst token of a draft (its end included) lies below the likeliest in its place, in nats."""
+        """How far, in nats, the log-probability of a draft's worst token, its end included, lies below that of the
+        likeliest in its place.
+        """
         pair = as_example(request)
         states = self._run("decoder", [*self._ids(pair).given, *draft[:-1]], last=len(draft), logits=len(draft))
         gap, own = self._judge(pair, draft, states)
@@ -179,7 +176,7 @@ class RequestSession:
 
     @torch.no_grad()
     def _judge(self, pair: Example, draft: list[int], states: Any) -> tuple[float, list[int]]:
-        """How far the worst token of a draft lies below the likeliest in its place (nats), and the likeliest ones."""
+        """The gap of a draft's worst token, and the likeliest tokens in the places of all."""
         scores = self.model.language.logits(states[-len(draft) :]).log_softmax(-1)
         best, own = scores.max(-1)
         given = scores.gather(1, torch.tensor(draft, device=scores.device)[:, None])[:, 0]
@@ -200,11 +197,7 @@ read_state: Read = RequestSession.state
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences have in common from their beginning.
-
-    >>> common_length([1, 2, 3], [1, 2, 4, 5])
-    2
-    """
+    """How many tokens two sequences have in common from their beginning."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
@@ -212,9 +205,8 @@ class AnswerCache(LatentCache):
     """A latent cache of answers that may also know a request by its words, and ask the model about what it finds.
 
     A request whose `name` was answered before gets that answer at once. Otherwise the nearest latent within `threshold`
-    offers its answer, which the model, if there is a `session`, may refuse (`RequestSession.agrees`, with `tolerance`
-    in nats). The request is the payload of the segment. `capacity` bounds names, too; without `name` nothing makes two
-    requests one.
+    offers its answer, which a `session`, if there is one, may refuse (`RequestSession.agrees`). The request is the
+    payload of the segment. `capacity` bounds latents and names.
 
     >>> cache = AnswerCache(-1.0, capacity=8, name=lambda request: request.prompt)
     >>> request = Example("any digit", "", None)
@@ -248,11 +240,8 @@ class AnswerCache(LatentCache):
             raise InputError(f"an AnswerCache needs the request as the payload of each step, got {payload!r}")
         if self.name is None:
             return self._near(latent, payload)
-        name, hit = self.name(payload), self.knows(payload)
-        if hit:
-            entry = self._named[name]
-        else:
-            entry, hit = self._near(latent, payload)
+        name = self.name(payload)
+        entry, hit = (self._named[name], True) if name in self._named else self._near(latent, payload)
         self._named[name] = entry
         self._named.move_to_end(name)
         if len(self._named) > self.capacity:

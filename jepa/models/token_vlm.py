@@ -97,9 +97,8 @@ class TokenVLM(WindowedModel):
         """
         prompt, real = self._prompt(states, queries)
         rows = until_end(self._passes(prompt, real), self.max_length, self.tokenizer.eos_id)
-        projection = PartCount(
-            flops=2 * states.shape[1] * self.project.weight.numel(), weight_bytes=weight_bytes(self.project)
-        )
+        flops = 2 * states.shape[1] * self.project.weight.numel()
+        projection = PartCount(flops=flops, weight_bytes=weight_bytes(self.project))
         results = []
         for text, row, length in zip(self.tokenizer.decode(rows), rows, real.sum(1).tolist(), strict=True):
             count = min(len(row) + 1, self.max_length)
@@ -127,14 +126,9 @@ class TokenVLM(WindowedModel):
         """Last hidden states (B, L, D) of embeddings (B, L, D) after those of a cache; `mask` is that of all so far."""
         mask = mask.long()
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -inputs.shape[1] :]
-        out, cache = extend(
-            self.language_model.lm.get_decoder(),
-            cache,
-            inputs_embeds=inputs,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=not torch.is_grad_enabled(),
-        )
+        given = {"inputs_embeds": inputs, "attention_mask": mask, "position_ids": positions}
+        lm = self.language_model.lm.get_decoder()
+        out, cache = extend(lm, cache, use_cache=not torch.is_grad_enabled(), **given)
         return out.last_hidden_state, cache
 
     def _log_probabilities(self, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -155,11 +149,6 @@ class TokenVLM(WindowedModel):
 class WindowDecoder:
     """A token VLM, in evaluation mode, as the decoder of a `SelectiveDecoder`: the payload of a step is its window's
     states, of which `query` is asked.
-
-        decoder = SelectiveDecoder(Uniform(rate), WindowDecoder(model, "what happens?"), ledger)
-        for states, times in model.windows(frames, rate, ledger):
-            for window, time in zip(states, times):
-                show(decoder.step(None, time, payload=window))
 
     >>> class Constant:
     ...     def answer(self, states, queries):
@@ -189,9 +178,5 @@ def candidate_scores(
 
 
 def ranks_of_own(scores: Tensor) -> Tensor:
-    """Rank (N,) of candidate i for clip i, from scores (N, N): 1 is best, and equals count against it.
-
-    >>> ranks_of_own(torch.tensor([[3.0, 1.0], [5.0, 4.0]])).tolist()
-    [1, 2]
-    """
+    """Rank (N,) of candidate i for clip i, from scores (N, N): 1 is best, and equals count against it."""
     return (scores >= scores.diagonal()[:, None]).sum(1)

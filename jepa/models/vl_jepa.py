@@ -15,8 +15,6 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from jepa.data.tokenizer import Tokenizer
-from jepa.decoders.language import LanguageDecoder
-from jepa.encoders.vision import given_states
 from jepa.errors import InputError, check_int
 from jepa.models.costs import greedy_texts, remembered, text_cost
 from jepa.models.roles import Predictor, TextTokenizer, XEncoder, YDecoder, YEncoder, role_parameters
@@ -57,7 +55,7 @@ class VLJEPA(WindowedModel):
         x_encoder: XEncoder,
         predictor: Predictor,
         y_encoder: YEncoder,
-        y_decoder: YDecoder | LanguageDecoder,
+        y_decoder: YDecoder,
         tokenizer: Tokenizer,
         frames: int,
         fps: int,
@@ -72,21 +70,6 @@ class VLJEPA(WindowedModel):
         self.tokenizer = tokenizer
         if not any(parameter.is_meta for parameter in y_decoder.parameters()):
             text_cost(y_decoder, 1)  # what cannot be counted is refused here, not after training
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """X-Encoder: (B, F, S, S, 3) uint8 -> states S_X (B, N, D).
-
-        With F = 1 these are pictures, each repeated to fill a window. States (B, N, D) that the same X-Encoder computed
-        before pass as they are; while it is trained they raise `InputError`, for no gradient would reach it.
-        """
-        frames = frames.to(self.device)
-        if frames.ndim == 3:
-            if torch.is_grad_enabled() and any(p.requires_grad for p in self.x_encoder.parameters()):
-                raise InputError("states computed before need a frozen X-Encoder, got one that is trained")
-            return given_states(frames, self.x_encoder.width)
-        if frames.ndim == 5 and frames.shape[1] == 1:
-            frames = frames.expand(-1, self.frames, -1, -1, -1)
-        return self.x_encoder(frames)
 
     def predict(self, states: Tensor, queries: Sequence[str]) -> Tensor:
         """Predictor: states (B, N, D) and B queries -> predicted embeddings (B, E), L2-normalised."""
@@ -123,7 +106,7 @@ class VLJEPA(WindowedModel):
         Yields latents (T, E) float32, L2-normalised, and the centres (T,) float64 of their windows in seconds. A latent
         can be known `window / 2` seconds after its time.
         """
-        ledger = ledger if ledger is not None else OperationLedger()
+        ledger = OperationLedger() if ledger is None else ledger
         for states, times in self.windows(frames, step_rate, ledger, selection):
             yield self.predict_steps(states, query, ledger), times
 
@@ -135,25 +118,23 @@ class VLJEPA(WindowedModel):
         self._count(ledger, "predictor", self.predictor, len(states), self.query_flops(query))
         return latents
 
-    @remembered  # asked at every step of a stream: no tokenizer then
     def query_flops(self, query: str) -> int:
         """FLOPs of predicting one embedding under `query`, alone and so without padding."""
-        return self._predicting_flops(self.tokenizers["predictor"].encode([query])[0].shape[1])
-
-    @remembered
-    def _predicting_flops(self, length: int) -> int:
-        states, ids = self.encode(self._blank(self.frames)), torch.zeros(1, length, dtype=torch.long)
-        ids = ids.to(self.device)
-        return count_flops(lambda: self.predictor(states, ids, torch.ones_like(ids, dtype=torch.bool))).total
+        return self._role_flops("predictor", self.tokenizers["predictor"].encode([query])[0].shape[1])
 
     def text_flops(self, text: str) -> int:
         """FLOPs of embedding a text by the Y-Encoder, alone and so without padding."""
-        return self._embedding_flops(self.tokenizers["y_encoder"].encode([text])[0].shape[1])
+        return self._role_flops("y_encoder", self.tokenizers["y_encoder"].encode([text])[0].shape[1])
 
     @remembered
-    def _embedding_flops(self, length: int) -> int:
+    def _role_flops(self, role: str, length: int) -> int:
+        """Of a text of `length` tokens."""
         ids = torch.zeros(1, length, dtype=torch.long, device=self.device)
-        return count_flops(lambda: self.y_encoder(ids, torch.ones_like(ids, dtype=torch.bool))).total
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        if role == "y_encoder":
+            return count_flops(lambda: self.y_encoder(ids, mask)).total
+        states = self.encode(self._blank(self.frames))
+        return count_flops(lambda: self.predictor(states, ids, mask)).total
 
     def parameters_by_role(self) -> list[dict[str, Any]]:
         """Parameters of each role: `{role, total, trainable, active, modules}`, `active` those that a token uses."""
@@ -169,18 +150,10 @@ def mean_states(states: Tensor) -> np.ndarray:
 
 
 class PredictorOnDemand:
-    """The X-Encoder at every step of a stream, the Predictor for a step when `OnDemand` asks for it::
-
-        on_demand = PredictorOnDemand(model, "what happens?", ledger)
-        policy = OnDemand(Gate(1.0, noise_floor=0.03), on_demand.predict)
-        selective = SelectiveDecoder(policy, model, ledger)
-        for states, times in on_demand.stream(frames, 2.0):
-            for state, time in zip(states, times):
-                show(selective.step(state, time))
-        show(selective.finish())
+    """The X-Encoder at every step of a stream, the Predictor for a step when the policy `OnDemand` asks for it.
 
     `model` is in evaluation mode. The states of the newest `held` steps are held: as many as `OnDemand` may ask for,
-    and those that its policy lets pass before it closes a segment.
+    and those that its policy lets pass before it closes a segment. An example is in `docs/concepts.md`.
     """
 
     def __init__(self, model: VLJEPA, query: str, ledger: OperationLedger | None = None, held: int = 32) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jepa.encoders.vision import given_states
 from jepa.errors import InputError
 from jepa.models.costs import remembered
 from jepa.models.roles import Part, SlotEncoder, XEncoder
@@ -44,12 +45,23 @@ class WindowedModel(nn.Module):
 
     @property
     def window(self) -> float:
-        """Length of a window in seconds."""
+        """Seconds."""
         return self.frames / self.fps
 
     def encode(self, frames: Tensor) -> Tensor:
-        """X-Encoder: (B, F, S, S, 3) uint8 -> states S_X (B, N, D)."""
-        return self.x_encoder(frames.to(self.device))
+        """X-Encoder: (B, F, S, S, 3) uint8 -> states S_X (B, N, D).
+
+        With F = 1 these are pictures, each repeated to fill a window. States (B, N, D) that the same X-Encoder computed
+        before pass as they are; while it is trained they raise `InputError`, for no gradient would reach it.
+        """
+        frames = frames.to(self.device)
+        if frames.ndim == 3:
+            if torch.is_grad_enabled() and any(p.requires_grad for p in self.x_encoder.parameters()):
+                raise InputError("states computed before need a frozen X-Encoder, got one that is trained")
+            return given_states(frames, self.x_encoder.width)
+        if frames.ndim == 5 and frames.shape[1] == 1:
+            frames = frames.expand(-1, self.frames, -1, -1, -1)
+        return self.x_encoder(frames)
 
     @torch.no_grad()
     def windows(
@@ -69,13 +81,11 @@ class WindowedModel(nn.Module):
         is encoded. No more frames are held than those of a window and a chunk. The ledger counts an encoder call for
         each slot (or window) encoded, and a detector call for each slot that the change detector looks at.
         """
-        (hop, length), tubelet = self.slots(step_rate), self.x_encoder.tubelet
-        ledger = ledger if ledger is not None else OperationLedger()
-        size = self.x_encoder.size
+        (hop, length), tubelet, size = self.slots(step_rate), self.x_encoder.tubelet, self.x_encoder.size
+        ledger = OperationLedger() if ledger is None else ledger
         waiting = np.empty((0, size, size, 3), dtype=np.uint8)
         kept: dict[int, Tensor] = {}  # states of the slots encoded that a window may still need
-        first = 0  # slot that `waiting` begins with
-        step = 0
+        step = first = 0  # that comes next; slot that `waiting` begins with
         if selection is not None:
             selection.start()
         for chunk in frames:
@@ -139,11 +149,11 @@ class WindowedModel(nn.Module):
 
     @remembered
     def encoding_flops(self) -> int:
-        """FLOPs of a call of the encoder on a stream, of a slot or a window, counted on blanks."""
+        """FLOPs of a call of the encoder on a stream: of a slot or a window."""
         encoder = self.x_encoder
-        if not isinstance(encoder, SlotEncoder):
-            return self.clip_flops()
-        return count_flops(lambda: encoder.encode_slots(self._blank(encoder.tubelet))).total
+        if isinstance(encoder, SlotEncoder):
+            return count_flops(lambda: encoder.encode_slots(self._blank(encoder.tubelet))).total
+        return self.clip_flops()
 
     @remembered
     def clip_flops(self) -> int:
@@ -155,19 +165,13 @@ class WindowedModel(nn.Module):
         return torch.zeros(shape, dtype=torch.uint8, device=self.device)
 
     def encodings(self, step_rate: float) -> tuple[int, int]:
-        """What is encoded anew from one step to the next, and for a window: time slots, or windows as a whole."""
+        """Calls of the encoder from one step to the next, and for a window."""
         return self.slots(step_rate) if isinstance(self.x_encoder, SlotEncoder) else (1, 1)
 
     def slots(self, step_rate: float) -> tuple[int, int]:
-        """Slots from one step to the next, and slots of a window.
-
-        Raises:
-            InputError: the step rate does not fit the slots.
-        """
-        hop = self.fps / step_rate / self.x_encoder.tubelet if step_rate > 0 else 0
+        """Slots from one step to the next, and of a window. Raises `InputError` if the step rate does not fit."""
+        rate = self.fps / self.x_encoder.tubelet
+        hop = rate / step_rate if step_rate > 0 else 0
         if hop < 1 or hop != int(hop):
-            raise InputError(
-                f"step_rate must divide the slot rate of {self.fps / self.x_encoder.tubelet:g} Hz into whole hops, "
-                f"got {step_rate} Hz"
-            )
+            raise InputError(f"step_rate must divide the slot rate of {rate:g} Hz into whole hops, got {step_rate} Hz")
         return int(hop), self.frames // self.x_encoder.tubelet

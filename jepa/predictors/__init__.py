@@ -1,27 +1,8 @@
 """Predictors: states of a context and a query to the embedding of the answer."""
 
-from jepa.predictors.experts import (
-    ExpertBlock,
-    Experts,
-    Mixture,
-    Routing,
-    active_parameters,
-    load_balancing_loss,
-    recorded_routing,
-)
+from jepa.predictors.experts import ExpertBlock, Experts, Mixture, Routing
 from jepa.predictors.language import LanguagePredictor
 from jepa.predictors.tied import TiedPredictor
 from jepa.predictors.transformer import QueryPredictor
 
-__all__ = [
-    "ExpertBlock",
-    "Experts",
-    "LanguagePredictor",
-    "Mixture",
-    "QueryPredictor",
-    "Routing",
-    "TiedPredictor",
-    "active_parameters",
-    "load_balancing_loss",
-    "recorded_routing",
-]
+__all__ = ["ExpertBlock", "Experts", "LanguagePredictor", "Mixture", "QueryPredictor", "Routing", "TiedPredictor"]

@@ -197,13 +197,17 @@ def test_an_answer_reads_each_request_once(tiny_llm_jepa, pairs, monkeypatch):
     assert read == pairs[:3]
 
 
-def test_a_session_forgets_the_tokens_of_old_requests(tiny_llm_jepa, pairs):
-    session = RequestSession(tiny_llm_jepa)
+def test_a_session_forgets_the_tokens_of_old_requests(tiny_llm_jepa, pairs, monkeypatch):
+    model, read = copy.deepcopy(tiny_llm_jepa), []
+    encode = model.tokenizer.encode
+    monkeypatch.setattr(model.tokenizer, "encode", lambda given: read.extend(given) or encode(given))
+    session = RequestSession(model)
     first = session.predict(pairs[0])
-    for pair in pairs:
+    for pair in pairs[1:17]:
         session.predict(pair)
-    assert [pair.prompt for pair in session._encoded] == [pair.prompt for pair in pairs[-16:]]
+        session.predict(pair)
     np.testing.assert_allclose(session.predict(pairs[0]), first, rtol=1e-4, atol=1e-5)
+    assert [pair.prompt for pair in read] == [pair.prompt for pair in [*pairs[:17], pairs[0]]]
 
 
 def test_bad_predictors_are_named():

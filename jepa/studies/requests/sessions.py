@@ -64,7 +64,8 @@ class CachedModel:
     def answer(self, requests: Iterable[Example], what: str) -> None:
         """Add the answers to requests."""
         for part in self._batches({as_example(request) for request in requests} - self.rows.keys(), f"{what}: answers"):
-            self.rows.update(zip(part, self.model.generate(part, self.longest), strict=True))
+            prompts = [ids.given for ids in self.model.tokenizer.encode(part)]
+            self.rows.update(zip(part, self.model.generate(prompts, self.longest), strict=True))
 
     def text(self, request: Example) -> str:
         """The answer to a request."""
