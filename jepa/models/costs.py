@@ -33,7 +33,7 @@ def remembered(count: Callable[Concatenate[Model, P], int]) -> Callable[Concaten
 
     @wraps(count)
     def counted(model: Model, *args: P.args, **kwargs: P.kwargs) -> int:
-        counts, key = known.setdefault(model, {}), (args, tuple(kwargs.items()))
+        counts, key = known.setdefault(model, {}), (*args, *kwargs.items())
         if key not in counts:
             with torch.no_grad():
                 counts[key] = count(model, *args, **kwargs)

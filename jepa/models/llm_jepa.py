@@ -53,9 +53,6 @@ class LLMJEPA(nn.Module):
     An embedding is a state of the last layer: E = D. `y_decoder` is a second Y-Decoder, from the embedding alone; it is
     trained afterwards, on a frozen model.
 
-    Raises:
-        InputError: as `LanguageModel` does.
-
     >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 300}
     >>> tokenizer = ChatTokenizer.train(["lines with a vowel", "[aeiou]"], 300)

@@ -33,9 +33,6 @@ class TokenVLM(WindowedModel):
 
     An answer has at most `max_length` tokens, its end included. Streams are decoded by a `SelectiveDecoder` with a
     `WindowDecoder`.
-
-    Raises:
-        InputError: unless `frames` is a multiple of the X-Encoder's tubelet, and all numbers are >= 1.
     """
 
     tokenizer_type = Tokenizer
@@ -56,9 +53,8 @@ class TokenVLM(WindowedModel):
         language_model.fit_vocabulary(len(tokenizer), ())
 
     def forward(self, states: Tensor, queries: Sequence[str], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Teacher forcing: states (B, N, D), B queries and B answers -> log-probabilities and mask, both (B, L).
-
-        They are of the answer's tokens, its end included, given all before; `mask` is true at real ones.
+        """Teacher forcing: states (B, N, D), B queries and B answers -> log-probabilities (B, L) of the answers'
+        tokens, their ends included, and a mask (B, L) true at real ones.
         """
         prompt, real = self._prompt(states, queries)
         ids, mask = (t.to(self.device) for t in self.tokenizer.encode_closed(texts))

@@ -30,11 +30,8 @@ TEXT_ROLES = ("predictor", "y_encoder", "y_decoder")
 class VLJEPA(WindowedModel):
     """The four roles together; a window has `frames` frames at `fps` frames a second.
 
-    `tokenizers` has those of pretrained text parts, by `TEXT_ROLES`; `tokenizer` is that of all others.
-
-    Raises:
-        InputError: as `WindowedModel`, `tokenizers` has other names, or the Y-Decoder has an operation that
-            `count_flops` cannot count.
+    `tokenizers` has those of pretrained text parts, by `TEXT_ROLES`; `tokenizer` is that of all others. A Y-Decoder
+    with an operation that `count_flops` cannot count is refused.
 
     >>> from jepa.decoders import PrefixDecoder
     >>> from jepa.encoders import FrameViT, TextTransformer

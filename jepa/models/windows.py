@@ -24,8 +24,7 @@ _WINDOWS_AT_ONCE = 4  # of an X-Encoder that encodes windows as a whole: what bo
 class WindowedModel(nn.Module):
     """A model with an X-Encoder that looks at a stream through a window of `frames` frames, at `fps` frames a second.
 
-    Raises:
-        InputError: unless `frames` is a multiple of the X-Encoder's tubelet and both are >= 1.
+    `frames` is a multiple of the X-Encoder's tubelet. A subclass adds what is done with the states.
     """
 
     x_encoder: XEncoder
@@ -117,8 +116,9 @@ class WindowedModel(nn.Module):
         kept: dict[int, Tensor],
         ledger: OperationLedger,
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Steps `chosen`, M at a time, and their windows' states (M, N, D). `slots` begin with slot `first`; `kept` has
-        the states of slots encoded before, and gets new ones.
+        """Steps `chosen` and their windows' states (M, N, D), a few at a time.
+
+        `slots` begin with slot `first`; `kept` has the states of slots encoded before, and gets new ones.
         """
         length = self.frames // self.x_encoder.tubelet
         if not isinstance(self.x_encoder, SlotEncoder):
@@ -143,7 +143,6 @@ class WindowedModel(nn.Module):
             yield chosen, self.x_encoder.add_time(states)
 
     def _count(self, ledger: OperationLedger, part: str, module: Part, calls: int, flops: int) -> None:
-        """Counts `calls` of a module on a stream, of `flops` each."""
         read = weight_bytes(module)
         ledger.count(part, calls=calls, forward_passes=calls, flops=calls * flops, weight_bytes=calls * read)
 

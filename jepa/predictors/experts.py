@@ -86,11 +86,9 @@ class Experts(nn.Module):
     experts are those of DeepSeekMoE (arXiv 2401.06066, section 3.2): added without a gate, and computed as one layer.
     An expert is two matrices around a GELU, without biases. No token is dropped, and none depends on the others.
 
-    Tokens are sorted by expert and multiplied by torch's grouped product: half, bfloat16 and float32 on CPU and CUDA,
-    widths of whole 16 bytes. Otherwise, or with `grouped` set to False, experts are computed one after the other, with
-    the same FLOPs. The router computes in float32 or wider.
-
-    `forward` takes tokens (T, D), none of them padding, and returns (T, D) and the `Routing`.
+    Tokens (T, D), none of them padding, are sorted by expert and multiplied by torch's grouped product: half, bfloat16
+    and float32 on CPU and CUDA, widths of whole 16 bytes. Otherwise, or with `grouped` set to False, experts are
+    computed one after the other, with the same FLOPs. The router computes in float32 or wider.
 
     >>> layer = Experts(8, Mixture(experts=4, top_k=2, hidden=16))
     >>> outputs, routing = layer(torch.zeros(6, 8))

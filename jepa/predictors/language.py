@@ -35,8 +35,8 @@ class LanguagePredictor(nn.Module):
     name or a local folder; without it, `architecture` is the model's configuration, with random weights.
 
     Raises:
-        InputError: the model cannot be had, a tensor is missing or does not fit (they are listed), it has fewer layers,
-            does not name them `layers`, or keeps its tokens from seeing later ones (state spaces, linear attention).
+        InputError: the model cannot be had, misses a tensor, has fewer layers or does not name them `layers`, or keeps
+            its tokens from seeing later ones (state spaces, linear attention).
 
     >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
