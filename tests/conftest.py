@@ -12,6 +12,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import av
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -53,6 +55,27 @@ def write_samples(samples: list[Sample], folder: Path) -> Path:
             (folder / media.name / f"{number:04d}.png").write_bytes(picture)
     write_manifest(samples, folder / "manifest.jsonl")
     return folder / "manifest.jsonl"
+
+
+SHORT = [  # stages of a VL-JEPA for two steps
+    *(f"{stage}.{key}" for stage in ("jepa", "decoder") for key in ("steps=2", "batch_size=8", "validate_every=1")),
+    *("jepa.validation_batches=1", "decoder.validation_batches=1", "decoder.streams=2", "decoder.stream_seconds=10"),
+    *("workers=0", "accelerator=cpu"),
+]
+
+
+def write_video(path: Path, seed: int, seconds: int = 24) -> None:
+    """A video of a square that changes its colour every three seconds."""
+    colours = np.random.default_rng(seed).integers(0, 255, (seconds // 3 + 1, 3))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(10 * seconds):
+            picture = np.full((48, 64, 3), 80, dtype=np.uint8)
+            left = 10 + number % 30
+            picture[10:30, left : left + 20] = colours[number // 30]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ from jepa.metrics.latents import (
     ridge_r2,
 )
 from jepa.metrics.per_token import answer_costs, choice_costs
+from jepa.models.costs import pass_flops
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import TRAINING_PARTS, OperationLedger
 from jepa.results.base import write_files
@@ -295,7 +296,7 @@ def _choose(model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig) ->
             owner = rows.segments[rows.labels != IGNORE] // 2  # an example has two segments: prompt and completion
             likelihoods[start : start + len(part), column] = torch.zeros(len(part)).index_add(0, owner, scores)
             lengths = [(len(ids.prompt) + len(ids.completion), len(ids.completion) - ids.opening) for ids in encoded]
-            flops += sum(model.pass_flops(length, length, logits) for length, logits in lengths)
+            flops += sum(pass_flops(model.language.lm, length, length, logits) for length, logits in lengths)
     wanted = torch.tensor([choices.index(p.completion.strip()) for p in pairs])
     right = multiple_choice(likelihoods, wanted).tolist()
     cost = choice_costs(sum(right) / len(right), flops / len(pairs))

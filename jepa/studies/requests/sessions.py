@@ -54,7 +54,8 @@ class CachedModel:
             self.states.update(zip(part, states, strict=True))
             if answer:
                 self.latents.update(zip(part, self.model.predict(encoded).cpu().numpy(), strict=True))
-                self.rows.update(zip(part, self.model.generate(part, self.longest), strict=True))
+                prompts = [ids.given for ids in self.model.tokenizer.encode(part)]
+                self.rows.update(zip(part, self.model.generate(prompts, self.longest), strict=True))
 
     def text(self, request: Example) -> str:
         """The answer to a request."""
