@@ -3,7 +3,6 @@
 from jepa.report.blocks import (
     Block,
     Claim,
-    Code,
     Colours,
     Column,
     Columns,
@@ -14,6 +13,7 @@ from jepa.report.blocks import (
     Report,
     Table,
     Text,
+    side_by_side,
     table,
 )
 from jepa.report.figures import Dots, Fall, Line
@@ -22,7 +22,6 @@ from jepa.report.render import html, markdown, terminal, write_report
 __all__ = [
     "Block",
     "Claim",
-    "Code",
     "Colours",
     "Column",
     "Columns",
@@ -38,6 +37,7 @@ __all__ = [
     "Text",
     "html",
     "markdown",
+    "side_by_side",
     "table",
     "terminal",
     "write_report",

@@ -5,7 +5,7 @@ A renderer knows blocks and no document. Text is plain; a renderer escapes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -91,6 +91,30 @@ def table(
     return Table(title, [column.title for column in columns], cells, words, colours or {})
 
 
+Cells = Mapping[str, Mapping[str, str]]  # of a column: the title of a group, then that of a row, and the cell
+
+
+def side_by_side(
+    title: str, columns: Sequence[tuple[str, Cells]], words: bool = False, differing: Container[str] = ()
+) -> Table:
+    """A table from the cells of its columns. A row that a column lacks is `NONE` there.
+
+    Groups in `differing` show only rows whose cells differ. Empty groups are left out. `words`: no numbers anywhere.
+
+    >>> side_by_side("", [("a", {"": {"x": "1"}}), ("b", {"": {"y": "2"}})]).groups
+    [('', [['x', '1', '–'], ['y', '–', '2']])]
+    """
+    groups = []
+    for group in dict.fromkeys(group for _, cells in columns for group in cells):
+        found = [cells.get(group, {}) for _, cells in columns]
+        titles = dict.fromkeys(row for column in found for row in column)
+        rows = [[row, *(column.get(row, NONE) for column in found)] for row in titles]
+        shown = [row for row in rows if group not in differing or len(set(row[1:])) > 1]
+        if shown:
+            groups.append((group, shown))
+    return Table(title, ["", *(name for name, _ in columns)], groups, 1 + len(columns) * words)
+
+
 @dataclass(frozen=True)
 class Figure:
     """A drawing. `draw` makes it in the colours of a theme; `name` is unique in the report and safe in a file name."""
@@ -111,17 +135,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks that are folded away until the reader asks for them."""
+    """A table, or preformatted text, that is folded away until the reader asks for it."""
 
     summary: str
-    blocks: Sequence[Block]
-
-
-@dataclass(frozen=True)
-class Code:
-    """Preformatted text."""
-
-    text: str
+    content: Table | str
 
 
 @dataclass(frozen=True)
@@ -131,7 +148,7 @@ class Definitions:
     entries: Sequence[tuple[str, str]]
 
 
-Block = Heading | Text | Claim | Table | Figure | Columns | Details | Code | Definitions
+Block = Heading | Text | Claim | Table | Figure | Columns | Details | Definitions
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from jepa.report.blocks import (
     MEASURED,
     NONE,
     Block,
-    Code,
     Colours,
     Column,
     Details,
@@ -32,20 +31,29 @@ from jepa.results import (
     TRAINING_PARTS,
     AnswerCost,
     ChoiceScores,
+    PartCount,
     RoleParameters,
     Scores,
     Stage,
     StreamResults,
-    TrainedPart,
+    Training,
 )
 
 
 def blocks(results: StreamResults) -> list[Block]:
     """The sections, in their order."""
-    return [*_scores(results.scores), *parameters(results.parameters), *_training(results), *_provenance(results)]
+    rows = {"run": results.name, **origin(results), "libraries": fmt.libraries_text(results.libraries)}
+    return [
+        *_scores(results.scores),
+        *parameters(results.parameters),
+        *_training(results.training),
+        *provenance(rows.items(), "Configuration", results.config),
+    ]
 
 
 # --- Scores.
+
+_GEOMETRY = {"rankme": "RankMe", "paired_cosine": "cosine of pairs", "unpaired_cosine": "cosine of non-pairs"}
 
 
 def in_words(scores: Scores) -> str:
@@ -73,7 +81,7 @@ class _Score(NamedTuple):
     cost: AnswerCost | None = None
 
 
-def spent(cost: AnswerCost | None, right: bool = False) -> str:
+def _spent(cost: AnswerCost | None, right: bool = False) -> str:
     """Tokens and FLOPs of an answer, or of a right one; a dash where they were not counted or none is right."""
     if cost is None:
         return NONE
@@ -88,10 +96,10 @@ def scores_table(scores: Scores) -> Table:
         Column("score", lambda row: row.name, words=True),
         Column("value", lambda row: row.value),
         Column("chance", lambda row: fmt.fraction(row.chance)),
-        Column("candidates", lambda row: NONE if row.candidates is None else f"{row.candidates:,}"),
-        Column("queries", lambda row: NONE if row.queries is None else f"{row.queries:,}"),
-        Column("cost of an answer", lambda row: spent(row.cost)),
-        Column("cost of a right answer", lambda row: spent(row.cost, right=True)),
+        Column("candidates", lambda row: fmt.fixed(row.candidates, 0)),
+        Column("queries", lambda row: fmt.fixed(row.queries, 0)),
+        Column("cost of an answer", lambda row: _spent(row.cost)),
+        Column("cost of a right answer", lambda row: _spent(row.cost, right=True)),
     ]
     retrieval, captions, questions = scores.retrieval, scores.captioning, scores.question_answering
 
@@ -127,9 +135,6 @@ def scores_table(scores: Scores) -> Table:
         ("Geometry of the latents", geometry),
     ]
     return table("Scores", columns, groups)
-
-
-_GEOMETRY = {"rankme": "RankMe", "paired_cosine": "cosine of pairs", "unpaired_cosine": "cosine of non-pairs"}
 
 
 def _scores(scores: Scores) -> list[Block]:
@@ -174,8 +179,8 @@ def parameters(roles: Sequence[RoleParameters]) -> list[Block]:
 
 class _Trained(NamedTuple):
     name: str
-    part: TrainedPart
-    whole: TrainedPart
+    part: PartCount
+    whole: PartCount
 
 
 def training_table(stages: Sequence[Stage]) -> Table:
@@ -198,29 +203,28 @@ def training_table(stages: Sequence[Stage]) -> Table:
         Column("wall time, s", lambda row: fmt.seconds(row.part.seconds)),
         Column("fraction of wall time", lambda row: of(row.part.seconds, row.whole.seconds)),
     ]
-    groups: list[tuple[str, list[_Trained]]] = []
+
+    def rows(parts: Mapping[str, PartCount]) -> list[_Trained]:
+        used = {name: parts[name] for name in TRAINING_PARTS if name in parts and parts[name] != PartCount()}
+        whole = sum(used.values(), PartCount())
+        names = {name: "Y-Encoder" if name == "y_encoder" else name for name in used}
+        return [
+            *(_Trained(names[name], part, whole) for name, part in used.items()),
+            _Trained("all parts", whole, whole),
+        ]
+
+    groups = []
     for stage in stages:
         title = f"{stage.name}: {stage.steps:,} steps in {fmt.seconds(stage.seconds)} s"
-        if stage.operations is None:
-            groups.append((f"{title}, {fmt.UNCOUNTED}", []))
-            continue
-        parts = {name: stage.operations.parts[name] for name in TRAINING_PARTS if name in stage.operations.parts}
-        used = {name: part for name, part in parts.items() if part.calls or part.flops or part.seconds}
-        whole = TrainedPart(
-            calls=0,
-            flops=sum(part.flops for part in used.values()),
-            weight_bytes=sum(part.weight_bytes for part in used.values()),
-            seconds=sum(part.seconds for part in used.values()),
-        )
-        rows = [_Trained({"y_encoder": "Y-Encoder"}.get(name, name), part, whole) for name, part in used.items()]
-        groups.append((title, [*rows, _Trained("all parts", whole, whole)]))
+        operations = stage.operations
+        groups.append((title, rows(operations.parts)) if operations else (f"{title}, {fmt.UNCOUNTED}", []))
     return table("Operations of training", columns, groups)
 
 
-def _training(results: StreamResults) -> list[Block]:
-    record = results.training
-    lede = f"{record.steps:,} steps on {record.samples:,} samples in {record.seconds / 60:,.1f} minutes."
-    blocks: list[Block] = [Heading("Training", evidence=(MEASURED,)), Text(lede, "lede")]
+def _training(record: Training) -> list[Block]:
+    stages = "; ".join(f"{each.name}: {each.steps:,} steps, {fmt.seconds(each.seconds)} s" for each in record.stages)
+    lede = f"{record.steps:,} steps on {record.samples:,} samples in {record.seconds / 60:,.1f} minutes. {stages}"
+    blocks: list[Block] = [Heading("Training", evidence=(MEASURED,)), Text(lede.strip(), "lede")]
     if any(len(row) > 1 for row in record.curve):
         draw = partial(_training_figure, record.curve)
         blocks.append(Figure("training", "Training record against the step", draw, wide=True))
@@ -252,24 +256,18 @@ def _training_figure(curve: Sequence[Mapping[str, float | None]], colours: Colou
 # --- Provenance.
 
 
-def _provenance(results: StreamResults) -> list[Block]:
-    training, sweep = results.training, results.sweep
-    stages = "; ".join(f"{each.name}: {each.steps:,} steps, {fmt.seconds(each.seconds)} s" for each in training.stages)
+def origin(results: StreamResults) -> dict[str, str]:
+    """When, from which seed, by which code and on which device the figures came about."""
     rows = {
-        "run": results.name,
         "created": results.created,
         "seed": str(results.seed),
         "code": fmt.code_text(results.code),
         "device": fmt.device_text(results.device),
     }
+    sweep = results.sweep
     if sweep is not None:
         rows["report"] = f"{sweep.created}; {fmt.code_text(sweep.code)}; {fmt.device_text(sweep.device)}"
-    rows |= {
-        "libraries": fmt.libraries_text(results.libraries),
-        "training": f"{training.steps:,} steps, {training.samples:,} samples, {fmt.seconds(training.seconds)} s",
-        "stages": stages or NONE,
-    }
-    return provenance(rows.items(), "Configuration", results.config)
+    return rows
 
 
 def provenance(rows: Iterable[tuple[str, str]], summary: str, config: Mapping[str, JsonValue]) -> list[Block]:
@@ -278,5 +276,5 @@ def provenance(rows: Iterable[tuple[str, str]], summary: str, config: Mapping[st
         Heading("Provenance"),
         Text("Where these figures come from.", "lede"),
         Table("Provenance", ("", ""), [("", [*rows])], text_columns=2),
-        Details(summary, [Code(json.dumps(config, indent=2, ensure_ascii=False))]),
+        Details(summary, json.dumps(config, indent=2, ensure_ascii=False)),
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
@@ -68,10 +70,10 @@ def drawing() -> Iterator[None]:
 
 
 def png(figure: Drawing) -> bytes:
-    """The content of a PNG file of 256 colours: a third of the size, and the eye sees no difference."""
+    """The content of a PNG file of 256 colours, a third of the size, on the ground of the light theme."""
     buffer = io.BytesIO()
     with drawing():
-        figure.savefig(buffer, format="png", dpi=1.5 * INCH)
+        figure.savefig(buffer, format="png", dpi=1.5 * INCH, facecolor=LIGHT["surface"])
     picture = Image.open(buffer).convert("RGB")
     buffer = io.BytesIO()
     picture.quantize(dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
@@ -88,32 +90,27 @@ def svg(figure: Figure) -> str:
         figure.draw(_THEMED).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     root = ET.fromstring(buffer.getvalue())
     variables = {colour: f"var(--{role})" for role, colour in _THEMED.items()}
+
+    def own(key: str, value: str) -> str:
+        if key == "id":
+            return f"{figure.name}-{value}"
+        if key == "href":
+            return f"#{figure.name}-{value[1:]}" if value.startswith("#") else value
+        value = value.replace("url(#", f"url(#{figure.name}-")
+        return re.sub("#0102..", lambda found: variables[found[0]], value)
+
     for parent in list(root.iter()):
         for child in [c for c in parent if c.tag.endswith(("}metadata", "}style", "}title"))]:
             parent.remove(child)
     for element in list(root.iter()):
         element.tag = element.tag.rpartition("}")[2]
-        for key, value in list(element.attrib.items()):
-            del element.attrib[key]
-            key = key.rpartition("}")[2]
-            if key == "id" and value.startswith(_TIP):
-                title = ET.Element("title")
-                title.text = value[len(_TIP) :]
-                element.insert(0, title)
-                continue
-            if key == "id":
-                value = f"{figure.name}-{value}"
-            elif key == "href" and value.startswith("#"):
-                value = f"#{figure.name}-{value[1:]}"
-            elif key != "href":
-                value = value.replace("url(#", f"url(#{figure.name}-")
-                for colour, variable in variables.items():
-                    value = value.replace(colour, variable)
-            element.set(key, value)
-    for key in ("width", "height", "version", "id"):
-        root.attrib.pop(key, None)
-    root.set("role", "img")
-    root.set("aria-label", clean(figure.title))
+        given = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        if given.get("id", "").startswith(_TIP):
+            title = ET.Element("title")
+            title.text = given.pop("id")[len(_TIP) :]
+            element.insert(0, title)
+        element.attrib = {key: own(key, value) for key, value in given.items()}
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": clean(figure.title)}
     return ET.tostring(root, encoding="unicode", short_empty_elements=False)
 
 
@@ -172,6 +169,15 @@ def sized(width: float, height: float, layout: Literal["constrained"] | None = N
     return Drawing(figsize=(width / INCH, height / INCH), layout=layout)
 
 
+def with_margins(
+    width: float, height: float, *, left: float, right: float, bottom: float, top: float
+) -> tuple[Drawing, Axes]:
+    """A drawing with one panel; all in CSS pixels."""
+    figure = sized(width, height)
+    inside = ((width - left - right) / width, (height - bottom - top) / height)
+    return figure, figure.add_axes((left / width, bottom / height, *inside))
+
+
 def frame(axes: Axes, colours: Colours, grid: Literal["x", "y", "both"] | None = None) -> None:
     """No box; one thin line below, words and numbers in muted ink. `grid`: the axes with grid lines."""
     axes.set_facecolor("none")
@@ -196,8 +202,10 @@ def heading(colours: Colours) -> dict[str, Any]:
     return {"fontsize": 11, "weight": "bold", "color": colours["ink"], "parse_math": False}
 
 
-def log_axis(axis: Any) -> None:
-    """Ticks at 1, 2 and 5 of each decade of a logarithmic axis."""
+def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis, with ticks at 1, 2 and 5 of each decade."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
@@ -221,7 +229,6 @@ def fill(colour: str, alpha: float, estimated: bool) -> dict[str, Any]:
 # --- Curves with bands, and their names.
 
 NAMES = 168  # CSS pixels to the right of curves, for their names
-_LINE = 12.5  # CSS pixels from one line of names to the next
 
 
 @dataclass(frozen=True)
@@ -259,53 +266,17 @@ def draw_line(axes: Axes, line: Line, colours: Colours, **changes: Any) -> None:
 
 
 def name_lines(axes: Axes, lines: Sequence[Line], colours: Colours) -> None:
-    """The names of the curves with a series, at the right, in the order of their ends, each led to its curve."""
-    drawn = [line for line in lines if line.x]
-    named = sorted((line for line in drawn if line.series is not None), key=lambda line: line.y[-1])
-    room = (NAMES - 44) * SMALL / FONT  # `fit` measures in the smaller size
-    texts = [fit(line.name, room, lines=2) for line in named]
-    width, height = (side / axes.figure.dpi * INCH for side in (axes.bbox.width, axes.bbox.height))
-    beside = [1 + pixels / width for pixels in (10, 12, 22, 32, 39)]  # the end of a leader, the swatch, the name
-    bottom, top = axes.get_ylim()
-    unit = (top - bottom) / height  # of the y axis in a CSS pixel
-    others = len(drawn) - len(named)
+    """The names of the curves with a series, at the right, in the order of their ends."""
+    named = sorted((line for line in lines if line.x and line.series is not None), key=lambda line: -line.y[-1])
+    keys = [Line2D([], [], **style(line.series or 0, colours)) for line in named]
+    names = ["\n".join(fit(line.name, (NAMES - 40) * SMALL / FONT, lines=2)) for line in named]  # `fit` is for SMALL
+    others = sum(bool(line.x) for line in lines) - len(named)
     if others:
-        _name(axes, [f"{others} other{'s' * (others > 1)}"], beside[4], bottom + _LINE / 2 * unit, colours["muted"])
-    sizes = [_LINE * len(text) + 2 for text in texts]
-    middles = _apart([(line.y[-1] - bottom) / unit for line in named], sizes, 1.5 * _LINE if others else 0.0, height)
-    across = axes.get_yaxis_transform()
-    for line, text, middle in zip(named, texts, middles, strict=True):
-        y, number = bottom + middle * unit, line.series or 0
-        colour = colours[f"series-{number}"]
-        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.7, "shrinkA": 3, "shrinkB": 0}
-        ends: dict[str, Any] = {"xycoords": across, "textcoords": "data", "annotation_clip": False}
-        axes.annotate("", (beside[0], y), (line.x[-1], line.y[-1]), arrowprops=arrow, **ends)
-        swatch: dict[str, Any] = {"color": colour, "transform": across, "clip_on": False}
-        axes.plot(beside[1:4:2], [y, y], linewidth=1.6, linestyle=DASHES[number], **swatch)
-        axes.plot(beside[2:3], [y], marker=MARKERS[number], markersize=4, **swatch)
-        _name(axes, text, beside[4], y, colours["ink"])
-
-
-def _name(axes: Axes, lines: list[str], x: float, y: float, colour: str) -> None:
-    """The lines of a name, from `x` as a fraction of the axes' width on, around the height `y` of the y axis."""
-    place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "annotation_clip": False, **BESIDE}
-    for index, line in enumerate(lines):
-        offset = ((len(lines) - 1) / 2 - index) * _LINE * 72 / INCH
-        axes.annotate(line, (x, y), (0, offset), color=colour, **place)
-
-
-def _apart(wanted: list[float], sizes: list[float], first: float, last: float) -> list[float]:
-    """Middles, near the ascending ones wanted, of boxes apart from each other: from `first` to `last`, if they fit."""
-    middles: list[float] = []
-    low = first
-    for middle, size in zip(wanted, sizes, strict=True):
-        middles.append(max(middle, low + size / 2))
-        low = middles[-1] + size / 2
-    high = max(last, first + sum(sizes))
-    for index in reversed(range(len(middles))):
-        middles[index] = min(middles[index], high - sizes[index] / 2)
-        high = middles[index] - sizes[index] / 2
-    return middles
+        keys.append(Line2D([], [], color=colours["muted"], linewidth=0.8, alpha=0.5))
+        names.append(f"{others} other{'s' * (others > 1)}")
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False, "handlelength": 2}
+    for text in axes.legend(keys, names, labelcolor=colours["ink"], **place).get_texts():
+        text.set_parse_math(False)
 
 
 # --- A waterfall.

@@ -18,7 +18,6 @@ from jepa.report.blocks import (
     Colours,
     Column,
     Columns,
-    Details,
     Figure,
     Heading,
     Report,
@@ -28,7 +27,7 @@ from jepa.report.blocks import (
 )
 from jepa.report.notes import note, terms
 from jepa.report.timeline import draw_timeline, timeline, timeline_height
-from jepa.results import Decode, Event, Saving, Setting, StreamResults, analysis
+from jepa.results import Saving, Setting, StreamResults, analysis
 
 Settings = Mapping[str, Setting]
 
@@ -39,14 +38,19 @@ _SUMMARY_ROWS = 14  # of policies, over all settings of the summary
 def report(results: StreamResults) -> Report:
     """The blocks of a document."""
     settings = results.settings
-    blocks: list[Block] = [Columns([[claim(name, setting)] for name, setting in settings.items()])]
-    blocks += [*_curves(settings), *_timelines(settings), *_tables(settings), *checkpoint.blocks(results)]
-    blocks += [Heading("What is measured and how"), terms("streams")]
     return Report(
         title=f"{results.name}: selective decoding against uniform decoding",
         kicker=f"{results.created} · seed {results.seed}",
         summary=_summary(results),
-        blocks=blocks,
+        blocks=[
+            Columns([[claim(name, setting)] for name, setting in settings.items()]),
+            *_curves(settings),
+            *_timelines(settings),
+            *_tables(settings),
+            *checkpoint.blocks(results),
+            Heading("What is measured and how"),
+            terms("streams"),
+        ],
         overview=partial(_overview, settings),
         footer=f"Measured on {results.device.name} ({results.device.type}). The figures of this page are those of the "
         "results document beside it.",
@@ -87,9 +91,8 @@ def _decodes_claim(setting: Setting) -> tuple[str, str, str]:
 
 
 def _compute_claim(setting: Setting) -> tuple[str, str]:
-    lean = analysis.leanest(setting)
-    row = analysis.leanest(setting, kept=True) or lean
-    if row is None or lean is None:
+    row = analysis.leanest(setting, kept=True) or analysis.leanest(setting)
+    if row is None:
         return fmt.UNCOUNTED, "FLOPs end to end were not counted for the reference and another operating point."
     ratios = analysis.operations_ratio(setting, row)
     ratio, level = ratios.flops or 0.0, analysis.point(setting, row).cider_d.value
@@ -107,16 +110,11 @@ def _compute_claim(setting: Setting) -> tuple[str, str]:
     )
     if ratios.seconds:
         text += f"; saving in wall time: {fmt.factor(ratios.seconds)}{' (estimated)' * (row.estimated is not None)}"
-    text += "."
-    if lean is not row:
-        saved = fmt.factor(analysis.operations_ratio(setting, lean).flops)
-        text += (
-            f" Leaner still, without a saving at equal quality: {saved} by "
-            f"{analysis.point_name(setting, lean.policy, lean.value)}, CIDEr-D difference "
-            f"{fmt.difference(analysis.quality_difference(setting, lean))}."
-        )
-    warning = analysis.without_contrast(setting)
-    return (VOID, f"{warning} {fmt.factor(ratio)} {text}") if warning else (fmt.factor(ratio), text)
+    return (
+        (VOID, f"{fmt.factor(ratio)} {text}.")
+        if analysis.without_contrast(setting)
+        else (fmt.factor(ratio), f"{text}.")
+    )
 
 
 # --- The summary of a terminal.
@@ -143,17 +141,13 @@ def _summary_table(setting: Setting, count: int) -> Table:
         curve = setting.curves[row.policy]
         return analysis.label(curve) + ("" if curve.causal or curve.oracle else " (offline)")
 
-    def at(row: Saving) -> str:
-        return NONE if row.value is None else analysis.operating_point(setting.curves[row.policy], row.value)
-
     columns: list[Column[Saving]] = [
-        Column(f"policy ({left} more in the report)" if left else "policy", name, words=True),
-        Column("at", at, words=True),
         Column("CIDEr-D", lambda row: fmt.quality(row.quality)),
         Column("decoder calls saved", lambda row: fmt.saving(row.ratio) if row.reached else "not reached"),
         Column("FLOPs saved", lambda row: fmt.factor(flops.get((row.policy, row.value or 0.0)))),
     ]
-    return table("", columns, [("", shown)])
+    named = Column(f"policy ({left} more in the report)" if left else "policy", name, words=True)
+    return table("", [named, *sweep_tables.of_policies(setting, columns)[1:]], [("", shown)])
 
 
 # --- Sections, each with a part for every setting.
@@ -184,10 +178,8 @@ def _timelines(settings: Settings) -> list[Block]:
     blocks: list[Block] = [Heading("One stream", evidence=(MEASURED,)), note("timeline", "lede")]
     for place, (name, setting) in enumerate(settings.items()):
         stream, shown = setting.timeline, analysis.timeline_decodes(setting)
-        title = (
-            f"{len(stream.events)} events of stream {stream.video_id} over {stream.duration:.0f} seconds and the "
-            f"decodes of {len(shown)} policies"
-        )
+        events = f"{len(stream.events)} events of stream {stream.video_id}"
+        title = f"{events} over {stream.duration:.0f} seconds and the decodes of {len(shown)} policies"
         counts = ", ".join(
             f"{sum(decode.source == 'decoder' for decode in decodes)} of {len(decodes)} by "
             f"{analysis.label(setting.curves[policy])}"
@@ -195,28 +187,8 @@ def _timelines(settings: Settings) -> list[Block]:
         )
         caption = f"{stream.video_id}: {len(stream.events)} events; texts from the decoder: {counts or NONE}."
         drawn = Figure(f"timeline-{place}", title, partial(timeline, settings, name), caption, wide=True)
-        details = Details("Every event with the nearest decode of each policy", [timeline_table(setting)])
-        blocks += [Heading(name, 3), drawn, details]
+        blocks += [Heading(name, 3), drawn]
     return blocks
-
-
-def timeline_table(setting: Setting) -> Table:
-    """Each event of the timeline beside the decode of each policy that is nearest in time to its middle."""
-
-    def nearest(policy: str, decodes: Sequence[Decode]) -> Column[Event]:
-        def cell(event: Event) -> str:
-            middle = (event.start + event.end) / 2
-            best = min(decodes, key=lambda decode: abs(decode.time - middle), default=None)
-            return NONE if best is None else best.text
-
-        return Column(analysis.label(setting.curves[policy]), cell, words=True)
-
-    columns: list[Column[Event]] = [
-        Column("time", lambda event: f"{event.start:.1f}–{event.end:.1f} s", words=True),
-        Column("event", lambda event: event.text, words=True),
-        *(nearest(policy, decodes) for policy, decodes in analysis.timeline_decodes(setting).items()),
-    ]
-    return table("Events and decodes", columns, [("", setting.timeline.events)])
 
 
 _Show = Callable[[str, Setting, Mapping[str, int]], Sequence[Block]]  # of a setting, and the colours of its policies
@@ -228,32 +200,39 @@ def _section(title: str, settings: Settings, show: _Show, *notes: Block, counted
     evidence = (MEASURED, ESTIMATED) if any(row.estimated is not None for row in rows) else (MEASURED,)
     blocks: list[Block] = [Heading(title, evidence=evidence), *notes]
     for name, setting in settings.items():
-        colours = sweep_tables.colours_of(settings, name)
         missing = counted and not setting.operations
-        blocks.append(Heading(name, 3))
-        blocks += [Text("None were recorded.")] if missing else show(name, setting, colours)
+        colours = sweep_tables.colours_of(settings, name)
+        shown = [Text("None were recorded.")] if missing else show(name, setting, colours)
+        blocks += [Heading(name, 3), *shown]
     return blocks
 
 
 def _tables(settings: Settings) -> list[Block]:
     """Savings, compute, quality of the texts, operations and caches."""
 
-    def savings(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
+    def savings(_: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
         matrix = sweep_tables.matrix_table(setting, colours)
         start = sweep_tables.savings_table(setting, colours)
         return [start, Heading("All references and tolerances", 4), note("matrix"), matrix]
 
     def compute(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
-        return [Columns(_computed(settings, name)), sweep_tables.compute_table(setting, colours)]
+        facts, reference = sweep_tables.operations_facts(setting), analysis.reference_name(setting)
+        parts: list[list[Block]] = []
+        for measure, words in sweep_figures.UNITS.items():
+            title = f"{words} of the parts at {len(setting.operations)} operating points on {name} streams"
+            draw = partial(sweep_figures.operations, settings, name, measure)
+            caption = f"{words} of each part. {facts}; × is the saving against {reference}."
+            parts.append([Figure(f"{measure}-{list(settings).index(name)}", title, draw, caption)])
+        return [Columns(parts), sweep_tables.compute_table(setting, colours)]
 
-    def texts(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
+    def texts(_: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
         return [sweep_tables.quality_table(setting, colours)]
 
-    def operations(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
+    def operations(_: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
         facts = Text(f"{sweep_tables.operations_facts(setting)}.")
         return [facts, sweep_tables.operations_table(setting, colours)]
 
-    def caches(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
+    def caches(_: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
         return [sweep_tables.cache_table(setting, colours)]
 
     cached = {name: setting for name, setting in settings.items() if sweep_tables.has_cache(setting)}
@@ -267,38 +246,15 @@ def _tables(settings: Settings) -> list[Block]:
     ]
 
 
-def _computed(settings: Settings, name: str) -> list[list[Block]]:
-    """The operations by part, then one optimisation after the other, in FLOPs and in wall time; each a column."""
-    setting, place = settings[name], list(settings).index(name)
-    facts, reference = sweep_tables.operations_facts(setting), analysis.reference_name(setting)
-    parts: list[list[Block]] = []
-    chains: list[list[Block]] = []
-    for measure, words in sweep_figures.UNITS.items():
-        title = f"{words} of the parts at {len(setting.operations)} operating points on {name} streams"
-        draw = partial(sweep_figures.operations, settings, name, measure)
-        caption = f"{words} of each part. {facts}; × is the saving against {reference}."
-        parts.append([Figure(f"{measure}-{place}", title, draw, caption)])
-        if analysis.optimisation_chain(setting, measure):
-            title = f"{words} that each optimisation takes off uniform decoding on {name} streams"
-            caption = f"{words}, one optimisation after the other. {note('chain').text}"
-            chain = partial(sweep_figures.chain, setting, measure)
-            chains.append([Figure(f"optimisations-{measure}-{place}", title, chain, caption)])
-    return [*parts, *chains]
-
-
 # --- The picture.
 
 
 def _overview(settings: Settings, colours: Colours) -> Drawing:
     """The curves of all settings above the timeline of the first one."""
-    names = list(settings)
+    names, width = list(settings), 1200.0
     heights = (460.0, 40.0, timeline_height(settings[names[0]]))
-    width = 1200.0
     figure = figures.sized(width, sum(heights))
-    figure.set_facecolor(colours["surface"])
     upper, between, lower = figure.subfigures(3, 1, squeeze=False, height_ratios=heights).flat
-    for part in (upper, between, lower):
-        part.set_facecolor(colours["surface"])
     panels = upper.subplots(1, len(names), squeeze=False)[0]
     upper.subplots_adjust(0.045, 0.11, 1 - figures.NAMES / width, 0.83, wspace=0.52)
     style = figures.heading(colours)

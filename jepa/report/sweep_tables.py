@@ -3,56 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from jepa.report import format as fmt
 from jepa.report.blocks import EST, NONE, Column, Table, table
 from jepa.report.sweep_figures import flops_unit, series_of
-from jepa.results import (
-    ESTIMATED_PARTS,
-    PARTS,
-    Area,
-    CacheResult,
-    Operations,
-    Saving,
-    Sweep,
-    TestPoint,
-    analysis,
-)
+from jepa.results import ESTIMATED_PARTS, PARTS, CacheResult, CurveDifference, Operations, Saving, Sweep, analysis
+
+Colours = Mapping[str, int]  # the name of a policy -> the number of its colour, for the dots of a table
 
 
-def colours_of(sweeps: Mapping[str, Sweep], name: str) -> dict[str, int]:
-    """The name of a policy -> the number of its colour, for the dots of a table."""
+class _Point(Protocol):
+    @property
+    def policy(self) -> str: ...
+    @property
+    def value(self) -> float | None: ...
+
+
+Row = TypeVar("Row", bound=_Point)
+
+
+def colours_of(sweeps: Mapping[str, Sweep], name: str) -> Colours:
+    """The colours of the policies of one sweep."""
     series, curves = series_of(sweeps), sweeps[name].curves
     return {analysis.label(curve): series[policy] for policy, curve in curves.items() if policy in series}
 
 
-def _at(sweep: Sweep, policy: str, value: float | None) -> str:
-    return NONE if value is None else analysis.operating_point(sweep.curves[policy], value)
+def of_policies(sweep: Sweep, columns: list[Column[Row]], needs: bool = False) -> list[Column[Row]]:
+    """The columns after those that name a policy, at wish what it `needs`, and its operating point."""
 
+    def at(row: Row) -> str:
+        return NONE if row.value is None else analysis.operating_point(sweep.curves[row.policy], row.value)
 
-def _of_operations(
-    title: str, sweep: Sweep, columns: list[Column[Operations]], colours: Mapping[str, int] | None, group: str = ""
-) -> Table:
-    """A row for each operating point whose operations were recorded."""
-    named: list[Column[Operations]] = [
-        Column("policy", lambda row: analysis.label(sweep.curves[row.policy]), words=True),
-        Column("operating point", lambda row: _at(sweep, row.policy, row.value), words=True),
-    ]
-    return table(title, [*named, *columns], [(group, sweep.operations)], colours)
+    policy: Column[Row] = Column("policy", lambda row: analysis.label(sweep.curves[row.policy]), words=True)
+    waits: Column[Row] = Column("needs", lambda row: analysis.needs(sweep.curves[row.policy]), words=True)
+    return [policy, *([waits] if needs else []), Column("operating point", at, words=True), *columns]
 
 
 # --- Savings in decoder calls.
 
 
-def savings_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+def savings_table(sweep: Sweep, colours: Colours | None = None) -> Table:
     """Every policy against the headline reference."""
     savings = analysis.headline_savings(sweep)
     first = savings[0]
     columns: list[Column[Saving]] = [
-        Column("policy", lambda row: analysis.label(sweep.curves[row.policy]), words=True),
-        Column("needs", lambda row: analysis.needs(sweep.curves[row.policy]), words=True),
-        Column("operating point", lambda row: _at(sweep, row.policy, row.value), words=True),
         Column("saving", _outcome),
         Column("CIDEr-D", lambda row: fmt.quality(row.quality)),
         Column("difference", lambda row: fmt.difference(row.quality_difference)),
@@ -63,7 +58,7 @@ def savings_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Tab
         f"against {analysis.wanted_name(sweep, first)}: CIDEr-D {fmt.quality(first.reference_quality)}, "
         f"{fmt.rate(first.reference_decodes_per_second)} decodes/s"
     )
-    return table("Savings", columns, [(group, savings)], colours)
+    return table("Savings", of_policies(sweep, columns, needs=True), [(group, savings)], colours)
 
 
 def _outcome(row: Saving) -> str:
@@ -73,7 +68,7 @@ def _outcome(row: Saving) -> str:
     return fmt.saving(row.ratio) if row.reached else f"not reached; {fmt.saving(row.ratio)} at lower quality"
 
 
-def matrix_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+def matrix_table(sweep: Sweep, colours: Colours | None = None) -> Table:
     """A row for each policy, a column for each reference and tolerance; then the area between the curves."""
     verdicts: dict[str, dict[str, str]] = {}
     for row in sweep.savings:
@@ -82,20 +77,20 @@ def matrix_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Tabl
     def against(wanted: str) -> Column[str]:
         return Column(wanted, lambda policy: verdicts[wanted].get(policy, NONE))
 
-    def area(policy: str) -> Area:
-        return sweep.areas.get(policy, Area(difference=None, low_rate=None, high_rate=None))
+    def area(policy: str) -> CurveDifference:
+        return sweep.areas.get(policy, CurveDifference(None, None, None))
+
+    def rates(policy: str) -> str:
+        low, high = area(policy).low_rate, area(policy).high_rate
+        return NONE if low is None else f"{low:.3g}–{high:.3g}"
 
     columns: list[Column[str]] = [
         Column("policy", lambda policy: analysis.label(sweep.curves[policy]), words=True),
         *map(against, verdicts),
         Column("curves, CIDEr-D", lambda policy: fmt.difference(area(policy).difference)),
-        Column("at decodes/s", lambda policy: _range(area(policy))),
+        Column("at decodes/s", rates),
     ]
     return table("All references and tolerances", columns, [("", sweep.curves)], colours)
-
-
-def _range(area: Area) -> str:
-    return NONE if area.low_rate is None else f"{area.low_rate:.3g}–{area.high_rate:.3g}"
 
 
 def _verdict(row: Saving) -> str:
@@ -106,10 +101,10 @@ def _verdict(row: Saving) -> str:
     return verdict if row.reached else f"[{verdict}]"
 
 
-# --- Operations.
+# --- Operating points whose operations were recorded, a row each.
 
 
-def compute_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+def compute_table(sweep: Sweep, colours: Colours | None = None) -> Table:
     """FLOPs per second of stream of each part at each operating point, and the savings end to end."""
     scale, unit = flops_unit(sweep)
 
@@ -142,7 +137,7 @@ def compute_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Tab
         Column("break-even steps/s", limit),
     ]
     group = f"{unit}s per second of stream; savings against {analysis.reference_name(sweep)}"
-    return _of_operations("Compute", sweep, columns, colours, group)
+    return table("Compute", of_policies(sweep, columns), [(group, sweep.operations)], colours)
 
 
 def operations_facts(sweep: Sweep) -> str:
@@ -151,7 +146,7 @@ def operations_facts(sweep: Sweep) -> str:
     return f"Over {ledger.step_count:,} steps, {ledger.stream_seconds / 60:,.1f} minutes of test streams"
 
 
-def operations_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+def operations_table(sweep: Sweep, colours: Colours | None = None) -> Table:
     """Counts and wall seconds of each operating point."""
 
     def time(row: Operations, value: float, estimated: bool) -> str:
@@ -170,13 +165,10 @@ def operations_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> 
         *map(timed, (*PARTS, "cache")),
         Column("all, s", lambda row: time(row, row.seconds, True)),
     ]
-    return _of_operations("Operations", sweep, columns, colours)
+    return table("Operations", of_policies(sweep, columns), [("", sweep.operations)], colours)
 
 
-# --- Quality of the texts, and of the cache.
-
-
-def quality_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+def quality_table(sweep: Sweep, colours: Colours | None = None) -> Table:
     """What the emissions at each operating point are worth, what they need, and how late they are."""
 
     def dense(title: str, key: str) -> Column[Operations]:
@@ -186,7 +178,6 @@ def quality_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Tab
         return Column(title, lambda row: fmt.seconds(row.ledger.to_dict()["latency_seconds"][key]))
 
     columns: list[Column[Operations]] = [
-        Column("needs", lambda row: analysis.needs(sweep.curves[row.policy]), words=True),
         Column("latency", lambda row: analysis.point(sweep, row).latency, words=True),
         Column("state", lambda row: analysis.point(sweep, row).state, words=True),
         Column("CIDEr-D", lambda row: fmt.quality(analysis.point(sweep, row).cider_d.value)),
@@ -198,7 +189,10 @@ def quality_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Tab
         late("latency, mean s", "mean"),
         late("latency, 95th percentile s", "p95"),
     ]
-    return _of_operations("Stream quality", sweep, columns, colours)
+    return table("Stream quality", of_policies(sweep, columns, needs=True), [("", sweep.operations)], colours)
+
+
+# --- The cache.
 
 
 def has_cache(sweep: Sweep) -> bool:
@@ -208,47 +202,38 @@ def has_cache(sweep: Sweep) -> bool:
 
 class _Cached(NamedTuple):
     policy: str
+    value: float | None
     asked: float
-    point: TestPoint | None
+    did: CacheResult | None
 
 
-def cache_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+def cache_table(sweep: Sweep, colours: Colours | None = None) -> Table:
     """What the cache of each policy that has one did at its operating point, and the error requested."""
     rows: list[_Cached] = []
     for policy, curve in sweep.curves.items():
         if curve.cache is not None:
+            asked = curve.cache.error_rate
             found = [analysis.point(sweep, row) for row in sweep.operations if row.policy == policy]
-            rows += [_Cached(policy, curve.cache.error_rate, each) for each in found]
-            rows += [] if found else [_Cached(policy, curve.cache.error_rate, None)]
+            rows += [_Cached(policy, point.value, asked, point.cache) for point in found]
+            rows += [] if found else [_Cached(policy, None, asked, None)]
 
-    def did(title: str, cell: Callable[[CacheResult], str]) -> Column[_Cached]:
-        return Column(
-            title, lambda row: NONE if row.point is None or row.point.cache is None else cell(row.point.cache)
-        )
+    def did(title: str, cell: Callable[[CacheResult, float], str]) -> Column[_Cached]:
+        return Column(title, lambda row: NONE if row.did is None else cell(row.did, row.asked))
 
-    def threshold(cache: CacheResult) -> str:
+    def threshold(cache: CacheResult, _: float) -> str:
         return "no threshold kept the requested error" if cache.threshold < 0 else f"{cache.threshold:.4f}"
 
-    def error(cache: CacheResult) -> str:
+    def error(cache: CacheResult, _: float) -> str:
         found = cache.error
         return f"{fmt.percent(found.value)} ({100 * found.low:.3g} to {100 * found.high:.3g})"
 
-    def kept(row: _Cached) -> str:
-        if row.point is None or row.point.cache is None:
-            return NONE
-        return "yes" if row.point.cache.error.value <= row.asked else "no"
-
     columns: list[Column[_Cached]] = [
-        Column("policy", lambda row: analysis.label(sweep.curves[row.policy]), words=True),
-        Column(
-            "operating point", lambda row: _at(sweep, row.policy, row.point.value if row.point else None), words=True
-        ),
         Column("requested error", lambda row: fmt.percent(row.asked)),
         did("threshold", threshold),
-        did("look-ups", lambda cache: f"{cache.error.lookups:,}"),
-        did("hits", lambda cache: f"{cache.error.hits:,}"),
-        did("wrong hits", lambda cache: f"{cache.error.wrong:,}"),
+        did("look-ups", lambda cache, _: f"{cache.error.lookups:,}"),
+        did("hits", lambda cache, _: f"{cache.error.hits:,}"),
+        did("wrong hits", lambda cache, _: f"{cache.error.wrong:,}"),
         did("error (95 % interval)", error),
-        Column("kept", kept),
+        did("kept", lambda cache, asked: "yes" if cache.error.value <= asked else "no"),
     ]
-    return table("Cache", columns, [("", rows)], colours)
+    return table("Cache", of_policies(sweep, columns), [("", rows)], colours)

@@ -205,41 +205,6 @@ def leanest(sweep: Sweep, kept: bool = False) -> Operations | None:
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
-def optimisation_chain(sweep: Sweep, measure: str) -> list[tuple[str, Operations]]:
-    """The reference, then causal operating points that each have one optimisation more: (optimisation, operations).
-
-    The optimisations are selective decoding, a cache, and computing fewer steps. Where several operating points have
-    the same ones, those that keep the reference's quality come first, then those with the fewest FLOPs. An
-    optimisation without a policy is left out. The chain is empty where FLOPs, or the `measure` ("flops" or "seconds"),
-    do not compare.
-    """
-    reference = reference_row(sweep)
-    wanted = headline_savings(sweep)[0].reference_quality
-
-    def rank(row: Operations) -> tuple[bool, float]:
-        return point(sweep, row).cider_d.value >= wanted, operations_ratio(sweep, row).flops or 0.0
-
-    def has(row: Operations, cached: bool, selects: bool) -> bool:
-        curve = sweep.curves[row.policy]
-        decides = curve.causal and not curve.oracle and curve.parameter != "rate_hz"
-        return decides and (curve.cache is not None) == cached and curve.selects_steps == selects
-
-    counted = [row for row in sweep.operations if operations_ratio(sweep, row).flops]
-    chain = [] if reference is None else [("uniform", reference)]
-    cached = False
-    for title, cache, selects in (
-        ("selective decoding", False, False),
-        ("+ cache", True, False),
-        ("+ fewer steps computed", None, True),
-    ):
-        rows = [row for row in counted if has(row, cached if cache is None else cache, selects)]
-        if rows:
-            chain.append((title, max(rows, key=rank)))
-            cached = cached or bool(cache)
-    compared = all(getattr(operations_ratio(sweep, row), measure) for _, row in chain)
-    return chain if len(chain) > 1 and compared else []
-
-
 def break_even(sweep: Sweep, row: Operations) -> float | None:
     """Steps per second up to which encoding costs no more FLOPs than the saved decodes; <= 0 where none are saved.
 

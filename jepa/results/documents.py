@@ -10,8 +10,63 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, JsonValue, model_validator
 from typing_extensions import Self
 
-from jepa.metrics import DenseScores, Interval
+from jepa.metrics import CurveDifference, DenseScores, Interval
+from jepa.operations import PartCount
 from jepa.results.base import Code, Count, Device, Document, Fraction, Ledger, Positive, Quantity, Ratio, Record
+
+__all__ = [
+    "Accuracy",
+    "AgainstBaseline",
+    "AnswerCost",
+    "AnswerCosts",
+    "AnswerEvaluation",
+    "AnswerResults",
+    "AnswerScore",
+    "Arm",
+    "CacheError",
+    "CacheResult",
+    "CacheSettings",
+    "CaptionScores",
+    "ChoiceScores",
+    "Contrast",
+    "Curve",
+    "Decode",
+    "EncodedStreams",
+    "EstimatedSeconds",
+    "Evaluation",
+    "Event",
+    "ExampleTest",
+    "Generation",
+    "LanguageTraining",
+    "ModelDocument",
+    "Operations",
+    "PerToken",
+    "Point",
+    "QuestionScores",
+    "Reference",
+    "RetrievalScores",
+    "RoleParameters",
+    "Run",
+    "RunCosts",
+    "Saving",
+    "Scores",
+    "Setting",
+    "Stage",
+    "StreamCounts",
+    "StreamEvaluation",
+    "StreamResults",
+    "Sweep",
+    "SweepOrigin",
+    "TaskEvaluation",
+    "TaskScore",
+    "TestPoint",
+    "Thumbnail",
+    "Timeline",
+    "Training",
+    "TrainingOperations",
+]
+
+TrainingCurve = tuple[dict[str, float | None], ...]  # a row: the step, and whatever was logged at it
 
 # --- Policies swept over streams.
 
@@ -116,14 +171,6 @@ class Saving(Record):
         return self
 
 
-class Area(Record):
-    """The mean difference of two curves over the rates that they have in common."""
-
-    difference: Interval | None
-    low_rate: Positive | None
-    high_rate: Positive | None
-
-
 class EstimatedSeconds(Record):
     """Wall seconds that were not measured: the mean of a call times the calls that a policy makes of it."""
 
@@ -154,7 +201,7 @@ class Sweep(Record):
     repeated_events: Fraction
     curves: dict[str, Curve]
     savings: Annotated[tuple[Saving, ...], Field(min_length=1)]
-    areas: dict[str, Area]
+    areas: dict[str, CurveDifference]
     operations: tuple[Operations, ...]
 
     @model_validator(mode="after")
@@ -307,23 +354,11 @@ class RoleParameters(Record):
     active: Count | None = None
 
 
-class TrainedPart(Record):
-    """What a part did over all training steps of a stage: the counts of `jepa.operations.PartCount`."""
-
-    calls: Count
-    forward_passes: Count = 0
-    tokens: Count = 0
-    flops: Count
-    seconds: Quantity
-    weight_bytes: Count
-    cache_bytes: Count = 0
-
-
 class TrainingOperations(Record):
     """Counts of a stage by part (`jepa.operations.TRAINING_PARTS`)."""
 
     steps: Count
-    parts: dict[str, TrainedPart]
+    parts: dict[str, PartCount]
 
 
 class Stage(Record):
@@ -336,27 +371,32 @@ class Stage(Record):
 
 
 class Training(Record):
-    """How a checkpoint was trained. A row of `curve` holds the step and whatever was logged at it."""
+    """How a checkpoint was trained."""
 
     steps: Count
     samples: Count
     seconds: Quantity
     stages: tuple[Stage, ...]
-    curve: tuple[dict[str, float | None], ...]
+    curve: TrainingCurve
 
 
-class Evaluation(Document):
-    """A checkpoint evaluated. `checkpoint` is its folder, relative to that of the document."""
+class ModelDocument(Document):
+    """Figures of one checkpoint, and where they come from."""
 
-    file_name: ClassVar[str] = "evaluation.json"
-
-    checkpoint: str
     seed: int
     config: dict[str, JsonValue]
     code: Code
     libraries: dict[str, str]
     device: Device
     parameters: tuple[RoleParameters, ...]
+
+
+class Evaluation(ModelDocument):
+    """A checkpoint evaluated. `checkpoint` is its folder, relative to that of the document."""
+
+    file_name: ClassVar[str] = "evaluation.json"
+
+    checkpoint: str
 
 
 class EncodedStreams(Record):
@@ -417,16 +457,10 @@ class SweepOrigin(Record):
     device: Device
 
 
-class StreamResults(Document):
+class StreamResults(ModelDocument):
     """Decoding policies swept over the streams of a VL-JEPA, with the scores of its checkpoint."""
 
     kind: Literal["jepa.streams/3"] = "jepa.streams/3"
-    seed: int
-    config: dict[str, JsonValue]
-    code: Code
-    libraries: dict[str, str]
-    device: Device
-    parameters: tuple[RoleParameters, ...]
     training: Training
     scores: Scores
     settings: dict[str, Setting]
@@ -464,7 +498,7 @@ class LanguageTraining(Record):
     flops: Quantity
     steps_stretched: Positive
     operations: TrainingOperations | None
-    curve: tuple[dict[str, float | None], ...]
+    curve: TrainingCurve
 
 
 class Generation(Record):
@@ -566,7 +600,7 @@ class Run(Record):
     answer_costs: dict[str, AnswerCosts | None]
     geometry: dict[str, float]
     warning: str | None
-    curve: tuple[dict[str, float | None], ...]
+    curve: TrainingCurve
 
 
 class AnswerResults(Document):

@@ -12,7 +12,6 @@ from jepa.errors import InputError
 from jepa.report import figures
 from jepa.report.blocks import (
     Claim,
-    Code,
     Column,
     Columns,
     Definitions,
@@ -75,7 +74,7 @@ def report() -> Report:
         made,
         Figure("fig", HOSTILE, draw, HOSTILE),
         Figure("wide", HOSTILE, draw, wide=True),
-        Details(HOSTILE, [Code(HOSTILE)]),
+        Details(HOSTILE, HOSTILE),
         Definitions([(HOSTILE, HOSTILE)]),
     ]
     return Report(HOSTILE, HOSTILE, [Claim("c", "2.1×", HOSTILE), made], blocks, draw, HOSTILE)

@@ -207,17 +207,6 @@ def test_fractions_of_training_add_up(stream_results):
         assert sum(float(part["fraction of FLOPs"].removesuffix(" %")) for part in parts) == pytest.approx(100, abs=0.5)
 
 
-def test_the_timeline_table_takes_the_nearest_decode(stream_results):
-    setting = stream_results.settings["everyday"]
-    decodes = analysis.timeline_decodes(setting)
-    for event, row in zip(setting.timeline.events, rows(streams.timeline_table(setting)), strict=True):
-        middle = (event.start + event.end) / 2
-        for found, cell in zip(decodes.values(), row[2:], strict=True):
-            assert cell in {
-                each.text for each in found if abs(each.time - middle) == min(abs(d.time - middle) for d in found)
-            }
-
-
 def test_settings_without_operations_or_curve_are_shown(stream_results):
     bare = {name: setting.model_copy(update={"operations": ()}) for name, setting in stream_results.settings.items()}
     training = stream_results.training.model_copy(update={"curve": (), "stages": ()})
@@ -264,18 +253,6 @@ def test_parts_are_stacked_to_the_whole_and_estimates_are_hatched(stream_results
         assert sum(bar.get_width() for bar in bars) == pytest.approx(total / row.ledger.stream_seconds / scale)
         hatched = measure == "seconds" and row.estimated is not None
         assert any(bar.get_hatch() == HATCH for bar in bars) == hatched
-
-
-def test_optimisations_end_at_the_joint_measurement(stream_results):
-    setting = stream_results.settings["everyday"]
-    rows = analysis.optimisation_chain(setting, "flops")
-    assert rows[0][1] is analysis.reference_row(setting)
-    with drawing():
-        axes = sweep_figures.chain(setting, "flops", LIGHT).axes[0]
-    ends = [bar.get_x() if i else 1.0 for i, bar in enumerate(axes.patches[:-1])]
-    for end, (_, row) in zip(ends[1:], rows[1:], strict=True):
-        share = 1 / analysis.operations_ratio(setting, row).flops
-        assert end == pytest.approx(share, rel=1e-6) or share > end
 
 
 def test_the_timeline_shows_events_decodes_and_hollow_answers_of_a_cache(stream_results):

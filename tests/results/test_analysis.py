@@ -107,20 +107,6 @@ def test_the_leanest_point_is_no_oracle_and_kept_means_reached(setting):
     assert (kept.policy, kept.value) in reached
 
 
-def test_each_optimisation_of_the_chain_is_one_more(setting):
-    chain = analysis.optimisation_chain(setting, "flops")
-    assert chain[0] == ("uniform", analysis.reference_row(setting))
-    names = [name for name, _ in chain]
-    assert names == [n for n in ("uniform", "selective decoding", "+ cache", "+ fewer steps computed") if n in names]
-    for name, row in chain[1:]:
-        curve = setting.curves[row.policy]
-        assert curve.causal
-        assert not curve.oracle
-        assert (name == "+ fewer steps computed") == curve.selects_steps
-        assert (name != "selective decoding") or curve.cache is None
-    assert analysis.optimisation_chain(setting.model_copy(update={"operations": ()}), "flops") == []
-
-
 def test_prominent_policies_are_all_policies_the_telling_ones_first(setting, stream_results):
     order = analysis.prominent(setting)
     assert sorted(order) == sorted(setting.curves)

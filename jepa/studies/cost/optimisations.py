@@ -8,15 +8,8 @@ from functools import partial
 from typing import Literal
 
 from jepa.errors import InputError, check_positive
-from jepa.results import (
-    StreamResults,
-    best_causal,
-    headline_savings,
-    operations_ratio,
-    read_document,
-    reference_row,
-    without_contrast,
-)
+from jepa.results import StreamResults, read_document
+from jepa.results.analysis import best_causal, headline_savings, operations_ratio, reference_row, without_contrast
 from jepa.studies.cost.deployed import read_hardware, read_model
 from jepa.studies.cost.estimate import DeployedModel, Scenario
 from jepa.studies.cost.results import Basis, Range, Source

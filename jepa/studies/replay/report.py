@@ -11,7 +11,8 @@ from jepa.report import figures, sweep_figures, sweep_tables
 from jepa.report import format as fmt
 from jepa.report.blocks import NONE, Block, Colours, Column, Figure, Heading, Report, Table, Text, table
 from jepa.report.notes import note
-from jepa.results import Saving, headline_savings, label, operating_point, reference_name
+from jepa.results import Saving
+from jepa.results.analysis import headline_savings, label, operating_point, reference_name
 from jepa.studies.replay.results import KEPT, Level, ReplayResults, counted_levels, savings_end
 
 _ABREAST = 5  # levels in a line of a terminal

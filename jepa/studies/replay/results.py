@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
-from jepa.results import Code, Device, Document, Fraction, Quantity, Record, Saving, Sweep, headline_savings
+from jepa.results import Code, Device, Document, Fraction, Quantity, Record, Saving, Sweep
+from jepa.results.analysis import headline_savings
 
 KEPT = 0.75  # of the reference's quality at the lowest level of noise: with less, a level says nothing of savings
 Count = Annotated[int, Field(ge=0)]
