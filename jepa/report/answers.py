@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from functools import partial
 
 from matplotlib.figure import Figure as Drawing
-from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from jepa.report import checkpoint, figures
 from jepa.report import format as fmt
@@ -62,9 +60,7 @@ def report(results: AnswerResults) -> Report:
             arms_table(results),
             Heading("Accuracy against tokens", evidence=(MEASURED,)),
             *_budget(results),
-            Heading("Training", evidence=(MEASURED, ESTIMATED)),
-            note("validation", "lede"),
-            Figure("curves", f"Validation of {len(results.runs)} runs", partial(_curves_figure, results), wide=True),
+            *_training(results),
             *_settings(results),
             Heading("Runs", evidence=evidence),
             runs_table(results),
@@ -304,6 +300,24 @@ def _budget(results: AnswerResults) -> list[Block]:
     return [note("within", "lede"), Figure("budget", title, draw)]
 
 
+def _training(results: AnswerResults) -> list[Block]:
+    """What validation measured against the operations spent: a line a seed, the baseline and the method on top."""
+    series = series_of(results)
+
+    def points(run: Run, key: str) -> list[tuple[float, float]]:
+        each = run.costs.flops / run.costs.steps if run.costs.steps else 0.0
+        return [(((row["step"] or 0) + 1) * each, y) for row in run.curve if (y := row.get(key)) is not None]
+
+    lines = {
+        title: [(series[run.arm], found) for run in reversed(results.runs) if (found := points(run, key))]
+        for title, key in (("next-token loss", "val/next_token"), ("retrieval@1", "val/retrieval@1"))
+    }
+    names = {arm: series[arm] for arm in results.arms}
+    draw = partial(figures.panels, lines, "training FLOPs", names=names)
+    drawn = Figure("curves", f"Validation of {len(results.runs)} runs", draw, wide=True)
+    return [Heading("Training", evidence=(MEASURED, ESTIMATED)), note("validation", "lede"), drawn]
+
+
 def _settings(results: AnswerResults) -> list[Block]:
     if not results.settings:
         return []
@@ -363,40 +377,4 @@ def _arms_figure(results: AnswerResults, colours: Colours) -> Drawing:
         axes.set_xlim(min(-0.1, axes.get_xlim()[0]), 1.1)
     names = [figures.short(name, 130) for name in results.arms]
     panels[0].set_yticks(range(len(names)), names, color=colours["ink"], parse_math=False)
-    return figure
-
-
-_CURVES = {"val/next_token": "next-token loss, validation", "val/retrieval@1": "retrieval@1, validation"}
-
-
-def _curves_figure(results: AnswerResults, colours: Colours) -> Drawing:
-    """What validation measured against the operations spent: a line a seed."""
-    figure, series = figures.sized(1060, 300, "constrained"), series_of(results)
-    panels = figure.subplots(1, len(_CURVES), squeeze=False)[0]
-    for axes, (key, title) in zip(panels, _CURVES.items(), strict=True):
-        lowest = 1.0
-        for run in reversed(results.runs):  # the baseline and the method on top
-            each = run.costs.flops / run.costs.steps if run.costs.steps else 0.0
-            points = [(((row["step"] or 0) + 1) * each, y) for row in run.curve if (y := row.get(key)) is not None]
-            if points:
-                lowest = min([lowest, *(y for _, y in points)])
-                colour = colours[f"series-{series[run.arm]}"]
-                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.3, alpha=0.85)
-                axes.plot(*points[-1], "o", markersize=3.5, color=colour)
-        figures.frame(axes, colours, "y")
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.xaxis.set_major_formatter(EngFormatter())
-        if key == "val/next_token" and axes.lines and lowest > 0:
-            figures.log_axis(axes, "y")
-        else:
-            axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel("training FLOPs", color=colours["muted"])
-        figures.title(axes, title, colours, fontsize=figures.FONT + 1, color=colours["ink"])
-    keys = [
-        Line2D([], [], color=colours[f"series-{series[name]}"], linewidth=2, label=figures.short(name, 130))
-        for name in results.arms
-    ]
-    style = {"ncols": 6, "frameon": False, "labelcolor": colours["ink"], "handlelength": 1.4}
-    figure.legend(handles=keys, loc="outside upper left", **style)
     return figure

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import MaxNLocator
 from pydantic import JsonValue
 
 from jepa.report import figures
@@ -17,7 +15,6 @@ from jepa.report.blocks import (
     MEASURED,
     NONE,
     Block,
-    Colours,
     Column,
     Details,
     Figure,
@@ -44,7 +41,10 @@ def blocks(results: StreamResults) -> list[Block]:
     """The sections, in their order."""
     rows = {"run": results.name, **origin(results), "libraries": fmt.libraries_text(results.libraries)}
     return [
-        *_scores(results.scores),
+        Heading("Scores", evidence=(MEASURED,)),
+        Text("Scores of the checkpoint on compositions held out from training, beside the score of guessing.", "lede"),
+        note("scores"),
+        scores_table(results.scores),
         *parameters(results.parameters),
         *_training(results.training),
         *provenance(rows.items(), "Configuration", results.config),
@@ -58,17 +58,12 @@ _GEOMETRY = {"rankme": "RankMe", "paired_cosine": "cosine of pairs", "unpaired_c
 
 def in_words(scores: Scores) -> str:
     """The main scores in one sentence."""
-
-    def recall(k: int) -> str:
-        chance = min(1.0, k * scores.retrieval.chance)
-        return f"{fmt.fraction(scores.retrieval.recall.get(str(k)))} (chance {fmt.fraction(chance)})"
-
-    actions = scores.classification
+    rows = [row for _, group in scores_table(scores).groups for row in group]
+    said = {name: f"{value} (chance {chance})" for name, value, chance, *_ in rows}
     return (
-        f"The checkpoint, on compositions held out from training: right caption first {recall(1)}, among the first "
-        f"five {recall(5)}; right action {fmt.fraction(actions.accuracy)} (chance {fmt.fraction(actions.chance)}); "
-        f"questions {fmt.fraction(scores.question_answering.accuracy)}; generated captions CIDEr-D "
-        f"{fmt.quality(scores.captioning.cider_d)}."
+        f"The checkpoint, on compositions held out from training: right caption first {said['R@1']}, among the first "
+        f"five {said.get('R@5', NONE)}; right action {said['accuracy']}; questions {said['accuracy, all questions']}; "
+        f"generated captions CIDEr-D {fmt.quality(scores.captioning.cider_d)}."
     )
 
 
@@ -137,40 +132,20 @@ def scores_table(scores: Scores) -> Table:
     return table("Scores", columns, groups)
 
 
-def _scores(scores: Scores) -> list[Block]:
-    blocks: list[Block] = [
-        Heading("Scores", evidence=(MEASURED,)),
-        Text("Scores of the checkpoint on compositions held out from training, beside the score of guessing.", "lede"),
-        note("scores"),
-        scores_table(scores),
-    ]
-    per_token = scores.captioning.per_token
-    if per_token is not None and per_token.accuracy_within is not None:
-        title = "Fraction of captions that are right within a budget of tokens"
-        draw = partial(figures.within_tokens, {"captions": (per_token.accuracy_within, 4)}, "exact match")
-        blocks.append(Figure("captions", title, draw, note("budget").text))
-    return blocks
-
-
 # --- Parameters.
 
 
 def parameters(roles: Sequence[RoleParameters]) -> list[Block]:
     """Parameters by role, and their sum."""
 
-    def used(role: RoleParameters) -> int:
-        return role.total if role.active is None else role.active
+    def row(name: str, modules: str, counted: Sequence[RoleParameters]) -> list[str]:
+        used = sum(role.total if role.active is None else role.active for role in counted)
+        counts = (sum(role.total for role in counted), sum(role.trainable for role in counted), used)
+        return [name, modules, *(f"{count:,}" for count in counts)]
 
-    sums = (sum(role.total for role in roles), sum(role.trainable for role in roles), sum(map(used, roles)))
-    total = RoleParameters(role="all roles", modules="", total=sums[0], trainable=sums[1], active=sums[2])
-    columns: list[Column[RoleParameters]] = [
-        Column("role", lambda role: role.role, words=True),
-        Column("modules", lambda role: role.modules, words=True),
-        Column("parameters", lambda role: f"{role.total:,}"),
-        Column("trained", lambda role: f"{role.trainable:,}"),
-        Column("used by a token", lambda role: f"{used(role):,}"),
-    ]
-    made = table("Parameters by role", columns, [("", [*roles, total])])
+    rows = [*(row(role.role, role.modules, [role]) for role in roles), row("all roles", "", roles)]
+    header = ("role", "modules", "parameters", "trained", "used by a token")
+    made = Table("Parameters by role", header, [("", rows)], text_columns=2)
     return [Heading("Parameters by role"), note("parameters"), made]
 
 
@@ -186,8 +161,8 @@ class _Trained(NamedTuple):
 def training_table(stages: Sequence[Stage]) -> Table:
     """FLOPs, bytes of weights and wall time of the parts that each stage used, and their fractions of the stage."""
     counted = [part for stage in stages if stage.operations for part in stage.operations.parts.values()]
-    flops_scale, flops = fmt.prefix(max(part.flops for part in counted))
-    bytes_scale, read = fmt.prefix(max(part.weight_bytes for part in counted))
+    flops_scale, flops = fmt.prefix(max((part.flops for part in counted), default=0))
+    bytes_scale, read = fmt.prefix(max((part.weight_bytes for part in counted), default=0))
 
     def amount(value: float) -> str:
         return "< 0.001" if 0 < value < 0.001 else fmt.significant(value)
@@ -222,35 +197,21 @@ def training_table(stages: Sequence[Stage]) -> Table:
 
 
 def _training(record: Training) -> list[Block]:
-    stages = "; ".join(f"{each.name}: {each.steps:,} steps, {fmt.seconds(each.seconds)} s" for each in record.stages)
-    lede = f"{record.steps:,} steps on {record.samples:,} samples in {record.seconds / 60:,.1f} minutes. {stages}"
-    blocks: list[Block] = [Heading("Training", evidence=(MEASURED,)), Text(lede.strip(), "lede")]
-    if any(len(row) > 1 for row in record.curve):
-        draw = partial(_training_figure, record.curve)
+    lede = f"{record.steps:,} steps on {record.samples:,} samples in {record.seconds / 60:,.1f} minutes."
+    blocks: list[Block] = [Heading("Training", evidence=(MEASURED,)), Text(lede, "lede")]
+    points = {
+        key: [(row["step"] or 0.0, value) for row in record.curve if (value := row.get(key)) is not None]
+        for key in dict.fromkeys(key for row in record.curve for key in row if key != "step")
+    }
+    if points:
+        draw = partial(figures.panels, {key: [(4, found)] for key, found in points.items()}, "step")
         blocks.append(Figure("training", "Training record against the step", draw, wide=True))
     else:
         blocks.append(Text("No curve was recorded."))
-    if any(stage.operations for stage in record.stages):
+    if record.stages:
         made = training_table(record.stages)
         blocks += [Heading("Operations of training", 3, (MEASURED,)), note("training"), made]
     return blocks
-
-
-def _training_figure(curve: Sequence[Mapping[str, float | None]], colours: Colours) -> Drawing:
-    """Every quantity of the training record against the step, each in its own panel."""
-    keys = list(dict.fromkeys(key for row in curve for key in row if key != "step"))
-    rows = max((len(keys) + 1) // 2, 1)
-    figure = figures.sized(1060, 30 + 150 * rows, "constrained")
-    for index, key in enumerate(keys):
-        axes = figure.add_subplot(rows, 2, index + 1)
-        points = [(row["step"] or 0.0, value) for row in curve if (value := row.get(key)) is not None]
-        axes.set_xlim(0, max(row["step"] or 0.0 for row in curve) or 1)
-        axes.plot(*zip(*points, strict=True), color=colours["series-4"], linewidth=1.6)
-        figures.frame(axes, colours, "y")
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-        figures.title(axes, key, colours, 300, color=colours["ink"])
-        axes.set_xlabel("step", color=colours["muted"])
-    return figure
 
 
 # --- Provenance.

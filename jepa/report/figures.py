@@ -6,9 +6,9 @@ colours, which `svg` turns into CSS variables, so that one SVG follows the theme
 
 from __future__ import annotations
 
-import functools
 import io
 import re
+import textwrap
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +19,8 @@ from typing import Any, Literal
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.textpath import text_to_path
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from jepa.report.blocks import Colours, Figure
@@ -122,38 +120,20 @@ def tooltip(text: str) -> str:
 # --- Text that fits.
 
 
-@functools.lru_cache(maxsize=8192)
-def _text_width(line: str) -> float:
-    """CSS pixels of a line at the small size."""
-    font = FontProperties(family="DejaVu Sans", size=SMALL)
-    points: float = text_to_path.get_text_width_height_descent(line, font, ismath=False)[0]
-    return points * INCH / 72
+_CHARACTER = 6.0  # CSS pixels, on average, at the small size
 
 
 def fit(text: str, width: float, lines: int) -> list[str]:
-    """Break text into at most `lines` lines of `width` CSS pixels.
+    """Break text into at most `lines` lines of about `width` CSS pixels.
 
     Text that is too long ends in "…"; where less than six characters of it would remain, nothing does: [].
+
+    >>> fit("a red circle grows", 60, lines=2)
+    ['a red', 'circle…']
     """
-
-    def fits(line: str) -> bool:
-        return _text_width(line) <= width
-
-    broken: list[str] = []
-    words = clean(text).split()
-    while words:
-        count = len(words)
-        while count > 0 and not fits(" ".join(words[:count])):
-            count -= 1
-        if count == 0 or (count < len(words) and len(broken) == lines - 1):
-            line = " ".join(words)
-            while line and not fits(f"{line.rstrip()}…"):
-                line = line[:-1]
-            broken.append(f"{line.rstrip()}…")
-            return broken if len("".join(broken)) > 6 else []
-        broken.append(" ".join(words[:count]))
-        words = words[count:]
-    return broken
+    broken = textwrap.wrap(clean(text), max(int(width / _CHARACTER), 1), max_lines=lines, placeholder="…")
+    shown = "".join(broken)
+    return [] if shown.endswith("…") and len(shown) <= 6 else broken
 
 
 def short(text: str, width: float) -> str:
@@ -269,7 +249,7 @@ def name_lines(axes: Axes, lines: Sequence[Line], colours: Colours) -> None:
     """The names of the curves with a series, at the right, in the order of their ends."""
     named = sorted((line for line in lines if line.x and line.series is not None), key=lambda line: -line.y[-1])
     keys = [Line2D([], [], **style(line.series or 0, colours)) for line in named]
-    names = ["\n".join(fit(line.name, (NAMES - 40) * SMALL / FONT, lines=2)) for line in named]  # `fit` is for SMALL
+    names = ["\n".join(fit(line.name, NAMES - 40, lines=2)) for line in named]
     others = sum(bool(line.x) for line in lines) - len(named)
     if others:
         keys.append(Line2D([], [], color=colours["muted"], linewidth=0.8, alpha=0.5))
@@ -367,7 +347,35 @@ def draw_dots(axes: Axes, name: str, rows: Sequence[Dots], colours: Colours, dig
     title(axes, name, colours, fontsize=FONT + 1, color=colours["ink"])
 
 
-# --- Accuracy within a budget of tokens.
+# --- Lines over a common x.
+
+
+def panels(
+    lines: Mapping[str, Sequence[tuple[int, Sequence[tuple[float, float]]]]],
+    xlabel: str,
+    colours: Colours,
+    names: Mapping[str, int] | None = None,
+) -> Drawing:
+    """A panel for each title, two abreast, with lines of (series, points); `names` of series stand in a legend."""
+    rows = max((len(lines) + 1) // 2, 1)
+    figure = sized(1060, 30 + 150 * rows + 25 * bool(names), "constrained")
+    for index, (name, drawn) in enumerate(lines.items()):
+        axes = figure.add_subplot(rows, 2, index + 1)
+        for series, points in drawn:
+            axes.plot(*zip(*points, strict=True), color=colours[f"series-{series}"], linewidth=1.6)
+        frame(axes, colours, "y")
+        axes.set_xlim(left=0)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.xaxis.set_major_formatter(EngFormatter())
+        title(axes, name, colours, 300, color=colours["ink"])
+        axes.set_xlabel(xlabel, color=colours["muted"])
+    keys = [
+        Line2D([], [], color=colours[f"series-{series}"], label=short(name, 130))
+        for name, series in (names or {}).items()
+    ]
+    if keys:
+        figure.legend(handles=keys, loc="outside upper left", ncols=6, frameon=False, labelcolor=colours["ink"])
+    return figure
 
 
 def within_tokens(curves: Mapping[str, tuple[Sequence[float], int]], name: str, colours: Colours) -> Drawing:

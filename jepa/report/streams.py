@@ -12,7 +12,6 @@ from jepa.report import format as fmt
 from jepa.report.blocks import (
     ESTIMATED,
     MEASURED,
-    NONE,
     Block,
     Claim,
     Colours,
@@ -180,13 +179,7 @@ def _timelines(settings: Settings) -> list[Block]:
         stream, shown = setting.timeline, analysis.timeline_decodes(setting)
         events = f"{len(stream.events)} events of stream {stream.video_id}"
         title = f"{events} over {stream.duration:.0f} seconds and the decodes of {len(shown)} policies"
-        counts = ", ".join(
-            f"{sum(decode.source == 'decoder' for decode in decodes)} of {len(decodes)} by "
-            f"{analysis.label(setting.curves[policy])}"
-            for policy, decodes in shown.items()
-        )
-        caption = f"{stream.video_id}: {len(stream.events)} events; texts from the decoder: {counts or NONE}."
-        drawn = Figure(f"timeline-{place}", title, partial(timeline, settings, name), caption, wide=True)
+        drawn = Figure(f"timeline-{place}", title, partial(timeline, settings, name), f"{title}.", wide=True)
         blocks += [Heading(name, 3), drawn]
     return blocks
 
@@ -211,9 +204,7 @@ def _tables(settings: Settings) -> list[Block]:
     """Savings, compute, quality of the texts, operations and caches."""
 
     def savings(_: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
-        matrix = sweep_tables.matrix_table(setting, colours)
-        start = sweep_tables.savings_table(setting, colours)
-        return [start, Heading("All references and tolerances", 4), note("matrix"), matrix]
+        return [sweep_tables.savings_table(setting, colours)]
 
     def compute(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
         facts, reference = sweep_tables.operations_facts(setting), analysis.reference_name(setting)

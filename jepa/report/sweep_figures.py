@@ -10,7 +10,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 
 from jepa.report import figures
@@ -93,18 +92,12 @@ def _mark(axes: Axes, sweep: Sweep, saving: Saving, colour: str, colours: Colour
     if not saving.decodes_per_second or saving.quality is None or saving.value is None:
         return
     name = analysis.point_name(sweep, saving.policy, saving.value)
-    axes.plot(
-        [saving.decodes_per_second],
-        [saving.quality],
-        linestyle="none",
-        marker="o" if saving.reached else "X",
-        markersize=10 if saving.reached else 8,
-        markerfacecolor="none" if saving.reached else colours["surface"],
-        markeredgecolor=colour,
-        markeredgewidth=1.8,
-        zorder=5,
-        gid=tooltip(f"{name}: CIDEr-D {fmt.quality(saving.quality)}"),
-    )
+    style: dict[str, Any] = {"marker": "o", "markersize": 10, "markerfacecolor": "none"}
+    if not saving.reached:
+        style = {"marker": "X", "markersize": 8, "markerfacecolor": colours["surface"]}
+    style |= {"markeredgecolor": colour, "markeredgewidth": 1.8, "linestyle": "none", "zorder": 5}
+    tip = tooltip(f"{name}: CIDEr-D {fmt.quality(saving.quality)}")
+    axes.plot([saving.decodes_per_second], [saving.quality], gid=tip, **style)
 
 
 def _draw_saving(axes: Axes, words: str, best: Saving, y: float, colours: Colours) -> None:
@@ -168,25 +161,11 @@ def operations(sweeps: Mapping[str, Sweep], name: str, measure: str, colours: Co
     figures.label_bars(axes, labels, colours)
     axes.set(xlim=(0, longest * 1.45 or 1))
     axes.set_xlabel(f"{unit}s per second of stream", color=colours["muted"])
-    _legend(figure, list(dict.fromkeys(own.values()))[:3], colours)
-    return figure
-
-
-def _legend(figure: Drawing, own: list[str], colours: Colours) -> None:
-    """The shade of each part; decoder and cache in the colours of the first policies."""
+    first = next(iter(own.values()), colours["ink"])  # decoder and cache stand in the colour of the first policy
     keys = [
-        tuple(Patch(color=colour, alpha=shade, linewidth=0) for colour in (own if part in _OWN else [colours["muted"]]))
+        Patch(color=first if part in _OWN else colours["muted"], alpha=shade, linewidth=0, label=part)
         for part, shade in _SHADES.items()
     ]
-    figure.legend(
-        keys,
-        _SHADES,
-        handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
-        loc="upper left",
-        ncols=len(keys),
-        frameon=False,
-        labelcolor=colours["muted"],
-        handlelength=1.4,
-        handleheight=1,
-        columnspacing=1.1,
-    )
+    style = {"handlelength": 1.4, "handleheight": 1, "columnspacing": 1.1, "labelcolor": colours["muted"]}
+    figure.legend(handles=keys, loc="upper left", ncols=len(keys), frameon=False, **style)
+    return figure

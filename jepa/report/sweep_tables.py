@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from jepa.report import format as fmt
 from jepa.report.blocks import EST, NONE, Column, Table, table
 from jepa.report.sweep_figures import flops_unit, series_of
-from jepa.results import ESTIMATED_PARTS, PARTS, CacheResult, CurveDifference, Operations, Saving, Sweep, analysis
+from jepa.results import ESTIMATED_PARTS, PARTS, CacheResult, Operations, Saving, Sweep, analysis
 
 Colours = Mapping[str, int]  # the name of a policy -> the number of its colour, for the dots of a table
 
@@ -44,21 +44,25 @@ def of_policies(sweep: Sweep, columns: list[Column[Row]], needs: bool = False) -
 
 
 def savings_table(sweep: Sweep, colours: Colours | None = None) -> Table:
-    """Every policy against the headline reference."""
-    savings = analysis.headline_savings(sweep)
-    first = savings[0]
+    """Every policy against each reference, at each tolerance; the headline first."""
+    groups: dict[str, list[Saving]] = {}
+    for row in sorted(sweep.savings, key=lambda row: not row.headline):
+        scores = f"CIDEr-D {fmt.quality(row.reference_quality)}, {fmt.rate(row.reference_decodes_per_second)} decodes/s"
+        groups.setdefault(f"against {analysis.wanted_name(sweep, row)}: {scores}", []).append(row)
+
+    def between(row: Saving) -> str:
+        area = sweep.areas.get(row.policy)
+        return NONE if area is None or not row.headline else fmt.difference(area.difference)
+
     columns: list[Column[Saving]] = [
         Column("saving", _outcome),
         Column("CIDEr-D", lambda row: fmt.quality(row.quality)),
         Column("difference", lambda row: fmt.difference(row.quality_difference)),
         Column("decodes/s", lambda row: fmt.rate(row.decodes_per_second)),
         Column("merged temporal F1, difference", lambda row: fmt.difference(row.temporal_f1_difference)),
+        Column("curves, CIDEr-D", between),
     ]
-    group = (
-        f"against {analysis.wanted_name(sweep, first)}: CIDEr-D {fmt.quality(first.reference_quality)}, "
-        f"{fmt.rate(first.reference_decodes_per_second)} decodes/s"
-    )
-    return table("Savings", of_policies(sweep, columns, needs=True), [(group, savings)], colours)
+    return table("Savings", of_policies(sweep, columns, needs=True), groups.items(), colours)
 
 
 def _outcome(row: Saving) -> str:
@@ -66,39 +70,6 @@ def _outcome(row: Saving) -> str:
     if row.value is None:
         return f"not reached: {row.reason}" if row.reason else "not reached"
     return fmt.saving(row.ratio) if row.reached else f"not reached; {fmt.saving(row.ratio)} at lower quality"
-
-
-def matrix_table(sweep: Sweep, colours: Colours | None = None) -> Table:
-    """A row for each policy, a column for each reference and tolerance; then the area between the curves."""
-    verdicts: dict[str, dict[str, str]] = {}
-    for row in sweep.savings:
-        verdicts.setdefault(analysis.wanted_name(sweep, row), {})[row.policy] = _verdict(row)
-
-    def against(wanted: str) -> Column[str]:
-        return Column(wanted, lambda policy: verdicts[wanted].get(policy, NONE))
-
-    def area(policy: str) -> CurveDifference:
-        return sweep.areas.get(policy, CurveDifference(None, None, None))
-
-    def rates(policy: str) -> str:
-        low, high = area(policy).low_rate, area(policy).high_rate
-        return NONE if low is None else f"{low:.3g}–{high:.3g}"
-
-    columns: list[Column[str]] = [
-        Column("policy", lambda policy: analysis.label(sweep.curves[policy]), words=True),
-        *map(against, verdicts),
-        Column("curves, CIDEr-D", lambda policy: fmt.difference(area(policy).difference)),
-        Column("at decodes/s", rates),
-    ]
-    return table("All references and tolerances", columns, [("", sweep.curves)], colours)
-
-
-def _verdict(row: Saving) -> str:
-    if row.value is None or row.temporal_f1_difference is None:
-        return NONE
-    ratio, opening, ends = fmt.saving(row.ratio).partition(" (")
-    verdict = ratio + "*" * (row.temporal_f1_difference.value < 0) + opening + ends
-    return verdict if row.reached else f"[{verdict}]"
 
 
 # --- Operating points whose operations were recorded, a row each.

@@ -44,4 +44,4 @@ __all__ = [
     "read_document",
     "write_files",
 ]
-__all__ += documents.__all__
+__all__ += [name for name, each in vars(documents).items() if getattr(each, "__module__", "") == documents.__name__]

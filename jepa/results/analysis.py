@@ -41,22 +41,22 @@ def operating_point(curve: Curve, value: float) -> str:
     return shown.replace("-", "−")
 
 
-def point_name(sweep: Sweep, policy: str, value: float, separator: str = ", ") -> str:
+def point_name(sweep: Sweep, policy: str, value: float) -> str:
     """A policy and its operating point, such as "Gate, threshold 3.1"."""
     curve = sweep.curves[policy]
-    return f"{label(curve)}{separator}{operating_point(curve, value)}"
+    return f"{label(curve)}, {operating_point(curve, value)}"
 
 
-def reference_name(sweep: Sweep, saving: Saving | None = None) -> str:
-    """The reference of a saving, by default the headline's, such as "uniform at 1 Hz"."""
-    reference = (saving or headline_savings(sweep)[0]).reference
+def reference_name(sweep: Sweep) -> str:
+    """The headline reference, such as "uniform at 1 Hz"."""
+    reference = headline_savings(sweep)[0].reference
     return f"{sweep.curves[reference.policy].label} at {reference.rate_hz:.3g} Hz"
 
 
 def wanted_name(sweep: Sweep, saving: Saving) -> str:
     """The quality to keep: such as "uniform at 1 Hz", or "uniform at 1 Hz, −2 %" with a tolerance."""
     tolerance = f", −{100 * saving.tolerance:.3g} %" if saving.tolerance else ""
-    return reference_name(sweep, saving) + tolerance
+    return f"{sweep.curves[saving.reference.policy].label} at {saving.reference.rate_hz:.3g} Hz{tolerance}"
 
 
 # --- Savings in decoder calls.
@@ -71,22 +71,19 @@ def best_causal(sweep: Sweep) -> Saving | None:
     """The headline saving of the best causal policy; None if no such policy has an operating point.
 
     The best is the largest saving that keeps the reference's quality. If none does, it is the policy whose quality
-    comes closest. The reference itself does not count. Nor does a policy whose cache streams share: its saving grows
+    comes closest. The reference itself does not count, nor does a policy whose cache streams share: its saving grows
     with the number of streams.
     """
-    measured = [
-        saving
-        for saving in headline_savings(sweep)
-        if saving.value is not None
-        and (curve := sweep.curves[saving.policy]).causal
-        and not (curve.cache is not None and curve.cache.shared)
-        and saving.policy != saving.reference.policy
-    ]
-    reached = [(saving.ratio.value, saving) for saving in measured if saving.reached and saving.ratio is not None]
-    if reached:
-        return max(reached, key=lambda pair: pair[0])[1]
-    differences = [(d.value, saving) for saving in measured if (d := saving.quality_difference) is not None]
-    return max(differences, key=lambda pair: pair[0], default=(0.0, None))[1]
+
+    def counts(saving: Saving) -> bool:
+        curve = sweep.curves[saving.policy]
+        shared = curve.cache is not None and curve.cache.shared
+        return curve.causal and not shared and saving.policy != saving.reference.policy
+
+    measured = [row for row in headline_savings(sweep) if row.value is not None and counts(row)]
+    reached = [(row.ratio.value, row) for row in measured if row.reached and row.ratio is not None]
+    differences = [(found.value, row) for row in measured if (found := row.quality_difference) is not None]
+    return max(reached or differences, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
 def without_contrast(sweep: Sweep) -> str | None:
@@ -101,7 +98,7 @@ def without_contrast(sweep: Sweep) -> str | None:
         return None
     at = operating_point(sweep.curves[own.policy], own.value)
     return (
-        f"Quality does not depend on decoding here: {reference_name(sweep, own)} has CIDEr-D "
+        f"Quality does not depend on decoding here: {reference_name(sweep)} has CIDEr-D "
         f"{own.reference_quality:.2f}, and the same policy at {at} has {own.quality:.2f}."
     )
 
@@ -188,20 +185,18 @@ def operations_ratio(sweep: Sweep, row: Operations) -> Ratios:
     )
 
 
-def leanest(sweep: Sweep, kept: bool = False) -> Operations | None:
+def leanest(sweep: Sweep, kept: bool = False, causal: bool = False) -> Operations | None:
     """The operating point that saves most FLOPs end to end, oracles left out; None if unknown.
 
-    With `kept`, only operating points that `qualified` count.
+    `kept`: only operating points that `qualified` count; `causal`: only those of causal policies.
     """
-    reference = reference_row(sweep)
-    found = [
-        (ratio, row)
-        for row in sweep.operations
-        if row is not reference
-        and not sweep.curves[row.policy].oracle
-        and (ratio := operations_ratio(sweep, row).flops) is not None
-        and (qualified(sweep, row) or not kept)
-    ]
+
+    def counts(row: Operations) -> bool:
+        curve = sweep.curves[row.policy]
+        return not curve.oracle and (qualified(sweep, row) or not kept) and (curve.causal or not causal)
+
+    ratios = [(operations_ratio(sweep, row).flops, row) for row in sweep.operations if counts(row)]
+    found = [(ratio, row) for ratio, row in ratios if ratio is not None and row is not reference_row(sweep)]
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 

@@ -14,58 +14,6 @@ from jepa.metrics import CurveDifference, DenseScores, Interval
 from jepa.operations import PartCount
 from jepa.results.base import Code, Count, Device, Document, Fraction, Ledger, Positive, Quantity, Ratio, Record
 
-__all__ = [
-    "Accuracy",
-    "AgainstBaseline",
-    "AnswerCost",
-    "AnswerCosts",
-    "AnswerEvaluation",
-    "AnswerResults",
-    "AnswerScore",
-    "Arm",
-    "CacheError",
-    "CacheResult",
-    "CacheSettings",
-    "CaptionScores",
-    "ChoiceScores",
-    "Contrast",
-    "Curve",
-    "Decode",
-    "EncodedStreams",
-    "EstimatedSeconds",
-    "Evaluation",
-    "Event",
-    "ExampleTest",
-    "Generation",
-    "LanguageTraining",
-    "ModelDocument",
-    "Operations",
-    "PerToken",
-    "Point",
-    "QuestionScores",
-    "Reference",
-    "RetrievalScores",
-    "RoleParameters",
-    "Run",
-    "RunCosts",
-    "Saving",
-    "Scores",
-    "Setting",
-    "Stage",
-    "StreamCounts",
-    "StreamEvaluation",
-    "StreamResults",
-    "Sweep",
-    "SweepOrigin",
-    "TaskEvaluation",
-    "TaskScore",
-    "TestPoint",
-    "Thumbnail",
-    "Timeline",
-    "Training",
-    "TrainingOperations",
-]
-
 TrainingCurve = tuple[dict[str, float | None], ...]  # a row: the step, and whatever was logged at it
 
 # --- Policies swept over streams.
@@ -138,10 +86,9 @@ class Curve(Record):
 
 
 class Saving(Record):
-    """A policy against a reference at equal quality: what `jepa.metrics.saving_at_equal_quality` found.
+    """What `saving_at_equal_quality` found. `value` is None, with all that depends on it, where none qualified.
 
-    `value` is the policy's parameter, None (with everything that depends on it) where none qualified. `ratio` is the
-    reference's decodes over the policy's, to be claimed only where `reached`.
+    `ratio` is the reference's decodes over the policy's, to be claimed only where `reached`.
     """
 
     reference: Reference
@@ -158,17 +105,6 @@ class Saving(Record):
     reference_decodes_per_second: Positive
     ratio: Ratio | None
     reason: str
-
-    @model_validator(mode="after")
-    def _agrees(self) -> Self:
-        measured = (self.quality, self.quality_difference, self.temporal_f1_difference, self.decodes_per_second)
-        if any((found is None) != (self.value is None) for found in measured):
-            raise ValueError("quality, differences and decodes_per_second must be null exactly when value is")
-        if self.reached and self.value is None:
-            raise ValueError("reached must be false when value is null")
-        if (self.ratio is not None) != bool(self.decodes_per_second):
-            raise ValueError("ratio must be null exactly when the policy decodes nothing")
-        return self
 
 
 class EstimatedSeconds(Record):
@@ -206,12 +142,12 @@ class Sweep(Record):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        named = [*self.areas, *(row.policy for row in self.operations), *(row.policy for row in self.savings)]
-        named += [row.reference.policy for row in self.savings]
-        if unknown := [name for name in named if name not in self.curves]:
-            raise ValueError(f"{unknown[0]!r} must be a policy of curves ({', '.join(self.curves)})")
         rows: list[Saving | Operations] = [*self.savings, *self.operations]
-        for policy, value in ((row.policy, row.value) for row in rows):
+        named = [(row.policy, row.value) for row in rows]
+        named += [(saving.reference.policy, None) for saving in self.savings]
+        for policy, value in named:
+            if policy not in self.curves:
+                raise ValueError(f"{policy!r} must be a policy of curves ({', '.join(self.curves)})")
             swept = [point.value for point in self.curves[policy].test]
             if value is not None and value not in swept:
                 raise ValueError(f"the value of {policy} must be one of its test curve {swept}, got {value}")
@@ -400,10 +336,7 @@ class Evaluation(ModelDocument):
 
 
 class EncodedStreams(Record):
-    """Streams of a setting whose latents were saved. `broken` says what was wrong with those left out.
-
-    `thumbnails` are frames of the first test stream.
-    """
+    """Saved latents of a setting. `broken`: what is wrong with streams left out; `thumbnails` are of the first one."""
 
     description: str
     step_rate_hz: Positive
@@ -413,10 +346,7 @@ class EncodedStreams(Record):
 
 
 class StreamEvaluation(Evaluation):
-    """Scores of a VL-JEPA, beside the saved latents of its streams: a folder for each of `settings`.
-
-    `latent_delay` is the time in seconds from a latent's stamp until it can be known.
-    """
+    """Scores of a VL-JEPA beside its saved latents, in a folder for each of `settings`, known `latent_delay` s late."""
 
     kind: Literal["jepa.stream-evaluation/1"] = "jepa.stream-evaluation/1"
     latent_delay: Quantity
@@ -483,11 +413,7 @@ class AnswerScore(Record):
 
 
 class LanguageTraining(Record):
-    """Training of a language model: sums over its stages, with size of data and curve of the last one.
-
-    `flops` is an estimate from some batches; `operations` counts every step. A row of `curve` holds the step and
-    whatever was logged at it.
-    """
+    """Sums over the stages of a language model, with size of data and curve of the last one. `flops` is estimated."""
 
     pairs: Count
     duplicates: dict[str, Count]
@@ -509,10 +435,9 @@ class Generation(Record):
 
 
 class AnswerEvaluation(Evaluation):
-    """Answers of one checkpoint scored on the examples of a split.
+    """Answers of one checkpoint on the examples of a split: lines of `predictions.jsonl` beside the document.
 
-    `geometry` holds measures of the latents by name, `warning` says what is wrong with them. The answers themselves are
-    lines of `predictions.jsonl` beside the document.
+    `geometry` holds measures of the latents by name, `warning` says what is wrong with them.
 
     >>> AnswerEvaluation.file_name
     'evaluation.json'
@@ -628,7 +553,4 @@ class AnswerResults(Document):
         for key in (self.baseline, self.method):
             if key is not None and key not in self.arms:
                 raise ValueError(f"baseline and method must be arms ({', '.join(self.arms)}), got {key!r}")
-        wanted = sorted((name, seed) for name, arm in self.arms.items() for seed in arm.seeds)
-        if sorted((run.arm, run.seed) for run in self.runs) != wanted:
-            raise ValueError("runs must be one for each arm and seed")
         return self
