@@ -10,26 +10,9 @@ from matplotlib.figure import Figure as Drawing
 
 from jepa.report import checkpoint, figures
 from jepa.report import format as fmt
-from jepa.report.blocks import (
-    EST,
-    ESTIMATED,
-    MEASURED,
-    NONE,
-    Block,
-    Cells,
-    Claim,
-    Colours,
-    Column,
-    Columns,
-    Figure,
-    Heading,
-    Report,
-    Table,
-    Text,
-    side_by_side,
-    table,
-)
+from jepa.report.blocks import ESTIMATED, MEASURED, Block, Claim, Colours, Columns, Figure, Heading, Report, Text
 from jepa.report.notes import note, terms
+from jepa.report.tables import EST, NONE, Cells, Column, Table, side_by_side, table
 from jepa.results import Accuracy, AnswerResults, Arm, Interval, Run
 
 # From this retrieval@1 on, and below this cosine of non-pairs, latents inform; below the last one they do not.
@@ -41,29 +24,21 @@ def report(results: AnswerResults) -> Report:
     """The blocks of a document."""
     seeds = sorted({seed for arm in results.arms.values() for seed in arm.seeds})
     devices = ", ".join(f"{device.name} ({device.type})" for device in results.device)
-    others = [f"{verdict(results, name)}." for name in results.arms if name not in (_told(results), results.baseline)]
-    evidence, known = _evidence(results), remarks(results)
+    told = results.method or next(iter(results.arms))
+    claim, evidence, known = _claim(results, told), _evidence(results), remarks(results)
+    others = [f"{verdict(results, name)}." for name in results.arms if name not in (told, results.baseline)]
     return Report(
         title=f"{results.name}: accuracy, cost and latents by training objective",
         kicker=f"{results.created} · seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
-        summary=[_claim(results), Text(""), _summary_table(results), *map(Text, known)],
+        summary=[claim, Text(""), _summary_table(results), *map(Text, known)],
         blocks=[
-            Columns([[_claim(results)], [*map(Text, others + known)]]),
+            Columns([[claim], [*map(Text, others + known)]]),
             Heading("Arms", evidence=evidence),
             Text(f"On {results.pairs:,} pairs of the {results.split} split. {note('arms').text}", "lede"),
-            Figure(
-                "arms",
-                f"Accuracy, retrieval and cosine of {len(results.arms)} arms",
-                partial(_arms_figure, results),
-                wide=True,
-            ),
+            Figure("arms", "Accuracy, retrieval and cosine of each arm", partial(_arms_figure, results), wide=True),
             arms_table(results),
-            Heading("Accuracy against tokens", evidence=(MEASURED,)),
-            *_budget(results),
             *_training(results),
             *_settings(results),
-            Heading("Runs", evidence=evidence),
-            runs_table(results),
             *checkpoint.parameters(results.parameters),
             *_provenance(results),
             Heading("What is measured and how"),
@@ -82,14 +57,13 @@ def verdict(results: AnswerResults, name: str) -> str:
     arm, metric = results.arms[name], results.metrics[0]
     against = arm.against_baseline
     if against is None:
-        why = ", no difference: no arm ntp" if results.baseline is None else ", no seed in common"
-        why = "" if name == results.baseline else why
+        missing = "no difference: no arm ntp" if results.baseline is None else "no seed in common"
+        why = "" if name == results.baseline else f", {missing}"
         return f"{name}: {_title(metric)} {_accuracy(arm.accuracy[metric])}{why}; {latents(arm)}"
-    found = against.metrics[metric]
+    found, names = against.metrics[metric], f"{name} against {results.baseline}"
     test = f"1 seed, so no interval; over examples p {_p(found.examples.p)}"
     if found.low is not None and found.high is not None:
-        test = f"{_points_interval(found.low, found.high)}; p {_p(found.p)}, {len(against.seeds)} seeds"
-    names = f"{name} against {results.baseline}"
+        test = f"{fmt.interval(100 * found.low, 100 * found.high, 1, '+')}; p {_p(found.p)}, {len(against.seeds)} seeds"
     return f"{names}: {_points(found.value)} points {_title(metric)} ({test}); {latents(arm)}"
 
 
@@ -121,14 +95,8 @@ def remarks(results: AnswerResults) -> list[str]:
     return found
 
 
-def _told(results: AnswerResults) -> str:
-    """The arm that the claim is about: the method, or the only one there is."""
-    return results.method or next(iter(results.arms))
-
-
-def _claim(results: AnswerResults) -> Claim:
-    name, metric = _told(results), results.metrics[0]
-    against = results.arms[name].against_baseline
+def _claim(results: AnswerResults, name: str) -> Claim:
+    metric, against = results.metrics[0], results.arms[name].against_baseline
     figure = fmt.fixed(results.arms[name].accuracy[metric].value, 3)
     if against is not None:
         figure = f"{_points(against.metrics[metric].value)} points"
@@ -140,12 +108,7 @@ def _title(metric: str) -> str:
 
 
 def _points(value: float) -> str:
-    """A difference of fractions in percentage points, with its sign."""
     return fmt.fixed(100 * value, 1, "+")
-
-
-def _points_interval(low: float, high: float) -> str:
-    return fmt.interval(100 * low, 100 * high, 1, "+")
 
 
 def _p(value: float | None) -> str:
@@ -181,7 +144,7 @@ def arms_table(results: AnswerResults) -> Table:
         }
         return {
             "": {"seeds": str(len(arm.seeds))},
-            **{_title(metric): _metric_cells(results, metric, arm) for metric in results.metrics},
+            **{_title(metric): _metric_cells(results, metric, name) for metric in results.metrics},
             "training, mean of the seeds": _cost_cells(results, name, arm),
             "geometry of the latents, mean of the seeds": geometry
             | {"seeds that collapsed": f"{arm.collapsed} of {len(arm.seeds)}"},
@@ -190,11 +153,14 @@ def arms_table(results: AnswerResults) -> Table:
     return side_by_side("Arms", [(name, cells(name, arm)) for name, arm in results.arms.items()])
 
 
-def _metric_cells(results: AnswerResults, metric: str, arm: Arm) -> Mapping[str, str]:
+def _metric_cells(results: AnswerResults, metric: str, name: str) -> Mapping[str, str]:
     several = any(len(each.seeds) > 1 for each in results.arms.values())
+    arm, runs = results.arms[name], [run for run in results.runs if run.arm == name]
     score, costs, against = arm.accuracy[metric], arm.answer_costs[metric], arm.against_baseline
     over = "seeds" if several else "examples"
     cells = {f"mean and 95 % interval over {over}": _accuracy(score) + " °" * (several and score.over == "examples")}
+    if several:
+        cells["each seed"] = ", ".join(fmt.fixed(run.accuracy[metric], 3) for run in runs)
     if costs is not None:
         tokens, flops = costs.tokens_per_right_answer, costs.flops_per_right_answer
         cells |= {
@@ -206,7 +172,7 @@ def _metric_cells(results: AnswerResults, metric: str, arm: Arm) -> Mapping[str,
     if against is not None:
         found, points = against.metrics[metric], _points(against.metrics[metric].value)
         if found.low is not None and found.high is not None:
-            points += f" ({_points_interval(found.low, found.high)})"
+            points += f" ({fmt.interval(100 * found.low, 100 * found.high, 1, '+')})"
         cells |= {
             f"points over {results.baseline}, 95 % interval over seeds": points,
             "p, paired t test over seeds": _p(found.p),
@@ -260,44 +226,12 @@ def _summary_table(results: AnswerResults) -> Table:
     return table("", columns, [("", arms)])
 
 
-def runs_table(results: AnswerResults) -> Table:
-    """Each arm and seed."""
-
-    def accuracy(metric: str) -> Column[Run]:
-        return Column(_title(metric), lambda run: fmt.fixed(run.accuracy[metric], 3))
-
-    columns: list[Column[Run]] = [
-        Column("arm", lambda run: run.arm, words=True),
-        Column("evaluation", lambda run: run.evaluation, words=True),
-        Column("seed", lambda run: str(run.seed)),
-        *map(accuracy, results.metrics),
-        Column("steps", lambda run: f"{run.costs.steps:,.0f}"),
-        Column("training FLOPs", lambda run: f"{run.costs.flops:.3g}{EST * (not run.costs.flops_measured)}"),
-        Column("seconds", lambda run: fmt.seconds(run.costs.seconds)),
-    ]
-    return table("Runs", columns, [("", results.runs)])
-
-
 # --- Sections.
 
 
 def _evidence(results: AnswerResults) -> tuple[str, ...]:
     """Whether the training FLOPs of any run are estimated."""
     return (MEASURED,) if all(run.costs.flops_measured for run in results.runs) else (MEASURED, ESTIMATED)
-
-
-def _budget(results: AnswerResults) -> list[Block]:
-    metric, series = results.metrics[0], series_of(results)
-    curves = {
-        name: (costs.accuracy_within, series[name])
-        for name, arm in results.arms.items()
-        if (costs := arm.answer_costs[metric]) is not None and costs.accuracy_within is not None
-    }
-    if not curves:
-        return [Text("The tokens of the answers were not kept.")]
-    title = f"Accuracy of {len(results.arms)} arms against the tokens of an answer"
-    draw = partial(figures.within_tokens, curves, _title(metric))
-    return [note("within", "lede"), Figure("budget", title, draw)]
 
 
 def _training(results: AnswerResults) -> list[Block]:
@@ -341,7 +275,7 @@ def _provenance(results: AnswerResults) -> list[Block]:
     rows += [("code", fmt.code_text(code)) for code in results.code]
     rows += [("device", fmt.device_text(device)) for device in results.device]
     rows += [("libraries", fmt.libraries_text(libraries)) for libraries in results.libraries]
-    return checkpoint.provenance(rows, "Configuration of the first run", results.config)
+    return checkpoint.provenance(rows)
 
 
 # --- Figures.
@@ -365,8 +299,6 @@ def _arms_figure(results: AnswerResults, colours: Colours) -> Drawing:
             mean = arm.accuracy[metric]
             rows.append(figures.Dots(series[name], dots, mean.value, mean.low, mean.high))
         figures.draw_dots(axes, _title(metric), rows, colours)
-        low, high = axes.get_xlim()
-        axes.set_xlim(max(low, -0.02), min(high, 1.02))
     for axes, key in zip(panels[-2:], ("retrieval@1", "unpaired_cosine"), strict=True):
         rows = []
         for name, arm in results.arms.items():

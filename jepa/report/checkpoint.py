@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from pydantic import JsonValue
-
 from jepa.report import figures
 from jepa.report import format as fmt
-from jepa.report.blocks import (
-    MEASURED,
-    NONE,
-    Block,
-    Column,
-    Details,
-    Figure,
-    Heading,
-    Table,
-    Text,
-    table,
-)
+from jepa.report.blocks import MEASURED, Block, Figure, Heading, Text
 from jepa.report.notes import note
+from jepa.report.tables import NONE, Column, Table, table
 from jepa.results import (
     TRAINING_PARTS,
     AnswerCost,
     ChoiceScores,
     PartCount,
+    PerToken,
     RoleParameters,
     Scores,
     Stage,
@@ -47,7 +35,7 @@ def blocks(results: StreamResults) -> list[Block]:
         scores_table(results.scores),
         *parameters(results.parameters),
         *_training(results.training),
-        *provenance(rows.items(), "Configuration", results.config),
+        *provenance(rows.items()),
     ]
 
 
@@ -110,14 +98,13 @@ def scores_table(scores: Scores) -> Table:
     guessed = sum(kind.chance * kind.queries for kind in kinds.values()) / asked if asked else None
     of_all = fmt.fraction(questions.accuracy)
     answers = [_Score("accuracy, all questions", of_all, questions.queries, guessed, cost=questions.cost)]
+    per_token = captions.per_token or PerToken(ock_score=None, accuracy_within=None, accuracy_area=None)
     captioning = [
         _Score("CIDEr-D", fmt.quality(captions.cider_d), captions.queries),
         _Score("exact match", fmt.fraction(captions.exact_match), captions.queries, cost=captions.cost),
+        _Score("OckScore of exact match", fmt.significant(per_token.ock_score), captions.queries),
+        _Score("area of exact match against tokens", fmt.significant(per_token.accuracy_area), captions.queries),
     ]
-    if captions.per_token is not None:
-        ock, area = captions.per_token.ock_score, captions.per_token.accuracy_area
-        captioning.append(_Score("OckScore of exact match", fmt.significant(ock), captions.queries))
-        captioning.append(_Score("area of exact match against tokens", fmt.significant(area), captions.queries))
     geometry = [
         _Score(_GEOMETRY.get(key, key), fmt.fixed(value, 2 if key == "rankme" else 3))
         for key, value in scores.geometry.items()
@@ -152,14 +139,8 @@ def parameters(roles: Sequence[RoleParameters]) -> list[Block]:
 # --- Training.
 
 
-class _Trained(NamedTuple):
-    name: str
-    part: PartCount
-    whole: PartCount
-
-
 def training_table(stages: Sequence[Stage]) -> Table:
-    """FLOPs, bytes of weights and wall time of the parts that each stage used, and their fractions of the stage."""
+    """FLOPs, bytes of weights and wall time of the parts that each stage used."""
     counted = [part for stage in stages if stage.operations for part in stage.operations.parts.values()]
     flops_scale, flops = fmt.prefix(max((part.flops for part in counted), default=0))
     bytes_scale, read = fmt.prefix(max((part.weight_bytes for part in counted), default=0))
@@ -167,33 +148,22 @@ def training_table(stages: Sequence[Stage]) -> Table:
     def amount(value: float) -> str:
         return "< 0.001" if 0 < value < 0.001 else fmt.significant(value)
 
-    def of(value: float, whole: float) -> str:
-        return f"{100 * value / whole:.1f} %" if whole else NONE
-
-    columns: list[Column[_Trained]] = [
-        Column("part", lambda row: row.name, words=True),
-        Column(f"{flops}FLOPs", lambda row: amount(row.part.flops / flops_scale)),
-        Column("fraction of FLOPs", lambda row: of(row.part.flops, row.whole.flops)),
-        Column(f"{read}B of weights read", lambda row: amount(row.part.weight_bytes / bytes_scale)),
-        Column("wall time, s", lambda row: fmt.seconds(row.part.seconds)),
-        Column("fraction of wall time", lambda row: of(row.part.seconds, row.whole.seconds)),
+    columns: list[Column[tuple[str, PartCount]]] = [
+        Column("part", lambda row: "Y-Encoder" if row[0] == "y_encoder" else row[0], words=True),
+        Column(f"{flops}FLOPs", lambda row: amount(row[1].flops / flops_scale)),
+        Column(f"{read}B of weights read", lambda row: amount(row[1].weight_bytes / bytes_scale)),
+        Column("wall time, s", lambda row: fmt.seconds(row[1].seconds)),
     ]
-
-    def rows(parts: Mapping[str, PartCount]) -> list[_Trained]:
-        used = {name: parts[name] for name in TRAINING_PARTS if name in parts and parts[name] != PartCount()}
-        whole = sum(used.values(), PartCount())
-        names = {name: "Y-Encoder" if name == "y_encoder" else name for name in used}
-        return [
-            *(_Trained(names[name], part, whole) for name, part in used.items()),
-            _Trained("all parts", whole, whole),
-        ]
-
     groups = []
     for stage in stages:
         title = f"{stage.name}: {stage.steps:,} steps in {fmt.seconds(stage.seconds)} s"
-        operations = stage.operations
-        groups.append((title, rows(operations.parts)) if operations else (f"{title}, {fmt.UNCOUNTED}", []))
-    return table("Operations of training", columns, groups)
+        if stage.operations is None:
+            groups.append((f"{title}, {fmt.UNCOUNTED}", {}))
+            continue
+        parts = stage.operations.parts
+        used = {name: parts[name] for name in TRAINING_PARTS if name in parts and parts[name] != PartCount()}
+        groups.append((title, used | {"all parts": sum(used.values(), PartCount())}))
+    return table("Operations of training", columns, [(title, used.items()) for title, used in groups])
 
 
 def _training(record: Training) -> list[Block]:
@@ -206,8 +176,6 @@ def _training(record: Training) -> list[Block]:
     if points:
         draw = partial(figures.panels, {key: [(4, found)] for key, found in points.items()}, "step")
         blocks.append(Figure("training", "Training record against the step", draw, wide=True))
-    else:
-        blocks.append(Text("No curve was recorded."))
     if record.stages:
         made = training_table(record.stages)
         blocks += [Heading("Operations of training", 3, (MEASURED,)), note("training"), made]
@@ -231,11 +199,7 @@ def origin(results: StreamResults) -> dict[str, str]:
     return rows
 
 
-def provenance(rows: Iterable[tuple[str, str]], summary: str, config: Mapping[str, JsonValue]) -> list[Block]:
-    """The section on where figures come from, with the configuration folded away."""
-    return [
-        Heading("Provenance"),
-        Text("Where these figures come from.", "lede"),
-        Table("Provenance", ("", ""), [("", [*rows])], text_columns=2),
-        Details(summary, json.dumps(config, indent=2, ensure_ascii=False)),
-    ]
+def provenance(rows: Iterable[tuple[str, str]]) -> list[Block]:
+    """The section on where figures come from."""
+    made = Table("Provenance", ("", ""), [("", [*rows])], text_columns=2)
+    return [Heading("Provenance"), note("provenance", "lede"), made]

@@ -3,118 +3,78 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
-from functools import partial
 
-from matplotlib.figure import Figure as Drawing
-
-from jepa.report import checkpoint, figures
+from jepa.report import checkpoint
 from jepa.report import format as fmt
-from jepa.report.blocks import (
-    MEASURED,
-    NONE,
-    Block,
-    Cells,
-    Colours,
-    Columns,
-    Details,
-    Figure,
-    Heading,
-    Report,
-    Table,
-    Text,
-    side_by_side,
-)
+from jepa.report.blocks import MEASURED, Heading, Report
 from jepa.report.notes import note
 from jepa.report.streams import VOID, setting_facts
+from jepa.report.tables import NONE, Cells, Table, side_by_side
 from jepa.results import Setting, StreamResults, analysis
-
-_ORDER = (4, 3, 5, 6, 2, 7, 1, 0)  # of the palette: colour and marker tell runs apart
-_DIFFERING = "Provenance, where it differs"
 
 Runs = Mapping[str, StreamResults]  # a path, or any other distinct name -> a document
 
 
 def report(runs: Runs) -> Report:
     """The blocks of two or more documents."""
-    drawn: list[list[Block]] = [
-        [Figure(f"savings-{place}", f"Savings of the runs, {name}", partial(_savings_figure, runs, [name]))]
-        for place, name in enumerate(_settings(runs))
-    ]
-    configuration = configuration_table(runs)
-    different = sum(len(rows) for _, rows in configuration.groups)
     return Report(
         title=f"Runs side by side: {', '.join(names(runs))}",
         kicker=f"{datetime.now(timezone.utc).isoformat(timespec='seconds')} · {len(runs)} runs",
-        summary=[_summary_table(runs), Text(""), Text(f"Keys of the configuration that differ: {different}.")],
-        blocks=[
-            Heading("Quality and savings", evidence=(MEASURED,)),
-            note("compare", "lede"),
-            Columns(drawn),
-            Heading("Figures"),
-            runs_table(runs),
-            Details("Configuration, where it differs", configuration),
-        ],
-        overview=partial(_savings_figure, runs, _settings(runs)),
+        summary=[_table(runs, _main_cells)],
+        blocks=[Heading("Quality and savings", evidence=(MEASURED,)), note("compare", "lede"), runs_table(runs)],
         footer=f"The figures of this page are those of {', '.join(runs)}.",
     )
 
 
 def names(runs: Runs) -> list[str]:
-    """What the runs are called: their names, or the paths where two share one."""
-    plain = [results.name for results in runs.values()]
-    return [
-        path.removesuffix("/results.json") if plain.count(name) > 1 else name
-        for name, path in zip(plain, runs, strict=True)
-    ]
+    """What the runs are called: their paths, without the file's name."""
+    return [path.removesuffix("/results.json") for path in runs]
 
 
-def _settings(runs: Runs) -> list[str]:
-    """The settings of any of the runs."""
-    return list(dict.fromkeys(name for results in runs.values() for name in results.settings))
+# --- The cells of a run, in its column.
+
+_PROVENANCE, _CONFIGURATION = "Provenance, where it differs", "Configuration, where it differs"
 
 
-# --- Tables: a column for each run.
-
-
-def _table(runs: Runs, title: str, cells: Callable[[StreamResults], Cells], differing: str | None = None) -> Table:
-    columns = zip(names(runs), map(cells, runs.values()), strict=True)
-    return side_by_side(title, list(columns), words=True, differing=(differing,))
+def _table(runs: Runs, cells: Callable[[StreamResults], Cells]) -> Table:
+    columns = list(zip(names(runs), map(cells, runs.values()), strict=True))
+    return side_by_side("Runs side by side", columns, words=True, differing=(_PROVENANCE, _CONFIGURATION))
 
 
 def runs_table(runs: Runs) -> Table:
-    """Savings, scores, parameters and training; of code, libraries and streams only what differs."""
+    """Savings, scores, parameters and training; of provenance and configuration only what differs."""
 
     def cells(results: StreamResults) -> Cells:
+        roles, training = results.parameters, results.training
+        counts = {role.role: role.total for role in roles}
+        counts |= {"all roles": sum(counts.values()), "trained": sum(role.trainable for role in roles)}
+        last = training.curve[-1] if training.curve else {}
+        facts = {f"streams, {name}": setting_facts(setting) for name, setting in results.settings.items()}
         return {
-            **{name: _setting(results.settings[name]) if name in results.settings else {} for name in _settings(runs)},
+            **{name: _setting(setting) for name, setting in results.settings.items()},
             **_scores(results),
-            "Parameters": _parameters(results),
-            "Training": _training(results),
-            _DIFFERING: _provenance(results),
+            "Parameters": {name: f"{count:,}" for name, count in counts.items()},
+            "Training": {
+                "steps": f"{training.steps:,}",
+                "samples": f"{training.samples:,}",
+                "seconds": fmt.seconds(training.seconds),
+                **{f"{k}, last": f"{v:.4g}" for k, v in last.items() if k != "step" and v is not None},
+            },
+            _PROVENANCE: {**checkpoint.origin(results), **results.libraries, **facts},
+            _CONFIGURATION: dict(_leaves(results.config, "")),
         }
 
-    return _table(runs, "Runs side by side", cells, _DIFFERING)
+    return _table(runs, cells)
 
 
-def configuration_table(runs: Runs) -> Table:
-    """The dotted keys of the configurations whose values differ."""
-    return _table(runs, "Configuration, where it differs", lambda run: {"": dict(_leaves(run.config, ""))}, "")
-
-
-def _summary_table(runs: Runs) -> Table:
-    """The main rows, for a terminal."""
+def _main_cells(results: StreamResults) -> Cells:
+    """For a terminal."""
     kept = ("saving, decoder calls", "by", "difference", "saving, FLOPs end to end", "compute, by")
-
-    def cells(results: StreamResults) -> Cells:
-        found = {name: _setting(setting) for name, setting in results.settings.items()}
-        main = {name: {row: rows[row] for row in kept if row in rows} for name, rows in found.items()}
-        return {name: main.get(name, {}) for name in _settings(runs)} | {
-            "Scores": _scores(results)["Retrieval of the caption"]
-        }
-
-    return _table(runs, "", cells)
+    found = {name: _setting(setting) for name, setting in results.settings.items()}
+    main = {name: {row: cells[row] for row in kept if row in cells} for name, cells in found.items()}
+    return main | {"Scores": _scores(results)["Retrieval of the caption"]}
 
 
 def _setting(setting: Setting) -> Mapping[str, str]:
@@ -136,10 +96,8 @@ def _setting(setting: Setting) -> Mapping[str, str]:
     lean = analysis.leanest(setting, kept=True) or analysis.leanest(setting)
     if lean is not None:
         saved = fmt.factor(analysis.operations_ratio(setting, lean).flops)
-        flops, seconds = analysis.counted_flops(lean.ledger) or 0, lean.ledger.stream_seconds
         cells |= {
             "saving, FLOPs end to end": _marked(setting, saved, analysis.qualified(setting, lean)),
-            "GFLOP/s of stream": f"{flops / seconds / 1e9 if seconds else 0.0:.3g}",
             "compute, by": analysis.point_name(setting, lean.policy, lean.value),
             "compute, CIDEr-D": fmt.quality(analysis.point(setting, lean).cider_d.value),
         }
@@ -164,53 +122,10 @@ def _scores(results: StreamResults) -> Cells:
     return found
 
 
-def _parameters(results: StreamResults) -> Mapping[str, str]:
-    roles = results.parameters
-    total, trained = sum(role.total for role in roles), sum(role.trainable for role in roles)
-    return {role.role: f"{role.total:,}" for role in roles} | {"all roles": f"{total:,}", "trained": f"{trained:,}"}
-
-
-def _training(results: StreamResults) -> Mapping[str, str]:
-    training = results.training
-    last = training.curve[-1] if training.curve else {}
-    cells = {"steps": f"{training.steps:,}", "samples": f"{training.samples:,}"}
-    cells["seconds"] = fmt.seconds(training.seconds)
-    ends = {f"{key}, last": f"{value:.4g}" for key, value in last.items() if key != "step" and value is not None}
-    return cells | ends
-
-
-def _provenance(results: StreamResults) -> Mapping[str, str]:
-    facts = {f"streams, {name}": setting_facts(setting) for name, setting in results.settings.items()}
-    return {**checkpoint.origin(results), **results.libraries, **facts}
-
-
 def _leaves(node: object, prefix: str) -> Iterator[tuple[str, str]]:
+    """(dotted key, JSON) of every value of a configuration."""
     if isinstance(node, dict) and node:
         for key, value in node.items():
             yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
     else:
         yield prefix, json.dumps(node, ensure_ascii=False)
-
-
-# --- The picture.
-
-
-def _savings_figure(runs: Runs, settings: Sequence[str], colours: Colours) -> Drawing:
-    """The saving of each run with its interval, or why there is none; a panel for each setting."""
-    figure = figures.sized(470 * len(settings), 120 + 30 * len(runs), "constrained")
-    for axes, name in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
-        rows, labels = [], []
-        for index, (called, results) in enumerate(zip(names(runs), runs.values(), strict=True)):
-            setting = results.settings.get(name)
-            best = analysis.best_causal(setting) if setting is not None else None
-            ratio = best.ratio if best is not None else None
-            ends = (None, None, None) if ratio is None else (ratio.value, ratio.low, ratio.high or ratio.value)
-            rows.append(figures.Dots(_ORDER[index % len(_ORDER)], [], *ends))
-            flaw = "not measured" if setting is None else "not reached" if best is None or not best.reached else ""
-            if setting is not None and not flaw and analysis.without_contrast(setting):
-                flaw = VOID
-            labels.append("\n".join([figures.short(called, 130), *([flaw] if flaw else [])]))
-        figures.draw_dots(axes, f"{name}: saving in decoder calls, 95 % interval", rows, colours, digits=2)
-        figures.label_bars(axes, labels, colours)
-        axes.axvline(1, color=colours["muted"], linewidth=0.9, linestyle=(0, (1, 2)))
-    return figure

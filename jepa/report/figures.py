@@ -79,10 +79,7 @@ def png(figure: Drawing) -> bytes:
 
 
 def svg(figure: Figure) -> str:
-    """An SVG element for a page, themed by CSS variables; its ids are made unique by the figure's name.
-
-    The title of the figure tells it to those who cannot see it. The element has a viewBox and no size of its own.
-    """
+    """An SVG element without a size, themed by CSS variables. Its ids are made unique by the figure's name."""
     buffer = io.BytesIO()
     with drawing():
         figure.draw(_THEMED).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -149,13 +146,10 @@ def sized(width: float, height: float, layout: Literal["constrained"] | None = N
     return Drawing(figsize=(width / INCH, height / INCH), layout=layout)
 
 
-def with_margins(
-    width: float, height: float, *, left: float, right: float, bottom: float, top: float
-) -> tuple[Drawing, Axes]:
-    """A drawing with one panel; all in CSS pixels."""
-    figure = sized(width, height)
-    inside = ((width - left - right) / width, (height - bottom - top) / height)
-    return figure, figure.add_axes((left / width, bottom / height, *inside))
+def panel(figure: Drawing, left: float, right: float, bottom: float, top: float) -> Axes:
+    """The only panel of a drawing, with margins in CSS pixels."""
+    width, height = figure.get_size_inches() * INCH
+    return figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
 
 
 def frame(axes: Axes, colours: Colours, grid: Literal["x", "y", "both"] | None = None) -> None:
@@ -259,59 +253,6 @@ def name_lines(axes: Axes, lines: Sequence[Line], colours: Colours) -> None:
         text.set_parse_math(False)
 
 
-# --- A waterfall.
-
-
-@dataclass(frozen=True)
-class Fall:
-    """A bar of a waterfall, from `start` to `end`, fractions of the baseline > 0; without a `start` it is a total.
-
-    `low` and `high` are the ends of a total's range, where it has one. A bar that is not `measured` is hatched, a
-    `faint` one is only outlined.
-    """
-
-    label: str
-    words: str
-    end: float
-    start: float | None = None
-    low: float | None = None
-    high: float | None = None
-    measured: bool = True
-    faint: bool = False
-
-
-def draw_waterfall(axes: Axes, falls: Sequence[Fall], xlabel: str, room: float, colours: Colours) -> None:
-    """What each optimisation takes off a baseline of 1, on a logarithmic axis: equal lengths are equal ratios.
-
-    `room` is the fraction of the width that is kept for the words at the right.
-    """
-    floor = min(0.4, *(0.8 * (fall.low or fall.end) for fall in falls))
-    highest = max(fall.high or fall.end for fall in falls)
-    frame(axes, colours)
-    for y, fall in enumerate(falls):
-        start = floor if fall.start is None else fall.start
-        colour = colours["muted" if fall.start is None else "series-4" if fall.end <= fall.start else "series-3"]
-        filled = fill(colour, 1.0, not fall.measured)
-        if fall.faint:
-            filled = {"facecolor": "none", "edgecolor": colour, "linestyle": ":", "linewidth": 1.2}
-        tip = tooltip(f"{fall.label}: {fall.words}")
-        axes.barh(y, abs(fall.end - start), 0.6, min(start, fall.end), gid=tip, **filled)
-        if fall.low is not None and fall.high is not None:
-            axes.plot([fall.low, fall.high], [y, y], color=colours["ink"], linewidth=2)
-        place = (max(start, fall.end, fall.high or 0), y)
-        axes.annotate(clean(fall.words), place, (5, 0), color=colours["muted" if fall.faint else "ink"], **BESIDE)
-        if y + 1 < len(falls) and not fall.faint:  # the rest, carried to the next bar
-            axes.plot([fall.end] * 2, [y + 0.3, y + 0.7], color=colours["muted"], linewidth=0.8)
-    label_bars(axes, [fall.label for fall in falls], colours)
-    axes.set_xscale("log")
-    axes.set_xlim(floor, highest * (highest / floor) ** (room / (1 - room)))
-    axes.grid(axis="x", color=colours["grid"], linewidth=0.8)
-    ticks = [tick for tick in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if tick >= floor]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel(clean(xlabel), color=colours["muted"], parse_math=False)
-
-
 # --- Dots with intervals.
 
 
@@ -349,15 +290,14 @@ def draw_dots(axes: Axes, name: str, rows: Sequence[Dots], colours: Colours, dig
 
 # --- Lines over a common x.
 
+Points = Sequence[tuple[int, Sequence[tuple[float, float]]]]  # of lines: the series, and (x, y)
+
 
 def panels(
-    lines: Mapping[str, Sequence[tuple[int, Sequence[tuple[float, float]]]]],
-    xlabel: str,
-    colours: Colours,
-    names: Mapping[str, int] | None = None,
+    lines: Mapping[str, Points], xlabel: str, colours: Colours, names: Mapping[str, int] | None = None
 ) -> Drawing:
-    """A panel for each title, two abreast, with lines of (series, points); `names` of series stand in a legend."""
-    rows = max((len(lines) + 1) // 2, 1)
+    """A panel of lines for each title, two abreast; `names` of series stand in a legend."""
+    rows = (len(lines) + 1) // 2
     figure = sized(1060, 30 + 150 * rows + 25 * bool(names), "constrained")
     for index, (name, drawn) in enumerate(lines.items()):
         axes = figure.add_subplot(rows, 2, index + 1)
@@ -369,30 +309,7 @@ def panels(
         axes.xaxis.set_major_formatter(EngFormatter())
         title(axes, name, colours, 300, color=colours["ink"])
         axes.set_xlabel(xlabel, color=colours["muted"])
-    keys = [
-        Line2D([], [], color=colours[f"series-{series}"], label=short(name, 130))
-        for name, series in (names or {}).items()
-    ]
-    if keys:
+    if names:
+        keys = [Line2D([], [], color=colours[f"series-{series}"], label=short(n, 200)) for n, series in names.items()]
         figure.legend(handles=keys, loc="outside upper left", ncols=6, frameon=False, labelcolor=colours["ink"])
-    return figure
-
-
-def within_tokens(curves: Mapping[str, tuple[Sequence[float], int]], name: str, colours: Colours) -> Drawing:
-    """Accuracy that answers of at most b = 0, 1, … tokens reach: name -> (fractions, series); areas in the legend."""
-    figure = sized(560, 250 + 18 * len(curves), "constrained")
-    axes = figure.add_subplot()
-    for called, (fractions, series) in curves.items():
-        area = sum(fractions[:-1]) / (len(fractions) - 1)
-        words = f"{short(called, 200)}: {fractions[-1]:.3f}, area {area:.3f}"
-        tip = tooltip(f"{called}: {fractions[-1]:.3f} within {len(fractions) - 1} tokens")
-        colour = colours[f"series-{series}"]
-        axes.step(range(len(fractions)), fractions, where="post", color=colour, linewidth=1.6, label=words, gid=tip)
-    frame(axes, colours, "y")
-    axes.set_ylim(0, min(1.02, 1.15 * max(fractions[-1] for fractions, _ in curves.values()) or 1.0))
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("tokens of an answer, at most", color=colours["muted"])
-    title(axes, f"{name} within a budget", colours)
-    figure.legend(loc="outside lower left", ncols=1, frameon=False, labelcolor=colours["ink"], handlelength=1.4)
     return figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jepa.report.blocks import NONE
+from jepa.report.tables import NONE
 from jepa.results import Code, Device, Interval, Ratio
 
 UNCOUNTED = "not counted"

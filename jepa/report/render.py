@@ -16,21 +16,9 @@ from rich.table import Table as Grid
 from rich.text import Text as Rich
 
 from jepa.report import figures
-from jepa.report.blocks import (
-    EST,
-    ESTIMATED,
-    MEASURED,
-    Block,
-    Claim,
-    Columns,
-    Definitions,
-    Details,
-    Heading,
-    Report,
-    Table,
-    Text,
-)
+from jepa.report.blocks import ESTIMATED, MEASURED, Block, Claim, Columns, Definitions, Heading, Report, Text
 from jepa.report.format import clean
+from jepa.report.tables import EST, Table
 from jepa.results import Document, write_files
 
 WIDTH = 100
@@ -144,9 +132,6 @@ def _marked(blocks: Sequence[Block]) -> Iterator[str]:
             case Columns(columns):
                 for column in columns:
                     yield from _marked(column)
-            case Details(summary, Table() as content):  # preformatted text, a configuration, is in the JSON file
-                yield f"**{_escape(summary)}**"
-                yield _markdown_table(content)
             case Definitions(entries):
                 yield from (f"**{_escape(term)}.** {_escape(text)}" for term, text in entries)
 
@@ -190,7 +175,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"words": _words, "verbatim": _verbatim, "kind": lambda block: type(block).__name__}
+    environment.filters |= {"words": _words, "kind": lambda block: type(block).__name__}
     environment.globals |= {"svg": figures.svg, "EST": EST, "EVIDENCE": (MEASURED, ESTIMATED)}
     return environment.get_template("page.html.j2")
 
@@ -199,8 +184,3 @@ def _words(text: str) -> str:
     """Clean text that keeps an interval in one piece, and a number beside its per cent sign."""
     spanned = re.sub(r"\(([+−]?[\d.,]+) to ([+−]?[\d.,]+)\)", "(\\1\u00a0to\u00a0\\2)", clean(text))
     return spanned.replace(" %", "\u00a0%")
-
-
-def _verbatim(text: str) -> str:
-    """Preformatted text without control characters."""
-    return "".join(c for c in text if c.isprintable() or c == "\n")

@@ -9,22 +9,9 @@ from matplotlib.figure import Figure as Drawing
 
 from jepa.report import checkpoint, figures, sweep_figures, sweep_tables
 from jepa.report import format as fmt
-from jepa.report.blocks import (
-    ESTIMATED,
-    MEASURED,
-    Block,
-    Claim,
-    Colours,
-    Column,
-    Columns,
-    Figure,
-    Heading,
-    Report,
-    Table,
-    Text,
-    table,
-)
+from jepa.report.blocks import ESTIMATED, MEASURED, Block, Claim, Colours, Columns, Figure, Heading, Report, Text
 from jepa.report.notes import note, terms
+from jepa.report.tables import Column, Table, table
 from jepa.report.timeline import draw_timeline, timeline, timeline_height
 from jepa.results import Saving, Setting, StreamResults, analysis
 
@@ -60,7 +47,7 @@ def report(results: StreamResults) -> Report:
 
 
 def claim(name: str, setting: Setting) -> Claim:
-    """What the best causal policy saves at equal quality, or, in plain words, that it does not; and compute."""
+    """What the best causal policy saves at equal quality, or that it does not; and compute."""
     return Claim(f"{name} streams", *_decodes_claim(setting), *_compute_claim(setting))
 
 
@@ -69,9 +56,7 @@ def _decodes_claim(setting: Setting) -> tuple[str, str, str]:
     reference = f"{analysis.wanted_name(setting, first)} (CIDEr-D {fmt.quality(first.reference_quality)})"
     missed = f"No causal policy reaches the quality of {reference}."
     if best is None or best.value is None:
-        reasons = sorted({row.reason for row in analysis.headline_savings(setting) if row.value is None} - {""})
-        listed = f" ({'; '.join(reasons)})" if reasons else ""
-        return "not reached", missed, f"No operating point qualified on the calibration streams{listed}."
+        return "not reached", missed, "No operating point qualified on the calibration streams."
     name = analysis.point_name(setting, best.policy, best.value)
     at = (
         f"CIDEr-D {fmt.quality(best.quality)}, difference {fmt.difference(best.quality_difference)}; merged temporal "
@@ -95,13 +80,8 @@ def _compute_claim(setting: Setting) -> tuple[str, str]:
         return fmt.UNCOUNTED, "FLOPs end to end were not counted for the reference and another operating point."
     ratios = analysis.operations_ratio(setting, row)
     ratio, level = ratios.flops or 0.0, analysis.point(setting, row).cider_d.value
-    words = "fewer FLOPs end to end" if ratio >= 1 else "the saving in FLOPs end to end, so more of them,"
-    lost = analysis.headline_savings(setting)[0].reference_quality - level
-    kept = "quality is kept"
-    if lost > 0:
-        kept = f"{fmt.percent(lost / (level + lost))} of the quality is lost"
-    elif not analysis.qualified(setting, row):
-        kept = "no saving at equal quality, since only the test streams, not the calibration streams, chose this point"
+    words = "fewer FLOPs end to end" if ratio >= 1 else "the FLOPs end to end saved, so more of them,"
+    kept = "quality is kept" if analysis.qualified(setting, row) else "not a saving at equal quality"
     text = (
         f"{words}, encoder and predictor included, at most: {analysis.point_name(setting, row.policy, row.value)}, "
         f"which needs {analysis.needs(setting.curves[row.policy])}; {kept}: CIDEr-D {fmt.quality(level)}, difference "
@@ -109,11 +89,9 @@ def _compute_claim(setting: Setting) -> tuple[str, str]:
     )
     if ratios.seconds:
         text += f"; saving in wall time: {fmt.factor(ratios.seconds)}{' (estimated)' * (row.estimated is not None)}"
-    return (
-        (VOID, f"{fmt.factor(ratio)} {text}.")
-        if analysis.without_contrast(setting)
-        else (fmt.factor(ratio), f"{text}.")
-    )
+    if analysis.without_contrast(setting):
+        return VOID, f"{fmt.factor(ratio)} {text}."
+    return fmt.factor(ratio), f"{text}."
 
 
 # --- The summary of a terminal.
@@ -134,19 +112,12 @@ def _summary_table(setting: Setting, count: int) -> Table:
     savings = {row.policy: row for row in analysis.headline_savings(setting)}
     shown = [savings[policy] for policy in analysis.prominent(setting) if policy in savings][:count]
     flops = {(row.policy, row.value): analysis.operations_ratio(setting, row).flops for row in setting.operations}
-    left = len(savings) - len(shown)
-
-    def name(row: Saving) -> str:
-        curve = setting.curves[row.policy]
-        return analysis.label(curve) + ("" if curve.causal or curve.oracle else " (offline)")
-
     columns: list[Column[Saving]] = [
         Column("CIDEr-D", lambda row: fmt.quality(row.quality)),
         Column("decoder calls saved", lambda row: fmt.saving(row.ratio) if row.reached else "not reached"),
         Column("FLOPs saved", lambda row: fmt.factor(flops.get((row.policy, row.value or 0.0)))),
     ]
-    named = Column(f"policy ({left} more in the report)" if left else "policy", name, words=True)
-    return table("", [named, *sweep_tables.of_policies(setting, columns)[1:]], [("", shown)])
+    return table("", sweep_tables.of_policies(setting, columns), [(f"of {len(savings)} policies", shown)])
 
 
 # --- Sections, each with a part for every setting.
@@ -184,56 +155,42 @@ def _timelines(settings: Settings) -> list[Block]:
     return blocks
 
 
-_Show = Callable[[str, Setting, Mapping[str, int]], Sequence[Block]]  # of a setting, and the colours of its policies
-
-
-def _section(title: str, settings: Settings, show: _Show, *notes: Block, counted: bool = False) -> list[Block]:
-    """A part for each setting; `counted`: of operations, so that wall times may be estimated and all may be missing."""
-    rows = [row for setting in settings.values() for row in setting.operations] if counted else []
-    evidence = (MEASURED, ESTIMATED) if any(row.estimated is not None for row in rows) else (MEASURED,)
-    blocks: list[Block] = [Heading(title, evidence=evidence), *notes]
-    for name, setting in settings.items():
-        missing = counted and not setting.operations
-        colours = sweep_tables.colours_of(settings, name)
-        shown = [Text("None were recorded.")] if missing else show(name, setting, colours)
-        blocks += [Heading(name, 3), *shown]
-    return blocks
-
-
 def _tables(settings: Settings) -> list[Block]:
     """Savings, compute, quality of the texts, operations and caches."""
 
-    def savings(_: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
-        return [sweep_tables.savings_table(setting, colours)]
+    def section(title: str, show: Callable[[str], Sequence[Block]], *notes: Block, counted: bool = True) -> list[Block]:
+        """A part for each setting; `counted`: of operations, so that wall times may be estimated, or all be missing."""
+        rows = [row for setting in settings.values() for row in setting.operations] if counted else []
+        evidence = (MEASURED, ESTIMATED) if any(row.estimated is not None for row in rows) else (MEASURED,)
+        blocks: list[Block] = [Heading(title, evidence=evidence), *notes]
+        for name, setting in settings.items():
+            shown = [Text("None were recorded.")] if counted and not setting.operations else show(name)
+            made = [sweep_tables.painted(each, settings, name) if isinstance(each, Table) else each for each in shown]
+            blocks += [Heading(name, 3), *made]
+        return blocks
 
-    def compute(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
+    def compute(name: str) -> list[Block]:
+        setting, place = settings[name], list(settings).index(name)
         facts, reference = sweep_tables.operations_facts(setting), analysis.reference_name(setting)
         parts: list[list[Block]] = []
         for measure, words in sweep_figures.UNITS.items():
             title = f"{words} of the parts at {len(setting.operations)} operating points on {name} streams"
             draw = partial(sweep_figures.operations, settings, name, measure)
             caption = f"{words} of each part. {facts}; × is the saving against {reference}."
-            parts.append([Figure(f"{measure}-{list(settings).index(name)}", title, draw, caption)])
-        return [Columns(parts), sweep_tables.compute_table(setting, colours)]
+            parts.append([Figure(f"{measure}-{place}", title, draw, caption)])
+        return [Columns(parts), sweep_tables.compute_table(setting)]
 
-    def texts(_: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
-        return [sweep_tables.quality_table(setting, colours)]
+    def each(make: Callable[[Setting], Table]) -> Callable[[str], Sequence[Block]]:
+        return lambda name: [make(settings[name])]
 
-    def operations(_: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
-        facts = Text(f"{sweep_tables.operations_facts(setting)}.")
-        return [facts, sweep_tables.operations_table(setting, colours)]
-
-    def caches(_: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
-        return [sweep_tables.cache_table(setting, colours)]
-
-    cached = {name: setting for name, setting in settings.items() if sweep_tables.has_cache(setting)}
     lede = partial(note, style="lede")
+    cached = any(sweep_tables.has_cache(setting) for setting in settings.values())
     return [
-        *_section("Savings at equal quality", settings, savings, lede("savings")),
-        *_section("Compute", settings, compute, lede("computed"), note("compute"), counted=True),
-        *_section("Stream quality", settings, texts, lede("texts"), note("quality"), counted=True),
-        *_section("Operations", settings, operations, lede("operations"), counted=True),
-        *(_section("Cache", cached, caches, note("cache")) if cached else []),
+        *section("Savings at equal quality", each(sweep_tables.savings_table), lede("savings"), counted=False),
+        *section("Compute", compute, lede("computed"), note("compute")),
+        *section("Stream quality", each(sweep_tables.quality_table), lede("texts"), note("quality")),
+        *section("Operations", each(sweep_tables.operations_table), lede("operations")),
+        *(section("Cache", each(sweep_tables.cache_table), note("cache"), counted=False) if cached else []),
     ]
 
 
@@ -254,5 +211,6 @@ def _overview(settings: Settings, colours: Colours) -> Drawing:
         above = {"xycoords": "axes fraction", "textcoords": "offset points"}
         axes.annotate(figures.short(f"{name} streams", 350), (0, 1), (0, 34), **above, **style)
     between.text(0.045, 0.5, figures.short(f"One of the {names[0]} streams", 700), **style)
-    draw_timeline(lower, settings, names[0], colours, width, margin=0.045 * width)
+    _, right = lower.subfigures(1, 2, width_ratios=(0.045, 0.955))
+    draw_timeline(right, settings, names[0], colours, 0.955 * width)
     return figure

@@ -42,8 +42,8 @@ def colour_of(series: Mapping[str, int], policy: str, colours: Colours) -> str:
 
 def curves(sweeps: Mapping[str, Sweep], name: str, colours: Colours) -> Drawing:
     """CIDEr-D against decodes per second of every policy of one sweep."""
-    figure, axes = figures.with_margins(470, 370, left=26, right=figures.NAMES, bottom=44, top=46)
-    draw_curves(axes, sweeps, name, colours)
+    figure = figures.sized(470, 370)
+    draw_curves(figures.panel(figure, 26, figures.NAMES, 44, 46), sweeps, name, colours)
     return figure
 
 
@@ -140,7 +140,8 @@ def operations(sweeps: Mapping[str, Sweep], name: str, measure: str, colours: Co
     sweep, series = sweeps[name], series_of(sweeps)
     scale, unit = flops_unit(sweep) if measure == "flops" else (1e-3, "millisecond")
     own = {row.policy: colour_of(series, row.policy, {**colours, "muted": colours["ink"]}) for row in sweep.operations}
-    figure, axes = figures.with_margins(470, 70 + 31 * len(sweep.operations), left=160, right=16, bottom=42, top=28)
+    figure = figures.sized(470, 70 + 31 * len(sweep.operations))
+    axes = figures.panel(figure, 160, 16, 42, 28)
     frame(axes, colours)
     longest, labels = 0.0, []
     for y, row in enumerate(sweep.operations):

@@ -3,47 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 from jepa.report import format as fmt
-from jepa.report.blocks import EST, NONE, Column, Table, table
 from jepa.report.sweep_figures import flops_unit, series_of
+from jepa.report.tables import EST, NONE, Column, Table, table
 from jepa.results import ESTIMATED_PARTS, PARTS, CacheResult, Operations, Saving, Sweep, analysis
 
-Colours = Mapping[str, int]  # the name of a policy -> the number of its colour, for the dots of a table
+Row = TypeVar("Row", Saving, Operations)
 
 
-class _Point(Protocol):
-    @property
-    def policy(self) -> str: ...
-    @property
-    def value(self) -> float | None: ...
-
-
-Row = TypeVar("Row", bound=_Point)
-
-
-def colours_of(sweeps: Mapping[str, Sweep], name: str) -> Colours:
-    """The colours of the policies of one sweep."""
+def painted(made: Table, sweeps: Mapping[str, Sweep], name: str) -> Table:
+    """A table on one of the sweeps, whose policies have the dots of their colours."""
     series, curves = series_of(sweeps), sweeps[name].curves
-    return {analysis.label(curve): series[policy] for policy, curve in curves.items() if policy in series}
+    colours = {analysis.label(curve): series[policy] for policy, curve in curves.items() if policy in series}
+    return replace(made, colours=colours)
 
 
-def of_policies(sweep: Sweep, columns: list[Column[Row]], needs: bool = False) -> list[Column[Row]]:
-    """The columns after those that name a policy, at wish what it `needs`, and its operating point."""
+def of_policies(sweep: Sweep, columns: list[Column[Row]]) -> list[Column[Row]]:
+    """The columns after those that name a policy and its operating point."""
 
     def at(row: Row) -> str:
         return NONE if row.value is None else analysis.operating_point(sweep.curves[row.policy], row.value)
 
     policy: Column[Row] = Column("policy", lambda row: analysis.label(sweep.curves[row.policy]), words=True)
-    waits: Column[Row] = Column("needs", lambda row: analysis.needs(sweep.curves[row.policy]), words=True)
-    return [policy, *([waits] if needs else []), Column("operating point", at, words=True), *columns]
+    return [policy, Column("operating point", at, words=True), *columns]
 
 
 # --- Savings in decoder calls.
 
 
-def savings_table(sweep: Sweep, colours: Colours | None = None) -> Table:
+def savings_table(sweep: Sweep) -> Table:
     """Every policy against each reference, at each tolerance; the headline first."""
     groups: dict[str, list[Saving]] = {}
     for row in sorted(sweep.savings, key=lambda row: not row.headline):
@@ -62,7 +53,7 @@ def savings_table(sweep: Sweep, colours: Colours | None = None) -> Table:
         Column("merged temporal F1, difference", lambda row: fmt.difference(row.temporal_f1_difference)),
         Column("curves, CIDEr-D", between),
     ]
-    return table("Savings", of_policies(sweep, columns, needs=True), groups.items(), colours)
+    return table("Savings", of_policies(sweep, columns), groups.items())
 
 
 def _outcome(row: Saving) -> str:
@@ -75,7 +66,7 @@ def _outcome(row: Saving) -> str:
 # --- Operating points whose operations were recorded, a row each.
 
 
-def compute_table(sweep: Sweep, colours: Colours | None = None) -> Table:
+def compute_table(sweep: Sweep) -> Table:
     """FLOPs per second of stream of each part at each operating point, and the savings end to end."""
     scale, unit = flops_unit(sweep)
 
@@ -91,12 +82,6 @@ def compute_table(sweep: Sweep, colours: Colours | None = None) -> Table:
         ratio = analysis.operations_ratio(sweep, row).seconds
         return fmt.factor(ratio) + EST * (row.estimated is not None and ratio is not None)
 
-    def limit(row: Operations) -> str:
-        even = analysis.break_even(sweep, row)
-        if row is analysis.reference_row(sweep):
-            return NONE
-        return fmt.UNCOUNTED if even is None else "none" if even <= 0 else fmt.significant(even)
-
     columns: list[Column[Operations]] = [
         *map(part, (*PARTS, "cache")),
         Column("all", lambda row: per_second(row, analysis.counted_flops(row.ledger), scale)),
@@ -105,10 +90,9 @@ def compute_table(sweep: Sweep, colours: Colours | None = None) -> Table:
         Column("saving, wall time", wall_time),
         Column("CIDEr-D difference", lambda row: fmt.difference(analysis.quality_difference(sweep, row))),
         Column("steps/s", lambda row: per_second(row, row.ledger.step_count)),
-        Column("break-even steps/s", limit),
     ]
     group = f"{unit}s per second of stream; savings against {analysis.reference_name(sweep)}"
-    return table("Compute", of_policies(sweep, columns), [(group, sweep.operations)], colours)
+    return table("Compute", of_policies(sweep, columns), [(group, sweep.operations)])
 
 
 def operations_facts(sweep: Sweep) -> str:
@@ -117,7 +101,7 @@ def operations_facts(sweep: Sweep) -> str:
     return f"Over {ledger.step_count:,} steps, {ledger.stream_seconds / 60:,.1f} minutes of test streams"
 
 
-def operations_table(sweep: Sweep, colours: Colours | None = None) -> Table:
+def operations_table(sweep: Sweep) -> Table:
     """Counts and wall seconds of each operating point."""
 
     def time(row: Operations, value: float, estimated: bool) -> str:
@@ -136,10 +120,10 @@ def operations_table(sweep: Sweep, colours: Colours | None = None) -> Table:
         *map(timed, (*PARTS, "cache")),
         Column("all, s", lambda row: time(row, row.seconds, True)),
     ]
-    return table("Operations", of_policies(sweep, columns), [("", sweep.operations)], colours)
+    return table("Operations", of_policies(sweep, columns), [("", sweep.operations)])
 
 
-def quality_table(sweep: Sweep, colours: Colours | None = None) -> Table:
+def quality_table(sweep: Sweep) -> Table:
     """What the emissions at each operating point are worth, what they need, and how late they are."""
 
     def dense(title: str, key: str) -> Column[Operations]:
@@ -160,7 +144,7 @@ def quality_table(sweep: Sweep, colours: Colours | None = None) -> Table:
         late("latency, mean s", "mean"),
         late("latency, 95th percentile s", "p95"),
     ]
-    return table("Stream quality", of_policies(sweep, columns, needs=True), [("", sweep.operations)], colours)
+    return table("Stream quality", of_policies(sweep, columns), [("", sweep.operations)])
 
 
 # --- The cache.
@@ -171,40 +155,31 @@ def has_cache(sweep: Sweep) -> bool:
     return any(curve.cache is not None for curve in sweep.curves.values())
 
 
-class _Cached(NamedTuple):
-    policy: str
-    value: float | None
-    asked: float
-    did: CacheResult | None
-
-
-def cache_table(sweep: Sweep, colours: Colours | None = None) -> Table:
+def cache_table(sweep: Sweep) -> Table:
     """What the cache of each policy that has one did at its operating point, and the error requested."""
-    rows: list[_Cached] = []
-    for policy, curve in sweep.curves.items():
-        if curve.cache is not None:
-            asked = curve.cache.error_rate
-            found = [analysis.point(sweep, row) for row in sweep.operations if row.policy == policy]
-            rows += [_Cached(policy, point.value, asked, point.cache) for point in found]
-            rows += [] if found else [_Cached(policy, None, asked, None)]
+    results = {(row.policy, row.value): analysis.point(sweep, row).cache for row in sweep.operations}
 
-    def did(title: str, cell: Callable[[CacheResult, float], str]) -> Column[_Cached]:
-        return Column(title, lambda row: NONE if row.did is None else cell(row.did, row.asked))
+    def did(title: str, cell: Callable[[CacheResult], str]) -> Column[Operations]:
+        return Column(title, lambda row: NONE if (found := results[row.policy, row.value]) is None else cell(found))
 
-    def threshold(cache: CacheResult, _: float) -> str:
+    def requested(row: Operations) -> str:
+        cache = sweep.curves[row.policy].cache
+        return NONE if cache is None else fmt.percent(cache.error_rate)
+
+    def threshold(cache: CacheResult) -> str:
         return "no threshold kept the requested error" if cache.threshold < 0 else f"{cache.threshold:.4f}"
 
-    def error(cache: CacheResult, _: float) -> str:
+    def error(cache: CacheResult) -> str:
         found = cache.error
         return f"{fmt.percent(found.value)} ({100 * found.low:.3g} to {100 * found.high:.3g})"
 
-    columns: list[Column[_Cached]] = [
-        Column("requested error", lambda row: fmt.percent(row.asked)),
+    columns: list[Column[Operations]] = [
+        Column("requested error", requested),
         did("threshold", threshold),
-        did("look-ups", lambda cache, _: f"{cache.error.lookups:,}"),
-        did("hits", lambda cache, _: f"{cache.error.hits:,}"),
-        did("wrong hits", lambda cache, _: f"{cache.error.wrong:,}"),
+        did("look-ups", lambda cache: f"{cache.error.lookups:,}"),
+        did("hits", lambda cache: f"{cache.error.hits:,}"),
+        did("wrong hits", lambda cache: f"{cache.error.wrong:,}"),
         did("error (95 % interval)", error),
-        did("kept", lambda cache, asked: "yes" if cache.error.value <= asked else "no"),
     ]
-    return table("Cache", of_policies(sweep, columns), [("", rows)], colours)
+    cached = [row for row in sweep.operations if results[row.policy, row.value] is not None]
+    return table("Cache", of_policies(sweep, columns), [("", cached)])

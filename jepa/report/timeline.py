@@ -27,37 +27,27 @@ _GAP, _AXIS = 7, 42  # below each of them; below each line of the timeline, for 
 
 
 def timeline(settings: Mapping[str, Setting], name: str, colours: Colours, width: float = 1060) -> Drawing:
-    """The stream of a setting, `width` CSS pixels wide.
-
-    A bar without a filling is a text that took no decoder call. Text is abbreviated to its bar; the SVG tells it in
-    full when pointed at.
-    """
+    """The stream of a setting, `width` CSS pixels wide. Text is cut to its bar; the SVG tells it when pointed at."""
     figure = sized(width, timeline_height(settings[name]))
     draw_timeline(figure, settings, name, colours, width)
     return figure
 
 
 def timeline_height(setting: Setting) -> float:
-    """CSS pixels."""
     return _lines(setting.timeline) * _line_height(setting)
 
 
 def draw_timeline(
-    figure: Drawing | SubFigure,
-    settings: Mapping[str, Setting],
-    name: str,
-    colours: Colours,
-    width: float,
-    margin: float = 0,
+    figure: Drawing | SubFigure, settings: Mapping[str, Setting], name: str, colours: Colours, width: float
 ) -> None:
-    """The stream of a setting on a whole figure; `margin`: CSS pixels to the left of everything."""
+    """The stream of a setting on a whole figure."""
     setting, series = settings[name], series_of(settings)
     lines, height = _lines(setting.timeline), _line_height(setting)
     total, span = lines * height, setting.timeline.duration / lines
-    across, down = width - margin - _LEFT - _RIGHT, height - _AXIS
+    across, down = width - _LEFT - _RIGHT, height - _AXIS
     for line in range(lines):
         bottom = total - (line + 1) * height + 0.75 * _AXIS
-        axes = figure.add_axes(((margin + _LEFT) / width, bottom / total, across / width, down / total))
+        axes = figure.add_axes((_LEFT / width, bottom / total, across / width, down / total))
         axes.set(xlim=(line * span, (line + 1) * span), ylim=(down, 0))
         _Line(axes, across / span, colours).draw(setting, series)
 

@@ -22,8 +22,9 @@ HIGHLIGHTED, TIMELINE_ROWS = 8, 5  # policies with a colour of their own; of the
 
 
 def label(curve: Curve) -> str:
-    """The name of a policy. An oracle is told the answer, so its name says that it is an upper bound."""
-    return f"{curve.label} (upper bound)" if curve.oracle and "upper bound" not in curve.label else curve.label
+    """The name of a policy, which says if it is an upper bound, being told the answer, or needs the whole stream."""
+    kind = "upper bound" if curve.oracle else "" if curve.causal else "offline"
+    return f"{curve.label} ({kind})" if kind not in curve.label else curve.label
 
 
 def needs(curve: Curve) -> str:
@@ -198,28 +199,6 @@ def leanest(sweep: Sweep, kept: bool = False, causal: bool = False) -> Operation
     ratios = [(operations_ratio(sweep, row).flops, row) for row in sweep.operations if counts(row)]
     found = [(ratio, row) for ratio, row in ratios if ratio is not None and row is not reference_row(sweep)]
     return max(found, key=lambda pair: pair[0])[1] if found else None
-
-
-def break_even(sweep: Sweep, row: Operations) -> float | None:
-    """Steps per second up to which encoding costs no more FLOPs than the saved decodes; <= 0 where none are saved.
-
-    (decoder and cache FLOPs per second of the reference − of the policy) / (encoder and predictor FLOPs per step).
-    None where one of them was not counted.
-    """
-    reference = reference_row(sweep)
-    if reference is None:
-        return None
-    theirs, ours = reference.ledger, row.ledger
-    encoder, predictor = part_flops(ours, "encoder"), part_flops(ours, "predictor")
-    if encoder is None or predictor is None or not encoder + predictor:
-        return None
-    decoding = []
-    for ledger in (theirs, ours):
-        flops = part_flops(ledger, "decoder")
-        if flops is None or not ledger.stream_seconds:
-            return None
-        decoding.append((flops + ledger.cache.flops) / ledger.stream_seconds)
-    return (decoding[0] - decoding[1]) * ours.step_count / (encoder + predictor)
 
 
 # --- What to show first.

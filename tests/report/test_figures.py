@@ -8,7 +8,7 @@ import pytest
 
 from jepa.report import figures
 from jepa.report.blocks import Figure
-from jepa.report.figures import DARK, LIGHT, Dots, Fall, Line
+from jepa.report.figures import DARK, LIGHT, Dots, Line
 
 PHRASES = ["a red circle grows", "the camera wobbles slowly to the left and then stops", "x" * 80, "", "a"]
 
@@ -67,25 +67,6 @@ def test_names_of_curves_stand_in_the_order_of_their_ends():
     assert names == ["curve 2", "curve 0", "curve 1", "1 other"]
 
 
-def test_a_waterfall_ends_where_its_ratios_say():
-    falls = [
-        Fall("baseline", "1", 1.0),
-        Fall("first", "2×", 0.5, 1.0),
-        Fall("second", "2.5×", 0.2, 0.5, measured=False),
-        Fall("together", "5×", 0.2, low=0.1, high=0.25),
-        Fall("naive", "6×", 1 / 6, faint=True),
-    ]
-    axes = figures.sized(480, 300).add_subplot()
-    figures.draw_waterfall(axes, falls, "cost", 0.4, LIGHT)
-    assert len(axes.patches) == len(falls)
-    for bar, fall in zip(axes.patches, falls, strict=True):
-        assert bar.get_x() + (bar.get_width() if fall.start is None else 0) == pytest.approx(fall.end)
-        assert bool(bar.get_hatch()) == (not fall.measured)
-    assert axes.get_xscale() == "log"
-    assert axes.get_xlim()[0] < 0.1
-    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first bar at the top
-
-
 def test_dots_show_every_value_with_mean_and_interval():
     axes = figures.sized(300, 200).add_subplot()
     rows = [Dots(4, [("a, seed 0", 0.4), ("a, seed 1", 0.6)], 0.5, 0.3, 0.7), Dots(5, [], None)]
@@ -97,7 +78,8 @@ def test_dots_show_every_value_with_mean_and_interval():
     assert [text.get_text() for text in axes.texts] == ["0.500"]
 
 
-def test_a_budget_curve_tells_its_end_and_its_area():
-    figure = figures.within_tokens({"captions": ((0.0, 0.5, 1.0), 4)}, "exact match", LIGHT)
-    assert list(figure.axes[0].lines[0].get_ydata()) == [0.0, 0.5, 1.0]
-    assert figure.legends[0].get_texts()[0].get_text() == "captions: 1.000, area 0.250"
+def test_panels_share_a_legend():
+    figure = figures.panels({"loss": [(4, [(0, 3.0), (1, 2.0)])], "rank": []}, "step", LIGHT, {"a run": 4})
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["loss", "rank"]
+    assert list(figure.axes[0].lines[0].get_ydata()) == [3.0, 2.0]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a run"]

@@ -155,7 +155,6 @@ def test_compute_is_flops_per_second_of_stream(stream_results):
             assert cells["saving, wall time"].endswith(" est.") == (row.estimated is not None)
         reference = setting.operations.index(analysis.reference_row(setting))
         assert made[reference]["saving, FLOPs"] == "1.00×"
-        assert made[reference]["break-even steps/s"] == "–"
 
 
 def test_uncounted_flops_are_no_zero(stream_results):
@@ -187,7 +186,6 @@ def test_quality_and_cache_stand_at_the_operating_point(stream_results):
     cached = [policy for policy, curve in setting.curves.items() if curve.cache is not None]
     made = by_header(sweep_tables.cache_table(setting))
     assert {cells["policy"] for cells in made} == {setting.curves[policy].label for policy in cached}
-    assert all(cells["kept"] in ("yes", "no", "–") for cells in made)
 
 
 def test_scores_stand_beside_chance_and_cost(stream_results):
@@ -199,13 +197,12 @@ def test_scores_stand_beside_chance_and_cost(stream_results):
     assert {row["score"] for row in made} >= {"R@1", "R@5", "accuracy, all questions", "exact match", "RankMe"}
 
 
-def test_fractions_of_training_add_up(stream_results):
+def test_operations_of_training_end_in_their_sum(stream_results):
     made = checkpoint.training_table(stream_results.training.stages)
     for title, group in made.groups:
         assert "steps in" in title
-        *parts, whole = [dict(zip(made.header, row, strict=True)) for row in group]
-        assert whole["fraction of FLOPs"] == "100.0 %"
-        assert sum(float(part["fraction of FLOPs"].removesuffix(" %")) for part in parts) == pytest.approx(100, abs=0.5)
+        *parts, whole = [[float(cell) for cell in row[1:]] for row in group]
+        assert [pytest.approx(sum(column)) for column in zip(*parts, strict=True)] == whole
 
 
 def test_settings_without_operations_or_curve_are_shown(stream_results):
@@ -214,7 +211,6 @@ def test_settings_without_operations_or_curve_are_shown(stream_results):
     document = stream_results.model_copy(update={"settings": bare, "training": training, "sweep": None})
     words = markdown(streams.report(document))
     assert words.count("None were recorded.") == 3 * len(bare)
-    assert "No curve was recorded." in words
     assert "not counted" in words
 
 
@@ -303,9 +299,9 @@ def test_runs_side_by_side_show_a_column_each_and_what_differs(stream_results, t
     other = first.model_copy(update={"seed": 7, "config": {**first.config, "speed": {"fast": True}}})
     runs = {"a/results.json": first, "b/results.json": other}
     assert compare.names(runs) == ["a", "b"]
-    assert ["speed.fast", "–", "true"] in rows(compare.configuration_table(runs))
     found = rows(compare.runs_table(runs))
     assert ["seed", "0", "7"] in found
+    assert ["speed.fast", "–", "true"] in found
     assert not any(row[0] == "created" for row in found)
     best = analysis.best_causal(stream_results.settings["everyday"])
     assert ["saving, decoder calls", fmt.saving(best.ratio), fmt.saving(best.ratio)] in found
@@ -313,6 +309,4 @@ def test_runs_side_by_side_show_a_column_each_and_what_differs(stream_results, t
     lines = terminal(shown, colour=False).splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 100
-    assert sorted(write_report(None, shown, tmp_path, "comparison")) == [
-        "comparison.html", "comparison.md", "comparison.png",
-    ]  # fmt: skip
+    assert sorted(write_report(None, shown, tmp_path, "comparison")) == ["comparison.html", "comparison.md"]

@@ -86,18 +86,6 @@ def test_flops_of_a_called_part_without_a_count_are_unknown():
     assert analysis.counted_flops(ledger) is None
 
 
-def test_at_the_break_even_rate_encoding_costs_what_decoding_saves(setting):
-    reference = analysis.reference_row(setting).ledger
-    for row in setting.operations:
-        rate, ours = analysis.break_even(setting, row), row.ledger
-        each = (ours.encoder.flops + ours.predictor.flops) / ours.step_count
-
-        def decoding(ledger):
-            return (ledger.decoder.flops + ledger.cache.flops) / ledger.stream_seconds
-
-        assert rate * each == pytest.approx(decoding(reference) - decoding(ours))
-
-
 def test_the_leanest_point_is_no_oracle_and_kept_means_reached(setting):
     lean, kept = analysis.leanest(setting), analysis.leanest(setting, kept=True)
     assert not setting.curves[lean.policy].oracle

@@ -28,6 +28,7 @@ from jepa.studies.cost.results import (
     ScenarioCost,
     Source,
 )
+from jepa.studies.cost.waterfall import Fall
 
 __all__ = [
     "Comparison",
@@ -35,6 +36,7 @@ __all__ = [
     "CostResults",
     "CountedPart",
     "DeployedModel",
+    "Fall",
     "GridCell",
     "Optimisation",
     "OptimisationSaving",

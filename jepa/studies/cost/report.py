@@ -16,23 +16,12 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Drawing
 from matplotlib.patches import Rectangle
 
-from jepa.report.blocks import (
-    ESTIMATED,
-    NONE,
-    Claim,
-    Colours,
-    Column,
-    Columns,
-    Figure,
-    Heading,
-    Report,
-    Table,
-    Text,
-    table,
-)
-from jepa.report.figures import FONT, Fall, draw_waterfall, frame, heading, short, sized
+from jepa.report.blocks import ESTIMATED, Claim, Colours, Columns, Figure, Heading, Report, Text
+from jepa.report.figures import FONT, frame, heading, short, sized
 from jepa.report.format import code_text, factor, interval, percent, significant
+from jepa.report.tables import NONE, Column, Table, table
 from jepa.studies.cost.results import CostResults, OptimisationSaving, PartCost, Range, ScenarioCost
+from jepa.studies.cost.waterfall import Fall, draw_waterfall
 
 MEASURES = {"chip_seconds": "chip-seconds", "joules": "joules", "price": "price"}
 ESTIMATE = (

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure as Drawing
 
 from jepa.report import figures, sweep_figures, sweep_tables
 from jepa.report import format as fmt
-from jepa.report.blocks import NONE, Block, Colours, Column, Figure, Heading, Report, Table, Text, table
+from jepa.report.blocks import Block, Colours, Figure, Heading, Report, Text
 from jepa.report.notes import note
+from jepa.report.tables import NONE, Column, Table, table
 from jepa.results import Saving
 from jepa.results.analysis import headline_savings, label, operating_point, reference_name
 from jepa.studies.replay.results import KEPT, Level, ReplayResults, counted_levels, savings_end
@@ -21,7 +22,7 @@ _ABREAST = 5  # levels in a line of a terminal
 def report(results: ReplayResults) -> Report:
     """The report of a document: the headline level in full, then savings at all levels of noise."""
     first, name = results.levels[0], f"noise {results.levels[0].noise:g}"
-    colours = sweep_tables.colours_of({name: first}, name)
+    painted = partial(sweep_tables.painted, sweeps={name: first}, name=name)
     facts = [Text(timeline_facts(results)), *map(Text, left_out(results))]
     several = len(results.levels) > 1
     noise: list[Block] = [
@@ -37,7 +38,7 @@ def report(results: ReplayResults) -> Report:
     cache: list[Block] = [
         Heading(f"Cache, {name}"),
         note("cache"),
-        sweep_tables.cache_table(first, colours),
+        painted(sweep_tables.cache_table(first)),
     ]
     blocks: list[Block] = [
         *facts,
@@ -45,14 +46,14 @@ def report(results: ReplayResults) -> Report:
         Text(level_facts(first)),
         Figure("curves", "Quality against decodes per second", partial(sweep_figures.curves, {name: first}, name)),
         note("savings"),
-        sweep_tables.savings_table(first, colours),
+        painted(sweep_tables.savings_table(first)),
         *(noise if several else []),
         Heading(f"Stream quality, {name}"),
         note("quality"),
-        sweep_tables.quality_table(first, colours),
+        painted(sweep_tables.quality_table(first)),
         Heading(f"Operations, {name}"),
         Text(f"{sweep_tables.operations_facts(first)}. A decode is a look-up in the bank; nothing else ran."),
-        sweep_tables.operations_table(first, colours),
+        painted(sweep_tables.operations_table(first)),
         *(cache if sweep_tables.has_cache(first) else []),
     ]
     summary: list[Block] = [*facts, Text(level_facts(first)), summary_table(first)]
