@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from matplotlib.figure import Figure as Drawing
@@ -23,7 +23,7 @@ _SERIES = {"ntp": 1, "ntp_equal_flops": 0, "llm_jepa": 4, "cosine": 3, "shuffled
 def report(results: AnswerResults) -> Report:
     """The blocks of a document."""
     seeds = sorted({seed for arm in results.arms.values() for seed in arm.seeds})
-    devices = ", ".join(f"{device.name} ({device.type})" for device in results.device)
+    devices = "; ".join(map(fmt.device_text, results.device))
     told = results.method or next(iter(results.arms))
     claim, evidence, known = _claim(results, told), _evidence(results), remarks(results)
     others = [f"{verdict(results, name)}." for name in results.arms if name not in (told, results.baseline)]
@@ -45,7 +45,7 @@ def report(results: AnswerResults) -> Report:
             terms("answers"),
         ],
         overview=partial(_arms_figure, results),
-        footer=f"Measured on {devices}. The figures of this page are those of the results document beside it.",
+        footer=f"Measured on {devices}. All figures are in the results document beside it.",
     )
 
 
@@ -115,6 +115,10 @@ def _p(value: float | None) -> str:
     return NONE if value is None else "< 0.001" if value < 0.001 else f"{value:.2g}"
 
 
+def _or_infinite(value: float | None, shown: Callable[[float], str] = "{:.3g}".format) -> str:
+    return "∞" if value is None else shown(value)
+
+
 def _accuracy(score: Accuracy) -> str:
     return fmt.with_interval(Interval(score.value, score.low, score.high), 3)
 
@@ -162,10 +166,9 @@ def _metric_cells(results: AnswerResults, metric: str, name: str) -> Mapping[str
     if several:
         cells["each seed"] = ", ".join(fmt.fixed(run.accuracy[metric], 3) for run in runs)
     if costs is not None:
-        tokens, flops = costs.tokens_per_right_answer, costs.flops_per_right_answer
         cells |= {
-            "generated tokens per right answer": "∞" if tokens is None else fmt.significant(tokens),
-            "FLOPs per right answer": "∞" if flops is None else f"{flops:.3g}",
+            "generated tokens per right answer": _or_infinite(costs.tokens_per_right_answer, fmt.significant),
+            "FLOPs per right answer": _or_infinite(costs.flops_per_right_answer),
             "OckScore": fmt.fixed(costs.ock_score, 2),
             "area of accuracy against tokens": fmt.fixed(costs.accuracy_area, 3),
         }
@@ -209,10 +212,7 @@ def _summary_table(results: AnswerResults) -> Table:
 
     def cost(name: str) -> str:
         costs = arms[name].answer_costs[metric]
-        if costs is None:
-            return fmt.UNCOUNTED
-        flops = costs.flops_per_right_answer
-        return "none is right" if flops is None else fmt.in_unit(flops, "FLOPs")
+        return fmt.UNCOUNTED if costs is None else _or_infinite(costs.flops_per_right_answer)
 
     columns: list[Column[str]] = [
         Column("arm", str, words=True),
@@ -220,7 +220,7 @@ def _summary_table(results: AnswerResults) -> Table:
         Column(_title(metric), lambda name: _accuracy(arms[name].accuracy[metric])),
         Column(f"points over {results.baseline or 'next tokens'}", points),
         Column("training FLOPs", lambda name: _flops_ratio(results, name)),
-        Column("cost of a right answer", cost),
+        Column("FLOPs per right answer", cost),
         Column("latents: retrieval@1", lambda name: fmt.fixed(arms[name].geometry.get("retrieval@1"), 3)),
     ]
     return table("", columns, [("", arms)])

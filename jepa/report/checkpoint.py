@@ -65,7 +65,7 @@ class _Score(NamedTuple):
 
 
 def _spent(cost: AnswerCost | None, right: bool = False) -> str:
-    """Tokens and FLOPs of an answer, or of a right one; a dash where they were not counted or none is right."""
+    """Of an answer, or of a right one; a dash where nothing was counted or none is right."""
     if cost is None:
         return NONE
     tokens = cost.tokens_per_right_answer if right else cost.tokens_per_answer
@@ -105,16 +105,13 @@ def scores_table(scores: Scores) -> Table:
         _Score("OckScore of exact match", fmt.significant(per_token.ock_score), captions.queries),
         _Score("area of exact match against tokens", fmt.significant(per_token.accuracy_area), captions.queries),
     ]
-    geometry = [
-        _Score(_GEOMETRY.get(key, key), fmt.fixed(value, 2 if key == "rankme" else 3))
-        for key, value in scores.geometry.items()
-    ]
+    measured = {key: fmt.fixed(value, 2 if key == "rankme" else 3) for key, value in scores.geometry.items()}
     groups = [
         ("Retrieval of the caption", [found(k) for k in retrieval.recall]),
         ("Zero-shot classification", [chosen("accuracy", scores.classification)]),
         ("Question answering", answers + [chosen(name, kind) for name, kind in kinds.items()]),
         ("Captioning", captioning),
-        ("Geometry of the latents", geometry),
+        ("Geometry of the latents", [_Score(_GEOMETRY.get(key, key), value) for key, value in measured.items()]),
     ]
     return table("Scores", columns, groups)
 

@@ -47,9 +47,9 @@ def runs_table(runs: Runs) -> Table:
     """Savings, scores, parameters and training; of provenance and configuration only what differs."""
 
     def cells(results: StreamResults) -> Cells:
-        roles, training = results.parameters, results.training
-        counts = {role.role: role.total for role in roles}
-        counts |= {"all roles": sum(counts.values()), "trained": sum(role.trainable for role in roles)}
+        training = results.training
+        counts = {role.role: role.total for role in results.parameters}
+        counts |= {"all roles": sum(counts.values()), "trained": sum(role.trainable for role in results.parameters)}
         last = training.curve[-1] if training.curve else {}
         facts = {f"streams, {name}": setting_facts(setting) for name, setting in results.settings.items()}
         return {

@@ -172,17 +172,15 @@ def title(axes: Axes, text: str, colours: Colours, width: float = 400, **style: 
 
 
 def heading(colours: Colours) -> dict[str, Any]:
-    """The style of a picture's headings."""
     return {"fontsize": 11, "weight": "bold", "color": colours["ink"], "parse_math": False}
 
 
-def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
-    """A logarithmic axis, with ticks at 1, 2 and 5 of each decade."""
-    axes.set(**{f"{which}scale": "log"})
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+def log_axis(axes: Axes) -> None:
+    """A logarithmic x axis, with ticks at 1, 2 and 5 of each decade."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 
 
 def label_bars(axes: Axes, labels: Sequence[str], colours: Colours) -> None:
@@ -219,13 +217,8 @@ class Line:
 
 def style(series: int, colours: Colours) -> dict[str, Any]:
     """Colour, marker and dash of a series."""
-    return {
-        "color": colours[f"series-{series}"],
-        "linewidth": 1.6,
-        "linestyle": DASHES[series],
-        "marker": MARKERS[series],
-        "markersize": 3.5,
-    }
+    line = {"color": colours[f"series-{series}"], "linewidth": 1.6, "linestyle": DASHES[series]}
+    return line | {"marker": MARKERS[series], "markersize": 3.5}
 
 
 def draw_line(axes: Axes, line: Line, colours: Colours, **changes: Any) -> None:
@@ -244,10 +237,6 @@ def name_lines(axes: Axes, lines: Sequence[Line], colours: Colours) -> None:
     named = sorted((line for line in lines if line.x and line.series is not None), key=lambda line: -line.y[-1])
     keys = [Line2D([], [], **style(line.series or 0, colours)) for line in named]
     names = ["\n".join(fit(line.name, NAMES - 40, lines=2)) for line in named]
-    others = sum(bool(line.x) for line in lines) - len(named)
-    if others:
-        keys.append(Line2D([], [], color=colours["muted"], linewidth=0.8, alpha=0.5))
-        names.append(f"{others} other{'s' * (others > 1)}")
     place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False, "handlelength": 2}
     for text in axes.legend(keys, names, labelcolor=colours["ink"], **place).get_texts():
         text.set_parse_math(False)

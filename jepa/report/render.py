@@ -27,10 +27,10 @@ WIDTH = 100
 def write_report(
     document: Document | None, report: Report, folder: str | Path, stem: str = "report"
 ) -> dict[str, Path]:
-    """Write results.json, report.md, report.html and report.png into a folder, made if missing; return paths by name.
+    """Write results.json, report.md, report.html and report.png into a folder; return their paths by name.
 
-    Without a `document`, or where the report has no `overview`, that file is left out. Everything is rendered before
-    anything is written, and each file is replaced as a whole. Raises `InputError` if the folder cannot be written.
+    Without `document` or `overview` that file is left out. All is rendered before anything is written, and each file is
+    replaced as a whole. Raises `InputError` if the folder cannot be written.
     """
     contents = {} if document is None else {document.file_name: document.to_json()}
     contents |= {f"{stem}.md": markdown(report).encode(), f"{stem}.html": html(report).encode()}

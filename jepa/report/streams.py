@@ -38,8 +38,7 @@ def report(results: StreamResults) -> Report:
             terms("streams"),
         ],
         overview=partial(_overview, settings),
-        footer=f"Measured on {results.device.name} ({results.device.type}). The figures of this page are those of the "
-        "results document beside it.",
+        footer=f"Measured on {fmt.device_text(results.device)}. All figures are in the results document beside it.",
     )
 
 
@@ -148,8 +147,8 @@ def _timelines(settings: Settings) -> list[Block]:
     blocks: list[Block] = [Heading("One stream", evidence=(MEASURED,)), note("timeline", "lede")]
     for place, (name, setting) in enumerate(settings.items()):
         stream, shown = setting.timeline, analysis.timeline_decodes(setting)
-        events = f"{len(stream.events)} events of stream {stream.video_id}"
-        title = f"{events} over {stream.duration:.0f} seconds and the decodes of {len(shown)} policies"
+        events = f"{len(stream.events)} events of stream {stream.video_id}, {stream.duration:.0f} seconds long"
+        title = f"{events}, and the decodes of {len(shown)} policies"
         drawn = Figure(f"timeline-{place}", title, partial(timeline, settings, name), f"{title}.", wide=True)
         blocks += [Heading(name, 3), drawn]
     return blocks
@@ -165,7 +164,7 @@ def _tables(settings: Settings) -> list[Block]:
         blocks: list[Block] = [Heading(title, evidence=evidence), *notes]
         for name, setting in settings.items():
             shown = [Text("None were recorded.")] if counted and not setting.operations else show(name)
-            made = [sweep_tables.painted(each, settings, name) if isinstance(each, Table) else each for each in shown]
+            made = [sweep_tables.painted(b, settings, name) if isinstance(b, Table) else b for b in shown]
             blocks += [Heading(name, 3), *made]
         return blocks
 
@@ -200,17 +199,17 @@ def _tables(settings: Settings) -> list[Block]:
 def _overview(settings: Settings, colours: Colours) -> Drawing:
     """The curves of all settings above the timeline of the first one."""
     names, width = list(settings), 1200.0
-    heights = (460.0, 40.0, timeline_height(settings[names[0]]))
+    heights = (500.0, timeline_height(settings[names[0]]))
     figure = figures.sized(width, sum(heights))
-    upper, between, lower = figure.subfigures(3, 1, squeeze=False, height_ratios=heights).flat
+    upper, lower = figure.subfigures(2, 1, height_ratios=heights)
     panels = upper.subplots(1, len(names), squeeze=False)[0]
-    upper.subplots_adjust(0.045, 0.11, 1 - figures.NAMES / width, 0.83, wspace=0.52)
+    upper.subplots_adjust(0.045, 0.18, 1 - figures.NAMES / width, 0.84, wspace=0.52)
     style = figures.heading(colours)
     for axes, name in zip(panels, names, strict=True):
         sweep_figures.draw_curves(axes, settings, name, colours)
         above = {"xycoords": "axes fraction", "textcoords": "offset points"}
         axes.annotate(figures.short(f"{name} streams", 350), (0, 1), (0, 34), **above, **style)
-    between.text(0.045, 0.5, figures.short(f"One of the {names[0]} streams", 700), **style)
+    upper.text(0.045, 0.03, figures.short(f"One of the {names[0]} streams", 700), **style)
     _, right = lower.subfigures(1, 2, width_ratios=(0.045, 0.955))
     draw_timeline(right, settings, names[0], colours, 0.955 * width)
     return figure

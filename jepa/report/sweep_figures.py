@@ -1,7 +1,4 @@
-"""Figures of swept policies: quality against decodes, and operations by part.
-
-A policy has the same colour in every figure of a document. Policies without a colour of their own are thin and grey.
-"""
+"""Figures of swept policies: quality against decodes, and operations by part. A policy has one colour in all."""
 
 from __future__ import annotations
 
@@ -59,7 +56,7 @@ def draw_curves(axes: Axes, sweeps: Mapping[str, Sweep], name: str, colours: Col
     highest = max([level, *(max(each.high, each.value) for each in found)])
     spread = highest - lowest or 1.0
     floor = lowest - 0.13 * spread
-    figures.log_axis(axes, "x")
+    figures.log_axis(axes)
     axes.set_ylim(floor, highest + 0.05 * spread)
     for line in lines:
         figures.draw_line(axes, line, colours)

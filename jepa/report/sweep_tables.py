@@ -31,9 +31,6 @@ def of_policies(sweep: Sweep, columns: list[Column[Row]]) -> list[Column[Row]]:
     return [policy, Column("operating point", at, words=True), *columns]
 
 
-# --- Savings in decoder calls.
-
-
 def savings_table(sweep: Sweep) -> Table:
     """Every policy against each reference, at each tolerance; the headline first."""
     groups: dict[str, list[Saving]] = {}

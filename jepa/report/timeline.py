@@ -138,8 +138,8 @@ class _Line:
             self._box(event, top + row * _TALL, _TALL - 2, tip, style)
             for edge in (event.start, event.end):
                 if left <= edge <= right:
-                    down, grid = [top + height, bottom], self.colours["grid"]
-                    self.axes.plot([edge, edge], down, color=grid, linewidth=0.8, zorder=0)
+                    line = {"color": self.colours["grid"], "linewidth": 0.8, "zorder": 0}
+                    self.axes.plot([edge, edge], [top + height, bottom], **line)
 
     def _decode(self, decode: Decode, policy: str, top: float, height: float, colour: str) -> None:
         """The bar that a decode stands for, and the tick of its moment; hollow where it took no decoder call."""

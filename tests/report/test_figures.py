@@ -64,7 +64,7 @@ def test_names_of_curves_stand_in_the_order_of_their_ends():
     lines = [Line(f"curve {i}", [1], [end], i) for i, end in enumerate([0.5, 0.0, 1.0])]
     figures.name_lines(axes, [*lines, Line("grey", [1], [0.2]), Line("decodes nothing", [], [], 4)], LIGHT)
     names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["curve 2", "curve 0", "curve 1", "1 other"]
+    assert names == ["curve 2", "curve 0", "curve 1"]
 
 
 def test_dots_show_every_value_with_mean_and_interval():
