@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -134,7 +133,7 @@ class Requirement:
     @classmethod
     def parse(cls, text: str) -> Requirement:
         """From such as ``savings>=2.85`` or ``savings.dense.low>=2``. Raises `InputError` for anything else."""
-        found = re.fullmatch(r"\s*(\w+)((?:\..+?)??)(\.low)?\s*>=\s*(\S+)\s*", text)
+        found = re.fullmatch(r"\s*(\w+)((?:\..+?)??)(\.low)?\s*>=\s*(-?\d+\.?\d*(?:e-?\d+)?)\s*", text)
         if found is None:
             raise InputError(f"fail_under must be <name>[.<setting>][.low]>=<number>, got {text!r}")
         figure, setting, low, number = found.groups()
@@ -143,13 +142,7 @@ class Requirement:
             raise InputError(f"fail_under: the name must be one of {names}, got {figure!r}")
         if low and figure in _WITHOUT_INTERVAL:
             raise InputError(f"fail_under: {figure} has no interval, so no lower end, got {text!r}")
-        try:
-            least = float(number)
-        except ValueError:
-            least = math.nan
-        if not math.isfinite(least):
-            raise InputError(f"fail_under: the text after >= must be a finite number, got {number!r}")
-        return cls(text.strip(), figure, setting[1:] or None, low is not None, least)
+        return cls(text.strip(), figure, setting[1:] or None, low is not None, float(number))
 
     def check(self, of: Literal["streams", "answers"], names: Collection[str]) -> None:
         """Raises `InputError` unless this is a figure of streams or answers, and its setting or arm one of `names`."""

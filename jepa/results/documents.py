@@ -158,20 +158,15 @@ class Sweep(Record):
 
 
 class Event(Record):
-    """An annotated event."""
-
     start: float
     end: float
     text: str
 
 
-class Decode(Record):
+class Decode(Event):
     """An emission as the timeline shows it; `time` is the moment it stands for."""
 
-    text: str
     time: float
-    start: float
-    end: float
     emitted_at: float
     source: Literal["decoder", "cache", "bank"]
 
@@ -298,8 +293,6 @@ class TrainingOperations(Record):
 
 
 class Stage(Record):
-    """One stage of training."""
-
     name: str
     steps: Count
     seconds: Quantity
@@ -307,8 +300,6 @@ class Stage(Record):
 
 
 class Training(Record):
-    """How a checkpoint was trained."""
-
     steps: Count
     samples: Count
     seconds: Quantity
@@ -428,8 +419,6 @@ class LanguageTraining(Record):
 
 
 class Generation(Record):
-    """Wall seconds and tokens of all answers."""
-
     seconds: Quantity
     tokens: Count
 

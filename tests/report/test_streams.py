@@ -51,15 +51,6 @@ def test_every_section_and_table_is_in_page_and_markdown(page, shown):
         assert f"## {heading}" in words
 
 
-def test_every_number_of_the_savings_is_in_page_and_markdown(stream_results, page, shown):
-    words = markdown(shown)
-    for setting in stream_results.settings.values():
-        for row in analysis.headline_savings(setting):
-            if row.reached:
-                assert fmt.saving(row.ratio) in words
-                assert fmt.saving(row.ratio).replace(" to ", "\u00a0to\u00a0") in page
-
-
 def test_the_summary_fits_one_screen(stream_results, shown):
     lines = terminal(shown, colour=False).splitlines()
     assert len(lines) <= 40

@@ -30,13 +30,6 @@ def test_the_real_sweep_has_something_to_say(stream_results):
         assert savings["gate"].reached
         assert savings["gate"].ratio.value > 1.2
         assert {row.policy for row in setting.operations} >= {"uniform", "gate", "gate_cache", "on_demand", "oracle"}
-    rows = {row.policy: row for row in stream_results.settings["everyday"].operations}
-    assert rows["gate"].estimated is None
-    assert rows["gate"].ledger.encoder.seconds == rows["uniform"].ledger.encoder.seconds > 0
-    assert rows["selective_encoding"].ledger.encoder.seconds == 0 < rows["selective_encoding"].estimated.encoder
-    assert rows["on_demand"].estimated.encoder == 0 < rows["on_demand"].estimated.predictor
-    assert rows["on_demand"].ledger.encoder.seconds > 0 == rows["on_demand"].ledger.predictor.seconds
-    assert rows["on_demand"].seconds < rows["uniform"].seconds
 
 
 @pytest.mark.parametrize(
