@@ -126,11 +126,15 @@ def fit(text: str, width: float, lines: int) -> list[str]:
     Text that is too long ends in "…"; where less than six characters of it would remain, nothing does: [].
 
     >>> fit("a red circle grows", 60, lines=2)
-    ['a red', 'circle…']
+    ['a red', 'circle gr…']
     """
-    broken = textwrap.wrap(clean(text), max(int(width / _CHARACTER), 1), max_lines=lines, placeholder="…")
-    shown = "".join(broken)
-    return [] if shown.endswith("…") and len(shown) <= 6 else broken
+    room = max(int(width / _CHARACTER), 1)
+    broken = textwrap.wrap(clean(text), room)
+    if len(broken) <= lines:
+        return broken
+    rest = " ".join(broken[lines - 1 :])
+    cut = [*broken[: lines - 1], f"{rest[: room - 1].rstrip()}…"]
+    return cut if len("".join(cut)) > 6 else []
 
 
 def short(text: str, width: float) -> str:
