@@ -151,7 +151,7 @@ def training_table(stages: Sequence[Stage]) -> Table:
         Column(f"{read}B of weights read", lambda row: amount(row[1].weight_bytes / bytes_scale)),
         Column("wall time, s", lambda row: fmt.seconds(row[1].seconds)),
     ]
-    groups = []
+    groups: list[tuple[str, dict[str, PartCount]]] = []
     for stage in stages:
         title = f"{stage.name}: {stage.steps:,} steps in {fmt.seconds(stage.seconds)} s"
         if stage.operations is None:

@@ -27,8 +27,12 @@ def of_policies(sweep: Sweep, columns: list[Column[Row]]) -> list[Column[Row]]:
     def at(row: Row) -> str:
         return NONE if row.value is None else analysis.operating_point(sweep.curves[row.policy], row.value)
 
-    policy: Column[Row] = Column("policy", lambda row: analysis.label(sweep.curves[row.policy]), words=True)
-    return [policy, Column("operating point", at, words=True), *columns]
+    named: list[Column[Row]] = [
+        Column("policy", lambda row: analysis.label(sweep.curves[row.policy]), words=True),
+        Column("operating point", at, words=True),
+    ]
+    named.extend(columns)
+    return named
 
 
 def savings_table(sweep: Sweep) -> Table:
