@@ -174,8 +174,8 @@ def _training(record: Training) -> list[Block]:
         draw = partial(figures.panels, {key: [(4, found)] for key, found in points.items()}, "step")
         blocks.append(Figure("training", "Training record against the step", draw, wide=True))
     if record.stages:
-        made = training_table(record.stages)
-        blocks += [Heading("Operations of training", 3, (MEASURED,)), note("training"), made]
+        operations = Heading("Operations of training", 3, (MEASURED,))
+        blocks += [operations, note("training"), training_table(record.stages)]
     return blocks
 
 

@@ -29,8 +29,7 @@ def write_report(
 ) -> dict[str, Path]:
     """Write results.json, report.md, report.html and report.png into a folder; return their paths by name.
 
-    Without `document` or `overview` that file is left out. All is rendered before anything is written, and each file is
-    replaced as a whole. Raises `InputError` if the folder cannot be written.
+    Without `document` or `overview` that file is left out. Files are replaced as a whole, or `InputError` is raised.
     """
     contents = {} if document is None else {document.file_name: document.to_json()}
     contents |= {f"{stem}.md": markdown(report).encode(), f"{stem}.html": html(report).encode()}

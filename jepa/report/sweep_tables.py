@@ -31,8 +31,7 @@ def of_policies(sweep: Sweep, columns: list[Column[Row]]) -> list[Column[Row]]:
         Column("policy", lambda row: analysis.label(sweep.curves[row.policy]), words=True),
         Column("operating point", at, words=True),
     ]
-    named.extend(columns)
-    return named
+    return named + columns
 
 
 def savings_table(sweep: Sweep) -> Table:
