@@ -201,7 +201,7 @@ def _overview(settings: Settings, colours: Colours) -> Drawing:
     names, width = list(settings), 1200.0
     heights = (500.0, timeline_height(settings[names[0]]))
     figure = figures.sized(width, sum(heights))
-    upper, lower = figure.subfigures(2, 1, height_ratios=heights)
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
     panels = upper.subplots(1, len(names), squeeze=False)[0]
     upper.subplots_adjust(0.045, 0.18, 1 - figures.NAMES / width, 0.84, wspace=0.52)
     style = figures.heading(colours)
@@ -210,6 +210,6 @@ def _overview(settings: Settings, colours: Colours) -> Drawing:
         above = {"xycoords": "axes fraction", "textcoords": "offset points"}
         axes.annotate(figures.short(f"{name} streams", 350), (0, 1), (0, 34), **above, **style)
     upper.text(0.045, 0.03, figures.short(f"One of the {names[0]} streams", 700), **style)
-    _, right = lower.subfigures(1, 2, width_ratios=(0.045, 0.955))
+    _, right = lower.subfigures(1, 2, squeeze=False, width_ratios=(0.045, 0.955)).flat
     draw_timeline(right, settings, names[0], colours, 0.955 * width)
     return figure

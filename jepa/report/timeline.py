@@ -138,7 +138,7 @@ class _Line:
             self._box(event, top + row * _TALL, _TALL - 2, tip, style)
             for edge in (event.start, event.end):
                 if left <= edge <= right:
-                    line = {"color": self.colours["grid"], "linewidth": 0.8, "zorder": 0}
+                    line: dict[str, Any] = {"color": self.colours["grid"], "linewidth": 0.8, "zorder": 0}
                     self.axes.plot([edge, edge], [top + height, bottom], **line)
 
     def _decode(self, decode: Decode, policy: str, top: float, height: float, colour: str) -> None:

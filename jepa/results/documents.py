@@ -163,10 +163,13 @@ class Event(Record):
     text: str
 
 
-class Decode(Event):
+class Decode(Record):
     """An emission as the timeline shows it; `time` is the moment it stands for."""
 
+    text: str
     time: float
+    start: float
+    end: float
     emitted_at: float
     source: Literal["decoder", "cache", "bank"]
 

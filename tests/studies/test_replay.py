@@ -319,7 +319,7 @@ def test_the_report_shows_a_policy_without_an_operating_point(results):
     two = results.model_copy(update={"levels": (missing, missing.model_copy(update={"noise": 0.9}))})
     text = markdown(report(two))
     assert "| Ward, segment mean (offline) | – | not reached" in text
-    assert "| Ward, segment mean | – | – | none |" in text
+    assert "| Ward, segment mean (offline) | – | – | none |" in text
     assert max(map(len, terminal(report(two)).splitlines())) <= 100
 
 
