@@ -39,7 +39,7 @@ from jepa.metrics.latents import (
 from jepa.metrics.per_token import answer_costs, choice_costs
 from jepa.models.costs import pass_flops
 from jepa.models.llm_jepa import LLMJEPA
-from jepa.operations import TRAINING_PARTS, OperationLedger
+from jepa.operations import TRAINING_PARTS, OperationLedger, PartCount
 from jepa.results.base import write_files
 from jepa.results.documents import (
     AnswerCosts,
@@ -48,7 +48,6 @@ from jepa.results.documents import (
     Generation,
     LanguageTraining,
     RoleParameters,
-    TrainedPart,
     TrainingOperations,
 )
 from jepa.selective import Decoded
@@ -213,10 +212,7 @@ def _operations(stages: Sequence[Mapping[str, Any] | None]) -> TrainingOperation
     return TrainingOperations(
         steps=sum(stage["steps"] for stage in counted),
         parts={
-            part: TrainedPart(
-                **{key: sum(stage["parts"][part][key] for stage in counted) for key in TrainedPart.model_fields}
-            )
-            for part in TRAINING_PARTS
+            part: sum((PartCount(**stage["parts"][part]) for stage in counted), PartCount()) for part in TRAINING_PARTS
         },
     )
 
