@@ -56,23 +56,22 @@ def timm_folder(tmp_path_factory):
     return folder
 
 
-def encoders():
-    return {
-        "vjepa2": lambda: VJEPA2(architecture=ARCHITECTURE, frozen=False),
-        "vjepa2, recomputed": lambda: VJEPA2(architecture=ARCHITECTURE, frozen=False, gradient_checkpointing=True),
-        "vit": lambda: TimmEncoder("vit_tiny_patch16_224", size=32, **VIT),
-        "vit, pooled, recomputed": lambda: TimmEncoder(
-            "vit_tiny_patch16_224", size=32, pooled=True, gradient_checkpointing=True, **VIT
-        ),
-        "resnet": lambda: TimmEncoder("test_resnet", size=32),
-        "convnext, pooled": lambda: TimmEncoder("test_convnext", size=64, pooled=True),
-    }
+VIT_NODE = {"_target_": "jepa.encoders.TimmEncoder", "name": "vit_tiny_patch16_224", "size": 32, **VIT}
+VJEPA2_NODE = {"_target_": "jepa.encoders.VJEPA2", "architecture": ARCHITECTURE, "frozen": False}
+ENCODERS = {
+    "vjepa2": VJEPA2_NODE,
+    "vjepa2, recomputed": {**VJEPA2_NODE, "gradient_checkpointing": True},
+    "vit": VIT_NODE,
+    "vit, pooled, recomputed": {**VIT_NODE, "pooled": True, "gradient_checkpointing": True},
+    "resnet": {"_target_": "jepa.encoders.TimmEncoder", "name": "test_resnet", "size": 32},
+    "convnext, pooled": {"_target_": "jepa.encoders.TimmEncoder", "name": "test_convnext", "size": 64, "pooled": True},
+}
 
 
-@pytest.mark.parametrize("name", encoders())
+@pytest.mark.parametrize("name", ENCODERS)
 def test_every_encoder_trains_and_is_rebuilt_from_its_node(name):
     torch.manual_seed(0)
-    encoder = encoders()[name]().train()
+    encoder = build(ENCODERS[name]).train()
     frames = clips(size=encoder.size)
     target = torch.randn(encoder(frames).shape[-1])
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3)
@@ -211,7 +210,7 @@ def test_a_truncated_file_of_vjepa2_is_named(vjepa2_folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["vjepa2", "resnet"])
 def test_bad_frames_are_named(name):
-    encoder = encoders()[name]()
+    encoder = build(ENCODERS[name])
     with pytest.raises(InputError, match=r"must be \(B, F, 32, 32, 3\) uint8, got \(1, 4, 16, 16, 3\)"):
         encoder(clips(1, size=16))
     if encoder.tubelet == 2:
