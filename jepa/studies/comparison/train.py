@@ -187,7 +187,7 @@ def _fit(
     batches = StateBatches(states, config.seed, stage.batch_size, stage.steps)
     name = f"learning_rate_{stage.learning_rate:g}"
     check = [StateBatch(held_out, queries, validation.names)]
-    trainer = fit(module, batches, check, stage, config, output, name)
+    trainer = fit(module, batches, check, config, output, name)
     model.to("cpu").eval()
     ranks = ranks_of_own(candidate_scores(model, held_out, queries, validation.names))
     found = summary(trainer)
@@ -254,7 +254,7 @@ def _train_decoder(
     module.train()
     flops = count_flops(lambda: module.cross_entropy(*train[0]).backward()).total
     module.zero_grad(set_to_none=True)
-    fit(module, train, check, stage, config, output, f"decoder_{point}")
+    fit(module, train, check, config, output, f"decoder_{point}")
     return DecoderTraining(
         steps=stage.steps,
         examples=len(texts),
@@ -303,7 +303,7 @@ def _make_states(config: ComparisonTrainConfig, tokenizer: Tokenizer, folder: Pa
         for s, count in ((seed, stage.steps), (seed + _VALIDATION_SEED, stage.validation_batches))
     )
     module = WordsModule(encoder, encoder.width, tokenizer, stage)
-    trainer = fit(module, batches, validation, stage, config, folder, "encoder")
+    trainer = fit(module, batches, validation, config, folder, "encoder")
     record = {"seconds": round(time.perf_counter() - started, 2), **summary(trainer)}
     encoder.to("cpu").eval()
     save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / _ENCODER)
