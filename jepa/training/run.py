@@ -15,20 +15,12 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import nn
 
 from jepa import checkpoint
 from jepa.build import Node, build
-from jepa.config import (
-    DecoderStageConfig,
-    JEPAStageConfig,
-    LanguageTrainConfig,
-    ManifestsConfig,
-    TokenizerConfig,
-    TrainConfig,
-)
-from jepa.data.clips import ClipBatch, ClipBatches
+from jepa.config import DecoderStageConfig, JEPAStageConfig, LanguageTrainConfig, TokenizerConfig, TrainConfig
+from jepa.data.clips import ClipBatches
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import World, corpus
 from jepa.errors import InputError
@@ -46,7 +38,7 @@ from jepa.training.fit import (
     precision,
     run_stages,
 )
-from jepa.training.latents import DecoderBatches, StreamLatents, predicted_latents, prediction_error, training_texts
+from jepa.training.latents import DecoderBatches, predicted_latents, prediction_error, training_texts
 from jepa.training.modules import DecoderModule, JEPAModule, without_gradients
 from jepa.training.own_data import OwnData
 
@@ -58,8 +50,7 @@ def train(config: TrainConfig | LanguageTrainConfig, output: Path) -> Path:
     """Trains a validated configuration and returns the checkpoint's folder, `output/checkpoint`.
 
     The checkpoint is written after every stage and, within one, after every validation; logs go to `output/logs`. With
-    `checkpoint` its model and its stages are gone on from. On several devices every process calls this; the first
-    writes.
+    `checkpoint` its model and its stages are gone on from. On several devices every process calls this.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
     try:
@@ -71,8 +62,7 @@ def train(config: TrainConfig | LanguageTrainConfig, output: Path) -> Path:
 
 def _train(config: TrainConfig, output: Path) -> Path:
     L.seed_everything(config.seed, verbose=False)
-    config = config.model_copy(update={"data": _manifests(config.data)})
-    _check(config)
+    config = _checked(config)
     config, model, before = _start(config)
     world = build(config.world)
     through_decoder = config.jepa is not None and config.jepa.decoder_weight > 0
@@ -88,7 +78,7 @@ def _train(config: TrainConfig, output: Path) -> Path:
             f"for a model of {model.x_encoder.size} px at {model.fps} Hz"
         )
     # Plain attention is about 1.7 times as fast as the fused kernel in bf16 on a CPU (scripts/bench_attention.py).
-    set_fused_attention(model, not (precision(config) == "bf16-mixed" and not on_gpu(config)))
+    set_fused_attention(model, precision(config) != "bf16-mixed" or on_gpu(config))
     stages: dict[str, StageRun[VLJEPA]] = {}
     if config.jepa is not None:
         stages["jepa"] = partial(_train_jepa, config, config.jepa, world, output)
@@ -97,18 +87,8 @@ def _train(config: TrainConfig, output: Path) -> Path:
     return run_stages(model, config, output, before, stages)
 
 
-def _manifests(data: ManifestsConfig | None) -> ManifestsConfig | None:
-    """`data`, or None where it names neither manifests nor shards."""
-    if data is None or (data.train is None and data.validation is None):
-        return None
-    if data.train is None or data.validation is None:
-        raise InputError(
-            f"data.train and data.validation must be given together, got {data.train} and {data.validation}"
-        )
-    return data
-
-
-def _check(config: TrainConfig) -> None:
+def _checked(config: TrainConfig) -> TrainConfig:
+    """The configuration with its `data`, or none where they name neither manifests nor shards."""
     if config.jepa is None and config.decoder is None:
         raise InputError("there is nothing to train: jepa and decoder are null")
     if config.compile and config.strategy == "fsdp":
@@ -116,13 +96,16 @@ def _check(config: TrainConfig) -> None:
     if config.compile and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise InputError("compile must be false where there is no C++ compiler, g++ or what CXX names, got true")
     check_devices(config)
+    named = [] if config.data is None else [config.data.train, config.data.validation]
+    if any(named) and not all(named):
+        raise InputError(f"data.train and data.validation must be given together, got {named[0]} and {named[1]}")
+    return config if any(named) else config.model_copy(update={"data": None})
 
 
 def _start(config: TrainConfig) -> tuple[TrainConfig, VLJEPA, list[StageRecord]]:
-    """The configuration, and a new model or the one of `checkpoint` with the stages behind it.
+    """The configuration as trained, and a new model or the one of `checkpoint` with the stages behind it.
 
-    The configuration then has the checkpoint's model and tokenizer and, if it is not trained on, its world. An open
-    learning rate of the Y-Encoder becomes the checkpoint's, or the one that suits a pretrained or a new Y-Encoder.
+    An open learning rate of the Y-Encoder becomes the checkpoint's, or suits a pretrained or a new Y-Encoder.
     """
     kept = None if config.checkpoint is None else checkpoint.read_config(Path(config.checkpoint))
     if config.jepa and config.jepa.y_encoder_lr_multiplier is None:
@@ -144,39 +127,24 @@ def _y_encoder_multiplier(config: TrainConfig, before: Node | None) -> float:
     return 1.0 if pretrained is None else _PRETRAINED_MULTIPLIER
 
 
-def _batches_needed(stage: JEPAStageConfig | DecoderStageConfig, config: TrainConfig) -> int:
-    return stage.steps * stage.accumulate * config.devices
-
-
-def _jepa_batches(
-    config: TrainConfig, stage: JEPAStageConfig, model: VLJEPA, world: World
-) -> tuple[Dataset[ClipBatch], Dataset[ClipBatch]]:
-    """Training and validation batches, of one's own data or of the world."""
-    seeds = config.seed, config.seed + _VALIDATION_SEED
-    counts = _batches_needed(stage, config), stage.validation_batches
-    if config.data is not None:
-        return OwnData(config, model).batches(stage, seeds, counts)
-    first, second = (
-        ClipBatches(world, seed, stage.batch_size, count, model.frames, **config.clips.model_dump())
-        for seed, count in zip(seeds, counts, strict=True)
-    )
-    return first, second
-
-
 def _train_jepa(
-    config: TrainConfig,
-    stage: JEPAStageConfig,
-    world: World,
-    output: Path,
-    model: VLJEPA,
-    callback: CheckpointCallback,
+    config: TrainConfig, stage: JEPAStageConfig, world: World, output: Path, model: VLJEPA, callback: CheckpointCallback
 ) -> StageRecord:
-    batches, validation = _jepa_batches(config, stage, model, world)
+    seeds = config.seed, config.seed + _VALIDATION_SEED
+    counts = stage.steps * stage.accumulate * config.devices, stage.validation_batches
+    if config.data is not None:
+        batches = OwnData(config, model).batches(stage, seeds, counts)
+    else:
+        options = config.clips.model_dump()
+        batches = tuple(
+            ClipBatches(world, seed, stage.batch_size, count, model.frames, **options)
+            for seed, count in zip(seeds, counts, strict=True)
+        )
     parts = (model.x_encoder, model.predictor, model.y_encoder) if config.compile else ()
     decoder: Any = model.y_decoder
     with without_gradients(decoder.eval()), _compiled(*parts):
         module = JEPAModule(model, stage)
-        trainer = fit(module, batches, validation, config, output, "jepa", callback)
+        trainer = fit(module, *batches, config, output, "jepa", callback)
     learned = {"temperature": float(module.loss.temperature.detach())} if hasattr(module.loss, "temperature") else {}
     return {**summary(trainer), **learned, "skipped": all_skipped(module.skipped)}
 
@@ -215,32 +183,22 @@ def _train_decoder(
     model: VLJEPA,
     callback: CheckpointCallback,
 ) -> StageRecord:
-    skipped = Counter[str]()
-    if config.data is not None:
-        OwnData(config, model).write_missing_features()
+    seed, size, skipped = config.seed, stage.batch_size, Counter[str]()
+    own = None if config.data is None else OwnData(config, model)
+    if own is not None:
+        own.write_missing_features()
     model.eval().to(own_device(config))
-    source, held_out = _decoder_sources(config, stage, model, world, skipped)
-    noise, size = prediction_error(model, source[2]), stage.batch_size
-    switches, count = (stage.predictions, stage.segment_means), _batches_needed(stage, config)
-    batches = DecoderBatches(*source, stage.noise * noise, config.seed, size, count, *switches)
-    seed = config.seed + _VALIDATION_SEED
-    validation = DecoderBatches(*held_out, noise, seed, size, stage.validation_batches)  # whatever is switched off
+    if own is not None:
+        source = own.decoder_source("train", seed, stage.clips, skipped)
+        held_out = own.decoder_source("validation", seed, size * stage.validation_batches, skipped)
+    else:
+        sizes = stage.streams, stage.stream_seconds, stage.step_rate_hz
+        streams = predicted_latents(model, world, build(stage.style), seed, *sizes)
+        texts = training_texts(world)
+        source = held_out = model.embed_all(texts), texts, streams
+    noise, count = prediction_error(model, source[2]), stage.steps * stage.accumulate * config.devices
+    switches = stage.predictions, stage.segment_means
+    batches = DecoderBatches(*source, stage.noise * noise, seed, size, count, *switches)
+    validation = DecoderBatches(*held_out, noise, seed + _VALIDATION_SEED, size, stage.validation_batches)
     trainer = fit(DecoderModule(model, stage).train(), batches, validation, config, output, "decoder", callback)
     return {**summary(trainer), "noise_per_dimension": round(noise, 5), "skipped": all_skipped(skipped)}
-
-
-def _decoder_sources(
-    config: TrainConfig, stage: DecoderStageConfig, model: VLJEPA, world: World, skipped: Counter[str]
-) -> list[tuple[Tensor, list[str], StreamLatents]]:
-    """Text embeddings, texts and predictions to train on, and those to validate on: of the world, the same."""
-    seed = config.seed
-    if config.data is None:
-        style = build(stage.style)
-        streams = predicted_latents(model, world, style, seed, stage.streams, stage.stream_seconds, stage.step_rate_hz)
-        texts = training_texts(world)
-        return 2 * [(model.embed_all(texts), texts, streams)]
-    data, limits = (
-        OwnData(config, model),
-        {"train": stage.clips, "validation": stage.batch_size * stage.validation_batches},
-    )
-    return [data.decoder_source(split, seed, limit, skipped) for split, limit in limits.items()]
