@@ -61,9 +61,8 @@ class LanguageModel(nn.Module):
         if unknown := kinds - _LAYERS:
             raise InputError(f"layer types must be of {', '.join(sorted(_LAYERS))}, got {', '.join(sorted(unknown))}")
         window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-        self.window: int | None = window
         self.mixed_layers = "sliding_attention" in kinds
-        self.windowed = window is not None and (self.mixed_layers or not kinds)  # without kinds: all layers (Mistral)
+        self.window: int | None = window if self.mixed_layers or not kinds else None  # without kinds: of all (Mistral)
         self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
         if gradient_checkpointing:
             recompute_activations(self.lm)
@@ -117,7 +116,7 @@ class LanguageModel(nn.Module):
         see = (segments[:, None] == segments[:, :, None]) | (segments[:, None] == parents[:, :, None])
         see &= order[:, None] >= order
         mask: Any = self._as_mask(see)
-        if self.windowed:
+        if self.window is not None:
             near = self._as_mask(see & (positions[:, :, None] - positions[:, None] < self.window))
             mask = {"full_attention": mask, "sliding_attention": near} if self.mixed_layers else near
         base = self.lm.get_decoder()

@@ -175,7 +175,7 @@ def _own_dense(pretrained: str | None) -> tuple[list[Mapping[str, Any]], nn.Sequ
     found = list(_modules(pretrained, "Dense", _Dense))
     if not found:
         raise InputError(f"dense must be false: {pretrained!r} has no dense maps of sentence-transformers")
-    nodes = [settings.model_dump() for _, settings in found]
+    nodes: list[Mapping[str, Any]] = [settings.model_dump() for _, settings in found]
     maps = nn.Sequential(*map(_make_dense, nodes))
     for (path, _), dense in zip(found, maps, strict=True):
         try:

@@ -106,7 +106,7 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         return states.reshape(*frames.shape[:2], *states.shape[1:])
 
 
-def _create(name: str, pretrained: bool, arguments: Mapping[str, object]) -> Any:
+def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> Any:
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except KeyError as error:

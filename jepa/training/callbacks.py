@@ -20,9 +20,7 @@ StageRecord: TypeAlias = dict[str, object]  # a stage in `training.json`
 
 
 class EMACallback(L.Callback):
-    """Moves the parameters of a teacher towards those of `model` after every optimiser step.
-
-    It is an exponential moving average. The teacher stays in evaluation mode.
+    """After every optimiser step, moves a teacher, kept in evaluation mode, to the exponential average of `model`.
 
     >>> teacher, model = nn.Linear(1, 1), nn.Linear(1, 1)
     >>> _ = nn.init.zeros_(teacher.weight), nn.init.ones_(model.weight)
@@ -50,10 +48,7 @@ class EMACallback(L.Callback):
 
 
 class MeterCallback(L.Callback):
-    """Counts operations with a `TrainingMeter` of `parts` and `losses`.
-
-    `updated` is the number of bytes of the parameters that an optimiser step writes.
-    """
+    """Counts operations with a `TrainingMeter`; an optimiser step writes `updated` bytes of parameters."""
 
     meter: TrainingMeter
 
@@ -84,8 +79,8 @@ class MeterCallback(L.Callback):
 class CheckpointCallback(L.Callback):
     """Writes the checkpoint of a stage after each validation but the last, in case training is cut off.
 
-    `finish` writes the finished stage. Every process calls both; `write` decides who writes. The seconds of the stage
-    count from construction. `known` are entries of its record that do not change.
+    `finish` writes the finished stage. Every process calls both; `write` decides who writes. The stage's seconds count
+    from construction. `known` are entries of its record that do not change.
 
     >>> written = []
     >>> callback = CheckpointCallback("jepa", [{"name": "before"}], written.append)

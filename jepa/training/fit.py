@@ -15,6 +15,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -23,7 +24,7 @@ from jepa.config import LanguageTrainConfig, RunConfig, TrainConfig
 from jepa.errors import InputError
 from jepa.training.callbacks import CheckpointCallback, ProgressBar, StageRecord
 from jepa.training.modules import Stage
-from jepa.training.sharding import gather, sharded_strategy
+from jepa.training.sharding import gather
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
@@ -39,7 +40,7 @@ def precision(config: RunConfig) -> Literal["32-true", "bf16-mixed"]:
     """The precision to train in: with "auto" bf16-mixed where the device computes in bf16, and float32 elsewhere."""
     if config.precision != "auto":
         return config.precision
-    return "bf16-mixed" if computes_in_bf16("cuda" if on_gpu(config) else "cpu") else "32-true"
+    return "bf16-mixed" if computes_in_bf16(own_device(config).type) else "32-true"
 
 
 def computes_in_bf16(device: str) -> bool:
@@ -133,16 +134,19 @@ def fit(
     validates on all of `validation`. An `IterableDataset` has no end and shares itself out among devices; of one for
     validation `stage.validation_batches` are taken.
     """
-    logs, stage, strategy, devices = output / "logs", module.stage, "auto", 1
+    logs, stage, devices = output / "logs", module.stage, 1
+    strategy: str | ModelParallelStrategy = "auto"
     if isinstance(config, TrainConfig | LanguageTrainConfig):
         strategy, devices = config.strategy, config.devices
-    if strategy == "ddp" and module.sometimes_untrained:
+    if strategy == "fsdp":
+        strategy = ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1)
+    elif strategy == "ddp" and module.sometimes_untrained:
         strategy = "ddp_find_unused_parameters_true"
     streamed, held_out_streamed = (isinstance(each, IterableDataset) for each in (batches, validation))
     trainer = L.Trainer(
         accelerator=config.accelerator,
         devices=devices,
-        strategy=sharded_strategy(devices) if strategy == "fsdp" else strategy,
+        strategy=strategy,
         precision=precision(config),
         max_steps=stage.steps,
         max_epochs=1,
@@ -159,19 +163,14 @@ def fit(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    workers, rank, count = config.workers, int(os.environ.get("RANK", 0)), stage.steps * stage.accumulate * devices
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(rank, count, devices) if devices > 1 and not streamed else None,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-    )
+    rank, count = int(os.environ.get("RANK", 0)), stage.steps * stage.accumulate * devices
+    own = range(rank, count, devices) if devices > 1 and not streamed else None
+    workers, ahead = config.workers, 4 if config.workers else None
+    loader = DataLoader(batches, batch_size=None, sampler=own, num_workers=workers, prefetch_factor=ahead)
     with warnings.catch_warnings():
         # Of libraries, not of the run: frozen parts are in evaluation mode, no output of a part is changed in place.
-        known = (".*does not have many workers.*", ".*LeafSpec.*", ".*in eval mode at the start.*")
-        for noise in (*known, ".*returned a view tensor.*"):
-            warnings.filterwarnings("ignore", message=noise)
+        for noise in ("does not have many workers", "LeafSpec", "in eval mode at the start", "returned a view tensor"):
+            warnings.filterwarnings("ignore", message=f".*{noise}")
         trainer.fit(module, loader, DataLoader(cast("Dataset[Any]", validation), batch_size=None))
     return trainer
 

@@ -99,11 +99,10 @@ class LanguageModule(JointStage):
 
 
 def train(config: LanguageTrainConfig, output: Path) -> Path:
-    """Trains a validated `LanguageTrainConfig` and returns the checkpoint's folder: see `jepa.training.run.train`.
+    """`jepa.training.run.train` of an LLM-JEPA: the language model and, if asked for, a decoder from its embeddings.
 
-    The stages are the language model and, if asked for, a decoder from its embeddings. With `equal_flops` the number of
-    steps, and with it the schedule, is stretched so that as many operations are spent as the objective given there
-    would: measured on a few batches of either.
+    With `equal_flops` the steps, and with them the schedule, are stretched until as many operations are spent as the
+    objective given there would: measured on a few batches of either.
     """
     check_devices(config)
     weight, epochs, decoder = config.objective.weight, config.stage.epochs, config.decoder
@@ -135,7 +134,7 @@ def _start(
 ) -> tuple[LanguageTrainConfig, LLMJEPA, list[StageRecord]]:
     """A new model, or the one of `checkpoint` with the stages behind it; with the decoder that is asked for.
 
-    The configuration then has the nodes of the model; where the language model stays as it is, how that was trained.
+    The configuration then tells the model; where the language model stays as it is, also how that was trained.
     """
     if config.checkpoint is None:
         node, before = {**config.model, "y_decoder": None}, list[StageRecord]()

@@ -17,7 +17,11 @@ from jepa.models.vl_jepa import VLJEPA
 
 @dataclass(frozen=True)
 class StreamLatents:
-    """Predicted latents (T, E) of training streams end to end; event i covers steps [first[i], last[i]]."""
+    """Predicted latents (T, E) of training streams end to end; event i covers steps first[i] to last[i].
+
+    >>> StreamLatents(torch.eye(4), first=torch.tensor([0, 2]), last=torch.tensor([1, 3]), texts=["a", "b"]).texts
+    ['a', 'b']
+    """
 
     latents: Tensor
     first: Tensor
@@ -32,8 +36,7 @@ def predicted_latents(
 
     Only compositions of the training split occur.
     """
-    pieces, first, last, texts = [], [], [], []
-    offset = 0
+    pieces, events, offset = [], [], 0
     for index in tqdm(range(streams), desc="latents for the decoder", unit="stream"):
         stream = world.stream(f"train-{index}", (seed, index), seconds, style, split="train")
         parts = list(model.stream(stream.frames(), step_rate, CAPTION_QUERIES[0]))
@@ -42,16 +45,13 @@ def predicted_latents(
         for span in stream.spans:
             inside = np.flatnonzero((times >= span.start) & (times < span.end))
             if len(inside):
-                first.append(offset + inside[0])
-                last.append(offset + inside[-1])
-                texts.append(span.text)
+                events.append((offset + inside[0], offset + inside[-1], span.text))
         pieces.append(torch.from_numpy(latents))
         offset += len(latents)
-    if not texts:
-        raise InputError(
-            f"training streams of {seconds} s hold no whole step: they must be longer than {model.window} s"
-        )
-    return StreamLatents(torch.cat(pieces), torch.tensor(first), torch.tensor(last), texts)
+    if not events:
+        raise InputError(f"training streams must be longer than {model.window} s to hold a whole step, got {seconds} s")
+    first, last, texts = zip(*events, strict=True)
+    return StreamLatents(torch.cat(pieces), torch.tensor(first), torch.tensor(last), list(texts))
 
 
 def prediction_error(model: VLJEPA, streams: StreamLatents) -> float:

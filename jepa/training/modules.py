@@ -150,16 +150,11 @@ class JointStage(Stage):
         self.geometry = LatentGeometry(ks=ks, sync_on_compute=False)  # every process validates on all
 
     def validate_latents(self, predictions: Tensor, targets: Tensor, ids: Tensor) -> None:
-        """Takes a batch (B, E), raw or of unit norm, with the ids (B,) of its targets.
-
-        Raises:
-            InputError: predictions are no numbers any more; what was validated before is in the checkpoint.
-        """
+        """Takes a batch (B, E) with the ids (B,) of its targets; raises `InputError` if predictions are not finite."""
         if not bool(predictions.isfinite().all()):
             raise InputError(
                 f"training must stay finite, got a NaN or an infinity when validated after step {self.global_step}; "
-                f"the learning rate, {self.stage.learning_rate:g}, may be too high. The checkpoint holds what was "
-                "validated before"
+                f"the learning rate, {self.stage.learning_rate:g}, may be too high. The last checkpoint is kept"
             )
         self.geometry.update(predictions, targets, ids)
 
@@ -182,9 +177,8 @@ class JEPAModule(JointStage):
     targets alone would leave the Y-Encoder without gradient. The X-Encoder has no copy.
 
     A regulariser gets both embeddings times √E: unit vectors in all directions then have variance 1 in each dimension.
-    Sparse experts add their load-balancing losses, each with its weight. With `decoder_weight` the cross-entropy of the
-    texts' tokens (mean, in nats a token) is added, times that: a frozen Y-Decoder reads the predictions, and the
-    gradient goes through it (SONAR-LLM, arXiv 2508.05305).
+    Sparse experts add their load-balancing losses, each with its weight. With `decoder_weight` a frozen Y-Decoder reads
+    the predictions, and that times its cross-entropy (mean, nats a token) is added (SONAR-LLM, arXiv 2508.05305).
     """
 
     def __init__(self, model: VLJEPA, stage: JEPAStageConfig) -> None:
@@ -227,9 +221,8 @@ class JEPAModule(JointStage):
         return [group for group in groups if group["params"]]
 
     def training_step(self, batch: ClipBatch, index: int) -> Tensor:
-        chunks = _in_chunks(
-            batch if self.takes_negatives else batch._replace(negatives=[]), self.settings.chunk or len(batch.texts)
-        )
+        used = batch if self.takes_negatives else batch._replace(negatives=[])
+        chunks = _in_chunks(used, self.settings.chunk or len(batch.texts))
         ids = text_ids(text for chunk in chunks for text in chunk.texts).to(self.device)
         negative_ids = text_ids(text for chunk in chunks for text in chunk.negatives).to(self.device)
         loss = partial(self.total_loss, ids, negative_ids)
@@ -243,9 +236,7 @@ class JEPAModule(JointStage):
         return value + self.balance(routings) if routings else value
 
     def encode(self, batch: ClipBatch) -> tuple[Tensor, ...]:
-        """What `total_loss` takes after the ids: the nats of the texts' tokens (N,), none without `decoder_weight`;
-        predictions (B, E), targets (B, E), negative texts (M, E); then these three by the slow copies, if there are.
-        """
+        """`nats` (N,), predictions (B, E), targets (B, E), negative texts (M, E); these three again by slow copies."""
         count = len(batch.texts)
         states = self.model.encode(batch.frames)
         texts = [*batch.texts, *batch.negatives] if self.takes_negatives else batch.texts
@@ -260,21 +251,12 @@ class JEPAModule(JointStage):
             return *found, predictor(states, *(t.to(self.device) for t in queries)), targets[:count], targets[count:]
 
     def nats(self, predictions: Tensor, texts: Sequence[str]) -> Tensor:
-        """Cross-entropy (N,) of the texts' N tokens, as the decoder reads predictions (B, E); (0,) if it does not."""
+        """Cross-entropy (N,) of the texts' N tokens given predictions (B, E); (0,) without `decoder_weight`."""
         if not self.settings.decoder_weight:
             return predictions.new_zeros(0)
         return token_cross_entropy(self.model.y_decoder, self.model.tokenizers["y_decoder"], predictions, texts)
 
-    def total_loss(
-        self,
-        ids: Tensor,
-        negative_ids: Tensor,
-        nats: Tensor,
-        predictions: Tensor,
-        targets: Tensor,
-        negatives: Tensor,
-        *slow: Tensor,
-    ) -> Tensor:
+    def total_loss(self, ids: Tensor, negative_ids: Tensor, nats: Tensor, *embeddings: Tensor) -> Tensor:
         """Of what `encode` gives, with the texts' ids (B,) and those of the negatives (M,)."""
 
         def distance(predictions: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
@@ -282,10 +264,10 @@ class JEPAModule(JointStage):
             found: Tensor = self.loss(predictions, targets, ids, *more)
             return found
 
+        (predictions, targets, negatives), slow = embeddings[:3], embeddings[3:]
         if slow:
-            slow_predictions, slow_targets, slow_negatives = slow
-            forth = distance(predictions, slow_targets, slow_negatives)
-            loss = 0.5 * (forth + distance(slow_predictions, targets, negatives))
+            forth = distance(predictions, *slow[1:])
+            loss = 0.5 * (forth + distance(slow[0], targets, negatives))
         else:
             loss = distance(predictions, targets, negatives)
         if self.regulariser is not None:
@@ -298,7 +280,7 @@ class JEPAModule(JointStage):
         return loss
 
     def balance(self, routings: list[Routing]) -> Tensor:
-        """Weighted sum of the layers' load-balancing losses; logs their mean and the loads furthest from even."""
+        """Weighted sum of the layers' load-balancing losses; logs their mean and the extreme loads."""
         losses = torch.stack([load_balancing_loss(r.probabilities, r.chosen, gather=True) for r in routings])
         loads = torch.stack([routing.load for routing in routings])
         self.log_dict({"balance": losses.mean(), "busiest_expert": loads.max(), "idlest_expert": loads.min()})

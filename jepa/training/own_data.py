@@ -57,9 +57,7 @@ class OwnData:
     def batches(
         self, stage: JEPAStageConfig, seeds: Sequence[int], counts: Sequence[int]
     ) -> tuple[Dataset[ClipBatch], Dataset[ClipBatch]]:
-        """Batches to train and to validate on. States are written into `features` if the folder is not there.
-
-        `counts` are the batches of each that all devices need. Shards have no end. Every process validates on all.
+        """Batches to train and to validate on, `counts` for all devices; shards have no end. States are written first.
 
         Raises:
             InputError: fewer shards than readers; states of another encoder or other clips, or of one that is trained.
@@ -91,24 +89,18 @@ class OwnData:
         return train, held_out
 
     def write_missing_features(self, batch_size: int = _CLIPS_AT_ONCE) -> None:
-        """The states of `data.features`; where they are not there, the first process writes them, and all wait.
+        """Writes the states of `data.features` if the folder is not there: the first process does, and all wait.
 
-        The folder is written whole or not at all. What a stopped run has written is beside it, in `<folder>.partial`,
-        and gone on from.
-
-        Raises:
-            InputError: a medium or a shard cannot be read, unless the data say `skip_broken`.
+        The folder appears whole. What a stopped run has written is in `<folder>.partial`, and gone on from.
         """
         if self.data.features is None:
             return
         folder, skip, config = Path(self.data.features), self.data.skip_broken, self.config
         if not folder.exists() and is_first_process():
-            unfinished, encoder, workers = folder.with_name(f"{folder.name}.partial"), self.encoder, config.workers
-            encoder.to(own_device(config))
-            broken = write_features(
-                encoder, self.clips, self._media(), unfinished, batch_size, workers, skip_broken=skip
-            )
-            encoder.cpu()
+            unfinished, what = folder.with_name(f"{folder.name}.partial"), (self.encoder, self.clips, self._media())
+            self.encoder.to(own_device(config))
+            broken = write_features(*what, unfinished, batch_size, config.workers, skip_broken=skip)
+            self.encoder.cpu()
             unfinished.rename(folder)
             left_out = [f"without {len(broken)} media that cannot be read:", *broken] if broken else []
             print("\n".join([f"features: {folder}", *left_out]), flush=True)
@@ -116,7 +108,7 @@ class OwnData:
             time.sleep(1)
 
     def check_texts(self, decoded: bool) -> None:
-        """Refuses queries and texts of both splits that a part cannot take: before training, not in its midst.
+        """Refuses, before training, queries and texts of both splits that a part cannot take.
 
         Raises:
             InputError: `fractions` for shards; or a text is too long for the Predictor, the Y-Encoder or, if texts are
@@ -142,13 +134,9 @@ class OwnData:
         """What the decoder learns from, as `DecoderBatches` takes it; the model is in evaluation mode.
 
         Of at most `clips` samples, drawn at random (0: all), of the kinds that have a fraction: the embeddings (N, E)
-        of all their texts, these N texts, and the predicted embedding of each clip, under a query and with a text of
-        its own that are drawn. Clips with the same text stand together, as the steps of one event of a stream do. With
-        `skip_broken` media that cannot be read are left out, and counted in `skipped` by what was wrong.
-
-        Raises:
-            InputError: no sample of a kind that has a fraction, states of another encoder, or a medium that cannot be
-                read.
+        of all their texts, these N texts, and the predicted embedding of each clip, under a query and with a text that
+        are drawn. Clips with the same text stand together, as the steps of one event of a stream do. With `skip_broken`
+        media that cannot be read are counted in `skipped`, by what was wrong.
         """
         name, workers, packed = self.names[split], self.config.workers, self.shards.get(split)
         samples = {row: sample for row, (_, sample) in enumerate(self._placed(split)) if self._is_used(sample)}

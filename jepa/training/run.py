@@ -133,18 +133,17 @@ def _train_jepa(
     seeds = config.seed, config.seed + _VALIDATION_SEED
     counts = stage.steps * stage.accumulate * config.devices, stage.validation_batches
     if config.data is not None:
-        batches = OwnData(config, model).batches(stage, seeds, counts)
+        batches, validation = OwnData(config, model).batches(stage, seeds, counts)
     else:
-        options = config.clips.model_dump()
-        batches = tuple(
-            ClipBatches(world, seed, stage.batch_size, count, model.frames, **options)
+        batches, validation = (
+            ClipBatches(world, seed, stage.batch_size, count, model.frames, **config.clips.model_dump())
             for seed, count in zip(seeds, counts, strict=True)
         )
     parts = (model.x_encoder, model.predictor, model.y_encoder) if config.compile else ()
     decoder: Any = model.y_decoder
     with without_gradients(decoder.eval()), _compiled(*parts):
         module = JEPAModule(model, stage)
-        trainer = fit(module, *batches, config, output, "jepa", callback)
+        trainer = fit(module, batches, validation, config, output, "jepa", callback)
     learned = {"temperature": float(module.loss.temperature.detach())} if hasattr(module.loss, "temperature") else {}
     return {**summary(trainer), **learned, "skipped": all_skipped(module.skipped)}
 
