@@ -46,8 +46,6 @@ class FrozenWhere(nn.Module):
     False
     """
 
-    size: int
-    tubelet: int
     mean: list[float]
     std: list[float]
     gradient_checkpointing: bool
@@ -67,8 +65,7 @@ class FrozenWhere(nn.Module):
         return {"_target_": target, **{name: getattr(self, name) for name in names}}
 
     def pixels(self, frames: Tensor) -> Tensor:
-        """(B, F, S, S, 3) uint8 -> float32, normalised."""
-        check_frames(frames, self.size, self.tubelet)
+        """(..., 3) uint8 -> float32, normalised."""
         mean, std = (frames.new_tensor(values, dtype=torch.float32) for values in (self.mean, self.std))
         return (frames / 255 - mean) / std
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from jepa.encoders.vision import FrozenWhere, SlotsInTime
+from jepa.encoders.vision import FrozenWhere, SlotsInTime, check_frames
 from jepa.errors import InputError
 
 
@@ -97,7 +97,8 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
             self.train(training)
 
     def encode_slots(self, frames: Tensor) -> Tensor:
-        states: Tensor = self.model.forward_features(self.pixels(frames).flatten(0, 1).permute(0, 3, 1, 2))
+        check_frames(frames, self.size, self.tubelet)
+        states: Tensor = self.model.forward_features(self.pixels(frames.flatten(0, 1)).permute(0, 3, 1, 2))
         if self.pooled:
             states = self.model.forward_head(states, pre_logits=True)[:, None]
         elif states.ndim == 4:  # a map: of channels first, or last as in Swin

@@ -13,7 +13,7 @@ from transformers import VJEPA2Config, VJEPA2PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder
 
-from jepa.encoders.vision import FrozenWhere
+from jepa.encoders.vision import FrozenWhere, check_frames
 from jepa.errors import InputError
 from jepa.pretrained import as_architecture, given, load, recompute_activations
 
@@ -70,6 +70,7 @@ class VJEPA2(FrozenWhere):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, F, S, S, 3) uint8 -> states S_X (B, N, D)."""
+        check_frames(frames, self.size, self.tubelet)
         pixels = self.pixels(frames).permute(0, 1, 4, 2, 3)
         return self.model.encoder(pixel_values_videos=pixels).last_hidden_state
 

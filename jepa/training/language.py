@@ -183,13 +183,13 @@ def _train_language(
     steps = max(1, round(stage.epochs * len(pairs) / (stage.batch_size * config.devices)))
     stretched = 1.0
     if config.equal_flops is not None:
-        flops = partial(step_flops, model=model, stage=stage, pairs=pairs, seed=config.seed)
-        own, wanted = flops(objective), flops(Objective(config.equal_flops))
+        both = objective, Objective(config.equal_flops)
+        own, wanted = (step_flops(each, model, stage, pairs, config.seed) for each in both)
         steps, stretched = round(steps * wanted / own), wanted / own
     same = {"batch_size", "learning_rate", "weight_decay", "gradient_clip", "validate_every"}
     warmup = round(stage.warmup_fraction * steps)
-    whole = StageConfig(steps=steps, warmup_steps=warmup, validation_batches=1, **stage.model_dump(include=same))
-    module = LanguageModule(model, objective, whole)
+    settings = StageConfig(steps=steps, warmup_steps=warmup, validation_batches=1, **stage.model_dump(include=same))
+    module = LanguageModule(model, objective, settings)
     batches = objective.batches(pairs, model, stage, config.seed, steps, config.devices)
     held_out = validation_batches(objective, model, stage, validation)
     callback.known = {"pairs": len(pairs), "duplicates": dict(splits.duplicates), "steps_stretched": stretched}
@@ -201,11 +201,7 @@ def _train_language(
 def validation_batches(
     objective: Objective, model: LLMJEPA, stage: LanguageStageConfig, pairs: Sequence[ChatIds]
 ) -> list[PairBatch]:
-    """Every pair once, in batches of the stage's size; the last may be smaller.
-
-    Raises:
-        InputError: fewer than 2 distinct targets.
-    """
+    """Every pair once, in batches of the stage's size; the last may be smaller. Needs 2 distinct targets."""
     layout, size = objective.layout(model, stage), stage.batch_size
     if not objective.has_latent_term or objective.tube is not None:
         layout = replace(layout, predictors=())  # nothing trains them
@@ -259,13 +255,11 @@ def make_tokenizer(config: ChatTokenizerConfig, pairs: Sequence[Example]) -> Cha
 
 def _check_lengths(model: LLMJEPA, encoded: Sequence[ChatIds], pairs: Sequence[Example]) -> None:
     limit = getattr(model.language.lm.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(range(len(encoded)), key=lambda i: len(encoded[i].prompt) + len(encoded[i].completion))
-    length = len(encoded[longest].prompt) + max(len(encoded[longest].completion), len(model.predictor_ids))
-    if limit is not None and length > limit:
-        raise InputError(
-            f"{pairs[longest].source}: a pair must have at most {limit} tokens, as many as the model has positions, "
-            f"got {length}"
-        )
+    lengths = [len(ids.prompt) + max(len(ids.completion), len(model.predictor_ids)) for ids in encoded]
+    longest = max(lengths)
+    if limit is not None and longest > limit:
+        source = pairs[lengths.index(longest)].source
+        raise InputError(f"{source}: a pair must have at most {limit} tokens, the model's positions, got {longest}")
 
 
 def step_flops(

@@ -141,8 +141,8 @@ def _train_jepa(
         )
     parts = (model.x_encoder, model.predictor, model.y_encoder) if config.compile else ()
     decoder: Any = model.y_decoder
+    module = JEPAModule(model, stage)  # slow copies are made of what is not compiled
     with without_gradients(decoder.eval()), _compiled(*parts):
-        module = JEPAModule(model, stage)
         trainer = fit(module, batches, validation, config, output, "jepa", callback)
     learned = {"temperature": float(module.loss.temperature.detach())} if hasattr(module.loss, "temperature") else {}
     return {**summary(trainer), **learned, "skipped": all_skipped(module.skipped)}

@@ -55,8 +55,8 @@ def train_in_two_processes(plain: dict[str, Any], strategy: str, output: Path) -
     return output / "checkpoint"
 
 
-def assert_same_weights(found: Path, expected: Path) -> None:
+def assert_same_weights(found: Path, expected: Path, atol: float = 2e-4, rtol: float = 1e-3) -> None:
     weights, wanted = (load_file(folder / "model.safetensors") for folder in (found, expected))
     assert weights.keys() == wanted.keys()
     for name in wanted:
-        torch.testing.assert_close(weights[name], wanted[name], atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(weights[name], wanted[name], atol=atol, rtol=rtol)

@@ -1,10 +1,9 @@
-"""Training an LLM-JEPA: every objective for a few steps, the terms by hand, equal operations, selection, repetition."""
+"""Training an LLM-JEPA: every objective for a few steps, the terms by hand, equal operations, repetition."""
 
 from __future__ import annotations
 
 import copy
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LLAMA, language_config
-from processes import assert_same_weights, train, train_in_two_processes
+from processes import assert_same_weights, stages, train, train_in_two_processes
 from safetensors.torch import load_file
 
 from jepa import checkpoint
@@ -86,7 +85,7 @@ def train_config(
 
 
 def record(folder: Path) -> dict[str, Any]:
-    [stage] = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
+    [stage] = stages(folder)
     return stage
 
 
@@ -405,8 +404,7 @@ def test_a_decoder_is_trained_on_the_batches_of_two_processes(tmp_path):
     config = train_config(stage={"epochs": 0.1})
     config["model"]["y_decoder"] = {"_target_": "jepa.decoders.prefix.PrefixDecoder", **size}
     folder = train_in_two_processes({**config, "decoder": decoder}, "ddp", tmp_path)
-    stages = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
-    assert [(stage["name"], stage["samples"]) for stage in stages] == [("llm_jepa", 16), ("decoder", 32)]
+    assert [(stage["name"], stage["samples"]) for stage in stages(folder)] == [("llm_jepa", 16), ("decoder", 32)]
     checkpoint.load(folder)  # strictly
 
 

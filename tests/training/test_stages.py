@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,14 @@ from jepa.training.sharding import shard
 
 pytestmark = pytest.mark.filterwarnings("ignore::jepa.training.modules.CollapseWarning")
 LOSSES = "jepa.losses."
+
+
+JOINT = {"x_encoder", "predictor", "y_encoder"}
+
+
+def parts_that_differ(one: Path, other: Path) -> set[str]:
+    a, b = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return {name.partition(".")[0] for name in a if not torch.equal(a[name], b[name])}
 
 
 def changed(**jepa: Any) -> dict[str, Any]:
@@ -90,10 +99,7 @@ def test_compiled_parts_train_as_plain_ones(tmp_path):
     counters.clear()
     folders = [train(plain | {"compile": compiled}, tmp_path / str(compiled)) for compiled in (False, True)]
     assert counters["frames"]["ok"] > 0
-    one, other = (load_file(folder / "model.safetensors") for folder in folders)
-    assert one.keys() == other.keys()
-    for name, weight in one.items():
-        torch.testing.assert_close(other[name], weight, rtol=0, atol=1e-4)  # a step moves most by 1e-3
+    assert_same_weights(*folders, rtol=0, atol=1e-4)  # a step moves most by 1e-3
 
 
 def test_the_parameters_are_printed_by_role(tmp_path, capsys):
@@ -106,21 +112,14 @@ def test_the_parameters_are_printed_by_role(tmp_path, capsys):
     assert lines[0].split() == ["role", "parameters", "trainable"]
 
 
-def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", str(tmp_path / "none"))
-    with pytest.raises(InputError, match="no C\\+\\+ compiler, g\\+\\+ or what CXX names, got true"):
-        train(config("compile=true"), tmp_path)
-
-
 def test_stages_hand_a_checkpoint_on_and_leave_the_rest_as_it_is(tmp_path):
     first = train(config("decoder=null", "clips.query_free=true", "jepa.schedule=constant"), tmp_path / "first")
     second = train(config("decoder=null", "clips.class_fraction=0.3", f"checkpoint={first}"), tmp_path / "second")
     third = train(config("jepa=null", f"checkpoint={second}"), tmp_path / "third")
     assert [stage["name"] for stage in stages(third)] == ["jepa", "jepa", "decoder"]
     assert stages(third)[:2] == stages(second)
-    a, b, c = (load_file(folder / "model.safetensors") for folder in (first, second, third))
-    differ = [{name.partition(".")[0] for name in x if not torch.equal(x[name], y[name])} for x, y in ((a, b), (b, c))]
-    assert differ == [{"x_encoder", "predictor", "y_encoder"}, {"y_decoder"}]
+    assert parts_that_differ(first, second) == JOINT
+    assert parts_that_differ(second, third) == {"y_decoder"}
 
 
 def test_the_decoder_that_the_predictions_are_read_by_stays_as_it_is(tmp_path):
@@ -133,9 +132,7 @@ def test_the_decoder_that_the_predictions_are_read_by_stays_as_it_is(tmp_path):
     assert stage["operations"]["parts"]["decoder"]["flops"] > 0
     [value] = [row["val/cross_entropy"] for row in stage["curve"] if "val/cross_entropy" in row]
     assert value == pytest.approx(np.log(512), rel=0.1)  # as good as untrained: any of 512 tokens
-    a, b, c = (load_file(folder / "model.safetensors") for folder in (first, without, read))
-    differ = [{name.partition(".")[0] for name in x if not torch.equal(x[name], y[name])} for x, y in ((a, c), (b, c))]
-    assert differ == [{"x_encoder", "predictor", "y_encoder"}] * 2
+    assert parts_that_differ(first, read) == parts_that_differ(without, read) == JOINT
     with pytest.raises(InputError, match=r"decoder_weight > 0 must come with a checkpoint whose decoder is trained"):
         train(config("decoder=null", "jepa.decoder_weight=0.5"), tmp_path / "none")
 
@@ -180,10 +177,12 @@ def test_what_torch_cannot_shard_is_named():
         ({"devices": 2, "strategy": "ddp"}, "must be launched by torchrun --nproc-per-node 2"),
         ({"strategy": "ddp"}, "devices > 1 must come with a strategy"),
         ({"compile": True, "devices": 2, "strategy": "fsdp"}, "compile must be false with strategy fsdp"),
+        ({"compile": True}, r"no C\+\+ compiler, g\+\+ or what CXX names, got true"),
         ({"checkpoint": "nowhere"}, "checkpoint not found: nowhere"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(change, message, tmp_path):
+def test_what_cannot_be_trained_is_refused(change, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
     with pytest.raises(InputError, match=message):
         train(config("decoder=null") | change, tmp_path)
 
