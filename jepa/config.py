@@ -207,7 +207,6 @@ class LanguageStageConfig(Config):
     gradient_clip: Positive = 1.0
     validate_every: Count = 250
     validation_pairs: Count = 200
-    select: Literal["last", "best"] = "last"
 
 
 class AnswersConfig(Config):

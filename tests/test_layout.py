@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"config", "build", "models", "data"},
     "results": {"metrics", "operations"},
     "report": {"results"},
-    "training": CORE | SETUP | {"results"},
+    "training": CORE | SETUP | {"lazy", "results"},
     "evaluation": CORE | SETUP | {"lazy", "results"},
     "studies": CORE | SETUP | {"lazy", "training", "evaluation", "results", "report"},
     "cli": CORE | SETUP | {"training", "evaluation", "results", "report", "studies"},
