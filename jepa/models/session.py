@@ -78,7 +78,7 @@ class RequestSession:
         self.model = model
         self.ledger = OperationLedger() if ledger is None else ledger
         self._stop = set(model.tokenizer.stop_ids)
-        self._crops = not (model.language.mixed_layers or model.language.windowed)
+        self._crops = model.language.window is None
         self._tokenized = lru_cache(16)(lambda pair: model.tokenizer.encode([pair])[0])  # a session may live for ever
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
         self._cache: Any = None

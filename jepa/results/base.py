@@ -17,6 +17,7 @@ from pydantic import (
     PlainSerializer,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 from typing_extensions import Self
 
@@ -61,6 +62,12 @@ class Ratio(Record):
         if found is None:
             return None
         return cls(value=found.value, low=found.low, high=found.high if found.high < float("inf") else None)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.high is not None and self.low > self.high:
+            raise ValueError(f"low must be <= high, got {self.low} and {self.high}")
+        return self
 
 
 class Code(Record):

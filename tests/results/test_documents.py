@@ -40,7 +40,7 @@ def test_the_real_sweep_has_something_to_say(stream_results):
         (lambda d: d.update(speed=1), "speed: Extra inputs are not permitted, got 1"),
         (lambda d: d["settings"]["dense"].update(step_rate_hz=0), r"settings.dense.step_rate_hz: .*, got 0"),
         (lambda d: d["settings"]["dense"]["curves"]["gate"].update(test=[]), r"settings.dense.curves.gate.test: "),
-        (lambda d: d["settings"]["dense"]["areas"].update(lost={}), "settings.dense"),
+        (lambda d: d["settings"]["dense"]["areas"].update(lost={"speed": 1}), "settings.dense.areas.lost"),
         (lambda d: d["settings"]["dense"]["savings"][0].update(value=3.0), r"value of uniform must be one of its test"),
         (lambda d: d["settings"]["dense"]["operations"][0].update(policy="lost"), "'lost' must be a policy of curves"),
         (lambda d: [s.update(headline=False) for s in d["settings"]["dense"]["savings"]], "exactly one reference"),
