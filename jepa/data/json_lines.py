@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,6 +27,11 @@ def read_lines(path: Path, what: str) -> Iterator[tuple[int, JsonObject]]:
                 with located(f"{path}:{number}"):
                     value = parse(line)
                 yield number, value
+
+
+def write_lines(path: Path, rows: Iterable[JsonObject]) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def parse(text: bytes) -> JsonObject:

@@ -16,7 +16,8 @@ from jepa.data.manifests import CaptionSample, ClassSample, Kind, QuestionSample
 from jepa.data.media import Media
 from jepa.errors import InputError, check_int, check_nonnegative
 
-Read = Callable[[Media], Tensor]
+Read: TypeAlias = Callable[[Media], Tensor]
+Row: TypeAlias = tuple[Tensor, str, str]  # clip or states, query and text
 Trainable: TypeAlias = CaptionSample | QuestionSample | ClassSample
 
 
@@ -27,9 +28,6 @@ class Prompts:
         captions: queries for a caption, one drawn at a time; `[""]` is query-free captioning (VL-JEPA section 3.2).
         classes: queries for a class.
         label: the text of a class, with `{label}` in it.
-
-    Raises:
-        InputError: no query, or a `label` without `{label}`.
     """
 
     def __init__(self, captions: Sequence[str], classes: Sequence[str], label: str) -> None:
@@ -55,21 +53,16 @@ class Prompts:
 
 
 class ManifestBatches(Dataset[ClipBatch]):
-    """Item i is the i-th batch, a function of (seed, i) alone.
+    """Item i is the i-th batch, a function of (seed, i) alone. A `DistributedSampler` gives each rank its own batches.
 
-    Each epoch of a kind has every sample once, in a new order. A `DistributedSampler` gives each rank its own batches.
+    Each epoch of a kind has every sample once, in a new order.
 
     Args:
-        samples: see `jepa.data.manifests`; kinds without a fraction are left out.
         read: a medium -> its clip (F, S, S, 3) uint8 (`ClipReader`) or states (N, D) (`Features`).
-        fractions: of each kind in every batch, relative to their sum, rounded to whole samples.
-        prompts: queries and texts.
+        fractions: of each kind in every batch, relative to their sum, rounded to whole samples; other kinds are left
+            out. A kind that cannot be trained on or has no sample, and less than a sample, are errors.
         skip_broken: replace a sample whose medium cannot be read by another of its kind, and put the error into the
             batch's `skipped`; otherwise raise the error.
-
-    Raises:
-        InputError: a kind that cannot be trained on or has no sample, a fraction that is negative or less than a
-            sample.
     """
 
     def __init__(
@@ -92,9 +85,8 @@ class ManifestBatches(Dataset[ClipBatch]):
                 self.samples[sample.kind].append(sample)
         for kind, found in self.samples.items():
             if not found:
-                raise InputError(
-                    f"fractions: a kind with a fraction must have a sample to train on, got none of {kind}"
-                )
+                rule = "a kind with a fraction must have a sample to train on"
+                raise InputError(f"fractions: {rule}, got none of {kind}")
 
     def __len__(self) -> int:
         return self.batches
@@ -103,14 +95,13 @@ class ManifestBatches(Dataset[ClipBatch]):
         if not 0 <= index < self.batches:
             raise IndexError(index)
         rng = np.random.default_rng([self.seed, 0, index])
-        rows, skipped = list[tuple[Tensor, str, str]](), list[str]()
+        rows, skipped = list[Row](), list[str]()
         for number, (kind, count) in enumerate(self.counts.items()):
             samples = self.samples[kind]
             for row in shuffled_rows([self.seed, 1, number], len(samples), index * count, count):
                 sample, states = self._read(samples, row, rng, skipped)
                 rows.append((states, *self.prompts.ask(sample, rng)))
-        media, queries, texts = zip(*rows, strict=True)
-        return ClipBatch(torch.stack(media), list(queries), list(texts), [], skipped)
+        return collate(rows, skipped)
 
     def _read(
         self, samples: Sequence[Trainable], row: int, rng: np.random.Generator, skipped: list[str]
@@ -124,6 +115,11 @@ class ManifestBatches(Dataset[ClipBatch]):
                 skipped.append(str(error))
                 row = int(rng.integers(len(samples)))
         raise InputError(f"16 media in a row cannot be read; the last: {skipped[-1]}")
+
+
+def collate(rows: Sequence[Row], skipped: Sequence[str]) -> ClipBatch:
+    media, queries, texts = zip(*rows, strict=True)
+    return ClipBatch(torch.stack(media), list(queries), list(texts), [], skipped)
 
 
 def _whole_counts(fractions: Mapping[Kind, float], batch_size: int) -> dict[Kind, int]:

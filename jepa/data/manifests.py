@@ -11,8 +11,7 @@ Media are named relative to the manifest; docs/data.md describes every field.
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
@@ -89,13 +88,9 @@ def read_manifest(path: str | Path, kinds: Collection[Kind] = KINDS) -> list[Sam
 
     A sample without an `id` has the number of its line. Blank lines and a byte order mark are passed over.
 
-    Args:
-        path: a file of JSON lines, or the root of an image folder.
-        kinds: which kinds of samples are allowed.
-
     Raises:
         InputError: the manifest is missing or empty; a line breaks the form, names a medium that is not there, or
-            repeats an id; a sample is of another kind. The error names file, line and field.
+            repeats an id; a sample is of none of `kinds`. The error names file, line and field.
     """
     path = Path(path)
     samples = _image_folder(path) if path.is_dir() else _read_lines(path)
@@ -108,12 +103,7 @@ def read_manifest(path: str | Path, kinds: Collection[Kind] = KINDS) -> list[Sam
 
 
 def parse_sample(data: JsonObject, number: int, find: Find) -> Sample:
-    """The sample of one line.
-
-    Args:
-        data: the line's object; it is checked.
-        number: of the line, for a sample without an `id`.
-        find: the source of a medium by its name; raises `InputError` if there is none.
+    """The sample of line `number`; `find` gives the source of a medium, or raises `InputError` if there is none.
 
     Raises:
         InputError: an unknown, missing or wrong field, or not exactly one of `captions`, `question`, `label`, `before`.
@@ -159,24 +149,19 @@ def sample_fields(sample: Sample, rename: Callable[[str, Media], str]) -> JsonOb
         times = {"start": media.start, "end": media.end}
         return {"media": rename(field, media)} | {name: time for name, time in times.items() if time is not None}
 
-    if isinstance(sample, WorldPredictionSample):
-        candidates = [medium(f"candidate{i}", media) for i, media in enumerate(sample.candidates)]
-        states = {"before": medium("before", sample.before), "after": medium("after", sample.after)}
-        return {"id": sample.id, **states, "candidates": candidates, "answer": sample.answer}
-    fields = {"id": sample.id, **medium("media", sample.media)}
-    if isinstance(sample, CaptionSample):
-        return fields | {"captions": list(sample.captions)}
-    if isinstance(sample, ClassSample):
-        return fields | {"label": sample.label}
-    lists = {"candidates": list(sample.candidates), "alternatives": list(sample.alternatives)}
-    asked = {"question": sample.question, "answer": sample.answer}
-    return fields | asked | {name: texts for name, texts in lists.items() if texts}
-
-
-def write_manifest(samples: Iterable[Sample], path: Path) -> None:
-    """One JSON object a line; media keep their names, so that they have to lie beside the manifest."""
-    lines = (json.dumps(sample_fields(sample, lambda _, media: media.name), ensure_ascii=False) for sample in samples)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    fields: JsonObject = {}
+    for name, value in vars(sample).items():
+        if name == "media":
+            fields |= medium(name, value)
+        elif isinstance(value, Media):
+            fields[name] = medium(name, value)
+        elif not isinstance(value, tuple):
+            fields[name] = value
+        elif value:
+            fields[name] = [
+                medium(f"candidate{i}", item) if isinstance(item, Media) else item for i, item in enumerate(value)
+            ]
+    return fields
 
 
 def media_of(sample: Sample) -> tuple[Media, ...]:

@@ -14,15 +14,10 @@ from jepa.pretrained import source
 
 
 class PretrainedTokenizer:
-    """Texts to padded ids and back with a Hugging Face tokenizer.
+    """Texts to padded ids and back with the tokenizer of a hub name or a local folder.
 
-    Args:
-        name: a hub name or a local folder.
-        max_length: the most tokens of a text, special ones included; None: the tokenizer's own limit. VL-JEPA has 512
-            for queries and targets (section 3.1).
-
-    Raises:
-        InputError: there is no such tokenizer, or `max_length` is below 1.
+    A text may have `max_length` tokens, special ones included; None: the tokenizer's own limit. VL-JEPA has 512 for
+    queries and targets (section 3.1).
     """
 
     def __init__(self, name: str, max_length: int | None = None) -> None:
@@ -56,11 +51,7 @@ class PretrainedTokenizer:
     end_id = eos_id
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Right-padded `ids` (B, L) and `mask` (B, L), true at real tokens, with the special tokens of the model.
-
-        Raises:
-            InputError: a text has more than `max_length` tokens.
-        """
+        """Right-padded `ids` (B, L) and `mask` (B, L), true at real tokens, with the special tokens of the model."""
         return self._padded(texts, self._rows(texts, special=True))
 
     def encode_closed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

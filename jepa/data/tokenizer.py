@@ -34,7 +34,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """BPE merges of `texts`; raises `InputError` if `vocab_size` is below the 256 bytes and 2 special tokens."""
+        """BPE merges of `texts`, see `train_bpe`."""
         return cls(train_bpe(texts, vocab_size, [PAD, EOS], lower=True))
 
     def __len__(self) -> int:
@@ -70,16 +70,10 @@ class Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, special: list[str], lower: bool = False) -> _Tokenizer:
-    """A byte-level BPE tokenizer; with `lower` it lower-cases texts and begins words with a space.
-
-    Raises:
-        InputError: `vocab_size` is below the 256 bytes and the special tokens.
-    """
-    least = 256 + len(special)
-    if vocab_size < least:
-        raise InputError(
-            f"vocab_size must be >= {least} (256 bytes and {len(special)} special tokens), got {vocab_size}"
-        )
+    """A byte-level BPE tokenizer; with `lower` it lower-cases texts and begins words with a space."""
+    if vocab_size < (least := 256 + len(special)):
+        parts = f"256 bytes and {len(special)} special tokens"
+        raise InputError(f"vocab_size must be >= {least} ({parts}), got {vocab_size}")
     bpe = _Tokenizer(models.BPE())
     if lower:
         bpe.normalizer = normalizers.Lowercase()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from conftest import write_manifest
 
 from jepa.data.manifests import (
     CaptionSample,
@@ -13,7 +14,6 @@ from jepa.data.manifests import (
     WorldPredictionSample,
     media_of,
     read_manifest,
-    write_manifest,
 )
 from jepa.data.media import Media
 from jepa.errors import InputError
@@ -78,8 +78,7 @@ def test_every_kind_of_sample(folder):
 
 def test_what_is_written_is_read_again(folder):
     samples = read_manifest(write(folder, *LINES))
-    write_manifest(samples, folder / "again.jsonl")
-    assert read_manifest(folder / "again.jsonl") == samples
+    assert read_manifest(write_manifest(folder / "again.jsonl", samples)) == samples
 
 
 def test_image_folders_are_class_samples(tmp_path):

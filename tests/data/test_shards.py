@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_manifest
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -21,7 +22,6 @@ from jepa.data.manifests import (
     WorldPredictionSample,
     media_of,
     read_manifest,
-    write_manifest,
 )
 from jepa.data.media import Media
 from jepa.data.shards import ShardBatches, Shards, find_shards, read_shard, write_shards
@@ -50,8 +50,7 @@ def manifest(tmp_path) -> Path:
             "world", pictures[0], pictures[9], (pictures[1], Media("frames", tmp_path / "frames")), 1
         ),
     ]
-    write_manifest(samples, tmp_path / "m.jsonl")
-    return tmp_path / "m.jsonl"
+    return write_manifest(tmp_path / "m.jsonl", samples)
 
 
 def classes(manifest: Path) -> Path:
