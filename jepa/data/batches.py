@@ -23,13 +23,11 @@ class PairBatch(NamedTuple):
 
 @dataclass(eq=False)
 class PairBatches(Dataset[PairBatch]):
-    """`batches` batches of `batch_size` examples. Each epoch has every example once, in a new order.
-
-    With several `ranks`, batch i belongs to rank i % ranks. The batches of one step all have the latent term, or none.
+    """Batches of examples; each epoch has every example once, in a new order. Batch i belongs to rank i % `ranks`.
 
     Args:
         latent: add the sequences of the latent term; False is next-token training.
-        loss_dropout: fraction of the batches without the latent term, in [0, 1) (LLM-JEPA section 3.3).
+        loss_dropout: fraction of steps whose batches lack the latent term, in [0, 1) (LLM-JEPA section 3.3).
         shuffled: a control: each example has the target of another, by one fixed permutation.
         tube: add positions for the semantic tube, and no other extra tokens.
         apart: targets go into rows of their own.

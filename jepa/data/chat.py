@@ -1,8 +1,7 @@
-"""Chat formatting: a prompt and its completion as token ids, whatever the tokenizer's template.
+"""Chat formatting: a prompt and its completion as token ids, by the tokenizer's own template (`apply_chat_template`).
 
-The template is the tokenizer's own (Hugging Face `apply_chat_template`). Three things often go wrong in published
-scripts. Here the end-of-turn token belongs to the answer even where it doubles as the padding token, no template stamps
-today's date on a prompt, and generation starts from the prompt that was trained on.
+The end-of-turn token belongs to the answer even where it doubles as the padding token. No template stamps today's date
+on a prompt. Generation starts from the prompt that was trained on.
 """
 
 from __future__ import annotations
@@ -53,9 +52,6 @@ class ChatIds(NamedTuple):
 
 class ChatTokenizer:
     """A Hugging Face tokenizer `hf` with its chat template, whose turns `end_id` ends, and [PRED] tokens.
-
-    Raises:
-        InputError: the template does not continue its own prompt with the answer, or no token can end a turn.
 
     >>> tokenizer = ChatTokenizer.train(["lines with a digit"], vocab_size=300)
     >>> [ids] = tokenizer.encode([Example("a digit", "[0-9]", system=None)])

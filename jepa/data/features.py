@@ -79,18 +79,13 @@ def write_features(
     per_file: int = 64,
     skip_broken: bool = False,
 ) -> list[str]:
-    """Encodes each medium once. Media that the folder already has are passed over, so that a stopped run goes on.
+    """Writes the states of each medium once, as `encoder`: (B, F, S, S, 3) uint8 -> (B, N, D) gives them in evaluation.
 
-    Args:
-        encoder: frames (B, F, S, S, 3) uint8 -> states (B, N, D); in evaluation mode while it encodes.
-        media: drawn `per_file` at a time, which is how many a stopped run loses.
-        workers: processes that read clips.
-        dtype: of the states on disk; half precision halves the files.
-        skip_broken: leave out media that cannot be read, and return the error of each.
+    Media that the folder already has are passed over, so that a stopped run goes on; it loses `per_file` media at most.
+    `workers` processes read clips. `skip_broken` leaves media out that cannot be read, and returns their errors.
 
     Raises:
-        InputError: the folder holds states of another encoder or other clips, a file of it is broken, or a medium
-            cannot be read.
+        InputError: the folder is of another encoder or other clips, or broken; or a medium cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "features.json"
@@ -108,7 +103,8 @@ def write_features(
     try:
         while part := list(islice(todo, per_file)):
             keys, states = list[str](), list[Tensor]()
-            for batch in DataLoader(part, batch_size, num_workers=workers, collate_fn=partial(_read, reader)):
+            read = partial(_read, reader)
+            for batch in DataLoader(part, batch_size, num_workers=workers, collate_fn=read):  # type: ignore[arg-type]
                 broken += [clip for _, clip in batch if isinstance(clip, InputError)]
                 if broken and not skip_broken:
                     raise broken[0]
@@ -126,11 +122,7 @@ def write_features(
 
 
 class Features:
-    """States that `write_features` wrote. A medium's states are read when they are asked for.
-
-    Raises:
-        InputError: the folder has no states, is of another format, or a file of it is broken.
-    """
+    """States that `write_features` wrote, (N, D) float32 of a medium. They are read when they are asked for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -148,7 +140,6 @@ class Features:
         return self.__dict__ | {"_open": {}}  # a worker maps the files anew
 
     def __call__(self, media: Media) -> Tensor:
-        """States (N, D) float32 of a medium. Raises `InputError` if the folder has none."""
         key = _key(media, self.folder)
         if key not in self._rows:
             raise InputError(f"{self.folder}: must have states of {key!r}, got none among {len(self)} media")
@@ -225,7 +216,7 @@ def _whole(path: Path) -> Iterator[Path]:
 
 
 def _keys(file: Path) -> list[str]:
-    """The keys of a file's rows. Raises `InputError` if it is truncated or not of states."""
+    """The keys of a file's rows."""
     try:
         with safe_open(file, framework="pt") as opened:
             keys: list[str] = json.loads((opened.metadata() or {})["keys"])

@@ -102,12 +102,9 @@ def pack(
 ) -> PackedBatch:
     """Lays out N conversations and, with `targets`, the sequences of the latent term.
 
-    Args:
-        targets: N conversations whose view 2 (view 1 in reverse) are the targets: `pairs` itself, or others as a
-            control. None: next tokens alone.
-        target_ids: N numbers, equal for equal targets.
-        tube: draws the three positions of the semantic tube.
-        apart: leave the targets out; `pack_targets` lays them into rows of their own, for another model.
+    The views 2 (views 1 in reverse) of N `targets` are predicted: of `pairs` itself, or of others as a control. Equal
+    ones have equal `target_ids`. `tube` draws the three positions of the semantic tube. `apart` leaves the targets out;
+    `pack_targets` lays them into rows of their own, for another model.
     """
     if not pairs:
         raise InputError("a batch must hold at least 1 pair, got none")
@@ -179,8 +176,8 @@ def _lay(groups: Sequence[_Group], layout: Layout) -> tuple[PackedBatch, Callabl
         segment, token = mark
         return rows[group] * shape[1] + columns[group][segment] + token
 
-    tokens = map(torch.from_numpy, (ids, numbers, parents, positions, labels))
-    empty = _index([])
+    tensor, empty = torch.from_numpy, _index([])
+    tokens = (tensor(ids), tensor(numbers), tensor(parents), tensor(positions), tensor(labels))
     return PackedBatch(*tokens, empty, empty, empty.reshape(0, 3), empty), locate
 
 

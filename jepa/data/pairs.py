@@ -53,13 +53,12 @@ class Example:
 
 @dataclass(frozen=True)
 class ExampleSplits:
-    """Examples to train, validate and test on. `duplicates` counts:
+    """Examples to train, validate and test on.
 
-    - `train_test_pairs`, `train_test_requests`, `train_test_answers`: test examples whose prompt and completion,
-      prompt, or completion also occurs in training.
-    - `train_validation_requests`: validation examples whose prompt occurs in training.
-    - `within_train_pairs`: repeated training examples.
-    - `dropped`: training examples dropped because the test file has their prompt.
+    `duplicates` counts test examples whose prompt and completion (`train_test_pairs`), prompt (`train_test_requests`)
+    or completion (`train_test_answers`) also occurs in training, validation examples whose prompt does
+    (`train_validation_requests`), repeated training examples (`within_train_pairs`), and those `dropped` because the
+    test file has their prompt.
     """
 
     train: list[Example]
@@ -183,9 +182,6 @@ def hugging_face(
 
     Splits are written as `datasets` has them (`train[:1000]`). `name` is the data set's configuration, if it has
     several; `revision` a branch, tag or commit.
-
-    Raises:
-        InputError: also if `datasets` is not installed or cannot load the split.
     """
     try:
         datasets = importlib.import_module("datasets")

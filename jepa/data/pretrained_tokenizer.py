@@ -26,7 +26,6 @@ class PretrainedTokenizer:
             self.hf.model_max_length = check_int("max_length", max_length, 1)  # saved with the tokenizer
 
     def save(self, folder: Path) -> None:
-        """Writes the files that `PretrainedTokenizer(folder)` reads."""
         self.hf.save_pretrained(folder)
 
     def __len__(self) -> int:
@@ -43,7 +42,7 @@ class PretrainedTokenizer:
 
     @property
     def eos_id(self) -> int:
-        """The token that ends a text; raises `InputError` if the tokenizer has none."""
+        """The token that ends a text."""
         if self.hf.eos_token_id is None:
             raise InputError("to end a text, a tokenizer must have an end-of-text token (eos_token), got none")
         return int(self.hf.eos_token_id)
@@ -74,7 +73,7 @@ class PretrainedTokenizer:
 
 
 def load_tokenizer(path: str, name: str) -> PreTrainedTokenizerBase:
-    """The Hugging Face tokenizer of a folder or hub name; raises `InputError` with `name` if there is none."""
+    """The Hugging Face tokenizer of a folder or hub name, which errors call `name`."""
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:

@@ -33,11 +33,7 @@ _BROKEN_IN_A_ROW = 1000  # samples; then nothing more is expected of the shards
 
 
 def write_shards(manifest: str | Path, folder: str | Path, per_shard: int) -> list[Path]:
-    """Packs a manifest, or an image folder, with its media into `shard-00000.tar` and on, `per_shard` samples each.
-
-    Raises:
-        InputError: `read_manifest` refuses the manifest, `folder` has shards already, or per_shard < 1.
-    """
+    """Packs a manifest, or an image folder, with its media into `shard-00000.tar` and on, `per_shard` samples each."""
     check_int("per_shard", per_shard, 1)
     manifest, folder = Path(manifest), Path(folder)
     samples = read_manifest(manifest)
@@ -57,11 +53,7 @@ def write_shards(manifest: str | Path, folder: str | Path, per_shard: int) -> li
 
 
 def find_shards(pattern: str) -> list[Path]:
-    """The shards that a pattern names, in order: `s/shard-{00000..00012}.tar`, `s/shard-*.tar`, or a path.
-
-    Raises:
-        InputError: there is none; of a range in braces, one is missing.
-    """
+    """The shards that a pattern names, in order: `s/shard-{00000..00012}.tar` (all), `s/shard-*.tar`, or a path."""
     found = [Path(path) for name in _unfolded(pattern) for path in (sorted(glob(name)) or [name])]
     for path in found:
         if not path.is_file():
@@ -84,7 +76,7 @@ def read_shard(path: Path, media: bool = True) -> Iterator[Sample]:
     """The samples of a shard in order, with their media in memory; without `media` they are left empty.
 
     Raises:
-        InputError: the shard is missing, truncated or no tar file, or a sample is malformed. It names both.
+        InputError: the shard is missing, truncated or no tar file, or a sample is malformed.
     """
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|" if media else "r:") as tar:
@@ -106,9 +98,6 @@ class Shards(IterableDataset[Sample]):
     Every epoch takes the shards in a new order. One rank and worker reads each, or `everywhere`, as in validation, one
     worker of every rank. Samples are shuffled within a buffer of so many samples, with their media; 1 keeps the order
     of a shard. `skip_broken` gives a shard up where it breaks, and names it in `skipped`.
-
-    Raises:
-        InputError: no path, or buffer < 1; while reading, fewer shards than readers, or a broken one.
     """
 
     def __init__(
@@ -116,7 +105,7 @@ class Shards(IterableDataset[Sample]):
     ) -> None:
         if not paths:
             raise InputError("shards must be at least 1, got none")
-        self.paths, self.seed, self.buffer = list(paths), seed, check_int("buffer", buffer, 1)
+        self.paths, self.seed, self.buffer = paths, seed, check_int("buffer", buffer, 1)
         self.skip_broken, self.everywhere = skip_broken, everywhere
         self.skipped: list[str] = []  # why this process gave a shard up, each time
 
@@ -161,10 +150,7 @@ class ShardBatches(IterableDataset[ClipBatch]):
     """Training batches of the captions, questions and classes of shards without end, in the mixture that these have.
 
     `skip_broken` leaves samples out whose medium cannot be read. The next batch's `skipped` names them and the shards
-    that were given up. Otherwise either is an error, as is a sample of world prediction.
-
-    Raises:
-        InputError: batch_size < 1; while reading, a thousand broken media in a row, too.
+    that were given up. A sample of world prediction is an error, and so are 1000 broken media in a row.
     """
 
     def __init__(
@@ -201,13 +187,13 @@ def _add_sample(tar: tarfile.TarFile, key: str, sample: Sample, folder: Path) ->
     """Members of a sample whose media lie in `folder`."""
     contents: dict[str, Path] = {}
 
-    def rename(field: str, media: Media) -> str:
+    def rename(role: str, media: Media) -> str:
         if media.is_frames:
-            name = f"{key}.{field}"
+            name = f"{key}.{role}"
             files = frame_files(folder / media.name)
             contents.update({f"{name}.{i:05}{file.suffix}": file for i, file in enumerate(files)})
         else:
-            name = f"{key}{'' if field == 'media' else f'.{field}'}{Path(media.name).suffix.lower()}"
+            name = f"{key}{'' if role == 'media' else f'.{role}'}{Path(media.name).suffix.lower()}"
             contents[name] = folder / media.name
         return name
 

@@ -10,8 +10,7 @@
 | `coin` | `COIN.json` | in the file |
 | `vitt` | `ViTT-annotations.json`, JSON lines | a CSV with the columns video_id and duration |
 
-A missing key, a wrong type or an unknown video is an `InputError` with the file, the line or key path, the rule and the
-value. Annotations that are well formed but unusable are dropped and counted.
+A missing key, a wrong type or an unknown video is an `InputError` with the file and the line or key path.
 
 *Points.* Ego-Exo4D, Ego4D and ViTT give a moment, not a span. A point is in force until the next later point of the
 same annotator, at most `point_seconds`, and not beyond the video's end.
@@ -44,12 +43,11 @@ _TAG = re.compile(r"^#[A-Za-z]+\s+")  # `#C C opens a drawer`: who acts
 
 @dataclass(frozen=True)
 class Timeline:
-    """The streams of a file that have annotations, in its order, and the annotations left out of them.
+    """The streams of a file that have annotations, in its order.
 
-    Args:
-        groups: `video_id` -> the group that a split must not divide: the participant where the format names one,
-            otherwise the video (with all its annotators).
-        dropped: reason -> number of annotations left out; "videos without annotations" counts videos.
+    `groups` names for each `video_id` what a split must not divide: the participant where the format has one, otherwise
+    the video with all its annotators. `dropped` counts the annotations left out by reason, and "videos without
+    annotations".
     """
 
     records: tuple[StreamRecord, ...]
@@ -76,10 +74,6 @@ def read_timeline(
     Annotations are dropped and counted if they are marked as rejected or unsure, begin at the video's end or later, do
     not last, or have no text. A span that runs over the video's end is cut there. White space in texts becomes single
     spaces, and the tag in front of an Ego4D narration (`#C`, `#O`) is removed.
-
-    Raises:
-        InputError: an unknown format; a file that is missing, unreadable or breaks its format; a durations file that
-            the format does not need, or none where it needs one; or no usable annotation.
     """
     if format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
@@ -119,12 +113,7 @@ class _Stream(NamedTuple):
     annotations: list[Annotation]
 
 
-class _Length(NamedTuple):
-    seconds: float
-    participant: str | None = None
-
-
-_Lengths = Mapping[str, _Length]
+_Lengths = Mapping[str, tuple[float, str]]  # seconds and group of each video
 _Streams = Iterator[tuple[str, _Stream]]  # with the place in the file, for errors
 
 
@@ -214,7 +203,7 @@ def _read_json(path: Path) -> _Json:
         return _Json(parse_any(text), f"{path}: $")
 
 
-def _length(lengths: _Lengths, video: str, where: str) -> _Length:
+def _length(lengths: _Lengths, video: str, where: str) -> tuple[float, str]:
     if video not in lengths:
         raise InputError(f"{where} must be a video of the durations file, got {video!r}")
     return lengths[video]
@@ -222,7 +211,7 @@ def _length(lengths: _Lengths, video: str, where: str) -> _Length:
 
 def _ego_exo4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
     for take, passes in _read_json(path)["annotations"].items():
-        length = _length(lengths, take, passes.where)
+        seconds, group = _length(lengths, take, passes.where)
         seen: Counter[str] = Counter()
         for item in passes.array():
             descriptions = item["descriptions"].array()
@@ -236,14 +225,14 @@ def _ego_exo4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams
             sure = [description for description in descriptions if not description["unsure"].flag()]
             dropped["unsure"] += len(descriptions) - len(sure)
             points = [Annotation(d["timestamp"].number(), None, d["text"].text()) for d in sure]
-            yield item.where, _Stream(f"{take}/{annotator}", length.participant or take, length.seconds, points)
+            yield item.where, _Stream(f"{take}/{annotator}", group, seconds, points)
 
 
 def _takes(path: Path) -> _Lengths:
     lengths = {}
     for take in _read_json(path).array():
-        participant = take["participant_uid"].name() if "participant_uid" in take.object() else None
-        lengths[take["take_uid"].text()] = _Length(take["duration_sec"].number(positive=True), participant)
+        group = take["participant_uid" if "participant_uid" in take.object() else "take_uid"].name()
+        lengths[take["take_uid"].text()] = take["duration_sec"].number(positive=True), group
     return lengths
 
 
@@ -253,7 +242,7 @@ def _ego4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
         if not names:  # a redacted video has its status alone
             dropped["videos without annotations"] += 1
         for name in names:
-            length = _length(lengths, video, passes.where)
+            seconds, group = _length(lengths, video, passes.where)
             points = []
             for item in passes[name]["narrations"].array():
                 text = item["narration_text"].text()
@@ -261,12 +250,12 @@ def _ego4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
                     dropped["unsure"] += 1
                 else:
                     points.append(Annotation(item["timestamp_sec"].number(), None, _TAG.sub("", text.strip())))
-            yield passes[name].where, _Stream(f"{video}/{name}", video, length.seconds, points)
+            yield passes[name].where, _Stream(f"{video}/{name}", group, seconds, points)
 
 
 def _ego4d_videos(path: Path) -> _Lengths:
-    videos = _read_json(path)["videos"].array()
-    return {v["video_uid"].text(): _Length(v["duration_sec"].number(positive=True)) for v in videos}
+    videos = {video["video_uid"].text(): video for video in _read_json(path)["videos"].array()}
+    return {name: (video["duration_sec"].number(positive=True), name) for name, video in videos.items()}
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -296,8 +285,8 @@ def _epic(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
     for where, row in _rows(path, _EPIC_COLUMNS):
         video = row["video_id"]
         if video not in videos:
-            length = _length(lengths, video, f"{where}: video_id")
-            videos[video] = where, _Stream(video, row["participant_id"], length.seconds, [])
+            seconds, _ = _length(lengths, video, f"{where}: video_id")
+            videos[video] = where, _Stream(video, row["participant_id"], seconds, [])
         start, stop = (_clock(row[name], f"{where}: {name}") for name in ("start_timestamp", "stop_timestamp"))
         videos[video][1].annotations.append(Annotation(start, stop, row["narration"]))
     yield from videos.values()
@@ -315,7 +304,7 @@ def _csv_lengths(path: Path) -> _Lengths:
     lengths = {}
     for where, row in _rows(path, ("video_id", "duration")):
         try:
-            lengths[row["video_id"]] = _Length(check_positive("duration", float(row["duration"])))
+            lengths[row["video_id"]] = check_positive("duration", float(row["duration"])), row["video_id"]
         except ValueError:
             raise InputError(f"{where}: duration must be a number > 0, got {row['duration']!r}") from None
     return lengths
@@ -349,8 +338,8 @@ def _vitt(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
         seen[video] += 1  # one line an annotator
         tags = item["annotations"].array()
         points = [Annotation(tag["timestamp"].number() / 1000, None, tag["tag"].text()) for tag in tags]
-        length = _length(lengths, video, f"{item.where}.id")
-        yield item.where, _Stream(f"{video}/{seen[video]}", video, length.seconds, points)
+        seconds, group = _length(lengths, video, f"{item.where}.id")
+        yield item.where, _Stream(f"{video}/{seen[video]}", group, seconds, points)
 
 
 FORMATS: Mapping[str, _Format] = {
@@ -378,14 +367,9 @@ class Excerpt:
 def excerpt(timeline: Timeline, videos: int, minutes: float, calibration_fraction: float, split_by: str) -> Excerpt:
     """Chooses and splits streams by a fixed hash of their names: no seed changes them.
 
-    Args:
-        videos: most streams taken; 0 takes all.
-        minutes: length taken of each stream, from its beginning; 0 takes all.
-        calibration_fraction: fraction of groups whose streams calibrate.
-        split_by: "group" keeps a participant's videos together (see `Timeline.groups`), "video" a video's passes.
-
-    Raises:
-        InputError: a split gets fewer than 2 streams, or an argument is out of range.
+    At most `videos` streams are taken, `minutes` of each from its beginning; 0 takes all. A fraction of the groups
+    calibrates: the participants' videos (see `Timeline.groups`) if `split_by` is "group", a video's passes if "video".
+    Each split must get 2 streams.
     """
     check_int("videos", videos, 0)
     check_nonnegative("minutes", minutes)

@@ -54,12 +54,10 @@ class Tokenizer:
         return [text.strip() for text in self._tokenizer.decode_batch([list(r) for r in rows])]
 
     def save(self, folder: Path) -> None:
-        """Writes `tokenizer.json` into the folder."""
         self._tokenizer.save(str(folder / _FILE))
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """Raises `InputError` if the file is missing or not a tokenizer."""
         path = folder / _FILE
         if not path.is_file():
             raise InputError(f"tokenizer not found: {path}")

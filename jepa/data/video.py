@@ -26,8 +26,7 @@ HOLD = 1.0  # seconds that the last frame may be shown beyond its time; a file t
 class VideoFile:
     """An open video file, which errors call `name`; one frame is in memory at a time. Use it by `with`.
 
-    Raises:
-        InputError: the file is missing, has no video, or cannot be decoded, with the time that was reached.
+    A file that is missing, has no video or cannot be decoded is an `InputError` with the time that was reached.
     """
 
     def __init__(self, name: str, source: Path | bytes) -> None:
@@ -91,19 +90,14 @@ class VideoFile:
             self._container.seek(max(0, int(near / self._stream.time_base)), stream=self._stream)
         for frame in self._container.decode(self._stream):
             if frame.time is None:
-                rule = "every frame must have a timestamp"
-                raise InputError(f"{self.name}: {rule}, got none after {self._reached:.2f} s")
+                raise InputError(f"{self.name}: a frame must have a timestamp, got none after {self._reached:.2f} s")
             if frame.is_corrupt:
                 raise self._broken("the frame is corrupt")
             self._reached = frame.time
             yield frame
 
     def at(self, times: Iterable[float], size: int) -> Iterator[np.ndarray]:
-        """The newest frame at each of `times`, in order: (S, S, 3) uint8, see `picture`.
-
-        Raises:
-            InputError: also when the file ends more than `HOLD` seconds before a time: it is truncated.
-        """
+        """The newest frame at each of `times`, in order: (S, S, 3) uint8. A file that ends early is an `InputError`."""
         held: Any = None
         ahead: Any = None
         for time in times:
@@ -147,11 +141,7 @@ class VideoStream:
         return int(self.record.duration * self.fps)
 
     def frames(self, chunk: int = 128) -> Iterator[np.ndarray]:
-        """The frames in order, at most `chunk` at a time: (M, S, S, 3) uint8.
-
-        Raises:
-            InputError: as `VideoFile`, or the file ends more than `HOLD` seconds before the annotated duration.
-        """
+        """The frames in order, at most `chunk` at a time: (M, S, S, 3) uint8. A file that ends early is an error."""
         waiting: list[np.ndarray] = []
         with VideoFile(str(self.path), self.path) as file:
             for frame, repeats in self._shown(file):

