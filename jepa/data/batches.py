@@ -23,15 +23,7 @@ class PairBatch(NamedTuple):
 
 @dataclass(eq=False)
 class PairBatches(Dataset[PairBatch]):
-    """Batches of examples; each epoch has every example once, in a new order. Batch i belongs to rank i % `ranks`.
-
-    Args:
-        latent: add the sequences of the latent term; False is next-token training.
-        loss_dropout: fraction of steps whose batches lack the latent term, in [0, 1) (LLM-JEPA section 3.3).
-        shuffled: a control: each example has the target of another, by one fixed permutation.
-        tube: add positions for the semantic tube, and no other extra tokens.
-        apart: targets go into rows of their own.
-    """
+    """Batches of examples; each epoch has every example once, in a new order. Batch i belongs to rank i % `ranks`."""
 
     pairs: Sequence[ChatIds]
     layout: Layout
@@ -39,11 +31,11 @@ class PairBatches(Dataset[PairBatch]):
     batch_size: int
     batches: int
     _: KW_ONLY
-    latent: bool = True
-    loss_dropout: float = 0.0
-    shuffled: bool = False
-    tube: bool = False
-    apart: bool = False
+    latent: bool = True  # add the sequences of the latent term; False is next-token training
+    loss_dropout: float = 0.0  # fraction of steps whose batches lack them (LLM-JEPA section 3.3)
+    shuffled: bool = False  # a control: each example has the target of another, by one fixed permutation
+    tube: bool = False  # add positions for the semantic tube, and no other extra tokens
+    apart: bool = False  # targets go into rows of their own
     ranks: int = 1
 
     def __post_init__(self) -> None:

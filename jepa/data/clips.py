@@ -35,17 +35,8 @@ class ClipBatch(NamedTuple):
 class ClipBatches(Dataset[ClipBatch]):
     """Item i is the i-th training batch, a function of (seed, i) alone.
 
-    Args:
-        frames: of a clip.
-        split: of the compositions.
-        question_fraction: fraction of samples that ask a short question instead of a caption.
-        idle_fraction: fraction of samples that show a pause.
-        cut_fraction: fraction of samples in which another event begins or ends within the window. The text is of the
-            event at the window's centre, as in a sliding window over a stream.
-        hard_negatives: 0 to 3 captions for each caption of an event that differ from it in the action, one shape or one
-            colour (NegCLIP, arXiv 2210.01936).
-        class_fraction: fraction of samples that ask for the action (its first paraphrase, without objects).
-        query_free: captions have no query.
+    Another event may begin or end within a clip. The text is of the event at the centre, as in a sliding window over a
+    stream. Hard negatives differ from a caption in the action, one shape or one colour (NegCLIP, arXiv 2210.01936).
 
     >>> batch = ClipBatches(World(), seed=0, batch_size=2, batches=1, frames=4)[0]
     >>> batch.frames.shape, len(batch.texts)
@@ -57,13 +48,13 @@ class ClipBatches(Dataset[ClipBatch]):
     batch_size: int
     batches: int
     frames: int = 8
-    split: str = "train"
-    question_fraction: float = 0.25
-    idle_fraction: float = 0.04
-    cut_fraction: float = 0.15
-    hard_negatives: int = 2
-    class_fraction: float = 0.0
-    query_free: bool = False
+    split: str = "train"  # of the compositions
+    question_fraction: float = 0.25  # of samples that ask a short question instead of a caption
+    idle_fraction: float = 0.04  # of samples that show a pause
+    cut_fraction: float = 0.15  # of samples with a second event
+    hard_negatives: int = 2  # 0 to 3 for each caption of an event
+    class_fraction: float = 0.0  # of samples that ask for the action (its first paraphrase, without objects)
+    query_free: bool = False  # captions have no query
 
     def __len__(self) -> int:
         return self.batches

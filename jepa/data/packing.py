@@ -44,27 +44,18 @@ class PackedBatch(NamedTuple):
 class Layout:
     """Which sequences go into the rows, and how.
 
-    Args:
-        row_tokens: room of a row; a longer sequence makes all rows of its batch as long as itself.
-        predictors: ids of the [PRED] tokens; without any, the last state of view 1 is the prediction.
-        placement: the [PRED] tokens come after view 1, or before it, which computes view 1 a second time.
-        direction: "forward" predicts view 2 from view 1, "reverse" view 1 from view 2.
-        view: "shared" takes the conversation's prompt as view 1; "alone" the user's turn by itself, as published.
-        packed: False gives every sequence a row of its own, as published, and computes view 1 for each anew.
-        train_on: "answer" and its end of turn, or "everything": the prompt and the turn's opening, too.
-
     >>> chat = ChatIds(prompt=[5, 6], completion=[7, 8], opening=0, text=[5, 6], code=[7, 8])
     >>> pack([chat], Layout(row_tokens=8)).ids.tolist()
     [[5, 6, 7, 8]]
     """
 
-    row_tokens: int
-    predictors: tuple[int, ...] = ()
-    placement: Literal["append", "prepend"] = "append"
-    direction: Literal["forward", "reverse"] = "forward"
-    view: Literal["shared", "alone"] = "shared"
-    packed: bool = True
-    train_on: Literal["answer", "everything"] = "answer"
+    row_tokens: int  # room of a row; a longer sequence makes all rows of its batch as long as itself
+    predictors: tuple[int, ...] = ()  # ids of the [PRED] tokens; without any, the last state of view 1 predicts
+    placement: Literal["append", "prepend"] = "append"  # [PRED] after view 1, or before it, which computes it again
+    direction: Literal["forward", "reverse"] = "forward"  # predicts view 2 from view 1, or view 1 from view 2
+    view: Literal["shared", "alone"] = "shared"  # view 1: the prompt, or the user's turn by itself, as published
+    packed: bool = True  # False: a row for every sequence, as published, which computes view 1 for each anew
+    train_on: Literal["answer", "everything"] = "answer"  # with its end of turn; or also the prompt and the opening
 
     def __post_init__(self) -> None:
         if self.row_tokens < 1:

@@ -47,8 +47,6 @@ class PretrainedTokenizer:
             raise InputError("to end a text, a tokenizer must have an end-of-text token (eos_token), got none")
         return int(self.hf.eos_token_id)
 
-    end_id = eos_id
-
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Right-padded `ids` (B, L) and `mask` (B, L), true at real tokens, with the special tokens of the model."""
         return self._padded(texts, self._rows(texts, special=True))

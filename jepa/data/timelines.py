@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,10 +60,8 @@ class Timeline:
         """How many events begin before an earlier one of their record has ended. They are kept."""
         count = 0
         for record in self.records:
-            end = 0.0
-            for event in record.events:
-                count += event.start < end
-                end = max(end, event.end)
+            ends = accumulate((event.end for event in record.events), max)
+            count += sum(event.start < end for event, end in zip(record.events[1:], ends, strict=False))
         return count
 
 
