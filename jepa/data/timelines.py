@@ -1,14 +1,4 @@
-"""Readers of annotated timelines in the formats in which data sets publish them, into `StreamRecord`s.
-
-| format | file | durations |
-|---|---|---|
-| `ego_exo4d` | `atomic_descriptions_{split}.json` | `takes.json` |
-| `ego4d` | `narration.json` | `ego4d.json` |
-| `epic` | a CSV of EPIC-KITCHENS-100 segments | `EPIC_100_video_info.csv` |
-| `activitynet` | `{train,val_1,val_2}.json` of ActivityNet Captions | in the file |
-| `youcook2` | `youcookii_annotations_trainval.json` | in the file |
-| `coin` | `COIN.json` | in the file |
-| `vitt` | `ViTT-annotations.json`, JSON lines | a CSV with the columns video_id and duration |
+"""Readers of annotated timelines in the `FORMATS` in which data sets publish them, into `StreamRecord`s.
 
 A missing key, a wrong type or an unknown video is an `InputError` with the file and the line or key path.
 
@@ -341,14 +331,14 @@ def _vitt(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
         yield item.where, _Stream(f"{video}/{seen[video]}", group, seconds, points)
 
 
-FORMATS: Mapping[str, _Format] = {
-    "ego_exo4d": _Format(_ego_exo4d, "takes.json", _takes),
-    "ego4d": _Format(_ego4d, "ego4d.json", _ego4d_videos),
-    "epic": _Format(_epic, "EPIC_100_video_info.csv", _csv_lengths),
-    "activitynet": _Format(_activitynet),
-    "youcook2": _Format(partial(_database, annotations="annotations", text="sentence")),
-    "coin": _Format(partial(_database, annotations="annotation", text="label")),
-    "vitt": _Format(_vitt, "a CSV file with the columns video_id and duration", _csv_lengths),
+FORMATS: Mapping[str, _Format] = {  # by name, with the files of annotations and of durations, where these are apart
+    "ego_exo4d": _Format(_ego_exo4d, "takes.json", _takes),  # atomic_descriptions_{split}.json
+    "ego4d": _Format(_ego4d, "ego4d.json", _ego4d_videos),  # narration.json
+    "epic": _Format(_epic, "EPIC_100_video_info.csv", _csv_lengths),  # a CSV of EPIC-KITCHENS-100 segments
+    "activitynet": _Format(_activitynet),  # {train,val_1,val_2}.json of ActivityNet Captions
+    "youcook2": _Format(partial(_database, annotations="annotations", text="sentence")),  # youcookii_annotations_*.json
+    "coin": _Format(partial(_database, annotations="annotation", text="label")),  # COIN.json
+    "vitt": _Format(_vitt, "a CSV file with the columns video_id and duration", _csv_lengths),  # ViTT-annotations.json
 }
 
 

@@ -59,9 +59,8 @@ class VideoFile:
     def duration(self) -> float:
         """Seconds to the end of the video track, as the file states it.
 
-        Where the track states none (Matroska, WebM), packets are read from the last key frame on, without decoding. The
-        duration of the whole file may be that of the sound. It counts where no track lasts that long: the file is
-        truncated, and is taken as long as it once was.
+        Where the track states none (Matroska, WebM), packets are read from the last key frame on. The whole file's
+        duration may be that of the sound. It counts where no track lasts that long: the file is truncated.
         """
         if self._stream.duration is not None and self._stream.time_base is not None:
             return float(self._stream.duration * self._stream.time_base)
