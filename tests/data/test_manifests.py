@@ -46,20 +46,6 @@ def write(folder, *lines):
     return path
 
 
-def test_blank_lines_and_a_byte_order_mark_are_left_out(folder):
-    path = write(folder, *LINES)
-    expected = read_manifest(path)
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\n  \r\n")
-    assert read_manifest(path) == expected
-
-
-def test_what_is_not_utf8_is_named_by_its_line(folder):
-    path = write(folder, *LINES)
-    path.write_bytes(path.read_bytes() + '{"media": "b.JPG", "label": "caf\u00e9", "id": "last"}'.encode("latin-1"))
-    with pytest.raises(InputError, match=rf"m\.jsonl:{len(LINES) + 1}: must be UTF-8, got byte 0xe9"):
-        read_manifest(path)
-
-
 def test_every_kind_of_sample(folder):
     samples = read_manifest(write(folder, *LINES))
     clip, picture = folder / "a.mp4", Media("b.JPG", folder / "b.JPG")
