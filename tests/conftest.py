@@ -20,7 +20,8 @@ from hypothesis import settings
 
 from jepa import checkpoint
 from jepa.data.chat import ChatTokenizer
-from jepa.data.manifests import Sample, media_of, write_manifest
+from jepa.data.json_lines import write_lines
+from jepa.data.manifests import Sample, media_of, sample_fields
 from jepa.data.pairs import Example
 from jepa.data.regex_grammar import generate
 from jepa.data.tokenizer import Tokenizer
@@ -53,8 +54,25 @@ def write_samples(samples: list[Sample], folder: Path) -> Path:
         (folder / media.name).mkdir(parents=True, exist_ok=True)
         for number, picture in enumerate(media.source):
             (folder / media.name / f"{number:04d}.png").write_bytes(picture)
-    write_manifest(samples, folder / "manifest.jsonl")
-    return folder / "manifest.jsonl"
+    return write_manifest(folder / "manifest.jsonl", samples)
+
+
+def write_manifest(path: Path, samples: list[Sample]) -> Path:
+    write_lines(path, (sample_fields(sample, lambda _, media: media.name) for sample in samples))
+    return path
+
+
+def write_chat(path: Path, examples: list[Example]) -> Path:
+    def turn(role: str, content: str | None) -> list[dict[str, str]]:
+        return [] if content is None else [{"role": role, "content": content}]
+
+    rows = []
+    for e in examples:
+        turns = turn("system", e.system) + turn("user", e.prompt) + turn("assistant", e.completion)
+        views = {"text": turn("user", e.text), "code": turn("assistant", e.code)}
+        rows.append({"messages": turns} | {name: view for name, view in views.items() if view})
+    write_lines(path, rows)
+    return path
 
 
 SHORT = [  # stages of a VL-JEPA for two steps
