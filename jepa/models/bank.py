@@ -96,13 +96,7 @@ def caption_bank(streams: Sequence[DecodedStream], capacity: int) -> CaptionBank
 
 
 def calibrate_margin(
-    bank: CaptionBank,
-    streams: Sequence[DecodedStream],
-    error_rate: float,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    bank: CaptionBank, streams: Sequence[DecodedStream], error_rate: float, *, seed: int = 0
 ) -> Calibration:
     """Find the lowest margin of a bank whose error on held-out streams is low enough with confidence.
 
@@ -113,8 +107,6 @@ def calibrate_margin(
         bank: its margin is not used.
         streams: at least 2, none of which the bank was filled from.
         error_rate: in (0, 1), wrong look-ups over look-ups.
-        confidence: of the bound, one-sided, in (0, 1).
-        resamples: of the bootstrap.
         seed: of the bootstrap.
 
     Returns:
@@ -128,9 +120,7 @@ def calibrate_margin(
     def distances(latents: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate([1 - bank.nearest(torch.from_numpy(rows))[1].cpu().double().numpy() for rows in latents])
 
-    return calibrate_cache(
-        BankCache(bank), streams, error_rate, distances, confidence=confidence, resamples=resamples, seed=seed
-    )
+    return calibrate_cache(BankCache(bank), streams, error_rate, distances, seed=seed)
 
 
 def fill_bank(
