@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -265,10 +265,14 @@ class OperationLedger:
         return self._parts[part]
 
 
-_WEIGHT_BYTES: WeakKeyDictionary[nn.Module, dict[torch.dtype | None, int]] = WeakKeyDictionary()
+class _Weighted(Protocol):
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
-def weight_bytes(module: nn.Module) -> int:
+_WEIGHT_BYTES: WeakKeyDictionary[_Weighted, dict[torch.dtype | None, int]] = WeakKeyDictionary()
+
+
+def weight_bytes(module: _Weighted) -> int:
     """Bytes of a module's parameters, each shared one once: what a forward pass reads of weights at most.
 
     They are remembered by the data type of the first parameter, since a ledger asks at each pass.

@@ -80,8 +80,8 @@ class LatentCache:
     def look_up(self, latent: np.ndarray, payload: object | None = None) -> tuple[CacheEntry, bool]:
         """The entry that answers for a latent (E,), float32 and not zero, and whether that is a hit.
 
-        A miss gives a new entry, which the caller decodes and fills in; a later look-up may hit it before that. The
-        payload of the segment is for subclasses. Raises `InputError` for another width than that of the keys.
+        A miss gives a new entry, which the caller fills in; a later look-up may hit it before that. The segment's
+        payload is for subclasses. Raises `InputError` for another width than that of the keys.
         """
         key = latent / np.float32(math.sqrt(float(latent @ latent)))
         held = len(self._entries)
@@ -92,7 +92,7 @@ class LatentCache:
             self.flops += 2 * held * len(key)
             gap = self._keys[nearest] - key
             if float(gap @ gap) / 2 <= self.threshold:  # = 1 − cos of unit vectors, and exactly 0 for equal ones
-                self._touch(nearest)
+                self._used[nearest] = self._clock = self._clock + 1
                 return self._entries[nearest], True
         return self._add(key), False
 
@@ -105,23 +105,17 @@ class LatentCache:
                 self._keys[slot], self._used[slot] = self._keys[last], self._used[last]
                 del self._entries[last]
 
-    def _touch(self, slot: int) -> None:
-        self._clock += 1
-        self._used[slot] = self._clock
-
     def _add(self, key: np.ndarray) -> CacheEntry:
-        entry = CacheEntry()
-        held = len(self._entries)
+        entry, slot = CacheEntry(), len(self._entries)
         if self.capacity == 0:
             return entry
-        if held == 0:
+        if slot == 0:
             self._keys = np.empty((self.capacity, len(key)), dtype=np.float32)
-        if held < self.capacity:
-            slot = held
+        if slot < self.capacity:
             self._entries.append(entry)
         else:
             slot = int(self._used.argmin())
             self._entries[slot] = entry
         self._keys[slot] = key
-        self._touch(slot)
+        self._used[slot] = self._clock = self._clock + 1
         return entry

@@ -8,7 +8,9 @@ S streams, N_s latents looked up in stream s, E width of the latent space, R res
 
 from __future__ import annotations
 
+import functools
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -86,6 +88,15 @@ def measured_error(wrong: np.ndarray, hits: np.ndarray, lookups: np.ndarray) -> 
     return _error_rate(wrong, hits, lookups, (weights @ wrong) / (weights @ lookups))
 
 
+def _error_rate(wrong: np.ndarray, hits: np.ndarray, lookups: np.ndarray, drawn: np.ndarray) -> ErrorRate:
+    """The error rate, given its value in each of R resamples (R,)."""
+    errors, total = int(wrong.sum()), int(lookups.sum())
+    exact = binomtest(errors, total).proportion_ci(0.95, method="exact")
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    interval = float(min(exact.low, low)), float(max(exact.high, high))
+    return ErrorRate(errors / total, *interval, errors, int(hits.sum()), total)
+
+
 def calibrate_threshold(
     streams: Sequence[DecodedStream], error_rate: float, *, capacity: int, shared: bool = False, seed: int = 0
 ) -> Calibration:
@@ -104,13 +115,12 @@ def calibrate_threshold(
         streams: at least 2, each its latents (N_s, E) in order and the decoder's texts of them: see `decode_segments`.
         error_rate: in (0, 1), wrong look-ups over look-ups.
         capacity: of the cache.
-        shared: whether the streams share the cache, in their order. Each then depends on those before, which the
-            bootstrap does not see.
+        shared: whether the streams share the cache, in their order: a dependence that the bootstrap does not see.
         seed: of the bootstrap.
 
     Raises:
-        InputError: fewer than 2 streams, one of them without one text a latent or with latents that are not finite,
-            streams of different widths for a shared cache, or an option out of range.
+        InputError: streams that are too few, of different widths for a shared cache, without a text for each latent or
+            with latents that are not finite, or an option out of range.
     """
 
     def distances(latents: Sequence[np.ndarray]) -> np.ndarray:
@@ -138,6 +148,7 @@ def calibrate_cache(
         raise InputError(f"streams must be at least 2 for a bootstrap over streams, got {len(checked)}")
     weights = resample(len(checked), _RESAMPLES, seed)
 
+    @functools.cache
     def measure(threshold: float) -> Calibration:
         wrong, hits, lookups = _replay(cache.fresh(threshold), checked)
         drawn = (weights @ wrong) / (weights @ lookups)
@@ -148,16 +159,8 @@ def calibrate_cache(
     found = distances([latents / np.linalg.norm(latents, axis=1, keepdims=True) for latents, _ in checked])
     quantiles = np.quantile(found, np.linspace(0, 1, _CANDIDATES)) if len(found) else []
     candidates: list[float] = np.unique([0.0, *np.clip(quantiles, 0, None)]).tolist()
-    best = measure(-1.0)
-    low, high = 0, len(candidates)
-    while low < high:
-        middle = (low + high) // 2
-        tried = measure(candidates[middle])
-        if tried.bound <= error_rate:
-            best, low = tried, middle + 1
-        else:
-            high = middle
-    return best
+    good = bisect_right(candidates, error_rate, key=lambda threshold: measure(threshold).bound)
+    return measure(candidates[good - 1] if good else -1.0)
 
 
 def checked_streams(streams: Sequence[DecodedStream], shared: bool) -> list[tuple[np.ndarray, list[str]]]:
@@ -203,12 +206,3 @@ def _nearest_before(latents: np.ndarray) -> np.ndarray:
         cosines[later] = -math.inf
         distances.append(1 - cosines.max(axis=1))
     return np.concatenate(distances)[1:]
-
-
-def _error_rate(wrong: np.ndarray, hits: np.ndarray, lookups: np.ndarray, drawn: np.ndarray) -> ErrorRate:
-    """The error rate, given its value in each of R resamples (R,)."""
-    errors, total = int(wrong.sum()), int(lookups.sum())
-    exact = binomtest(errors, total).proportion_ci(0.95, method="exact")
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    interval = float(min(exact.low, low)), float(max(exact.high, high))
-    return ErrorRate(errors / total, *interval, errors, int(hits.sum()), total)

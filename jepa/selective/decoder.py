@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -145,7 +146,7 @@ class SelectiveDecoder:
     def run(
         self, latents: Array | None, times: Array | Sequence[float], payloads: Sequence[object] | None = None
     ) -> list[Emission]:
-        """Decode a recorded stream: latents (T, E), times (T,) and payloads (T), each as for `step`.
+        """Decode a recorded stream: T latents, times and payloads, each as for `step`.
 
         Raises:
             InputError: a step breaks a rule, there is none, or a live stream is still open. Nothing has changed.
@@ -357,20 +358,16 @@ class _Queue:
         return released
 
 
-def _batches(picks: Sequence[_Pick], size: int) -> list[list[_Pick]]:
+def _batches(picks: Sequence[_Pick], size: int) -> Iterator[list[_Pick]]:
     """Batches of at most `size` latents of one width."""
-    batches: list[list[_Pick]] = []
-    for pick in picks:
-        full = not batches or len(batches[-1]) == size
-        if full or batches[-1][0].segment.latent.shape != pick.segment.latent.shape:
-            batches.append([])
-        batches[-1].append(pick)
-    return batches
+    for _, alike in groupby(picks, key=lambda pick: len(pick.segment.latent)):
+        while batch := list(islice(alike, size)):
+            yield batch
 
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """No passes of the garbage collector: over the many small objects of cutting, without cycles, they find nothing."""
+    """No garbage collection: the many small objects of cutting have no cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:

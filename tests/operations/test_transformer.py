@@ -124,7 +124,7 @@ def test_a_mapping_gives_what_the_object_gives(name):
     assert transformer_flops(config.to_dict(), 5, context=9) == transformer_flops(config, 5, context=9)
 
 
-def test_of_several_parts_the_text_counts():
+def test_the_text_counts_of_several_parts():
     text = configuration("ministral3")
     assert from_hf_config(transformers.Mistral3Config(text_config=text)) == from_hf_config(text)
 

@@ -52,16 +52,6 @@ def test_look_ups_are_those_of_a_list_in_order_of_use(seed: int, steps: int, thr
         assert len(cache) == len(held)
 
 
-def test_a_hit_keeps_its_key_from_making_room() -> None:
-    cache = LatentCache(0.05, capacity=2)
-    first, _ = cache.look_up(X)
-    cache.look_up(Y)
-    assert cache.look_up(turned(5)) == (first, True)  # 1 − cos 5° = 0.004
-    cache.look_up(Z)  # Y makes room, looked up later than X but used less recently
-    assert cache.look_up(X) == (first, True)
-    assert not cache.look_up(Y)[1]
-
-
 def test_the_threshold_is_on_one_minus_cosine() -> None:
     for degrees in (1.0, 10.0, 60.0):
         distance = 1 - np.cos(np.deg2rad(degrees))

@@ -12,23 +12,22 @@ from jepa.selective.types import Segment
 class PredictionError(CausalPolicy):
     """Cuts the stream where the error of a one-step forecast is large for this stream.
 
-    Each latent is forecast as an autoregressive step of order 1 around the mean μ of the n steps of the open segment.
-    A new segment begins with each step whose error is large; the segment's mean is decoded, for the midpoint of its
-    times:
+    Each latent is forecast as an autoregressive step of order 1 around the mean μ of the n steps of the open segment,
+    and a new segment begins where the error is large:
 
         ẑ_t = μ + φ · (z_{t−1} − μ),        e_t = n / (n + 1) · ||z_t − ẑ_t||²,
         e_t  >  threshold · (error + noise_floor).
 
-    The factor n / (n + 1) makes up for the noise in the mean of few steps. A single outlier makes two cuts.
+    n / (n + 1) makes up for the noise in the mean of few steps. A segment's mean is decoded, for the midpoint of its
+    times. A single outlier makes two cuts.
 
-    *The coefficient* φ, one for all dimensions, is learned from the steps that join a segment by discounted least
-    squares: the running mean of (z_t − μ)·(z_{t−1} − μ) over that of ||z_{t−1} − μ||², within 0 and 1. It starts at 0;
-    noise that is correlated in time raises it. *The error* is the running mean of e_t and starts as `noise_floor`. A
-    step that cuts counts with the limit that it broke: changes weigh little, and a noisier stream is learned still.
+    *The coefficient* φ, from 0 to 1, is learned from the steps that join a segment by discounted least squares: the
+    running mean of (z_t − μ)·(z_{t−1} − μ) over that of ||z_{t−1} − μ||². It starts at 0; noise correlated in time
+    raises it. *The error* is the running mean of e_t from `noise_floor` on. A step that cuts counts with the limit that
+    it broke: changes weigh little, and a noisier stream is learned still. For these means see `RunningMean`.
 
-    The means are those of `RunningMean`. This is the sequentially discounted autoregression of ChangeFinder (Takeuchi &
-    Yamanishi 2006, IEEE TKDE 18(4), 482-492), around the segment's mean and not the stream's, by squared error and not
-    likelihood, and without its second stage.
+    This is the sequentially discounted autoregression of ChangeFinder (Takeuchi & Yamanishi 2006, IEEE TKDE 18(4),
+    482-492), around the segment's mean, not the stream's, by squared error, not likelihood, and without second stage.
 
     Args:
         threshold: dimensionless, >= 0.

@@ -14,14 +14,11 @@ from jepa.selective.types import Segment
 class LocalVariance(CausalPolicy):
     """Cuts the stream where the variance of a local window passes a threshold.
 
-    VL-JEPA (arXiv 2512.10942, section 4.6) describes such a rule for live streams and does not evaluate it. It leaves
-    open the window, the threshold, what is decoded, where the cut falls, and when the rule is ready again. Here:
-
-    - *The window* is the newest step and those before it in its segment, `window` steps at most. Its variance is their
-      mean squared distance from their mean, which for unit latents is 1 − ||mean||².
-    - *The cut* falls before the newest step when the variance is above `threshold`. The mean of the finished segment is
-      decoded, for the midpoint of its times.
-    - *Ready again* is the rule at once: the window holds no step from before a cut, so that no change cuts twice.
+    VL-JEPA (arXiv 2512.10942, section 4.6) describes such a rule for live streams, without its details, and does not
+    evaluate it. Here the window is the newest step and those before it in its segment, `window` steps at most. Its
+    variance is their mean squared distance from their mean, for unit latents 1 − ||mean||². The cut falls before the
+    newest step, and the mean of the finished segment is decoded, for the midpoint of its times. The window holds no
+    step from before a cut, so that no change cuts twice.
 
     k new steps in a window of w, at squared distance d² from the others, raise the variance to d²·k·(w − k)/w²: a
     longer window notices a change later. With `window=2` the rule compares neighbours: 1 − cos > 2 · `threshold`.

@@ -21,8 +21,7 @@ class Ward(OfflinePolicy):
 
     VL-JEPA (arXiv 2512.10942, section 4.6): starting from single steps, the two neighbouring segments of n and m steps
     whose merger raises the within-segment sum of squares least, by nm / (n + m) · ||μ₁ − μ₂||², become one, until
-    `segment_count` segments are left. They are cut by their number, never by a cost: along time the cost of successive
-    mergers may fall.
+    `segment_count` are left. Costs could not decide: along time they may fall from one merger to the next.
 
     Args:
         rate_hz: segments per second of stream.
@@ -50,9 +49,7 @@ class Ward(OfflinePolicy):
 
 
 def segment_count(rate_hz: float, times: np.ndarray) -> int:
-    """N = max(1, round(rate · duration)), at most one for each of the T steps at `times` (T,).
-
-    The steps cover the span of their times and one mean step interval: the duration.
+    """N = max(1, round(rate · duration)), at most T: steps at `times` (T,) last their span and one mean interval.
 
     >>> segment_count(0.5, np.arange(10.0))
     5
