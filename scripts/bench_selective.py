@@ -40,8 +40,8 @@ from jepa.evaluation.streams import StreamSet
 from jepa.evaluation.sweep import sweep_families, sweep_setting
 from jepa.operations import OperationLedger
 from jepa.results.documents import Reference
-from jepa.selective import Decoded, Gate, OnDemand, Oracle, Policy, SelectiveDecoder, Ward
-from jepa.selective.policies import segment_count
+from jepa.selective import Decoded, Gate, OnDemand, Oracle, Policy, SelectiveDecoder
+from jepa.selective.policies.ward import segment_count, ward_mergers
 
 STEP_RATE = 2.0
 STEPS = 720  # six minutes
@@ -162,12 +162,12 @@ def gate_steps(steps: int, width: int) -> dict[str, float]:
 
 
 def ward_times(steps: int, width: int, repetitions: int) -> dict[str, float]:
-    """Milliseconds of `Ward` and of scikit-learn's clusters for one stream, the best of some repetitions each."""
+    """Milliseconds of `Ward`'s mergers and of scikit-learn's clusters for one stream, the best of some repetitions."""
     latents, times = synthetic(1, steps, width)
     number = segment_count(0.35, times)
     connectivity = grid_to_graph(steps, 1)
     clusters = AgglomerativeClustering(number, linkage="ward", connectivity=connectivity)
-    ours = 1e3 * best(lambda: Ward(0.35, "mean").run(latents, times), repetitions)
+    ours = 1e3 * best(lambda: ward_mergers(latents), repetitions)
     sklearn = 1e3 * best(lambda: clusters.fit(latents), repetitions)
     return {"ours_ms": round(ours, 2), "sklearn_ms": round(sklearn, 2), "ratio": round(ours / sklearn, 3)}
 

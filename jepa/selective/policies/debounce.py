@@ -12,17 +12,11 @@ from jepa.selective.types import Segment
 class Debounce(CausalPolicy):
     """Decodes a step once nothing has followed it for some time, as input fields on web pages do.
 
-    A step that is followed by another within `seconds` is never decoded. Steps come one at a time, so what a timer
-    would set off after `seconds` comes out with the next step, and the last one with `finish`; whoever has a timer
-    calls `close` when it goes off.
-
-    A segment is one step.
+    A step that is followed by another within `seconds` is never decoded. What a timer would set off comes out with the
+    next step, and the last one with `finish`; whoever has a timer calls `close`. A segment is one step.
 
     Args:
         seconds: to wait, >= 0; 0 decodes every step, one step late.
-
-    Raises:
-        InputError: `seconds` is not finite and >= 0.
 
     >>> times = np.array([0.0, 0.5, 3.0])
     >>> [segment.time for segment, _ in Debounce(1.0).run(np.ones((3, 1), np.float32), times)]
