@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 from jepa.errors import InputError
@@ -17,10 +18,10 @@ T = TypeVar("T")
 
 
 def build(node: Mapping[str, Any], **extra: Any) -> Any:
-    """Call the class or function that ``node["_target_"]`` names, with the other keys as arguments.
+    """Call the class or function that ``node["_target_"]`` names, with the other keys and ``extra`` as arguments.
 
-    Nodes within the arguments are built first. ``extra`` are further arguments of the outermost target. All targets are
-    checked before the first one is imported: each is a public class or function of a package in `ALLOWED_TARGETS`.
+    Nodes within the arguments are built first. All targets are checked before the first one is imported: each is a
+    public class or function of a package in `ALLOWED_TARGETS`.
 
     >>> build({"_target_": "jepa.selective.Uniform", "rate_hz": 2.0}).rate_hz
     2.0
@@ -34,15 +35,11 @@ def build(node: Mapping[str, Any], **extra: Any) -> Any:
     check_node(node, "")
     if "_target_" not in node:
         raise InputError(f"node must have a _target_, got the keys {', '.join(map(str, node)) or '(none)'}")
-    return _build_node(node, "", extra)
+    return _build(node, "", extra)
 
 
 def build_as(kind: type[T], key: str, node: Mapping[str, Any], **extra: Any) -> T:
-    """`build`, of a node under `key` that must give a `kind`.
-
-    Raises:
-        InputError: as `build`, or the node gives something else.
-    """
+    """`build`, of a node under `key` that must give a `kind`, or `InputError`."""
     built = build(node, **extra)
     if not isinstance(built, kind):
         raise InputError(f"{key}._target_ must build {kind.__name__}, got {type(built).__name__}")
@@ -68,6 +65,17 @@ def dotted(key: str, name: object) -> str:
     return f"{key}.{name}" if key else str(name)
 
 
+def dotted_keys(node: object, prefix: str = "") -> Iterator[str]:
+    """Every key of nested mappings, below `prefix`.
+
+    >>> list(dotted_keys({"jepa": {"steps": 3}, "seed": 0}))
+    ['jepa', 'jepa.steps', 'seed']
+    """
+    for name, value in node.items() if isinstance(node, Mapping) else ():
+        yield dotted(prefix, name)
+        yield from dotted_keys(value, dotted(prefix, name))
+
+
 def nearest(word: str, options: Iterable[str]) -> list[str]:
     """Up to three of the dotted ``options`` that ``word`` is close to, as a whole or by its last part.
 
@@ -75,12 +83,10 @@ def nearest(word: str, options: Iterable[str]) -> list[str]:
     ['jepa.steps']
     """
     options = list(dict.fromkeys(options))
-    by_last_part: dict[str, list[str]] = {}
-    for option in options:
-        by_last_part.setdefault(option.rpartition(".")[2], []).append(option)
-    last_parts = difflib.get_close_matches(word.rpartition(".")[2], by_last_part, cutoff=0.75)
+    last_parts = dict.fromkeys(option.rpartition(".")[2] for option in options)
+    close = difflib.get_close_matches(word.rpartition(".")[2], last_parts, cutoff=0.75)
     found = difflib.get_close_matches(word, options, cutoff=0.75)
-    found += [option for part in last_parts for option in by_last_part[part]]
+    found += [option for part in close for option in options if option.rpartition(".")[2] == part]
     found += difflib.get_close_matches(word, options, cutoff=0.6)
     return list(dict.fromkeys(found))[:3]
 
@@ -98,21 +104,18 @@ def unknown_key(key: str, options: Iterable[str]) -> InputError:
     return InputError(f"unknown key {key!r}" + (f"; valid here: {', '.join(level)}" if level else ""))
 
 
-def _build(value: Any, key: str) -> Any:
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            return _build_node(value, key, {})
-        return {name: _build(item, dotted(key, name)) for name, item in value.items()}
+def _build(value: Any, key: str, extra: Mapping[str, Any] = MappingProxyType({})) -> Any:
     if isinstance(value, list):
         return [_build(item, f"{key}[{i}]") for i, item in enumerate(value)]
-    return value
-
-
-def _build_node(node: Mapping[str, Any], key: str, extra: Mapping[str, Any]) -> Any:
-    target = node["_target_"]
-    factory = _locate(target, dotted(key, "_target_"))
-    _check_arguments(factory, target, key, (node.keys() - {"_target_"}) | extra.keys())
-    arguments = {name: _build(item, dotted(key, name)) for name, item in node.items() if name != "_target_"}
+    if not isinstance(value, Mapping):
+        return value
+    factory = None
+    if target := value.get("_target_"):
+        factory = _locate(target, dotted(key, "_target_"))
+        _check_arguments(factory, target, key, (value.keys() - {"_target_"}) | extra.keys())
+    arguments = {name: _build(item, dotted(key, name)) for name, item in value.items() if name != "_target_"}
+    if factory is None:
+        return arguments
     try:
         return factory(**arguments, **extra)
     except (ValueError, AssertionError) as error:  # timm asserts what its sizes have to be
@@ -149,17 +152,13 @@ def _locate(target: str, key: str) -> Callable[..., Any]:
     return found
 
 
-def _check_arguments(factory: Callable[..., Any], target: str, key: str, given: Collection[str]) -> None:
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except ValueError as error:
-        raise InputError(f"{target} cannot be built: it does not tell its arguments") from error
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+def _check_arguments(factory: Callable[..., Any], target: str, key: str, given: Set[str]) -> None:
+    parameters = inspect.signature(factory).parameters.values()
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        for name in sorted(given):
-            if name not in names:
-                valid = ", ".join(nearest(name, names) or names) or "(it takes none)"
-                raise InputError(f"{target} has no argument {dotted(key, name)!r}; nearest valid: {valid}")
-    for parameter in parameters:
-        if parameter.name in names and parameter.default is parameter.empty and parameter.name not in given:
-            raise InputError(f"{target} needs the argument {dotted(key, parameter.name)!r}")
+        for name in sorted(given - named.keys()):
+            valid = ", ".join(nearest(name, named) or named) or "(it takes none)"
+            raise InputError(f"{target} has no argument {dotted(key, name)!r}; nearest valid: {valid}")
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in given:
+            raise InputError(f"{target} needs the argument {dotted(key, name)!r}")

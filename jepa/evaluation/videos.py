@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from jepa import checkpoint
 from jepa.build import build
@@ -21,9 +22,9 @@ from jepa.evaluation.provenance import device_of, evaluated
 from jepa.evaluation.ranks import Ranks, ranks
 from jepa.evaluation.streams import (
     SPLITS,
+    EncodedStream,
     check_length,
-    encode_streams,
-    joined,
+    encode_stream,
     make_streams,
     save_streams,
     thumbnails,
@@ -148,14 +149,17 @@ def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks
     Every process encodes its part of the streams, the first one saves all.
     """
     broken: dict[str, str] = {}
-    for split, each in plan.streams.items():
-        own, left_out = each[all_ranks.part(len(each))], dict[str, str]()
-        what = None if all_ranks.rank else f"{name} {split}"
-        encoded = encode_streams(model, own, plan.setting.step_rate_hz, what, left_out)
+    for split, streams in plan.streams.items():
+        own, encoded, left_out = streams[all_ranks.part(len(streams))], list[EncodedStream](), dict[str, str]()
+        for stream in tqdm(own, desc=f"latents, {name} {split}", unit="stream", disable=all_ranks.rank > 0):
+            try:
+                encoded.append(encode_stream(model, stream, plan.setting.step_rate_hz))
+            except InputError as error:
+                left_out[stream.record.video_id] = str(error)
         parts = all_ranks.gather((encoded, left_out))
         broken |= {video: message for _, messages in parts for video, message in messages.items()}
         if not all_ranks.rank:
-            save_streams(joined([found for found, _ in parts]), folder / split)
+            save_streams([each for found, _ in parts for each in found], folder / split)
     if all_ranks.rank:
         return None
     whole = [stream for stream in plan.streams["test"] if stream.record.video_id not in broken]
