@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from jepa.data.timelines import excerpt, read_timeline, video_of
 from jepa.data.video import VideoFile, VideoStream, find_video
 from jepa.data.world import Stream, World
 from jepa.errors import InputError
-from jepa.evaluation.provenance import device_of, evaluated
+from jepa.evaluation.provenance import device_of, evaluated, trained_stages
 from jepa.evaluation.ranks import Ranks, ranks
 from jepa.evaluation.streams import (
     SPLITS,
@@ -75,7 +74,7 @@ def _evaluate_videos(folder: Path, output: Path, config: EvaluateConfig, all_ran
     if all_ranks.rank:
         return output
     document = StreamEvaluation(
-        **evaluated(folder, output, trained, device, model.parameters_by_role()),
+        **evaluated(folder, output, trained, device, model),
         config={"train": trained, "evaluate": config.model_dump()},
         latent_delay=model.window / 2,
         processes=all_ranks.count,
@@ -176,14 +175,9 @@ def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks
 
 def _training(folder: Path) -> Training:
     """What training left beside the weights: steps, seconds and operations of the stages, the first stage's curve."""
-    path = folder / "training.json"
-    if not path.is_file():
-        raise InputError(f"training record not found: {path}")
-    stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+    stages = trained_stages(folder)
     return Training(
-        steps=sum(stage["steps"] for stage in stages),
-        samples=sum(stage["samples"] for stage in stages),
-        seconds=sum(stage["seconds"] for stage in stages),
+        **{key: sum(stage[key] for stage in stages) for key in ("steps", "samples", "seconds")},
         stages=tuple(Stage.model_validate({key: stage.get(key) for key in Stage.model_fields}) for stage in stages),
         curve=tuple(stages[0]["curve"]),
     )
