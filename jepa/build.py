@@ -6,7 +6,6 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 from jepa.errors import InputError
@@ -27,8 +26,7 @@ def build(node: Mapping[str, Any], **extra: Any) -> Any:
     2.0
 
     Raises:
-        InputError: a target is refused or does not exist; an argument is unknown, missing or given twice; or the
-            target itself refuses a value (``ValueError``, ``AssertionError``).
+        InputError: a target is refused or missing, an argument unknown, missing or given twice, or of a refused value.
     """
     for key in node.keys() & extra.keys():
         raise InputError(f"{key} is set by the program and must not be configured, got {node[key]!r}")
@@ -55,9 +53,8 @@ def check_node(value: Any, key: str) -> None:
             if name == "_target_":
                 _check_target(item, dotted(key, name))
             check_node(item, dotted(key, name))
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            check_node(item, f"{key}[{i}]")
+    for i, item in enumerate(value if isinstance(value, list) else ()):
+        check_node(item, f"{key}[{i}]")
 
 
 def dotted(key: str, name: object) -> str:
@@ -82,12 +79,11 @@ def nearest(word: str, options: Iterable[str]) -> list[str]:
     >>> nearest("jepa.stpes", ["jepa.steps", "seed"])
     ['jepa.steps']
     """
-    options = list(dict.fromkeys(options))
-    last_parts = dict.fromkeys(option.rpartition(".")[2] for option in options)
-    close = difflib.get_close_matches(word.rpartition(".")[2], last_parts, cutoff=0.75)
-    found = difflib.get_close_matches(word, options, cutoff=0.75)
-    found += [option for part in close for option in options if option.rpartition(".")[2] == part]
-    found += difflib.get_close_matches(word, options, cutoff=0.6)
+    last = {option: option.rpartition(".")[2] for option in options}
+    parts = difflib.get_close_matches(word.rpartition(".")[2], dict.fromkeys(last.values()), cutoff=0.75)
+    found = difflib.get_close_matches(word, last, cutoff=0.75)
+    found += [option for part in parts for option in last if last[option] == part]
+    found += difflib.get_close_matches(word, last, cutoff=0.6)
     return list(dict.fromkeys(found))[:3]
 
 
@@ -104,7 +100,7 @@ def unknown_key(key: str, options: Iterable[str]) -> InputError:
     return InputError(f"unknown key {key!r}" + (f"; valid here: {', '.join(level)}" if level else ""))
 
 
-def _build(value: Any, key: str, extra: Mapping[str, Any] = MappingProxyType({})) -> Any:
+def _build(value: Any, key: str, extra: Mapping[str, Any] | None = None) -> Any:
     if isinstance(value, list):
         return [_build(item, f"{key}[{i}]") for i, item in enumerate(value)]
     if not isinstance(value, Mapping):
@@ -112,12 +108,12 @@ def _build(value: Any, key: str, extra: Mapping[str, Any] = MappingProxyType({})
     factory = None
     if target := value.get("_target_"):
         factory = _locate(target, dotted(key, "_target_"))
-        _check_arguments(factory, target, key, (value.keys() - {"_target_"}) | extra.keys())
+        _check_arguments(factory, target, key, (value.keys() - {"_target_"}) | (extra or {}).keys())
     arguments = {name: _build(item, dotted(key, name)) for name, item in value.items() if name != "_target_"}
     if factory is None:
         return arguments
     try:
-        return factory(**arguments, **extra)
+        return factory(**arguments, **(extra or {}))
     except (ValueError, AssertionError) as error:  # timm asserts what its sizes have to be
         raise InputError(f"{f'{key}: ' if key else ''}{target}: {error}") from error
 

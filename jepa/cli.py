@@ -1,7 +1,6 @@
 """The commands ``jepa train``, ``evaluate``, ``report``, ``replay``, ``cost``: ordinary Hydra launches, plain errors.
 
-A user's mistake ends in one line, ``error: …`` on stderr, and exit code 2. Any other exception keeps its traceback.
-Hydra and the modules that do the work are imported only when a command runs.
+A user's mistake ends in one line, ``error: …``, and exit code 2. Any other exception keeps its traceback.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from itertools import chain, takewhile
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import jepa
@@ -23,15 +22,13 @@ from jepa.errors import InputError
 
 if TYPE_CHECKING:
     from jepa.config import Config, EvaluateConfig, LanguageTrainConfig, ReportConfig, TrainConfig
-    from jepa.report import Report
-    from jepa.results import Document
     from jepa.studies.configs import ComparisonTrainConfig
 
+_CONF = files("jepa.conf")
 EXIT_NOT_MET = 1  # a report below what `fail_under` asks
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141  # as of a program that SIGPIPE ends
-_MULTIRUN = ("-m", "--multirun")  # moved to the front, where Hydra's parser needs them
 # Of files and folders that the user named, or of the disk: no traceback helps.
 _USERS_OS_ERRORS = {getattr(errno, n) for n in ["EACCES", "EDQUOT", "EEXIST", "ENOSPC", "ENOTDIR", "EPERM", "EROFS"]}
 # Kinds of results that `jepa report` makes of a folder of evaluations: what makes it, its class, what shows it.
@@ -40,11 +37,6 @@ RESULTS = (
     ("jepa.evaluation.arms.folder_results", "jepa.results.AnswerResults", "jepa.report.answers.report"),
     tuple(f"jepa.studies.comparison.{name}" for name in ("folder_results", "ComparisonResults", "report")),
 )
-
-
-def _find(dotted: str) -> Any:
-    module, _, name = dotted.rpartition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 def compose(command: str, overrides: Sequence[str] = ()) -> Any:
@@ -75,49 +67,44 @@ def register_schemas() -> dict[str, type[Config]]:
 
 def _train(settings: TrainConfig | LanguageTrainConfig | ComparisonTrainConfig, output: Path) -> None:
     if settings.variant == "comparison":
-        _find("jepa.studies.comparison.run")(settings, output)
+        resolve_name("jepa.studies.comparison.run")(settings, output)
     elif settings.variant == "vl_jepa":
-        _find("jepa.training.run.train")(settings, output)
+        resolve_name("jepa.training.run.train")(settings, output)
     else:
         from jepa.evaluation.answers import check_before_training, evaluate_answers
 
         check_before_training(settings.answers, settings.data)
         from jepa.training.fit import is_first_process
-        from jepa.training.run import train
 
-        folder = train(settings, output)  # an arm of the controls is a run with its scores
+        folder = resolve_name("jepa.training.run.train")(settings, output)  # an arm is a run with its scores
         if is_first_process():
             evaluate_answers(folder, output / "evaluation", settings.answers, settings.accelerator)
 
 
 def _evaluate(settings: EvaluateConfig, output: Path) -> None:
-    _find("jepa.evaluation.run.evaluate" if settings.requests is None else "jepa.studies.requests.run")(settings)
+    resolve_name("jepa.evaluation.run.evaluate" if settings.requests is None else "jepa.studies.requests.run")(settings)
 
 
 def _report(settings: ReportConfig, output: Path) -> int:
+    from jepa.evaluation.provenance import announce
     from jepa.evaluation.report import compared, results_of
+    from jepa.report import terminal, write_report
     from jepa.results import NotMetError
 
     if settings.compare is not None:
-        page = _find("jepa.report.compare.report")(compared(settings))
-        return _show(page, None, settings.output or "outputs/comparison", "comparison")
-    document, folder, required = results_of(settings, ((_find(make), _find(kind)) for make, kind, _ in RESULTS))
-    page = next(_find(show)(document) for _, kind, show in RESULTS if isinstance(document, _find(kind)))
-    _show(page, document, folder)
+        page = resolve_name("jepa.report.compare.report")(compared(settings))
+        announce(terminal(page), write_report(None, page, settings.output or "outputs/comparison", "comparison"))
+        return 0
+    document, folder, required = results_of(
+        settings, ((resolve_name(make), resolve_name(kind)) for make, kind, _ in RESULTS)
+    )
+    page = next(resolve_name(show)(document) for _, kind, show in RESULTS if isinstance(document, resolve_name(kind)))
+    announce(terminal(page), write_report(document, page, folder) if folder else {})
     try:
         if required is not None:
             print(required.verdict(document), flush=True)
     except NotMetError as error:
         return _fail(str(error), "failed", EXIT_NOT_MET)
-    return 0
-
-
-def _show(page: Report, document: Document | None, folder: str | Path | None, stem: str = "report") -> int:
-    """Prints the summary of a report; writes it, with its document, into the folder, if there is one."""
-    from jepa.evaluation.provenance import announce
-    from jepa.report import terminal, write_report
-
-    announce(terminal(page), write_report(document, page, folder, stem) if folder else {})
     return 0
 
 
@@ -151,8 +138,8 @@ COMMANDS: dict[str, Callable[[Any, Path], int | None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,
-    "replay": lambda settings, output: _find("jepa.studies.replay.run")(settings),
-    "cost": lambda settings, output: _find("jepa.studies.cost.run")(settings),
+    "replay": lambda settings, output: resolve_name("jepa.studies.replay.run")(settings),
+    "cost": lambda settings, output: resolve_name("jepa.studies.cost.run")(settings),
 }
 
 
@@ -202,7 +189,8 @@ def _main(arguments: list[str]) -> int:
     elif {"-h", "--help"} & set(rest):
         print(_command_help(name))
     else:
-        return _launch(name, sorted(overrides_of(name, rest), key=lambda item: item not in _MULTIRUN))
+        overrides = overrides_of(name, rest)  # the flag of a sweep in front, where Hydra's parser needs it
+        return _launch(name, sorted(overrides, key=lambda item: item not in ("-m", "--multirun")))
     return 0
 
 
@@ -215,8 +203,7 @@ def _launch(name: str, overrides: list[str]) -> int:
 
     from jepa.config import validate
 
-    statuses: list[int] = []
-    schemas = register_schemas()
+    statuses, schemas = list[int](), register_schemas()
 
     @hydra.main(version_base="1.3", config_path="pkg://jepa.conf", config_name=name)
     def job(config: Any) -> None:
@@ -227,29 +214,21 @@ def _launch(name: str, overrides: list[str]) -> int:
         statuses.append(EXIT_INPUT_ERROR)  # until it ends
         statuses[-1] = _status(lambda: COMMANDS[name](validate(config, schema), output))  # a sweep goes on
 
-    with _hydra_process([f"jepa {name}", *overrides]):
-        try:
-            job()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise _composition_error(error, name, overrides) from error
-        except ValueError as error:  # Hydra's own, of its flags
-            if statuses:
-                raise
-            raise InputError(_one_line(error)) from error
-    return max(statuses, default=0)
-
-
-@contextmanager
-def _hydra_process(argv: list[str]) -> Iterator[None]:
-    """Hydra reads ``sys.argv``, and leaves exceptions to its caller only if HYDRA_FULL_ERROR is set."""
     before, was_set = sys.argv, "HYDRA_FULL_ERROR" in os.environ
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [f"jepa {name}", *overrides], "1"  # with it, exceptions reach us
     try:
-        yield
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _composition_error(error, name, overrides) from error
+    except ValueError as error:  # Hydra's own, of its flags
+        if statuses:
+            raise
+        raise InputError(_one_line(error)) from error
     finally:
         sys.argv = before
         if not was_set:
             del os.environ["HYDRA_FULL_ERROR"]
+    return max(statuses, default=0)
 
 
 def _one_line(error: Exception) -> str:
@@ -268,8 +247,7 @@ def _composition_error(error: Exception, name: str, overrides: list[str]) -> Inp
     from omegaconf import OmegaConf, errors
 
     if isinstance(error, OverrideParseException):
-        reason = _one_line(error).removeprefix(f"Error parsing override '{error.override}'").strip()
-        return InputError(f"cannot parse override {error.override!r}: {reason}")
+        return InputError(f"cannot parse override {error.override!r}: {_one_line(error)}")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         close = ", ".join(nearest(option, error.options) or error.options)
@@ -292,60 +270,47 @@ def _composition_error(error: Exception, name: str, overrides: list[str]) -> Inp
 
 
 def groups(command: str) -> dict[str, list[str]]:
-    """The folders of conf/ that a command chooses from, with @ where the choice goes elsewhere.
-
-    Those under "" are the command's own; the others come with a variant of what is trained.
-    """
+    """The folders of conf/ that a command chooses from (@: where the choice goes): its own ("") and its variants'."""
     found = {"": _listed(f"{command}.yaml")}
     if "variant" in found[""]:
         found |= {variant: _listed(f"variant/{variant}.yaml") for variant in _options("variant")}
     return found
 
 
-def examples(command: str) -> list[str]:
-    """The command lines that the head of a command's file in conf/ shows."""
-    return [line for line in _head(command) if line.startswith("jepa ")]
-
-
 def _head(command: str) -> list[str]:
-    lines = _read(f"{command}.yaml").splitlines()
-    return [line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
-
-
-def _read(path: str) -> str:
-    return files("jepa.conf").joinpath(path).read_text(encoding="utf-8")
+    """The comment at the head of a command's file in conf/: its purpose, then examples."""
+    lines = _CONF.joinpath(f"{command}.yaml").read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
 
 
 def _listed(path: str) -> list[str]:
     """The groups in the defaults list of a file of conf/."""
     import yaml
 
-    items = yaml.safe_load(_read(path))["defaults"]
+    items = yaml.safe_load(_CONF.joinpath(path).read_text(encoding="utf-8"))["defaults"]
     keys = [key.removeprefix("/") for item in items if isinstance(item, dict) for key in item]
     return [key for key in keys if not key.startswith(("override ", "schema@"))]
 
 
 def _options(group: str) -> list[str]:
     """The files of a folder of conf/, without their ending."""
-    names = (entry.name for entry in files("jepa.conf").joinpath(group.partition("@")[0]).iterdir())
+    names = (entry.name for entry in _CONF.joinpath(group.partition("@")[0]).iterdir())
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def _help() -> str:
-    purposes = [f"  {name:10}{_head(name)[0]}" for name in COMMANDS]
-    lines = ["usage: jepa <command> [flags] [key=value ...]", "", "commands:", *purposes, "", "examples:"]
-    lines += [f"  {examples(name)[0]}" for name in COMMANDS]
-    return "\n".join([*lines, "", "jepa <command> --help shows more of each; jepa --version prints the version."])
+    heads = {name: _head(name) for name in COMMANDS}
+    lines = ["usage: jepa <command> [flags] [key=value ...]", "", "commands:"]
+    lines += [f"  {name:10}{purpose}" for name, (purpose, *_) in heads.items()]
+    lines += ["", "examples:", *(example for _, example, *_ in heads.values()), ""]
+    return "\n".join([*lines, "jepa <command> --help shows more of each; jepa --version prints the version."])
 
 
 def _command_help(name: str) -> str:
-    choices = [
-        f"  {group}={'|'.join(_options(group))}" + (f"  (variant {variant})" if variant else "")
-        for variant, listed in groups(name).items()
-        for group in listed
-    ]
-    lines = [f"usage: jepa {name} [flags] [key=value ...]", "", _head(name)[0], "", "examples:"]
-    lines += [*(f"  {example}" for example in examples(name)), "", "choices:", *choices]
+    lines = [f"usage: jepa {name} [flags] [key=value ...]", "", *_head(name), "", "choices:"]
+    for variant, listed in groups(name).items():
+        of = f"  (variant {variant})" if variant else ""
+        lines += [f"  {group}={'|'.join(_options(group))}{of}" for group in listed]
     return "\n".join([*lines, "", _FLAGS])
 
 

@@ -5,9 +5,8 @@ Hydra gets the `defaults`: conf/ holds only what differs from them, and `--cfg j
 
 from __future__ import annotations
 
-import typing
 from types import UnionType
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -26,7 +25,6 @@ class Config(BaseModel):
 
 C = TypeVar("C", bound=Config)
 Count = Annotated[int, Ge(1)]
-Several = Annotated[int, Ge(2)]  # for a bootstrap over them
 Natural = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
@@ -40,8 +38,6 @@ WithLabel = Annotated[str, Field(pattern=r"\{label\}")]
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 Accelerator = Literal["auto", "cpu", "gpu"]
 INFONCE: Node = {"_target_": "jepa.losses.infonce.InfoNCE", "temperature": 0.07}
-
-# --- jepa train ---
 
 
 class TokenizerConfig(Config):
@@ -225,16 +221,13 @@ class LanguageTrainConfig(RunConfig):
     answers: AnswersConfig = AnswersConfig()
 
 
-# --- jepa evaluate ---
-
-
 class StreamConfig(Config):
     """Streams of one setting: how many to calibrate and to test on, each of ``seconds``."""
 
     description: str
     style: Node
-    calibration: Several = 24
-    test: Several = 24
+    calibration: Annotated[int, Ge(2)] = 24  # for a bootstrap over them
+    test: Annotated[int, Ge(2)] = 24
     seconds: Positive = 180.0
     step_rate_hz: Positive = 2.0
 
@@ -295,9 +288,6 @@ class EvaluateConfig(Config):
     requests: Node | None = None  # streams of requests in place of answers: `jepa.studies.configs.REQUESTS_CONFIGS`
 
 
-# --- jepa report ---
-
-
 class ReferenceConfig(Config):
     """Decoding that the policies are compared with: a policy of ``policies``, at one of its values in Hz."""
 
@@ -325,16 +315,13 @@ class PolicyConfig(Config):
     steps: Node | None = None  # a StepSelection: only the steps that it selects are computed and decoded from
 
 
-UNIFORM = ReferenceConfig(policy="uniform", rate_hz=1.0)
-
-
 class SweepConfig(Config):
     """How policies are swept. The first reference at the first tolerance is the headline."""
 
     seed: Natural = 0
     workers: Natural = 2  # processes that share the sweep; below 2: this one alone
     confidence: FractionAboveZero = 0.5  # of calibration resamples that must reach the reference: 0.5, no margin
-    references: Annotated[list[ReferenceConfig], NotEmpty] = [UNIFORM]
+    references: Annotated[list[ReferenceConfig], NotEmpty] = [ReferenceConfig(policy="uniform", rate_hz=1.0)]
     policies: dict[str, PolicyConfig]
 
 
@@ -348,12 +335,6 @@ class ReportConfig(SweepConfig):
     checkpoint: str | None = None  # null: the evaluated one; only its decoder runs
     output: str | None = None  # null: the parent folder of the evaluation
     tolerances: Annotated[list[FractionBelowOne], NotEmpty] = [0.0, 0.02, 0.05, 0.1]  # of the quality, may be lost
-    references: Annotated[list[ReferenceConfig], NotEmpty] = [
-        UNIFORM,
-        ReferenceConfig(policy="uniform_pool", rate_hz=1.0),
-        ReferenceConfig(policy="uniform", rate_hz=2.0),
-        ReferenceConfig(policy="uniform", rate_hz=0.5),
-    ]
 
 
 # --- Defaults for Hydra, and validation ---
@@ -370,7 +351,7 @@ def defaults(schema: type[Config]) -> Node:
 
 
 def _required(field: FieldInfo) -> object:
-    options = typing.get_args(field.annotation) if isinstance(field.annotation, UnionType) else (field.annotation,)
+    options = get_args(field.annotation) if isinstance(field.annotation, UnionType) else (field.annotation,)
     inner = next((each for each in options if isinstance(each, type) and issubclass(each, Config)), None)
     return MISSING if inner is None else defaults(inner)
 
@@ -384,26 +365,23 @@ def validate(config: object, schema: type[C], key: str = "") -> C:
     ReferenceConfig(policy='uniform', rate_hz=1.0)
 
     Raises:
-        InputError: a key is unknown (the nearest valid ones are named) or missing, a value has a wrong type or breaks
-            its field's rule, or a ``_target_`` lies outside the allow-list.
+        InputError: a key is unknown or missing, a value breaks its rule, or a ``_target_`` is not allowed.
     """
-    plain = config if isinstance(config, dict) else _resolved(config)
+    plain: object = config
+    if not isinstance(config, dict):
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            plain = OmegaConf.to_container(config, resolve=True)
+        except OmegaConfBaseException as error:
+            raise InputError(f"{error.full_key} cannot be resolved: {str(error).splitlines()[0]}") from error
     check_node(plain, key)
     try:
         return schema.model_validate(plain)
     except ValidationError as error:
         faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
         raise _input_error(faults[0], plain, key) from None
-
-
-def _resolved(config: object) -> object:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise InputError(f"{error.full_key} cannot be resolved: {str(error).splitlines()[0]}") from error
 
 
 _RULES = {

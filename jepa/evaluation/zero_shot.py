@@ -109,7 +109,7 @@ class Task:
     skipped: list[str] = field(default_factory=list)
 
     def predict(self, queries: Callable[[Any], Sequence[str]]) -> Tensor:
-        """Predicted embeddings (clips of the kept samples, E), float32 on the CPU; `queries` has one a clip of a sample.
+        """Predicted embeddings (clips of the kept samples, E), float32 on the CPU; `queries`: one a clip of a sample.
 
         Each process runs its own samples, and gets all embeddings.
 
