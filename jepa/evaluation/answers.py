@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +26,8 @@ from jepa.data.chat import ChatIds
 from jepa.data.packing import IGNORE, PackedBatch, pack, target_numbers
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
-from jepa.evaluation.provenance import code_version, describe_device, device_of, library_versions, now
+from jepa.evaluation.provenance import device_of, evaluated, trained_stages
+from jepa.evaluation.tasks import score_line
 from jepa.metrics.answers import METRICS, multiple_choice, proportion_interval, score, scorer_for
 from jepa.metrics.latents import (
     LatentGeometry,
@@ -47,7 +47,6 @@ from jepa.results.documents import (
     AnswerScore,
     Generation,
     LanguageTraining,
-    RoleParameters,
     TrainingOperations,
 )
 from jepa.selective import Decoded
@@ -79,13 +78,11 @@ def check_answers(answers: AnswersConfig, splits: ExampleSplits) -> None:
     """Score each right answer once, so that unreadable ones are found before anything is generated.
 
     Raises:
-        InputError: no example, no metric, an unreadable right answer, or metrics and choices that do not fit together.
+        InputError: no example, an unreadable right answer, or metrics and choices that do not fit together.
     """
     pairs = getattr(splits, answers.split)
     if not pairs:
         raise InputError(f"answers.split must hold at least 1 pair, got none in {answers.split}")
-    if not answers.metrics:
-        raise InputError("answers.metrics must name at least 1 metric, got none")
     for name in answers.metrics:
         if name != CHOICE:
             scorer = scorer_for(name, **_scorer_options(name, answers))
@@ -103,7 +100,7 @@ def check_answers(answers: AnswersConfig, splits: ExampleSplits) -> None:
                     raise InputError(f"{pair.source}: answer must be one of {choices}, got {pair.completion!r}")
 
 
-def _scorer_options(metric: str, answers: AnswersConfig) -> dict[str, Any]:
+def _scorer_options(metric: str, answers: AnswersConfig) -> dict[str, str | float]:
     if metric != "spider":
         return {}
     if answers.databases is None:
@@ -146,14 +143,9 @@ def evaluate_answers(
         found.costs.update({f"{name} from the embedding": cost for name, cost in said.costs.items()})
     measured = geometry(predictions, targets, ids, pairs, answers)
     document = AnswerEvaluation(
-        created=now(),
-        checkpoint=os.path.relpath(folder.resolve(), output.resolve()),
-        **{key: trained[key] for key in ("name", "arm", "seed")},
+        **evaluated(folder, output, trained, device, model),
+        arm=trained["arm"],
         config=trained,
-        code=code_version(),
-        libraries=library_versions(),
-        device=describe_device(device),
-        parameters=tuple(RoleParameters.model_validate(role) for role in model.parameters_by_role()),
         training=training,
         split=answers.split,
         pairs=len(pairs),
@@ -186,13 +178,9 @@ def load_language_model(folder: Path, device: str) -> LLMJEPA:
 
 def _training(folder: Path) -> LanguageTraining:
     """The training of the language model, all of its stages together; the curve is of the last."""
-    path = folder / "training.json"
-    if not path.is_file():
-        raise InputError(f"training record not found: {path}")
-    stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
-    language = [stage for stage in stages if stage["name"] == "llm_jepa"]
+    language = [stage for stage in trained_stages(folder) if stage["name"] == "llm_jepa"]
     if not language:
-        raise InputError(f"{path} must have a stage llm_jepa, got {[stage['name'] for stage in stages]}")
+        raise InputError(f"{folder} must have been trained in a stage llm_jepa, got none")
     last = language[-1]
     return LanguageTraining(
         **{key: sum(stage[key] for stage in language) for key in ("steps", "samples", "tokens", "flops", "seconds")},
@@ -370,16 +358,12 @@ def _on_device(rows: PackedBatch, model: LLMJEPA) -> PackedBatch:
 
 
 def _summary(document: AnswerEvaluation) -> list[str]:
-    lines = [f"{document.pairs} pairs of the {document.split} split"]
-    for name, found in document.scores.items():
-        lines.append(f"{name:28} {found.accuracy:6.3f}   ({found.interval[0]:.3f} to {found.interval[1]:.3f})")
-        tokens, flops = found.cost.tokens_per_right_answer, found.cost.flops_per_right_answer
-        cost = "no right answer" if tokens is None else f"{tokens:.4g} tokens, {flops:.3g} FLOPs"
-        lines.append(f"{'  per right answer':28} {cost}")
-    lines += [
-        f"{name.replace('paraphrase.', 'two phrasings: '):28} {value:6.3f}" for name, value in document.geometry.items()
-    ]
-    return lines + ([f"warning: {document.warning}"] if document.warning else [])
+    scores = (score_line(name, each.accuracy, None, each.interval, each.cost) for name, each in document.scores.items())
+    measured = (
+        score_line(name.replace("paraphrase.", "two phrasings: "), value) for name, value in document.geometry.items()
+    )
+    warning = [f"warning: {document.warning}"] if document.warning else []
+    return [f"{document.pairs} pairs of the {document.split} split", *scores, *measured, *warning]
 
 
 def _progress(count: int, size: int, what: str) -> Iterable[int]:
