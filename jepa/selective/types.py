@@ -75,7 +75,7 @@ class Decoder(Protocol):
     """
 
     def decode(self, latents: torch.Tensor, payloads: Sequence[object] | None = None) -> Sequence[Decoded]:
-        """N results, in order, of N >= 1 segments: latents (N, E) float32 of unit norm on the CPU, E = 0 without latents.
+        """N results, in order, of N >= 1 segments: latents (N, E) of unit norm on the CPU, E = 0 where there are none.
 
         `payloads` are the segments'; None if no step of theirs had one.
         """
