@@ -26,36 +26,21 @@ _COMPUTING = re.compile(
     r")(?:_|$)"
 )
 # Elementwise operations, reductions and preparations whose names have such a word.
-_FREE = {
-    "_cudnn_rnn_flatten_weight",
-    "_linalg_check_errors",
-    "_thnn_fused_gru_cell",
-    "_thnn_fused_gru_cell_backward",
-    "_thnn_fused_lstm_cell",
-    "_thnn_fused_lstm_cell_backward",
-    "_thnn_fused_lstm_cell_backward_impl",
-    "linalg__powsum",
-    "linalg_cross",
-    "linalg_vector_norm",
-    "lu_unpack",
-}
+_FREE = re.compile(
+    r"_cudnn_rnn_flatten_weight|_linalg_check_errors|_thnn_fused_(?:gru|lstm)_cell(?:_backward(?:_impl)?)?"
+    r"|linalg_(?:_powsum|cross|vector_norm)|lu_unpack"
+)
 # Libraries of operations known by the names above; operations of any other library are opaque.
 _READABLE = {"aten", "prim", "prims", "c10d", "_c10d_functional", "profiler"}
 
 
 @dataclass(frozen=True)
 class FlopCount:
-    """What `count_flops` counted.
-
-    Args:
-        total: FLOPs.
-        by_operator: FLOPs of each operation that has a formula, by its name in torch, such as "aten.mm".
-        result: what the callable returned.
-    """
+    """What `count_flops` counted."""
 
     total: int
-    by_operator: dict[str, int]
-    result: Any = field(repr=False, compare=False)
+    by_operator: dict[str, int]  # by the operation's name in torch, such as "aten.mm"
+    result: Any = field(repr=False, compare=False)  # what the callable returned
 
 
 def count_flops(run: Callable[[], Any]) -> FlopCount:
@@ -112,7 +97,7 @@ def _computes(func: Any) -> bool:
     if func.namespace not in _READABLE:
         return True
     name = func._overloadpacket.__name__
-    return name not in _FREE and _COMPUTING.search(name) is not None
+    return _COMPUTING.search(name) is not None and _FREE.fullmatch(name) is None
 
 
 # The formulas get shapes in place of tensors, then whatever else the operation takes.

@@ -41,17 +41,6 @@ class _Count:
 class PartCount(_Count):
     """What one part of the model did; counts add up with ``+``. FLOPs and bytes are 0 where nobody counted them.
 
-    Args:
-        calls: inputs handled: slots of frames that the change detector looked at, windows of frames encoded, latents
-            predicted, latents decoded. A batch of N counts N.
-        forward_passes: passes through the part's network; a decoder that generates n tokens makes n of them.
-        tokens: tokens generated, the end token included.
-        flops: floating-point operations, as `count_flops` counts them.
-        seconds: wall time.
-        weight_bytes: bytes of weights read: all parameters of the part once a forward pass, also those of tables and
-            idle experts, and once more for the backward pass. Passes that share a batch do not share their reading.
-        cache_bytes: bytes of cached keys and values read: a pass reads once what the cache held before it.
-
     Raises:
         InputError: a count that is not a whole number >= 0, or seconds that are not finite and >= 0.
 
@@ -59,39 +48,29 @@ class PartCount(_Count):
     12
     """
 
-    calls: int = 0
-    forward_passes: int = 0
-    tokens: int = 0
-    flops: int = 0
-    seconds: float = 0.0
+    calls: int = 0  # slots that the change detector saw, windows encoded, latents predicted or decoded, each one
+    forward_passes: int = 0  # through the part's network; n for n generated tokens
+    tokens: int = 0  # generated, the end token included
+    flops: int = 0  # as `count_flops` counts them
+    seconds: float = 0.0  # wall time
+    # All parameters once a forward pass, also idle experts, and once more a backward pass, whoever shares a batch.
     weight_bytes: int = 0
-    cache_bytes: int = 0
+    cache_bytes: int = 0  # keys and values that the cache held before each pass
 
 
 @dataclass(frozen=True)
 class CacheCount(_Count):
     """What a cache of decoded latents did; counts add up with ``+``. A hit is none of the decoder's calls.
 
-    Args:
-        lookups: latents looked up.
-        hits: look-ups that were answered with the text of another latent.
-        audited: hits whose text was compared with the decoder's, for the figures alone: no operation of any part.
-        wrong_hits: audited hits whose text is another than the decoder's.
-        seconds: wall time of the look-ups.
-        flops: floating-point operations of the look-ups.
-
-    Raises:
-        InputError: as `PartCount`.
-
     >>> (CacheCount(lookups=2, hits=1) + CacheCount(lookups=3, hits=3)).hits
     4
     """
 
     lookups: int = 0
-    hits: int = 0
-    audited: int = 0
-    wrong_hits: int = 0
-    seconds: float = 0.0
+    hits: int = 0  # look-ups that were answered with the text of another latent
+    audited: int = 0  # hits whose text was compared with the decoder's, which is no operation of any part
+    wrong_hits: int = 0  # audited hits with another text than the decoder's
+    seconds: float = 0.0  # wall time of the look-ups
     flops: int = 0
 
 
@@ -103,12 +82,6 @@ class OperationLedger:
 
     Args:
         parts: `PARTS`, or `TRAINING_PARTS` of a ledger of training steps: see `TrainingMeter`.
-
-    Attributes:
-        cache: what the cache of decoded latents did.
-        stream_seconds: duration of the streams seen.
-        step_count: steps (latents) of the streams seen.
-        latencies: seconds of each emission, in the order counted.
 
     Raises:
         InputError: other parts. Methods raise it for an unknown part or a bad count, and change nothing then.
@@ -126,9 +99,9 @@ class OperationLedger:
             raise InputError(f"parts must be {PARTS} or {TRAINING_PARTS}, got {tuple(parts)}")
         self._parts = {part: PartCount() for part in parts}
         self.cache = CacheCount()
-        self.stream_seconds = 0.0
-        self.step_count = 0
-        self.latencies: list[float] = []
+        self.stream_seconds = 0.0  # duration of the streams seen
+        self.step_count = 0  # steps (latents) of these streams
+        self.latencies: list[float] = []  # seconds of each emission, in the order counted
 
     @property
     def detector(self) -> PartCount:

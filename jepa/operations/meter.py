@@ -29,11 +29,10 @@ class TrainingMeter:
     counts for its part:
 
     - *FLOPs* forward and, where there is a gradient, backward, as by `count_flops`; recomputed passes count again. Each
-      shape of a row is counted once, on a row or two apart from training, since parts treat rows on their own. Sparse
-      experts skip padding, so the cost of a row is linear in the real tokens of its boolean masks: it is counted at two
-      numbers of them. A module whose padding made no difference at first is taken to compute it like any token. Losses
-      compare rows: they are counted once for each shape of the batch, and not at all with several processes, where
-      counting would have to gather. The optimizer has elementwise operations only: 0 FLOPs.
+      shape of a row is counted once, apart from training, since parts treat rows on their own. Sparse experts skip
+      padding: the cost of a row is linear in the real tokens of its boolean masks, and is counted at two numbers of
+      them, unless padding made no difference at first. Losses compare rows: they are counted for each shape of the
+      batch, and not at all with several processes, where counting would have to gather. The optimizer counts 0.
     - *Bytes of weights*: all parameters, once forward and once backward; in `optimizer` those updated.
     - *Wall seconds* from a part's start, forward or backward, to the next mark. What lies between parts is `loss`, what
       follows the backward pass `optimizer`. Waiting for data is no part. Backward passes that run in parallel mix.

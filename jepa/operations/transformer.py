@@ -134,10 +134,7 @@ class Dimensions:
         return self.cache_width * self.positions(tokens)
 
     def prefill_flops(self, tokens: float) -> float:
-        """FLOPs of reading `tokens` tokens of one sequence: 2·N_act·I + L·H·(d_qk + d_v)·I².
-
-        Attention is counted over the pairs that its mask leaves: half of all if causal.
-        """
+        """FLOPs of reading I tokens, 2·N_act·I + L·H·(d_qk + d_v)·I²; of attention only pairs that the mask leaves."""
         seen = tokens if self.window is None else min(tokens, self.window)
         whole = tokens * tokens / 2 if self.causal else tokens * tokens
         windowed = seen * tokens - seen * seen / 2 if self.causal else whole
@@ -298,7 +295,7 @@ def _attention(config: Any, family: str, width: int) -> dict[str, Any]:
             "kv_heads": heads,
             "key_width": _integer(config, "qk_nope_head_dim") + turned,
             "value_width": _integer(config, "v_head_dim"),
-            "query_rank": _integer(config, "q_lora_rank", None),
+            "query_rank": None if _field(config, "q_lora_rank") is None else _integer(config, "q_lora_rank"),
             "kv_rank": _integer(config, "kv_lora_rank"),
             "rope_width": turned,
         }
@@ -361,7 +358,7 @@ def _windows(config: Any, family: str, layers: int) -> dict[str, Any]:
     return {"window": _integer(config, "sliding_window"), "window_layers": layers}
 
 
-_REQUIRED = object()
+_REQUIRED: Any = object()
 
 
 def _field(config: Any, name: str, absent: Any = _REQUIRED) -> Any:
@@ -371,6 +368,7 @@ def _field(config: Any, name: str, absent: Any = _REQUIRED) -> Any:
     return value
 
 
-def _integer(config: Any, name: str, absent: Any = _REQUIRED) -> Any:
+def _integer(config: Any, name: str, absent: int = _REQUIRED) -> int:
+    """A whole number; `absent`, if given, where there is none or it is None."""
     value = _field(config, name, absent)
     return absent if value is None and absent is not _REQUIRED else check_int(f"config.{name}", value, 0)

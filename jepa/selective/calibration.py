@@ -82,17 +82,18 @@ def decode_segments(
     return [(latents, decoded[end - len(latents) : end]) for latents, end in zip(chosen, ends, strict=True)]
 
 
-def measured_error(wrong: np.ndarray, hits: np.ndarray, lookups: np.ndarray) -> ErrorRate:
-    """The error rate of a cache whose wrong look-ups, hits and look-ups were counted on each stream: (S,) each."""
-    weights = resample(len(lookups), _RESAMPLES, seed=0) if len(lookups) > 1 else np.ones((1, 1))
-    return _error_rate(wrong, hits, lookups, (weights @ wrong) / (weights @ lookups))
+def measured_error(
+    wrong: np.ndarray, hits: np.ndarray, lookups: np.ndarray, weights: np.ndarray | None = None
+) -> ErrorRate:
+    """The error rate of a cache whose wrong look-ups, hits and look-ups were counted on each stream: (S,) each.
 
-
-def _error_rate(wrong: np.ndarray, hits: np.ndarray, lookups: np.ndarray, drawn: np.ndarray) -> ErrorRate:
-    """The error rate, given its value in each of R resamples (R,)."""
+    `weights` (R, S) say how often each resample draws each stream; by default there are 2000 resamples.
+    """
+    if weights is None:
+        weights = resample(len(lookups), _RESAMPLES, seed=0) if len(lookups) > 1 else np.ones((1, 1))
     errors, total = int(wrong.sum()), int(lookups.sum())
     exact = binomtest(errors, total).proportion_ci(0.95, method="exact")
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    low, high = np.quantile((weights @ wrong) / (weights @ lookups), (0.025, 0.975))
     interval = float(min(exact.low, low)), float(max(exact.high, high))
     return ErrorRate(errors / total, *interval, errors, int(hits.sum()), total)
 
@@ -154,7 +155,7 @@ def calibrate_cache(
         drawn = (weights @ wrong) / (weights @ lookups)
         exact = binomtest(int(wrong.sum()), int(lookups.sum()), alternative="less")
         bound = max(exact.proportion_ci(_CONFIDENCE, method="exact").high, np.quantile(drawn, _CONFIDENCE))
-        return Calibration(threshold, float(bound), _error_rate(wrong, hits, lookups, drawn))
+        return Calibration(threshold, float(bound), measured_error(wrong, hits, lookups, weights))
 
     found = distances([latents / np.linalg.norm(latents, axis=1, keepdims=True) for latents, _ in checked])
     quantiles = np.quantile(found, np.linspace(0, 1, _CANDIDATES)) if len(found) else []

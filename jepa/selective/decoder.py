@@ -41,8 +41,8 @@ class SelectiveDecoder:
     policy, or, if it has none, since the last segment.
 
     *Micro-batches.* With a `max_delay`, segments of a live stream wait for the decoder until there are `batch_size` of
-    them, until the first step at which the oldest has waited so long in stream time, or until the stream's end. The
-    texts are the same; `emitted_at` includes the wait. Emissions stay in order: a hit waits for the segments before it.
+    them, until a step at which the oldest has waited so long in stream time, or until the end. The texts are the same,
+    and in order: a hit waits for the segments before it.
 
     *The ledger* counts steps; one decoder call per latent decoded, with its reported costs and wall time; look-ups,
     hits, FLOPs and wall time of the cache; and the latency of each emission, from the start of its segment until
@@ -224,21 +224,19 @@ class SelectiveDecoder:
         with np.errstate(over="ignore", invalid="ignore"):
             norms = np.sqrt(np.vecdot(rows, rows)) if rows.shape[1] else np.ones(len(rows))
         earlier = np.append(before, seconds[:-1])
-        unit = np.abs(norms - 1) <= NORM_TOLERANCE  # False for what is not finite
-        good = unit & np.isfinite(seconds) & (earlier < seconds)
-        if good.all():
-            return rows, seconds
-        i = int(np.argmin(good))
-        if not np.isfinite(rows[i]).all():
-            rule = f"latents must be finite, got {rows[i][~np.isfinite(rows[i])][0]}"
-        elif not unit[i]:
-            norm = np.linalg.norm(rows[i].astype(np.float64))
-            rule = f"latents must have unit norm within {NORM_TOLERANCE}, got norm {norm:.6g}"
-        elif not np.isfinite(seconds[i]):
-            rule = f"times must be finite, got {seconds[i]}"
-        else:
-            rule = f"times must strictly increase, got {seconds[i]} after {earlier[i]}"
-        raise InputError(f"{rule} at step {first + i}")
+        rules = {
+            "latents must be finite": np.isfinite(rows).all(axis=1),
+            f"latents must have unit norm within {NORM_TOLERANCE}": np.abs(norms - 1) <= NORM_TOLERANCE,
+            "times must be finite": np.isfinite(seconds),
+            "times must strictly increase": earlier < seconds,
+        }
+        good = np.logical_and.reduce(list(rules.values()))
+        if not good.all():
+            i = int(np.argmin(good))
+            rule = next(rule for rule, kept in rules.items() if not kept[i])
+            got = f"norm {norms[i]:.6g} at {seconds[i]} s after {earlier[i]} s"
+            raise InputError(f"{rule}, got {got}, step {first + i}")
+        return rows, seconds
 
     def _schedule(self, cut: Sequence[tuple[Segment, int]], times: list[float]) -> list[_Released]:
         """What comes out of a recorded stream, given its segments and the steps at which they were cut."""

@@ -75,10 +75,8 @@ class Decoder(Protocol):
     """
 
     def decode(self, latents: torch.Tensor, payloads: Sequence[object] | None = None) -> Sequence[Decoded]:
-        """N results, in order, of N >= 1 segments.
+        """N results, in order, of N >= 1 segments: latents (N, E) of unit norm on the CPU, E = 0 where there are none.
 
-        Args:
-            latents: (N, E) float32 of unit norm on the CPU; (N, 0) where the stream has no latents.
-            payloads: the segments' payloads; None if no step of theirs had one.
+        `payloads` are the segments'; None if no step of theirs had one.
         """
         ...

@@ -52,13 +52,12 @@ def test_look_ups_are_those_of_a_list_in_order_of_use(seed: int, steps: int, thr
         assert len(cache) == len(held)
 
 
-def test_the_threshold_is_on_one_minus_cosine() -> None:
-    for degrees in (1.0, 10.0, 60.0):
-        distance = 1 - np.cos(np.deg2rad(degrees))
-        for threshold, hit in ((distance * 1.001, True), (distance * 0.999, False)):
-            cache = LatentCache(threshold, 4)
-            cache.look_up(X)
-            assert cache.look_up(turned(degrees) * np.float32(1.0009))[1] == hit  # whatever the norm
+@pytest.mark.parametrize("degrees", [1.0, 10.0, 60.0])
+@pytest.mark.parametrize(("factor", "hit"), [(1.001, True), (0.999, False)])
+def test_the_threshold_is_on_one_minus_cosine(degrees: float, factor: float, hit: bool) -> None:
+    cache = LatentCache(factor * (1 - np.cos(np.deg2rad(degrees))), 4)
+    cache.look_up(X)
+    assert cache.look_up(turned(degrees) * np.float32(1.0009))[1] == hit  # whatever the norm
 
 
 def test_at_threshold_0_equal_latents_hit_and_others_do_not() -> None:

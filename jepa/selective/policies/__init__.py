@@ -1,11 +1,10 @@
 """Policies: which segments of a stream to decode. `base` says what a policy is."""
 
 from jepa.selective.policies.base import CausalPolicy, OpenSegment, Policy, RunningMean
-from jepa.selective.policies.debounce import Debounce
-from jepa.selective.policies.delta import SendOnDelta
 from jepa.selective.policies.gate import Gate
 from jepa.selective.policies.offline import OfflinePolicy, Oracle
 from jepa.selective.policies.prediction import PredictionError
+from jepa.selective.policies.single import Debounce, SendOnDelta
 from jepa.selective.policies.uniform import Uniform
 from jepa.selective.policies.variance import LocalVariance
 from jepa.selective.policies.ward import Ward

@@ -21,18 +21,9 @@ class Policy(ABC):
     A stream is `start`, then `step` for each latent, then `finish`. A new policy has started, as has one that finished.
     Latents passed in are not kept by reference.
 
-    >>> class Odd(Policy):
-    ...     name, causal, latency, state, reads_latents = "odd", True, "none", "1 number", False
-    ...     def start(self):
-    ...         self.index = -1
-    ...     def step(self, latent, time):
-    ...         self.index += 1
-    ...         return [step_segment(latent, time, self.index)] if self.index % 2 else []
-    ...     def finish(self):
-    ...         self.start()
-    ...         return []
-    >>> [segment.first for segment, _ in Odd().run(np.ones((5, 1), np.float32), np.arange(5.0))]
-    [1, 3]
+    >>> from jepa.selective import Uniform
+    >>> [segment.first for segment, _ in Uniform(0.5).run(np.ones((5, 1), np.float32), np.arange(5.0))]
+    [0, 2, 4]
     """
 
     name: str  # in results

@@ -19,25 +19,21 @@ class Gate(CausalPolicy):
 
         n·m / (n + m) · ||μ − μ'||²  >  threshold · (noise + noise_floor),
 
-    and the oldest pending step is nearer to the mean of the other pending steps than to μ. Without a cut that step
-    joins the open segment. The mean of a segment is decoded when it closes, for the midpoint of its times.
+    and the oldest pending step is nearer to the mean of the other pending steps than to μ: a step that blends both
+    sides of a boundary waits until the cut falls on its nearer side. Without a cut that step joins the open segment.
+    The mean of a segment is decoded when it closes, for the midpoint of its times. None is shorter than m steps.
 
     *The noise* is the squared distance of single steps from their segment: for a step that joins n others,
-    n / (n + 1) · ||z − μ||², whose expectation is the variance of a step. Its running mean over 64 steps starts as
-    `noise_floor` with the weight of 4 steps.
+    n / (n + 1) · ||z − μ||², whose expectation is the variance of a step. It is a `RunningMean` from `noise_floor` on.
 
     *The threshold*: the higher, the fewer segments. While nothing changes the cost is about the noise, up to twice that
     for steps correlated in time. A change adds the squared distance of two meanings, which does not depend on the
     noise: hence the constant beside it. Simulated streams give one segment per event between 0.8 and 2.3.
 
-    *The transition.* A step whose window straddles a boundary blends both sides. The second condition lets it wait
-    until the cut falls on its nearer side. No segment is shorter than m steps, unless the stream is.
-
     Args:
         threshold: dimensionless, >= 0.
         pending: m, the steps that must agree on a change. With 1 a single outlier starts a segment.
-        noise_floor: added to the noise; squared distance, where unrelated unit latents are 2 apart. Smaller if all
-            latents of a model are close together.
+        noise_floor: squared distance, where unrelated unit latents are 2 apart; less if a model's are close together.
         agreement: κ of the segment's mean, as for `OpenSegment`; 0: the plain mean.
 
     >>> latents = np.repeat(np.eye(2, dtype=np.float32), 4, axis=0)  # the meaning changes after four steps
