@@ -12,6 +12,7 @@ _HOMES = {
     "Task": "zero_shot",
     **dict.fromkeys(("compared", "results_of", "stream_results"), "report"),
     "Ranks": "ranks",
+    **dict.fromkeys(("Described", "Evaluated"), "provenance"),
     "evaluate": "run",
 }
 __all__ = list(_HOMES)
