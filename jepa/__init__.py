@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jepa.lazy import lazily
 
 if TYPE_CHECKING:
     from jepa.checkpoint import load
@@ -19,18 +20,13 @@ __version__ = "0.1.0"  # the one place that states it: pyproject.toml reads it f
 __all__ = ["InputError", "OperationLedger", "SelectiveDecoder", "__version__", "load"]
 
 _HOMES = {
-    "InputError": "jepa.errors",
-    "OperationLedger": "jepa.operations",
-    "SelectiveDecoder": "jepa.selective",
-    "load": "jepa.checkpoint",
+    "InputError": "errors",
+    "OperationLedger": "operations",
+    "SelectiveDecoder": "selective",
+    "load": "checkpoint",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'jepa' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
-    return value
+__getattr__ = lazily(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

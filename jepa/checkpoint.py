@@ -1,16 +1,15 @@
 """A checkpoint is a folder: `model.safetensors`, `config.yaml` (plain data), `tokenizer.json`. Nothing is unpickled.
 
-A checkpoint of a language model has what its tokenizer needs beside these: `tokenizer_config.json`, the chat template.
-The tokenizers of a VL-JEPA's pretrained text parts are in the folders `tokenizers/<role>`. Parts that came from a hub
-or another folder are saved by their architecture: a checkpoint is whole by itself.
+That of a language model has more of its tokenizer beside these; those of a VL-JEPA's pretrained text parts are in the
+folders `tokenizers/<role>`. Parts that came from a hub are saved by their architecture, so that nothing is missing.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
@@ -18,11 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from jepa.build import build_as
+from jepa.build import Node, build_as
 from jepa.errors import InputError
 
 if TYPE_CHECKING:
-    from jepa.data.pretrained_tokenizer import PretrainedTokenizer
     from jepa.models.llm_jepa import LLMJEPA
     from jepa.models.token_vlm import TokenVLM
     from jepa.models.vl_jepa import VLJEPA
@@ -37,7 +35,7 @@ MODELS = {
 _WEIGHTS, _CONFIG, _TOKENIZERS = "model.safetensors", "config.yaml", "tokenizers"
 
 
-def save(model: VLJEPA | LLMJEPA | TokenVLM, config: dict[str, Any], folder: Path) -> None:
+def save(model: VLJEPA | LLMJEPA | TokenVLM, config: Node, folder: Path) -> None:
     """Writes the checkpoint; each file appears whole or not at all, the configuration last.
 
     In the configuration's `model`, each part that has a `node()` is replaced by it, and `tokenizers` by their roles.
@@ -45,13 +43,11 @@ def save(model: VLJEPA | LLMJEPA | TokenVLM, config: dict[str, Any], folder: Pat
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / _WEIGHTS, lambda path: save_file(_tensors(model), path))
     model.tokenizer.save(folder)
-    parts: dict[str, Any] = {name: part for name, part in model.named_children() if hasattr(part, "node")}
-    node = {key: parts[key].node() if key in parts else value for key, value in config["model"].items()}
-    own: dict[str, PretrainedTokenizer] = {
-        role: each for role, each in getattr(model, _TOKENIZERS, {}).items() if each is not model.tokenizer
-    }
-    if own:
-        node[_TOKENIZERS] = list(own)
+    children: Iterable[tuple[str, Any]] = model.named_children()
+    nodes = {name: part.node() for name, part in children if hasattr(part, "node")}
+    node = {key: nodes.get(key, value) for key, value in config["model"].items()}
+    own = {role: each for role, each in getattr(model, _TOKENIZERS, {}).items() if each is not model.tokenizer}
+    node |= {_TOKENIZERS: list(own)} if own else {}
     for role, tokenizer in own.items():
         tokenizer.save(folder / _TOKENIZERS / role)
     text = yaml.safe_dump({"format": FORMAT, **config, "model": node}, sort_keys=False)
@@ -62,22 +58,24 @@ def load(folder: str | os.PathLike[str]) -> Any:
     """The model of a checkpoint folder, a `VLJEPA` or an `LLMJEPA`, on the CPU, in evaluation mode.
 
     Raises:
-        InputError: if a file is missing, truncated or of another format version, or a tensor is missing, unexpected or
-            of another shape; the tensors are listed.
+        InputError: a file is missing, truncated or of another format, or tensors do not fit; they are listed.
     """
     folder = Path(folder)
     config = read_config(folder)
     tensors = read_tensors(folder / _WEIGHTS, load_file)
-    own = _load_tokenizers(folder / _TOKENIZERS, config["model"].pop(_TOKENIZERS, []))
+    own = {}
+    if roles := config["model"].pop(_TOKENIZERS, []):
+        from jepa.data.pretrained_tokenizer import PretrainedTokenizer
+
+        own = {role: PretrainedTokenizer(str(folder / _TOKENIZERS / role)) for role in roles}
     model = build_model(config, _model_type(config).tokenizer_type.load(folder), own)
-    expected = {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    wrong = [f"missing {name}" for name in expected if name not in found]
-    wrong += [f"unexpected {name}" for name in found if name not in expected]
+    expected = _tensors(model)
+    wrong = [f"missing {name}" for name in expected if name not in tensors]
+    wrong += [f"unexpected {name}" for name in tensors if name not in expected]
     wrong += [
-        f"{name} has shape {found[name]} instead of {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
+        f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(each.shape)}"
+        for name, each in expected.items()
+        if name in tensors and tensors[name].shape != each.shape
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
@@ -96,7 +94,7 @@ def read_tensors(path: Path, load: Callable[[Path], dict[str, T]]) -> dict[str, 
         raise InputError(f"{path}: not a whole safetensors file: {error}") from None
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> Node:
     """The plain configuration that the checkpoint was trained with."""
     path = folder / _CONFIG
     if not folder.is_dir():
@@ -120,7 +118,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def build_model(config: dict[str, Any], tokenizer: Any, tokenizers: Mapping[str, Any] | None = None) -> Any:
+def build_model(config: Node, tokenizer: Any, tokenizers: Mapping[str, Any] | None = None) -> Any:
     """The model of a plain configuration, with fresh weights: a `VLJEPA` or an `LLMJEPA`, as its `variant` says.
 
     `tokenizers` are those of a VL-JEPA's pretrained text parts by role; without them, its configuration names them.
@@ -129,17 +127,8 @@ def build_model(config: dict[str, Any], tokenizer: Any, tokenizers: Mapping[str,
     return build_as(_model_type(config), "model", config["model"], tokenizer=tokenizer, **extra)
 
 
-def _model_type(config: dict[str, Any]) -> Any:
-    module, _, name = MODELS[config.get("variant", "vl_jepa")].rpartition(".")
-    return getattr(importlib.import_module(module), name)
-
-
-def _load_tokenizers(folder: Path, roles: Sequence[str]) -> dict[str, PretrainedTokenizer]:
-    if not roles:
-        return {}
-    from jepa.data.pretrained_tokenizer import PretrainedTokenizer
-
-    return {role: PretrainedTokenizer(str(folder / role)) for role in roles}
+def _model_type(config: Node) -> Any:
+    return resolve_name(MODELS[config.get("variant", "vl_jepa")])
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ EXIT_CLOSED_PIPE = 141  # as of a program that SIGPIPE ends
 _USERS_OS_ERRORS = {getattr(errno, n) for n in ["EACCES", "EDQUOT", "EEXIST", "ENOSPC", "ENOTDIR", "EPERM", "EROFS"]}
 # Kinds of results that `jepa report` makes of a folder of evaluations: what makes it, its class, what shows it.
 RESULTS = (
-    ("jepa.evaluation.report.stream_results", "jepa.results.StreamResults", "jepa.report.streams.report"),
+    ("jepa.evaluation.sweep.stream_results", "jepa.results.StreamResults", "jepa.report.streams.report"),
     ("jepa.evaluation.arms.folder_results", "jepa.results.AnswerResults", "jepa.report.answers.report"),
     tuple(f"jepa.studies.comparison.{name}" for name in ("folder_results", "ComparisonResults", "report.report")),
 )
@@ -87,7 +87,7 @@ def _evaluate(settings: EvaluateConfig, output: Path) -> None:
 
 def _report(settings: ReportConfig, output: Path) -> int:
     from jepa.evaluation.provenance import announce
-    from jepa.evaluation.report import compared, results_of
+    from jepa.evaluation.run import compared, results_of
     from jepa.report import terminal, write_report
     from jepa.results import NotMetError
 

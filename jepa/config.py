@@ -253,7 +253,7 @@ class VideosConfig(Config):
 
 
 class TaskConfig(Config):
-    """A zero-shot task: see `jepa.evaluation.zero_shot`. That of a stream is as without a task."""
+    """A zero-shot task: see `jepa.evaluation.tasks`. That of a stream is as without a task."""
 
     kind: Literal["classification", "retrieval", "vqa", "captioning", "world_prediction", "stream"]
     manifest: str | None = None  # null: on the embedded data

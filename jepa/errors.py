@@ -6,10 +6,9 @@ import math
 
 
 class InputError(ValueError):
-    """Something the user gave (a file, a key, a value) breaks a rule.
+    """Something the user gave breaks a rule. One line names the thing, the rule and the value got.
 
-    The message is one line that names the thing, the rule and the value got. The commands print it
-    as ``error: <message>`` and exit with code 2; nobody sees a traceback for it.
+    The commands print it as ``error: <message>`` and exit with code 2, without a traceback.
     """
 
 

@@ -32,11 +32,7 @@ def source(name: str) -> str:
 
 
 def read_config(name: str) -> PretrainedConfig:
-    """The configuration of a hub name or a local folder; of its text model where it has several (Gemma 3).
-
-    Raises:
-        InputError: there is none.
-    """
+    """The configuration of a hub name or a local folder; of its text model where it has several (Gemma 3)."""
     try:
         return AutoConfig.from_pretrained(source(name)).get_text_config()
     except (OSError, ValueError) as error:
@@ -44,11 +40,7 @@ def read_config(name: str) -> PretrainedConfig:
 
 
 def make_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
-    """The configuration of `architecture`: `model_type`, and whatever else differs from its defaults.
-
-    Raises:
-        InputError: the model type is unknown, or an argument is refused.
-    """
+    """The configuration of `architecture`: `model_type`, and whatever else differs from its defaults."""
     arguments = dict(architecture)
     kind = arguments.pop("model_type", None)
     if not isinstance(kind, str):
@@ -59,7 +51,7 @@ def make_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
         raise InputError(f"architecture {kind!r} cannot be built: {' '.join(str(error).split())}") from error
 
 
-def as_architecture(config: PretrainedConfig) -> dict[str, Any]:
+def as_architecture(config: PretrainedConfig) -> dict[str, object]:
     """What `make_config` makes the same configuration of: plain data."""
     plain = config.to_diff_dict()
     return {k: v for k, v in plain.items() if k not in ("transformers_version", "_name_or_path", "use_cache", "dtype")}
@@ -81,15 +73,10 @@ def load(
     renamed: Mapping[str, str] | None = None,
     optional: Sequence[str] = (),
 ) -> PreTrainedModel:
-    """A model of `config` in float32, with the weights of a hub name or a local folder; random where `name` is None.
+    """A model in float32 with the weights of a hub name or a local folder, random where `name` is None.
 
-    Only the tensors that the model has are read.
-
-    Args:
-        auto: `AutoModel` or a class like it.
-        config: may be None with a `name`, whose own it then is.
-        renamed: patterns of tensor names and what to put in their place, before names are compared.
-        optional: patterns of names of tensors that may be missing.
+    `auto` is `AutoModel` or a class like it; `config` may be None with a `name`. Only tensors that the model has are
+    read, their names changed by the patterns `renamed`; those of the patterns `optional` may be missing.
 
     Raises:
         InputError: no weights, or a broken file of them, or tensors are missing or of another shape; they are listed.
@@ -119,10 +106,8 @@ def load(
         logging.set_verbosity(verbosity)
     missing = [key for key in found["missing_keys"] if not any(re.search(pattern, key) for pattern in optional)]
     wrong = [f"missing {key}" for key in sorted(missing)]
-    wrong += [
-        f"{key} has shape {tuple(theirs)} instead of {tuple(ours)}"
-        for key, theirs, ours in sorted(found["mismatched_keys"])
-    ]
+    for key, theirs, ours in sorted(found["mismatched_keys"]):
+        wrong.append(f"{key} has shape {tuple(theirs)} instead of {tuple(ours)}")
     if wrong:
         raise InputError(f"the weights of {name!r} do not fit a {type(model).__name__}: {'; '.join(wrong)}")
     return model

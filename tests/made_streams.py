@@ -12,8 +12,8 @@ from jepa.config import CacheConfig, PolicyConfig, ReferenceConfig, ReportConfig
 from jepa.data.records import Event, StreamRecord
 from jepa.data.world import StreamStyle, World
 from jepa.evaluation.provenance import code_version, describe_device, library_versions
-from jepa.evaluation.report import sweep_evaluation
 from jepa.evaluation.streams import EncodedStream, save_streams, thumbnails
+from jepa.evaluation.sweep import sweep_evaluation
 from jepa.evaluation.tasks import score_tasks
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import TRAINING_PARTS, OperationLedger, PartCount

@@ -5,15 +5,15 @@ from __future__ import annotations
 from jepa.lazy import lazily
 
 _HOMES = {
-    **dict.fromkeys(("CachedDecoder", "Recorded", "Segments"), "segments"),
-    **dict.fromkeys(("EncodedStream", "encode_stream", "load_streams", "save_streams"), "streams"),
-    **dict.fromkeys(("Swept", "check_sweep", "sweep_setting"), "sweep"),
-    "Found": "zero_shot",
-    "Task": "zero_shot",
-    **dict.fromkeys(("compared", "results_of", "stream_results"), "report"),
-    "Ranks": "ranks",
+    **dict.fromkeys(
+        ("CachedDecoder", "EncodedStream", "Recorded", "Segments", "encode_stream", "load_streams", "save_streams"),
+        "streams",
+    ),
+    **dict.fromkeys(("Swept", "check_sweep", "stream_results", "sweep_setting"), "sweep"),
+    **dict.fromkeys(("Found", "Task"), "tasks"),
+    **dict.fromkeys(("compared", "evaluate", "results_of"), "run"),
+    "Ranks": "processes",
     **dict.fromkeys(("Described", "Evaluated"), "provenance"),
-    "evaluate": "run",
 }
 __all__ = list(_HOMES)
 

@@ -20,9 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jepa import checkpoint
-from jepa.build import build_as
+from jepa.build import Node, build_as
 from jepa.config import AnswersConfig, ObjectiveConfig
 from jepa.data.chat import ChatIds
+from jepa.data.json_lines import located
 from jepa.data.packing import IGNORE, PackedBatch, pack, target_numbers
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
@@ -77,8 +78,7 @@ def check_before_training(answers: AnswersConfig, data: Mapping[str, Any]) -> No
 def check_answers(answers: AnswersConfig, splits: ExampleSplits) -> None:
     """Score each right answer once, so that unreadable ones are found before anything is generated.
 
-    Raises:
-        InputError: no example, an unreadable right answer, or metrics and choices that do not fit together.
+    Raises `InputError` for those, for no example, and for metrics and choices that do not fit together.
     """
     pairs = getattr(splits, answers.split)
     if not pairs:
@@ -87,10 +87,8 @@ def check_answers(answers: AnswersConfig, splits: ExampleSplits) -> None:
         if name != CHOICE:
             scorer = scorer_for(name, **_scorer_options(name, answers))
             for pair in pairs[: answers.limit or None]:
-                try:
+                with located(pair.source):
                     scorer(pair.completion, pair.completion, pair.prompt)
-                except InputError as error:
-                    raise InputError(f"{pair.source}: {error}") from error
         elif len(answers.choices) < 2 or len(answers.metrics) > 1:
             raise InputError(f"{CHOICE} must stand alone and have >= 2 answers.choices, got {answers.choices}")
         else:
@@ -115,10 +113,9 @@ def _scorer_options(metric: str, answers: AnswersConfig) -> dict[str, str | floa
 def evaluate_answers(
     folder: Path, output: Path, answers: AnswersConfig, accelerator: str, splits: ExampleSplits | None = None
 ) -> Path:
-    """Answer the prompts of a split, score the answers, and write the folder `output`.
+    """Answer the prompts of a split (of the training's data without `splits`), score, and write the folder `output`.
 
-    `evaluation.json` holds an `AnswerEvaluation`, `predictions.jsonl` a line for each example, `latents.safetensors`
-    the predicted and target embeddings (N, E). Without `splits` the data are those of the training.
+    It holds an `AnswerEvaluation`, a line for each example, and predicted and target embeddings (N, E).
 
     Raises:
         InputError: another kind of checkpoint, no record of its training, or answers that cannot be scored.
@@ -126,8 +123,7 @@ def evaluate_answers(
     trained, device = checkpoint.read_config(folder), device_of(accelerator)
     splits = splits or build_as(ExampleSplits, "data", trained["data"])
     model = load_language_model(folder, device)
-    pairs = getattr(splits, answers.split)
-    pairs = pairs[: answers.limit] if answers.limit else pairs
+    pairs = getattr(splits, answers.split)[: answers.limit or None]
     training = _training(folder)
     check_answers(answers, splits)
     objective = ObjectiveConfig(**trained["objective"])
@@ -142,8 +138,9 @@ def evaluate_answers(
         found.verdicts.update({f"{name} from the embedding": right for name, right in said.verdicts.items()})
         found.costs.update({f"{name} from the embedding": cost for name, cost in said.costs.items()})
     measured = geometry(predictions, targets, ids, pairs, answers)
-    document = AnswerEvaluation(
-        **evaluated(folder, output, trained, device, model),
+    document = evaluated(
+        AnswerEvaluation,
+        *(folder, output, trained, device, model),
         arm=trained["arm"],
         config=trained,
         training=training,
@@ -192,24 +189,20 @@ def _training(folder: Path) -> LanguageTraining:
     )
 
 
-def _operations(stages: Sequence[Mapping[str, Any] | None]) -> TrainingOperations | None:
+def _operations(stages: Sequence[Node | None]) -> TrainingOperations | None:
     """The sum of the stages' counts; None where a stage was not counted."""
-    counted = [stage for stage in stages if stage is not None]
+    counted = [TrainingOperations.model_validate(stage) for stage in stages if stage is not None]
     if len(counted) < len(stages):
         return None
-    return TrainingOperations(
-        steps=sum(stage["steps"] for stage in counted),
-        parts={
-            part: sum((PartCount(**stage["parts"][part]) for stage in counted), PartCount()) for part in TRAINING_PARTS
-        },
-    )
+    parts = {part: sum((each.parts[part] for each in counted), PartCount()) for part in TRAINING_PARTS}
+    return TrainingOperations(steps=sum(each.steps for each in counted), parts=parts)
 
 
 # --- Answers.
 
 
 def generate(model: LLMJEPA, pairs: Sequence[Example], batch_size: int) -> list[Decoded]:
-    """The model's own N answers. Batches hold prompts of similar length; the longest right answer bounds an answer."""
+    """The model's own answers, no longer than the longest right one. Batches hold prompts of similar length."""
     encoded = model.tokenizer.encode(pairs)
     longest = longest_answer(encoded)
     order = sorted(range(len(pairs)), key=lambda i: len(encoded[i].given))
@@ -245,11 +238,7 @@ def _from_embeddings(
 def _scored(
     model: LLMJEPA, decoded: Sequence[Decoded], pairs: Sequence[Example], answers: AnswersConfig, before: float = 0.0
 ) -> _Answered:
-    """Verdicts and costs of generated answers.
-
-    Tokens are those of the checkpoint's tokenizer, the end included. FLOPs are of each prompt answered alone; `before`
-    is the mean cost of an answer before its decoder.
-    """
+    """Verdicts and costs of answers, each alone, its end included; `before`: mean FLOPs of one before its decoder."""
     texts, longest = [one.text for one in decoded], longest_answer(model.tokenizer.encode(pairs))
     golds, prompts = [pair.completion for pair in pairs], [pair.prompt for pair in pairs]
     verdicts = {name: score(name, texts, golds, prompts, **_scorer_options(name, answers)) for name in answers.metrics}
@@ -263,10 +252,7 @@ def _scored(
 
 
 def _choose(model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig) -> _Answered:
-    """The likeliest of the choices, by the summed log-likelihood of its tokens, its end included.
-
-    An answer costs a pass over prompt and choice for each choice.
-    """
+    """The likeliest of the choices, by the summed log-likelihood of its tokens, its end included; each costs a pass."""
     choices, flops = answers.choices, 0
     layout = model.layout(row_tokens=_ROW_TOKENS)
     likelihoods = torch.empty(len(pairs), len(choices))
@@ -302,8 +288,7 @@ def embeddings(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Predicted and target embeddings (N, E), L2-normalised, and numbers (N,) that are equal for equal targets.
 
-    Direction and view are those of the training objective. An objective that does not train the [PRED] tokens takes
-    the last state of view 1 as prediction.
+    An objective that does not train the [PRED] tokens takes the last state of view 1 as prediction.
     """
     layout = model.layout(row_tokens=_ROW_TOKENS, direction=objective.direction, view=objective.view)
     if objective.weight == 0 or objective.latent == "tube":
@@ -326,8 +311,8 @@ def geometry(
 ) -> dict[str, float]:
     """Alignment, spread, rank and retrieval of the latents, by name; empty with fewer than 2 distinct targets.
 
-    With enough answers in two phrasings, entries `paraphrase.…` compare phrasings of one answer with other answers. A
-    nearest neighbour counts as right if one of the answers' metrics accepts its completion.
+    With enough answers in two phrasings, `paraphrase.…` compare phrasings of one answer with other answers; a neighbour
+    is right if one of the metrics accepts its completion.
     """
     if len(ids.unique()) < 2:
         return {}

@@ -1,13 +1,11 @@
 """Arms and seeds of a language model, compared with next-token training on the answers to one set of examples.
 
-An arm is a way to train (`ntp`, `llm_jepa`, a control of your own); a seed is a repetition. Each difference has two
-tests. The paired t test over seeds asks whether another training would show it. McNemar's exact test over examples asks
-whether other test examples would.
+An arm is a way to train (`ntp`, `llm_jepa`, a control of your own); a seed is a repetition. A difference has two tests:
+the paired t test asks whether another training would show it, McNemar's exact test whether other examples would.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +15,11 @@ from pydantic import JsonValue
 from scipy import stats
 
 from jepa.config import ReportConfig
+from jepa.data.json_lines import read_lines
 from jepa.errors import InputError
 from jepa.evaluation.answers import PREDICTIONS
 from jepa.metrics.paired import paired_test
-from jepa.results import Requirement, is_kind, read_document
+from jepa.results import is_kind, read_document
 from jepa.results.documents import (
     Accuracy,
     AgainstBaseline,
@@ -38,7 +37,7 @@ from jepa.results.documents import (
 BASELINE = "ntp"  # the arm that the others are compared with
 METHOD = "llm_jepa"  # the arm of the report's first sentence; without it, the first that is no baseline
 
-_ALIKE = ("config.data", "config.tokenizer", "config.model", "split", "pairs")  # in every evaluation
+_ALIKE = ("config.data", "config.tokenizer", "config.model", "split", "pairs", "scores")  # in every evaluation
 _OF_ARM = ("config.objective", "config.equal_flops", "config.stage", "config.precision")  # in every one of an arm
 _FREE = ("config.stage.row_tokens",)  # how examples are packed into rows changes no loss
 _T = TypeVar("_T")
@@ -68,48 +67,34 @@ class _Evaluated(NamedTuple):
 
 
 def answer_evaluations(folder: Path) -> list[Path]:
-    """The evaluations of language models that a folder is or holds, in order; none where it has none.
-
-    A folder with an `evaluation.json` is an evaluation. Otherwise every `evaluation/evaluation.json` below it counts.
-    """
+    """The evaluations of language models that a folder is (with an `evaluation.json`) or has below it, in order."""
     own = folder / AnswerEvaluation.file_name
     paths = [own] if own.is_file() else sorted(folder.glob(f"**/evaluation/{AnswerEvaluation.file_name}"))
     return [path.parent for path in paths] if any(is_kind(path, AnswerEvaluation) for path in paths) else []
 
 
 def folder_results(folder: Path, config: ReportConfig) -> AnswerResults | None:
-    """The comparison of a folder's evaluations; None where it has none of a language model.
-
-    Raises:
-        InputError: as `answer_results`, a `checkpoint`, for which this report has no use, or a bar of no arm.
-    """
+    """The comparison of a folder's evaluations; None where it has none of a language model."""
     evaluations = answer_evaluations(folder)
-    if not evaluations:
-        return None
-    if config.checkpoint is not None:
+    if evaluations and config.checkpoint is not None:
         raise InputError(f"checkpoint must be null for a report of answers, got {config.checkpoint}")
-    results = answer_results(evaluations, folder)
-    if config.fail_under is not None:
-        Requirement.parse(config.fail_under).check("answers", results.arms)
-    return results
+    return answer_results(evaluations, folder) if evaluations else None
 
 
 def answer_results(evaluations: Sequence[Path], root: Path) -> AnswerResults:
     """Compare evaluations; their paths in the document are relative to `root`.
 
-    Raises:
-        InputError: an evaluation that is missing, broken or of another kind; different data, split, model, tokenizer or
-            metrics; an arm and seed that occur twice; an arm whose seeds were trained differently; predictions that do
-            not belong to their evaluation.
+    Raises `InputError` for an evaluation that is broken, has the predictions of another, or does not compare.
     """
     runs = [_read(folder) for folder in evaluations]
-    if not runs:
-        raise InputError(f"evaluations must be at least 1, got none in {root}")
     _check_alike(runs)
-    arms = _by_arm(runs)
+    # The baseline first, then the method, then the others by name; the runs of each by seed.
+    names = sorted({run.document.arm for run in runs}, key=lambda arm: (arm != BASELINE, arm != METHOD, arm))
+    by_seed = sorted(runs, key=lambda run: run.document.seed)
+    arms = {arm: [run for run in by_seed if run.document.arm == arm] for arm in names}
     _check_budget(arms)
     documents = [run.document for run in runs]
-    first = documents[0]
+    first, baseline = documents[0], arms.get(BASELINE, [])
     return AnswerResults(
         created=max(document.created for document in documents),
         name=first.name if len({document.name for document in documents}) == 1 else root.resolve().name,
@@ -118,9 +103,9 @@ def answer_results(evaluations: Sequence[Path], root: Path) -> AnswerResults:
         training_pairs=first.training.pairs,
         duplicates=first.training.duplicates,
         metrics=tuple(first.scores),
-        baseline=BASELINE if BASELINE in arms else None,
+        baseline=BASELINE if baseline else None,
         method=next((arm for arm in arms if arm != BASELINE), None),
-        arms={arm: _arm(chosen, arms.get(BASELINE, []) if arm != BASELINE else []) for arm, chosen in arms.items()},
+        arms={arm: _arm(chosen, baseline if arm != BASELINE else []) for arm, chosen in arms.items()},
         settings=_settings(arms),
         runs=tuple(_run(run, root) for chosen in arms.values() for run in chosen),
         parameters=first.parameters,
@@ -150,25 +135,16 @@ def _read(folder: Path) -> _Evaluated:
 
 def _predictions(path: Path, metrics: Sequence[str]) -> tuple[list[tuple[str, str]], dict[str, list[bool]]]:
     """(prompt, completion) of each line, and each metric's verdicts."""
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
     asked: list[tuple[str, str]] = []
     verdicts: dict[str, list[bool]] = {metric: [] for metric in metrics}
-    for row, line in enumerate(lines, start=1):
-        try:
-            answer = json.loads(line)
-            asked.append((answer["prompt"], answer["completion"]))
-            for metric, found in verdicts.items():
-                found.append(answer[metric])
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{row}: not JSON: {error}") from None
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path}:{row}: answer must have the key {error}") from None
-        for metric in metrics:
-            if not isinstance(answer[metric], bool):
-                raise InputError(f"{path}:{row}: answer.{metric} must be true or false, got {answer[metric]!r}")
+    for number, answer in read_lines(path, "predictions"):
+        for key, kind in {"prompt": str, "completion": str, **dict.fromkeys(metrics, bool)}.items():
+            if not isinstance(answer.get(key), kind):
+                rule = "text" if kind is str else "true or false"
+                raise InputError(f"{path}:{number}: answer.{key} must be {rule}, got {answer.get(key)!r}")
+        asked.append((answer["prompt"], answer["completion"]))
+        for metric, found in verdicts.items():
+            found.append(answer[metric])
     return asked, verdicts
 
 
@@ -182,12 +158,14 @@ def _check_alike(runs: Sequence[_Evaluated]) -> None:
         twin = seen.setdefault((arm, seed), run)
         if twin is not run:
             raise InputError(f"{run.path}: arm and seed must occur once, got {arm!r} and {seed} also in {twin.path}")
-        if run.verdicts.keys() != first.verdicts.keys():
-            raise InputError(
-                f"{run.path}: scores must be {list(first.verdicts)} as in {first.path}, got {list(run.verdicts)}"
-            )
-        _refuse_difference(run, first, _ALIKE)
-        _refuse_difference(run, by_arm.setdefault(arm, run), _OF_ARM)
+        for other, keys in ((first, _ALIKE), (by_arm.setdefault(arm, run), _OF_ARM)):
+            mine, theirs = _settings_of(run, keys), _settings_of(other, keys)
+            for key in dict.fromkeys([*theirs, *mine]):
+                if mine.get(key) != theirs.get(key):
+                    raise InputError(
+                        f"{run.path}: {key} must be {theirs.get(key)!r} as in {other.path}, got {mine.get(key)!r}: "
+                        "runs must share data, model and metrics, and the seeds of an arm all settings"
+                    )
         if run.asked != first.asked:
             at = next(i for i, pair in enumerate(zip(run.asked, first.asked, strict=True), 1) if pair[0] != pair[1])
             raise InputError(
@@ -196,18 +174,20 @@ def _check_alike(runs: Sequence[_Evaluated]) -> None:
             )
 
 
-def _refuse_difference(run: _Evaluated, other: _Evaluated, keys: Sequence[str]) -> None:
-    mine, theirs = (
-        dict(_leaves({"config": one.config, "split": one.split, "pairs": one.pairs}))
-        for one in (run.document, other.document)
-    )
-    for key in dict.fromkeys([*theirs, *mine]):
-        chosen = key not in _FREE and any(key == start or key.startswith(f"{start}.") for start in keys)
-        if chosen and mine.get(key) != theirs.get(key):
-            raise InputError(
-                f"{run.path}: {key} must be {theirs.get(key)!r} as in {other.path}, got {mine.get(key)!r}: "
-                "a report compares runs that share data, model and metrics, and the seeds of an arm all settings"
-            )
+def _settings_of(run: _Evaluated, keys: Sequence[str]) -> dict[str, JsonValue]:
+    """The evaluation's settings below some keys, by dotted key."""
+    document = run.document
+    settings: dict[str, JsonValue] = {
+        "config": document.config,
+        "split": document.split,
+        "pairs": document.pairs,
+        "scores": [*run.verdicts],
+    }
+    return {
+        key: value
+        for key, value in _leaves(settings)
+        if key not in _FREE and any(key == start or key.startswith(f"{start}.") for start in keys)
+    }
 
 
 def _check_budget(arms: Mapping[str, Sequence[_Evaluated]]) -> None:
@@ -234,32 +214,18 @@ def _leaves(node: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[s
 # --- The parts of the document.
 
 
-def _by_arm(runs: Sequence[_Evaluated]) -> dict[str, list[_Evaluated]]:
-    """The runs of each arm by seed: the baseline first, then the method, then the others by name."""
-    names = sorted({run.document.arm for run in runs}, key=lambda arm: (arm != BASELINE, arm != METHOD, arm))
-    by_seed = sorted(runs, key=lambda run: run.document.seed)
-    return {arm: [run for run in by_seed if run.document.arm == arm] for arm in names}
-
-
 def _arm(runs: Sequence[_Evaluated], baseline: Sequence[_Evaluated]) -> Arm:
     others = {run.document.seed: run for run in baseline}
     pairs = [(run, others[run.document.seed]) for run in runs if run.document.seed in others]
     geometry, costs = [run.document.geometry for run in runs], [run.costs for run in runs]
+    scores = {metric: [run.document.scores[metric] for run in runs] for metric in runs[0].verdicts}
+    means = {key: _mean([getattr(cost, key) for cost in costs]) for key in RunCosts.model_fields}
     return Arm(
         seeds=tuple(run.document.seed for run in runs),
-        accuracy={metric: _accuracy([run.document.scores[metric] for run in runs]) for metric in runs[0].verdicts},
-        answer_costs={
-            metric: _answer_costs([run.document.scores[metric] for run in runs]) for metric in runs[0].verdicts
-        },
+        accuracy={metric: _accuracy(each) for metric, each in scores.items()},
+        answer_costs={metric: _answer_costs(each) for metric, each in scores.items()},
         against_baseline=_against(pairs) if pairs else None,
-        costs=RunCosts(
-            flops_measured=all(cost.flops_measured for cost in costs),
-            **{
-                key: _mean([getattr(cost, key) for cost in costs])
-                for key in RunCosts.model_fields
-                if key != "flops_measured"
-            },
-        ),
+        costs=RunCosts.model_validate(means | {"flops_measured": all(cost.flops_measured for cost in costs)}),
         geometry={
             key: _mean([values[key] for values in geometry])
             for key in geometry[0]
@@ -272,14 +238,11 @@ def _arm(runs: Sequence[_Evaluated], baseline: Sequence[_Evaluated]) -> Arm:
 def _run(run: _Evaluated, root: Path) -> Run:
     document = run.document
     return Run(
-        arm=document.arm,
-        seed=document.seed,
+        **{key: getattr(document, key) for key in ("arm", "seed", "geometry", "warning")},
         evaluation=str(run.path.parent.relative_to(root)),
         accuracy=run.accuracy,
         answer_costs={metric: _answer_costs([score]) for metric, score in document.scores.items()},
         costs=run.costs,
-        geometry=document.geometry,
-        warning=document.warning,
         curve=document.training.curve,
     )
 

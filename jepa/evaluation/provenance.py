@@ -6,11 +6,11 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -18,8 +18,13 @@ from jepa import __version__
 from jepa.build import Node
 from jepa.errors import InputError
 from jepa.results import Code, Device
-from jepa.results.documents import RoleParameters
+from jepa.results.documents import Evaluation, RoleParameters
 
+if TYPE_CHECKING:
+    from jepa.models.llm_jepa import LLMJEPA
+    from jepa.models.vl_jepa import VLJEPA
+
+E = TypeVar("E", bound=Evaluation)
 _LIBRARIES = (
     *("torch", "lightning", "timm", "transformers", "peft", "torchmetrics"),
     *("tokenizers", "safetensors", "numpy", "hydra-core"),
@@ -47,37 +52,24 @@ def announce(summary: str, paths: Mapping[str, Path]) -> None:
         print(f"{name}: {path}", flush=True)
 
 
-class Described(Protocol):
-    """A model that tells its parameters."""
+def evaluated(
+    kind: type[E], folder: Path, output: Path, trained: Node, device: str, model: VLJEPA | LLMJEPA, **fields: Any
+) -> E:
+    """The evaluation of a checkpoint `folder` into `output`, with the fields of its `kind`.
 
-    def parameters_by_role(self) -> Iterable[Mapping[str, object]]: ...
-
-
-class Evaluated(TypedDict):
-    """The fields of an `Evaluation` but its `config`."""
-
-    created: str
-    name: str
-    seed: int
-    checkpoint: str
-    code: Code
-    libraries: dict[str, str]
-    device: Device
-    parameters: tuple[RoleParameters, ...]
-
-
-def evaluated(folder: Path, output: Path, trained: Node, device: str, model: Described) -> Evaluated:
-    """Of a checkpoint `folder`, trained with a configuration, that was evaluated into `output`."""
-    return {
-        "created": now(),
-        "name": trained["name"],
-        "seed": trained["seed"],
-        "checkpoint": os.path.relpath(folder.resolve(), output.resolve()),
-        "code": code_version(),
-        "libraries": library_versions(),
-        "device": describe_device(device),
-        "parameters": tuple(RoleParameters.model_validate(role) for role in model.parameters_by_role()),
-    }
+    `trained` is the checkpoint's configuration, `device` "cpu" or "cuda".
+    """
+    return kind(
+        created=now(),
+        name=trained["name"],
+        seed=trained["seed"],
+        checkpoint=os.path.relpath(folder.resolve(), output.resolve()),
+        code=code_version(),
+        libraries=library_versions(),
+        device=describe_device(device),
+        parameters=tuple(RoleParameters.model_validate(role) for role in model.parameters_by_role()),
+        **fields,
+    )
 
 
 def trained_stages(folder: Path) -> list[Node]:
@@ -85,8 +77,7 @@ def trained_stages(folder: Path) -> list[Node]:
     path = folder / "training.json"
     if not path.is_file():
         raise InputError(f"training record not found: {path}")
-    stages: list[Node] = json.loads(path.read_text(encoding="utf-8"))["stages"]
-    return stages
+    return list(json.loads(path.read_text(encoding="utf-8"))["stages"])
 
 
 def library_versions() -> dict[str, str]:
@@ -117,7 +108,7 @@ def describe_device(kind: str) -> Device:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = models[0] if models else platform.processor() or platform.machine()
+    name = (models or [platform.processor() or platform.machine()])[0]
     return Device(type="cpu", name=name, threads=torch.get_num_threads())
 
 

@@ -1,28 +1,26 @@
-"""`evaluate`: which evaluation a checkpoint and its configuration ask for.
-
-What does the work is imported when the data have been read: bad input is refused before the model libraries load.
-"""
+"""Which evaluation `jepa evaluate` asks for, and which results `jepa report`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jepa import checkpoint
 from jepa.build import build_as
-from jepa.config import AnswersConfig, EvaluateConfig, validate
+from jepa.config import AnswersConfig, EvaluateConfig, ReportConfig, validate
 from jepa.data.pairs import ExampleSplits
 from jepa.errors import InputError
+from jepa.results import Document, Requirement, StreamEvaluation, StreamResults, read_document
+
+Make = Callable[[Path, ReportConfig], Document | None]  # of a folder; None where it holds other evaluations
 
 
 def evaluate(config: EvaluateConfig) -> Path:
-    """Runs a validated `EvaluateConfig` and returns the folder written, by default `evaluation` beside the checkpoint.
+    """Runs an evaluation; returns the folder written, by default `evaluation` or `task_<kind>` beside the checkpoint.
 
-    Of a VL-JEPA: see `evaluate_videos`, and `evaluate_task` for its zero-shot `task`, whose folder is by default
-    `task_<kind>` beside the checkpoint; of a language model: see `evaluate_answers`. The keys of `data` take the place
-    of the keys of the training; `data` with a `_target_` takes the place of all.
+    See `evaluate_videos` and `evaluate_task` for a VL-JEPA, `evaluate_answers` for a language model.
 
     Raises:
         InputError: a checkpoint of another kind than `task` needs, or several processes for a language model.
@@ -33,7 +31,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         raise InputError(f"checkpoint must be of vl_jepa or llm_jepa, got one of token_vlm: {folder}")
     if trained["variant"] != "llm_jepa":
         if (task := config.task) is not None and task.kind != "stream":
-            from jepa.evaluation.zero_shot import evaluate_task
+            from jepa.evaluation.tasks import evaluate_task
 
             return evaluate_task(folder, Path(config.output or folder.parent / f"task_{task.kind}"), config, task)
         from jepa.evaluation.videos import evaluate_videos
@@ -56,3 +54,40 @@ def data_of(trained: Mapping[str, Any], changes: Mapping[str, Any] | None) -> Ma
     """The data node of an evaluation: that of the training with `changes`, or these alone if they have a `_target_`."""
     changes = changes or {}
     return changes if "_target_" in changes else {**trained, **changes}
+
+
+def results_of(
+    config: ReportConfig, kinds: Iterable[tuple[Make, type[Document]]]
+) -> tuple[Any, Path | None, Requirement | None]:
+    """The document that the configuration names, the folder that it goes to, and what `fail_under` asks of it.
+
+    Raises:
+        InputError: for bad input, or a document that has not what `fail_under` asks.
+    """
+    given = [key for key in ("evaluation", "results") if getattr(config, key) is not None]
+    if len(given) != 1:
+        raise InputError(f"give one of evaluation=, results= and compare=, got {' and '.join(given) or 'none'}")
+    required = None if config.fail_under is None else Requirement.parse(config.fail_under)
+    output = None if config.output is None else Path(config.output)
+    if config.results is not None:
+        document = read_document(config.results, *(kind for _, kind in kinds))
+    else:
+        folder = Path(str(config.evaluation))
+        path = folder / StreamEvaluation.file_name
+        document = next((found for make, _ in kinds if (found := make(folder, config)) is not None), None)
+        if document is None:
+            raise InputError(f"evaluation not found: {path}")
+        output = output or (folder.parent if path.is_file() else folder)
+    if required is not None:
+        required.check_document(document)
+    return document, output, required
+
+
+def compared(config: ReportConfig) -> dict[str, StreamResults]:
+    """The results that `compare` names, by path."""
+    paths = config.compare or []
+    if config.evaluation is not None or config.results is not None or config.fail_under is not None:
+        raise InputError("compare= must stand without evaluation=, results= and fail_under=, which are of one run")
+    if len(set(paths)) < max(2, len(paths)):
+        raise InputError(f"compare must name two or more results, each once, got {paths}")
+    return {path: read_document(path, StreamResults) for path in paths}

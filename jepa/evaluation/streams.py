@@ -1,6 +1,6 @@
-"""Latents of a setting's streams: computed once, saved, and read back for any number of policy sweeps.
+"""Streams of a setting: encoded once, saved, and read back; and the segments that a policy finds in them.
 
-T steps, E embedding dimensions.
+T steps, E embedding dimensions, N latents.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file, save_file
 
 from jepa.checkpoint import read_tensors
@@ -22,8 +24,25 @@ from jepa.data.world import CAPTION_QUERIES, Stream, StreamStyle, World
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA, mean_states
 from jepa.operations import OperationLedger
+from jepa.results import EstimatedSeconds
 from jepa.results.documents import Thumbnail
-from jepa.selective import ColourChange, SelectiveEncoding, StepSelection
+from jepa.selective import (
+    ColourChange,
+    Decoded,
+    Decoder,
+    Emission,
+    LatentCache,
+    OnDemand,
+    Oracle,
+    Policy,
+    Segment,
+    SelectiveDecoder,
+    SelectiveEncoding,
+    StepSelection,
+    decode_segments,
+    slots_needed,
+)
+from jepa.selective.calibration import DecodedStream
 
 SPLITS = ("calibration", "test")
 _TENSORS = ("latents", "times", "changes", "states")  # of a stream, as they are saved
@@ -70,7 +89,7 @@ class EncodedStream:
 def make_streams(
     world: World, name: str, split: str, count: int, seconds: float, style: StreamStyle, seed: int
 ) -> list[Stream]:
-    """`count` streams of a setting; calibration and test streams come from different seeds."""
+    """The streams of a setting; those of calibration and test come from different seeds."""
     key = int.from_bytes(name.encode()[:6], "big")
     return [
         world.stream(f"{name}-{split}-{i:04d}", (seed, _SPLIT_SEEDS[split], key, i), seconds, style)
@@ -89,8 +108,7 @@ def check_length(model: VLJEPA, stream: Stream | VideoStream) -> None:
 def encode_stream(model: VLJEPA, stream: Stream | VideoStream, step_rate: float) -> EncodedStream:
     """Runs X-Encoder and Predictor over a whole stream, under a caption query, and the change detector beside them.
 
-    Raises:
-        InputError: the steps a second do not fit the model, the stream is shorter than a window, or its file is broken.
+    Raises `InputError` for a rate that does not fit the model, and a stream that is short or broken.
     """
     check_length(model, stream)
     hop, length = model.encodings(step_rate)
@@ -162,11 +180,7 @@ def save_streams(streams: Sequence[EncodedStream], folder: Path) -> None:
 
 
 def load_streams(folder: Path) -> list[EncodedStream]:
-    """Reads what `save_streams` wrote.
-
-    Raises:
-        InputError: a file is missing, truncated or incomplete, or disagrees with the others on streams or steps.
-    """
+    """What `save_streams` wrote. Raises `InputError` for files that are missing, broken, or disagree."""
     records = read_records(folder / "records.jsonl")
     path, encoded = folder / "latents.safetensors", folder / "encoding.json"
     tensors = read_tensors(path, load_file)
@@ -180,14 +194,147 @@ def load_streams(folder: Path) -> list[EncodedStream]:
         raise InputError(f"{encoded}: ledgers must be one for each of {len(records)} streams, got {len(ledgers)}")
     streams = []
     for record, ledger in zip(records, ledgers, strict=True):
-        found = {part: tensors.get(f"{record.video_id}/{part}") for part in _TENSORS}
-        steps = 0 if found["latents"] is None else len(found["latents"])
-        for part, rows in found.items():
-            name = f"{part} of the stream {record.video_id!r}"
+        found: dict[str, np.ndarray] = {}
+        for part in _TENSORS:
+            name, rows = f"{part} of the stream {record.video_id!r}", tensors.get(f"{record.video_id}/{part}")
             if rows is None:
                 raise InputError(f"{path}: no {name} that records.jsonl lists")
+            found[part], steps = rows, len(found.get("latents", rows))
             if rows.shape[:1] != (steps,) or rows.ndim != (2 if part in ("latents", "states") else 1):
                 raise InputError(f"{path}: {name} must be of {steps} steps, got shape {rows.shape}")
         parts = {part: rows for part, rows in found.items() if rows is not None}
         streams.append(EncodedStream(record, **parts, ledger=ledger, hop=hop, length=length))
     return streams
+
+
+# --- Segments, as plain data.
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The segments of each stream, with the step at which each came out.
+
+    `steps` are the latents (T, E) and times (T,) that were computed of each stream. `predicted` counts the embeddings
+    that each stream took, None where every step has one.
+
+    >>> Segments([], [], []).decoded(CachedDecoder(None))
+    []
+    """
+
+    steps: list[tuple[np.ndarray, np.ndarray]]
+    found: list[list[tuple[Segment, int]]]
+    predicted: list[int | None]
+
+    def decoded(self, decoder: Decoder) -> Sequence[DecodedStream]:
+        """Latents (N, E) of each stream's segments, and the decoder's texts of them."""
+        return decode_segments(Recorded(self.found), decoder, self.steps)
+
+    def emissions(
+        self, decoder: Decoder, cache: LatentCache | None, latent_delay: float
+    ) -> tuple[list[list[Emission]], OperationLedger]:
+        """The emissions of each stream through an empty copy of the cache, and what they took."""
+        cache = None if cache is None else cache.fresh()
+        selective = SelectiveDecoder(Recorded(self.found), decoder, cache=cache, latent_delay=latent_delay)
+        return selective.run_many(self.steps), selective.ledger
+
+
+def segment_streams(
+    streams: Sequence[EncodedStream], policy: Policy, selection: StepSelection | None = None
+) -> Segments:
+    """What a policy makes of the selected steps of recorded streams.
+
+    An oracle is told where the events of a stream begin and end. A policy on demand sees states in place of latents.
+    """
+    segments = Segments([], [], [])
+    for stream in (each.selected(selection) for each in streams):
+        if isinstance(policy, Oracle):
+            policy.boundaries = [second for event in stream.record.events for second in (event.start, event.end)]
+        asked: list[int] = []
+        rows = stream.latents
+        if isinstance(policy, OnDemand) and stream.states is not None:
+            policy.predict = partial(_predicted, stream.latents, asked)
+            rows = stream.states
+        segments.steps.append((stream.latents, stream.times))
+        segments.found.append(policy.run(rows, stream.times))
+        segments.predicted.append(len(asked) if isinstance(policy, OnDemand) else None)
+    return segments
+
+
+def _predicted(latents: np.ndarray, asked: list[int], step: int) -> np.ndarray:
+    asked.append(step)
+    return np.asarray(latents[step])
+
+
+class Recorded(Policy):
+    """Gives the segments that were found before, stream by stream.
+
+    >>> policy = Recorded([[], []])
+    >>> policy.run(np.zeros((1, 2)), np.zeros(1))
+    []
+    """
+
+    name, causal, latency, state = "recorded", False, "as it was", "none"
+
+    def __init__(self, found: Iterable[list[tuple[Segment, int]]]) -> None:
+        self._streams = iter(found)
+
+    def start(self) -> None: ...
+
+    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
+        return []
+
+    def finish(self) -> list[Segment]:
+        return []
+
+    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
+        return next(self._streams)
+
+
+class CachedDecoder:
+    """Decodes equal latents once. For sweeps only: the ledgers of operating points count the decoder's own calls.
+
+    >>> class Word:
+    ...     def decode(self, latents):
+    ...         return [Decoded("red", 1, 1)] * len(latents)
+    >>> CachedDecoder(Word()).decode(torch.ones(2, 4))[1].text
+    'red'
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self._cached: dict[bytes, Decoded] = {}
+
+    def decode(self, latents: torch.Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
+        """Results for latents (N, E), in their order."""
+        keys = [row.tobytes() for row in latents.numpy()]
+        new = {key: row for row, key in enumerate(keys) if key not in self._cached}
+        if new:
+            self._cached.update(zip(new, self.decoder.decode(latents[list(new.values())]), strict=True))
+        return [self._cached[key] for key in keys]
+
+
+def encoding_operations(
+    stream: EncodedStream, selection: StepSelection | None, predicted: int | None = None
+) -> tuple[OperationLedger, EstimatedSeconds]:
+    """What encoding a stream takes, and predicting at every selected step, or `predicted` times.
+
+    The whole stream was encoded once. The calls and FLOPs of a selection of steps are exact, since all calls cost the
+    same. Its wall time was not measured: the estimate is a call's mean time, times the calls.
+    """
+    whole, ledger = stream.ledger, OperationLedger()
+    ledger.stream(whole.stream_seconds)
+    calls, estimated = {"encoder": whole.encoder.calls, "predictor": whole.predictor.calls}, {}
+    if selection is not None:
+        mask = stream.mask(selection)
+        calls = {"encoder": slots_needed(mask, stream.hop, stream.length), "predictor": int(mask.sum())}
+        if selection.threshold is not None:
+            ledger.add("detector", whole.detector)
+    if predicted is not None:
+        calls["predictor"] = predicted
+    for part, once in (("encoder", whole.encoder), ("predictor", whole.predictor)):
+        fraction = calls[part] / once.calls if once.calls else 0.0
+        measured = selection is None and (part == "encoder" or predicted is None)
+        estimated[part] = 0.0 if measured else once.seconds * fraction
+        exact = {name: round(getattr(once, name) * fraction) for name in ("forward_passes", "flops", "weight_bytes")}
+        ledger.count(part, calls=calls[part], seconds=once.seconds if measured else 0.0, **exact)
+    return ledger, EstimatedSeconds(**estimated)

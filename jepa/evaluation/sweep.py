@@ -9,22 +9,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, astuple
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from jepa import checkpoint
 from jepa.build import build, build_as
-from jepa.config import CacheConfig, PolicyConfig, SweepConfig
+from jepa.config import CacheConfig, PolicyConfig, ReportConfig, SweepConfig
+from jepa.data.json_lines import located
 from jepa.data.records import StreamRecord
 from jepa.errors import InputError
 from jepa.evaluation.processes import in_processes
-from jepa.evaluation.segments import CachedDecoder, Recorded, Segments, encoding_operations, segment_streams
-from jepa.evaluation.streams import EncodedStream, density
+from jepa.evaluation.provenance import code_version, describe_device, now
+from jepa.evaluation.streams import (
+    SPLITS,
+    CachedDecoder,
+    EncodedStream,
+    Recorded,
+    Segments,
+    density,
+    encoding_operations,
+    load_streams,
+    segment_streams,
+)
 from jepa.metrics import (
     CaptionPairs,
     DenseScores,
@@ -38,7 +51,17 @@ from jepa.metrics import (
     tokenize,
 )
 from jepa.models.bank import fill_bank
-from jepa.results import Ratio, Sweep, documents
+from jepa.results import (
+    Ratio,
+    Requirement,
+    Setting,
+    StreamEvaluation,
+    StreamResults,
+    Sweep,
+    documents,
+    is_kind,
+    read_document,
+)
 from jepa.results.documents import CacheSettings, Decode, EstimatedSeconds, Operations, Point, Reference, Saving
 from jepa.selective import (
     Decoder,
@@ -78,15 +101,6 @@ def _selection(config: PolicyConfig) -> StepSelection | None:
     return None if config.steps is None else build_as(StepSelection, "steps", config.steps)
 
 
-@contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """Puts the key in front of an error."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{key}: {error}") from error
-
-
 class Swept(NamedTuple):
     """A sweep, and for each policy with operations its emissions on the first test stream."""
 
@@ -103,21 +117,14 @@ def sweep_setting(
     name: str,
     tolerances: Sequence[float] = (0.0,),
 ) -> Swept:
-    """Curves, savings and operations of one setting.
+    """Curves, savings and operations of one setting, called `name`.
 
-    Parameters and cache thresholds are chosen on the calibration streams alone. The first reference at the first of
-    the `tolerances` is the headline. Document frequencies come from all annotations of a split. With a cache the texts
-    of near latents are used again; its threshold is calibrated anew for each value. A bank is filled from half the
-    calibration streams and calibrated on the other half.
+    Parameters and cache thresholds are chosen on the calibration streams alone, thresholds anew for each value; half of
+    these streams fill a bank. The first reference at the first of the `tolerances` (fractions of its quality that may
+    be lost) is the headline. `latent_delay`: seconds from a latent's time until it can be known.
 
-    Two or more `workers` are forked processes that share the work, where the decoder is on the CPU. The results are
-    the same. The ledgers of the operations are counted in this process, when the others have ended.
-
-    Args:
-        streams: the splits `calibration` and `test`.
-        latent_delay: seconds from a latent's time until it can be known.
-        name: of the setting, in the progress bar and in errors.
-        tolerances: fractions of the reference's quality that may be lost.
+    Where the decoder is on the CPU, two or more `workers` are forked processes that share the work, with the same
+    results; the ledgers of the operations are counted in this process.
 
     Raises:
         InputError: before anything runs, for options that no sweep can have, streams without annotations, and latents
@@ -165,10 +172,10 @@ def check_sweep(config: SweepConfig) -> None:
             raise InputError(f"{key}.values must be distinct, got {policy.values}")
         if policy.cache is not None and policy.cache.bank and not policy.cache.shared:
             raise InputError(f"{key}.cache must be shared to be a bank, got {policy.cache}")
-        with _naming(f"{key}.steps"):
+        with located(f"{key}.steps"):
             _selection(policy)
         for value in policy.values:
-            with _naming(f"{key}.policy, {policy.parameter}={value:g}"):
+            with located(f"{key}.policy, {policy.parameter}={value:g}"):
                 make_policy(policy, value)
     for index, reference in enumerate(config.references):
         swept = config.policies.get(reference.policy)
@@ -190,7 +197,7 @@ def _check_streams(streams: Streams, decoder: Decoder, policies: Mapping[str, Po
         if policy.cache is not None and policy.cache.bank and (count := len(streams["calibration"])) < 4:
             raise InputError(f"policies.{name}.cache.bank needs at least 4 calibration streams, got {count}")
     for stream in every:
-        with _naming(f"stream {stream.record.video_id}"):
+        with located(f"stream {stream.record.video_id}"):
             SelectiveDecoder(Recorded([[]]), decoder).run(stream.latents, stream.times)
 
 
@@ -198,14 +205,70 @@ def _on_cpu(decoder: Decoder) -> bool:
     return not isinstance(decoder, torch.nn.Module) or all(p.device.type == "cpu" for p in decoder.parameters())
 
 
+def stream_results(folder: Path, config: ReportConfig) -> StreamResults | None:
+    """Policies swept over the saved latents of an evaluation; None where the folder holds none of a VL-JEPA's streams.
+
+    Raises:
+        InputError: a broken evaluation, or bad policies, references or requirements.
+    """
+    path = folder / StreamEvaluation.file_name
+    if not is_kind(path, StreamEvaluation):
+        return None
+    evaluation: StreamEvaluation = read_document(path, StreamEvaluation)
+    if config.fail_under is not None:  # before the sweep
+        Requirement.parse(config.fail_under).check("streams", evaluation.settings)
+    model = checkpoint.load(Path(config.checkpoint or folder / evaluation.checkpoint))
+    return sweep_evaluation(evaluation, folder, model, config)
+
+
+def sweep_evaluation(
+    evaluation: StreamEvaluation, folder: Path, decoder: Decoder, config: ReportConfig
+) -> StreamResults:
+    """Policies swept over the latents that an evaluation saved in its folder. The decoder is on the CPU."""
+    device = describe_device("cpu")
+
+    def swept(name: str, encoded: documents.EncodedStreams) -> Setting:
+        streams = {split: load_streams(folder / name / split) for split in SPLITS}
+        sweep, emissions = sweep_setting(
+            streams,
+            decoder,
+            config,
+            latent_delay=evaluation.latent_delay,
+            name=name,
+            tolerances=config.tolerances,
+        )
+        first, counts = streams["test"][0].record, {split: len(each) for split, each in streams.items()}
+        return Setting(
+            **dict(sweep),
+            description=encoded.description,
+            step_rate_hz=encoded.step_rate_hz,
+            streams=documents.StreamCounts(**counts, seconds_each=encoded.seconds_each),
+            timeline=documents.Timeline(
+                video_id=first.video_id,
+                duration=first.duration,
+                thumbnails=encoded.thumbnails,
+                events=tuple(
+                    documents.Event(start=event.start, end=event.end, text=event.text) for event in first.events
+                ),
+                decodes=emissions,
+            ),
+            one_device=device == evaluation.device,
+        )
+
+    common = {"created", "name", "seed", "code", "libraries", "device", "parameters", "training", "scores"}
+    return StreamResults(
+        **{key: value for key, value in evaluation if key in common},
+        config={**evaluation.config, "report": config.model_dump()},
+        settings={name: swept(name, encoded) for name, encoded in evaluation.settings.items()},
+        sweep=documents.SweepOrigin(created=now(), code=code_version(), device=device),
+    )
+
+
 # --- Runs: a policy at one value, on both splits.
 
 
 class _Job(NamedTuple):
-    """Policies whose segments at `value` are the same: they differ in their cache at most.
-
-    `length` is in runs; a cache counts for two more, which calibrate it.
-    """
+    """Policies with the same segments at `value`. `length` is in runs; a cache counts for two more, to calibrate it."""
 
     value: float
     policies: tuple[str, ...]
@@ -222,10 +285,9 @@ class _Run(NamedTuple):
 
 
 def _tasks(policies: Mapping[str, PolicyConfig], processes: int) -> list[list[_Job]]:
-    """All jobs, in tasks for processes, the longest first.
+    """All jobs, in tasks for processes, the longest first, none longer than a process's part if it can be cut.
 
-    Values of the same policies stand together, since they have latents and texts in common. No task is longer than one
-    process's part, if it can be cut.
+    Values of the same policies stand together, since they have latents and texts in common.
     """
     groups: dict[str, dict[float, list[str]]] = {}
     for name, policy in policies.items():
@@ -407,7 +469,11 @@ def _curve(config: PolicyConfig, runs: Mapping[float, _Run], seed: int) -> docum
                 latency=policies[value].latency,
                 state=policies[value].state,
                 dense=DenseScores(*(float(np.mean(scores)) for scores in zip(*map(astuple, run.dense), strict=True))),
-                cache=_cache_result(run),
+                cache=None
+                if run.cache is None or run.error is None
+                else documents.CacheResult(
+                    threshold=run.cache.threshold, error=documents.CacheError(**vars(run.error))
+                ),
             )
             for value, run in runs.items()
         ),
@@ -417,9 +483,3 @@ def _curve(config: PolicyConfig, runs: Mapping[float, _Run], seed: int) -> docum
 def _point(point: SweepPoint, seed: int) -> Point:
     quality = bootstrap_mean(point.scores, seed=seed)
     return Point(value=point.value, decodes_per_second=point.decodes_per_second, cider_d=quality)
-
-
-def _cache_result(run: _Run) -> documents.CacheResult | None:
-    if run.cache is None or run.error is None:
-        return None
-    return documents.CacheResult(threshold=run.cache.threshold, error=documents.CacheError(**vars(run.error)))

@@ -1,23 +1,52 @@
-"""Zero-shot tasks of a VL-JEPA on held-out compositions: everything but captioning is a nearest embedding.
+"""Zero-shot tasks of a VL-JEPA, on held-out compositions and on any manifest.
 
-N clips, M candidates, E embedding dimensions.
+All but captioning choose the nearest embedding (VL-JEPA, arXiv 2512.10942, 3.2). On manifests candidates level with the
+nearest share its credit, as if one of them were drawn: a collapsed model scores chance. Processes that torchrun started
+share the samples; what they find is joined in order, and scored once.
+
+N clips or samples, M candidates, C clips of a sample, F frames a clip, S pixels a side, E embedding dimensions.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from pydantic import JsonValue
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from jepa import checkpoint
+from jepa.build import build
+from jepa.config import EvaluateConfig, TaskConfig
+from jepa.data.manifests import Kind, QuestionSample, Sample, WorldPredictionSample, read_manifest
+from jepa.data.media import read_clip
 from jepa.data.world import CAPTION_QUERIES, SOLO_ACTIONS, Question, Scene, World, captions, questions
-from jepa.data.world_tasks import held_out_clips, held_out_scenes
-from jepa.metrics import cider_d, paired_cosine, rankme, retrieval_ranks, unpaired_cosine
+from jepa.data.world_tasks import held_out_clips, held_out_scenes, world_samples
+from jepa.errors import InputError
+from jepa.evaluation.processes import Ranks, ranks
+from jepa.evaluation.provenance import announce, device_of, evaluated
+from jepa.metrics import (
+    cider_d,
+    paired_cosine,
+    rankme,
+    retrieval_ranks,
+    retrieval_scores,
+    unpaired_cosine,
+)
+from jepa.metrics.answers import proportion_interval
 from jepa.metrics.per_token import answer_costs, choice_costs
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import similarity_flops
+from jepa.results import TaskEvaluation, write_files
 from jepa.results.documents import (
     AnswerCost,
     CaptionScores,
@@ -26,6 +55,7 @@ from jepa.results.documents import (
     QuestionScores,
     RetrievalScores,
     Scores,
+    TaskScore,
 )
 from jepa.selective import Decoded
 
@@ -82,10 +112,7 @@ def score_tasks(model: VLJEPA, world: World, seed: int, candidates: int, batch_s
 
 
 def answer_flops(model: VLJEPA, query: str, candidates: int, width: int) -> int:
-    """FLOPs of an answer alone, without padding: its clip encoded, its embedding (E,) predicted and compared with M.
-
-    Where questions share a clip, each counts the whole clip. `embedding_flops` counts the candidates.
-    """
+    """FLOPs of an answer alone: its whole clip encoded, its embedding (E,) predicted and compared with M candidates."""
     return model.clip_flops() + model.query_flops(query) + similarity_flops(1, candidates, width)
 
 
@@ -139,7 +166,7 @@ def score_lines(scores: Scores) -> str:
 def caption_scores(decoded: Sequence[Decoded], references: Sequence[Sequence[str]], before: int) -> CaptionScores:
     """CIDEr-D (x10, mean) of N captions, the fraction that is one of their references, and the cost.
 
-    Accuracy against tokens reaches to `CAPTION_TOKENS`. `before`: FLOPs of each caption until it is decoded.
+    `before`: FLOPs of each caption until it is decoded.
     """
     texts, tokens = [d.text for d in decoded], torch.tensor([d.tokens for d in decoded])
     right = torch.tensor([text in refs for text, refs in zip(texts, references, strict=True)])
@@ -197,3 +224,313 @@ def _question_answering(
 def _choice(accuracy: float, queries: int, candidates: int, flops: float) -> ChoiceScores:
     chance, cost = 1 / candidates, choice_cost(accuracy, flops)
     return ChoiceScores(queries=queries, accuracy=accuracy, candidates=candidates, chance=chance, cost=cost)
+
+
+# --- Any manifest.
+
+
+@torch.no_grad()
+def evaluate_task(folder: Path, output: Path, config: EvaluateConfig, settings: TaskConfig) -> Path:
+    """Scores the checkpoint `folder` on a task; writes `output`, a `TaskEvaluation` with a line for each sample.
+
+    Raises:
+        InputError: a bad manifest, fewer samples than processes, or a medium that cannot be read; with the task's
+            `skip_broken`, none that can.
+    """
+    trained = checkpoint.read_config(folder)
+    with ranks() as all_ranks:
+        device = device_of(config.accelerator)
+        model = checkpoint.load(folder).to(device)
+        kind, run = TASKS[settings.kind]
+        if settings.manifest is None:
+            samples = world_samples(build(trained["world"]), kind, config.candidates, model.frames, config.seed)
+        else:
+            samples = read_manifest(Path(settings.manifest), [kind])[: settings.limit or None]
+        if len(samples) < all_ranks.count:
+            raise InputError(f"a task must have a sample for each of {all_ranks.count} processes, got {len(samples)}")
+        task = Task(model, settings, samples, config.batch_size, all_ranks)
+        found = run(task)
+        if all_ranks.rank:
+            return output
+        document = evaluated(
+            TaskEvaluation,
+            *(folder, output, trained, device, model),
+            config={"train": trained, "evaluate": config.model_dump()},
+            task=settings.kind,
+            data=settings.manifest or "embedded",
+            samples=len(found.lines),
+            skipped=tuple(task.skipped),
+            processes=all_ranks.count,
+            scores=found.scores,
+            counts=found.counts,
+            per_token=found.per_token,
+        )
+        lines = zip(task.kept, found.lines, strict=True)
+        text = "".join(json.dumps({"id": sample.id, **line}, ensure_ascii=False) + "\n" for sample, line in lines)
+        write_files({output / "predictions.jsonl": text.encode(), output / document.file_name: document.to_json()})
+    shown = [f"{settings.kind}, {document.data} data, {document.samples} samples"]
+    shown += [f"{name:32} {count:7}" for name, count in document.counts.items()]
+    shown += [
+        score_line(name, each.value, each.chance, each.interval, each.cost) for name, each in found.scores.items()
+    ]
+    skipped = [f"skipped {len(task.skipped)} of {len(samples)} samples:", *task.skipped] if task.skipped else []
+    announce("\n".join([*shown, *skipped]), {"evaluation": output})
+    return output
+
+
+@dataclass
+class Task:
+    """What a task works with: all `samples`, of which this process reads its part.
+
+    After `predict`, `kept` are the samples that were read, in order, and `skipped` says what was wrong with the others.
+    """
+
+    model: VLJEPA
+    settings: TaskConfig
+    samples: Sequence[Any]  # all of one kind
+    batch_size: int
+    ranks: Ranks = field(default_factory=Ranks)
+    kept: list[Any] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def predict(self, queries: Callable[[Any], Sequence[str]]) -> Tensor:
+        """Predicted embeddings (clips of the kept samples, E), float32 on the CPU; `queries`: one a clip of a sample.
+
+        Each process runs its own samples, and gets all embeddings. Raises `InputError` for a sample that cannot be
+        read, unless the settings say `skip_broken`; and where none can.
+        """
+        own = range(len(self.samples))[self.ranks.part(len(self.samples))]
+        reader = _Clips([self.samples[i] for i in own], self.model, self.settings.fps)
+        batches = DataLoader(reader, self.batch_size, num_workers=self.settings.workers, collate_fn=list)
+        rows, kept, broken, asked = list[Tensor](), list[int](), list[str](), list[str]()
+        numbers = iter(own)
+        for batch in tqdm(batches, desc="clips", unit="batch", leave=False, disable=self.ranks.rank > 0):
+            read = list[Tensor]()
+            for clips in batch:
+                number = next(numbers)
+                if isinstance(clips, Tensor):
+                    read.append(clips)
+                    kept.append(number)
+                    asked += queries(self.samples[number])
+                elif self.settings.skip_broken:
+                    broken.append(f"{self.samples[number].id}: {clips}")
+                else:
+                    raise clips
+            for clips in torch.cat(read).split(self.batch_size) if read else ():
+                states = self.model.encode(clips)
+                rows.append(self.model.predict(states, asked[: len(clips)]).float().cpu())
+                del asked[: len(clips)]
+        found = self.ranks.gather((rows, kept, broken))
+        self.kept = [self.samples[number] for _, numbers, _ in found for number in numbers]
+        self.skipped = [message for _, _, messages in found for message in messages]
+        if not self.kept:
+            raise InputError(f"none of {len(self.samples)} samples can be read, the first: {self.skipped[0]}")
+        return torch.cat([part for parts, _, _ in found for part in parts])
+
+    def decode(self, predictions: Tensor) -> list[Decoded]:
+        """The decoded texts of N predictions, each process decoding its part."""
+        own = predictions[self.ranks.part(len(predictions))]
+        parts = own.split(self.batch_size) if len(own) else ()
+        decoded = chain.from_iterable(map(self.model.decode, parts))
+        return list(chain.from_iterable(self.ranks.gather(list(decoded))))
+
+
+class _Clips(Dataset["Tensor | InputError"]):
+    """The clips (C, F, S, S, 3) uint8 of each sample; of a world prediction the two states as one clip come first.
+
+    An error is handed over as it is: raised in a worker, it would come wrapped into its traceback.
+    """
+
+    def __init__(self, samples: Sequence[Sample], model: VLJEPA, fps: float | None) -> None:
+        self.samples, self.frames, self.size, self.fps = samples, model.frames, model.x_encoder.size, fps
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Tensor | InputError:
+        sample, half = self.samples[index], self.frames // 2
+        try:
+            if not isinstance(sample, WorldPredictionSample):
+                return torch.from_numpy(read_clip(sample.media, self.frames, self.size, self.fps))[None]
+            parts = ((sample.before, half), (sample.after, self.frames - half))
+            states = np.concatenate([read_clip(media, frames, self.size) for media, frames in parts])
+            candidates = [read_clip(media, self.frames, self.size, self.fps) for media in sample.candidates]
+            return torch.from_numpy(np.stack([states, *candidates]))
+        except InputError as error:
+            return error
+
+
+Lines = list[dict[str, JsonValue]]
+
+
+class Found(NamedTuple):
+    """Scores by name, a line of predictions for each sample, the sizes of the task, and accuracy against tokens."""
+
+    scores: dict[str, TaskScore]
+    lines: Lines
+    counts: dict[str, int]
+    per_token: PerToken | None = None
+
+
+def classification(task: Task) -> Found:
+    """The nearest label; of a label's prompts the mean embedding counts (CLIP, arXiv 2103.00020, 3.1.4).
+
+    All samples share the embedded prompts.
+    """
+    settings, samples = task.settings, task.samples
+    labels = sorted({sample.label for sample in samples})
+    prompts = [template.replace("{label}", label) for label in labels for template in settings.templates]
+    embedded = task.model.embed_all(prompts).reshape(len(labels), len(settings.templates), -1)
+    predictions = task.predict(lambda sample: [settings.query])
+    means = F.normalize(embedded.mean(1), dim=-1)
+    right = torch.tensor([labels.index(sample.label) for sample in task.kept])
+    ks = [k for k in settings.top if k <= len(labels)]
+    ranks = retrieval_ranks(predictions, means, right, torch.arange(len(labels)))
+    nearest = (predictions @ means.T).topk(max([1, *ks]), sorted=True)
+    flops = answer_flops(task.model, settings.query, len(labels), predictions.shape[1])
+    flops_each = flops + embedding_flops(task.model, prompts) / len(task.kept)
+    scores = {}
+    for k in ks:
+        value = float(ranks.recall(k).mean())
+        scores[f"top-{k}"] = TaskScore(value=value, chance=k / len(labels), cost=choice_cost(value, flops_each))
+    lines: Lines = []
+    for sample, chosen, values in zip(task.kept, nearest.indices.tolist(), nearest.values.tolist(), strict=True):
+        cosines = {labels[c]: cosine for c, cosine in zip(chosen, values, strict=True)}
+        lines.append({"label": sample.label, "prediction": labels[chosen[0]], "nearest": cosines})
+    return Found(scores, lines, {"classes": len(labels)})
+
+
+def retrieval(task: Task) -> Found:
+    """Clips, each predicted under one query, against the captions of all, both ways.
+
+    The clips share the embedded captions, and the captions the predicted clips.
+    """
+    query, captions = task.settings.query, [(each.id, text) for each in task.samples for text in each.captions]
+    embedded = task.model.embed_all([text for _, text in captions])  # first: it refuses texts too long
+    predictions = task.predict(lambda sample: [query])
+    samples, kept = task.kept, {sample.id for sample in task.kept}
+    rows = [row for row, (name, _) in enumerate(captions) if name in kept]
+    texts, embedded, clip_ids = [captions[row][1] for row in rows], embedded[rows], torch.arange(len(samples))
+    text_ids = clip_ids.repeat_interleave(torch.tensor([len(sample.captions) for sample in samples]))
+    clips = len(samples) * (task.model.clip_flops() + task.model.query_flops(query))
+    spent = clips + embedding_flops(task.model, texts) + similarity_flops(len(samples), *embedded.shape)
+    scores, counts = dict[str, TaskScore](), dict[str, int]()
+    for direction, each in retrieval_scores(predictions, clip_ids, embedded, text_ids, task.settings.ks).items():
+        counts |= {f"{direction} {name}": each[name] for name in ("queries", "candidates")}
+        for name, chance in each["chance"].items():
+            cost = choice_cost(each[name], spent / each["queries"]) if name.startswith("r@") else None
+            scores[f"{direction} {name}"] = TaskScore(value=each[name], chance=chance, cost=cost)
+    ranks = retrieval_ranks(predictions, embedded, clip_ids, text_ids).expected().tolist()
+    nearest = [int((part @ embedded.T).argmax()) for part in predictions]
+    lines: Lines = [
+        {"captions": list(sample.captions), "nearest": texts[chosen], "rank": rank}
+        for sample, chosen, rank in zip(samples, nearest, ranks, strict=True)
+    ]
+    return Found(scores, lines, counts)
+
+
+def vqa(task: Task) -> Found:
+    """The nearest candidate; where a question has none of its own, all answers of the manifest are candidates.
+
+    All samples share the embedded candidates, each text once.
+    """
+    settings, samples = task.settings, task.samples
+    answers = tuple(dict.fromkeys(sample.answer for sample in samples))
+    texts = list(dict.fromkeys(chain.from_iterable(sample.candidates or answers for sample in samples)))
+    prompts = [settings.candidate.replace("{candidate}", text) for text in texts]
+    embedded = dict(zip(texts, task.model.embed_all(prompts), strict=True))
+
+    def query(sample: QuestionSample) -> str:
+        return settings.prompt.replace("{question}", sample.question)
+
+    predictions = task.predict(lambda sample: [query(sample)])
+    choices, lines, flops = list[_Choice](), Lines(), embedding_flops(task.model, prompts)
+    for sample, prediction in zip(task.kept, predictions, strict=True):
+        candidates = sample.candidates or answers
+        right = [text in (sample.answer, *sample.alternatives) for text in candidates]
+        choice = _choose(prediction, torch.stack([embedded[text] for text in candidates]), right)
+        choices.append(choice)
+        flops += answer_flops(task.model, query(sample), len(candidates), len(prediction))
+        asked = {"question": sample.question, "answer": sample.answer}
+        lines.append({**asked, "prediction": candidates[choice.chosen], "right": choice.credit})
+    return Found({"accuracy": _accuracy(choices, flops)}, lines, {})
+
+
+def captioning(task: Task) -> Found:
+    """Decoded captions against all references. The chance level of CIDEr-D is the score of another clip's caption."""
+    query = task.settings.query
+    predictions = task.predict(lambda sample: [query])
+    decoded = task.decode(predictions)
+    references = [list(sample.captions) for sample in task.kept]
+    texts = [each.text for each in decoded]
+    before = task.model.clip_flops() + task.model.query_flops(query)
+    found = caption_scores(decoded, references, before)
+    others = float(cider_d([*texts[1:], texts[0]], references).mean())
+    lines: Lines = [
+        {"captions": [*refs], "prediction": each.text, "tokens": each.tokens, "flops": before + each.flops}
+        for refs, each in zip(references, decoded, strict=True)
+    ]
+    scores = {
+        "cider_d": TaskScore(value=found.cider_d, chance=others),
+        "exact_match": TaskScore(value=found.exact_match, cost=found.cost),
+    }
+    return Found(scores, lines, {"queries": found.queries}, found.per_token)
+
+
+def world_prediction(task: Task) -> Found:
+    """The candidate clip nearest to the clip of the two states (VL-JEPA's protocol for WorldPrediction-WM).
+
+    Every sample has candidates of its own, which are encoded and predicted as it is.
+    """
+    if task.model.frames < 2:
+        raise InputError("world_prediction needs a model whose clips have at least 2 frames, for two states, got 1")
+    query, asked = task.settings.query, task.settings.action_query
+    rows = task.predict(lambda sample: [query, *[asked] * len(sample.candidates)])
+    choices, lines, flops = list[_Choice](), Lines(), 0
+    for sample, part in zip(task.kept, rows.split([1 + len(each.candidates) for each in task.kept]), strict=True):
+        choice = _choose(part[0], part[1:], [i == sample.answer for i in range(len(sample.candidates))])
+        choices.append(choice)
+        flops += answer_flops(task.model, query, len(choice.cosines), rows.shape[1])
+        flops += len(choice.cosines) * (task.model.clip_flops() + task.model.query_flops(asked))
+        found: dict[str, JsonValue] = {"answer": sample.answer, "prediction": choice.chosen}
+        lines.append({**found, "right": choice.credit, "cosines": [*choice.cosines]})
+    return Found({"accuracy": _accuracy(choices, flops)}, lines, {})
+
+
+class _Choice(NamedTuple):
+    """The candidate that is chosen, the fraction that is right of those level with it, and chance."""
+
+    chosen: int
+    credit: float
+    chance: float
+    cosines: list[float]
+
+
+def _choose(prediction: Tensor, candidates: Tensor, right: Sequence[bool]) -> _Choice:
+    """Of candidates (M, E) the nearest to a prediction (E,)."""
+    ranks = retrieval_ranks(prediction[None], candidates, torch.tensor([1]), torch.tensor(right).long())
+    cosines = candidates @ prediction
+    return _Choice(int(cosines.argmax()), float(ranks.recall(1)), sum(right) / len(right), cosines.tolist())
+
+
+def _accuracy(choices: Sequence[_Choice], flops: int) -> TaskScore:
+    """The fraction right with its interval, chance level and cost; `flops`: of all answers."""
+    right, count = sum(choice.credit for choice in choices), len(choices)
+    interval = proportion_interval(right, count)
+    return TaskScore(
+        value=right / count,
+        chance=sum(choice.chance for choice in choices) / count,
+        interval=(interval.low, interval.high),
+        cost=choice_cost(right / count, flops / count),
+    )
+
+
+TASKS: dict[
+    str, tuple[Kind, Callable[[Task], Found]]
+] = {  # the samples of a manifest that each takes, and what it does
+    "classification": ("class", classification),
+    "retrieval": ("caption", retrieval),
+    "vqa": ("question", vqa),
+    "captioning": ("caption", captioning),
+    "world_prediction": ("world_prediction", world_prediction),
+}

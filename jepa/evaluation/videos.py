@@ -12,13 +12,14 @@ from tqdm import tqdm
 from jepa import checkpoint
 from jepa.build import build
 from jepa.config import EvaluateConfig, StreamConfig, VideosConfig
+from jepa.data.json_lines import located
 from jepa.data.records import StreamRecord
 from jepa.data.timelines import excerpt, read_timeline, video_of
 from jepa.data.video import VideoFile, VideoStream, find_video
 from jepa.data.world import Stream, World
 from jepa.errors import InputError
+from jepa.evaluation.processes import Ranks, ranks
 from jepa.evaluation.provenance import device_of, evaluated, trained_stages
-from jepa.evaluation.ranks import Ranks, ranks
 from jepa.evaluation.streams import (
     SPLITS,
     EncodedStream,
@@ -36,14 +37,13 @@ from jepa.results.documents import EncodedStreams, Stage, Training
 
 @torch.no_grad()
 def evaluate_videos(folder: Path, output: Path, config: EvaluateConfig) -> Path:
-    """Scores the checkpoint `folder` by an `EvaluateConfig`; writes and returns the folder `output`.
+    """Scores the checkpoint `folder`; writes `output`, a `StreamEvaluation` beside the encoded streams of each setting.
 
-    It holds a `StreamEvaluation` and, for each setting and split, latents, times, annotations and ledgers. Input is
-    checked before anything is computed. A video that turns out to be broken on the way is left out.
+    Input is checked before anything is computed. A video that turns out to be broken on the way is left out.
 
     Raises:
-        InputError: a checkpoint without its training record, or a bad timeline, excerpt, folder, video or step rate;
-            once all is written, for videos that were left out.
+        InputError: no training record, or a bad timeline, excerpt, folder, video or step rate; once all is written, for
+            videos that were left out.
     """
     with ranks() as all_ranks:
         return _evaluate_videos(folder, output, config, all_ranks)
@@ -73,8 +73,9 @@ def _evaluate_videos(folder: Path, output: Path, config: EvaluateConfig, all_ran
             settings[name] = encoded
     if all_ranks.rank:
         return output
-    document = StreamEvaluation(
-        **evaluated(folder, output, trained, device, model),
+    document = evaluated(
+        StreamEvaluation,
+        *(folder, output, trained, device, model),
         config={"train": trained, "evaluate": config.model_dump()},
         latent_delay=model.window / 2,
         processes=all_ranks.count,
@@ -131,10 +132,8 @@ def _videos(model: VLJEPA, setting: VideosConfig, all_ranks: Ranks) -> _Plan:
 
 def _check(model: VLJEPA, plan: _Plan, key: str) -> None:
     """Raises `InputError` for what encoding would stumble over after minutes; of a video file, its head is read."""
-    try:
+    with located(f"{key}.step_rate_hz"):
         model.slots(plan.setting.step_rate_hz)
-    except InputError as error:
-        raise InputError(f"{key}.step_rate_hz: {error}") from None
     for stream in (stream for streams in plan.streams.values() for stream in streams):
         check_length(model, stream)
         if isinstance(stream, VideoStream):

@@ -14,8 +14,7 @@ from made_streams import CACHE, GATE, ON_DEMAND, SELECTION, UNIFORM, NearestWord
 
 from jepa.config import CacheConfig, PolicyConfig, ReferenceConfig, SweepConfig
 from jepa.errors import InputError
-from jepa.evaluation.segments import CachedDecoder, segment_streams
-from jepa.evaluation.streams import load_streams, save_streams
+from jepa.evaluation.streams import CachedDecoder, load_streams, save_streams, segment_streams
 from jepa.evaluation.sweep import Swept, sweep_setting
 from jepa.results.documents import CacheError
 from jepa.selective import Decoded, Gate, Oracle, Policy, SelectiveDecoder, StepSelection, Uniform

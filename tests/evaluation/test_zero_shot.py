@@ -20,7 +20,7 @@ from jepa.data.manifests import read_manifest
 from jepa.data.world import World
 from jepa.data.world_tasks import world_samples
 from jepa.errors import InputError
-from jepa.evaluation.zero_shot import TASKS, Found, Task
+from jepa.evaluation.tasks import TASKS, Found, Task
 from jepa.results import TaskEvaluation, read_document
 from jepa.results.documents import AnswerCost, TaskScore
 from jepa.selective import Decoded

@@ -10,8 +10,7 @@ import torch
 
 from jepa.data.world import CAPTION_QUERIES, StreamStyle, World
 from jepa.errors import InputError
-from jepa.evaluation.segments import encoding_operations
-from jepa.evaluation.streams import encode_stream, load_streams, save_streams
+from jepa.evaluation.streams import encode_stream, encoding_operations, load_streams, save_streams
 from jepa.losses.infonce import InfoNCE
 from jepa.models.vl_jepa import PredictorOnDemand
 from jepa.operations import OperationLedger

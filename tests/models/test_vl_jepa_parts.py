@@ -21,8 +21,7 @@ from jepa.cli import main
 from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 from jepa.data.world import StreamStyle, World
 from jepa.errors import InputError
-from jepa.evaluation.segments import encoding_operations
-from jepa.evaluation.streams import SPLITS, encode_stream
+from jepa.evaluation.streams import SPLITS, encode_stream, encoding_operations
 from jepa.losses.infonce import InfoNCE
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger, count_flops
