@@ -342,7 +342,7 @@ def test_bad_input_ends_in_one_line(evaluated, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("key", "spoil", "parts"),
     [
-        ("latents", lambda a: a.__setitem__((3, 0), np.nan), ("everyday-test-0001", "finite", "nan at step 3")),
+        ("latents", lambda a: a.__setitem__((3, 0), np.nan), ("everyday-test-0001", "finite", "norm nan at step 3")),
         ("times", lambda a: a.__setitem__(5, 0.5), ("everyday-test-0001", "times must strictly increase, got 0.5")),
     ],
 )

@@ -67,12 +67,10 @@ UNTYPED = 40  # `dict[str, Any]` in jepa/: only where JSON or YAML is read or wr
 # Cases that fail today, by test. Each goes from this list as soon as it holds: a listed case that passes is a failure.
 NOT_YET = {
     "imports": set[str](),
-    "lines": {"jepa", "tests", "evaluation"},
-    "untyped": {"dict[str, Any]"},
+    "lines": {"jepa", "tests"},
 }
 # Where a budget is not met yet, what stands there: it may shrink, and grow no more.
-CEILINGS = {"jepa": 26_900, "tests": 18_900, "evaluation": 2_640}
-UNTYPED_CEILING = 60
+CEILINGS = {"jepa": 26_500, "tests": 18_900}
 
 
 class Module(NamedTuple):
@@ -260,7 +258,6 @@ def test_a_part_keeps_its_budget_of_lines(part):
 
 def test_what_is_over_its_budget_grows_no_more():
     assert {part: lines_of(part) for part in CEILINGS if lines_of(part) > CEILINGS[part]} == {}
-    assert untyped() <= UNTYPED_CEILING
 
 
 @pytest.mark.parametrize("name", cases("length", map(relative, [*files(PACKAGE), *files(TESTS)])))

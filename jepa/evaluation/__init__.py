@@ -13,7 +13,6 @@ _HOMES = {
     **dict.fromkeys(("Found", "Task"), "tasks"),
     **dict.fromkeys(("compared", "evaluate", "results_of"), "run"),
     "Ranks": "processes",
-    **dict.fromkeys(("Described", "Evaluated"), "provenance"),
 }
 __all__ = list(_HOMES)
 

@@ -234,8 +234,8 @@ class SelectiveDecoder:
         if not good.all():
             i = int(np.argmin(good))
             rule = next(rule for rule, kept in rules.items() if not kept[i])
-            got = f"norm {norms[i]:.6g} at {seconds[i]} s after {earlier[i]} s"
-            raise InputError(f"{rule}, got {got}, step {first + i}")
+            got = f"norm {norms[i]:.6g}" if rule.startswith("latents") else f"{seconds[i]} after {earlier[i]}"
+            raise InputError(f"{rule}, got {got} at step {first + i}")
         return rows, seconds
 
     def _schedule(self, cut: Sequence[tuple[Segment, int]], times: list[float]) -> list[_Released]:

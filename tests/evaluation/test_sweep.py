@@ -354,7 +354,7 @@ def test_a_decoder_that_is_not_on_the_cpu_stays_in_this_process():
     [
         (
             lambda s: s[3].latents.__setitem__((7, 2), np.nan),
-            "stream test-3: latents must be finite, got nan at step 7",
+            "stream test-3: latents must be finite, got norm nan at step 7",
         ),
         (lambda s: s[2].times.__setitem__(9, 0.1), "stream test-2: times must strictly increase, got 0.1 after 4.25"),
         (lambda s: s[0].latents.__imul__(2), "stream test-0: latents must have unit norm"),
