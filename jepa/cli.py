@@ -118,8 +118,8 @@ def _report(config: Any, output: Path) -> int:
     from jepa.evaluation.report import KINDS, Kind, report
     from jepa.results import NotMetError
 
-    names = ("ComparisonResults", "report", "folder_results")
-    comparison = Kind(*(f"jepa.studies.comparison:{name}" for name in names))
+    names = ("results:ComparisonResults", "report:report", "results:folder_results")
+    comparison = Kind(*(f"jepa.studies.comparison.{name}" for name in names))
     try:
         report(settings, (*KINDS, comparison))
     except NotMetError as error:

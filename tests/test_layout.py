@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"results"},
     "training": CORE | SETUP | {"results"},
     "evaluation": CORE | SETUP | {"lazy", "results"},
-    "studies": CORE | SETUP | {"training", "evaluation", "results", "report"},
+    "studies": CORE | SETUP | {"lazy", "training", "evaluation", "results", "report"},
     "cli": CORE | SETUP | {"training", "evaluation", "results", "report", "studies"},
 }
 LIBRARIES = {

@@ -33,7 +33,6 @@ from jepa.metrics import (
     bootstrap_mean,
     dense_scores,
     document_frequency,
-    paired_difference,
     saving_at_equal_quality,
     stream_scores,
     tokenize,
@@ -404,8 +403,9 @@ def _savings(
             )
             difference = None
             if found.value is not None:
-                pair = ([scores.temporal_f1_merged for scores in run.dense] for run in (ours[found.value], theirs))
-                difference = paired_difference(*pair, seed=seed)
+                pairs = zip(ours[found.value].dense, theirs.dense, strict=True)
+                f1_differences = [[mine.temporal_f1_merged - other.temporal_f1_merged] for mine, other in pairs]
+                difference = bootstrap_mean(f1_differences, seed=seed)
             yield Saving(
                 reference=reference,
                 tolerance=tolerance,

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from jepa.data.world import CAPTION_QUERIES, SOLO_ACTIONS, Question, Scene, World, captions, questions
 from jepa.data.world_tasks import held_out_clips, held_out_scenes
-from jepa.metrics import cider_d, paired_cosine, rankme, retrieval_at_k, unpaired_cosine
+from jepa.metrics import cider_d, paired_cosine, rankme, retrieval_ranks, unpaired_cosine
 from jepa.metrics.per_token import answer_costs, choice_costs
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import similarity_flops
@@ -57,7 +57,8 @@ def score_tasks(model: VLJEPA, world: World, seed: int, candidates: int, batch_s
     texts = [captions(scene)[0] for scene in scenes]
     targets = model.embed_all(texts)
     labels = torch.arange(len(scenes))
-    recall = {k: float(retrieval_at_k(predictions, targets, labels, k)) for k in (1, 5)}
+    ranks = retrieval_ranks(predictions, targets, labels, labels)
+    recall = {k: float(ranks.recall(k).float().mean()) for k in (1, 5)}
     flops = answer_flops(model, CAPTION_QUERIES[0], *targets.shape) + embedding_flops(model, texts) / len(scenes)
     before = model.clip_flops() + model.query_flops(CAPTION_QUERIES[0])
     return Scores(

@@ -17,19 +17,12 @@ def cached_loss(
 ) -> Tensor:
     """The loss of a whole batch, encoded chunk by chunk: what is kept of a chunk are its embeddings.
 
-    `backward()` encodes each chunk again, with the same dropout masks, and frees it before the next: memory is that of
-    one chunk and of all embeddings. Value and gradients are those of the batch encoded at once, if `encode` treats
-    rows on their own (no batch statistics). It is one ordinary backward pass, so that DistributedDataParallel,
-    autocast and gradient accumulation work unchanged. With `info_nce(..., chunk=)` the similarities do not stand in
-    memory at once, either. What is frozen is better encoded beforehand: it would be encoded twice here.
-
-    Args:
-        encode: a chunk -> its embeddings, each (b, E): predictions, targets, and what else `loss` takes.
-        chunks: on the device on which `encode` computes.
-        loss: all embeddings (B, E), in the order of `encode`'s -> a scalar.
-
-    Returns:
-        Scalar, with its graph.
+    `encode` makes of a chunk its embeddings, each (b, E): predictions, targets, and what else `loss` takes. `loss`
+    makes of all of them, each (B, E), a scalar. `backward()` encodes each chunk again, with the same dropout masks, and
+    frees it before the next. Value and gradients are those of the batch encoded at once, if `encode` treats rows on
+    their own (no batch statistics). It is one ordinary backward pass, so that DistributedDataParallel, autocast and
+    gradient accumulation work unchanged. `info_nce(..., chunk=)` splits the similarities, too. What is frozen is better
+    encoded beforehand: it would be encoded twice here.
 
     >>> chunks = torch.ones(4, 2).split(2)
     >>> cached_loss(lambda rows: (rows, 2 * rows), chunks, torch.nn.functional.mse_loss)

@@ -1,8 +1,8 @@
 """The batch of all ranks, with gradients.
 
-Convention: the objective is the mean over ranks of the losses that they return, and DistributedDataParallel averages
-the gradients of parameters over ranks. So whatever is summed or gathered here passes back the sum of the gradients of
-all ranks' losses, and a loss built on it has, after that averaging, the gradient of the global batch.
+The objective is the mean over ranks of the losses that they return, and DistributedDataParallel averages the gradients
+of parameters over ranks. So whatever is summed or gathered here passes back the sum of the gradients of all ranks'
+losses, and a loss built on it has, after that averaging, the gradient of the global batch.
 
 Every rank has to make the same calls. Nothing here is done when modules are built: the process group may come later.
 Without a process group, or in a group of one, everything is the identity.
@@ -22,14 +22,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def world_size() -> int:
-    """Ranks in the default process group; 1 without one."""
+def _ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def broadcast(values: Tensor) -> Tensor:
     """Rank 0's `values`, of any shape, on every rank. Without gradient."""
-    if world_size() > 1:
+    if _ranks() > 1:
         values = values.detach().clone(memory_format=torch.contiguous_format)
         dist.broadcast(values, src=0)
     return values
@@ -37,9 +36,9 @@ def broadcast(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """Where the rows of this rank lie among those of all ranks, which come in order of rank.
+    """The rows of this rank among those of all ranks, in order of rank: `count` from `first` on, of `total` on `ranks`.
 
-    `count` rows from row `first` on, of `total` rows on `ranks` ranks. Ranks may have batches of different sizes.
+    Ranks may have batches of different sizes.
 
     >>> batch = GlobalBatch.around(torch.ones(4, 8), gather=True)  # in one process
     >>> batch.total, batch.weight
@@ -54,7 +53,7 @@ class GlobalBatch:
     @classmethod
     def around(cls, rows: Tensor, gather: bool) -> GlobalBatch:
         """The global batch in which this rank has `rows` (B, ...); this rank's batch alone unless `gather`."""
-        ranks, count = world_size() if gather else 1, len(rows)
+        ranks, count = _ranks() if gather else 1, len(rows)
         if ranks == 1:
             return cls(count, 0, count, 1)
         sizes = torch.zeros(ranks, dtype=torch.long, device=rows.device)
@@ -94,6 +93,4 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+        return _Sum.forward(ctx, gradient)

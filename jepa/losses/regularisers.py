@@ -2,8 +2,7 @@
 
 Both are statistics of a batch, so that means over ranks do not do: they gather the batch of all ranks.
 
-B: rows of this rank; G: rows of all ranks; E: embedding dimensions; P: directions; K: knots. Computed in float32 at
-least, also under autocast.
+B: rows of this rank; G: rows of all ranks; E: embedding dimensions; P: directions. In float32 at least, always.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.errors import InputError
+from jepa.errors import InputError, check_int
 from jepa.losses.gather import GlobalBatch, broadcast
 from jepa.losses.inputs import matched, matrix
 
@@ -20,16 +19,10 @@ from jepa.losses.inputs import matched, matrix
 def vicreg(latents: Tensor, gather: bool = False) -> tuple[Tensor, Tensor]:
     """The variance and the covariance term of VICReg (Bardes et al. 2022, arXiv 2105.04906, eq. 1–4).
 
-    Args:
-        latents: (B, E), not normalised; G >= 2.
-        gather: over the batches of all ranks, which may differ in size. The terms are then the same on all ranks.
-
-    Returns:
-        Scalars: the mean over dimensions of max(0, 1 − √(Var + 1e-4)), in [0, 1), and the sum of squared covariances
-        of different dimensions, divided by E. Variances and covariances are unbiased.
-
-    Raises:
-        InputError: `latents` are not floating point (B, E), or fewer than 2 rows.
+    Scalars: the mean over dimensions of max(0, 1 − √(Var + 1e-4)), in [0, 1), and the sum of squared covariances of
+    different dimensions, divided by E; variances and covariances are unbiased. `latents` (B, E) are not normalised,
+    with G >= 2, else `InputError` is raised. With `gather` the terms are of the batches of all ranks, which may differ
+    in size, and the same on all ranks.
 
     >>> vicreg(torch.zeros(4, 2))  # collapsed: no variance, no covariance
     (tensor(0.9900), tensor(0.))
@@ -54,30 +47,23 @@ def sigreg(latents: Tensor, directions: Tensor, limit: float = 5.0, knots: int =
     G ∫ |φ(t) − exp(−t²/2)|² exp(−t²/2) dt, φ the empirical characteristic function, by the trapezoid rule. The paper
     has 17 knots from −5 to 5; the integrand is even, so that 9 knots from 0 to 5, doubled, give the same value.
 
-    Args:
-        latents: (B, E), not normalised.
-        directions: (P, E), of unit norm; the same on all ranks if `gather`.
-        limit: where the integral ends, > 0.
-        knots: knots from 0 to `limit`, >= 2.
-        gather: over the batches of all ranks, which may differ in size. The value is then the same on all ranks.
+    Returns a scalar >= 0, the mean over directions. As in the paper it carries the number of rows: its expectation is
+    the same at every G for standard normal latents, and grows with G for others.
 
-    Returns:
-        Scalar >= 0: the mean over directions. As in the paper it carries the number of rows: its expectation is the
-        same at every G for standard normal latents, and grows with G for others.
-
-    Raises:
-        InputError: `latents` are not floating point (B, E), `directions` not (P, E), limit <= 0 or knots < 2.
+    `latents` (B, E) are not normalised, `directions` (P, E) of unit norm. The integral has `knots` >= 2 from 0 to
+    `limit` > 0; anything else raises `InputError`. With `gather` latents are those of all ranks, in batches that may
+    differ in size; the directions have to be the same there, and the value is.
 
     >>> latents = torch.randn(256, 4, generator=torch.Generator().manual_seed(0))
     >>> sigreg(latents, torch.eye(4)) < sigreg(latents + 3, torch.eye(4))
     tensor(True)
     """
-    _check_knots(limit, knots)
+    if not limit > 0 or knots < 2:
+        raise InputError(f"limit must be > 0 and knots >= 2, got {limit} and {knots}")
     latents, directions = matrix("latents", latents), matrix("directions", directions)
     if latents.shape[1] != directions.shape[1]:
-        raise InputError(
-            f"latents and directions must have the same E, got {latents.shape[1]} and {directions.shape[1]}"
-        )
+        widths = f"{latents.shape[1]} and {directions.shape[1]}"
+        raise InputError(f"latents and directions must have the same E, got {widths}")
     batch = GlobalBatch.around(latents, gather)
     t = torch.linspace(0, limit, knots, dtype=latents.dtype, device=latents.device)
     normal = torch.exp(-t.square() / 2)
@@ -90,12 +76,9 @@ def sigreg(latents: Tensor, directions: Tensor, limit: float = 5.0, knots: int =
 
 
 class VICReg(nn.Module):
-    """`vicreg`'s terms with their weights, the mean of predictions and targets (eq. 6 has the sum), over all ranks.
+    """`vicreg`'s terms with weights >= 0, the mean of predictions and targets (eq. 6 has the sum), over all ranks.
 
     The third term of VICReg, the invariance, is `MSE`; the paper gives it weight 25.
-
-    Raises:
-        InputError: a weight is negative.
 
     >>> VICReg(variance=25.0)(torch.zeros(4, 2), torch.zeros(4, 2))
     tensor(24.7500)
@@ -119,9 +102,6 @@ class SIGReg(nn.Module):
 
     Directions come from torch's global generator; those of rank 0 hold for all ranks.
 
-    Raises:
-        InputError: projections < 1, limit <= 0 or knots < 2.
-
     >>> SIGReg(projections=8)(torch.zeros(16, 4), torch.zeros(16, 4)) > 1  # collapsed
     tensor(True)
     """
@@ -130,10 +110,8 @@ class SIGReg(nn.Module):
 
     def __init__(self, projections: int = 256, limit: float = 5.0, knots: int = 9, gather: bool = True) -> None:
         super().__init__()
-        if projections < 1:
-            raise InputError(f"projections must be >= 1, got {projections}")
-        _check_knots(limit, knots)
-        self.projections, self.limit, self.knots, self.gather = projections, limit, knots, gather
+        self.projections = check_int("projections", projections, 1)
+        self.limit, self.knots, self.gather = limit, knots, gather
 
     def forward(self, predictions: Tensor, targets: Tensor, ids: Tensor | None = None) -> Tensor:
         both = matched(predictions, targets)
@@ -142,10 +120,3 @@ class SIGReg(nn.Module):
             directions = broadcast(directions)
         costs = [sigreg(latents, directions, self.limit, self.knots, self.gather) for latents in both]
         return torch.stack(costs).mean()
-
-
-def _check_knots(limit: float, knots: int) -> None:
-    if not limit > 0:
-        raise InputError(f"limit must be > 0, got {limit}")
-    if knots < 2:
-        raise InputError(f"knots must be >= 2, got {knots}")

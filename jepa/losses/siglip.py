@@ -1,7 +1,4 @@
-"""Pairwise sigmoid loss (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343).
-
-B: rows of this rank; G: rows of all ranks; E: embedding dimensions. Computed in float32 at least, also under autocast.
-"""
+"""Pairwise sigmoid loss (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343)."""
 
 from __future__ import annotations
 
@@ -26,31 +23,18 @@ def siglip(
 ) -> Tensor:
     """Each pair of a prediction and a target is told apart on its own: its own target, or another's.
 
-    −1/B Σ_i Σ_j log σ(z_ij (scale · p_i·t_j + bias)), with z_ij = 1 for i = j, else −1 (section 3.2). Where the paper
-    has a −1 for every i ≠ j, pairs of different rows whose targets are the same text are left out here.
+    −1/B Σ_i Σ_j log σ(z_ij (scale · p_i·t_j + bias)), with z_ij = 1 for i = j, else −1 (section 3.2); a scalar. Where
+    the paper has a −1 for every i ≠ j, pairs of different rows whose targets are the same text are left out here.
 
-    Args:
-        predictions: (B, E), L2-normalised.
-        targets: (B, E), L2-normalised.
-        scale: the inverse temperature, > 0.
-        bias: added to each similarity; negative, since most pairs are.
-        ids: (B,) integers, equal for equal target texts, and if `gather` over all ranks, not within a batch alone;
-            None when all differ.
-        gather: take the targets of all ranks as negatives. The mean over ranks of the losses, and of the gradients,
-            is that of the global batch. Batches may differ in size; ids are given by all ranks or by none.
-
-    Returns:
-        Scalar >= 0.
-
-    Raises:
-        InputError: predictions and targets are not floating point (B, E) of the same shape, or ids not (B,) integers.
+    `scale` > 0 is the inverse temperature; `bias` is negative, since most pairs are. Predictions and targets (B, E),
+    `ids` (B,) and `gather` are as in `info_nce`, and anything else raises `InputError`. In float32 at least.
 
     >>> siglip(torch.eye(4), torch.eye(4), scale=10.0, bias=-10.0)
     tensor(0.6933)
     """
     predictions, targets = matched(predictions, targets)
     if ids is not None:
-        check_ids("ids", ids, len(targets))
+        check_ids(ids, len(targets))
     batch = GlobalBatch.around(predictions, gather)
     own = batch.own(targets.device)[:, None] == torch.arange(batch.total, device=targets.device)
     with torch.autocast(predictions.device.type, enabled=False):
@@ -62,12 +46,9 @@ def siglip(
 
 
 class SigLIP(nn.Module):
-    """`siglip` with a learnable scale, stored as its logarithm, and a learnable bias; negatives from all ranks.
+    """`siglip` with a learnable scale > 0, stored as its logarithm, and a learnable bias; negatives from all ranks.
 
     The paper starts from scale 10 and bias −10.
-
-    Raises:
-        InputError: scale <= 0.
 
     >>> round(SigLIP()(torch.eye(4), torch.eye(4)).item(), 4)
     0.6933

@@ -1,8 +1,8 @@
 """Whether generated answers are right, by the metric that the config names.
 
 A scorer takes (prediction, gold, prompt) and says whether the prediction is right. Only Spider reads the prompt. A
-prediction that cannot be read is wrong; a gold answer that cannot be read is an InputError. An empty prediction is
-always wrong.
+prediction that cannot be read is wrong, an empty one always; a gold answer that is blank or cannot be read is an
+InputError.
 
 N: items; C: choices.
 """
@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from jepa.errors import InputError
+from jepa.metrics.checks import equally_many, integers
 from jepa.metrics.regex import UndecidedError, check_regex, equivalent
 from jepa.metrics.savings import Interval
 from jepa.metrics.sql import Spider
@@ -35,24 +36,18 @@ _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 def exact_match(prediction: str, gold: str, prompt: str = "") -> bool:
     """Equal but for whitespace at both ends.
 
-    Raises:
-        InputError: the gold answer is blank.
-
     >>> exact_match(" 42\\n", "42")
     True
     """
-    return prediction.strip() == _not_blank(gold).strip()
+    return prediction.strip() == _stripped(gold)
 
 
 def prefix_match(prediction: str, gold: str, prompt: str = "") -> bool:
     """The prediction starts with the gold answer, whitespace at both ends apart.
 
     The protocol of LLM-JEPA (arXiv 2509.14252) for models trained from scratch, which may not have learned to stop.
-
-    Raises:
-        InputError: the gold answer is blank: every prediction would start with it.
     """
-    return prediction.strip().startswith(_not_blank(gold).strip())
+    return prediction.strip().startswith(_stripped(gold))
 
 
 def regex_equivalence(prediction: str, gold: str, prompt: str = "") -> bool:
@@ -60,11 +55,8 @@ def regex_equivalence(prediction: str, gold: str, prompt: str = "") -> bool:
 
     Whitespace at both ends does not count. A prediction whose automaton outgrows the limit before it is told from the
     gold one is wrong.
-
-    Raises:
-        InputError: the gold expression cannot be read.
     """
-    gold = _not_blank(gold).strip()
+    gold = _stripped(gold)
     try:
         return equivalent(prediction.strip(), gold)
     except UndecidedError:
@@ -80,9 +72,6 @@ def gsm8k(prediction: str, gold: str, prompt: str = "") -> bool:
     A prediction without the mark is wrong, whatever numbers it holds. Numbers are compared as numbers: ``1,200`` is
     ``$1200.00``, and text after them does not count. The official code compares them as text without commas.
 
-    Raises:
-        InputError: the gold answer has no number after ``####``.
-
     >>> gsm8k("so 9 * 2 = 18 #### $18.00", "#### 18")
     True
     """
@@ -97,11 +86,8 @@ def nq_open(prediction: str, gold: str, prompt: str = "") -> bool:
 
     Normalised (Rajpurkar et al. 2016, arXiv 1606.05250): lower case, without punctuation, articles and repeated
     whitespace. A prediction that is empty then is wrong, so that nothing matches a gold answer such as ``/``.
-
-    Raises:
-        InputError: the gold answer is blank.
     """
-    answer, right = _normalise(prediction), {_normalise(one) for one in _not_blank(gold).split("; ")}
+    answer, right = _normalise(prediction), {_normalise(one) for one in _stripped(gold).split("; ")}
     return bool(answer) and answer in right
 
 
@@ -116,21 +102,11 @@ METRICS: dict[str, Scorer | type[Spider]] = {
 
 
 def scorer_for(metric: str, **options: Any) -> Scorer:
-    """The scorer of a metric, by its name in `METRICS`.
-
-    Args:
-        metric: the name.
-        options: for ``spider`` those of `Spider`; the others have none.
-
-    Raises:
-        InputError: an unknown name, or an option that the metric does not have or cannot do without.
-    """
+    """The scorer of a metric, by its name in `METRICS`. Only ``spider`` has options, those of `Spider`."""
     if metric not in METRICS:
         raise InputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     found = METRICS[metric]
     if isinstance(found, type):
-        if "databases" not in options or not options.keys() <= {"databases", "timeout_seconds"}:
-            raise InputError(f"metric {metric} must have databases and at most timeout_seconds, got {sorted(options)}")
         return found(**options)
     if options:
         raise InputError(f"metric {metric} must have no options, got {sorted(options)}")
@@ -138,74 +114,49 @@ def scorer_for(metric: str, **options: Any) -> Scorer:
 
 
 def score(
-    metric: str,
-    predictions: Sequence[str],
-    golds: Sequence[str],
-    prompts: Sequence[str] | None = None,
-    **options: Any,
+    metric: str, predictions: Sequence[str], golds: Sequence[str], prompts: Sequence[str] | None = None, **options: Any
 ) -> list[bool]:
-    """Whether each of N predictions is right.
-
-    Args:
-        metric: a name in `METRICS`.
-        predictions: N.
-        golds: N.
-        prompts: N, what was asked; None where the metric does not need it.
-        options: as in `scorer_for`.
-
-    Raises:
-        InputError: as `scorer_for`; different lengths; a gold answer or a prompt that cannot be read, with its index.
+    """Whether each of N predictions is right, by `scorer_for` the metric; an error names the index of its item.
 
     >>> score("nq_open", ["The six geese!", "none"], ["six geese", "six geese"])
     [True, False]
     """
-    return _score_all(scorer_for(metric, **options), predictions, golds, prompts)
+    is_right, prompts = scorer_for(metric, **options), [""] * len(predictions) if prompts is None else prompts
+    equally_many(predictions=predictions, golds=golds, prompts=prompts)
+    verdicts = []
+    for index, item in enumerate(zip(predictions, golds, prompts, strict=True)):
+        try:
+            verdicts.append(is_right(*item))
+        except InputError as error:
+            raise InputError(f"item {index}: {error}") from error
+    return verdicts
 
 
 def multiple_choice(log_likelihoods: Tensor, answers: Tensor) -> Tensor:
     """Whether the right choice is the one the model finds most likely.
 
-    A tie for the highest is wrong: a model that finds all choices alike has not answered.
-
-    Args:
-        log_likelihoods: (N, C) of each choice's text; divide by its length beforehand where lengths differ.
-        answers: (N,) integers in 0..C−1, the right choice.
-
-    Returns:
-        (N,) booleans.
-
-    Raises:
-        InputError: shapes that do not match, a NaN, or an answer outside 0..C−1.
+    (N,) booleans, of `log_likelihoods` (N, C) and right `answers` (N,) in 0..C−1; other integers and a NaN raise
+    `InputError`. A tie for the highest is wrong: a model that finds all choices alike has not answered.
 
     >>> import torch
     >>> multiple_choice(torch.tensor([[-1.0, -3.0], [-2.0, -2.0]]), torch.tensor([0, 0])).tolist()
     [True, False]
     """
-    if log_likelihoods.ndim != 2 or answers.shape != log_likelihoods.shape[:1] or answers.is_floating_point():
-        raise InputError(
-            "log_likelihoods and answers must be (N, C) and (N,) integers, "
-            f"got {tuple(log_likelihoods.shape)} and {tuple(answers.shape)} {answers.dtype}"
-        )
-    unknown = log_likelihoods.isnan().any(dim=1)
-    if unknown.any():
-        raise InputError(f"log_likelihoods must be numbers, got a NaN in row {int(unknown.nonzero()[0])}")
-    choices = log_likelihoods.shape[1]
-    outside = (answers < 0) | (answers >= choices)
-    if outside.any():
-        raise InputError(f"answers must be in 0..{choices - 1}, got {int(answers[outside][0])}")
-    right = log_likelihoods.gather(1, answers.long()[:, None])
+    answers = integers("answers", answers, len(log_likelihoods))
+    if log_likelihoods.isnan().any():
+        raise InputError(f"log_likelihoods must be numbers, got {int(log_likelihoods.isnan().sum())} NaN")
+    if answers.min() < 0 or answers.max() >= log_likelihoods.shape[1]:
+        got = f"{int(answers.min())}..{int(answers.max())}"
+        raise InputError(f"answers must be in 0..{log_likelihoods.shape[1] - 1}, got {got}")
+    right = log_likelihoods.gather(1, answers[:, None])
     return (log_likelihoods >= right).sum(1) == 1
 
 
 def proportion_interval(right: float, total: int) -> Interval:
     """The fraction right and its 95 % Wilson interval (Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4).
 
-    An answer that is right in part counts as that fraction of one: the interval is then wider than need be.
-
-    It covers the luck of which items were asked, not that of the training: for that see `paired_test`.
-
-    Raises:
-        InputError: unless 0 <= right <= total and total >= 1.
+    An answer that is right in part counts as that fraction of one: the interval is then wider than need be. It covers
+    the luck of which items were asked, not that of the training: for that see `paired_test`.
 
     >>> proportion_interval(0, 1).low
     0.0
@@ -220,31 +171,10 @@ def proportion_interval(right: float, total: int) -> Interval:
     return Interval(fraction, low, high)
 
 
-def _score_all(
-    is_right: Scorer, predictions: Sequence[str], golds: Sequence[str], prompts: Sequence[str] | None
-) -> list[bool]:
-    prompts = [""] * len(predictions) if prompts is None else prompts
-    for name, texts in {"predictions": predictions, "golds": golds, "prompts": prompts}.items():
-        if isinstance(texts, str):
-            raise InputError(f"{name} must be a sequence of strings, got the string {texts[:80]!r}")
-    if not len(predictions) == len(golds) == len(prompts):
-        raise InputError(
-            "predictions, golds and prompts must be equally many, "
-            f"got {len(predictions)}, {len(golds)} and {len(prompts)}"
-        )
-    verdicts = []
-    for index, (prediction, gold, prompt) in enumerate(zip(predictions, golds, prompts, strict=True)):
-        try:
-            verdicts.append(is_right(prediction, gold, prompt))
-        except InputError as error:
-            raise InputError(f"item {index}: {error}") from error
-    return verdicts
-
-
-def _not_blank(gold: str) -> str:
+def _stripped(gold: str) -> str:
     if not gold.strip():
         raise InputError(f"gold must not be blank, got {gold!r}")
-    return gold
+    return gold.strip()
 
 
 def _final_answer(text: str) -> Decimal | None:

@@ -1,29 +1,25 @@
 """CIDEr-D: how close a caption is to its references, in n-grams weighted by how telling they are.
 
-Definition (Vedantam, Zitnick & Parikh 2015, arXiv 1411.5726: tf-idf in the section on the CIDEr metric,
-clipping and length penalty in the section on gameability), as the reference code computes it. For a caption s
-and an n-gram w,
+Definition (Vedantam, Zitnick & Parikh 2015, arXiv 1411.5726: tf-idf in the section on the CIDEr metric, clipping and
+length penalty in the section on gameability), as the reference code computes it. For a caption s and an n-gram w,
 
     g_w(s) = (count of w in s) · (ln D − ln max(1, df_w)),
 
-with D the number of documents in the pool (a document is all references of one item) and df_w the number of
-documents that hold w. For a candidate c with references s_1..s_m, and n = 1..4,
+with D the number of documents in the pool (a document is all references of one item) and df_w the number of documents
+that hold w. For a candidate c with references s_1..s_m, and n = 1..4,
 
     CIDEr-D_n(c) = 10/m · Σ_j [Σ_w min(g_w(c), g_w(s_j)) · g_w(s_j)] / (‖g(c)‖ ‖g(s_j)‖)
                               · exp(−(l(c) − l(s_j))² / (2 σ²)),       σ = 6,
 
-with sums and norms over the n-grams of n words; a norm of zero gives 0. CIDEr-D is the mean over n, from 0
-to 10. So an empty candidate scores 0, and so does everything against a pool of one document (ln 1 = 0).
+with sums and norms over the n-grams of n words; a norm of zero gives 0. CIDEr-D is the mean over n, from 0 to 10. So an
+empty candidate scores 0, and so does everything against a pool of one document (ln 1 = 0). Tables of results mostly
+print 100 times the value computed here (0.71 as 71); the factor 10 is in the paper and in the code.
 
 Where the reference code (``pycocoevalcap``, followed here) differs from the paper:
 
-- Its length l counts bigrams, the paper's counts words. Only differences of lengths are used, and those are
-  equal, but for an empty caption, which scores 0 in any case.
-- Its g has the raw count of an n-gram, the paper's the n-gram's fraction of the caption. In a plain cosine
-  that cancels; in the clipped product it does not.
-
-Scale: the factor 10 is in the paper and in the code. Tables of results mostly print 100 times the value
-computed here (0.71 as 71).
+- Its length l counts bigrams, the paper's counts words: equal in differences, but for an empty caption, which scores 0.
+- Its g has the raw count of an n-gram, the paper's the n-gram's fraction of the caption. In a plain cosine that
+  cancels; in the clipped product it does not.
 """
 
 from __future__ import annotations
@@ -40,6 +36,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jepa.errors import InputError
+from jepa.metrics.checks import equally_many
 
 _ORDERS = 4  # n-grams of 1..4 words
 _SIGMA = 6.0  # width of the length penalty, in words
@@ -68,15 +65,13 @@ _TOKEN = re.compile(
 def tokenize(text: str) -> list[str]:
     """Split a caption into words as the Penn Treebank tokenizer of the reference scorer does.
 
-    Lower case; ``isn't`` gives ``is n't``, ``dog's`` gives ``dog 's``, ``cannot`` gives ``can not``; words
-    joined by a hyphen, a slash or a period stay whole; signs such as ``%`` are words of their own;
-    punctuation, quotes and brackets are dropped.
+    Lower case; ``isn't`` gives ``is n't``, ``dog's`` ``dog 's``, ``cannot`` ``can not``; words joined by a hyphen, a
+    slash or a period stay whole; signs such as ``%`` are words; punctuation, quotes and brackets are dropped.
 
-    The reference (Stanford's PTBTokenizer, then a list of punctuation to drop) lets some punctuation slip
-    through, which is dropped here: brackets (lower-cased to ``-lrb-``, where the list has ``-LRB-``), runs
-    such as ``?!``, and the period of a single letter or a hashtag (``person x.``). Its treatment of
-    addresses, markup, currency signs, one-character fractions, signed numbers, rare abbreviations and rare
-    contractions (``y'all``) is not reproduced.
+    The reference (Stanford's PTBTokenizer, then a list of punctuation to drop) lets some punctuation slip through that
+    is dropped here: brackets (lower-cased to ``-lrb-``, where the list has ``-LRB-``), runs such as ``?!``, and the
+    period of a single letter or a hashtag (``person x.``). Its treatment of addresses, markup, currency signs,
+    one-character fractions, signed numbers, rare abbreviations and rare contractions (``y'all``) is not reproduced.
 
     >>> tokenize("The dog's ball doesn't bounce.")
     ['the', 'dog', "'s", 'ball', 'does', "n't", 'bounce']
@@ -89,37 +84,20 @@ def tokenize(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class DocumentFrequency:
-    """In how many documents of a pool each n-gram occurs; made by ``document_frequency``.
+    """In how many of a pool's documents each n-gram occurs. Only scores under one pool compare.
 
-    Scores are comparable only under one pool: whatever is compared (policies, checkpoints) must share it.
-
-    Raises:
-        InputError: ``documents`` is below 1, or a count is not in 1..documents.
+    >>> document_frequency([[["red", "dog"]], [["dog"]]]).counts[("dog",)]
+    2
     """
 
     counts: Mapping[Ngram, int]
     documents: int
 
-    def __post_init__(self) -> None:
-        if self.documents < 1:
-            raise InputError(f"documents must be >= 1, got {self.documents}")
-        for ngram, count in self.counts.items():
-            if not 1 <= count <= self.documents:
-                raise InputError(f"counts[{ngram}] must be in 1..{self.documents} (documents), got {count}")
-
 
 def document_frequency(references: Sequence[Sequence[Sequence[str]]]) -> DocumentFrequency:
-    """Count documents per n-gram, for n = 1..4.
-
-    Args:
-        references: the pool: for each document its references, each a sequence of tokens.
-
-    Raises:
-        InputError: the pool is empty.
-
-    >>> document_frequency([[["red", "dog"]], [["dog"]]]).counts[("dog",)]
-    2
-    """
+    """Documents per n-gram, for n = 1..4, of a pool: for each document its references, each a sequence of tokens."""
+    if not len(references):
+        raise InputError("references must hold at least one document, got none")
     counts: Counter[Ngram] = Counter()
     for document in references:
         counts.update({ngram for tokens in document for ngram in _ngrams(tokens)})
@@ -127,33 +105,22 @@ def document_frequency(references: Sequence[Sequence[Sequence[str]]]) -> Documen
 
 
 def cider_d(
-    candidates: Sequence[str],
-    references: Sequence[Sequence[str]],
-    frequencies: DocumentFrequency | None = None,
+    candidates: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequency | None = None
 ) -> np.ndarray:
-    """CIDEr-D of each candidate against its references; the definition is at the head of this module.
+    """(N,) float64, CIDEr-D of each candidate against its references, in 0..10; that of a corpus is the mean.
 
-    Args:
-        candidates: N captions, as plain text.
-        references: for each candidate one reference or more, as plain text.
-        frequencies: the pool that weights the n-grams; None takes ``references`` itself as the pool, each
-            entry one document.
-
-    Returns:
-        (N,) float64, each in 0..10. The score of a corpus is the mean.
-
-    Raises:
-        InputError: the two sequences differ in length, a string stands where a sequence of strings belongs, a
-            candidate has no reference, or there is nothing to make a pool of.
+    Takes N captions as plain text, with one reference or more for each, else raises `InputError`. `frequencies` is the
+    pool that weights the n-grams; None takes ``references`` itself as the pool, each entry one document.
 
     >>> cider_d(["a red circle moves", "a dog"], [["a red circle moves"], ["the cat sleeps"]]).round(2).tolist()
     [10.0, 0.0]
     """
-    _check_pairs(candidates, references)
+    equally_many(candidates=candidates, references=references)
+    for index, group in enumerate(references):
+        if isinstance(group, str) or not len(group):
+            raise InputError(f"references[{index}] must be a sequence of one string or more, got {group!r}")
     words = functools.cache(tokenize)  # the same captions occur again and again
-    pool = frequencies
-    if pool is None:
-        pool = document_frequency([[words(text) for text in group] for group in references])
+    pool = frequencies or document_frequency([[words(text) for text in group] for group in references])
     vector = functools.cache(lambda text: _vector(words(text), pool))
 
     scores = np.empty(len(candidates))
@@ -195,15 +162,3 @@ def _similarity(candidate: _Vector, reference: _Vector) -> float:
         product / (a * b) for product, a, b in zip(products, candidate.norms, reference.norms, strict=True) if product
     )
     return cosines * math.exp(-((candidate.length - reference.length) ** 2) / (2 * _SIGMA**2))
-
-
-def _check_pairs(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    if isinstance(candidates, str):
-        raise InputError(f"candidates must be a sequence of strings, got the string {candidates!r}")
-    if len(candidates) != len(references):
-        raise InputError(f"candidates and references must be equally many, got {len(candidates)} and {len(references)}")
-    for index, group in enumerate(references):
-        if isinstance(group, str):
-            raise InputError(f"references[{index}] must be a sequence of strings, got the string {group!r}")
-        if not len(group):
-            raise InputError(f"references[{index}] must hold at least one reference, got none")

@@ -1,19 +1,20 @@
 """What nearest-in-time scores do not see: redundant, missing and misplaced emissions.
 
-*The interval of an emission.* All policies follow one convention: an emission is in force from midway after
-the one before it to midway before the next (``in_force``). An emission without extent (uniform decoding
-without pooling) so gets the times that it is the nearest decode of, which is how annotations are matched in
-``jepa.metrics.stream``; a policy whose segments tile the stream keeps its own boundaries.
+*The interval of an emission.* An emission is in force from midway after the one before it to midway before the next
+(``in_force``), whatever the policy. One without extent (uniform decoding without pooling) so gets the times that it is
+the nearest decode of, which is how annotations are matched in ``jepa.metrics.stream``; a policy whose segments tile the
+stream keeps its own boundaries.
 
-*Redundant decodes.* ``temporal_f1`` and ``soda_c`` take each emission as a claim of one event, so decoding the
-same thing twice costs precision. Where uniform decoding at a high rate is the reference, that alone makes
-any sparser policy look better. ``merge_repeats`` makes one interval of consecutive emissions of the same
-text: what a reader sees who only sees the text change. The F1 of those intervals does not reward sparse
-decoding for itself, and is what a claim of no lower quality against a dense reference should be checked on.
+*Redundant decodes.* ``temporal_f1`` and ``soda_c`` take each emission as a claim of one event, so decoding the same
+thing twice costs precision. Against uniform decoding at a high rate, that alone makes any sparser policy look better.
+``merge_repeats`` makes one interval of consecutive emissions of the same text: what a reader sees who only sees the
+text change. The F1 of those intervals does not reward sparse decoding for itself, and is what a claim of no lower
+quality against a dense reference should be checked on.
 
 Every score is of one stream; the score of several is the mean over streams, as SODA takes it.
 
-A: events; D: emissions. Intervals are (start, end) in seconds.
+A: events, at least one; D: emissions. Intervals (A, 2) or (D, 2) are start and end in seconds, in any order. Times that
+are not finite, intervals that end before they start, and other shapes raise `InputError`.
 """
 
 from __future__ import annotations
@@ -27,26 +28,17 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from jepa.errors import InputError, check_positive
-from jepa.metrics.stream import times_array
+from jepa.metrics.checks import equally_many, finite_array
 
 _SLACK = 1e-9  # an IoU short of the threshold by its rounding alone reaches it
 
+# Of N generated and N reference captions the (N,) similarity of each pair, in 0..1.
 Similarity = Callable[[Sequence[str], Sequence[str]], np.ndarray]
-"""Of N generated and N reference captions the (N,) similarity of each pair, in 0..1."""
-
-
-@dataclass(frozen=True)
-class FScore:
-    """Precision, recall and their harmonic mean, which is 0 where both are."""
-
-    precision: float
-    recall: float
-    f1: float
 
 
 @dataclass(frozen=True)
 class DenseScores:
-    """The scores of one stream that ``dense_scores`` gives; `temporal_f1_merged` is after ``merge_repeats``."""
+    """What ``dense_scores`` gives for a stream; `temporal_f1_merged` is after ``merge_repeats``."""
 
     temporal_f1: float
     temporal_f1_merged: float
@@ -58,21 +50,12 @@ class DenseScores:
 def in_force(spans: ArrayLike, duration: float) -> np.ndarray:
     """The interval in which each emission is the current one; together they tile the stream.
 
-    The boundary of two neighbours is midway between the end of the one and the start of the other; of
-    neighbours that overlap, or lie one within the other, it is kept between their midpoints. The first is
-    in force from 0, the last until the end of the stream.
+    The boundary of two neighbours, in the order of their midpoints, is midway between the end of the one and the start
+    of the other; of neighbours that overlap, or lie one within the other, it is kept between their midpoints. The first
+    is in force from 0, the last until the end of the stream at `duration`; what lies outside is cut off.
 
-    Args:
-        spans: (D,) moments or (D, 2) intervals, in any order; neighbours are in the order of their midpoints.
-        duration: of the stream, in seconds; what lies outside 0..duration is cut off.
-
-    Returns:
-        (D, 2) float64, in the order of `spans`. Of emissions at the same moment all but the first and the last
-        have no extent.
-
-    Raises:
-        InputError: an array of another shape, a time that is not finite, an interval that ends before it starts,
-            or a duration that is not finite and > 0.
+    Of (D,) moments or (D, 2) intervals: (D, 2) float64, in their order. Of emissions at the same moment all but the
+    first and the last have no extent.
 
     >>> in_force([1.0, 3.0, 7.0], duration=10.0).tolist()
     [[0.0, 2.0], [2.0, 5.0], [5.0, 10.0]]
@@ -93,26 +76,16 @@ def in_force(spans: ArrayLike, duration: float) -> np.ndarray:
 
 
 def merge_repeats(intervals: ArrayLike, texts: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Consecutive emissions of the same text as one.
+    """Consecutive emissions of the same text as one, so that events in a row described alike can be answered once only.
 
-    Two events in a row that are described alike can then be answered only once.
-
-    Args:
-        intervals: (D, 2), in any order.
-        texts: D texts; the same means equal strings.
-
-    Returns:
-        (D', 2) intervals in the order of their start, each from the first start to the last end of a run of
-        equal texts, and its D' texts.
-
-    Raises:
-        InputError: as ``temporal_f1``, or texts and intervals differ in number.
+    Of intervals (D, 2) with D texts: the intervals, each from the first start to the last end of a run of equal texts,
+    in the order of their start, and their texts.
 
     >>> merge_repeats([(0, 1), (1, 2), (2, 3)], ["a", "a", "b"])[1]
     ['a', 'b']
     """
     emissions = _intervals("intervals", intervals)
-    _check_texts("texts", texts, "intervals", emissions)
+    equally_many(texts=texts, intervals=emissions)
     if not len(emissions):
         return emissions, []
     order = np.lexsort((emissions[:, 1], emissions[:, 0]))
@@ -128,25 +101,13 @@ def temporal_f1(events: ArrayLike, emissions: ArrayLike, iou: float = 0.5) -> fl
     2 · matches / (A + D), with a maximum matching in the bipartite graph of pairs of intersection over union at
     least `iou`. Texts do not matter.
 
-    Args:
-        events: (A, 2), A >= 1. An interval without extent matches nothing: annotations that are moments take
-            ``in_force`` as well.
-        emissions: (D, 2), as ``in_force`` gives them.
-        iou: threshold in (0, 1]; an IoU that falls short of it by less than 1e-9 counts as equal.
-
-    Returns:
-        In 0..1; 0 without any emission.
-
-    Raises:
-        InputError: no event, an array of another shape, a time that is not finite, an interval that ends before
-            it starts, or a threshold outside (0, 1].
+    Events (A, 2) without extent match nothing: annotations that are moments take ``in_force``, as emissions (D, 2) do.
+    `iou` is in (0, 1]; less than 1e-9 short of it counts as equal. In 0..1; 0 without any emission.
 
     >>> temporal_f1(events=[(0, 4), (4, 8)], emissions=[(0, 3)])
     0.6666666666666666
     """
-    if not 0 < iou <= 1:
-        raise InputError(f"iou must be in (0, 1], got {iou}")
-    overlaps = _iou(_events(events), _intervals("emissions", emissions))
+    overlaps = _iou(_intervals("events", events, 1), _intervals("emissions", emissions))
     pairs = csr_matrix(overlaps >= iou - _SLACK)
     matches = int((maximum_bipartite_matching(pairs, perm_type="column") >= 0).sum()) if pairs.nnz else 0
     return 2 * matches / sum(overlaps.shape)
@@ -158,83 +119,56 @@ def soda_c(
     emission_texts: Sequence[str],
     emissions: ArrayLike,
     similarity: Similarity,
-) -> FScore:
+) -> float:
     """SODA (c): do the emissions tell the story of the stream, each event once and in order.
 
     Fujita et al., "SODA: Story Oriented Dense Video Captioning Evaluation Framework", ECCV 2020: the one-to-one
     matching that keeps the order of starts and has the largest sum of costs is found by dynamic programming
     (section 5.1), with the cost IoU · similarity of a pair (section 5.3, equation 11). That sum over D is the
-    precision, over A the recall (section 5.2).
+    precision, over A the recall (section 5.2), and returned is their F1.
 
-    The paper's similarity is METEOR, which needs WordNet. Figures under another one rank methods but do not
-    compare with published ones. ``CaptionPairs.similarity`` is a tenth of CIDEr-D: it knows no synonyms and no stems,
-    weighs words by how telling they are, and stays below 1 for equal captions of fewer than four words.
+    The paper's similarity is METEOR, which needs WordNet. Figures under another one rank methods but do not compare
+    with published ones. ``CaptionPairs.similarity`` is a tenth of CIDEr-D: it knows no synonyms and no stems, weighs
+    words by how telling they are, and stays below 1 for equal captions of fewer than four words.
 
-    Args:
-        events_text: A annotations.
-        events: (A, 2), A >= 1, in any order.
-        emission_texts: D texts.
-        emissions: (D, 2), as ``in_force`` gives them, in any order.
-        similarity: of emission texts (first argument) and annotations; called once, with the pairs that overlap.
-
-    Returns:
-        Each in 0..1 if the similarity is; 0 without any emission.
-
-    Raises:
-        InputError: as ``temporal_f1``, texts and intervals differ in number, or a similarity that is negative, not
-            finite, or not one for each pair.
+    Takes A annotations with events (A, 2), and D texts with emissions (D, 2) as ``in_force`` gives them. `similarity`
+    is called once, with the emission texts and the annotations of the pairs that overlap. In 0..1; 0 without any
+    emission.
 
     >>> same = lambda ours, theirs: np.array([float(a == b) for a, b in zip(ours, theirs)])
-    >>> soda_c(["a", "b"], [(0, 4), (4, 8)], ["a"], [(0, 4)], same).recall
-    0.5
+    >>> soda_c(["a", "b"], [(0, 4), (4, 8)], ["a"], [(0, 4)], same)
+    0.6666666666666666
     """
-    annotated, emitted = _events(events), _intervals("emissions", emissions)
-    _check_texts("events_text", events_text, "events", annotated)
-    _check_texts("emission_texts", emission_texts, "emissions", emitted)
+    annotated, emitted = _intervals("events", events, 1), _intervals("emissions", emissions)
+    equally_many(events_text=events_text, events=annotated)
+    equally_many(emission_texts=emission_texts, emissions=emitted)
     costs = _iou(annotated, emitted)
     event, emission = np.nonzero(costs)
     if len(event):
         candidates = [emission_texts[i] for i in emission.tolist()]
         references = [events_text[i] for i in event.tolist()]
-        values = np.asarray(similarity(candidates, references), dtype=np.float64)
-        if values.shape != event.shape:
-            raise InputError(f"similarity must give one value for each of {len(event)} pairs, got shape {values.shape}")
-        if not (np.isfinite(values) & (values >= 0)).all():
-            bad = values[~(np.isfinite(values) & (values >= 0))][0]
-            raise InputError(f"similarity must be finite and >= 0, got {bad}")
+        values = finite_array("similarity", similarity(candidates, references))
+        if values.shape != event.shape or values.min() < 0:
+            got = f"{len(values)}, the least {values.min(initial=0):g}"
+            raise InputError(f"similarity must give {len(event)} values >= 0, got {got}")
         costs[event, emission] *= values
     order = [np.lexsort((intervals[:, 1], intervals[:, 0])) for intervals in (annotated, emitted)]
     total = _ordered_matching(costs[np.ix_(*order)])
-    precision = total / len(emitted) if len(emitted) else 0.0
-    recall = total / len(annotated)
-    return FScore(precision, recall, 2 * total / (len(emitted) + len(annotated)))  # 2PR / (P + R), without its 0 / 0
-
-
-def emissions_within(events: ArrayLike, times: ArrayLike) -> np.ndarray:
-    """How many emissions fall within each event, both of its ends included.
-
-    Takes events (A, 2), A >= 1, and times (D,) in any order. Returns (A,) int64: |M_i| of ``tim_redun`` and
-    ``tim_cover``. Raises `InputError` as ``temporal_f1``, or for a time that is not finite.
-    """
-    intervals, moments = _events(events), np.sort(times_array("times", times))
-    starts, ends = intervals.T
-    return (np.searchsorted(moments, ends, side="right") - np.searchsorted(moments, starts)).astype(np.int64)
+    return 2 * total / (len(emitted) + len(annotated))  # 2PR / (P + R), without its 0 / 0
 
 
 def tim_redun(events: ArrayLike, times: ArrayLike) -> float:
     """TimRedun: how far the events are from one emission each, the mean of ||M_i| − 1| over events.
 
-    From LiveStar (arXiv 2511.05299), where M_i are the responses made between start and end of clip i, and a
-    response is at the moment it is made: `Emission.emitted_at`. With the moment that an emission stands for,
-    `Emission.time`, the delay of a policy, which the ledger counts, stays out of this score. Emissions outside all
-    events do not count.
-
-    Arguments and errors as ``emissions_within``. Returns at least 0, the best; 1 without any emission.
+    From LiveStar (arXiv 2511.05299), where M_i are the responses made between start and end of clip i, and a response
+    is at the moment it is made: `Emission.emitted_at`. With the moment that an emission stands for, `Emission.time`,
+    the delay of a policy, which the ledger counts, stays out of this score. Emissions outside all events do not count.
+    Of events (A, 2) and times (D,): at least 0, the best; 1 without any emission.
 
     >>> tim_redun([(0, 4), (4, 8)], times=[1.0, 2.0])
     1.0
     """
-    return float(np.abs(emissions_within(events, times) - 1).mean())
+    return float(np.abs(_within(events, times) - 1).mean())
 
 
 def tim_cover(events: ArrayLike, times: ArrayLike) -> float:
@@ -243,7 +177,7 @@ def tim_cover(events: ArrayLike, times: ArrayLike) -> float:
     >>> tim_cover([(0, 4), (4, 8)], times=[1.0, 2.0])
     0.5
     """
-    return float((emissions_within(events, times) > 0).mean())
+    return float((_within(events, times) > 0).mean())
 
 
 def dense_scores(
@@ -255,28 +189,16 @@ def dense_scores(
     duration: float,
     similarity: Similarity,
 ) -> DenseScores:
-    """All scores of this module for one stream, under the convention of ``in_force``, at IoU 0.5.
+    """All scores of this module for one stream of A annotations, under the convention of ``in_force``, at IoU 0.5.
 
-    Args:
-        events_text: A annotations.
-        events: (A, 2), A >= 1.
-        emission_texts: D texts.
-        times: (D,) seconds at which emissions are counted by ``tim_redun`` and ``tim_cover``.
-        spans: (D, 2) or (D,), what each emission covers.
-        duration: of the stream, in seconds.
-        similarity: of ``soda_c``.
-
-    Raises:
-        InputError: as the functions that it calls, or times and texts differ in number.
+    Emissions count in ``tim_redun`` and ``tim_cover`` at `times` (D,) and cover `spans` (D, 2) or (D,).
     """
-    count = len(emission_texts)
-    if np.size(times) != count:
-        raise InputError(f"times and emission_texts must be equally many, got {np.size(times)} and {count}")
+    equally_many(times=np.asarray(times), emission_texts=emission_texts)
     tiles = in_force(spans, duration)
     return DenseScores(
         temporal_f1=temporal_f1(events, tiles),
         temporal_f1_merged=temporal_f1(events, merge_repeats(tiles, emission_texts)[0]),
-        soda_c=soda_c(events_text, events, emission_texts, tiles, similarity).f1,
+        soda_c=soda_c(events_text, events, emission_texts, tiles, similarity),
         tim_redun=tim_redun(events, times),
         tim_cover=tim_cover(events, times),
     )
@@ -299,29 +221,22 @@ def _iou(events: np.ndarray, emissions: np.ndarray) -> np.ndarray:
     return np.divide(overlap, span, out=np.zeros_like(overlap), where=overlap > 0)
 
 
-def _events(values: ArrayLike) -> np.ndarray:
-    events = _intervals("events", values)
-    if not len(events):
-        raise InputError("events must hold at least one event, got none")
-    return events
+def _within(events: ArrayLike, times: ArrayLike) -> np.ndarray:
+    """(A,) how many emissions fall within each event, both of its ends included."""
+    (starts, ends), moments = _intervals("events", events, 1).T, np.sort(finite_array("times", times))
+    return np.asarray(np.searchsorted(moments, ends, side="right") - np.searchsorted(moments, starts))
 
 
-def _intervals(name: str, values: ArrayLike) -> np.ndarray:
+def _intervals(name: str, values: ArrayLike, least: int = 0) -> np.ndarray:
+    """(N, 2) float64 with N >= `least`."""
     intervals = np.asarray(values, dtype=np.float64)
-    if not intervals.size:
+    if not intervals.size and not least:
         return np.zeros((0, 2))
-    if intervals.ndim != 2 or intervals.shape[1] != 2:
-        raise InputError(f"{name} must be (N, 2), start and end of each, got shape {intervals.shape}")
+    if intervals.ndim != 2 or intervals.shape[1] != 2 or len(intervals) < least:
+        raise InputError(f"{name} must be (N, 2) with N >= {least}, start and end of each, got shape {intervals.shape}")
     good = np.isfinite(intervals).all(axis=1) & (intervals[:, 0] <= intervals[:, 1])
     if not good.all():
         index = int(np.argmin(good))
-        start, end = intervals[index]
-        raise InputError(f"{name} must be finite with start <= end, got ({start:g}, {end:g}) at index {index}")
+        got = f"{intervals[index].tolist()} at index {index}"
+        raise InputError(f"{name} must be finite with start <= end, got {got}")
     return intervals
-
-
-def _check_texts(name: str, texts: Sequence[str], intervals_name: str, intervals: np.ndarray) -> None:
-    if isinstance(texts, str):
-        raise InputError(f"{name} must be a sequence of strings, got the string {texts!r}")
-    if len(texts) != len(intervals):
-        raise InputError(f"{name} and {intervals_name} must be equally many, got {len(texts)} and {len(intervals)}")

@@ -1,6 +1,6 @@
 """Whether one method beats another over seeds: the paired t test (Student 1908).
 
-The seed is what is drawn at random: each pair is one seed, run with both methods.
+Each pair is one seed, which is what is drawn at random, run with both methods.
 """
 
 from __future__ import annotations
@@ -9,18 +9,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from scipy import stats
 
 from jepa.errors import InputError
+from jepa.metrics.checks import finite_array
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """What `paired_test` found: the mean difference of n pairs, its 95 % interval and the two-sided p.
-
-    `low`, `high` and `p` are None for a single pair, which says nothing about chance.
-    """
+    """The mean difference of n pairs, its 95 % interval and the two-sided p; None for a single pair."""
 
     n: int
     mean: float
@@ -30,25 +27,17 @@ class PairedTest:
 
 
 def paired_test(differences: Sequence[float]) -> PairedTest:
-    """Paired t test of the hypothesis that the mean difference is 0.
+    """Paired t test of the hypothesis that the mean of n >= 1 differences, one of each seed, is 0.
 
     Where all differences are equal the test knows no chance: the interval is the mean, and p is 0, or 1 if they are 0.
-
-    Args:
-        differences: (n,) score of one method less that of the other, one of each seed; n >= 1.
-
-    Raises:
-        InputError: no difference, or one that is not finite.
 
     >>> found = paired_test([0.1, 0.2, 0.3])
     >>> round(found.mean, 3), round(found.p, 3)
     (0.2, 0.074)
     """
-    values = np.asarray(differences, dtype=np.float64)
-    if values.ndim != 1 or not values.size:
-        raise InputError(f"differences must be (n,) with n >= 1, got shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise InputError(f"differences must be finite, got {values.tolist()}")
+    values = finite_array("differences", differences)
+    if not values.size:
+        raise InputError("differences must hold at least one, got none")
     n, mean = len(values), math.fsum(values) / len(values)
     if n == 1:
         return PairedTest(n, mean, low=None, high=None, p=None)

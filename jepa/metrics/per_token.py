@@ -1,9 +1,9 @@
 """Performance per generated token: accuracy with what it cost.
 
 Tokens are those that were generated, counted by one named tokenizer; counts of different tokenizers do not compare.
-Reports print accuracy beside each of these, for none of them says it alone.
+Read accuracy beside each of these: none of them says it alone.
 
-N: answers, one to each of N prompts.
+N: answers; `right` (N,) are booleans, `tokens` (N,) whole numbers >= 0, others raise `InputError`. Results are float64.
 """
 
 from __future__ import annotations
@@ -21,28 +21,15 @@ OCK_WEIGHT, OCK_TOKENS = 10.0, 10_000.0  # of OckScore: weight of the penalty, t
 def cost_of_pass(right: Tensor, costs: Tensor) -> Tensor:
     """Cost of a right answer: the mean cost of an attempt over the fraction that is right.
 
-    Cost-of-pass = E[cost of an attempt] / P(right) (Erol et al. 2025, arXiv 2504.13359), infinite where
-    nothing is right. The paper takes it of each problem, over repeated attempts; we attempt each problem once, and
-    take it of all problems together: the cost of all attempts, of the wrong ones too, over the number of right ones.
-
-    Args:
-        right: (N,) booleans.
-        costs: (N,) what each attempt cost, in any unit: generated tokens, FLOPs, joules.
-
-    Returns:
-        A scalar in the unit of `costs`, float64.
-
-    Raises:
-        InputError: shapes that are not (N,) with N >= 1, `right` that is no boolean, or costs that are not finite
-            and >= 0.
+    Cost-of-pass = E[cost of an attempt] / P(right) (Erol et al. 2025, arXiv 2504.13359), infinite where nothing is
+    right. The paper takes it of each problem, over repeated attempts; we attempt each once, and take it of all: the
+    cost of all attempts, wrong ones too, over the number of right ones. `costs` (N,) have any unit.
 
     >>> cost_of_pass(torch.tensor([True, False]), torch.tensor([2, 6]))
     tensor(8., dtype=torch.float64)
     """
     right, costs = _checked(right, costs, "costs")
-    if not right.any():
-        return torch.full((), torch.inf, dtype=torch.float64, device=costs.device)
-    return costs.sum() / right.sum()
+    return costs.sum() / right.sum() if right.any() else costs.new_tensor(torch.inf)
 
 
 def ock_score(right: Tensor, tokens: Tensor) -> Tensor:
@@ -51,9 +38,6 @@ def ock_score(right: Tensor, tokens: Tensor) -> Tensor:
     OckScore (Du et al. 2025, arXiv 2511.05722; formula and logarithm as in the authors' code, `src/core/scoring.py` of
     github.com/OckBench/OckBench). That code counts the prompt's tokens too; give these in `tokens` to compare with its
     figures. Made for answers of thousands of tokens: it is all but the accuracy for short ones.
-
-    Takes `right` (N,) booleans and `tokens` (N,) of each answer; errors as `cost_of_pass`. Returns a scalar of at most
-    100, float64.
 
     >>> ock_score(torch.tensor([True, False]), torch.tensor([0, 0]))
     tensor(50., dtype=torch.float64)
@@ -66,18 +50,8 @@ def accuracy_within(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
     """Fraction of all answers that are right and at most b tokens long, for b = 0, 1, ..., `longest`.
 
     This curve of accuracy against tokens is our definition. It is OAA_t of Aggarwal et al. 2025 (arXiv 2508.13141) at
-    t = b + 1, who count the tokens of thinking and ask for fewer than t.
-
-    Args:
-        right: (N,) booleans.
-        tokens: (N,) whole numbers, tokens of each answer.
-        longest: the largest budget, >= 1; curves compare only where it is the same.
-
-    Returns:
-        (longest + 1,) fractions in 0..1, none below the one before it, float64.
-
-    Raises:
-        InputError: as `cost_of_pass`, or a bad `longest`.
+    t = b + 1, who count the tokens of thinking and ask for fewer than t. (longest + 1,) fractions in 0..1, none below
+    the one before it; curves compare only at the same `longest`, >= 1.
 
     >>> accuracy_within(torch.tensor([True, False]), torch.tensor([2, 1]), longest=3).tolist()
     [0.0, 0.0, 0.5, 0.5]
@@ -93,18 +67,8 @@ def accuracy_area(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
 
     Equal to AUC_OAA (arXiv 2508.13141) with t_max = `longest`: the mean over answers of
     right * max(0, longest - tokens) / longest, as in the authors' code (`projects/otb/eval.py` of
-    github.com/facebookresearch/RAM), which has `longest` = 1000 and counts the tokens of thinking only.
-
-    Args:
-        right: (N,) booleans.
-        tokens: (N,) tokens of each answer.
-        longest: the largest budget, >= 1; areas compare only where it is the same.
-
-    Returns:
-        A scalar from 0 to the accuracy, which only right answers of no tokens reach; float64.
-
-    Raises:
-        InputError: as `accuracy_within`.
+    github.com/facebookresearch/RAM), which has `longest` = 1000 and counts the tokens of thinking only. From 0 to the
+    accuracy, which only right answers of no tokens reach.
 
     >>> accuracy_area(torch.tensor([True, False]), torch.tensor([1, 1]), longest=4).item()
     0.375
@@ -114,20 +78,10 @@ def accuracy_area(right: Tensor, tokens: Tensor, longest: int) -> Tensor:
 
 
 def answer_costs(right: Tensor, tokens: Tensor, flops: Tensor, longest: int) -> dict[str, Any]:
-    """What N answers cost, as plain data for a report to print beside their accuracy.
+    """What N answers cost in `tokens` (N,) and `flops` (N,), as plain data for a report to print beside their accuracy.
 
-    Args:
-        right: (N,) booleans.
-        tokens: (N,) tokens of each answer.
-        flops: (N,) FLOPs of each answer.
-        longest: the largest budget of the curve in tokens, >= 1.
-
-    Returns:
-        `tokens_per_answer` and `flops_per_answer`, means; `tokens_per_right_answer` and `flops_per_right_answer` by
-        `cost_of_pass` (None: none is right); `ock_score`; `accuracy_within` as a list; `accuracy_area`.
-
-    Raises:
-        InputError: as `accuracy_within`.
+    Means `tokens_per_answer` and `flops_per_answer`; `tokens_per_right_answer` and `flops_per_right_answer` by
+    `cost_of_pass` (None: none is right); `ock_score`; `accuracy_within` as a list; `accuracy_area`.
     """
     found: dict[str, Any] = {}
     for unit, spent in (("tokens", tokens), ("flops", flops)):
@@ -142,13 +96,7 @@ def answer_costs(right: Tensor, tokens: Tensor, flops: Tensor, longest: int) -> 
 def choice_costs(accuracy: float, flops: float) -> dict[str, float | None]:
     """What answers cost that are chosen among given ones, under the keys of `answer_costs`: no token is generated.
 
-    Args:
-        accuracy: the fraction that is right, or is expected to be where ties are broken at random.
-        flops: mean FLOPs of an answer.
-
-    Returns:
-        `tokens_per_answer` and `flops_per_answer`; `tokens_per_right_answer` and `flops_per_right_answer`, these over
-        the accuracy, as `cost_of_pass` has it (None: none is right).
+    `accuracy` is the fraction that is right, or expected to be where ties are broken at random; `flops` is a mean.
     """
     return {
         "tokens_per_answer": 0.0,
@@ -161,10 +109,8 @@ def choice_costs(accuracy: float, flops: float) -> dict[str, float | None]:
 def _checked(right: Tensor, costs: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Both, the costs as float64."""
     if right.ndim != 1 or right.shape != costs.shape or not len(right) or right.dtype != torch.bool:
-        raise InputError(
-            f"right and {name} must be (N,) with N >= 1, right of booleans, "
-            f"got {tuple(right.shape)} {right.dtype} and {tuple(costs.shape)}"
-        )
+        got = f"{tuple(right.shape)} {right.dtype} and {tuple(costs.shape)}"
+        raise InputError(f"right and {name} must be (N,) with N >= 1, right of booleans, got {got}")
     bad = ~(costs.isfinite() & (costs >= 0))
     if bad.any():
         raise InputError(f"{name} must be finite and >= 0, got {costs[bad][0].item()}")

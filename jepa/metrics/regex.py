@@ -15,15 +15,15 @@ Where we differ from dk.brics: an operator where an operand is due (``*a``, ``a|
 character; its ``#``, ``@``, ``"..."`` and ``<...>``, which NL-RX does not use, are errors unless escaped; so are ranges
 that run backwards, groups more than 20 deep, bounds above 1,000 and expressions longer than 1,000 characters.
 
-Method: the states of both automata are the derivatives of the expressions (Brzozowski 1964; Owens, Reppy & Turon 2009,
+Method: the states of both automata are derivatives of the expressions (Brzozowski 1964; Owens, Reppy & Turon 2009,
 "Regular-expression derivatives re-examined", which also gives the classes of characters), made as a breadth-first
-search for a string that tells the two apart needs them. Intersection and complement cost no more than union, and the
-search can stop at any size, which the determinisation inside a library of automata cannot.
+search for a string that tells the two apart needs them. The search can stop at any size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -34,8 +34,11 @@ _DEEPEST = 20  # groups within each other
 _LARGEST_BOUND = 1000  # in {n,m}
 _MOST_LANGUAGES = 20_000  # made in one comparison; those of NL-RX need a few dozen
 _LAST = "\U0010ffff"
-_OPERATORS = "|&*+?{)"
-_UNUSED = '#@"<'
+_REPETITION = re.compile(r"[*+?]|\{(?P<low>[0-9]{1,4})(?P<comma>,(?P<high>[0-9]{1,4})?)?\}")
+_REPEATS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
+_CHARACTER = re.compile(r'\\.|[^|&*+?{)#@"<\\]', re.DOTALL)
+_CLASS = re.compile(r"\[((?:\\.|[^\]\\])+)\]", re.DOTALL)
+_MEMBER = re.compile(r"(\\.|[^\\])(?:-(\\.|[^\\]))?", re.DOTALL)  # a character or a range of a class
 
 Ranges = tuple[tuple[str, str], ...]  # first and last character of each
 
@@ -46,11 +49,9 @@ class UndecidedError(Exception):
 
 @lru_cache(maxsize=65536)
 def equivalent(first: str, second: str) -> bool:
-    """Whether two expressions match the same strings, in the syntax at the head of this module.
+    """Whether two expressions match the same strings, in the syntax at the head of this module, else `InputError`.
 
-    Raises:
-        InputError: one of them cannot be read.
-        UndecidedError: the automata grow beyond 20,000 states in all before an answer is found.
+    Raises `UndecidedError` if the automata grow beyond 20,000 states in all before an answer is found.
 
     >>> equivalent("(.)*dog.*", ".*dog.*"), equivalent(".*dog", ".*dog.*")
     (True, False)
@@ -73,11 +74,7 @@ def equivalent(first: str, second: str) -> bool:
 
 
 def check_regex(text: str) -> None:
-    """Refuse an expression outside the syntax at the head of this module.
-
-    Raises:
-        InputError: the expression cannot be read.
-    """
+    """Raises `InputError` for an expression outside the syntax at the head of this module."""
     _Parser(text, _Languages()).parse()
 
 
@@ -128,20 +125,19 @@ class _Languages:
         return self._number("repeat", (part, low, high), low == 0)
 
     def union(self, parts: Iterable[int]) -> int:
-        flat = self._members("union", parts) - {self.nothing}
-        if self.everything in flat:
-            return self.everything
-        if len(flat) < 2:
-            return flat.pop() if flat else self.nothing
-        return self._number("union", frozenset(flat), any(self.has_empty[part] for part in flat))
+        return self._combine("union", parts, self.nothing, self.everything)
 
     def intersection(self, parts: Iterable[int]) -> int:
-        flat = self._members("intersection", parts) - {self.everything}
-        if self.nothing in flat:
-            return self.nothing
+        return self._combine("intersection", parts, self.everything, self.nothing)
+
+    def _combine(self, kind: str, parts: Iterable[int], neutral: int, dominant: int) -> int:
+        flat = self._members(kind, parts) - {neutral}
+        if dominant in flat:
+            return dominant
         if len(flat) < 2:
-            return flat.pop() if flat else self.everything
-        return self._number("intersection", frozenset(flat), all(self.has_empty[part] for part in flat))
+            return flat.pop() if flat else neutral
+        has_empty = [self.has_empty[part] for part in flat]
+        return self._number(kind, frozenset(flat), any(has_empty) if kind == "union" else all(has_empty))
 
     def complement(self, part: int) -> int:
         if part in (self.nothing, self.everything):
@@ -206,7 +202,7 @@ class _Parser:
         if len(text) > _LONGEST:
             raise InputError(f"a regex must have at most {_LONGEST} characters, got {len(text)}: {text[:40]!r}...")
         self.text, self.languages = text, languages
-        self.at = self.depth = 0
+        self.at = self.depth = 0  # characters read, groups open
 
     def parse(self) -> int:
         language = self._union()
@@ -226,23 +222,25 @@ class _Parser:
         self.at += found
         return found
 
-    def _next(self) -> str:
-        if self.at == len(self.text):
-            raise self._error("go on")
-        self.at += 1
-        return self.text[self.at - 1]
+    def _match(self, pattern: re.Pattern[str], rule: str) -> re.Match[str]:
+        found = pattern.match(self.text, self.at)
+        if found is None:
+            raise self._error(rule)
+        self.at = found.end()
+        return found
 
     def _union(self) -> int:
-        parts = [self._intersection()]
-        while self._take("|"):
-            parts.append(self._intersection())
-        return self.languages.union(parts)
+        return self.languages.union(self._list(self._intersection, "|"))
 
     def _intersection(self) -> int:
-        parts = [self._concat()]
-        while self._take("&"):
-            parts.append(self._concat())
-        return self.languages.intersection(parts)
+        return self.languages.intersection(self._list(self._concat, "&"))
+
+    def _list(self, part: Callable[[], int], sign: str) -> list[int]:
+        """One part or more, with `sign` between them."""
+        parts = [part()]
+        while self._take(sign):
+            parts.append(part())
+        return parts
 
     def _concat(self) -> int:
         parts = [self._repeat()]
@@ -252,39 +250,17 @@ class _Parser:
 
     def _repeat(self) -> int:
         language = self._complement()
-        while True:
-            if self._take("*"):
-                language = self.languages.repeat(language, 0, None)
-            elif self._take("+"):
-                language = self.languages.repeat(language, 1, None)
-            elif self._take("?"):
-                language = self.languages.repeat(language, 0, 1)
-            elif self._take("{"):
-                language = self.languages.repeat(language, *self._bounds())
+        while self._peek("*+?{"):
+            found = self._match(_REPETITION, "have a repetition {n}, {n,} or {n,m}")
+            if found["low"] is None:
+                low, high = _REPEATS[found[0]]
             else:
-                return language
-
-    def _bounds(self) -> tuple[int, int | None]:
-        low = self._integer()
-        high: int | None = low
-        if self._take(","):
-            high = None if self._peek("}") else self._integer()
-        if not self._take("}"):
-            raise self._error("close a repetition with '}'")
-        if high is not None and high < low:
-            raise InputError(f"regex {self.text!r} must have n <= m in a repetition {{n,m}}, got {low} and {high}")
-        return low, high
-
-    def _integer(self) -> int:
-        start = self.at
-        while self._peek("0123456789"):
-            self.at += 1
-        digits = self.text[start : self.at]
-        if not digits:
-            raise self._error("have an integer in a repetition")
-        if len(digits) > 4 or int(digits) > _LARGEST_BOUND:
-            raise InputError(f"regex {self.text!r} must repeat at most {_LARGEST_BOUND} times, got {digits}")
-        return int(digits)
+                low = int(found["low"])
+                high = None if found["comma"] and not found["high"] else int(found["high"] or low)
+            if max(low, high or 0) > _LARGEST_BOUND or (high is not None and high < low):
+                raise self._error(f"repeat n to m times, n <= m <= {_LARGEST_BOUND}")
+            language = self.languages.repeat(language, low, high)
+        return language
 
     def _complement(self) -> int:
         negated = False
@@ -294,17 +270,13 @@ class _Parser:
         return self.languages.complement(language) if negated else language
 
     def _atom(self) -> int:
-        if self._peek(_OPERATORS) or self._peek(_UNUSED):
-            raise self._error("have an operand")
-        character = self._next()
-        if character == "(":
+        if self._take("("):
             return self._group()
-        if character == "[":
-            return self._class()
-        if character == ".":
+        if self._take("."):
             return self.languages.any_character
-        if character == "\\":
-            character = self._next()
+        if self._peek("["):
+            return self._class(self._match(_CLASS, "close a class with ']' after one character or more")[1])
+        character = self._match(_CHARACTER, "have an operand")[0][-1]
         return self.languages.characters(((character, character),))
 
     def _group(self) -> int:
@@ -319,25 +291,12 @@ class _Parser:
         self.depth -= 1
         return language
 
-    def _class(self) -> int:
-        negated = self._take("^")
-        ranges: list[tuple[str, str]] = []
-        while not ranges or not self._peek("]"):
-            first = last = self._class_character()
-            if self._peek("-") and self.text[self.at + 1 : self.at + 2] != "]":
-                self.at += 1
-                last = self._class_character()
-            if last < first:
-                raise InputError(f"regex {self.text!r} must have ranges from low to high, got {first}-{last}")
-            ranges.append((first, last))
-        self.at += 1
-        members = self.languages.characters(tuple(sorted(set(ranges))))
-        if not negated:
-            return members
-        return self.languages.intersection([self.languages.any_character, self.languages.complement(members)])
-
-    def _class_character(self) -> str:
-        if self._peek("]"):
-            raise self._error("have a character in a class")
-        character = self._next()
-        return self._next() if character == "\\" else character
+    def _class(self, members: str) -> int:
+        found = _MEMBER.findall(members.removeprefix("^"))
+        ranges = {(first[-1], (last or first)[-1]) for first, last in found}
+        if not ranges or any(last < first for first, last in ranges):
+            raise self._error("have a character in a class, and ranges from low to high")
+        language = self.languages.characters(tuple(sorted(ranges)))
+        if not members.startswith("^"):
+            return language
+        return self.languages.intersection([self.languages.any_character, self.languages.complement(language)])

@@ -1,6 +1,7 @@
-"""Retrieval in both directions between clips and their captions: recall at k and the median rank.
+"""Retrieval by cosine: recall at k and the median rank.
 
-Rows that are level with the right one count as if they stood in random order, so that a collapsed model scores chance.
+Rows that are level with the right one, within 16 times the machine epsilon, count as if they stood in random order: a
+collapsed model scores chance.
 
 N: queries; M: rows of the gallery; E: embedding dimensions.
 """
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jepa.errors import InputError
+from jepa.metrics.checks import integers, matrix
 
 _QUERIES_AT_ONCE = 1024  # bounds the similarity matrix held in memory
 
@@ -23,6 +25,9 @@ class Ranks(NamedTuple):
     """What stands before and beside the first right row of each of N queries: each (N,) integers.
 
     `nearer` wrong rows are nearer than it; `wrong` and `right` rows are level with it, itself among the `right`.
+
+    >>> Ranks(nearer=torch.tensor([0, 1]), wrong=torch.tensor([1, 0]), right=torch.tensor([1, 1])).expected().tolist()
+    [1.5, 2.0]
     """
 
     nearer: Tensor
@@ -48,38 +53,25 @@ class Ranks(NamedTuple):
 
 
 def retrieval_ranks(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> Ranks:
-    """Where the first right row of a gallery stands for each query, by cosine.
+    """Where the first right row of a gallery (M, E) stands for each query (N, E), of any norm.
 
-    A row is right where its id equals the query's; several may be (the captions of a clip), and the nearest of them
-    counts. Cosines within 16 times the machine epsilon of the dtype are level.
-
-    Args:
-        queries: (N, E), of any norm.
-        gallery: (M, E), of any norm.
-        query_ids: (N,) integers.
-        gallery_ids: (M,) integers.
-
-    Raises:
-        InputError: shapes that do not match, a value that is not finite, or a query without a right row.
+    A row is right where its id (M,) equals the query's (N,); several may be (the captions of a clip), and the nearest
+    of them counts. Other shapes, values that are not finite, and queries without a right row raise `InputError`.
 
     >>> ranks = retrieval_ranks(torch.eye(3), torch.eye(3), torch.arange(3), torch.arange(3))
     >>> ranks.recall(1).tolist()
     [1.0, 1.0, 1.0]
     """
-    for name, rows, ids in (("queries", queries, query_ids), ("gallery", gallery, gallery_ids)):
-        if rows.ndim != 2 or 0 in rows.shape or ids.shape != rows.shape[:1]:
-            raise InputError(
-                f"{name} must be (rows, E) with an id a row, got {tuple(rows.shape)} with {tuple(ids.shape)} ids"
-            )
-        if not rows.isfinite().all():
-            raise InputError(f"{name} must be finite, got a NaN or an infinity")
+    queries, gallery = matrix("queries", queries), matrix("gallery", gallery)
+    query_ids = integers("query_ids", query_ids, len(queries))
+    gallery_ids = integers("gallery_ids", gallery_ids, len(gallery))
     if queries.shape[1] != gallery.shape[1]:
         raise InputError(f"queries and gallery must have the same E, got {queries.shape[1]} and {gallery.shape[1]}")
     alone = query_ids[~torch.isin(query_ids, gallery_ids)]
     if len(alone):
         raise InputError(f"every query must have a row of its id in the gallery, got none for the id {int(alone[0])}")
 
-    queries, gallery = F.normalize(queries.float(), dim=1), F.normalize(gallery.float(), dim=1)
+    queries, gallery = F.normalize(queries, dim=1), F.normalize(gallery, dim=1)
     level = 16 * torch.finfo(queries.dtype).eps
     parts = []
     for part, ids in zip(queries.split(_QUERIES_AT_ONCE), query_ids.split(_QUERIES_AT_ONCE), strict=True):
@@ -91,12 +83,7 @@ def retrieval_ranks(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery
 
 
 def chance_ranks(query_ids: Tensor, gallery_ids: Tensor) -> Ranks:
-    """The ranks of a model that tells nothing apart: every row is level.
-
-    Args:
-        query_ids: (N,) integers.
-        gallery_ids: (M,) integers.
-    """
+    """The ranks of a model that tells nothing apart: every row is level."""
     distinct, counts = gallery_ids.unique(return_counts=True)
     right = counts[torch.searchsorted(distinct, query_ids)]
     return Ranks(torch.zeros_like(right), len(gallery_ids) - right, right)
@@ -105,20 +92,11 @@ def chance_ranks(query_ids: Tensor, gallery_ids: Tensor) -> Ranks:
 def retrieval_scores(
     clips: Tensor, clip_ids: Tensor, texts: Tensor, text_ids: Tensor, ks: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
-    """Scores of ``video_to_text`` and of ``text_to_video``.
+    """Scores of ``video_to_text`` and of ``text_to_video``, of clips (N, E) and the clips' captions (M, E).
 
-    Each has the numbers of ``queries`` and ``candidates``, ``r@k`` for each k that there are candidates for, the
-    ``median_rank``, and under ``chance`` both as a model that tells nothing apart would have them.
-
-    Args:
-        clips: (N, E) predicted embeddings, of any norm.
-        clip_ids: (N,) integers, each clip's own.
-        texts: (M, E) embeddings of captions, of any norm.
-        text_ids: (M,) integers: the clip of each.
-        ks: the k of each recall, each at least 1.
-
-    Raises:
-        InputError: as `retrieval_ranks`.
+    `clip_ids` (N,) are each clip's own, `text_ids` (M,) the clip of each caption. Each direction has the numbers of
+    ``queries`` and ``candidates``, ``r@k`` for each of `ks` that there are candidates for, the ``median_rank``, and
+    under ``chance`` both as a model that tells nothing apart would have them.
 
     >>> found = retrieval_scores(torch.eye(3), torch.arange(3), torch.eye(3), torch.arange(3), ks=[1])
     >>> found["video_to_text"]["r@1"], found["video_to_text"]["median_rank"]
@@ -133,10 +111,8 @@ def retrieval_scores(
 def _scores(
     queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor, ks: Sequence[int]
 ) -> dict[str, Any]:
-    ks = [k for k in ks if k <= len(gallery)]
-
     def summary(ranks: Ranks) -> dict[str, float]:
-        recalls = {f"r@{k}": float(ranks.recall(k).mean()) for k in ks}
+        recalls = {f"r@{k}": float(ranks.recall(k).mean()) for k in ks if k <= len(gallery)}
         return {**recalls, "median_rank": float(ranks.expected().quantile(0.5))}
 
     return {

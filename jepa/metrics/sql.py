@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jepa.errors import InputError
+from jepa.errors import InputError, check_positive
 
 _DATABASE = re.compile(r"For db_id:\[([\w-]+)\]")
 _MOST_ROWS = 1_000_000  # of a gold query
@@ -45,12 +45,11 @@ Row = tuple[Any, ...]
 class Spider:
     """Whether a predicted query gives the rows of the gold query; the rules are at the head of this module.
 
-    Args:
-        databases: the folder with ``<name>/<name>.sqlite``.
-        timeout_seconds: for one query, > 0. A prediction that takes longer is wrong.
+    `databases` is the folder with ``<name>/<name>.sqlite``. A prediction that takes `timeout_seconds` > 0 is wrong.
 
-    Raises:
-        InputError: the folder does not exist, or the timeout is not above 0.
+    >>> Spider(Path("gone"))
+    Traceback (most recent call last):
+    jepa.errors.InputError: databases must be a folder, got 'gone'
     """
 
     databases: Path
@@ -60,20 +59,13 @@ class Spider:
         object.__setattr__(self, "databases", Path(self.databases))
         if not self.databases.is_dir():
             raise InputError(f"databases must be a folder, got {str(self.databases)!r}")
-        if not self.timeout_seconds > 0:
-            raise InputError(f"timeout_seconds must be > 0, got {self.timeout_seconds}")
+        check_positive("timeout_seconds", self.timeout_seconds)
 
     def __call__(self, prediction: str, gold: str, prompt: str) -> bool:
-        """Score one prediction. An empty one, one that fails and one that returns no table are wrong.
+        """Score one prediction; an empty one, one that fails and one that returns no table are wrong.
 
-        Args:
-            prediction: a query.
-            gold: a query.
-            prompt: holds ``For db_id:[name]``.
-
-        Raises:
-            InputError: the prompt names no database, the database is missing, or the gold query fails, takes
-                too long or gives more than 1,000,000 rows.
+        Raises `InputError` if the prompt does not hold ``For db_id:[name]``, the database is missing, or the gold query
+        fails, takes too long or gives more than 1,000,000 rows.
         """
         path = self._path(prompt)
         with closing(self._open(path)) as connection:
@@ -82,10 +74,8 @@ class Spider:
             except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
                 raise InputError(f"the gold query must run on {path}, got {error}: {gold!r}") from error
             if expected is None or len(expected) > _MOST_ROWS:
-                got = "no table" if expected is None else "more"
-                raise InputError(
-                    f"the gold query must give a table of at most {_MOST_ROWS} rows on {path}, got {got}: {gold!r}"
-                )
+                got = f"{'no table' if expected is None else 'more'}: {gold!r}"
+                raise InputError(f"the gold query must give a table of at most {_MOST_ROWS} rows on {path}, got {got}")
             try:
                 rows = self._rows(connection, prediction, len(expected))
             except (sqlite3.Error, sqlite3.Warning, ValueError):  # ValueError: a NUL or a broken character in it

@@ -26,32 +26,9 @@ from jepa.config import (
 )
 
 
-class EncoderStageConfig(StageConfig):
-    """The comparison's frozen encoder."""
-
-    steps: Count = 280
-    warmup_steps: Natural = 30
-    validate_every: Count = 140
-
-
-class ArmStageConfig(StageConfig):
-    """An arm of the comparison."""
-
-    steps: Count = 240
-    warmup_steps: Natural = 20
-    validate_every: Count = 80
-    validation_batches: Count = 1
-
-
 class ComparisonDecoderConfig(StageConfig):
     """A VL-JEPA's decoder at each point of the comparison, on at most ``examples`` samples seen."""
 
-    steps: Count = 200
-    batch_size: Count = 256
-    learning_rate: Positive = 2e-3
-    warmup_steps: Natural = 25
-    validate_every: Count = 200
-    validation_batches: Count = 1
     examples: Count = 6144
 
 
@@ -79,10 +56,12 @@ class ComparisonTrainConfig(RunConfig):
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: Node
     clips: ClipsConfig = ClipsConfig(hard_negatives=0)  # the baseline has no use for negative captions
-    encoder: EncoderStageConfig = EncoderStageConfig()
-    stage: ArmStageConfig = ArmStageConfig()
+    encoder: StageConfig = StageConfig(steps=280, warmup_steps=30, validate_every=140)  # the frozen one
+    stage: StageConfig = StageConfig(steps=240, warmup_steps=20, validate_every=80, validation_batches=1)  # of an arm
     loss: Node = INFONCE  # of VL-JEPA
-    decoder: ComparisonDecoderConfig = ComparisonDecoderConfig()
+    decoder: ComparisonDecoderConfig = ComparisonDecoderConfig(
+        steps=200, batch_size=256, learning_rate=2e-3, warmup_steps=25, validate_every=200, validation_batches=1
+    )
     answers: Count = 20  # held-out clips answered one by one
     stream: ComparisonStreamConfig
 
@@ -96,18 +75,26 @@ class TypingValuesConfig(Config):
     debounce: Annotated[list[NonNegative], NotEmpty] = [0.5, 1.0, 1.5, 2.0, 3.0]
 
 
+class TypingStyle(Config):
+    """How requests are typed: speed, with five characters to a word (spaces included), and its variation."""
+
+    words_per_minute: Positive = 50.0
+    jitter: NonNegative = 0.3  # standard deviation of the logarithm of a word's duration
+    corrections: Fraction = 0.05  # of words, before which a wrong word is typed and removed
+    pause: Positive = 5.0  # mean seconds between two requests; they vary as the words do
+
+
 class TypingConfig(Config):
     """Requests typed word by word."""
 
     kind: Literal["typing"] = "typing"
     requests: Natural = 300  # of the test pairs; 0: all
     per_stream: Count = 10
-    style: Node
+    style: TypingStyle = TypingStyle()
     control: str | None = None  # checkpoint of a next-token model, whose states are tried in place of the latents
     probe_requests: Count = 3000  # training requests that the endpoint rules learn from
     confidence: FractionAboveZero = 0.5  # of calibration resamples that must keep uniform decoding's exact match
     values: TypingValuesConfig = TypingValuesConfig()
-    live_streams: Natural = 2  # run again step by step for wall time; 0: none
     batch_size: Count = 256
 
 
@@ -127,10 +114,8 @@ class RecurringConfig(Config):
     batch_size: Count = 256
 
 
-REQUESTS_CONFIGS: dict[str, type[TypingConfig | RecurringConfig]] = {
-    "typing": TypingConfig,
-    "recurring": RecurringConfig,
-}
+RequestsConfig = TypingConfig | RecurringConfig
+REQUESTS_CONFIGS: dict[str, type[RequestsConfig]] = {"typing": TypingConfig, "recurring": RecurringConfig}
 
 
 class ReplayConfig(SweepConfig):
@@ -148,7 +133,7 @@ class ReplayConfig(SweepConfig):
 
 
 class FigureConfig(Config):
-    """A figure of a datasheet, where it stands and when it was read."""
+    """A figure of a datasheet, and where and when it was read."""
 
     value: Positive
     source: str
@@ -156,12 +141,12 @@ class FigureConfig(Config):
 
 
 class HardwareConfig(Config):
-    """One chip: see `jepa.studies.cost.Hardware`; ``peaks`` by number format."""
+    """One chip."""
 
     name: str
-    peaks: dict[str, FigureConfig]
-    memory: FigureConfig
-    bandwidth: FigureConfig
+    peaks: dict[str, FigureConfig]  # FLOP/s by number format
+    memory: FigureConfig  # bytes
+    bandwidth: FigureConfig  # bytes/s
     watts: FigureConfig | None = None
 
 

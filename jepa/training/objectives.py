@@ -15,7 +15,7 @@ from jepa.data.chat import ChatIds
 from jepa.data.packing import Layout
 from jepa.errors import InputError
 from jepa.losses.gather import GlobalBatch
-from jepa.losses.tube import SemanticTube
+from jepa.losses.tube import semantic_tube
 from jepa.models.llm_jepa import LLMJEPA
 
 
@@ -36,7 +36,7 @@ class Objective(nn.Module):
         super().__init__()
         _check(config)
         self.config = config
-        self.tube = SemanticTube() if config.latent == "tube" else None
+        self.tube = semantic_tube if config.latent == "tube" else None
         self.loss = build(config.loss)
         self.regulariser = build(config.regulariser) if config.regulariser is not None else None
         if not self.has_latent_term or self.tube is not None:

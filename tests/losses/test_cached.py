@@ -35,27 +35,27 @@ def towers(**options: float) -> Towers:
     return Towers(**options).double()
 
 
-def batch(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    first, second = torch.randn(2, rows, WIDTH, generator=generator, dtype=torch.float64)
-    return first, second
-
-
 def split(rows: int, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(zip(*(side.split(size) for side in batch(rows)), strict=True))
+    both = torch.randn(2, rows, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return list(zip(*(side.split(size) for side in both), strict=True))
+
+
+def assert_equal(value, expected, ours: nn.Module, theirs: nn.Module) -> None:
+    """In the losses and in the gradients of all parameters."""
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    expected.backward()
+    value.backward()
+    for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert other.grad.any(), name
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 4, 10, 11])
 def test_value_and_gradients_are_those_of_the_whole_batch(size):
     whole, chunked, ids = towers(), towers(), torch.arange(11) // 2
-    expected = whole.loss(*whole(batch(11)), ids)
+    expected = whole.loss(*whole(split(11, 11)[0]), ids)
     value = cached_loss(chunked, split(11, size), lambda *latents: chunked.loss(*latents, ids))
-    expected.backward()
-    value.backward()
-    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
-    for (name, ours), theirs in zip(chunked.named_parameters(), whole.parameters(), strict=True):
-        assert theirs.grad.any(), name
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
+    assert_equal(value, expected, chunked, whole)
 
 
 def test_dropout_is_the_same_in_both_passes():
@@ -64,20 +64,14 @@ def test_dropout_is_the_same_in_both_passes():
     torch.manual_seed(7)
     expected = plain.loss(*(torch.cat(each) for each in zip(*map(plain, split(8, 2)), strict=True)))
     torch.manual_seed(7)
-    value = cached_loss(chunked, split(8, 2), chunked.loss)
-    expected.backward()
-    value.backward()
-    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
-    for ours, theirs in zip(chunked.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
+    assert_equal(cached_loss(chunked, split(8, 2), chunked.loss), expected, chunked, plain)
 
 
 def test_no_activation_outlives_its_chunk():
     """Whatever autograd keeps between forward and backward is an input, a parameter or an embedding."""
-    model, kept = towers(), []
+    model, kept, chunks = towers(), [], split(32, 4)
     with saved_tensors_hooks(lambda tensor: kept.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor):
-        cached_loss(model, split(32, 4), model.loss)
-    assert (4, HIDDEN) not in kept
-    with saved_tensors_hooks(lambda tensor: kept.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor):
-        model.loss(*model(split(32, 4)[0]))
-    assert (4, HIDDEN) in kept
+        cached_loss(model, chunks, model.loss)
+        assert (4, HIDDEN) not in kept
+        model.loss(*model(chunks[0]))
+        assert (4, HIDDEN) in kept

@@ -10,20 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa.errors import InputError
-from jepa.losses.distance import (
-    L1,
-    L2,
-    MSE,
-    Cosine,
-    SmoothL1,
-    cosine_distance,
-    l1_distance,
-    l2_distance,
-    mse_distance,
-    smooth_l1_distance,
-)
+from jepa.losses import L1, L2, MSE, Cosine, SmoothL1
 
 MODULES = [Cosine(), L1(), L2(), MSE(), SmoothL1(0.3)]
+by_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -58,16 +48,10 @@ def by_hand(name: str, p: np.ndarray, t: np.ndarray, beta: float) -> tuple[float
 @settings(max_examples=25)
 def test_values_and_gradients_equal_numpy(rows, width, beta, seed):
     predictions, targets = randn(rows, width, seed=seed), randn(rows, width, seed=seed + 100)
-    functions = {
-        "cosine": cosine_distance,
-        "l1": l1_distance,
-        "l2": l2_distance,
-        "mse": mse_distance,
-        "smooth_l1": lambda p, t: smooth_l1_distance(p, t, beta),
-    }
-    for name, function in functions.items():
+    modules = {"cosine": Cosine(), "l1": L1(), "l2": L2(), "mse": MSE(), "smooth_l1": SmoothL1(beta)}
+    for name, module in modules.items():
         leaf = predictions.clone().requires_grad_()
-        value = function(leaf, targets)
+        value = module(leaf, targets)
         (gradient,) = torch.autograd.grad(value, leaf)
         expected, expected_gradient = by_hand(name, predictions.numpy(), targets.numpy(), beta)
         assert value.shape == ()
@@ -75,15 +59,10 @@ def test_values_and_gradients_equal_numpy(rows, width, beta, seed):
         np.testing.assert_allclose(gradient.numpy(), expected_gradient, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
-def test_gradients_by_both_arguments(module):
-    inputs = (randn(4, 3).requires_grad_(), randn(4, 3, seed=1).requires_grad_())
-    assert torch.autograd.gradcheck(module, inputs)
-
-
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
-def test_equal_latents_cost_nothing_and_pull_nowhere(module):
-    latents = randn(4, 3)
+@by_module
+def test_gradients_by_both_arguments_and_none_from_equal_latents(module):
+    latents, others = randn(4, 3), randn(4, 3, seed=1)
+    assert torch.autograd.gradcheck(module, (latents.clone().requires_grad_(), others.requires_grad_()))
     predictions = latents.clone().requires_grad_()
     value = module(predictions, latents)
     (gradient,) = torch.autograd.grad(value, predictions)
@@ -95,7 +74,7 @@ def test_cosine_of_a_zero_row_has_no_gradient():
     predictions, targets = randn(3, 4), randn(3, 4, seed=1)
     predictions[1] = 0
     predictions.requires_grad_()
-    value = cosine_distance(predictions, targets)
+    value = Cosine()(predictions, targets)
     (gradient,) = torch.autograd.grad(value, predictions)
     others = F.cosine_similarity(predictions[[0, 2]], targets[[0, 2]]).sum()
     assert value.item() == pytest.approx(1 - others.item() / 3)
@@ -103,7 +82,7 @@ def test_cosine_of_a_zero_row_has_no_gradient():
     assert gradient[0].any()
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
+@by_module
 def test_half_precision_and_autocast_are_computed_in_float32(module):
     predictions, targets = randn(8, 16).bfloat16(), randn(8, 16, seed=1).bfloat16()
     expected = module(predictions.float(), targets.float())
@@ -120,12 +99,11 @@ def test_which_distances_ask_for_unit_norm():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: l1_distance(randn(3, 2), randn(2, 2)), r"same shape, got \(3, 2\) and \(2, 2\)"),
-        (lambda: mse_distance(randn(3), randn(3)), r"predictions must be \(B, E\) .* got \(3,\)"),
-        (lambda: l2_distance(randn(0, 2), randn(0, 2)), r"with B, E >= 1, got \(0, 2\)"),
+        (lambda: L1()(randn(3, 2), randn(2, 2)), r"same shape, got \(3, 2\) and \(2, 2\)"),
+        (lambda: MSE()(randn(3), randn(3)), r"predictions must be \(B, E\) .* got \(3,\)"),
+        (lambda: L2()(randn(0, 2), randn(0, 2)), r"with B, E >= 1, got \(0, 2\)"),
         (lambda: Cosine()(randn(2, 2), torch.ones(2, 2).long()), "targets must be floating point, got torch.int64"),
         (lambda: SmoothL1(0.0), "beta must be > 0, got 0.0"),
-        (lambda: smooth_l1_distance(randn(2, 2), randn(2, 2), -1.0), "beta must be > 0, got -1.0"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -68,9 +68,8 @@ def pool_of(references: Sequence[Sequence[str]]) -> DocumentFrequency:
 @example([("red red red red", ["red red", "a"]), ("a", ["a a a"])])  # repeated words are clipped
 def test_equals_the_reference_scorer(corpus):
     candidates, references = zip(*corpus, strict=True)
-    np.testing.assert_allclose(
-        cider_d(candidates, references), reference_scores(candidates, references), rtol=1e-9, atol=1e-9
-    )
+    expected = reference_scores(candidates, references)
+    assert cider_d(candidates, references) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 @settings(max_examples=150)
@@ -78,12 +77,8 @@ def test_equals_the_reference_scorer(corpus):
 def test_equals_the_reference_scorer_with_a_fixed_pool(corpus, other):
     candidates, references = zip(*corpus, strict=True)
     pool = [group for _, group in other]
-    np.testing.assert_allclose(
-        cider_d(candidates, references, pool_of(pool)),
-        reference_scores(candidates, references, pool),
-        rtol=1e-9,
-        atol=1e-9,
-    )
+    expected = reference_scores(candidates, references, pool)
+    assert cider_d(candidates, references, pool_of(pool)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 def test_fixed_pool_scores_each_pair_by_itself():
@@ -92,8 +87,7 @@ def test_fixed_pool_scores_each_pair_by_itself():
     pool = pool_of(references)
     together = cider_d(candidates, references, pool)
     alone = [cider_d([c], [r], pool)[0] for c, r in zip(candidates, references, strict=True)]
-    assert together.tolist() == alone
-    assert together.tolist() == cider_d(candidates, references).tolist()
+    assert together.tolist() == alone == cider_d(candidates, references).tolist()
     assert cider_d([], [], pool).shape == (0,)
 
 
@@ -117,10 +111,10 @@ def test_a_perfect_caption_scores_ten_and_an_empty_one_nothing():
     ("candidates", "references", "message"),
     [
         (["a"], [["a"], ["b"]], "candidates and references must be equally many, got 1 and 2"),
-        (["a", "b"], [["a"], []], r"references\[1\] must hold at least one reference, got none"),
-        (["a"], ["red"], r"references\[0\] must be a sequence of strings, got the string 'red'"),
+        (["a", "b"], [["a"], []], r"references\[1\] must be a sequence of one string or more, got \[\]"),
+        (["a"], ["red"], r"references\[0\] must be a sequence of one string or more, got 'red'"),
         ("a", [["a"]], "candidates must be a sequence of strings, got the string 'a'"),
-        ([], [], "documents must be >= 1, got 0"),
+        ([], [], "references must hold at least one document, got none"),
     ],
 )
 def test_bad_pairs_are_refused(candidates, references, message):
@@ -128,21 +122,12 @@ def test_bad_pairs_are_refused(candidates, references, message):
         cider_d(candidates, references)
 
 
-def test_impossible_frequencies_are_refused():
-    with pytest.raises(InputError, match=r"must be in 1\.\.2 \(documents\), got 3"):
-        DocumentFrequency({("red",): 3}, documents=2)
-
-
 def test_document_frequency_counts_documents_not_occurrences():
     pool = document_frequency([[["red", "red", "red"], ["red", "dog"]], [["dog"]], [[]]])
     assert pool.documents == 3
     assert pool.counts == {
-        ("red",): 1,
-        ("dog",): 2,
-        ("red", "red"): 1,
-        ("red", "dog"): 1,
-        ("red", "red", "red"): 1,
-    }
+        ("red",): 1, ("dog",): 2, ("red", "red"): 1, ("red", "dog"): 1, ("red", "red", "red"): 1
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- tokenizer
@@ -180,14 +165,7 @@ def test_tokens(text):
 def test_tokens_equal_the_reference_tokenizer():
     package = Path(cider_scorer.__file__).parents[1]
     jar = next((package / "tokenizer").glob("stanford-corenlp-*.jar"))
-    command = [
-        "java",
-        "-cp",
-        str(jar),
-        "edu.stanford.nlp.process.PTBTokenizer",
-        "-preserveLines",
-        "-lowerCase",
-    ]
+    command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     run = subprocess.run(command, input="\n".join(TOKENS) + "\n", capture_output=True, text=True, check=True)
     dropped = {"''", "'", "``", "`", ",", ":", "-", "--", ";", *(f"-{a}{b}b-" for a in "lr" for b in "rsc")}
     for text, line in zip(TOKENS, run.stdout.splitlines(), strict=False):  # it ends before trailing blank lines

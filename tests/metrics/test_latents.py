@@ -9,12 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import Ridge
-from sklearn.metrics import r2_score, roc_auc_score, top_k_accuracy_score
+from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 from jepa.errors import InputError
-from jepa.metrics import LatentGeometry, paired_cosine, rankme, retrieval_at_k, unpaired_cosine
-from jepa.metrics.latents import collapse_message, paraphrase, recall_at_false_fraction, ridge_r2
+from jepa.metrics.latents import (
+    LatentGeometry,
+    collapse_message,
+    paired_cosine,
+    paraphrase,
+    rankme,
+    recall_at_false_fraction,
+    ridge_r2,
+    unpaired_cosine,
+)
+from jepa.metrics.retrieval import retrieval_ranks
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -25,18 +34,18 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(a @ b / (a.norm() * b.norm()))
 
 
+def values(scalars: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in scalars.items()}
+
+
 def test_cosines_equal_plain_loops():
     predictions, targets, n = randn(7, 5), randn(7, 5, seed=1) + 0.5, 7
     paired = np.mean([cosine(predictions[i], targets[i]) for i in range(n)])
-    unpaired = np.mean([cosine(predictions[i], targets[j]) for i in range(n) for j in range(n) if i != j])
     assert paired_cosine(predictions, targets).item() == pytest.approx(paired, abs=1e-12)
-    assert unpaired_cosine(predictions, targets).item() == pytest.approx(unpaired, abs=1e-12)
-
-
-def test_rows_with_equal_ids_are_not_unpaired():
-    predictions, targets, ids = randn(6, 4), randn(6, 4, seed=1), torch.tensor([9, 2, 9, 9, 2, 5])
-    expected = np.mean([cosine(predictions[i], targets[j]) for i in range(6) for j in range(6) if ids[i] != ids[j]])
-    assert unpaired_cosine(predictions, targets, ids).item() == pytest.approx(expected, abs=1e-12)
+    for ids in (None, torch.tensor([9, 2, 9, 9, 2, 5, 7])):  # rows with equal ids are not unpaired
+        texts = range(n) if ids is None else ids
+        unpaired = [cosine(predictions[i], targets[j]) for i in range(n) for j in range(n) if texts[i] != texts[j]]
+        assert unpaired_cosine(predictions, targets, ids).item() == pytest.approx(np.mean(unpaired), abs=1e-12)
 
 
 def test_cosines_in_half_precision_are_computed_in_float32():
@@ -64,72 +73,18 @@ def test_rankme_of_a_known_spectrum():
     assert rankme(latents[torch.randperm(30)]).item() == pytest.approx(2**1.75, rel=1e-5)
 
 
-@pytest.mark.parametrize("k", [1, 3, 12])
-def test_retrieval_equals_scikit_learn(k):
-    gallery, labels = randn(12, 6), torch.arange(2500) % 12  # more queries than are compared at once
-    queries = gallery[labels] + 1.5 * randn(2500, 6, seed=1)
-    scores = cosine_similarity(queries.numpy(), gallery.numpy())
-    if k < 12:
-        expected = top_k_accuracy_score(labels.numpy(), scores, k=k, labels=range(12))
-        assert 0.1 < expected < 0.95
-    else:
-        expected = 1.0
-    assert retrieval_at_k(queries, gallery, labels, k).item() == pytest.approx(expected, abs=1e-6)
-    assert retrieval_at_k(3 * queries.float(), gallery.float(), labels, k).item() == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize("k", [1, 2, 5])
-@pytest.mark.parametrize("rows", [5, 37])
-def test_retrieval_of_a_collapsed_model_is_chance(k, rows):
-    point = F.normalize(torch.randn(1, 300, generator=torch.Generator().manual_seed(0)), dim=1)
-    queries, gallery = point.expand(50, -1), point.expand(rows, -1)
-    labels = torch.arange(50) % rows
-    assert retrieval_at_k(queries, gallery, labels, k).item() == pytest.approx(k / rows, abs=1e-6)
-
-
-def test_retrieval_breaks_ties_by_chance():
-    # The first query has one row nearer than its own and one level with it; the second wins outright.
-    gallery = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, -1.0]])
-    queries, labels = torch.tensor([[1.0, 0.0], [0.0, -1.0]]), torch.tensor([1, 3])
-    for k, first in [(1, 0.0), (2, 0.5), (3, 1.0)]:
-        assert retrieval_at_k(queries, gallery, labels, k).item() == pytest.approx((first + 1) / 2)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: paired_cosine(randn(3, 2), randn(2, 2)), r"same shape, got \(3, 2\) and \(2, 2\)"),
-        (lambda: paired_cosine(randn(3), randn(3)), r"predictions must be \(N, E\) .* got \(3,\)"),
-        (lambda: rankme(torch.ones(2, 2).long()), "latents must be floating point, got torch.int64"),
-        (lambda: rankme(torch.tensor([[0.0], [math.nan]])), "latents must be finite, got .* in row 1"),
-        (
-            lambda: unpaired_cosine(randn(1, 2), randn(1, 2)),
-            "at least 2 different targets, got 1 in N = 1 rows",
-        ),
-        (
-            lambda: unpaired_cosine(randn(2, 2), randn(2, 2), torch.tensor([1.0, 2.0])),
-            r"ids must be \(2,\) integers, got \(2,\) torch.float32",
-        ),
-        (
-            lambda: retrieval_at_k(randn(2, 3), randn(4, 2), torch.tensor([0, 1]), 1),
-            "queries and gallery must have the same E, got 3 and 2",
-        ),
-        (
-            lambda: retrieval_at_k(randn(2, 3), randn(4, 3), torch.tensor([0, 4]), 1),
-            r"labels must be in 0\.\.3 \(rows of the gallery\), got 0\.\.4",
-        ),
-        (
-            lambda: retrieval_at_k(randn(2, 3), randn(4, 3), torch.tensor([0, 1]), 5),
-            r"k must be in 1\.\.4 \(rows of the gallery\), got 5",
-        ),
-        (lambda: ridge_r2(randn(3, 2), randn(3, 2)), "at least 4 rows .* got 3"),
-        (lambda: ridge_r2(randn(4, 2), randn(4, 2), ridge=0), "ridge must be > 0, got 0"),
-        (
-            lambda: paraphrase(randn(2, 2), randn(2, 2), torch.tensor([5, 5])),
-            "ids must be of at least 2 different meanings, got only 5",
-        ),
-        (lambda: LatentGeometry(ks=()), r"ks must hold at least one k, each >= 1, got \(\)"),
-        (lambda: LatentGeometry(ks=(1, 0)), r"got \(1, 0\)"),
+        (lambda: paired_cosine(randn(3), randn(3)), r"predictions must be floating-point \(N, E\), .* \(3,\)"),
+        (lambda: rankme(torch.ones(2, 2).long()), "latents must be floating-point .* got torch.int64"),
+        (lambda: rankme(torch.tensor([[0.0], [math.nan]])), "latents must be finite, got a NaN"),
+        (lambda: unpaired_cosine(randn(1, 2), randn(1, 2)), "at least 2 different targets, got 1 in N = 1 rows"),
+        (lambda: unpaired_cosine(randn(2, 2), randn(2, 2), torch.ones(2)), r"ids must be \(2,\) integers, got \(2,\)"),
+        (lambda: ridge_r2(randn(3, 2), randn(3, 2)), "must have >= 4 rows .* got 3, 0.001"),
+        (lambda: ridge_r2(randn(4, 2), randn(4, 2), ridge=0), "ridge > 0, got 4, 0"),
+        (lambda: paraphrase(randn(2, 2), randn(2, 2), torch.tensor([5, 5])), "2 different meanings, got only 5"),
     ],
 )
 def test_bad_input_is_refused(call, message):
@@ -144,11 +99,8 @@ def test_ridge_r2_equals_scikit_learn():
     fit, held_out = order[:150], order[150:]
     spread = float((predictions[fit] - predictions[fit].mean(0)).square().sum()) / 6
     model = Ridge(alpha=0.05 * spread).fit(predictions[fit].numpy(), targets[fit].numpy())
-    expected = r2_score(
-        targets[held_out].numpy(),
-        model.predict(predictions[held_out].numpy()),
-        multioutput="variance_weighted",
-    )
+    guessed = model.predict(predictions[held_out].numpy())
+    expected = r2_score(targets[held_out].numpy(), guessed, multioutput="variance_weighted")
     assert 0.5 < expected < 0.95
     assert ridge_r2(predictions, targets, ridge=0.05, seed=4).item() == pytest.approx(expected, abs=1e-8)
     assert ridge_r2(20 * predictions, targets, ridge=0.05, seed=4).item() == pytest.approx(expected, abs=1e-8)
@@ -176,9 +128,7 @@ def test_paraphrase_equals_plain_loops():
     auc = roc_auc_score([1] * len(own) + [0] * len(others), own + others)
     assert 0.6 < auc < 0.95
     assert 0 < found < 0.6
-    result = paraphrase(first, second, ids)
-    assert result["auc"].item() == pytest.approx(auc, abs=1e-12)
-    assert result["recall@1%"].item() == pytest.approx(found, abs=1e-12)
+    assert values(paraphrase(first, second, ids)) == pytest.approx({"auc": auc, "recall@1%": found}, abs=1e-12)
 
 
 def test_paraphrase_in_chunks_equals_scikit_learn():
@@ -195,11 +145,9 @@ def test_paraphrase_in_chunks_equals_scikit_learn():
 
 def test_paraphrase_of_perfect_and_collapsed_latents():
     ids, latents = torch.arange(200), F.normalize(randn(200, 64).float(), dim=1)
-    perfect = {name: value.item() for name, value in paraphrase(latents, latents, ids).items()}
-    assert perfect == {"auc": 1.0, "recall@1%": 1.0}
+    assert values(paraphrase(latents, latents, ids)) == {"auc": 1.0, "recall@1%": 1.0}
     point = latents[:1].expand(200, -1)
-    collapsed = {name: value.item() for name, value in paraphrase(point, 2 * point, ids).items()}
-    assert collapsed == {"auc": 0.5, "recall@1%": 0.0}
+    assert values(paraphrase(point, 2 * point, ids)) == {"auc": 0.5, "recall@1%": 0.0}
 
 
 def test_the_message_of_a_collapse():
@@ -221,13 +169,12 @@ PREDICTIONS = TARGETS + 1.5 * randn(7, 5, seed=1)
 def expected_geometry() -> dict[str, float]:
     distinct = sorted(set(IDS.tolist()))
     hits = [max(distinct, key=lambda text: cosine(PREDICTIONS[i], TEXTS[text])) == IDS[i].item() for i in range(7)]
+    unpaired = [cosine(PREDICTIONS[i], TARGETS[j]) for i in range(7) for j in range(7) if IDS[i] != IDS[j]]
     return {
         "retrieval@1": np.mean(hits),
         "rankme": rankme(PREDICTIONS).item(),
         "paired_cosine": paired_cosine(PREDICTIONS, TARGETS).item(),
-        "unpaired_cosine": np.mean(
-            [cosine(PREDICTIONS[i], TARGETS[j]) for i in range(7) for j in range(7) if IDS[i] != IDS[j]]
-        ),
+        "unpaired_cosine": np.mean(unpaired),
     }
 
 
@@ -238,10 +185,9 @@ def filled(start: int, stop: int) -> LatentGeometry:
 
 
 def check(metric: LatentGeometry) -> None:
-    geometry = metric.compute()
     expected = expected_geometry()
     assert 0 < expected["retrieval@1"] < 1
-    assert {name: value.item() for name, value in geometry.items()} == pytest.approx(expected, abs=1e-6)
+    assert values(metric.compute()) == pytest.approx(expected, abs=1e-6)
 
 
 def test_metric_over_batches():
@@ -271,31 +217,25 @@ def test_metric_merges_and_gathers():
 def test_metric_retrieves_at_each_k_that_the_targets_are_enough_for():
     metric = LatentGeometry(ks=(1, 3, 5, 10))  # 5 distinct targets
     metric.update(PREDICTIONS, TARGETS, IDS)
-    geometry = {name: value.item() for name, value in metric.compute().items()}
-    distinct, labels = IDS.unique(return_inverse=True)
-    expected = {f"retrieval@{k}": retrieval_at_k(PREDICTIONS, TEXTS[distinct], labels, k).item() for k in (1, 3, 5)}
-    assert geometry == pytest.approx({**expected_geometry(), **expected}, abs=1e-6)
+    ranks = retrieval_ranks(PREDICTIONS, TEXTS[IDS.unique()], IDS, IDS.unique())
+    expected = {f"retrieval@{k}": ranks.recall(k).mean().item() for k in (1, 3, 5)}
+    assert values(metric.compute()) == pytest.approx({**expected_geometry(), **expected}, abs=1e-6)
 
 
 def test_metric_of_a_collapsed_model():
     metric = LatentGeometry()
     metric.update(torch.ones(40, 16), torch.ones(40, 16), torch.arange(40) % 10)
-    geometry = {name: value.item() for name, value in metric.compute().items()}
-    assert geometry == pytest.approx(
-        {"retrieval@1": 0.1, "rankme": 1.0, "paired_cosine": 1.0, "unpaired_cosine": 1.0}, abs=1e-3
-    )
+    expected = {"retrieval@1": 0.1, "rankme": 1.0, "paired_cosine": 1.0, "unpaired_cosine": 1.0}
+    assert values(metric.compute()) == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
 def test_metric_refuses_what_it_cannot_measure():
-    with pytest.raises(InputError, match="at least 2 distinct targets, got no batch"):
-        LatentGeometry().compute()
     metric = LatentGeometry()
     metric.update(randn(3, 2), randn(3, 2), torch.tensor([5, 5, 5]))
-    with pytest.raises(InputError, match="at least 2 distinct targets, got 1"):
+    with pytest.raises(InputError, match="at least 2 different targets, got 1"):
         metric.compute()
-    with pytest.raises(InputError, match=r"must both be \(B, E\), got \(3, 2\) and \(3, 4\)"):
-        metric.update(randn(3, 2), randn(3, 4), torch.tensor([1, 2, 3]))
+    with pytest.raises(InputError, match=r"ids must be \(2,\) integers, got \(3,\)"):
+        metric.update(randn(2, 2), randn(2, 2), torch.tensor([1, 2, 3]))
 
 
 def test_recall_at_a_share_of_false_neighbours():
@@ -307,7 +247,3 @@ def test_recall_at_a_share_of_false_neighbours():
     level = torch.tensor([0.9, 0.9, 0.7, 0.6])  # the second cannot be had without the first
     assert recall_at_false_fraction(level, torch.tensor([True, False, True, True]), 0.3) == 0.75
     assert recall_at_false_fraction(level, torch.tensor([True, False, True, True]), 0.2) == 0.0
-    with pytest.raises(InputError, match=r"fraction must be in \[0, 1\], got 2"):
-        recall_at_false_fraction(cosines, right, 2)
-    with pytest.raises(InputError, match=r"must be \(N,\) with N >= 1"):
-        recall_at_false_fraction(cosines, right[:2])

@@ -42,7 +42,7 @@ def test_equal_differences(differences, p):
 
 @pytest.mark.parametrize(
     ("differences", "message"),
-    [([], r"n >= 1, got shape \(0,\)"), ([[1.0]], r"got shape \(1, 1\)"), ([1.0, math.nan], "finite, got")],
+    [([], "at least one, got none"), ([[1.0]], r"got shape \(1, 1\)"), ([1.0, math.nan], "finite, got nan at index 1")],
 )
 def test_bad_input_is_refused(differences, message):
     with pytest.raises(InputError, match=message):

@@ -10,12 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jepa.errors import InputError
-from jepa.metrics import (
-    accuracy_area,
-    accuracy_within,
-    cost_of_pass,
-    ock_score,
-)
+from jepa.metrics.per_token import accuracy_area, accuracy_within, cost_of_pass, ock_score
 
 RIGHT = torch.tensor([True, False, True, False])
 TOKENS = torch.tensor([2, 7, 5, 2])

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics.pairwise import cosine_similarity
 
 from jepa.errors import InputError
 from jepa.metrics.retrieval import Ranks, chance_ranks, retrieval_ranks, retrieval_scores
@@ -54,14 +56,21 @@ def test_both_directions_by_sorting():
     by_text = [1 + list(np.argsort(-column)).index(owners[t]) for t, column in enumerate(cosines.T)]
     for direction, ranks, candidates in (("video_to_text", by_clip, 75), ("text_to_video", by_text, 30)):
         scores = found[direction]
-        assert (scores["queries"], scores["candidates"]) == (len(ranks), candidates)
-        assert scores["median_rank"] == pytest.approx(np.median(ranks))
-        for k in (1, 5, 10, 40):
-            if k <= candidates:
-                assert scores[f"r@{k}"] == pytest.approx(np.mean(np.array(ranks) <= k))
-        assert ("r@40" in scores) == (candidates >= 40)
+        expected = {f"r@{k}": np.mean(np.array(ranks) <= k) for k in (1, 5, 10, 40) if k <= candidates}
+        expected |= {"queries": len(ranks), "candidates": candidates, "median_rank": np.median(ranks)}
+        assert {key: value for key, value in scores.items() if key != "chance"} == pytest.approx(expected)
     assert found["text_to_video"]["chance"]["r@5"] == pytest.approx(5 / 30)
     assert found["text_to_video"]["chance"]["median_rank"] == pytest.approx(31 / 2)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_recall_of_many_queries_equals_scikit_learn(k):
+    gallery, labels = torch.randn(12, 6, generator=torch.Generator().manual_seed(0)), torch.arange(2500) % 12
+    queries = gallery[labels] + 1.5 * torch.randn(2500, 6, generator=torch.Generator().manual_seed(1))
+    ranks = retrieval_ranks(3 * queries, gallery, labels, torch.arange(12))  # more queries than are compared at once
+    expected = top_k_accuracy_score(labels, cosine_similarity(queries, gallery), k=k)
+    assert 0.1 < expected < 0.95
+    assert ranks.recall(k).mean().item() == pytest.approx(expected)
 
 
 def test_a_collapsed_model_scores_chance():
@@ -84,7 +93,7 @@ def test_chance_counts_the_captions_of_each_clip():
         (torch.ones(2, 3), torch.ones(2, 4), [0, 1], [0, 1], "same E, got 3 and 4"),
         (torch.ones(2, 3), torch.ones(2, 3), [0, 5], [0, 1], "got none for the id 5"),
         (torch.ones(2, 3), torch.full((2, 3), torch.nan), [0, 1], [0, 1], "gallery must be finite"),
-        (torch.ones(2, 3), torch.ones(2, 3), [0], [0, 1], "queries must be"),
+        (torch.ones(2, 3), torch.ones(2, 3), [0], [0, 1], r"query_ids must be \(2,\) integers"),
         (torch.ones(2, 3), torch.ones(0, 3), [0, 1], [], "gallery must be"),
     ],
 )

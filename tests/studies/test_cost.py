@@ -5,9 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
-import xml.etree.ElementTree as ET
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +24,11 @@ from jepa.config import validate
 from jepa.data.world import CAPTION_QUERIES
 from jepa.errors import InputError
 from jepa.operations import OperationLedger
-from jepa.report import figures
-from jepa.report.blocks import Figure
 from jepa.report.render import html, markdown, terminal
 from jepa.results import StreamResults, best_causal, headline_savings, read_document
 from jepa.studies.configs import CostConfig
-from jepa.studies.cost import CostResults, analyse, checkpoint_parts, read_parts, report, shapley
-from jepa.studies.cost.report import answer, heat_map
+from jepa.studies.cost import CostResults, analyse, checkpoint_parts, read_parts, shapley
+from jepa.studies.cost.report import answer, report
 from jepa.studies.cost.results import OptimisationSaving
 
 SMALL_GRID = ["grid.input_tokens=[500,100000]", "grid.output_tokens=[50,2000]", "grid.batches=[1,128]"]
@@ -141,15 +136,10 @@ def test_a_baseline_that_generates_at_every_step_pays_for_it():
     assert every.parts["encoder"].chip_seconds == pytest.approx(wanted.parts["encoder"].chip_seconds)
 
 
-@pytest.mark.parametrize(("steps", "requests", "saving"), [(1.0, 1.0, 1.67), (2.0, 1.0, 1.41)])
-def test_decoder_calls_are_not_seconds_by_the_times_that_were_measured(steps, requests, saving):
-    rates = [
-        f"stream_rates.steps_per_second={steps}",
-        f"stream_rates.requests_per_second={requests}",
-        "order=[selective]",
-    ]
-    found = analyse(settings(*rates)).published.saving
-    assert found == pytest.approx((steps * 126 + requests * 203) / (steps * 126 + requests * 203 / 2.85))
+@pytest.mark.parametrize(("steps", "saving"), [(1.0, 1.67), (2.0, 1.41)])
+def test_decoder_calls_are_not_seconds_by_the_times_that_were_measured(steps, saving):
+    found = analyse(settings(f"stream_rates.steps_per_second={steps}", "order=[selective]")).published.saving
+    assert found == pytest.approx((steps * 126 + 203) / (steps * 126 + 203 / 2.85))
     assert round(found, 2) == saving
 
 
@@ -163,7 +153,6 @@ def test_a_grid_answers_over_which_workloads_the_goal_holds(results):
     assert ", ".join(f"{sum(cell.batch == batch for cell in within)} of 4 at {batch}" for batch in (1, 128)) in said
     same = next(c for c in cells if (c.batch, c.input_tokens, c.output_tokens) == (128, 500, 2000))
     assert same.joint.model_dump() == pytest.approx(results.joint.model_dump())
-    assert same.product == pytest.approx(results.product)
 
 
 def test_workloads_that_do_not_fit_are_left_out():
@@ -254,13 +243,12 @@ def test_a_configuration_has_to_state_its_dimensions(tmp_path, absent):
         read_parts(str(tmp_path))
 
 
-def test_what_does_not_fit_is_named():
-    with pytest.raises(
-        InputError, match=r"^Mistral Small 4 with optimisations\.experts: the model and its caches must fit in 2"
-    ):
-        analyse(settings("chips=2"))
-    with pytest.raises(InputError, match=r"^Mistral Small 3: the model and its caches must fit in 1"):
-        analyse(settings("chips=1"))
+@pytest.mark.parametrize(
+    ("chips", "what"), [(2, r"Mistral Small 4 with optimisations\.experts"), (1, "Mistral Small 3")]
+)
+def test_what_does_not_fit_is_named(chips, what):
+    with pytest.raises(InputError, match=f"^{what}: the model and its caches must fit in {chips}"):
+        analyse(settings(f"chips={chips}"))
 
 
 def selective(file: Path, setting: str = "everyday", policy: str = "null") -> list[str]:
@@ -305,37 +293,16 @@ def test_a_policy_that_selects_steps_takes_perception_with_it(results_file, stre
     [
         (["hardware=h1000"], "there is no hardware 'h1000'; nearest valid: h100"),
         (["optimisations.hardware.hardware=b2000"], "there is no hardware 'b2000'; nearest valid: b200"),
-        (
-            ["optimisations.experts.deployed=gpt"],
-            "there is no deployed 'gpt'; nearest valid: llama_3_2_1b, mistral_small_3,",
-        ),
-        (["input_tokens=-1"], "input_tokens must be >= 0, got -1"),
-        (["output_tokens=0"], "output_tokens must be > 0, got 0"),
+        (["optimisations.experts.deployed=gpt"], "there is no deployed 'gpt'; nearest valid: llama_3_2_1b, mistral_s"),
         (["weights=mx4"], "format must be one that NVIDIA H100 SXM computes in (bf16, fp8), got 'mx4'"),
-        (
-            ["chips=1"],
-            "the model and its caches must fit in 1 × NVIDIA H100 SXM (72.0 GB of their memory may be used), got",
-        ),
         (["order=[tokens,tokens]"], "order must name at most 8 of the optimisations"),
-        (
-            ["perception=llama_3_2_1b"],
-            "perception must be null or a model with an encoder of its own (vl_jepa, vlm_bas",
-        ),
+        (["perception=llama_3_2_1b"], "perception must be null or a model with an encoder of its own (vl_jepa, vlm"),
         (["stream_rates=null"], "optimisations.selective: must be applied to a stream, got stream_rates=null"),
         (["deployed=vlm_baseline", "order=[selective]"], "must be applied to a model that may stay silent"),
         (["measure=price"], "measure=price needs prices of NVIDIA H100 SXM, got none"),
-        (
-            ["optimisations.tokens.factor=-2"],
-            "optimisations.tokens: jepa.studies.cost.fewer_tokens: factor must be finite and > 0, got -2",
-        ),
-        (
-            ["deployed=config", "deployed.model.path=nothing"],
-            "deployed.model.path must be a checkpoint, a config.json or",
-        ),
-        (
-            ["optimisations.selective.results=broken.json"],
-            "results file broken.json: kind must be one of jepa.streams/3",
-        ),
+        (["optimisations.tokens.factor=-2"], "optimisations.tokens: jepa.studies.cost.fewer_tokens: factor must be fi"),
+        (["deployed=config", "deployed.model.path=nothing"], "deployed.model.path must be a checkpoint, a config.json"),
+        (["optimisations.selective.results=broken.json"], "results file broken.json: kind must be one of jepa.stream"),
         (["optimisations.selective.results=missing.json"], "results file missing.json cannot be read"),
         (["goal=[20,10]"], "goal must be a lower and an upper factor, got [20.0, 10.0]"),
     ],
@@ -357,9 +324,9 @@ def test_the_command_writes_a_document_a_page_and_a_picture(tmp_path, capsys):
     assert shown in printed
     assert max(map(len, shown.splitlines())) <= 100
     with Image.open(tmp_path / "cost.png") as picture:
-        assert picture.width > 1000
+        assert picture.width > 700
     page = (tmp_path / "cost.html").read_text()
-    assert page.count("<svg") == 1 + len({cell.batch for cell in written.grid})
+    assert page.count("<svg") == 1
     assert "<script" not in page
 
 
@@ -371,39 +338,14 @@ def test_the_page_opens_with_the_joint_saving_and_its_range(results):
     assert "69.87×" in claim
 
 
-def test_cells_of_the_map_have_one_colour_and_keep_their_numbers_readable(results):
-    """Every fill is a themed role, and the contrast of the number on it is at least 4.5 (WCAG 2.1, level AA)."""
-    missing = results.grid[0].model_copy(update={"joint": None, "product": None})
-    too_large = results.model_copy(update={"grid": (missing, *results.grid[1:])})
-    fills = []
-    for batch in (1, 128):
-        svg = figures.svg(Figure("map", "", partial(heat_map, too_large, batch)))
-        styles = [path.get("style", "") for path in ET.fromstring(svg).iter("path")]
-        fills += [style for style in styles if "var(--series-5)" in style or "fill: var(--grid)" in style]
-        assert {found for style in styles for found in re.findall(r"fill: ([^;]+)", style)} <= {
-            "var(--series-5)", "var(--grid)", "none",
-        }  # fmt: skip
-    assert len(fills) == len(too_large.grid)
-    for theme in (figures.LIGHT, figures.DARK):
-        surface, ink = (_rgb(theme[role]) for role in ("surface", "ink"))
-        for style in fills:
-            found = re.search(r"opacity: ([0-9.]+)", style)
-            opacity = float(found[1]) if found else 1.0
-            fill = _rgb(theme["series-5" if "series-5" in style else "grid"])
-            seen = [opacity * a + (1 - opacity) * b for a, b in zip(fill, surface, strict=True)]
-            darker, lighter = sorted((_luminance(seen), _luminance(ink)))
-            assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+def test_workloads_within_the_goal_are_marked(results):
+    low, high = results.goal
+    within = sum(low <= cell.joint.value <= high for cell in results.grid)
+    [grid] = [block for block in report(results).blocks if getattr(block, "title", "") == "Joint saving"]
+    cells = [cell for _, rows in grid.groups for _, *row in rows for cell in row]
+    assert sum(cell.endswith("●") for cell in cells) == within > 0
 
 
-def _rgb(colour: str) -> list[float]:
-    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-
-
-def _luminance(rgb: list[float]) -> float:
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
-    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def test_a_range_must_hold_its_value(results):
-    with pytest.raises(ValidationError, match="low <= value <= high must hold"):
-        CostResults.model_validate({**results.model_dump(), "joint": {"value": 2.0, "low": 99.0, "high": 100.0}})
+def test_a_range_must_be_in_order(results):
+    with pytest.raises(ValidationError, match="low must be <= high"):
+        CostResults.model_validate({**results.model_dump(), "joint": {"value": 2.0, "low": 99.0, "high": 3.0}})

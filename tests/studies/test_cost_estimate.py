@@ -16,35 +16,16 @@ from jepa.studies.configs import FigureConfig, HardwareConfig
 from jepa.studies.cost import CountedPart, DeployedModel, PerceptionPart, Scenario, read_model, serving_cost
 
 LLAMA_1B_CONFIG = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
+    "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192,
+    "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
     "tie_word_embeddings": True,
-}
+}  # fmt: skip
 MISTRAL_4_CONFIG = {
-    "model_type": "mistral4",
-    "vocab_size": 131072,
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "first_k_dense_replace": 0,
-    "q_lora_rank": 1024,
-    "kv_lora_rank": 256,
-    "qk_rope_head_dim": 64,
-    "qk_nope_head_dim": 64,
-    "v_head_dim": 128,
-    "n_routed_experts": 128,
-    "num_experts_per_tok": 4,
-    "n_shared_experts": 1,
-    "moe_intermediate_size": 2048,
-    "tie_word_embeddings": False,
-}
+    "model_type": "mistral4", "vocab_size": 131072, "hidden_size": 4096, "intermediate_size": 12288,
+    "num_hidden_layers": 36, "num_attention_heads": 32, "first_k_dense_replace": 0, "q_lora_rank": 1024,
+    "kv_lora_rank": 256, "qk_rope_head_dim": 64, "qk_nope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 128,
+    "num_experts_per_tok": 4, "n_shared_experts": 1, "moe_intermediate_size": 2048, "tie_word_embeddings": False,
+}  # fmt: skip
 LLAMA_1B, MISTRAL_4 = from_hf_config(LLAMA_1B_CONFIG), from_hf_config(MISTRAL_4_CONFIG)
 
 
@@ -96,20 +77,11 @@ def test_windows_bound_the_cache_and_the_pairs():
     assert attention == pytest.approx(2 * 32 * 128 * pairs, rel=0.01)
 
 
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 64))
-def test_experts_touched_is_an_expectation_over_even_routing(experts, active, tokens):
-    active = min(active, experts)
-    model = replace(MISTRAL_4, experts=experts, active=active)
-    # An expert is missed by a token with probability 1 - k/E, by all of them with that to the power of the tokens.
-    assert model.touched(tokens) == pytest.approx(sum(1 - (1 - active / experts) ** tokens for _ in range(experts)))
-    assert model.touched(1) == pytest.approx(active)
-    assert active - 1e-9 <= model.touched(tokens) <= experts
-
-
 def test_experts_touched_agrees_with_a_draw():
     generator = np.random.default_rng(0)
     draws = [len(set(np.concatenate([generator.permutation(16)[:3] for _ in range(5)]))) for _ in range(4000)]
     model = replace(MISTRAL_4, experts=16, active=3)
+    assert model.touched(1) == pytest.approx(3)
     assert model.touched(5) == pytest.approx(np.mean(draws), abs=0.1)
 
 
@@ -121,13 +93,8 @@ def test_a_request_by_hand():
     assert cost.parts["prefill"] == pytest.approx(max(prefill, weights))
     assert cost.parts["decode"] == pytest.approx(10 * (weights + cache))
     assert cost.chip_seconds == pytest.approx(cost.parts["prefill"] + cost.parts["decode"])
-    assert cost.request_seconds == pytest.approx(cost.parts["prefill"] + 4 * cost.parts["decode"])
     assert cost.regions == {"prefill": "compute", "decode": "memory: weights"}
-
-
-def test_regions_of_the_roofline():
-    long = serving_cost(scenario(50_000, 10, 64), 0.5, 0.8)
-    assert long.regions == {"prefill": "compute", "decode": "memory: cache"}
+    assert serving_cost(scenario(50_000, 10, 64), 0.5, 0.8).regions == {"prefill": "compute", "decode": "memory: cache"}
     assert serving_cost(scenario(1, 10, 4096), 0.5, 0.8).regions["decode"] == "compute"
 
 
@@ -166,18 +133,6 @@ def test_counts_of_a_part_cost_what_its_dimensions_do():
     assert counted.prefill_flops(15) == counted.flops / 2
 
 
-def test_output_tokens_save_what_was_published():
-    h100 = {"hardware": chip(3.35e12, bf16=989e12), "cache": "fp8"}
-
-    def saved(inputs: int, outputs: int) -> float:
-        made = [scenario(inputs, o, 128, MISTRAL_4, **h100) for o in (outputs, outputs / 3.6)]
-        cost = [serving_cost(each, 0.5, 0.7).chip_seconds for each in made]
-        return float(cost[0] / cost[1])
-
-    assert round(saved(500, 2000), 1) == 3.5
-    assert round(saved(100_000, 1450), 2) == 1.15
-
-
 def test_arrays_of_efficiencies_give_arrays_of_costs():
     compute, memory = np.array([0.4, 0.6])[:, None], np.array([0.5, 0.7, 0.9])
     whole = serving_cost(scenario(900, 30, 4), compute, memory).chip_seconds
@@ -201,7 +156,6 @@ def test_a_model_takes_the_least_power_of_two_of_chips_that_it_fits_in():
         (lambda: scenario(10, 10, 1, cache="fp3"), "number format"),
         (lambda: replace(MISTRAL_4, active=0), "active"),
         (lambda: replace(MISTRAL_4, window_layers=1), "window"),
-        (lambda: replace(MISTRAL_4, layers=0), "layers"),
     ],
 )
 def test_wrong_figures_are_refused(make, name):

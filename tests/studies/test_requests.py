@@ -1,30 +1,129 @@
-"""Request studies: cached sessions against live ones, the rules, and both studies end to end on random weights."""
+"""Request studies: streams, cached sessions against live ones, the rules, and both studies on random weights."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import language_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jepa import checkpoint
 from jepa.cli import main
 from jepa.data.pairs import Example, write_chat
+from jepa.errors import InputError
 from jepa.metrics import Interval
 from jepa.models.session import AnswerCache, RequestSession, follow, read_latent, read_state
 from jepa.operations import OperationLedger
 from jepa.report.render import markdown, terminal
 from jepa.results import read_document
 from jepa.selective import Debounce, Decoded, SelectiveDecoder, SendOnDelta, Uniform
-from jepa.studies.requests import RequestResults, report
-from jepa.studies.requests.recurring import Answered, ReuseMethod, calibrated, operating_points
+from jepa.studies.configs import TypingStyle
+from jepa.studies.requests import RequestResults, recurring
+from jepa.studies.requests.report import report
 from jepa.studies.requests.sessions import EVERY_STEP, CachedModel, CachedSession, ScheduledSteps
-from jepa.studies.requests.streams import TypingStyle, type_requests
-from jepa.studies.requests.typed import StateProbe, TextEndpoint, in_force
+from jepa.studies.requests.typed import StateProbe, TextEndpoint, in_force, type_requests
 
-STYLE = TypingStyle(50, 0.3, 0.2, 5.0)
+EVEN = TypingStyle(corrections=0.0)
+WORDS = st.lists(st.sampled_from(["lines", "with", "a", "vowel", "or", "the", "number", "dog"]), min_size=1, max_size=6)
+
+
+def pairs_of(requests: list[list[str]]) -> list[Example]:
+    return [Example(" ".join(words), f"answer {i}", None) for i, words in enumerate(requests)]
+
+
+@settings(max_examples=40)
+@given(st.lists(WORDS, min_size=1, max_size=4), st.floats(0, 1), st.integers(0, 2**16))
+def test_typing_ends_in_the_requests_one_word_at_a_time(requests, corrections, seed):
+    style = TypingStyle(corrections=corrections)
+    stream = type_requests(pairs_of(requests), style, (seed,))
+    assert [step.request.prompt for step in stream.steps if step.last] == [" ".join(words) for words in requests]
+    times = np.array([step.time for step in stream.steps])
+    assert (np.diff(times) > 0).all()
+    assert times[0] > 0
+    assert stream.seconds == times[-1]
+    before: list[str] = []
+    removed = typed = 0
+    for step in stream.steps:
+        words = step.request.prompt.split()
+        assert step.request.completion.startswith("answer")
+        if len(words) < len(before):
+            assert words == before[:-1]  # the wrong word goes
+            removed += 1
+        elif before and words[: len(before)] == before:
+            assert len(words) == len(before) + 1
+            typed += 1
+        else:
+            assert len(words) == 1  # a new request, or the right first word in place of a wrong one
+        before = [] if step.last else words
+    assert removed <= stream.corrections
+    if corrections == 0:
+        assert stream.corrections == 0
+        assert len(stream.steps) == sum(map(len, requests))
+
+
+def test_the_fraction_of_corrections_and_the_speed_are_those_asked_for():
+    pairs = pairs_of([["lines", "with", "number", "vowel", "or"]] * 400)
+    stream = type_requests(pairs, TypingStyle(corrections=0.1), (3,))
+    assert stream.corrections == pytest.approx(0.1 * 2000, abs=45)
+    plain = type_requests(pairs, EVEN, (3,))
+    characters = sum(len(pair.prompt) + 1 for pair in pairs)
+    assert plain.seconds == pytest.approx(characters * 60 / 250 + 399 * 5.0, rel=0.05)
+    still = type_requests(pairs[:2], TypingStyle(words_per_minute=60, jitter=0, corrections=0, pause=2), (0,))
+    assert still.steps[0].time == pytest.approx(6 / 5)  # "lines" and a space, at 5 characters a second
+    assert still.steps[5].time - still.steps[4].time == pytest.approx(2.0 + 6 / 5)
+
+
+def test_a_wrong_word_is_typed_and_removed():
+    stream = type_requests(pairs_of([["lines", "dog"]]), TypingStyle(corrections=1.0), (1,))
+    assert [step.request.prompt for step in stream.steps] == ["dog", "lines", "lines lines", "lines", "lines dog"]
+    assert stream.corrections == 2
+
+
+def test_streams_are_functions_of_the_seed():
+    pairs = pairs_of([["lines", "with", "dog"]] * 3)
+    assert type_requests(pairs, EVEN, (1, 2)) == type_requests(pairs, EVEN, (1, 2))
+    assert type_requests(pairs, EVEN, (1, 2)) != type_requests(pairs, EVEN, (1, 3))
+
+
+def test_expressions_are_answers_with_phrasings_that_differ():
+    pairs = [Example("a", "x", None), Example("b", "y", None), Example("c", "x", None), Example("b", "y", None)]
+    assert recurring.expressions(pairs) == [(pairs[0], pairs[2])]
+    assert recurring.expressions(pairs[:2]) == []
+
+
+def test_each_phrasing_comes_once_in_random_order():
+    groups = [(Example(f"a{i}", str(i), None), Example(f"b{i}", str(i), None)) for i in range(50)]
+    requests = recurring.each_once(groups, (0,))
+    assert Counter(requests) == Counter(pair for group in groups for pair in group)
+    assert requests != recurring.each_once(groups, (1,))
+    assert requests == recurring.each_once(groups, (0,))
+
+
+def test_expressions_recur_by_zipfs_law():
+    groups = [(Example(f"a{i}", str(i), None), Example(f"b{i}", str(i), None)) for i in range(100)]
+    requests = recurring.zipf(groups, 20_000, 1.0, (5,))
+    fractions = np.array(sorted(Counter(pair.completion for pair in requests).values(), reverse=True)) / 20_000
+    expected = (1 / np.arange(1, 101)) / (1 / np.arange(1, 101)).sum()
+    np.testing.assert_allclose(fractions[:10], expected[:10], rtol=0.12)
+    first = sum(pair.prompt.startswith("a") for pair in requests)
+    assert 9_500 < first < 10_500
+    even = Counter(pair.completion for pair in recurring.zipf(groups, 20_000, 0.0, (5,)))
+    assert min(even.values()) > 130
+
+
+def test_a_request_without_words_is_refused():
+    with pytest.raises(InputError, match="here:3"):
+        type_requests([Example("  ", "x", None, source="here:3")], EVEN, (0,))
+
+
+# --- Sessions and rules.
+
+STYLE = TypingStyle(corrections=0.2)
 LONGEST = 7
 
 
@@ -32,8 +131,7 @@ LONGEST = 7
 def cached(tiny_llm_jepa, pairs) -> CachedModel:
     cached = CachedModel(tiny_llm_jepa, LONGEST, batch_size=16)
     texts = [step.request for step in type_requests(pairs[:6], STYLE, (1,)).steps]
-    cached.encode(texts, "test", predict=True)
-    cached.answer(texts, "test")
+    cached.read(texts, "test", answer=True)
     return cached
 
 
@@ -115,26 +213,26 @@ def test_endpoint_rules_learn_where_requests_end(cached):
     assert probe.flops == 2 * 32
 
 
-def answered(spoiled: int, of: int = 99) -> Answered:
-    return Answered(OperationLedger(), *[np.arange(of) < spoiled] * 7)
+def answered(spoiled: int, of: int = 99) -> recurring.Answered:
+    return recurring.Answered(OperationLedger(), *[np.arange(of) < spoiled] * 5)
 
 
 def test_the_threshold_is_the_largest_before_the_error_is_passed():
     assert answered(3).error() == 0.04  # one more than seen, of one more
     errors = {0.3: 0.10, 0.1: 0.01, 0.2: 0.04, 0.4: 0.03}
-    assert calibrated(errors, 0.04) == 0.2  # a value after a failure does not count
-    assert calibrated(errors, 0.005) is None
-    assert calibrated(errors, 0.1) == 0.4
+    assert recurring.calibrated(errors, 0.04) == 0.2  # a value after a failure does not count
+    assert recurring.calibrated(errors, 0.005) is None
+    assert recurring.calibrated(errors, 0.1) == 0.4
 
 
 def test_a_half_is_calibrated_on_the_other():
-    always = ReuseMethod("always", "", (), lambda value, session: None)
-    near = ReuseMethod("near", "", (0.1, 0.2), lambda value, session: None)
+    always = recurring.ReuseMethod("always", "", (), lambda value, session: None)
+    near = recurring.ReuseMethod("near", "", (0.1, 0.2), lambda value, session: None)
 
-    def run(method: ReuseMethod, value: float, half: int) -> Answered:
+    def run(method: recurring.ReuseMethod, value: float, half: int) -> recurring.Answered:
         return answered(9 if half or value > 0.1 else 0)  # the second half always fails, the first one above 0.1
 
-    points = operating_points(run, [always, near], [0.05])
+    points = recurring.operating_points(run, [always, near], [0.05])
     assert points == [(always, None, [0.0, 0.0]), (near, 0.05, [None, 0.1])]
 
 
@@ -143,7 +241,7 @@ def test_a_half_is_calibrated_on_the_other():
 TYPING = [
     "requests=typing", "requests.requests=6", "requests.per_stream=2", "requests.probe_requests=8",
     "requests.values.delta=[0.001,0.1]", "requests.values.endpoint_quantiles=[0.3,0.7]", "requests.values.every=[2]",
-    "requests.values.debounce=[1.0]", "requests.live_streams=1", "requests.batch_size=32", "accelerator=cpu",
+    "requests.values.debounce=[1.0]", "requests.batch_size=32", "accelerator=cpu",
 ]  # fmt: skip
 RECURRING = [
     "requests=recurring", "requests.orders=2", "requests.zipf_streams=1", "requests.zipf_length=20",
@@ -184,18 +282,15 @@ def test_typing_is_evaluated(typed, folder):
     rows = {row.name: row for row in results.rows}
     uniform, steps = rows["uniform"], results.test.steps
     assert uniform.saving.calls.value == 1
-    assert uniform.agreement.value == 1
     assert uniform.per_request.decoder_calls == steps / 6
     assert uniform.per_request.encoder_flops == 0 < rows["delta"].per_request.encoder_flops
     assert rows["oracle"].per_request.decoder_calls == 1
     assert rows["oracle"].exact_match == uniform.exact_match
-    assert rows["verify"].agreement.value == 1
+    assert rows["verify"].exact_match == uniform.exact_match
     assert rows["verify"].reached
     assert rows["kth"].per_request.decoder_calls == pytest.approx(steps / 12, abs=0.5)
     assert rows["debounce"].wait_seconds == 1.0
     assert rows["delta_ntp"].curve[0].calls_per_request <= steps / 6
-    assert uniform.seconds > 0
-    assert results.live_requests == 2
     written = {path.name for path in (folder / "requests_typing").iterdir()}
     assert written == {"results.json", "report.md", "report.html", "report.png"}
     page = report(typed)
@@ -215,17 +310,16 @@ def test_recurring_requests_are_evaluated(folder, tmp_path):
     assert found["exact"].hits.value == 0
     assert found["lossless"].exact_match_difference.value == found["lossless"].error.value == 0
     assert found["lossless"].differing_hits.value == 0
-    zipf = {row.name: row.found for row in results.settings["zipf"].rows}
-    assert zipf["exact"].hits.value > 0
-    assert zipf["exact"].exact_match_difference.value == zipf["exact"].differing_hits.value == 0
-    for row in (row for rows in (found, zipf) for row in rows.values() if row is not None):
+    natural = {row.name: row.found for row in results.settings["zipf"].rows}
+    assert natural["exact"].hits.value > 0
+    assert natural["exact"].exact_match_difference.value == natural["exact"].differing_hits.value == 0
+    for row in (row for rows in (found, natural) for row in rows.values() if row is not None):
         assert row.per_request.decoder_calls == pytest.approx(1 - row.hits.value)
 
 
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["requests=typing", "requests.per_stream=0"], "per_stream"),
         (["requests=typing", "requests.per_stream=99"], "at least 2 calibration streams"),
         (["requests=typing", "requests.kind=other"], "requests.kind must be one of typing, recurring, got 'other'"),
         (["requests=typing", "requests.per_streem=3"], "per_stream"),

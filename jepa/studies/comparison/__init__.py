@@ -4,29 +4,16 @@ What predicting embeddings buys over predicting tokens (VL-JEPA, arXiv 2512.1094
 batch, schedule and number of samples are the same for both arms. Only the part behind the states differs.
 """
 
-from jepa.studies.comparison.data import HeldOutClips, StateBatch, StateBatches
-from jepa.studies.comparison.evaluate import run
-from jepa.studies.comparison.report import report
-from jepa.studies.comparison.results import (
-    ArmEvaluation,
-    ArmRun,
-    ArmTraining,
-    ComparisonResults,
-    DecoderTraining,
-    ScoredPoint,
-    SeedMean,
-    SingleAnswers,
-    StepFlops,
-    StreamStep,
-    TrainedPoint,
-    Trial,
-    comparison_results,
-    folder_results,
-)
-from jepa.studies.comparison.train import ArmModule, WordsModule
+from jepa.lazy import lazily
 
-__all__ = [
-    "ArmEvaluation", "ArmModule", "ArmRun", "ArmTraining", "ComparisonResults", "DecoderTraining", "HeldOutClips",
-    "ScoredPoint", "SeedMean", "SingleAnswers", "StateBatch", "StateBatches", "StepFlops", "StreamStep",
-    "TrainedPoint", "Trial", "WordsModule", "comparison_results", "folder_results", "report", "run",
-]  # fmt: skip
+_NAMES = {
+    "evaluate": ("run",),
+    "results": (
+        *("ArmEvaluation", "ArmRun", "ComparisonResults", "DecoderTraining", "ScoredPoint", "SeedMean"),
+        *("SingleAnswers", "StepFlops", "StreamStep", "Trial", "comparison_results", "folder_results"),
+    ),
+    "train": ("ArmModule", "HeldOutClips", "StateBatch", "StateBatches", "WordsModule"),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted(_HOMES)
+__getattr__ = lazily(__name__, _HOMES)

@@ -14,40 +14,16 @@ from matplotlib.ticker import EngFormatter, NullLocator
 from jepa.report.blocks import NONE, Block, Colours, Definitions, Figure, Heading, Report, Table, Text
 from jepa.report.figures import FONT, Line, draw_line, frame, sized, title
 from jepa.report.format import code_text, device_text, factor, fixed, interval, libraries_text
-from jepa.studies.comparison.results import (
-    ARMS,
-    EVERY_STEP,
-    FIGURES,
-    SELECTIVELY,
-    ArmRun,
-    ComparisonResults,
-    SeedMean,
-)
+from jepa.report.notes import terms
+from jepa.studies.comparison.results import ARMS, EVERY_STEP, FIGURES, SELECTIVELY, ArmRun, ComparisonResults, SeedMean
 
 _Value = Callable[[ArmRun], float | None]
 _STEP = {
     "answers_per_step": "answers",
-    "tokens_per_step": "tokens",
     "flops_per_step": "FLOPs",
     "ms_per_step": "ms",
-    "decoder_ms_per_step": "ms of the decoder",
     "cider_d": "CIDEr-D of the streams",
 }
-_NOTES = (
-    ("Encoder", "It is trained beforehand to name the words of a clip's text, in any order, and frozen. Both arms and "
-     "all seeds share it. Intervals therefore cover initialisation and order of samples, not the encoder."),
-    ("Samples", "Both arms see the same samples in the same order, batch and schedule. Earlier points are of the same "
-     "run, so their learning rate is still high."),
-    ("Learning rate", "Each arm and seed tries the same rates over the whole schedule. The best by mean reciprocal "
-     "rank of the right caption on validation clips is kept; their compositions are not in the test."),
-    ("Top-5", "The canonical captions of all test clips are ranked: by cosine for VL-JEPA, by log-likelihood with the "
-     "end token for the token VLM."),
-    ("Decoder", "VL-JEPA needs one for captions. It is trained at each point, on samples seen until then; its cost "
-     "stands apart."),
-    ("p", "Paired t test over seeds, not corrected for the number of comparisons."),
-    ("Costs", "FLOPs are counted. Milliseconds are of this implementation on this device; a model this small mostly "
-     "waits for Python."),
-)  # fmt: skip
 
 
 def report(results: ComparisonResults) -> Report:
@@ -59,27 +35,25 @@ def report(results: ComparisonResults) -> Report:
     provenance += [("device", device_text(device)) for device in results.device]
     provenance += [("libraries", libraries_text(libraries)) for libraries in results.libraries]
     chance = fixed(results.arms["vl_jepa"][0].points[0].chance5, 3)
+    note = (
+        f"Held-out compositions: {results.held_out} clips; top-5 by chance {chance}. Means over {len(results.seeds)} "
+        "seeds with 95 % t intervals."
+    )
     blocks: list[Block] = [
         *sentences,
         Figure("quality", "CIDEr-D and top-5 against samples seen", draw),
-        Text(
-            f"Held-out compositions: {results.held_out} clips; top-5 by chance {chance}. Means over "
-            f"{len(results.seeds)} seeds with 95 % t intervals.",
-            "note",
-        ),
+        Text(note, "note"),
         quality,
         Heading("Trained parameters"),
         _parameters_table(results),
         Heading("Costs"),
         _cost_table(results),
         Heading("Measures and method"),
-        Definitions(_NOTES),
+        terms("comparison"),
         Heading("Provenance"),
         Definitions(provenance),
     ]
-    first = Table(
-        "", (*quality.header[:-1],), [(name, [row[:-1] for row in rows]) for name, rows in quality.groups[:2]]
-    )
+    first = Table("", quality.header[:-1], [(name, [row[:-1] for row in rows]) for name, rows in quality.groups[:2]])
     name = f"{results.name}: VL-JEPA against a token-space VLM on one frozen encoder"
     return Report(name, "Controlled comparison", [first, *sentences], blocks, draw)
 
@@ -200,22 +174,23 @@ def _verdict(results: ComparisonResults) -> list[str]:
 
 def _draw(results: ComparisonResults, colours: Colours) -> Drawing:
     """CIDEr-D and top-5 against samples seen: a line an arm, its interval over seeds, a dot a seed."""
-    figure = sized(1060, 380, "constrained")
-    panels: list[Axes] = list(figure.subplots(1, 2, squeeze=False)[0])
+    figure, samples = sized(1060, 380, "constrained"), results.samples
+    panels: list[Axes] = list(figure.subplots(1, 2))
     for axes, key in zip(panels, ("cider_d", "top5"), strict=True):
         for arm, series in (("vl_jepa", 4), ("token_vlm", 1)):
             curve = results.curves[arm][key]
-            low = [found.low for found in curve if found.low is not None] or None
-            high = [found.high for found in curve if found.high is not None] or None
-            line = Line(ARMS[arm], results.samples, [found.value for found in curve], series, low, high)
+            low, high = (
+                [end for found in curve if (end := getattr(found, side)) is not None] for side in ("low", "high")
+            )
+            line = Line(ARMS[arm], samples, [found.value for found in curve], series, low or None, high or None)
             draw_line(axes, line, colours, label=ARMS[arm])
-            for x, found in zip(results.samples, curve, strict=True):
+            for x, found in zip(samples, curve, strict=True):
                 seeds: dict[str, Any] = {"markersize": 3, "color": colours[f"series-{series}"], "alpha": 0.45}
                 axes.plot([x] * len(found.seeds), found.seeds, "o", **seeds)
         frame(axes, colours, "y")
         title(axes, FIGURES[key], colours, fontsize=FONT + 1, color=colours["ink"])
         axes.set_xscale("log")
-        axes.set_xticks(results.samples)
+        axes.set_xticks(samples)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.set_ylim(bottom=0)

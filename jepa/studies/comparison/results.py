@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, JsonValue
 
 from jepa.config import ReportConfig
@@ -26,17 +27,12 @@ class Trial(Record):
 
     learning_rate: Positive
     validation_mrr: Fraction
-    steps: Count
-    samples: Count
     seconds: Quantity
-    curve: tuple[dict[str, float], ...]
 
 
 class DecoderTraining(Record):
     """A Y-Decoder trained on the embeddings of one point."""
 
-    steps: Count
-    examples: Count
     flops: Count
     seconds: Quantity
 
@@ -48,19 +44,16 @@ class StepFlops(Record):
     encoder: Count
 
 
-class TrainedPoint(Record):
-    """A checkpoint `samples_<samples>` after so many steps. The token VLM needs no decoder training."""
+class ScoredPoint(Record):
+    """A checkpoint `samples_<samples>` after so many steps, scored on so many held-out clips.
+
+    `exact`, `top1` and `top5` are fractions. The token VLM needs no decoder training.
+    """
 
     samples: Count
     steps: Count
     decoder: DecoderTraining | None
-
-
-class ScoredPoint(TrainedPoint):
-    """Scores on so many held-out clips. `exact`, `top1` and `top5` are fractions."""
-
     clips: Count
-
     cider_d: Quantity
     exact: Fraction
     top1: Fraction
@@ -72,43 +65,32 @@ class ScoredPoint(TrainedPoint):
         return min(1.0, 5 / self.clips)
 
 
-class ArmTraining(Record):
-    """Training of an arm: all learning rates tried, the one kept, and the points of its schedule."""
-
-    arm: Literal["vl_jepa", "token_vlm"]
-    encoder_states: str
-    learning_rate: Positive
-    tried: tuple[Trial, ...]
-    step_flops: StepFlops
-    points: tuple[TrainedPoint, ...]
-
-
 class SingleAnswers(Record):
-    """Answers to single clips: median milliseconds of the parts, mean tokens and decoder FLOPs."""
+    """Answers to single clips: median milliseconds of the parts, and mean tokens."""
 
-    count: Count
     encode_ms: Quantity
     answer_ms: Quantity
     tokens: Quantity
-    decoder_flops: Quantity
     predict_ms: Quantity | None
 
 
 class StreamStep(Record):
     """Means over the steps of all streams, and the streams' CIDEr-D."""
 
-    steps: Count
     answers_per_step: Quantity
-    tokens_per_step: Quantity
     flops_per_step: Quantity
     ms_per_step: Quantity
-    decoder_ms_per_step: Quantity
     cider_d: Quantity
 
 
-class ArmRun(ArmTraining):
-    """One arm with one seed: its training, its scores at each point, and the costs of its answers."""
+class ArmRun(Record):
+    """One arm with one seed: all learning rates tried, the one kept, its scores at each point, costs of its answers."""
 
+    arm: Literal["vl_jepa", "token_vlm"]
+    encoder_states: str
+    learning_rate: Positive
+    tried: tuple[Trial, ...]
+    step_flops: StepFlops
     seed: int
     points: Annotated[tuple[ScoredPoint, ...], Field(min_length=1)]
     parameters: tuple[RoleParameters, ...]
@@ -130,7 +112,7 @@ class ArmEvaluation(Document):
 
     file_name: ClassVar[str] = "comparison.json"
 
-    kind: Literal["jepa.comparison-arm/1"] = "jepa.comparison-arm/1"
+    kind: Literal["jepa.comparison-arm/2"] = "jepa.comparison-arm/2"
     run: ArmRun
     config: dict[str, JsonValue]
     code: Code
@@ -163,13 +145,11 @@ class SeedMean(Record):
 class ComparisonResults(Document):
     """Both arms over their seeds: `curves` by arm, figure and point, `difference` VL-JEPA less token VLM by seed.
 
-    >>> from jepa.results import read_document
-    >>> read_document("nowhere.json", ComparisonResults)
-    Traceback (most recent call last):
-    jepa.errors.InputError: results file nowhere.json cannot be read: No such file or directory
+    >>> ComparisonResults.file_name
+    'results.json'
     """
 
-    kind: Literal["jepa.comparison-results/2"] = "jepa.comparison-results/2"
+    kind: Literal["jepa.comparison-results/3"] = "jepa.comparison-results/3"
     seeds: tuple[int, ...]
     samples: tuple[int, ...]
     held_out: Count
@@ -189,8 +169,7 @@ class ComparisonResults(Document):
 def folder_results(folder: Path, config: ReportConfig) -> ComparisonResults | None:
     """All arms and seeds below a folder side by side; None where it has none.
 
-    Raises:
-        InputError: as `comparison_results`, a `comparison.json` that is broken or of another kind, or a bar.
+    Raises InputError as `comparison_results`, for a broken `comparison.json`, or a bar.
     """
     paths = sorted(folder.glob(f"**/{ArmEvaluation.file_name}"))
     if not paths:
@@ -203,8 +182,7 @@ def folder_results(folder: Path, config: ReportConfig) -> ComparisonResults | No
 def comparison_results(evaluations: Sequence[ArmEvaluation], root: Path) -> ComparisonResults:
     """Put all arms and seeds side by side; `root` is named in errors.
 
-    Raises:
-        InputError: other states, clips or schedules, an arm and seed that occur twice, or a missing arm or seed.
+    Raises InputError for other states, clips or schedules, and for an arm and seed that is missing or occurs twice.
     """
     first = evaluations[0]
     by_seed: dict[str, dict[int, ArmRun]] = {arm: {} for arm in ARMS}
@@ -218,7 +196,7 @@ def comparison_results(evaluations: Sequence[ArmEvaluation], root: Path) -> Comp
     if not seeds or seeds != others:
         raise InputError(f"{root}: both arms must have the same seeds, got vl_jepa {seeds} and token_vlm {others}")
     arms = {arm: tuple(found[seed] for seed in seeds) for arm, found in by_seed.items()}
-    values = {arm: {key: _by_point(runs, key) for key in FIGURES} for arm, runs in arms.items()}
+    jepa, vlm = ({key: _by_point(runs, key) for key in FIGURES} for runs in arms.values())
     return ComparisonResults(
         created=max(evaluation.created for evaluation in evaluations),
         name=first.name,
@@ -227,13 +205,10 @@ def comparison_results(evaluations: Sequence[ArmEvaluation], root: Path) -> Comp
         held_out=first.run.points[0].clips,
         curves={
             arm: {key: tuple(map(SeedMean.of, points)) for key, points in figures.items()}
-            for arm, figures in values.items()
+            for arm, figures in zip(arms, (jepa, vlm), strict=True)
         },
         difference={
-            key: tuple(
-                SeedMean.of([one - other for one, other in zip(*point, strict=True)])
-                for point in zip(*(values[arm][key] for arm in ARMS), strict=True)
-            )
+            key: tuple(SeedMean.of(np.subtract(*point).tolist()) for point in zip(jepa[key], vlm[key], strict=True))
             for key in FIGURES
         },
         arms=arms,
@@ -245,15 +220,15 @@ def comparison_results(evaluations: Sequence[ArmEvaluation], root: Path) -> Comp
 
 
 def _by_point(runs: Sequence[ArmRun], key: str) -> list[list[float]]:
-    """A figure at each point: the values of the seeds."""
+    """At each point the values of the seeds."""
     return [[getattr(point, key) for point in points] for points in zip(*(run.points for run in runs), strict=True)]
 
 
 def _check_alike(evaluation: ArmEvaluation, first: ArmEvaluation, root: Path) -> None:
-    pairs: list[tuple[str, JsonValue, JsonValue]] = [
-        ("encoder_states", evaluation.run.encoder_states, first.run.encoder_states)
-    ]
-    pairs += [(key, evaluation.config[key], first.config[key]) for key in _ALIKE]
-    for key, mine, theirs in pairs:
-        if mine != theirs:
-            raise InputError(f"{root}: {key} must be the same in all runs, got {mine!r} and {theirs!r}")
+    mine, theirs = (
+        {"encoder_states": each.run.encoder_states, **{key: each.config[key] for key in _ALIKE}}
+        for each in (evaluation, first)
+    )
+    for key in mine:
+        if mine[key] != theirs[key]:
+            raise InputError(f"{root}: {key} must be the same in all runs, got {mine[key]!r} and {theirs[key]!r}")

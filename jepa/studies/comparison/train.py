@@ -1,21 +1,27 @@
-"""Training of one arm and seed: VL-JEPA, or the token-space model, on the states of a frozen X-Encoder."""
+"""Training of one arm and seed: VL-JEPA, or the token-space model, on the states of a frozen X-Encoder.
+
+The states of clips of the procedural world are computed once, for all arms and seeds.
+
+B clips, F frames a clip, S pixels a side, N states, D width.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from jepa import checkpoint
@@ -23,23 +29,100 @@ from jepa.build import build
 from jepa.config import StageConfig
 from jepa.data.clips import ClipBatch, ClipBatches
 from jepa.data.tokenizer import Tokenizer
-from jepa.data.world import CAPTION_QUERIES, corpus
+from jepa.data.world import CAPTION_QUERIES, Scene, Span, World, captions
 from jepa.errors import InputError
 from jepa.models.token_vlm import TokenVLM, candidate_scores, ranks_of_own
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.operations import count_flops
-from jepa.studies.comparison.data import SAMPLES, STATES, HeldOutClips, StateBatch, StateBatches, held_out_clips
-from jepa.studies.comparison.results import ArmTraining, DecoderTraining, StepFlops, TrainedPoint, Trial
+from jepa.studies.comparison.results import DecoderTraining, StepFlops, Trial
 from jepa.studies.configs import ComparisonTrainConfig
-from jepa.training.callbacks import summary
 from jepa.training.fit import fit, on_gpu, precision
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, ParameterGroup, Stage, text_ids
 
-_ENCODER = "encoder.safetensors"
-_VARIANTS: dict[str, Literal["vl_jepa", "token_vlm"]] = {"VLJEPA": "vl_jepa", "TokenVLM": "token_vlm"}
+_ENCODER, _STATES, _SAMPLES = "encoder.safetensors", "states.safetensors", "samples.jsonl"
+_VARIANTS = {"VLJEPA": "vl_jepa", "TokenVLM": "token_vlm"}
 _SAMPLES_SEED = 2_000_003  # added to the seed: apart from the clips that the encoder saw
 _VALIDATION_SEED = 1_000_003
+
+# --- Data.
+
+
+class StateBatch(NamedTuple):
+    """B clips as `states` (B, N, D) float32, each with a query and the text that answers it."""
+
+    states: Tensor
+    queries: list[str]
+    texts: list[str]
+
+
+class StateBatches(Dataset[StateBatch]):
+    """Item i is the i-th batch of the samples of a folder, in an order that is a function of the seed alone.
+
+    The order is a permutation of all samples, then another. The states stay on disk, memory-mapped. Raises InputError
+    if there are fewer samples than a batch takes.
+    """
+
+    def __init__(self, folder: Path, seed: int, batch_size: int, batches: int) -> None:
+        self.states = load_file(folder / _STATES)["states"]
+        lines = (folder / _SAMPLES).read_text(encoding="utf-8").splitlines()
+        self.samples: list[tuple[str, str]] = [tuple(json.loads(line)) for line in lines]
+        if len(self.samples) < batch_size:
+            raise InputError(f"{folder} must hold at least a batch of {batch_size} samples, got {len(self.samples)}")
+        rng, wanted = np.random.default_rng(seed), batch_size * batches
+        epochs = -(-wanted // len(self.samples))
+        self.order = np.concatenate([rng.permutation(len(self.samples)) for _ in range(epochs)])[:wanted]
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self.order) // self.batch_size
+
+    def __getitem__(self, index: int) -> StateBatch:
+        if index >= len(self):
+            raise IndexError(index)
+        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        queries, texts = zip(*(self.samples[row] for row in rows), strict=True)
+        return StateBatch(self.states[torch.from_numpy(rows)].float(), list(queries), list(texts))
+
+
+class HeldOutClips(NamedTuple):
+    """A clip of each of B compositions that no training clip shows: `frames` (B, F, S, S, 3) uint8."""
+
+    frames: Tensor
+    scenes: list[Scene]
+    references: list[list[str]]  # all captions of each
+
+    @property
+    def names(self) -> list[str]:
+        """The canonical caption of each."""
+        return [captions[0] for captions in self.references]
+
+    @torch.no_grad()
+    def states(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """The states (B, N, D) that an X-Encoder gives."""
+        return torch.cat([encode(part) for part in self.frames.split(64)])
+
+
+def held_out_clips(world: World, count: int, frames: int, seed: int) -> tuple[HeldOutClips, HeldOutClips]:
+    """`count` clips to choose settings on and as many to test on: no composition is in both.
+
+    Half of the compositions, or as many as there are, are solo actions; the others are pair actions. Raises InputError
+    if the world does not have as many.
+    """
+    rng = np.random.default_rng([seed, 6])
+    solo, pairs = ([each[i] for i in rng.permutation(len(each))] for each in world.splits["held_out"])
+    solo = solo[: min(count, len(solo) // 2 * 2)]
+    chosen = solo + pairs[: 2 * count - len(solo)]
+    if len(chosen) < 2 * count:
+        raise InputError(f"held-out clips must be at most {len(chosen) // 2}, half of the compositions, got {count}")
+    windows = rng.uniform(0.5, 8.0, (len(chosen), 1)) + np.arange(frames) / world.fps
+    clips = torch.from_numpy(world.clips([[Span(0.0, np.inf, scene, "")] for scene in chosen], windows, rng))
+    references = [captions(scene) for scene in chosen]
+    validation, test = (HeldOutClips(clips[part::2], chosen[part::2], references[part::2]) for part in (0, 1))
+    return validation, test
+
+
+# --- An arm.
 
 
 class _LossModule(Stage):
@@ -99,8 +182,7 @@ class ArmModule(_LossModule):
         """The arm's loss of a batch."""
         if isinstance(self.model, TokenVLM):
             return self.model.loss(batch.states, batch.queries, batch.texts)
-        if self.objective is None:
-            raise ValueError("a VL-JEPA must have a loss")
+        assert self.objective is not None  # a VL-JEPA has a loss
         ids = text_ids(batch.texts).to(batch.states.device)
         predictions = self.model.predict(batch.states, batch.queries)
         loss: Tensor = self.objective(predictions, self.model.embed(batch.texts), ids)
@@ -113,97 +195,42 @@ class ArmModule(_LossModule):
             }
 
 
-def train_arm(config: ComparisonTrainConfig, output: Path) -> ArmTraining:
-    """Train one arm with one seed; leaves a checkpoint `samples_<n>` in `output` for each of the points.
-
-    Every learning rate is tried over the whole schedule. The best by mean reciprocal rank of the right caption on the
-    validation clips is kept. A VL-JEPA gets a new decoder at each point, trained on its predictions for samples it has
-    seen.
-
-    Raises:
-        InputError: points that do not increase up to the last step, or a model of neither arm.
-    """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
-    points = config.points
-    if sorted(set(points)) != points or points[-1] != config.stage.steps:
-        raise InputError(f"points must increase up to stage.steps = {config.stage.steps}, got {points}")
-    arm = _VARIANTS.get(str(config.model.get("_target_")).rpartition(".")[2])
-    if arm is None:
-        raise InputError(f"model._target_ must be one of {', '.join(_VARIANTS)}, got {config.model.get('_target_')!r}")
-    tokenizer = Tokenizer.train(corpus(), config.tokenizer.vocab_size)
-    states = frozen_states(config, tokenizer)
-    validation, _ = held_out_clips(build(config.world), config.held_out, config.model["frames"], config.data_seed)
-    tried = [
-        _fit(
-            config,
-            config.stage.model_copy(update={"learning_rate": factor * config.stage.learning_rate}),
-            arm,
-            states,
-            validation,
-            tokenizer,
-            output,
-        )
-        for factor in config.learning_rate_factors
-    ]
-    module, best = max(tried, key=lambda each: each[1].validation_mrr)
-    flops = _step_flops(module, StateBatches(states, config.seed, config.stage.batch_size, 1)[0])
-    trained = []
-    for point in points:
-        module.model.load_state_dict(module.kept[point])
-        decoder = None
-        if isinstance(module.model, VLJEPA):
-            decoder = _train_decoder(config, module.model, states, point, output)
-        seen = point * config.stage.batch_size
-        plain = {**config.model_dump(), "variant": arm}
-        checkpoint.save(module.model.cpu(), plain, output / f"samples_{seen}")
-        trained.append(TrainedPoint(samples=seen, steps=point, decoder=decoder))
-    return ArmTraining(
-        arm=arm,
-        encoder_states=states.name,
-        learning_rate=best.learning_rate,
-        tried=tuple(trial for _, trial in tried),
-        step_flops=flops,
-        points=tuple(trained),
-    )
-
-
-def _fit(
+def fit_arm(
     config: ComparisonTrainConfig,
     stage: StageConfig,
-    arm: str,
+    tokenizer: Tokenizer,
     states: Path,
     validation: HeldOutClips,
-    tokenizer: Tokenizer,
     output: Path,
 ) -> tuple[ArmModule, Trial]:
     """One learning rate over the whole schedule, and how well it finds the right captions of the validation clips."""
     started = time.perf_counter()
     torch.manual_seed(config.seed)
-    model = _model(config, arm, tokenizer, states)
+    model = _model(config, tokenizer, states)
     held_out = validation.states(model.encode)
     queries = [CAPTION_QUERIES[0]] * len(validation.scenes)
     loss = build(config.loss) if isinstance(model, VLJEPA) else None
     module = ArmModule(model, loss, stage, config.points)
     batches = StateBatches(states, config.seed, stage.batch_size, stage.steps)
-    name = f"learning_rate_{stage.learning_rate:g}"
     check = [StateBatch(held_out, queries, validation.names)]
-    trainer = fit(module, batches, check, stage, config, output, name)
+    fit(module, batches, check, stage, config, output, f"learning_rate_{stage.learning_rate:g}")
     model.to("cpu").eval()
     ranks = ranks_of_own(candidate_scores(model, held_out, queries, validation.names))
-    found = summary(trainer)
-    return module, Trial(
-        learning_rate=stage.learning_rate,
-        validation_mrr=float((1 / ranks).mean()),
-        steps=found["steps"],
-        samples=found["samples"],
-        seconds=round(time.perf_counter() - started, 2),
-        curve=tuple(found["curve"]),
-    )
+    seconds, mrr = round(time.perf_counter() - started, 2), float((1 / ranks).mean())
+    return module, Trial(learning_rate=stage.learning_rate, validation_mrr=mrr, seconds=seconds)
 
 
-def _model(config: ComparisonTrainConfig, arm: str, tokenizer: Tokenizer, states: Path) -> VLJEPA | TokenVLM:
+def arm_config(config: ComparisonTrainConfig) -> dict[str, Any]:
+    """The configuration of an arm's checkpoint. Raises InputError for a model of neither arm."""
+    target = str(config.model.get("_target_"))
+    if (variant := _VARIANTS.get(target.rpartition(".")[2])) is None:
+        raise InputError(f"model._target_ must be one of {', '.join(_VARIANTS)}, got {target!r}")
+    return {**config.model_dump(), "variant": variant}
+
+
+def _model(config: ComparisonTrainConfig, tokenizer: Tokenizer, states: Path) -> VLJEPA | TokenVLM:
     """A new model of an arm; its X-Encoder is the frozen one."""
-    model: VLJEPA | TokenVLM = checkpoint.build_model({**config.model_dump(), "variant": arm}, tokenizer)
+    model: VLJEPA | TokenVLM = checkpoint.build_model(arm_config(config), tokenizer)
     encoder: Any = model.x_encoder
     encoder.load_state_dict(load_file(states / _ENCODER))
     encoder.requires_grad_(False)
@@ -220,7 +247,8 @@ def _fused(config: ComparisonTrainConfig) -> bool:
     return precision(config) != "bf16-mixed" or on_gpu(config)
 
 
-def _step_flops(module: ArmModule, batch: StateBatch) -> StepFlops:
+def step_flops(module: ArmModule, batch: StateBatch) -> StepFlops:
+    """FLOPs of a step on a batch."""
     model = module.model
     encoder: Any = model.x_encoder
     frames = torch.zeros(1, model.frames, *2 * (encoder.size,), 3, dtype=torch.uint8)
@@ -230,7 +258,7 @@ def _step_flops(module: ArmModule, batch: StateBatch) -> StepFlops:
     return StepFlops(trained=trained, encoder=encoding * len(batch.texts))
 
 
-def _train_decoder(
+def train_decoder(
     config: ComparisonTrainConfig, model: VLJEPA, states: Path, point: int, output: Path
 ) -> DecoderTraining:
     """A new Y-Decoder on the embeddings that the model at a point predicts for samples seen until then."""
@@ -255,12 +283,7 @@ def _train_decoder(
     flops = count_flops(lambda: module.cross_entropy(*train[0]).backward()).total
     module.zero_grad(set_to_none=True)
     fit(module, train, check, stage, config, output, f"decoder_{point}")
-    return DecoderTraining(
-        steps=stage.steps,
-        examples=len(texts),
-        flops=flops * stage.steps,
-        seconds=round(time.perf_counter() - started, 2),
-    )
+    return DecoderTraining(flops=flops * stage.steps, seconds=round(time.perf_counter() - started, 2))
 
 
 # --- The frozen encoder and its states, the same for all arms and seeds.
@@ -291,8 +314,7 @@ def frozen_states(config: ComparisonTrainConfig, tokenizer: Tokenizer) -> Path:
 
 
 def _make_states(config: ComparisonTrainConfig, tokenizer: Tokenizer, folder: Path) -> None:
-    """Train the encoder, then write `encoder.safetensors`, `states.safetensors` (float16) and `samples.jsonl`."""
-    started = time.perf_counter()
+    """Train the encoder, then write it, its states (float16) and their samples."""
     world, seed, frames, stage = build(config.world), config.data_seed, config.model["frames"], config.encoder
     torch.manual_seed(seed)
     encoder = build(config.model["x_encoder"])
@@ -303,8 +325,7 @@ def _make_states(config: ComparisonTrainConfig, tokenizer: Tokenizer, folder: Pa
         for s, count in ((seed, stage.steps), (seed + _VALIDATION_SEED, stage.validation_batches))
     )
     module = WordsModule(encoder, encoder.width, tokenizer, stage)
-    trainer = fit(module, batches, validation, stage, config, folder, "encoder")
-    record = {"seconds": round(time.perf_counter() - started, 2), **summary(trainer)}
+    fit(module, batches, validation, stage, config, folder, "encoder")
     encoder.to("cpu").eval()
     save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / _ENCODER)
     pool = ClipBatches(world, seed + _SAMPLES_SEED, stage.batch_size, config.pool, frames, **clips)
@@ -314,7 +335,5 @@ def _make_states(config: ComparisonTrainConfig, tokenizer: Tokenizer, folder: Pa
             batch = pool[index]
             states.append(encoder(batch.frames).half())
             lines += [json.dumps(sample) for sample in zip(batch.queries, batch.texts, strict=True)]
-    save_file({"states": torch.cat(states)}, folder / STATES)
-    (folder / SAMPLES).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    record["seconds_with_states"] = round(time.perf_counter() - started, 2)
-    (folder / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    save_file({"states": torch.cat(states)}, folder / _STATES)
+    (folder / _SAMPLES).write_text("\n".join(lines) + "\n", encoding="utf-8")

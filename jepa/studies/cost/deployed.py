@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
 
 from jepa.build import build, build_as, nearest
 from jepa.checkpoint import load
@@ -68,35 +67,27 @@ def read_model(name: str) -> DeployedModel:
 
 def model_of(config: DeployedModelConfig) -> DeployedModel:
     """A model by its configuration. A checkpoint brings its own perception. Raises InputError for another target."""
-    built, measured = build(config.model), config.measured
+    built = build(config.model)
     if isinstance(built, Dimensions):
-        parts = {
-            name: PerceptionPart(
-                build_as(Dimensions, f"deployed.perception.{name}.dimensions", part.dimensions), part.tokens
-            )
-            for name, part in (config.perception or {}).items()
-        }
-        given = (config.input_per_step, config.every_step)
-        built = DeployedModel(config.name, built, parts, *given, assumed=config.assumed)
+        parts = {}
+        for name, part in (config.perception or {}).items():
+            size = build_as(Dimensions, f"deployed.perception.{name}.dimensions", part.dimensions)
+            parts[name] = PerceptionPart(size, part.tokens)
+        built = DeployedModel(
+            config.name, built, parts, config.input_per_step, config.every_step, assumed=config.assumed
+        )
     if not isinstance(built, DeployedModel):
         raise InputError(f"deployed.model._target_ must build Dimensions or a model, got {type(built).__name__}")
-    times = None if measured is None else (measured.step_seconds, measured.decode_seconds)
-    return replace(built, name=config.name, measured=times, source=config.source, as_of=config.as_of)
+    return replace(built, name=config.name, measured=config.measured, source=config.source, as_of=config.as_of)
 
 
 # --- Models on this machine.
 
 
 def read_parts(path: str) -> DeployedModel:
-    """A model on this machine.
+    """A model on this machine: a checkpoint of this package, a `config.json` of transformers, or a folder with one.
 
-    Args:
-        path: a `config.json` of Hugging Face transformers, a folder with one, or a checkpoint of a VL-JEPA, a
-            token-space baseline or an LLM-JEPA.
-
-    Raises:
-        InputError: there is none; a language model is of a family that `from_hf_config` does not know, or its
-            configuration lacks a dimension; or a VL-JEPA's parts cannot be priced (an X-Encoder that sees no frames).
+    Raises InputError if there is none, if its dimensions cannot be known, or as `checkpoint_parts`.
     """
     place = Path(path)
     if (place / "config.yaml").is_file():
@@ -128,41 +119,31 @@ def _configured(file: Path) -> Dimensions:
 
 
 def checkpoint_parts(model: VLJEPA | TokenVLM | LLMJEPA) -> DeployedModel:
-    """The parts of a model of this package.
+    """The parts of a model of this package; a Y-Encoder is for training alone.
 
-    In a VL-JEPA the X-Encoder and the Predictor run at every step and the Y-Decoder answers; the Y-Encoder is for
-    training alone. In a token-space baseline the X-Encoder and the projection of its states run at every step. An
-    X-Encoder that encodes time slots apart encodes each slot once, whatever the overlap of the windows.
-
-    Raises:
-        InputError: as `read_parts`.
+    In a VL-JEPA the X-Encoder and the Predictor run at every step and the Y-Decoder answers. In a token-space baseline
+    the X-Encoder and the projection of its states run at every step. An X-Encoder that encodes time slots apart
+    encodes each slot once. Raises InputError for a decoder or an X-Encoder that cannot be priced.
     """
     if isinstance(model, LLMJEPA):
-        return DeployedModel("", _language(model.language.lm))
-    encoder, states = _encoder(model)
+        return DeployedModel("", _whole(from_hf_config(model.language.lm.config), model.language.lm))
+    projecting = model.project if isinstance(model, TokenVLM) else None
+    encoder, states = _encoder(model, projecting)
     if isinstance(model, TokenVLM):
-        assert isinstance(encoder.size, CountedPart)
-        projecting = 2 * encoder.size.tokens * model.project.weight.numel()
-        size = replace(
-            encoder.size,
-            parameters=encoder.size.parameters + _size(model.project),
-            flops=encoder.size.flops + projecting,
-        )
+        answering = _whole(from_hf_config(model.language_model.lm.config), model.language_model.lm)
         limit = f"answers of more than its {model.max_length} tokens as if it wrote them"
-        parts = {"encoder": replace(encoder, size=size)}
-        return DeployedModel("", _language(model.language_model.lm), parts, states, every_step=True, assumed=limit)
+        return DeployedModel("", answering, {"encoder": encoder}, states, every_step=True, assumed=limit)
     query = CAPTION_QUERIES[0]
     tokens = states + model.tokenizers["predictor"].encode([query])[0].shape[1]
     predictor = CountedPart(_size(model.predictor), tokens, model.query_flops(query))
     decoder = model.y_decoder
     if isinstance(decoder, LanguageDecoder):
-        answering = _language(decoder.lm, decoder)
+        answering = _whole(from_hf_config(decoder.lm.config), decoder)
     elif isinstance(decoder, PrefixDecoder):
         answering = _prefix_decoder(decoder)
     else:
-        raise InputError(
-            f"the y_decoder must be a PrefixDecoder or a LanguageDecoder to be priced, got {type(decoder).__name__}"
-        )
+        kinds = "a PrefixDecoder or a LanguageDecoder"
+        raise InputError(f"the y_decoder must be {kinds} to be priced, got {type(decoder).__name__}")
     parts = {"encoder": encoder, "predictor": PerceptionPart(predictor, tokens)}
     limit = (
         f"input tokens, which its decoder takes none of, and texts of more than its {decoder.max_length} tokens, as "
@@ -171,25 +152,22 @@ def checkpoint_parts(model: VLJEPA | TokenVLM | LLMJEPA) -> DeployedModel:
     return DeployedModel("", answering, parts, decoder.prefix, assumed=limit)
 
 
-def _encoder(model: VLJEPA | TokenVLM) -> tuple[PerceptionPart, int]:
-    """The X-Encoder on a window, or on each of its time slots, and the number of states of a window."""
+def _encoder(model: VLJEPA | TokenVLM, project: torch.nn.Linear | None) -> tuple[PerceptionPart, int]:
+    """The X-Encoder, with a projection of its states, on a window or a time slot; and the states of a window."""
     encoder = model.x_encoder
     if not encoder.size:
         raise InputError(f"the x_encoder must see frames to be priced, got {type(encoder).__name__}, which gets states")
     blank = torch.zeros(1, model.frames, encoder.size, encoder.size, 3, dtype=torch.uint8)
     with torch.no_grad():
         states: int = model.encode(blank).shape[1]
-    flops = model.encoding_flops()
-    if not isinstance(encoder, SlotEncoder):
-        return PerceptionPart(CountedPart(_size(encoder), states, flops), states), states
-    patches = states * encoder.tubelet // model.frames
-    most = patches * model.fps / encoder.tubelet
-    return PerceptionPart(CountedPart(_size(encoder), patches, flops), states, most), states
-
-
-def _language(lm: Any, module: nn.Module | None = None) -> Dimensions:
-    """A causal language model; `module` holds it, with parameters of its own, such as a projection."""
-    return _whole(from_hf_config(lm.config), lm if module is None else module)
+    tokens, most = states, None
+    if isinstance(encoder, SlotEncoder):
+        tokens = states * encoder.tubelet // model.frames
+        most = tokens * model.fps / encoder.tubelet
+    parameters, flops = _size(encoder), model.encoding_flops()
+    if project is not None:
+        parameters, flops = parameters + _size(project), flops + 2 * tokens * project.weight.numel()
+    return PerceptionPart(CountedPart(parameters, tokens, flops), states, most), states
 
 
 def _prefix_decoder(decoder: PrefixDecoder) -> Dimensions:
@@ -209,7 +187,7 @@ def _prefix_decoder(decoder: PrefixDecoder) -> Dimensions:
     return _whole(found, decoder)
 
 
-def _whole(dimensions: Dimensions, module: nn.Module) -> Dimensions:
+def _whole(dimensions: Dimensions, module: Any) -> Dimensions:
     """With all parameters of the module: those in none of the matrices are `other_parameters`."""
     matrices = dimensions.parameters - dimensions.other_parameters
     return replace(dimensions, other_parameters=_size(module) - matrices)

@@ -18,37 +18,25 @@ from numpy.typing import NDArray
 
 from jepa.errors import InputError
 from jepa.operations import Dimensions
-from jepa.studies.configs import HardwareConfig
+from jepa.studies.configs import HardwareConfig, MeasuredTimesConfig
 
 Values = NDArray[np.float64]  # a figure, or an array of it over uncertain quantities
 
-# Bytes of a weight. MX4 is 4 bits and one 8-bit scale for each 32 (OCP Microscaling Formats 1.0, section 5.2).
+# Bytes of a number. MX4 is 4 bits and one 8-bit scale for each 32 (OCP Microscaling Formats 1.0, section 5.2).
 FORMATS = {"bf16": 2.0, "fp8": 1.0, "int8": 1.0, "mx4": 0.53125}
-
-
-def number_format(name: str) -> float:
-    """Bytes of a number in the format `name`. Raises InputError if it is none of `FORMATS`."""
-    if name not in FORMATS:
-        raise InputError(f"number format must be one of {', '.join(FORMATS)}, got {name!r}")
-    return FORMATS[name]
 
 
 @dataclass(frozen=True)
 class CountedPart:
     """A part of a model by counts in place of `Dimensions`. A pass reads all of its parameters.
 
-    Args:
-        parameters: all of them.
-        tokens: that a pass over one sequence reads; sequences do not see each other.
-        flops: of that pass, by `jepa.operations.count_flops`.
-
     >>> CountedPart(parameters=1000, tokens=10, flops=20_000).prefill_flops(5)
     10000.0
     """
 
     parameters: int
-    tokens: int
-    flops: int
+    tokens: int  # that a pass over one sequence reads; sequences do not see each other
+    flops: int  # of that pass, by `jepa.operations.count_flops`
 
     def prefill_flops(self, tokens: float) -> float:
         """FLOPs of reading `tokens` tokens, a sequence of `self.tokens` or several."""
@@ -61,13 +49,9 @@ class CountedPart:
 
 @dataclass(frozen=True)
 class PerceptionPart:
-    """A part of a model that runs at every step of a stream.
+    """A part of a model that reads `tokens` at every step of a stream, and at most `most` in a second.
 
-    Args:
-        size: its dimensions, or counts.
-        tokens: read at a step, >= 1.
-        most: tokens read in a second of a stream at most; None without a limit. An encoder of time slots reads each
-            slot once, whatever the overlap of the windows.
+    An encoder of time slots has such a limit: it reads each slot once, whatever the overlap of the windows.
 
     >>> part = PerceptionPart(CountedPart(parameters=1000, tokens=10, flops=20_000), tokens=30, most=45)
     >>> part.tokens_at(steps=2)
@@ -87,16 +71,6 @@ class PerceptionPart:
 class DeployedModel:
     """A model as it is served: `model` answers requests, `perception` runs at every step of a stream.
 
-    Args:
-        name: for reports.
-        model: its dimensions.
-        perception: by name; empty where nothing runs.
-        input_per_step: positions read with every request beside the workload's tokens, such as those of an image.
-        every_step: the model generates at every step of a stream.
-        measured: seconds of a step of perception, and of a decode, by its authors.
-        source: of the dimensions, `as_of` a date.
-        assumed: what the cost rests on beside dimensions and counts, in words.
-
     >>> lm = Dimensions(layers=2, width=8, heads=2, kv_heads=2, key_width=4, value_width=4, feed_forward=16)
     >>> DeployedModel("tiny", lm).parameters == lm.parameters
     True
@@ -105,12 +79,12 @@ class DeployedModel:
     name: str
     model: Dimensions
     perception: Mapping[str, PerceptionPart] = field(default_factory=dict)
-    input_per_step: int = 0
-    every_step: bool = False
-    measured: tuple[float, float] | None = None
-    source: str = ""
+    input_per_step: int = 0  # positions read with every request beside the workload's, such as those of an image
+    every_step: bool = False  # the model generates at every step of a stream
+    measured: MeasuredTimesConfig | None = None
+    source: str = ""  # of the dimensions
     as_of: str = ""
-    assumed: str | None = None
+    assumed: str | None = None  # what the cost rests on beside dimensions and counts
 
     @property
     def parameters(self) -> int:
@@ -120,42 +94,28 @@ class DeployedModel:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A workload on a model on chips.
+    """A workload on a model on chips. The unit of work is a second of stream, or without a stream a request.
 
-    Args:
-        model: with its perception, on the same chips.
-        hardware: of each chip.
-        weights: number format of the weights and of the computation.
-        cache: number format of the KV cache.
-        input_tokens: I, of a request.
-        output_tokens: O, of a request. It may be a fraction, such as a mean.
-        batch: B, requests (or streams) served together.
-        steps: of perception in a unit of work, such as a second of stream; 0 without a stream.
-        requests: in that unit; 1 without a stream, so that the unit is a request.
-        chips: n; None takes the least power of two that the model fits in.
-        memory_fraction: how much of the memory weights and cache may take, in (0, 1].
-        applied: names of the optimisations that made the scenario.
-
-    Raises:
-        InputError: the chip does not compute in that format.
+    Raises InputError for a number format that is unknown, or that the chip does not compute in.
     """
 
-    model: DeployedModel
+    model: DeployedModel  # with its perception, on the same chips
     hardware: HardwareConfig
-    weights: str
-    cache: str
-    input_tokens: float
-    output_tokens: float
-    batch: int
-    steps: float = 0.0
-    requests: float = 1.0
-    chips: int | None = None
-    memory_fraction: float = 0.9
-    applied: tuple[str, ...] = ()
+    weights: str  # number format of the weights and of the computation
+    cache: str  # number format of the KV cache
+    input_tokens: float  # I
+    output_tokens: float  # O; it may be a fraction, such as a mean
+    batch: int  # B, requests or streams
+    steps: float = 0.0  # of perception in a unit of work; 0 without a stream
+    requests: float = 1.0  # in that unit
+    chips: int | None = None  # n; None: the least power of two that the model fits in
+    memory_fraction: float = 0.9  # of the memory, for weights and cache
+    applied: tuple[str, ...] = ()  # the optimisations that made the scenario
 
     def __post_init__(self) -> None:
-        number_format(self.weights)
-        number_format(self.cache)
+        for name in (self.weights, self.cache):
+            if name not in FORMATS:
+                raise InputError(f"number format must be one of {', '.join(FORMATS)}, got {name!r}")
         if self.weights not in self.hardware.peaks:
             formats = ", ".join(self.hardware.peaks)
             rule = f"format must be one that {self.hardware.name} computes in ({formats})"
@@ -173,8 +133,8 @@ class Scenario:
 
     def memory(self) -> dict[str, float]:
         """Bytes of the `weights`, and of the KV `cache` of a full batch at its longest."""
-        cache = self.batch * self.model.model.cached(self.context + self.output_tokens) * number_format(self.cache)
-        return {"weights": self.model.parameters * number_format(self.weights), "cache": cache}
+        cache = self.batch * self.model.model.cached(self.context + self.output_tokens) * FORMATS[self.cache]
+        return {"weights": self.model.parameters * FORMATS[self.weights], "cache": cache}
 
     def chip_count(self) -> int:
         """n, such that the memory is enough. Raises InputError if `chips`, or 1,024 without it, are too few."""
@@ -192,17 +152,13 @@ class Scenario:
 class CostEstimate:
     """An estimate for one unit of work; `serving_cost` makes it.
 
-    Args:
-        chips: n.
-        parts: name → chip-seconds of perception's parts, `prefill` and `decode`.
-        regions: name → what bounds the part: "compute", "memory: weights" or "memory: cache".
-        request_seconds: of a request, from its start to its last token: prefill alone and all decode steps.
+    >>> float(CostEstimate(1, {"prefill": np.array(1.0), "decode": np.array(2.0)}, {}).chip_seconds)
+    3.0
     """
 
     chips: int
-    parts: Mapping[str, Values]
-    regions: Mapping[str, str]
-    request_seconds: Values
+    parts: Mapping[str, Values]  # chip-seconds of perception's parts, `prefill` and `decode`
+    regions: Mapping[str, str]  # what bounds each: "compute", "memory: weights" or "memory: cache"
 
     @property
     def chip_seconds(self) -> Values:
@@ -214,39 +170,29 @@ class CostEstimate:
 def serving_cost(
     scenario: Scenario, compute: float | Values, memory: float | Values, requests: float | Values = 1.0
 ) -> CostEstimate:
-    """Chip-seconds of a unit of work.
+    """Chip-seconds of a unit of work, with `compute` η_c, `memory` η_m, and a factor on the `requests`.
 
         prefill = max(FLOPs of I tokens/(F·η_c), b·weights read for B·I tokens/(B·W·η_m))
         decode step = max(2·B·N_act/(F·η_c), b·weights read for B tokens/(W·η_m)) + B·s·κ/(W·η_m)
 
     where s is the mean context I + O/2 and κ a token's bytes in the cache; a request costs prefill + O/B decode steps.
-    Both are in chip-seconds, so n drops out. It decides what fits, and how long a request takes. In the prefill, the
-    requests of a batch share the reading of the weights.
-
-    Args:
-        scenario: the workload, the model and its chips.
-        compute: η_c; an array gives an array of costs, broadcast with the others.
-        memory: η_m.
-        requests: factor on the requests, for an uncertain one.
-
-    Raises:
-        InputError: the model does not fit.
+    Both are in chip-seconds, so n drops out and only decides what fits. In the prefill, the requests of a batch share
+    the reading of the weights. Arrays of the factors broadcast to an array of costs. Raises InputError if the model
+    does not fit.
     """
     chips, model, batch = scenario.chip_count(), scenario.model.model, scenario.batch
     flops = scenario.hardware.peaks[scenario.weights].value * np.asarray(compute, dtype=np.float64)
     bandwidth = scenario.hardware.bandwidth.value * np.asarray(memory, dtype=np.float64)
-    size, nothing = number_format(scenario.weights), 0.0 * np.asarray(memory, dtype=np.float64)
+    size, nothing = FORMATS[scenario.weights], 0.0 * np.asarray(memory, dtype=np.float64)
     number = scenario.request_count * np.asarray(requests, dtype=np.float64)
     output, context = scenario.output_tokens, scenario.context
-    each: dict[str, Values] = {}
     parts: dict[str, Values] = {}
     regions: dict[str, str] = {}
 
     def add(name: str, computing: Values, weights: float, cache: Values, times: float | Values) -> None:
         """A part of `times` passes of one sequence: its seconds of computing, weights read by the batch, cache."""
         reading = size * weights / bandwidth / batch
-        each[name] = np.maximum(computing, reading) + cache
-        parts[name] = each[name] * times
+        parts[name] = (np.maximum(computing, reading) + cache) * times
         middle = [float(np.median(seconds)) for seconds in (computing, reading, cache)]
         kind = "compute" if middle[0] >= middle[1] else "memory: weights"
         regions[name] = "memory: cache" if middle[2] > max(middle[:2]) else kind
@@ -257,7 +203,6 @@ def serving_cost(
         add(name, part.size.prefill_flops(tokens) / flops, weights, nothing, scenario.steps)
     if context:
         add("prefill", model.prefill_flops(context) / flops, model.read_weights(batch * context), nothing, number)
-    held = model.cached(context + output / 2) * number_format(scenario.cache) / bandwidth
+    held = model.cached(context + output / 2) * FORMATS[scenario.cache] / bandwidth
     add("decode", 2 * model.active_parameters / flops, model.read_weights(batch), held, number * output)
-    seconds = (each.get("prefill", nothing) + output * batch * each["decode"]) / chips
-    return CostEstimate(chips, parts, regions, seconds)
+    return CostEstimate(chips, parts, regions)

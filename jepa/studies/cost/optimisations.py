@@ -7,16 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+from jepa import results as made
 from jepa.errors import InputError, check_positive
-from jepa.results import (
-    StreamResults,
-    best_causal,
-    headline_savings,
-    operations_ratio,
-    read_document,
-    reference_row,
-    without_contrast,
-)
+from jepa.studies.configs import HardwareConfig
 from jepa.studies.cost.deployed import read_hardware, read_model
 from jepa.studies.cost.estimate import DeployedModel, Scenario
 from jepa.studies.cost.results import Basis, Range, Source
@@ -24,31 +17,17 @@ from jepa.studies.cost.results import Basis, Range, Source
 
 @dataclass(frozen=True)
 class Optimisation:
-    """A change of a scenario.
-
-    Args:
-        label: for reports.
-        claim: the advertised factor, > 0; None without one.
-        change: in words.
-        source: of its size.
-        apply: the scenario with the optimisation. It raises InputError where it does not fit the scenario.
-        evidence: the basis of its size. Its saving is always estimated.
-        requests: for fewer requests, the factor with its range; None where requests stay as they are.
-        flops_saving: end to end, in the results that it rests on; None without.
-        figures: of a chip or model that it brings.
-        hardware: the name of a chip that it brings.
-    """
+    """A change of a scenario. `apply` raises InputError where it does not fit the scenario."""
 
     label: str
-    claim: float | None
-    change: str
-    source: str
+    claim: float | None  # the advertised factor, > 0
+    change: str  # in words
     apply: Callable[[Scenario], Scenario]
-    evidence: Basis = "estimated"
-    requests: Range | None = None
-    flops_saving: float | None = None
-    figures: Source | None = None
-    hardware: str | None = None
+    evidence: Basis = "estimated"  # the basis of its size; its saving is always estimated
+    requests: Range | None = None  # the factor by which there are fewer requests
+    flops_saving: float | None = None  # end to end, in the results that it rests on
+    figures: Source | None = None  # of a chip or model that it brings
+    hardware: str | None = None  # the name of a chip that it brings
 
     def __post_init__(self) -> None:
         if self.claim is not None:
@@ -70,6 +49,11 @@ def figures_of(model: DeployedModel) -> Source:
     return Source(name=model.name, as_of=model.as_of, source=f"{model.source}{assumed}")
 
 
+def datasheet(chip: HardwareConfig) -> Source:
+    """Where the figures of a chip come from."""
+    return Source(name=chip.name, as_of=chip.bandwidth.as_of, source=chip.bandwidth.source)
+
+
 def another_model(label: str, claim: float | None, deployed: str) -> Optimisation:
     """Another language model, by its name in conf/deployed. The perception stays, unless the model has its own.
 
@@ -81,7 +65,7 @@ def another_model(label: str, claim: float | None, deployed: str) -> Optimisatio
     def apply(scenario: Scenario) -> Scenario:
         return replace(scenario, model=on_stream(model, scenario.model, scenario.steps))
 
-    return Optimisation(label, claim, f"{model.name} is deployed", model.source, apply, figures=figures_of(model))
+    return Optimisation(label, claim, f"{model.name} is deployed", apply, figures=figures_of(model))
 
 
 def another_chip(label: str, claim: float | None, hardware: str, weights: str | None) -> Optimisation:
@@ -91,11 +75,9 @@ def another_chip(label: str, claim: float | None, hardware: str, weights: str | 
     'NVIDIA B200, weights in fp8'
     """
     chip = read_hardware(hardware)
-    source, changes = chip.bandwidth.source, {} if weights is None else {"weights": weights}
     change = chip.name + (f", weights in {weights}" if weights else "")
-    figures = Source(name=chip.name, as_of=chip.bandwidth.as_of, source=source)
-    apply = partial(replace, hardware=chip, **changes)
-    return Optimisation(label, claim, change, source, apply, figures=figures, hardware=chip.name)
+    apply = partial(replace, hardware=chip, **({"weights": weights} if weights else {}))
+    return Optimisation(label, claim, change, apply, figures=datasheet(chip), hardware=chip.name)
 
 
 def fewer_tokens(
@@ -113,24 +95,17 @@ def fewer_tokens(
     def apply(scenario: Scenario) -> Scenario:
         return replace(scenario, output_tokens=scenario.output_tokens / factor)
 
-    return Optimisation(label, claim, f"output tokens / {factor:g}", basis, apply, basis)
+    return Optimisation(label, claim, f"output tokens / {factor:g}", apply, basis)
 
 
 def selective_decoding(
     label: str, claim: float | None, results: str | None, setting: str | None, policy: str | None, factor: float | None
 ) -> Optimisation:
-    """Fewer requests on a stream: a policy's saving in a results document, or an assumed factor.
+    """Fewer requests on a stream: a policy's saving of decoder calls in `results`, or an assumed `factor` > 0.
 
-    If the policy selects steps, perception's steps are divided by the ratio of the computed steps. The Predictor is
-    priced at each of them, without the saving of prediction on demand.
-
-    Args:
-        label: for reports.
-        claim: the advertised factor.
-        results: a `results.json` of `jepa report`, or its folder; its saving of decoder calls replaces the factor.
-        setting: of the results; None takes the first.
-        policy: of the setting; None takes the best causal one.
-        factor: without results, the factor to assume, > 0.
+    `results` is a `results.json` of `jepa report`, or its folder. Without a `setting` its first one counts, without a
+    `policy` the best causal one. If the policy selects steps, perception's steps are divided by the ratio of the
+    computed steps. The Predictor is priced at each of them, without the saving of prediction on demand.
 
     >>> selective_decoding("selective", 2.85, results=None, setting=None, policy=None, factor=2.85).change
     'decoder calls / 2.85'
@@ -140,7 +115,7 @@ def selective_decoding(
     if factor is None or not factor > 0:
         raise InputError(f"factor must be > 0 without results, got {factor}")
     requests = Range(value=factor, low=factor, high=factor)
-    return Optimisation(label, claim, f"decoder calls / {factor:g}", "assumed", _fewer_steps, "assumed", requests)
+    return Optimisation(label, claim, f"decoder calls / {factor:g}", _fewer_steps, "assumed", requests)
 
 
 def _fewer_steps(scenario: Scenario, ratio: float = 1.0) -> Scenario:
@@ -153,30 +128,30 @@ def _fewer_steps(scenario: Scenario, ratio: float = 1.0) -> Scenario:
 
 def _measured(label: str, claim: float | None, path: str, name: str | None, policy: str | None) -> Optimisation:
     """Selective decoding as a policy saved in results."""
-    settings = read_document(path, StreamResults).settings
+    settings = made.read_document(path, made.StreamResults).settings
     name = next(iter(settings)) if name is None else name
     if name not in settings:
         raise InputError(f"setting must be one of {', '.join(settings)} in {path}, got {name!r}")
     setting = settings[name]
     if policy is not None and policy not in setting.curves:
         raise InputError(f"policy must be one of {', '.join(setting.curves)} in {path}, got {policy!r}")
-    chosen = [row for row in headline_savings(setting) if row.policy == policy] if policy else [best_causal(setting)]
-    saving = next(iter(chosen), None)
+    by_policy = {row.policy: row for row in made.headline_savings(setting)}
+    saving = by_policy.get(policy) if policy else made.best_causal(setting)
     if saving is None or not saving.reached or saving.ratio is None:
         got, reason = (saving.policy, saving.reason) if saving else (policy, "no operating point")
         raise InputError(f"policy must save decoder calls at equal quality in {path}, got {got!r}: {reason}")
-    if warning := without_contrast(setting):
+    if warning := made.without_contrast(setting):
         rule = f"setting, one of {', '.join(settings)} in {path}, must have a quality that depends on decoding"
         raise InputError(f"{rule}, got {name!r}: {warning}")
-    steps, flops, reference, ratio = 1.0, None, reference_row(setting), saving.ratio
+    steps, flops, reference, ratio = 1.0, None, made.reference_row(setting), saving.ratio
     point = (saving.policy, saving.value)
     row = next((row for row in setting.operations if (row.policy, row.value) == point), None)
     if row is not None and reference is not None:
-        flops = operations_ratio(setting, row).flops
+        flops = made.operations_ratio(setting, row).flops
         before, after = (r.ledger.step_count / r.ledger.stream_seconds for r in (reference, row))
         steps = before / after
     high = ratio.value if ratio.high is None else ratio.high  # no bound: the value is the safe end
     requests = Range(value=ratio.value, low=ratio.low, high=high)
     fewer = "" if steps == 1 else f", steps of perception / {steps:.2f}"
     change = f"decoder calls / {ratio.value:.2f}{fewer}, as {saving.policy} saved on {name} streams"
-    return Optimisation(label, claim, change, path, partial(_fewer_steps, ratio=steps), "measured", requests, flops)
+    return Optimisation(label, claim, change, partial(_fewer_steps, ratio=steps), "measured", requests, flops)

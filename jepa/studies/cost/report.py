@@ -5,95 +5,61 @@ Costs are estimates. The basis of an optimisation's size (measured, published, a
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Drawing
-from matplotlib.patches import Rectangle
 
-from jepa.report.blocks import (
-    ESTIMATED,
-    NONE,
-    Claim,
-    Colours,
-    Column,
-    Columns,
-    Figure,
-    Heading,
-    Report,
-    Table,
-    Text,
-    table,
-)
-from jepa.report.figures import FONT, Fall, draw_waterfall, frame, heading, short, sized
+from jepa.report.blocks import ESTIMATED, NONE, Claim, Colours, Column, Figure, Heading, Report, Table, Text, table
+from jepa.report.figures import Fall, draw_waterfall, heading, short, sized
 from jepa.report.format import code_text, factor, interval, percent, significant
+from jepa.report.notes import note
 from jepa.studies.cost.results import CostResults, OptimisationSaving, PartCost, Range, ScenarioCost
 
-MEASURES = {"chip_seconds": "chip-seconds", "joules": "joules", "price": "price"}
-ESTIMATE = (
-    "An estimate by a roofline, not a measurement: communication between chips, scheduling and kernels are left out. "
-    "Ranges in brackets come from the intervals of the efficiencies and of measured savings."
-)
-NOTE = (
-    "Touches: the fraction of the baseline's cost that the optimisation changes. Limit: the saving if that part "
-    "cost nothing (Amdahl). Averaged: the geometric mean of the optimisation's saving over all orders (Shapley). "
-    "The averaged savings multiply to the joint one, and so do the savings in this order."
-)
+WITHIN = "●"  # a workload within the goal
 
 
 def report(results: CostResults) -> Report:
-    """The report of a document: summary, tables, a waterfall, and a map of the joint saving for each batch."""
+    """The report of a document: summary, tables, and a waterfall."""
     base, joint, (low, high) = results.baseline, results.joint, results.goal
     start = (
         f"{base.model} on {base.chips} × {base.hardware}, {base.input_tokens:,.0f} tokens in, "
         f"{base.output_tokens:,.0f} out, a {results.unit}: {base.chip_seconds:.3g} chip-seconds"
     )
-    totals, said = totals_table(results), answer(results)
+    totals, said, why = _totals_table(results), answer(results), _explanation(results)
     spread = f"{interval(joint.low, joint.high)} over the intervals of efficiencies and of measured savings."
-    fall = Figure(
-        "waterfall", "The part of the baseline's cost that each optimisation saves", partial(waterfall, results)
-    )
-    maps = [
-        [Figure(f"grid-{batch}", f"Joint saving over workloads at batch {batch}", partial(heat_map, results, batch))]
-        for batch in batches(results)
-    ]
+    draw, estimate = partial(_waterfall, results), note("cost_estimate", "plain")
     return Report(
         title="The cost of serving",
         kicker=start,
-        summary=[
-            optimisations_table(results, _SUMMARY),
-            totals,
-            Text(explanation(results)),
-            Text(said),
-            Text(ESTIMATE),
-        ],
+        summary=[_optimisations_table(results, _SUMMARY), totals, Text(why), Text(said), estimate],
         blocks=[
-            Claim("All optimisations together", factor(joint.value), spread, f"{explanation(results)} {ESTIMATE}"),
+            Claim("All optimisations together", factor(joint.value), spread, f"{why} {estimate.text}"),
             totals,
             Heading("Optimisations", evidence=(ESTIMATED,)),
-            Text(NOTE, "note"),
-            fall,
-            optimisations_table(results),
+            note("cost_averaged"),
+            Figure("waterfall", "The part of the baseline's cost that each optimisation saves", draw),
+            _optimisations_table(results),
             Heading("Workings", evidence=(ESTIMATED,)),
-            scenarios_table(results),
+            _scenarios_table(results),
             Heading("Workloads", evidence=(ESTIMATED,)),
-            Text(f"{said} Framed: within {low:g} to {high:g}×.", "lede"),
-            Columns(maps),
-            grid_table(results),
+            Text(f"{said} Marked {WITHIN}: within {low:g} to {high:g}×.", "lede"),
+            _grid_table(results),
             Heading("Sources"),
-            sources_table(results),
+            _sources_table(results),
         ],
-        overview=partial(overview, results),
+        overview=draw,
         footer=f"{code_text(results.code)}, {results.created}. Estimated, not measured.",
     )
 
 
 # --- Tables.
+
+
+def _measure(results: CostResults) -> str:
+    return results.measure.replace("_", "-")
 
 
 def _ranged(ratio: Range | None) -> str:
@@ -115,28 +81,27 @@ _COLUMNS: tuple[Column[OptimisationSaving], ...] = (
     Column("alone", lambda row: _ranged(row.alone)),
     Column("in order", lambda row: factor(row.in_order)),
     Column("averaged", lambda row: factor(row.averaged)),
-    Column("over all orders", lambda row: interval(row.least, row.most)),
 )
 _SUMMARY = ("optimisation", "size is", "claimed", "touches", "alone", "in order", "averaged")
 
 
-def optimisations_table(results: CostResults, columns: Sequence[str] | None = None) -> Table:
+def _optimisations_table(results: CostResults, columns: Sequence[str] | None = None) -> Table:
     """The savings of each optimisation: alone, in its order, averaged over all orders, and at most."""
     chosen = [column for column in _COLUMNS if columns is None or column.title in columns]
     return table("Optimisations", chosen, [("", results.optimisations)])
 
 
-def totals_table(results: CostResults) -> Table:
+def _totals_table(results: CostResults) -> Table:
     """The joint saving beside the naive products."""
     rows = [
         ("all optimisations together", _ranged(results.joint)),
         ("product of the optimisations alone", factor(results.product)),
         ("product of the claims", factor(results.claims)),
     ]
-    return Table("Together", (f"saving in {MEASURES[results.measure]}", ""), [("", rows)])
+    return Table("Together", (f"saving in {_measure(results)}", ""), [("", rows)])
 
 
-def scenarios_table(results: CostResults) -> Table:
+def _scenarios_table(results: CostResults) -> Table:
     """The workings: the baseline beside the same with all optimisations."""
     both = (results.baseline, results.optimised)
 
@@ -163,25 +128,25 @@ def scenarios_table(results: CostResults) -> Table:
         row("chip-seconds", lambda s: f"{s.chip_seconds:.3g}"),
         row("joules, at the chip's highest power", lambda s: significant(s.joules)),
         row("price", lambda s: NONE if s.price is None else f"{s.price:.3g}"),
-        row("seconds of a request", lambda s: significant(s.request_seconds)),
     ]
     bounded = f"chip-seconds of a {results.unit}, fraction, and what bounds it"
     groups = [("", facts), (bounded, parts), ("in all", totals)]
     return Table("Workings", ("", "baseline", "all optimisations"), groups, text_columns=3)
 
 
-def grid_table(results: CostResults) -> Table:
-    """The joint saving over the grid of workloads."""
-    outputs = list(dict.fromkeys(cell.output_tokens for cell in results.grid))
+def _grid_table(results: CostResults) -> Table:
+    """The joint saving over the grid of workloads, marked where it is within the goal."""
+    outputs, (low, high) = dict.fromkeys(cell.output_tokens for cell in results.grid), results.goal
     groups: dict[int, dict[float, list[str]]] = {}
     for cell in results.grid:
-        rows = groups.setdefault(cell.batch, {})
-        rows.setdefault(cell.input_tokens, [f"{cell.input_tokens:,.0f} in"]).append(_ranged(cell.joint))
+        row = groups.setdefault(cell.batch, {}).setdefault(cell.input_tokens, [f"{cell.input_tokens:,.0f} in"])
+        within = cell.joint is not None and low <= cell.joint.value <= high
+        row.append(_ranged(cell.joint) + (f" {WITHIN}" if within else ""))
     cells = [(f"batch {batch}", list(rows.values())) for batch, rows in groups.items()]
     return Table("Joint saving", ("", *(f"{output:,.0f} out" for output in outputs)), cells)
 
 
-def sources_table(results: CostResults) -> Table:
+def _sources_table(results: CostResults) -> Table:
     """The sources of the figures of chips and models, and the assumed efficiencies."""
     rows = [(row.name, row.as_of, row.source) for row in results.sources]
     rows += [(f"{name} efficiency", NONE, found) for name, found in results.efficiencies.items()]
@@ -201,7 +166,6 @@ def answer(results: CostResults) -> str:
     within = [cell.batch for cell, joint in cells if low <= joint.value <= high]
     sure = sum(low <= joint.low and joint.high <= high for _, joint in cells)
     possible = sum(joint.low <= high and low <= joint.high for _, joint in cells)
-    product = sum(low <= (cell.product or 0) <= high for cell, _ in cells)
     fitting, holding = Counter(cell.batch for cell, _ in cells), Counter(within)
     counts = ", ".join(f"{holding[batch]} of {number} at {batch:,}" for batch, number in fitting.items())
     where = f" By batch: {counts}." if within else ""
@@ -209,15 +173,14 @@ def answer(results: CostResults) -> str:
     return (
         f"{goal} holds on {len(within)} of {len(cells)} workloads of the grid by the central figures, on {sure} "
         f"over the whole of its range, and on {possible} it is possible.{where} The joint saving goes from "
-        f"{factor(min(values))} to {factor(max(values))}. The product of the optimisations alone would be within on "
-        f"{product}."
+        f"{factor(min(values))} to {factor(max(values))}."
     )
 
 
-def explanation(results: CostResults) -> str:
+def _explanation(results: CostResults) -> str:
     """Why the joint saving is not the product."""
     joint, product = results.joint.value, results.product
-    most = max(results.optimisations, key=lambda row: abs(np.log(row.alone.value / row.averaged)))
+    most = max(results.optimisations, key=lambda row: abs(math.log(row.alone.value / row.averaged)))
     sentences = [
         f"Together the optimisations save {factor(joint)}. The product of the single ones is {factor(product)}: "
         f"{'less' if joint < product else 'more'} by a factor of {max(joint / product, product / joint):.2f}.",
@@ -237,22 +200,12 @@ def explanation(results: CostResults) -> str:
     return " ".join(sentences)
 
 
-# --- Figures.
+# --- The picture.
 
 
-def batches(results: CostResults) -> list[int]:
-    """The batches of the grid, in their order."""
-    return list(dict.fromkeys(cell.batch for cell in results.grid))
-
-
-def waterfall(results: CostResults, colours: Colours) -> Drawing:
+def _waterfall(results: CostResults, colours: Colours) -> Drawing:
     """The baseline's cost, what each optimisation takes off in its order, and the rest; measured sizes are solid."""
-    figure = sized(480, 60 + 40 * (len(results.optimisations) + 3))
-    _draw_waterfall(figure.add_axes((0.27, 0.13, 0.7, 0.85)), results, 0.42, colours)
-    return figure
-
-
-def _draw_waterfall(axes: Axes, results: CostResults, room: float, colours: Colours) -> None:
+    figure = sized(480, 90 + 40 * (len(results.optimisations) + 3))
     left, falls = 1.0, [Fall("baseline", "1", 1.0, measured=False)]
     for row in results.optimisations:
         words = f"{factor(row.in_order)} · alone {factor(row.alone.value)}"
@@ -263,66 +216,9 @@ def _draw_waterfall(axes: Axes, results: CostResults, room: float, colours: Colo
     falls.append(Fall("all together", _ranged(joint), 1 / joint.value, low=low, high=high, measured=False))
     naive = "product of the single\nsavings (naive)"
     falls.append(Fall(naive, factor(product), 1 / product, measured=False, faint=True))
-    xlabel = f"{MEASURES[results.measure]} of a {results.unit}, fraction of the baseline"
-    draw_waterfall(axes, falls, xlabel, room, colours)
-
-
-def heat_map(results: CostResults, batch: int, colours: Colours) -> Drawing:
-    """The joint saving over input and output tokens at one batch; framed where it is within the goal."""
-    figure = sized(380, 260)
-    _draw_map(figure.add_axes((0.17, 0.16, 0.82, 0.75)), results, batch, colours)
-    return figure
-
-
-_FAINTEST, _STRONGEST = 0.06, 0.5  # opacity of a cell: ink keeps a contrast of 4.5 on it, on light and on dark ground
-
-
-def _draw_map(axes: Axes, results: CostResults, batch: int, colours: Colours) -> None:
-    """One colour whose opacity is the saving, so that it holds on any ground; all batches have one scale."""
-    inputs = list(dict.fromkeys(cell.input_tokens for cell in results.grid))
-    outputs = list(dict.fromkeys(cell.output_tokens for cell in results.grid))
-    low, high = results.goal
-    scale = LogNorm(1, max([2.0, *(cell.joint.value for cell in results.grid if cell.joint is not None)]))
-    for cell in results.grid:
-        if cell.batch != batch:
-            continue
-        x, y, shade, opacity = outputs.index(cell.output_tokens), inputs.index(cell.input_tokens), "grid", 1.0
-        if cell.joint is not None:
-            shade = "series-5"
-            opacity = _FAINTEST + (_STRONGEST - _FAINTEST) * float(scale(max(cell.joint.value, 1.0)))
-        axes.add_patch(
-            Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, facecolor=colours[shade], alpha=opacity, linewidth=0)
-        )
-        if cell.joint is not None and low <= cell.joint.value <= high:
-            box: dict[str, Any] = {"fill": False, "edgecolor": colours["ink"], "linewidth": 1.5}
-            axes.add_patch(Rectangle((x - 0.42, y - 0.42), 0.84, 0.84, **box))
-        words = "too large" if cell.joint is None else significant(cell.joint.value)
-        axes.text(x, y, words, ha="center", va="center_baseline", fontsize=FONT - 1, color=colours["ink"])
-    axes.set(xlim=(-0.5, len(outputs) - 0.5), ylim=(-0.5, len(inputs) - 0.5))
-    axes.set_xticks(range(len(outputs)), [f"{value:,.0f}" for value in outputs])
-    axes.set_yticks(range(len(inputs)), [f"{value:,.0f}" for value in inputs])
-    frame(axes, colours)
-    axes.set_title(f"batch {batch}", loc="left", fontsize=FONT, color=colours["ink"])
-    axes.set_xlabel("output tokens", color=colours["muted"])
-    axes.set_ylabel("input tokens", color=colours["muted"])
-
-
-def overview(results: CostResults, colours: Colours) -> Drawing:
-    """The waterfall above the heat maps."""
-    heights = (130 + 44.0 * (len(results.optimisations) + 3), 360.0)
-    figure = sized(1100, sum(heights))
-    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)
-    upper, lower = parts.flat
-    for part in (figure, upper, lower):
-        part.set_facecolor(colours["surface"])
-    _draw_waterfall(upper.add_axes((0.17, 0.13, 0.8, 0.72)), results, 0.3, colours)
-    title = f"{results.baseline.model} on {results.baseline.hardware}: estimated savings"
-    upper.text(0.03, 0.93, short(title, 700), **heading(colours))
-    panels = lower.subplots(1, len(batches(results)), squeeze=False)[0]
-    for axes, batch in zip(panels, batches(results), strict=True):
-        _draw_map(axes, results, batch, colours)
-        axes.label_outer()
-    lower.subplots_adjust(0.08, 0.15, 0.98, 0.76, wspace=0.08)
-    goal = f"Joint saving over workloads; framed: {results.goal[0]:g} to {results.goal[1]:g}×"
-    lower.text(0.03, 0.91, goal, **heading(colours))
+    xlabel = f"{_measure(results)} of a {results.unit}, fraction of the baseline"
+    axes = figure.add_axes((0.27, 0.13, 0.7, 0.78))
+    draw_waterfall(axes, falls, xlabel, 0.42, colours)
+    words = f"{results.baseline.model} on {results.baseline.hardware}: estimated savings"
+    axes.text(-0.35, 1.03, short(words, 450), transform=axes.transAxes, **heading(colours))
     return figure

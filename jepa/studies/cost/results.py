@@ -4,31 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, JsonValue, model_validator
-from typing_extensions import Self
+from pydantic import Field, JsonValue
 
-from jepa.results import Code, Document, Positive, Quantity, Record
+from jepa.results import Code, Document, Positive, Quantity, Ratio, Record
 
 Basis = Literal["measured", "published", "assumed", "estimated"]
 Part = Annotated[float, Field(ge=0, le=1 + 1e-9)]  # of a cost; sums of parts round
 
 
-class Range(Record):
+class Range(Ratio):
     """A central figure with the least and the most of it.
 
     >>> Range(value=2.0, low=1.5, high=3.0).value
     2.0
     """
 
-    value: Positive
-    low: Positive
     high: Positive
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.low <= self.value <= self.high:
-            raise ValueError(f"low <= value <= high must hold, got {self.low}, {self.value}, {self.high}")
-        return self
 
 
 class PartCost(Record):
@@ -57,7 +48,6 @@ class ScenarioCost(Record):
     requests: Quantity
     parts: dict[str, PartCost]
     chip_seconds: Positive
-    request_seconds: Positive
     joules: Positive | None
     price: Positive | None
 
@@ -66,7 +56,7 @@ class OptimisationSaving(Record):
     """The savings of an optimisation: alone, after those before it, and averaged over all orders.
 
     `touches` are the baseline's parts that it changes, `fraction` is their part of the cost, and `limit` the saving if
-    they cost nothing (Amdahl; None: no limit). `factor` is its factor on requests. `least` and `most` are over orders.
+    they cost nothing (Amdahl; None: no limit). `factor` is its factor on requests.
     """
 
     name: str
@@ -74,7 +64,6 @@ class OptimisationSaving(Record):
     evidence: Basis
     claim: Positive | None
     change: str
-    source: str
     measured_flops_saving: Positive | None
     factor: Range | None
     touches: tuple[str, ...]
@@ -83,18 +72,15 @@ class OptimisationSaving(Record):
     alone: Range
     in_order: Positive
     averaged: Positive
-    least: Positive
-    most: Positive
 
 
 class GridCell(Record):
-    """A workload of the grid: the joint saving and the product of the single ones; None where a model does not fit."""
+    """A workload of the grid and its joint saving; None where a model does not fit."""
 
     batch: int
     input_tokens: Quantity
     output_tokens: Positive
     joint: Range | None
-    product: Positive | None
 
 
 class PublishedTimes(Record):
@@ -122,7 +108,7 @@ class CostResults(Document):
 
     file_name: ClassVar[str] = "cost.json"
 
-    kind: Literal["jepa.cost/2"] = "jepa.cost/2"
+    kind: Literal["jepa.cost/3"] = "jepa.cost/3"
     code: Code
     config: dict[str, JsonValue]
     unit: str

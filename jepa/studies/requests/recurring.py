@@ -1,16 +1,14 @@
 """Requests that recur in several phrasings: when an earlier answer serves.
 
-Expressions held out of training come in several phrasings. Every request is answered, by the decoder or with the answer
-of an earlier request. The expressions are halved. Thresholds for one half are calibrated on the other, on streams of
-each phrasing once.
-
-N: requests.
+Every request is answered, by the decoder or with the answer of an earlier request. The expressions, held out of
+training, are halved. Thresholds for one half are calibrated on the other, on streams of each phrasing once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -28,11 +26,42 @@ from jepa.selective import Uniform
 from jepa.studies.configs import RecurringConfig
 from jepa.studies.requests.results import PerRequest, RecurringResults, Reuse, ReuseRow, ReuseSetting
 from jepa.studies.requests.sessions import EVERY_STEP, CachedModel, CachedSession, all_passes
-from jepa.studies.requests.streams import each_once, expressions, zipf
 
 Streams = Sequence[Sequence[Example]]
 
 _NO_THRESHOLD = 0.0  # given to a method without one
+
+# --- Streams: functions of examples and a seed.
+
+
+def expressions(pairs: Iterable[Example]) -> list[tuple[Example, ...]]:
+    """The distinct phrasings of each answer that has two or more, in the order of the answers."""
+    groups: dict[str, dict[str, Example]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.completion, {}).setdefault(pair.prompt, pair)
+    return [tuple(phrasings.values()) for phrasings in groups.values() if len(phrasings) > 1]
+
+
+def each_once(groups: Sequence[Sequence[Example]], seed: Sequence[int]) -> list[Example]:
+    """Every phrasing of every expression once, in random order."""
+    requests = [pair for phrasings in groups for pair in phrasings]
+    order = np.random.default_rng(tuple(seed)).permutation(len(requests))
+    return [requests[i] for i in order.tolist()]
+
+
+def zipf(groups: Sequence[Sequence[Example]], length: int, exponent: float, seed: Sequence[int]) -> list[Example]:
+    """`length` requests whose expressions recur by Zipf's law: rank r has a weight of r^(−exponent).
+
+    The ranks are drawn at random, and a phrasing for each request.
+    """
+    rng = np.random.default_rng(tuple(seed))
+    ranked = rng.permutation(len(groups))
+    weights = np.arange(1, len(groups) + 1, dtype=np.float64) ** -exponent
+    chosen = ranked[rng.choice(len(groups), size=length, p=weights / weights.sum())]
+    return [groups[i][int(rng.integers(len(groups[i])))] for i in chosen.tolist()]
+
+
+# --- The study.
 
 
 class ReuseMethod(NamedTuple):
@@ -48,8 +77,7 @@ class ReuseMethod(NamedTuple):
 class Answered(NamedTuple):
     """N requests of the streams of one half, and how each was answered.
 
-    >>> done = Answered(OperationLedger(), *[np.array([False, True, False])] * 7)
-    >>> done.error()
+    >>> Answered(OperationLedger(), *[np.array([False, True, False])] * 5).error()
     0.5
     """
 
@@ -58,9 +86,7 @@ class Answered(NamedTuple):
     hit: np.ndarray  # (N,) reused
     differs: np.ndarray  # reused, and not the model's own answer
     spoiled: np.ndarray  # reused and wrong where the model's own answer is equivalent to the right one
-    repaired: np.ndarray  # the reverse
     exact: np.ndarray
-    equivalent: np.ndarray
 
     def error(self) -> float:
         """Fraction of requests spoiled, with one more counted than seen (conformal risk control)."""
@@ -74,8 +100,7 @@ OperatingPoint = tuple[ReuseMethod, float | None, list[float | None]]  # request
 def evaluate_recurring(model: LLMJEPA, splits: ExampleSplits, settings: RecurringConfig, seed: int) -> RecurringResults:
     """All methods on each phrasing once, and on requests that recur by Zipf's law.
 
-    Raises:
-        InputError: fewer than 4 validation expressions in two phrasings.
+    Raises InputError if there are fewer than 4 validation expressions in two phrasings.
     """
     groups = expressions(splits.validation)
     if len(groups) < 4:
@@ -84,17 +109,13 @@ def evaluate_recurring(model: LLMJEPA, splits: ExampleSplits, settings: Recurrin
     halves = [[groups[i] for i in order[half::2]] for half in range(2)]
     pairs = [pair for phrasings in groups for pair in phrasings]
     cached = CachedModel(model, longest_answer(model.tokenizer.encode(pairs)), settings.batch_size)
-    cached.encode(pairs, "recurring", predict=True)
-    cached.answer(pairs, "recurring")
+    cached.read(pairs, "recurring: answers", answer=True)
     numbers = {pair.completion: number for number, phrasings in enumerate(groups) for pair in phrasings}
     methods = _methods(settings, _word_vectors(splits.train, pairs))
-    once = [[each_once(halves[half], (seed, 9_002, half, i)) for i in range(settings.orders)] for half in range(2)]
+    once = [[each_once(half, (seed, 9_002, h, i)) for i in range(settings.orders)] for h, half in enumerate(halves)]
+    law = (settings.zipf_length, settings.zipf_exponent)
     recurring = [
-        [
-            zipf(halves[half], settings.zipf_length, settings.zipf_exponent, (seed, 9_003, half, i))
-            for i in range(settings.zipf_streams)
-        ]
-        for half in range(2)
+        [zipf(half, *law, (seed, 9_003, h, i)) for i in range(settings.zipf_streams)] for h, half in enumerate(halves)
     ]
 
     def runs_on(streams: Sequence[Streams]) -> Run:
@@ -103,39 +124,41 @@ def evaluate_recurring(model: LLMJEPA, splits: ExampleSplits, settings: Recurrin
     on_once = runs_on(once)
     points = operating_points(on_once, methods, settings.errors)
     kinds = {"each_once": (on_once, once), "zipf": (runs_on(recurring), recurring)}
-    found = {name: _setting(run, streams, methods, points, seed, name) for name, (run, streams) in kinds.items()}
+    found = {name: _setting(run, streams, points, seed) for name, (run, streams) in kinds.items()}
     return RecurringResults(expressions=len(groups), requests=len(pairs), settings=found)
 
 
 def _methods(settings: RecurringConfig, words: Read) -> list[ReuseMethod]:
     """The rows of the table: always decoding first, exact text second."""
-    capacity, reach, distances = settings.capacity, settings.reach, tuple(settings.distances)
-    tolerances = tuple(settings.tolerances)
+    reach, distances, tolerances = settings.reach, tuple(settings.distances), tuple(settings.tolerances)
+
+    def answers(
+        name: Callable[[Example], str] | None, threshold: float | None = None, verify: bool = False
+    ) -> Callable[[float, RequestSession], AnswerCache]:
+        """A method's value is the tolerance of the verification, or the threshold where there is no other."""
+        return lambda value, session: AnswerCache(
+            value if threshold is None else threshold,
+            settings.capacity,
+            name=name,
+            session=session if verify else None,
+            tolerance=value,
+        )
 
     def text(pair: Example) -> str:
         return pair.prompt
-
-    def named(name: Callable[[Example], str]) -> Callable[[float, RequestSession], AnswerCache]:
-        return lambda value, session: AnswerCache(-1.0, capacity, name=name)
-
-    def near(name: Callable[[Example], str] | None) -> Callable[[float, RequestSession], AnswerCache]:
-        return lambda value, session: AnswerCache(value, capacity, name=name)
-
-    def verified(name: Callable[[Example], str] | None, reach: float) -> Callable[[float, RequestSession], AnswerCache]:
-        return lambda value, session: AnswerCache(reach, capacity, name=name, session=session, tolerance=value)
 
     own, both = "exact text, latent, verified: the model's own answer", "exact text, latent, verified"
     neighbour = "exact text, TF-IDF neighbour, verified"
     return [
         ReuseMethod("always", "always decode", (), lambda value, session: None),
-        ReuseMethod("exact", "exact text", (), named(text)),
-        ReuseMethod("latent", "latent", distances, near(None), read_latent),
-        ReuseMethod("exact_latent", "exact text, latent", distances, near(text), read_latent),
-        ReuseMethod("lossless", own, (), verified(text, reach), read_latent),
-        ReuseMethod("latent_verified", "latent, verified", tolerances, verified(None, reach), read_latent),
-        ReuseMethod("exact_latent_verified", both, tolerances, verified(text, reach), read_latent),
-        ReuseMethod("words_verified", neighbour, tolerances, verified(text, 1.0), words),
-        ReuseMethod("oracle", "oracle: same expression", (), named(lambda pair: pair.completion)),
+        ReuseMethod("exact", "exact text", (), answers(text, -1.0)),
+        ReuseMethod("latent", "latent", distances, answers(None), read_latent),
+        ReuseMethod("exact_latent", "exact text, latent", distances, answers(text), read_latent),
+        ReuseMethod("lossless", own, (), answers(text, reach, True), read_latent),
+        ReuseMethod("latent_verified", "latent, verified", tolerances, answers(None, reach, True), read_latent),
+        ReuseMethod("exact_latent_verified", both, tolerances, answers(text, reach, True), read_latent),
+        ReuseMethod("words_verified", neighbour, tolerances, answers(text, 1.0, True), words),
+        ReuseMethod("oracle", "oracle: same expression", (), answers(lambda pair: pair.completion, -1.0)),
     ]
 
 
@@ -146,9 +169,8 @@ def _word_vectors(train: Sequence[Example], pairs: Sequence[Example]) -> Read:
     vectoriser = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"[^\s,]+", max_features=512)
     vectoriser.fit([pair.prompt for pair in train])
     rows = vectoriser.transform([pair.prompt for pair in pairs]).toarray().astype(np.float32)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows[norms[:, 0] == 0, 0] = 1.0
-    rows /= np.where(norms == 0, 1.0, norms)
+    rows[~rows.any(axis=1), 0] = 1.0
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     by_text = {pair.prompt: row for pair, row in zip(pairs, rows, strict=True)}
     return lambda session, pair: by_text[pair.prompt]
 
@@ -175,37 +197,23 @@ def calibrated(errors: Mapping[float, float], requested: float) -> float | None:
     >>> calibrated({0.1: 0.01, 0.2: 0.05, 0.3: 0.0}, requested=0.02)
     0.1
     """
-    best = None
-    for value in sorted(errors):
-        if errors[value] > requested:
-            break
-        best = value
-    return best
+    held = list(takewhile(lambda value: errors[value] <= requested, sorted(errors)))
+    return held[-1] if held else None
 
 
-def _setting(
-    run: Run,
-    halves: Sequence[Streams],
-    methods: Sequence[ReuseMethod],
-    points: Sequence[OperatingPoint],
-    seed: int,
-    name: str,
-) -> ReuseSetting:
+def _setting(run: Run, halves: Sequence[Streams], points: Sequence[OperatingPoint], seed: int) -> ReuseSetting:
     """All methods at their operating points on the streams of both halves."""
-    always, exact = ([run(method, _NO_THRESHOLD, half) for half in range(2)] for method in methods[:2])
+    always, exact = ([run(method, _NO_THRESHOLD, half) for half in range(2)] for method, *_ in points[:2])
     exact_calls = sum(done.ledger.decoder.calls for done in exact)
     rows = []
-    for method, requested, values in tqdm(points, desc=f"recurring: {name}", unit="row", leave=False):
+    for method, requested, values in tqdm(points, desc="recurring: methods", unit="row", leave=False):
         given, found = [value for value in values if value is not None], None
         if len(given) == len(halves):
             done = [run(method, value, half) for half, value in enumerate(given)]
             found = _reuse(done, always, exact_calls, [] if requested is None else given, seed)
         rows.append(ReuseRow(name=method.name, label=method.label, requested_error=requested, found=found))
-    return ReuseSetting(
-        streams=sum(map(len, halves)),
-        requests=sum(len(stream) for half in halves for stream in half),
-        rows=tuple(rows),
-    )
+    requests = sum(len(stream) for half in halves for stream in half)
+    return ReuseSetting(streams=sum(map(len, halves)), requests=requests, rows=tuple(rows))
 
 
 def _run(
@@ -219,19 +227,10 @@ def _run(
         reused = method.cache(value, session)
         emissions, _ = follow(steps, Uniform(EVERY_STEP), session, cached.longest, method.read, cache=reused)
         for pair, emission in zip(stream, emissions, strict=True):
-            own = cached.text(pair)
-            right, own_right = _serves(emission.text, pair.completion), _serves(own, pair.completion)
-            columns.append(
-                (
-                    numbers[pair.completion],
-                    emission.source == "cache",
-                    emission.text != own,
-                    own_right and not right,
-                    right and not own_right,
-                    exact_match(emission.text, pair.completion),
-                    right,
-                )
-            )
+            own, gold = cached.text(pair), pair.completion
+            spoiled = _serves(own, gold) and not _serves(emission.text, gold)
+            hit, differs = emission.source == "cache", emission.text != own
+            columns.append((numbers[gold], hit, differs, spoiled, exact_match(emission.text, gold)))
     table = np.array(columns, dtype=np.int64)
     return Answered(ledger, *(table[:, i] for i in range(table.shape[1])))
 
@@ -259,13 +258,10 @@ def _reuse(
         hits=fraction(joined.hit),
         differing_hits=fraction(joined.differs),
         error=fraction(joined.spoiled),
-        repaired=fraction(joined.repaired),
         exact_match=fraction(joined.exact),
         exact_match_difference=fraction(joined.exact - np.concatenate([part.exact for part in always])),
-        equivalent=fraction(joined.equivalent),
-        equivalent_difference=fraction(joined.equivalent - np.concatenate([part.equivalent for part in always])),
         beyond_exact=(exact_calls - ledger.decoder.calls) / requests,
         flops_ratio=ledger.total_flops / reference.total_flops,
-        passes_ratio=float((all_passes(ledger) / all_passes(reference))[0]),
+        passes_ratio=all_passes(ledger) / all_passes(reference),
         per_request=PerRequest.of(ledger, requests),
     )

@@ -13,37 +13,11 @@ from jepa.metrics import Interval
 from jepa.report.blocks import NONE, Block, Colours, Column, Definitions, Figure, Heading, Report, Table, Text, table
 from jepa.report.figures import FONT, MARKERS, Dots, Line, draw_dots, draw_line, frame, label_bars, sized, title
 from jepa.report.format import code_text, device_text, factor, fixed, libraries_text, saving, with_interval
+from jepa.report.notes import terms
 from jepa.results.base import Ratio
-from jepa.studies.requests.results import (
-    RecurringResults,
-    RequestResults,
-    Reuse,
-    ReuseRow,
-    ReuseSetting,
-    TypingResults,
-    TypingRow,
-)
+from jepa.studies.requests import results as made
 
 _SETTINGS = {"each_once": "each phrasing once", "zipf": "Zipf"}
-_NOTES = {
-    "typing": (
-        ("Exact match", "Of the answer in force at the last word of a request. The next request follows, and nothing "
-         "tells that a request is complete. A method that waits is late: its second figure is of the answer in force "
-         "when the next request begins, and difference and kept are of that one."),
-        ("Kept", "The threshold, chosen on validation streams, keeps uniform decoding's exact match on test streams."),
-        ("Operations", "Encoder, predictor and verification count where a method uses them. All parts share one "
-         "key/value cache and compute only new tokens, uniform decoding's prompts included. ms: wall time of a "
-         "request, one step at a time."),
-        ("Intervals", "95 %, bootstraps over streams."),
-    ),
-    "recurring": (
-        ("Error", "The fraction of all requests whose reused answer is not equivalent to the right one, where the "
-         "model's own would have been. Repaired: the reverse."),
-        ("Thresholds", "Those of each half of the held-out expressions are calibrated on the other half, each phrasing "
-         "once: the largest whose error there, with one more counted than seen, is at most the one requested."),
-        ("Intervals", "95 %, bootstraps over expressions."),
-    ),
-}  # fmt: skip
 _SERIES = {  # of the palette, by method
     **dict.fromkeys(("uniform", "oracle", "always"), 1),
     **dict.fromkeys(("words", "words_verify", "words_verified"), 2),
@@ -53,10 +27,10 @@ _SERIES = {  # of the palette, by method
 }
 
 
-def report(document: RequestResults) -> Report:
+def report(document: made.RequestResults) -> Report:
     """The tables of the study, its picture, notes and provenance."""
     results = document.results
-    if isinstance(results, TypingResults):
+    if isinstance(results, made.TypingResults):
         summary, blocks = _typing_summary(results), _typing_blocks(results)
         draw: Callable[[Colours], Drawing] = partial(_draw_typing, results)
     else:
@@ -69,15 +43,11 @@ def report(document: RequestResults) -> Report:
         Figure("quality", "Quality against cost", draw, wide=True),
         *blocks[1:],
         Heading("Measures and method"),
-        Definitions(_NOTES[results.study]),
+        terms(results.study),
         Heading("Provenance"),
         Definitions(provenance),
     ]
     return Report(f"{document.name}: requests, {results.study}", "Streams of requests", [summary], blocks, draw)
-
-
-def _percent(found: Interval, digits: int) -> str:
-    return fixed(100 * found.value, digits)
 
 
 def _points(found: Interval | None) -> str:
@@ -92,13 +62,13 @@ def _mega(flops: float) -> str:
 # --- Typed requests.
 
 
-def _exact_match(row: TypingRow) -> str:
+def _exact_match(row: made.TypingRow) -> str:
     """At the last word; of a method that waits, also the figure behind its difference and verdict."""
     found = with_interval(row.exact_match, 3)
     return f"{found}; {row.wait_seconds:g} s later {with_interval(row.settled, 3)}" if row.wait_seconds else found
 
 
-def _verdict(row: TypingRow, uniform: TypingRow) -> str:
+def _verdict(row: made.TypingRow, uniform: made.TypingRow) -> str:
     """Whether uniform decoding's exact match is kept."""
     if row.name == uniform.name:
         return NONE
@@ -109,7 +79,7 @@ def _verdict(row: TypingRow, uniform: TypingRow) -> str:
     return ("yes" if row.reached else "no") + (f", {row.wait_seconds:g} s later" if row.wait_seconds else "")
 
 
-def _typing_blocks(results: TypingResults) -> list[Block]:
+def _typing_blocks(results: made.TypingResults) -> list[Block]:
     test, uniform, rows = results.test, results.rows[0], [("", results.rows)]
     lede = (
         f"{test.requests:,} test requests in {test.streams} streams: {test.steps:,} steps, {test.corrections:,} wrong "
@@ -117,18 +87,17 @@ def _typing_blocks(results: TypingResults) -> list[Block]:
     )
     if not uniform.exact_match.value:
         lede += " Uniform decoding never answers right: there is no quality to keep."
-    quality: list[Column[TypingRow]] = [
+    quality: list[Column[made.TypingRow]] = [
         Column("method", lambda row: row.label, words=True),
         Column("at", lambda row: f"{row.parameter} {row.value:.3g}" if row.parameter else NONE, words=True),
         Column("exact match at the last word", _exact_match),
         Column("difference, points", lambda row: _points(row.difference)),
         Column("kept", lambda row: _verdict(row, uniform)),
-        Column("agreement at every word", lambda row: fixed(row.agreement.value, 3)),
         Column("fewer decoder calls", lambda row: saving(row.saving.calls)),
         Column("fewer forward passes", lambda row: saving(row.saving.forward_passes)),
         Column("fewer FLOPs", lambda row: saving(row.saving.flops)),
     ]
-    spent: list[Column[TypingRow]] = [
+    spent: list[Column[made.TypingRow]] = [
         Column("method", lambda row: row.label, words=True),
         Column("decoder calls", lambda row: fixed(row.per_request.decoder_calls, 2)),
         Column("decoder passes", lambda row: fixed(row.per_request.decoder_passes, 2)),
@@ -137,22 +106,17 @@ def _typing_blocks(results: TypingResults) -> list[Block]:
         Column("predictor", lambda row: _mega(row.per_request.predictor_flops)),
         Column("decoder", lambda row: _mega(row.per_request.decoder_flops)),
         Column("all", lambda row: _mega(row.per_request.flops)),
-        Column("ms", lambda row: NONE if row.seconds is None else fixed(1000 * row.seconds, 0)),
     ]
-    return [
-        Text(lede),
-        table("Quality and savings", quality, rows),
-        Heading("Operations of each request"),
-        table("", spent, rows),
-    ]
+    operations = Heading("Operations of each request")
+    return [Text(lede), table("Quality and savings", quality, rows), operations, table("", spent, rows)]
 
 
-def _typing_summary(results: TypingResults) -> Table:
-    def match(row: TypingRow) -> str:
+def _typing_summary(results: made.TypingResults) -> Table:
+    def match(row: made.TypingRow) -> str:
         later = f", later {fixed(row.settled.value, 3)}" if row.wait_seconds else ""
         return fixed(row.exact_match.value, 3) + later
 
-    columns: list[Column[TypingRow]] = [
+    columns: list[Column[made.TypingRow]] = [
         Column("method", lambda row: row.label, words=True),
         Column("exact match", match),
         Column("fewer decoder calls", lambda row: saving(row.saving.calls)),
@@ -164,32 +128,31 @@ def _typing_summary(results: TypingResults) -> Table:
 # --- Recurring requests.
 
 
-def _found(cell: Callable[[Reuse], str], without: str = NONE) -> Callable[[ReuseRow], str]:
+def _found(cell: Callable[[made.Reuse], str], without: str = NONE) -> Callable[[made.ReuseRow], str]:
     return lambda row: without if row.found is None else cell(row.found)
 
 
-_REUSED: list[Column[ReuseRow]] = [
+_REUSED: list[Column[made.ReuseRow]] = [
     Column("method", lambda row: row.label, words=True),
     Column("asked, %", lambda row: NONE if row.requested_error is None else f"{100 * row.requested_error:g}"),
 ]
 
 
-def _recurring_blocks(results: RecurringResults) -> list[Block]:
+def _recurring_blocks(results: made.RecurringResults) -> list[Block]:
     quality = [
         *_REUSED,
         Column("error, %", _found(lambda found: with_interval(found.error, 2, scale=100), "no threshold")),
-        Column("repaired, %", _found(lambda found: _percent(found.repaired, 2))),
         Column("hits, %", _found(lambda found: with_interval(found.hits, 1, scale=100))),
         Column("decodes saved beyond exact text, %", _found(lambda found: fixed(100 * found.beyond_exact, 1, "+"))),
         Column("exact match", _found(lambda found: fixed(found.exact_match.value, 3))),
         Column("difference, points", _found(lambda found: _points(found.exact_match_difference))),
-        Column("equivalent", _found(lambda found: fixed(found.equivalent.value, 3))),
-        Column("difference, points", _found(lambda found: _points(found.equivalent_difference))),
     ]
     spent = [
         *_REUSED,
         Column("thresholds of the halves", _found(lambda found: ", ".join(f"{v:g}" for v in found.values) or NONE)),
-        Column("hits unlike the model's own answer, %", _found(lambda found: _percent(found.differing_hits, 2))),
+        Column(
+            "hits unlike the model's own answer, %", _found(lambda found: fixed(100 * found.differing_hits.value, 2))
+        ),
         Column("decoder calls", _found(lambda found: fixed(found.per_request.decoder_calls, 2))),
         Column("decoder passes", _found(lambda found: fixed(found.per_request.decoder_passes, 2))),
         Column("tokens", _found(lambda found: fixed(found.per_request.tokens, 2))),
@@ -197,9 +160,7 @@ def _recurring_blocks(results: RecurringResults) -> list[Block]:
         Column("passes, all parts", _found(lambda found: factor(found.passes_ratio))),
         Column("FLOPs, all parts", _found(lambda found: factor(found.flops_ratio))),
     ]
-    blocks: list[Block] = [
-        Text(f"{results.expressions:,} held-out expressions in {results.requests:,} phrasings."),
-    ]
+    blocks: list[Block] = [Text(f"{results.expressions:,} held-out expressions in {results.requests:,} phrasings.")]
     for name, setting in results.settings.items():
         counts = f"{setting.requests:,} requests in {setting.streams} streams."
         blocks += [Heading(_SETTINGS.get(name, name)), Text(counts), table("Reuse", quality, [("", setting.rows)])]
@@ -208,11 +169,11 @@ def _recurring_blocks(results: RecurringResults) -> list[Block]:
     return blocks
 
 
-def _recurring_summary(results: RecurringResults) -> Table:
+def _recurring_summary(results: made.RecurringResults) -> Table:
     columns = [
         *_REUSED,
-        Column("error, %", _found(lambda found: _percent(found.error, 2))),
-        Column("hits, %", _found(lambda found: _percent(found.hits, 1))),
+        Column("error, %", _found(lambda found: fixed(100 * found.error.value, 2))),
+        Column("hits, %", _found(lambda found: fixed(100 * found.hits.value, 1))),
         Column("EM, points", _found(lambda found: fixed(100 * found.exact_match_difference.value, 1, "+"))),
     ]
     return table("", columns, [(_SETTINGS.get(name, name), each.rows) for name, each in results.settings.items()])
@@ -233,7 +194,7 @@ def _legend(figure: Drawing, axes: Axes, colours: Colours) -> None:
     figure.legend(*axes.get_legend_handles_labels(), ncols=4, loc="outside lower center", **style)
 
 
-def _draw_typing(results: TypingResults, colours: Colours) -> Drawing:
+def _draw_typing(results: made.TypingResults, colours: Colours) -> Drawing:
     """Exact match against decoder calls, and times fewer decoder calls and FLOPs by method."""
     figure, rows = sized(1200, 560, "constrained"), results.rows
     curves, calls, flops = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
@@ -262,7 +223,7 @@ def _draw_typing(results: TypingResults, colours: Colours) -> Drawing:
     return figure
 
 
-def _draw_recurring(results: RecurringResults, colours: Colours) -> Drawing:
+def _draw_recurring(results: made.RecurringResults, colours: Colours) -> Drawing:
     """The change of exact match against the decodes saved: a panel a setting."""
     figure = sized(1200, 560, "constrained")
     panels = figure.subplots(1, len(results.settings), squeeze=False)[0]
@@ -277,9 +238,9 @@ def _draw_recurring(results: RecurringResults, colours: Colours) -> Drawing:
     return figure
 
 
-def _lines(setting: ReuseSetting) -> Iterable[tuple[Line, list[float], list[float]]]:
+def _lines(setting: made.ReuseSetting) -> Iterable[tuple[Line, list[float], list[float]]]:
     """The change of exact match of each method against the decodes it saves, and the ends of its intervals."""
-    methods: dict[tuple[str, str], list[Reuse]] = {}
+    methods: dict[tuple[str, str], list[made.Reuse]] = {}
     for row in setting.rows:
         if row.found is not None:
             methods.setdefault((row.name, row.label), []).append(row.found)

@@ -60,9 +60,8 @@ class TypingRow(Record):
     """A method on the test streams, at the value chosen on the calibration streams.
 
     `exact_match` is of the answer in force at the last word of a request, `settled` of the one in force when the next
-    request begins. `difference` is to uniform decoding. `agreement` is the fraction of steps at which the answer in
-    force is the one of uniform decoding. `chosen`: a value qualified on calibration; `reached`: the quality is kept.
-    `seconds` are wall seconds of a request.
+    request begins. `difference` is to uniform decoding. `chosen`: a value qualified on calibration; `reached`: the
+    quality is kept.
     """
 
     name: str
@@ -71,15 +70,12 @@ class TypingRow(Record):
     value: float
     chosen: bool
     reached: bool
-    reason: str
     wait_seconds: Quantity
     exact_match: Interval
     settled: Interval
     difference: Interval | None
-    agreement: Interval
     saving: Savings
     per_request: PerRequest
-    seconds: Quantity | None
     curve: Annotated[tuple[TypingPoint, ...], Field(min_length=1)]
 
 
@@ -90,16 +86,14 @@ class TypedStreams(Record):
     requests: Count
     steps: Count
     corrections: Count
-    seconds: Quantity
 
 
 class TypingResults(Record):
-    """Methods on typed requests, uniform decoding first. `live_requests` were run again for wall time."""
+    """Methods on typed requests, uniform decoding first."""
 
     study: Literal["typing"] = "typing"
     calibration: TypedStreams
     test: TypedStreams
-    live_requests: Count
     rows: Annotated[tuple[TypingRow, ...], Field(min_length=1)]
 
 
@@ -109,20 +103,17 @@ class TypingResults(Record):
 class Reuse(Record):
     """A method at the thresholds of the two halves (none where it has no threshold).
 
-    `error`: fraction of requests whose reused answer is wrong where the model's own is right; `repaired`: the reverse.
-    `differing_hits` are not the model's own answer. `beyond_exact` is the fraction of decodes saved beyond exact text.
-    Differences and ratios are to always decoding.
+    `error`: fraction of requests whose reused answer is wrong where the model's own is right. `differing_hits` are not
+    the model's own answer. `beyond_exact` is the fraction of decodes saved beyond exact text. Differences and ratios
+    are to always decoding.
     """
 
     values: tuple[float, ...]
     hits: Interval
     differing_hits: Interval
     error: Interval
-    repaired: Interval
     exact_match: Interval
     exact_match_difference: Interval
-    equivalent: Interval
-    equivalent_difference: Interval
     beyond_exact: float
     flops_ratio: float
     passes_ratio: float
@@ -160,10 +151,10 @@ class RequestResults(Document):
 
     >>> from jepa.studies.requests import RequestResults
     >>> RequestResults.model_fields["kind"].default
-    'jepa.requests/2'
+    'jepa.requests/3'
     """
 
-    kind: Literal["jepa.requests/2"] = "jepa.requests/2"
+    kind: Literal["jepa.requests/3"] = "jepa.requests/3"
     results: Annotated[TypingResults | RecurringResults, Field(discriminator="study")]
     code: Code
     libraries: dict[str, str]

@@ -1,14 +1,12 @@
 """What both request studies share: answers computed once, sessions that take them from there, and scheduled steps.
 
 All methods go through `SelectiveDecoder`. Encoder and predictor run, and count, where a method reads them.
-
-S: streams.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -27,19 +25,13 @@ from jepa.selective.policies.base import step_segment
 EVERY_STEP = 1000.0  # Hz, above the rate of any steps
 
 
-def all_passes(*ledgers: OperationLedger) -> np.ndarray:
-    """(S,) forward passes of all parts."""
-    return np.array([sum(p.forward_passes for p in (x.encoder, x.predictor, x.decoder)) for x in ledgers], dtype=float)
+def all_passes(ledger: OperationLedger) -> int:
+    """Forward passes of all parts."""
+    return sum(part.forward_passes for part in (ledger.encoder, ledger.predictor, ledger.decoder))
 
 
 class CachedModel:
-    """States, predicted embeddings and answers of requests, each computed once and in batches.
-
-    Args:
-        model: an LLM-JEPA in evaluation mode.
-        longest: most tokens of an answer.
-        batch_size: requests at once.
-    """
+    """An LLM-JEPA's states, predicted embeddings and answers of at most `longest` tokens, each computed once."""
 
     def __init__(self, model: LLMJEPA, longest: int, batch_size: int) -> None:
         self.model, self.longest, self.batch_size = model, longest, batch_size
@@ -51,20 +43,18 @@ class CachedModel:
         self._texts: dict[tuple[int, ...], str] = {}
 
     @torch.no_grad()
-    def encode(self, requests: Iterable[Example], what: str, *, predict: bool) -> None:
-        """Add the states of requests, and their predicted embeddings if `predict`."""
-        new = {as_example(request) for request in requests} - (self.latents if predict else self.states).keys()
-        for part in self._batches(new, f"{what}: encoder"):
+    def read(self, requests: Iterable[Example], what: str, *, answer: bool) -> None:
+        """Add the states of requests, and with `answer` their predicted embeddings and answers."""
+        new = {as_example(request) for request in requests} - (self.rows if answer else self.states).keys()
+        ordered = sorted(new, key=lambda pair: (len(pair.prompt), pair.prompt))
+        for start in tqdm(range(0, len(ordered), self.batch_size), desc=what, unit="batch", leave=False):
+            part = ordered[start : start + self.batch_size]
             encoded = self.model.encode(part)
             states = F.normalize(encoded.states[:, -1].float(), dim=-1).cpu().numpy()
             self.states.update(zip(part, states, strict=True))
-            if predict:
+            if answer:
                 self.latents.update(zip(part, self.model.predict(encoded).cpu().numpy(), strict=True))
-
-    def answer(self, requests: Iterable[Example], what: str) -> None:
-        """Add the answers to requests."""
-        for part in self._batches({as_example(request) for request in requests} - self.rows.keys(), f"{what}: answers"):
-            self.rows.update(zip(part, self.model.generate(part, self.longest), strict=True))
+                self.rows.update(zip(part, self.model.generate(part, self.longest), strict=True))
 
     def text(self, request: Example) -> str:
         """The answer to a request."""
@@ -77,30 +67,17 @@ class CachedModel:
             self._texts[key] = self.model.tokenizer.decode([list(key)])[0]
         return self._texts[key]
 
-    def _batches(self, new: Collection[Example], what: str) -> Iterator[list[Example]]:
-        ordered = sorted(new, key=lambda pair: (len(pair.prompt), pair.prompt))
-        for start in tqdm(range(0, len(ordered), self.batch_size), desc=what, unit="batch", leave=False):
-            yield ordered[start : start + self.batch_size]
-
 
 class CachedSession(RequestSession):
     """A session that takes from a `CachedModel` what it would compute, and counts the same operations.
 
-    Args:
-        cached: holds every request that will be read or answered.
-        ledger: of encoder, predictor and verification.
-        graded: say by how much a draft fails; otherwise a draft other than the model's own answer is infinitely wrong.
+    A `graded` one says by how much a draft fails. Otherwise a draft other than the model's own is infinitely wrong.
     """
 
     def __init__(self, cached: CachedModel, ledger: OperationLedger, *, graded: bool = False) -> None:
         super().__init__(cached.model, ledger)
-        self._cached = cached
+        self._cached, self._encoded = cached, cached.encoded
         self._live = RequestSession(cached.model) if graded else None
-
-    def _ids(self, pair: Example) -> ChatIds:
-        if pair not in self._cached.encoded:
-            self._cached.encoded[pair] = self.model.tokenizer.encode([pair])[0]
-        return self._cached.encoded[pair]
 
     def _compute(self, ids: list[int], kept: int) -> None:
         return None
@@ -129,14 +106,11 @@ class CachedSession(RequestSession):
 
 
 class ScheduledSteps(Policy):
-    """Decodes the steps of given numbers, which a rule worked out from the texts beforehand.
+    """Decodes the steps of given numbers, from 0, which a rule worked out from the texts beforehand.
 
     >>> policy = ScheduledSteps([1])
     >>> [len(policy.step(np.ones(1, dtype=np.float32), time)) for time in (0.0, 1.0, 2.0)]
     [0, 1, 0]
-
-    Args:
-        chosen: numbers of steps, from 0.
     """
 
     name = "steps"

@@ -3,8 +3,6 @@
 Uniform decoding answers at every word. A method answers where it expects another answer. It is scored by the answer in
 force at the last word of each request. Thresholds are chosen on streams of validation examples, figures come from
 streams of test examples.
-
-S: streams.
 """
 
 from __future__ import annotations
@@ -12,37 +10,115 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from jepa.build import build_as
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
 from jepa.evaluation.answers import longest_answer
 from jepa.metrics import SweepPoint, bootstrap_mean, bootstrap_ratio, saving_at_equal_quality
 from jepa.metrics.answers import exact_match
 from jepa.models.llm_jepa import LLMJEPA, as_example
-from jepa.models.session import AnswerCache, Read, RequestSession, follow, read_latent, read_state
+from jepa.models.session import AnswerCache, Read, follow, read_latent, read_state
 from jepa.operations import OperationLedger
 from jepa.results.base import Ratio
 from jepa.selective import Debounce, Emission, Policy, SendOnDelta
-from jepa.studies.configs import TypingConfig
-from jepa.studies.requests.results import (
-    PerRequest,
-    Savings,
-    TypedStreams,
-    TypingPoint,
-    TypingResults,
-    TypingRow,
-)
+from jepa.studies.configs import TypingConfig, TypingStyle
+from jepa.studies.requests.results import PerRequest, Savings, TypedStreams, TypingPoint, TypingResults, TypingRow
 from jepa.studies.requests.sessions import CachedModel, CachedSession, ScheduledSteps, all_passes
-from jepa.studies.requests.streams import TypedStream, TypingStyle, type_requests
+
+_SHORTEST = 0.01  # seconds between two steps
+_NO_VALUE = (0.0,)
+
+# --- Streams.
+
+
+class TypedStep(NamedTuple):
+    """The text after a word was typed, or removed."""
+
+    time: float  # seconds
+    request: Example  # the text so far, with the completion of the whole request
+    last: bool  # the request's last word; no method knows it while the stream runs
+
+
+class TypedStream(NamedTuple):
+    """Requests typed one after another: see `type_requests`."""
+
+    steps: tuple[TypedStep, ...]  # at strictly increasing times
+    corrections: int  # wrong words among them
+    seconds: float  # from the first key to the last step
+
+
+def type_requests(pairs: Sequence[Example], style: TypingStyle, seed: Sequence[int]) -> TypedStream:
+    """Requests typed one after another: a step for each word typed, and for each wrong word removed.
+
+    A word takes the time of its characters and of the space before it; removing it takes as long. A wrong word comes
+    from the stream's requests and differs from the right one. A removal that leaves nothing is no step. Raises
+    InputError for a request without words.
+
+    >>> style = TypingStyle(words_per_minute=60, jitter=0, corrections=0, pause=2)
+    >>> stream = type_requests([Example("any digit", "[0-9]", None)], style, seed=(0,))
+    >>> [(step.request.prompt, step.time, step.last) for step in stream.steps]
+    [('any', 0.8, False), ('any digit', 2.0, True)]
+    """
+    words = [pair.prompt.split() for pair in pairs]
+    for pair, parts in zip(pairs, words, strict=True):
+        if not parts:
+            raise InputError(f"{pair.source or 'request'}: a request must have at least 1 word, got {pair.prompt!r}")
+    rng = np.random.default_rng(tuple(seed))
+    pool = sorted({word for parts in words for word in parts})
+    per_character = 60 / (5 * style.words_per_minute)
+    time, corrections, steps = 0.0, 0, list[TypedStep]()
+
+    def after(seconds: float) -> float:
+        return time + max(_SHORTEST, seconds * math.exp(style.jitter * rng.standard_normal() - style.jitter**2 / 2))
+
+    for number, (pair, parts) in enumerate(zip(pairs, words, strict=True)):
+        if number:
+            time = after(style.pause)
+        for index, word in enumerate(parts):
+            others = [other for other in pool if other != word]
+            if others and rng.random() < style.corrections:
+                corrections += 1
+                wrong = others[int(rng.integers(len(others)))]
+                time = after(per_character * (len(wrong) + 1))
+                steps.append(TypedStep(time, replace(pair, prompt=" ".join([*parts[:index], wrong])), False))
+                time = after(per_character * (len(wrong) + 1))
+                if index:
+                    steps.append(TypedStep(time, replace(pair, prompt=" ".join(parts[:index])), False))
+            time = after(per_character * (len(word) + 1))
+            text = " ".join(parts[: index + 1])
+            steps.append(TypedStep(time, replace(pair, prompt=text), index + 1 == len(parts)))
+    return TypedStream(tuple(steps), corrections, time)
+
+
+def _typed_streams(
+    pairs: Sequence[Example], limit: int, settings: TypingConfig, seed: Sequence[int]
+) -> list[TypedStream]:
+    """Streams of `settings.per_stream` requests each, in random order, of `limit` of the examples (0: of all)."""
+    order = np.random.default_rng(tuple(seed)).permutation(len(pairs))[: limit or None]
+    chosen, each = [pairs[i] for i in order], settings.per_stream
+    starts = range(0, len(chosen), each)
+    return [type_requests(chosen[start : start + each], settings.style, (*seed, start)) for start in starts]
+
+
+def _counts(streams: Sequence[TypedStream]) -> TypedStreams:
+    return TypedStreams(
+        streams=len(streams),
+        requests=sum(step.last for stream in streams for step in stream.steps),
+        steps=sum(len(stream.steps) for stream in streams),
+        corrections=sum(stream.corrections for stream in streams),
+    )
+
+
+# --- The study.
 
 Choose = Callable[[TypedStream, float], Collection[int]]  # the steps of a stream that a rule decodes at a value
+Count = Callable[[OperationLedger], int]
 MakePolicy = Callable[[TypedStream, float], Policy]
-_NO_VALUE = (0.0,)
 
 
 class TypingMethod(NamedTuple):
@@ -61,18 +137,11 @@ class TypingMethod(NamedTuple):
 
 
 class _Typed(NamedTuple):
-    """What a method did on the S streams of a split."""
+    """What a method did on one stream."""
 
-    right: list[np.ndarray]  # for each request, whether the answer in force at its last word is right
-    settled: list[np.ndarray]  # and when the next request begins
-    agrees: list[np.ndarray]  # for each step, whether the answer in force is the one of uniform decoding
-    ledgers: list[OperationLedger]
-
-    def calls(self) -> np.ndarray:
-        return np.array([ledger.decoder.calls for ledger in self.ledgers], dtype=np.float64)
-
-    def flops(self) -> np.ndarray:
-        return np.array([ledger.total_flops for ledger in self.ledgers], dtype=np.float64)
+    right: np.ndarray  # for each request, whether the answer in force at its last word is right
+    settled: np.ndarray  # and when the next request begins
+    ledger: OperationLedger
 
 
 class _Splits(NamedTuple):
@@ -85,13 +154,11 @@ def evaluate_typing(
 ) -> TypingResults:
     """All methods on typed requests. The states of `control`, a next-token model, are tried in place of the latents.
 
-    Raises:
-        InputError: fewer than two streams of a split.
+    Raises InputError if a split has fewer than two streams.
     """
-    style = build_as(TypingStyle, "requests.style", settings.style)
     streams = _Splits(
-        _typed_streams(splits.validation, 0, settings.per_stream, style, (seed, 8_001)),
-        _typed_streams(splits.test, settings.requests, settings.per_stream, style, (seed, 8_002)),
+        _typed_streams(splits.validation, 0, settings, (seed, 8_001)),
+        _typed_streams(splits.test, settings.requests, settings, (seed, 8_002)),
     )
     for split, made in zip(_Splits._fields, streams, strict=True):
         if len(made) < 2:
@@ -99,57 +166,26 @@ def evaluate_typing(
     longest = longest_answer(model.tokenizer.encode([*splits.validation, *splits.test]))
     cached = CachedModel(model, longest, settings.batch_size)
     texts = [step.request for made in streams for stream in made for step in stream.steps]
-    cached.encode(texts, "typing", predict=True)
-    cached.answer(texts, "typing")
+    cached.read(texts, "typing: answers", answer=True)
     other = None
     if control is not None:
         other = CachedModel(control, longest, settings.batch_size)
-        other.encode(texts, "control", predict=False)
+        other.read(texts, "typing: control", answer=False)
     order = np.random.default_rng((seed, 8_003)).permutation(len(splits.train))[: settings.probe_requests]
     methods = _methods(streams, cached, other, [splits.train[i] for i in order], settings)
 
-    runs: dict[str, dict[float, list[_Typed]]] = {}
+    runs: dict[str, dict[float, list[list[_Typed]]]] = {}
     for method in tqdm(methods, desc="typing: methods", unit="method", leave=False):
-        runs[method.name] = {value: [_run(method, value, made, cached) for made in streams] for value in method.values}
+        runs[method.name] = {
+            value: [[_run(method, value, stream, cached) for stream in made] for made in streams]
+            for value in method.values
+        }
     [uniform] = runs["uniform"].values()
-    live = streams.test[: settings.live_streams]
-    rows = []
-    for method in tqdm(methods, desc="typing: wall time", unit="method", leave=False):
-        row = _row(method, runs[method.name], uniform, streams, settings.confidence, seed)
-        seconds = _live_seconds(method, row.value, live, cached) if live else None
-        rows.append(row.model_copy(update={"seconds": seconds}))
-    return TypingResults(
-        calibration=_counts(streams.calibration),
-        test=_counts(streams.test),
-        live_requests=_requests(live),
-        rows=tuple(rows),
-    )
+    rows = tuple(_row(each, runs[each.name], uniform, streams, settings.confidence, seed) for each in methods)
+    return TypingResults(calibration=_counts(streams.calibration), test=_counts(streams.test), rows=rows)
 
 
-def _typed_streams(
-    pairs: Sequence[Example], limit: int, per_stream: int, style: TypingStyle, seed: tuple[int, ...]
-) -> list[TypedStream]:
-    """Streams of `per_stream` requests each, in random order, of `limit` of the examples (0: of all)."""
-    order = np.random.default_rng(seed).permutation(len(pairs))[: limit or None]
-    chosen = [pairs[i] for i in order]
-    return [
-        type_requests(chosen[start : start + per_stream], style, (*seed, start), f"{start:05d}")
-        for start in range(0, len(chosen), per_stream)
-    ]
-
-
-def _requests(streams: Sequence[TypedStream]) -> int:
-    return sum(step.last for stream in streams for step in stream.steps)
-
-
-def _counts(streams: Sequence[TypedStream]) -> TypedStreams:
-    return TypedStreams(
-        streams=len(streams),
-        requests=_requests(streams),
-        steps=sum(len(stream.steps) for stream in streams),
-        corrections=sum(stream.corrections for stream in streams),
-        seconds=sum(stream.seconds for stream in streams),
-    )
+# --- Methods.
 
 
 def _methods(
@@ -162,10 +198,11 @@ def _methods(
 
     def above(score: Callable[[Example], float]) -> tuple[Sequence[float], MakePolicy]:
         """Decode where a score reaches the threshold, one of the quantiles of the calibration streams."""
-        scores = {id(s): np.array([score(step.request) for step in s.steps]) for made in streams for s in made}
-        everything = np.concatenate([scores[id(stream)] for stream in streams.calibration])
-        thresholds = np.unique(np.quantile(everything, config.values.endpoint_quantiles)).tolist()
-        return thresholds, rule(lambda stream, value: np.flatnonzero(scores[id(stream)] >= value).tolist())
+        seen = [score(step.request) for stream in streams.calibration for step in stream.steps]
+        thresholds = np.unique(np.quantile(seen, config.values.endpoint_quantiles)).tolist()
+        return thresholds, rule(
+            lambda stream, value: [j for j, step in enumerate(stream.steps) if score(step.request) >= value]
+        )
 
     def delta(stream: TypedStream, value: float) -> Policy:
         return SendOnDelta(value)
@@ -240,7 +277,7 @@ class StateProbe:
             for words in [pair.prompt.split()]
             for end in range(1, len(words) + 1)
         ]
-        cached.encode((prefix for prefix, _ in prefixes), "probe", predict=False)
+        cached.read((prefix for prefix, _ in prefixes), "typing: probe", answer=False)
         states = np.stack([cached.states[prefix] for prefix, _ in prefixes])
         width = states.shape[1]
         probe = LogisticRegression(C=1000.0, max_iter=3000)
@@ -253,42 +290,28 @@ class StateProbe:
         return float(self.weights @ self.states[as_example(request)] + self.bias)
 
 
-def _type_stream(
-    method: TypingMethod,
-    value: float,
-    stream: TypedStream,
-    longest: int,
-    session: RequestSession,
-    reader: RequestSession | None,
-) -> tuple[list[Emission], list[Emission]]:
-    """What is emitted while the stream runs, and at its end."""
+# --- Runs.
+
+
+def _run(method: TypingMethod, value: float, stream: TypedStream, cached: CachedModel) -> _Typed:
+    ledger = OperationLedger()
+    session = CachedSession(cached, ledger)
+    reader = None if method.reader is None else CachedSession(method.reader, ledger)
     # The answer in force is a cache of one entry that every latent is near enough to.
     cache = AnswerCache(2.0, 1, session=session) if method.verified else None
     steps = [(step.request, step.time) for step in stream.steps]
-    emissions = follow(steps, method.policy(stream, value), session, longest, method.read, reader, cache)
-    session.ledger.count("predictor", flops=method.flops * len(steps))
-    return emissions
+    during, final = follow(steps, method.policy(stream, value), session, cached.longest, method.read, reader, cache)
+    ledger.count("predictor", flops=method.flops * len(steps))
+    ledger.stream(stream.seconds)
+    times = np.array([step.time for step in stream.steps])
+    now = in_force(during, [emission.emitted_at for emission in during], times)
+    later = in_force([*during, *final], [emission.time for emission in (*during, *final)], times)
 
+    def right(texts: Sequence[str | None]) -> np.ndarray:
+        last = [(text, step) for text, step in zip(texts, stream.steps, strict=True) if step.last]
+        return np.array([exact_match(text or "", step.request.completion) for text, step in last], dtype=np.float64)
 
-def _run(method: TypingMethod, value: float, streams: Sequence[TypedStream], cached: CachedModel) -> _Typed:
-    done = _Typed([], [], [], [])
-    for stream in streams:
-        ledger = OperationLedger()
-        reader = None if method.reader is None else CachedSession(method.reader, ledger)
-        session = CachedSession(cached, ledger)
-        during, final = _type_stream(method, value, stream, cached.longest, session, reader)
-        ledger.stream(stream.seconds)
-        times = np.array([step.time for step in stream.steps])
-        now = in_force(during, [emission.emitted_at for emission in during], times)
-        later = in_force([*during, *final], [emission.time for emission in (*during, *final)], times)
-        last = [i for i, step in enumerate(stream.steps) if step.last]
-        golds = [stream.steps[i].request.completion for i in last]
-        done.right.append(_right([now[i] for i in last], golds))
-        done.settled.append(_right([later[i] for i in last], golds))
-        own = [cached.text(step.request) for step in stream.steps]
-        done.agrees.append(np.array([one == other for one, other in zip(now, own, strict=True)], dtype=np.float64))
-        done.ledgers.append(ledger)
-    return done
+    return _Typed(right(now), right(later), ledger)
 
 
 def in_force(emissions: Sequence[Emission], since: Sequence[float], times: np.ndarray) -> list[str | None]:
@@ -297,21 +320,25 @@ def in_force(emissions: Sequence[Emission], since: Sequence[float], times: np.nd
     return [emissions[i].text if i >= 0 else None for i in newest.tolist()]
 
 
-def _right(texts: Sequence[str | None], golds: Sequence[str]) -> np.ndarray:
-    return np.array([exact_match(text or "", gold) for text, gold in zip(texts, golds, strict=True)], dtype=np.float64)
+def _counted(done: Sequence[_Typed], count: Count) -> np.ndarray:
+    return np.array([count(each.ledger) for each in done], dtype=np.float64)
+
+
+def _calls(ledger: OperationLedger) -> int:
+    return ledger.decoder.calls
 
 
 def _row(
     method: TypingMethod,
-    runs: Mapping[float, Sequence[_Typed]],
-    uniform: Sequence[_Typed],
+    runs: Mapping[float, Sequence[Sequence[_Typed]]],
+    uniform: Sequence[Sequence[_Typed]],
     streams: _Splits,
     confidence: float,
     seed: int,
 ) -> TypingRow:
-    def point(value: float, made: Sequence[TypedStream], done: _Typed) -> SweepPoint:
-        scores = done.settled if method.waits else done.right
-        return SweepPoint(value, tuple(scores), done.calls(), np.array([stream.seconds for stream in made]))
+    def point(value: float, made: Sequence[TypedStream], done: Sequence[_Typed]) -> SweepPoint:
+        scores = tuple(each.settled if method.waits else each.right for each in done)
+        return SweepPoint(value, scores, _counted(done, _calls), np.array([stream.seconds for stream in made]))
 
     calibration, test = (
         [point(value, made, done[split]) for value, done in runs.items()] for split, made in enumerate(streams)
@@ -321,12 +348,12 @@ def _row(
     value = saving.value
     if value is None:  # shown all the same: where it is best, of equals where it is cheapest
         value = max(calibration, key=lambda p: (p.quality, -p.decodes_per_second)).value
-    chosen, reference = runs[value][1], uniform[1]
-    requests = sum(map(len, chosen.right))
-    ledger = sum(chosen.ledgers[1:], start=chosen.ledgers[0])
+    chosen = runs[value][1]
+    requests = sum(len(each.right) for each in chosen)
+    ledgers = [each.ledger for each in chosen]
 
-    def fewer(theirs: np.ndarray, ours: np.ndarray) -> Ratio | None:
-        return Ratio.of(bootstrap_ratio(theirs, ours, seed=seed))
+    def fewer(count: Count) -> Ratio | None:
+        return Ratio.of(bootstrap_ratio(_counted(uniform[1], count), _counted(chosen, count), seed=seed))
 
     return TypingRow(
         name=method.name,
@@ -335,34 +362,20 @@ def _row(
         value=value,
         chosen=saving.value is not None,
         reached=saving.reached,
-        reason=saving.reason,
         wait_seconds=value if method.waits else 0.0,
-        exact_match=bootstrap_mean(chosen.right, seed=seed),
-        settled=bootstrap_mean(chosen.settled, seed=seed),
+        exact_match=bootstrap_mean([each.right for each in chosen], seed=seed),
+        settled=bootstrap_mean([each.settled for each in chosen], seed=seed),
         difference=saving.quality_difference,
-        agreement=bootstrap_mean(chosen.agrees, seed=seed),
         saving=Savings(
-            calls=fewer(reference.calls(), chosen.calls()),
-            flops=fewer(reference.flops(), chosen.flops()),
-            forward_passes=fewer(all_passes(*reference.ledgers), all_passes(*chosen.ledgers)),
+            calls=fewer(_calls), flops=fewer(lambda ledger: ledger.total_flops), forward_passes=fewer(all_passes)
         ),
-        per_request=PerRequest.of(ledger, requests),
-        seconds=None,
+        per_request=PerRequest.of(sum(ledgers[1:], start=ledgers[0]), requests),
         curve=tuple(
             TypingPoint(
                 value=each,
-                calls_per_request=float(done.calls().sum() / requests),
-                exact_match=float(np.concatenate(done.right).mean()),
+                calls_per_request=float(_counted(done, _calls).sum() / requests),
+                exact_match=float(np.concatenate([one.right for one in done]).mean()),
             )
             for each, (_, done) in runs.items()
         ),
     )
-
-
-def _live_seconds(method: TypingMethod, value: float, streams: Sequence[TypedStream], cached: CachedModel) -> float:
-    """Wall seconds of a request, one step at a time and nothing cached."""
-    ledger = OperationLedger()
-    for stream in streams:
-        reader = None if method.reader is None else RequestSession(method.reader.model, ledger)
-        _type_stream(method, value, stream, cached.longest, RequestSession(cached.model, ledger), reader)
-    return ledger.total_seconds / _requests(streams)

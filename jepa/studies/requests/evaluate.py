@@ -10,41 +10,33 @@ from jepa.build import build_as
 from jepa.config import EvaluateConfig, validate
 from jepa.data.pairs import ExampleSplits
 from jepa.errors import InputError
+from jepa.evaluation import provenance
 from jepa.evaluation.answers import load_language_model
-from jepa.evaluation.provenance import announce, code_version, describe_device, device_of, library_versions, now
 from jepa.evaluation.run import data_of
 from jepa.report.render import terminal, write_report
-from jepa.studies.configs import RecurringConfig, TypingConfig
+from jepa.studies.configs import REQUESTS_CONFIGS, TypingConfig
 from jepa.studies.requests.recurring import evaluate_recurring
 from jepa.studies.requests.report import report
 from jepa.studies.requests.results import RecurringResults, RequestResults, TypingResults
 from jepa.studies.requests.typed import evaluate_typing
-
-CONFIGS: dict[str, type[TypingConfig | RecurringConfig]] = {"typing": TypingConfig, "recurring": RecurringConfig}
 
 
 def run(config: EvaluateConfig) -> dict[str, Path]:
     """The study that `config.requests` chooses; returns the files written, by name.
 
     They go to `config.output`, by default the folder `requests_<kind>` beside the checkpoint. The keys of `config.data`
-    replace those of the training.
-
-    Raises:
-        InputError: a rule broken by the settings, a checkpoint of another variant, too few examples or phrasings, or
-            several processes.
+    replace those of the training. Raises InputError for settings, a checkpoint or data that the study cannot have.
     """
     folder, node = Path(config.checkpoint), config.requests or {}
     trained, kind = checkpoint.read_config(folder), node.get("kind")
-    if kind not in CONFIGS:
-        raise InputError(f"requests.kind must be one of {', '.join(CONFIGS)}, got {kind!r}")
-    settings = validate(node, CONFIGS[kind], "requests")
-    if trained["variant"] != "llm_jepa":
-        raise InputError(f"requests needs a checkpoint of llm_jepa, got one of {trained['variant']}: {folder}")
+    if kind not in REQUESTS_CONFIGS:
+        raise InputError(f"requests.kind must be one of {', '.join(REQUESTS_CONFIGS)}, got {kind!r}")
+    settings = validate(node, REQUESTS_CONFIGS[kind], "requests")
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise InputError(f"a language model is evaluated by one process, without torchrun, got {processes}")
-    device = device_of(config.accelerator)
-    splits = build_as(ExampleSplits, "data", data_of(trained["data"], config.data))
+    device = provenance.device_of(config.accelerator)
     model = load_language_model(folder, device)
+    splits = build_as(ExampleSplits, "data", data_of(trained["data"], config.data))
     found: TypingResults | RecurringResults
     if isinstance(settings, TypingConfig):
         control = None if settings.control is None else load_language_model(Path(settings.control), device)
@@ -52,15 +44,15 @@ def run(config: EvaluateConfig) -> dict[str, Path]:
     else:
         found = evaluate_recurring(model, splits, settings, config.seed)
     document = RequestResults(
-        created=now(),
+        created=provenance.now(),
         name=f"{trained['name']}, {trained['arm']}, seed {trained['seed']}",
         results=found,
-        code=code_version(),
-        libraries=library_versions(),
-        device=describe_device(device),
+        code=provenance.code_version(),
+        libraries=provenance.library_versions(),
+        device=provenance.describe_device(device),
         config={"train": trained, "requests": settings.model_dump(mode="json"), "seed": config.seed},
     )
     page = report(document)
     files = write_report(document, page, Path(config.output or folder.parent / f"requests_{kind}"))
-    announce(terminal(page), files)
+    provenance.announce(terminal(page), files)
     return files
