@@ -207,7 +207,19 @@ class LanguageStageConfig(Config):
     gradient_clip: Positive = 1.0
     validate_every: Count = 250
     validation_pairs: Count = 200
-    select: Literal["last", "best"] = "last"
+
+
+class DraftStageConfig(StageConfig):
+    """The transition that drafts answers, on the states of the frozen language model: see `jepa.training.language`."""
+
+    steps: Count = 1500
+    batch_size: Count = 48
+    learning_rate: Positive = 2e-3
+    weight_decay: NonNegative = 0.01
+    validate_every: Count = 250
+    validation_batches: Count = 4
+    horizon: Count = 6  # states that it predicts one after the other
+    hidden: Positive = 3.0  # width of its two hidden layers, as a multiple of a state's
 
 
 class AnswersConfig(Config):
@@ -220,6 +232,9 @@ class AnswersConfig(Config):
     timeout_seconds: Positive = 10.0
     limit: Natural = 0  # pairs; 0: all
     batch_size: Count = 256
+    drafts: Literal["latent", "lookup", "both"] | None = None  # drafted by the transition, from the prompt, or by both
+    draft_tokens: Count = 8  # at most
+    draft_threshold: Fraction | None = None  # of the probability that a draft stands; null: calibrated on validation
 
 
 class LanguageTrainConfig(RunConfig):
@@ -238,6 +253,7 @@ class LanguageTrainConfig(RunConfig):
     equal_flops: ObjectiveConfig | None = None
     stage: LanguageStageConfig = LanguageStageConfig()
     decoder: StageConfig | None = None  # of the Y-Decoder from embeddings, the rest frozen
+    draft: DraftStageConfig | None = None  # of the transition that drafts answers, the rest frozen
     answers: AnswersConfig = AnswersConfig()
 
 

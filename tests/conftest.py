@@ -12,13 +12,16 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import av
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
 from jepa import checkpoint
 from jepa.data.chat import ChatTokenizer
-from jepa.data.manifests import Sample, media_of, write_manifest
+from jepa.data.json_lines import write_lines
+from jepa.data.manifests import Sample, media_of, sample_fields
 from jepa.data.pairs import Example
 from jepa.data.regex_grammar import generate
 from jepa.data.tokenizer import Tokenizer
@@ -51,8 +54,46 @@ def write_samples(samples: list[Sample], folder: Path) -> Path:
         (folder / media.name).mkdir(parents=True, exist_ok=True)
         for number, picture in enumerate(media.source):
             (folder / media.name / f"{number:04d}.png").write_bytes(picture)
-    write_manifest(samples, folder / "manifest.jsonl")
-    return folder / "manifest.jsonl"
+    return write_manifest(folder / "manifest.jsonl", samples)
+
+
+def write_manifest(path: Path, samples: list[Sample]) -> Path:
+    write_lines(path, (sample_fields(sample, lambda _, media: media.name) for sample in samples))
+    return path
+
+
+def write_chat(path: Path, examples: list[Example]) -> Path:
+    def turn(role: str, content: str | None) -> list[dict[str, str]]:
+        return [] if content is None else [{"role": role, "content": content}]
+
+    rows = []
+    for e in examples:
+        turns = turn("system", e.system) + turn("user", e.prompt) + turn("assistant", e.completion)
+        views = {"text": turn("user", e.text), "code": turn("assistant", e.code)}
+        rows.append({"messages": turns} | {name: view for name, view in views.items() if view})
+    write_lines(path, rows)
+    return path
+
+
+SHORT = [  # stages of a VL-JEPA for two steps
+    *(f"{stage}.{key}" for stage in ("jepa", "decoder") for key in ("steps=2", "batch_size=8", "validate_every=1")),
+    *("jepa.validation_batches=1", "decoder.validation_batches=1", "decoder.streams=2", "decoder.stream_seconds=10"),
+    *("workers=0", "accelerator=cpu"),
+]
+
+
+def write_video(path: Path, seed: int, seconds: int = 24) -> None:
+    """A video of a square that changes its colour every three seconds."""
+    colours = np.random.default_rng(seed).integers(0, 255, (seconds // 3 + 1, 3))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(10 * seconds):
+            picture = np.full((48, 64, 3), 80, dtype=np.uint8)
+            left = 10 + number % 30
+            picture[10:30, left : left + 20] = colours[number // 30]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
 
 
 @pytest.fixture(scope="session")

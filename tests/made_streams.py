@@ -16,9 +16,9 @@ from jepa.evaluation.report import sweep_evaluation
 from jepa.evaluation.streams import StreamSet, save_streams, thumbnails
 from jepa.evaluation.tasks import score_tasks
 from jepa.models.vl_jepa import VLJEPA
-from jepa.operations import TRAINING_PARTS, OperationLedger
+from jepa.operations import TRAINING_PARTS, OperationLedger, PartCount
 from jepa.results import StreamEvaluation, StreamResults
-from jepa.results.documents import EncodedStreams, RoleParameters, Stage, TrainedPart, Training, TrainingOperations
+from jepa.results.documents import EncodedStreams, RoleParameters, Stage, Training, TrainingOperations
 from jepa.selective import Decoded
 
 WORDS = ["red circle grows", "blue star spins", "green ring blinks", "white cross shakes", "cyan bar bounces"]
@@ -103,7 +103,7 @@ def made_results(model: VLJEPA, folder: Path) -> StreamResults:
             broken={},
             thumbnails=thumbnails(World().stream("test-0", (0,), 10.0, StreamStyle(6.0)), 4),
         )
-    trained = TrainedPart(calls=80, forward_passes=10, flops=10**9, seconds=1.5, weight_bytes=10**6)
+    trained = PartCount(calls=80, forward_passes=10, flops=10**9, seconds=1.5, weight_bytes=10**6)
     operations = TrainingOperations(steps=10, parts=dict.fromkeys(TRAINING_PARTS, trained))
     stages = tuple(Stage(name=name, steps=10, seconds=9.0, operations=operations) for name in ("jepa", "decoder"))
     curve = ({"step": 4, "loss": 3.5, "retrieval@1": None}, {"step": 9, "loss": 3.25, "retrieval@1": 0.25})

@@ -13,6 +13,7 @@ from jepa.build import build
 from jepa.checkpoint import build_model
 from jepa.cli import compose
 from jepa.config import LanguageTrainConfig, validate
+from jepa.predictors.experts import active_parameters
 from jepa.selective import Decoded
 from jepa.training.language import make_tokenizer
 
@@ -23,7 +24,7 @@ SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
     yield
-    for name in ("bench_llm_step", "bench_generate", "bench_train"):
+    for name in ("bench_experts", "bench_llm_step", "bench_generate", "bench_train"):
         sys.modules.pop(name, None)
 
 
@@ -42,6 +43,21 @@ def test_the_quick_training_benchmark_runs(monkeypatch, capsys):
     inputs = 2 * 2048 * bench.WIDTH * 4 / 2**20
     assert memory["plain"] > inputs + 3 * 16
     assert inputs < memory["chunked"] < memory["plain"]
+
+
+def test_the_experts_are_compared_at_equal_active_and_equal_total_parameters():
+    import bench_experts as bench
+
+    node = {"_target_": "jepa.predictors.transformer.QueryPredictor", "vocab_size": 50, "state_dim": 12}
+    node |= {"embedding_dim": 8, "width": 16, "depth": 2, "heads": 2}
+    mixture = {"_target_": "jepa.predictors.experts.Mixture", "experts": 6, "top_k": 2, "hidden": 16}
+    made = bench.predictors({**node, "mixture": mixture})
+    router = 2 * 6 * 16
+    for name in ("experts, grouped", "experts, loop"):
+        total = sum(p.numel() for p in made[name].parameters())
+        assert total - router == active_parameters(made["dense, equal total"])
+        assert active_parameters(made[name]) - router == active_parameters(made["dense, equal active"])
+        assert [block.mlp.grouped for block in made[name].blocks] == [name == "experts, grouped"] * 2
 
 
 def tiny(predictors: int):

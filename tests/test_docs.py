@@ -18,8 +18,8 @@ from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import COMMANDS, compose
 from jepa.config import EvaluateConfig, LanguageTrainConfig, ReportConfig, TrainConfig, validate
-from jepa.report.blocks import Column, table
 from jepa.report.render import html, markdown, terminal
+from jepa.report.tables import Column, table
 from jepa.results import StreamResults, read_document
 from jepa.selective import Decoded, SelectiveDecoder
 from jepa.studies.configs import ComparisonTrainConfig, CostConfig, ReplayConfig

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import real_data
+from conftest import SHORT, real_data, write_video
 from safetensors.numpy import load_file, save_file
 
 import jepa
@@ -32,20 +31,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*`isinstance.treespec, LeafSpec.*",
     "ignore::jepa.training.modules.CollapseWarning",  # after two steps latents may be anything
 )
-SHORT = [
-    "jepa.steps=2",
-    "jepa.batch_size=8",
-    "jepa.validate_every=1",
-    "jepa.validation_batches=1",
-    "decoder.steps=2",
-    "decoder.batch_size=8",
-    "decoder.streams=2",
-    "decoder.stream_seconds=10",
-    "decoder.validate_every=1",
-    "decoder.validation_batches=1",
-    "workers=0",
-    "accelerator=cpu",
-]
 SHORT_LANGUAGE = [
     "stage.epochs=0.1",
     "stage.batch_size=8",
@@ -163,20 +148,6 @@ def test_the_report_needs_no_encoder(evaluated, tmp_path, monkeypatch):
         monkeypatch.setattr(part, method, refuse)
     assert main(["report", f"evaluation={evaluated}/evaluation", f"output={tmp_path}"]) == 0
     assert (tmp_path / "results.json").is_file()
-
-
-def write_video(path: Path, seed: int, seconds: int = 24) -> None:
-    """A video of a square that changes its colour every three seconds."""
-    colours = np.random.default_rng(seed).integers(0, 255, (seconds // 3 + 1, 3))
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number in range(10 * seconds):
-            picture = np.full((48, 64, 3), 80, dtype=np.uint8)
-            left = 10 + number % 30
-            picture[10:30, left : left + 20] = colours[number // 30]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
 
 
 def annotated_videos(folder: Path, count: int) -> list[str]:

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"config", "build", "models", "data"},
     "results": {"metrics", "operations"},
     "report": {"results"},
-    "training": CORE | SETUP | {"results"},
+    "training": CORE | SETUP | {"lazy", "results"},
     "evaluation": CORE | SETUP | {"lazy", "results"},
     "studies": CORE | SETUP | {"lazy", "training", "evaluation", "results", "report"},
     "cli": CORE | SETUP | {"training", "evaluation", "results", "report", "studies"},
@@ -66,18 +66,9 @@ LONGEST_FILE = 600
 UNTYPED = 40  # `dict[str, Any]` in jepa/: only where JSON or YAML is read or written
 # Cases that fail today, by test. Each goes from this list as soon as it holds: a listed case that passes is a failure.
 NOT_YET = {
-    "imports": {"jepa.decoders.language"},  # counts its operations
-    "exports": {"jepa.studies", "jepa.training"},  # imported by module: Lightning, and what a command needs alone
-    "lines": {"jepa", "tests", "report", "evaluation", "studies", "config, build, cli"},
-    "length": {"tests/training/test_stages.py"},
+    "imports": set[str](),
+    "lines": {"jepa", "tests", "evaluation", "config, build, cli"},
     "untyped": {"dict[str, Any]"},
-    "private": {
-        "tests/encoders/test_sentence.py",
-        "tests/models/test_vl_jepa_parts.py",
-        "tests/predictors/test_language_predictor.py",
-        "tests/studies/test_replay.py",
-        "tests/training/test_language_training.py",
-    },
 }
 # Where a budget is not met yet, what stands there: it may shrink, and grow no more.
 CEILINGS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -20,46 +21,31 @@ class PairBatch(NamedTuple):
     targets: PackedBatch | None
 
 
+@dataclass(eq=False)
 class PairBatches(Dataset[PairBatch]):
-    """`batches` batches of `batch_size` examples. Each epoch has every example once, in a new order.
+    """Batches of examples; each epoch has every example once, in a new order. Batch i belongs to rank i % `ranks`."""
 
-    With several `ranks`, batch i belongs to rank i % ranks. The batches of one step all have the latent term, or none.
+    pairs: Sequence[ChatIds]
+    layout: Layout
+    seed: int
+    batch_size: int
+    batches: int
+    _: KW_ONLY
+    latent: bool = True  # add the sequences of the latent term; False is next-token training
+    loss_dropout: float = 0.0  # fraction of steps whose batches lack them (LLM-JEPA section 3.3)
+    shuffled: bool = False  # a control: each example has the target of another, by one fixed permutation
+    tube: bool = False  # add positions for the semantic tube, and no other extra tokens
+    apart: bool = False  # targets go into rows of their own
+    ranks: int = 1
 
-    Args:
-        latent: add the sequences of the latent term; False is next-token training.
-        loss_dropout: fraction of the batches without the latent term (LLM-JEPA section 3.3).
-        shuffled: a control: each example has the target of another, by one fixed permutation.
-        tube: add positions for the semantic tube, and no other extra tokens.
-        apart: targets go into rows of their own.
-
-    Raises:
-        InputError: there are fewer pairs than `batch_size`, or `loss_dropout` is outside [0, 1).
-    """
-
-    def __init__(
-        self,
-        pairs: Sequence[ChatIds],
-        layout: Layout,
-        seed: int,
-        batch_size: int,
-        batches: int,
-        *,
-        latent: bool = True,
-        loss_dropout: float = 0.0,
-        shuffled: bool = False,
-        tube: bool = False,
-        apart: bool = False,
-        ranks: int = 1,
-    ) -> None:
-        if len(pairs) < batch_size:
-            raise InputError(f"batch_size must be at most the number of pairs, {len(pairs)}, got {batch_size}")
-        if not 0 <= loss_dropout < 1:
-            raise InputError(f"loss_dropout must be in [0, 1), got {loss_dropout}")
-        self.pairs, self.layout, self.seed = pairs, layout, seed
-        self.batch_size, self.batches, self.ranks = batch_size, batches, ranks
-        self.latent, self.loss_dropout, self.tube, self.apart = latent, loss_dropout, tube, apart
-        self.ids = target_numbers(pairs, layout)
-        self.partner = _strangers(self.ids, seed) if shuffled else np.arange(len(pairs))
+    def __post_init__(self) -> None:
+        count = len(self.pairs)
+        if count < self.batch_size:
+            raise InputError(f"batch_size must be at most the number of pairs, {count}, got {self.batch_size}")
+        if not 0 <= self.loss_dropout < 1:
+            raise InputError(f"loss_dropout must be in [0, 1), got {self.loss_dropout}")
+        self.ids = target_numbers(self.pairs, self.layout)
+        self.partner = _strangers(self.ids, self.seed) if self.shuffled else np.arange(count)
 
     def __len__(self) -> int:
         return self.batches
@@ -84,10 +70,7 @@ class PairBatches(Dataset[PairBatch]):
 
 
 def shuffled_rows(seed: Sequence[int], count: int, start: int, size: int) -> list[int]:
-    """`size` of the numbers below `count`, from place `start` on of epochs that follow each other.
-
-    Each epoch has all numbers, in an order of its own. The same for the same `seed`.
-    """
+    """`size` of the numbers below `count`, from place `start` on of epochs, each with all numbers in a new order."""
     chosen: list[int] = []
     while len(chosen) < size:
         epoch, first = divmod(start + len(chosen), count)
@@ -97,11 +80,7 @@ def shuffled_rows(seed: Sequence[int], count: int, start: int, size: int) -> lis
 
 
 def _strangers(ids: Sequence[int], seed: int) -> np.ndarray:
-    """A permutation that gives every pair the target of another, and a different one.
-
-    Raises:
-        InputError: more than half of the pairs have the same target.
-    """
+    """A permutation that gives every pair the target of another, and a different one."""
     numbers = np.asarray(ids)
     most = int(np.bincount(numbers).max())
     if 2 * most > len(numbers):

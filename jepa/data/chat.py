@@ -1,8 +1,7 @@
-"""Chat formatting: a prompt and its completion as token ids, whatever the tokenizer's template.
+"""Chat formatting: a prompt and its completion as token ids, by the tokenizer's own template (`apply_chat_template`).
 
-The template is the tokenizer's own (Hugging Face `apply_chat_template`). Published training scripts often get three
-things wrong, which are right here. The end-of-turn token belongs to the answer even where it doubles as the padding
-token. No template stamps today's date on a prompt. Generation starts from the prompt that was trained on.
+The end-of-turn token belongs to the answer even where it doubles as the padding token. No template stamps today's date
+on a prompt. Generation starts from the prompt that was trained on.
 """
 
 from __future__ import annotations
@@ -37,21 +36,13 @@ _STAMP = re.compile(r"^(Cutting Knowledge Date: .*\n)?(Today Date|Current date):
 
 
 class ChatIds(NamedTuple):
-    """Token ids of an example. The language model reads `prompt` and says `completion`.
+    """Token ids of an example. The language model reads `prompt` and says `completion`."""
 
-    Args:
-        prompt: system and user turn.
-        completion: the words that open the assistant's turn, the answer and its end-of-turn token.
-        opening: how many tokens of `completion` open the turn; generation is given them.
-        text: view 1 of the latent term on its own, without the system prompt.
-        code: view 2 of the latent term on its own, in an assistant's turn.
-    """
-
-    prompt: list[int]
-    completion: list[int]
-    opening: int
-    text: list[int]
-    code: list[int]
+    prompt: list[int]  # system and user turn
+    completion: list[int]  # the words that open the assistant's turn, the answer and its end-of-turn token
+    opening: int  # how many tokens of `completion` open the turn; generation is given them
+    text: list[int]  # view 1 of the latent term on its own, without the system prompt
+    code: list[int]  # view 2 of the latent term on its own, in an assistant's turn
 
     @property
     def given(self) -> list[int]:
@@ -60,12 +51,7 @@ class ChatIds(NamedTuple):
 
 
 class ChatTokenizer:
-    """A Hugging Face tokenizer with its chat template, and the [PRED] tokens of the latent predictor.
-
-    `end_id` is the token that ends a turn.
-
-    Raises:
-        InputError: the template does not continue its own prompt with the answer, or no token can end a turn.
+    """A Hugging Face tokenizer `hf` with its chat template, whose turns `end_id` ends, and [PRED] tokens.
 
     >>> tokenizer = ChatTokenizer.train(["lines with a digit"], vocab_size=300)
     >>> [ids] = tokenizer.encode([Example("a digit", "[0-9]", system=None)])
@@ -86,11 +72,7 @@ class ChatTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> ChatTokenizer:
-        """The built-in tokenizer: byte-level BPE merges of `texts`, trained in memory.
-
-        Raises:
-            InputError: `vocab_size` is below the 256 bytes and the 5 special tokens.
-        """
+        """The built-in tokenizer: byte-level BPE merges of `texts`, see `train_bpe`."""
         bpe = train_bpe(texts, vocab_size, [PAD, END, *_ROLES])
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=bpe, pad_token=PAD, eos_token=END, extra_special_tokens=list(_ROLES)
@@ -100,7 +82,7 @@ class ChatTokenizer:
 
     @classmethod
     def pretrained(cls, name: str) -> ChatTokenizer:
-        """From a hub name or a local folder; raises `InputError` if there is none."""
+        """From a hub name or a local folder."""
         return cls(load_tokenizer(name, name))
 
     def save(self, folder: Path) -> None:
@@ -135,12 +117,11 @@ class ChatTokenizer:
         """Ids of each example; white space at the ends of a completion is dropped."""
         rendered = [self._rendered(example) for example in examples]
         prompts, openings, tails, texts, codes = (self._ids([r[part] for r in rendered]) for part in range(5))
-        return [
-            ChatIds(
-                prompt, opening + self._closed(tail), len(opening), text, self._begin + opening + self._closed(code)
-            )
-            for prompt, opening, tail, text, code in zip(prompts, openings, tails, texts, codes, strict=True)
-        ]
+        found = []
+        for prompt, opening, tail, text, code in zip(prompts, openings, tails, texts, codes, strict=True):
+            completion, code = opening + self._closed(tail), self._begin + opening + self._closed(code)
+            found.append(ChatIds(prompt, completion, len(opening), text, code))
+        return found
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Left-padded `ids` (B, L) and `mask` (B, L), true at real tokens."""
@@ -159,26 +140,20 @@ class ChatTokenizer:
     def _rendered(self, example: Example) -> tuple[str, str, str, str, str]:
         """Prompt, opening, answer to the end, text view, code view (from the answer's first character on)."""
         system = [] if example.system is None else [{"role": "system", "content": example.system}]
-        turns = [*system, self._user(example.prompt)]
+        turns = [*system, _user(example.prompt)]
         prompt, opening, tail = self._continuation(turns, example.completion.strip())
         alone = example.text is None and not system
-        text = prompt if alone else self._render([self._user(example.text or example.prompt)])
+        text = prompt if alone else self._render([_user(example.text or example.prompt)])
         code = tail if example.code is None else self._continuation(turns, example.code.strip())[2]
         return prompt, opening, tail, text, code
-
-    @staticmethod
-    def _user(content: str) -> dict[str, str]:
-        return {"role": "user", "content": content}
 
     def _continuation(self, messages: list[dict[str, str]], answer: str) -> tuple[str, str, str]:
         context = self._render(messages)
         prompt = self._render(messages, add_generation_prompt=True)
         full = self._render([*messages, {"role": "assistant", "content": answer}])
         if not prompt.startswith(context) or not full.startswith(prompt):
-            raise InputError(
-                "the chat template must continue its prompt with the answer, got "
-                f"prompt {prompt[-60:]!r} and conversation {full[-120:]!r}"
-            )
+            got = f"prompt {prompt[-60:]!r} and conversation {full[-120:]!r}"
+            raise InputError(f"the chat template must continue its prompt with the answer, got {got}")
         return context, prompt[len(context) :], full[len(prompt) :]
 
     def _render(self, messages: list[dict[str, str]], **arguments: Any) -> str:
@@ -199,13 +174,12 @@ class ChatTokenizer:
             if messages[0]["role"] != "system":
                 raise InputError(f"the chat template fails on a plain conversation: {error}") from error
         first, second, *rest = messages  # a template without a system role: its words come before the user's
-        return render([self._user(f"{first['content']}\n\n{second['content']}"), *rest])
+        return render([_user(f"{first['content']}\n\n{second['content']}"), *rest])
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        found: dict[str, list[int]] = {text: [] for text in texts if text}
-        if found:
-            rows = self.hf(list(found), add_special_tokens=False)["input_ids"]
-            found = dict(zip(found, rows, strict=True))
+        distinct = list(dict.fromkeys(filter(None, texts)))
+        rows = self.hf(distinct, add_special_tokens=False)["input_ids"] if distinct else []
+        found = dict(zip(distinct, rows, strict=True))
         return [found[text] if text else [] for text in texts]
 
     def _closed(self, tail: list[int]) -> list[int]:
@@ -215,9 +189,13 @@ class ChatTokenizer:
 
     def _probe(self) -> tuple[int, list[int]]:
         """The token that ends a turn (the first special one after the answer), and the tokens that open a text."""
-        context, _, tail = self._continuation([self._user("a")], "b")
+        context, _, tail = self._continuation([_user("a")], "b")
         after = self._ids([tail.partition("b")[2]])[0]
         special = set(self.hf.all_special_ids) | set(getattr(self.hf, "added_tokens_decoder", {}))
         end = next((token for token in after if token in special), int(self.hf.eos_token_id))
         first = self._ids([context])[0][:1]
         return int(end), first if first == [self.hf.bos_token_id] else []
+
+
+def _user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}

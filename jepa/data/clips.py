@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -10,76 +11,50 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from jepa.data.world import (
-    CAPTION_QUERIES,
-    IDLE,
-    IDLE_TEXTS,
-    PHRASES,
-    VARIATIONS,
-    Scene,
-    Span,
-    World,
-    captions,
-    questions,
-)
+from jepa.data.world import CAPTION_QUERIES, IDLE, PHRASES, VARIATIONS, Scene, Span, World, captions, questions
 
 CLASS_QUERY = "which action is it?"
 QUERY_FREE = ""
 
 
 class ClipBatch(NamedTuple):
-    """B clips with a query and the text that answers it: `frames` (B, F, S, S, 3) uint8.
+    """B clips with a query and the text that answers it.
 
     `negatives` are further texts, wrong for every clip with another text. `skipped` holds the error of each medium that
     could not be read and was replaced.
     """
 
-    frames: Tensor
+    frames: Tensor  # (B, F, S, S, 3) uint8
     queries: list[str]
     texts: list[str]
     negatives: list[str]
     skipped: Sequence[str] = ()
 
 
+@dataclass(eq=False)
 class ClipBatches(Dataset[ClipBatch]):
     """Item i is the i-th training batch, a function of (seed, i) alone.
 
-    Args:
-        frames: of a clip.
-        split: of the compositions.
-        question_fraction: fraction of samples that ask a short question instead of a caption.
-        idle_fraction: fraction of samples that show a pause.
-        cut_fraction: fraction of samples in which another event begins or ends within the window. The text is of the
-            event at the window's centre, as in a sliding window over a stream.
-        hard_negatives: 0 to 3 captions for each caption of an event that differ from it in the action, one shape or one
-            colour (NegCLIP, arXiv 2210.01936).
-        class_fraction: fraction of samples that ask for the action (its first paraphrase, without objects).
-        query_free: captions have no query.
+    Another event may begin or end within a clip. The text is of the event at the centre, as in a sliding window over a
+    stream. Hard negatives differ from a caption in the action, one shape or one colour (NegCLIP, arXiv 2210.01936).
 
     >>> batch = ClipBatches(World(), seed=0, batch_size=2, batches=1, frames=4)[0]
     >>> batch.frames.shape, len(batch.texts)
     (torch.Size([2, 4, 48, 48, 3]), 2)
     """
 
-    def __init__(
-        self,
-        world: World,
-        seed: int,
-        batch_size: int,
-        batches: int,
-        frames: int = 8,
-        split: str = "train",
-        question_fraction: float = 0.25,
-        idle_fraction: float = 0.04,
-        cut_fraction: float = 0.15,
-        hard_negatives: int = 2,
-        class_fraction: float = 0.0,
-        query_free: bool = False,
-    ) -> None:
-        self.world, self.seed, self.batch_size, self.batches = world, seed, batch_size, batches
-        self.frames, self.split = frames, split
-        self.question_fraction, self.idle_fraction, self.cut_fraction = question_fraction, idle_fraction, cut_fraction
-        self.hard_negatives, self.class_fraction, self.query_free = hard_negatives, class_fraction, query_free
+    world: World
+    seed: int
+    batch_size: int
+    batches: int
+    frames: int = 8
+    split: str = "train"  # of the compositions
+    question_fraction: float = 0.25  # of samples that ask a short question instead of a caption
+    idle_fraction: float = 0.04  # of samples that show a pause
+    cut_fraction: float = 0.15  # of samples with a second event
+    hard_negatives: int = 2  # 0 to 3 for each caption of an event
+    class_fraction: float = 0.0  # of samples that ask for the action (its first paraphrase, without objects)
+    query_free: bool = False  # captions have no query
 
     def __len__(self) -> int:
         return self.batches
@@ -118,7 +93,7 @@ class ClipBatches(Dataset[ClipBatch]):
         if scene.action != IDLE and self.class_fraction and rng.random() < among_others:
             return CLASS_QUERY, PHRASES[scene.action][0].removesuffix(" {o}")
         query = QUERY_FREE if self.query_free else str(rng.choice(CAPTION_QUERIES))
-        return query, str(rng.choice(IDLE_TEXTS if scene.action == IDLE else captions(scene)))
+        return query, str(rng.choice(captions(scene)))
 
     def _surround(self, scene: Scene, start: float, centre: float, rng: np.random.Generator) -> list[Span]:
         """A timeline around the window that starts at `start`: `scene` alone, or cut by another before or after."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from jepa.data.json_lines import located, parse
@@ -35,9 +36,6 @@ _NOT_OF_STATES = ("frozen", "gradient_checkpointing")  # of an encoder's node: t
 @dataclass(frozen=True)
 class ClipReader:
     """Media as clips (F, S, S, 3) uint8, see `read_clip`.
-
-    Raises:
-        InputError: `frames` or `size` is < 1, or `fps` <= 0.
 
     >>> reader = ClipReader(frames=8, size=48)  # reader(media) is a clip
     """
@@ -81,25 +79,13 @@ def write_features(
     per_file: int = 64,
     skip_broken: bool = False,
 ) -> list[str]:
-    """Encodes each medium once. Media that the folder already has are passed over, so that a stopped run goes on.
+    """Writes the states of each medium once, as `encoder`: (B, F, S, S, 3) uint8 -> (B, N, D) gives them in evaluation.
 
-    Args:
-        encoder: frames (B, F, S, S, 3) uint8 -> states (B, N, D); in evaluation mode while it encodes.
-        reader: how clips are read.
-        media: drawn `per_file` at a time; a medium that occurs twice is encoded once.
-        folder: created if it is not there.
-        batch_size: B.
-        workers: processes that read clips.
-        dtype: of the states on disk; half precision halves the files.
-        per_file: media in a file; a run that is stopped loses one file at most.
-        skip_broken: leave out media that cannot be read; otherwise the first is an error.
-
-    Returns:
-        The error of each medium that was left out.
+    Media that the folder already has are passed over, so that a stopped run goes on; it loses `per_file` media at most.
+    `workers` processes read clips. `skip_broken` leaves media out that cannot be read, and returns their errors.
 
     Raises:
-        InputError: the folder holds states of another encoder or other clips, a file of it is broken, or a medium
-            cannot be read.
+        InputError: the folder is of another encoder or other clips, or broken; or a medium cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "features.json"
@@ -107,41 +93,36 @@ def write_features(
         Features(folder).check(encoder, reader)
     else:
         header = {"format": FORMAT, "fingerprint": fingerprint(encoder, reader), **asdict(reader)}
-        with _whole(path) as partial:
-            partial.write_text(json.dumps(header, indent=1), encoding="utf-8")
-    files, total = _files(folder), len(media) if isinstance(media, Sized) else None
+        with _whole(path) as unfinished:
+            unfinished.write_text(json.dumps(header, indent=1), encoding="utf-8")
+    files, broken = _files(folder), list[InputError]()
     number = 1 + max((int(file.stem.split("-")[1]) for file in files), default=-1)
-    mode, device, broken = encoder.training, next(encoder.parameters()).device, list[str]()
+    todo = _missing(tqdm(media, desc="features", unit="clip"), folder, {key for file in files for key in _keys(file)})
+    mode, device = encoder.training, next(encoder.parameters()).device
     encoder.eval()
     try:
-        with tqdm(total=total, desc="features", unit="clip") as bar:
-            todo = _not_done(media, folder, {key for file in files for key in _keys(file)}, bar)
-            while part := dict(islice(todo, per_file)):
-                keys, states = list[str](), list[Tensor]()
-                for batch in DataLoader(_Clips(part, reader), batch_size, num_workers=workers, collate_fn=list):
-                    read = [(key, clip) for key, clip in batch if isinstance(clip, Tensor)]
-                    broken += _broken(batch, skip_broken)
-                    if read:
-                        clips = torch.stack([clip for _, clip in read]).to(device)
-                        states.append(encoder(clips).to("cpu", dtype))
-                        keys += [key for key, _ in read]
-                    bar.update(len(batch))
-                    bar.set_postfix(broken=len(broken))
-                if keys:
-                    with _whole(folder / f"states-{number:05}.safetensors") as partial:
-                        save_file({"states": torch.cat(states)}, partial, metadata={"keys": json.dumps(keys)})
-                    number += 1
+        while part := list(islice(todo, per_file)):
+            keys, states = list[str](), list[Tensor]()
+            read = partial(_read, reader)
+            for batch in DataLoader(part, batch_size, num_workers=workers, collate_fn=read):  # type: ignore[arg-type]
+                broken += [clip for _, clip in batch if isinstance(clip, InputError)]
+                if broken and not skip_broken:
+                    raise broken[0]
+                clips = {key: clip for key, clip in batch if isinstance(clip, Tensor)}
+                if clips:
+                    states.append(encoder(torch.stack(list(clips.values())).to(device)).to("cpu", dtype))
+                    keys += clips
+            if keys:
+                with _whole(folder / f"states-{number:05}.safetensors") as unfinished:
+                    save_file({"states": torch.cat(states)}, unfinished, metadata={"keys": json.dumps(keys)})
+                number += 1
     finally:
         encoder.train(mode)
-    return broken
+    return list(map(str, broken))
 
 
 class Features:
-    """States that `write_features` wrote. A medium's states are read when they are asked for.
-
-    Raises:
-        InputError: the folder has no states, is of another format, or a file of it is broken.
-    """
+    """States that `write_features` wrote, (N, D) float32 of a medium. They are read when they are asked for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -159,7 +140,6 @@ class Features:
         return self.__dict__ | {"_open": {}}  # a worker maps the files anew
 
     def __call__(self, media: Media) -> Tensor:
-        """States (N, D) float32 of a medium. Raises `InputError` if the folder has none."""
         key = _key(media, self.folder)
         if key not in self._rows:
             raise InputError(f"{self.folder}: must have states of {key!r}, got none among {len(self)} media")
@@ -178,43 +158,27 @@ class Features:
             raise InputError(f"{self.folder}: states are of the encoder {wrote}, got the encoder {got[:12]}")
 
 
-class _Clips(Dataset[tuple[str, "Tensor | InputError"]]):
-    """A worker hands its errors over as they are: raised, they would come wrapped into its traceback."""
-
-    def __init__(self, media: Mapping[str, Media], reader: ClipReader) -> None:
-        self.media, self.reader = list(media.items()), reader
-
-    def __len__(self) -> int:
-        return len(self.media)
-
-    def __getitem__(self, index: int) -> tuple[str, Tensor | InputError]:
-        key, medium = self.media[index]
+def _read(reader: ClipReader, media: Sequence[tuple[str, Media]]) -> list[tuple[str, Tensor | InputError]]:
+    """Errors come as they are: raised in a worker, they would be wrapped into its traceback."""
+    found: list[tuple[str, Tensor | InputError]] = []
+    for key, medium in media:
         try:
-            return key, self.reader(medium)
+            found.append((key, reader(medium)))
         except InputError as error:
-            return key, error
-
-
-def _broken(batch: Iterable[tuple[str, Tensor | InputError]], skip: bool) -> Iterator[str]:
-    for _, clip in batch:
-        if isinstance(clip, InputError):
-            if not skip:
-                raise clip
-            yield str(clip)
+            found.append((key, error))
+    return found
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("states-*.safetensors"))
 
 
-def _not_done(media: Iterable[Media], folder: Path, done: set[str], bar: tqdm[Any]) -> Iterator[tuple[str, Media]]:
-    """Media with their keys, without those whose keys are in `done`, which grows: the bar counts them at once."""
+def _missing(media: Iterable[Media], folder: Path, done: set[str]) -> Iterator[tuple[str, Media]]:
+    """Media with their keys, each once, without those whose keys are in `done`."""
     for medium in media:
-        if (key := _key(medium, folder)) in done:
-            bar.update(1)
-            continue
-        done.add(key)
-        yield key, medium
+        if (key := _key(medium, folder)) not in done:
+            done.add(key)
+            yield key, medium
 
 
 def _key(media: Media, folder: Path) -> str:
@@ -238,7 +202,7 @@ def _header(path: Path) -> tuple[str, ClipReader]:
         header = parse(path.read_bytes())
         if header.get("format") != FORMAT:
             raise InputError(f"format must be {FORMAT!r}, got {header.get('format')!r}")
-        if missing := {"fingerprint", *(field.name for field in fields(ClipReader))} - header.keys():
+        if missing := {"fingerprint", "frames", "size", "fps"} - header.keys():
             raise InputError(f"must have {', '.join(sorted(missing))}, got {', '.join(header)}")
         return header["fingerprint"], ClipReader(header["frames"], header["size"], header["fps"])
 
@@ -246,13 +210,13 @@ def _header(path: Path) -> tuple[str, ClipReader]:
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A path to write to that becomes `path` when it is whole."""
-    partial = path.with_suffix(".partial")
-    yield partial
-    os.replace(partial, path)
+    unfinished = path.with_suffix(".partial")
+    yield unfinished
+    os.replace(unfinished, path)
 
 
 def _keys(file: Path) -> list[str]:
-    """The keys of a file's rows. Raises `InputError` if it is truncated or not of states."""
+    """The keys of a file's rows."""
     try:
         with safe_open(file, framework="pt") as opened:
             keys: list[str] = json.loads((opened.metadata() or {})["keys"])

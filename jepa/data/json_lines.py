@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,11 +14,7 @@ JsonObject: TypeAlias = dict[str, Any]
 
 
 def read_lines(path: Path, what: str) -> Iterator[tuple[int, JsonObject]]:
-    """Each line's number, from 1, and its object. Blank lines and a byte order mark are passed over.
-
-    Raises:
-        InputError: the file is missing ("`what` not found"), or a line is not UTF-8 or no JSON object.
-    """
+    """Each line's number, from 1, and its object. Blank lines and a byte order mark are passed over."""
     if not path.is_file():
         raise InputError(f"{what} not found: {path}")
     with path.open("rb") as file:
@@ -29,8 +25,13 @@ def read_lines(path: Path, what: str) -> Iterator[tuple[int, JsonObject]]:
                 yield number, value
 
 
+def write_lines(path: Path, rows: Iterable[JsonObject]) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
 def parse(text: bytes) -> JsonObject:
-    """A JSON object. Raises `InputError` if the text is anything else."""
+    """A JSON object."""
     value = parse_any(text)
     if not isinstance(value, dict):
         raise InputError(f"must be a JSON object, got {type(value).__name__}")
@@ -38,7 +39,7 @@ def parse(text: bytes) -> JsonObject:
 
 
 def parse_any(text: bytes) -> Any:
-    """A JSON value. Raises `InputError` if the text is no JSON in UTF-8."""
+    """A JSON value in UTF-8."""
     try:
         return json.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -60,7 +61,7 @@ def located(where: str) -> Iterator[None]:
 
 
 def check_text(name: str, value: object) -> str:
-    """The value of the field `name`. Raises `InputError` if it is no text, empty, or no valid Unicode."""
+    """The value of the field `name`, if it is text, not empty, and valid Unicode."""
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{name} must be text that is not empty, got {value!r}")
     try:

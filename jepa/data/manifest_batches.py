@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -16,29 +17,28 @@ from jepa.data.manifests import CaptionSample, ClassSample, Kind, QuestionSample
 from jepa.data.media import Media
 from jepa.errors import InputError, check_int, check_nonnegative
 
-Read = Callable[[Media], Tensor]
+Read: TypeAlias = Callable[[Media], Tensor]
+Row: TypeAlias = tuple[Tensor, str, str]  # clip or states, query and text
 Trainable: TypeAlias = CaptionSample | QuestionSample | ClassSample
 
 
+@dataclass(frozen=True)
 class Prompts:
-    """How a sample becomes a query and the text that answers it.
+    """How a sample becomes a query and the text that answers it: queries for captions and for classes, one drawn each.
 
-    Args:
-        captions: queries for a caption, one drawn at a time; `[""]` is query-free captioning (VL-JEPA section 3.2).
-        classes: queries for a class.
-        label: the text of a class, with `{label}` in it.
-
-    Raises:
-        InputError: no query, or a `label` without `{label}`.
+    `[""]` is query-free captioning (VL-JEPA section 3.2). `label` is the text of a class, with `{label}` in it.
     """
 
-    def __init__(self, captions: Sequence[str], classes: Sequence[str], label: str) -> None:
-        for name, queries in (("captions", captions), ("classes", classes)):
-            if not queries:
+    captions: Sequence[str]
+    classes: Sequence[str]
+    label: str
+
+    def __post_init__(self) -> None:
+        for name in ("captions", "classes"):
+            if not getattr(self, name):
                 raise InputError(f"{name} must have at least 1 query, got none")
-        if "{label}" not in label:
-            raise InputError(f"label must hold {{label}}, got {label!r}")
-        self.captions, self.classes, self.label = captions, classes, label
+        if "{label}" not in self.label:
+            raise InputError(f"label must hold {{label}}, got {self.label!r}")
 
     def choices(self, sample: Trainable) -> tuple[Sequence[str], Sequence[str]]:
         """All queries about a sample, and all texts that answer each of them."""
@@ -54,47 +54,28 @@ class Prompts:
         return str(rng.choice(queries)), str(rng.choice(texts))
 
 
+@dataclass(eq=False)
 class ManifestBatches(Dataset[ClipBatch]):
-    """Item i is the i-th batch, a function of (seed, i) alone.
+    """Item i is the i-th batch, a function of (seed, i) alone; each epoch of a kind has every sample once.
 
-    Each epoch of a kind has every sample once, in a new order. A `DistributedSampler` gives each rank its own batches.
-
-    Args:
-        samples: see `jepa.data.manifests`; kinds without a fraction are left out.
-        read: a medium -> its clip (F, S, S, 3) uint8 (`ClipReader`) or states (N, D) (`Features`).
-        fractions: of each kind in every batch, relative to their sum, rounded to whole samples.
-        prompts: queries and texts.
-        skip_broken: replace a sample whose medium cannot be read by another of its kind, and put the error into the
-            batch's `skipped`; otherwise raise the error.
-
-    Raises:
-        InputError: a kind that cannot be trained on or has no sample, a fraction that is negative or less than a
-            sample.
+    `read` gives a medium's clip (F, S, S, 3) uint8 (`ClipReader`) or its states (N, D) (`Features`). `fractions` of
+    each kind in every batch are relative to their sum, and rounded to whole samples. `skip_broken` replaces a sample
+    whose medium cannot be read by another of its kind, and puts the error into the batch's `skipped`.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        read: Read,
-        seed: int,
-        batch_size: int,
-        batches: int,
-        fractions: Mapping[Kind, float],
-        prompts: Prompts,
-        skip_broken: bool = False,
-    ) -> None:
-        self.read, self.seed, self.prompts, self.skip_broken = read, seed, prompts, skip_broken
-        self.batches = check_int("batches", batches, 1)
-        self.counts = _whole_counts(fractions, check_int("batch_size", batch_size, 1))
-        self.samples: dict[Kind, list[Trainable]] = {kind: [] for kind in self.counts}
-        for sample in samples:
-            if sample.kind in self.samples and not isinstance(sample, WorldPredictionSample):
-                self.samples[sample.kind].append(sample)
-        for kind, found in self.samples.items():
-            if not found:
-                raise InputError(
-                    f"fractions: a kind with a fraction must have a sample to train on, got none of {kind}"
-                )
+    samples: Sequence[Sample]
+    read: Read
+    seed: int
+    batch_size: int
+    batches: int
+    fractions: Mapping[Kind, float]
+    prompts: Prompts
+    skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        check_int("batches", self.batches, 1)
+        self.counts = _whole_counts(self.fractions, check_int("batch_size", self.batch_size, 1))
+        self.by_kind = {kind: _trainable(self.samples, kind) for kind in self.counts}
 
     def __len__(self) -> int:
         return self.batches
@@ -103,14 +84,13 @@ class ManifestBatches(Dataset[ClipBatch]):
         if not 0 <= index < self.batches:
             raise IndexError(index)
         rng = np.random.default_rng([self.seed, 0, index])
-        rows, skipped = list[tuple[Tensor, str, str]](), list[str]()
+        rows, skipped = list[Row](), list[str]()
         for number, (kind, count) in enumerate(self.counts.items()):
-            samples = self.samples[kind]
+            samples = self.by_kind[kind]
             for row in shuffled_rows([self.seed, 1, number], len(samples), index * count, count):
                 sample, states = self._read(samples, row, rng, skipped)
                 rows.append((states, *self.prompts.ask(sample, rng)))
-        media, queries, texts = zip(*rows, strict=True)
-        return ClipBatch(torch.stack(media), list(queries), list(texts), [], skipped)
+        return collate(rows, skipped)
 
     def _read(
         self, samples: Sequence[Trainable], row: int, rng: np.random.Generator, skipped: list[str]
@@ -124,6 +104,18 @@ class ManifestBatches(Dataset[ClipBatch]):
                 skipped.append(str(error))
                 row = int(rng.integers(len(samples)))
         raise InputError(f"16 media in a row cannot be read; the last: {skipped[-1]}")
+
+
+def collate(rows: Sequence[Row], skipped: Sequence[str]) -> ClipBatch:
+    media, queries, texts = zip(*rows, strict=True)
+    return ClipBatch(torch.stack(media), list(queries), list(texts), [], skipped)
+
+
+def _trainable(samples: Sequence[Sample], kind: Kind) -> list[Trainable]:
+    found = [each for each in samples if each.kind == kind and not isinstance(each, WorldPredictionSample)]
+    if not found:
+        raise InputError(f"fractions: a kind with a fraction must have a sample to train on, got none of {kind}")
+    return found
 
 
 def _whole_counts(fractions: Mapping[Kind, float], batch_size: int) -> dict[Kind, int]:

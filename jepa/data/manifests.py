@@ -11,9 +11,8 @@ Media are named relative to the manifest; docs/data.md describes every field.
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
@@ -47,6 +46,10 @@ class QuestionSample:
     candidates: tuple[str, ...] = ()
     alternatives: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.candidates and self.answer not in self.candidates:
+            raise InputError(f"candidates must hold the answer {self.answer!r}, got {list(self.candidates)!r}")
+
 
 @dataclass(frozen=True)
 class ClassSample:
@@ -69,33 +72,34 @@ class WorldPredictionSample:
     candidates: tuple[Media, ...]
     answer: int
 
+    def __post_init__(self) -> None:
+        if self.answer >= (count := len(self.candidates)):
+            raise InputError(f"answer must be the number of one of {count} candidates, from 0, got {self.answer}")
+
 
 Sample: TypeAlias = CaptionSample | QuestionSample | ClassSample | WorldPredictionSample
 # The source of a medium by its name: a path, or the bytes that a shard holds.
 Find: TypeAlias = Callable[[str], Path | bytes | tuple[bytes, ...]]
 
-# By the field that tells a kind: the kind, the fields it needs, and those it may have.
-_FORMS: dict[str, tuple[Kind, tuple[str, ...], tuple[str, ...]]] = {
-    "captions": ("caption", ("media", "captions"), ("start", "end")),
-    "question": ("question", ("media", "question", "answer"), ("start", "end", "candidates", "alternatives")),
-    "label": ("class", ("media", "label"), ("start", "end")),
-    "before": ("world_prediction", ("before", "after", "candidates", "answer"), ()),
+# By the field that tells a kind.
+_KINDS: dict[str, type[Sample]] = {
+    "captions": CaptionSample,
+    "question": QuestionSample,
+    "label": ClassSample,
+    "before": WorldPredictionSample,
 }
-_ALL_FIELDS = sorted({"id", *(name for _, needed, optional in _FORMS.values() for name in needed + optional)})
+_TIMES = ("start", "end")
+_ALL_FIELDS = sorted({*_TIMES, *(field.name for kind in _KINDS.values() for field in fields(kind))})
 
 
 def read_manifest(path: str | Path, kinds: Collection[Kind] = KINDS) -> list[Sample]:
     """The samples of a manifest, or of an image folder (`root/<label>/picture.jpg`) as class samples.
 
-    A sample without an `id` has the number of its line. Blank lines and a byte order mark are passed over.
-
-    Args:
-        path: a file of JSON lines, or the root of an image folder.
-        kinds: which kinds of samples are allowed.
+    A sample without an `id` has the number of its line.
 
     Raises:
         InputError: the manifest is missing or empty; a line breaks the form, names a medium that is not there, or
-            repeats an id; a sample is of another kind. The error names file, line and field.
+            repeats an id; a sample is of none of `kinds`. The error names file, line and field.
     """
     path = Path(path)
     samples = _image_folder(path) if path.is_dir() else _read_lines(path)
@@ -108,48 +112,25 @@ def read_manifest(path: str | Path, kinds: Collection[Kind] = KINDS) -> list[Sam
 
 
 def parse_sample(data: JsonObject, number: int, find: Find) -> Sample:
-    """The sample of one line.
-
-    Args:
-        data: the line's object; it is checked.
-        number: of the line, for a sample without an `id`.
-        find: the source of a medium by its name; raises `InputError` if there is none.
-
-    Raises:
-        InputError: an unknown, missing or wrong field, or not exactly one of `captions`, `question`, `label`, `before`.
-    """
+    """The sample of line `number`; `find` gives the source of a medium, or raises `InputError` if there is none."""
     for name in data:
         if name not in _ALL_FIELDS:
             near = difflib.get_close_matches(name, _ALL_FIELDS, n=1)
             raise InputError(f"unknown field {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    marks = [mark for mark in _FORMS if mark in data]
+    marks = [mark for mark in _KINDS if mark in data]
     if len(marks) != 1:
-        raise InputError(f"a sample must have exactly one of {', '.join(_FORMS)}, got {' and '.join(marks) or 'none'}")
-    kind, needed, optional = _FORMS[marks[0]]
-    for name in needed:
-        if name not in data:
-            raise InputError(f"a {kind} sample must have {name!r}, got {', '.join(data)}")
+        raise InputError(f"a sample must have exactly one of {', '.join(_KINDS)}, got {' and '.join(marks) or 'none'}")
+    kind, values = _KINDS[marks[0]], {"id": str(number), **data}
+    known = {field.name: field for field in fields(kind)}
+    for name, field in known.items():
+        if name not in values and field.default is MISSING:
+            raise InputError(f"a {kind.kind} sample must have {name!r}, got {', '.join(data)}")
     for name in data:
-        if name not in (*needed, *optional, "id"):
-            raise InputError(f"a {kind} sample has no field {name!r}")
-    identifier = check_text("id", data.get("id", str(number)))
-    if kind == "world_prediction":
-        candidates = tuple(_media(item, "candidates", find) for item in _list(data, "candidates"))
-        answer = check_int("answer", data["answer"], 0)
-        if answer >= len(candidates):
-            raise InputError(f"answer must be the number of one of {len(candidates)} candidates, from 0, got {answer}")
-        before, after = (_media(data[name], name, find) for name in ("before", "after"))
-        return WorldPredictionSample(identifier, before, after, candidates, answer)
-    media = _media({name: data[name] for name in ("media", "start", "end") if name in data}, "media", find)
-    if kind == "caption":
-        return CaptionSample(identifier, media, _texts(data, "captions"))
-    if kind == "class":
-        return ClassSample(identifier, media, check_text("label", data["label"]))
-    question, right = (check_text(name, data[name]) for name in ("question", "answer"))
-    choices, alternatives = (_texts(data, name) if name in data else () for name in ("candidates", "alternatives"))
-    if choices and right not in choices:
-        raise InputError(f"candidates must hold the answer {right!r}, got {list(choices)!r}")
-    return QuestionSample(identifier, media, question, right, choices, alternatives)
+        if name not in known and not (name in _TIMES and "media" in known):
+            raise InputError(f"a {kind.kind} sample has no field {name!r}")
+    if "media" in known:
+        values["media"] = {name: values.pop(name) for name in ("media", *_TIMES) if name in values}
+    return kind(**{name: _parse(name, value, known[name].type, find) for name, value in values.items()})
 
 
 def sample_fields(sample: Sample, rename: Callable[[str, Media], str]) -> JsonObject:
@@ -159,24 +140,18 @@ def sample_fields(sample: Sample, rename: Callable[[str, Media], str]) -> JsonOb
         times = {"start": media.start, "end": media.end}
         return {"media": rename(field, media)} | {name: time for name, time in times.items() if time is not None}
 
-    if isinstance(sample, WorldPredictionSample):
-        candidates = [medium(f"candidate{i}", media) for i, media in enumerate(sample.candidates)]
-        states = {"before": medium("before", sample.before), "after": medium("after", sample.after)}
-        return {"id": sample.id, **states, "candidates": candidates, "answer": sample.answer}
-    fields = {"id": sample.id, **medium("media", sample.media)}
-    if isinstance(sample, CaptionSample):
-        return fields | {"captions": list(sample.captions)}
-    if isinstance(sample, ClassSample):
-        return fields | {"label": sample.label}
-    lists = {"candidates": list(sample.candidates), "alternatives": list(sample.alternatives)}
-    asked = {"question": sample.question, "answer": sample.answer}
-    return fields | asked | {name: texts for name, texts in lists.items() if texts}
-
-
-def write_manifest(samples: Iterable[Sample], path: Path) -> None:
-    """One JSON object a line; media keep their names, so that they have to lie beside the manifest."""
-    lines = (json.dumps(sample_fields(sample, lambda _, media: media.name), ensure_ascii=False) for sample in samples)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    data: JsonObject = {}
+    for name, value in vars(sample).items():
+        if name == "media":
+            data |= medium(name, value)
+        elif isinstance(value, Media):
+            data[name] = medium(name, value)
+        elif not isinstance(value, tuple):
+            data[name] = value
+        elif value:
+            items = enumerate(value)
+            data[name] = [medium(f"candidate{i}", item) if isinstance(item, Media) else item for i, item in items]
+    return data
 
 
 def media_of(sample: Sample) -> tuple[Media, ...]:
@@ -209,10 +184,23 @@ def _image_folder(root: Path) -> list[Sample]:
     return [ClassSample(name, Media(name, file), file.parent.name) for name, file in zip(names, files, strict=True)]
 
 
-def _media(value: object, field: str, find: Find) -> Media:
+def _parse(name: str, value: Any, kind: Any, find: Find) -> Any:
+    """The value of a field of the annotated `kind`."""
+    if kind == "int":
+        return check_int(name, value, 0)
+    if kind == "str":
+        return check_text(name, value)
+    if kind == "Media":
+        return _media(name, value, find)
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{name} must be a list that is not empty, got {value!r}")
+    return tuple(_parse(name, item, "str" if "str" in kind else "Media", find) for item in value)
+
+
+def _media(field: str, value: object, find: Find) -> Media:
     """A medium by its name, or by an object `{"media": name, "start": seconds, "end": seconds}`."""
     if isinstance(value, dict):
-        if "media" not in value or value.keys() - {"media", "start", "end"}:
+        if "media" not in value or value.keys() - {"media", *_TIMES}:
             raise InputError(f"{field} must have media, and may have start and end, got {', '.join(value)}")
         name, start, end = check_text("media", value["media"]), value.get("start"), value.get("end")
     elif isinstance(value, str) and value.strip():
@@ -220,14 +208,3 @@ def _media(value: object, field: str, find: Find) -> Media:
     else:
         raise InputError(f"{field} must be the name of a medium, got {value!r}")
     return Media(name, find(name), start, end)
-
-
-def _list(data: JsonObject, name: str) -> list[Any]:
-    value = data[name]
-    if not isinstance(value, list) or not value:
-        raise InputError(f"{name} must be a list that is not empty, got {value!r}")
-    return value
-
-
-def _texts(data: JsonObject, name: str) -> tuple[str, ...]:
-    return tuple(check_text(name, value) for value in _list(data, name))

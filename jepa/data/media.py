@@ -23,12 +23,8 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 class Media:
     """A video (or its part from `start` to `end` seconds), a picture, or frames in their order.
 
-    Manifests and errors call it by `name`. `source` is its file or folder, or the bytes of the file or of each frame,
-    as shards hold them.
-
-    Raises:
-        InputError: `name` ends like neither a video nor a picture and `source` is no set of frames; times that are not
-            0 <= start < end, or not of a video.
+    Manifests and errors call it by `name`, whose ending tells videos from pictures. `source` is its file or folder, or
+    the bytes of the file or of each frame, as shards hold them. Only a video has times, with 0 <= start < end.
 
     >>> Media("kitchen.mp4", Path("clips/kitchen.mp4"), start=1.5, end=4.0).is_video
     True
@@ -63,12 +59,9 @@ class Media:
 def read_clip(media: Media, frames: int, size: int, fps: float | None = None) -> np.ndarray:
     """A clip of a medium: (F, S, S, 3) uint8, turned upright, cut to the square in the middle.
 
-    Args:
-        media: a picture fills the clip; of a folder of frames, F are taken at equal distances.
-        frames: F.
-        size: S.
-        fps: take F frames of a video at this rate around the middle of its part, and hold the first or last frame of a
-            shorter part. None: F frames in the middles of F equal parts (VL-JEPA section 3.1).
+    A picture fills the clip. Of a folder of frames, F are taken at equal distances. Of a video, F frames in the middles
+    of F equal parts (VL-JEPA section 3.1); at a rate `fps`, F frames around the middle of its part, and its first or
+    last one is held where the part is shorter.
 
     Raises:
         InputError: a file that is missing, truncated or cannot be decoded, or a part that begins after the video's end.
@@ -79,9 +72,8 @@ def read_clip(media: Media, frames: int, size: int, fps: float | None = None) ->
             end = file.duration if media.end is None else media.end
             if end <= start:
                 raise InputError(f"{media.name}: start must be before the video's end, {end:.2f} s, got {start}")
-            steps = (np.arange(frames) + 0.5) / frames
             if fps is None:
-                times = start + (end - start) * steps
+                times = start + (end - start) * ((np.arange(frames) + 0.5) / frames)
             else:
                 times = np.clip((start + end) / 2 + (np.arange(frames) - frames / 2) / fps, start, end)
             return np.stack(list(file.at(times.tolist(), size)))
@@ -91,24 +83,22 @@ def read_clip(media: Media, frames: int, size: int, fps: float | None = None) ->
     return np.stack([read[i] for i in chosen])
 
 
-def _pictures(media: Media) -> list[tuple[str, Path | bytes]]:
-    """Names and sources of a medium's pictures."""
-    if isinstance(media.source, tuple):
-        return [(f"{media.name} (frame {number})", frame) for number, frame in enumerate(media.source)]
-    if isinstance(media.source, bytes):
-        return [(media.name, media.source)]
-    if not media.source.is_dir():
-        return [(str(media.source), media.source)]
-    files = frame_files(media.source)
-    return [(str(file), file) for file in files]
-
-
 def frame_files(folder: Path) -> list[Path]:
     """The frames of a folder in order of name. Raises `InputError` if it has none."""
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
     if not files:
         raise InputError(f"{folder}: a folder of frames must have pictures ({', '.join(PICTURES)}), got none")
     return files
+
+
+def _pictures(media: Media) -> list[tuple[str, Path | bytes]]:
+    """Names and sources of a medium's pictures."""
+    if isinstance(media.source, tuple):
+        return [(f"{media.name} (frame {number})", frame) for number, frame in enumerate(media.source)]
+    if isinstance(media.source, bytes):
+        return [(media.name, media.source)]
+    files = frame_files(media.source) if media.source.is_dir() else [media.source]
+    return [(str(file), file) for file in files]
 
 
 def _read_picture(name: str, source: Path | bytes, size: int) -> np.ndarray:

@@ -27,56 +27,35 @@ IGNORE = -100  # a label that is not trained on, as in torch.nn.functional.cross
 
 
 class PackedBatch(NamedTuple):
-    """Packed rows.
+    """Packed rows."""
 
-    Args:
-        ids: (R, L) tokens.
-        segments: (R, L) number of each token's segment, counted over all rows in order of examples; −1 at padding.
-        parents: (R, L) number of its segment's parent, −2 where there is none.
-        positions: (R, L) positions for the model's position encoding.
-        labels: (R, L) the token to predict at each position, `IGNORE` at the others.
-        predicted: (N,) flat index into R·L of the state that is the predicted embedding; (0,) without latent term.
-        target: (N,) flat index of the state that is the target embedding.
-        tube: (N, 3) flat indices s < r < t of each conversation for the semantic tube; (0, 3) without it.
-        target_ids: (N,) equal for equal targets.
-    """
-
-    ids: Tensor
-    segments: Tensor
-    parents: Tensor
-    positions: Tensor
-    labels: Tensor
-    predicted: Tensor
-    target: Tensor
-    tube: Tensor
-    target_ids: Tensor
+    ids: Tensor  # (R, L) tokens
+    segments: Tensor  # (R, L) number of each token's segment, counted over all rows in order of examples; -1: padding
+    parents: Tensor  # (R, L) number of its segment's parent, -2 where there is none
+    positions: Tensor  # (R, L) for the model's position encoding
+    labels: Tensor  # (R, L) the token to predict at each position, `IGNORE` at the others
+    predicted: Tensor  # (N,) flat index into R·L of the predicted embedding's state; (0,) without latent term
+    target: Tensor  # (N,) flat index of the target embedding's state
+    tube: Tensor  # (N, 3) flat indices s < r < t of each conversation for the semantic tube; (0, 3) without it
+    target_ids: Tensor  # (N,) equal for equal targets
 
 
 @dataclass(frozen=True)
 class Layout:
     """Which sequences go into the rows, and how.
 
-    Args:
-        row_tokens: room of a row; a longer sequence makes all rows of its batch as long as itself.
-        predictors: ids of the [PRED] tokens; without any, the last state of view 1 is the prediction.
-        placement: the [PRED] tokens come after view 1, or before it, which computes view 1 a second time.
-        direction: "forward" predicts view 2 from view 1, "reverse" view 1 from view 2.
-        view: "shared" takes the conversation's prompt as view 1; "alone" the user's turn by itself, as published.
-        packed: False gives every sequence a row of its own, as published, and computes view 1 for each anew.
-        train_on: "answer" and its end of turn, or "everything": the prompt and the turn's opening, too.
-
     >>> chat = ChatIds(prompt=[5, 6], completion=[7, 8], opening=0, text=[5, 6], code=[7, 8])
     >>> pack([chat], Layout(row_tokens=8)).ids.tolist()
     [[5, 6, 7, 8]]
     """
 
-    row_tokens: int
-    predictors: tuple[int, ...] = ()
-    placement: Literal["append", "prepend"] = "append"
-    direction: Literal["forward", "reverse"] = "forward"
-    view: Literal["shared", "alone"] = "shared"
-    packed: bool = True
-    train_on: Literal["answer", "everything"] = "answer"
+    row_tokens: int  # room of a row; a longer sequence makes all rows of its batch as long as itself
+    predictors: tuple[int, ...] = ()  # ids of the [PRED] tokens; without any, the last state of view 1 predicts
+    placement: Literal["append", "prepend"] = "append"  # [PRED] after view 1, or before it, which computes it again
+    direction: Literal["forward", "reverse"] = "forward"  # predicts view 2 from view 1, or view 1 from view 2
+    view: Literal["shared", "alone"] = "shared"  # view 1: the prompt, or the user's turn by itself, as published
+    packed: bool = True  # False: a row for every sequence, as published, which computes view 1 for each anew
+    train_on: Literal["answer", "everything"] = "answer"  # with its end of turn; or also the prompt and the opening
 
     def __post_init__(self) -> None:
         if self.row_tokens < 1:
@@ -112,42 +91,29 @@ def pack(
     tube: np.random.Generator | None = None,
     apart: bool = False,
 ) -> PackedBatch:
-    """Lays out a batch: the conversations and, with `targets`, the sequences of the latent term.
+    """Lays out N conversations and, with `targets`, the sequences of the latent term.
 
-    Args:
-        pairs: N conversations.
-        targets: N conversations whose view 2 (view 1 in reverse) are the targets: `pairs` itself, or others as a
-            control. None: next tokens alone.
-        target_ids: N numbers, equal for equal targets.
-        tube: draws the three positions of the semantic tube.
-        apart: leave the targets out; `pack_targets` lays them into rows of their own, for another model.
-
-    Raises:
-        InputError: there is no pair.
+    The views 2 (views 1 in reverse) of N `targets` are predicted: of `pairs` itself, or of others as a control. Equal
+    ones have equal `target_ids`. `tube` draws the three positions of the semantic tube. `apart` leaves the targets out;
+    `pack_targets` lays them into rows of their own, for another model.
     """
     if not pairs:
         raise InputError("a batch must hold at least 1 pair, got none")
-    groups: list[_Group] = []
-    conversation, predicted, target = [], [], []  # index of the group of each pair
+    groups, conversations = list[_Group](), list[int]()
     for i, pair in enumerate(pairs):
-        of_pair = _groups(pair, None if targets is None else targets[i], layout)
-        if apart:
-            of_pair = [g for g in of_pair if g.target is None or g.predicted is not None or g is of_pair[0]]
-        conversation.append(len(groups))
-        predicted += [len(groups) + j for j, g in enumerate(of_pair) if g.predicted is not None]
-        target += [len(groups) + j for j, g in enumerate(of_pair) if g.target is not None]
-        groups += of_pair
+        conversations.append(len(groups))
+        groups += _groups(pair, None if targets is None else targets[i], layout, apart)
     rows, locate = _lay(groups, layout)
     triples = []
     if tube is not None:
-        for group in conversation:  # prompt and answer lie one after the other
+        for group in conversations:  # prompt and answer lie one after the other
             length = sum(len(s.ids) for s in groups[group].segments[:2])
             if length < 3:
                 raise InputError(f"a conversation must have at least 3 tokens for the semantic tube, got {length}")
             triples.append([locate(group, (0, 0)) + int(j) for j in np.sort(tube.choice(length, 3, replace=False))])
     return rows._replace(
-        predicted=_index([locate(g, groups[g].predicted) for g in predicted]),
-        target=_index([] if apart else [locate(g, groups[g].target) for g in target]),
+        predicted=_index([locate(i, group.predicted) for i, group in enumerate(groups) if group.predicted]),
+        target=_index([locate(i, group.target) for i, group in enumerate(groups) if group.target and not apart]),
         tube=_index(triples).reshape(-1, 3),
         target_ids=_index(list(target_ids)),
     )
@@ -157,16 +123,22 @@ def pack_targets(targets: Sequence[ChatIds], layout: Layout) -> PackedBatch:
     """Rows of the target views alone, for a teacher that embeds only the targets."""
     groups = [_target(pair, layout) for pair in targets]
     rows, locate = _lay(groups, layout)
-    return rows._replace(target=_index([locate(i, group.target) for i, group in enumerate(groups)]))
+    return rows._replace(target=_index([locate(i, group.target) for i, group in enumerate(groups) if group.target]))
+
+
+def target_numbers(pairs: Sequence[ChatIds], layout: Layout) -> list[int]:
+    """A number for each pair, equal for equal targets."""
+    numbers: dict[tuple[int, ...], int] = {}
+    return [numbers.setdefault(tuple(_target(pair, layout).segments[0].ids), len(numbers)) for pair in pairs]
 
 
 def _index(values: list[Any]) -> Tensor:
     return torch.tensor(values, dtype=torch.long)
 
 
-def _lay(groups: Sequence[_Group], layout: Layout) -> tuple[PackedBatch, Callable[[int, tuple[int, int] | None], int]]:
+def _lay(groups: Sequence[_Group], layout: Layout) -> tuple[PackedBatch, Callable[[int, tuple[int, int]], int]]:
     """The rows, and a function from (group, mark) to the flat index of a state."""
-    rows, starts = _place(groups, layout)
+    rows, starts = _place([group.length for group in groups], layout)
     shape = (max(rows) + 1, max(start + group.length for start, group in zip(starts, groups, strict=True)))
     ids, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     numbers, parents = np.full(shape, -1), np.full(shape, -2)
@@ -191,24 +163,22 @@ def _lay(groups: Sequence[_Group], layout: Layout) -> tuple[PackedBatch, Callabl
     labels = np.full(shape, IGNORE)
     labels[:, :-1] = np.where(trained[:, 1:], ids[:, 1:], IGNORE)
 
-    def locate(group: int, mark: tuple[int, int] | None) -> int:
-        segment, token = mark if mark is not None else (0, 0)
+    def locate(group: int, mark: tuple[int, int]) -> int:
+        segment, token = mark
         return rows[group] * shape[1] + columns[group][segment] + token
 
-    empty = _index([])
-    tensor = torch.from_numpy
+    tensor, empty = torch.from_numpy, _index([])
     tokens = (tensor(ids), tensor(numbers), tensor(parents), tensor(positions), tensor(labels))
     return PackedBatch(*tokens, empty, empty, empty.reshape(0, 3), empty), locate
 
 
-def _place(groups: Sequence[_Group], layout: Layout) -> tuple[list[int], list[int]]:
+def _place(lengths: Sequence[int], layout: Layout) -> tuple[list[int], list[int]]:
     """Row and first column of each group: first fit, the longest first; one row each unless packed."""
-    lengths = [group.length for group in groups]
     if not layout.packed:
-        return list(range(len(groups))), [0] * len(groups)
+        return list(range(len(lengths))), [0] * len(lengths)
     room = max(layout.row_tokens, *lengths)
-    rows, starts, used = [0] * len(groups), [0] * len(groups), list[int]()
-    for group in sorted(range(len(groups)), key=lambda group: -lengths[group]):
+    rows, starts, used = [0] * len(lengths), [0] * len(lengths), list[int]()
+    for group in sorted(range(len(lengths)), key=lambda group: -lengths[group]):
         row = next((r for r, n in enumerate(used) if n + lengths[group] <= room), len(used))
         if row == len(used):
             used.append(0)
@@ -217,48 +187,35 @@ def _place(groups: Sequence[_Group], layout: Layout) -> tuple[list[int], list[in
     return rows, starts
 
 
-def _groups(pair: ChatIds, target: ChatIds | None, layout: Layout) -> list[_Group]:
+def _groups(pair: ChatIds, target: ChatIds | None, layout: Layout, apart: bool) -> list[_Group]:
     """The conversation first, then the sequences of the latent term."""
     answer = _Segment(pair.completion, parent=0, trained=True, given=pair.opening)
     conversation = _Group([_Segment(pair.prompt), answer])
     if target is None:
         return [conversation]
     predictors = list(layout.predictors)
-    forward = layout.direction == "forward"
+    forward, append = layout.direction == "forward", layout.placement == "append"
     shared = layout.packed and layout.view == "shared"
-    text = pair.prompt if layout.view == "shared" else pair.text
-    source, other = text if forward else pair.code, _target(target, layout)
-    if not forward and shared and target is pair:  # the prompt's last state is there already
-        conversation.target = (0, len(pair.prompt) - 1)
-        return [conversation, _prediction(source, predictors, layout)]
-    if forward and shared and layout.placement == "append":
+    targets = [] if apart else [_target(target, layout)]
+    if forward and shared and append:
         if predictors:
             conversation.segments.append(_Segment(predictors, parent=0))
             conversation.predicted = (2, len(predictors) - 1)
         else:
             conversation.predicted = (0, len(pair.prompt) - 1)
-        return [conversation, other]
-    return [conversation, _prediction(source, predictors, layout), other]
+        return [conversation, *targets]
+    if not forward and shared and target is pair:  # the prompt's last state is there already
+        conversation.target, targets = (0, len(pair.prompt) - 1), []
+    source = _text(pair, layout) if forward else pair.code
+    ids = [*source, *predictors] if append else [*predictors, *source]
+    return [conversation, _Group([_Segment(ids)], predicted=(0, len(ids) - 1)), *targets]
 
 
-def target_view(pair: ChatIds, layout: Layout) -> list[int]:
-    """The tokens whose last state is the target: view 2, or view 1 in reverse."""
-    if layout.direction == "forward":
-        return pair.code
+def _text(pair: ChatIds, layout: Layout) -> list[int]:
     return pair.prompt if layout.view == "shared" else pair.text
 
 
-def target_numbers(pairs: Sequence[ChatIds], layout: Layout) -> list[int]:
-    """A number for each pair, equal for equal targets."""
-    numbers: dict[tuple[int, ...], int] = {}
-    return [numbers.setdefault(tuple(target_view(pair, layout)), len(numbers)) for pair in pairs]
-
-
 def _target(pair: ChatIds, layout: Layout) -> _Group:
-    ids = target_view(pair, layout)
+    """The tokens whose last state is the target: view 2, or view 1 in reverse."""
+    ids = pair.code if layout.direction == "forward" else _text(pair, layout)
     return _Group([_Segment(ids)], target=(0, len(ids) - 1))
-
-
-def _prediction(source: list[int], predictors: list[int], layout: Layout) -> _Group:
-    ids = [*source, *predictors] if layout.placement == "append" else [*predictors, *source]
-    return _Group([_Segment(ids)], predicted=(0, len(ids) - 1))

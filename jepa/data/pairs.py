@@ -1,19 +1,18 @@
 """Examples of a prompt and its completion: readers of files and of the Hugging Face hub, and their splits.
 
 Chat files are JSON lines of `{"messages": [system?, user, assistant]}` with messages `{"role", "content"}`, as
-LLM-JEPA uses them (Huang, LeCun, Balestriero 2025, arXiv 2509.14252). Where the views of the latent term differ from
-prompt and completion, a line adds `"text": [user]` and `"code": [assistant]`.
+LLM-JEPA uses them (arXiv 2509.14252). Where the views of the latent term differ from prompt and completion, a line
+adds `"text": [user]` and `"code": [assistant]`.
 
-Every reader returns `ExampleSplits`. Validation examples are held out of the training file and never touch the test
-file. The arguments `validation_fraction`, `seed`, `limit` and `drop_test_duplicates` are those of `split_pairs`.
+Readers take one or several files of training and of test examples, relative to `folder`, and the arguments of
+`split_pairs`. They raise `InputError` for a file that is missing, empty or breaks its form, naming line and field.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,10 +25,9 @@ from jepa.errors import InputError
 
 @dataclass(frozen=True)
 class Example:
-    """A user's prompt and the assistant's completion.
+    """A user's prompt and the assistant's completion, from the line `source` of a file (`synth_train.jsonl:17`).
 
     `text` and `code` are the two views of the latent term where they differ from `prompt` and `completion`.
-    `source` names file and line (`synth_train.jsonl:17`).
 
     >>> Example("lines with a digit", ".*[0-9].*", system=None).views
     ('lines with a digit', '.*[0-9].*')
@@ -57,13 +55,10 @@ class Example:
 class ExampleSplits:
     """Examples to train, validate and test on.
 
-    `duplicates` counts, by name:
-
-    - `train_test_pairs`, `train_test_requests`, `train_test_answers`: test examples whose prompt and completion,
-      prompt, or completion also occurs in training.
-    - `train_validation_requests`: validation examples whose prompt occurs in training.
-    - `within_train_pairs`: repeated training examples.
-    - `dropped`: training examples dropped because the test file has their prompt.
+    `duplicates` counts test examples whose prompt and completion (`train_test_pairs`), prompt (`train_test_requests`)
+    or completion (`train_test_answers`) also occurs in training, validation examples whose prompt does
+    (`train_validation_requests`), repeated training examples (`within_train_pairs`), and those `dropped` because the
+    test file has their prompt.
     """
 
     train: list[Example]
@@ -86,20 +81,12 @@ def split_pairs(
     limit: int | None = None,
     drop_test_duplicates: bool = False,
 ) -> ExampleSplits:
-    """Holds validation examples out of `train`, and keeps `limit` of the others.
+    """Holds a fraction of `train` out for validation, and keeps `limit` of the others; `test` stays as it is.
 
-    Examples with one completion (one `code`, where there is one) stay together. Completions are held out in random
+    Examples with one completion (one `code`, where there is one) stay together: completions are held out in random
     order as long as they fit into the fraction. If a completion exceeds the fraction, as a class does, prompts are held
-    out instead. The order of examples is kept. A smaller limit keeps a subset of a larger one; the validation examples
-    are the same.
-
-    Args:
-        train: examples of the training file.
-        test: examples of the test file, returned as they are.
-        validation_fraction: fraction of `train` to hold out, in [0, 1).
-        seed: of the choice of validation and of kept examples.
-        limit: training examples to keep; None keeps all.
-        drop_test_duplicates: drop the examples of `train` whose prompt occurs in `test`; otherwise only count them.
+    out instead. The order of examples is kept. A smaller limit keeps a subset of a larger one, with the same validation
+    examples. `drop_test_duplicates` drops training examples whose prompt occurs in `test`; otherwise they are counted.
 
     Raises:
         InputError: a fraction or limit out of its range, no training example, or a fraction in which nothing fits.
@@ -130,19 +117,17 @@ def split_pairs(
         )
     validation = [example for example, key in zip(usable, keys, strict=True) if key in held_out]
     kept = [example for example, key in zip(usable, keys, strict=True) if key not in held_out]
+    dropped = len(train) - len(usable)
     if not kept:
-        raise InputError(
-            f"a training set must have at least 1 pair, got {len(train)} pairs, {len(train) - len(usable)} of them "
-            f"dropped and {len(validation)} held out"
-        )
+        lost = f"{dropped} of them dropped and {len(validation)} held out"
+        raise InputError(f"a training set must have at least 1 pair, got {len(train)} pairs, {lost}")
     if limit is not None:
         if not 1 <= limit <= len(kept):
             raise InputError(f"limit must be in 1..{len(kept)} (training pairs after validation), got {limit}")
         rows = list(range(len(kept)))
         rng.shuffle(rows)
         kept = [kept[row] for row in sorted(rows[:limit])]
-    duplicates = _duplicates(kept, validation, test) | {"dropped": len(train) - len(usable)}
-    return ExampleSplits(kept, validation, list(test), duplicates)
+    return ExampleSplits(kept, validation, list(test), _duplicates(kept, validation, test) | {"dropped": dropped})
 
 
 def chat_files(
@@ -155,19 +140,7 @@ def chat_files(
     system: bool = True,
     drop_test_duplicates: bool = False,
 ) -> ExampleSplits:
-    """Chat JSON lines; several files follow each other.
-
-    Args:
-        train: files of training examples.
-        test: files of test examples; None for none.
-        folder: where the files are; None for the working directory.
-        system: keep the system prompts.
-
-    Raises:
-        InputError: a file is missing, empty or not a chat file (naming file, line and field), or `split_pairs` refuses
-            its examples.
-    """
-
+    """Chat JSON lines; `system` keeps their system prompts."""
     read = partial(_from_chat, system=system)
     training, testing = _read_all(train, folder, read), _read_all(test, folder, read)
     return split_pairs(training, testing, validation_fraction, seed, limit, drop_test_duplicates)
@@ -185,20 +158,7 @@ def column_files(
     system: str | None = None,
     drop_test_duplicates: bool = False,
 ) -> ExampleSplits:
-    """JSON lines with two columns of text; other columns are not read.
-
-    Args:
-        train: files of training examples.
-        test: files of test examples; None for none.
-        prompt: name of the prompt's column.
-        completion: name of the completion's column.
-        folder: where the files are; None for the working directory.
-        system: the system prompt of every example, if any.
-
-    Raises:
-        InputError: as for `chat_files`.
-    """
-
+    """JSON lines with a column of text for prompts, one for completions; `system` is every example's system prompt."""
     read = partial(_from_columns, prompt=prompt, completion=completion, system=system)
     training, testing = _read_all(train, folder, read), _read_all(test, folder, read)
     return split_pairs(training, testing, validation_fraction, seed, limit, drop_test_duplicates)
@@ -218,21 +178,10 @@ def hugging_face(
     system: str | None = None,
     drop_test_duplicates: bool = False,
 ) -> ExampleSplits:
-    """Two text columns of a data set that the `datasets` library loads.
+    """Two text columns of a data set on the hub, or of its folder, by the `datasets` library.
 
-    Args:
-        path: the data set's name on the hub, or its folder.
-        train_split: as `datasets` writes splits: `train`, `train[:1000]`.
-        test_split: likewise; None for no test examples.
-        prompt: name of the prompt's column.
-        completion: name of the completion's column.
-        name: the data set's configuration, if it has several.
-        revision: branch, tag or commit; None for the newest.
-        system: the system prompt of every example, if any.
-
-    Raises:
-        InputError: `datasets` is not installed or cannot load the split; a column is missing or a row is not text
-            (naming split, row and column); or `split_pairs` refuses the examples.
+    Splits are written as `datasets` has them (`train[:1000]`). `name` is the data set's configuration, if it has
+    several; `revision` a branch, tag or commit.
     """
     try:
         datasets = importlib.import_module("datasets")
@@ -268,55 +217,18 @@ def nlrx(
 
     SYNTH is the English of a grammar, TURK its paraphrase by people. TURK has no test file here, so `turk` has no test
     examples and `both` has those of SYNTH. With `both`, an expression is held out in both phrasings, and `limit` counts
-    the examples of both.
-
-    Args:
-        folder: holds `synth_train.jsonl`, `turk_train.jsonl` and `synth_test.jsonl`.
-        phrasing: of the training examples.
-        system: keep the system prompts.
-
-    Raises:
-        InputError: an unknown phrasing, with `both` files that are not aligned, or as for `chat_files`.
+    the examples of both. `folder` holds `synth_train.jsonl`, `turk_train.jsonl` and `synth_test.jsonl`.
     """
     if phrasing not in ("synth", "turk", "both"):
         raise InputError(f"phrasing must be synth, turk or both, got {phrasing!r}")
-    if phrasing == "both":
-        synth, turk = (read_chat(Path(folder) / f"{name}_train.jsonl") for name in ("synth", "turk"))
-        if len(synth) != len(turk):
-            raise InputError(f"{folder}: both phrasings must have as many lines, got {len(synth)} and {len(turk)}")
-        for ours, theirs in zip(synth, turk, strict=True):
-            if ours.completion != theirs.completion:
-                rule = f"{theirs.source} must have the completion of {ours.source}, {ours.completion!r}"
-                raise InputError(f"{folder}: {rule}, got {theirs.completion!r}")
     train = [f"{name}_train.jsonl" for name in ("synth", "turk") if phrasing in (name, "both")]
     test = None if phrasing == "turk" else "synth_test.jsonl"
     return chat_files(train, test, validation_fraction, seed, limit, folder, system, drop_test_duplicates)
 
 
 def read_chat(path: str | Path, system: bool = True) -> list[Example]:
-    """The examples of a chat file, without their system prompts unless `system`.
-
-    Raises:
-        InputError: naming file, line, field, the rule and the value got.
-    """
+    """The examples of a chat file, without their system prompts unless `system`."""
     return _read_all(str(path), None, partial(_from_chat, system=system))
-
-
-def write_chat(path: str | Path, examples: Iterable[Example]) -> None:
-    """Writes a chat file; `source` is not written, it is the line itself."""
-
-    def message(role: str, content: str) -> dict[str, str]:
-        return {"role": role, "content": content}
-
-    lines = []
-    for example in examples:
-        prompt = [] if example.system is None else [message("system", example.system)]
-        turns = [*prompt, message("user", example.prompt), message("assistant", example.completion)]
-        row = {"messages": turns}
-        if example.text is not None and example.code is not None:
-            row |= {"text": [message("user", example.text)], "code": [message("assistant", example.code)]}
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    Path(path).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def _duplicates(train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> dict[str, int]:
@@ -341,7 +253,7 @@ def _read_all(
 ) -> list[Example]:
     """The examples of several files: `read` makes one of a line's object and its source."""
     examples: list[Example] = []
-    for name in [] if files is None else [files] if isinstance(files, str) else files:
+    for name in [files] if isinstance(files, str) else files or []:
         path, before = Path(folder or "") / name, len(examples)
         for number, row in read_lines(path, "file of pairs"):
             with located(f"{path}:{number}"):
@@ -351,7 +263,7 @@ def _read_all(
     return examples
 
 
-def _from_chat(row: JsonObject, source: str, system: bool = True) -> Example:
+def _from_chat(row: JsonObject, source: str, system: bool) -> Example:
     if unknown := row.keys() - {"messages", "text", "code"}:
         raise InputError(f"keys must be among messages, text and code, got {sorted(unknown)}")
     *before, prompt, completion = _messages(row, "messages", ["system", "user", "assistant"], ["user", "assistant"])

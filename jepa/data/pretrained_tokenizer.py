@@ -14,15 +14,10 @@ from jepa.pretrained import source
 
 
 class PretrainedTokenizer:
-    """Texts to padded ids and back with a Hugging Face tokenizer.
+    """Texts to padded ids and back with the tokenizer of a hub name or a local folder.
 
-    Args:
-        name: a hub name or a local folder.
-        max_length: the most tokens of a text, special ones included; None: the tokenizer's own limit. VL-JEPA has 512
-            for queries and targets (section 3.1).
-
-    Raises:
-        InputError: there is no such tokenizer, or `max_length` is below 1.
+    A text may have `max_length` tokens, special ones included; None: the tokenizer's own limit. VL-JEPA has 512 for
+    queries and targets (section 3.1).
     """
 
     def __init__(self, name: str, max_length: int | None = None) -> None:
@@ -31,7 +26,6 @@ class PretrainedTokenizer:
             self.hf.model_max_length = check_int("max_length", max_length, 1)  # saved with the tokenizer
 
     def save(self, folder: Path) -> None:
-        """Writes the files that `PretrainedTokenizer(folder)` reads."""
         self.hf.save_pretrained(folder)
 
     def __len__(self) -> int:
@@ -48,19 +42,13 @@ class PretrainedTokenizer:
 
     @property
     def eos_id(self) -> int:
-        """The token that ends a text; raises `InputError` if the tokenizer has none."""
+        """The token that ends a text."""
         if self.hf.eos_token_id is None:
             raise InputError("to end a text, a tokenizer must have an end-of-text token (eos_token), got none")
         return int(self.hf.eos_token_id)
 
-    end_id = eos_id
-
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Right-padded `ids` (B, L) and `mask` (B, L), true at real tokens, with the special tokens of the model.
-
-        Raises:
-            InputError: a text has more than `max_length` tokens.
-        """
+        """Right-padded `ids` (B, L) and `mask` (B, L), true at real tokens, with the special tokens of the model."""
         return self._padded(texts, self._rows(texts, special=True))
 
     def encode_closed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -83,7 +71,7 @@ class PretrainedTokenizer:
 
 
 def load_tokenizer(path: str, name: str) -> PreTrainedTokenizerBase:
-    """The Hugging Face tokenizer of a folder or hub name; raises `InputError` with `name` if there is none."""
+    """The Hugging Face tokenizer of a folder or hub name, which errors call `name`."""
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:

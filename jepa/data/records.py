@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jepa.data.json_lines import JsonObject, located, read_lines
+from jepa.data.json_lines import JsonObject, located, read_lines, write_lines
 from jepa.errors import InputError
 
 
@@ -57,12 +56,8 @@ class StreamRecord:
 
 def write_records(records: Iterable[StreamRecord], path: Path) -> None:
     """One JSON object a line: `{video_id, duration, events: [[start, end, text], ...]}`."""
-    lines = []
-    for record in records:
-        events = [[event.start, event.end, event.text] for event in record.events]
-        data = {"video_id": record.video_id, "duration": record.duration, "events": events}
-        lines.append(json.dumps(data, ensure_ascii=False) + "\n")
-    path.write_text("".join(lines), encoding="utf-8")
+    rows = ((r.video_id, r.duration, [[e.start, e.end, e.text] for e in r.events]) for r in records)
+    write_lines(path, (dict(zip(("video_id", "duration", "events"), row, strict=True)) for row in rows))
 
 
 def read_records(path: Path) -> list[StreamRecord]:

@@ -1,15 +1,14 @@
 """Requests for regular expressions and their answers, from the grammar of NL-RX-SYNTH.
 
-After Locascio, Narasimhan, DeLeon, Kushman, Barzilay 2016 (arXiv 1608.03000), Table 1. An expression grows from
-production rules, each with a side in regular expressions and a side in English. The finer points of the English ("lines
-not having a vowel") are read off the published pairs; the grammar derives all 10,000 letter by letter. No terminal
-occurs twice in an expression, and the quoted words come in a fixed order.
+After Locascio et al. 2016 (arXiv 1608.03000), Table 1. An expression grows from production rules, each with a side in
+regular expressions and a side in English. The finer points of the English ("lines not having a vowel") are read off the
+published pairs; the grammar derives all 10,000 letter by letter. No terminal occurs twice in an expression, and the
+quoted words come in a fixed order.
 
-Rules are drawn at rates fitted to the published pairs. In 10,000 generated pairs, the fraction with each rule, terminal
-and depth is within 0.05 of the published one. Prompts have 12.7 words (published: 12.2), completions 27.6 letters
-(26.0), and 51 % have three rules (42 %), because all generated prompts and expressions differ and short ones run out.
+Rules are drawn at rates fitted to the published pairs: the fraction with each rule, terminal and depth is within 0.05
+of theirs. As all prompts and expressions differ and short ones run out, 51 % have three rules (published: 42 %).
 
-Nothing is downloaded. The same seed gives the same pairs on every machine.
+The same seed gives the same pairs on every machine.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from random import Random
 
 from jepa.data.pairs import Example, ExampleSplits, split_pairs
-from jepa.errors import InputError
+from jepa.errors import InputError, check_int
 
 SYSTEM_PROMPT = "Convert natural language to regular expression."
 WORDS = ("dog", "truck", "ring", "lake")  # in the order in which an expression takes them
@@ -38,17 +37,13 @@ CLASSES = tuple(name for name in TERMINALS if name not in QUOTED)
 
 @dataclass(frozen=True)
 class Rule:
-    """A production: `regex` and `english` with a slot {0}, {1}, … for each part and {n} for a count.
-
-    `weight` is its rate as the outermost rule, `inner` its rate below another rule that allows it. `inside` are the
-    rules that its parts may have.
-    """
+    """A production: `regex` and `english` with a slot {0}, {1}, … for each part and {n} for a count."""
 
     regex: str
     english: str
-    weight: int
-    inner: int
-    inside: tuple[str, ...] = ()
+    weight: int  # its rate as the outermost rule
+    inner: int  # its rate below another rule that allows it
+    inside: tuple[str, ...] = ()  # the rules that its parts may have
 
     @property
     def arity(self) -> int:
@@ -149,14 +144,10 @@ def rephrase(expression: Expression, rng: Random) -> str:
     return rng.choice(_OPENINGS).format(_other_words(expression, rng))
 
 
-def sample(rng: Random, max_depth: int = 3) -> Expression:
-    """A random expression of at most 3 rules, nested at most `max_depth` deep (1 to 3)."""
-    weights = {name: rule.weight for name, rule in RULES.items()}
-    while True:
-        size = 1 if max_depth == 1 else rng.choices(list(_SIZES), list(_SIZES.values()))[0]
-        expression = _grow(rng, size, weights, _terminals(rng))
-        if _depth(expression) <= max_depth:
-            return expression
+def sample(rng: Random) -> Expression:
+    """A random expression of at most 3 rules."""
+    size = rng.choices(list(_SIZES), list(_SIZES.values()))[0]
+    return _grow(rng, size, {name: rule.weight for name, rule in RULES.items()}, _terminals(rng))
 
 
 def generate(
@@ -164,55 +155,39 @@ def generate(
     test_pairs: int,
     validation_fraction: float,
     seed: int,
-    max_depth: int = 3,
     limit: int | None = None,
     phrasings: int = 1,
     system: bool = True,
 ) -> ExampleSplits:
-    """Distinct expressions and their requests, split so that no expression lies in two splits.
+    """Distinct expressions and their requests: `pairs` to train and validate on, `test_pairs` others to test on.
 
-    Args:
-        pairs: expressions to train and validate on.
-        test_pairs: expressions to test on.
-        validation_fraction: fraction of `pairs` held out, in [0, 1).
-        seed: of everything drawn.
-        max_depth: how deep rules nest, 1 to 3; NL-RX-SYNTH has 2 % of depth 1, 69 % of depth 2, 30 % of depth 3.
-        limit: training pairs kept; None keeps all.
-        phrasings: 1 for NL-RX-SYNTH's English; 2 adds a `rephrase` of each expression to its split. The source of a
-            pair is `generated:17` or `generated:17:rephrased`.
-        system: with NL-RX's system prompt.
-
-    Raises:
-        InputError: a number is out of its range, or the grammar has not as many expressions as asked for.
+    With 2 `phrasings`, a `rephrase` of each expression is beside its request. The source of an example is
+    `generated:17` or `generated:17:rephrased`. `system` adds NL-RX's system prompt. See `split_pairs`.
     """
-    for name, value, low in (("pairs", pairs, 1), ("test_pairs", test_pairs, 0)):
-        if value < low:
-            raise InputError(f"{name} must be >= {low}, got {value}")
-    for name, value, high in (("max_depth", max_depth, 3), ("phrasings", phrasings, 2)):
-        if not 1 <= value <= high:
-            raise InputError(f"{name} must be in 1..{high}, got {value}")
+    check_int("pairs", pairs, 1)
+    check_int("test_pairs", test_pairs, 0)
+    if phrasings not in (1, 2):
+        raise InputError(f"phrasings must be 1 or 2, got {phrasings}")
     made, prompt = [], SYSTEM_PROMPT if system else None
-    for index, texts in enumerate(_distinct(pairs + test_pairs, seed, max_depth)):
-        answer, *requests = texts
+    for index, (answer, *requests) in enumerate(_distinct(pairs + test_pairs, seed)):
         for text, mark in zip(requests[:phrasings], ("", ":rephrased"), strict=False):
             made.append(Example(text, answer, prompt, source=f"generated:{index}{mark}"))
     cut = pairs * phrasings
     return split_pairs(made[:cut], made[cut:], validation_fraction, seed, limit)
 
 
-def _distinct(count: int, seed: int, max_depth: int) -> Iterator[tuple[str, str, str]]:
+def _distinct(count: int, seed: int) -> Iterator[tuple[str, str, str]]:
     """`count` times (expression, request, request in other words), no expression and no request twice."""
     rng, seen, found, misses = Random(seed), set[str](), 0, 0
     while found < count:
-        expression = sample(rng, max_depth)
+        expression = sample(rng)
         texts = regex(expression), request(expression), rephrase(expression, rng)
         if seen.isdisjoint(texts):
             seen.update(texts)
             found, misses = found + 1, 0
             yield texts
         elif (misses := misses + 1) == 1000:
-            limit = f"what the grammar yields at max_depth {max_depth} (about {found})"
-            raise InputError(f"pairs + test_pairs must be within {limit}, got {count}")
+            raise InputError(f"pairs + test_pairs must be within what the grammar yields (about {found}), got {count}")
 
 
 def _english(expression: Expression, negated: bool) -> str:
@@ -265,7 +240,3 @@ def _terminals(rng: Random) -> Iterator[str]:
     while True:
         word = next(words, None) if rng.random() < _WORD_RATE else None
         yield word or next(classes)
-
-
-def _depth(expression: Expression) -> int:
-    return 1 + max(map(_depth, expression.parts)) if expression.parts else 0

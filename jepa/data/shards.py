@@ -17,15 +17,13 @@ from itertools import count, groupby
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from jepa.data.clips import ClipBatch
 from jepa.data.json_lines import located, parse
-from jepa.data.manifest_batches import Prompts, Read
+from jepa.data.manifest_batches import Prompts, Read, Row, collate
 from jepa.data.manifests import Sample, WorldPredictionSample, parse_sample, read_manifest, sample_fields
 from jepa.data.media import Media, frame_files
 from jepa.errors import InputError, check_int
@@ -35,19 +33,7 @@ _BROKEN_IN_A_ROW = 1000  # samples; then nothing more is expected of the shards
 
 
 def write_shards(manifest: str | Path, folder: str | Path, per_shard: int) -> list[Path]:
-    """Packs a manifest, or an image folder, with its media into `shard-00000.tar` and on.
-
-    Args:
-        manifest: its path.
-        folder: where the shards go; it is made if missing.
-        per_shard: samples a shard.
-
-    Returns:
-        The shards, of `per_shard` samples each but for the last.
-
-    Raises:
-        InputError: `read_manifest` refuses the manifest, `folder` has shards already, or per_shard < 1.
-    """
+    """Packs a manifest, or an image folder, with its media into `shard-00000.tar` and on, `per_shard` samples each."""
     check_int("per_shard", per_shard, 1)
     manifest, folder = Path(manifest), Path(folder)
     samples = read_manifest(manifest)
@@ -67,11 +53,7 @@ def write_shards(manifest: str | Path, folder: str | Path, per_shard: int) -> li
 
 
 def find_shards(pattern: str) -> list[Path]:
-    """The shards that a pattern names, in order: `s/shard-{00000..00012}.tar`, `s/shard-*.tar`, or a path.
-
-    Raises:
-        InputError: there is none; of a range in braces, one is missing.
-    """
+    """The shards that a pattern names, in order: `s/shard-{00000..00012}.tar` (all), `s/shard-*.tar`, or a path."""
     found = [Path(path) for name in _unfolded(pattern) for path in (sorted(glob(name)) or [name])]
     for path in found:
         if not path.is_file():
@@ -94,7 +76,7 @@ def read_shard(path: Path, media: bool = True) -> Iterator[Sample]:
     """The samples of a shard in order, with their media in memory; without `media` they are left empty.
 
     Raises:
-        InputError: the shard is missing, truncated or no tar file, or a sample is malformed. It names both.
+        InputError: the shard is missing, truncated or no tar file, or a sample is malformed.
     """
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|" if media else "r:") as tar:
@@ -111,19 +93,11 @@ def read_shard(path: Path, media: bool = True) -> Iterator[Sample]:
 
 
 class Shards(IterableDataset[Sample]):
-    """Samples of shards, epoch after epoch without end.
+    """Samples of shards, epoch after epoch without end, in an order that the seed and the number of readers fix.
 
-    Every epoch takes the shards in a new order, and one rank and worker reads each. Samples are shuffled within a
-    buffer. The order depends on the seed and the numbers of ranks and workers alone.
-
-    Args:
-        paths: at least as many as ranks x workers.
-        buffer: samples, with their media, that wait to be drawn; 1 keeps the order of a shard.
-        skip_broken: give up a shard where it breaks, and name it in `skipped`; otherwise a broken shard is an error.
-        everywhere: every rank reads all shards, as in validation; otherwise one rank reads each shard.
-
-    Raises:
-        InputError: no path, or buffer < 1; while reading, too few shards, or a broken one.
+    Every epoch takes the shards in a new order. One rank and worker reads each, or `everywhere`, as in validation, one
+    worker of every rank. Samples are shuffled within a buffer of so many samples, with their media; 1 keeps the order
+    of a shard. `skip_broken` gives a shard up where it breaks, and names it in `skipped`.
     """
 
     def __init__(
@@ -131,7 +105,7 @@ class Shards(IterableDataset[Sample]):
     ) -> None:
         if not paths:
             raise InputError("shards must be at least 1, got none")
-        self.paths, self.seed, self.buffer = list(paths), seed, check_int("buffer", buffer, 1)
+        self.paths, self.seed, self.buffer = paths, seed, check_int("buffer", buffer, 1)
         self.skip_broken, self.everywhere = skip_broken, everywhere
         self.skipped: list[str] = []  # why this process gave a shard up, each time
 
@@ -173,18 +147,10 @@ class Shards(IterableDataset[Sample]):
 
 
 class ShardBatches(IterableDataset[ClipBatch]):
-    """Training batches of shards without end, in the mixture that the shards have.
+    """Training batches of the captions, questions and classes of shards without end, in the mixture that these have.
 
-    Args:
-        shards: captions, questions and classes.
-        read: as of `ManifestBatches`.
-        prompts: queries and texts.
-        skip_broken: leave out samples whose medium cannot be read. The next batch's `skipped` names them and the
-            shards that were given up. Otherwise either is an error.
-
-    Raises:
-        InputError: batch_size < 1; while reading, a sample of world prediction, a broken medium, or, with
-            `skip_broken`, a thousand broken ones in a row.
+    `skip_broken` leaves samples out whose medium cannot be read. The next batch's `skipped` names them and the shards
+    that were given up. A sample of world prediction is an error, and so are 1000 broken media in a row.
     """
 
     def __init__(
@@ -195,7 +161,7 @@ class ShardBatches(IterableDataset[ClipBatch]):
 
     def __iter__(self) -> Iterator[ClipBatch]:
         rng = np.random.default_rng([self.shards.seed, 2, self.shards.place()[0]])
-        batch, skipped, broken = list[tuple[Tensor, str, str]](), list[str](), 0
+        rows, skipped, broken = list[Row](), list[str](), 0
         for sample in self.shards:
             if isinstance(sample, WorldPredictionSample):
                 raise InputError(f"samples to train on must be no world prediction, got {sample.id!r}")
@@ -210,26 +176,24 @@ class ShardBatches(IterableDataset[ClipBatch]):
                 skipped.append(str(error))
                 continue
             broken = 0
-            batch.append((states, *self.prompts.ask(sample, rng)))
-            if len(batch) == self.batch_size:
-                skipped += self.shards.skipped
+            rows.append((states, *self.prompts.ask(sample, rng)))
+            if len(rows) == self.batch_size:
+                yield collate(rows, skipped + self.shards.skipped)
                 self.shards.skipped.clear()
-                media, queries, texts = zip(*batch, strict=True)
-                yield ClipBatch(torch.stack(media), list(queries), list(texts), [], skipped)
-                batch, skipped = [], []
+                rows, skipped = [], []
 
 
 def _add_sample(tar: tarfile.TarFile, key: str, sample: Sample, folder: Path) -> None:
     """Members of a sample whose media lie in `folder`."""
     contents: dict[str, Path] = {}
 
-    def rename(field: str, media: Media) -> str:
+    def rename(role: str, media: Media) -> str:
         if media.is_frames:
-            name = f"{key}.{field}"
+            name = f"{key}.{role}"
             files = frame_files(folder / media.name)
             contents.update({f"{name}.{i:05}{file.suffix}": file for i, file in enumerate(files)})
         else:
-            name = f"{key}{'' if field == 'media' else f'.{field}'}{Path(media.name).suffix.lower()}"
+            name = f"{key}{'' if role == 'media' else f'.{role}'}{Path(media.name).suffix.lower()}"
             contents[name] = folder / media.name
         return name
 
@@ -249,8 +213,8 @@ def _members(tar: tarfile.TarFile, media: bool) -> Iterator[tuple[str, bytes]]:
 
 def _key(name: str) -> str:
     """As WebDataset has it: all before the first dot of the file's name."""
-    folder, _, file = name.rpartition("/")
-    return f"{folder}/{file.partition('.')[0]}" if folder else file.partition(".")[0]
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
 
 
 def _sample(key: str, files: dict[str, bytes], number: int) -> Sample:

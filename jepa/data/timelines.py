@@ -1,17 +1,6 @@
-"""Readers of annotated timelines in the formats in which data sets publish them, into `StreamRecord`s.
+"""Readers of annotated timelines in the `FORMATS` in which data sets publish them, into `StreamRecord`s.
 
-| format | file | durations |
-|---|---|---|
-| `ego_exo4d` | `atomic_descriptions_{split}.json` | `takes.json` |
-| `ego4d` | `narration.json` | `ego4d.json` |
-| `epic` | a CSV of EPIC-KITCHENS-100 segments | `EPIC_100_video_info.csv` |
-| `activitynet` | `{train,val_1,val_2}.json` of ActivityNet Captions | in the file |
-| `youcook2` | `youcookii_annotations_trainval.json` | in the file |
-| `coin` | `COIN.json` | in the file |
-| `vitt` | `ViTT-annotations.json`, JSON lines | a CSV with the columns video_id and duration |
-
-The readers are strict: a missing key, a wrong type or an unknown video is an `InputError` that names the file, the line
-or key path, the rule and the value. Annotations that are well formed but unusable are dropped and counted.
+A missing key, a wrong type or an unknown video is an `InputError` with the file and the line or key path.
 
 *Points.* Ego-Exo4D, Ego4D and ViTT give a moment, not a span. A point is in force until the next later point of the
 same annotator, at most `point_seconds`, and not beyond the video's end.
@@ -29,10 +18,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from jepa.data.json_lines import JsonObject, located, parse_any
+from jepa.data.json_lines import JsonObject, located, parse_any, read_lines
 from jepa.data.records import Event, StreamRecord
 from jepa.errors import InputError, check_int, check_nonnegative, check_positive
 
@@ -43,13 +34,11 @@ _TAG = re.compile(r"^#[A-Za-z]+\s+")  # `#C C opens a drawer`: who acts
 
 @dataclass(frozen=True)
 class Timeline:
-    """Annotated streams, and the annotations left out of them.
+    """The streams of a file that have annotations, in its order.
 
-    Args:
-        records: the streams that have annotations, in the order of the file.
-        groups: `video_id` -> the group that a split must not divide: the participant where the format names one,
-            otherwise the video (with all its annotators).
-        dropped: reason -> number of annotations left out; "videos without annotations" counts videos.
+    `groups` names for each `video_id` what a split must not divide: the participant where the format has one, otherwise
+    the video with all its annotators. `dropped` counts the annotations left out by reason, and "videos without
+    annotations".
     """
 
     records: tuple[StreamRecord, ...]
@@ -61,31 +50,19 @@ class Timeline:
         """How many events begin before an earlier one of their record has ended. They are kept."""
         count = 0
         for record in self.records:
-            end = 0.0
-            for event in record.events:
-                count += event.start < end
-                end = max(end, event.end)
+            ends = accumulate((event.end for event in record.events), max)
+            count += sum(event.start < end for event, end in zip(record.events[1:], ends, strict=False))
         return count
 
 
 def read_timeline(
     path: str | Path, format: str, *, durations: str | Path | None = None, point_seconds: float = 8.0
 ) -> Timeline:
-    """Reads one annotation file.
+    """Reads annotations in one of `FORMATS`; `durations` is the file with the videos' lengths, if they lack them.
 
     Annotations are dropped and counted if they are marked as rejected or unsure, begin at the video's end or later, do
     not last, or have no text. A span that runs over the video's end is cut there. White space in texts becomes single
     spaces, and the tag in front of an Ego4D narration (`#C`, `#O`) is removed.
-
-    Args:
-        path: the annotations.
-        format: one of `FORMATS`.
-        durations: the file with the videos' lengths, for the formats whose annotations lack them.
-        point_seconds: how long a point is in force at most, in seconds.
-
-    Raises:
-        InputError: an unknown format; a file that is missing, unreadable or breaks its format; a durations file that
-            the format does not need, or none where it needs one; or no usable annotation.
     """
     if format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
@@ -97,9 +74,9 @@ def read_timeline(
     dropped: Counter[str] = Counter()
     lengths = {} if reader.lengths is None else reader.lengths(Path(str(durations)))
     records, groups = [], {}
-    for number, stream in reader.streams(Path(path), lengths, dropped):
+    for place, stream in reader.streams(Path(path), lengths, dropped):
         if stream.video_id in groups:
-            raise InputError(f"{number}: a video must be listed once, got {stream.video_id!r} again")
+            raise InputError(f"{place}: a video must be listed once, got {stream.video_id!r} again")
         groups[stream.video_id] = stream.group
         if events := make_events(stream.annotations, stream.duration, point_seconds, dropped):
             records.append(StreamRecord(stream.video_id, stream.duration, events))
@@ -125,19 +102,14 @@ class _Stream(NamedTuple):
     annotations: list[Annotation]
 
 
-class _Length(NamedTuple):
-    seconds: float
-    participant: str | None
-
-
-_Lengths = Mapping[str, _Length]
+_Lengths = Mapping[str, tuple[float, str]]  # seconds and group of each video
 _Streams = Iterator[tuple[str, _Stream]]  # with the place in the file, for errors
 
 
 class _Format(NamedTuple):
     streams: Callable[[Path, _Lengths, Counter[str]], _Streams]
-    durations: str | None
-    lengths: Callable[[Path], _Lengths] | None
+    durations: str | None = None
+    lengths: Callable[[Path], _Lengths] | None = None
 
 
 def make_events(
@@ -171,55 +143,40 @@ class _Json:
         self.value, self.where = value, where
 
     def __getitem__(self, key: str) -> _Json:
-        return _Json(self._object().get(key, _ABSENT), f"{self.where}.{key}")
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._object()
+        if key not in self.object():
+            raise InputError(f"{self.where}.{key} must be there, got nothing")
+        return _Json(self.value[key], f"{self.where}.{key}")
 
     def items(self) -> list[tuple[str, _Json]]:
-        return [(key, self[key]) for key in self._object()]
+        return [(key, self[key]) for key in self.object()]
+
+    def object(self) -> JsonObject:
+        return self._checked(isinstance(self.value, dict), "be an object")
 
     def array(self, length: int | None = None) -> list[_Json]:
-        if not isinstance(self.value, list) or length not in (None, len(self.value)):
-            self._refuse("be a list" if length is None else f"be a list of {length}")
+        good = isinstance(self.value, list) and length in (None, len(self.value))
+        self._checked(good, "be a list" if length is None else f"be a list of {length}")
         return [_Json(item, f"{self.where}[{index}]") for index, item in enumerate(self.value)]
 
     def text(self) -> str:
-        if not isinstance(self.value, str):
-            self._refuse("be text")
-        return self.value
+        return self._checked(isinstance(self.value, str), "be text")
 
     def flag(self) -> bool:
-        if not isinstance(self.value, bool):
-            self._refuse("be true or false")
-        return self.value
+        return self._checked(isinstance(self.value, bool), "be true or false")
 
     def name(self) -> str:
         """Text, or a whole number as text."""
-        if isinstance(self.value, bool) or not isinstance(self.value, (str, int)):
-            self._refuse("be text or a whole number")
-        return str(self.value)
+        good = isinstance(self.value, (str, int)) and not isinstance(self.value, bool)
+        return str(self._checked(good, "be text or a whole number"))
 
     def number(self, positive: bool = False) -> float:
-        value = self.value
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not good or value < 0 or (positive and value == 0):
-            self._refuse(f"be a number {'>' if positive else '>='} 0")
-        return float(value)
+        return float((check_positive if positive else check_nonnegative)(self.where, self.value))
 
-    def _object(self) -> JsonObject:
-        if not isinstance(self.value, dict):
-            self._refuse("be an object")
+    def _checked(self, good: bool, rule: str) -> Any:
+        if not good:
+            shown = repr(self.value)
+            raise InputError(f"{self.where} must {rule}, got {shown if len(shown) <= 80 else shown[:77] + '...'}")
         return self.value
-
-    def _refuse(self, rule: str) -> NoReturn:
-        if self.value is _ABSENT:
-            raise InputError(f"{self.where} must be there, got nothing")
-        shown = repr(self.value)
-        raise InputError(f"{self.where} must {rule}, got {shown if len(shown) <= 80 else shown[:77] + '...'}")
-
-
-_ABSENT = object()
 
 
 def _read(path: Path) -> bytes:
@@ -229,16 +186,13 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _parse(text: bytes, where: str) -> _Json:
-    with located(where):
-        return _Json(parse_any(text), f"{where}: $")
-
-
 def _read_json(path: Path) -> _Json:
-    return _parse(_read(path), str(path))
+    text = _read(path)
+    with located(str(path)):
+        return _Json(parse_any(text), f"{path}: $")
 
 
-def _length(lengths: _Lengths, video: str, where: str) -> _Length:
+def _length(lengths: _Lengths, video: str, where: str) -> tuple[float, str]:
     if video not in lengths:
         raise InputError(f"{where} must be a video of the durations file, got {video!r}")
     return lengths[video]
@@ -246,7 +200,7 @@ def _length(lengths: _Lengths, video: str, where: str) -> _Length:
 
 def _ego_exo4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
     for take, passes in _read_json(path)["annotations"].items():
-        length = _length(lengths, take, passes.where)
+        seconds, group = _length(lengths, take, passes.where)
         seen: Counter[str] = Counter()
         for item in passes.array():
             descriptions = item["descriptions"].array()
@@ -260,25 +214,24 @@ def _ego_exo4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams
             sure = [description for description in descriptions if not description["unsure"].flag()]
             dropped["unsure"] += len(descriptions) - len(sure)
             points = [Annotation(d["timestamp"].number(), None, d["text"].text()) for d in sure]
-            group = length.participant or take
-            yield item.where, _Stream(f"{take}/{annotator}", group, length.seconds, points)
+            yield item.where, _Stream(f"{take}/{annotator}", group, seconds, points)
 
 
 def _takes(path: Path) -> _Lengths:
     lengths = {}
     for take in _read_json(path).array():
-        participant = take["participant_uid"].name() if "participant_uid" in take else None
-        lengths[take["take_uid"].text()] = _Length(take["duration_sec"].number(positive=True), participant)
+        group = take["participant_uid" if "participant_uid" in take.object() else "take_uid"].name()
+        lengths[take["take_uid"].text()] = take["duration_sec"].number(positive=True), group
     return lengths
 
 
 def _ego4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
     for video, passes in _read_json(path).items():
-        names = [name for name, _ in passes.items() if name.startswith("narration_pass_")]
+        names = [name for name in passes.object() if name.startswith("narration_pass_")]
         if not names:  # a redacted video has its status alone
             dropped["videos without annotations"] += 1
         for name in names:
-            length = _length(lengths, video, passes.where)
+            seconds, group = _length(lengths, video, passes.where)
             points = []
             for item in passes[name]["narrations"].array():
                 text = item["narration_text"].text()
@@ -286,12 +239,12 @@ def _ego4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
                     dropped["unsure"] += 1
                 else:
                     points.append(Annotation(item["timestamp_sec"].number(), None, _TAG.sub("", text.strip())))
-            yield passes[name].where, _Stream(f"{video}/{name}", video, length.seconds, points)
+            yield passes[name].where, _Stream(f"{video}/{name}", group, seconds, points)
 
 
 def _ego4d_videos(path: Path) -> _Lengths:
-    videos = _read_json(path)["videos"].array()
-    return {v["video_uid"].text(): _Length(v["duration_sec"].number(positive=True), None) for v in videos}
+    videos = {video["video_uid"].text(): video for video in _read_json(path)["videos"].array()}
+    return {name: (video["duration_sec"].number(positive=True), name) for name, video in videos.items()}
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -299,9 +252,8 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str,
     try:
         text = _read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: must be UTF-8, got byte 0x{error.object[error.start]:02x} at {error.start}"
-        ) from None
+        byte = error.object[error.start]
+        raise InputError(f"{path}: must be UTF-8, got byte 0x{byte:02x} at {error.start}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         header = reader.fieldnames or []
@@ -322,9 +274,9 @@ def _epic(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
     for where, row in _rows(path, _EPIC_COLUMNS):
         video = row["video_id"]
         if video not in videos:
-            length = _length(lengths, video, f"{where}: video_id")
-            videos[video] = where, _Stream(video, row["participant_id"], length.seconds, [])
-        start, stop = (_clock(row[f"{bound}_timestamp"], f"{where}: {bound}_timestamp") for bound in ("start", "stop"))
+            seconds, _ = _length(lengths, video, f"{where}: video_id")
+            videos[video] = where, _Stream(video, row["participant_id"], seconds, [])
+        start, stop = (_clock(row[name], f"{where}: {name}") for name in ("start_timestamp", "stop_timestamp"))
         videos[video][1].annotations.append(Annotation(start, stop, row["narration"]))
     yield from videos.values()
 
@@ -341,75 +293,60 @@ def _csv_lengths(path: Path) -> _Lengths:
     lengths = {}
     for where, row in _rows(path, ("video_id", "duration")):
         try:
-            seconds = float(row["duration"])
+            lengths[row["video_id"]] = check_positive("duration", float(row["duration"])), row["video_id"]
         except ValueError:
-            seconds = math.nan
-        if not (math.isfinite(seconds) and seconds > 0):
-            raise InputError(f"{where}: duration must be a number > 0, got {row['duration']!r}")
-        lengths[row["video_id"]] = _Length(seconds, None)
+            raise InputError(f"{where}: duration must be a number > 0, got {row['duration']!r}") from None
     return lengths
 
 
 def _activitynet(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
     for video, item in _read_json(path).items():
         spans = item["timestamps"].array()
-        annotations = []
-        for span, sentence in zip(spans, item["sentences"].array(len(spans)), strict=True):
-            start, end = (bound.number() for bound in span.array(2))
-            annotations.append(Annotation(start, end, sentence.text()))
+        pairs = zip(spans, item["sentences"].array(len(spans)), strict=True)
+        annotations = [_span(span, sentence) for span, sentence in pairs]
         yield item.where, _Stream(video, video, item["duration"].number(positive=True), annotations)
 
 
-def _database(path: Path, annotations: str, text: str) -> _Streams:
+def _database(path: Path, lengths: _Lengths, dropped: Counter[str], annotations: str, text: str) -> _Streams:
     """YouCook2 and COIN: `segment`s [start, end] with a text."""
     for video, item in _read_json(path)["database"].items():
-        spans = []
-        for span in item[annotations].array():
-            start, end = (bound.number() for bound in span["segment"].array(2))
-            spans.append(Annotation(start, end, span[text].text()))
+        spans = [_span(span["segment"], span[text]) for span in item[annotations].array()]
         yield item.where, _Stream(video, video, item["duration"].number(positive=True), spans)
 
 
-def _youcook2(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
-    return _database(path, "annotations", "sentence")
-
-
-def _coin(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
-    return _database(path, "annotation", "label")
+def _span(span: _Json, text: _Json) -> Annotation:
+    start, end = (bound.number() for bound in span.array(2))
+    return Annotation(start, end, text.text())
 
 
 def _vitt(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
     seen: Counter[str] = Counter()
-    for number, line in enumerate(_read(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        item = _parse(line, f"{path}:{number}")
+    for number, line in read_lines(path, "annotations"):
+        item = _Json(line, f"{path}:{number}: $")
         video = item["id"].text()
         seen[video] += 1  # one line an annotator
         tags = item["annotations"].array()
         points = [Annotation(tag["timestamp"].number() / 1000, None, tag["tag"].text()) for tag in tags]
-        length = _length(lengths, video, f"{item.where}.id")
-        yield item.where, _Stream(f"{video}/{seen[video]}", video, length.seconds, points)
+        seconds, group = _length(lengths, video, f"{item.where}.id")
+        yield item.where, _Stream(f"{video}/{seen[video]}", group, seconds, points)
 
 
-FORMATS: Mapping[str, _Format] = {
-    "ego_exo4d": _Format(_ego_exo4d, "takes.json", _takes),
-    "ego4d": _Format(_ego4d, "ego4d.json", _ego4d_videos),
-    "epic": _Format(_epic, "EPIC_100_video_info.csv", _csv_lengths),
-    "activitynet": _Format(_activitynet, None, None),
-    "youcook2": _Format(_youcook2, None, None),
-    "coin": _Format(_coin, None, None),
-    "vitt": _Format(_vitt, "a CSV file with the columns video_id and duration", _csv_lengths),
+FORMATS: Mapping[str, _Format] = {  # by name, with the files of annotations and of durations, where these are apart
+    "ego_exo4d": _Format(_ego_exo4d, "takes.json", _takes),  # atomic_descriptions_{split}.json
+    "ego4d": _Format(_ego4d, "ego4d.json", _ego4d_videos),  # narration.json
+    "epic": _Format(_epic, "EPIC_100_video_info.csv", _csv_lengths),  # a CSV of EPIC-KITCHENS-100 segments
+    "activitynet": _Format(_activitynet),  # {train,val_1,val_2}.json of ActivityNet Captions
+    "youcook2": _Format(partial(_database, annotations="annotations", text="sentence")),  # youcookii_annotations_*.json
+    "coin": _Format(partial(_database, annotations="annotation", text="label")),  # COIN.json
+    "vitt": _Format(_vitt, "a CSV file with the columns video_id and duration", _csv_lengths),  # ViTT-annotations.json
 }
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """The part of a timeline that is replayed.
+    """The part of a timeline that is replayed, in the splits `calibration` and `test`; no group has streams in both.
 
-    Args:
-        splits: the streams of `calibration` and of `test`; no group has streams in both.
-        cut: number of annotations left out because they end after the excerpt of their video.
+    `cut` annotations are left out because they end after the excerpt of their video.
     """
 
     splits: Mapping[str, list[StreamRecord]]
@@ -419,15 +356,9 @@ class Excerpt:
 def excerpt(timeline: Timeline, videos: int, minutes: float, calibration_fraction: float, split_by: str) -> Excerpt:
     """Chooses and splits streams by a fixed hash of their names: no seed changes them.
 
-    Args:
-        timeline: the annotated streams.
-        videos: most streams taken; 0 takes all.
-        minutes: length taken of each stream, from its beginning; 0 takes all.
-        calibration_fraction: fraction of groups whose streams calibrate.
-        split_by: "group" keeps a participant's videos together (see `Timeline.groups`), "video" a video's passes.
-
-    Raises:
-        InputError: a split gets fewer than 2 streams, or an argument is out of range.
+    At most `videos` streams are taken, `minutes` of each from its beginning; 0 takes all. A fraction of the groups
+    calibrates: the participants' videos (see `Timeline.groups`) if `split_by` is "group", a video's passes if "video".
+    Each split must get 2 streams.
     """
     check_int("videos", videos, 0)
     check_nonnegative("minutes", minutes)
@@ -436,10 +367,10 @@ def excerpt(timeline: Timeline, videos: int, minutes: float, calibration_fractio
     if split_by not in ("group", "video"):
         raise InputError(f"split_by must be group or video, got {split_by!r}")
     chosen = sorted(timeline.records, key=lambda record: name_fraction(record.video_id))[: videos or None]
-    splits: dict[str, list[StreamRecord]] = {split: [] for split in ("calibration", "test")}
     whole = {r.video_id: timeline.groups[r.video_id] if split_by == "group" else video_of(r.video_id) for r in chosen}
     names = sorted(set(whole.values()), key=lambda name: name_fraction(f"split {name}"))
     calibrating = set(names[: round(calibration_fraction * len(names))])
+    splits: dict[str, list[StreamRecord]] = {"calibration": [], "test": []}
     cut = 0
     for record in chosen:
         duration = min(record.duration, 60 * minutes) if minutes else record.duration

@@ -34,7 +34,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """BPE merges of `texts`; raises `InputError` if `vocab_size` is below the 256 bytes and 2 special tokens."""
+        """BPE merges of `texts`, see `train_bpe`."""
         return cls(train_bpe(texts, vocab_size, [PAD, EOS], lower=True))
 
     def __len__(self) -> int:
@@ -54,12 +54,10 @@ class Tokenizer:
         return [text.strip() for text in self._tokenizer.decode_batch([list(r) for r in rows])]
 
     def save(self, folder: Path) -> None:
-        """Writes `tokenizer.json` into the folder."""
         self._tokenizer.save(str(folder / _FILE))
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """Raises `InputError` if the file is missing or not a tokenizer."""
         path = folder / _FILE
         if not path.is_file():
             raise InputError(f"tokenizer not found: {path}")
@@ -70,16 +68,10 @@ class Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, special: list[str], lower: bool = False) -> _Tokenizer:
-    """A byte-level BPE tokenizer; with `lower` it lower-cases texts and begins words with a space.
-
-    Raises:
-        InputError: `vocab_size` is below the 256 bytes and the special tokens.
-    """
-    least = 256 + len(special)
-    if vocab_size < least:
-        raise InputError(
-            f"vocab_size must be >= {least} (256 bytes and {len(special)} special tokens), got {vocab_size}"
-        )
+    """A byte-level BPE tokenizer; with `lower` it lower-cases texts and begins words with a space."""
+    if vocab_size < (least := 256 + len(special)):
+        parts = f"256 bytes and {len(special)} special tokens"
+        raise InputError(f"vocab_size must be >= {least} ({parts}), got {vocab_size}")
     bpe = _Tokenizer(models.BPE())
     if lower:
         bpe.normalizer = normalizers.Lowercase()

@@ -1,12 +1,13 @@
 """Video files: streams of small square frames at a steady rate, and frames at given times.
 
-M frames, S their side in pixels.
+M frames, S their side in pixels. Times are seconds after the file's first frame.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,16 +24,9 @@ HOLD = 1.0  # seconds that the last frame may be shown beyond its time; a file t
 
 
 class VideoFile:
-    """An open video file. Use it by `with`, which turns decoding errors into an `InputError`.
+    """An open video file, which errors call `name`; one frame is in memory at a time. Use it by `with`.
 
-    Times are seconds after the file's first frame. One frame is in memory at a time.
-
-    Args:
-        name: for errors.
-        source: its path, or its bytes.
-
-    Raises:
-        InputError: the file is missing, has no video, or cannot be decoded, with the time that was reached.
+    A file that is missing, has no video or cannot be decoded is an `InputError` with the time that was reached.
     """
 
     def __init__(self, name: str, source: Path | bytes) -> None:
@@ -63,19 +57,18 @@ class VideoFile:
 
     @property
     def duration(self) -> float:
-        """Seconds from the first frame to the end of the video track, as the file states it.
+        """Seconds to the end of the video track, as the file states it.
 
-        Where the track states none (Matroska, WebM), packets are read from the last key frame on, without decoding. The
-        duration of the whole file may be that of the sound. It counts where no track lasts that long: the file is
-        truncated, and is taken as long as it once was.
+        Where the track states none (Matroska, WebM), packets are read from the last key frame on. The whole file's
+        duration may be that of the sound. It counts where no track lasts that long: the file is truncated.
         """
         if self._stream.duration is not None and self._stream.time_base is not None:
             return float(self._stream.duration * self._stream.time_base)
-        stated = self._container.duration
-        if stated is None:
+        if self._container.duration is None:
             return self._ends(None)[0] - self.first
-        video, longest = self._ends(stated / av.time_base)
-        return (video if longest > stated / av.time_base - HOLD else stated / av.time_base) - self.first
+        stated = self._container.duration / av.time_base
+        video, longest = self._ends(stated)
+        return (video if longest > stated - HOLD else stated) - self.first
 
     def _ends(self, near: float | None) -> tuple[float, float]:
         """Where the last packets of the video and of any track end, by timestamp: read from before `near`, or all."""
@@ -96,20 +89,14 @@ class VideoFile:
             self._container.seek(max(0, int(near / self._stream.time_base)), stream=self._stream)
         for frame in self._container.decode(self._stream):
             if frame.time is None:
-                raise InputError(
-                    f"{self.name}: every frame must have a timestamp, got none after {self._reached:.2f} s"
-                )
+                raise InputError(f"{self.name}: a frame must have a timestamp, got none after {self._reached:.2f} s")
             if frame.is_corrupt:
-                raise InputError(f"{self.name}: cannot be decoded beyond {self._reached:.2f} s: the frame is corrupt")
+                raise self._broken("the frame is corrupt")
             self._reached = frame.time
             yield frame
 
     def at(self, times: Iterable[float], size: int) -> Iterator[np.ndarray]:
-        """The newest frame at each of `times`, in order: (S, S, 3) uint8, see `picture`.
-
-        Raises:
-            InputError: also when the file ends more than `HOLD` seconds before a time: it is truncated.
-        """
+        """The newest frame at each of `times`, in order: (S, S, 3) uint8. A file that ends early is an `InputError`."""
         held: Any = None
         ahead: Any = None
         for time in times:
@@ -130,26 +117,22 @@ class VideoFile:
             shown = picture(held, size) if shown is None else shown
             yield shown
 
-    def _broken(self, error: BaseException) -> InputError:
+    def _broken(self, error: object) -> InputError:
         return InputError(f"{self.name}: cannot be decoded beyond {self._reached:.2f} s: {error}")
 
 
+@dataclass(frozen=True)
 class VideoStream:
-    """A video file with its annotations, read by PyAV, in the form of a `jepa.data.world.Stream`.
+    """A video file `path` with its annotations, in the form of a `jepa.data.world.Stream`.
 
-    Frame m is the newest frame at m / fps seconds after the first, whatever the frame rate of the file. It is turned as
-    its rotation says, scaled so that its shorter side is `size`, and cut to the square in the middle. The last frame is
-    held for at most `HOLD` seconds, since annotations are often rounded.
-
-    Args:
-        path: the file.
-        record: its annotations; frames beyond `record.duration` are not read.
-        size: S.
-        fps: frames a second.
+    Frame m is the newest `picture` at m / fps seconds, whatever the frame rate of the file. Frames beyond
+    `record.duration` are not read. The last one is held for at most `HOLD` seconds: annotations are often rounded.
     """
 
-    def __init__(self, path: Path, record: StreamRecord, size: int, fps: int) -> None:
-        self.path, self.record, self.size, self.fps = path, record, size, fps
+    path: Path
+    record: StreamRecord
+    size: int
+    fps: int
 
     @property
     def frame_count(self) -> int:
@@ -157,12 +140,7 @@ class VideoStream:
         return int(self.record.duration * self.fps)
 
     def frames(self, chunk: int = 128) -> Iterator[np.ndarray]:
-        """The frames in order, at most `chunk` at a time: (M, S, S, 3) uint8.
-
-        Raises:
-            InputError: the file is missing, has no video, or cannot be decoded, with the time that was reached; or the
-                file ends more than `HOLD` seconds before the annotated duration.
-        """
+        """The frames in order, at most `chunk` at a time: (M, S, S, 3) uint8. A file that ends early is an error."""
         waiting: list[np.ndarray] = []
         with VideoFile(str(self.path), self.path) as file:
             for frame, repeats in self._shown(file):

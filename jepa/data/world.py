@@ -3,18 +3,20 @@
 Pixels change at every frame; the meaning changes only at the boundary of two events. Everything is a function of seeds:
 the same seed gives the same pixels, texts and timelines on every machine, whatever the number of workers.
 
-Array letters: N clips, M frames, O = 2 object slots, S pixels a side, T frames a clip.
+N clips, M frames, O = 2 object slots, S pixels a side, T frames a clip.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import permutations, product
+from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 
 from jepa.data.records import Event, StreamRecord
 from jepa.errors import InputError, check_int, check_nonnegative, check_positive
@@ -61,9 +63,9 @@ NUMBERS = ("none", "one", "two")
 
 @dataclass(frozen=True)
 class Scene:
-    """What a window of video means: an action and who takes part, the acting object first.
+    """What a window of video means: an action and the (colour, shape) of who takes part, the acting object first.
 
-    `objects` holds (colour, shape) pairs: one for a solo action, two for a pair action, none to two when idle.
+    A solo action has one object, a pair action two, a pause none to two.
     """
 
     action: str
@@ -72,7 +74,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene: its `kind`, its text, the short answer, and the candidates it is chosen from."""
+    """A question about a scene, its short answer, and the candidates that this is chosen from."""
 
     kind: str
     text: str
@@ -112,26 +114,17 @@ def corpus() -> list[str]:
     """Every word form the world can say, for training a tokenizer: captions, queries, questions, answers."""
     texts = [*CAPTION_QUERIES, *IDLE_TEXTS, *NUMBERS, *COLOURS, *SHAPES]
     for scene in all_scenes():
-        texts += captions(scene)
-        for question in questions(scene):
-            texts += [question.text, question.answer]
+        texts += [*captions(scene), *(text for asked in questions(scene) for text in (asked.text, asked.answer))]
     return texts
 
 
 def all_scenes() -> list[Scene]:
     """Every composition with an event, in a fixed order; a circle or ring cannot be seen to spin, so it does not."""
     things = list(product(COLOURS, SHAPES))
-    solo = [
-        Scene(action, (thing,))
-        for action, thing in product(SOLO_ACTIONS, things)
-        if not (action == "spin" and thing[1] in ("circle", "ring"))
-    ]
-    pairs = [
-        Scene(action, (a, b))
-        for action, (a, b) in product(PAIR_ACTIONS, permutations(things, 2))
-        if a[0] != b[0] and a[1] != b[1]
-    ]
-    return solo + pairs
+    pairs = [(a, b) for a, b in permutations(things, 2) if a[0] != b[0] and a[1] != b[1]]
+    scenes = [Scene(action, (thing,)) for action, thing in product(SOLO_ACTIONS, things)]
+    scenes += [Scene(action, pair) for action, pair in product(PAIR_ACTIONS, pairs)]
+    return [s for s in scenes if s.action != "spin" or s.objects[0][1] not in ("circle", "ring")]
 
 
 def is_held_out(scene: Scene, percent: int) -> bool:
@@ -141,19 +134,14 @@ def is_held_out(scene: Scene, percent: int) -> bool:
 
 @dataclass(frozen=True)
 class StreamStyle:
-    """How the events of a stream follow each other. Times in seconds.
+    """How the events of a stream follow each other. Times in seconds."""
 
-    Durations are log-normal with mean `mean_event` and log-deviation `spread`, at least `shortest`. After an event
-    comes a pause with probability `pause_probability`, exponential with mean `mean_pause`. About a fraction
-    `recurrence` of the events repeats an earlier one word for word (EPIC-KITCHENS-100: 35 %), never the one before.
-    """
-
-    mean_event: float
-    spread: float = 0.5
+    mean_event: float  # of log-normal durations
+    spread: float = 0.5  # of their logarithms
     shortest: float = 1.0
-    pause_probability: float = 0.15
-    mean_pause: float = 3.0
-    recurrence: float = 0.35
+    pause_probability: float = 0.15  # of a pause after an event
+    mean_pause: float = 3.0  # of exponential durations
+    recurrence: float = 0.35  # fraction of events like an earlier one, not the last (EPIC-KITCHENS-100: 35 %)
 
     def __post_init__(self) -> None:
         for name in ("mean_event", "shortest", "mean_pause"):
@@ -162,15 +150,13 @@ class StreamStyle:
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.spread < 0 or self.shortest >= self.mean_event:
-            raise InputError(
-                f"spread must be >= 0 and shortest < mean_event, got spread {self.spread}, "
-                f"shortest {self.shortest}, mean_event {self.mean_event}"
-            )
+            got = f"spread {self.spread}, shortest {self.shortest}, mean_event {self.mean_event}"
+            raise InputError(f"spread must be >= 0 and shortest < mean_event, got {got}")
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a timeline with one meaning; a pause is a span whose scene is idle."""
+    """A stretch of a timeline with one meaning, or a pause."""
 
     start: float
     end: float
@@ -181,8 +167,8 @@ class Span:
 class World:
     """Scenes, clips and streams of `size` x `size` pixels at `fps` frames per second.
 
-    `noise` is the standard deviation of the per-pixel noise and `background` the amplitude of the drifting background,
-    both in grey levels (0-255); `held_out_percent` of all compositions never occur in training.
+    Pixels have normal `noise`, and drifting waves of the amplitude `background`, both in grey levels (0-255).
+    `held_out_percent` of all compositions never occur in training.
 
     >>> stream = World(size=32).stream("s", seed=(0,), duration=9.0, style=StreamStyle(mean_event=3.0))
     >>> next(stream.frames(chunk=8)).shape
@@ -211,21 +197,20 @@ class World:
     def _members(self) -> dict[str, frozenset[Scene]]:
         return {name: frozenset(solo + pairs) for name, (solo, pairs) in self.splits.items()}
 
-    def sample_scene(self, rng: np.random.Generator, split: str, pair_fraction: float = 0.3) -> Scene:
-        """A random composition of the split (or of `all`), a pair action with probability `pair_fraction`."""
-        is_pair = int(rng.random() < pair_fraction)
+    def sample_scene(self, rng: Generator, split: str) -> Scene:
+        """A random composition of the split (or of `all`), a pair action with probability 0.3."""
+        is_pair = int(rng.random() < 0.3)
         if split == "all":
             split = "held_out" if rng.random() < self.held_out_percent / 100 else "train"
         pool = self.splits[split][is_pair]
         return pool[rng.integers(len(pool))]
 
-    def vary(self, scene: Scene, what: str, rng: np.random.Generator, split: str) -> Scene | None:
+    def vary(self, scene: Scene, what: str, rng: Generator, split: str) -> Scene | None:
         """A scene of the split that differs from `scene` in its `what` alone; None if there is none."""
-        solo = scene.action in SOLO_ACTIONS
         slot = int(rng.integers(len(scene.objects)))
         colour, shape = scene.objects[slot]
         if what == "action":
-            options = [Scene(action, scene.objects) for action in (SOLO_ACTIONS if solo else PAIR_ACTIONS)]
+            options = [Scene(action, scene.objects) for action in ACTIONS]
         else:
             things = [(c, shape) for c in COLOURS] if what == "colour" else [(colour, s) for s in SHAPES]
             before, after = scene.objects[:slot], scene.objects[slot + 1 :]
@@ -234,42 +219,37 @@ class World:
         options = [option for option in options if option != scene and option in members]
         return options[rng.integers(len(options))] if options else None
 
-    def clips(self, spans: list[list[Span]], windows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def clips(self, spans: list[list[Span]], windows: np.ndarray, rng: Generator) -> np.ndarray:
         """One clip for each timeline in `spans`: the frames at `windows` (N, T) seconds, as (N, T, S, S, 3) uint8.
 
         Every clip gets a background of its own.
         """
         count, length = windows.shape
-        scenes = [span.scene for timeline in spans for span in timeline]
-        motion = _Motion.draw(scenes, rng)
+        motion = _Motion.draw([span for timeline in spans for span in timeline], rng)
         offsets = np.cumsum([0] + [len(timeline) for timeline in spans])
         index = np.empty((count, length), dtype=np.int64)
         for i, timeline in enumerate(spans):
             index[i] = offsets[i] + np.searchsorted([s.start for s in timeline[1:]], windows[i], side="right")
-        starts = np.array([span.start for timeline in spans for span in timeline])[index]
         backdrop = _Backdrop.draw(count, self.background, rng)
         row = np.repeat(np.arange(count), length)
-        frames = self._render(motion, index.ravel(), (windows - starts).ravel(), backdrop, row, windows.ravel(), rng)
+        frames = self._render(motion, index.ravel(), backdrop, row, windows.ravel(), rng)
         return frames.reshape(count, length, self.size, self.size, 3)
 
-    def transitions(self, scenes: list[Scene], rng: np.random.Generator, seconds: float = 0.5) -> np.ndarray:
-        """Two moments of each scene, `seconds` (at most 0.9) apart: before and after, (N, 2, S, S, 3) uint8.
+    def transitions(self, scenes: list[Scene], rng: Generator) -> np.ndarray:
+        """Two moments of each scene, half a second apart: before and after, (N, 2, S, S, 3) uint8.
 
         What grows or shrinks does not start over in between.
         """
-        motion = _Motion.draw(scenes, rng)
-        motion = replace(motion, phase=motion.phase / 2)  # of a cycle that lasts 1.8 s or longer
+        motion = _Motion.draw([Span(0.0, np.inf, scene, "") for scene in scenes], rng)
+        motion.phase /= 2  # of a cycle that lasts 1.8 s or longer
         backdrop = _Backdrop.draw(len(scenes), self.background, rng)
         row = np.repeat(np.arange(len(scenes)), 2)
-        now = np.tile([0.0, seconds], len(scenes))
-        frames = self._render(motion, row, now, backdrop, row, now, rng)
+        frames = self._render(motion, row, backdrop, row, np.tile([0.0, 0.5], len(scenes)), rng)
         return frames.reshape(len(scenes), 2, self.size, self.size, 3)
 
-    def timeline(self, rng: np.random.Generator, duration: float, style: StreamStyle, split: str) -> list[Span]:
+    def timeline(self, rng: Generator, duration: float, style: StreamStyle, split: str) -> list[Span]:
         """Events and pauses that fill `duration` seconds, in order and without a gap; scenes of `split` (or `all`)."""
-        spans: list[Span] = []
-        events: list[Span] = []
-        now = 0.0
+        spans, events, now = list[Span](), list[Span](), 0.0
         log_mean = np.log(style.mean_event) - 0.5 * style.spread**2
         while now < duration:
             earlier = [e for e in events[:-1] if e.scene != events[-1].scene]
@@ -299,25 +279,19 @@ class World:
         """The stream of a seed; its frames are drawn when they are asked for."""
         check_positive(f"duration of {video_id!r}", duration)
         spans = self.timeline(np.random.default_rng([*seed, 0]), duration, style, split)
-        return Stream(self, video_id, seed, duration, spans)
+        events = tuple(Event(s.start, s.end, s.text) for s in spans if s.scene.action != IDLE)
+        return Stream(self, seed, spans, StreamRecord(video_id, duration, events))
 
     def _render(
-        self,
-        motion: _Motion,
-        scene: np.ndarray,
-        elapsed: np.ndarray,
-        backdrop: _Backdrop,
-        row: np.ndarray,
-        now: np.ndarray,
-        rng: np.random.Generator,
+        self, motion: _Motion, scene: np.ndarray, backdrop: _Backdrop, row: np.ndarray, now: np.ndarray, rng: Generator
     ) -> np.ndarray:
-        """(M, S, S, 3) uint8: frame m shows `scene[m]`, `elapsed[m]` seconds in, before backdrop `row[m]`."""
+        """(M, S, S, 3) uint8: frame m shows `scene[m]` at `now[m]` seconds before backdrop `row[m]`."""
         image = backdrop.paint(row, now, self.size)
-        state = motion.at(scene, elapsed)
+        state = motion.at(scene, now)
         for slot in range(2):
             shown = np.flatnonzero(state.opacity[:, slot] > 0)
             if len(shown):
-                cover = _coverage(state, shown, slot, self.size)
+                cover = _coverage(_State(*(values[shown, slot] for values in state)), self.size)
                 colour = motion.colour[scene[shown], slot].reshape(-1, 3, 1, 1)
                 image[shown] += cover[:, None] * (colour - image[shown])
         if self.noise:
@@ -328,13 +302,14 @@ class World:
         return np.clip(image, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
+@dataclass(frozen=True)
 class Stream:
     """One procedural stream: its annotation `record`, its `spans` with the pauses, and its frames on demand."""
 
-    def __init__(self, world: World, video_id: str, seed: tuple[int, ...], duration: float, spans: list[Span]) -> None:
-        self.world, self.seed, self.spans = world, seed, spans
-        events = tuple(Event(s.start, s.end, s.text) for s in spans if s.scene.action != IDLE)
-        self.record = StreamRecord(video_id, duration, events)
+    world: World
+    seed: tuple[int, ...]
+    spans: list[Span]
+    record: StreamRecord
 
     @property
     def fps(self) -> int:
@@ -347,18 +322,15 @@ class Stream:
     def frames(self, chunk: int = 128) -> Iterator[np.ndarray]:
         """The frames in order, at most `chunk` at a time: (M, S, S, 3) uint8; frame m is at m / fps seconds."""
         rng = np.random.default_rng([*self.seed, 1])
-        motion = _Motion.draw([span.scene for span in self.spans], rng)
+        motion = _Motion.draw(self.spans, rng)
         backdrop = _Backdrop.draw(1, self.world.background, rng)
-        starts = np.array([span.start for span in self.spans])
         for first in range(0, self.frame_count, chunk):
             now = np.arange(first, min(first + chunk, self.frame_count)) / self.world.fps
-            scene = np.searchsorted(starts[1:], now, side="right")
-            row = np.zeros(len(now), dtype=np.int64)
-            yield self.world._render(motion, scene, now - starts[scene], backdrop, row, now, rng)
+            scene = np.searchsorted(motion.start[1:], now, side="right")
+            yield self.world._render(motion, scene, backdrop, np.zeros(len(now), dtype=np.int64), now, rng)
 
 
-@dataclass(frozen=True)
-class _State:
+class _State(NamedTuple):
     """Where the objects are: each (M, O), positions and radii as fractions of the frame, angles in radians."""
 
     x: np.ndarray
@@ -369,10 +341,11 @@ class _State:
     shape: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Motion:
     """The free parameters of each scene's motion, drawn once a scene (first axis: scenes)."""
 
+    start: np.ndarray  # seconds
     action: np.ndarray  # index into ACTIONS, -1 idle
     present: np.ndarray  # (·, O)
     colour: np.ndarray  # (·, O, 3)
@@ -386,19 +359,15 @@ class _Motion:
     tilt: np.ndarray  # (·, O) starting angle
 
     @classmethod
-    def draw(cls, scenes: list[Scene], rng: np.random.Generator) -> _Motion:
-        count = len(scenes)
+    def draw(cls, spans: list[Span], rng: Generator) -> _Motion:
+        count = len(spans)
         present = np.zeros((count, 2), dtype=bool)
         colour = np.zeros((count, 2, 3), dtype=np.float32)
         shape = np.zeros((count, 2), dtype=np.int64)
-        action = np.full(count, -1)
-        for i, scene in enumerate(scenes):
-            if scene.action != IDLE:
-                action[i] = ACTIONS.index(scene.action)
-            for slot, (name, form) in enumerate(scene.objects):
-                present[i, slot] = True
-                colour[i, slot] = COLOURS[name]
-                shape[i, slot] = SHAPES.index(form)
+        action = np.array([-1 if span.scene.action == IDLE else ACTIONS.index(span.scene.action) for span in spans])
+        for i, span in enumerate(spans):
+            for slot, (name, form) in enumerate(span.scene.objects):
+                present[i, slot], colour[i, slot], shape[i, slot] = True, COLOURS[name], SHAPES.index(form)
         colour = np.clip(colour + rng.uniform(-18, 18, colour.shape).astype(np.float32), 0, 255)
         pair = present[:, 1]
         radius = np.where(pair[:, None], rng.uniform(0.17, 0.2, (count, 2)), rng.uniform(0.24, 0.32, (count, 2)))
@@ -406,10 +375,12 @@ class _Motion:
         pace, phase = rng.random((2, count))
         heading = rng.uniform(0, 2 * np.pi, count)
         tilt = rng.uniform(-0.3, 0.3, (count, 2))
-        return cls(action, present, colour, shape, radius, x, y, heading, pace, phase, tilt)
+        start = np.array([span.start for span in spans])
+        return cls(start, action, present, colour, shape, radius, x, y, heading, pace, phase, tilt)
 
-    def at(self, scene: np.ndarray, t: np.ndarray) -> _State:
-        """The state of frames that show `scene` (M,) at `t` (M,) seconds after its start. The frame is a torus."""
+    def at(self, scene: np.ndarray, now: np.ndarray) -> _State:
+        """The state of frames that show `scene` (M,) at `now` (M,) seconds. The frame is a torus."""
+        t = now - self.start[scene]
         act, pace, phase, heading = (values[scene] for values in (self.action, self.pace, self.phase, self.heading))
         x, y = np.repeat(self.x[scene, None], 2, 1), np.repeat(self.y[scene, None], 2, 1)
         radius, angle = self.radius[scene].copy(), self.tilt[scene].copy()
@@ -456,7 +427,7 @@ class _Motion:
 
 @dataclass(frozen=True)
 class _Backdrop:
-    """Drifting coloured waves: for each row, a base colour and K plane waves."""
+    """Drifting coloured waves: for each row, a base colour and K = 3 plane waves."""
 
     base: np.ndarray  # (R, 3)
     tint: np.ndarray  # (R, K, 3)
@@ -465,13 +436,13 @@ class _Backdrop:
     phase: np.ndarray  # (R, K)
 
     @classmethod
-    def draw(cls, rows: int, amplitude: float, rng: np.random.Generator, waves: int = 3) -> _Backdrop:
+    def draw(cls, rows: int, amplitude: float, rng: Generator) -> _Backdrop:
         return cls(
             base=rng.uniform(55, 115, (rows, 1)) + rng.uniform(-20, 20, (rows, 3)),
-            tint=amplitude / np.sqrt(waves) * rng.normal(size=(rows, waves, 3)),
-            wave=rng.integers(-2, 3, (rows, waves, 2)).astype(np.float64),
-            drift=rng.uniform(-0.6, 0.6, (rows, waves)),
-            phase=rng.random((rows, waves)),
+            tint=amplitude / np.sqrt(3) * rng.normal(size=(rows, 3, 3)),
+            wave=rng.integers(-2, 3, (rows, 3, 2)).astype(np.float64),
+            drift=rng.uniform(-0.6, 0.6, (rows, 3)),
+            phase=rng.random((rows, 3)),
         )
 
     def paint(self, row: np.ndarray, now: np.ndarray, size: int) -> np.ndarray:
@@ -492,14 +463,14 @@ _TEXTURE = 128  # texels a side of a shape's signed-distance map
 _EXTENT = 1.5  # in radii
 
 
-def _coverage(state: _State, shown: np.ndarray, slot: int, size: int) -> np.ndarray:
-    """How much of each pixel the object covers: (len(shown), S, S) float32 in [0, 1], anti-aliased."""
+def _coverage(state: _State, size: int) -> np.ndarray:
+    """How much of each pixel one object a frame covers: (M, S, S) float32 in [0, 1], anti-aliased."""
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
-    scale = _TEXTURE / (2 * _EXTENT) / state.radius[shown, slot]
-    dx = ((grid - state.x[shown, slot, None].astype(np.float32) + 0.5) % 1 - 0.5) * scale[:, None].astype(np.float32)
-    dy = ((grid - state.y[shown, slot, None].astype(np.float32) + 0.5) % 1 - 0.5) * scale[:, None].astype(np.float32)
-    cos = np.cos(state.angle[shown, slot]).astype(np.float32)[:, None]
-    sin = np.sin(state.angle[shown, slot]).astype(np.float32)[:, None]
+    scale = (_TEXTURE / (2 * _EXTENT) / state.radius)[:, None].astype(np.float32)
+    dx = ((grid - state.x[:, None].astype(np.float32) + 0.5) % 1 - 0.5) * scale
+    dy = ((grid - state.y[:, None].astype(np.float32) + 0.5) % 1 - 0.5) * scale
+    cos = np.cos(state.angle).astype(np.float32)[:, None]
+    sin = np.sin(state.angle).astype(np.float32)[:, None]
     half = np.float32(_TEXTURE / 2)
     u = (cos * dx)[:, None, :] + ((sin * dy) + half)[:, :, None]
     v = (-sin * dx)[:, None, :] + ((cos * dy) + half)[:, :, None]
@@ -508,12 +479,12 @@ def _coverage(state: _State, shown: np.ndarray, slot: int, size: int) -> np.ndar
     flat = v.astype(np.int32)
     flat *= _TEXTURE
     flat += u.astype(np.int32)
-    flat += (state.shape[shown, slot, None, None] * _TEXTURE**2).astype(np.int32)
+    flat += (state.shape[:, None, None] * _TEXTURE**2).astype(np.int32)
     distance = _shape_maps().take(flat)
-    distance *= (state.radius[shown, slot] * size).astype(np.float32)[:, None, None]
+    distance *= (state.radius * size).astype(np.float32)[:, None, None]
     distance += np.float32(0.5)
     np.clip(distance, 0, 1, out=distance)
-    distance *= state.opacity[shown, slot, None, None]
+    distance *= state.opacity[:, None, None]
     return distance
 
 

@@ -19,13 +19,11 @@ CANDIDATES = 4  # clips to choose from in world prediction
 
 
 def world_samples(world: World, kind: Kind, count: int, frames: int, seed: int) -> list[Sample]:
-    """Samples of one kind on held-out compositions; the same seed gives the same pixels.
+    """Samples of one kind on `count` distinct held-out compositions; the same seed gives the same pixels.
 
-    - caption: `count` distinct compositions, each with all its captions.
-    - question: every question about these compositions.
-    - class: the compositions with one object; the label is its action.
-    - world_prediction: `count` objects before and after half a second of an action, and one clip each of four actions
-      of such an object. Backgrounds, places and speeds of the clips differ: only the action agrees.
+    They have all captions of a composition, every question about it, or, with one object, its action as the class. In
+    world prediction `count` objects are shown before and after half a second of an action, with one clip each of four
+    actions of such an object. Backgrounds, places and speeds of the clips differ: only the action agrees.
     """
     if kind == "world_prediction":
         return _transitions(world, count, frames, seed)

@@ -9,25 +9,22 @@ from torch import Tensor, nn
 
 from jepa.errors import InputError, check_finite
 
-_NORM_TOLERANCE = 1e-3
-
 
 class CaptionBank(nn.Module):
     """Answers a latent with the nearest of N captions by cosine, and knows when none is near enough.
 
-    A latent is *known* where the cosine to its nearest caption is at least `margin`. The cosine itself is compared,
-    not its gap to the second: two captions that say the same in other words are both near, and their gap is small
-    where the answer is safest. −1 answers every latent, above 1 none is answered.
+    A latent is *known* where the cosine to its nearest caption is at least `margin`: −1 answers every latent, above 1
+    none is answered. The gap to the second caption does not count. It is small where two captions say the same in
+    other words, and the answer is safest there.
 
     Args:
-        texts: the N captions; no two are equal.
+        texts: the N captions, distinct.
         embeddings: (N, E) of unit norm, in the space of the latents, row i that of caption i.
         margin: the lowest cosine that the bank answers for, >= −1; `jepa.models.bank.calibrate_margin` finds one for a
             fraction of wrong texts.
 
     Raises:
-        InputError: there is no caption, one occurs twice, the numbers of texts and rows differ, a row is not finite
-            or not of unit norm within 0.001, or the margin is not finite and >= −1.
+        InputError: an argument breaks its rule; norms may be off by 0.001.
 
     >>> bank = CaptionBank(["a dog", "a cat"], torch.eye(2), margin=0.5)
     >>> bank.lookup(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
@@ -46,7 +43,7 @@ class CaptionBank(nn.Module):
             again = next(text for index, text in enumerate(texts) if text in texts[:index])
             raise InputError(f"texts must be distinct, got {again!r} twice")
         norms = torch.linalg.vector_norm(embeddings.double(), dim=1)
-        if len(wrong := torch.nonzero(~((norms - 1).abs() <= _NORM_TOLERANCE))):
+        if len(wrong := torch.nonzero(~((norms - 1).abs() <= 1e-3))):
             row = int(wrong[0])
             raise InputError(f"embeddings must have unit norm, got norm {norms[row]:.6g} in row {row}")
         if check_finite("margin", margin) < -1:
@@ -57,14 +54,12 @@ class CaptionBank(nn.Module):
 
     @property
     def flops(self) -> int:
-        """FLOPs of one look-up: 2·N·E, a multiplication and an addition for each number of the bank."""
+        """FLOPs of one look-up, 2·N·E."""
         return 2 * self.embeddings.numel()
 
     @torch.no_grad()
     def nearest(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """For latents (B, E) of unit norm the nearest captions, indices (B,), and their cosines (B,).
-
-        Of equally near captions the first is taken.
+        """Indices (B,) of the captions nearest to latents (B, E) of unit norm, the first of equals; and cosines (B,).
 
         Raises:
             InputError: the latents have another width than the bank.

@@ -5,7 +5,9 @@ B embeddings, E embedding dimensions, K prefix positions, L tokens, D width, H h
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +18,6 @@ from jepa.errors import InputError
 
 class PrefixDecoder(nn.Module):
     """A causal transformer that continues `prefix` vectors made from the embedding (ClipCap, arXiv 2111.09734).
-
-    `forward` gives the logits of known texts; `generate` decodes greedily with a key/value cache.
 
     Raises:
         InputError: if `width` is not a multiple of `heads`, or a text is longer than `max_length`.
@@ -61,21 +61,18 @@ class PrefixDecoder(nn.Module):
     @torch.no_grad()
     def generate(self, latents: Tensor, eos_id: int) -> list[list[int]]:
         """Greedy tokens of each embedding (B, E), the end token left out; a text stops at `max_length` tokens."""
-        count = len(latents)
+        return until_end(self._passes(latents), self.max_length, eos_id)
+
+    def _passes(self, latents: Tensor) -> Iterator[Tensor]:
+        """The likeliest tokens (B,), pass by pass."""
         caches: list[_Cache] = [None] * len(self.blocks)
         states = self._prefix(latents) + self.positions[: self.prefix]
-        tokens = latents.new_full((count, self.max_length), eos_id, dtype=torch.long)
-        ended = torch.zeros(count, dtype=torch.bool, device=latents.device)
-        for step in range(self.max_length):
+        for position in itertools.count(self.prefix):
             for i, block in enumerate(self.blocks):
                 states, caches[i] = block(states, caches[i])
             chosen = self._logits(states[:, -1]).argmax(-1)
-            tokens[:, step] = torch.where(ended, eos_id, chosen)
-            ended |= chosen == eos_id
-            if bool(ended.all()):
-                break
-            states = (self.tokens(chosen) + self.positions[self.prefix + step])[:, None]
-        return [row[: row.index(eos_id)] if eos_id in row else row for row in tokens.tolist()]
+            yield chosen
+            states = (self.tokens(chosen) + self.positions[position])[:, None]
 
     def flops(self, tokens: int) -> int:
         """FLOPs of generating a text of `tokens` tokens alone, by the conventions of `jepa.operations.count_flops`."""
@@ -96,6 +93,23 @@ class PrefixDecoder(nn.Module):
 
     def _logits(self, states: Tensor) -> Tensor:
         return F.linear(self.norm(states), self.tokens.weight).float()
+
+
+def until_end(passes: Iterator[Tensor], limit: int, end: int) -> list[list[int]]:
+    """B rows of tokens from passes that give a token (B,) each: at most `limit`, up to the end token, without it.
+
+    >>> until_end(iter([torch.tensor([5, 6]), torch.tensor([1, 7]), torch.tensor([8, 1])]), limit=9, end=1)
+    [[5], [6, 7]]
+    """
+    columns: list[Tensor] = []
+    ended: Tensor | bool = False
+    for chosen in itertools.islice(passes, limit):
+        columns.append(chosen)
+        ended = ended | (chosen == end)
+        if bool(ended.all()):
+            break
+    rows = torch.stack(columns, dim=1).tolist()
+    return [row[: row.index(end)] if end in row else row for row in rows]
 
 
 _Cache = tuple[Tensor, Tensor] | None  # keys and values, each (B, H, positions so far, D / H)

@@ -6,7 +6,7 @@ R rows of L tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,7 @@ class LanguageModel(nn.Module):
     Args:
         pretrained: a hub name or a local folder.
         architecture: without `pretrained`: the configuration, `model_type` and whatever else differs from its defaults.
-        lora: arguments of `peft.LoraConfig`; the weights then stay as they are but for the adapters and the embeddings
-            of the [PRED] tokens. None trains everything.
+        lora: arguments of `peft.LoraConfig`: only adapters and the embeddings of the [PRED] tokens are trained.
         gradient_checkpointing: recompute activations in the backward pass.
 
     Raises:
@@ -37,16 +36,16 @@ class LanguageModel(nn.Module):
     >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
     >>> model = LanguageModel(architecture=tiny)
     >>> ids = torch.tensor([[3, 4, 5]])
-    >>> [tokens] = model.generate(ids, torch.ones_like(ids, dtype=torch.bool), max_new_tokens=4, stop_ids=[])
-    >>> len(tokens)
-    4
+    >>> states, cache = model.extend(ids, torch.ones_like(ids, dtype=torch.bool), None)
+    >>> states.shape, model.logits(states).shape
+    (torch.Size([1, 3, 32]), torch.Size([1, 3, 64]))
     """
 
     def __init__(
         self,
         pretrained: str | None = None,
-        architecture: dict[str, Any] | None = None,
-        lora: dict[str, Any] | None = None,
+        architecture: Mapping[str, Any] | None = None,
+        lora: Mapping[str, Any] | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -63,9 +62,8 @@ class LanguageModel(nn.Module):
         if unknown := kinds - _LAYERS:
             raise InputError(f"layer types must be of {', '.join(sorted(_LAYERS))}, got {', '.join(sorted(unknown))}")
         window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-        self.window: int | None = window
         self.mixed_layers = "sliding_attention" in kinds
-        self.windowed = window is not None and not kinds  # one window for all layers (Mistral)
+        self.window: int | None = window if self.mixed_layers or not kinds else None  # without kinds: of all (Mistral)
         self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
         if gradient_checkpointing:
             recompute_activations(self.lm)
@@ -79,17 +77,14 @@ class LanguageModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def architecture(self) -> dict[str, Any]:
+    def architecture(self) -> dict[str, object]:
         """The configuration as plain data: with it and `lora` the same model can be built without the hub."""
         return as_architecture(self.lm.config)
 
     def fit_vocabulary(self, size: int, new_tokens: Sequence[int]) -> None:
         """Makes room for `size` tokens, each with a random embedding of its own, and attaches LoRA if asked for.
 
-        Never shrinks: pretrained matrices are often padded beyond their tokenizer's vocabulary.
-
-        Raises:
-            InputError: `lora` is nothing that PEFT can attach to this model.
+        It never shrinks: pretrained matrices are often padded. Raises `InputError` if PEFT refuses `lora`.
         """
         if size > self.lm.get_input_embeddings().num_embeddings:
             self.lm.resize_token_embeddings(size, mean_resizing=False)
@@ -108,9 +103,8 @@ class LanguageModel(nn.Module):
                     get_peft_model(self.lm, LoraConfig(**settings, trainable_token_indices=indices))  # in place
                     self.logits(self.lm.get_input_embeddings()(torch.zeros(1, dtype=torch.long, device=weight.device)))
             except (TypeError, ValueError) as error:
-                raise InputError(
-                    f"language_model.lora must suit PEFT and the model, got {self.lora}: {error}"
-                ) from error
+                message = f"language_model.lora must suit PEFT and the model, got {self.lora}: {error}"
+                raise InputError(message) from error
 
     def set_attention(self, kind: str) -> None:
         """Chooses "sdpa", or "eager": matmul-softmax-matmul, faster in bf16 on a CPU (scripts/bench_llm_step.py)."""
@@ -118,9 +112,7 @@ class LanguageModel(nn.Module):
         self.lm.set_attn_implementation(kind if supported else "eager")
 
     def states(self, ids: Tensor, segments: Tensor, parents: Tensor, positions: Tensor) -> Tensor:
-        """Last hidden states (R, L, D) of packed rows: see `jepa.data.packing.PackedBatch` for the arguments,
-        each (R, L).
-        """
+        """Last hidden states (R, L, D) of packed rows (R, L), as a `jepa.data.packing.PackedBatch` has them."""
         order = torch.arange(ids.shape[1], device=ids.device)
         see = (segments[:, None] == segments[:, :, None]) | (segments[:, None] == parents[:, :, None])
         see &= order[:, None] >= order
@@ -157,43 +149,14 @@ class LanguageModel(nn.Module):
         out, cache = extend(self.lm.get_decoder(), cache, use_cache=True, **inputs)
         return out.last_hidden_state, cache
 
-    @torch.no_grad()
-    def generate(self, ids: Tensor, mask: Tensor, max_new_tokens: int, stop_ids: Sequence[int]) -> list[list[int]]:
-        """Greedy continuations of left-padded prompts (B, L), with a key/value cache; stop tokens are included.
-
-        Rows that have ended leave the batch and its cache once they are a quarter of it; the generation of
-        `transformers` carries them along until the longest is done.
-        """
-        stop, cache = ids.new_tensor(list(stop_ids)), None
-        rows: list[list[int]] = [[] for _ in ids]
-        alive = torch.arange(len(ids), device=ids.device)
-        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        for step in range(max_new_tokens):
-            states, cache = self.extend(ids, mask, cache)
-            chosen = self.logits(states[:, -1]).argmax(-1)
-            for row, token, done in zip(alive.tolist(), chosen.tolist(), ended.tolist(), strict=True):
-                if not done:
-                    rows[row].append(token)
-            ended |= torch.isin(chosen, stop)
-            if bool(ended.all()) or step + 1 == max_new_tokens:
-                break
-            if 4 * int(ended.sum()) >= len(ended):
-                kept = (~ended).nonzero()[:, 0]
-                cache.batch_select_indices(kept)
-                alive, ended, chosen, mask = alive[kept], ended[kept], chosen[kept], mask[kept]
-            ids, mask = chosen[:, None], torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        return rows
-
     def windowed_layers(self, cache: Any) -> list[Any]:
         """The layers of a key/value cache that keep only what a window still shows."""
-        kinds = self._layer_types or ["sliding_attention" if self.windowed else ""] * len(cache.layers)
+        kinds = self._layer_types or ["sliding_attention"] * len(cache.layers)
         return [layer for layer, kind in zip(cache.layers, kinds, strict=True) if kind == "sliding_attention"]
 
     def _near(self, see: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
         """What layers with a window see of (B, M, N) `see`, at positions (B, M) and (B, N); else `see`."""
-        if self.window is None or not (self.mixed_layers or self.windowed):
-            return see
-        return see & (queries[:, :, None] - keys[:, None] < self.window)
+        return see if self.window is None else see & (queries[:, :, None] - keys[:, None] < self.window)
 
     def _masks(self, see: Tensor, near: Tensor) -> Any:
         """What the model takes for what its layers see, without and with a window."""
@@ -233,6 +196,6 @@ class LanguageModel(nn.Module):
         error = (ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)
         if not error < 1e-3:
             raise InputError(
-                f"{name} makes its attention or its logits in a way that is not supported: those of packed rows differ "
-                f"from its own by {float(error):.2g} of the largest"
+                f"{name} makes its attention or its logits in a way that is not supported: of packed rows, they differ "
+                f"by {float(error):.2g} of the largest"
             )

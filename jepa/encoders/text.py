@@ -22,10 +22,7 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
 class TextTransformer(nn.Module):
     """Token and position embeddings, `depth` bidirectional blocks, mean over real tokens, linear head, unit norm.
 
-    Args of `forward`: `ids` (B, L) token ids, `mask` (B, L) true at real tokens; returns (B, E), L2-normalised.
-
-    Raises:
-        InputError: if a text is longer than `max_length`.
+    `forward`: ids (B, L), L <= `max_length`, and their mask, true at real tokens -> (B, E), L2-normalised.
 
     >>> encoder = TextTransformer(vocab_size=64, embedding_dim=16)
     >>> ids = torch.tensor([[5, 6, 7], [8, 0, 0]])

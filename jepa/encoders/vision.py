@@ -1,7 +1,6 @@
 """X-Encoders of frames and what they share: a timm vision transformer with time embedded; states from disk.
 
-Dimension letters: B clips, F frames a clip, T = F / tubelet time slots, P patches a slot, N = T * P states, D width,
-S pixels a side.
+B clips, F frames a clip, T = F / tubelet time slots, P patches a slot, N = T * P states, D width, S pixels a side.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from jepa.errors import InputError, check_int
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-DIFFERENCE_GAIN = 2.0  # brings frame differences to about the scale of the frames
+_DIFFERENCE_GAIN = 2.0  # brings frame differences to about the scale of the frames
 
 
 def check_frames(frames: Tensor, size: int, tubelet: int) -> None:
@@ -37,7 +36,9 @@ def given_states(states: Tensor, width: int) -> Tensor:
 
 
 class FrozenWhere(nn.Module):
-    """A module that can be frozen: no gradients, and evaluation mode whatever `train` is called with.
+    """An encoder of normalised pixels that can be frozen: no gradients, and evaluation mode for good.
+
+    `mean` and `std` of red, green and blue (0 to 1) normalise its pixels.
 
     >>> module = FrozenWhere()
     >>> module.freeze()
@@ -45,6 +46,9 @@ class FrozenWhere(nn.Module):
     False
     """
 
+    mean: list[float]
+    std: list[float]
+    gradient_checkpointing: bool
     frozen = False
 
     def freeze(self) -> None:
@@ -54,15 +58,20 @@ class FrozenWhere(nn.Module):
     def train(self, mode: bool = True) -> Self:
         return super().train(mode and not self.frozen)
 
+    def node(self) -> dict[str, object]:
+        """The `_target_` node that builds it again, without a hub and with random weights."""
+        names = ("frozen", "gradient_checkpointing", "mean", "std")
+        target = f"{type(self).__module__}.{type(self).__qualname__}"
+        return {"_target_": target, **{name: getattr(self, name) for name in names}}
+
+    def pixels(self, frames: Tensor) -> Tensor:
+        """(..., 3) uint8 -> float32, normalised."""
+        mean, std = (frames.new_tensor(values, dtype=torch.float32) for values in (self.mean, self.std))
+        return (frames / 255 - mean) / std
+
 
 class FeatureEncoder(nn.Module):
-    """In place of an X-Encoder where only its states are at hand: the "frames" are states (B, N, D), passed on.
-
-    Args:
-        width: D.
-
-    Raises:
-        InputError: `forward` gets anything else.
+    """In place of an X-Encoder where only its states are at hand: the "frames" are states (B, N, `width`), passed on.
 
     >>> FeatureEncoder(8)(torch.ones(2, 3, 8)).shape
     torch.Size([2, 3, 8])
@@ -79,7 +88,7 @@ class FeatureEncoder(nn.Module):
 
 
 class SlotsInTime(nn.Module):
-    """What X-Encoders have in common that encode each time slot on its own."""
+    """An X-Encoder that encodes each time slot on its own."""
 
     width: int
 
@@ -99,13 +108,8 @@ class SlotsInTime(nn.Module):
 class FrameViT(SlotsInTime):
     """Runs a timm ViT on each group of `tubelet` consecutive frames and adds an embedding of the group's time.
 
-    The group's first frame, and the difference of each further frame to the one before it, are stacked as channels, so
-    that motion is visible to the patch embedding (V-JEPA's tubelets, arXiv 2404.08471, with a 2-D ViT). A slot is
-    encoded without regard to the others: sliding windows over a stream share slots, and `encode_slots` runs once
-    for each.
-
-    Raises:
-        InputError: if timm does not know `name`, or `tubelet` < 1.
+    The group's first frame and the differences of the further ones are stacked as channels: the patch embedding sees
+    motion (V-JEPA's tubelets, arXiv 2404.08471, with a 2-D ViT). Sliding windows over a stream share their slots.
 
     >>> vit = {"patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
     >>> encoder = FrameViT("vit_tiny_patch16_224", size=32, tubelet=2, **vit)
@@ -134,20 +138,12 @@ class FrameViT(SlotsInTime):
         self.vit, self.width = model, int(model.num_features)
 
     def encode_slots(self, frames: Tensor) -> Tensor:
-        """States of each time slot, without the time embedding.
-
-        Args:
-            frames: (B, F, S, S, 3) uint8; F a multiple of `tubelet`.
-
-        Returns:
-            (B, T, P, D).
-        """
         check_frames(frames, self.size, self.tubelet)
         count, length = frames.shape[:2]
         slots = length // self.tubelet
         pixels = frames.reshape(count * slots, self.tubelet, self.size, self.size, 3).permute(0, 1, 4, 2, 3)
         pixels = pixels.float().div_(127.5).sub_(1.0)
-        pixels = torch.cat([pixels[:, :1], DIFFERENCE_GAIN * pixels.diff(dim=1)], dim=1).flatten(1, 2)
+        pixels = torch.cat([pixels[:, :1], _DIFFERENCE_GAIN * pixels.diff(dim=1)], dim=1).flatten(1, 2)
         states: Tensor = self.vit.forward_features(pixels)
         return states.reshape(count, slots, *states.shape[1:])
 

@@ -6,8 +6,7 @@ B clips, F frames a clip, T = F time slots, S pixels a side, P states a frame, D
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,16 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         pooled: P = 1, as the model pools.
         frozen: no gradients, and evaluation mode for good.
         gradient_checkpointing: recompute activations in the backward pass.
-        mean: of red, green and blue (0 to 1), None: the model's own, and
-        std: their spread, by which pixels are normalised.
+        mean, std: of red, green and blue (0 to 1), by which pixels are normalised; None: the model's own.
         arguments: of `timm.create_model`; none with `pretrained`.
 
     Raises:
-        InputError: timm does not know the model or refuses an argument, a file of it is broken, a tensor is missing,
-            unexpected or does not fit (they are listed), or it does not give a frame P states of its width.
+        InputError: timm cannot build the model, it does not give a frame P states of its width, or tensors are missing,
+            unexpected or do not fit (they are listed).
+
+    >>> encoder = TimmEncoder("test_vit", size=32)
+    >>> encoder(torch.zeros(1, 2, 32, 32, 3, dtype=torch.uint8)).shape  # 4 patches and a class token, twice
+    torch.Size([1, 10, 64])
     """
 
     tubelet = 1
@@ -75,82 +77,46 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
             self.freeze()
         self._check(name)
 
-    def node(self) -> dict[str, Any]:
-        """The `_target_` node that builds it again, without a hub and with random weights."""
-        return {
-            "_target_": f"{type(self).__module__}.{type(self).__qualname__}",
-            "size": self.size,
-            "pooled": self.pooled,
-            "frozen": self.frozen,
-            "gradient_checkpointing": self.gradient_checkpointing,
-            "mean": self.mean,
-            "std": self.std,
-            **self._architecture,
-        }
+    def node(self) -> dict[str, object]:
+        return super().node() | {"size": self.size, "pooled": self.pooled, **self._architecture}
 
     @torch.no_grad()
     def _check(self, name: str) -> None:
-        """A blank frame has to give states."""
         if next(self.parameters()).is_meta:
             return
         training = self.training
         self.eval()
         blank = torch.zeros(1, 1, self.size, self.size, 3, dtype=torch.uint8)
         try:
-            states = self.encode_slots(blank)
+            shape = self.encode_slots(blank).shape
+            if len(shape) != 4 or shape[3] != self.width:
+                raise ValueError(f"a frame must give (P, {self.width}), got {tuple(shape[2:])}")
         except Exception as reason:  # whatever a model does that gives something else
             raise InputError(f"{name} cannot be an X-Encoder: {' '.join(str(reason).split())}") from reason
         finally:
             self.train(training)
-        if states.ndim != 4 or states.shape[3] != self.width:
-            raise InputError(
-                f"{name} cannot be an X-Encoder: a frame must give (P, {self.width}), got {tuple(states.shape[2:])}"
-            )
 
     def encode_slots(self, frames: Tensor) -> Tensor:
-        """States of each frame, without the time embedding: (B, F, S, S, 3) uint8 -> (B, T, P, D)."""
         check_frames(frames, self.size, self.tubelet)
-        mean, std = (frames.new_tensor(values, dtype=torch.float32) for values in (self.mean, self.std))
-        pixels = ((frames.flatten(0, 1) / 255 - mean) / std).permute(0, 3, 1, 2)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            states: Tensor = self.model.forward_features(pixels)
-            if self.pooled:
-                states = self.model.forward_head(states, pre_logits=True)[:, None]
-            elif states.ndim == 4:  # a map: of channels first, or last as in Swin
-                last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
-                states = states.flatten(1, 2) if last else states.flatten(2).mT
+        states: Tensor = self.model.forward_features(self.pixels(frames.flatten(0, 1)).permute(0, 3, 1, 2))
+        if self.pooled:
+            states = self.model.forward_head(states, pre_logits=True)[:, None]
+        elif states.ndim == 4:  # a map: of channels first, or last as in Swin
+            last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+            states = states.flatten(1, 2) if last else states.flatten(2).mT
         return states.reshape(*frames.shape[:2], *states.shape[1:])
 
 
-class _Complaints(logging.Handler):
-    """What timm says of tensors that are missing or left over; it goes on without them."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if " keys (" in record.getMessage():
-            self.lines.append(record.getMessage())
-
-
-def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
-    logger, complaints = logging.getLogger("timm"), _Complaints()
-    logger.addHandler(complaints)
+def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> Any:
     try:
-        model = timm.create_model(name, pretrained=pretrained, **arguments)
+        return timm.create_model(name, pretrained=pretrained, **arguments)
     except KeyError as error:
         raise InputError(f"timm model {name!r} cannot be built: its configuration has no {error}") from error
     except (RuntimeError, ValueError, TypeError, OSError, SafetensorError) as error:
         raise InputError(f"timm model {name!r} cannot be built: {' '.join(str(error).split())}") from error
-    finally:
-        logger.removeHandler(complaints)
-    if complaints.lines:
-        raise InputError(f"the weights of {name!r} do not fit: {' '.join(complaints.lines)}")
-    return model
 
 
-def _architecture(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def _architecture(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
     """Name and arguments with which timm makes the same model without a hub or a folder."""
     source, _, place = name.partition(":")
     if not place:

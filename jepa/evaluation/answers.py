@@ -37,17 +37,19 @@ from jepa.metrics.latents import (
     ridge_r2,
 )
 from jepa.metrics.per_token import answer_costs, choice_costs
+from jepa.models.costs import pass_flops
+from jepa.models.drafts import Continuation, Drafter, FirstOf, LatentDrafter, PromptLookup
 from jepa.models.llm_jepa import LLMJEPA
-from jepa.operations import TRAINING_PARTS, OperationLedger
+from jepa.operations import TRAINING_PARTS, OperationLedger, PartCount
 from jepa.results.base import write_files
 from jepa.results.documents import (
     AnswerCosts,
     AnswerEvaluation,
     AnswerScore,
+    DraftedGeneration,
     Generation,
     LanguageTraining,
     RoleParameters,
-    TrainedPart,
     TrainingOperations,
 )
 from jepa.selective import Decoded
@@ -55,6 +57,8 @@ from jepa.selective import Decoded
 CHOICE = "multiple_choice"  # the metric that compares likelihoods; the others read a generated text
 PREDICTIONS = "predictions.jsonl"
 _ROW_TOKENS = 64
+_CALIBRATION = 64  # pairs that the threshold of drafts is chosen on
+_THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5)
 _PARAPHRASES = 100  # fewest answers in two phrasings whose neighbours say something
 
 
@@ -136,8 +140,15 @@ def evaluate_answers(
     objective = ObjectiveConfig(**trained["objective"])
     predictions, targets, ids = embeddings(model, pairs, answers.batch_size, objective)
     started = time.perf_counter()
-    found = _choose(model, pairs, answers) if CHOICE in answers.metrics else _generate(model, pairs, answers)
-    generation = Generation(seconds=time.perf_counter() - started, tokens=found.tokens)
+    drafts: DraftedGeneration | None = None
+    if CHOICE in answers.metrics:
+        found = _choose(model, pairs, answers)
+    elif answers.drafts is None:
+        found = _scored(model, generate(model, pairs, answers.batch_size), pairs, answers)
+    else:
+        found, drafts = _generate_with_drafts(model, pairs, answers, splits.validation)
+    seconds = time.perf_counter() - started if drafts is None else drafts.seconds
+    generation = Generation(seconds=seconds, tokens=found.tokens)
     spoken: list[str] = []
     if model.y_decoder is not None and CHOICE not in answers.metrics:
         said = _from_embeddings(model, pairs, predictions, answers)
@@ -159,6 +170,7 @@ def evaluate_answers(
         pairs=len(pairs),
         scores={name: _score(right, found.costs[name]) for name, right in found.verdicts.items()},
         generation=generation,
+        drafts=drafts,
         geometry={name: value for name, value in measured.items() if math.isfinite(value)},
         warning=collapse_message(measured) if measured else "fewer than 2 distinct targets: nothing to tell apart",
     )
@@ -212,10 +224,7 @@ def _operations(stages: Sequence[Mapping[str, Any] | None]) -> TrainingOperation
     return TrainingOperations(
         steps=sum(stage["steps"] for stage in counted),
         parts={
-            part: TrainedPart(
-                **{key: sum(stage["parts"][part][key] for stage in counted) for key in TrainedPart.model_fields}
-            )
-            for part in TRAINING_PARTS
+            part: sum((PartCount(**stage["parts"][part]) for stage in counted), PartCount()) for part in TRAINING_PARTS
         },
     )
 
@@ -224,16 +233,24 @@ def _operations(stages: Sequence[Mapping[str, Any] | None]) -> TrainingOperation
 
 
 def generate(model: LLMJEPA, pairs: Sequence[Example], batch_size: int) -> list[Decoded]:
-    """The model's own N answers. Batches hold prompts of similar length; the longest right answer bounds an answer."""
+    """The model's own N answers; the longest right answer bounds an answer."""
+    prompts = [ids.given for ids in model.tokenizer.encode(pairs)]
+    return model.texts(prompts, continuations(model, pairs, batch_size))
+
+
+def continuations(
+    model: LLMJEPA, pairs: Sequence[Example], batch_size: int, drafter: Drafter | None = None
+) -> list[Continuation]:
+    """The tokens of N answers. Batches hold prompts of similar length."""
     encoded = model.tokenizer.encode(pairs)
     longest = longest_answer(encoded)
     order = sorted(range(len(pairs)), key=lambda i: len(encoded[i].given))
-    decoded: dict[int, Decoded] = {}
+    found: dict[int, Continuation] = {}
     for start in _progress(len(pairs), batch_size, "answers"):
         chosen = order[start : start + batch_size]
         prompts = [encoded[i].given for i in chosen]
-        decoded.update(zip(chosen, model.continuations(prompts, longest), strict=True))
-    return [decoded[i] for i in range(len(pairs))]
+        found.update(zip(chosen, model.continuations(prompts, longest, drafter), strict=True))
+    return [found[i] for i in range(len(pairs))]
 
 
 def longest_answer(encoded: Iterable[ChatIds]) -> int:
@@ -241,8 +258,66 @@ def longest_answer(encoded: Iterable[ChatIds]) -> int:
     return max(len(ids.completion) - ids.opening for ids in encoded)
 
 
-def _generate(model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig) -> _Answered:
-    return _scored(model, generate(model, pairs, answers.batch_size), pairs, answers)
+def _drafter(model: LLMJEPA, answers: AnswersConfig, validation: Sequence[Example]) -> Drafter:
+    """The drafter of `answers.drafts`; its threshold, unless given, is the fastest of a few on validation pairs."""
+    lookup = PromptLookup(answers.draft_tokens)
+    if answers.drafts == "lookup":
+        return lookup
+    if (transition := model.transition) is None:
+        raise InputError(f"answers.drafts={answers.drafts} needs a checkpoint with a draft stage: train llm_jepa_draft")
+
+    def drafter(threshold: float) -> Drafter:
+        latent = LatentDrafter(model.language, transition, answers.draft_tokens, threshold)
+        return FirstOf(lookup, latent) if answers.drafts == "both" else latent
+
+    def seconds(threshold: float) -> float:
+        started = time.perf_counter()
+        continuations(model, pairs, answers.batch_size, drafter(threshold))
+        return time.perf_counter() - started
+
+    if answers.draft_threshold is not None:
+        return drafter(answers.draft_threshold)
+    if not (pairs := validation[:_CALIBRATION]):
+        raise InputError("answers.draft_threshold must be given where there are no validation pairs, got null")
+    seconds(_THRESHOLDS[0])  # warm
+    return drafter(min(_THRESHOLDS, key=seconds))
+
+
+def _generate_with_drafts(
+    model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig, validation: Sequence[Example]
+) -> tuple[_Answered, DraftedGeneration]:
+    """Answers with drafts, and what these took beside generation token by token."""
+    drafter = _drafter(model, answers, validation)
+    prompts = [ids.given for ids in model.tokenizer.encode(pairs)]
+    runs: dict[bool, list[Continuation]] = {}
+    seconds: dict[bool, float] = {}
+    for drafts in (False, True):
+        started = time.perf_counter()
+        runs[drafts] = continuations(model, pairs, answers.batch_size, drafter if drafts else None)
+        seconds[drafts] = time.perf_counter() - started
+    uniform, decoded = (model.texts(prompts, runs[drafts]) for drafts in (False, True))
+    passes = [each for row in runs[True] for each in row.passes]
+    places = [
+        (sum(each.accepted > place for each in passes), sum(each.drafted > place for each in passes))
+        for place in range(answers.draft_tokens)
+    ]
+    latent = next((each for each in getattr(drafter, "drafters", [drafter]) if isinstance(each, LatentDrafter)), None)
+    record = DraftedGeneration(
+        drafts=str(answers.drafts),
+        most=answers.draft_tokens,
+        threshold=None if latent is None else latent.threshold,
+        passes=len(passes),
+        drafted=sum(each.drafted for each in passes),
+        accepted=sum(each.accepted for each in passes),
+        accepted_by_place=tuple(stood / drafted if drafted else None for stood, drafted in places),
+        flops=sum(each.flops for each in decoded),
+        identical=sum(a.tokens == b.tokens for a, b in zip(*runs.values(), strict=True)),
+        uniform_passes=sum(len(row.passes) for row in runs[False]),
+        uniform_flops=sum(each.flops for each in uniform),
+        seconds=seconds[True],
+        uniform_seconds=seconds[False],
+    )
+    return _scored(model, decoded, pairs, answers), record
 
 
 def _from_embeddings(
@@ -295,7 +370,7 @@ def _choose(model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig) ->
             owner = rows.segments[rows.labels != IGNORE] // 2  # an example has two segments: prompt and completion
             likelihoods[start : start + len(part), column] = torch.zeros(len(part)).index_add(0, owner, scores)
             lengths = [(len(ids.prompt) + len(ids.completion), len(ids.completion) - ids.opening) for ids in encoded]
-            flops += sum(model.pass_flops(length, length, logits) for length, logits in lengths)
+            flops += sum(pass_flops(model.language.lm, length, length, logits) for length, logits in lengths)
     wanted = torch.tensor([choices.index(p.completion.strip()) for p in pairs])
     right = multiple_choice(likelihoods, wanted).tolist()
     cost = choice_costs(sum(right) / len(right), flops / len(pairs))
@@ -379,6 +454,12 @@ def _summary(document: AnswerEvaluation) -> list[str]:
         tokens, flops = found.cost.tokens_per_right_answer, found.cost.flops_per_right_answer
         cost = "no right answer" if tokens is None else f"{tokens:.4g} tokens, {flops:.3g} FLOPs"
         lines.append(f"{'  per right answer':28} {cost}")
+    if (drafts := document.drafts) is not None:
+        fewer = f"{drafts.uniform_passes / drafts.passes:.2f}x fewer passes"
+        stands = f"{drafts.accepted / max(1, drafts.drafted):.0%} of drafted tokens stand"
+        seconds = f"{drafts.uniform_seconds / drafts.seconds:.2f}x fewer seconds"
+        same = f"{drafts.identical} of {document.pairs} texts identical"
+        lines.append(f"{'drafts: ' + drafts.drafts:28} {fewer}, {stands}, {seconds}, {same}")
     lines += [
         f"{name.replace('paraphrase.', 'two phrasings: '):28} {value:6.3f}" for name, value in document.geometry.items()
     ]

@@ -90,7 +90,7 @@ def folder_results(folder: Path, config: ReportConfig) -> AnswerResults | None:
         raise InputError(f"checkpoint must be null for a report of answers, got {config.checkpoint}")
     results = answer_results(evaluations, folder)
     if config.fail_under is not None:
-        Requirement.parse(config.fail_under).check_arms(results.arms)
+        Requirement.parse(config.fail_under).check("answers", results.arms)
     return results
 
 

@@ -106,7 +106,7 @@ def stream_results(folder: Path, config: ReportConfig) -> StreamResults | None:
         return None
     evaluation: StreamEvaluation = read_document(path, StreamEvaluation)
     if config.fail_under is not None:
-        Requirement.parse(config.fail_under).check_settings(evaluation.settings)
+        Requirement.parse(config.fail_under).check("streams", evaluation.settings)
     model = checkpoint.load(Path(config.checkpoint or folder / evaluation.checkpoint))
     return sweep_evaluation(evaluation, folder, model, config)
 

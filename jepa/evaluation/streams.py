@@ -23,8 +23,7 @@ from jepa.data.records import StreamRecord, read_records, write_records
 from jepa.data.video import VideoStream
 from jepa.data.world import CAPTION_QUERIES, Stream, StreamStyle, World
 from jepa.errors import InputError
-from jepa.models.on_demand import mean_states
-from jepa.models.vl_jepa import VLJEPA
+from jepa.models.vl_jepa import VLJEPA, mean_states
 from jepa.operations import OperationLedger
 from jepa.results.documents import Thumbnail
 from jepa.selective import ColourChange, SelectiveEncoding, StepSelection
@@ -39,7 +38,7 @@ class StreamSet:
     """The streams of one split: `latents[i]` (T, E) float32 at `times[i]` (T,) seconds, annotated by `records[i]`.
 
     `ledgers[i]` counts the encoding of stream i. `changes[i]` (T,) is the statistic of the change detector, `states[i]`
-    (T, D) the X-Encoder's mean state (`jepa.models.on_demand.mean_states`); both are empty where latents came from
+    (T, D) the X-Encoder's mean state (`jepa.models.vl_jepa.mean_states`); both are empty where latents came from
     elsewhere. Step i needs `length` encodings from number `i * hop` on: of time slots, or of the whole window.
     """
 

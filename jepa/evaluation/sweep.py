@@ -196,7 +196,7 @@ def sweep_setting(
         **density(streams["test"].records),
         curves={policy: _curve(families[policy], by_value, seed) for policy, by_value in runs.items()},
         savings=savings,
-        areas={policy: documents.Area(**vars(area)) for policy, area in areas.items()},
+        areas=areas,
         operations=tuple(operations),
     )
     return Swept(sweep, emissions)

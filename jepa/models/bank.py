@@ -18,14 +18,13 @@ from jepa.selective.calibration import DecodedStream, checked_streams
 class BankCache(LatentCache):
     """A caption bank as the cache of a `SelectiveDecoder`: full from the start, it takes up nothing more.
 
-        selective = SelectiveDecoder(policy, decoder, cache=BankCache(CaptionBank(texts, embeddings, margin=0.9)))
-
     A latent whose cosine to the nearest caption is at least the bank's margin gets that caption; the others go to the
-    decoder. Look-ups and hits count as those of a cache do: a hit is no decoder call.
-    All streams share the bank. `threshold`, on 1 − cos, is 1 − margin.
+    decoder. All streams share the bank. `threshold`, on 1 − cos, is 1 − margin.
 
-    Args:
-        bank: the captions.
+    >>> cache = BankCache(CaptionBank(["a dog", "a cat"], torch.eye(2), margin=0.9))
+    >>> entry, hit = cache.look_up(np.array([0.0, 1.0], dtype=np.float32))
+    >>> hit, entry.decoded.text
+    (True, 'a cat')
     """
 
     def __init__(self, bank: CaptionBank) -> None:
@@ -50,14 +49,11 @@ class BankCache(LatentCache):
 class BankDecoder:
     """Decodes by looking up: every latent gets its nearest caption, and each counts as a decoder call.
 
-    An answer takes no token and no forward pass; it costs `bank.flops` and reads the whole bank. A bank that leaves to
-    a decoder what it does not know is no decoder but a cache: `BankCache`.
+    An answer takes no token and no forward pass; it costs `bank.flops` and reads the whole bank. Raises `InputError`
+    unless the bank's margin is −1: what leaves some latents to a decoder is a `BankCache`.
 
-    Args:
-        bank: the captions, with the margin −1.
-
-    Raises:
-        InputError: the bank has another margin.
+    >>> [found.text for found in BankDecoder(CaptionBank(["a dog", "a cat"], torch.eye(2))).decode(torch.eye(2)[1:])]
+    ['a cat']
     """
 
     def __init__(self, bank: CaptionBank) -> None:
@@ -73,18 +69,9 @@ class BankDecoder:
 
 
 def caption_bank(streams: Sequence[DecodedStream], capacity: int) -> CaptionBank:
-    """The texts that were decoded most often, each at the renormalised mean of the latents it was decoded from.
+    """The `capacity` texts decoded most often, the earlier of equals, each at the renormalised mean of its latents.
 
-    Args:
-        streams: of each its latents (N_s, E) and the decoder's texts of them: see `decode_segments`.
-        capacity: most captions, >= 1; of texts decoded equally often the earlier ones stay.
-
-    Returns:
-        The bank, with the margin −1.
-
-    Raises:
-        InputError: there is no stream, one has not one text a latent, latents that are not finite or another width, or
-            `capacity` is not a whole number >= 1.
+    A stream has latents (N_s, E) and the decoder's texts of them: see `decode_segments`.
     """
     check_int("capacity", capacity, 1)
     checked = checked_streams(streams, shared=True)
@@ -96,57 +83,24 @@ def caption_bank(streams: Sequence[DecodedStream], capacity: int) -> CaptionBank
 
 
 def calibrate_margin(
-    bank: CaptionBank,
-    streams: Sequence[DecodedStream],
-    error_rate: float,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    bank: CaptionBank, streams: Sequence[DecodedStream], error_rate: float, *, seed: int = 0
 ) -> Calibration:
-    """Find the lowest margin of a bank whose error on held-out streams is low enough with confidence.
+    """Find the lowest margin of a bank whose error on held-out streams is at most `error_rate` with confidence.
 
-    The error, its bound and the candidates are those of `jepa.selective.calibrate_threshold`, whose arguments these
-    are, with the distance to the nearest caption. It grows as the margin falls.
-
-    Args:
-        bank: its margin is not used.
-        streams: at least 2, none of which the bank was filled from.
-        error_rate: in (0, 1), wrong look-ups over look-ups.
-        confidence: of the bound, one-sided, in (0, 1).
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Returns:
-        The calibration; its `threshold` is 1 − margin, −1 where no margin was good enough and nothing may hit:
-        `BankCache(bank).fresh(threshold)`.
-
-    Raises:
-        InputError: as `calibrate_threshold`, or latents have another width than the bank.
+    Error and bound are those of `jepa.selective.calibrate_threshold`, with the distance to the nearest caption. The
+    `threshold` found is 1 − margin, for `BankCache.fresh`; −1, where nothing hits, if no margin is good enough.
     """
 
     def distances(latents: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate([1 - bank.nearest(torch.from_numpy(rows))[1].cpu().double().numpy() for rows in latents])
 
-    return calibrate_cache(
-        BankCache(bank), streams, error_rate, distances, confidence=confidence, resamples=resamples, seed=seed
-    )
+    return calibrate_cache(BankCache(bank), streams, error_rate, distances, confidence=0.95, resamples=2000, seed=seed)
 
 
 def fill_bank(
     streams: Sequence[DecodedStream], error_rate: float, *, capacity: int, seed: int = 0
 ) -> tuple[BankCache, Calibration]:
-    """A bank filled from every second stream, the first included, with the margin calibrated on the others.
-
-    Args:
-        streams: at least 4: see `caption_bank` and `calibrate_margin`, whose arguments the others are.
-        error_rate: in (0, 1), wrong look-ups over look-ups.
-        capacity: most captions, >= 1.
-        seed: of the bootstrap.
-
-    Raises:
-        InputError: fewer than 4 streams, or as `caption_bank` and `calibrate_margin`.
-    """
+    """A bank filled from every second of at least 4 streams, the first included; the others calibrate its margin."""
     if len(streams) < 4:
         raise InputError(f"streams must be at least 4 to fill a bank and calibrate its margin, got {len(streams)}")
     checked = checked_streams(streams, shared=True)

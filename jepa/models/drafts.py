@@ -27,11 +27,13 @@ class Drafts(NamedTuple):
     Args:
         tokens: (B, G), of which the first `counts` are meant.
         counts: (B,) between 0 and G.
+        predicted: (B,) states predicted for them; 0 where no network ran.
         probabilities: (B, G, V) that each was drawn from; None where it was certain.
     """
 
     tokens: Tensor
     counts: Tensor
+    predicted: Tensor
     probabilities: Tensor | None = None
 
 
@@ -43,10 +45,11 @@ class Drafter(Protocol):
 
 
 class Verified(NamedTuple):
-    """One pass of the language model for one row: tokens drafted for it, and how many of them it kept."""
+    """One pass of the language model for one row."""
 
-    drafted: int
-    accepted: int
+    drafted: int = 0  # tokens that it verified
+    accepted: int = 0  # of them, how many stand
+    predicted: int = 0  # states that were predicted for them
 
 
 class Continuation(NamedTuple):
@@ -86,7 +89,8 @@ def generate(
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=ids.device)
     mask = torch.arange(longest, device=ids.device) >= longest - lengths[:, None]
     cache, ended = None, [False] * len(rows)
-    drafts = Drafts(ids[:, :0], torch.zeros_like(lengths))
+    nothing = torch.zeros_like(lengths)
+    drafts = Drafts(ids[:, :0], nothing, nothing)
     while True:
         states, cache = language.extend(ids, mask, cache)
         states = states[:, -1 - drafts.tokens.shape[1] :]
@@ -103,11 +107,11 @@ def generate(
             states, ids, mask = states[kept], ids[kept], mask[kept]
         mask = _without_holes(cache, mask)
         room = ids.new_tensor([max_new_tokens - len(rows[row].tokens) - 1 for row in alive])  # before the token after
-        drafts = Drafts(ids[:, :0], torch.zeros_like(room))
+        drafts = Drafts(ids[:, :0], torch.zeros_like(room), torch.zeros_like(room))
         if drafter is not None and bool((room > 0).any()):
             texts = [[*prompts[row], *rows[row].tokens] for row in alive]
             drafts = drafter.draft(states, texts, int(room.max()))
-            drafts = drafts._replace(counts=drafts.counts.minimum(room))
+            drafts = drafts._replace(counts=drafts.counts.minimum(room), predicted=drafts.predicted.minimum(room))
         ids = torch.cat([ids, drafts.tokens], dim=1)
         meant = _first(drafts.counts, drafts.tokens.shape[1])
         mask = torch.cat([mask, mask.new_ones(len(mask), 1), meant], dim=1)
@@ -173,17 +177,18 @@ class LatentDrafter:
         embed = self.language.lm.get_input_embeddings()
         chosen = torch.tensor([text[-1] for text in texts], device=states.device)
         sure = torch.ones(len(states), device=states.device)
-        counts, tokens = torch.zeros_like(chosen), []
+        counts, predicted, tokens = torch.zeros_like(chosen), torch.zeros_like(chosen), []
         for _ in range(min(most, self.most)):
             states = self.transition(states, embed(chosen))
             best, chosen = self.language.logits(states).softmax(-1).max(-1)
+            predicted += sure >= self.threshold
             sure = sure * best
             meant = sure >= self.threshold
             if not bool(meant.any()):
                 break
             counts += meant
             tokens.append(chosen)
-        return Drafts(torch.stack(tokens, dim=1) if tokens else chosen[:, None][:, :0], counts)
+        return Drafts(torch.stack(tokens, dim=1) if tokens else chosen[:, None][:, :0], counts, predicted)
 
 
 class PromptLookup:
@@ -208,7 +213,8 @@ class PromptLookup:
         width = max(len(tokens) for tokens in found)
         padded = [[*tokens, *[0] * (width - len(tokens))] for tokens in found]
         counts = torch.tensor([len(tokens) for tokens in found], device=states.device)
-        return Drafts(torch.tensor(padded, dtype=torch.long, device=states.device).reshape(len(found), width), counts)
+        tokens = torch.tensor(padded, dtype=torch.long, device=states.device).reshape(len(found), width)
+        return Drafts(tokens, counts, torch.zeros_like(counts))
 
     def _after(self, text: Sequence[int]) -> Sequence[int]:
         for size in range(min(self.longest, len(text) - 1), 0, -1):
@@ -235,7 +241,11 @@ class FirstOf:
                 width = max(found.tokens.shape[1], drafts.tokens.shape[1])
                 first, second = (F.pad(each.tokens, (0, width - each.tokens.shape[1])) for each in (found, drafts))
                 has = found.counts > 0
-                found = Drafts(torch.where(has[:, None], first, second), torch.where(has, found.counts, drafts.counts))
+                found = Drafts(
+                    torch.where(has[:, None], first, second),
+                    torch.where(has, found.counts, drafts.counts),
+                    found.predicted + drafts.predicted * ~has,
+                )
             if bool((found.counts > 0).all()):
                 break
         assert found is not None
@@ -258,16 +268,16 @@ def _append(
     stops: set[int],
 ) -> None:
     """Writes what a pass found to the rows that have not ended, and notes which end."""
-    columns = zip(drafts.tokens.tolist(), drafts.counts.tolist(), accepted.tolist(), chosen.tolist(), strict=True)
-    for i, (tokens, drafted, count, next_token) in enumerate(columns):
+    columns = (drafts.tokens, drafts.counts, drafts.predicted, accepted, chosen)
+    for i, (tokens, drafted, predicted, count, after) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
         if ended[i]:
             continue
         row = rows[alive[i]]
-        new = [*tokens[:count], next_token][: max_new_tokens - len(row.tokens)]
+        new = [*tokens[:count], after][: max_new_tokens - len(row.tokens)]
         last = next((j for j, token in enumerate(new) if token in stops), None)
         new = new if last is None else new[: last + 1]
         row.tokens.extend(new)
-        row.passes.append(Verified(drafted, min(count, len(new))))
+        row.passes.append(Verified(drafted, min(count, len(new)), predicted))
         ended[i] = last is not None or len(row.tokens) == max_new_tokens
 
 

@@ -20,56 +20,48 @@ from jepa.data.pairs import Example
 from jepa.decoders.prefix import PrefixDecoder
 from jepa.encoders.language import LanguageModel
 from jepa.errors import InputError
-from jepa.models.roles import greedy_texts, role_parameters
-from jepa.operations import (
-    FAMILIES,
-    OperationLedger,
-    PartCount,
-    count_flops,
-    transformer_cache_bytes,
-    transformer_flops,
-    weight_bytes,
-)
+from jepa.models.costs import costed, greedy_texts, pass_cost
+from jepa.models.drafts import Continuation, Drafter, generate
+from jepa.models.roles import role_parameters
+from jepa.operations import OperationLedger, PartCount, weight_bytes
 from jepa.predictors.tied import TiedPredictor
+from jepa.predictors.transition import LatentTransition
 from jepa.selective import Decoded
 
 Request = str | Example
 
 
 class Pass(NamedTuple):
-    """What one pass over packed rows gives; the last three are None where the rows do not hold them.
+    """What one pass over packed rows gives; the last three are None where the rows do not hold them."""
 
-    Args:
-        logits: (M, V) at the trained positions.
-        labels: (M,) tokens that come next.
-        predictions: (N, E) predicted embeddings, raw.
-        targets: (N, E) target embeddings, raw.
-        tube: (N, 3, E) states at three positions of each conversation.
-    """
-
-    logits: Tensor
-    labels: Tensor
-    predictions: Tensor | None
-    targets: Tensor | None
-    tube: Tensor | None
+    logits: Tensor  # (M, V) at the trained positions
+    labels: Tensor  # (M,) tokens that come next
+    predictions: Tensor | None  # (N, E) predicted embeddings, raw
+    targets: Tensor | None  # (N, E) target embeddings, raw
+    tube: Tensor | None  # (N, 3, E) states at three positions of each conversation
 
 
 class RequestStates(NamedTuple):
-    """S_X of B requests: `states` (B, N, D), left-padded, `mask` (B, N), and the model's key/value cache."""
+    """S_X of B requests, left-padded."""
 
-    states: Tensor
-    mask: Tensor
-    cache: Any
+    states: Tensor  # (B, N, D)
+    mask: Tensor  # (B, N)
+    cache: Any  # keys and values
 
 
 class LLMJEPA(nn.Module):
     """One language model in the roles of X-Encoder, Predictor and Y-Encoder, and of the Y-Decoder by its own answers.
 
-    An embedding is a state of the last layer: E = D. `y_decoder` is a second Y-Decoder, from the embedding alone; it is
-    trained afterwards, on a frozen model.
+    An embedding is a state of the last layer: E = D. Two parts may be trained afterwards, on a frozen model:
+    `y_decoder`, a second Y-Decoder from the embedding alone, and `transition`, which drafts answers.
 
-    Raises:
-        InputError: as `LanguageModel` does.
+    >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 300}
+    >>> tokenizer = ChatTokenizer.train(["lines with a vowel", "[aeiou]"], 300)
+    >>> model = LLMJEPA(LanguageModel(architecture=tiny), TiedPredictor(tokens=1), tokenizer)
+    >>> predicted, embedded = model.predict(model.encode(["lines with a vowel"])), model.embed(["[aeiou]"])
+    >>> predicted.shape == embedded.shape == (1, 32)
+    True
     """
 
     tokenizer_type = ChatTokenizer
@@ -80,12 +72,11 @@ class LLMJEPA(nn.Module):
         predictor: TiedPredictor,
         tokenizer: ChatTokenizer,
         y_decoder: PrefixDecoder | None = None,
+        transition: LatentTransition | None = None,
     ) -> None:
         super().__init__()
         self.language, self.predictor, self.tokenizer = language_model, predictor, tokenizer
-        self.y_decoder = y_decoder
-        self._flops: dict[tuple[int, int, int], int] = {}
-        self._cache_bytes: dict[tuple[int, torch.dtype], int] = {}
+        self.y_decoder, self.transition = y_decoder, transition
         self.predictor_ids = tokenizer.add_predictors(predictor.tokens)
         language_model.fit_vocabulary(len(tokenizer), self.predictor_ids)
 
@@ -95,7 +86,7 @@ class LLMJEPA(nn.Module):
 
     def node(self) -> dict[str, Any]:
         """The configuration that builds this model anew, without the hub and but for `y_decoder`."""
-        language, predictor = self.language, self.predictor
+        language = self.language
         return {
             "_target_": "jepa.models.llm_jepa.LLMJEPA",
             "language_model": {
@@ -105,11 +96,8 @@ class LLMJEPA(nn.Module):
                 "lora": language.lora,
                 "gradient_checkpointing": language.gradient_checkpointing,
             },
-            "predictor": {
-                "_target_": "jepa.predictors.tied.TiedPredictor",
-                "tokens": predictor.tokens,
-                "placement": predictor.placement,
-            },
+            "predictor": {"_target_": "jepa.predictors.tied.TiedPredictor", **vars(self.predictor)},
+            "transition": None if self.transition is None else self.transition.node(),
         }
 
     def layout(self, **arguments: Any) -> Layout:
@@ -122,11 +110,10 @@ class LLMJEPA(nn.Module):
         trained = rows.labels != IGNORE
         logits, flat = self.language.logits(states[trained]), states.flatten(0, 1)
 
-        def embeddings(index: Tensor) -> Tensor | None:
+        def at(index: Tensor) -> Tensor | None:
             return flat[index] if len(index) else None
 
-        tube = flat[rows.tube] if len(rows.tube) else None
-        return Pass(logits, rows.labels[trained], embeddings(rows.predicted), embeddings(rows.target), tube)
+        return Pass(logits, rows.labels[trained], at(rows.predicted), at(rows.target), at(rows.tube))
 
     # --- The four roles, as VL-JEPA has them. ---
 
@@ -134,10 +121,7 @@ class LLMJEPA(nn.Module):
     def encode(self, requests: Sequence[Request]) -> RequestStates:
         """X-Encoder: requests -> their states and the cache that predictor and decoder go on from."""
         before = self.predictor_ids if self.predictor.placement == "prepend" else []
-        ids, mask = self.tokenizer.pad([[*before, *pair.prompt] for pair in self._ids(requests)])
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        states, cache = self.language.extend(ids, mask, None)
-        return RequestStates(states, mask, cache)
+        return self._read([[*before, *pair.prompt] for pair in self._ids(requests)])
 
     @torch.no_grad()
     def predict(self, encoded: RequestStates) -> Tensor:
@@ -153,146 +137,89 @@ class LLMJEPA(nn.Module):
     def embed(self, answers: Sequence[str]) -> Tensor:
         """Y-Encoder: B answers, each alone -> embeddings (B, E), L2-normalised."""
         pairs = self.tokenizer.encode([Example("", answer, None) for answer in answers])
-        ids, mask = self.tokenizer.pad([pair.code for pair in pairs])
-        states, _ = self.language.extend(ids.to(self.device), mask.to(self.device), None)
-        return F.normalize(states[:, -1].float(), dim=-1)
+        return F.normalize(self._read([pair.code for pair in pairs]).states[:, -1].float(), dim=-1)
 
     def decode(self, latents: Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
-        """Y-Decoder: embeddings (B, E) -> greedy texts, by the lightweight decoder; a token is a forward pass.
+        """Y-Decoder: embeddings (B, E) -> greedy texts, by `y_decoder`: `InputError` if there is none.
 
-        Raises:
-            InputError: the model has none. `RequestDecoder` answers by the language model itself.
+        `RequestDecoder` answers by the language model itself.
         """
         if self.y_decoder is None:
             raise InputError("this checkpoint has no decoder from embeddings: train it with a decoder stage")
-        return greedy_texts(self.y_decoder, latents.to(self.device), self.tokenizer, self.tokenizer.end_id)
+        tokenizer = self.tokenizer
+        return greedy_texts(self.y_decoder, latents.to(self.device), tokenizer.decode, tokenizer.end_id)
 
-    def answer(self, requests: Sequence[Request], max_new_tokens: int) -> list[Decoded]:
-        """The language model's own greedy answers; a token is a forward pass, the first with the whole prompt.
-
-        FLOPs and bytes are those of each request answered alone.
+    def answer(self, requests: Sequence[Request], max_new_tokens: int, drafter: Drafter | None = None) -> list[Decoded]:
+        """The language model's own greedy answers, each with what it takes alone: a pass for a token, or for several
+        where a drafter proposes them, the first over the whole prompt.
         """
-        return self.continuations([ids.given for ids in self._ids(requests)], max_new_tokens)
+        prompts = [ids.given for ids in self._ids(requests)]
+        return self.texts(prompts, self.continuations(prompts, max_new_tokens, drafter))
 
-    def continuations(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Decoded]:
-        """`answer` to prompts that are encoded already."""
-        rows = self._generate(prompts, max_new_tokens)
+    def continuations(
+        self, prompts: Sequence[list[int]], max_new_tokens: int, drafter: Drafter | None = None
+    ) -> list[Continuation]:
+        """`generate` after prompts, until the tokenizer's stop tokens."""
+        return generate(self.language, prompts, max_new_tokens, self.tokenizer.stop_ids, drafter)
+
+    def texts(self, prompts: Sequence[list[int]], rows: Sequence[Continuation]) -> list[Decoded]:
+        """The text of each continuation, with what it takes alone."""
+        texts = self.tokenizer.decode([row.tokens for row in rows])
         return [
-            costed(text, len(row), self._answer_cost(len(prompt), len(row)))
-            for text, prompt, row in zip(self.tokenizer.decode(rows), prompts, rows, strict=True)
+            costed(text, len(row.tokens), self._cost(len(prompt), row))
+            for text, prompt, row in zip(texts, prompts, rows, strict=True)
         ]
 
-    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[list[int]]:
-        """The tokens of `answer`, with the stop token where one was reached."""
-        return self._generate([ids.given for ids in self._ids(requests)], max_new_tokens)
-
-    @torch.no_grad()
-    def _generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
-        ids, mask = self.tokenizer.pad(prompts)
-        return self.language.generate(
-            ids.to(self.device), mask.to(self.device), max_new_tokens, self.tokenizer.stop_ids
-        )
-
-    @torch.no_grad()
-    def pass_flops(self, tokens: int, context: int, logits: int = 0) -> int:
-        """FLOPs of one pass of the language model over `tokens` tokens, by the conventions of `count_flops`.
-
-        By the closed form for the families that have one; otherwise counted once on a pass of these lengths.
-
-        Args:
-            tokens: that are processed, >= 1.
-            context: tokens that they attend to, themselves and those of the key/value cache.
-            logits: of the last tokens, how many get logits.
-        """
-        key = (tokens, context, logits)
-        if key not in self._flops:
-            config = self.language.lm.config
-            if self.language.lora is None and config.model_type in FAMILIES:
-                self._flops[key] = transformer_flops(config, tokens, context=context, logits=logits).total
-            else:
-                self._flops[key] = self._measured_flops(*key)
-        return self._flops[key]
-
-    def pass_cost(self, tokens: int, context: int, logits: int = 0) -> PartCount:
-        """What the ledger counts of one pass of the language model: arguments as of `pass_flops`."""
-        return PartCount(
-            forward_passes=1,
-            flops=self.pass_flops(tokens, context, logits),
-            weight_bytes=weight_bytes(self.language),
-            cache_bytes=self.cache_bytes(context - tokens),
-        )
-
-    def cache_bytes(self, held: int) -> int:
-        """Bytes of the keys and values of one sequence of `held` tokens in the cache.
-
-        By the closed form for the families that have one; otherwise read once off a cache of that length.
-        """
-        kind = self.language.lm.dtype
-        if (held, kind) not in self._cache_bytes:
-            config = self.language.lm.config
-            if config.model_type in FAMILIES:
-                found = transformer_cache_bytes(config, held, element_size=kind.itemsize)
-            else:
-                found = self._measured_cache_bytes(held)
-            self._cache_bytes[held, kind] = found
-        return self._cache_bytes[held, kind]
-
-    @torch.no_grad()
-    def _measured_cache_bytes(self, held: int) -> int:
-        if held == 0:
-            return 0
-        ids = torch.zeros((1, held), dtype=torch.long, device=self.device)
-        _, cache = self.language.extend(ids, torch.ones_like(ids, dtype=torch.bool), None)
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-
-    def _measured_flops(self, tokens: int, context: int, logits: int) -> int:
-        ids = torch.zeros((1, context), dtype=torch.long, device=self.device)
-        mask, held = torch.ones_like(ids, dtype=torch.bool), context - tokens
-        cache = self.language.extend(ids[:, :held], mask[:, :held], None)[1] if held else None
-
-        def run() -> None:
-            states, _ = self.language.extend(ids[:, held:], mask, cache)
-            if logits:
-                self.language.logits(states[:, -logits:])
-
-        return count_flops(run).total
-
-    def _answer_cost(self, prompt: int, tokens: int) -> PartCount:
-        """What generating `tokens` tokens, >= 1, after a prompt of `prompt` tokens takes."""
-        later = (self.pass_cost(1, prompt + i, 1) for i in range(1, tokens))
-        return sum(later, start=self.pass_cost(prompt, prompt, 1))
+    def _cost(self, held: int, row: Continuation) -> PartCount:
+        lm = self.language.lm
+        total = pass_cost(lm, held, held, 1)
+        for each in row.passes[1:]:
+            read = 1 + each.drafted
+            total += pass_cost(lm, read, held + read, read)
+            held += 1 + each.accepted
+        predicted = sum(each.predicted for each in row.passes)
+        if predicted and self.transition is not None:
+            head = lm.get_output_embeddings()
+            flops = self.transition.flops() + 2 * head.weight.numel()
+            read_bytes = weight_bytes(self.transition) + weight_bytes(head)
+            total += PartCount(flops=predicted * flops, weight_bytes=predicted * read_bytes)
+        return total
 
     def stream(
         self, requests: Iterable[Sequence[Request]], ledger: OperationLedger | None = None
     ) -> Iterator[np.ndarray]:
         """Predicted embeddings (T, E) float32, L2-normalised, of a stream of requests that comes in chunks of T.
 
-        The ledger counts an encoder and a predictor call for each request, with the cost of each encoded alone; where
-        the [PRED] tokens come first, or there are none, predicting takes no forward pass of its own.
+        The ledger counts an encoder and a predictor call for each request, with what it takes alone. Predicting takes a
+        pass of its own only where [PRED] tokens are appended.
         """
-        ledger = ledger if ledger is not None else OperationLedger()
+        ledger = OperationLedger() if ledger is None else ledger
         for chunk in requests:
             with ledger.timed("encoder"):
                 encoded = self.encode(chunk)
             with ledger.timed("predictor"):
                 latents = self.predict(encoded)
-            lengths, k = encoded.mask.sum(1).tolist(), len(self.predictor_ids)
-            alone = (self.pass_cost(n, n) for n in lengths)
+            lm, lengths, k = self.language.lm, encoded.mask.sum(1).tolist(), len(self.predictor_ids)
+            alone = (pass_cost(lm, n, n) for n in lengths)
             ledger.add("encoder", sum(alone, start=PartCount(calls=len(chunk))))
             own_pass = bool(self.predictor_ids) and self.predictor.placement == "append"
-            passes = (self.pass_cost(k, n + k) for n in lengths) if own_pass else ()
+            passes = (pass_cost(lm, k, n + k) for n in lengths) if own_pass else ()
             ledger.add("predictor", sum(passes, start=PartCount(calls=len(chunk))))
             yield latents.cpu().numpy()
 
     def parameters_by_role(self) -> list[dict[str, Any]]:
         """Total and trainable parameters of each role: `{role, total, trainable, modules}`."""
-        roles: dict[str, nn.Module] = {"X-Encoder, Predictor, Y-Encoder, Y-Decoder": self.language}
+        roles = {"X-Encoder, Predictor, Y-Encoder, Y-Decoder": self.language.lm}
         if self.y_decoder is not None:
             roles["Y-Decoder from embeddings"] = self.y_decoder
-        return [
-            role_parameters(role, module, type(module.lm if isinstance(module, LanguageModel) else module).__name__)
-            for role, module in roles.items()
-        ]
+        if self.transition is not None:
+            roles["latent drafts"] = self.transition
+        return role_parameters(roles)
+
+    def _read(self, rows: Sequence[list[int]]) -> RequestStates:
+        ids, mask = (each.to(self.device) for each in self.tokenizer.pad(rows))
+        states, cache = self.language.extend(ids, mask, None)
+        return RequestStates(states, mask, cache)
 
     def _ids(self, requests: Sequence[Request]) -> list[ChatIds]:
         return self.tokenizer.encode([r if isinstance(r, Example) else Example(r, "", None) for r in requests])
@@ -301,8 +228,3 @@ class LLMJEPA(nn.Module):
 def as_example(request: Request) -> Example:
     """A request without its answer and its source."""
     return Example(request, "", None) if isinstance(request, str) else Example(request.prompt, "", request.system)
-
-
-def costed(text: str, tokens: int, cost: PartCount) -> Decoded:
-    """An answer and what it took."""
-    return Decoded(text, tokens, cost.forward_passes, cost.flops, cost.weight_bytes, cost.cache_bytes)

@@ -1,19 +1,14 @@
-"""What the models say of their roles: what fills one, greedy texts of a Y-Decoder, and parameters by role.
+"""What fills the roles of the models, and their parameters by role.
 
-B samples, F frames, S pixels a side, T time slots, P states a slot, N states, D width, L tokens, V vocabulary, E
-embedding dimensions.
+B samples, F frames, S pixels a side, T time slots, P states a slot, N states, D and E widths, L tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
-
-from jepa.operations import weight_bytes
-from jepa.selective import Decoded
 
 
 class Part(Protocol):
@@ -36,13 +31,14 @@ class XEncoder(Part, Protocol):
 
 @runtime_checkable
 class SlotEncoder(Protocol):
-    """An `XEncoder` that encodes a slot of `tubelet` frames without regard to the others: windows can share slots."""
+    """An `XEncoder` that encodes a slot of `tubelet` frames without regard to the others: windows can share slots.
 
-    def encode_slots(self, frames: Tensor) -> Tensor:
-        """(B, F, S, S, 3) uint8 -> (B, T, P, D), without the slots' time."""
+    Frames (B, F, S, S, 3) uint8 -> slots (B, T, P, D); those of a window, with their time added -> states (B, N, D).
+    """
 
-    def add_time(self, slots: Tensor) -> Tensor:
-        """(B, T, P, D) of a window's slots, oldest first -> states (B, N, D)."""
+    def encode_slots(self, frames: Tensor) -> Tensor: ...
+
+    def add_time(self, slots: Tensor) -> Tensor: ...
 
 
 class Predictor(Part, Protocol):
@@ -58,7 +54,10 @@ class YEncoder(Part, Protocol):
 
 
 class YDecoder(Part, Protocol):
-    """Embeddings (B, E) and the tokens (B, L) of known texts -> logits (B, L, V); the rest as `PrefixDecoder` says."""
+    """Embeddings (B, E) and the tokens (B, L) of known texts -> logits (B, L, V); the rest as `PrefixDecoder` says.
+
+    A `LanguageDecoder` is one, but for its operations, which `jepa.models.costs` knows.
+    """
 
     max_length: int
 
@@ -72,7 +71,7 @@ class YDecoder(Part, Protocol):
 
 
 class TextTokenizer(Protocol):
-    """Texts to ids and masks (B, L), right-padded, and back."""
+    """Texts to ids and masks (B, L), right-padded, and back; `encode_closed` adds the end token."""
 
     @property
     def eos_id(self) -> int: ...
@@ -81,33 +80,19 @@ class TextTokenizer(Protocol):
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]: ...
 
-    def encode_closed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """With the end token."""
+    def encode_closed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]: ...
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]: ...
 
 
-class _Detokenizer(Protocol):
-    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]: ...
-
-
-@torch.no_grad()
-def greedy_texts(decoder: YDecoder, latents: Tensor, tokenizer: _Detokenizer, end_id: int) -> list[Decoded]:
-    """Greedy texts of embeddings (B, E) on the decoder's device; each token, the end included, is a forward pass."""
-    rows = decoder.generate(latents, end_id)
-    counts = [min(len(row) + 1, decoder.max_length) for row in rows]
-    read = weight_bytes(decoder)
+def role_parameters(roles: Mapping[str, Part]) -> list[dict[str, Any]]:
+    """Total and trainable parameters of the module that fills each role: `{role, total, trainable, modules}`."""
     return [
-        Decoded(text, count, count, decoder.flops(count), count * read, decoder.cache_bytes(count))
-        for text, count in zip(tokenizer.decode(rows), counts, strict=True)
+        {
+            "role": role,
+            "total": sum(p.numel() for p in module.parameters()),
+            "trainable": sum(p.numel() for p in module.parameters() if p.requires_grad),
+            "modules": getattr(module, "description", type(module).__name__),
+        }
+        for role, module in roles.items()
     ]
-
-
-def role_parameters(role: str, module: Part, name: str) -> dict[str, Any]:
-    """Total and trainable parameters of the module that fills a role: `{role, total, trainable, modules}`."""
-    return {
-        "role": role,
-        "total": sum(p.numel() for p in module.parameters()),
-        "trainable": sum(p.numel() for p in module.parameters() if p.requires_grad),
-        "modules": name,
-    }

@@ -1,12 +1,8 @@
 """An LLM-JEPA on live requests: a session on one key/value cache, its answers as a decoder, and a cache of answers.
 
-    session = RequestSession(model)
-    cache = AnswerCache(0.03, capacity=4096, session=session)
-    during, final = follow(steps, Uniform(1000.0), session, longest=64, read=read_latent, cache=cache)
-
 The payload of a step is its request, so decoder and cache know what each latent was predicted from.
 
-E: embedding dimensions; D: width of the model.
+E embedding dimensions, D width of the model.
 """
 
 from __future__ import annotations
@@ -14,7 +10,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from functools import lru_cache
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,25 +22,15 @@ from torch import Tensor
 from jepa.data.chat import ChatIds
 from jepa.data.pairs import Example
 from jepa.errors import InputError
-from jepa.models.llm_jepa import LLMJEPA, Request, as_example, costed
+from jepa.models.costs import costed, pass_cost
+from jepa.models.llm_jepa import LLMJEPA, Request, as_example
 from jepa.operations import OperationLedger, PartCount
 from jepa.selective import CacheEntry, Decoded, Emission, LatentCache, Policy, SelectiveDecoder
 
 
-class Answerer(Protocol):
-    """Answers requests: an `LLMJEPA`, or a `RequestSession` on one."""
-
-    def answer(self, requests: Sequence[Request], max_new_tokens: int) -> list[Decoded]:
-        """A greedy answer of at most `max_new_tokens` tokens to each request."""
-        ...
-
-
 class RequestDecoder:
-    """The language model's own answers, as the decoder of a `SelectiveDecoder` whose payloads are the requests.
-
-    Args:
-        model: gives the answers.
-        max_new_tokens: most tokens of an answer.
+    """The greedy answers of a model or a session, of at most `max_new_tokens` tokens, as the decoder of a
+    `SelectiveDecoder` whose payloads are the requests.
 
     >>> class Echo:
     ...     def answer(self, requests, max_new_tokens):
@@ -53,50 +41,45 @@ class RequestDecoder:
     ['any digit!']
     """
 
-    def __init__(self, model: Answerer, max_new_tokens: int) -> None:
+    def __init__(self, model: LLMJEPA | RequestSession, max_new_tokens: int) -> None:
         self.model, self.max_new_tokens = model, max_new_tokens
 
     def decode(self, latents: Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
-        """Answers to the B requests that came as payloads.
-
-        Raises:
-            InputError: a payload is no request.
-        """
+        """Answers to the B requests that came as payloads. Raises `InputError` if one is no request."""
         requests = [request for request in payloads or () if isinstance(request, str | Example)]
         if len(requests) != len(latents):
             raise InputError("a RequestDecoder needs a request as the payload of each step, got a step without")
         return self.model.answer(requests, self.max_new_tokens)
 
 
-class _Newest(dict[Example, ChatIds]):
-    """The 16 newest entries: a session may live for ever."""
-
-    def __setitem__(self, request: Example, ids: ChatIds) -> None:
-        super().__setitem__(request, ids)
-        if len(self) > 16:
-            del self[next(iter(self))]
-
-
 class RequestSession:
-    """An LLM-JEPA on requests that come one after another: typed word by word, or each a new one.
+    """An LLM-JEPA, in evaluation mode, on requests that come one after another: typed word by word, or each a new one.
 
     Encoder, predictor and answers work on one key/value cache: of each token sequence only what follows the longest
     common beginning with the sequence before is computed, by whichever part that was. (The cache of a sliding window
-    cannot go back: such models begin anew unless a sequence goes on from the one before.) What is computed is what the
-    ledger counts.
+    cannot go back: such models begin anew unless a sequence goes on from the one before.) The ledger counts what is
+    computed for encoder, predictor and the verification of answers; answers are returned with their counts, for
+    `SelectiveDecoder` to add.
 
-    Args:
-        model: an LLM-JEPA in evaluation mode.
-        ledger: where encoder, predictor and the verification of answers are counted; answers are returned with their
-            counts, for `SelectiveDecoder` to add.
+    >>> from jepa.data.chat import ChatTokenizer
+    >>> from jepa.encoders import LanguageModel
+    >>> from jepa.predictors import TiedPredictor
+    >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 300}
+    >>> tokenizer = ChatTokenizer.train(["lines with a vowel", "[aeiou]"], 300)
+    >>> session = RequestSession(LLMJEPA(LanguageModel(architecture=tiny), TiedPredictor(), tokenizer).eval())
+    >>> [session.predict(request).shape for request in ("lines with", "lines with a vowel")]
+    [(32,), (32,)]
+    >>> session.ledger.predictor.calls
+    2
     """
 
     def __init__(self, model: LLMJEPA, ledger: OperationLedger | None = None) -> None:
         self.model = model
         self.ledger = OperationLedger() if ledger is None else ledger
         self._stop = set(model.tokenizer.stop_ids)
-        self._crops = not (model.language.mixed_layers or model.language.windowed)
-        self._encoded: dict[Example, ChatIds] = _Newest()
+        self._crops = model.language.window is None
+        self._tokenized = lru_cache(16)(lambda pair: model.tokenizer.encode([pair])[0])  # a session may live for ever
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
         self._cache: Any = None
         self._begun: tuple[Example, list[int]] | None = None  # the last request verified, and how its answer begins
@@ -119,17 +102,19 @@ class RequestSession:
     def agrees(self, request: Request, text: str, tolerance: float = 0.0) -> bool:
         """Whether `text` may stand as the answer to a request: one forward pass over it, counted as the decoder's.
 
-        It may if none of its tokens, its end included, has a log-probability more than `tolerance` (nats) below that of
-        the likeliest token in its place: with 0 exactly if the model would answer so itself. If not, `answer` goes on
-        from the first token that differs from the model's own, so that the pass is not lost.
+        It may if its `worst_gap` is at most `tolerance`: at 0 exactly if the model would answer so itself. If not,
+        `answer` goes on from the first token that differs from the model's own, so that the pass is not lost.
         """
         pair = as_example(request)
-        return self.worst_gap(pair, self._draft(pair, text)) <= tolerance
+        ids = self._ids(replace(pair, completion=text))
+        return self.worst_gap(pair, ids.completion[ids.opening :]) <= tolerance
 
     def worst_gap(self, request: Request, draft: list[int]) -> float:
-        """How far the worst token of a draft (its end included) lies below the likeliest in its place, in nats."""
+        """How far, in nats, the log-probability of a draft's worst token, its end included, lies below that of the
+        likeliest in its place.
+        """
         pair = as_example(request)
-        states = self._run("decoder", [*self._prompt(pair), *draft[:-1]], last=len(draft), logits=len(draft))
+        states = self._run("decoder", [*self._ids(pair).given, *draft[:-1]], last=len(draft), logits=len(draft))
         gap, own = self._judge(pair, draft, states)
         self._begun = (pair, own[: common_length(draft, own) + 1])
         return gap
@@ -141,7 +126,7 @@ class RequestSession:
     def _answer(self, pair: Example, max_new_tokens: int) -> Decoded:
         known, begun = self._begun or (None, [])
         row = begun[:max_new_tokens] if known == pair else []
-        prompt, start, cost = self._prompt(pair), len(row), PartCount()
+        prompt, start, cost = self._ids(pair).given, len(row), PartCount()
         while len(row) < max_new_tokens and not (row and row[-1] in self._stop):
             states, more = self._extend([*prompt, *row], last=1, logits=1)
             row = [*row, self._next(pair, row, states)]
@@ -166,23 +151,12 @@ class RequestSession:
             kept = 0
         states = self._compute(ids, kept)
         self._held = ids
-        return states, self.model.pass_cost(len(ids) - kept, len(ids), logits)
-
-    def _ids(self, pair: Example) -> ChatIds:
-        if pair not in self._encoded:
-            self._encoded[pair] = self.model.tokenizer.encode([pair])[0]
-        return self._encoded[pair]
-
-    def _prompt(self, pair: Example) -> list[int]:
-        """What the answer follows."""
-        return self._ids(pair).given
-
-    def _draft(self, pair: Example, text: str) -> list[int]:
-        """A text as the answer to a request, with its end of turn."""
-        ids = self._ids(replace(pair, completion=text))
-        return list(ids.completion[ids.opening :])
+        return states, pass_cost(self.model.language.lm, len(ids) - kept, len(ids), logits)
 
     # What is computed, and what is read from it: a session that remembers answers for an evaluation replaces these.
+
+    def _ids(self, pair: Example) -> ChatIds:
+        return self._tokenized(pair)
 
     @torch.no_grad()
     def _compute(self, ids: list[int], kept: int) -> Tensor | None:
@@ -196,14 +170,13 @@ class RequestSession:
         return states[0]
 
     def _state(self, pair: Example, states: Any) -> np.ndarray:
-        return _unit(states[-1])
+        return np.asarray(F.normalize(states[-1].float(), dim=-1).cpu())
 
-    def _latent(self, pair: Example, states: Any) -> np.ndarray:
-        return _unit(states[-1])
+    _latent = _state
 
     @torch.no_grad()
     def _judge(self, pair: Example, draft: list[int], states: Any) -> tuple[float, list[int]]:
-        """How far the worst token of a draft lies below the likeliest in its place (nats), and the likeliest ones."""
+        """The gap of a draft's worst token, and the likeliest tokens in the places of all."""
         scores = self.model.language.logits(states[-len(draft) :]).log_softmax(-1)
         best, own = scores.max(-1)
         given = scores.gather(1, torch.tensor(draft, device=scores.device)[:, None])[:, 0]
@@ -218,35 +191,22 @@ class RequestSession:
         return self.model.tokenizer.decode([row])[0]
 
 
+Read = Callable[[RequestSession, Example], np.ndarray]
+read_latent: Read = RequestSession.predict
+read_state: Read = RequestSession.state
+
+
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences have in common from their beginning.
-
-    >>> common_length([1, 2, 3], [1, 2, 4, 5])
-    2
-    """
-    for index, (first, second) in enumerate(zip(one, other, strict=False)):
-        if first != second:
-            return index
-    return min(len(one), len(other))
-
-
-def _unit(state: Tensor) -> np.ndarray:
-    return np.asarray(F.normalize(state.float(), dim=-1).cpu())
+    """How many tokens two sequences have in common from their beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 class AnswerCache(LatentCache):
     """A latent cache of answers that may also know a request by its words, and ask the model about what it finds.
 
     A request whose `name` was answered before gets that answer at once. Otherwise the nearest latent within `threshold`
-    offers its answer, which the model, if there is a `session`, may refuse (`RequestSession.agrees`). The request is
-    the payload of the segment.
-
-    Args:
-        threshold: as of `LatentCache`.
-        capacity: as of `LatentCache`; as many names are held.
-        name: what makes two requests one; None: nothing does.
-        session: verifies an answer from a near latent; None: it is taken.
-        tolerance: of the verification, in nats.
+    offers its answer, which a `session`, if there is one, may refuse (`RequestSession.agrees`). The request is the
+    payload of the segment. `capacity` bounds latents and names.
 
     >>> cache = AnswerCache(-1.0, capacity=8, name=lambda request: request.prompt)
     >>> request = Example("any digit", "", None)
@@ -280,11 +240,8 @@ class AnswerCache(LatentCache):
             raise InputError(f"an AnswerCache needs the request as the payload of each step, got {payload!r}")
         if self.name is None:
             return self._near(latent, payload)
-        name, hit = self.name(payload), self.knows(payload)
-        if hit:
-            entry = self._named[name]
-        else:
-            entry, hit = self._near(latent, payload)
+        name = self.name(payload)
+        entry, hit = (self._named[name], True) if name in self._named else self._near(latent, payload)
         self._named[name] = entry
         self._named.move_to_end(name)
         if len(self._named) > self.capacity:
@@ -306,9 +263,6 @@ class AnswerCache(LatentCache):
         return self._add(latent), False
 
 
-Read = Callable[[RequestSession, Example], np.ndarray]
-
-
 def follow(
     steps: Iterable[tuple[Example, float]],
     policy: Policy,
@@ -318,18 +272,11 @@ def follow(
     reader: RequestSession | None = None,
     cache: LatentCache | None = None,
 ) -> tuple[list[Emission], list[Emission]]:
-    """One stream through a `SelectiveDecoder`: what is emitted while it runs, and at its end.
+    """One stream of requests and their times through a `SelectiveDecoder`: what is emitted as it runs, and at its end.
 
-    A request that an `AnswerCache` knows by its words is not read, if the policy can do without.
-
-    Args:
-        steps: requests and their times.
-        policy: of this stream.
-        session: answers, and counts.
-        longest: most tokens of an answer.
-        read: gives the latent of a request; None: the policy reads no latents.
-        reader: the session that `read` is called with, where it is another model's.
-        cache: of this stream.
+    `session` answers, in at most `longest` tokens, and counts. `read` gives the latent of a request, None where the
+    policy reads none; it is called with the `reader`, where that is another model's session. A request that an
+    `AnswerCache` knows by its words is not read, if the policy can do without.
     """
     selective = SelectiveDecoder(policy, RequestDecoder(session, longest), session.ledger, cache=cache)
     emissions: list[Emission] = []
@@ -338,13 +285,3 @@ def follow(
         latent = None if read is None or known else read(reader or session, request)
         emissions += selective.step(latent, time, payload=request)
     return emissions, selective.finish()
-
-
-def read_latent(session: RequestSession, request: Example) -> np.ndarray:
-    """The predicted embedding of a request's answer (E,), of unit norm."""
-    return session.predict(request)
-
-
-def read_state(session: RequestSession, request: Example) -> np.ndarray:
-    """The encoder's last state (D,), of unit norm."""
-    return session.state(request)

@@ -10,23 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from jepa.data.tokenizer import Tokenizer
-from jepa.encoders.vision import given_states
-from jepa.errors import InputError
-from jepa.models.roles import (
-    Predictor,
-    TextTokenizer,
-    XEncoder,
-    YDecoder,
-    YEncoder,
-    greedy_texts,
-    role_parameters,
-)
+from jepa.errors import InputError, check_int
+from jepa.models.costs import greedy_texts, remembered, text_cost
+from jepa.models.roles import Predictor, TextTokenizer, XEncoder, YDecoder, YEncoder, role_parameters
 from jepa.models.windows import WindowedModel
-from jepa.operations import OperationLedger
+from jepa.operations import OperationLedger, count_flops
 from jepa.predictors.experts import active_parameters
 from jepa.selective import Decoded, SelectiveEncoding
 
@@ -35,17 +28,21 @@ TEXT_ROLES = ("predictor", "y_encoder", "y_decoder")
 
 
 class VLJEPA(WindowedModel):
-    """The four roles together: X-Encoder, Predictor, Y-Encoder, Y-Decoder.
+    """The four roles together; a window has `frames` frames at `fps` frames a second.
 
-    Args:
-        tokenizer: of the parts that have none of their own.
-        frames: frames of a window.
-        fps: frames a second.
-        tokenizers: those of pretrained text parts, by `TEXT_ROLES`.
+    `tokenizers` has those of pretrained text parts, by `TEXT_ROLES`; `tokenizer` is that of all others. A Y-Decoder
+    with an operation that `count_flops` cannot count is refused.
 
-    Raises:
-        InputError: unless `frames` is a multiple of the X-Encoder's tubelet and both are >= 1, and `tokenizers` has
-            no other names.
+    >>> from jepa.decoders import PrefixDecoder
+    >>> from jepa.encoders import FrameViT, TextTransformer
+    >>> from jepa.predictors import QueryPredictor
+    >>> tokenizer = Tokenizer.train(["a red bar moves"], 300)
+    >>> parts = QueryPredictor(300, 32, 16, width=32), TextTransformer(300, 16, width=32), PrefixDecoder(300, 16)
+    >>> vision = FrameViT("vit_tiny_patch16_224", size=32, tubelet=2, embed_dim=32, depth=1, num_heads=2)
+    >>> model = VLJEPA(vision, *parts, tokenizer, frames=4, fps=8)
+    >>> states = model.encode(torch.zeros(2, 4, 32, 32, 3, dtype=torch.uint8))
+    >>> model.predict(states, ["what happens?", "what colour?"]).shape
+    torch.Size([2, 16])
     """
 
     tokenizer_type = Tokenizer
@@ -68,25 +65,8 @@ class VLJEPA(WindowedModel):
         self.tokenizers: dict[str, TextTokenizer] = {role: own.get(role, tokenizer) for role in TEXT_ROLES}
         self.predictor, self.y_encoder, self.y_decoder = predictor, y_encoder, y_decoder
         self.tokenizer = tokenizer
-        self._query_flops: dict[str, int] = {}
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """X-Encoder: (B, F, S, S, 3) uint8 -> states S_X (B, N, D).
-
-        With F = 1 these are pictures, each repeated to fill a window. States (B, N, D) that the same X-Encoder computed
-        before pass as they are.
-
-        Raises:
-            InputError: states in place of frames while the X-Encoder is trained: no gradient would reach it.
-        """
-        frames = frames.to(self.device)
-        if frames.ndim == 3:
-            if torch.is_grad_enabled() and any(p.requires_grad for p in self.x_encoder.parameters()):
-                raise InputError("states computed before need a frozen X-Encoder, got one that is trained")
-            return given_states(frames, self.x_encoder.width)
-        if frames.ndim == 5 and frames.shape[1] == 1:
-            frames = frames.expand(-1, self.frames, -1, -1, -1)
-        return self.x_encoder(frames)
+        if not any(parameter.is_meta for parameter in y_decoder.parameters()):
+            text_cost(y_decoder, 1)  # what cannot be counted is refused here, not after training
 
     def predict(self, states: Tensor, queries: Sequence[str]) -> Tensor:
         """Predictor: states (B, N, D) and B queries -> predicted embeddings (B, E), L2-normalised."""
@@ -105,12 +85,9 @@ class VLJEPA(WindowedModel):
         return torch.cat([self.embed(batch).cpu() for batch in batches])
 
     def decode(self, latents: Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
-        """Y-Decoder: embeddings (B, E) -> greedy texts, each with its number of tokens (the end token counted).
-
-        A token costs one forward pass, so both numbers are equal.
-        """
+        """Y-Decoder: embeddings (B, E) -> greedy texts; each token, the end included, is a forward pass."""
         tokenizer = self.tokenizers["y_decoder"]
-        return greedy_texts(self.y_decoder, latents.to(self.device), tokenizer, tokenizer.eos_id)
+        return greedy_texts(self.y_decoder, latents.to(self.device), tokenizer.decode, tokenizer.eos_id)
 
     @torch.no_grad()
     def stream(
@@ -121,17 +98,12 @@ class VLJEPA(WindowedModel):
         ledger: OperationLedger | None = None,
         selection: SelectiveEncoding | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Latents of a sliding window over a stream, as frames arrive: `windows`, and the Predictor at every step.
+        """`windows` of a stream, and the Predictor, asked `query`, at every step; the ledger counts its calls, too.
 
-        Args:
-            frames, step_rate, ledger, selection: as for `windows`; the ledger counts one predictor call a step, too.
-            query: what is asked at every step.
-
-        Yields:
-            Latents (T, E) float32, L2-normalised, and the centres (T,) float64 of their windows in seconds. A latent
-            can be known `window / 2` seconds after its time.
+        Yields latents (T, E) float32, L2-normalised, and the centres (T,) float64 of their windows in seconds. A latent
+        can be known `window / 2` seconds after its time.
         """
-        ledger = ledger if ledger is not None else OperationLedger()
+        ledger = OperationLedger() if ledger is None else ledger
         for states, times in self.windows(frames, step_rate, ledger, selection):
             yield self.predict_steps(states, query, ledger), times
 
@@ -145,28 +117,67 @@ class VLJEPA(WindowedModel):
 
     def query_flops(self, query: str) -> int:
         """FLOPs of predicting one embedding under `query`, alone and so without padding."""
-        if query not in self._query_flops:  # asked at every step of a stream: no tokenizer then
-            length = self.tokenizers["predictor"].encode([query])[0].shape[1]
-            if ("query", length) not in self._flops:
-                with torch.no_grad():
-                    states = self.encode(self._blank(self.frames))
-                self._counted(("query", length), lambda: self.predict(states, [query]))
-            self._query_flops[query] = self._flops["query", length]
-        return self._query_flops[query]
+        return self._role_flops("predictor", self.tokenizers["predictor"].encode([query])[0].shape[1])
 
     def text_flops(self, text: str) -> int:
         """FLOPs of embedding a text by the Y-Encoder, alone and so without padding."""
-        length = self.tokenizers["y_encoder"].encode([text])[0].shape[1]
-        return self._counted(("text", length), lambda: self.embed([text]))
+        return self._role_flops("y_encoder", self.tokenizers["y_encoder"].encode([text])[0].shape[1])
+
+    @remembered
+    def _role_flops(self, role: str, length: int) -> int:
+        """Of a text of `length` tokens."""
+        ids = torch.zeros(1, length, dtype=torch.long, device=self.device)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        if role == "y_encoder":
+            return count_flops(lambda: self.y_encoder(ids, mask)).total
+        states = self.encode(self._blank(self.frames))
+        return count_flops(lambda: self.predictor(states, ids, mask)).total
 
     def parameters_by_role(self) -> list[dict[str, Any]]:
         """Parameters of each role: `{role, total, trainable, active, modules}`, `active` those that a token uses."""
-        rows = []
-        for name, role in ROLES.items():
-            module = self.get_submodule(name)
-            described = getattr(module, "description", type(module).__name__)
-            rows.append(role_parameters(role, module, described) | {"active": active_parameters(module)})
-        return rows
+        roles = {name: self.get_submodule(part) for part, name in ROLES.items()}
+        rows = role_parameters(roles)
+        return [row | {"active": active_parameters(roles[row["role"]])} for row in rows]
+
+
+def mean_states(states: Tensor) -> np.ndarray:
+    """What a policy watches of T windows (T, N, D) without the Predictor: mean states (T, D), float32 of unit norm."""
+    watched: np.ndarray = F.normalize(states.float().mean(1), dim=-1).cpu().numpy()
+    return watched
+
+
+class PredictorOnDemand:
+    """The X-Encoder at every step of a stream, the Predictor for a step when the policy `OnDemand` asks for it.
+
+    `model` is in evaluation mode. The states of the newest `held` steps are held: as many as `OnDemand` may ask for,
+    and those that its policy lets pass before it closes a segment. An example is in `docs/concepts.md`.
+    """
+
+    def __init__(self, model: VLJEPA, query: str, ledger: OperationLedger | None = None, held: int = 32) -> None:
+        self.model, self.query = model, query
+        self.ledger = OperationLedger() if ledger is None else ledger
+        self.held = check_int("held", held, 1)
+        self._windows: dict[int, Tensor] = {}  # states (N, D) of the newest steps
+        self._steps = 0
+
+    def stream(
+        self, frames: Iterable[np.ndarray], step_rate: float, selection: SelectiveEncoding | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Mean states (T, D) of the steps of a stream and their times (T,), as frames arrive: see `VLJEPA.windows`."""
+        self._windows, self._steps = {}, 0
+        for states, times in self.model.windows(frames, step_rate, self.ledger, selection):
+            for step in [step for step in self._windows if step < self._steps - self.held]:
+                del self._windows[step]
+            self._windows.update(enumerate(states, start=self._steps))
+            self._steps += len(states)
+            yield mean_states(states), times
+
+    def predict(self, step: int) -> np.ndarray:
+        """The predicted embedding (E,), float32 of unit norm, of step number `step`; `InputError` if it is not held."""
+        if step not in self._windows:
+            raise InputError(f"step must be one of the newest {self.held} of {self._steps}, got {step}")
+        latents: np.ndarray = self.model.predict_steps(self._windows[step][None], self.query, self.ledger)[0]
+        return latents
 
 
 def set_fused_attention(model: nn.Module, fused: bool) -> None:

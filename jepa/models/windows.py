@@ -5,14 +5,15 @@ M frames of a chunk, S pixels a side, T steps, N states of a window, D their wid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jepa.encoders.vision import given_states
 from jepa.errors import InputError
+from jepa.models.costs import remembered
 from jepa.models.roles import Part, SlotEncoder, XEncoder
 from jepa.operations import OperationLedger, count_flops, weight_bytes
 from jepa.selective import SelectiveEncoding
@@ -23,8 +24,7 @@ _WINDOWS_AT_ONCE = 4  # of an X-Encoder that encodes windows as a whole: what bo
 class WindowedModel(nn.Module):
     """A model with an X-Encoder that looks at a stream through a window of `frames` frames, at `fps` frames a second.
 
-    Raises:
-        InputError: unless `frames` is a multiple of the X-Encoder's tubelet and both are >= 1.
+    `frames` is a multiple of the X-Encoder's tubelet. A subclass adds what is done with the states.
     """
 
     x_encoder: XEncoder
@@ -37,7 +37,6 @@ class WindowedModel(nn.Module):
                 f"got frames {frames}, fps {fps}"
             )
         self.x_encoder, self.frames, self.fps = x_encoder, frames, fps
-        self._flops: dict[tuple[str, int], int] = {}  # of a call, by what it is called on and its tokens
 
     @property
     def device(self) -> torch.device:
@@ -45,12 +44,23 @@ class WindowedModel(nn.Module):
 
     @property
     def window(self) -> float:
-        """Length of a window in seconds."""
+        """Seconds."""
         return self.frames / self.fps
 
     def encode(self, frames: Tensor) -> Tensor:
-        """X-Encoder: (B, F, S, S, 3) uint8 -> states S_X (B, N, D)."""
-        return self.x_encoder(frames.to(self.device))
+        """X-Encoder: (B, F, S, S, 3) uint8 -> states S_X (B, N, D).
+
+        With F = 1 these are pictures, each repeated to fill a window. States (B, N, D) that the same X-Encoder computed
+        before pass as they are; while it is trained they raise `InputError`, for no gradient would reach it.
+        """
+        frames = frames.to(self.device)
+        if frames.ndim == 3:
+            if torch.is_grad_enabled() and any(p.requires_grad for p in self.x_encoder.parameters()):
+                raise InputError("states computed before need a frozen X-Encoder, got one that is trained")
+            return given_states(frames, self.x_encoder.width)
+        if frames.ndim == 5 and frames.shape[1] == 1:
+            frames = frames.expand(-1, self.frames, -1, -1, -1)
+        return self.x_encoder(frames)
 
     @torch.no_grad()
     def windows(
@@ -60,30 +70,21 @@ class WindowedModel(nn.Module):
         ledger: OperationLedger | None = None,
         selection: SelectiveEncoding | None = None,
     ) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """States of a sliding window over a stream, as frames arrive.
+        """States of a sliding window over a stream, as chunks (M, S, S, 3) uint8 of its frames arrive.
 
-        An X-Encoder that encodes time slots apart (`SlotEncoder`) encodes each at most once, whatever the overlap of
-        the windows; any other encodes every window as a whole. With a `selection`, only the steps that it selects are
-        computed, and only what their windows need is encoded. No more frames are held than those of a window and a
-        chunk. The ledger counts one encoder call a slot (or window) encoded, and one detector call a slot that the
-        change detector looks at.
+        Yields states (T, N, D) and the centres (T,) float64 of their windows in seconds, a few at a time. fps /
+        step_rate, in steps a second, must be a multiple of the tubelet.
 
-        Args:
-            frames: chunks (M, S, S, 3) uint8 of consecutive frames.
-            step_rate: steps a second; fps / step_rate must be a multiple of the tubelet.
-            selection: which steps to compute; None: all.
-
-        Yields:
-            States (T, N, D) and the centres (T,) float64 of their windows in seconds, for each chunk that completes
-            windows to compute, a few at a time.
+        A `SlotEncoder` encodes each time slot at most once, whatever the overlap of the windows; any other X-Encoder
+        encodes every window as a whole. A `selection` chooses the steps to compute, and only what their windows need
+        is encoded. No more frames are held than those of a window and a chunk. The ledger counts an encoder call for
+        each slot (or window) encoded, and a detector call for each slot that the change detector looks at.
         """
-        (hop, length), tubelet = self.slots(step_rate), self.x_encoder.tubelet
-        ledger = ledger if ledger is not None else OperationLedger()
-        size = self.x_encoder.size
+        (hop, length), tubelet, size = self.slots(step_rate), self.x_encoder.tubelet, self.x_encoder.size
+        ledger = OperationLedger() if ledger is None else ledger
         waiting = np.empty((0, size, size, 3), dtype=np.uint8)
         kept: dict[int, Tensor] = {}  # states of the slots encoded that a window may still need
-        first = 0  # slot that `waiting` begins with
-        step = 0
+        step = first = 0  # that comes next; slot that `waiting` begins with
         if selection is not None:
             selection.start()
         for chunk in frames:
@@ -115,9 +116,9 @@ class WindowedModel(nn.Module):
         kept: dict[int, Tensor],
         ledger: OperationLedger,
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """States (M, N, D) of the windows of the steps `chosen`, M of these at a time; `slots` begin with slot `first`.
+        """Steps `chosen` and their windows' states (M, N, D), a few at a time.
 
-        `kept` are the states of slots encoded before, to which new ones are added.
+        `slots` begin with slot `first`; `kept` has the states of slots encoded before, and gets new ones.
         """
         length = self.frames // self.x_encoder.tubelet
         if not isinstance(self.x_encoder, SlotEncoder):
@@ -142,45 +143,34 @@ class WindowedModel(nn.Module):
             yield chosen, self.x_encoder.add_time(states)
 
     def _count(self, ledger: OperationLedger, part: str, module: Part, calls: int, flops: int) -> None:
-        """Counts `calls` of a module on a stream, of `flops` each."""
         read = weight_bytes(module)
         ledger.count(part, calls=calls, forward_passes=calls, flops=calls * flops, weight_bytes=calls * read)
 
+    @remembered
     def encoding_flops(self) -> int:
-        """FLOPs of a call of the encoder on a stream, of a slot or a window, counted on blanks."""
+        """FLOPs of a call of the encoder on a stream: of a slot or a window."""
         encoder = self.x_encoder
-        if not isinstance(encoder, SlotEncoder):
-            return self.clip_flops()
-        return self._counted(("slot", 0), lambda: encoder.encode_slots(self._blank(encoder.tubelet)))
+        if isinstance(encoder, SlotEncoder):
+            return count_flops(lambda: encoder.encode_slots(self._blank(encoder.tubelet))).total
+        return self.clip_flops()
 
+    @remembered
     def clip_flops(self) -> int:
         """FLOPs of encoding a clip of `frames` frames."""
-        return self._counted(("clip", 0), lambda: self.encode(self._blank(self.frames)))
-
-    @torch.no_grad()
-    def _counted(self, key: tuple[str, int], run: Callable[[], Any]) -> int:
-        if key not in self._flops:
-            self._flops[key] = count_flops(run).total
-        return self._flops[key]
+        return count_flops(lambda: self.encode(self._blank(self.frames))).total
 
     def _blank(self, frames: int) -> Tensor:
         shape = (1, frames, self.x_encoder.size, self.x_encoder.size, 3)
         return torch.zeros(shape, dtype=torch.uint8, device=self.device)
 
     def encodings(self, step_rate: float) -> tuple[int, int]:
-        """What is encoded anew from one step to the next, and for a window: time slots, or windows as a whole."""
+        """Calls of the encoder from one step to the next, and for a window."""
         return self.slots(step_rate) if isinstance(self.x_encoder, SlotEncoder) else (1, 1)
 
     def slots(self, step_rate: float) -> tuple[int, int]:
-        """Slots from one step to the next, and slots of a window.
-
-        Raises:
-            InputError: the step rate does not fit the slots.
-        """
-        hop = self.fps / step_rate / self.x_encoder.tubelet if step_rate > 0 else 0
+        """Slots from one step to the next, and of a window. Raises `InputError` if the step rate does not fit."""
+        rate = self.fps / self.x_encoder.tubelet
+        hop = rate / step_rate if step_rate > 0 else 0
         if hop < 1 or hop != int(hop):
-            raise InputError(
-                f"step_rate must divide the slot rate of {self.fps / self.x_encoder.tubelet:g} Hz into whole hops, "
-                f"got {step_rate} Hz"
-            )
+            raise InputError(f"step_rate must divide the slot rate of {rate:g} Hz into whole hops, got {step_rate} Hz")
         return int(hop), self.frames // self.x_encoder.tubelet

@@ -21,25 +21,17 @@ from jepa.losses.gather import GlobalBatch
 
 @dataclass(frozen=True)
 class Mixture:
-    """Sizes of a mixture of experts.
+    """Sizes of a mixture of experts. The grouped product needs multiples of 8 for the hidden width and the width D.
 
-    Args:
-        experts: routed experts, N.
-        top_k: routed experts that are active for a token, K.
-        hidden: hidden width of an expert, H. The grouped product needs a multiple of 8, and so it does of the width D.
-        shared: experts that are active for every token.
-        balance_weight: weight of each layer's load-balancing loss, α of Switch Transformers.
-
-    Raises:
-        InputError: unless these are whole numbers, experts, hidden >= 1, 1 <= top_k <= experts, shared >= 0; or unless
-            balance_weight is finite and >= 0.
+    >>> Mixture(experts=8, top_k=2, hidden=64).shared
+    1
     """
 
-    experts: int
-    top_k: int
-    hidden: int
-    shared: int = 1
-    balance_weight: float = 0.01
+    experts: int  # N, routed
+    top_k: int  # K, routed experts that are active for a token
+    hidden: int  # H, width of an expert
+    shared: int = 1  # experts that are active for every token
+    balance_weight: float = 0.01  # of each layer's load-balancing loss, α of Switch Transformers
 
     def __post_init__(self) -> None:
         for name, least in (("experts", 1), ("top_k", 1), ("hidden", 1), ("shared", 0)):
@@ -53,15 +45,13 @@ class Mixture:
 class Routing:
     """Where the tokens of a forward pass went.
 
-    Args:
-        probabilities: (T, N) of the router, with gradient.
-        chosen: (T, K) integers, the experts of each token, the likeliest first.
-        balance_weight: weight of the load-balancing loss of this layer.
+    >>> Routing(torch.full((4, 2), 0.5), torch.tensor([[0], [0], [0], [1]]), balance_weight=0.01).load
+    tensor([1.5000, 0.5000])
     """
 
-    probabilities: Tensor
-    chosen: Tensor
-    balance_weight: float
+    probabilities: Tensor  # (T, N) of the router, with gradient
+    chosen: Tensor  # (T, K) experts of each token, the likeliest first
+    balance_weight: float  # of the layer
 
     @property
     def load(self) -> Tensor:
@@ -75,15 +65,8 @@ def load_balancing_loss(probabilities: Tensor, chosen: Tensor, *, gather: bool =
 
     Switch Transformers (arXiv 2101.03961, equations 4 to 6) for K = 1, DeepSeekMoE (arXiv 2401.06066, equations 12 to
     14) for any K, both without their weight α. An even load gives 1, and N is the most that K = 1 can give. Gradients
-    flow through P alone.
-
-    Args:
-        probabilities: (T, N), rows with the sum 1; T >= 1.
-        chosen: (T, K) integers below N.
-        gather: balance the tokens of all ranks and not those of each rank; see `jepa.losses.gather`.
-
-    Returns:
-        Scalar.
+    flow through P alone. `probabilities` are (T, N), `chosen` (T, K); `gather` balances the tokens of all ranks
+    (`jepa.losses.gather`).
 
     >>> load_balancing_loss(torch.full((4, 2), 0.5), chosen=torch.tensor([[0], [1], [0], [1]]))
     tensor(1.)
@@ -101,14 +84,11 @@ class Experts(nn.Module):
     The router is Mixtral's (arXiv 2401.04088, section 2.1): the K largest of a softmax, divided by their sum. With K
     = 1 that would leave no gradient, and the probability itself is the gate (Switch Transformers, equation 2). Shared
     experts are those of DeepSeekMoE (arXiv 2401.06066, section 3.2): added without a gate, and computed as one layer.
-    An expert is two matrices around a GELU, without biases. There is no capacity, and no token is dropped, so that a
-    token's result does not depend on the others.
+    An expert is two matrices around a GELU, without biases. No token is dropped, and none depends on the others.
 
-    Tokens are sorted by expert and multiplied by torch's grouped product: half, bfloat16 and float32 on CPU and CUDA,
-    widths of whole 16 bytes. Otherwise, or with `grouped` set to False, experts are computed one after the other.
-    Both make the same FLOPs, those of the active experts. The router computes in float32 or wider.
-
-    Args of `forward`: `tokens` (T, D), none of them padding; returns (T, D) and the `Routing`.
+    Tokens (T, D), none of them padding, are sorted by expert and multiplied by torch's grouped product: half, bfloat16
+    and float32 on CPU and CUDA, widths of whole 16 bytes. Otherwise, or with `grouped` set to False, experts are
+    computed one after the other, with the same FLOPs. The router computes in float32 or wider.
 
     >>> layer = Experts(8, Mixture(experts=4, top_k=2, hidden=16))
     >>> outputs, routing = layer(torch.zeros(6, 8))
@@ -151,27 +131,18 @@ class Experts(nn.Module):
         return gates, Routing(probabilities, chosen, self.mixture.balance_weight)
 
     def _product(self, rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
-        if self.grouped and _has_grouped_product(rows, weights):
+        aligned = all(size * rows.itemsize % 16 == 0 for size in weights.shape[1:])
+        known = rows.dtype in (torch.float32, torch.float16, torch.bfloat16) and rows.device.type in ("cpu", "cuda")
+        if self.grouped and known and aligned:
             return F.grouped_mm(rows, weights, offs=counts.cumsum(0).to(torch.int32))
         groups = rows.split(counts.tolist())
         return torch.cat([group @ weight for group, weight in zip(groups, weights, strict=True)])
-
-    @property
-    def inactive(self) -> int:
-        """Parameters of the routed experts that are not active for a token."""
-        return (self.mixture.experts - self.mixture.top_k) * (self.up[0].numel() + self.down[0].numel())
-
-
-def _has_grouped_product(rows: Tensor, weights: Tensor) -> bool:
-    aligned = all(size * rows.itemsize % 16 == 0 for size in weights.shape[1:])
-    kinds = (torch.float32, torch.float16, torch.bfloat16)
-    return rows.device.type in ("cpu", "cuda") and rows.dtype in kinds and aligned
 
 
 class ExpertBlock(Block):
     """timm's block with `Experts` for its feed-forward layer; padding is not routed and keeps what attention gave it.
 
-    Args of `forward`: `x` (B, L, D); `attn_mask` (B, 1, 1, L) true at real tokens, None: all. Returns (B, L, D).
+    `forward` takes (B, L, D) and a mask (B, 1, 1, L), true at real tokens, and returns (B, L, D).
 
     >>> block = ExpertBlock(8, heads=2, mixture=Mixture(experts=4, top_k=2, hidden=16))
     >>> block(torch.zeros(2, 5, 8)).shape
@@ -215,5 +186,8 @@ def active_parameters(module: nn.Module) -> int:
     >>> active_parameters(layer)  # the router, and one expert of two matrices
     288
     """
-    inactive = sum(layer.inactive for layer in module.modules() if isinstance(layer, Experts))
-    return sum(p.numel() for p in module.parameters()) - inactive
+    count = sum(p.numel() for p in module.parameters())
+    for layer in module.modules():
+        if isinstance(layer, Experts):
+            count -= (layer.mixture.experts - layer.mixture.top_k) * (layer.up[0].numel() + layer.down[0].numel())
+    return count

@@ -28,21 +28,15 @@ class LanguagePredictor(nn.Module):
     is off, and layers with a sliding window, which keep the rotary base that they were trained with, see all as well.
     The output is the average over all real tokens after the model's last norm, a linear head, and unit norm.
 
-    Args of `forward`: `states` (B, N, D_x); `ids` (B, L) query tokens, right-padded; `mask` (B, L) true at real tokens.
-    Returns (B, E) float32, L2-normalised.
+    `forward` takes states (B, N, D_x), right-padded query tokens (B, L) and their mask, true at real ones; it returns
+    (B, E) float32, L2-normalised.
 
-    Args:
-        state_dim: D_x.
-        embedding_dim: E.
-        layers: how many of the model's last layers to take. The others, and its output matrix, are not even read.
-        pretrained: a hub name or a local folder.
-        architecture: without `pretrained`: the model's configuration, whose weights are then random.
-        frozen_embeddings: the token embeddings are not trained.
-        gradient_checkpointing: recompute activations in the backward pass.
+    The model's last `layers` are taken; the others, and its output matrix, are not even read. `pretrained` is a hub
+    name or a local folder; without it, `architecture` is the model's configuration, with random weights.
 
     Raises:
-        InputError: the model cannot be had, a tensor is missing or does not fit (they are listed), it has fewer layers,
-            does not name them `layers`, or keeps its tokens from seeing later ones (state spaces, linear attention).
+        InputError: the model cannot be had, misses a tensor, has fewer layers or does not name them `layers`, or keeps
+            its tokens from seeing later ones (state spaces, linear attention).
 
     >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
@@ -85,9 +79,8 @@ class LanguagePredictor(nn.Module):
     def description(self) -> str:
         """For the table of parameters."""
         frozen = ", token embeddings frozen" if self.frozen_embeddings else ""
-        return (
-            f"{type(self).__name__}: {self.lm.config.num_hidden_layers} layers of {self.lm.config.model_type}{frozen}"
-        )
+        config = self.lm.config
+        return f"{type(self).__name__}: {config.num_hidden_layers} layers of {config.model_type}{frozen}"
 
     def node(self) -> dict[str, Any]:
         """The `_target_` node that builds it again, without a hub and with random weights."""
@@ -109,7 +102,6 @@ class LanguagePredictor(nn.Module):
         return F.normalize(self.head(pooled).float(), dim=-1)
 
     def _states(self, tokens: Tensor, real: Tensor) -> Tensor:
-        """Last hidden states (B, N + L, D) of input embeddings."""
         return self.lm(inputs_embeds=tokens, attention_mask=real.long(), use_cache=False).last_hidden_state
 
     @torch.no_grad()
@@ -118,7 +110,7 @@ class LanguagePredictor(nn.Module):
         weight = self.project.weight
         if weight.is_meta:
             return
-        training, name = self.training, type(self.lm).__name__
+        training, refused = self.training, f"{type(self.lm).__name__} cannot be a predictor"
         self.eval()
         tokens, other = torch.randn(2, 4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
         tokens = tokens.repeat(3, 1, 1)
@@ -127,13 +119,13 @@ class LanguagePredictor(nn.Module):
         try:
             whole, later, padded = self._states(tokens, torch.tensor([[True] * 3 + [False]] * 3))[:, 0]
         except Exception as reason:  # whatever a model does with arguments that it does not know
-            raise InputError(f"{name} cannot be a predictor: {' '.join(str(reason).split())}") from reason
+            raise InputError(f"{refused}: {' '.join(str(reason).split())}") from reason
         finally:
             self.train(training)
         if torch.equal(whole, later):
-            raise InputError(f"{name} cannot be a predictor: its tokens do not see later ones with the causal mask off")
+            raise InputError(f"{refused}: its tokens do not see later ones with the causal mask off")
         if not torch.allclose(whole, padded, atol=1e-5, rtol=1e-4):
-            raise InputError(f"{name} cannot be a predictor: its tokens see padding")
+            raise InputError(f"{refused}: its tokens see padding")
 
 
 def _last_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:

@@ -12,9 +12,6 @@ class TiedPredictor:
 
     It has no weights but the tokens' embeddings, which are the language model's.
 
-    Raises:
-        InputError: `tokens` < 0, or an unknown placement.
-
     >>> TiedPredictor(tokens=2).placement
     'append'
     """

@@ -21,11 +21,8 @@ class QueryPredictor(nn.Module):
     a linear head, and unit norm. VL-JEPA takes the last layers of a language model here; this one starts from scratch.
     With a `mixture`, sparse experts take the place of the feed-forward layers (`jepa.predictors.experts`).
 
-    Args of `forward`: `states` (B, N, D_x); `ids` (B, L) query tokens; `mask` (B, L) true at real tokens.
-    Returns (B, E), L2-normalised.
-
-    Raises:
-        InputError: if a query is longer than `max_length`.
+    `forward` takes states (B, N, D_x), query tokens (B, L), at most `max_length`, and their mask, true at real ones;
+    it returns (B, E), L2-normalised.
 
     >>> predictor = QueryPredictor(vocab_size=64, state_dim=24, embedding_dim=16)
     >>> ids = torch.tensor([[5, 6, 7], [8, 0, 0]])

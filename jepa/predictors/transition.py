@@ -5,6 +5,8 @@ D width of the language model.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -36,16 +38,20 @@ class LatentTransition(nn.Module):
         inner = max(1, round(hidden * width))
         self.width, self.hidden = width, hidden
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * width, inner), nn.GELU(), nn.Linear(inner, inner), nn.GELU(), nn.Linear(inner, width)
-        )
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
+        last = nn.Linear(inner, width)
+        self.mlp = nn.Sequential(nn.Linear(2 * width, inner), nn.GELU(), nn.Linear(inner, inner), nn.GELU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, states: Tensor, embeddings: Tensor) -> Tensor:
         """States h_t and embeddings of the tokens x_{t+1}, each (..., D) -> predicted states ĥ_{t+1} (..., D)."""
         state_norm, token_norm = self.norms
         return states + self.mlp(torch.cat([state_norm(states), token_norm(embeddings)], dim=-1))
+
+    def node(self) -> dict[str, Any]:
+        """The `_target_` node that builds it again, with new weights."""
+        target = f"{type(self).__module__}.{type(self).__qualname__}"
+        return {"_target_": target, "width": self.width, "hidden": self.hidden}
 
     def flops(self) -> int:
         """Of one state, by the conventions of `jepa.operations.count_flops`."""

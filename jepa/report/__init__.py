@@ -1,35 +1,18 @@
 """One engine for reports: blocks of a document, and renderers for a terminal, Markdown and HTML."""
 
-from jepa.report.blocks import (
-    Block,
-    Claim,
-    Code,
-    Colours,
-    Column,
-    Columns,
-    Definitions,
-    Details,
-    Figure,
-    Heading,
-    Report,
-    Table,
-    Text,
-    table,
-)
-from jepa.report.figures import Dots, Fall, Line
+from jepa.report.blocks import Block, Claim, Colours, Columns, Definitions, Figure, Heading, Report, Text
+from jepa.report.figures import Dots, Line
 from jepa.report.render import html, markdown, terminal, write_report
+from jepa.report.tables import Column, Table, side_by_side, table
 
 __all__ = [
     "Block",
     "Claim",
-    "Code",
     "Colours",
     "Column",
     "Columns",
     "Definitions",
-    "Details",
     "Dots",
-    "Fall",
     "Figure",
     "Heading",
     "Line",
@@ -38,6 +21,7 @@ __all__ = [
     "Text",
     "html",
     "markdown",
+    "side_by_side",
     "table",
     "terminal",
     "write_report",

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
 
 from matplotlib.figure import Figure as Drawing
-from matplotlib.figure import SubFigure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from jepa.report import checkpoint, figures
 from jepa.report import format as fmt
-from jepa.report.blocks import (
-    EST,
-    ESTIMATED,
-    MEASURED,
-    NONE,
-    Block,
-    Claim,
-    Colours,
-    Column,
-    Columns,
-    Figure,
-    Heading,
-    Report,
-    Table,
-    Text,
-    table,
-)
-from jepa.report.notes import terms
-from jepa.results import Accuracy, AnswerCosts, AnswerResults, Arm, Contrast, Interval, Run
+from jepa.report.blocks import ESTIMATED, MEASURED, Block, Claim, Colours, Columns, Figure, Heading, Report, Text
+from jepa.report.notes import note, terms
+from jepa.report.tables import EST, NONE, Cells, Column, Table, side_by_side, table
+from jepa.results import Accuracy, AnswerResults, Arm, Interval, Run
 
 # From this retrieval@1 on, and below this cosine of non-pairs, latents inform; below the last one they do not.
 INFORMATIVE_RETRIEVAL, INFORMATIVE_COSINE, UNINFORMATIVE_RETRIEVAL = 0.9, 0.1, 0.1
@@ -42,26 +23,29 @@ _SERIES = {"ntp": 1, "ntp_equal_flops": 0, "llm_jepa": 4, "cosine": 3, "shuffled
 def report(results: AnswerResults) -> Report:
     """The blocks of a document."""
     seeds = sorted({seed for arm in results.arms.values() for seed in arm.seeds})
-    devices = ", ".join(f"{device.name} ({device.type})" for device in results.device)
+    devices = "; ".join(map(fmt.device_text, results.device))
+    told = results.method or next(iter(results.arms))
+    claim, evidence, known = _claim(results, told), _evidence(results), remarks(results)
+    others = [f"{verdict(results, name)}." for name in results.arms if name not in (told, results.baseline)]
     return Report(
         title=f"{results.name}: accuracy, cost and latents by training objective",
         kicker=f"{results.created} · seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
-        summary=[*_claims(results), Text(""), _summary_table(results), *map(Text, remarks(results))],
+        summary=[claim, Text(""), _summary_table(results), *map(Text, known)],
         blocks=[
-            Columns([_claims(results), [Text(f"{words}.") for words in (*_others(results), *remarks(results))]]),
-            *_arms(results),
-            *_budget(results),
+            Columns([[claim], [*map(Text, others + known)]]),
+            Heading("Arms", evidence=evidence),
+            Text(f"On {results.pairs:,} pairs of the {results.split} split. {note('arms').text}", "lede"),
+            Figure("arms", "Accuracy, retrieval and cosine of each arm", partial(_arms_figure, results), wide=True),
+            arms_table(results),
             *_training(results),
             *_settings(results),
-            Heading("Runs", evidence=_evidence(results)),
-            runs_table(results),
             *checkpoint.parameters(results.parameters),
             *_provenance(results),
             Heading("What is measured and how"),
             terms("answers"),
         ],
-        overview=partial(_overview, results),
-        footer=f"Measured on {devices}. The figures of this page are those of the results document beside it.",
+        overview=partial(_arms_figure, results),
+        footer=f"Measured on {devices}. All figures are in the results document beside it.",
     )
 
 
@@ -73,14 +57,13 @@ def verdict(results: AnswerResults, name: str) -> str:
     arm, metric = results.arms[name], results.metrics[0]
     against = arm.against_baseline
     if against is None:
-        why = ", no difference: no arm ntp" if results.baseline is None else ", no seed in common"
-        why = "" if name == results.baseline else why
+        missing = "no difference: no arm ntp" if results.baseline is None else "no seed in common"
+        why = "" if name == results.baseline else f", {missing}"
         return f"{name}: {_title(metric)} {_accuracy(arm.accuracy[metric])}{why}; {latents(arm)}"
-    found = against.metrics[metric]
+    found, names = against.metrics[metric], f"{name} against {results.baseline}"
     test = f"1 seed, so no interval; over examples p {_p(found.examples.p)}"
     if found.low is not None and found.high is not None:
-        test = f"{_points_interval(found.low, found.high)}; p {_p(found.p)}, {len(against.seeds)} seeds"
-    names = f"{name} against {results.baseline}"
+        test = f"{fmt.interval(100 * found.low, 100 * found.high, 1, '+')}; p {_p(found.p)}, {len(against.seeds)} seeds"
     return f"{names}: {_points(found.value)} points {_title(metric)} ({test}); {latents(arm)}"
 
 
@@ -112,23 +95,12 @@ def remarks(results: AnswerResults) -> list[str]:
     return found
 
 
-def _told(results: AnswerResults) -> str:
-    """The arm that the claim is about: the method, or the only one there is."""
-    return results.method or next(iter(results.arms))
-
-
-def _claims(results: AnswerResults) -> list[Block]:
-    name, metric = _told(results), results.metrics[0]
-    against = results.arms[name].against_baseline
+def _claim(results: AnswerResults, name: str) -> Claim:
+    metric, against = results.metrics[0], results.arms[name].against_baseline
     figure = fmt.fixed(results.arms[name].accuracy[metric].value, 3)
     if against is not None:
         figure = f"{_points(against.metrics[metric].value)} points"
-    return [Claim(name, figure, f"{verdict(results, name)}.")]
-
-
-def _others(results: AnswerResults) -> list[str]:
-    """The verdicts on the other arms."""
-    return [verdict(results, name) for name in results.arms if name not in (_told(results), results.baseline)]
+    return Claim(name, figure, f"{verdict(results, name)}.")
 
 
 def _title(metric: str) -> str:
@@ -136,16 +108,15 @@ def _title(metric: str) -> str:
 
 
 def _points(value: float) -> str:
-    """A difference of fractions in percentage points, with its sign."""
     return fmt.fixed(100 * value, 1, "+")
-
-
-def _points_interval(low: float, high: float) -> str:
-    return fmt.interval(100 * low, 100 * high, 1, "+")
 
 
 def _p(value: float | None) -> str:
     return NONE if value is None else "< 0.001" if value < 0.001 else f"{value:.2g}"
+
+
+def _or_infinite(value: float | None, shown: Callable[[float], str] = "{:.3g}".format) -> str:
+    return "∞" if value is None else shown(value)
 
 
 def _accuracy(score: Accuracy) -> str:
@@ -155,6 +126,8 @@ def _accuracy(score: Accuracy) -> str:
 # --- Tables.
 
 _GEOMETRY = {
+    "retrieval@1": "retrieval@1",
+    "retrieval@10": "retrieval@10",
     "paired_cosine": "cosine of pairs",
     "unpaired_cosine": "cosine of non-pairs",
     "rankme": "RankMe",
@@ -162,158 +135,95 @@ _GEOMETRY = {
     "paraphrase.auc": "two phrasings: AUC",
     "paraphrase.recall@1%": "two phrasings: recall at 1 %",
 }
-_KEYS = ("retrieval@1", "retrieval@10", *_GEOMETRY)
-
-
-class _Row(NamedTuple):
-    """A row of the arms' table: its title, and the function that writes an arm's cell."""
-
-    title: str
-    cell: Callable[[str, Arm], str]
 
 
 def arms_table(results: AnswerResults) -> Table:
     """Everything measured, an arm a column."""
-    groups = [("", [_Row("seeds", lambda _, arm: str(len(arm.seeds)))])]
-    groups += [(_title(metric), _metric_rows(results, metric)) for metric in results.metrics]
-    groups += [("training, mean of the seeds", _cost_rows(results))]
-    groups += [("geometry of the latents, mean of the seeds", _geometry_rows(results))]
-    cells = [
-        (title, [[row.title, *(row.cell(name, arm) for name, arm in results.arms.items())] for row in rows])
-        for title, rows in groups
-    ]
-    return Table("Arms", ["", *results.arms], cells)
+
+    def cells(name: str, arm: Arm) -> Cells:
+        geometry = {
+            title: fmt.fixed(arm.geometry.get(key), 1 if key == "rankme" else 3)
+            for key, title in _GEOMETRY.items()
+            if any(key in each.geometry for each in results.arms.values())
+        }
+        return {
+            "": {"seeds": str(len(arm.seeds))},
+            **{_title(metric): _metric_cells(results, metric, name) for metric in results.metrics},
+            "training, mean of the seeds": _cost_cells(results, name, arm),
+            "geometry of the latents, mean of the seeds": geometry
+            | {"seeds that collapsed": f"{arm.collapsed} of {len(arm.seeds)}"},
+        }
+
+    return side_by_side("Arms", [(name, cells(name, arm)) for name, arm in results.arms.items()])
 
 
-def _metric_rows(results: AnswerResults, metric: str) -> list[_Row]:
-    several = any(len(arm.seeds) > 1 for arm in results.arms.values())
-
-    def accuracy(_: str, arm: Arm) -> str:
-        score = arm.accuracy[metric]
-        return _accuracy(score) + " °" * (several and score.over == "examples")
-
-    def cost(title: str, cell: Callable[[AnswerCosts], str]) -> _Row:
-        return _Row(title, lambda _, arm: NONE if (found := arm.answer_costs[metric]) is None else cell(found))
-
-    def against(title: str, cell: Callable[[Contrast], str]) -> _Row:
-        return _Row(title, lambda _, arm: NONE if (a := arm.against_baseline) is None else cell(a.metrics[metric]))
-
-    def difference(found: Contrast) -> str:
-        if found.low is None or found.high is None:
-            return _points(found.value)
-        return f"{_points(found.value)} ({_points_interval(found.low, found.high)})"
-
-    rows = [
-        _Row(f"mean and 95 % interval over {'seeds' if several else 'examples'}", accuracy),
-        cost("generated tokens per right answer", _right_tokens),
-        cost("FLOPs per right answer", _right_flops),
-        cost("OckScore", lambda found: fmt.fixed(found.ock_score, 2)),
-        cost("area of accuracy against tokens", lambda found: fmt.fixed(found.accuracy_area, 3)),
-    ]
-    if results.baseline is not None:
-        rows += [
-            against(f"points over {results.baseline}, 95 % interval over seeds", difference),
-            against("p, paired t test over seeds", lambda found: _p(found.p)),
-            against("answers won : lost, seeds pooled", lambda found: f"{found.examples.won} : {found.examples.lost}"),
-            against("p, McNemar over examples, seeds pooled", lambda found: _p(found.examples.p)),
-        ]
-    return rows
+def _metric_cells(results: AnswerResults, metric: str, name: str) -> Mapping[str, str]:
+    several = any(len(each.seeds) > 1 for each in results.arms.values())
+    arm, runs = results.arms[name], [run for run in results.runs if run.arm == name]
+    score, costs, against = arm.accuracy[metric], arm.answer_costs[metric], arm.against_baseline
+    over = "seeds" if several else "examples"
+    cells = {f"mean and 95 % interval over {over}": _accuracy(score) + " °" * (several and score.over == "examples")}
+    if several:
+        cells["each seed"] = ", ".join(fmt.fixed(run.accuracy[metric], 3) for run in runs)
+    if costs is not None:
+        cells |= {
+            "generated tokens per right answer": _or_infinite(costs.tokens_per_right_answer, fmt.significant),
+            "FLOPs per right answer": _or_infinite(costs.flops_per_right_answer),
+            "OckScore": fmt.fixed(costs.ock_score, 2),
+            "area of accuracy against tokens": fmt.fixed(costs.accuracy_area, 3),
+        }
+    if against is not None:
+        found, points = against.metrics[metric], _points(against.metrics[metric].value)
+        if found.low is not None and found.high is not None:
+            points += f" ({fmt.interval(100 * found.low, 100 * found.high, 1, '+')})"
+        cells |= {
+            f"points over {results.baseline}, 95 % interval over seeds": points,
+            "p, paired t test over seeds": _p(found.p),
+            "answers won : lost, seeds pooled": f"{found.examples.won} : {found.examples.lost}",
+            "p, McNemar over examples, seeds pooled": _p(found.examples.p),
+        }
+    return cells
 
 
-def _right_tokens(costs: AnswerCosts) -> str:
-    """Tokens of a right answer; infinite where no answer is right."""
-    return "∞" if costs.tokens_per_right_answer is None else fmt.significant(costs.tokens_per_right_answer)
+def _flops_ratio(results: AnswerResults, name: str) -> str:
+    """Training FLOPs relative to the baseline's."""
+    against = results.arms[name].against_baseline
+    return fmt.factor(1.0 if name == results.baseline else None if against is None else against.flops_ratio)
 
 
-def _right_flops(costs: AnswerCosts) -> str:
-    return "∞" if costs.flops_per_right_answer is None else f"{costs.flops_per_right_answer:.3g}"
-
-
-def _flops_ratio(results: AnswerResults, name: str, arm: Arm) -> float | None:
-    if name == results.baseline:
-        return 1.0
-    return None if arm.against_baseline is None else arm.against_baseline.flops_ratio
-
-
-def _cost_rows(results: AnswerResults) -> list[_Row]:
+def _cost_cells(results: AnswerResults, name: str, arm: Arm) -> Mapping[str, str]:
     estimated = EST * (ESTIMATED in _evidence(results))
-    flops = f"FLOPs, from some batches{EST}" if estimated else "FLOPs, counted at every step"
-    rows = [
-        _Row("steps", lambda _, arm: f"{arm.costs.steps:,.0f}"),
-        _Row("samples", lambda _, arm: f"{arm.costs.samples:,.0f}"),
-        _Row("tokens", lambda _, arm: f"{arm.costs.tokens:,.0f}"),
-    ]
-    if any(arm.costs.steps_stretched != 1 for arm in results.arms.values()):
-        rows.append(_Row("steps stretched, for equal FLOPs", lambda _, arm: fmt.factor(arm.costs.steps_stretched)))
-    rows.append(_Row(flops, lambda _, arm: f"{arm.costs.flops:.3g}"))
+    cells = {key: f"{getattr(arm.costs, key):,.0f}" for key in ("steps", "samples", "tokens")}
+    if any(each.costs.steps_stretched != 1 for each in results.arms.values()):
+        cells["steps stretched, for equal FLOPs"] = fmt.factor(arm.costs.steps_stretched)
+    cells[f"FLOPs, from some batches{EST}" if estimated else "FLOPs, counted at every step"] = f"{arm.costs.flops:.3g}"
     if results.baseline is not None:
-        title = f"FLOPs relative to {results.baseline}, same seed{estimated}"
-        rows.append(_Row(title, lambda name, arm: fmt.factor(_flops_ratio(results, name, arm))))
-    return [*rows, _Row("seconds", lambda _, arm: fmt.seconds(arm.costs.seconds))]
-
-
-def _geometry_rows(results: AnswerResults) -> list[_Row]:
-    def measured(key: str) -> _Row:
-        digits = 1 if key == "rankme" else 3
-        return _Row(_GEOMETRY.get(key, key), lambda _, arm: fmt.fixed(arm.geometry.get(key), digits))
-
-    known = [key for key in _KEYS if any(key in arm.geometry for arm in results.arms.values())]
-    collapsed = _Row("seeds that collapsed", lambda _, arm: f"{arm.collapsed} of {len(arm.seeds)}")
-    return [*map(measured, known), collapsed]
+        cells[f"FLOPs relative to {results.baseline}, same seed{estimated}"] = _flops_ratio(results, name)
+    return cells | {"seconds": fmt.seconds(arm.costs.seconds)}
 
 
 def _summary_table(results: AnswerResults) -> Table:
     """An arm a line, by the first metric."""
-    metric = results.metrics[0]
+    metric, arms = results.metrics[0], results.arms
 
-    def points(arm: Arm) -> str:
-        return NONE if (a := arm.against_baseline) is None else _points(a.metrics[metric].value)
+    def points(name: str) -> str:
+        against = arms[name].against_baseline
+        return NONE if against is None else _points(against.metrics[metric].value)
 
-    def cost(arm: Arm) -> str:
-        costs = arm.answer_costs[metric]
-        if costs is None:
-            return fmt.UNCOUNTED
-        flops = costs.flops_per_right_answer
-        return "none is right" if flops is None else fmt.in_unit(flops, "FLOPs")
+    def cost(name: str) -> str:
+        costs = arms[name].answer_costs[metric]
+        return fmt.UNCOUNTED if costs is None else _or_infinite(costs.flops_per_right_answer)
 
-    Named = tuple[str, Arm]
-    columns: list[Column[Named]] = [
-        Column("arm", lambda row: row[0], words=True),
-        Column("seeds", lambda row: str(len(row[1].seeds))),
-        Column(_title(metric), lambda row: _accuracy(row[1].accuracy[metric])),
-        Column(f"points over {results.baseline or 'next tokens'}", lambda row: points(row[1])),
-        Column("training FLOPs", lambda row: fmt.factor(_flops_ratio(results, *row))),
-        Column("cost of a right answer", lambda row: cost(row[1])),
-        Column("latents: retrieval@1", lambda row: fmt.fixed(row[1].geometry.get("retrieval@1"), 3)),
+    columns: list[Column[str]] = [
+        Column("arm", str, words=True),
+        Column("seeds", lambda name: str(len(arms[name].seeds))),
+        Column(_title(metric), lambda name: _accuracy(arms[name].accuracy[metric])),
+        Column(f"points over {results.baseline or 'next tokens'}", points),
+        Column("training FLOPs", lambda name: _flops_ratio(results, name)),
+        Column("FLOPs per right answer", cost),
+        Column("latents: retrieval@1", lambda name: fmt.fixed(arms[name].geometry.get("retrieval@1"), 3)),
     ]
-    return table("", columns, [("", list(results.arms.items()))])
-
-
-def runs_table(results: AnswerResults) -> Table:
-    """Each arm and seed."""
-
-    def of_metric(metric: str) -> list[Column[Run]]:
-        def cost(title: str, cell: Callable[[AnswerCosts], str]) -> Column[Run]:
-            return Column(title, lambda run: NONE if (found := run.answer_costs[metric]) is None else cell(found))
-
-        return [
-            Column(_title(metric), lambda run: fmt.fixed(run.accuracy[metric], 3)),
-            cost("tokens per right", _right_tokens),
-            cost("FLOPs per right", _right_flops),
-            cost("OckScore", lambda found: fmt.fixed(found.ock_score, 2)),
-            cost("area", lambda found: fmt.fixed(found.accuracy_area, 3)),
-        ]
-
-    columns: list[Column[Run]] = [
-        Column("arm", lambda run: run.arm, words=True),
-        Column("evaluation", lambda run: run.evaluation, words=True),
-        Column("seed", lambda run: str(run.seed)),
-        *(column for metric in results.metrics for column in of_metric(metric)),
-        Column("steps", lambda run: f"{run.costs.steps:,}"),
-        Column("training FLOPs", lambda run: f"{run.costs.flops:.3g}{EST * (not run.costs.flops_measured)}"),
-        Column("seconds", lambda run: fmt.seconds(run.costs.seconds)),
-    ]
-    return table("Runs", columns, [("", results.runs)])
+    return table("", columns, [("", arms)])
 
 
 # --- Sections.
@@ -324,56 +234,38 @@ def _evidence(results: AnswerResults) -> tuple[str, ...]:
     return (MEASURED,) if all(run.costs.flops_measured for run in results.runs) else (MEASURED, ESTIMATED)
 
 
-def _arms(results: AnswerResults) -> list[Block]:
-    note = (
-        f"On {results.pairs:,} pairs of the {results.split} split. A dot is a seed, a bar the mean, the line across it "
-        "its 95 % interval over seeds, or over examples where there is one seed."
-    )
-    title = f"Accuracy, retrieval and cosine of {len(results.arms)} arms"
-    drawn = Figure("arms", title, partial(_arms_figure, results), wide=True)
-    return [Heading("Arms", evidence=_evidence(results)), Text(note, "lede"), drawn, arms_table(results)]
-
-
-def _budget(results: AnswerResults) -> list[Block]:
-    metric, series = results.metrics[0], series_of(results)
-    curves = {
-        name: (costs.accuracy_within, series[name])
-        for name, arm in results.arms.items()
-        if (costs := arm.answer_costs[metric]) is not None and costs.accuracy_within is not None
-    }
-    note = (
-        f"The fraction of the answers that are right, by {_title(metric)}, and at most so many tokens long: the mean "
-        "of the seeds."
-    )
-    title = f"Accuracy of {len(results.arms)} arms against the tokens of an answer"
-    drawn: Block = Text("The tokens of the answers were not kept.")
-    if curves:
-        drawn = Figure("budget", title, partial(figures.within_tokens, curves, _title(metric)))
-    return [Heading("Accuracy against tokens", evidence=(MEASURED,)), Text(note, "lede"), drawn]
-
-
 def _training(results: AnswerResults) -> list[Block]:
-    drawn = Figure("curves", f"Validation of {len(results.runs)} runs", partial(_curves_figure, results), wide=True)
-    heading = Heading("Training", evidence=(MEASURED, ESTIMATED))
-    return [heading, Text("What validation measured along the way, a line a run.", "lede"), drawn]
+    """What validation measured against the operations spent: a line a seed, the baseline and the method on top."""
+    series = series_of(results)
+
+    def points(run: Run, key: str) -> list[tuple[float, float]]:
+        each = run.costs.flops / run.costs.steps if run.costs.steps else 0.0
+        return [(((row["step"] or 0) + 1) * each, y) for row in run.curve if (y := row.get(key)) is not None]
+
+    lines = {
+        title: [(series[run.arm], found) for run in reversed(results.runs) if (found := points(run, key))]
+        for title, key in (("next-token loss", "val/next_token"), ("retrieval@1", "val/retrieval@1"))
+    }
+    names = {arm: series[arm] for arm in results.arms}
+    draw = partial(figures.panels, lines, "training FLOPs", names=names)
+    drawn = Figure("curves", f"Validation of {len(results.runs)} runs", draw, wide=True)
+    return [Heading("Training", evidence=(MEASURED, ESTIMATED)), note("validation", "lede"), drawn]
 
 
 def _settings(results: AnswerResults) -> list[Block]:
     if not results.settings:
         return []
 
-    def cell(key: str, arm: str) -> str:
-        if arm not in results.settings[key]:
-            return NONE
-        value = results.settings[key][arm]
+    def cell(key: str, value: object) -> str:
         if not isinstance(value, str):
             return json.dumps(value)
         return value.rpartition(".")[2] if key.endswith("_target_") else value
 
-    rows = [[key, *(cell(key, arm) for arm in results.arms)] for key in results.settings]
-    note = "Of the objective, the stage and the precision; data, tokenizer and model are the same for all arms."
-    made = Table("Settings", ["", *results.arms], [("", rows)])
-    return [Heading("What tells the arms apart"), Text(note, "lede"), made]
+    columns = [
+        (arm, {"": {key: cell(key, values[arm]) for key, values in results.settings.items() if arm in values}})
+        for arm in results.arms
+    ]
+    return [Heading("What tells the arms apart"), note("settings", "lede"), side_by_side("Settings", columns)]
 
 
 def _provenance(results: AnswerResults) -> list[Block]:
@@ -383,7 +275,7 @@ def _provenance(results: AnswerResults) -> list[Block]:
     rows += [("code", fmt.code_text(code)) for code in results.code]
     rows += [("device", fmt.device_text(device)) for device in results.device]
     rows += [("libraries", fmt.libraries_text(libraries)) for libraries in results.libraries]
-    return checkpoint.provenance(rows, "Configuration of the first run", results.config)
+    return checkpoint.provenance(rows)
 
 
 # --- Figures.
@@ -395,21 +287,11 @@ def series_of(results: AnswerResults) -> dict[str, int]:
     return _SERIES | {arm: 5 + index % 3 for index, arm in enumerate(others)}
 
 
-def _arms_height(results: AnswerResults) -> float:
-    return 96.0 + 36 * len(results.arms)
-
-
 def _arms_figure(results: AnswerResults, colours: Colours) -> Drawing:
     """Accuracy, retrieval@1 and unpaired cosine of each arm: a dot a seed, and the mean with its interval."""
-    figure = figures.sized(1060, _arms_height(results), "constrained")
-    _draw_arms(figure, results, colours)
-    return figure
-
-
-def _draw_arms(figure: Drawing | SubFigure, results: AnswerResults, colours: Colours) -> None:
     metrics, series = results.metrics[:2], series_of(results)
+    figure = figures.sized(1060, 96.0 + 36 * len(results.arms), "constrained")
     panels = figure.subplots(1, len(metrics) + 2, sharey=True, squeeze=False)[0]
-
     for axes, metric in zip(panels, metrics, strict=False):
         rows = []
         for name, arm in results.arms.items():
@@ -417,70 +299,14 @@ def _draw_arms(figure: Drawing | SubFigure, results: AnswerResults, colours: Col
             mean = arm.accuracy[metric]
             rows.append(figures.Dots(series[name], dots, mean.value, mean.low, mean.high))
         figures.draw_dots(axes, _title(metric), rows, colours)
-        low, high = axes.get_xlim()
-        axes.set_xlim(max(low, -0.02), min(high, 1.02))
     for axes, key in zip(panels[-2:], ("retrieval@1", "unpaired_cosine"), strict=True):
         rows = []
         for name, arm in results.arms.items():
             runs = [run for run in results.runs if run.arm == name and key in run.geometry]
             dots = [(f"{name}, seed {run.seed}", run.geometry[key]) for run in runs]
             rows.append(figures.Dots(series[name], dots, arm.geometry.get(key)))
-        figures.draw_dots(axes, _GEOMETRY.get(key, key), rows, colours)
+        figures.draw_dots(axes, _GEOMETRY[key], rows, colours)
         axes.set_xlim(min(-0.1, axes.get_xlim()[0]), 1.1)
     names = [figures.short(name, 130) for name in results.arms]
     panels[0].set_yticks(range(len(names)), names, color=colours["ink"], parse_math=False)
-
-
-def _curves_figure(results: AnswerResults, colours: Colours) -> Drawing:
-    """What validation measured against the operations spent: a line a seed."""
-    figure = figures.sized(1060, 300, "constrained")
-    _draw_curves(figure, results, colours)
-    return figure
-
-
-_CURVES = {"val/next_token": "next-token loss, validation", "val/retrieval@1": "retrieval@1, validation"}
-
-
-def _draw_curves(figure: Drawing | SubFigure, results: AnswerResults, colours: Colours) -> None:
-    series = series_of(results)
-    panels = figure.subplots(1, len(_CURVES), squeeze=False)[0]
-    for axes, (key, title) in zip(panels, _CURVES.items(), strict=True):
-        lowest = 1.0
-        for run in reversed(results.runs):  # the baseline and the method on top
-            each = run.costs.flops / run.costs.steps if run.costs.steps else 0.0
-            points = [(((row["step"] or 0) + 1) * each, y) for row in run.curve if (y := row.get(key)) is not None]
-            if points:
-                lowest = min([lowest, *(y for _, y in points)])
-                colour = colours[f"series-{series[run.arm]}"]
-                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.3, alpha=0.85)
-                axes.plot(*points[-1], "o", markersize=3.5, color=colour)
-        figures.frame(axes, colours, "y")
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.xaxis.set_major_formatter(EngFormatter())
-        if key == "val/next_token" and axes.lines and lowest > 0:
-            axes.set_yscale("log")
-            figures.log_axis(axes.yaxis)
-        else:
-            axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel("training FLOPs", color=colours["muted"])
-        figures.title(axes, title, colours, fontsize=figures.FONT + 1, color=colours["ink"])
-    keys = [
-        Line2D([], [], color=colours[f"series-{series[name]}"], linewidth=2, label=figures.short(name, 130))
-        for name in results.arms
-    ]
-    style = {"ncols": 6, "frameon": False, "labelcolor": colours["ink"], "handlelength": 1.4}
-    figure.legend(handles=keys, loc="outside upper left", **style)
-
-
-def _overview(results: AnswerResults, colours: Colours) -> Drawing:
-    """Arms above training curves."""
-    heights = (_arms_height(results) + 30, 330.0)
-    figure = figures.sized(1200, sum(heights))
-    figure.set_facecolor(colours["surface"])
-    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
-    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights, hspace=0.06).flat
-    for part, draw in ((upper, _draw_arms), (lower, _draw_curves)):
-        part.set_facecolor(colours["surface"])
-        draw(part, results, colours)
     return figure

@@ -5,21 +5,18 @@ A renderer knows blocks and no document. Text is plain; a renderer escapes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jepa.report.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-
 Colours = Mapping[str, str]  # a theme: the name of a colour, such as "ink" or "series-1", and its value
 
 MEASURED, ESTIMATED = "measured", "estimated"
-NONE = "–"  # a cell without a value
-EST = " est."  # at the end of a cell: the value is estimated, not measured
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -52,46 +49,6 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Cells as text, in titled groups of rows (title "": no heading).
-
-    The first `text_columns` columns hold words, the others numbers. `colours` gives row headings the dot of a series.
-    """
-
-    title: str
-    header: Sequence[str]
-    groups: Sequence[tuple[str, Sequence[Sequence[str]]]]
-    text_columns: int = 1
-    colours: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Column(Generic[Item]):
-    """A column of a table: its title beside the function that writes an item's cell. `words`: no number."""
-
-    title: str
-    cell: Callable[[Item], str]
-    words: bool = False
-
-
-def table(
-    title: str,
-    columns: Sequence[Column[Item]],
-    groups: Iterable[tuple[str, Iterable[Item]]],
-    colours: Mapping[str, int] | None = None,
-) -> Table:
-    """A table from its columns; columns of words come first.
-
-    >>> columns = [Column("name", str, words=True), Column("square", lambda x: str(x * x))]
-    >>> table("", columns, [("", [2, 3])]).groups
-    [('', [['2', '4'], ['3', '9']])]
-    """
-    cells = [(name, [[column.cell(item) for column in columns] for item in items]) for name, items in groups]
-    words = sum(column.words for column in columns)
-    return Table(title, [column.title for column in columns], cells, words, colours or {})
-
-
-@dataclass(frozen=True)
 class Figure:
     """A drawing. `draw` makes it in the colours of a theme; `name` is unique in the report and safe in a file name."""
 
@@ -110,28 +67,13 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Details:
-    """Blocks that are folded away until the reader asks for them."""
-
-    summary: str
-    blocks: Sequence[Block]
-
-
-@dataclass(frozen=True)
-class Code:
-    """Preformatted text."""
-
-    text: str
-
-
-@dataclass(frozen=True)
 class Definitions:
     """Terms and what is meant by them."""
 
     entries: Sequence[tuple[str, str]]
 
 
-Block = Heading | Text | Claim | Table | Figure | Columns | Details | Code | Definitions
+Block = Heading | Text | Claim | Table | Figure | Columns | Definitions
 
 
 @dataclass(frozen=True)

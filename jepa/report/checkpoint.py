@@ -2,65 +2,56 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import MaxNLocator
-from pydantic import JsonValue
-
 from jepa.report import figures
 from jepa.report import format as fmt
-from jepa.report.blocks import (
-    MEASURED,
-    NONE,
-    Block,
-    Code,
-    Colours,
-    Column,
-    Details,
-    Figure,
-    Heading,
-    Table,
-    Text,
-    table,
-)
+from jepa.report.blocks import MEASURED, Block, Figure, Heading, Text
 from jepa.report.notes import note
+from jepa.report.tables import NONE, Column, Table, table
 from jepa.results import (
     TRAINING_PARTS,
     AnswerCost,
     ChoiceScores,
+    PartCount,
+    PerToken,
     RoleParameters,
     Scores,
     Stage,
     StreamResults,
-    TrainedPart,
+    Training,
 )
 
 
 def blocks(results: StreamResults) -> list[Block]:
     """The sections, in their order."""
-    return [*_scores(results.scores), *parameters(results.parameters), *_training(results), *_provenance(results)]
+    rows = {"run": results.name, **origin(results), "libraries": fmt.libraries_text(results.libraries)}
+    return [
+        Heading("Scores", evidence=(MEASURED,)),
+        Text("Scores of the checkpoint on compositions held out from training, beside the score of guessing.", "lede"),
+        note("scores"),
+        scores_table(results.scores),
+        *parameters(results.parameters),
+        *_training(results.training),
+        *provenance(rows.items()),
+    ]
 
 
 # --- Scores.
 
+_GEOMETRY = {"rankme": "RankMe", "paired_cosine": "cosine of pairs", "unpaired_cosine": "cosine of non-pairs"}
+
 
 def in_words(scores: Scores) -> str:
     """The main scores in one sentence."""
-
-    def recall(k: int) -> str:
-        chance = min(1.0, k * scores.retrieval.chance)
-        return f"{fmt.fraction(scores.retrieval.recall.get(str(k)))} (chance {fmt.fraction(chance)})"
-
-    actions = scores.classification
+    rows = [row for _, group in scores_table(scores).groups for row in group]
+    said = {name: f"{value} (chance {chance})" for name, value, chance, *_ in rows}
     return (
-        f"The checkpoint, on compositions held out from training: right caption first {recall(1)}, among the first "
-        f"five {recall(5)}; right action {fmt.fraction(actions.accuracy)} (chance {fmt.fraction(actions.chance)}); "
-        f"questions {fmt.fraction(scores.question_answering.accuracy)}; generated captions CIDEr-D "
-        f"{fmt.quality(scores.captioning.cider_d)}."
+        f"The checkpoint, on compositions held out from training: right caption first {said['R@1']}, among the first "
+        f"five {said.get('R@5', NONE)}; right action {said['accuracy']}; questions {said['accuracy, all questions']}; "
+        f"generated captions CIDEr-D {fmt.quality(scores.captioning.cider_d)}."
     )
 
 
@@ -73,8 +64,8 @@ class _Score(NamedTuple):
     cost: AnswerCost | None = None
 
 
-def spent(cost: AnswerCost | None, right: bool = False) -> str:
-    """Tokens and FLOPs of an answer, or of a right one; a dash where they were not counted or none is right."""
+def _spent(cost: AnswerCost | None, right: bool = False) -> str:
+    """Of an answer, or of a right one; a dash where nothing was counted or none is right."""
     if cost is None:
         return NONE
     tokens = cost.tokens_per_right_answer if right else cost.tokens_per_answer
@@ -88,10 +79,10 @@ def scores_table(scores: Scores) -> Table:
         Column("score", lambda row: row.name, words=True),
         Column("value", lambda row: row.value),
         Column("chance", lambda row: fmt.fraction(row.chance)),
-        Column("candidates", lambda row: NONE if row.candidates is None else f"{row.candidates:,}"),
-        Column("queries", lambda row: NONE if row.queries is None else f"{row.queries:,}"),
-        Column("cost of an answer", lambda row: spent(row.cost)),
-        Column("cost of a right answer", lambda row: spent(row.cost, right=True)),
+        Column("candidates", lambda row: fmt.fixed(row.candidates, 0)),
+        Column("queries", lambda row: fmt.fixed(row.queries, 0)),
+        Column("cost of an answer", lambda row: _spent(row.cost)),
+        Column("cost of a right answer", lambda row: _spent(row.cost, right=True)),
     ]
     retrieval, captions, questions = scores.retrieval, scores.captioning, scores.question_answering
 
@@ -107,44 +98,22 @@ def scores_table(scores: Scores) -> Table:
     guessed = sum(kind.chance * kind.queries for kind in kinds.values()) / asked if asked else None
     of_all = fmt.fraction(questions.accuracy)
     answers = [_Score("accuracy, all questions", of_all, questions.queries, guessed, cost=questions.cost)]
+    per_token = captions.per_token or PerToken(ock_score=None, accuracy_within=None, accuracy_area=None)
     captioning = [
         _Score("CIDEr-D", fmt.quality(captions.cider_d), captions.queries),
         _Score("exact match", fmt.fraction(captions.exact_match), captions.queries, cost=captions.cost),
+        _Score("OckScore of exact match", fmt.significant(per_token.ock_score), captions.queries),
+        _Score("area of exact match against tokens", fmt.significant(per_token.accuracy_area), captions.queries),
     ]
-    if captions.per_token is not None:
-        ock, area = captions.per_token.ock_score, captions.per_token.accuracy_area
-        captioning.append(_Score("OckScore of exact match", fmt.significant(ock), captions.queries))
-        captioning.append(_Score("area of exact match against tokens", fmt.significant(area), captions.queries))
-    geometry = [
-        _Score(_GEOMETRY.get(key, key), fmt.fixed(value, 2 if key == "rankme" else 3))
-        for key, value in scores.geometry.items()
-    ]
+    measured = {key: fmt.fixed(value, 2 if key == "rankme" else 3) for key, value in scores.geometry.items()}
     groups = [
         ("Retrieval of the caption", [found(k) for k in retrieval.recall]),
         ("Zero-shot classification", [chosen("accuracy", scores.classification)]),
         ("Question answering", answers + [chosen(name, kind) for name, kind in kinds.items()]),
         ("Captioning", captioning),
-        ("Geometry of the latents", geometry),
+        ("Geometry of the latents", [_Score(_GEOMETRY.get(key, key), value) for key, value in measured.items()]),
     ]
     return table("Scores", columns, groups)
-
-
-_GEOMETRY = {"rankme": "RankMe", "paired_cosine": "cosine of pairs", "unpaired_cosine": "cosine of non-pairs"}
-
-
-def _scores(scores: Scores) -> list[Block]:
-    blocks: list[Block] = [
-        Heading("Scores", evidence=(MEASURED,)),
-        Text("Scores of the checkpoint on compositions held out from training, beside the score of guessing.", "lede"),
-        note("scores"),
-        scores_table(scores),
-    ]
-    per_token = scores.captioning.per_token
-    if per_token is not None and per_token.accuracy_within is not None:
-        title = "Fraction of captions that are right within a budget of tokens"
-        draw = partial(figures.within_tokens, {"captions": (per_token.accuracy_within, 4)}, "exact match")
-        blocks.append(Figure("captions", title, draw, note("budget").text))
-    return blocks
 
 
 # --- Parameters.
@@ -153,130 +122,81 @@ def _scores(scores: Scores) -> list[Block]:
 def parameters(roles: Sequence[RoleParameters]) -> list[Block]:
     """Parameters by role, and their sum."""
 
-    def used(role: RoleParameters) -> int:
-        return role.total if role.active is None else role.active
+    def row(name: str, modules: str, counted: Sequence[RoleParameters]) -> list[str]:
+        used = sum(role.total if role.active is None else role.active for role in counted)
+        counts = (sum(role.total for role in counted), sum(role.trainable for role in counted), used)
+        return [name, modules, *(f"{count:,}" for count in counts)]
 
-    sums = (sum(role.total for role in roles), sum(role.trainable for role in roles), sum(map(used, roles)))
-    total = RoleParameters(role="all roles", modules="", total=sums[0], trainable=sums[1], active=sums[2])
-    columns: list[Column[RoleParameters]] = [
-        Column("role", lambda role: role.role, words=True),
-        Column("modules", lambda role: role.modules, words=True),
-        Column("parameters", lambda role: f"{role.total:,}"),
-        Column("trained", lambda role: f"{role.trainable:,}"),
-        Column("used by a token", lambda role: f"{used(role):,}"),
-    ]
-    made = table("Parameters by role", columns, [("", [*roles, total])])
+    rows = [*(row(role.role, role.modules, [role]) for role in roles), row("all roles", "", roles)]
+    header = ("role", "modules", "parameters", "trained", "used by a token")
+    made = Table("Parameters by role", header, [("", rows)], text_columns=2)
     return [Heading("Parameters by role"), note("parameters"), made]
 
 
 # --- Training.
 
 
-class _Trained(NamedTuple):
-    name: str
-    part: TrainedPart
-    whole: TrainedPart
-
-
 def training_table(stages: Sequence[Stage]) -> Table:
-    """FLOPs, bytes of weights and wall time of the parts that each stage used, and their fractions of the stage."""
+    """FLOPs, bytes of weights and wall time of the parts that each stage used."""
     counted = [part for stage in stages if stage.operations for part in stage.operations.parts.values()]
-    flops_scale, flops = fmt.prefix(max(part.flops for part in counted))
-    bytes_scale, read = fmt.prefix(max(part.weight_bytes for part in counted))
+    flops_scale, flops = fmt.prefix(max((part.flops for part in counted), default=0))
+    bytes_scale, read = fmt.prefix(max((part.weight_bytes for part in counted), default=0))
 
     def amount(value: float) -> str:
         return "< 0.001" if 0 < value < 0.001 else fmt.significant(value)
 
-    def of(value: float, whole: float) -> str:
-        return f"{100 * value / whole:.1f} %" if whole else NONE
-
-    columns: list[Column[_Trained]] = [
-        Column("part", lambda row: row.name, words=True),
-        Column(f"{flops}FLOPs", lambda row: amount(row.part.flops / flops_scale)),
-        Column("fraction of FLOPs", lambda row: of(row.part.flops, row.whole.flops)),
-        Column(f"{read}B of weights read", lambda row: amount(row.part.weight_bytes / bytes_scale)),
-        Column("wall time, s", lambda row: fmt.seconds(row.part.seconds)),
-        Column("fraction of wall time", lambda row: of(row.part.seconds, row.whole.seconds)),
+    columns: list[Column[tuple[str, PartCount]]] = [
+        Column("part", lambda row: "Y-Encoder" if row[0] == "y_encoder" else row[0], words=True),
+        Column(f"{flops}FLOPs", lambda row: amount(row[1].flops / flops_scale)),
+        Column(f"{read}B of weights read", lambda row: amount(row[1].weight_bytes / bytes_scale)),
+        Column("wall time, s", lambda row: fmt.seconds(row[1].seconds)),
     ]
-    groups: list[tuple[str, list[_Trained]]] = []
+    groups: list[tuple[str, dict[str, PartCount]]] = []
     for stage in stages:
         title = f"{stage.name}: {stage.steps:,} steps in {fmt.seconds(stage.seconds)} s"
         if stage.operations is None:
-            groups.append((f"{title}, {fmt.UNCOUNTED}", []))
+            groups.append((f"{title}, {fmt.UNCOUNTED}", {}))
             continue
-        parts = {name: stage.operations.parts[name] for name in TRAINING_PARTS if name in stage.operations.parts}
-        used = {name: part for name, part in parts.items() if part.calls or part.flops or part.seconds}
-        whole = TrainedPart(
-            calls=0,
-            flops=sum(part.flops for part in used.values()),
-            weight_bytes=sum(part.weight_bytes for part in used.values()),
-            seconds=sum(part.seconds for part in used.values()),
-        )
-        rows = [_Trained({"y_encoder": "Y-Encoder"}.get(name, name), part, whole) for name, part in used.items()]
-        groups.append((title, [*rows, _Trained("all parts", whole, whole)]))
-    return table("Operations of training", columns, groups)
+        parts = stage.operations.parts
+        used = {name: parts[name] for name in TRAINING_PARTS if name in parts and parts[name] != PartCount()}
+        groups.append((title, used | {"all parts": sum(used.values(), PartCount())}))
+    return table("Operations of training", columns, [(title, used.items()) for title, used in groups])
 
 
-def _training(results: StreamResults) -> list[Block]:
-    record = results.training
+def _training(record: Training) -> list[Block]:
     lede = f"{record.steps:,} steps on {record.samples:,} samples in {record.seconds / 60:,.1f} minutes."
     blocks: list[Block] = [Heading("Training", evidence=(MEASURED,)), Text(lede, "lede")]
-    if any(len(row) > 1 for row in record.curve):
-        draw = partial(_training_figure, record.curve)
+    points = {
+        key: [(row["step"] or 0.0, value) for row in record.curve if (value := row.get(key)) is not None]
+        for key in dict.fromkeys(key for row in record.curve for key in row if key != "step")
+    }
+    if points:
+        draw = partial(figures.panels, {key: [(4, found)] for key, found in points.items()}, "step")
         blocks.append(Figure("training", "Training record against the step", draw, wide=True))
-    else:
-        blocks.append(Text("No curve was recorded."))
-    if any(stage.operations for stage in record.stages):
-        made = training_table(record.stages)
-        blocks += [Heading("Operations of training", 3, (MEASURED,)), note("training"), made]
+    if record.stages:
+        operations = Heading("Operations of training", 3, (MEASURED,))
+        blocks += [operations, note("training"), training_table(record.stages)]
     return blocks
-
-
-def _training_figure(curve: Sequence[Mapping[str, float | None]], colours: Colours) -> Drawing:
-    """Every quantity of the training record against the step, each in its own panel."""
-    keys = list(dict.fromkeys(key for row in curve for key in row if key != "step"))
-    rows = max((len(keys) + 1) // 2, 1)
-    figure = figures.sized(1060, 30 + 150 * rows, "constrained")
-    for index, key in enumerate(keys):
-        axes = figure.add_subplot(rows, 2, index + 1)
-        points = [(row["step"] or 0.0, value) for row in curve if (value := row.get(key)) is not None]
-        axes.set_xlim(0, max(row["step"] or 0.0 for row in curve) or 1)
-        axes.plot(*zip(*points, strict=True), color=colours["series-4"], linewidth=1.6)
-        figures.frame(axes, colours, "y")
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-        figures.title(axes, key, colours, 300, color=colours["ink"])
-        axes.set_xlabel("step", color=colours["muted"])
-    return figure
 
 
 # --- Provenance.
 
 
-def _provenance(results: StreamResults) -> list[Block]:
-    training, sweep = results.training, results.sweep
-    stages = "; ".join(f"{each.name}: {each.steps:,} steps, {fmt.seconds(each.seconds)} s" for each in training.stages)
+def origin(results: StreamResults) -> dict[str, str]:
+    """When, from which seed, by which code and on which device the figures came about."""
     rows = {
-        "run": results.name,
         "created": results.created,
         "seed": str(results.seed),
         "code": fmt.code_text(results.code),
         "device": fmt.device_text(results.device),
     }
+    sweep = results.sweep
     if sweep is not None:
         rows["report"] = f"{sweep.created}; {fmt.code_text(sweep.code)}; {fmt.device_text(sweep.device)}"
-    rows |= {
-        "libraries": fmt.libraries_text(results.libraries),
-        "training": f"{training.steps:,} steps, {training.samples:,} samples, {fmt.seconds(training.seconds)} s",
-        "stages": stages or NONE,
-    }
-    return provenance(rows.items(), "Configuration", results.config)
+    return rows
 
 
-def provenance(rows: Iterable[tuple[str, str]], summary: str, config: Mapping[str, JsonValue]) -> list[Block]:
-    """The section on where figures come from, with the configuration folded away."""
-    return [
-        Heading("Provenance"),
-        Text("Where these figures come from.", "lede"),
-        Table("Provenance", ("", ""), [("", [*rows])], text_columns=2),
-        Details(summary, [Code(json.dumps(config, indent=2, ensure_ascii=False))]),
-    ]
+def provenance(rows: Iterable[tuple[str, str]]) -> list[Block]:
+    """The section on where figures come from."""
+    made = Table("Provenance", ("", ""), [("", [*rows])], text_columns=2)
+    return [Heading("Provenance"), note("provenance", "lede"), made]

@@ -6,8 +6,9 @@ colours, which `svg` turns into CSS variables, so that one SVG follows the theme
 
 from __future__ import annotations
 
-import functools
 import io
+import re
+import textwrap
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +19,8 @@ from typing import Any, Literal
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from jepa.report.blocks import Colours, Figure
@@ -68,10 +68,10 @@ def drawing() -> Iterator[None]:
 
 
 def png(figure: Drawing) -> bytes:
-    """The content of a PNG file of 256 colours: a third of the size, and the eye sees no difference."""
+    """The content of a PNG file of 256 colours, a third of the size, on the ground of the light theme."""
     buffer = io.BytesIO()
     with drawing():
-        figure.savefig(buffer, format="png", dpi=1.5 * INCH)
+        figure.savefig(buffer, format="png", dpi=1.5 * INCH, facecolor=LIGHT["surface"])
     picture = Image.open(buffer).convert("RGB")
     buffer = io.BytesIO()
     picture.quantize(dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
@@ -79,41 +79,33 @@ def png(figure: Drawing) -> bytes:
 
 
 def svg(figure: Figure) -> str:
-    """An SVG element for a page, themed by CSS variables; its ids are made unique by the figure's name.
-
-    The title of the figure tells it to those who cannot see it. The element has a viewBox and no size of its own.
-    """
+    """An SVG element without a size, themed by CSS variables. Its ids are made unique by the figure's name."""
     buffer = io.BytesIO()
     with drawing():
         figure.draw(_THEMED).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     root = ET.fromstring(buffer.getvalue())
     variables = {colour: f"var(--{role})" for role, colour in _THEMED.items()}
+
+    def own(key: str, value: str) -> str:
+        if key == "id":
+            return f"{figure.name}-{value}"
+        if key == "href":
+            return f"#{figure.name}-{value[1:]}" if value.startswith("#") else value
+        value = value.replace("url(#", f"url(#{figure.name}-")
+        return re.sub("#0102..", lambda found: variables[found[0]], value)
+
     for parent in list(root.iter()):
         for child in [c for c in parent if c.tag.endswith(("}metadata", "}style", "}title"))]:
             parent.remove(child)
     for element in list(root.iter()):
         element.tag = element.tag.rpartition("}")[2]
-        for key, value in list(element.attrib.items()):
-            del element.attrib[key]
-            key = key.rpartition("}")[2]
-            if key == "id" and value.startswith(_TIP):
-                title = ET.Element("title")
-                title.text = value[len(_TIP) :]
-                element.insert(0, title)
-                continue
-            if key == "id":
-                value = f"{figure.name}-{value}"
-            elif key == "href" and value.startswith("#"):
-                value = f"#{figure.name}-{value[1:]}"
-            elif key != "href":
-                value = value.replace("url(#", f"url(#{figure.name}-")
-                for colour, variable in variables.items():
-                    value = value.replace(colour, variable)
-            element.set(key, value)
-    for key in ("width", "height", "version", "id"):
-        root.attrib.pop(key, None)
-    root.set("role", "img")
-    root.set("aria-label", clean(figure.title))
+        given = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        if given.get("id", "").startswith(_TIP):
+            title = ET.Element("title")
+            title.text = given.pop("id")[len(_TIP) :]
+            element.insert(0, title)
+        element.attrib = {key: own(key, value) for key, value in given.items()}
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": clean(figure.title)}
     return ET.tostring(root, encoding="unicode", short_empty_elements=False)
 
 
@@ -125,38 +117,24 @@ def tooltip(text: str) -> str:
 # --- Text that fits.
 
 
-@functools.lru_cache(maxsize=8192)
-def _text_width(line: str) -> float:
-    """CSS pixels of a line at the small size."""
-    font = FontProperties(family="DejaVu Sans", size=SMALL)
-    points: float = text_to_path.get_text_width_height_descent(line, font, ismath=False)[0]
-    return points * INCH / 72
+_CHARACTER = 6.0  # CSS pixels, on average, at the small size
 
 
 def fit(text: str, width: float, lines: int) -> list[str]:
-    """Break text into at most `lines` lines of `width` CSS pixels.
+    """Break text into at most `lines` lines of about `width` CSS pixels.
 
     Text that is too long ends in "…"; where less than six characters of it would remain, nothing does: [].
+
+    >>> fit("a red circle grows", 60, lines=2)
+    ['a red', 'circle gr…']
     """
-
-    def fits(line: str) -> bool:
-        return _text_width(line) <= width
-
-    broken: list[str] = []
-    words = clean(text).split()
-    while words:
-        count = len(words)
-        while count > 0 and not fits(" ".join(words[:count])):
-            count -= 1
-        if count == 0 or (count < len(words) and len(broken) == lines - 1):
-            line = " ".join(words)
-            while line and not fits(f"{line.rstrip()}…"):
-                line = line[:-1]
-            broken.append(f"{line.rstrip()}…")
-            return broken if len("".join(broken)) > 6 else []
-        broken.append(" ".join(words[:count]))
-        words = words[count:]
-    return broken
+    room = max(int(width / _CHARACTER), 1)
+    broken = textwrap.wrap(clean(text), room)
+    if len(broken) <= lines:
+        return broken
+    rest = " ".join(broken[lines - 1 :])
+    cut = [*broken[: lines - 1], f"{rest[: room - 1].rstrip()}…"]
+    return cut if len("".join(cut)) > 6 else []
 
 
 def short(text: str, width: float) -> str:
@@ -170,6 +148,12 @@ def short(text: str, width: float) -> str:
 def sized(width: float, height: float, layout: Literal["constrained"] | None = None) -> Drawing:
     """An empty drawing of so many CSS pixels."""
     return Drawing(figsize=(width / INCH, height / INCH), layout=layout)
+
+
+def panel(figure: Drawing, left: float, right: float, bottom: float, top: float) -> Axes:
+    """The only panel of a drawing, with margins in CSS pixels."""
+    width, height = figure.get_size_inches() * INCH
+    return figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
 
 
 def frame(axes: Axes, colours: Colours, grid: Literal["x", "y", "both"] | None = None) -> None:
@@ -192,15 +176,15 @@ def title(axes: Axes, text: str, colours: Colours, width: float = 400, **style: 
 
 
 def heading(colours: Colours) -> dict[str, Any]:
-    """The style of a picture's headings."""
     return {"fontsize": 11, "weight": "bold", "color": colours["ink"], "parse_math": False}
 
 
-def log_axis(axis: Any) -> None:
-    """Ticks at 1, 2 and 5 of each decade of a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+def log_axis(axes: Axes) -> None:
+    """A logarithmic x axis, with ticks at 1, 2 and 5 of each decade."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 
 
 def label_bars(axes: Axes, labels: Sequence[str], colours: Colours) -> None:
@@ -221,7 +205,6 @@ def fill(colour: str, alpha: float, estimated: bool) -> dict[str, Any]:
 # --- Curves with bands, and their names.
 
 NAMES = 168  # CSS pixels to the right of curves, for their names
-_LINE = 12.5  # CSS pixels from one line of names to the next
 
 
 @dataclass(frozen=True)
@@ -238,13 +221,8 @@ class Line:
 
 def style(series: int, colours: Colours) -> dict[str, Any]:
     """Colour, marker and dash of a series."""
-    return {
-        "color": colours[f"series-{series}"],
-        "linewidth": 1.6,
-        "linestyle": DASHES[series],
-        "marker": MARKERS[series],
-        "markersize": 3.5,
-    }
+    line = {"color": colours[f"series-{series}"], "linewidth": 1.6, "linestyle": DASHES[series]}
+    return line | {"marker": MARKERS[series], "markersize": 3.5}
 
 
 def draw_line(axes: Axes, line: Line, colours: Colours, **changes: Any) -> None:
@@ -259,106 +237,13 @@ def draw_line(axes: Axes, line: Line, colours: Colours, **changes: Any) -> None:
 
 
 def name_lines(axes: Axes, lines: Sequence[Line], colours: Colours) -> None:
-    """The names of the curves with a series, at the right, in the order of their ends, each led to its curve."""
-    drawn = [line for line in lines if line.x]
-    named = sorted((line for line in drawn if line.series is not None), key=lambda line: line.y[-1])
-    room = (NAMES - 44) * SMALL / FONT  # `fit` measures in the smaller size
-    texts = [fit(line.name, room, lines=2) for line in named]
-    width, height = (side / axes.figure.dpi * INCH for side in (axes.bbox.width, axes.bbox.height))
-    beside = [1 + pixels / width for pixels in (10, 12, 22, 32, 39)]  # the end of a leader, the swatch, the name
-    bottom, top = axes.get_ylim()
-    unit = (top - bottom) / height  # of the y axis in a CSS pixel
-    others = len(drawn) - len(named)
-    if others:
-        _name(axes, [f"{others} other{'s' * (others > 1)}"], beside[4], bottom + _LINE / 2 * unit, colours["muted"])
-    sizes = [_LINE * len(text) + 2 for text in texts]
-    middles = _apart([(line.y[-1] - bottom) / unit for line in named], sizes, 1.5 * _LINE if others else 0.0, height)
-    across = axes.get_yaxis_transform()
-    for line, text, middle in zip(named, texts, middles, strict=True):
-        y, number = bottom + middle * unit, line.series or 0
-        colour = colours[f"series-{number}"]
-        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.7, "shrinkA": 3, "shrinkB": 0}
-        ends: dict[str, Any] = {"xycoords": across, "textcoords": "data", "annotation_clip": False}
-        axes.annotate("", (beside[0], y), (line.x[-1], line.y[-1]), arrowprops=arrow, **ends)
-        swatch: dict[str, Any] = {"color": colour, "transform": across, "clip_on": False}
-        axes.plot(beside[1:4:2], [y, y], linewidth=1.6, linestyle=DASHES[number], **swatch)
-        axes.plot(beside[2:3], [y], marker=MARKERS[number], markersize=4, **swatch)
-        _name(axes, text, beside[4], y, colours["ink"])
-
-
-def _name(axes: Axes, lines: list[str], x: float, y: float, colour: str) -> None:
-    """The lines of a name, from `x` as a fraction of the axes' width on, around the height `y` of the y axis."""
-    place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "annotation_clip": False, **BESIDE}
-    for index, line in enumerate(lines):
-        offset = ((len(lines) - 1) / 2 - index) * _LINE * 72 / INCH
-        axes.annotate(line, (x, y), (0, offset), color=colour, **place)
-
-
-def _apart(wanted: list[float], sizes: list[float], first: float, last: float) -> list[float]:
-    """Middles, near the ascending ones wanted, of boxes apart from each other: from `first` to `last`, if they fit."""
-    middles: list[float] = []
-    low = first
-    for middle, size in zip(wanted, sizes, strict=True):
-        middles.append(max(middle, low + size / 2))
-        low = middles[-1] + size / 2
-    high = max(last, first + sum(sizes))
-    for index in reversed(range(len(middles))):
-        middles[index] = min(middles[index], high - sizes[index] / 2)
-        high = middles[index] - sizes[index] / 2
-    return middles
-
-
-# --- A waterfall.
-
-
-@dataclass(frozen=True)
-class Fall:
-    """A bar of a waterfall, from `start` to `end`, fractions of the baseline > 0; without a `start` it is a total.
-
-    `low` and `high` are the ends of a total's range, where it has one. A bar that is not `measured` is hatched, a
-    `faint` one is only outlined.
-    """
-
-    label: str
-    words: str
-    end: float
-    start: float | None = None
-    low: float | None = None
-    high: float | None = None
-    measured: bool = True
-    faint: bool = False
-
-
-def draw_waterfall(axes: Axes, falls: Sequence[Fall], xlabel: str, room: float, colours: Colours) -> None:
-    """What each optimisation takes off a baseline of 1, on a logarithmic axis: equal lengths are equal ratios.
-
-    `room` is the fraction of the width that is kept for the words at the right.
-    """
-    floor = min(0.4, *(0.8 * (fall.low or fall.end) for fall in falls))
-    highest = max(fall.high or fall.end for fall in falls)
-    frame(axes, colours)
-    for y, fall in enumerate(falls):
-        start = floor if fall.start is None else fall.start
-        colour = colours["muted" if fall.start is None else "series-4" if fall.end <= fall.start else "series-3"]
-        filled = fill(colour, 1.0, not fall.measured)
-        if fall.faint:
-            filled = {"facecolor": "none", "edgecolor": colour, "linestyle": ":", "linewidth": 1.2}
-        tip = tooltip(f"{fall.label}: {fall.words}")
-        axes.barh(y, abs(fall.end - start), 0.6, min(start, fall.end), gid=tip, **filled)
-        if fall.low is not None and fall.high is not None:
-            axes.plot([fall.low, fall.high], [y, y], color=colours["ink"], linewidth=2)
-        place = (max(start, fall.end, fall.high or 0), y)
-        axes.annotate(clean(fall.words), place, (5, 0), color=colours["muted" if fall.faint else "ink"], **BESIDE)
-        if y + 1 < len(falls) and not fall.faint:  # the rest, carried to the next bar
-            axes.plot([fall.end] * 2, [y + 0.3, y + 0.7], color=colours["muted"], linewidth=0.8)
-    label_bars(axes, [fall.label for fall in falls], colours)
-    axes.set_xscale("log")
-    axes.set_xlim(floor, highest * (highest / floor) ** (room / (1 - room)))
-    axes.grid(axis="x", color=colours["grid"], linewidth=0.8)
-    ticks = [tick for tick in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if tick >= floor]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel(clean(xlabel), color=colours["muted"], parse_math=False)
+    """The names of the curves with a series, at the right, in the order of their ends."""
+    named = sorted((line for line in lines if line.x and line.series is not None), key=lambda line: -line.y[-1])
+    keys = [Line2D([], [], **style(line.series or 0, colours)) for line in named]
+    names = ["\n".join(fit(line.name, NAMES - 40, lines=2)) for line in named]
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False, "handlelength": 2}
+    for text in axes.legend(keys, names, labelcolor=colours["ink"], **place).get_texts():
+        text.set_parse_math(False)
 
 
 # --- Dots with intervals.
@@ -396,24 +281,28 @@ def draw_dots(axes: Axes, name: str, rows: Sequence[Dots], colours: Colours, dig
     title(axes, name, colours, fontsize=FONT + 1, color=colours["ink"])
 
 
-# --- Accuracy within a budget of tokens.
+# --- Lines over a common x.
+
+Points = Sequence[tuple[int, Sequence[tuple[float, float]]]]  # of lines: the series, and (x, y)
 
 
-def within_tokens(curves: Mapping[str, tuple[Sequence[float], int]], name: str, colours: Colours) -> Drawing:
-    """Accuracy that answers of at most b = 0, 1, … tokens reach: name -> (fractions, series); areas in the legend."""
-    figure = sized(560, 250 + 18 * len(curves), "constrained")
-    axes = figure.add_subplot()
-    for called, (fractions, series) in curves.items():
-        area = sum(fractions[:-1]) / (len(fractions) - 1)
-        words = f"{short(called, 200)}: {fractions[-1]:.3f}, area {area:.3f}"
-        tip = tooltip(f"{called}: {fractions[-1]:.3f} within {len(fractions) - 1} tokens")
-        colour = colours[f"series-{series}"]
-        axes.step(range(len(fractions)), fractions, where="post", color=colour, linewidth=1.6, label=words, gid=tip)
-    frame(axes, colours, "y")
-    axes.set_ylim(0, min(1.02, 1.15 * max(fractions[-1] for fractions, _ in curves.values()) or 1.0))
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("tokens of an answer, at most", color=colours["muted"])
-    title(axes, f"{name} within a budget", colours)
-    figure.legend(loc="outside lower left", ncols=1, frameon=False, labelcolor=colours["ink"], handlelength=1.4)
+def panels(
+    lines: Mapping[str, Points], xlabel: str, colours: Colours, names: Mapping[str, int] | None = None
+) -> Drawing:
+    """A panel of lines for each title, two abreast; `names` of series stand in a legend."""
+    rows = (len(lines) + 1) // 2
+    figure = sized(1060, 30 + 150 * rows + 25 * bool(names), "constrained")
+    for index, (name, drawn) in enumerate(lines.items()):
+        axes = figure.add_subplot(rows, 2, index + 1)
+        for series, points in drawn:
+            axes.plot(*zip(*points, strict=True), color=colours[f"series-{series}"], linewidth=1.6)
+        frame(axes, colours, "y")
+        axes.set_xlim(left=0)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.xaxis.set_major_formatter(EngFormatter())
+        title(axes, name, colours, 300, color=colours["ink"])
+        axes.set_xlabel(xlabel, color=colours["muted"])
+    if names:
+        keys = [Line2D([], [], color=colours[f"series-{series}"], label=short(n, 200)) for n, series in names.items()]
+        figure.legend(handles=keys, loc="outside upper left", ncols=6, frameon=False, labelcolor=colours["ink"])
     return figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jepa.report.blocks import NONE
+from jepa.report.tables import NONE
 from jepa.results import Code, Device, Interval, Ratio
 
 UNCOUNTED = "not counted"
@@ -54,12 +54,10 @@ def significant(value: float | None) -> str:
 
 
 def percent(value: float) -> str:
-    """A fraction in per cent, three significant digits."""
     return f"{100 * value:.3g} %"
 
 
 def interval(low: float, high: float, digits: int = 2, sign: str = "") -> str:
-    """The two ends of an interval."""
     return f"{fixed(low, digits, sign)} to {fixed(high, digits, sign)}"
 
 

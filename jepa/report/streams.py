@@ -9,26 +9,11 @@ from matplotlib.figure import Figure as Drawing
 
 from jepa.report import checkpoint, figures, sweep_figures, sweep_tables
 from jepa.report import format as fmt
-from jepa.report.blocks import (
-    ESTIMATED,
-    MEASURED,
-    NONE,
-    Block,
-    Claim,
-    Colours,
-    Column,
-    Columns,
-    Details,
-    Figure,
-    Heading,
-    Report,
-    Table,
-    Text,
-    table,
-)
+from jepa.report.blocks import ESTIMATED, MEASURED, Block, Claim, Colours, Columns, Figure, Heading, Report, Text
 from jepa.report.notes import note, terms
+from jepa.report.tables import Column, Table, table
 from jepa.report.timeline import draw_timeline, timeline, timeline_height
-from jepa.results import Decode, Event, Saving, Setting, StreamResults, analysis
+from jepa.results import Saving, Setting, StreamResults, analysis
 
 Settings = Mapping[str, Setting]
 
@@ -39,17 +24,21 @@ _SUMMARY_ROWS = 14  # of policies, over all settings of the summary
 def report(results: StreamResults) -> Report:
     """The blocks of a document."""
     settings = results.settings
-    blocks: list[Block] = [Columns([[claim(name, setting)] for name, setting in settings.items()])]
-    blocks += [*_curves(settings), *_timelines(settings), *_tables(settings), *checkpoint.blocks(results)]
-    blocks += [Heading("What is measured and how"), terms("streams")]
     return Report(
         title=f"{results.name}: selective decoding against uniform decoding",
         kicker=f"{results.created} · seed {results.seed}",
         summary=_summary(results),
-        blocks=blocks,
+        blocks=[
+            Columns([[claim(name, setting)] for name, setting in settings.items()]),
+            *_curves(settings),
+            *_timelines(settings),
+            *_tables(settings),
+            *checkpoint.blocks(results),
+            Heading("What is measured and how"),
+            terms("streams"),
+        ],
         overview=partial(_overview, settings),
-        footer=f"Measured on {results.device.name} ({results.device.type}). The figures of this page are those of the "
-        "results document beside it.",
+        footer=f"Measured on {fmt.device_text(results.device)}. All figures are in the results document beside it.",
     )
 
 
@@ -57,7 +46,7 @@ def report(results: StreamResults) -> Report:
 
 
 def claim(name: str, setting: Setting) -> Claim:
-    """What the best causal policy saves at equal quality, or, in plain words, that it does not; and compute."""
+    """What the best causal policy saves at equal quality, or that it does not; and compute."""
     return Claim(f"{name} streams", *_decodes_claim(setting), *_compute_claim(setting))
 
 
@@ -66,9 +55,7 @@ def _decodes_claim(setting: Setting) -> tuple[str, str, str]:
     reference = f"{analysis.wanted_name(setting, first)} (CIDEr-D {fmt.quality(first.reference_quality)})"
     missed = f"No causal policy reaches the quality of {reference}."
     if best is None or best.value is None:
-        reasons = sorted({row.reason for row in analysis.headline_savings(setting) if row.value is None} - {""})
-        listed = f" ({'; '.join(reasons)})" if reasons else ""
-        return "not reached", missed, f"No operating point qualified on the calibration streams{listed}."
+        return "not reached", missed, "No operating point qualified on the calibration streams."
     name = analysis.point_name(setting, best.policy, best.value)
     at = (
         f"CIDEr-D {fmt.quality(best.quality)}, difference {fmt.difference(best.quality_difference)}; merged temporal "
@@ -87,19 +74,13 @@ def _decodes_claim(setting: Setting) -> tuple[str, str, str]:
 
 
 def _compute_claim(setting: Setting) -> tuple[str, str]:
-    lean = analysis.leanest(setting)
-    row = analysis.leanest(setting, kept=True) or lean
-    if row is None or lean is None:
+    row = analysis.leanest(setting, kept=True) or analysis.leanest(setting)
+    if row is None:
         return fmt.UNCOUNTED, "FLOPs end to end were not counted for the reference and another operating point."
     ratios = analysis.operations_ratio(setting, row)
     ratio, level = ratios.flops or 0.0, analysis.point(setting, row).cider_d.value
-    words = "fewer FLOPs end to end" if ratio >= 1 else "the saving in FLOPs end to end, so more of them,"
-    lost = analysis.headline_savings(setting)[0].reference_quality - level
-    kept = "quality is kept"
-    if lost > 0:
-        kept = f"{fmt.percent(lost / (level + lost))} of the quality is lost"
-    elif not analysis.qualified(setting, row):
-        kept = "no saving at equal quality, since only the test streams, not the calibration streams, chose this point"
+    words = "fewer FLOPs end to end" if ratio >= 1 else "the FLOPs end to end saved, so more of them,"
+    kept = "quality is kept" if analysis.qualified(setting, row) else "not a saving at equal quality"
     text = (
         f"{words}, encoder and predictor included, at most: {analysis.point_name(setting, row.policy, row.value)}, "
         f"which needs {analysis.needs(setting.curves[row.policy])}; {kept}: CIDEr-D {fmt.quality(level)}, difference "
@@ -107,16 +88,9 @@ def _compute_claim(setting: Setting) -> tuple[str, str]:
     )
     if ratios.seconds:
         text += f"; saving in wall time: {fmt.factor(ratios.seconds)}{' (estimated)' * (row.estimated is not None)}"
-    text += "."
-    if lean is not row:
-        saved = fmt.factor(analysis.operations_ratio(setting, lean).flops)
-        text += (
-            f" Leaner still, without a saving at equal quality: {saved} by "
-            f"{analysis.point_name(setting, lean.policy, lean.value)}, CIDEr-D difference "
-            f"{fmt.difference(analysis.quality_difference(setting, lean))}."
-        )
-    warning = analysis.without_contrast(setting)
-    return (VOID, f"{warning} {fmt.factor(ratio)} {text}") if warning else (fmt.factor(ratio), text)
+    if analysis.without_contrast(setting):
+        return VOID, f"{fmt.factor(ratio)} {text}."
+    return fmt.factor(ratio), f"{text}."
 
 
 # --- The summary of a terminal.
@@ -137,23 +111,12 @@ def _summary_table(setting: Setting, count: int) -> Table:
     savings = {row.policy: row for row in analysis.headline_savings(setting)}
     shown = [savings[policy] for policy in analysis.prominent(setting) if policy in savings][:count]
     flops = {(row.policy, row.value): analysis.operations_ratio(setting, row).flops for row in setting.operations}
-    left = len(savings) - len(shown)
-
-    def name(row: Saving) -> str:
-        curve = setting.curves[row.policy]
-        return analysis.label(curve) + ("" if curve.causal or curve.oracle else " (offline)")
-
-    def at(row: Saving) -> str:
-        return NONE if row.value is None else analysis.operating_point(setting.curves[row.policy], row.value)
-
     columns: list[Column[Saving]] = [
-        Column(f"policy ({left} more in the report)" if left else "policy", name, words=True),
-        Column("at", at, words=True),
         Column("CIDEr-D", lambda row: fmt.quality(row.quality)),
         Column("decoder calls saved", lambda row: fmt.saving(row.ratio) if row.reached else "not reached"),
         Column("FLOPs saved", lambda row: fmt.factor(flops.get((row.policy, row.value or 0.0)))),
     ]
-    return table("", columns, [("", shown)])
+    return table("", sweep_tables.of_policies(setting, columns), [(f"of {len(savings)} policies", shown)])
 
 
 # --- Sections, each with a part for every setting.
@@ -184,106 +147,50 @@ def _timelines(settings: Settings) -> list[Block]:
     blocks: list[Block] = [Heading("One stream", evidence=(MEASURED,)), note("timeline", "lede")]
     for place, (name, setting) in enumerate(settings.items()):
         stream, shown = setting.timeline, analysis.timeline_decodes(setting)
-        title = (
-            f"{len(stream.events)} events of stream {stream.video_id} over {stream.duration:.0f} seconds and the "
-            f"decodes of {len(shown)} policies"
-        )
-        counts = ", ".join(
-            f"{sum(decode.source == 'decoder' for decode in decodes)} of {len(decodes)} by "
-            f"{analysis.label(setting.curves[policy])}"
-            for policy, decodes in shown.items()
-        )
-        caption = f"{stream.video_id}: {len(stream.events)} events; texts from the decoder: {counts or NONE}."
-        drawn = Figure(f"timeline-{place}", title, partial(timeline, settings, name), caption, wide=True)
-        details = Details("Every event with the nearest decode of each policy", [timeline_table(setting)])
-        blocks += [Heading(name, 3), drawn, details]
-    return blocks
-
-
-def timeline_table(setting: Setting) -> Table:
-    """Each event of the timeline beside the decode of each policy that is nearest in time to its middle."""
-
-    def nearest(policy: str, decodes: Sequence[Decode]) -> Column[Event]:
-        def cell(event: Event) -> str:
-            middle = (event.start + event.end) / 2
-            best = min(decodes, key=lambda decode: abs(decode.time - middle), default=None)
-            return NONE if best is None else best.text
-
-        return Column(analysis.label(setting.curves[policy]), cell, words=True)
-
-    columns: list[Column[Event]] = [
-        Column("time", lambda event: f"{event.start:.1f}–{event.end:.1f} s", words=True),
-        Column("event", lambda event: event.text, words=True),
-        *(nearest(policy, decodes) for policy, decodes in analysis.timeline_decodes(setting).items()),
-    ]
-    return table("Events and decodes", columns, [("", setting.timeline.events)])
-
-
-_Show = Callable[[str, Setting, Mapping[str, int]], Sequence[Block]]  # of a setting, and the colours of its policies
-
-
-def _section(title: str, settings: Settings, show: _Show, *notes: Block, counted: bool = False) -> list[Block]:
-    """A part for each setting; `counted`: of operations, so that wall times may be estimated and all may be missing."""
-    rows = [row for setting in settings.values() for row in setting.operations] if counted else []
-    evidence = (MEASURED, ESTIMATED) if any(row.estimated is not None for row in rows) else (MEASURED,)
-    blocks: list[Block] = [Heading(title, evidence=evidence), *notes]
-    for name, setting in settings.items():
-        colours = sweep_tables.colours_of(settings, name)
-        missing = counted and not setting.operations
-        blocks.append(Heading(name, 3))
-        blocks += [Text("None were recorded.")] if missing else show(name, setting, colours)
+        events = f"{len(stream.events)} events of stream {stream.video_id}, {stream.duration:.0f} seconds long"
+        title = f"{events}, and the decodes of {len(shown)} policies"
+        drawn = Figure(f"timeline-{place}", title, partial(timeline, settings, name), f"{title}.", wide=True)
+        blocks += [Heading(name, 3), drawn]
     return blocks
 
 
 def _tables(settings: Settings) -> list[Block]:
     """Savings, compute, quality of the texts, operations and caches."""
 
-    def savings(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
-        matrix = sweep_tables.matrix_table(setting, colours)
-        start = sweep_tables.savings_table(setting, colours)
-        return [start, Heading("All references and tolerances", 4), note("matrix"), matrix]
+    def section(title: str, show: Callable[[str], Sequence[Block]], *notes: Block, counted: bool = True) -> list[Block]:
+        """A part for each setting; `counted`: of operations, so that wall times may be estimated, or all be missing."""
+        rows = [row for setting in settings.values() for row in setting.operations] if counted else []
+        evidence = (MEASURED, ESTIMATED) if any(row.estimated is not None for row in rows) else (MEASURED,)
+        blocks: list[Block] = [Heading(title, evidence=evidence), *notes]
+        for name, setting in settings.items():
+            shown = [Text("None were recorded.")] if counted and not setting.operations else show(name)
+            made = [sweep_tables.painted(b, settings, name) if isinstance(b, Table) else b for b in shown]
+            blocks += [Heading(name, 3), *made]
+        return blocks
 
-    def compute(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
-        return [Columns(_computed(settings, name)), sweep_tables.compute_table(setting, colours)]
+    def compute(name: str) -> list[Block]:
+        setting, place = settings[name], list(settings).index(name)
+        facts, reference = sweep_tables.operations_facts(setting), analysis.reference_name(setting)
+        parts: list[list[Block]] = []
+        for measure, words in sweep_figures.UNITS.items():
+            title = f"{words} of the parts at {len(setting.operations)} operating points on {name} streams"
+            draw = partial(sweep_figures.operations, settings, name, measure)
+            caption = f"{words} of each part. {facts}; × is the saving against {reference}."
+            parts.append([Figure(f"{measure}-{place}", title, draw, caption)])
+        return [Columns(parts), sweep_tables.compute_table(setting)]
 
-    def texts(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
-        return [sweep_tables.quality_table(setting, colours)]
+    def each(make: Callable[[Setting], Table]) -> Callable[[str], Sequence[Block]]:
+        return lambda name: [make(settings[name])]
 
-    def operations(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
-        facts = Text(f"{sweep_tables.operations_facts(setting)}.")
-        return [facts, sweep_tables.operations_table(setting, colours)]
-
-    def caches(name: str, setting: Setting, colours: Mapping[str, int]) -> list[Block]:
-        return [sweep_tables.cache_table(setting, colours)]
-
-    cached = {name: setting for name, setting in settings.items() if sweep_tables.has_cache(setting)}
     lede = partial(note, style="lede")
+    cached = any(sweep_tables.has_cache(setting) for setting in settings.values())
     return [
-        *_section("Savings at equal quality", settings, savings, lede("savings")),
-        *_section("Compute", settings, compute, lede("computed"), note("compute"), counted=True),
-        *_section("Stream quality", settings, texts, lede("texts"), note("quality"), counted=True),
-        *_section("Operations", settings, operations, lede("operations"), counted=True),
-        *(_section("Cache", cached, caches, note("cache")) if cached else []),
+        *section("Savings at equal quality", each(sweep_tables.savings_table), lede("savings"), counted=False),
+        *section("Compute", compute, lede("computed"), note("compute")),
+        *section("Stream quality", each(sweep_tables.quality_table), lede("texts"), note("quality")),
+        *section("Operations", each(sweep_tables.operations_table), lede("operations")),
+        *(section("Cache", each(sweep_tables.cache_table), note("cache"), counted=False) if cached else []),
     ]
-
-
-def _computed(settings: Settings, name: str) -> list[list[Block]]:
-    """The operations by part, then one optimisation after the other, in FLOPs and in wall time; each a column."""
-    setting, place = settings[name], list(settings).index(name)
-    facts, reference = sweep_tables.operations_facts(setting), analysis.reference_name(setting)
-    parts: list[list[Block]] = []
-    chains: list[list[Block]] = []
-    for measure, words in sweep_figures.UNITS.items():
-        title = f"{words} of the parts at {len(setting.operations)} operating points on {name} streams"
-        draw = partial(sweep_figures.operations, settings, name, measure)
-        caption = f"{words} of each part. {facts}; × is the saving against {reference}."
-        parts.append([Figure(f"{measure}-{place}", title, draw, caption)])
-        if analysis.optimisation_chain(setting, measure):
-            title = f"{words} that each optimisation takes off uniform decoding on {name} streams"
-            caption = f"{words}, one optimisation after the other. {note('chain').text}"
-            chain = partial(sweep_figures.chain, setting, measure)
-            chains.append([Figure(f"optimisations-{measure}-{place}", title, chain, caption)])
-    return [*parts, *chains]
 
 
 # --- The picture.
@@ -291,21 +198,18 @@ def _computed(settings: Settings, name: str) -> list[list[Block]]:
 
 def _overview(settings: Settings, colours: Colours) -> Drawing:
     """The curves of all settings above the timeline of the first one."""
-    names = list(settings)
-    heights = (460.0, 40.0, timeline_height(settings[names[0]]))
-    width = 1200.0
+    names, width = list(settings), 1200.0
+    heights = (500.0, timeline_height(settings[names[0]]))
     figure = figures.sized(width, sum(heights))
-    figure.set_facecolor(colours["surface"])
-    upper, between, lower = figure.subfigures(3, 1, squeeze=False, height_ratios=heights).flat
-    for part in (upper, between, lower):
-        part.set_facecolor(colours["surface"])
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
     panels = upper.subplots(1, len(names), squeeze=False)[0]
-    upper.subplots_adjust(0.045, 0.11, 1 - figures.NAMES / width, 0.83, wspace=0.52)
+    upper.subplots_adjust(0.045, 0.18, 1 - figures.NAMES / width, 0.84, wspace=0.52)
     style = figures.heading(colours)
     for axes, name in zip(panels, names, strict=True):
         sweep_figures.draw_curves(axes, settings, name, colours)
         above = {"xycoords": "axes fraction", "textcoords": "offset points"}
         axes.annotate(figures.short(f"{name} streams", 350), (0, 1), (0, 34), **above, **style)
-    between.text(0.045, 0.5, figures.short(f"One of the {names[0]} streams", 700), **style)
-    draw_timeline(lower, settings, names[0], colours, width, margin=0.045 * width)
+    upper.text(0.045, 0.03, figures.short(f"One of the {names[0]} streams", 700), **style)
+    _, right = lower.subfigures(1, 2, squeeze=False, width_ratios=(0.045, 0.955)).flat
+    draw_timeline(right, settings, names[0], colours, 0.955 * width)
     return figure

@@ -1,7 +1,4 @@
-"""Figures of swept policies: quality against decodes, operations by part, and one optimisation after the other.
-
-A policy has the same colour in every figure of a document. Policies without a colour of their own are thin and grey.
-"""
+"""Figures of swept policies: quality against decodes, and operations by part. A policy has one colour in all."""
 
 from __future__ import annotations
 
@@ -10,14 +7,13 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 
 from jepa.report import figures
 from jepa.report import format as fmt
 from jepa.report.blocks import Colours
-from jepa.report.figures import Fall, Line, draw_waterfall, fill, frame, short, sized, tooltip
-from jepa.results import ESTIMATED_PARTS, PARTS, Operations, Saving, Sweep, analysis
+from jepa.report.figures import Line, fill, frame, short, tooltip
+from jepa.results import ESTIMATED_PARTS, PARTS, Curve, Operations, Saving, Sweep, analysis
 
 # Two uniform policies in greys, two Ward policies in oranges; other policies take the colours that are left.
 _SERIES = {"uniform": 1, "uniform_pool": 0, "ward_midpoint": 2, "ward_mean": 3, "gate": 4}
@@ -43,12 +39,8 @@ def colour_of(series: Mapping[str, int], policy: str, colours: Colours) -> str:
 
 def curves(sweeps: Mapping[str, Sweep], name: str, colours: Colours) -> Drawing:
     """CIDEr-D against decodes per second of every policy of one sweep."""
-    width, height = 470, 370
-    figure = sized(width, height)
-    left, bottom, top = 26, 44, 46
-    inside = (width - left - figures.NAMES, height - bottom - top)
-    axes = figure.add_axes((left / width, bottom / height, inside[0] / width, inside[1] / height))
-    draw_curves(axes, sweeps, name, colours)
+    figure = figures.sized(470, 370)
+    draw_curves(figures.panel(figure, 26, figures.NAMES, 44, 46), sweeps, name, colours)
     return figure
 
 
@@ -56,18 +48,23 @@ def draw_curves(axes: Axes, sweeps: Mapping[str, Sweep], name: str, colours: Col
     """The policies with a colour in front and named at the right, the others thin and grey behind them."""
     sweep, series = sweeps[name], series_of(sweeps)
     savings, best = analysis.headline_savings(sweep), analysis.best_causal(sweep)
-    rate, level = savings[0].reference_decodes_per_second, savings[0].reference_quality
+    level = savings[0].reference_quality
     banded = {savings[0].reference.policy} | ({best.policy} if best is not None else set())
-    lines = [_line(sweep, policy, series.get(policy), policy in banded) for policy in sweep.curves]
+    lines = [_line(curve, series.get(name), name in banded) for name, curve in sweep.curves.items()]
     found = [p.cider_d for curve in sweep.curves.values() for p in curve.test if p.decodes_per_second > 0]
     lowest = min([level, *(min(each.low, each.value) for each in found)])
     highest = max([level, *(max(each.high, each.value) for each in found)])
     spread = highest - lowest or 1.0
     floor = lowest - 0.13 * spread
-    axes.set(xscale="log", ylim=(floor, highest + 0.05 * spread))
+    figures.log_axis(axes)
+    axes.set_ylim(floor, highest + 0.05 * spread)
     for line in lines:
         figures.draw_line(axes, line, colours)
-    _frame(axes, sweep, colours)
+    frame(axes, colours, "y")
+    axes.set_xlabel("decodes per second", color=colours["muted"])
+    axes.axvline(sweep.events_per_second, color=colours["muted"], linewidth=0.9, linestyle=(0, (1, 2)))
+    place: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+    axes.annotate("event rate", (sweep.events_per_second, 1), (-2, 4), color=colours["muted"], **place)
     axes.axhline(level, color=colours["ink"], linewidth=1, linestyle=(0, (5, 3)))
     figures.title(axes, f"CIDEr-D; dashed: {analysis.reference_name(sweep)}", colours, 300, pad=_ABOVE)
     for saving in savings:
@@ -75,69 +72,48 @@ def draw_curves(axes: Axes, sweeps: Mapping[str, Sweep], name: str, colours: Col
             _mark(axes, sweep, saving, colour_of(series, saving.policy, colours), colours)
     if best is not None and best.reached and best.ratio is not None and best.ratio.value > 1:
         words = f"{fmt.factor(best.ratio.value)} fewer{': void' * (analysis.without_contrast(sweep) is not None)}"
-        _draw_saving(axes, words, best, (rate, level), floor + 0.05 * spread, colours)
+        _draw_saving(axes, words, best, floor + 0.05 * spread, colours)
     figures.name_lines(axes, lines, colours)
 
 
-def _line(sweep: Sweep, policy: str, series: int | None, band: bool) -> Line:
+def _line(curve: Curve, series: int | None, band: bool = False) -> Line:
     """The test curve of a policy, without the points that decode nothing: the axis is logarithmic."""
-    curve = sweep.curves[policy]
     points = sorted((p for p in curve.test if p.decodes_per_second > 0), key=lambda p: p.decodes_per_second)
+    low, high = ([getattr(p.cider_d, end) for p in points] if band else None for end in ("low", "high"))
     x, y = [p.decodes_per_second for p in points], [p.cider_d.value for p in points]
-    if not band:
-        return Line(analysis.label(curve), x, y, series)
-    return Line(analysis.label(curve), x, y, series, [p.cider_d.low for p in points], [p.cider_d.high for p in points])
-
-
-def _frame(axes: Axes, sweep: Sweep, colours: Colours) -> None:
-    """The axes, their names, and the rate of the events."""
-    frame(axes, colours, "y")
-    figures.log_axis(axes.xaxis)
-    axes.set_xlabel("decodes per second", color=colours["muted"])
-    axes.axvline(sweep.events_per_second, color=colours["muted"], linewidth=0.9, linestyle=(0, (1, 2)))
-    place: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-    axes.annotate("event rate", (sweep.events_per_second, 1), (-2, 4), color=colours["muted"], **place)
+    return Line(analysis.label(curve), x, y, series, low, high)
 
 
 def _mark(axes: Axes, sweep: Sweep, saving: Saving, colour: str, colours: Colours) -> None:
     """A ring at the operating point of a saving, or a cross where it falls short."""
     if not saving.decodes_per_second or saving.quality is None or saving.value is None:
         return
-    analysis.point_name(sweep, saving.policy, saving.value)
-    axes.plot(
-        [saving.decodes_per_second],
-        [saving.quality],
-        linestyle="none",
-        marker="o" if saving.reached else "X",
-        markersize=10 if saving.reached else 8,
-        markerfacecolor="none" if saving.reached else colours["surface"],
-        markeredgecolor=colour,
-        markeredgewidth=1.8,
-        zorder=5,
-        gid=tooltip(
-            f"{analysis.point_name(sweep, saving.policy, saving.value)}: CIDEr-D {fmt.quality(saving.quality)}"
-        ),
-    )
+    name = analysis.point_name(sweep, saving.policy, saving.value)
+    style: dict[str, Any] = {"marker": "o", "markersize": 10, "markerfacecolor": "none"}
+    if not saving.reached:
+        style = {"marker": "X", "markersize": 8, "markerfacecolor": colours["surface"]}
+    style |= {"markeredgecolor": colour, "markeredgewidth": 1.8, "linestyle": "none", "zorder": 5}
+    tip = tooltip(f"{name}: CIDEr-D {fmt.quality(saving.quality)}")
+    axes.plot([saving.decodes_per_second], [saving.quality], gid=tip, **style)
 
 
-def _draw_saving(
-    axes: Axes, words: str, best: Saving, reference: tuple[float, float], y: float, colours: Colours
-) -> None:
+def _draw_saving(axes: Axes, words: str, best: Saving, y: float, colours: Colours) -> None:
     """An arrow along the bottom, with `words`, from the reference's decodes per second to the policy's."""
-    x, level = best.decodes_per_second or 0.0, best.quality or 0.0
-    for at, top in (reference, (x, level)):
+    start, x = best.reference_decodes_per_second, best.decodes_per_second or 0.0
+    for at, top in ((start, best.reference_quality), (x, best.quality or 0.0)):
         axes.plot([at, at], [y, top], color=colours["ink"], linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
     arrow = {"arrowstyle": "-|>", "color": colours["ink"], "shrinkA": 0, "shrinkB": 0, "linewidth": 1}
-    axes.annotate("", (x, y), (reference[0], y), arrowprops=arrow)
+    axes.annotate("", (x, y), (start, y), arrowprops=arrow)
     box = {"facecolor": colours["surface"], "edgecolor": "none", "pad": 1}
     style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "weight": "bold", "bbox": box}
-    axes.annotate(words, ((x * reference[0]) ** 0.5, y), (0, 4), color=colours["ink"], **style)
+    axes.annotate(words, ((x * start) ** 0.5, y), (0, 4), color=colours["ink"], **style)
 
 
 # --- Operations by part.
 
-_SHADES = {"detector": 0.9, "encoder": 0.5, "predictor": 0.27}  # of grey; decoder and cache have the policy's colour
-_CACHE_SHADE = 0.45
+# Of grey; decoder and cache have the policy's colour.
+_SHADES = {"detector": 0.9, "encoder": 0.5, "predictor": 0.27, "decoder": 1.0, "cache": 0.45}
+_OWN = ("decoder", "cache")
 
 
 def part_amount(row: Operations, part: str, measure: str) -> float:
@@ -159,22 +135,18 @@ def operations(sweeps: Mapping[str, Sweep], name: str, measure: str, colours: Co
     `measure` is "flops", as they were counted, or "seconds" of wall time, in which estimates are hatched.
     """
     sweep, series = sweeps[name], series_of(sweeps)
-    rows = sweep.operations
     scale, unit = flops_unit(sweep) if measure == "flops" else (1e-3, "millisecond")
-    parts = (*PARTS, "cache")
-    own = {row.policy: colour_of(series, row.policy, {**colours, "muted": colours["ink"]}) for row in rows}
-    width, height = 470, 70 + 31 * len(rows)
-    figure = sized(width, height)
-    axes = figure.add_axes((160 / width, 42 / height, 1 - 176 / width, 1 - 70 / height))
+    own = {row.policy: colour_of(series, row.policy, {**colours, "muted": colours["ink"]}) for row in sweep.operations}
+    figure = figures.sized(470, 70 + 31 * len(sweep.operations))
+    axes = figures.panel(figure, 160, 16, 42, 28)
     frame(axes, colours)
-    longest = 0.0
-    for y, row in enumerate(rows):
-        left, span = 0.0, row.ledger.stream_seconds
-        for part in parts:
+    longest, labels = 0.0, []
+    for y, row in enumerate(sweep.operations):
+        left, span, curve = 0.0, row.ledger.stream_seconds, sweep.curves[row.policy]
+        for part, shade in _SHADES.items():
             length = part_amount(row, part, measure) / span / scale if span else 0.0
             estimated = measure == "seconds" and row.estimated is not None and part in ESTIMATED_PARTS
-            colour = colours["muted"] if part in _SHADES else own[row.policy]
-            filled = fill(colour, _SHADES.get(part, _CACHE_SHADE if part == "cache" else 1.0), estimated)
+            filled = fill(own[row.policy] if part in _OWN else colours["muted"], shade, estimated)
             tip = tooltip(f"{part}: {length:.3g} {unit}s per second of stream")
             axes.barh(y, length, 0.56, left, gid=tip, **filled)
             left += length
@@ -183,63 +155,15 @@ def operations(sweeps: Mapping[str, Sweep], name: str, measure: str, colours: Co
         words = f"{left:.3g} · {fmt.factor(ratio)}" if counted else fmt.UNCOUNTED
         axes.annotate(words, (left, y), (5, 0), color=colours["ink"], **figures.BESIDE)
         longest = max(longest, left)
-    curves = [sweep.curves[row.policy] for row in rows]
-    labels = [
-        f"{short(analysis.label(curve), 150)}\n{short(analysis.operating_point(curve, row.value), 150)}"
-        for curve, row in zip(curves, rows, strict=True)
-    ]
+        labels.append(f"{short(analysis.label(curve), 150)}\n{short(analysis.operating_point(curve, row.value), 150)}")
     figures.label_bars(axes, labels, colours)
     axes.set(xlim=(0, longest * 1.45 or 1))
     axes.set_xlabel(f"{unit}s per second of stream", color=colours["muted"])
-    _legend(figure, list(dict.fromkeys(own.values()))[:3], parts, colours)
-    return figure
-
-
-def _legend(figure: Drawing, own: list[str], parts: tuple[str, ...], colours: Colours) -> None:
-    """The shade of each part; decoder and cache in the colours of the first policies."""
-    keys: list[Any] = [Patch(color=colours["muted"], alpha=shade, linewidth=0) for shade in _SHADES.values()]
-    for part in parts[len(_SHADES) :]:
-        alpha = _CACHE_SHADE if part == "cache" else 1.0
-        keys.append(tuple(Patch(color=colour, alpha=alpha, linewidth=0) for colour in own))
-    figure.legend(
-        keys,
-        parts,
-        handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
-        loc="upper left",
-        ncols=len(parts),
-        frameon=False,
-        labelcolor=colours["muted"],
-        handlelength=1.4,
-        handleheight=1,
-        columnspacing=1.1,
-    )
-
-
-def chain(sweep: Sweep, measure: str, colours: Colours) -> Drawing:
-    """What selective decoding, a cache and fewer computed steps each take off, one after the other.
-
-    Every bar ends at the total of a ledger of its own, relative to the reference's: nothing is multiplied.
-    """
-    falls: list[Fall] = []
-    left = 1.0
-    rows = analysis.optimisation_chain(sweep, measure)
-    for title, row in rows:
-        curve = sweep.curves[row.policy]
-        name = short(analysis.label(curve), 140)
-        ratio = getattr(analysis.operations_ratio(sweep, row), measure)
-        level = f"CIDEr-D {fmt.quality(analysis.point(sweep, row).cider_d.value)}"
-        if not falls:
-            falls.append(Fall(f"{name}\n{analysis.operating_point(curve, row.value)}", level, 1.0))
-            continue
-        measured = measure == "flops" or row.estimated is None
-        falls.append(
-            Fall(f"{title}\n{name}", f"{fmt.factor(left * ratio)}, {level}", 1 / ratio, left, measured=measured)
-        )
-        left = 1 / ratio
-    estimated = measure == "seconds" and any(row.estimated is not None for _, row in rows)
-    falls.append(Fall("all together", fmt.factor(1 / left), left, measured=not estimated))
-    width, height = 470, 60 + 38 * len(falls)
-    figure = sized(width, height)
-    axes = figure.add_axes((150 / width, 42 / height, 1 - 156 / width, 1 - 50 / height))
-    draw_waterfall(axes, falls, f"{UNITS[measure]} per second of stream, fraction of the first", 0.42, colours)
+    first = next(iter(own.values()), colours["ink"])  # decoder and cache stand in the colour of the first policy
+    keys = [
+        Patch(color=first if part in _OWN else colours["muted"], alpha=shade, linewidth=0, label=part)
+        for part, shade in _SHADES.items()
+    ]
+    style = {"handlelength": 1.4, "handleheight": 1, "columnspacing": 1.1, "labelcolor": colours["muted"]}
+    figure.legend(handles=keys, loc="upper left", ncols=len(keys), frameon=False, **style)
     return figure

@@ -3,67 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import replace
+from typing import TypeVar
 
 from jepa.report import format as fmt
-from jepa.report.blocks import EST, NONE, Column, Table, table
 from jepa.report.sweep_figures import flops_unit, series_of
-from jepa.results import (
-    ESTIMATED_PARTS,
-    PARTS,
-    Area,
-    CacheResult,
-    Operations,
-    Saving,
-    Sweep,
-    TestPoint,
-    analysis,
-)
+from jepa.report.tables import EST, NONE, Column, Table, table
+from jepa.results import ESTIMATED_PARTS, PARTS, CacheResult, Operations, Saving, Sweep, analysis
+
+Row = TypeVar("Row", Saving, Operations)
 
 
-def colours_of(sweeps: Mapping[str, Sweep], name: str) -> dict[str, int]:
-    """The name of a policy -> the number of its colour, for the dots of a table."""
+def painted(made: Table, sweeps: Mapping[str, Sweep], name: str) -> Table:
+    """A table on one of the sweeps, whose policies have the dots of their colours."""
     series, curves = series_of(sweeps), sweeps[name].curves
-    return {analysis.label(curve): series[policy] for policy, curve in curves.items() if policy in series}
+    colours = {analysis.label(curve): series[policy] for policy, curve in curves.items() if policy in series}
+    return replace(made, colours=colours)
 
 
-def _at(sweep: Sweep, policy: str, value: float | None) -> str:
-    return NONE if value is None else analysis.operating_point(sweep.curves[policy], value)
+def of_policies(sweep: Sweep, columns: list[Column[Row]]) -> list[Column[Row]]:
+    """The columns after those that name a policy and its operating point."""
 
+    def at(row: Row) -> str:
+        return NONE if row.value is None else analysis.operating_point(sweep.curves[row.policy], row.value)
 
-def _of_operations(
-    title: str, sweep: Sweep, columns: list[Column[Operations]], colours: Mapping[str, int] | None, group: str = ""
-) -> Table:
-    """A row for each operating point whose operations were recorded."""
-    named: list[Column[Operations]] = [
+    named: list[Column[Row]] = [
         Column("policy", lambda row: analysis.label(sweep.curves[row.policy]), words=True),
-        Column("operating point", lambda row: _at(sweep, row.policy, row.value), words=True),
+        Column("operating point", at, words=True),
     ]
-    return table(title, [*named, *columns], [(group, sweep.operations)], colours)
+    return named + columns
 
 
-# --- Savings in decoder calls.
+def savings_table(sweep: Sweep) -> Table:
+    """Every policy against each reference, at each tolerance; the headline first."""
+    groups: dict[str, list[Saving]] = {}
+    for row in sorted(sweep.savings, key=lambda row: not row.headline):
+        scores = f"CIDEr-D {fmt.quality(row.reference_quality)}, {fmt.rate(row.reference_decodes_per_second)} decodes/s"
+        groups.setdefault(f"against {analysis.wanted_name(sweep, row)}: {scores}", []).append(row)
 
+    def between(row: Saving) -> str:
+        area = sweep.areas.get(row.policy)
+        return NONE if area is None or not row.headline else fmt.difference(area.difference)
 
-def savings_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
-    """Every policy against the headline reference."""
-    savings = analysis.headline_savings(sweep)
-    first = savings[0]
     columns: list[Column[Saving]] = [
-        Column("policy", lambda row: analysis.label(sweep.curves[row.policy]), words=True),
-        Column("needs", lambda row: analysis.needs(sweep.curves[row.policy]), words=True),
-        Column("operating point", lambda row: _at(sweep, row.policy, row.value), words=True),
         Column("saving", _outcome),
         Column("CIDEr-D", lambda row: fmt.quality(row.quality)),
         Column("difference", lambda row: fmt.difference(row.quality_difference)),
         Column("decodes/s", lambda row: fmt.rate(row.decodes_per_second)),
         Column("merged temporal F1, difference", lambda row: fmt.difference(row.temporal_f1_difference)),
+        Column("curves, CIDEr-D", between),
     ]
-    group = (
-        f"against {analysis.wanted_name(sweep, first)}: CIDEr-D {fmt.quality(first.reference_quality)}, "
-        f"{fmt.rate(first.reference_decodes_per_second)} decodes/s"
-    )
-    return table("Savings", columns, [(group, savings)], colours)
+    return table("Savings", of_policies(sweep, columns), groups.items())
 
 
 def _outcome(row: Saving) -> str:
@@ -73,43 +63,10 @@ def _outcome(row: Saving) -> str:
     return fmt.saving(row.ratio) if row.reached else f"not reached; {fmt.saving(row.ratio)} at lower quality"
 
 
-def matrix_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
-    """A row for each policy, a column for each reference and tolerance; then the area between the curves."""
-    verdicts: dict[str, dict[str, str]] = {}
-    for row in sweep.savings:
-        verdicts.setdefault(analysis.wanted_name(sweep, row), {})[row.policy] = _verdict(row)
-
-    def against(wanted: str) -> Column[str]:
-        return Column(wanted, lambda policy: verdicts[wanted].get(policy, NONE))
-
-    def area(policy: str) -> Area:
-        return sweep.areas.get(policy, Area(difference=None, low_rate=None, high_rate=None))
-
-    columns: list[Column[str]] = [
-        Column("policy", lambda policy: analysis.label(sweep.curves[policy]), words=True),
-        *map(against, verdicts),
-        Column("curves, CIDEr-D", lambda policy: fmt.difference(area(policy).difference)),
-        Column("at decodes/s", lambda policy: _range(area(policy))),
-    ]
-    return table("All references and tolerances", columns, [("", sweep.curves)], colours)
+# --- Operating points whose operations were recorded, a row each.
 
 
-def _range(area: Area) -> str:
-    return NONE if area.low_rate is None else f"{area.low_rate:.3g}–{area.high_rate:.3g}"
-
-
-def _verdict(row: Saving) -> str:
-    if row.value is None or row.temporal_f1_difference is None:
-        return NONE
-    ratio, opening, ends = fmt.saving(row.ratio).partition(" (")
-    verdict = ratio + "*" * (row.temporal_f1_difference.value < 0) + opening + ends
-    return verdict if row.reached else f"[{verdict}]"
-
-
-# --- Operations.
-
-
-def compute_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+def compute_table(sweep: Sweep) -> Table:
     """FLOPs per second of stream of each part at each operating point, and the savings end to end."""
     scale, unit = flops_unit(sweep)
 
@@ -125,12 +82,6 @@ def compute_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Tab
         ratio = analysis.operations_ratio(sweep, row).seconds
         return fmt.factor(ratio) + EST * (row.estimated is not None and ratio is not None)
 
-    def limit(row: Operations) -> str:
-        even = analysis.break_even(sweep, row)
-        if row is analysis.reference_row(sweep):
-            return NONE
-        return fmt.UNCOUNTED if even is None else "none" if even <= 0 else fmt.significant(even)
-
     columns: list[Column[Operations]] = [
         *map(part, (*PARTS, "cache")),
         Column("all", lambda row: per_second(row, analysis.counted_flops(row.ledger), scale)),
@@ -139,10 +90,9 @@ def compute_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Tab
         Column("saving, wall time", wall_time),
         Column("CIDEr-D difference", lambda row: fmt.difference(analysis.quality_difference(sweep, row))),
         Column("steps/s", lambda row: per_second(row, row.ledger.step_count)),
-        Column("break-even steps/s", limit),
     ]
     group = f"{unit}s per second of stream; savings against {analysis.reference_name(sweep)}"
-    return _of_operations("Compute", sweep, columns, colours, group)
+    return table("Compute", of_policies(sweep, columns), [(group, sweep.operations)])
 
 
 def operations_facts(sweep: Sweep) -> str:
@@ -151,7 +101,7 @@ def operations_facts(sweep: Sweep) -> str:
     return f"Over {ledger.step_count:,} steps, {ledger.stream_seconds / 60:,.1f} minutes of test streams"
 
 
-def operations_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+def operations_table(sweep: Sweep) -> Table:
     """Counts and wall seconds of each operating point."""
 
     def time(row: Operations, value: float, estimated: bool) -> str:
@@ -170,13 +120,10 @@ def operations_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> 
         *map(timed, (*PARTS, "cache")),
         Column("all, s", lambda row: time(row, row.seconds, True)),
     ]
-    return _of_operations("Operations", sweep, columns, colours)
+    return table("Operations", of_policies(sweep, columns), [("", sweep.operations)])
 
 
-# --- Quality of the texts, and of the cache.
-
-
-def quality_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+def quality_table(sweep: Sweep) -> Table:
     """What the emissions at each operating point are worth, what they need, and how late they are."""
 
     def dense(title: str, key: str) -> Column[Operations]:
@@ -186,7 +133,6 @@ def quality_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Tab
         return Column(title, lambda row: fmt.seconds(row.ledger.to_dict()["latency_seconds"][key]))
 
     columns: list[Column[Operations]] = [
-        Column("needs", lambda row: analysis.needs(sweep.curves[row.policy]), words=True),
         Column("latency", lambda row: analysis.point(sweep, row).latency, words=True),
         Column("state", lambda row: analysis.point(sweep, row).state, words=True),
         Column("CIDEr-D", lambda row: fmt.quality(analysis.point(sweep, row).cider_d.value)),
@@ -198,7 +144,10 @@ def quality_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Tab
         late("latency, mean s", "mean"),
         late("latency, 95th percentile s", "p95"),
     ]
-    return _of_operations("Stream quality", sweep, columns, colours)
+    return table("Stream quality", of_policies(sweep, columns), [("", sweep.operations)])
+
+
+# --- The cache.
 
 
 def has_cache(sweep: Sweep) -> bool:
@@ -206,25 +155,16 @@ def has_cache(sweep: Sweep) -> bool:
     return any(curve.cache is not None for curve in sweep.curves.values())
 
 
-class _Cached(NamedTuple):
-    policy: str
-    asked: float
-    point: TestPoint | None
-
-
-def cache_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table:
+def cache_table(sweep: Sweep) -> Table:
     """What the cache of each policy that has one did at its operating point, and the error requested."""
-    rows: list[_Cached] = []
-    for policy, curve in sweep.curves.items():
-        if curve.cache is not None:
-            found = [analysis.point(sweep, row) for row in sweep.operations if row.policy == policy]
-            rows += [_Cached(policy, curve.cache.error_rate, each) for each in found]
-            rows += [] if found else [_Cached(policy, curve.cache.error_rate, None)]
+    results = {(row.policy, row.value): analysis.point(sweep, row).cache for row in sweep.operations}
 
-    def did(title: str, cell: Callable[[CacheResult], str]) -> Column[_Cached]:
-        return Column(
-            title, lambda row: NONE if row.point is None or row.point.cache is None else cell(row.point.cache)
-        )
+    def did(title: str, cell: Callable[[CacheResult], str]) -> Column[Operations]:
+        return Column(title, lambda row: NONE if (found := results[row.policy, row.value]) is None else cell(found))
+
+    def requested(row: Operations) -> str:
+        cache = sweep.curves[row.policy].cache
+        return NONE if cache is None else fmt.percent(cache.error_rate)
 
     def threshold(cache: CacheResult) -> str:
         return "no threshold kept the requested error" if cache.threshold < 0 else f"{cache.threshold:.4f}"
@@ -233,22 +173,13 @@ def cache_table(sweep: Sweep, colours: Mapping[str, int] | None = None) -> Table
         found = cache.error
         return f"{fmt.percent(found.value)} ({100 * found.low:.3g} to {100 * found.high:.3g})"
 
-    def kept(row: _Cached) -> str:
-        if row.point is None or row.point.cache is None:
-            return NONE
-        return "yes" if row.point.cache.error.value <= row.asked else "no"
-
-    columns: list[Column[_Cached]] = [
-        Column("policy", lambda row: analysis.label(sweep.curves[row.policy]), words=True),
-        Column(
-            "operating point", lambda row: _at(sweep, row.policy, row.point.value if row.point else None), words=True
-        ),
-        Column("requested error", lambda row: fmt.percent(row.asked)),
+    columns: list[Column[Operations]] = [
+        Column("requested error", requested),
         did("threshold", threshold),
         did("look-ups", lambda cache: f"{cache.error.lookups:,}"),
         did("hits", lambda cache: f"{cache.error.hits:,}"),
         did("wrong hits", lambda cache: f"{cache.error.wrong:,}"),
         did("error (95 % interval)", error),
-        Column("kept", kept),
     ]
-    return table("Cache", columns, [("", rows)], colours)
+    cached = [row for row in sweep.operations if results[row.policy, row.value] is not None]
+    return table("Cache", of_policies(sweep, columns), [("", cached)])

@@ -19,7 +19,7 @@ from jepa.errors import InputError
 from jepa.report.blocks import Colours
 from jepa.report.figures import BESIDE, INCH, SMALL, fit, frame, short, sized, tooltip
 from jepa.report.sweep_figures import colour_of, series_of
-from jepa.results import Decode, Event, Setting, Thumbnail, Timeline, label, timeline_decodes
+from jepa.results import Decode, Event, Setting, Thumbnail, Timeline, analysis
 
 _LEFT, _RIGHT = 96, 22  # CSS pixels beside the time axis
 _FRAMES, _TALL, _TICK = 46, 31, 9  # heights in CSS pixels: pictures, bars with text, ticks of decodes
@@ -27,40 +27,29 @@ _GAP, _AXIS = 7, 42  # below each of them; below each line of the timeline, for 
 
 
 def timeline(settings: Mapping[str, Setting], name: str, colours: Colours, width: float = 1060) -> Drawing:
-    """The stream of a setting, `width` CSS pixels wide.
-
-    A bar without a filling is a text that took no decoder call. Text is abbreviated to its bar; the SVG tells it in
-    full when pointed at.
-    """
+    """The stream of a setting, `width` CSS pixels wide. Text is cut to its bar; the SVG tells it when pointed at."""
     figure = sized(width, timeline_height(settings[name]))
     draw_timeline(figure, settings, name, colours, width)
     return figure
 
 
 def timeline_height(setting: Setting) -> float:
-    """CSS pixels."""
     return _lines(setting.timeline) * _line_height(setting)
 
 
 def draw_timeline(
-    figure: Drawing | SubFigure,
-    settings: Mapping[str, Setting],
-    name: str,
-    colours: Colours,
-    width: float,
-    margin: float = 0,
+    figure: Drawing | SubFigure, settings: Mapping[str, Setting], name: str, colours: Colours, width: float
 ) -> None:
-    """The stream of a setting on a whole figure; `margin`: CSS pixels to the left of everything."""
+    """The stream of a setting on a whole figure."""
     setting, series = settings[name], series_of(settings)
-    stream = setting.timeline
-    lines, height = _lines(stream), _line_height(setting)
-    total, span = lines * height, stream.duration / lines
-    across, down = width - margin - _LEFT - _RIGHT, height - _AXIS
+    lines, height = _lines(setting.timeline), _line_height(setting)
+    total, span = lines * height, setting.timeline.duration / lines
+    across, down = width - _LEFT - _RIGHT, height - _AXIS
     for line in range(lines):
         bottom = total - (line + 1) * height + 0.75 * _AXIS
-        axes = figure.add_axes(((margin + _LEFT) / width, bottom / total, across / width, down / total))
+        axes = figure.add_axes((_LEFT / width, bottom / total, across / width, down / total))
         axes.set(xlim=(line * span, (line + 1) * span), ylim=(down, 0))
-        _draw_line(axes, setting, series, colours, across / span)
+        _Line(axes, across / span, colours).draw(setting, series)
 
 
 def _lines(stream: Timeline) -> int:
@@ -77,7 +66,7 @@ def _rows(setting: Setting) -> list[tuple[str, float]]:
     stream = setting.timeline
     rows = [("frames", float(_FRAMES))] if stream.thumbnails else []
     rows.append(("events", float(_TALL * (max(_event_rows(stream.events), default=0) + 1))))
-    for policy, decodes in timeline_decodes(setting).items():
+    for policy, decodes in analysis.timeline_decodes(setting).items():
         tall = any(decode.end > decode.start for decode in decodes)
         rows.append((policy, float(_TALL * tall + _TICK)))
     return rows
@@ -94,115 +83,89 @@ def _event_rows(events: Sequence[Event]) -> list[int]:
     return [rows[index] for index in sorted(rows)]
 
 
-def _draw_line(
-    axes: Axes, setting: Setting, series: Mapping[str, int], colours: Colours, pixels_per_second: float
-) -> None:
-    """One line of the timeline: its stretch of every row."""
-    frame(axes, colours)
-    axes.spines["left"].set_visible(False)
-    axes.set_yticks([])
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} s"))
-    top = 0.0
-    for row, height in _rows(setting):
-        title = row
-        if row == "frames":
-            _draw_frames(axes, setting.timeline.thumbnails, top, pixels_per_second)
-        elif row == "events":
-            _draw_events(axes, setting.timeline.events, top, height, colours, pixels_per_second)
-        else:
-            title = label(setting.curves[row])
-            colour = colour_of(series, row, colours)
-            for decode in setting.timeline.decodes[row]:
-                _draw_decode(axes, decode, title, (top, height), (colour, colours["ink"]), pixels_per_second)
-        place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "fontsize": SMALL, **BESIDE}
-        at = (0, top + height / 2)
-        axes.annotate(short(title, _LEFT - 8), at, (-_LEFT * 72 / INCH, 0), color=colours["muted"], **place)
-        top += height + _GAP
-
-
-def _draw_events(
-    axes: Axes, events: Sequence[Event], top: float, height: float, colours: Colours, pixels_per_second: float
-) -> None:
-    """Grey bars, and a faint line down from each of their ends."""
-    bottom, (left, right) = axes.get_ylim()[0], axes.get_xlim()
-    for event, row in zip(events, _event_rows(events), strict=True):
-        tip = f"{event.start:.1f}–{event.end:.1f} s: {event.text}"
-        style = {"facecolor": colours["muted"], "alpha": 0.22, "linewidth": 0}
-        box = _Box(top + row * _TALL, _TALL - 2, tip, colours["ink"], style)
-        _draw_box(axes, event, box, pixels_per_second)
-        for edge in (event.start, event.end):
-            if left <= edge <= right:
-                axes.plot([edge, edge], [top + height, bottom], color=colours["grid"], linewidth=0.8, zorder=0)
-
-
-def _draw_decode(
-    axes: Axes,
-    decode: Decode,
-    policy: str,
-    place: tuple[float, float],
-    inks: tuple[str, str],
-    pixels_per_second: float,
-) -> None:
-    """The bar that a decode stands for, and the tick of its moment; hollow where it took no decoder call."""
-    (top, height), (colour, ink) = place, inks
-    tip = (
-        f"{policy} at {decode.time:.1f} s, known at {decode.emitted_at:.1f} s, from the {decode.source}: {decode.text}"
-    )
-    hollow = decode.source != "decoder"
-    style: dict[str, Any] = {"facecolor": colour, "alpha": 0.24, "linewidth": 0}
-    if hollow:
-        style = {"facecolor": "none", "edgecolor": colour, "linewidth": 0.9, "linestyle": (0, (2, 1.5))}
-    _draw_box(axes, decode, _Box(top, height - _TICK, tip, ink, style), pixels_per_second)
-    if axes.get_xlim()[0] <= decode.time <= axes.get_xlim()[1]:
-        tick, line = [top + height - _TICK, top + height], 0.8 if hollow else 1.8
-        axes.plot([decode.time] * 2, tick, color=colour, linewidth=line, gid=tooltip(tip))
-
-
 @dataclass(frozen=True)
-class _Box:
-    top: float
-    height: float
-    tip: str
-    ink: str
-    style: Mapping[str, Any]
+class _Line:
+    """One line of the timeline: its stretch of every row. `scale`: CSS pixels per second."""
 
+    axes: Axes
+    scale: float
+    colours: Colours
 
-def _draw_box(axes: Axes, item: Event | Decode, box: _Box, pixels_per_second: float) -> None:
-    """A tinted or hollow box over [start, end] with as much of the text as fits in it."""
-    left, right = axes.get_xlim()
-    start, end = max(item.start, left), min(item.end, right)
-    if start >= end:
-        return
-    length = max(end - start - 1.5 / pixels_per_second, 0.5 / pixels_per_second)
-    axes.add_patch(Rectangle((start, box.top), length, box.height, gid=tooltip(box.tip), **box.style))
-    lines = fit(item.text, (end - start) * pixels_per_second - 6, lines=2)
-    style: dict[str, Any] = {"va": "center_baseline", "fontsize": SMALL, "parse_math": False, "clip_on": True}
-    for index, line in enumerate(lines):
-        y = box.top + box.height / 2 + (index - (len(lines) - 1) / 2) * 12.5
-        axes.text(start + 3.5 / pixels_per_second, y, line, color=box.ink, gid=tooltip(box.tip), **style)
+    def draw(self, setting: Setting, series: Mapping[str, int]) -> None:
+        axes, stream, top = self.axes, setting.timeline, 0.0
+        frame(axes, self.colours)
+        axes.set_yticks([])
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=12, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} s"))
+        for row, height in _rows(setting):
+            title = row
+            if row == "frames":
+                self._frames(stream.thumbnails, top)
+            elif row == "events":
+                self._events(stream.events, top, height)
+            else:
+                title = analysis.label(setting.curves[row])
+                for decode in stream.decodes[row]:
+                    self._decode(decode, title, top, height, colour_of(series, row, self.colours))
+            place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "fontsize": SMALL, **BESIDE}
+            at, left = (0, top + height / 2), (-_LEFT * 72 / INCH, 0)
+            axes.annotate(short(title, _LEFT - 8), at, left, color=self.colours["muted"], **place)
+            top += height + _GAP
 
+    def _frames(self, thumbnails: Sequence[Thumbnail], top: float) -> None:
+        """The pictures nearest to the middles of equal slots, unsmoothed."""
+        (left, right), down = self.axes.get_xlim(), self.axes.get_ylim()
+        slots = max(int((right - left) * self.scale / (_FRAMES + 3)), 1)
+        slot = (right - left) / slots
+        for index in range(slots):
+            middle = left + (index + 0.5) * slot
+            nearest = min(thumbnails, key=lambda each: abs(each.time - middle))
+            if -slot / 2 <= nearest.time - middle < slot / 2:
+                pixels = _pixels(nearest.png)
+                tall, wide = pixels.shape[:2]
+                half = _FRAMES / self.scale / 2 * min(wide / tall, 1)
+                extent = (middle - half, middle + half, top + _FRAMES, top)
+                small = pixels[:: max(tall // 64, 1), :: max(wide // 64, 1)]
+                self.axes.imshow(small, extent=extent, aspect="auto", interpolation="none", cmap="gray", vmin=0, vmax=1)
+        self.axes.set(xlim=(left, right), ylim=down)
 
-def _draw_frames(axes: Axes, thumbnails: Sequence[Thumbnail], top: float, pixels_per_second: float) -> None:
-    """The pictures nearest to the middles of equal slots, unsmoothed."""
-    left, right = axes.get_xlim()
-    slots = max(int((right - left) * pixels_per_second / (_FRAMES + 3)), 1)
-    slot, side = (right - left) / slots, _FRAMES / pixels_per_second
-    limits = axes.get_xlim(), axes.get_ylim()
-    shown = set()
-    for index in range(slots):
-        middle = left + (index + 0.5) * slot
-        nearest = min(thumbnails, key=lambda each: abs(each.time - middle))
-        if abs(nearest.time - middle) > slot / 2 or nearest.time in shown:
-            continue
-        shown.add(nearest.time)
-        pixels = _pixels(nearest.png)
-        tall, wide = pixels.shape[:2]
-        half = side / 2 * min(wide / tall, 1)
-        extent = (middle - half, middle + half, top + _FRAMES, top)
-        small = pixels[:: max(tall // 64, 1), :: max(wide // 64, 1)]
-        axes.imshow(small, extent=extent, aspect="auto", interpolation="none", cmap="gray", vmin=0, vmax=1)
-    axes.set(xlim=limits[0], ylim=limits[1])
+    def _events(self, events: Sequence[Event], top: float, height: float) -> None:
+        """Grey bars, and a faint line down from each of their ends."""
+        bottom, (left, right) = self.axes.get_ylim()[0], self.axes.get_xlim()
+        style = {"facecolor": self.colours["muted"], "alpha": 0.22, "linewidth": 0}
+        for event, row in zip(events, _event_rows(events), strict=True):
+            tip = f"{event.start:.1f}–{event.end:.1f} s: {event.text}"
+            self._box(event, top + row * _TALL, _TALL - 2, tip, style)
+            for edge in (event.start, event.end):
+                if left <= edge <= right:
+                    line: dict[str, Any] = {"color": self.colours["grid"], "linewidth": 0.8, "zorder": 0}
+                    self.axes.plot([edge, edge], [top + height, bottom], **line)
+
+    def _decode(self, decode: Decode, policy: str, top: float, height: float, colour: str) -> None:
+        """The bar that a decode stands for, and the tick of its moment; hollow where it took no decoder call."""
+        moment = f"{policy} at {decode.time:.1f} s, known at {decode.emitted_at:.1f} s"
+        tip, hollow = f"{moment}, from the {decode.source}: {decode.text}", decode.source != "decoder"
+        style: dict[str, Any] = {"facecolor": colour, "alpha": 0.24, "linewidth": 0}
+        if hollow:
+            style = {"facecolor": "none", "edgecolor": colour, "linewidth": 0.9, "linestyle": (0, (2, 1.5))}
+        self._box(decode, top, height - _TICK, tip, style)
+        if self.axes.get_xlim()[0] <= decode.time <= self.axes.get_xlim()[1]:
+            tick, width = [top + height - _TICK, top + height], 0.8 if hollow else 1.8
+            self.axes.plot([decode.time] * 2, tick, color=colour, linewidth=width, gid=tooltip(tip))
+
+    def _box(self, item: Event | Decode, top: float, height: float, tip: str, style: Mapping[str, Any]) -> None:
+        """A tinted or hollow box over [start, end] with as much of the text as fits in it."""
+        left, right = self.axes.get_xlim()
+        start, end = max(item.start, left), min(item.end, right)
+        if start >= end:
+            return
+        length = max(end - start - 1.5 / self.scale, 0.5 / self.scale)
+        self.axes.add_patch(Rectangle((start, top), length, height, gid=tooltip(tip), **style))
+        lines = fit(item.text, (end - start) * self.scale - 6, lines=2)
+        font: dict[str, Any] = {"va": "center_baseline", "fontsize": SMALL, "parse_math": False, "clip_on": True}
+        for index, line in enumerate(lines):
+            y = top + height / 2 + (index - (len(lines) - 1) / 2) * 12.5
+            self.axes.text(start + 3.5 / self.scale, y, line, color=self.colours["ink"], gid=tooltip(tip), **font)
 
 
 def _pixels(png: str) -> Any:

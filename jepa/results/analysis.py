@@ -22,8 +22,9 @@ HIGHLIGHTED, TIMELINE_ROWS = 8, 5  # policies with a colour of their own; of the
 
 
 def label(curve: Curve) -> str:
-    """The name of a policy. An oracle is told the answer, so its name says that it is an upper bound."""
-    return f"{curve.label} (upper bound)" if curve.oracle and "upper bound" not in curve.label else curve.label
+    """The name of a policy, which says if it is an upper bound, being told the answer, or needs the whole stream."""
+    kind = "upper bound" if curve.oracle else "" if curve.causal else "offline"
+    return f"{curve.label} ({kind})" if kind not in curve.label else curve.label
 
 
 def needs(curve: Curve) -> str:
@@ -41,22 +42,22 @@ def operating_point(curve: Curve, value: float) -> str:
     return shown.replace("-", "−")
 
 
-def point_name(sweep: Sweep, policy: str, value: float, separator: str = ", ") -> str:
+def point_name(sweep: Sweep, policy: str, value: float) -> str:
     """A policy and its operating point, such as "Gate, threshold 3.1"."""
     curve = sweep.curves[policy]
-    return f"{label(curve)}{separator}{operating_point(curve, value)}"
+    return f"{label(curve)}, {operating_point(curve, value)}"
 
 
-def reference_name(sweep: Sweep, saving: Saving | None = None) -> str:
-    """The reference of a saving, by default the headline's, such as "uniform at 1 Hz"."""
-    reference = (saving or headline_savings(sweep)[0]).reference
+def reference_name(sweep: Sweep) -> str:
+    """The headline reference, such as "uniform at 1 Hz"."""
+    reference = headline_savings(sweep)[0].reference
     return f"{sweep.curves[reference.policy].label} at {reference.rate_hz:.3g} Hz"
 
 
 def wanted_name(sweep: Sweep, saving: Saving) -> str:
     """The quality to keep: such as "uniform at 1 Hz", or "uniform at 1 Hz, −2 %" with a tolerance."""
     tolerance = f", −{100 * saving.tolerance:.3g} %" if saving.tolerance else ""
-    return reference_name(sweep, saving) + tolerance
+    return f"{sweep.curves[saving.reference.policy].label} at {saving.reference.rate_hz:.3g} Hz{tolerance}"
 
 
 # --- Savings in decoder calls.
@@ -71,22 +72,19 @@ def best_causal(sweep: Sweep) -> Saving | None:
     """The headline saving of the best causal policy; None if no such policy has an operating point.
 
     The best is the largest saving that keeps the reference's quality. If none does, it is the policy whose quality
-    comes closest. The reference itself does not count. Nor does a policy whose cache streams share: its saving grows
+    comes closest. The reference itself does not count, nor does a policy whose cache streams share: its saving grows
     with the number of streams.
     """
-    measured = [
-        saving
-        for saving in headline_savings(sweep)
-        if saving.value is not None
-        and (curve := sweep.curves[saving.policy]).causal
-        and not (curve.cache is not None and curve.cache.shared)
-        and saving.policy != saving.reference.policy
-    ]
-    reached = [(saving.ratio.value, saving) for saving in measured if saving.reached and saving.ratio is not None]
-    if reached:
-        return max(reached, key=lambda pair: pair[0])[1]
-    differences = [(d.value, saving) for saving in measured if (d := saving.quality_difference) is not None]
-    return max(differences, key=lambda pair: pair[0], default=(0.0, None))[1]
+
+    def counts(saving: Saving) -> bool:
+        curve = sweep.curves[saving.policy]
+        shared = curve.cache is not None and curve.cache.shared
+        return curve.causal and not shared and saving.policy != saving.reference.policy
+
+    measured = [row for row in headline_savings(sweep) if row.value is not None and counts(row)]
+    reached = [(row.ratio.value, row) for row in measured if row.reached and row.ratio is not None]
+    differences = [(found.value, row) for row in measured if (found := row.quality_difference) is not None]
+    return max(reached or differences, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
 def without_contrast(sweep: Sweep) -> str | None:
@@ -101,7 +99,7 @@ def without_contrast(sweep: Sweep) -> str | None:
         return None
     at = operating_point(sweep.curves[own.policy], own.value)
     return (
-        f"Quality does not depend on decoding here: {reference_name(sweep, own)} has CIDEr-D "
+        f"Quality does not depend on decoding here: {reference_name(sweep)} has CIDEr-D "
         f"{own.reference_quality:.2f}, and the same policy at {at} has {own.quality:.2f}."
     )
 
@@ -188,78 +186,19 @@ def operations_ratio(sweep: Sweep, row: Operations) -> Ratios:
     )
 
 
-def leanest(sweep: Sweep, kept: bool = False) -> Operations | None:
+def leanest(sweep: Sweep, kept: bool = False, causal: bool = False) -> Operations | None:
     """The operating point that saves most FLOPs end to end, oracles left out; None if unknown.
 
-    With `kept`, only operating points that `qualified` count.
+    `kept`: only operating points that `qualified` count; `causal`: only those of causal policies.
     """
-    reference = reference_row(sweep)
-    found = [
-        (ratio, row)
-        for row in sweep.operations
-        if row is not reference
-        and not sweep.curves[row.policy].oracle
-        and (ratio := operations_ratio(sweep, row).flops) is not None
-        and (qualified(sweep, row) or not kept)
-    ]
-    return max(found, key=lambda pair: pair[0])[1] if found else None
 
-
-def optimisation_chain(sweep: Sweep, measure: str) -> list[tuple[str, Operations]]:
-    """The reference, then causal operating points that each have one optimisation more: (optimisation, operations).
-
-    The optimisations are selective decoding, a cache, and computing fewer steps. Where several operating points have
-    the same ones, those that keep the reference's quality come first, then those with the fewest FLOPs. An
-    optimisation without a policy is left out. The chain is empty where FLOPs, or the `measure` ("flops" or "seconds"),
-    do not compare.
-    """
-    reference = reference_row(sweep)
-    wanted = headline_savings(sweep)[0].reference_quality
-
-    def rank(row: Operations) -> tuple[bool, float]:
-        return point(sweep, row).cider_d.value >= wanted, operations_ratio(sweep, row).flops or 0.0
-
-    def has(row: Operations, cached: bool, selects: bool) -> bool:
+    def counts(row: Operations) -> bool:
         curve = sweep.curves[row.policy]
-        decides = curve.causal and not curve.oracle and curve.parameter != "rate_hz"
-        return decides and (curve.cache is not None) == cached and curve.selects_steps == selects
+        return not curve.oracle and (qualified(sweep, row) or not kept) and (curve.causal or not causal)
 
-    counted = [row for row in sweep.operations if operations_ratio(sweep, row).flops]
-    chain = [] if reference is None else [("uniform", reference)]
-    cached = False
-    for title, cache, selects in (
-        ("selective decoding", False, False),
-        ("+ cache", True, False),
-        ("+ fewer steps computed", None, True),
-    ):
-        rows = [row for row in counted if has(row, cached if cache is None else cache, selects)]
-        if rows:
-            chain.append((title, max(rows, key=rank)))
-            cached = cached or bool(cache)
-    compared = all(getattr(operations_ratio(sweep, row), measure) for _, row in chain)
-    return chain if len(chain) > 1 and compared else []
-
-
-def break_even(sweep: Sweep, row: Operations) -> float | None:
-    """Steps per second up to which encoding costs no more FLOPs than the saved decodes; <= 0 where none are saved.
-
-    (decoder and cache FLOPs per second of the reference − of the policy) / (encoder and predictor FLOPs per step).
-    None where one of them was not counted.
-    """
-    reference = reference_row(sweep)
-    if reference is None:
-        return None
-    theirs, ours = reference.ledger, row.ledger
-    encoder, predictor = part_flops(ours, "encoder"), part_flops(ours, "predictor")
-    if encoder is None or predictor is None or not encoder + predictor:
-        return None
-    decoding = []
-    for ledger in (theirs, ours):
-        flops = part_flops(ledger, "decoder")
-        if flops is None or not ledger.stream_seconds:
-            return None
-        decoding.append((flops + ledger.cache.flops) / ledger.stream_seconds)
-    return (decoding[0] - decoding[1]) * ours.step_count / (encoder + predictor)
+    ratios = [(operations_ratio(sweep, row).flops, row) for row in sweep.operations if counts(row)]
+    found = [(ratio, row) for ratio, row in ratios if ratio is not None and row is not reference_row(sweep)]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
 # --- What to show first.

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 from jepa.errors import InputError
 from jepa.metrics import Interval
-from jepa.results.analysis import (
-    best_causal,
-    headline_savings,
-    operations_ratio,
-    point_name,
-    qualified,
-    reference_row,
-    wanted_name,
-    without_contrast,
-)
-from jepa.results.documents import AnswerResults, Setting, StreamResults
+from jepa.results import analysis
+from jepa.results.base import Ratio
+from jepa.results.documents import Accuracy, AnswerResults, Contrast, Setting, StreamResults
 
 
 class Measured(NamedTuple):
@@ -35,72 +27,71 @@ class NotMetError(Exception):
     """A document does not reach its bar. The message is one line with the measured figure."""
 
 
-def _ends(value: float, low: float | None, high: float | None, digits: int = 2, sign: str = "", unit: str = "") -> str:
+def _ends(found: Interval | Ratio | Accuracy | Contrast, digits: int = 2, sign: str = "", unit: str = "") -> str:
     """A value with its interval."""
-    shown = f"{value:{sign}.{digits}f}{unit}"
-    if low is None:
+    shown = f"{found.value:{sign}.{digits}f}{unit}"
+    if found.low is None:
         return f"{shown}, one seed"
-    upper = "on" if high is None else f"to {high:{sign}.{digits}f}"
-    return f"{shown}, 95 % interval from {low:{sign}.{digits}f} {upper}"
+    upper = "on" if found.high is None else f"to {found.high:{sign}.{digits}f}"
+    return f"{shown}, 95 % interval from {found.low:{sign}.{digits}f} {upper}"
+
+
+# --- Figures of streams.
+
+
+def _missed(setting: Setting, policy: str) -> Measured:
+    wanted = analysis.wanted_name(setting, analysis.headline_savings(setting)[0])
+    return Measured(None, None, f"not reached: no {policy} keeps the quality of {wanted}")
 
 
 def _saving(setting: Setting) -> Measured:
-    best = best_causal(setting)
+    """In decoder calls, of the best causal policy at the headline's quality."""
+    best = analysis.best_causal(setting)
     if best is None or best.value is None or not best.reached or best.ratio is None:
-        wanted = wanted_name(setting, headline_savings(setting)[0])
-        return Measured(None, None, f"not reached: no causal policy keeps the quality of {wanted}")
-    if warning := without_contrast(setting):
+        return _missed(setting, "causal policy")
+    if warning := analysis.without_contrast(setting):
         return Measured(None, None, warning)
-    ratio = best.ratio
-    words = f"{_ends(ratio.value, ratio.low, ratio.high, unit='×')}, by {point_name(setting, best.policy, best.value)}"
-    return Measured(ratio.value, ratio.low, words)
+    words = f"{_ends(best.ratio, unit='×')}, by {analysis.point_name(setting, best.policy, best.value)}"
+    return Measured(best.ratio.value, best.ratio.low, words)
 
 
 def _compute_saving(setting: Setting) -> Measured:
-    reference = reference_row(setting)
-    found = [
-        (ratio, row)
-        for row in setting.operations
-        if row is not reference
-        and setting.curves[row.policy].causal
-        and (ratio := operations_ratio(setting, row).flops) is not None
-        and qualified(setting, row)
-    ]
-    if not found:
-        wanted = wanted_name(setting, headline_savings(setting)[0])
-        reason = f"no causal policy with counted FLOPs keeps the quality of {wanted}"
-        return Measured(None, None, f"not reached: {reason}")
-    if warning := without_contrast(setting):
+    """In FLOPs end to end, the largest of a causal policy at the headline's quality."""
+    row = analysis.leanest(setting, kept=True, causal=True)
+    if row is None:
+        return _missed(setting, "causal policy with counted FLOPs")
+    if warning := analysis.without_contrast(setting):
         return Measured(None, None, warning)
-    ratio, row = max(found, key=lambda pair: pair[0])
-    return Measured(ratio, None, f"{ratio:.2f}×, by {point_name(setting, row.policy, row.value)}")
+    ratio = analysis.operations_ratio(setting, row).flops
+    return Measured(ratio, None, f"{ratio:.2f}×, by {analysis.point_name(setting, row.policy, row.value)}")
 
 
-def _difference(name: Literal["quality_difference", "temporal_f1_difference"]) -> Callable[[Setting], Measured]:
-    def measure(setting: Setting) -> Measured:
-        best = best_causal(setting)
-        found: Interval | None = None if best is None else getattr(best, name)
-        if best is None or best.value is None or found is None:
-            return Measured(None, None, "not reached: no causal policy has an operating point")
-        words = f"{_ends(found.value, found.low, found.high, sign='+')}, by "
-        return Measured(found.value, found.low, words + point_name(setting, best.policy, best.value))
+def _difference(name: str, setting: Setting) -> Measured:
+    """Of the best causal policy to the reference: CIDEr-D, or merged temporal F1."""
+    best = analysis.best_causal(setting)
+    found: Interval | None = None if best is None else getattr(best, name)
+    if best is None or best.value is None or found is None:
+        return Measured(None, None, "not reached: no causal policy has an operating point")
+    words = f"{_ends(found, sign='+')}, by {analysis.point_name(setting, best.policy, best.value)}"
+    return Measured(found.value, found.low, words)
 
-    return measure
+
+# --- Figures of a language model's answers, by their first metric.
 
 
 def _accuracy(results: AnswerResults, arm: str) -> Measured:
     metric = results.metrics[0]
     found = results.arms[arm].accuracy[metric]
-    return Measured(found.value, found.low, f"{metric} {_ends(found.value, found.low, found.high, 3)}")
+    return Measured(found.value, found.low, f"{metric} {_ends(found, 3)}")
 
 
 def _gain(results: AnswerResults, arm: str) -> Measured:
+    """Accuracy less that of next-token training with the same seeds."""
     against = results.arms[arm].against_baseline
     if against is None:
         return Measured(None, None, f"not measured: no seed of {arm} has a run of next tokens alone")
     found = against.metrics[results.metrics[0]]
-    words = f"{_ends(found.value, found.low, found.high, 3, '+')}, over {results.baseline}"
-    return Measured(found.value, found.low, words)
+    return Measured(found.value, found.low, f"{_ends(found, 3, '+')}, over {results.baseline}")
 
 
 def _retrieval(results: AnswerResults, arm: str) -> Measured:
@@ -109,19 +100,17 @@ def _retrieval(results: AnswerResults, arm: str) -> Measured:
 
 
 STREAM_FIGURES: Mapping[str, Callable[[Setting], Measured]] = {
-    "savings": _saving,  # in decoder calls, of the best causal policy at the headline's quality
-    "compute_savings": _compute_saving,  # in FLOPs end to end, the largest of a causal policy at the headline's quality
-    "quality_difference": _difference("quality_difference"),  # CIDEr-D of the best causal policy less the reference's
-    "temporal_f1_difference": _difference("temporal_f1_difference"),  # merged temporal F1, likewise
+    "savings": _saving,
+    "compute_savings": _compute_saving,
+    "quality_difference": partial(_difference, "quality_difference"),
+    "temporal_f1_difference": partial(_difference, "temporal_f1_difference"),
 }
-# Of a language model's answers, by their first metric.
 ANSWER_FIGURES: Mapping[str, Callable[[AnswerResults, str], Measured]] = {
     "accuracy": _accuracy,
-    "accuracy_difference": _gain,  # less the accuracy of next-token training with the same seeds
-    "retrieval": _retrieval,  # retrieval@1 of the latents
+    "accuracy_difference": _gain,
+    "retrieval": _retrieval,
 }
 _WITHOUT_INTERVAL = ("compute_savings", "retrieval")
-_FORM = "<name>[.<setting>][.low]>=<number>"
 
 
 @dataclass(frozen=True)
@@ -144,56 +133,37 @@ class Requirement:
     @classmethod
     def parse(cls, text: str) -> Requirement:
         """From such as ``savings>=2.85`` or ``savings.dense.low>=2``. Raises `InputError` for anything else."""
-        found = re.fullmatch(r"\s*(\w+)((?:\..+?)??)(\.low)?\s*>=\s*(\S+)\s*", text)
+        found = re.fullmatch(r"\s*(\w+)((?:\..+?)??)(\.low)?\s*>=\s*(-?\d+\.?\d*(?:e-?\d+)?)\s*", text)
         if found is None:
-            raise InputError(f"fail_under must be {_FORM}, got {text!r}")
+            raise InputError(f"fail_under must be <name>[.<setting>][.low]>=<number>, got {text!r}")
         figure, setting, low, number = found.groups()
         if figure not in {**STREAM_FIGURES, **ANSWER_FIGURES}:
             names = f"{', '.join(STREAM_FIGURES)} (of streams), {', '.join(ANSWER_FIGURES)} (of answers)"
             raise InputError(f"fail_under: the name must be one of {names}, got {figure!r}")
         if low and figure in _WITHOUT_INTERVAL:
             raise InputError(f"fail_under: {figure} has no interval, so no lower end, got {text!r}")
-        try:
-            least = float(number)
-        except ValueError:
-            least = math.nan
-        if not math.isfinite(least):
-            raise InputError(f"fail_under: the text after >= must be a finite number, got {number!r}")
-        return cls(text.strip(), figure, setting[1:] or None, low is not None, least)
+        return cls(text.strip(), figure, setting[1:] or None, low is not None, float(number))
 
-    def check_settings(self, names: Iterable[str]) -> None:
-        """Raises `InputError` unless this is a figure of streams, and its setting one of `names`."""
-        self._check(STREAM_FIGURES, "streams", "setting", list(names))
-
-    def check_arms(self, names: Iterable[str]) -> None:
-        """Raises `InputError` unless this is a figure of answers, and its arm one of `names`."""
-        self._check(ANSWER_FIGURES, "answers", "arm", list(names))
-
-    def _check(self, figures: Iterable[str], what: str, kind: str, names: list[str]) -> None:
-        if self.figure not in list(figures):
-            raise InputError(f"fail_under: of {what} it must be one of {', '.join(figures)}, got {self.figure!r}")
+    def check(self, of: Literal["streams", "answers"], names: Collection[str]) -> None:
+        """Raises `InputError` unless this is a figure of streams or answers, and its setting or arm one of `names`."""
+        figures = list(STREAM_FIGURES if of == "streams" else ANSWER_FIGURES)
+        if self.figure not in figures:
+            raise InputError(f"fail_under: of {of} it must be one of {', '.join(figures)}, got {self.figure!r}")
         if self.setting is not None and self.setting not in names:
+            kind = "setting" if of == "streams" else "arm"
             raise InputError(f"fail_under: the {kind} must be one of {', '.join(names)}, got {self.setting!r}")
-
-    def check(self, results: StreamResults | AnswerResults) -> None:
-        """Raises `InputError` unless the document has the figure, and the setting or arm."""
-        if isinstance(results, AnswerResults):
-            self.check_arms(results.arms)
-        else:
-            self.check_settings(results.settings)
 
     def verdict(self, results: StreamResults | AnswerResults) -> str:
         """One line which says that the document meets the requirement, and by which figure.
 
-        Raises:
-            NotMetError: it does not, with such a line.
-            InputError: the document lacks the figure, the setting or the arm.
+        Raises `NotMetError` with such a line if it does not, `InputError` if it lacks the figure, setting or arm.
         """
-        self.check(results)
         if isinstance(results, AnswerResults):
+            self.check("answers", results.arms)
             name = self.setting or results.method or next(iter(results.arms))
             measured = ANSWER_FIGURES[self.figure](results, name)
         else:
+            self.check("streams", results.settings)
             name = self.setting or next(iter(results.settings))
             measured = STREAM_FIGURES[self.figure](results.settings[name])
         value = measured.low if self.low else measured.value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -93,7 +93,6 @@ class Document(Record):
     >>> schema = StreamResults.model_json_schema()
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     file_name: ClassVar[str] = "results.json"
 
     kind: str
@@ -114,9 +113,8 @@ class Document(Record):
 def read_document(path: str | Path, *kinds: type[Document]) -> Any:
     """Read a document of one of `kinds` from a file, or from the first kind's file in a folder.
 
-    Raises:
-        InputError: the file is missing, cut off, not JSON, of another kind, or breaks a rule; the message names the
-            file, the place in it, the rule and the value got.
+    Raises `InputError` if the file is missing, no JSON, of another kind, or breaks a rule. The message names the file,
+    the place in it, the rule and the value got.
     """
     path = Path(path)
     path = path / kinds[0].file_name if path.is_dir() else path
@@ -128,7 +126,7 @@ def read_document(path: str | Path, *kinds: type[Document]) -> Any:
     try:
         return by_kind[found].model_validate(plain)
     except ValidationError as error:
-        raise InputError(f"results file {path}: {first_fault(error)}") from error
+        raise InputError(f"results file {path}: {_first_fault(error)}") from error
 
 
 def is_kind(path: Path, kind: type[Document]) -> bool:
@@ -146,7 +144,7 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"results file {path} must be whole, valid JSON, got an error: {error}") from error
 
 
-def first_fault(error: ValidationError) -> str:
+def _first_fault(error: ValidationError) -> str:
     """The first fault that pydantic found, as one line: place, rule, value got."""
     fault = error.errors()[0]
     place = ""
@@ -160,10 +158,8 @@ def first_fault(error: ValidationError) -> str:
 def write_files(contents: Mapping[Path, bytes]) -> None:
     """Write files so that each is whole at every moment: temporary files beside them, then a rename each.
 
-    No file is renamed before all have been written, so that a full disk leaves every old file as it was.
-
-    Raises:
-        InputError: the folder or a file cannot be written.
+    No file is renamed before all have been written, so that a full disk leaves every old file as it was. Raises
+    `InputError` if a file cannot be written.
     """
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
     try:
@@ -173,15 +169,8 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         for path in contents:
             os.replace(temporary[path], path)
     except OSError as error:
-        raise InputError(f"{_named(list(contents))} must be writable, got: {error.strerror or error}") from error
+        raise InputError(f"{', '.join(map(str, contents))} must be writable, got: {error.strerror or error}") from error
     finally:
         for path in temporary.values():
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-
-
-def _named(paths: Sequence[Path]) -> str:
-    """One path as it is, several as ``folder/{a, b}``."""
-    if len(paths) == 1:
-        return str(paths[0])
-    return f"{paths[0].parent}/{{{', '.join(path.name for path in paths)}}}"

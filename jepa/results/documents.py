@@ -10,8 +10,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, JsonValue, model_validator
 from typing_extensions import Self
 
-from jepa.metrics import DenseScores, Interval
+from jepa.metrics import CurveDifference, DenseScores, Interval
+from jepa.operations import PartCount
 from jepa.results.base import Code, Count, Device, Document, Fraction, Ledger, Positive, Quantity, Ratio, Record
+
+TrainingCurve = tuple[dict[str, float | None], ...]  # a row: the step, and whatever was logged at it
 
 # --- Policies swept over streams.
 
@@ -83,10 +86,9 @@ class Curve(Record):
 
 
 class Saving(Record):
-    """A policy against a reference at equal quality: what `jepa.metrics.saving_at_equal_quality` found.
+    """What `saving_at_equal_quality` found. `value` is None, with all that depends on it, where none qualified.
 
-    `value` is the policy's parameter, None (with everything that depends on it) where none qualified. `ratio` is the
-    reference's decodes over the policy's, to be claimed only where `reached`.
+    `ratio` is the reference's decodes over the policy's, to be claimed only where `reached`.
     """
 
     reference: Reference
@@ -103,25 +105,6 @@ class Saving(Record):
     reference_decodes_per_second: Positive
     ratio: Ratio | None
     reason: str
-
-    @model_validator(mode="after")
-    def _agrees(self) -> Self:
-        measured = (self.quality, self.quality_difference, self.temporal_f1_difference, self.decodes_per_second)
-        if any((found is None) != (self.value is None) for found in measured):
-            raise ValueError("quality, differences and decodes_per_second must be null exactly when value is")
-        if self.reached and self.value is None:
-            raise ValueError("reached must be false when value is null")
-        if (self.ratio is not None) != bool(self.decodes_per_second):
-            raise ValueError("ratio must be null exactly when the policy decodes nothing")
-        return self
-
-
-class Area(Record):
-    """The mean difference of two curves over the rates that they have in common."""
-
-    difference: Interval | None
-    low_rate: Positive | None
-    high_rate: Positive | None
 
 
 class EstimatedSeconds(Record):
@@ -154,17 +137,17 @@ class Sweep(Record):
     repeated_events: Fraction
     curves: dict[str, Curve]
     savings: Annotated[tuple[Saving, ...], Field(min_length=1)]
-    areas: dict[str, Area]
+    areas: dict[str, CurveDifference]
     operations: tuple[Operations, ...]
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        named = [*self.areas, *(row.policy for row in self.operations), *(row.policy for row in self.savings)]
-        named += [row.reference.policy for row in self.savings]
-        if unknown := [name for name in named if name not in self.curves]:
-            raise ValueError(f"{unknown[0]!r} must be a policy of curves ({', '.join(self.curves)})")
         rows: list[Saving | Operations] = [*self.savings, *self.operations]
-        for policy, value in ((row.policy, row.value) for row in rows):
+        named = [(row.policy, row.value) for row in rows]
+        named += [(saving.reference.policy, None) for saving in self.savings]
+        for policy, value in named:
+            if policy not in self.curves:
+                raise ValueError(f"{policy!r} must be a policy of curves ({', '.join(self.curves)})")
             swept = [point.value for point in self.curves[policy].test]
             if value is not None and value not in swept:
                 raise ValueError(f"the value of {policy} must be one of its test curve {swept}, got {value}")
@@ -175,8 +158,6 @@ class Sweep(Record):
 
 
 class Event(Record):
-    """An annotated event."""
-
     start: float
     end: float
     text: str
@@ -307,28 +288,14 @@ class RoleParameters(Record):
     active: Count | None = None
 
 
-class TrainedPart(Record):
-    """What a part did over all training steps of a stage: the counts of `jepa.operations.PartCount`."""
-
-    calls: Count
-    forward_passes: Count = 0
-    tokens: Count = 0
-    flops: Count
-    seconds: Quantity
-    weight_bytes: Count
-    cache_bytes: Count = 0
-
-
 class TrainingOperations(Record):
     """Counts of a stage by part (`jepa.operations.TRAINING_PARTS`)."""
 
     steps: Count
-    parts: dict[str, TrainedPart]
+    parts: dict[str, PartCount]
 
 
 class Stage(Record):
-    """One stage of training."""
-
     name: str
     steps: Count
     seconds: Quantity
@@ -336,21 +303,16 @@ class Stage(Record):
 
 
 class Training(Record):
-    """How a checkpoint was trained. A row of `curve` holds the step and whatever was logged at it."""
-
     steps: Count
     samples: Count
     seconds: Quantity
     stages: tuple[Stage, ...]
-    curve: tuple[dict[str, float | None], ...]
+    curve: TrainingCurve
 
 
-class Evaluation(Document):
-    """A checkpoint evaluated. `checkpoint` is its folder, relative to that of the document."""
+class ModelDocument(Document):
+    """Figures of one checkpoint, and where they come from."""
 
-    file_name: ClassVar[str] = "evaluation.json"
-
-    checkpoint: str
     seed: int
     config: dict[str, JsonValue]
     code: Code
@@ -359,11 +321,16 @@ class Evaluation(Document):
     parameters: tuple[RoleParameters, ...]
 
 
-class EncodedStreams(Record):
-    """Streams of a setting whose latents were saved. `broken` says what was wrong with those left out.
+class Evaluation(ModelDocument):
+    """A checkpoint evaluated. `checkpoint` is its folder, relative to that of the document."""
 
-    `thumbnails` are frames of the first test stream.
-    """
+    file_name: ClassVar[str] = "evaluation.json"
+
+    checkpoint: str
+
+
+class EncodedStreams(Record):
+    """Saved latents of a setting. `broken`: what is wrong with streams left out; `thumbnails` are of the first one."""
 
     description: str
     step_rate_hz: Positive
@@ -373,10 +340,7 @@ class EncodedStreams(Record):
 
 
 class StreamEvaluation(Evaluation):
-    """Scores of a VL-JEPA, beside the saved latents of its streams: a folder for each of `settings`.
-
-    `latent_delay` is the time in seconds from a latent's stamp until it can be known.
-    """
+    """Scores of a VL-JEPA beside its saved latents, in a folder for each of `settings`, known `latent_delay` s late."""
 
     kind: Literal["jepa.stream-evaluation/1"] = "jepa.stream-evaluation/1"
     latent_delay: Quantity
@@ -417,16 +381,10 @@ class SweepOrigin(Record):
     device: Device
 
 
-class StreamResults(Document):
+class StreamResults(ModelDocument):
     """Decoding policies swept over the streams of a VL-JEPA, with the scores of its checkpoint."""
 
     kind: Literal["jepa.streams/3"] = "jepa.streams/3"
-    seed: int
-    config: dict[str, JsonValue]
-    code: Code
-    libraries: dict[str, str]
-    device: Device
-    parameters: tuple[RoleParameters, ...]
     training: Training
     scores: Scores
     settings: dict[str, Setting]
@@ -449,11 +407,7 @@ class AnswerScore(Record):
 
 
 class LanguageTraining(Record):
-    """Training of a language model: sums over its stages, with size of data and curve of the last one.
-
-    `flops` is an estimate from some batches; `operations` counts every step. A row of `curve` holds the step and
-    whatever was logged at it.
-    """
+    """Sums over the stages of a language model, with size of data and curve of the last one. `flops` is estimated."""
 
     pairs: Count
     duplicates: dict[str, Count]
@@ -464,21 +418,36 @@ class LanguageTraining(Record):
     flops: Quantity
     steps_stretched: Positive
     operations: TrainingOperations | None
-    curve: tuple[dict[str, float | None], ...]
+    curve: TrainingCurve
 
 
 class Generation(Record):
-    """Wall seconds and tokens of all answers."""
-
     seconds: Quantity
     tokens: Count
 
 
-class AnswerEvaluation(Evaluation):
-    """Answers of one checkpoint scored on the examples of a split.
+class DraftedGeneration(Record):
+    """Generation with drafts beside token by token, both on the same pairs, in batches of the same size."""
 
-    `geometry` holds measures of the latents by name, `warning` says what is wrong with them. The answers themselves are
-    lines of `predictions.jsonl` beside the document.
+    drafts: str
+    most: Count  # tokens in a draft
+    threshold: Fraction | None
+    passes: Count  # of the language model, those of the prompts included
+    drafted: Count  # tokens
+    accepted: Count
+    accepted_by_place: tuple[Fraction | None, ...]  # of the tokens drafted at each place of a draft
+    flops: Count
+    identical: Count  # texts, token for token
+    seconds: Quantity
+    uniform_passes: Count
+    uniform_flops: Count
+    uniform_seconds: Quantity
+
+
+class AnswerEvaluation(Evaluation):
+    """Answers of one checkpoint on the examples of a split: lines of `predictions.jsonl` beside the document.
+
+    `geometry` holds measures of the latents by name, `warning` says what is wrong with them.
 
     >>> AnswerEvaluation.file_name
     'evaluation.json'
@@ -491,6 +460,7 @@ class AnswerEvaluation(Evaluation):
     pairs: Count
     scores: Annotated[dict[str, AnswerScore], Field(min_length=1)]
     generation: Generation
+    drafts: DraftedGeneration | None = None
     geometry: dict[str, float]
     warning: str | None
 
@@ -566,7 +536,7 @@ class Run(Record):
     answer_costs: dict[str, AnswerCosts | None]
     geometry: dict[str, float]
     warning: str | None
-    curve: tuple[dict[str, float | None], ...]
+    curve: TrainingCurve
 
 
 class AnswerResults(Document):
@@ -594,7 +564,4 @@ class AnswerResults(Document):
         for key in (self.baseline, self.method):
             if key is not None and key not in self.arms:
                 raise ValueError(f"baseline and method must be arms ({', '.join(self.arms)}), got {key!r}")
-        wanted = sorted((name, seed) for name, arm in self.arms.items() for seed in arm.seeds)
-        if sorted((run.arm, run.seed) for run in self.runs) != wanted:
-            raise ValueError("runs must be one for each arm and seed")
         return self

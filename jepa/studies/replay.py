@@ -38,10 +38,12 @@ from jepa.models.bank import BankDecoder
 from jepa.operations import OperationLedger
 from jepa.report import figures, sweep_figures, sweep_tables
 from jepa.report import format as fmt
-from jepa.report.blocks import NONE, Block, Colours, Column, Figure, Heading, Report, Table, Text, table
+from jepa.report.blocks import Block, Colours, Figure, Heading, Report, Text
 from jepa.report.notes import note
 from jepa.report.render import terminal, write_report
-from jepa.results import Code, Device, Document, Saving, Sweep, headline_savings, label, operating_point, reference_name
+from jepa.report.tables import NONE, Column, Table, table
+from jepa.results import Code, Device, Document, Saving, Sweep
+from jepa.results.analysis import headline_savings, label, operating_point, reference_name
 from jepa.results.base import Count, Fraction, Quantity, Record
 from jepa.results.documents import Reference
 from jepa.studies.configs import ReplayConfig
@@ -298,7 +300,7 @@ def _description(timeline: Timeline, taken: Excerpt, texts: int, form: str) -> R
 def report(results: ReplayResults) -> Report:
     """The report of a document: the headline level in full, then savings at all levels of noise."""
     first, name = results.levels[0], f"noise {results.levels[0].noise:g}"
-    colours = sweep_tables.colours_of({name: first}, name)
+    painted = partial(sweep_tables.painted, sweeps={name: first}, name=name)
     asked, several = results.config["policies"], len(results.levels) > 1
     missing = ", ".join(each for each in asked if each not in first.curves) if isinstance(asked, dict) else ""
     facts = [Text(_timeline_facts(results.timeline))]
@@ -318,23 +320,21 @@ def report(results: ReplayResults) -> Report:
         Figure("levels", "Savings over the levels of noise", partial(_levels_figure, results)),
         _noise_table(results),
     ]
-    cache: list[Block] = [Heading(f"Cache, {name}"), note("cache"), sweep_tables.cache_table(first, colours)]
+    cache: list[Block] = [Heading(f"Cache, {name}"), note("cache"), painted(sweep_tables.cache_table(first))]
     blocks: list[Block] = [
         *facts,
         Heading(f"Savings at equal quality, {name}"),
         test,
         Figure("curves", "Quality against decodes per second", partial(sweep_figures.curves, {name: first}, name)),
-        sweep_tables.savings_table(first, colours),
-        Heading("All references", 3),
-        note("matrix"),
-        sweep_tables.matrix_table(first, colours),
+        note("savings"),
+        painted(sweep_tables.savings_table(first)),
         *(noise if several else []),
         Heading(f"Stream quality, {name}"),
         note("quality"),
-        sweep_tables.quality_table(first, colours),
+        painted(sweep_tables.quality_table(first)),
         Heading(f"Operations, {name}"),
         Text(f"{sweep_tables.operations_facts(first)}. A decode is a look-up in the bank; nothing else ran."),
-        sweep_tables.operations_table(first, colours),
+        painted(sweep_tables.operations_table(first)),
         *(cache if sweep_tables.has_cache(first) else []),
     ]
     starts = range(0, len(results.levels), _ABREAST) if several else ()

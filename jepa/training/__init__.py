@@ -1,0 +1,18 @@
+"""Training: the only room that needs Lightning, so each name is imported from its module when it is first used."""
+
+from __future__ import annotations
+
+from jepa.lazy import lazily
+
+_NAMES = {
+    "callbacks": ("CheckpointCallback", "EMACallback", "MeterCallback", "ProgressBar", "Summary"),
+    "language": ("LanguageModule",),
+    "latents": ("DecoderBatches", "PairDecoderBatches", "StreamLatents"),
+    "modules": ("CollapseWarning", "DecoderModule", "JEPAModule", "JointStage", "ParameterGroup", "Stage"),
+    "objectives": ("Objective",),
+    "own_data": ("OwnData",),
+    "run": ("train",),
+}
+__all__ = [name for names in _NAMES.values() for name in names]
+
+__getattr__ = lazily(__name__, {name: module for module, names in _NAMES.items() for name in names})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, cast
 
@@ -19,25 +19,23 @@ from jepa.operations import TrainingMeter
 StageRecord: TypeAlias = dict[str, object]  # a stage in `training.json`
 
 
-@torch.no_grad()
-def ema_update(teacher: nn.Module, model: nn.Module, decay: float) -> None:
-    """Moves the parameters of `teacher` towards those of `model`: an exponential moving average.
+class EMACallback(L.Callback):
+    """After every optimiser step, moves a teacher, kept in evaluation mode, to the exponential average of `model`.
 
     >>> teacher, model = nn.Linear(1, 1), nn.Linear(1, 1)
     >>> _ = nn.init.zeros_(teacher.weight), nn.init.ones_(model.weight)
-    >>> ema_update(teacher, model, decay=0.75)
+    >>> EMACallback(teacher, model, decay=0.75).update()
     >>> teacher.weight.item()
     0.25
     """
-    for slow, fast in zip(teacher.parameters(), model.parameters(), strict=True):
-        slow.lerp_(fast, 1 - decay)
-
-
-class EMACallback(L.Callback):
-    """Updates a teacher after every optimiser step. The teacher stays in evaluation mode."""
 
     def __init__(self, teacher: nn.Module, model: nn.Module, decay: float) -> None:
         self.teacher, self.model, self.decay = teacher, model, decay
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for slow, fast in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+            slow.lerp_(fast, 1 - self.decay)
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.teacher.eval()
@@ -46,69 +44,43 @@ class EMACallback(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         if _ends_step(trainer, index):
-            ema_update(self.teacher, self.model, self.decay)
+            self.update()
 
 
 class MeterCallback(L.Callback):
-    """Counts the operations of each part with a `TrainingMeter`. Sharded parts are not counted.
+    """Counts operations with a `TrainingMeter`; an optimiser step writes `updated` bytes of parameters."""
 
-    Args:
-        parts: the modules of each part; without any, nothing is counted.
-        losses: the modules whose operations count as the loss.
-        updated: bytes of the parameters that an optimiser step writes.
-    """
+    meter: TrainingMeter
 
-    def __init__(self, parts: dict[str, list[nn.Module]], losses: list[nn.Module], updated: int) -> None:
+    def __init__(self, parts: Mapping[str, Sequence[nn.Module]], losses: Sequence[nn.Module], updated: int) -> None:
         self.parts, self.losses, self.updated = parts, losses, updated
-        self.meter: TrainingMeter | None = None
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.parts and module.device_mesh is None:
-            self.meter = TrainingMeter(self.parts, self.losses)
+        self.meter = TrainingMeter(self.parts, self.losses)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.meter is not None:
-            self.meter.remove()
+        self.meter.remove()
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int) -> None:
-        if self.meter is not None:
-            self.meter.start(module.device)
+        self.meter.start(module.device)
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
-        if self.meter is not None:
-            self.meter.backward()
+        self.meter.backward()
 
     def on_after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.meter is not None:
-            self.meter.update()
+        self.meter.update()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        if self.meter is not None:
-            self.meter.stop(self.updated if _ends_step(trainer, index) else None)
-
-
-class BestCallback(L.Callback):
-    """Remembers the weights of `model` at the validation where the metric `monitor` was lowest."""
-
-    def __init__(self, model: nn.Module, monitor: str) -> None:
-        self.model, self.monitor = model, monitor
-        self.value, self.step = float("inf"), 0
-        self.state: dict[str, Tensor] = {}
-
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        value = float(trainer.callback_metrics[self.monitor])
-        if not self.state or value < self.value:
-            self.value, self.step = value, trainer.global_step
-            self.state = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        self.meter.stop(self.updated if _ends_step(trainer, index) else None)
 
 
 class CheckpointCallback(L.Callback):
     """Writes the checkpoint of a stage after each validation but the last, in case training is cut off.
 
-    `finish` writes the finished stage. Every process calls both; `write` decides who writes. The seconds of the stage
-    count from construction. `facts` gives further entries of the stage's record.
+    `finish` writes the finished stage. Every process calls both; `write` decides who writes. The stage's seconds count
+    from construction. `known` are entries of its record that do not change.
 
     >>> written = []
     >>> callback = CheckpointCallback("jepa", [{"name": "before"}], written.append)
@@ -120,7 +92,7 @@ class CheckpointCallback(L.Callback):
 
     def __init__(self, name: str, before: Sequence[StageRecord], write: Callable[[list[StageRecord]], None]) -> None:
         self.name, self.before, self.write = name, before, write
-        self.facts: Callable[[L.Trainer], StageRecord] = lambda trainer: {}
+        self.known: StageRecord = {}
         self._started = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -128,11 +100,12 @@ class CheckpointCallback(L.Callback):
             for logger in trainer.loggers:
                 logger.save()
             result: StageRecord = {**summary(trainer)} if trainer.is_global_zero else {}
-            self.finish({**result, **self.facts(trainer), "unfinished": True})
+            self.finish({**result, **cast(Any, module).facts(), "unfinished": True})
 
     def finish(self, result: StageRecord) -> StageRecord:
         """Writes the checkpoint with the record of the stage, and returns the record."""
-        record = {"name": self.name, "seconds": round(time.perf_counter() - self._started, 2), **result}
+        seconds = round(time.perf_counter() - self._started, 2)
+        record = {"name": self.name, "seconds": seconds, **self.known, **result}
         self.write([*self.before, record])
         return record
 
@@ -143,11 +116,6 @@ class ProgressBar(TQDMProgressBar):
     def __init__(self, stage: str) -> None:
         super().__init__(refresh_rate=10)
         self.stage = stage
-
-    def init_train_tqdm(self) -> Any:
-        bar = super().init_train_tqdm()
-        bar.set_description(self.stage)
-        return bar
 
     def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)
@@ -160,7 +128,7 @@ class ProgressBar(TQDMProgressBar):
 
 
 def meter_of(trainer: L.Trainer) -> TrainingMeter | None:
-    """The meter of a trainer's `MeterCallback`; None if operations were not counted."""
+    """The meter of a trainer's `MeterCallback`; None if operations are not counted."""
     callbacks = cast("list[L.Callback]", trainer.callbacks)  # type: ignore[attr-defined]
     return next((callback.meter for callback in callbacks if isinstance(callback, MeterCallback)), None)
 

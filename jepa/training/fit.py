@@ -1,4 +1,4 @@
-"""One Lightning fit, as every stage of every variant uses it."""
+"""One Lightning fit, as every stage of every variant uses it, and the stages of a run."""
 
 from __future__ import annotations
 
@@ -6,22 +6,29 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from jepa import checkpoint
-from jepa.config import LanguageTrainConfig, RunConfig, StageConfig, TrainConfig
+from jepa.config import LanguageTrainConfig, RunConfig, TrainConfig
 from jepa.errors import InputError
-from jepa.training.callbacks import ProgressBar, StageRecord
-from jepa.training.sharding import sharded_strategy
+from jepa.training.callbacks import CheckpointCallback, ProgressBar, StageRecord
+from jepa.training.modules import Stage
+from jepa.training.sharding import gather
 
+M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
+StageRun: TypeAlias = Callable[[M, CheckpointCallback], StageRecord]
 _PRINTED = 20  # media that were left out
 
 
@@ -33,7 +40,7 @@ def precision(config: RunConfig) -> Literal["32-true", "bf16-mixed"]:
     """The precision to train in: with "auto" bf16-mixed where the device computes in bf16, and float32 elsewhere."""
     if config.precision != "auto":
         return config.precision
-    return "bf16-mixed" if computes_in_bf16("cuda" if on_gpu(config) else "cpu") else "32-true"
+    return "bf16-mixed" if computes_in_bf16(own_device(config).type) else "32-true"
 
 
 def computes_in_bf16(device: str) -> bool:
@@ -60,19 +67,49 @@ def check_devices(config: TrainConfig | LanguageTrainConfig) -> None:
         raise InputError(f"devices > 1 must come with a strategy other than auto, got {devices} and {strategy}")
 
 
-def write_checkpoint(model: Any, config: RunConfig, folder: Path, stages: list[StageRecord]) -> None:
-    """Writes the checkpoint and, in `training.json`, the stages behind it; the first process alone does."""
+def load_checkpoint(folder: str, kind: type[M]) -> tuple[M, list[StageRecord]]:
+    """The model of a checkpoint, which must be a `kind`, and the stages behind it."""
+    model = checkpoint.load(folder)
+    if not isinstance(model, kind):
+        raise InputError(f"checkpoint must be of a {kind.__name__}, got {type(model).__name__}: {folder}")
+    return model, json.loads((Path(folder) / "training.json").read_text(encoding="utf-8"))["stages"]
+
+
+def run_stages(
+    model: M,
+    config: TrainConfig | LanguageTrainConfig,
+    output: Path,
+    before: Sequence[StageRecord],
+    stages: Mapping[str, StageRun[M]],
+) -> Path:
+    """Trains a model stage by stage after the stages `before`; returns the checkpoint's folder, `output/checkpoint`.
+
+    The first process prints the parameters, and writes the checkpoint with the records of the stages, `training.json`.
+    """
+    folder, records = output / "checkpoint", list(before)
     if is_first_process():
-        checkpoint.save(model, config.model_dump(), folder)
-        partial = folder / "training.json.partial"
-        partial.write_text(json.dumps({"stages": stages}, indent=1), encoding="utf-8")
-        os.replace(partial, folder / "training.json")
+        _print_parameters(model)
+    for name, run in stages.items():
+        trained = deepcopy(model) if config.strategy == "fsdp" else model
+
+        def write(records: list[StageRecord], trained: M = trained) -> None:
+            if trained is not model:  # of sharded parameters every process gathers the whole ones
+                gather(trained, model)
+            if is_first_process():
+                checkpoint.save(cast(Any, model), config.model_dump(), folder)
+                partial = folder / "training.json.partial"
+                partial.write_text(json.dumps({"stages": records}, indent=1), encoding="utf-8")
+                os.replace(partial, folder / "training.json")
+
+        callback = CheckpointCallback(name, tuple(records), write)
+        records.append(callback.finish(run(trained.train(), callback)))
+        model.cpu()
+    if is_first_process():
+        print(f"checkpoint: {folder}", flush=True)
+    return folder
 
 
-def print_parameters(model: Any) -> None:
-    """The table of parameters by role; the first process alone prints."""
-    if not is_first_process():
-        return
+def _print_parameters(model: Any) -> None:
     roles = model.parameters_by_role()
     rows = [(row["role"], f"{row['total']:,}", f"{row['trainable']:,}", row["modules"]) for row in roles]
     total, trained = (f"{sum(row[key] for row in roles):,}" for key in ("total", "trainable"))
@@ -83,29 +120,33 @@ def print_parameters(model: Any) -> None:
 
 
 def fit(
-    module: L.LightningModule,
+    module: Stage,
     batches: Dataset[Any],
     validation: Dataset[Any] | list[Any],
-    stage: StageConfig,
     config: RunConfig,
     output: Path,
     name: str,
-    strategy: str = "auto",
-    devices: int = 1,
-    callbacks: Sequence[L.Callback] = (),
+    *callbacks: L.Callback,
 ) -> L.Trainer:
-    """Trains for `stage.steps` steps with a progress bar; logs go to `output/logs/<name>`.
+    """Trains for the stage's steps with a progress bar; logs go to `output/logs/<name>`.
 
     `batches` has as many as all devices need, which take turns, in order: steps * accumulate * devices. Every device
     validates on all of `validation`. An `IterableDataset` has no end and shares itself out among devices; of one for
     validation `stage.validation_batches` are taken.
     """
-    logs = output / "logs"
+    logs, stage, devices = output / "logs", module.stage, 1
+    strategy: str | ModelParallelStrategy = "auto"
+    if isinstance(config, TrainConfig | LanguageTrainConfig):
+        strategy, devices = config.strategy, config.devices
+    if strategy == "fsdp":
+        strategy = ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1)
+    elif strategy == "ddp" and module.sometimes_untrained:
+        strategy = "ddp_find_unused_parameters_true"
     streamed, held_out_streamed = (isinstance(each, IterableDataset) for each in (batches, validation))
     trainer = L.Trainer(
         accelerator=config.accelerator,
         devices=devices,
-        strategy=sharded_strategy(devices) if strategy == "fsdp" else strategy,
+        strategy=strategy,
         precision=precision(config),
         max_steps=stage.steps,
         max_epochs=1,
@@ -122,30 +163,30 @@ def fit(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    workers, rank, count = config.workers, int(os.environ.get("RANK", 0)), stage.steps * stage.accumulate * devices
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(rank, count, devices) if devices > 1 and not streamed else None,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-    )
+    rank, count = int(os.environ.get("RANK", 0)), stage.steps * stage.accumulate * devices
+    own = range(rank, count, devices) if devices > 1 and not streamed else None
+    workers, ahead = config.workers, 4 if config.workers else None
+    loader = DataLoader(batches, batch_size=None, sampler=own, num_workers=workers, prefetch_factor=ahead)
     with warnings.catch_warnings():
         # Of libraries, not of the run: frozen parts are in evaluation mode, no output of a part is changed in place.
-        known = (".*does not have many workers.*", ".*LeafSpec.*", ".*in eval mode at the start.*")
-        for noise in (*known, ".*returned a view tensor.*"):
-            warnings.filterwarnings("ignore", message=noise)
+        for noise in ("does not have many workers", "LeafSpec", "in eval mode at the start", "returned a view tensor"):
+            warnings.filterwarnings("ignore", message=f".*{noise}")
         trainer.fit(module, loader, DataLoader(cast("Dataset[Any]", validation), batch_size=None))
     return trainer
 
 
+def of_all_processes(own: T) -> list[T]:
+    """What each process passes; every process calls it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    each: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(each, own)
+    return each
+
+
 def all_skipped(skipped: Counter[str]) -> dict[str, int]:
     """What was wrong with each medium that any process left out, and how often it was asked for; printed once."""
-    parts: list[Any] = [skipped]
-    if dist.is_available() and dist.is_initialized():
-        parts = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, skipped)
-    found = dict(sorted(sum(parts, Counter[str]()).items()))
+    found = dict(sorted(sum(of_all_processes(skipped), Counter[str]()).items()))
     if found and is_first_process():
         first = list(found)[:_PRINTED]
         more = [f"and {len(found) - _PRINTED} more, see training.json"] if len(found) > _PRINTED else []

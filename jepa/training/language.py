@@ -5,70 +5,84 @@ Next-token training is the same code with the weight of the latent term at 0.
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.fabric.utilities import move_data_to_device
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from jepa import checkpoint
 from jepa.build import Node, build, build_as
-from jepa.config import ChatTokenizerConfig, LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, StageConfig
-from jepa.data.batches import PairBatch
+from jepa.config import (
+    ChatTokenizerConfig,
+    DraftStageConfig,
+    LanguageStageConfig,
+    LanguageTrainConfig,
+    ObjectiveConfig,
+    StageConfig,
+)
+from jepa.data.batches import PairBatch, PairBatches
 from jepa.data.chat import ChatIds, ChatTokenizer
-from jepa.data.packing import Layout, pack, target_numbers
+from jepa.data.packing import pack, target_numbers
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
-from jepa.metrics.latents import LatentGeometry
+from jepa.losses.transition import next_latent_loss
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import count_flops
-from jepa.training.callbacks import (
-    BestCallback,
-    CheckpointCallback,
-    EMACallback,
-    StageRecord,
-    meter_of,
-    summary,
-)
+from jepa.predictors.transition import LatentTransition
+from jepa.training.callbacks import CheckpointCallback, EMACallback, StageRecord, meter_of, summary
 from jepa.training.fit import (
+    StageRun,
     check_devices,
     fit,
     is_first_process,
+    load_checkpoint,
+    of_all_processes,
     on_gpu,
     own_device,
-    print_parameters,
-    write_checkpoint,
+    run_stages,
 )
 from jepa.training.latents import PairDecoderBatches
-from jepa.training.modules import DecoderModule, ParameterGroup, Stage, check_finite, warn_of_collapse
+from jepa.training.modules import DecoderModule, JointStage, ParameterGroup, Stage, without_gradients
 from jepa.training.objectives import Objective
 
 _NEXT_TOKEN_ARMS = ("ntp", "ntp_equal_flops")
-_FLOPS_SAMPLE = 4  # batches whose operations are counted before training, for a number of steps
 
 
-class LanguageModule(Stage):
-    """An LLM-JEPA under an `Objective`; with target "ema", a slow copy of the model gives the targets."""
+class LanguageModule(JointStage):
+    """An LLM-JEPA under an `Objective`; with target "ema", a slow copy of the model gives the targets.
+
+    One pass of the language model is X-Encoder, Predictor and Y-Encoder at once: its operations count as `encoder`.
+    """
 
     def __init__(self, model: LLMJEPA, objective: Objective, stage: StageConfig) -> None:
-        super().__init__(stage)
+        super().__init__(stage, ks=(1, 10))
         self.model, self.objective = model, objective
+        self.warns_of_collapse = objective.has_latent_term
+        self.sometimes_untrained = objective.sometimes_untrained
+        self.losses = [loss for loss in (objective.loss, objective.regulariser) if loss is not None]
         self.teacher: LLMJEPA | None = None
+        models = [model]
         if objective.has_latent_term and objective.config.target == "ema":
             self.teacher = deepcopy(model).requires_grad_(False)  # its callback keeps it without dropout
-        self.geometry = LatentGeometry(ks=(1, 10), sync_on_compute=False)  # every process validates on all
+            self.average = EMACallback(self.teacher, model, objective.config.ema_decay)
+            models.append(self.teacher)
+        lms = [each.language.lm for each in models]
+        self.parts = {"encoder": [part for lm in lms for part in (lm.get_decoder(), lm.get_output_embeddings())]}
         self.tokens = 0  # of this process
+
+    def facts(self) -> StageRecord:
+        """Tokens and FLOPs of all processes so far."""
+        meter = meter_of(self.trainer)
+        spent = of_all_processes((self.tokens, 0 if meter is None else meter.ledger.total_flops))
+        return dict(zip(("tokens", "flops"), map(sum, zip(*spent, strict=True)), strict=True))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Vectors (norms, biases) and the loss's own parameters are not decayed."""
@@ -79,123 +93,81 @@ class LanguageModule(Stage):
         ]
 
     def training_step(self, batch: PairBatch, index: int) -> Tensor:
-        parts = self.objective(self.model, self.teacher, batch)
-        size = self.stage.batch_size
-        self.log("loss", parts["loss"], prog_bar=True, batch_size=size, sync_dist=True)
-        terms = {name: value for name, value in parts.items() if name != "loss"}
-        self.log_dict(terms, batch_size=size, sync_dist=True)
-        self.tokens += int((batch.rows.segments >= 0).sum())
-        if batch.targets is not None:
-            self.tokens += int((batch.targets.segments >= 0).sum())
-        return parts["loss"]
-
-    def average(self) -> EMACallback | None:
-        if self.teacher is None:
-            return None
-        return EMACallback(self.teacher, self.model, self.objective.config.ema_decay)
-
-    def metered(self) -> tuple[dict[str, list[nn.Module]], list[nn.Module]]:
-        """One pass of the language model is X-Encoder, Predictor and Y-Encoder at once: it counts as `encoder`."""
-        models = [self.model] if self.teacher is None else [self.model, self.teacher]
-        lms = [model.language.lm for model in models]
-        modules = [module for lm in lms for module in (lm.get_decoder(), lm.get_output_embeddings())]
-        losses = [loss for loss in (self.objective.loss, self.objective.regulariser) if loss is not None]
-        return {"encoder": modules}, losses
+        parts, size = self.objective(self.model, self.teacher, batch), self.stage.batch_size
+        loss: Tensor = parts.pop("loss")
+        self.log("loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+        self.log_dict(parts, batch_size=size, sync_dist=True)
+        self.tokens += sum(int((rows.segments >= 0).sum()) for rows in batch if rows is not None)
+        return loss
 
     def validation_step(self, batch: PairBatch, index: int) -> None:
         out = self.model(batch.rows)
         loss = F.cross_entropy(out.logits, out.labels)
-        check_finite(loss, self.global_step, self.stage.learning_rate)
         self.log("val/next_token", loss, batch_size=len(out.labels), sync_dist=True)
-        self.geometry.update(out.predictions, out.targets, batch.rows.target_ids)
-
-    def on_validation_epoch_end(self) -> None:
-        geometry = self.geometry.compute()
-        self.geometry.reset()
-        self.log_dict({f"val/{name}": value for name, value in geometry.items()}, sync_dist=True)
-        self.log("R@1", geometry["retrieval@1"], prog_bar=True, logger=False, sync_dist=True)
-        if self.objective.has_latent_term and not self.trainer.sanity_checking:
-            warn_of_collapse(geometry, self.global_step)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How long to train: steps, and how much longer than asked for by epochs."""
-
-    steps: int
-    stretched: float
+        self.validate_latents(out.predictions, out.targets, batch.rows.target_ids)
 
 
 def train(config: LanguageTrainConfig, output: Path) -> Path:
-    """Trains a validated `LanguageTrainConfig` and returns the checkpoint's folder, `output/checkpoint`.
+    """`jepa.training.run.train` of an LLM-JEPA: the language model and, if asked for, a decoder from its embeddings.
 
-    The stages are the language model and, if asked for, a decoder from its embeddings; the checkpoint is written after
-    each and, within one, after every validation. With `equal_flops` the number of steps, and with it the schedule, is
-    stretched so that as many operations are spent as the objective given there would: measured on a few batches of
-    either. On several devices every process calls this; the first writes.
+    With `equal_flops` the steps, and with them the schedule, are stretched until as many operations are spent as the
+    objective given there would: measured on a few batches of either.
     """
     check_devices(config)
-    weight = config.objective.weight
+    weight, epochs = config.objective.weight, config.stage.epochs
     if config.arm in _NEXT_TOKEN_ARMS and weight != 0:
         raise InputError(
             f"objective.weight must be 0 in arm {config.arm}, which is next-token training, got {weight}; "
             "what the arms of a method have in common is set under method"
         )
-    if config.checkpoint is None and not config.stage.epochs:
+    if config.checkpoint is None and not epochs:
         raise InputError("stage.epochs must be > 0 for a new language model, got 0 and no checkpoint")
-    if not config.stage.epochs and config.decoder is None:
-        raise InputError("there is nothing to train: stage.epochs is 0 and decoder is null")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
+    if not epochs and config.decoder is None and config.draft is None:
+        raise InputError("there is nothing to train: stage.epochs is 0, decoder and draft are null")
     L.seed_everything(config.seed, verbose=False)
     splits = build_as(ExampleSplits, "data", config.data)
     if is_first_process():
         print(splits.summary(), flush=True)
-    model = _model(config, splits)
-    print_parameters(model)
+    config, model, before = _start(config, splits)
     model.language.set_attention("sdpa" if on_gpu(config) else "eager")
-    folder, epochs = output / "checkpoint", config.stage.epochs
-    node = {**model.node(), "y_decoder": _decoder_node(config, model, splits)}
-    config = config.model_copy(update={"model": node})
-    if config.checkpoint is not None and not config.stage.epochs:  # the language model stays what it is
-        before = checkpoint.read_config(Path(config.checkpoint))
-        config = config.model_copy(
-            update={
-                "arm": before["arm"],
-                "objective": ObjectiveConfig(**before["objective"]),
-                "equal_flops": before["equal_flops"] and ObjectiveConfig(**before["equal_flops"]),
-                "tokenizer": ChatTokenizerConfig(**before["tokenizer"]),
-                "stage": LanguageStageConfig(**before["stage"]),
-            }
-        )
-    trains = {"llm_jepa": epochs > 0, "decoder": config.decoder is not None}
-    stages: list[StageRecord] = []
-    if config.checkpoint is not None:
-        stages = json.loads((Path(config.checkpoint) / "training.json").read_text(encoding="utf-8"))["stages"]
-    for name, run in (("llm_jepa", _train_language), ("decoder", _train_decoder)):
-        if not trains[name]:
-            continue
-        callback = CheckpointCallback(name, list(stages), partial(write_checkpoint, model, config, folder))
-        stages.append(callback.finish(run(config, model.train(), splits, output, callback)))
-        model.cpu()
-    if is_first_process():
-        print(f"checkpoint: {folder}", flush=True)
-    return folder
+    stages: dict[str, StageRun[LLMJEPA]] = {}
+    if epochs:
+        stages["llm_jepa"] = partial(_train_language, config, splits, output)
+    if config.decoder is not None:
+        stages["decoder"] = partial(_train_decoder, config, splits, output)
+    if config.draft is not None:
+        stages["draft"] = partial(_train_draft, config, splits, output)
+    return run_stages(model, config, output, before, stages)
 
 
-def _model(config: LanguageTrainConfig, splits: ExampleSplits) -> LLMJEPA:
-    """A new model or, with `checkpoint`, that of a checkpoint; with the decoder that `model.y_decoder` asks for."""
+def _start(
+    config: LanguageTrainConfig, splits: ExampleSplits
+) -> tuple[LanguageTrainConfig, LLMJEPA, list[StageRecord]]:
+    """A new model, or the one of `checkpoint` with the stages behind it; with the decoder that is asked for.
+
+    The configuration then tells the model; where the language model stays as it is, also how that was trained.
+    """
     if config.checkpoint is None:
-        node = {**config.model, "y_decoder": None}
-        model = checkpoint.build_model(
-            {"variant": config.variant, "model": node}, make_tokenizer(config.tokenizer, splits.train)
-        )
+        node, before = {**config.model, "y_decoder": None}, list[StageRecord]()
+        tokenizer = make_tokenizer(config.tokenizer, splits.train)
+        model: LLMJEPA = checkpoint.build_model({"variant": config.variant, "model": node}, tokenizer)
     else:
-        model = checkpoint.load(config.checkpoint)
-        if not isinstance(model, LLMJEPA):
-            raise InputError(f"checkpoint must be of an LLM-JEPA, got {type(model).__name__}: {config.checkpoint}")
+        model, before = load_checkpoint(config.checkpoint, LLMJEPA)
     decoder = _decoder_node(config, model, splits)
     model.y_decoder = None if decoder is None else build(decoder)
-    return model
+    if config.draft is not None:
+        model.transition = LatentTransition(model.language.width, config.draft.hidden)
+    changed: Node = {"model": {**model.node(), "y_decoder": decoder}}
+    if config.checkpoint is not None and not config.stage.epochs:
+        kept = checkpoint.read_config(Path(config.checkpoint))
+        changed |= {
+            "arm": kept["arm"],
+            "objective": ObjectiveConfig(**kept["objective"]),
+            "equal_flops": kept["equal_flops"] and ObjectiveConfig(**kept["equal_flops"]),
+            "tokenizer": ChatTokenizerConfig(**kept["tokenizer"]),
+            "stage": LanguageStageConfig.model_construct(**kept["stage"]),
+        }
+    return config.model_copy(update=changed), model, before
 
 
 def _decoder_node(config: LanguageTrainConfig, model: LLMJEPA, splits: ExampleSplits) -> Node | None:
@@ -212,7 +184,7 @@ def _decoder_node(config: LanguageTrainConfig, model: LLMJEPA, splits: ExampleSp
 
 
 def _train_language(
-    config: LanguageTrainConfig, model: LLMJEPA, splits: ExampleSplits, output: Path, callback: CheckpointCallback
+    config: LanguageTrainConfig, splits: ExampleSplits, output: Path, model: LLMJEPA, callback: CheckpointCallback
 ) -> StageRecord:
     stage, objective = config.stage, Objective(config.objective)
     if objective.config.view == "shared" and any(pair.text is not None for pair in splits.train):
@@ -221,68 +193,31 @@ def _train_language(
     validation = model.tokenizer.encode(splits.validation[: stage.validation_pairs])
     _check_lengths(model, pairs, splits.train)
     model.to(own_device(config))
-    plan = _plan(config, stage, objective, model, pairs)
-    steps = StageConfig(
-        steps=plan.steps,
-        batch_size=stage.batch_size,
-        accumulate=1,
-        learning_rate=stage.learning_rate,
-        schedule="cosine",
-        weight_decay=stage.weight_decay,
-        warmup_steps=round(stage.warmup_fraction * plan.steps),
-        gradient_clip=stage.gradient_clip,
-        validate_every=stage.validate_every,
-        validation_batches=1,
-    )
-    layout = objective.layout(model, stage)
+    steps = max(1, round(stage.epochs * len(pairs) / (stage.batch_size * config.devices)))
+    stretched = 1.0
+    if config.equal_flops is not None:
+        both = objective, Objective(config.equal_flops)
+        own, wanted = (step_flops(each, model, stage, pairs, config.seed) for each in both)
+        steps, stretched = round(steps * wanted / own), wanted / own
+    same = {"batch_size", "learning_rate", "weight_decay", "gradient_clip", "validate_every"}
+    warmup = round(stage.warmup_fraction * steps)
+    settings = StageConfig(steps=steps, warmup_steps=warmup, validation_batches=1, **stage.model_dump(include=same))
+    module = LanguageModule(model, objective, settings)
+    batches = objective.batches(pairs, model, stage, config.seed, steps, config.devices)
+    held_out = validation_batches(objective, model, stage, validation)
+    callback.known = {"pairs": len(pairs), "duplicates": dict(splits.duplicates), "steps_stretched": stretched}
+    with without_gradients(model.y_decoder):
+        trainer = fit(module, batches, held_out, config, output, "llm_jepa", callback)
+    return {**summary(trainer), **module.facts()}
+
+
+def validation_batches(
+    objective: Objective, model: LLMJEPA, stage: LanguageStageConfig, pairs: Sequence[ChatIds]
+) -> list[PairBatch]:
+    """Every pair once, in batches of the stage's size; the last may be smaller. Needs 2 distinct targets."""
+    layout, size = objective.layout(model, stage), stage.batch_size
     if not objective.has_latent_term or objective.tube is not None:
         layout = replace(layout, predictors=())  # nothing trains them
-    devices = config.devices
-    held_out = _every_pair_once(validation, layout, stage.batch_size)
-    module = LanguageModule(model, objective, steps)
-    if model.y_decoder is not None:
-        model.y_decoder.requires_grad_(False)
-    batches = objective.batches(pairs, model, stage, config.seed, plan.steps, devices)
-    strategy: str = config.strategy
-    if strategy == "ddp" and objective.sometimes_untrained:
-        strategy = "ddp_find_unused_parameters_true"
-    best = BestCallback(model, "val/next_token")
-
-    def facts(trainer: L.Trainer) -> StageRecord:
-        spent = _spent(trainer, module.tokens)
-        return {
-            "pairs": len(pairs),
-            "duplicates": dict(splits.duplicates),
-            "steps_stretched": plan.stretched,
-            "tokens": spent["tokens"],
-            "flops": spent["flops"],
-        }
-
-    callback.facts = facts
-    callbacks = [best, callback] if stage.select == "best" else [callback]
-    trainer = fit(module, batches, held_out, steps, config, output, "llm_jepa", strategy, devices, callbacks)
-    if model.y_decoder is not None:
-        model.y_decoder.requires_grad_(True)
-    record = {**summary(trainer), **facts(trainer)}
-    if best.state:
-        model.load_state_dict(best.state)
-        record["selected_step"] = best.step
-    return record
-
-
-def _spent(trainer: L.Trainer, tokens: int) -> dict[str, int]:
-    """Tokens and FLOPs of all processes so far, of which this one saw `tokens`; every process calls it."""
-    meter = meter_of(trainer)
-    own = {"tokens": tokens, "flops": meter.ledger.total_flops if meter is not None else 0}
-    if trainer.world_size == 1:
-        return own
-    each: list[Any] = [None] * trainer.world_size
-    dist.all_gather_object(each, own)
-    return {name: sum(counts[name] for counts in each) for name in own}
-
-
-def _every_pair_once(pairs: Sequence[ChatIds], layout: Layout, size: int) -> list[PairBatch]:
-    """Validation batches; the last may be smaller."""
     ids = target_numbers(pairs, layout)
     if len(set(ids)) < 2:
         raise InputError(
@@ -294,7 +229,7 @@ def _every_pair_once(pairs: Sequence[ChatIds], layout: Layout, size: int) -> lis
 
 
 def _train_decoder(
-    config: LanguageTrainConfig, model: LLMJEPA, splits: ExampleSplits, output: Path, callback: CheckpointCallback
+    config: LanguageTrainConfig, splits: ExampleSplits, output: Path, model: LLMJEPA, callback: CheckpointCallback
 ) -> StageRecord:
     """The Y-Decoder on the embeddings of the frozen model: predicted ones, and those of the answers with noise."""
     stage, objective = config.decoder, config.objective
@@ -312,11 +247,65 @@ def _train_decoder(
             (splits.validation, config.seed + 1, stage.validation_batches),
         )
     )
-    module = DecoderModule(model, stage)
-    module.train()
-    on = config.strategy, config.devices
-    trainer = fit(module, batches, validation, stage, config, output, "decoder", *on, [callback])
+    trainer = fit(DecoderModule(model, stage).train(), batches, validation, config, output, "decoder", callback)
     return {**summary(trainer), "noise_per_dimension": round(batches.noise, 5)}
+
+
+class DraftModule(Stage):
+    """A transition trained to predict the next states of the frozen language model, over a horizon."""
+
+    def __init__(self, model: LLMJEPA, stage: DraftStageConfig) -> None:
+        super().__init__(stage)
+        if model.transition is None:
+            raise InputError("the model must have a transition to train, got none")
+        self.model, self.horizon = model, stage.horizon
+        self.parts = {"encoder": [model.language.lm.get_decoder()], "predictor": [model.transition]}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        assert self.model.transition is not None
+        return [{"params": list(self.model.transition.parameters())}]
+
+    def terms(self, batch: PairBatch) -> dict[str, Tensor]:
+        """`smooth_l1` and `kl` of a batch, in float32."""
+        language, rows, transition = self.model.language, batch.rows, self.model.transition
+        assert transition is not None
+        with torch.no_grad():
+            states = language.states(rows.ids, rows.segments, rows.parents, rows.positions).float()
+        with torch.autocast(states.device.type, enabled=False):
+            embed = language.lm.get_input_embeddings()
+            pair = next_latent_loss(transition, states, rows.labels, embed, language.logits, self.horizon)
+        return dict(zip(("smooth_l1", "kl"), pair, strict=True))
+
+    def training_step(self, batch: PairBatch, index: int) -> Tensor:
+        terms = self.terms(batch)
+        loss = terms["smooth_l1"] + terms["kl"]
+        self.log("loss", loss, prog_bar=True, batch_size=self.stage.batch_size, sync_dist=True)
+        self.log_dict(terms, batch_size=self.stage.batch_size, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: PairBatch, index: int) -> None:
+        found = {f"val/{name}": value for name, value in self.terms(batch).items()}
+        self.log_dict(found, batch_size=self.stage.batch_size, sync_dist=True)
+
+
+def _train_draft(
+    config: LanguageTrainConfig, splits: ExampleSplits, output: Path, model: LLMJEPA, callback: CheckpointCallback
+) -> StageRecord:
+    """Next-latent prediction (arXiv 2511.05963) on a frozen model: what generation drafts its answers with."""
+    stage = config.draft
+    assert stage is not None
+    layout = model.layout(row_tokens=config.stage.row_tokens, train_on=config.objective.train_on)
+    pairs, validation = model.tokenizer.encode(splits.train), model.tokenizer.encode(splits.validation)
+    count = stage.steps * stage.accumulate * config.devices
+    batches = PairBatches(pairs, layout, config.seed, stage.batch_size, count, latent=False, ranks=config.devices)
+    starts = range(0, min(len(validation), stage.validation_batches * stage.batch_size), stage.batch_size)
+    held_out = [PairBatch(pack(validation[i : i + stage.batch_size], layout), None) for i in starts]
+    model.eval().to(own_device(config))
+    module = DraftModule(model, stage)
+    assert model.transition is not None
+    model.transition.train()
+    with without_gradients(model.language), without_gradients(model.y_decoder):
+        return {**summary(fit(module, batches, held_out, config, output, "draft", callback))}
 
 
 def _latents(model: LLMJEPA, pairs: Sequence[Example], size: int = 128) -> tuple[Tensor, Tensor]:
@@ -334,57 +323,41 @@ def make_tokenizer(config: ChatTokenizerConfig, pairs: Sequence[Example]) -> Cha
     return ChatTokenizer.train(texts, config.vocab_size)
 
 
-def _plan(
-    config: LanguageTrainConfig,
-    stage: LanguageStageConfig,
-    objective: Objective,
-    model: LLMJEPA,
-    pairs: Sequence[ChatIds],
-) -> _Plan:
-    steps = max(1, round(stage.epochs * len(pairs) / (stage.batch_size * config.devices)))
-    if config.equal_flops is None:
-        return _Plan(steps, 1.0)
-    other = Objective(config.equal_flops)
-    own, wanted = (step_flops(each, model, stage, pairs, config.seed) for each in (objective, other))
-    return _Plan(round(steps * wanted / own), wanted / own)
-
-
 def _check_lengths(model: LLMJEPA, encoded: Sequence[ChatIds], pairs: Sequence[Example]) -> None:
     limit = getattr(model.language.lm.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(range(len(encoded)), key=lambda i: len(encoded[i].prompt) + len(encoded[i].completion))
-    length = len(encoded[longest].prompt) + max(len(encoded[longest].completion), len(model.predictor_ids))
-    if limit is not None and length > limit:
-        raise InputError(
-            f"{pairs[longest].source}: a pair must have at most {limit} tokens, as many as the model has positions, "
-            f"got {length}"
-        )
+    lengths = [len(ids.prompt) + max(len(ids.completion), len(model.predictor_ids)) for ids in encoded]
+    longest = max(lengths)
+    if limit is not None and longest > limit:
+        source = pairs[lengths.index(longest)].source
+        raise InputError(f"{source}: a pair must have at most {limit} tokens, the model's positions, got {longest}")
 
 
 def step_flops(
-    objective: Objective, model: LLMJEPA, stage: LanguageStageConfig, pairs: Sequence[ChatIds], seed: int
+    objective: Objective,
+    model: LLMJEPA,
+    stage: LanguageStageConfig,
+    pairs: Sequence[ChatIds],
+    seed: int,
+    sample: int = 4,
 ) -> float:
-    """Mean operations of a training step, forward and backward, measured on the first batches (without autocast).
+    """Mean operations of a training step, forward and backward, of the first `sample` batches (without autocast).
 
     With loss dropout α, batches with and without the latent term are measured apart and weighted by 1 − α and α.
     """
     objective = objective.to(model.device)
-    batches = objective.batches(pairs, model, stage, seed, _FLOPS_SAMPLE)
-    fraction = 1 - batches.loss_dropout if batches.latent else 0.0
+    batches = objective.batches(pairs, model, stage, seed, sample)
+    with_latent = 1 - batches.loss_dropout if batches.latent else 0.0
     batches.loss_dropout = 0.0
 
-    def measured(latent: bool) -> float:
+    def run() -> None:
+        for index in range(sample):
+            batch = move_data_to_device(batches[index], model.device)
+            objective(model, model, batch)["loss"].backward()
+
+    found = 0.0
+    for latent, weight in ((True, with_latent), (False, 1 - with_latent)):
         batches.latent = latent
-
-        def run() -> None:
-            for index in range(_FLOPS_SAMPLE):
-                batch = move_data_to_device(batches[index], model.device)
-                objective(model, model, batch)["loss"].backward()
-
-        total = count_flops(run).total
-        model.zero_grad(set_to_none=True)
-        objective.zero_grad(set_to_none=True)
-        return total / _FLOPS_SAMPLE
-
-    return (fraction * measured(True) if fraction > 0 else 0.0) + (
-        (1 - fraction) * measured(False) if fraction < 1 else 0.0
-    )
+        found += weight * (count_flops(run).total / sample) if weight else 0.0
+    model.zero_grad(set_to_none=True)
+    objective.zero_grad(set_to_none=True)
+    return found

@@ -17,7 +17,11 @@ from jepa.models.vl_jepa import VLJEPA
 
 @dataclass(frozen=True)
 class StreamLatents:
-    """Predicted latents (T, E) of training streams end to end; event i covers steps [first[i], last[i]]."""
+    """Predicted latents (T, E) of training streams end to end; event i covers steps first[i] to last[i].
+
+    >>> StreamLatents(torch.eye(4), first=torch.tensor([0, 2]), last=torch.tensor([1, 3]), texts=["a", "b"]).texts
+    ['a', 'b']
+    """
 
     latents: Tensor
     first: Tensor
@@ -32,8 +36,7 @@ def predicted_latents(
 
     Only compositions of the training split occur.
     """
-    pieces, first, last, texts = [], [], [], []
-    offset = 0
+    pieces, events, offset = [], [], 0
     for index in tqdm(range(streams), desc="latents for the decoder", unit="stream"):
         stream = world.stream(f"train-{index}", (seed, index), seconds, style, split="train")
         parts = list(model.stream(stream.frames(), step_rate, CAPTION_QUERIES[0]))
@@ -42,16 +45,13 @@ def predicted_latents(
         for span in stream.spans:
             inside = np.flatnonzero((times >= span.start) & (times < span.end))
             if len(inside):
-                first.append(offset + inside[0])
-                last.append(offset + inside[-1])
-                texts.append(span.text)
+                events.append((offset + inside[0], offset + inside[-1], span.text))
         pieces.append(torch.from_numpy(latents))
         offset += len(latents)
-    if not texts:
-        raise InputError(
-            f"training streams of {seconds} s hold no whole step: they must be longer than {model.window} s"
-        )
-    return StreamLatents(torch.cat(pieces), torch.tensor(first), torch.tensor(last), texts)
+    if not events:
+        raise InputError(f"training streams must be longer than {model.window} s to hold a whole step, got {seconds} s")
+    first, last, texts = zip(*events, strict=True)
+    return StreamLatents(torch.cat(pieces), torch.tensor(first), torch.tensor(last), list(texts))
 
 
 def prediction_error(model: VLJEPA, streams: StreamLatents) -> float:
@@ -71,13 +71,35 @@ def training_texts(world: World) -> list[str]:
     return sorted(texts)
 
 
-class DecoderBatches(Dataset[tuple[Tensor, list[str]]]):
-    """Item i is a batch of (latents (B, E), texts): a function of (seed, i) alone.
+class _LatentBatches(Dataset[tuple[Tensor, list[str]]]):
+    """Item i is a batch of (latents (B, E), texts), of unit norm: a function of (seed, i) alone."""
+
+    def __init__(self, seed: int, batch_size: int, batches: int) -> None:
+        self.seed, self.batch_size, self.batches = seed, batch_size, batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
+        latents, texts = self.draw(torch.Generator().manual_seed(hash((self.seed, index)) % 2**63))
+        return torch.nn.functional.normalize(latents, dim=-1), texts
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        raise NotImplementedError
+
+
+class DecoderBatches(_LatentBatches):
+    """Item i is a batch of (latents (B, E), texts), of unit norm: a function of (seed, i) alone.
 
     A third each: text embeddings with Gaussian noise of deviation `noise` per dimension (CapDec, arXiv 2211.00575, with
     the noise measured instead of chosen); predicted embeddings of single steps; and means of consecutive predicted
-    embeddings of one event (what a segment's latent is). All have unit norm. Without `predictions` or `segment_means`,
-    text embeddings take the place of that third.
+    embeddings of one event (what a segment's latent is). Without `predictions` or `segment_means`, text embeddings take
+    the place of that third.
+
+    >>> streams = StreamLatents(torch.eye(4), torch.tensor([0]), torch.tensor([3]), ["an event"])
+    >>> latents, texts = DecoderBatches(torch.eye(4), list("abcd"), streams, 0.0, seed=0, batch_size=6, batches=1)[0]
+    >>> latents.shape, texts[2:]
+    (torch.Size([6, 4]), ['an event', 'an event', 'an event', 'an event'])
     """
 
     def __init__(
@@ -92,54 +114,51 @@ class DecoderBatches(Dataset[tuple[Tensor, list[str]]]):
         predictions: bool = True,
         segment_means: bool = True,
     ) -> None:
-        self.text_latents, self.texts, self.streams = text_latents, texts, streams
+        super().__init__(seed, batch_size, batches)
+        self.text_latents, self.texts, self.streams, self.noise = text_latents, texts, streams, noise
         self.single, self.segment = batch_size // 3 * predictions, batch_size // 3 * segment_means
-        self.noise, self.seed, self.batch_size, self.batches = noise, seed, batch_size, batches
         total = torch.zeros(1, streams.latents.shape[1], dtype=torch.float64)
         self.cumulative = torch.cat([total, streams.latents.double().cumsum(0)])
 
-    def __len__(self) -> int:
-        return self.batches
-
-    def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
-        generator = torch.Generator().manual_seed(hash((self.seed, index)) % 2**63)
-        single, segment = self.single, self.segment
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        single, segment, streams = self.single, self.segment, self.streams
         rows = torch.randint(len(self.texts), (self.batch_size - single - segment,), generator=generator)
-        noisy = self.text_latents[rows]
-        noisy = noisy + self.noise * torch.randn(noisy.shape, generator=generator)
-        events = torch.randint(len(self.streams.texts), (single + segment,), generator=generator)
-        steps = self.streams.last[events] - self.streams.first[events] + 1
+        noisy = _noisy(self.text_latents[rows], self.noise, generator)
+        events = torch.randint(len(streams.texts), (single + segment,), generator=generator)
+        steps = streams.last[events] - streams.first[events] + 1
         ends = (torch.rand(2, len(events), generator=generator) * steps).long()
         ends[1, :single] = ends[0, :single]
-        start = self.streams.first[events] + ends.amin(0)
-        stop = self.streams.first[events] + ends.amax(0) + 1
+        start = streams.first[events] + ends.amin(0)
+        stop = streams.first[events] + ends.amax(0) + 1
         means = (self.cumulative[stop] - self.cumulative[start]) / (stop - start)[:, None]
-        latents = torch.nn.functional.normalize(torch.cat([noisy, means.float()]), dim=-1)
-        texts = [self.texts[row] for row in rows.tolist()] + [self.streams.texts[e] for e in events.tolist()]
-        return latents, texts
+        texts = [self.texts[row] for row in rows.tolist()] + [streams.texts[event] for event in events.tolist()]
+        return torch.cat([noisy, means.float()]), texts
 
 
-class PairDecoderBatches(Dataset[tuple[Tensor, list[str]]]):
-    """Item i is a batch of (latents (B, E), answers): a function of (seed, i) alone.
+class PairDecoderBatches(_LatentBatches):
+    """Item i is a batch of (latents (B, E), answers), of unit norm: a function of (seed, i) alone.
 
     Half are predicted embeddings, half those of the answers themselves with Gaussian noise (CapDec, arXiv 2211.00575):
-    of the deviation per dimension that the predictions were measured to have. All have unit norm.
+    of the deviation per dimension that the predictions were measured to have.
+
+    >>> latents, answers = PairDecoderBatches(torch.eye(4), torch.eye(4), list("abcd"), 0, batch_size=2, batches=1)[0]
+    >>> [answers[row] == "abcd"[latents[row].argmax()] for row in range(2)]
+    [True, True]
     """
 
     def __init__(
         self, predictions: Tensor, targets: Tensor, texts: list[str], seed: int, batch_size: int, batches: int
     ) -> None:
+        super().__init__(seed, batch_size, batches)
         self.predictions, self.targets, self.texts = predictions, targets, texts
         self.noise = float((predictions - targets).square().mean().sqrt())
-        self.seed, self.batch_size, self.batches = seed, batch_size, batches
 
-    def __len__(self) -> int:
-        return self.batches
-
-    def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
-        generator = torch.Generator().manual_seed(hash((self.seed, index)) % 2**63)
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, list[str]]:
         rows = torch.randint(len(self.texts), (self.batch_size,), generator=generator)
-        own, half = self.targets[rows], self.batch_size // 2
-        latents = own + self.noise * torch.randn(own.shape, generator=generator)
+        latents, half = _noisy(self.targets[rows], self.noise, generator), self.batch_size // 2
         latents[:half] = self.predictions[rows[:half]]
-        return torch.nn.functional.normalize(latents, dim=-1), [self.texts[row] for row in rows.tolist()]
+        return latents, [self.texts[row] for row in rows.tolist()]
+
+
+def _noisy(latents: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    return latents + noise * torch.randn(latents.shape, generator=generator)

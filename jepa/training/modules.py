@@ -1,4 +1,4 @@
-"""Lightning modules of the two stages: the joint embedding, then the decoder."""
+"""Lightning modules of the stages: the joint embedding of a VL-JEPA, then the decoder of either variant."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import inspect
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from hashlib import blake2b
@@ -17,6 +18,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from typing_extensions import Required
 
@@ -30,8 +32,10 @@ from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.roles import Part, TextTokenizer, YDecoder
 from jepa.models.vl_jepa import VLJEPA
 from jepa.predictors.experts import Routing, load_balancing_loss, recorded_routing
-from jepa.training.callbacks import EMACallback, MeterCallback
+from jepa.training.callbacks import EMACallback, MeterCallback, StageRecord
 from jepa.training.sharding import clip_gradients, shard
+
+_PARTS = {"encoder": "x_encoder", "predictor": "predictor", "y_encoder": "y_encoder"}  # of the ledger: roles
 
 
 class CollapseWarning(UserWarning):
@@ -51,19 +55,17 @@ def token_cross_entropy(decoder: YDecoder, tokenizer: TextTokenizer, latents: Te
     return F.cross_entropy(logits[mask], ids[mask], reduction="none")
 
 
-def check_finite(values: Tensor, step: int, rate: float) -> None:
-    """Refuses to go on from what is no number any more; what was validated before is in the checkpoint."""
-    if not bool(values.isfinite().all()):
-        raise InputError(
-            f"training must stay finite, got a NaN or an infinity when validated after step {step}; the learning rate, "
-            f"{rate:g}, may be too high. The checkpoint holds what was validated before"
-        )
-
-
-def warn_of_collapse(geometry: Mapping[str, Tensor], step: int) -> None:
-    """Warns if unpaired latents are as good as equal."""
-    if message := collapse_message(geometry):
-        warnings.warn(f"step {step}: {message}", CollapseWarning, stacklevel=3)
+@contextmanager
+def without_gradients(part: nn.Module | None) -> Iterator[None]:
+    """What is trained of a part is not within, and is again afterwards."""
+    trained = [p for p in part.parameters() if p.requires_grad] if part is not None else []
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 class ParameterGroup(TypedDict, total=False):
@@ -78,32 +80,40 @@ class Stage(L.LightningModule):
     """AdamW, with a linear warm-up, then a constant rate or a cosine to zero over the stage's steps.
 
     Under a strategy with a device mesh the parts are sharded, and their operations are not counted.
+
+    Attributes:
+        parts: modules whose operations are counted in training, by part of the ledger; without any, nothing is.
+        losses: modules whose operations count as `loss`.
+        average: what updates the teacher of a module that has one.
+        sometimes_untrained: whether a batch may leave trained parameters without gradient.
     """
 
     def __init__(self, stage: StageConfig) -> None:
         super().__init__()
         self.stage = stage
+        self.parts: dict[str, list[Any]] = {}
+        self.losses: list[nn.Module] = []
+        self.average: EMACallback | None = None
+        self.sometimes_untrained = False
 
     def parameter_groups(self) -> list[ParameterGroup]:
         raise NotImplementedError
 
-    def average(self) -> EMACallback | None:
-        """What updates the teacher, for a module that has one."""
-        return None
-
-    def metered(self) -> tuple[dict[str, list[nn.Module]], list[nn.Module]]:
-        """The modules of each part, and the losses, whose operations are counted in training; no part: nothing is."""
-        return {}, []
+    def facts(self) -> StageRecord:
+        """What the module adds to the record of its stage, at every validation; every process calls it."""
+        return {}
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
-            for part in chain.from_iterable(self.metered()[0].values()):
+            for part in chain.from_iterable(self.parts.values()):
                 shard(part, self.device_mesh["data_parallel"])
 
     def configure_callbacks(self) -> list[L.Callback]:
-        updated = sum(p.numel() * p.element_size() for group in self.parameter_groups() for p in group["params"])
-        average, meter = self.average(), MeterCallback(*self.metered(), updated)
-        return [meter] if average is None else [average, meter]  # the meter's clock stops last
+        found: list[L.Callback] = [] if self.average is None else [self.average]
+        if self.parts and not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            updated = sum(p.numel() * p.element_size() for group in self.parameter_groups() for p in group["params"])
+            found.append(MeterCallback(self.parts, self.losses, updated))  # last, so that its clock stops last
+        return found
 
     def configure_gradient_clipping(self, optimizer: Any, *arguments: Any, **limits: Any) -> None:
         if self.device_mesh is None:
@@ -130,28 +140,49 @@ class Stage(L.LightningModule):
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, scale), "interval": "step"}]
 
 
-class JEPAModule(Stage):
+class JointStage(Stage):
+    """A stage that trains predictions and targets together: validates their geometry, and warns of a collapse."""
+
+    warns_of_collapse = True
+
+    def __init__(self, stage: StageConfig, ks: Sequence[int]) -> None:
+        super().__init__(stage)
+        self.geometry = LatentGeometry(ks=ks, sync_on_compute=False)  # every process validates on all
+
+    def validate_latents(self, predictions: Tensor, targets: Tensor, ids: Tensor) -> None:
+        """Takes a batch (B, E) with the ids (B,) of its targets; raises `InputError` if predictions are not finite."""
+        if not bool(predictions.isfinite().all()):
+            raise InputError(
+                f"training must stay finite, got a NaN or an infinity when validated after step {self.global_step}; "
+                f"the learning rate, {self.stage.learning_rate:g}, may be too high. The last checkpoint is kept"
+            )
+        self.geometry.update(predictions, targets, ids)
+
+    def on_validation_epoch_end(self) -> None:
+        geometry = self.geometry.compute()
+        self.geometry.reset()
+        self.log_dict({f"val/{name}": value for name, value in geometry.items()}, sync_dist=True)
+        self.log("R@1", geometry["retrieval@1"], prog_bar=True, logger=False, sync_dist=True)
+        if self.warns_of_collapse and (message := collapse_message(geometry)):
+            warnings.warn(f"step {self.global_step}: {message}", CollapseWarning, stacklevel=2)
+
+
+class JEPAModule(JointStage):
     """X-Encoder, Predictor and Y-Encoder trained together by a latent loss (VL-JEPA section 3.2).
 
     The loss d is called with predictions (B, E), targets (B, E) and the texts' ids (B,), and with further negative
     texts (M, E) and their ids (M,) if it takes some. Frozen parameters stay as they are, and with target
     "stop_gradient" all of the Y-Encoder's; it learns at `y_encoder_lr_multiplier` times the learning rate (None: once).
     With target "ema" each side is compared with a slow copy of the other, d(Ŝ, S_slow) / 2 + d(Ŝ_slow, S) / 2: the
-    targets alone would leave the Y-Encoder without gradient. Copies are made of Predictor and Y-Encoder, not of the
-    X-Encoder.
+    targets alone would leave the Y-Encoder without gradient. The X-Encoder has no copy.
 
-    A regulariser gets both embeddings times √E, so that unit vectors in all directions have variance 1 in each
-    dimension. Sparse experts add their load-balancing losses, each with its weight.
-
-    With `decoder_weight` the cross-entropy of the texts' tokens (mean, in nats a token) is added, times that: a frozen
-    Y-Decoder reads the predictions, and the gradient goes through it (SONAR-LLM, arXiv 2508.05305).
-
-    Raises:
-        InputError: the regulariser and its weight are not given together.
+    A regulariser gets both embeddings times √E: unit vectors in all directions then have variance 1 in each dimension.
+    Sparse experts add their load-balancing losses, each with its weight. With `decoder_weight` a frozen Y-Decoder reads
+    the predictions, and that times its cross-entropy (mean, nats a token) is added (SONAR-LLM, arXiv 2508.05305).
     """
 
     def __init__(self, model: VLJEPA, stage: JEPAStageConfig) -> None:
-        super().__init__(stage)
+        super().__init__(stage, ks=(1,))
         if (stage.regulariser is None) != (stage.regulariser_weight == 0):
             raise InputError(
                 "jepa.regulariser and jepa.regulariser_weight must be given together, "
@@ -160,16 +191,21 @@ class JEPAModule(Stage):
         self.model, self.settings = model, stage
         self.loss: Any = build(stage.loss)
         self.regulariser: Any = None if stage.regulariser is None else build(stage.regulariser)
+        self.losses = [loss for loss in (self.loss, self.regulariser) if loss is not None]
         self.takes_negatives = "negatives" in inspect.signature(self.loss.forward).parameters
-        self.teacher: Any = deepcopy(self.pair()).requires_grad_(False) if stage.target == "ema" else None
+        self.parts = {name: [getattr(model, role)] for name, role in _PARTS.items()}
+        if stage.decoder_weight:
+            self.parts["decoder"] = [model.y_decoder]
+        self.teacher: Any = None
+        if stage.target == "ema":
+            pair = nn.ModuleList([model.predictor, model.y_encoder])  # type: ignore[list-item]
+            self.teacher = deepcopy(pair).requires_grad_(False)
+            self.average = EMACallback(self.teacher, pair, stage.ema_decay)
+            self.parts["predictor"].append(self.teacher[0])
+            self.parts["y_encoder"].append(self.teacher[1])
         if stage.target == "stop_gradient":
             model.y_encoder.requires_grad_(False)
-        self.geometry = LatentGeometry(sync_on_compute=False)  # every process validates on all
         self.skipped: Counter[str] = Counter()  # what was wrong with media of this process that were left out
-
-    def pair(self) -> nn.ModuleList:
-        """Predictor and Y-Encoder."""
-        return nn.ModuleList([self.model.predictor, self.model.y_encoder])  # type: ignore[list-item]
 
     def parameter_groups(self) -> list[ParameterGroup]:
         def trained(*parts: Part) -> list[nn.Parameter]:
@@ -185,30 +221,27 @@ class JEPAModule(Stage):
         return [group for group in groups if group["params"]]
 
     def training_step(self, batch: ClipBatch, index: int) -> Tensor:
-        chunks = _in_chunks(
-            batch if self.takes_negatives else batch._replace(negatives=[]), self.settings.chunk or len(batch.texts)
-        )
+        used = batch if self.takes_negatives else batch._replace(negatives=[])
+        chunks = _in_chunks(used, self.settings.chunk or len(batch.texts))
         ids = text_ids(text for chunk in chunks for text in chunk.texts).to(self.device)
         negative_ids = text_ids(text for chunk in chunks for text in chunk.negatives).to(self.device)
-        through_decoder = self.settings.decoder_weight > 0
-        encode = self.nats_and_embeddings if through_decoder else self.embeddings
-        loss = partial(self.joint_loss if through_decoder else self.latent_loss, ids, negative_ids)
+        loss = partial(self.total_loss, ids, negative_ids)
         predictor: Any = self.model.predictor
         with recorded_routing(predictor) as routings:
-            value = loss(*encode(batch)) if len(chunks) == 1 else cached_loss(encode, chunks, loss)
+            value = loss(*self.encode(batch)) if len(chunks) == 1 else cached_loss(self.encode, chunks, loss)
         self.log("loss", value, prog_bar=True, batch_size=len(batch.texts))
         self.skipped.update(batch.skipped)
         if self.skipped:
             self.log("skipped", float(self.skipped.total()), prog_bar=True, batch_size=len(batch.texts))
         return value + self.balance(routings) if routings else value
 
-    def embeddings(self, batch: ClipBatch) -> tuple[Tensor, ...]:
-        """Predictions (B, E), targets (B, E), negative texts (M, E); then these by the slow copies, if there are."""
+    def encode(self, batch: ClipBatch) -> tuple[Tensor, ...]:
+        """`nats` (N,), predictions (B, E), targets (B, E), negative texts (M, E); these three again by slow copies."""
         count = len(batch.texts)
         states = self.model.encode(batch.frames)
         texts = [*batch.texts, *batch.negatives] if self.takes_negatives else batch.texts
         predictions, targets = self.model.predict(states, batch.queries), self.model.embed(texts)
-        found = predictions, targets[:count], targets[count:]
+        found = self.nats(predictions, batch.texts), predictions, targets[:count], targets[count:]
         if self.teacher is None:
             return found
         with torch.no_grad():
@@ -218,59 +251,36 @@ class JEPAModule(Stage):
             return *found, predictor(states, *(t.to(self.device) for t in queries)), targets[:count], targets[count:]
 
     def nats(self, predictions: Tensor, texts: Sequence[str]) -> Tensor:
-        """Cross-entropy (N,) of the texts' N tokens, as the decoder reads predictions (B, E)."""
+        """Cross-entropy (N,) of the texts' N tokens given predictions (B, E); (0,) without `decoder_weight`."""
+        if not self.settings.decoder_weight:
+            return predictions.new_zeros(0)
         return token_cross_entropy(self.model.y_decoder, self.model.tokenizers["y_decoder"], predictions, texts)
 
-    def nats_and_embeddings(self, batch: ClipBatch) -> tuple[Tensor, ...]:
-        """What `nats` gives, then what `embeddings` gives."""
-        found = self.embeddings(batch)
-        return self.nats(found[0], batch.texts), *found
-
-    def joint_loss(self, ids: Tensor, negative_ids: Tensor, nats: Tensor, *embeddings: Tensor) -> Tensor:
-        """`latent_loss` of the embeddings, and the weighted mean of the tokens' cross-entropy (N,)."""
-        cross_entropy = nats.mean()
-        self.log("cross_entropy", cross_entropy, batch_size=len(ids))
-        return self.latent_loss(ids, negative_ids, *embeddings) + self.settings.decoder_weight * cross_entropy
-
-    def latent_loss(
-        self, ids: Tensor, negative_ids: Tensor, predictions: Tensor, targets: Tensor, negatives: Tensor, *slow: Tensor
-    ) -> Tensor:
-        """Of embeddings as `embeddings` gives them, with ids (B,) and negative ids (M,)."""
+    def total_loss(self, ids: Tensor, negative_ids: Tensor, nats: Tensor, *embeddings: Tensor) -> Tensor:
+        """Of what `encode` gives, with the texts' ids (B,) and those of the negatives (M,)."""
 
         def distance(predictions: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
             more = (negatives, negative_ids) if self.takes_negatives else ()
             found: Tensor = self.loss(predictions, targets, ids, *more)
             return found
 
+        (predictions, targets, negatives), slow = embeddings[:3], embeddings[3:]
         if slow:
-            slow_predictions, slow_targets, slow_negatives = slow
-            forth = distance(predictions, slow_targets, slow_negatives)
-            loss = 0.5 * (forth + distance(slow_predictions, targets, negatives))
+            forth = distance(predictions, *slow[1:])
+            loss = 0.5 * (forth + distance(slow[0], targets, negatives))
         else:
             loss = distance(predictions, targets, negatives)
         if self.regulariser is not None:
             scale = predictions.shape[1] ** 0.5
             loss = loss + self.settings.regulariser_weight * self.regulariser(predictions * scale, targets * scale)
+        if self.settings.decoder_weight:
+            cross_entropy = nats.mean()
+            self.log("cross_entropy", cross_entropy, batch_size=len(ids))
+            loss = loss + self.settings.decoder_weight * cross_entropy
         return loss
 
-    def average(self) -> EMACallback | None:
-        return None if self.teacher is None else EMACallback(self.teacher, self.pair(), self.settings.ema_decay)
-
-    def metered(self) -> tuple[dict[str, list[nn.Module]], list[nn.Module]]:
-        parts: dict[str, Any] = {
-            "encoder": [self.model.x_encoder],
-            "predictor": [self.model.predictor],
-            "y_encoder": [self.model.y_encoder],
-        }
-        if self.teacher is not None:
-            parts["predictor"].append(self.teacher[0])
-            parts["y_encoder"].append(self.teacher[1])
-        if self.settings.decoder_weight:
-            parts["decoder"] = [self.model.y_decoder]
-        return parts, [loss for loss in (self.loss, self.regulariser) if loss is not None]
-
     def balance(self, routings: list[Routing]) -> Tensor:
-        """Weighted sum of the layers' load-balancing losses; logs their mean and the loads furthest from even."""
+        """Weighted sum of the layers' load-balancing losses; logs their mean and the extreme loads."""
         losses = torch.stack([load_balancing_loss(r.probabilities, r.chosen, gather=True) for r in routings])
         loads = torch.stack([routing.load for routing in routings])
         self.log_dict({"balance": losses.mean(), "busiest_expert": loads.max(), "idlest_expert": loads.min()})
@@ -279,20 +289,10 @@ class JEPAModule(Stage):
     def validation_step(self, batch: ClipBatch, index: int) -> None:
         self.skipped.update(batch.skipped)
         predictions = self.model.predict(self.model.encode(batch.frames), batch.queries)
-        targets = self.model.embed(batch.texts)
-        check_finite(predictions, self.global_step, self.stage.learning_rate)
-        self.geometry.update(predictions, targets, text_ids(batch.texts).to(self.device))
+        self.validate_latents(predictions, self.model.embed(batch.texts), text_ids(batch.texts).to(self.device))
         if self.settings.decoder_weight:
             nats = self.nats(predictions, batch.texts)
             self.log("val/cross_entropy", nats.mean(), batch_size=len(batch.texts), sync_dist=True)
-
-    def on_validation_epoch_end(self) -> None:
-        geometry = self.geometry.compute()
-        self.geometry.reset()
-        self.log_dict({f"val/{name}": value for name, value in geometry.items()}, sync_dist=True)
-        self.log("R@1", geometry["retrieval@1"], prog_bar=True, logger=False, sync_dist=True)
-        if not self.trainer.sanity_checking:
-            warn_of_collapse(geometry, self.global_step)
 
 
 def _in_chunks(batch: ClipBatch, size: int) -> list[ClipBatch]:
@@ -318,13 +318,10 @@ class DecoderModule(Stage):
             raise InputError("the model must have a y_decoder to train, got none")
         self.decoder: Any = model.y_decoder
         self.tokenizer: Any = model.tokenizers["y_decoder"] if isinstance(model, VLJEPA) else model.tokenizer
+        self.parts = {"decoder": [self.decoder]}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         return [{"params": list(self.decoder.parameters())}]
-
-    def metered(self) -> tuple[dict[str, list[nn.Module]], list[nn.Module]]:
-        decoder: Any = self.decoder
-        return {"decoder": [decoder]}, []
 
     def cross_entropy(self, latents: Tensor, texts: list[str]) -> Tensor:
         """Mean next-token cross-entropy, in nats a token, end tokens included."""

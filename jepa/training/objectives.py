@@ -22,14 +22,16 @@ from jepa.models.llm_jepa import LLMJEPA
 class Objective(nn.Module):
     """γ·CE + λ·d(prediction, target) + a regulariser, of what one pass gives (LLM-JEPA eq. 2).
 
-    On several ranks the mean over ranks of the losses, and of their gradients, is that of the global batch.
-
-    With loss dropout α the latent term is there on a fraction 1 − α of the batches, with the weight λ / (1 − α): its
-    mean
-    weight stays λ. The losses are computed in float32, whatever the precision of the model.
+    On several ranks the mean over ranks of the losses, and of their gradients, is that of the global batch. With loss
+    dropout α the latent term is there on a fraction 1 − α of the batches, with the weight λ / (1 − α): its mean weight
+    stays λ. The losses are computed in float32, whatever the precision of the model.
 
     Raises:
         InputError: keys that do not go together.
+
+    >>> cosine = {"_target_": "jepa.losses.distance.Cosine"}
+    >>> Objective(ObjectiveConfig(loss=cosine, weight=0.0)).has_latent_term
+    False
     """
 
     def __init__(self, config: ObjectiveConfig) -> None:
@@ -90,12 +92,10 @@ class Objective(nn.Module):
         """`loss` and its parts; a part that the batch does not hold is left out."""
         config, rows = self.config, batch.rows
         out = model(rows)
-        next_token = F.cross_entropy(out.logits, out.labels) * GlobalBatch.around(out.labels, gather=True).weight
-        parts = {"next_token": next_token}
-        scale = config.weight / (1 - config.loss_dropout)
+        share = GlobalBatch.around(out.labels, gather=True).weight
+        parts = {"next_token": F.cross_entropy(out.logits, out.labels) * share}
         if self.tube is not None and out.tube is not None:
             parts["latent"] = self.tube(out.tube.float())
-            total = config.next_token_weight * next_token + scale * parts["latent"]
         elif out.predictions is not None:
             targets = out.targets
             if batch.targets is not None and teacher is not None:
@@ -111,12 +111,11 @@ class Objective(nn.Module):
                 parts["latent"] = self.loss(*pair, rows.target_ids)
                 if self.regulariser is not None:
                     parts["regulariser"] = self.regulariser(predictions, targets)
-            total = config.next_token_weight * next_token + scale * parts["latent"]
-            if self.regulariser is not None:
-                total = total + config.regulariser_weight / (1 - config.loss_dropout) * parts["regulariser"]
-        else:
-            total = config.next_token_weight * next_token
-        return {"loss": total, **parts}
+        loss = config.next_token_weight * parts["next_token"]
+        for name, weight in (("latent", config.weight), ("regulariser", config.regulariser_weight)):
+            if name in parts:
+                loss = loss + weight / (1 - config.loss_dropout) * parts[name]
+        return {"loss": loss, **parts}
 
 
 def _check(config: ObjectiveConfig) -> None:

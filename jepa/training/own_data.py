@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -15,19 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
-from jepa.config import JEPAStageConfig, ManifestsConfig, TrainConfig
+from jepa.config import JEPAStageConfig, TrainConfig
 from jepa.data.clips import ClipBatch
 from jepa.data.features import ClipReader, Features, write_features
 from jepa.data.manifest_batches import ManifestBatches, Prompts, Read
-from jepa.data.manifests import (
-    KINDS,
-    CaptionSample,
-    ClassSample,
-    QuestionSample,
-    Sample,
-    media_of,
-    read_manifest,
-)
+from jepa.data.manifests import KINDS, CaptionSample, ClassSample, QuestionSample, Sample, media_of, read_manifest
 from jepa.data.media import Media
 from jepa.data.shards import ShardBatches, Shards, find_shards, read_shard
 from jepa.errors import InputError
@@ -37,151 +30,210 @@ from jepa.training.latents import StreamLatents
 
 Answered: TypeAlias = CaptionSample | QuestionSample | ClassSample
 Tokenize: TypeAlias = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
-SPLITS = ("train", "validation")
-_TEXTS_AT_ONCE, _CLIPS_AT_ONCE = 1024, 16
+_Asked: TypeAlias = tuple["Tensor | InputError", str, str]  # clip or states, query and text
+_CLIPS_AT_ONCE = 16
 
 
-def own_batches(
-    config: TrainConfig, stage: JEPAStageConfig, model: VLJEPA, seeds: Sequence[int], counts: Sequence[int]
-) -> tuple[Dataset[ClipBatch], Dataset[ClipBatch]]:
-    """Batches to train and to validate on, of `config.data`.
-
-    A split that ends in `.tar` names shards, any other a manifest. Every process validates on all. States are written
-    into the folder `features` if it is not there, by the first process.
-
-    Args:
-        config: a validated `TrainConfig` with `data`.
-        seeds: of training and of validation.
-        counts: batches of each, as many as all devices need; shards have no end of their own.
+class OwnData:
+    """`config.data` for a model: the splits "train" and "validation", shards where a name ends in `.tar`.
 
     Raises:
-        InputError: a manifest or a shard is missing or broken; `fractions` for shards; fewer shards than readers;
-            states of another encoder or other clips, or of one that is trained in this stage.
+        InputError: a manifest or a shard is missing, or a manifest is broken.
     """
-    data, readers = _of(config), config.devices * max(1, config.workers)
-    shards = {split: find_shards(manifest_of(data, split)) for split in SPLITS if _is_packed(data, split)}
-    samples = {split: read_manifest(Path(manifest_of(data, split))) for split in SPLITS if split not in shards}
-    if len(shards.get("train", ())) < readers and "train" in shards:
-        raise InputError(
-            f"data.train must name a shard for each of {readers} readers (devices x workers), "
-            f"got {len(shards['train'])}: {data.train}"
-        )
-    if data.features is not None:
-        _check_frozen(model)
-        write_missing_features(config, model, stage.chunk or stage.batch_size)
-    read = _reader(data, model)
 
-    def batches(split: str, seed: int, count: int) -> Dataset[ClipBatch]:
-        prompts, skip = Prompts(**data.prompts.model_dump()), data.skip_broken
-        if split in samples:
-            fractions: dict[Any, float] = data.fractions or _own_fractions(samples[split])
-            return ManifestBatches(samples[split], read, seed, stage.batch_size, count, fractions, prompts, skip)
-        validates = split == "validation"
-        buffer = 1 if validates else data.buffer  # the order of the shards will do, and is there at once
-        found = Shards(shards[split], seed, buffer, skip, everywhere=validates)
-        return ShardBatches(found, read, stage.batch_size, prompts, skip)
+    def __init__(self, config: TrainConfig, model: VLJEPA) -> None:
+        data = config.data
+        assert data is not None
+        self.config, self.data, self.model = config, data, model
+        self.encoder: Any = model.x_encoder
+        self.prompts = Prompts(**data.prompts.model_dump())
+        self.clips = ClipReader(model.frames, model.x_encoder.size, data.fps)
+        self.names = {"train": str(data.train), "validation": str(data.validation)}
+        self.shards = {split: find_shards(name) for split, name in self.names.items() if name.endswith(".tar")}
+        self.samples = {
+            split: read_manifest(Path(name)) for split, name in self.names.items() if split not in self.shards
+        }
 
-    train, held_out = map(batches, SPLITS, seeds, counts)
-    return train, held_out
+    def batches(
+        self, stage: JEPAStageConfig, seeds: Sequence[int], counts: Sequence[int]
+    ) -> tuple[Dataset[ClipBatch], Dataset[ClipBatch]]:
+        """Batches to train and to validate on, `counts` for all devices; shards have no end. States are written first.
+
+        Raises:
+            InputError: fewer shards than readers; states of another encoder or other clips, or of one that is trained.
+        """
+        data, shards, readers = self.data, self.shards, self.config.devices * max(1, self.config.workers)
+        if len(shards.get("train", ())) < readers and "train" in shards:
+            raise InputError(
+                f"data.train must name a shard for each of {readers} readers (devices x workers), "
+                f"got {len(shards['train'])}: {data.train}"
+            )
+        if data.features is not None and any(p.requires_grad for p in self.encoder.parameters()):
+            raise InputError(
+                "data.features must come with an X-Encoder that is frozen (frozen: true), "
+                f"got a {type(self.encoder).__name__} that is trained"
+            )
+        self.write_missing_features(stage.chunk or stage.batch_size)
+        read, size, prompts, skip = self._reader(), stage.batch_size, self.prompts, data.skip_broken
+
+        def batches(split: str, seed: int, count: int) -> Dataset[ClipBatch]:
+            if split in self.samples:
+                fractions: Mapping[Any, float] = data.fractions or _own_fractions(self.samples[split])
+                return ManifestBatches(self.samples[split], read, seed, size, count, fractions, prompts, skip)
+            validates = split == "validation"
+            buffer = 1 if validates else data.buffer  # the order of the shards will do, and is there at once
+            found = Shards(shards[split], seed, buffer, skip, everywhere=validates)
+            return ShardBatches(found, read, size, prompts, skip)
+
+        train, held_out = map(batches, self.names, seeds, counts)
+        return train, held_out
+
+    def write_missing_features(self, batch_size: int = _CLIPS_AT_ONCE) -> None:
+        """Writes the states of `data.features` if the folder is not there: the first process does, and all wait.
+
+        The folder appears whole. What a stopped run has written is in `<folder>.partial`, and gone on from.
+        """
+        if self.data.features is None:
+            return
+        folder, skip, config = Path(self.data.features), self.data.skip_broken, self.config
+        if not folder.exists() and is_first_process():
+            unfinished, what = folder.with_name(f"{folder.name}.partial"), (self.encoder, self.clips, self._media())
+            self.encoder.to(own_device(config))
+            broken = write_features(*what, unfinished, batch_size, config.workers, skip_broken=skip)
+            self.encoder.cpu()
+            unfinished.rename(folder)
+            left_out = [f"without {len(broken)} media that cannot be read:", *broken] if broken else []
+            print("\n".join([f"features: {folder}", *left_out]), flush=True)
+        while not folder.exists():  # torchrun ends this process if the first one fails
+            time.sleep(1)
+
+    def check_texts(self, decoded: bool) -> None:
+        """Refuses, before training, queries and texts of both splits that a part cannot take.
+
+        Raises:
+            InputError: `fractions` for shards; or a text is too long for the Predictor, the Y-Encoder or, if texts are
+                `decoded`, the Y-Decoder. It names file, line and limit.
+        """
+        fractions = self.data.fractions
+        if fractions is not None and self.shards:
+            raise InputError(f"data.fractions must be null with shards, read in their own mixture, got {fractions}")
+        queries, texts = dict[str, str](), dict[str, str]()
+        for place, sample in chain.from_iterable(map(self._placed, self.names)):
+            if self._is_used(sample):
+                for found, places in zip(self.prompts.choices(sample), (queries, texts), strict=True):
+                    places.update((text, place) for text in found if text not in places)
+        tokenizers = self.model.tokenizers
+        _check_lengths("predictor", self.model, tokenizers["predictor"].encode, queries)
+        _check_lengths("y_encoder", self.model, tokenizers["y_encoder"].encode, texts)
+        if decoded:
+            _check_lengths("y_decoder", self.model, tokenizers["y_decoder"].encode_closed, texts)
+
+    def decoder_source(
+        self, split: str, seed: int, clips: int, skipped: Counter[str]
+    ) -> tuple[Tensor, list[str], StreamLatents]:
+        """What the decoder learns from, as `DecoderBatches` takes it; the model is in evaluation mode.
+
+        Of at most `clips` samples, drawn at random (0: all), of the kinds that have a fraction: the embeddings (N, E)
+        of all their texts, these N texts, and the predicted embedding of each clip, under a query and with a text that
+        are drawn. Clips with the same text stand together, as the steps of one event of a stream do. With `skip_broken`
+        media that cannot be read are counted in `skipped`, by what was wrong.
+        """
+        name, workers, packed = self.names[split], self.config.workers, self.shards.get(split)
+        samples = {row: sample for row, (_, sample) in enumerate(self._placed(split)) if self._is_used(sample)}
+        if not samples:
+            raise InputError(f"{name}: must have a sample of a kind that has a fraction, got none")
+        rows = np.array(list(samples))
+        chosen = sorted(rows[np.random.default_rng(seed).permutation(len(rows))[: clips or None]].tolist())
+        texts = sorted({text for row in chosen for text in self.prompts.choices(samples[row])[1]})
+        asked: Any = [*enumerate(samples[row] for row in chosen)]
+        if packed is not None:
+            asked, workers = _Packed(packed, chosen, self.data.skip_broken), min(workers, 1)  # read in one pass
+        ask = partial(_ask, self._reader(), self.prompts, seed)
+        loader = DataLoader(asked, batch_size=_CLIPS_AT_ONCE, num_workers=workers, collate_fn=ask)
+        predicted: dict[str, list[Tensor]] = {}
+        for batch in tqdm(loader, desc=f"latents of {split} for the decoder"):
+            for error in (clip for clip, _, _ in batch if isinstance(clip, InputError)):
+                if not self.data.skip_broken:
+                    raise error
+                skipped[str(error)] += 1
+            whole = [row for row in batch if not isinstance(row[0], InputError)]
+            if whole:
+                with torch.no_grad():
+                    states = self.model.encode(torch.stack([clip for clip, _, _ in whole]))
+                    latents = self.model.predict(states, [query for _, query, _ in whole]).cpu()
+                for latent, (_, _, text) in zip(latents, whole, strict=True):
+                    predicted.setdefault(text, []).append(latent)
+        if not predicted:
+            raise InputError(f"{name}: a clip must be readable, got none of {len(chosen)}")
+        last = torch.tensor([len(each) for each in predicted.values()]).cumsum(0) - 1
+        first = torch.cat([last.new_zeros(1), last[:-1] + 1])
+        steps = torch.stack([*chain.from_iterable(predicted.values())])
+        return self.model.embed_all(texts), texts, StreamLatents(steps, first, last, list(predicted))
+
+    def _reader(self) -> Read:
+        """What reads a medium's clip or, with `features`, the states that the X-Encoder gave it beforehand."""
+        if self.data.features is None:
+            return self.clips
+        states = Features(Path(self.data.features))
+        states.check(self.encoder, self.clips)
+        return states
+
+    def _is_used(self, sample: Sample) -> TypeGuard[Answered]:
+        fractions = self.data.fractions
+        return isinstance(sample, Answered) and (not fractions or fractions.get(sample.kind, 0) > 0)
+
+    def _media(self) -> list[Media] | Iterator[Media]:
+        """The media that are trained and validated on; those of shards are read as they are asked for."""
+        listed = [sample.media for sample in chain.from_iterable(self.samples.values()) if self._is_used(sample)]
+        packed = (_unpacked(path, self.data.skip_broken) for path in chain.from_iterable(self.shards.values()))
+        unpacked = chain.from_iterable(map(media_of, chain.from_iterable(packed)))
+        return chain(listed, unpacked) if self.shards else listed
+
+    def _placed(self, split: str) -> Iterator[tuple[str, Sample]]:
+        """Each sample of a split, those of shards without their media, and where it stands."""
+        if split in self.shards:
+            for shard in self.shards[split]:
+                for sample in _unpacked(shard, self.data.skip_broken, media=False):
+                    yield f"{shard}: {sample.id}", sample
+            return
+        path, samples = Path(self.names[split]), self.samples[split]
+        places = [f" {sample.id}" for sample in samples]
+        if path.is_file():
+            with path.open("rb") as file:
+                places = [str(number) for number, line in enumerate(file, start=1) if line.strip()]
+        yield from ((f"{path}:{place}", sample) for place, sample in zip(places, samples, strict=True))
 
 
-def write_missing_features(config: TrainConfig, model: VLJEPA, batch_size: int = _CLIPS_AT_ONCE) -> None:
-    """The states of `data.features`; where they are not there, the first process writes them, and all wait.
+class _Packed(IterableDataset[tuple[int, Answered]]):
+    """The samples of shards that stand at `rows`, ascending, of all their samples that can be read; numbered."""
 
-    The folder is written whole or not at all. What a stopped run has written is beside it, in `<folder>.partial`, and
-    gone on from.
+    def __init__(self, shards: Sequence[Path], rows: Sequence[int], skip: bool) -> None:
+        self.shards, self.rows, self.skip = shards, rows, skip
 
-    Raises:
-        InputError: a medium or a shard cannot be read, unless the data say `skip_broken`.
-    """
-    data = _of(config)
-    if data.features is None:
-        return
-    folder, skip, encoder = Path(data.features), data.skip_broken, _encoder(model)
-    if not folder.exists() and is_first_process():
-        partial = folder.with_name(f"{folder.name}.partial")
-        encoder.to(own_device(config))
-        clips, media = _clips(data, model), _media(data)
-        broken = write_features(encoder, clips, media, partial, batch_size, config.workers, skip_broken=skip)
-        encoder.cpu()
-        partial.rename(folder)
-        left_out = [f"without {len(broken)} media that cannot be read:", *broken] if broken else []
-        print("\n".join([f"features: {folder}", *left_out]), flush=True)
-    while not folder.exists():  # torchrun ends this process if the first one fails
-        time.sleep(1)
+    def __iter__(self) -> Iterator[tuple[int, Answered]]:
+        numbers = {row: number for number, row in enumerate(self.rows)}
+        samples = chain.from_iterable(_unpacked(shard, self.skip) for shard in self.shards)
+        for row, sample in enumerate(samples):
+            if row in numbers and isinstance(sample, Answered):
+                yield numbers[row], sample
 
 
-def _reader(data: ManifestsConfig, model: VLJEPA) -> Read:
-    """What reads a medium's clip or, with `data.features`, the states that the model's X-Encoder gave it beforehand.
-
-    Raises:
-        InputError: the states are of another encoder or of other clips.
-    """
-    clips = _clips(data, model)
-    if data.features is None:
-        return clips
-    states = Features(Path(data.features))
-    states.check(_encoder(model), clips)
-    return states
-
-
-def _clips(data: ManifestsConfig, model: VLJEPA) -> ClipReader:
-    return ClipReader(model.frames, model.x_encoder.size, data.fps)
-
-
-def _encoder(model: VLJEPA) -> Any:
-    return model.x_encoder
-
-
-def _check_frozen(model: VLJEPA) -> None:
-    if any(parameter.requires_grad for parameter in model.x_encoder.parameters()):
-        raise InputError(
-            "data.features must come with an X-Encoder that is frozen (frozen: true), "
-            f"got a {type(model.x_encoder).__name__} that is trained"
-        )
-
-
-def _of(config: TrainConfig) -> ManifestsConfig:
-    assert config.data is not None
-    return config.data
-
-
-def manifest_of(data: ManifestsConfig, split: str) -> str:
-    """The manifest or shards of a split."""
-    named = data.train if split == "train" else data.validation
-    assert named is not None
-    return named
-
-
-def _is_packed(data: ManifestsConfig, split: str) -> bool:
-    """Whether a split is of shards."""
-    packed: bool = manifest_of(data, split).endswith(".tar")
-    return packed
+def _ask(read: Read, prompts: Prompts, seed: int, samples: Sequence[tuple[int, Answered]]) -> list[_Asked]:
+    """A query and a text drawn for each sample. An error is handed over: raised in a worker, it would be wrapped."""
+    asked: list[_Asked] = []
+    for number, sample in samples:
+        query, text = prompts.ask(sample, np.random.default_rng([seed, number]))
+        try:
+            asked.append((read(sample.media), query, text))
+        except InputError as error:
+            asked.append((error, query, text))
+    return asked
 
 
 def _own_fractions(samples: Sequence[Sample]) -> dict[Any, float]:
     """The fraction of each kind among samples that can be trained on."""
     kinds = [sample.kind for sample in samples]
     return {kind: float(kinds.count(kind)) for kind in KINDS if kind in kinds and kind != "world_prediction"}
-
-
-def _has_fraction(data: ManifestsConfig, sample: Sample) -> bool:
-    return isinstance(sample, Answered) and (not data.fractions or data.fractions.get(sample.kind, 0) > 0)
-
-
-def _media(data: ManifestsConfig) -> list[Media] | Iterator[Media]:
-    """The media that are trained and validated on; those of shards are read as they are asked for."""
-    listed, shards = list[Media](), list[Path]()
-    for split in SPLITS:
-        if _is_packed(data, split):
-            shards += find_shards(manifest_of(data, split))
-        else:
-            found = filter(lambda sample: _has_fraction(data, sample), read_manifest(Path(manifest_of(data, split))))
-            listed += chain.from_iterable(map(media_of, found))
-    if not shards:
-        return listed
-    packed = (sample for path in shards for sample in _unpacked(path, data.skip_broken))
-    return chain(listed, (medium for sample in packed for medium in media_of(sample)))
 
 
 def _unpacked(path: Path, skip_broken: bool, media: bool = True) -> Iterator[Sample]:
@@ -193,163 +245,12 @@ def _unpacked(path: Path, skip_broken: bool, media: bool = True) -> Iterator[Sam
             raise
 
 
-def _placed(data: ManifestsConfig, split: str) -> Iterator[tuple[str, Sample]]:
-    """Each sample of a split, those of shards without their media, and where it stands."""
-    if _is_packed(data, split):
-        for shard in find_shards(manifest_of(data, split)):
-            for sample in _unpacked(shard, data.skip_broken, media=False):
-                yield f"{shard}: {sample.id}", sample
-        return
-    path = Path(manifest_of(data, split))
-    samples = read_manifest(path)
-    if path.is_dir():
-        yield from ((f"{path}: {sample.id}", sample) for sample in samples)
-        return
-    with path.open("rb") as file:
-        lines = [number for number, line in enumerate(file, start=1) if line.strip()]
-    yield from ((f"{path}:{line}", sample) for line, sample in zip(lines, samples, strict=True))
-
-
-def check_texts(data: ManifestsConfig, model: VLJEPA, decoded: bool) -> None:
-    """Refuses queries and texts of both splits that a part cannot take: before training, not in its midst.
-
-    Raises:
-        InputError: `fractions` for shards; or a text is too long for the Predictor, the Y-Encoder or, if texts are
-            `decoded`, the Y-Decoder. It names file, line and limit.
-    """
-    if data.fractions is not None and any(_is_packed(data, split) for split in SPLITS):
-        raise InputError(f"data.fractions must be null with shards, read in their own mixture, got {data.fractions}")
-    prompts, queries, texts = Prompts(**data.prompts.model_dump()), dict[str, str](), dict[str, str]()
-    for place, sample in chain.from_iterable(_placed(data, split) for split in SPLITS):
-        if isinstance(sample, Answered) and _has_fraction(data, sample):
-            for found, places in zip(prompts.choices(sample), (queries, texts), strict=True):
-                places.update((text, place) for text in found if text not in places)
-    _check_lengths("predictor", model, model.tokenizers["predictor"].encode, queries)
-    _check_lengths("y_encoder", model, model.tokenizers["y_encoder"].encode, texts)
-    if decoded:
-        _check_lengths("y_decoder", model, model.tokenizers["y_decoder"].encode_closed, texts)
-
-
 def _check_lengths(role: str, model: VLJEPA, tokenize: Tokenize, places: Mapping[str, str]) -> None:
     limit = getattr(model.get_submodule(role), "max_length", None)
-
-    def check(texts: Sequence[str]) -> None:
-        longest = int(tokenize(texts)[1].sum(1).max())  # a pretrained tokenizer knows a limit of its own
-        if limit is not None and longest > limit:
-            raise InputError(f"a text must have at most {limit} tokens, got {longest}: {texts[0][:60]!r}")
-
-    texts = list(places)
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        some = texts[start : start + _TEXTS_AT_ONCE]
+    for text, place in places.items():
         try:
-            check(some)
-        except InputError:
-            for text in some:
-                try:
-                    check([text])
-                except InputError as error:
-                    raise InputError(f"{places[text]}: {role}: {error}") from None
-            raise
-
-
-def decoder_source(
-    data: ManifestsConfig,
-    model: VLJEPA,
-    split: str,
-    seed: int,
-    clips: int,
-    workers: int,
-    skipped: Counter[str] | None = None,
-) -> tuple[Tensor, list[str], StreamLatents]:
-    """What the decoder learns from a manifest or shards, as `DecoderBatches` takes it; the model is in evaluation mode.
-
-    Of at most `clips` samples, drawn at random (0: all), of the kinds that have a fraction: the embeddings (N, E) of
-    all
-    their texts, these N texts, and the predicted embedding of each clip, under a query and with a text of its own that
-    are drawn. Clips with the same text stand together, as the steps of one event of a stream do. With `skip_broken`
-    media that cannot be read are left out, and counted in `skipped` by what was wrong.
-
-    Raises:
-        InputError: no sample of a kind that has a fraction, states of another encoder, or a medium that cannot be read.
-    """
-    read, prompts = _reader(data, model), Prompts(**data.prompts.model_dump())
-    samples = {
-        row: sample
-        for row, (_, sample) in enumerate(_placed(data, split))
-        if isinstance(sample, Answered) and _has_fraction(data, sample)
-    }
-    if not samples:
-        raise InputError(f"{manifest_of(data, split)}: must have a sample of a kind that has a fraction, got none")
-    rows = list(samples)
-    order = np.random.default_rng(seed).permutation(len(rows))[: clips or None]
-    chosen = {rows[place]: samples[rows[place]] for place in sorted(order)}
-    texts = sorted({text for sample in chosen.values() for text in prompts.choices(sample)[1]})
-    asked: Dataset[_Clip]
-    if _is_packed(data, split):
-        shards, workers = find_shards(manifest_of(data, split)), min(workers, 1)  # read in one pass
-        asked = _PackedAsked(shards, list(chosen), data.skip_broken, read, prompts, seed)
-    else:
-        asked = _Asked(list(chosen.values()), read, prompts, seed)
-    loader = DataLoader(asked, batch_size=_CLIPS_AT_ONCE, num_workers=workers, collate_fn=list)
-    predicted: dict[str, list[Tensor]] = {}
-    for batch in tqdm(loader, desc=f"latents of {split} for the decoder"):
-        for error in (clip for clip, _, _ in batch if isinstance(clip, InputError)):
-            if not data.skip_broken:
-                raise error
-            if skipped is not None:
-                skipped[str(error)] += 1
-        whole = [row for row in batch if not isinstance(row[0], InputError)]
-        if whole:
-            with torch.no_grad():
-                states = model.encode(torch.stack([clip for clip, _, _ in whole]))
-                latents = model.predict(states, [query for _, query, _ in whole]).cpu()
-            for latent, (_, _, text) in zip(latents, whole, strict=True):
-                predicted.setdefault(text, []).append(latent)
-    if not predicted:
-        raise InputError(f"{manifest_of(data, split)}: a clip must be readable, got none of {len(chosen)}")
-    counts = torch.tensor([len(each) for each in predicted.values()])
-    last = counts.cumsum(0) - 1
-    steps = torch.stack([latent for each in predicted.values() for latent in each])
-    return model.embed_all(texts), texts, StreamLatents(steps, last - counts + 1, last, list(predicted))
-
-
-_Clip: TypeAlias = tuple["Tensor | InputError", str, str]  # clip or states, query and text
-
-
-def _ask(sample: Answered, read: Read, prompts: Prompts, rng: np.random.Generator) -> _Clip:
-    """An error is handed over as it is: raised in a worker, it would come wrapped into its traceback."""
-    query, text = prompts.ask(sample, rng)
-    try:
-        return read(sample.media), query, text
-    except InputError as error:
-        return error, query, text
-
-
-class _Asked(Dataset[_Clip]):
-    """Samples of a manifest."""
-
-    def __init__(self, samples: Sequence[Answered], read: Read, prompts: Prompts, seed: int) -> None:
-        self.samples, self.read, self.prompts, self.seed = samples, read, prompts, seed
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> _Clip:
-        return _ask(self.samples[index], self.read, self.prompts, np.random.default_rng([self.seed, index]))
-
-
-class _PackedAsked(IterableDataset[_Clip]):
-    """The samples of shards that stand at `rows`, ascending, of all their samples that can be read."""
-
-    def __init__(
-        self, shards: Sequence[Path], rows: Sequence[int], skip: bool, read: Read, prompts: Prompts, seed: int
-    ) -> None:
-        self.shards, self.rows, self.skip = shards, rows, skip
-        self.read, self.prompts, self.seed = read, prompts, seed
-
-    def __iter__(self) -> Iterator[_Clip]:
-        index = {row: number for number, row in enumerate(self.rows)}
-        samples = chain.from_iterable(_unpacked(shard, self.skip) for shard in self.shards)
-        for row, sample in enumerate(samples):
-            if row in index and isinstance(sample, Answered):
-                yield _ask(sample, self.read, self.prompts, np.random.default_rng([self.seed, index[row]]))
+            length = int(tokenize([text])[1].sum())  # a pretrained tokenizer knows a limit of its own
+            if limit is not None and length > limit:
+                raise InputError(f"a text must have at most {limit} tokens, got {length}: {text[:60]!r}")
+        except InputError as error:
+            raise InputError(f"{place}: {role}: {error}") from None

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
@@ -16,22 +15,13 @@ from torch.distributed.tensor import DTensor
 from jepa.errors import InputError
 
 
-def sharded_strategy(devices: int) -> ModelParallelStrategy:
-    """Lightning's strategy for modules that `shard` has been called with, over `devices` processes."""
-    return ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1)
-
-
 def shard(part: nn.Module, mesh: DeviceMesh) -> None:
     """Shares the parameters of `part` out over a mesh of one dimension: block by block where it has a list of blocks.
 
     A block's parameters are gathered for its forward and its backward pass, and the mean of its gradients is shared
-    out again.
-
-    Raises:
-        InputError: torch cannot shard a parameter of it.
+    out again. Raises `InputError` if torch cannot shard a parameter.
     """
-    lists = [module for module in part.modules() if isinstance(module, nn.ModuleList)]
-    blocks = [block for each in lists for block in each]
+    blocks = [block for module in part.modules() if isinstance(module, nn.ModuleList) for block in module]
     try:
         for module in (*reversed(blocks), part):  # inner ones first
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
@@ -46,10 +36,7 @@ def gather(sharded: nn.Module, whole: nn.Module) -> None:
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> None:
-    """`torch.nn.utils.clip_grad_norm_` of sharded parameters and of whole ones, which it cannot mix.
-
-    The whole ones, whose gradients are each process's own until then, get the mean of these.
-    """
+    """`torch.nn.utils.clip_grad_norm_` of sharded and of whole parameters; the latter first get the processes' mean."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     sharded = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
     whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]

@@ -45,8 +45,7 @@ def test_every_epoch_holds_every_pair_once(pairs, size):
 def test_a_batch_depends_on_seed_and_number_alone():
     pairs = chats(20)
     first, again = (PairBatches(pairs, LAYOUT, 3, 8, 50, loss_dropout=0.5, tube=True) for _ in range(2))
-    backwards = {k: again[k] for k in reversed(range(50))}
-    assert all(same(first[k].rows, backwards[k].rows) for k in range(50))
+    assert all(same(again[k].rows, first[k].rows) for k in reversed(range(50)))
     other = PairBatches(pairs, LAYOUT, 4, 8, 50)
     assert any(numbers(first[k].rows) != numbers(other[k].rows) for k in range(50))
 
@@ -69,11 +68,7 @@ def test_next_token_batches_hold_nothing_else():
     pairs = chats(20)
     batches = PairBatches(pairs, LAYOUT, 0, 8, 10, latent=False)
     for k in range(10):
-        rows = batches[k].rows
-        assert same(rows, pack([pairs[i] for i in batches.chosen(k)], LAYOUT))
-        assert 7 not in rows.ids
-        assert int((rows.segments >= 0).sum()) == 8 * 5
-        assert len(rows.predicted) == len(rows.target) == len(rows.tube) == 0
+        assert same(batches[k].rows, pack([pairs[i] for i in batches.chosen(k)], LAYOUT))
         assert batches[k].targets is None
 
 

@@ -137,15 +137,6 @@ def render(tokenizer: ChatTokenizer, ids: list[int]) -> str:
     return tokenizer.hf.decode(ids, skip_special_tokens=False)
 
 
-def test_the_end_of_turn_is_the_last_token_of_every_answer(any_family):
-    name, tokenizer = any_family
-    end = tokenizer.hf.convert_tokens_to_ids(FAMILIES[name][1])
-    for pair in tokenizer.encode(PAIRS):
-        assert pair.completion[-1] == pair.code[-1] == end
-        assert pair.completion.count(end) == 1
-        assert end in tokenizer.stop_ids
-
-
 def test_the_end_of_turn_is_trained_where_padding_is_the_same_token():
     for name in ("llama", "qwen", "olmo", "base"):
         tokenizer = ChatTokenizer(family(name, pad_token=FAMILIES[name][2]))
@@ -159,14 +150,17 @@ def test_the_end_of_turn_is_trained_where_padding_is_the_same_token():
 def test_prompt_and_answer_are_the_conversation_of_the_template(any_family):
     """But for the stamp of the date, and for what follows the end of the answer's turn."""
     name, tokenizer = any_family
+    last = tokenizer.hf.convert_tokens_to_ids(FAMILIES[name][1])
+    assert last in tokenizer.stop_ids
     for pair, ids in zip(PAIRS, tokenizer.encode(PAIRS), strict=True):
+        assert ids.completion[-1] == ids.code[-1] == last
+        assert ids.completion.count(last) == 1
         system = [] if pair.system is None else [{"role": "system", "content": pair.system}]
         user = {"role": "user", "content": pair.prompt}
         if name == "gemma" and system:
             system, user = [], {"role": "user", "content": f"{pair.system}\n\n{pair.prompt}"}
         answer = {"role": "assistant", "content": pair.completion}
-        expected = tokenizer.hf.apply_chat_template([*system, user, answer], tokenize=False, date_string="")
-        expected = undated(expected)
+        expected = undated(tokenizer.hf.apply_chat_template([*system, user, answer], tokenize=False, date_string=""))
         end = FAMILIES[name][1]
         assert render(tokenizer, ids.prompt + ids.completion) == expected[: expected.rindex(end) + len(end)]
 
@@ -203,12 +197,12 @@ def test_prompts_carry_no_date(monkeypatch, name, stamp):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("line", ["Today Date: 5 May 1990", "Current date: 2020-01-01", "Cutting Knowledge Date: June"])
-def test_a_date_of_the_users_own_stays(line):
+def test_a_date_of_the_users_own_stays():
     tokenizer = ChatTokenizer(family("llama"))
-    [ids] = tokenizer.encode([Example(f"{line}\nwhat day is it?", f"{line}\nand that is all", None)])
-    assert line in render(tokenizer, ids.prompt)
-    assert line in render(tokenizer, ids.completion)
+    for line in ("Today Date: 5 May 1990", "Current date: 2020-01-01", "Cutting Knowledge Date: June"):
+        [ids] = tokenizer.encode([Example(f"{line}\nwhat day is it?", f"{line}\nand that is all", None)])
+        assert line in render(tokenizer, ids.prompt)
+        assert line in render(tokenizer, ids.completion)
 
 
 def test_a_template_without_a_system_role_takes_its_words_before_the_users():
@@ -259,14 +253,11 @@ def test_the_end_of_turn_is_found_whatever_its_name_or_added_where_it_is_missing
     assert ids.completion.count(expected) == 1
 
 
-def test_padding_is_on_the_left(chat_tokenizer):
-    ids, mask = chat_tokenizer.pad([[7, 8, 9], [5]])
+def test_padding_is_on_the_left_and_decoding_stops_at_the_end(chat_tokenizer):
+    padded, mask = chat_tokenizer.pad([[7, 8, 9], [5]])
     pad = chat_tokenizer.pad_id
-    assert ids.tolist() == [[7, 8, 9], [pad, pad, 5]]
+    assert padded.tolist() == [[7, 8, 9], [pad, pad, 5]]
     assert mask.tolist() == [[True, True, True], [False, False, True]]
-
-
-def test_decoding_stops_at_the_end_and_leaves_special_tokens_out(chat_tokenizer):
     [ids] = chat_tokenizer.encode(PAIRS[:1])
     said = ids.completion[ids.opening :]
     answer = PAIRS[0].completion
@@ -275,28 +266,22 @@ def test_decoding_stops_at_the_end_and_leaves_special_tokens_out(chat_tokenizer)
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "built-in"])
-def test_saving_keeps_every_id(name, tmp_path, chat_tokenizer):
-    tokenizer = chat_tokenizer if name == "built-in" else ChatTokenizer(family(name))
-    predictors = tokenizer.add_predictors(2)
-    tokenizer.save(tmp_path)
-    again = ChatTokenizer.load(tmp_path)
-    assert again.encode(PAIRS) == tokenizer.encode(PAIRS)
-    assert again.add_predictors(2) == predictors
-    assert (len(again), again.pad_id, again.stop_ids) == (len(tokenizer), tokenizer.pad_id, tokenizer.stop_ids)
-
-
-def test_predictor_tokens_are_added_once(any_family):
-    _, tokenizer = any_family
+def test_predictor_tokens_are_added_once_and_saving_keeps_every_id(name, tmp_path, pairs):
+    built_in = [text for pair in pairs for text in (pair.prompt, pair.completion)]
+    tokenizer = ChatTokenizer.train(built_in, 400) if name == "built-in" else ChatTokenizer(family(name))
     before, encoded = len(tokenizer), tokenizer.encode(PAIRS)
     assert tokenizer.add_predictors(0) == []
     assert len(tokenizer) == before
     three = tokenizer.add_predictors(3)
-    assert tokenizer.add_predictors(3) == three
     assert tokenizer.add_predictors(2) == three[:2]
     assert len(set(three)) == 3
     assert len(tokenizer) == before + 3
-    assert tokenizer.encode(PAIRS) == encoded
     assert tokenizer.decode([[three[0], *encoded[0].completion[encoded[0].opening :]]]) == [PAIRS[0].completion]
+    tokenizer.save(tmp_path)
+    again = ChatTokenizer.load(tmp_path)
+    assert again.encode(PAIRS) == tokenizer.encode(PAIRS) == encoded
+    assert again.add_predictors(3) == three
+    assert (len(again), again.pad_id, again.stop_ids) == (len(tokenizer), tokenizer.pad_id, tokenizer.stop_ids)
 
 
 def test_the_built_in_tokenizer_reads_any_text_and_gives_it_back(pairs, chat_tokenizer):

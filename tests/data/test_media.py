@@ -74,14 +74,10 @@ def test_frames_at_equal_distances_over_the_part(times, keyframes, container):
         np.testing.assert_allclose(shown(clip), expected, atol=0.5)
 
 
-def test_the_whole_video_is_its_part_unless_told():
-    content = video(STEADY)
-    clip = read_clip(Media("v.mkv", content), 5, 16)
-    np.testing.assert_allclose(shown(clip), decoded(content)[[9, 29, 49, 69, 89]], atol=0.5)  # 1.8, 5.8 ... 17.8 s
-
-
 def test_at_a_frame_rate_the_middle_of_the_part_is_shown():
     content = video(STEADY)
+    clip = read_clip(Media("v.mkv", content), 5, 16)  # no rate, and no part: all of the video, at 1.8, 5.8 ... 17.8 s
+    np.testing.assert_allclose(shown(clip), decoded(content)[[9, 29, 49, 69, 89]], atol=0.5)
     clip = read_clip(Media("v.mkv", content, 4.0, 12.0), 6, 16, fps=1.0)
     np.testing.assert_allclose(shown(clip), decoded(content)[[25, 30, 35, 40, 45, 50]], atol=0.5)
     short = read_clip(Media("v.mkv", content, 4.0, 6.0), 6, 16, fps=1.0)
@@ -116,12 +112,10 @@ def test_a_video_is_as_long_as_its_pictures(starts, sound, container, keyframes)
 
 def test_a_truncated_video_is_named():
     content, loud = video(STEADY), video(STEADY, sound=20.0)
+    early = r"must have a frame at \d+\.\d\d s, got its last at \d+\.\d\d s"
     for media, rule in (
-        (
-            Media("v.mkv", content[: len(content) // 2]),
-            r"must have a frame at \d+\.\d\d s, got its last at \d+\.\d\d s",
-        ),
-        (Media("v.mkv", loud[: len(loud) // 2]), r"must have a frame at \d+\.\d\d s, got its last at \d+\.\d\d s"),
+        (Media("v.mkv", content[: len(content) // 2]), early),
+        (Media("v.mkv", loud[: len(loud) // 2]), early),
         (Media("v.mkv", content, 33.0, 34.0), r"must have a frame at 33\.\d\d s, got its last at 19\.80 s"),
         (Media("v.mkv", content, 30.0), r"start must be before the video's end, 19\.81 s, got 30"),
         (Media("v.mov", video(STEADY, "mov")[:2000]), r"cannot be decoded beyond 0\.00 s"),

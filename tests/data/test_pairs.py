@@ -1,4 +1,4 @@
-"""Readers of examples: the real files, strict errors, splits and duplicates, the chat form's round trip."""
+"""Readers of examples: the real files, strict errors, splits and duplicates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from conftest import real_data
+from conftest import real_data, write_chat
 
 from jepa.data.pairs import (
     Example,
@@ -19,7 +19,6 @@ from jepa.data.pairs import (
     nlrx,
     read_chat,
     split_pairs,
-    write_chat,
 )
 from jepa.errors import InputError
 
@@ -41,9 +40,8 @@ def message(role: str = "user", content: object = "hello") -> dict[str, object]:
 GOOD = {"messages": [message(), message("assistant", "hi")]}
 
 
-def test_chat_files_survive_a_round_trip(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    write_chat(path, EXAMPLES)
+def test_what_is_written_is_read(tmp_path):
+    path = write_chat(tmp_path / "pairs.jsonl", EXAMPLES)
     assert read_chat(path) == EXAMPLES
     assert path.read_bytes().count(b"\n") == 3
     assert [example.system for example in read_chat(path, system=False)] == [None] * 3
@@ -51,17 +49,14 @@ def test_chat_files_survive_a_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["nlrx", "chat"])
-def test_real_files_survive_a_round_trip(tmp_path, folder):
+def test_real_files(folder):
     for path in sorted(real_data(folder).glob("*.jsonl")):
         examples = read_chat(path)
         rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-        assert [each.prompt for each in examples] == [row["messages"][1]["content"] for row in rows]
-        assert [each.completion for each in examples] == [row["messages"][2]["content"] for row in rows]
-        assert [each.code for each in examples] == [
-            row["code"][0]["content"] if "code" in row else None for row in rows
-        ]
-        write_chat(tmp_path / path.name, examples)
-        assert read_chat(tmp_path / path.name) == examples
+        said = [tuple(turn["content"] for turn in row["messages"]) for row in rows]
+        assert [(each.system, each.prompt, each.completion) for each in examples] == said
+        codes = [row["code"][0]["content"] if "code" in row else None for row in rows]
+        assert [each.code for each in examples] == codes
         assert examples[16].source == f"{path.name}:17"
 
 
@@ -97,18 +92,16 @@ def test_bad_lines_are_named(tmp_path, line):
         read_chat(path)
 
 
-def test_the_field_of_a_bad_line_is_named(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps({"messages": [message(), message("assistant", 7)]}))
-    with pytest.raises(InputError, match=r"messages\[1\]\.content must be text that is not empty, got 7"):
-        read_chat(path)
-
-
-def test_files_without_examples_are_named(tmp_path):
+def test_bad_files_and_the_fields_of_bad_lines_are_named(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
-    for path, message in ((tmp_path / "empty.jsonl", "at least 1 line"), (tmp_path / "none.jsonl", "not found")):
-        with pytest.raises(InputError, match=message):
-            read_chat(path)
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"messages": [message(), message("assistant", 7)]}))
+    for name, rule in (
+        ("empty", "at least 1 line"),
+        ("none", "not found"),
+        ("pairs", r"messages\[1\]\.content must be text that is not empty, got 7"),
+    ):
+        with pytest.raises(InputError, match=rule):
+            read_chat(tmp_path / f"{name}.jsonl")
 
 
 def test_blank_lines_a_byte_order_mark_and_a_missing_line_end_are_passed_over(tmp_path):
@@ -195,6 +188,7 @@ def test_duplicates_are_counted_or_dropped():
         (partial(split_pairs, numbered(9), [], 0.0, 0, limit=10), "limit"),
         (partial(split_pairs, numbered(9), [], 0.0, 0, limit=0), "limit"),
         (partial(split_pairs, numbered(9), numbered(9), 0.0, 0, drop_test_duplicates=True), "9 of them dropped"),
+        (partial(nlrx, "folder", "all", 0.0, seed=0), "phrasing must be synth, turk or both, got 'all'"),
     ],
 )
 def test_bad_values_are_refused(call, message):
@@ -277,17 +271,3 @@ def test_nlrx_phrasings_hold_out_the_same_expressions():
     tested = {example.prompt for example in dropped.test}
     assert tested.isdisjoint(example.prompt for example in dropped.train + dropped.validation)
     assert len(dropped.train) + len(dropped.validation) + dropped.duplicates["dropped"] == 8000
-
-
-def test_misaligned_phrasings_are_named(tmp_path):
-    write_chat(tmp_path / "synth_train.jsonl", numbered(4))
-    write_chat(tmp_path / "turk_train.jsonl", [*numbered(3), Example("request", "else", None)])
-    with pytest.raises(
-        InputError, match=r"turk_train.jsonl:4 must have the completion of .*:4, 'answer 3', got 'else'"
-    ):
-        nlrx(str(tmp_path), "both", 0.0, seed=0)
-    write_chat(tmp_path / "turk_train.jsonl", numbered(3))
-    with pytest.raises(InputError, match="got 4 and 3"):
-        nlrx(str(tmp_path), "both", 0.0, seed=0)
-    with pytest.raises(InputError, match="phrasing must be synth, turk or both, got 'all'"):
-        nlrx(str(tmp_path), "all", 0.0, seed=0)

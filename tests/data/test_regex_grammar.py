@@ -189,17 +189,13 @@ def test_every_rule_and_terminal_has_paraphrases_with_the_same_slots():
         assert all(set(re.findall(r"\{\w\}", text)) == slots for text in texts)
 
 
-def test_splits_are_distinct_and_disjoint_by_expression():
-    splits = generate(900, 300, 0.1, seed=0)
-    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [810, 90, 300]
-    every = splits.train + splits.validation + splits.test
-    assert len({pair.completion for pair in every}) == len({pair.prompt for pair in every}) == 1200
-    assert not any(splits.duplicates.values())
-    assert {pair.system for pair in every} == {SYSTEM_PROMPT}
-
-
-def test_two_phrasings_are_held_out_together():
+def test_splits_are_distinct_and_two_phrasings_are_held_out_together():
     one, two = (generate(900, 300, 0.1, seed=0, phrasings=phrasings) for phrasings in (1, 2))
+    assert [len(part) for part in (one.train, one.validation, one.test)] == [810, 90, 300]
+    every = one.train + one.validation + one.test
+    assert len({pair.completion for pair in every}) == len({pair.prompt for pair in every}) == 1200
+    assert not any(one.duplicates.values())
+    assert {pair.system for pair in every} == {SYSTEM_PROMPT}
     for single, double in ((one.train, two.train), (one.validation, two.validation), (one.test, two.test)):
         assert double[::2] == single
         assert [pair.completion for pair in double[1::2]] == [pair.completion for pair in single]
@@ -215,25 +211,11 @@ def test_pairs_depend_on_the_seed_alone():
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "bc23cd61b14f1478"
 
 
-def test_a_smaller_limit_is_within_a_larger_one():
-    small, large = (generate(300, 0, 0.1, seed=0, limit=limit) for limit in (50, 200))
-    assert len(small.train) == 50
-    assert {pair.source for pair in small.train} < {pair.source for pair in large.train}
-    assert small.validation == large.validation
-
-
-def test_depth_is_bounded():
-    for limit in (1, 2, 3):
-        rng = Random(0)
-        assert max(depth(sample(rng, limit)) for _ in range(200)) == limit
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"pairs": 0}, "pairs"),
         ({"test_pairs": -1}, "test_pairs"),
-        ({"max_depth": 4}, "max_depth"),
         ({"phrasings": 3}, "phrasings"),
         ({"validation_fraction": 1.0}, "validation_fraction"),
         ({"limit": 19}, "limit"),
@@ -245,6 +227,6 @@ def test_bad_numbers_are_refused(arguments, message):
 
 
 def test_asking_for_more_than_the_grammar_has_is_refused(monkeypatch):
-    monkeypatch.setattr("jepa.data.regex_grammar.sample", lambda rng, max_depth: Expression("a vowel"))
-    with pytest.raises(InputError, match=r"yields at max_depth 3 \(about 1\), got 12"):
+    monkeypatch.setattr("jepa.data.regex_grammar.sample", lambda rng: Expression("a vowel"))
+    with pytest.raises(InputError, match=r"yields \(about 1\), got 12"):
         generate(10, 2, 0.1, seed=0)

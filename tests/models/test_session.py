@@ -91,7 +91,8 @@ def test_a_word_more_costs_a_session_only_that_word(tiny_llm_jepa):
 def test_verification_agrees_with_exactly_the_models_own_answer_and_is_not_lost(tiny_llm_jepa, pairs):
     request = pairs[0].prompt
     [own] = tiny_llm_jepa.answer([request], LONGEST)
-    draft = tiny_llm_jepa.generate([request], LONGEST)[0]
+    [ids] = tiny_llm_jepa.tokenizer.encode([pairs[0]])
+    [draft] = (row.tokens for row in tiny_llm_jepa.continuations([ids.given], LONGEST))
     session = RequestSession(tiny_llm_jepa)
     assert session.worst_gap(request, draft) == 0
     wrong = [*draft[:4], (draft[4] + 1) % 300, *draft[5:]]

@@ -9,9 +9,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import real_data, tiny_config
+from conftest import SHORT, real_data, tiny_config, write_video
 from safetensors.numpy import load_file
-from test_experiments import SHORT, write_video
 from tokenizers import Tokenizer as Rust
 from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, VJEPA2Config, VJEPA2Model
@@ -145,31 +144,23 @@ def test_a_tokenizer_of_no_role_is_named(folder, tokenizer):
 
 
 @pytest.mark.parametrize("chunk", [5, 16, 1000])
-def test_windows_that_are_encoded_as_a_whole_are_those_of_the_video(model, chunk):
-    """Windows of 8 frames every 4: one call of the encoder each, whatever the chunks in which frames arrive."""
-    frames, ledger = video(), OperationLedger()
+@pytest.mark.parametrize(("name", "apart"), [("tiny_model", 4), ("image_model", 1), ("model", None)])
+def test_a_stream_gives_the_latents_of_its_windows(name, apart, chunk, request):
+    """Windows of 8 frames every 4, whatever the chunks in which frames arrive; frames apart are encoded once."""
+    model, frames, ledger = request.getfixturevalue(name), video(), OperationLedger()
     chunks = (frames[i : i + chunk] for i in range(0, len(frames), chunk))
     latents, times = (np.concatenate(p) for p in zip(*model.stream(chunks, 2.0, QUERIES[0], ledger), strict=True))
     starts = np.arange(0, len(frames) - 8 + 1, 4)
     windows = torch.from_numpy(np.stack([frames[s : s + 8] for s in starts]))
     with torch.no_grad():
         expected = model.predict(model.encode(windows), [QUERIES[0]] * len(starts))
-        flops = count_flops(lambda: model.encode(windows)).total
+        whole = torch.from_numpy(frames[: len(frames) // 4 * 4])[None]
+        flops = count_flops(lambda: model.encode(windows) if apart is None else model.x_encoder.encode_slots(whole))
     np.testing.assert_allclose(latents, expected.numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(times, (starts + 4) / 8)
-    assert ledger.encoder.calls == ledger.predictor.calls == len(starts)
-    assert ledger.encoder.flops == flops
-
-
-def test_frames_that_are_encoded_apart_are_encoded_once(image_model):
-    frames, ledger = video(), OperationLedger()
-    parts = list(image_model.stream([frames], 4.0, QUERIES[0], ledger))
-    windows = torch.from_numpy(np.stack([frames[s : s + 8] for s in range(0, len(frames) - 8 + 1, 2)]))
-    with torch.no_grad():
-        expected = image_model.predict(image_model.encode(windows), [QUERIES[0]] * len(windows))
-    np.testing.assert_allclose(np.concatenate([p[0] for p in parts]), expected.numpy(), rtol=1e-4, atol=1e-5)
-    assert ledger.encoder.calls == len(frames)
-    assert ledger.predictor.calls == len(windows)
+    assert ledger.encoder.calls == (len(starts) if apart is None else len(frames) // apart)
+    assert ledger.predictor.calls == len(starts)
+    assert ledger.encoder.flops == flops.total
 
 
 def test_selective_encoding_encodes_the_windows_of_the_steps_selected(model):

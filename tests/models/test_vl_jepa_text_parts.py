@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from conftest import LLAMA, tiny_config
 from transformers import AutoModelForCausalLM
 
 from jepa import checkpoint
 from jepa.data.pretrained_tokenizer import PretrainedTokenizer
+from jepa.errors import InputError
 from jepa.pretrained import make_config
 
 BERT = {
@@ -64,3 +66,13 @@ def test_pretrained_text_parts_go_through_a_checkpoint(tokenizer, trained_tokeni
     assert torch.equal(again.embed(texts), model.embed(texts))
     ours, theirs = again.decode(predictions), model.decode(predictions)
     assert [row.text for row in ours] == [row.text for row in theirs]
+
+
+def test_a_decoder_that_cannot_be_counted_is_refused_before_it_is_trained(tokenizer):
+    small = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "num_hidden_layers": 4}
+    small |= {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "head_dim": 8, "model_type": "qwen3_next"}
+    config = tiny_config()
+    config["model"]["y_decoder"] = {"_target_": "jepa.decoders.language.LanguageDecoder", "embedding_dim": 16}
+    config["model"]["y_decoder"]["architecture"] = LLAMA | small
+    with pytest.raises(InputError, match=r"must have a FLOP formula, got aten\.linalg_solve_triangular"):
+        checkpoint.build_model(config, tokenizer)

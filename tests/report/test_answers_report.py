@@ -163,7 +163,7 @@ def test_no_right_answer_and_no_counts_are_told_apart(answer_results):
     changed = answer_results.model_copy(update={"arms": arms})
     assert cells(changed)["FLOPs per right answer"] == ["∞", "3.75e+09", "–", "3.75e+09"]
     shown = terminal(answers.report(changed))
-    assert "none is right" in shown
+    assert "∞" in shown
     assert "not counted" in shown
 
 
@@ -180,12 +180,11 @@ def test_remarks_say_what_does_not_compare(answer_results):
 
 def test_the_report_shows_arms_settings_runs_and_budget(answer_results):
     shown = answers.report(answer_results)
-    page, words = html(shown), markdown(shown)
-    for text in ("objective.weight", "InfoNCE", "llm_jepa/seed_2/evaluation", "X-Encoder", "abc", "ridge" * 0):
+    page = html(shown)
+    for text in ("objective.weight", "InfoNCE", "0.860, 0.864, 0.868", "X-Encoder", "abc"):
         assert text in page
-    assert "significan" not in words
-    assert "area 0.225" in page
-    assert page.count("<svg") == 3
+    assert "significan" not in markdown(shown)
+    assert page.count("<svg") == 2
 
 
 def test_the_summary_fits_one_screen(answer_results):

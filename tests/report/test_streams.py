@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from made_streams import with_contrast, with_savings
 
@@ -53,21 +51,6 @@ def test_every_section_and_table_is_in_page_and_markdown(page, shown):
         assert f"## {heading}" in words
 
 
-def test_the_page_speaks_the_words_of_the_field(page):
-    text = re.sub(r"<[^>]+>", " ", page).lower()
-    for word in ("knob", "lever", "strip", "lane", "served", "watching"):
-        assert not re.search(rf"\b{word}s?\b", text), word
-
-
-def test_every_number_of_the_savings_is_in_page_and_markdown(stream_results, page, shown):
-    words = markdown(shown)
-    for setting in stream_results.settings.values():
-        for row in analysis.headline_savings(setting):
-            if row.reached:
-                assert fmt.saving(row.ratio) in words
-                assert fmt.saving(row.ratio).replace(" to ", "\u00a0to\u00a0") in page
-
-
 def test_the_summary_fits_one_screen(stream_results, shown):
     lines = terminal(shown, colour=False).splitlines()
     assert len(lines) <= 40
@@ -97,7 +80,8 @@ def test_a_quality_that_is_not_reached_is_said_in_words(stream_results):
     assert found.figure == "not reached"
     assert "No causal policy reaches the quality of " in found.text
     assert "comes closest" in found.detail
-    assert {row["saving"].split(";")[0] for row in by_header(sweep_tables.savings_table(setting))} == {"not reached"}
+    _, headline = sweep_tables.savings_table(setting).groups[0]
+    assert all("not reached" in " ".join(row) for row in headline)
 
 
 def test_a_saving_without_contrast_is_void(stream_results):
@@ -126,17 +110,17 @@ def test_a_policy_that_decodes_nothing_has_no_ratio(stream_results):
 # --- Tables.
 
 
-def test_the_matrix_has_a_column_for_each_reference_and_tolerance(stream_results):
+def test_savings_stand_against_each_reference_and_tolerance_the_headline_first(stream_results):
     setting = stream_results.settings["everyday"]
-    made = sweep_tables.matrix_table(setting)
+    made = sweep_tables.savings_table(setting)
     wanted = list(dict.fromkeys(analysis.wanted_name(setting, row) for row in setting.savings))
-    assert made.header == ["policy", *wanted, "curves, CIDEr-D", "at decodes/s"]
-    assert len(rows(made)) == len(setting.curves)
-    for row in setting.savings:
-        cell = by_header(made)[list(setting.curves).index(row.policy)][analysis.wanted_name(setting, row)]
-        assert cell.startswith("[") == (row.value is not None and not row.reached)
-        if row.value is not None:
-            assert ("*" in cell) == (row.temporal_f1_difference.value < 0)
+    assert [title.partition(": ")[0] for title, _ in made.groups] == [f"against {name}" for name in wanted]
+    assert [len(group) for _, group in made.groups] == [len(setting.curves)] * len(wanted)
+    for row, cells in zip(setting.savings, by_header(made), strict=True):
+        assert cells["saving"].startswith("not reached") == (not row.reached)
+        assert (cells["curves, CIDEr-D"] != "–") == (
+            row.headline and row.policy in setting.areas and setting.areas[row.policy].difference is not None
+        )
 
 
 def test_compute_is_flops_per_second_of_stream(stream_results):
@@ -154,7 +138,6 @@ def test_compute_is_flops_per_second_of_stream(stream_results):
             assert cells["saving, wall time"].endswith(" est.") == (row.estimated is not None)
         reference = setting.operations.index(analysis.reference_row(setting))
         assert made[reference]["saving, FLOPs"] == "1.00×"
-        assert made[reference]["break-even steps/s"] == "–"
 
 
 def test_uncounted_flops_are_no_zero(stream_results):
@@ -186,7 +169,6 @@ def test_quality_and_cache_stand_at_the_operating_point(stream_results):
     cached = [policy for policy, curve in setting.curves.items() if curve.cache is not None]
     made = by_header(sweep_tables.cache_table(setting))
     assert {cells["policy"] for cells in made} == {setting.curves[policy].label for policy in cached}
-    assert all(cells["kept"] in ("yes", "no", "–") for cells in made)
 
 
 def test_scores_stand_beside_chance_and_cost(stream_results):
@@ -198,24 +180,12 @@ def test_scores_stand_beside_chance_and_cost(stream_results):
     assert {row["score"] for row in made} >= {"R@1", "R@5", "accuracy, all questions", "exact match", "RankMe"}
 
 
-def test_fractions_of_training_add_up(stream_results):
+def test_operations_of_training_end_in_their_sum(stream_results):
     made = checkpoint.training_table(stream_results.training.stages)
     for title, group in made.groups:
         assert "steps in" in title
-        *parts, whole = [dict(zip(made.header, row, strict=True)) for row in group]
-        assert whole["fraction of FLOPs"] == "100.0 %"
-        assert sum(float(part["fraction of FLOPs"].removesuffix(" %")) for part in parts) == pytest.approx(100, abs=0.5)
-
-
-def test_the_timeline_table_takes_the_nearest_decode(stream_results):
-    setting = stream_results.settings["everyday"]
-    decodes = analysis.timeline_decodes(setting)
-    for event, row in zip(setting.timeline.events, rows(streams.timeline_table(setting)), strict=True):
-        middle = (event.start + event.end) / 2
-        for found, cell in zip(decodes.values(), row[2:], strict=True):
-            assert cell in {
-                each.text for each in found if abs(each.time - middle) == min(abs(d.time - middle) for d in found)
-            }
+        *parts, whole = [[float(cell) for cell in row[1:]] for row in group]
+        assert [pytest.approx(sum(column)) for column in zip(*parts, strict=True)] == whole
 
 
 def test_settings_without_operations_or_curve_are_shown(stream_results):
@@ -224,7 +194,6 @@ def test_settings_without_operations_or_curve_are_shown(stream_results):
     document = stream_results.model_copy(update={"settings": bare, "training": training, "sweep": None})
     words = markdown(streams.report(document))
     assert words.count("None were recorded.") == 3 * len(bare)
-    assert "No curve was recorded." in words
     assert "not counted" in words
 
 
@@ -264,18 +233,6 @@ def test_parts_are_stacked_to_the_whole_and_estimates_are_hatched(stream_results
         assert sum(bar.get_width() for bar in bars) == pytest.approx(total / row.ledger.stream_seconds / scale)
         hatched = measure == "seconds" and row.estimated is not None
         assert any(bar.get_hatch() == HATCH for bar in bars) == hatched
-
-
-def test_optimisations_end_at_the_joint_measurement(stream_results):
-    setting = stream_results.settings["everyday"]
-    rows = analysis.optimisation_chain(setting, "flops")
-    assert rows[0][1] is analysis.reference_row(setting)
-    with drawing():
-        axes = sweep_figures.chain(setting, "flops", LIGHT).axes[0]
-    ends = [bar.get_x() if i else 1.0 for i, bar in enumerate(axes.patches[:-1])]
-    for end, (_, row) in zip(ends[1:], rows[1:], strict=True):
-        share = 1 / analysis.operations_ratio(setting, row).flops
-        assert end == pytest.approx(share, rel=1e-6) or share > end
 
 
 def test_the_timeline_shows_events_decodes_and_hollow_answers_of_a_cache(stream_results):
@@ -325,9 +282,9 @@ def test_runs_side_by_side_show_a_column_each_and_what_differs(stream_results, t
     other = first.model_copy(update={"seed": 7, "config": {**first.config, "speed": {"fast": True}}})
     runs = {"a/results.json": first, "b/results.json": other}
     assert compare.names(runs) == ["a", "b"]
-    assert ["speed.fast", "–", "true"] in rows(compare.configuration_table(runs))
     found = rows(compare.runs_table(runs))
     assert ["seed", "0", "7"] in found
+    assert ["speed.fast", "–", "true"] in found
     assert not any(row[0] == "created" for row in found)
     best = analysis.best_causal(stream_results.settings["everyday"])
     assert ["saving, decoder calls", fmt.saving(best.ratio), fmt.saving(best.ratio)] in found
@@ -335,6 +292,4 @@ def test_runs_side_by_side_show_a_column_each_and_what_differs(stream_results, t
     lines = terminal(shown, colour=False).splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 100
-    assert sorted(write_report(None, shown, tmp_path, "comparison")) == [
-        "comparison.html", "comparison.md", "comparison.png",
-    ]  # fmt: skip
+    assert sorted(write_report(None, shown, tmp_path, "comparison")) == ["comparison.html", "comparison.md"]

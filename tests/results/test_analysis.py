@@ -86,18 +86,6 @@ def test_flops_of_a_called_part_without_a_count_are_unknown():
     assert analysis.counted_flops(ledger) is None
 
 
-def test_at_the_break_even_rate_encoding_costs_what_decoding_saves(setting):
-    reference = analysis.reference_row(setting).ledger
-    for row in setting.operations:
-        rate, ours = analysis.break_even(setting, row), row.ledger
-        each = (ours.encoder.flops + ours.predictor.flops) / ours.step_count
-
-        def decoding(ledger):
-            return (ledger.decoder.flops + ledger.cache.flops) / ledger.stream_seconds
-
-        assert rate * each == pytest.approx(decoding(reference) - decoding(ours))
-
-
 def test_the_leanest_point_is_no_oracle_and_kept_means_reached(setting):
     lean, kept = analysis.leanest(setting), analysis.leanest(setting, kept=True)
     assert not setting.curves[lean.policy].oracle
@@ -105,20 +93,6 @@ def test_the_leanest_point_is_no_oracle_and_kept_means_reached(setting):
     assert analysis.qualified(setting, kept)
     reached = {(row.policy, row.value) for row in setting.savings if row.headline and row.reached}
     assert (kept.policy, kept.value) in reached
-
-
-def test_each_optimisation_of_the_chain_is_one_more(setting):
-    chain = analysis.optimisation_chain(setting, "flops")
-    assert chain[0] == ("uniform", analysis.reference_row(setting))
-    names = [name for name, _ in chain]
-    assert names == [n for n in ("uniform", "selective decoding", "+ cache", "+ fewer steps computed") if n in names]
-    for name, row in chain[1:]:
-        curve = setting.curves[row.policy]
-        assert curve.causal
-        assert not curve.oracle
-        assert (name == "+ fewer steps computed") == curve.selects_steps
-        assert (name != "selective decoding") or curve.cache is None
-    assert analysis.optimisation_chain(setting.model_copy(update={"operations": ()}), "flops") == []
 
 
 def test_prominent_policies_are_all_policies_the_telling_ones_first(setting, stream_results):

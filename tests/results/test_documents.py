@@ -30,13 +30,6 @@ def test_the_real_sweep_has_something_to_say(stream_results):
         assert savings["gate"].reached
         assert savings["gate"].ratio.value > 1.2
         assert {row.policy for row in setting.operations} >= {"uniform", "gate", "gate_cache", "on_demand", "oracle"}
-    rows = {row.policy: row for row in stream_results.settings["everyday"].operations}
-    assert rows["gate"].estimated is None
-    assert rows["gate"].ledger.encoder.seconds == rows["uniform"].ledger.encoder.seconds > 0
-    assert rows["selective_encoding"].ledger.encoder.seconds == 0 < rows["selective_encoding"].estimated.encoder
-    assert rows["on_demand"].estimated.encoder == 0 < rows["on_demand"].estimated.predictor
-    assert rows["on_demand"].ledger.encoder.seconds > 0 == rows["on_demand"].ledger.predictor.seconds
-    assert rows["on_demand"].seconds < rows["uniform"].seconds
 
 
 @pytest.mark.parametrize(
@@ -47,11 +40,9 @@ def test_the_real_sweep_has_something_to_say(stream_results):
         (lambda d: d.update(speed=1), "speed: Extra inputs are not permitted, got 1"),
         (lambda d: d["settings"]["dense"].update(step_rate_hz=0), r"settings.dense.step_rate_hz: .*, got 0"),
         (lambda d: d["settings"]["dense"]["curves"]["gate"].update(test=[]), r"settings.dense.curves.gate.test: "),
-        (lambda d: d["settings"]["dense"]["areas"].update(lost={}), "settings.dense"),
+        (lambda d: d["settings"]["dense"]["areas"].update(lost={"speed": 1}), "settings.dense.areas.lost"),
         (lambda d: d["settings"]["dense"]["savings"][0].update(value=3.0), r"value of uniform must be one of its test"),
         (lambda d: d["settings"]["dense"]["operations"][0].update(policy="lost"), "'lost' must be a policy of curves"),
-        (lambda d: d["settings"]["dense"]["savings"][1].update(quality=None), "null exactly when value is"),
-        (lambda d: d["settings"]["dense"]["savings"][1].update(ratio=None), "ratio must be null exactly when"),
         (lambda d: [s.update(headline=False) for s in d["settings"]["dense"]["savings"]], "exactly one reference"),
         (lambda d: d["settings"]["dense"]["operations"][0]["ledger"]["encoder"].update(calls=-1), "ledger"),
     ],

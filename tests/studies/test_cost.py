@@ -25,7 +25,8 @@ from jepa.data.world import CAPTION_QUERIES
 from jepa.errors import InputError
 from jepa.operations import OperationLedger
 from jepa.report.render import html, markdown, terminal
-from jepa.results import StreamResults, best_causal, headline_savings, read_document
+from jepa.results import StreamResults, read_document
+from jepa.results.analysis import best_causal, headline_savings
 from jepa.studies.configs import CostConfig
 from jepa.studies.cost import CostResults, analyse, checkpoint_parts, read_parts, shapley
 from jepa.studies.cost.report import answer, report

@@ -313,8 +313,8 @@ def test_the_report_shows_a_policy_without_an_operating_point(results):
     missing = changed(results, 0.3, "ward_mean", reached=False, **dict.fromkeys(nothing))
     two = results.model_copy(update={"levels": (missing, missing.model_copy(update={"noise": 0.9}))})
     text = markdown(report(two))
-    assert "| Ward, segment mean | the whole stream | – | not reached" in text
-    assert "| Ward, segment mean | – | – | none |" in text
+    assert "| Ward, segment mean (offline) | – | not reached" in text
+    assert "| Ward, segment mean (offline) | – | – | none |" in text
     assert max(map(len, terminal(report(two)).splitlines())) <= 100
 
 
@@ -331,8 +331,8 @@ def test_the_report_shows_savings_without_a_bound_and_policies_that_decode_nothi
     update = {"savings": tuple(savings), "curves": first.curves | {"ward_mean": oracle}}
     first = first.model_copy(update=update)
     text = markdown(report(results.model_copy(update={"levels": (first, results.levels[1])})))
-    assert "| Ward, segment mean (upper bound) | the annotations | 0.2 Hz | decodes nothing |" in text
-    assert re.search(r"prediction-error gate \| the past \| threshold [^|]+ \| [\d.]+× \(from [\d.]+\)", text)
+    assert "| Ward, segment mean (upper bound) | 0.2 Hz | decodes nothing |" in text
+    assert re.search(r"prediction-error gate \| threshold [^|]+ \| [\d.]+× \(from [\d.]+\)", text)
     assert savings_end(results.model_copy(update={"levels": (first,)}), "ward_mean") is None
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import language_config
+from conftest import language_config, write_chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa import checkpoint
 from jepa.cli import main
-from jepa.data.pairs import Example, write_chat
+from jepa.data.pairs import Example
 from jepa.errors import InputError
 from jepa.metrics import Interval
 from jepa.models.session import AnswerCache, RequestSession, follow, read_latent, read_state

@@ -1,7 +1,8 @@
-"""Training of plain configurations, in this process or in two, as torchrun launches them."""
+"""Trainings of tiny models: their plain configurations and records; in this process or in two, as torchrun does it."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -9,10 +10,26 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from conftest import tiny_config
 from safetensors.torch import load_file
 
+from jepa.cli import compose
 from jepa.config import LanguageTrainConfig, TrainConfig, validate
 from jepa.training import run
+
+
+def config(*overrides: str) -> dict[str, Any]:
+    """Two steps of each stage of a tiny model, on a CPU."""
+    short = [f"{stage}.{key}" for stage in ("jepa", "decoder") for key in ("steps=2", "batch_size=6", "warmup_steps=0")]
+    short += [f"{stage}.{key}" for stage in ("jepa", "decoder") for key in ("validate_every=2", "validation_batches=1")]
+    short += ["decoder.streams=1", "decoder.stream_seconds=6", "workers=0", "accelerator=cpu", "precision=32-true"]
+    plain = validate(compose("train", ["name=tiny", *short, *overrides]), TrainConfig)
+    return plain.model_dump() | {"model": tiny_config()["model"]}
+
+
+def stages(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
+    return found
 
 
 def train(plain: dict[str, Any], output: Path) -> Path:
@@ -38,8 +55,8 @@ def train_in_two_processes(plain: dict[str, Any], strategy: str, output: Path) -
     return output / "checkpoint"
 
 
-def assert_same_weights(found: Path, expected: Path) -> None:
+def assert_same_weights(found: Path, expected: Path, atol: float = 2e-4, rtol: float = 1e-3) -> None:
     weights, wanted = (load_file(folder / "model.safetensors") for folder in (found, expected))
     assert weights.keys() == wanted.keys()
     for name in wanted:
-        torch.testing.assert_close(weights[name], wanted[name], atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(weights[name], wanted[name], atol=atol, rtol=rtol)

@@ -1,10 +1,9 @@
-"""Training an LLM-JEPA: every objective for a few steps, the terms by hand, equal operations, selection, repetition."""
+"""Training an LLM-JEPA: every objective for a few steps, the terms by hand, equal operations, repetition."""
 
 from __future__ import annotations
 
 import copy
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LLAMA, language_config
-from processes import assert_same_weights, train, train_in_two_processes
+from processes import assert_same_weights, stages, train, train_in_two_processes
 from safetensors.torch import load_file
 
 from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import compose
 from jepa.config import LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, StageConfig, validate
-from jepa.data.batches import PairBatches
 from jepa.errors import InputError
 from jepa.losses.infonce import InfoNCE
 from jepa.metrics import LatentGeometry
@@ -46,34 +44,11 @@ STAGE = {
     "gradient_clip": 1.0,
     "validate_every": 2,
     "validation_pairs": 8,
-    "select": "last",
 }
 
 
-@pytest.fixture(autouse=True)
-def short_count(monkeypatch):
-    """Operations are counted on one batch, where a run counts eight."""
-    monkeypatch.setattr("jepa.training.language._FLOPS_SAMPLE", 1)
-
-
 def objective_config(**changed: Any) -> dict[str, Any]:
-    return {
-        "weight": 0.3,
-        "next_token_weight": 1.0,
-        "latent": "prediction",
-        "loss": INFONCE,
-        "regulariser": None,
-        "regulariser_weight": 0.0,
-        "target": "gradient",
-        "ema_decay": 0.9,
-        "loss_dropout": 0.0,
-        "direction": "forward",
-        "view": "shared",
-        "rows": "packed",
-        "train_on": "answer",
-        "pairs": "paired",
-        **changed,
-    }
+    return ObjectiveConfig(**{"loss": INFONCE, "ema_decay": 0.9, **changed}).model_dump()
 
 
 def objective(**changed: Any) -> Objective:
@@ -92,39 +67,25 @@ def train_config(
     tiny["language_model"] = {"pretrained": None, "lora": None, **tiny["language_model"]}
     data = {"pairs": 100, "test_pairs": 2, "validation_fraction": 0.1, "seed": 0, "system": False}
     config = {
-        "variant": "llm_jepa",
         "name": "tiny",
         "arm": "llm_jepa",
         "seed": seed,
         "precision": "32-true",
         "accelerator": "cpu",
-        "strategy": "auto",
-        "devices": 1,
         "workers": 0,
         "data": {"_target_": "jepa.data.regex_grammar.generate", **data},
-        "tokenizer": {"pretrained": None, "vocab_size": 400},
+        "tokenizer": {"vocab_size": 400},
         "model": tiny,
         "method": objective_config(),
         "objective": objective_config(**(changed or {})),
-        "checkpoint": None,
-        "decoder": None,
         "equal_flops": equal_flops,
         "stage": {**STAGE, **(stage or {})},
-        "answers": {
-            "split": "test",
-            "metrics": ["exact_match"],
-            "choices": [],
-            "databases": None,
-            "timeout_seconds": 1.0,
-            "limit": 0,
-            "batch_size": 8,
-        },
     }
     return validate(config, LanguageTrainConfig).model_dump()
 
 
 def record(folder: Path) -> dict[str, Any]:
-    [stage] = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
+    [stage] = stages(folder)
     return stage
 
 
@@ -258,7 +219,7 @@ def test_the_teacher_follows_the_model_slowly(tiny_llm_jepa, pairs):
     with torch.no_grad():
         for p in module.model.parameters():
             p.add_(torch.randn_like(p))
-    module.average().on_train_batch_end(L.Trainer(accelerator="cpu", logger=False), module, None, None, 0)
+    module.average.on_train_batch_end(L.Trainer(accelerator="cpu", logger=False), module, None, None, 0)
     for old, slow, fast in zip(before, module.teacher.parameters(), module.model.parameters(), strict=True):
         torch.testing.assert_close(slow, 0.9 * old + 0.1 * fast)
         assert not slow.requires_grad
@@ -300,10 +261,7 @@ def test_the_tube_needs_no_extra_tokens(tiny_llm_jepa, pairs):
 
 
 def stage_config(steps: int) -> StageConfig:
-    kept = {
-        key: STAGE[key] for key in ("batch_size", "learning_rate", "weight_decay", "gradient_clip", "validate_every")
-    }
-    return StageConfig(steps=steps, warmup_steps=1, validation_batches=1, accumulate=1, schedule="cosine", **kept)
+    return StageConfig(steps=steps, batch_size=8, learning_rate=1e-2, weight_decay=0.1, warmup_steps=1)
 
 
 def test_every_trained_parameter_is_in_one_group(tiny_llm_jepa):
@@ -345,31 +303,14 @@ def test_operations_of_a_step_grow_with_its_batch_and_leave_no_gradient(tiny_llm
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_selection_restores_the_weights_of_the_best_validation(tmp_path):
-    """With a learning rate that spoils the model, the first validation is the best."""
-    stage = {"epochs": 0.6, "learning_rate": 3.0, "validate_every": 1, "warmup_fraction": 0.0}
-    config = train_config({}, {**stage, "select": "best"})
-    folder = train(config, tmp_path)
-    losses = logged(tmp_path, "val/next_token")
-    assert len(losses) == record(folder)["steps"] == 7
-    best = min(range(7), key=losses.__getitem__)
-    assert record(folder)["selected_step"] == best + 1
-    model = checkpoint.load(folder)
-    encoded = model.tokenizer.encode(build(config["data"]).validation[:8])
-    rows = PairBatches(encoded, objective().layout(model, LanguageStageConfig(**STAGE)), 0, 8, 1)[0].rows
-    with torch.no_grad():
-        out = model(rows)
-    assert float(F.cross_entropy(out.logits, out.labels)) == pytest.approx(losses[best], rel=1e-4)
-
-
 def test_validation_in_several_batches_is_that_of_all_pairs_at_once(tmp_path):
     """20 pairs in batches of 8, 8 and 4: every token counts once, and retrieval is among all 20."""
     config = train_config(stage={"validation_pairs": 20})
     config["data"]["validation_fraction"] = 0.25
     model = checkpoint.load(train(config, tmp_path))
     encoded = model.tokenizer.encode(build(config["data"]).validation[:20])
-    layout = objective().layout(model, LanguageStageConfig(**STAGE))
-    (batch,) = language._every_pair_once(encoded, layout, 20)
+    stage = LanguageStageConfig(**{**STAGE, "batch_size": 20})
+    (batch,) = language.validation_batches(objective(), model, stage, encoded)
     geometry = LatentGeometry(ks=(1, 10))
     with torch.no_grad():
         out = model(batch.rows)
@@ -386,18 +327,23 @@ def test_collapse_is_warned_of_while_there_is_a_latent_term(tmp_path):
         train(train_config(cosine, {"epochs": 1.0, "learning_rate": 3e-2, "validate_every": 5}), tmp_path)
 
 
-def test_bad_runs_are_named(tmp_path):
-    with pytest.raises(InputError, match="batch_size must be at most the number of pairs, 90, got 91"):
-        train(train_config(stage={"batch_size": 91}), tmp_path)
-    config = train_config()
-    config["data"] = {"_target_": "jepa.losses.distance.Cosine"}
-    with pytest.raises(InputError, match=r"data\._target_ must build ExampleSplits, got Cosine"):
-        train(config, tmp_path)
-    message = (
-        r"must hold at least 2 distinct targets, got 1; raise stage\.validation_pairs or data\.validation_fraction"
-    )
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"stage": {"batch_size": 91}}, "batch_size must be at most the number of pairs, 90, got 91"),
+        ({"data": {"_target_": LOSSES + "distance.Cosine"}}, r"data\._target_ must build ExampleSplits, got Cosine"),
+        ({"stage": {"validation_pairs": 1}}, r"at least 2 distinct targets, got 1; raise stage\.validation_pairs or"),
+        ({"stage": {"epochs": 0.0}}, r"epochs must be > 0 for a new language model, got 0 and no checkpoint"),
+        ({"devices": 2, "strategy": "ddp"}, "must be launched by torchrun --nproc-per-node 2"),
+        ({"strategy": "ddp"}, "devices > 1 must come with a strategy"),
+        ({"arm": "ntp"}, "objective.weight must be 0 in arm ntp, .* got 0.3; .* under method"),
+        ({"arm": "ntp_equal_flops"}, "objective.weight must be 0 in arm ntp_equal_flops, .* got 0.3"),
+    ],
+)
+def test_bad_runs_are_named(changed, message, tmp_path):
+    plain = train_config(stage=changed.get("stage"))
     with pytest.raises(InputError, match=message):
-        train(train_config(stage={"validation_pairs": 1}), tmp_path)
+        train(plain | changed | {"stage": plain["stage"]}, tmp_path)
 
 
 @pytest.mark.parametrize("changed", [{}, {"target": "ema"}, {"weight": 0.0}], ids=["default", "ema", "next tokens"])
@@ -407,7 +353,7 @@ def test_the_operations_of_training_are_those_of_its_steps(changed, tiny_llm_jep
     module = LanguageModule(copy.deepcopy(tiny_llm_jepa), chosen, stage_config(4))
     encoded = module.model.tokenizer.encode(pairs)
     batches = chosen.batches(encoded, module.model, LanguageStageConfig(**STAGE), 0, 3)
-    meter = TrainingMeter(*module.metered())
+    meter = TrainingMeter(module.parts, module.losses)
 
     def run() -> None:
         for index in range(3):
@@ -453,43 +399,13 @@ def test_two_processes_train_as_one_does_on_both_batches(changes, tmp_path):
 
 
 def test_a_decoder_is_trained_on_the_batches_of_two_processes(tmp_path):
-    decoder = {
-        "steps": 2,
-        "batch_size": 8,
-        "accumulate": 1,
-        "learning_rate": 1e-3,
-        "schedule": "constant",
-        "weight_decay": 0.0,
-        "warmup_steps": 0,
-        "gradient_clip": 1.0,
-        "validate_every": 2,
-        "validation_batches": 1,
-    }
+    decoder = StageConfig(steps=2, batch_size=8, warmup_steps=0, validation_batches=1).model_dump()
     size = {"width": 32, "depth": 1, "heads": 2}
     config = train_config(stage={"epochs": 0.1})
     config["model"]["y_decoder"] = {"_target_": "jepa.decoders.prefix.PrefixDecoder", **size}
     folder = train_in_two_processes({**config, "decoder": decoder}, "ddp", tmp_path)
-    stages = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
-    assert [(stage["name"], stage["samples"]) for stage in stages] == [("llm_jepa", 16), ("decoder", 32)]
+    assert [(stage["name"], stage["samples"]) for stage in stages(folder)] == [("llm_jepa", 16), ("decoder", 32)]
     checkpoint.load(folder)  # strictly
-
-
-def test_devices_come_with_a_strategy_and_a_launcher(tmp_path):
-    with pytest.raises(InputError, match="must be launched by torchrun --nproc-per-node 2"):
-        train(train_config() | {"devices": 2, "strategy": "ddp"}, tmp_path)
-    with pytest.raises(InputError, match="devices > 1 must come with a strategy"):
-        train(train_config() | {"strategy": "ddp"}, tmp_path)
-
-
-def test_a_baseline_is_next_token_training(tmp_path):
-    for arm in ("ntp", "ntp_equal_flops"):
-        with pytest.raises(InputError, match=rf"objective.weight must be 0 in arm {arm}, .* got 0.3; .* under method"):
-            train(train_config() | {"arm": arm}, tmp_path)
-
-
-def test_a_new_language_model_is_trained(tmp_path):
-    with pytest.raises(InputError, match=r"epochs must be > 0 for a new language model, got 0 and no checkpoint"):
-        train(train_config(stage={"epochs": 0.0}), tmp_path)
 
 
 def composed(*overrides: str) -> dict[str, Any]:

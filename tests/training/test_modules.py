@@ -12,71 +12,96 @@ from conftest import LLAMA
 from torch.utils.data import DataLoader
 
 from jepa.config import JEPAStageConfig, StageConfig
-from jepa.data.clips import ClipBatches
-from jepa.data.world import StreamStyle, World, is_held_out, questions
+from jepa.data.clips import CLASS_QUERY, ClipBatch, ClipBatches
+from jepa.data.world import SOLO_ACTIONS, StreamStyle, World, is_held_out, questions
 from jepa.decoders.language import LanguageDecoder
+from jepa.errors import InputError
 from jepa.training.latents import DecoderBatches, StreamLatents, predicted_latents, prediction_error, training_texts
 from jepa.training.modules import CollapseWarning, DecoderModule, JEPAModule, text_ids
 
-STAGE = {
-    "steps": 10,
-    "batch_size": 8,
-    "accumulate": 1,
-    "learning_rate": 1e-2,
-    "schedule": "cosine",
-    "weight_decay": 0.05,
-    "warmup_steps": 4,
-    "gradient_clip": 1.0,
-    "validate_every": 5,
-    "validation_batches": 1,
-}
-
-
-INFONCE = {"_target_": "jepa.losses.infonce.InfoNCE"}
-LATENT = {
-    "loss": INFONCE,
-    "regulariser": None,
-    "regulariser_weight": 0.0,
-    "target": "gradient",
-    "ema_decay": 0.9,
-    "chunk": 0,
-    "decoder_weight": 0.0,
-    "y_encoder_lr_multiplier": 0.05,
-}
+STAGE = StageConfig(steps=10, batch_size=8, learning_rate=1e-2, warmup_steps=4, validate_every=5)
 
 
 def jepa_module(model, **changed):
-    return JEPAModule(copy.deepcopy(model), JEPAStageConfig(**{**STAGE, **LATENT, **changed}))
+    stage = {**STAGE.model_dump(), "y_encoder_lr_multiplier": 0.05, **changed}
+    return JEPAModule(copy.deepcopy(model), JEPAStageConfig(**stage))
 
 
-def test_the_schedule_warms_up_and_ends_at_zero_for_every_group(tiny_model):
-    module = jepa_module(tiny_model)
+def rates_of(module: JEPAModule, steps: int) -> list[list[float]]:
+    """The learning rate of each group, step by step."""
     [optimizer], [schedule] = module.configure_optimizers()
     rates = []
-    for _ in range(11):
+    for _ in range(steps):
         rates.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
         schedule["scheduler"].step()
-    fast, slow, temperature = zip(*rates, strict=True)
+    return rates
+
+
+@pytest.mark.parametrize(("multiplier", "expected"), [(0.05, 0.05), (None, 1.0)])
+def test_the_schedule_warms_up_and_ends_at_zero_for_every_group(multiplier, expected, tiny_model):
+    module = jepa_module(tiny_model, y_encoder_lr_multiplier=multiplier)
+    assert set(module.parameter_groups()[1]["params"]) == set(module.model.y_encoder.parameters())
+    fast, slow, temperature = zip(*rates_of(module, 11), strict=True)
     assert fast[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
     assert max(fast) == pytest.approx(0.01)
     assert fast[7] == pytest.approx(0.005)  # half of the cosine
     assert fast[10] == pytest.approx(0, abs=1e-12)
-    assert slow == pytest.approx([0.05 * rate for rate in fast])
+    assert slow == pytest.approx([expected * rate for rate in fast])
     assert temperature == pytest.approx(fast)
 
 
-def test_every_parameter_is_in_one_group(tiny_model):
-    module = jepa_module(tiny_model)
+def test_a_constant_rate_stays_after_the_warm_up(tiny_model):
+    module = jepa_module(tiny_model, schedule="constant", warmup_steps=2, steps=6)
+    assert [rates[0] for rates in rates_of(module, 6)] == pytest.approx([0.005, *[0.01] * 5])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_every_trained_parameter_is_in_one_group(frozen, tiny_model):
+    """With a frozen X-Encoder and a target without gradient, those of the Predictor and the loss."""
+    model = copy.deepcopy(tiny_model)
+    model.x_encoder.requires_grad_(not frozen)
+    module = jepa_module(model, target="stop_gradient" if frozen else "gradient")
     grouped = [id(p) for group in module.parameter_groups() for p in group["params"]]
-    trained = [module.model.x_encoder, module.model.predictor, module.model.y_encoder, module.loss]
+    trained = [
+        module.model.predictor,
+        module.loss,
+        *([] if frozen else [module.model.x_encoder, module.model.y_encoder]),
+    ]
     assert sorted(grouped) == sorted(id(p) for part in trained for p in part.parameters())
+
+
+def test_a_regulariser_comes_with_its_weight(tiny_model):
+    with pytest.raises(InputError, match=r"regulariser and jepa\.regulariser_weight must be given together"):
+        jepa_module(tiny_model, regulariser_weight=0.1)
+
+
+def test_slow_copies_follow_once_a_step(tiny_model):
+    module = jepa_module(tiny_model, target="ema", accumulate=2)
+    trainer = L.Trainer(accumulate_grad_batches=2, accelerator="cpu", logger=False)
+    with torch.no_grad():
+        for parameter in module.model.parameters():
+            parameter.add_(1.0)
+    moved = []
+    for index in range(4):
+        before = next(module.teacher.parameters()).clone()
+        module.average.on_train_batch_end(trainer, module, None, None, index)
+        moved.append(not torch.equal(next(module.teacher.parameters()), before))
+    assert moved == [False, True, False, True]
 
 
 def test_text_ids_are_equal_for_equal_texts():
     ids = text_ids(["b", "a", "b", "c"]).tolist()
     assert ids[0] == ids[2]
     assert len({ids[0], ids[1], ids[3]}) == 3
+
+
+def test_classes_and_captions_without_a_query():
+    batch = ClipBatches(World(), 0, 64, 1, class_fraction=0.5, query_free=True)[0]
+    assert {"", CLASS_QUERY} < set(batch.queries)
+    names = {text for query, text in zip(batch.queries, batch.texts, strict=True) if query == CLASS_QUERY}
+    assert {phrases[0] for phrases in SOLO_ACTIONS.values()} & names
+    assert not {"the", "a", "red", "circle", "{o}"} & {word for name in names for word in name.split()}
 
 
 def test_collapse_is_warned_of(tiny_model, tmp_path):
@@ -99,10 +124,37 @@ def test_collapse_is_warned_of(tiny_model, tmp_path):
             trainer.validate(module, loader, verbose=False)
 
 
-def gradients(model, loss):
-    model.zero_grad()
+def gradients(module: JEPAModule, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    module.zero_grad()
     loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def gradients_of_batches(module: JEPAModule, batches: list[ClipBatch]) -> dict[str, torch.Tensor]:
+    module.log = lambda *_, **__: None
+    return gradients(module, sum(module.training_step(batch, 0) / len(batches) for batch in batches))
+
+
+@pytest.mark.parametrize(
+    ("loss", "equal"), [("distance.Cosine", True), ("distance.L2", True), ("infonce.InfoNCE", False)]
+)
+def test_accumulated_batches_are_the_large_one_unless_rows_are_compared(loss, equal, tiny_model):
+    module = jepa_module(tiny_model, loss={"_target_": f"jepa.losses.{loss}"})
+    batch = ClipBatches(World(), 0, 8, 1, hard_negatives=0)[0]
+    halves = [ClipBatch(*(field[rows] for field in batch[:3]), []) for rows in (slice(0, 4), slice(4, 8))]
+    whole, parts = gradients_of_batches(module, [batch]), gradients_of_batches(module, halves)
+    close = [torch.allclose(whole[name], parts[name], atol=1e-5) for name in whole]
+    assert all(close) == equal
+
+
+@pytest.mark.parametrize(("target", "decoder_weight"), [("gradient", 0.0), ("ema", 0.0), ("ema", 0.5)])
+def test_chunks_give_the_gradients_of_the_whole_batch(target, decoder_weight, tiny_model):
+    batch = ClipBatches(World(), 0, 8, 1)[0]
+    options = {"target": target, "decoder_weight": decoder_weight}
+    whole, parts = (gradients_of_batches(jepa_module(tiny_model, chunk=n, **options), [batch]) for n in (0, 3))
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("decoder", ["prefix", "language"])
@@ -115,16 +167,16 @@ def test_the_decoders_cross_entropy_reaches_the_predictor_and_not_the_decoder(de
     batch = ClipBatches(World(), 0, 8, 1)[0]
     found = {}
     for weight in (0.0, 0.5):
-        module = JEPAModule(model, JEPAStageConfig(**{**STAGE, **LATENT, "decoder_weight": weight}))
-        module.log = lambda *_, **__: None
-        found[weight] = gradients(model, module.training_step(batch, 0))
+        module = JEPAModule(model, JEPAStageConfig(**STAGE.model_dump(), decoder_weight=weight))
+        found[weight] = gradients_of_batches(module, [batch])
         grouped = {id(p) for group in module.parameter_groups() for p in group["params"]}
         assert grouped.isdisjoint(map(id, model.y_decoder.parameters()))
-    ids, negative_ids = text_ids(batch.texts), text_ids(batch.negatives)
-    latent = gradients(model, module.latent_loss(ids, negative_ids, *module.embeddings(batch)))
+    predictions, targets, negatives = module.encode(batch)[1:]
+    loss = module.loss(predictions, targets, text_ids(batch.texts), negatives, text_ids(batch.negatives))
+    latent = gradients(module, loss)
     predictions = model.predict(model.encode(batch.frames), batch.queries)
-    reading = gradients(model, DecoderModule(model, StageConfig(**STAGE)).cross_entropy(predictions, batch.texts))
-    assert {name.partition(".")[0] for name in reading} == {"x_encoder", "predictor"}
+    reading = gradients(module, DecoderModule(model, STAGE).cross_entropy(predictions, batch.texts))
+    assert {name.split(".")[1] for name in reading} == {"x_encoder", "predictor"}
     assert found[0.0].keys() == found[0.5].keys() == latent.keys()
     for name, gradient in latent.items():
         assert gradient.equal(found[0.0][name])
@@ -218,7 +270,7 @@ def test_the_decoder_learns_to_say_a_text(tiny_model):
     """Overfit one text: greedy decoding then says it."""
     torch.manual_seed(0)
     model = copy.deepcopy(tiny_model)
-    module = DecoderModule(model, StageConfig(**STAGE))
+    module = DecoderModule(model, STAGE)
     optimizer = torch.optim.AdamW(module.parameter_groups(), lr=1e-2)
     latents = model.embed(["the red bar moves left", "a ring"]).detach()
     for _ in range(60):

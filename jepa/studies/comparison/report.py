@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter, NullLocator
 
-from jepa.report.blocks import NONE, Block, Colours, Definitions, Figure, Heading, Report, Table, Text
+from jepa.report.blocks import Block, Colours, Definitions, Figure, Heading, Report, Text
 from jepa.report.figures import FONT, Line, draw_line, frame, sized, title
 from jepa.report.format import code_text, device_text, factor, fixed, interval, libraries_text
 from jepa.report.notes import terms
+from jepa.report.tables import NONE, Table
 from jepa.studies.comparison.results import ARMS, EVERY_STEP, FIGURES, SELECTIVELY, ArmRun, ComparisonResults, SeedMean
 
 _Value = Callable[[ArmRun], float | None]

@@ -213,7 +213,7 @@ def fit_arm(
     module = ArmModule(model, loss, stage, config.points)
     batches = StateBatches(states, config.seed, stage.batch_size, stage.steps)
     check = [StateBatch(held_out, queries, validation.names)]
-    fit(module, batches, check, stage, config, output, f"learning_rate_{stage.learning_rate:g}")
+    fit(module, batches, check, config, output, f"learning_rate_{stage.learning_rate:g}")
     model.to("cpu").eval()
     ranks = ranks_of_own(candidate_scores(model, held_out, queries, validation.names))
     seconds, mrr = round(time.perf_counter() - started, 2), float((1 / ranks).mean())
@@ -282,7 +282,7 @@ def train_decoder(
     module.train()
     flops = count_flops(lambda: module.cross_entropy(*train[0]).backward()).total
     module.zero_grad(set_to_none=True)
-    fit(module, train, check, stage, config, output, f"decoder_{point}")
+    fit(module, train, check, config, output, f"decoder_{point}")
     return DecoderTraining(flops=flops * stage.steps, seconds=round(time.perf_counter() - started, 2))
 
 
@@ -325,7 +325,7 @@ def _make_states(config: ComparisonTrainConfig, tokenizer: Tokenizer, folder: Pa
         for s, count in ((seed, stage.steps), (seed + _VALIDATION_SEED, stage.validation_batches))
     )
     module = WordsModule(encoder, encoder.width, tokenizer, stage)
-    fit(module, batches, validation, stage, config, folder, "encoder")
+    fit(module, batches, validation, config, folder, "encoder")
     encoder.to("cpu").eval()
     save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / _ENCODER)
     pool = ClipBatches(world, seed + _SAMPLES_SEED, stage.batch_size, config.pool, frames, **clips)

@@ -8,6 +8,7 @@ _NAMES = {
     "estimate": ("CostEstimate", "CountedPart", "DeployedModel", "PerceptionPart", "Scenario", "serving_cost"),
     "optimisations": ("Optimisation", "another_chip", "another_model", "fewer_tokens", "selective_decoding"),
     "report": ("report",),
+    "waterfall": ("Fall",),
     "results": (
         *("CostResults", "GridCell", "OptimisationSaving", "PartCost"),
         *("PublishedTimes", "Range", "ScenarioCost", "Source"),

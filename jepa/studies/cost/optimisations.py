@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from jepa import results as made
 from jepa.errors import InputError, check_positive
+from jepa.results import StreamResults, read_document
+from jepa.results.analysis import best_causal, headline_savings, operations_ratio, reference_row, without_contrast
 from jepa.studies.configs import HardwareConfig
 from jepa.studies.cost.deployed import read_hardware, read_model
 from jepa.studies.cost.estimate import DeployedModel, Scenario
@@ -128,26 +129,26 @@ def _fewer_steps(scenario: Scenario, ratio: float = 1.0) -> Scenario:
 
 def _measured(label: str, claim: float | None, path: str, name: str | None, policy: str | None) -> Optimisation:
     """Selective decoding as a policy saved in results."""
-    settings = made.read_document(path, made.StreamResults).settings
+    settings = read_document(path, StreamResults).settings
     name = next(iter(settings)) if name is None else name
     if name not in settings:
         raise InputError(f"setting must be one of {', '.join(settings)} in {path}, got {name!r}")
     setting = settings[name]
     if policy is not None and policy not in setting.curves:
         raise InputError(f"policy must be one of {', '.join(setting.curves)} in {path}, got {policy!r}")
-    by_policy = {row.policy: row for row in made.headline_savings(setting)}
-    saving = by_policy.get(policy) if policy else made.best_causal(setting)
+    by_policy = {row.policy: row for row in headline_savings(setting)}
+    saving = by_policy.get(policy) if policy else best_causal(setting)
     if saving is None or not saving.reached or saving.ratio is None:
         got, reason = (saving.policy, saving.reason) if saving else (policy, "no operating point")
         raise InputError(f"policy must save decoder calls at equal quality in {path}, got {got!r}: {reason}")
-    if warning := made.without_contrast(setting):
+    if warning := without_contrast(setting):
         rule = f"setting, one of {', '.join(settings)} in {path}, must have a quality that depends on decoding"
         raise InputError(f"{rule}, got {name!r}: {warning}")
-    steps, flops, reference, ratio = 1.0, None, made.reference_row(setting), saving.ratio
+    steps, flops, reference, ratio = 1.0, None, reference_row(setting), saving.ratio
     point = (saving.policy, saving.value)
     row = next((row for row in setting.operations if (row.policy, row.value) == point), None)
     if row is not None and reference is not None:
-        flops = made.operations_ratio(setting, row).flops
+        flops = operations_ratio(setting, row).flops
         before, after = (r.ledger.step_count / r.ledger.stream_seconds for r in (reference, row))
         steps = before / after
     high = ratio.value if ratio.high is None else ratio.high  # no bound: the value is the safe end

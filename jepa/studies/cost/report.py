@@ -12,11 +12,13 @@ from functools import partial
 
 from matplotlib.figure import Figure as Drawing
 
-from jepa.report.blocks import ESTIMATED, NONE, Claim, Colours, Column, Figure, Heading, Report, Table, Text, table
-from jepa.report.figures import Fall, draw_waterfall, heading, short, sized
+from jepa.report.blocks import ESTIMATED, Claim, Colours, Figure, Heading, Report, Text
+from jepa.report.figures import heading, short, sized
 from jepa.report.format import code_text, factor, interval, percent, significant
 from jepa.report.notes import note
+from jepa.report.tables import NONE, Column, Table, table
 from jepa.studies.cost.results import CostResults, OptimisationSaving, PartCost, Range, ScenarioCost
+from jepa.studies.cost.waterfall import Fall, draw_waterfall
 
 WITHIN = "●"  # a workload within the goal
 

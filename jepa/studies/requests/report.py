@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 from jepa.metrics import Interval
-from jepa.report.blocks import NONE, Block, Colours, Column, Definitions, Figure, Heading, Report, Table, Text, table
+from jepa.report.blocks import Block, Colours, Definitions, Figure, Heading, Report, Text
 from jepa.report.figures import FONT, MARKERS, Dots, Line, draw_dots, draw_line, frame, label_bars, sized, title
 from jepa.report.format import code_text, device_text, factor, fixed, libraries_text, saving, with_interval
 from jepa.report.notes import terms
+from jepa.report.tables import NONE, Column, Table, table
 from jepa.results.base import Ratio
 from jepa.studies.requests import results as made
 

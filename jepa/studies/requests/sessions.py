@@ -54,7 +54,9 @@ class CachedModel:
             self.states.update(zip(part, states, strict=True))
             if answer:
                 self.latents.update(zip(part, self.model.predict(encoded).cpu().numpy(), strict=True))
-                self.rows.update(zip(part, self.model.generate(part, self.longest), strict=True))
+                prompts = [ids.given for ids in self.model.tokenizer.encode(part)]
+                rows = self.model.continuations(prompts, self.longest)
+                self.rows.update((request, row.tokens) for request, row in zip(part, rows, strict=True))
 
     def text(self, request: Example) -> str:
         """The answer to a request."""
