@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any, TypeAlias, TypeVar
 
 from jepa.errors import InputError
@@ -17,32 +17,27 @@ T = TypeVar("T")
 
 
 def build(node: Mapping[str, Any], **extra: Any) -> Any:
-    """Call the class or function that ``node["_target_"]`` names, with the other keys as arguments.
+    """Call the class or function that ``node["_target_"]`` names, with the other keys and ``extra`` as arguments.
 
-    Nodes within the arguments are built first. ``extra`` are further arguments of the outermost target. All targets are
-    checked before the first one is imported: each is a public class or function of a package in `ALLOWED_TARGETS`.
+    Nodes within the arguments are built first. All targets are checked before the first one is imported: each is a
+    public class or function of a package in `ALLOWED_TARGETS`.
 
     >>> build({"_target_": "jepa.selective.Uniform", "rate_hz": 2.0}).rate_hz
     2.0
 
     Raises:
-        InputError: a target is refused or does not exist; an argument is unknown, missing or given twice; or the
-            target itself refuses a value (``ValueError``, ``AssertionError``).
+        InputError: a target is refused or missing, an argument unknown, missing or given twice, or of a refused value.
     """
     for key in node.keys() & extra.keys():
         raise InputError(f"{key} is set by the program and must not be configured, got {node[key]!r}")
     check_node(node, "")
     if "_target_" not in node:
         raise InputError(f"node must have a _target_, got the keys {', '.join(map(str, node)) or '(none)'}")
-    return _build_node(node, "", extra)
+    return _build(node, "", extra)
 
 
 def build_as(kind: type[T], key: str, node: Mapping[str, Any], **extra: Any) -> T:
-    """`build`, of a node under `key` that must give a `kind`.
-
-    Raises:
-        InputError: as `build`, or the node gives something else.
-    """
+    """`build`, of a node under `key` that must give a `kind`, or `InputError`."""
     built = build(node, **extra)
     if not isinstance(built, kind):
         raise InputError(f"{key}._target_ must build {kind.__name__}, got {type(built).__name__}")
@@ -58,14 +53,24 @@ def check_node(value: Any, key: str) -> None:
             if name == "_target_":
                 _check_target(item, dotted(key, name))
             check_node(item, dotted(key, name))
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            check_node(item, f"{key}[{i}]")
+    for i, item in enumerate(value if isinstance(value, list) else ()):
+        check_node(item, f"{key}[{i}]")
 
 
 def dotted(key: str, name: object) -> str:
     """The key `name` below `key`."""
     return f"{key}.{name}" if key else str(name)
+
+
+def dotted_keys(node: object, prefix: str = "") -> Iterator[str]:
+    """Every key of nested mappings, below `prefix`.
+
+    >>> list(dotted_keys({"jepa": {"steps": 3}, "seed": 0}))
+    ['jepa', 'jepa.steps', 'seed']
+    """
+    for name, value in node.items() if isinstance(node, Mapping) else ():
+        yield dotted(prefix, name)
+        yield from dotted_keys(value, dotted(prefix, name))
 
 
 def nearest(word: str, options: Iterable[str]) -> list[str]:
@@ -74,14 +79,11 @@ def nearest(word: str, options: Iterable[str]) -> list[str]:
     >>> nearest("jepa.stpes", ["jepa.steps", "seed"])
     ['jepa.steps']
     """
-    options = list(dict.fromkeys(options))
-    by_last_part: dict[str, list[str]] = {}
-    for option in options:
-        by_last_part.setdefault(option.rpartition(".")[2], []).append(option)
-    last_parts = difflib.get_close_matches(word.rpartition(".")[2], by_last_part, cutoff=0.75)
-    found = difflib.get_close_matches(word, options, cutoff=0.75)
-    found += [option for part in last_parts for option in by_last_part[part]]
-    found += difflib.get_close_matches(word, options, cutoff=0.6)
+    last = {option: option.rpartition(".")[2] for option in options}
+    parts = difflib.get_close_matches(word.rpartition(".")[2], dict.fromkeys(last.values()), cutoff=0.75)
+    found = difflib.get_close_matches(word, last, cutoff=0.75)
+    found += [option for part in parts for option in last if last[option] == part]
+    found += difflib.get_close_matches(word, last, cutoff=0.6)
     return list(dict.fromkeys(found))[:3]
 
 
@@ -98,23 +100,20 @@ def unknown_key(key: str, options: Iterable[str]) -> InputError:
     return InputError(f"unknown key {key!r}" + (f"; valid here: {', '.join(level)}" if level else ""))
 
 
-def _build(value: Any, key: str) -> Any:
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            return _build_node(value, key, {})
-        return {name: _build(item, dotted(key, name)) for name, item in value.items()}
+def _build(value: Any, key: str, extra: Mapping[str, Any] | None = None) -> Any:
     if isinstance(value, list):
         return [_build(item, f"{key}[{i}]") for i, item in enumerate(value)]
-    return value
-
-
-def _build_node(node: Mapping[str, Any], key: str, extra: Mapping[str, Any]) -> Any:
-    target = node["_target_"]
-    factory = _locate(target, dotted(key, "_target_"))
-    _check_arguments(factory, target, key, (node.keys() - {"_target_"}) | extra.keys())
-    arguments = {name: _build(item, dotted(key, name)) for name, item in node.items() if name != "_target_"}
+    if not isinstance(value, Mapping):
+        return value
+    factory = None
+    if target := value.get("_target_"):
+        factory = _locate(target, dotted(key, "_target_"))
+        _check_arguments(factory, target, key, (value.keys() - {"_target_"}) | (extra or {}).keys())
+    arguments = {name: _build(item, dotted(key, name)) for name, item in value.items() if name != "_target_"}
+    if factory is None:
+        return arguments
     try:
-        return factory(**arguments, **extra)
+        return factory(**arguments, **(extra or {}))
     except (ValueError, AssertionError) as error:  # timm asserts what its sizes have to be
         raise InputError(f"{f'{key}: ' if key else ''}{target}: {error}") from error
 
@@ -149,17 +148,13 @@ def _locate(target: str, key: str) -> Callable[..., Any]:
     return found
 
 
-def _check_arguments(factory: Callable[..., Any], target: str, key: str, given: Collection[str]) -> None:
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except ValueError as error:
-        raise InputError(f"{target} cannot be built: it does not tell its arguments") from error
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+def _check_arguments(factory: Callable[..., Any], target: str, key: str, given: Set[str]) -> None:
+    parameters = inspect.signature(factory).parameters.values()
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        for name in sorted(given):
-            if name not in names:
-                valid = ", ".join(nearest(name, names) or names) or "(it takes none)"
-                raise InputError(f"{target} has no argument {dotted(key, name)!r}; nearest valid: {valid}")
-    for parameter in parameters:
-        if parameter.name in names and parameter.default is parameter.empty and parameter.name not in given:
-            raise InputError(f"{target} needs the argument {dotted(key, parameter.name)!r}")
+        for name in sorted(given - named.keys()):
+            valid = ", ".join(nearest(name, named) or named) or "(it takes none)"
+            raise InputError(f"{target} has no argument {dotted(key, name)!r}; nearest valid: {valid}")
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in given:
+            raise InputError(f"{target} needs the argument {dotted(key, name)!r}")

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from safetensors import SafetensorError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jepa.models.token_vlm import TokenVLM
     from jepa.models.vl_jepa import VLJEPA
 
+T = TypeVar("T")
 FORMAT = "jepa.checkpoint/1"
 MODELS = {
     "vl_jepa": "jepa.models.vl_jepa.VLJEPA",
@@ -66,12 +67,7 @@ def load(folder: str | os.PathLike[str]) -> Any:
     """
     folder = Path(folder)
     config = read_config(folder)
-    try:
-        tensors = load_file(folder / _WEIGHTS)
-    except FileNotFoundError:
-        raise InputError(f"checkpoint weights not found: {folder / _WEIGHTS}") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / _WEIGHTS}: not a whole safetensors file: {error}") from None
+    tensors = read_tensors(folder / _WEIGHTS, load_file)
     own = _load_tokenizers(folder / _TOKENIZERS, config["model"].pop(_TOKENIZERS, []))
     model = build_model(config, _model_type(config).tokenizer_type.load(folder), own)
     expected = {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
@@ -88,6 +84,16 @@ def load(folder: str | os.PathLike[str]) -> Any:
         raise InputError(f"{folder / _WEIGHTS} does not fit its configuration: {'; '.join(wrong[:5])}{more}")
     model.load_state_dict(tensors, strict=False)  # what is not saved is tied to what is
     return model.eval()
+
+
+def read_tensors(path: Path, load: Callable[[Path], dict[str, T]]) -> dict[str, T]:
+    """What `load` of safetensors reads from a file. Raises `InputError` if it is missing or not whole."""
+    try:
+        return load(path)
+    except FileNotFoundError:
+        raise InputError(f"tensors not found: {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a whole safetensors file: {error}") from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,20 +1,19 @@
-"""The configuration of training, evaluation and report as typed objects with defaults: validated once, then handed on.
+"""The configuration of training, evaluation and report: typed objects with defaults, validated once, then handed on.
 
-Hydra gets the `defaults`, so that conf/ holds only what differs from them and `--cfg job` shows every key.
+Hydra gets the `defaults`: conf/ holds only what differs from them, and `--cfg job` shows every key.
 """
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Iterator, Mapping
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails, PydanticUndefined
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
-from jepa.build import MISSING, Node, check_node, dotted, unknown_key
+from jepa.build import MISSING, Node, check_node, dotted, dotted_keys, unknown_key
 from jepa.errors import InputError
 
 
@@ -26,7 +25,6 @@ class Config(BaseModel):
 
 C = TypeVar("C", bound=Config)
 Count = Annotated[int, Ge(1)]
-Several = Annotated[int, Ge(2)]  # for a bootstrap over them
 Natural = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
@@ -36,22 +34,10 @@ FractionAboveZero = Annotated[float, Gt(0), Le(1)]
 FractionBetween = Annotated[float, Gt(0), Lt(1)]  # neither 0 nor 1
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]  # name=7 is a text
 NotEmpty = Field(min_length=1)
-
-
-def _containing(part: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if part not in value:
-            raise ValueError(f"must contain {part}")
-        return value
-
-    return AfterValidator(check)
-
-
+WithLabel = Annotated[str, Field(pattern=r"\{label\}")]
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 Accelerator = Literal["auto", "cpu", "gpu"]
 INFONCE: Node = {"_target_": "jepa.losses.infonce.InfoNCE", "temperature": 0.07}
-
-# --- jepa train ---
 
 
 class TokenizerConfig(Config):
@@ -72,14 +58,11 @@ class ClipsConfig(Config):
 
 
 class StageConfig(Config):
-    """A stage of training: a warm-up to ``learning_rate``, then that rate (constant) or a cosine to 0.
-
-    A step updates the weights by the mean gradient of ``accumulate`` batches of ``batch_size``, on each device.
-    """
+    """A stage of training: a warm-up to ``learning_rate``, then that rate (constant) or a cosine to 0."""
 
     steps: Count = 1000
     batch_size: Count = 128
-    accumulate: Count = 1
+    accumulate: Count = 1  # batches of batch_size whose mean gradient makes a step, on each device
     learning_rate: Positive = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: NonNegative = 0.05
@@ -103,10 +86,7 @@ class JEPAStageConfig(StageConfig):
 
 
 class DecoderStageConfig(StageConfig):
-    """The Y-Decoder, on streams of the world or, with ``data``, on samples of the manifest.
-
-    See `jepa.training.latents.DecoderBatches`.
-    """
+    """The Y-Decoder, on streams of the world or samples of ``data``: see `jepa.training.latents.DecoderBatches`."""
 
     steps: Count = 600
     batch_size: Count = 256
@@ -127,7 +107,7 @@ class PromptsConfig(Config):
 
     captions: Annotated[list[str], NotEmpty] = [""]
     classes: Annotated[list[str], NotEmpty] = ["What is happening?"]
-    label: Annotated[str, _containing("{label}")] = "{label}"
+    label: WithLabel = "{label}"
 
 
 class ManifestsConfig(Config):
@@ -257,16 +237,13 @@ class LanguageTrainConfig(RunConfig):
     answers: AnswersConfig = AnswersConfig()
 
 
-# --- jepa evaluate ---
-
-
 class StreamConfig(Config):
     """Streams of one setting: how many to calibrate and to test on, each of ``seconds``."""
 
     description: str
     style: Node
-    calibration: Several = 24
-    test: Several = 24
+    calibration: Annotated[int, Ge(2)] = 24  # for a bootstrap over them
+    test: Annotated[int, Ge(2)] = 24
     seconds: Positive = 180.0
     step_rate_hz: Positive = 2.0
 
@@ -293,23 +270,20 @@ class VideosConfig(Config):
 
 
 class TaskConfig(Config):
-    """A zero-shot task on a ``manifest``: see `jepa.evaluation.zero_shot`; null: on the embedded data.
-
-    A stream task is the streams of ``streams`` or ``videos``, as without a task.
-    """
+    """A zero-shot task: see `jepa.evaluation.zero_shot`. That of a stream is as without a task."""
 
     kind: Literal["classification", "retrieval", "vqa", "captioning", "world_prediction", "stream"]
-    manifest: str | None = None
+    manifest: str | None = None  # null: on the embedded data
     limit: Natural = 0  # samples of the manifest, from its beginning; 0: all
     fps: Positive | None = None  # around the middle of a video; null: at equal distances over it
     workers: Natural = 0
     skip_broken: bool = False  # leave out samples with an unreadable medium, named and counted
     query: str = "what happens?"  # of world prediction: asked of the two states as one clip
-    templates: Annotated[list[Annotated[str, _containing("{label}")]], NotEmpty] = ["{label}"]  # of classification
+    templates: Annotated[list[WithLabel], NotEmpty] = ["{label}"]  # of classification
     top: Annotated[list[Count], NotEmpty] = [1, 5]  # of classification
     ks: Annotated[list[Count], NotEmpty] = [1, 5, 10]  # of retrieval
-    prompt: Annotated[str, _containing("{question}")] = "{question}"  # of questions
-    candidate: Annotated[str, _containing("{candidate}")] = "{candidate}"  # of questions
+    prompt: Annotated[str, Field(pattern=r"\{question\}")] = "{question}"  # of questions
+    candidate: Annotated[str, Field(pattern=r"\{candidate\}")] = "{candidate}"  # of questions
     action_query: str = "what happens?"  # of world prediction: asked of each candidate clip
 
 
@@ -330,9 +304,6 @@ class EvaluateConfig(Config):
     requests: Node | None = None  # streams of requests in place of answers: `jepa.studies.configs.REQUESTS_CONFIGS`
 
 
-# --- jepa report ---
-
-
 class ReferenceConfig(Config):
     """Decoding that the policies are compared with: a policy of ``policies``, at one of its values in Hz."""
 
@@ -341,33 +312,23 @@ class ReferenceConfig(Config):
 
 
 class CacheConfig(Config):
-    """A latent cache, calibrated to a fraction ``error_rate`` of look-ups with a wrong text.
-
-    A ``bank`` is filled from the calibration streams and takes up nothing afterwards; it must be ``shared``.
-    """
+    """A latent cache, calibrated to a fraction ``error_rate`` of look-ups with a wrong text."""
 
     capacity: Count = 64
     shared: bool = False
     error_rate: FractionBetween = 0.2
-    bank: bool = False
+    bank: bool = False  # filled from calibration streams, takes up nothing afterwards; must be shared
 
 
 class PolicyConfig(Config):
-    """A policy to sweep: ``policy`` is built once for each of ``values``, given as its argument ``parameter``.
-
-    The parameter ``none`` is that of a policy without one. With ``steps`` (a `jepa.selective.StepSelection`) only the
-    selected steps are computed and decoded from.
-    """
+    """A policy to sweep: ``policy`` is built once for each of ``values``, given as its argument ``parameter``."""
 
     label: str
     policy: Node
-    parameter: str
+    parameter: str  # none: it takes no value
     values: Annotated[list[float], NotEmpty]
     cache: CacheConfig | None = None
-    steps: Node | None = None
-
-
-UNIFORM = ReferenceConfig(policy="uniform", rate_hz=1.0)
+    steps: Node | None = None  # a StepSelection: only the steps that it selects are computed and decoded from
 
 
 class SweepConfig(Config):
@@ -376,7 +337,7 @@ class SweepConfig(Config):
     seed: Natural = 0
     workers: Natural = 2  # processes that share the sweep; below 2: this one alone
     confidence: FractionAboveZero = 0.5  # of calibration resamples that must reach the reference: 0.5, no margin
-    references: Annotated[list[ReferenceConfig], NotEmpty] = [UNIFORM]
+    references: Annotated[list[ReferenceConfig], NotEmpty] = [ReferenceConfig(policy="uniform", rate_hz=1.0)]
     policies: dict[str, PolicyConfig]
 
 
@@ -390,12 +351,6 @@ class ReportConfig(SweepConfig):
     checkpoint: str | None = None  # null: the evaluated one; only its decoder runs
     output: str | None = None  # null: the parent folder of the evaluation
     tolerances: Annotated[list[FractionBelowOne], NotEmpty] = [0.0, 0.02, 0.05, 0.1]  # of the quality, may be lost
-    references: Annotated[list[ReferenceConfig], NotEmpty] = [
-        UNIFORM,
-        ReferenceConfig(policy="uniform_pool", rate_hz=1.0),
-        ReferenceConfig(policy="uniform", rate_hz=2.0),
-        ReferenceConfig(policy="uniform", rate_hz=0.5),
-    ]
 
 
 # --- Defaults for Hydra, and validation ---
@@ -407,38 +362,42 @@ def defaults(schema: type[Config]) -> Node:
     >>> defaults(ReferenceConfig)
     {'policy': '???', 'rate_hz': '???'}
     """
-    found: Node = {}
-    for name, field in schema.model_fields.items():
-        inner, value = _schema_of(field.annotation), field.get_default()
-        if value is PydanticUndefined:
-            found[name] = defaults(inner) if inner is not None else MISSING
-        else:
-            found[name] = _plain_default(value)
-    return found
+    given = schema.model_construct().model_dump()
+    return {name: given[name] if name in given else _required(field) for name, field in schema.model_fields.items()}
 
 
-def validate(config: Any, schema: type[C], key: str = "") -> C:
+def _required(field: FieldInfo) -> object:
+    options = get_args(field.annotation) if isinstance(field.annotation, UnionType) else (field.annotation,)
+    inner = next((each for each in options if isinstance(each, type) and issubclass(each, Config)), None)
+    return MISSING if inner is None else defaults(inner)
+
+
+def validate(config: object, schema: type[C], key: str = "") -> C:
     """A composed configuration, or plain containers, as the object that the schema describes.
 
-    Interpolations are resolved. A key may come from a default, YAML, ``key=value`` or ``+key=value``.
-    `key` is the place of the configuration in a larger one.
+    Interpolations are resolved. `key` is the place of the configuration in a larger one.
 
     >>> validate({"policy": "uniform", "rate_hz": 1}, ReferenceConfig)
     ReferenceConfig(policy='uniform', rate_hz=1.0)
 
     Raises:
-        InputError: a key is unknown (the nearest valid ones are named) or missing, a value has a wrong type or breaks
-            its field's rule, or a ``_target_`` lies outside the allow-list.
+        InputError: a key is unknown or missing, a value breaks its rule, or a ``_target_`` is not allowed.
     """
-    plain = _plain(config)
-    if not isinstance(plain, Mapping):
-        raise InputError(f"{key or 'configuration'} must be a group of keys, got {plain!r}")
+    plain: object = config
+    if not isinstance(config, dict):
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            plain = OmegaConf.to_container(config, resolve=True)
+        except OmegaConfBaseException as error:
+            raise InputError(f"{error.full_key} cannot be resolved: {str(error).splitlines()[0]}") from error
     check_node(plain, key)
     try:
         return schema.model_validate(plain)
     except ValidationError as error:
         faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-        raise _input_error(faults[0], schema, plain, key) from None
+        raise _input_error(faults[0], plain, key) from None
 
 
 _RULES = {
@@ -448,6 +407,7 @@ _RULES = {
     "less_than_equal": "be <= {le:g}",
     "too_short": "not be empty",
     "literal_error": "be one of {expected}",
+    "string_pattern_mismatch": "contain {pattern}",
     "finite_number": "be a finite number",
     "model_type": "be a group of keys",
     "dict_type": "be a group of keys",
@@ -459,57 +419,18 @@ _RULES = {
 }
 
 
-def _input_error(fault: ErrorDetails, schema: type[Config], plain: Any, prefix: str) -> InputError:
+def _input_error(fault: ErrorDetails, plain: object, key: str) -> InputError:
     """A fault that pydantic found, as one line: the key, the rule, the value got."""
-    kind, context, key = fault["type"], dict(fault.get("ctx", {})), prefix
+    kind, context, top = fault["type"], dict(fault.get("ctx", {})), key
     for step in fault["loc"]:
         key = f"{key}[{step}]" if isinstance(step, int) else dotted(key, step)
     if kind == "extra_forbidden":
-        return unknown_key(key, _dotted_keys(schema, plain, f"{prefix}." if prefix else ""))
+        return unknown_key(key, (valid for valid in dotted_keys(plain, top) if valid != key))
     if kind == "missing":
         return InputError(f"{key} is missing: give it as {key}=<value>")
-    if kind == "value_error":
-        return InputError(f"{key} {context['error']}, got {fault['input']!r}")
     if kind == "literal_error":
         context["expected"] = context["expected"].replace("'", "").replace(" or ", ", ")
+    if kind == "string_pattern_mismatch":
+        context["pattern"] = context["pattern"].replace("\\", "")
     rule = _RULES[kind].format(**context) if kind in _RULES else fault["msg"]
     return InputError(f"{key} must {rule}, got {fault['input']!r}")
-
-
-def _plain(config: Any) -> Any:
-    if isinstance(config, Mapping) and type(config).__module__ == "builtins":
-        return config
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise InputError(f"{error.full_key} cannot be resolved: {str(error).splitlines()[0]}") from error
-
-
-def _plain_default(value: Any) -> Any:
-    if isinstance(value, Config):
-        return value.model_dump()
-    return [_plain_default(item) for item in value] if isinstance(value, list) else value
-
-
-def _dotted_keys(schema: type[Config], value: Any, prefix: str = "") -> Iterator[str]:
-    """The valid dotted keys below a schema; for ``dict[str, X]`` the names are those that ``value`` has."""
-    value = value if isinstance(value, Mapping) else {}
-    for name, field in schema.model_fields.items():
-        yield f"{prefix}{name}"
-        if (inner := _schema_of(field.annotation)) is not None:
-            yield from _dotted_keys(inner, value.get(name), f"{prefix}{name}.")
-        for each, item in value[name].items() if isinstance(value.get(name), Mapping) and inner is None else ():
-            yield f"{prefix}{name}.{each}"
-            if (of_items := _schema_of(field.annotation, items=True)) is not None:
-                yield from _dotted_keys(of_items, item, f"{prefix}{name}.{each}.")
-
-
-def _schema_of(annotation: Any, items: bool = False) -> type[Config] | None:
-    """The schema X of ``X`` or ``X | None``, or, of `items`, of ``dict[str, X]``; None if there is none."""
-    options = list(typing.get_args(annotation)) if isinstance(annotation, UnionType) else [annotation]
-    if items:
-        options = [typing.get_args(option)[1] for option in options if typing.get_origin(option) is dict]
-    return next((x for x in options if isinstance(x, type) and issubclass(x, Config)), None)

@@ -34,14 +34,13 @@ from tqdm import tqdm
 
 from jepa.build import build_as
 from jepa.cli import compose
-from jepa.config import PolicyConfig, validate
+from jepa.config import ReportConfig, validate
 from jepa.data.records import Event, StreamRecord
-from jepa.evaluation.streams import StreamSet
-from jepa.evaluation.sweep import sweep_families, sweep_setting
+from jepa.evaluation.streams import EncodedStream
+from jepa.evaluation.sweep import sweep_setting
 from jepa.operations import OperationLedger
-from jepa.results.documents import Reference
-from jepa.selective import Decoded, Gate, OnDemand, Oracle, Policy, SelectiveDecoder, Ward
-from jepa.selective.policies import segment_count
+from jepa.selective import Decoded, Gate, OnDemand, Oracle, Policy, SelectiveDecoder
+from jepa.selective.policies.ward import segment_count, ward_mergers
 
 STEP_RATE = 2.0
 STEPS = 720  # six minutes
@@ -80,9 +79,9 @@ class Nearest:
         return [Decoded(self.captions[i], 7, 7) for i in (latents @ self._transposed).argmax(dim=1).tolist()]
 
 
-def annotated(seeds: range, decoder: Nearest) -> StreamSet:
+def annotated(seeds: range, decoder: Nearest) -> list[EncodedStream]:
     """A stream of six minutes a seed: events of 2.5 s on average, noisy latents, which stand for states, too."""
-    streams = StreamSet([], [], [], [], [], [])
+    streams = []
     width = decoder.meanings.shape[1]
     times = 0.25 + np.arange(STEPS) / STEP_RATE
     for seed in seeds:
@@ -101,18 +100,15 @@ def annotated(seeds: range, decoder: Nearest) -> StreamSet:
         ledger = OperationLedger()
         ledger.stream(STEPS / STEP_RATE)
         ledger.count("predictor", calls=STEPS, forward_passes=STEPS)
-        streams.records.append(StreamRecord(f"stream-{seed}", STEPS / STEP_RATE, tuple(events)))
-        streams.latents.append(latents)
-        streams.times.append(times)
-        streams.ledgers.append(ledger)
-        streams.states.append(latents)
-        streams.changes.append((2 * begins + rng.random(STEPS)).astype(np.float32))
+        record = StreamRecord(f"stream-{seed}", STEPS / STEP_RATE, tuple(events))
+        changes = (2 * begins + rng.random(STEPS)).astype(np.float32)
+        streams.append(EncodedStream(record, latents, times, ledger, changes, states=latents))
     return streams
 
 
 def report_sweep(count: int, width: int, processes: int) -> dict[str, float]:
     """Seconds that the sweep of `jepa report` takes over `count` streams: by the wall, and of all processors."""
-    report, decoder = report_configuration(), Nearest(width)
+    config, decoder = validate(compose("report", [f"workers={processes}"]), ReportConfig), Nearest(width)
     streams = {
         "calibration": annotated(range(count // 2), decoder),
         "test": annotated(range(count // 2, count), decoder),
@@ -121,12 +117,10 @@ def report_sweep(count: int, width: int, processes: int) -> dict[str, float]:
     sweep_setting(
         streams,
         decoder,
-        sweep_families({name: validate(each, PolicyConfig) for name, each in report["policies"].items()}),
-        [Reference(**reference) for reference in report["references"]],
+        config,
         latent_delay=0.5,
         name=f"{width} wide",
-        workers=processes,
-        **{key: report[key] for key in ("confidence", "seed", "tolerances")},
+        tolerances=config.tolerances,
     )
     taken = {"wall": time.perf_counter() - wall, "processor": processor_seconds() - processor}
     return {name: round(seconds, 2) for name, seconds in taken.items()}
@@ -162,12 +156,12 @@ def gate_steps(steps: int, width: int) -> dict[str, float]:
 
 
 def ward_times(steps: int, width: int, repetitions: int) -> dict[str, float]:
-    """Milliseconds of `Ward` and of scikit-learn's clusters for one stream, the best of some repetitions each."""
+    """Milliseconds of `Ward`'s mergers and of scikit-learn's clusters for one stream, the best of some repetitions."""
     latents, times = synthetic(1, steps, width)
     number = segment_count(0.35, times)
     connectivity = grid_to_graph(steps, 1)
     clusters = AgglomerativeClustering(number, linkage="ward", connectivity=connectivity)
-    ours = 1e3 * best(lambda: Ward(0.35, "mean").run(latents, times), repetitions)
+    ours = 1e3 * best(lambda: ward_mergers(latents), repetitions)
     sklearn = 1e3 * best(lambda: clusters.fit(latents), repetitions)
     return {"ours_ms": round(ours, 2), "sklearn_ms": round(sklearn, 2), "ratio": round(ours / sklearn, 3)}
 

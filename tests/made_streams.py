@@ -13,7 +13,7 @@ from jepa.data.records import Event, StreamRecord
 from jepa.data.world import StreamStyle, World
 from jepa.evaluation.provenance import code_version, describe_device, library_versions
 from jepa.evaluation.report import sweep_evaluation
-from jepa.evaluation.streams import StreamSet, save_streams, thumbnails
+from jepa.evaluation.streams import EncodedStream, save_streams, thumbnails
 from jepa.evaluation.tasks import score_tasks
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import TRAINING_PARTS, OperationLedger, PartCount
@@ -38,10 +38,10 @@ class NearestWord:
         return [Decoded(WORDS[i], 3, 3, flops=3_000) for i in latents[:, : len(WORDS)].argmax(-1).tolist()]
 
 
-def stream_set(split: str, seed: int, noise: float = 0.25, streams: int = 6, event: float = 6.0) -> StreamSet:
+def stream_set(split: str, seed: int, noise: float = 0.25, streams: int = 6, event: float = 6.0) -> list[EncodedStream]:
     """Streams of 60 s at 2 Hz; an event lasts `event` seconds. Latents are noisy one-hot vectors over `WORDS`."""
     rng = np.random.default_rng(seed)
-    made = StreamSet([], [], [], [])
+    made = []
     for number in range(streams):
         order = [int(rng.integers(len(WORDS)))]
         while len(order) < 60 / event:
@@ -58,13 +58,9 @@ def stream_set(split: str, seed: int, noise: float = 0.25, streams: int = 6, eve
         ledger.count("encoder", calls=240, forward_passes=240, flops=24_000, seconds=2.0)
         ledger.count("predictor", calls=120, forward_passes=120, flops=12_000, seconds=1.0)
         ledger.stream(60.0)
-        made.records.append(StreamRecord(f"{split}-{number}", 60.0, events))
-        made.latents.append(latents)
-        made.times.append(times)
-        made.ledgers.append(ledger)
-        moved = 1 - (latents[1:] * latents[:-1]).sum(1)
-        made.changes.append(np.append(0.0, moved).astype(np.float32))
-        made.states.append(latents[:, ::-1].copy())
+        changes = np.append(0.0, 1 - (latents[1:] * latents[:-1]).sum(1)).astype(np.float32)
+        record, states = StreamRecord(f"{split}-{number}", 60.0, events), latents[:, ::-1].copy()
+        made.append(EncodedStream(record, latents, times, ledger, changes, states))
     return made
 
 

@@ -36,7 +36,7 @@ def test_missing_things_are_named(folder, tmp_path):
         checkpoint.load(tmp_path / "nowhere")
     for name, message in [
         ("tokenizer.json", "tokenizer not found: .*tokenizer.json"),
-        ("model.safetensors", "checkpoint weights not found: .*model.safetensors"),
+        ("model.safetensors", "tensors not found: .*model.safetensors"),
         ("config.yaml", "checkpoint configuration not found: .*config.yaml"),
     ]:
         (folder / name).unlink()

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,11 @@ from jepa.config import TrainConfig
 from jepa.errors import InputError
 
 ROOT = Path(__file__).parent.parent
-ENTRY_POINTS = {
-    "train": ("jepa.training.run", "train"),
-    "evaluate": ("jepa.evaluation.run", "evaluate"),
-    "report": ("jepa.evaluation.report", "report"),
-    "replay": ("jepa.studies.replay", "run"),
-    "cost": ("jepa.studies.cost", "run"),
+# Examples of the help are those at the head of the command's file.
+EXAMPLES = {
+    command: re.findall(r"^#   (jepa .*)$", (ROOT / "conf" / f"{command}.yaml").read_text(encoding="utf-8"), re.M)
+    for command in COMMANDS
 }
-KINDS = {"KINDS": (), "Kind": lambda *parts: parts}  # of `jepa.evaluation.report`
 MANDATORY = {
     "train": ["name=trial"],
     "evaluate": ["checkpoint=somewhere"],
@@ -38,28 +34,20 @@ MANDATORY = {
 
 
 @pytest.fixture
-def calls(monkeypatch, tmp_path) -> list[tuple[Any, ...]]:
+def calls(monkeypatch, tmp_path) -> list[tuple[Any, Path]]:
     """The work of every command replaced by a record of its arguments; the current folder is an empty one."""
-    record: list[tuple[Any, ...]] = []
-    for module, name in ENTRY_POINTS.values():
-        fake = types.SimpleNamespace(**{name: lambda *arguments: record.append(arguments)}, **KINDS)
-        monkeypatch.setitem(sys.modules, module, fake)
-    nothing = dict.fromkeys(("check_before_training", "evaluate_answers"), lambda *arguments: None)
-    answers = types.SimpleNamespace(**nothing)  # what comes before and after the training of a language model
-    monkeypatch.setitem(sys.modules, "jepa.evaluation.answers", answers)
-    study = types.SimpleNamespace(run=lambda *arguments: record.append(arguments))
-    for module in ("jepa.studies.comparison", "jepa.studies.requests"):
-        monkeypatch.setitem(sys.modules, module, study)
+    record: list[tuple[Any, Path]] = []
+    for command in COMMANDS:
+        monkeypatch.setitem(COMMANDS, command, lambda settings, output: record.append((settings, output)))
     monkeypatch.chdir(tmp_path)
     return record
 
 
 def fail_with(monkeypatch, command: str, error: BaseException) -> None:
-    def work(*arguments: Any) -> None:
+    def work(settings: Any, output: Path) -> None:
         raise error
 
-    module, name = ENTRY_POINTS[command]
-    monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: work}, **KINDS))
+    monkeypatch.setitem(COMMANDS, command, work)
 
 
 def error_line(capsys) -> str:
@@ -74,15 +62,16 @@ def test_help_and_version_show_examples_that_parse(capsys):
     assert main(["--help"]) == main([]) == main(["-h"]) == 0
     text = capsys.readouterr().out
     assert all(f"jepa {command}" in text for command in COMMANDS)
-    for command in COMMANDS.values():
-        assert main([command.name, "--help"]) == 0
+    for command in COMMANDS:
+        assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
-        assert all(example in text for example in command.examples)
+        assert EXAMPLES[command]
+        assert all(example in text for example in EXAMPLES[command])
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"jepa {jepa.__version__}"
 
 
-@pytest.mark.parametrize("example", [e for c in COMMANDS.values() for e in c.examples])
+@pytest.mark.parametrize("example", [example for each in EXAMPLES.values() for example in each])
 def test_every_example_of_the_help_runs(calls, capsys, example):
     program, *arguments = example.split()
     assert program == "jepa"
@@ -107,7 +96,7 @@ def test_train_gets_a_validated_config_and_its_output_folder(calls, tmp_path):
 @pytest.mark.parametrize("command", ["evaluate", "report"])
 def test_evaluate_and_report_leave_no_folders_of_hydra(calls, tmp_path, command):
     assert main([command, *MANDATORY[command]]) == 0
-    [(config, *_)] = calls
+    [(config, _)] = calls
     assert type(config).__name__ == f"{command.capitalize()}Config"
     assert list(tmp_path.iterdir()) == []
 
@@ -120,14 +109,9 @@ def test_a_sweep_runs_each_job_in_its_own_folder(calls, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[1].startswith("job 1: name=trial seed=1 -> ")
 
 
-def test_experiments_and_names_can_be_swept_over(calls, tmp_path):
-    assert main(["train", "-m", "name=a,b"]) == 0
+def test_names_can_be_swept_over_with_the_flag_anywhere(calls):
+    assert main(["train", "name=a,b", "-m"]) == 0
     assert [output.parent.parent.name for _, output in calls] == ["a", "b"]
-
-
-def test_the_flag_of_a_sweep_may_stand_anywhere(calls):
-    assert main(["train", "name=trial", "-m", "seed=0,1"]) == 0
-    assert [config.seed for config, _ in calls] == [0, 1]
 
 
 def test_a_sweep_goes_on_after_a_job_with_bad_input(calls, capsys):
@@ -239,18 +223,7 @@ def test_a_reader_that_has_gone_is_no_error(arguments, tmp_path):
 def test_an_output_folder_that_cannot_be_made_is_one_line(calls, capsys, tmp_path, flags):
     (tmp_path / "outputs").write_text("a file where the folder should be")
     assert main(["train", "name=trial", *flags]) == 2
-    assert re.fullmatch(r"output folder must be writable, got .*outputs.*: .+", error_line(capsys))
-    assert calls == []
-
-
-def test_an_output_folder_without_permission_is_one_line(calls, capsys, monkeypatch):
-    def refuse(*arguments: Any, **keywords: Any) -> Any:  # the superuser, who may run this, is never refused
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "x")
-
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    assert main(["train", "name=trial"]) == 2
-    line = error_line(capsys)
-    assert re.fullmatch(r"output folder must be writable, got .*/outputs/trial: Permission denied", line)
+    assert re.fullmatch(r".*outputs.*: (Not a directory|File exists)", error_line(capsys))
     assert calls == []
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from jepa import checkpoint
 from jepa.build import build
-from jepa.cli import COMMANDS, compose
+from jepa.cli import COMMANDS, compose, overrides_of
 from jepa.config import EvaluateConfig, LanguageTrainConfig, ReportConfig, TrainConfig, validate
 from jepa.report.render import html, markdown, terminal
 from jepa.report.tables import Column, table
@@ -49,7 +49,7 @@ def test_every_command_of_the_documentation_is_valid(page, line):
     """What a reader fills in (`<…>` and `…`) becomes a word."""
     line = re.sub(r" … ", " ", re.sub(r"<[^<>]+>", "given", line)).replace("task=…", "task=vqa").replace("…", "given")
     _, name, *words = shlex.split(line.replace("'given[.given][.low]>=given'", "savings>=1"), comments=True)
-    words = [word for word in COMMANDS[name].flags(words) if word not in ("-m", "--cfg", "job")]
+    words = [word for word in overrides_of(name, words) if word not in ("-m", "--cfg", "job")]
     one_of_a_sweep = [re.sub(r"^((?!.*[\[{(]).*?=[^,]*),.*$", r"\1", word) for word in words]
     config = compose(name, one_of_a_sweep)
     from omegaconf import OmegaConf

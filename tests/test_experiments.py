@@ -199,7 +199,7 @@ def test_what_streams_need_is_checked_before_anything_is_computed(evaluated, tmp
         raise AssertionError("computed")
 
     monkeypatch.setattr("jepa.evaluation.videos.score_tasks", never)
-    monkeypatch.setattr("jepa.evaluation.videos.encode_streams", never)
+    monkeypatch.setattr("jepa.evaluation.videos.encode_stream", never)
     command = ["evaluate", f"checkpoint={evaluated}/checkpoint", f"output={tmp_path}/out", "accelerator=cpu"]
     videos = annotated_videos(tmp_path, 4)
     fails([*command, *videos, "videos.timeline.format=coco"], capsys, "format must be one of", "got 'coco'")

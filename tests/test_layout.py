@@ -67,18 +67,11 @@ UNTYPED = 40  # `dict[str, Any]` in jepa/: only where JSON or YAML is read or wr
 # Cases that fail today, by test. Each goes from this list as soon as it holds: a listed case that passes is a failure.
 NOT_YET = {
     "imports": set[str](),
-    "lines": {"jepa", "tests", "evaluation", "config, build, cli"},
+    "lines": {"jepa", "tests", "evaluation"},
     "untyped": {"dict[str, Any]"},
 }
 # Where a budget is not met yet, what stands there: it may shrink, and grow no more.
-CEILINGS = {
-    "jepa": 31_300,
-    "tests": 20_050,
-    "report": 3_100,
-    "evaluation": 2_950,
-    "studies": 5_050,
-    "config, build, cli": 1_140,
-}
+CEILINGS = {"jepa": 26_900, "tests": 18_900, "evaluation": 2_640}
 UNTYPED_CEILING = 60
 
 

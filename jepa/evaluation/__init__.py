@@ -6,12 +6,13 @@ from jepa.lazy import lazily
 
 _HOMES = {
     **dict.fromkeys(("CachedDecoder", "Recorded", "Segments"), "segments"),
-    **dict.fromkeys(("StreamSet", "encode_streams", "load_streams", "save_streams"), "streams"),
-    **dict.fromkeys(("Family", "Swept", "sweep_families", "sweep_setting"), "sweep"),
+    **dict.fromkeys(("EncodedStream", "encode_stream", "load_streams", "save_streams"), "streams"),
+    **dict.fromkeys(("Swept", "check_sweep", "sweep_setting"), "sweep"),
     "Found": "zero_shot",
     "Task": "zero_shot",
-    "Kind": "report",
+    **dict.fromkeys(("compared", "results_of", "stream_results"), "report"),
     "Ranks": "ranks",
+    **dict.fromkeys(("Described", "Evaluated"), "provenance"),
     "evaluate": "run",
 }
 __all__ = list(_HOMES)

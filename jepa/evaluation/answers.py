@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +26,8 @@ from jepa.data.chat import ChatIds
 from jepa.data.packing import IGNORE, PackedBatch, pack, target_numbers
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
-from jepa.evaluation.provenance import code_version, describe_device, device_of, library_versions, now
+from jepa.evaluation.provenance import device_of, evaluated, trained_stages
+from jepa.evaluation.tasks import score_line
 from jepa.metrics.answers import METRICS, multiple_choice, proportion_interval, score, scorer_for
 from jepa.metrics.latents import (
     LatentGeometry,
@@ -38,7 +38,7 @@ from jepa.metrics.latents import (
 )
 from jepa.metrics.per_token import answer_costs, choice_costs
 from jepa.models.costs import pass_flops
-from jepa.models.drafts import Continuation, Drafter, FirstOf, LatentDrafter, PromptLookup
+from jepa.models.drafts import Continuation, Drafter, FirstOf, LatentDrafter, PromptLookup, fastest
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import TRAINING_PARTS, OperationLedger, PartCount
 from jepa.results.base import write_files
@@ -49,7 +49,6 @@ from jepa.results.documents import (
     DraftedGeneration,
     Generation,
     LanguageTraining,
-    RoleParameters,
     TrainingOperations,
 )
 from jepa.selective import Decoded
@@ -83,13 +82,11 @@ def check_answers(answers: AnswersConfig, splits: ExampleSplits) -> None:
     """Score each right answer once, so that unreadable ones are found before anything is generated.
 
     Raises:
-        InputError: no example, no metric, an unreadable right answer, or metrics and choices that do not fit together.
+        InputError: no example, an unreadable right answer, or metrics and choices that do not fit together.
     """
     pairs = getattr(splits, answers.split)
     if not pairs:
         raise InputError(f"answers.split must hold at least 1 pair, got none in {answers.split}")
-    if not answers.metrics:
-        raise InputError("answers.metrics must name at least 1 metric, got none")
     for name in answers.metrics:
         if name != CHOICE:
             scorer = scorer_for(name, **_scorer_options(name, answers))
@@ -107,7 +104,7 @@ def check_answers(answers: AnswersConfig, splits: ExampleSplits) -> None:
                     raise InputError(f"{pair.source}: answer must be one of {choices}, got {pair.completion!r}")
 
 
-def _scorer_options(metric: str, answers: AnswersConfig) -> dict[str, Any]:
+def _scorer_options(metric: str, answers: AnswersConfig) -> dict[str, str | float]:
     if metric != "spider":
         return {}
     if answers.databases is None:
@@ -157,14 +154,9 @@ def evaluate_answers(
         found.costs.update({f"{name} from the embedding": cost for name, cost in said.costs.items()})
     measured = geometry(predictions, targets, ids, pairs, answers)
     document = AnswerEvaluation(
-        created=now(),
-        checkpoint=os.path.relpath(folder.resolve(), output.resolve()),
-        **{key: trained[key] for key in ("name", "arm", "seed")},
+        **evaluated(folder, output, trained, device, model),
+        arm=trained["arm"],
         config=trained,
-        code=code_version(),
-        libraries=library_versions(),
-        device=describe_device(device),
-        parameters=tuple(RoleParameters.model_validate(role) for role in model.parameters_by_role()),
         training=training,
         split=answers.split,
         pairs=len(pairs),
@@ -198,13 +190,9 @@ def load_language_model(folder: Path, device: str) -> LLMJEPA:
 
 def _training(folder: Path) -> LanguageTraining:
     """The training of the language model, all of its stages together; the curve is of the last."""
-    path = folder / "training.json"
-    if not path.is_file():
-        raise InputError(f"training record not found: {path}")
-    stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
-    language = [stage for stage in stages if stage["name"] == "llm_jepa"]
+    language = [stage for stage in trained_stages(folder) if stage["name"] == "llm_jepa"]
     if not language:
-        raise InputError(f"{path} must have a stage llm_jepa, got {[stage['name'] for stage in stages]}")
+        raise InputError(f"{folder} must have been trained in a stage llm_jepa, got none")
     last = language[-1]
     return LanguageTraining(
         **{key: sum(stage[key] for stage in language) for key in ("steps", "samples", "tokens", "flops", "seconds")},
@@ -270,17 +258,11 @@ def _drafter(model: LLMJEPA, answers: AnswersConfig, validation: Sequence[Exampl
         latent = LatentDrafter(model.language, transition, answers.draft_tokens, threshold)
         return FirstOf(lookup, latent) if answers.drafts == "both" else latent
 
-    def seconds(threshold: float) -> float:
-        started = time.perf_counter()
-        continuations(model, pairs, answers.batch_size, drafter(threshold))
-        return time.perf_counter() - started
-
     if answers.draft_threshold is not None:
         return drafter(answers.draft_threshold)
     if not (pairs := validation[:_CALIBRATION]):
         raise InputError("answers.draft_threshold must be given where there are no validation pairs, got null")
-    seconds(_THRESHOLDS[0])  # warm
-    return drafter(min(_THRESHOLDS, key=seconds))
+    return fastest(map(drafter, _THRESHOLDS), lambda each: continuations(model, pairs, answers.batch_size, each))
 
 
 def _generate_with_drafts(
@@ -448,22 +430,19 @@ def _on_device(rows: PackedBatch, model: LLMJEPA) -> PackedBatch:
 
 
 def _summary(document: AnswerEvaluation) -> list[str]:
-    lines = [f"{document.pairs} pairs of the {document.split} split"]
-    for name, found in document.scores.items():
-        lines.append(f"{name:28} {found.accuracy:6.3f}   ({found.interval[0]:.3f} to {found.interval[1]:.3f})")
-        tokens, flops = found.cost.tokens_per_right_answer, found.cost.flops_per_right_answer
-        cost = "no right answer" if tokens is None else f"{tokens:.4g} tokens, {flops:.3g} FLOPs"
-        lines.append(f"{'  per right answer':28} {cost}")
-    if (drafts := document.drafts) is not None:
-        fewer = f"{drafts.uniform_passes / drafts.passes:.2f}x fewer passes"
-        stands = f"{drafts.accepted / max(1, drafts.drafted):.0%} of drafted tokens stand"
-        seconds = f"{drafts.uniform_seconds / drafts.seconds:.2f}x fewer seconds"
-        same = f"{drafts.identical} of {document.pairs} texts identical"
-        lines.append(f"{'drafts: ' + drafts.drafts:28} {fewer}, {stands}, {seconds}, {same}")
-    lines += [
-        f"{name.replace('paraphrase.', 'two phrasings: '):28} {value:6.3f}" for name, value in document.geometry.items()
-    ]
-    return lines + ([f"warning: {document.warning}"] if document.warning else [])
+    scores = (score_line(name, each.accuracy, None, each.interval, each.cost) for name, each in document.scores.items())
+    measured = (
+        score_line(name.replace("paraphrase.", "two phrasings: "), value) for name, value in document.geometry.items()
+    )
+    warning = [f"warning: {document.warning}"] if document.warning else []
+    drafts: list[str] = []
+    if (found := document.drafts) is not None:
+        fewer = f"{found.uniform_passes / found.passes:.2f}x fewer passes"
+        stands = f"{found.accepted / max(1, found.drafted):.0%} of drafted tokens stand"
+        seconds = f"{found.uniform_seconds / found.seconds:.2f}x fewer seconds"
+        same = f"{found.identical} of {document.pairs} texts identical"
+        drafts = [f"{f'drafts: {found.drafts}':28} {fewer}, {stands}, {seconds}, {same}"]
+    return [f"{document.pairs} pairs of the {document.split} split", *scores, *drafts, *measured, *warning]
 
 
 def _progress(count: int, size: int, what: str) -> Iterable[int]:

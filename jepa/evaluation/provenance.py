@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -9,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypedDict
 
 import torch
 
 from jepa import __version__
+from jepa.build import Node
 from jepa.errors import InputError
 from jepa.results import Code, Device
 from jepa.results.documents import RoleParameters
@@ -45,16 +47,27 @@ def announce(summary: str, paths: Mapping[str, Path]) -> None:
         print(f"{name}: {path}", flush=True)
 
 
-def evaluated(
-    folder: Path, output: Path, trained: Mapping[str, Any], device: str, roles: Iterable[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The fields of an `Evaluation` but its `config`, for a checkpoint `folder` evaluated into `output`.
+class Described(Protocol):
+    """A model that tells its parameters."""
 
-    Args:
-        trained: the checkpoint's configuration.
-        device: "cpu" or "cuda".
-        roles: the model's `parameters_by_role`.
-    """
+    def parameters_by_role(self) -> Iterable[Mapping[str, object]]: ...
+
+
+class Evaluated(TypedDict):
+    """The fields of an `Evaluation` but its `config`."""
+
+    created: str
+    name: str
+    seed: int
+    checkpoint: str
+    code: Code
+    libraries: dict[str, str]
+    device: Device
+    parameters: tuple[RoleParameters, ...]
+
+
+def evaluated(folder: Path, output: Path, trained: Node, device: str, model: Described) -> Evaluated:
+    """Of a checkpoint `folder`, trained with a configuration, that was evaluated into `output`."""
     return {
         "created": now(),
         "name": trained["name"],
@@ -63,8 +76,17 @@ def evaluated(
         "code": code_version(),
         "libraries": library_versions(),
         "device": describe_device(device),
-        "parameters": tuple(RoleParameters.model_validate(role) for role in roles),
+        "parameters": tuple(RoleParameters.model_validate(role) for role in model.parameters_by_role()),
     }
+
+
+def trained_stages(folder: Path) -> list[Node]:
+    """The record of training beside the weights of a checkpoint: one of each stage."""
+    path = folder / "training.json"
+    if not path.is_file():
+        raise InputError(f"training record not found: {path}")
+    stages: list[Node] = json.loads(path.read_text(encoding="utf-8"))["stages"]
+    return stages
 
 
 def library_versions() -> dict[str, str]:

@@ -32,10 +32,10 @@ def evaluate(config: EvaluateConfig) -> Path:
     if trained["variant"] == "token_vlm":
         raise InputError(f"checkpoint must be of vl_jepa or llm_jepa, got one of token_vlm: {folder}")
     if trained["variant"] != "llm_jepa":
-        if config.task is not None and (kind := config.task.kind) != "stream":
+        if (task := config.task) is not None and task.kind != "stream":
             from jepa.evaluation.zero_shot import evaluate_task
 
-            return evaluate_task(folder, Path(config.output or folder.parent / f"task_{kind}"), config)
+            return evaluate_task(folder, Path(config.output or folder.parent / f"task_{task.kind}"), config, task)
         from jepa.evaluation.videos import evaluate_videos
 
         return evaluate_videos(folder, Path(config.output or folder.parent / "evaluation"), config)

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from jepa.evaluation.streams import StreamSet
+from jepa.evaluation.streams import EncodedStream
 from jepa.operations import OperationLedger
 from jepa.results import EstimatedSeconds
 from jepa.selective import (
@@ -29,25 +29,25 @@ from jepa.selective import (
     decode_segments,
     slots_needed,
 )
+from jepa.selective.calibration import DecodedStream
 
 
 @dataclass(frozen=True)
 class Segments:
-    """The segments of each stream of a set, with the step at which each came out.
+    """The segments of each stream, with the step at which each came out.
 
     `steps` are the latents (T, E) and times (T,) that were computed of each stream. `predicted` counts the embeddings
-    that each stream took, where they are predicted on demand.
+    that each stream took, None where every step has one.
 
-    >>> segments = Segments([], [], None)
-    >>> segments.decoded(CachedDecoder(None))
+    >>> Segments([], [], []).decoded(CachedDecoder(None))
     []
     """
 
     steps: list[tuple[np.ndarray, np.ndarray]]
     found: list[list[tuple[Segment, int]]]
-    predicted: list[int] | None
+    predicted: list[int | None]
 
-    def decoded(self, decoder: Decoder) -> list[tuple[np.ndarray, list[str]]]:
+    def decoded(self, decoder: Decoder) -> Sequence[DecodedStream]:
         """Latents (N, E) of each stream's segments, and the decoder's texts of them."""
         return decode_segments(Recorded(self.found), decoder, self.steps)
 
@@ -60,24 +60,26 @@ class Segments:
         return selective.run_many(self.steps), selective.ledger
 
 
-def segment_streams(streams: StreamSet, policy: Policy, selection: StepSelection | None = None) -> Segments:
+def segment_streams(
+    streams: Sequence[EncodedStream], policy: Policy, selection: StepSelection | None = None
+) -> Segments:
     """What a policy makes of the selected steps of recorded streams.
 
     An oracle is told where the events of a stream begin and end. A policy on demand sees states in place of latents.
     """
-    chosen, on_demand = streams.selected(selection), isinstance(policy, OnDemand)
-    steps = list(zip(chosen.latents, chosen.times, strict=True))
-    found, predicted = [], []
-    for number, (latents, times) in enumerate(steps):
+    segments = Segments([], [], [])
+    for stream in (each.selected(selection) for each in streams):
         if isinstance(policy, Oracle):
-            events = chosen.records[number].events
-            policy.boundaries = [second for event in events for second in (event.start, event.end)]
+            policy.boundaries = [second for event in stream.record.events for second in (event.start, event.end)]
         asked: list[int] = []
-        if isinstance(policy, OnDemand):
-            policy.predict = partial(_predicted, latents, asked)
-        found.append(policy.run(chosen.states[number] if on_demand else latents, times))
-        predicted.append(len(asked))
-    return Segments(steps, found, predicted if on_demand else None)
+        rows = stream.latents
+        if isinstance(policy, OnDemand) and stream.states is not None:
+            policy.predict = partial(_predicted, stream.latents, asked)
+            rows = stream.states
+        segments.steps.append((stream.latents, stream.times))
+        segments.found.append(policy.run(rows, stream.times))
+        segments.predicted.append(len(asked) if isinstance(policy, OnDemand) else None)
+    return segments
 
 
 def _predicted(latents: np.ndarray, asked: list[int], step: int) -> np.ndarray:
@@ -135,19 +137,19 @@ class CachedDecoder:
 
 
 def encoding_operations(
-    streams: StreamSet, index: int, selection: StepSelection | None, predicted: int | None = None
+    stream: EncodedStream, selection: StepSelection | None, predicted: int | None = None
 ) -> tuple[OperationLedger, EstimatedSeconds]:
-    """What encoding one stream takes, and predicting at every selected step, or `predicted` times.
+    """What encoding a stream takes, and predicting at every selected step, or `predicted` times.
 
     The whole stream was encoded once. The calls and FLOPs of a selection of steps are exact, since all calls cost the
     same. Its wall time was not measured: the estimate is a call's mean time, times the calls.
     """
-    whole, ledger = streams.ledgers[index], OperationLedger()
+    whole, ledger = stream.ledger, OperationLedger()
     ledger.stream(whole.stream_seconds)
     calls, estimated = {"encoder": whole.encoder.calls, "predictor": whole.predictor.calls}, {}
     if selection is not None:
-        mask = selection.select(streams.changes[index])
-        calls = {"encoder": slots_needed(mask, streams.hop, streams.length), "predictor": int(mask.sum())}
+        mask = stream.mask(selection)
+        calls = {"encoder": slots_needed(mask, stream.hop, stream.length), "predictor": int(mask.sum())}
         if selection.threshold is not None:
             ledger.add("detector", whole.detector)
     if predicted is not None:

@@ -9,16 +9,13 @@ import base64
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain, product
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from tqdm import tqdm
 
+from jepa.checkpoint import read_tensors
 from jepa.data.records import StreamRecord, read_records, write_records
 from jepa.data.video import VideoStream
 from jepa.data.world import CAPTION_QUERIES, Stream, StreamStyle, World
@@ -34,33 +31,40 @@ _SPLIT_SEEDS = {"calibration": 7_001, "test": 7_002}  # apart from each other an
 
 
 @dataclass(frozen=True)
-class StreamSet:
-    """The streams of one split: `latents[i]` (T, E) float32 at `times[i]` (T,) seconds, annotated by `records[i]`.
+class EncodedStream:
+    """The latents (T, E) float32 of a stream at `times` (T,) seconds, its annotations, and the ledger of its encoding.
 
-    `ledgers[i]` counts the encoding of stream i. `changes[i]` (T,) is the statistic of the change detector, `states[i]`
-    (T, D) the X-Encoder's mean state (`jepa.models.vl_jepa.mean_states`); both are empty where latents came from
-    elsewhere. Step i needs `length` encodings from number `i * hop` on: of time slots, or of the whole window.
+    `changes` (T,) is the statistic of the change detector, `states` (T, D) the X-Encoder's mean state
+    (`jepa.models.vl_jepa.mean_states`); both are None where latents came from elsewhere. Step i needs `length`
+    encodings from number `i * hop` on: of time slots, or of the whole window.
+
+    >>> record = StreamRecord("a", 1.0, ())
+    >>> EncodedStream(record, np.eye(2), np.array([0.0, 0.5]), OperationLedger()).selected(None).latents.shape
+    (2, 2)
     """
 
-    records: list[StreamRecord]
-    latents: list[np.ndarray]
-    times: list[np.ndarray]
-    ledgers: list[OperationLedger]
-    changes: list[np.ndarray] = field(default_factory=list)
-    states: list[np.ndarray] = field(default_factory=list)
+    record: StreamRecord
+    latents: np.ndarray
+    times: np.ndarray
+    ledger: OperationLedger
+    changes: np.ndarray | None = None
+    states: np.ndarray | None = None
     hop: int = 1
     length: int = 1
 
-    def selected(self, steps: StepSelection | None) -> StreamSet:
-        """The streams with the latents, times and states of the selected steps alone; None selects all."""
+    def mask(self, steps: StepSelection) -> np.ndarray:
+        """Which steps (T,) are selected."""
+        if self.changes is None:
+            raise InputError(f"stream {self.record.video_id}: no change detector looked at it")
+        return steps.select(self.changes)
+
+    def selected(self, steps: StepSelection | None) -> EncodedStream:
+        """The stream with the latents, times and states of the selected steps alone; None selects all."""
         if steps is None:
             return self
-        masks = [steps.select(changes) for changes in self.changes]
-        latents, times, states = (
-            [rows[mask] for rows, mask in zip(part, masks, strict=True)] if part else []
-            for part in (self.latents, self.times, self.states)
-        )
-        return replace(self, latents=latents, times=times, states=states)
+        mask = self.mask(steps)
+        states = None if self.states is None else self.states[mask]
+        return replace(self, latents=self.latents[mask], times=self.times[mask], states=states)
 
 
 def make_streams(
@@ -82,56 +86,23 @@ def check_length(model: VLJEPA, stream: Stream | VideoStream) -> None:
         )
 
 
-def encode_streams(
-    model: VLJEPA,
-    streams: Sequence[Stream | VideoStream],
-    step_rate: float,
-    what: str | None,
-    broken: dict[str, str] | None = None,
-) -> StreamSet:
-    """Runs X-Encoder and Predictor over whole streams, under a caption query, and the change detector beside them.
-
-    Args:
-        step_rate: steps a second.
-        what: the name in the progress bar; None: there is none.
-        broken: gets the streams whose files are broken, with the errors; without it they are an error.
+def encode_stream(model: VLJEPA, stream: Stream | VideoStream, step_rate: float) -> EncodedStream:
+    """Runs X-Encoder and Predictor over a whole stream, under a caption query, and the change detector beside them.
 
     Raises:
-        InputError: the step rate does not fit the model, a stream is shorter than a window, or a file is broken.
+        InputError: the steps a second do not fit the model, the stream is shorter than a window, or its file is broken.
     """
+    check_length(model, stream)
     hop, length = model.encodings(step_rate)
-    result = StreamSet([], [], [], [], hop=hop, length=length)
-    for stream in streams:
-        check_length(model, stream)
-    for stream in tqdm(streams, desc=f"latents, {what}", unit="stream", disable=what is None):
-        ledger = OperationLedger()
-        every = _EveryStep()
-        selection = SelectiveEncoding(ColourChange(), every)
-        try:
-            parts = [
-                (model.predict_steps(states, CAPTION_QUERIES[0], ledger), mean_states(states), times)
-                for states, times in model.windows(stream.frames(), step_rate, ledger, selection)
-            ]
-        except InputError as error:
-            if broken is None:
-                raise
-            broken[stream.record.video_id] = str(error)
-            continue
-        ledger.stream(stream.record.duration)
-        result.records.append(stream.record)
-        result.latents.append(np.concatenate([part[0] for part in parts]).astype(np.float32))
-        result.states.append(np.concatenate([part[1] for part in parts]))
-        result.times.append(np.concatenate([part[2] for part in parts]))
-        result.ledgers.append(ledger)
-        result.changes.append(np.array(every.changes, dtype=np.float32))
-    return result
-
-
-def joined(parts: Sequence[StreamSet]) -> StreamSet:
-    """Streams of one split that were encoded in parts, in the order of these."""
-    names = ("records", "latents", "times", "ledgers", "changes", "states")
-    lists: dict[str, Any] = {name: list(chain.from_iterable(getattr(part, name) for part in parts)) for name in names}
-    return replace(parts[0], **lists)
+    ledger, every = OperationLedger(), _EveryStep()
+    parts = [
+        (model.predict_steps(states, CAPTION_QUERIES[0], ledger), mean_states(states), times)
+        for states, times in model.windows(stream.frames(), step_rate, ledger, SelectiveEncoding(ColourChange(), every))
+    ]
+    ledger.stream(stream.record.duration)
+    latents, states, times = (np.concatenate(part) for part in zip(*parts, strict=True))
+    changes = np.array(every.changes, dtype=np.float32)
+    return EncodedStream(stream.record, latents.astype(np.float32), times, ledger, changes, states, hop, length)
 
 
 class _EveryStep(StepSelection):
@@ -179,20 +150,18 @@ def thumbnails(stream: Stream | VideoStream, count: int = 36) -> tuple[Thumbnail
     return tuple(pictures)
 
 
-def save_streams(streams: StreamSet, folder: Path) -> None:
-    """Writes `latents.safetensors`, `records.jsonl` and `encoding.json`."""
+def save_streams(streams: Sequence[EncodedStream], folder: Path) -> None:
+    """Writes the streams of a split as `latents.safetensors`, `records.jsonl` and `encoding.json`."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for index, record in enumerate(streams.records):
-        for part in _TENSORS:
-            tensors[f"{record.video_id}/{part}"] = getattr(streams, part)[index]
+    tensors = {f"{each.record.video_id}/{part}": getattr(each, part) for each in streams for part in _TENSORS}
     save_file(tensors, folder / "latents.safetensors")
-    write_records(streams.records, folder / "records.jsonl")
-    encoding = {"hop": streams.hop, "length": streams.length, "ledgers": [x.to_dict() for x in streams.ledgers]}
+    write_records([each.record for each in streams], folder / "records.jsonl")
+    hop, length = next(((each.hop, each.length) for each in streams), (1, 1))
+    encoding = {"hop": hop, "length": length, "ledgers": [each.ledger.to_dict() for each in streams]}
     (folder / "encoding.json").write_text(json.dumps(encoding), encoding="utf-8")
 
 
-def load_streams(folder: Path) -> StreamSet:
+def load_streams(folder: Path) -> list[EncodedStream]:
     """Reads what `save_streams` wrote.
 
     Raises:
@@ -200,20 +169,7 @@ def load_streams(folder: Path) -> StreamSet:
     """
     records = read_records(folder / "records.jsonl")
     path, encoded = folder / "latents.safetensors", folder / "encoding.json"
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"latents not found: {path}") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a whole safetensors file: {error}") from None
-    found: dict[str, list[np.ndarray]] = {part: [] for part in _TENSORS}
-    for name, part in product((record.video_id for record in records), _TENSORS):
-        if (rows := tensors.get(f"{name}/{part}")) is None:
-            raise InputError(f"{path}: no {part} of the stream {name!r} that records.jsonl lists")
-        steps = len(tensors[f"{name}/latents"])
-        if rows.shape[:1] != (steps,) or rows.ndim != (2 if part in ("latents", "states") else 1):
-            raise InputError(f"{path}: {part} of the stream {name!r} must be of {steps} steps, got shape {rows.shape}")
-        found[part].append(rows)
+    tensors = read_tensors(path, load_file)
     try:
         encoding = json.loads(encoded.read_text(encoding="utf-8"))
         ledgers = [OperationLedger.from_dict(ledger) for ledger in encoding["ledgers"]]
@@ -222,4 +178,16 @@ def load_streams(folder: Path) -> StreamSet:
         raise InputError(f"{encoded} cannot be read: {error!r}") from None
     if len(ledgers) != len(records):
         raise InputError(f"{encoded}: ledgers must be one for each of {len(records)} streams, got {len(ledgers)}")
-    return StreamSet(records, ledgers=ledgers, hop=hop, length=length, **found)
+    streams = []
+    for record, ledger in zip(records, ledgers, strict=True):
+        found = {part: tensors.get(f"{record.video_id}/{part}") for part in _TENSORS}
+        steps = 0 if found["latents"] is None else len(found["latents"])
+        for part, rows in found.items():
+            name = f"{part} of the stream {record.video_id!r}"
+            if rows is None:
+                raise InputError(f"{path}: no {name} that records.jsonl lists")
+            if rows.shape[:1] != (steps,) or rows.ndim != (2 if part in ("latents", "states") else 1):
+                raise InputError(f"{path}: {name} must be of {steps} steps, got shape {rows.shape}")
+        parts = {part: rows for part, rows in found.items() if rows is not None}
+        streams.append(EncodedStream(record, **parts, ledger=ledger, hop=hop, length=length))
+    return streams

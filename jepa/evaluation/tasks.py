@@ -99,9 +99,22 @@ def choice_cost(accuracy: float, flops: float) -> AnswerCost:
     return AnswerCost.model_validate(choice_costs(accuracy, flops), from_attributes=True)
 
 
-def cost_line(cost: AnswerCost) -> str:
-    """Tokens and FLOPs of an answer, and of a right one."""
-    line = f"{cost.tokens_per_answer:.3g} tokens, {cost.flops_per_answer:.3g} FLOPs an answer; a right one: "
+def score_line(
+    name: str,
+    value: float,
+    chance: float | None = None,
+    interval: tuple[float, float] | None = None,
+    cost: AnswerCost | None = None,
+) -> str:
+    """A score with its interval, chance level, and the tokens and FLOPs of an answer and of a right one."""
+    line = f"{name:32} {value:7.3f}"
+    if interval is not None:
+        line += f"  ({interval[0]:.3f} to {interval[1]:.3f})"
+    if chance is not None:
+        line += f"  (chance {chance:.3f})"
+    if cost is None:
+        return line
+    line += f"  {cost.tokens_per_answer:.3g} tokens, {cost.flops_per_answer:.3g} FLOPs an answer; a right one: "
     if cost.flops_per_right_answer is None:
         return line + "none"
     return line + f"{cost.tokens_per_right_answer:.3g} tokens, {cost.flops_per_right_answer:.3g} FLOPs"
@@ -110,19 +123,16 @@ def cost_line(cost: AnswerCost) -> str:
 def score_lines(scores: Scores) -> str:
     """Each score beside its chance level and its cost, a line each."""
     retrieval, captioning = scores.retrieval, scores.captioning
-    lines = ["held-out compositions"]
-
-    def line(name: str, value: float, chance: float | None, cost: AnswerCost | None) -> None:
-        beside = "" if chance is None else f"   (chance {chance:.3f})"
-        lines.append(f"{name:28} {value:6.3f}{beside}" + ("" if cost is None else f"   {cost_line(cost)}"))
-
-    line(f"retrieval R@1 of {retrieval.candidates}", retrieval.recall["1"], retrieval.chance, retrieval.cost["1"])
     parts = {"classification": scores.classification}
     parts |= {f"question: {kind}": part for kind, part in scores.question_answering.by_question.items()}
-    for name, part in parts.items():
-        line(name, part.accuracy, part.chance, part.cost)
-    line("caption CIDEr-D (0-10)", captioning.cider_d, None, None)
-    line("caption exact match", captioning.exact_match, None, captioning.cost)
+    name = f"retrieval R@1 of {retrieval.candidates}"
+    lines = [
+        "held-out compositions",
+        score_line(name, retrieval.recall["1"], retrieval.chance, cost=retrieval.cost["1"]),
+        *(score_line(name, part.accuracy, part.chance, cost=part.cost) for name, part in parts.items()),
+        score_line("caption CIDEr-D (0-10)", captioning.cider_d),
+        score_line("caption exact match", captioning.exact_match, cost=captioning.cost),
+    ]
     return "\n".join(lines)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from jepa import checkpoint
 from jepa.build import build
@@ -17,13 +17,13 @@ from jepa.data.timelines import excerpt, read_timeline, video_of
 from jepa.data.video import VideoFile, VideoStream, find_video
 from jepa.data.world import Stream, World
 from jepa.errors import InputError
-from jepa.evaluation.provenance import device_of, evaluated
+from jepa.evaluation.provenance import device_of, evaluated, trained_stages
 from jepa.evaluation.ranks import Ranks, ranks
 from jepa.evaluation.streams import (
     SPLITS,
+    EncodedStream,
     check_length,
-    encode_streams,
-    joined,
+    encode_stream,
     make_streams,
     save_streams,
     thumbnails,
@@ -74,7 +74,7 @@ def _evaluate_videos(folder: Path, output: Path, config: EvaluateConfig, all_ran
     if all_ranks.rank:
         return output
     document = StreamEvaluation(
-        **evaluated(folder, output, trained, device, model.parameters_by_role()),
+        **evaluated(folder, output, trained, device, model),
         config={"train": trained, "evaluate": config.model_dump()},
         latent_delay=model.window / 2,
         processes=all_ranks.count,
@@ -148,14 +148,17 @@ def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks
     Every process encodes its part of the streams, the first one saves all.
     """
     broken: dict[str, str] = {}
-    for split, each in plan.streams.items():
-        own, left_out = each[all_ranks.part(len(each))], dict[str, str]()
-        what = None if all_ranks.rank else f"{name} {split}"
-        encoded = encode_streams(model, own, plan.setting.step_rate_hz, what, left_out)
+    for split, streams in plan.streams.items():
+        own, encoded, left_out = streams[all_ranks.part(len(streams))], list[EncodedStream](), dict[str, str]()
+        for stream in tqdm(own, desc=f"latents, {name} {split}", unit="stream", disable=all_ranks.rank > 0):
+            try:
+                encoded.append(encode_stream(model, stream, plan.setting.step_rate_hz))
+            except InputError as error:
+                left_out[stream.record.video_id] = str(error)
         parts = all_ranks.gather((encoded, left_out))
         broken |= {video: message for _, messages in parts for video, message in messages.items()}
         if not all_ranks.rank:
-            save_streams(joined([found for found, _ in parts]), folder / split)
+            save_streams([each for found, _ in parts for each in found], folder / split)
     if all_ranks.rank:
         return None
     whole = [stream for stream in plan.streams["test"] if stream.record.video_id not in broken]
@@ -172,14 +175,9 @@ def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks
 
 def _training(folder: Path) -> Training:
     """What training left beside the weights: steps, seconds and operations of the stages, the first stage's curve."""
-    path = folder / "training.json"
-    if not path.is_file():
-        raise InputError(f"training record not found: {path}")
-    stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+    stages = trained_stages(folder)
     return Training(
-        steps=sum(stage["steps"] for stage in stages),
-        samples=sum(stage["samples"] for stage in stages),
-        seconds=sum(stage["seconds"] for stage in stages),
+        **{key: sum(stage[key] for stage in stages) for key in ("steps", "samples", "seconds")},
         stages=tuple(Stage.model_validate({key: stage.get(key) for key in Stage.model_fields}) for stage in stages),
         curve=tuple(stages[0]["curve"]),
     )

@@ -10,7 +10,7 @@ n samples of this process, N of all; C clips of a sample, F frames a clip, S pix
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -27,13 +27,13 @@ from tqdm import tqdm
 from jepa import checkpoint
 from jepa.build import build
 from jepa.config import EvaluateConfig, TaskConfig
-from jepa.data.manifests import Kind, Sample, WorldPredictionSample, read_manifest
+from jepa.data.manifests import Kind, QuestionSample, Sample, WorldPredictionSample, read_manifest
 from jepa.data.media import read_clip
 from jepa.data.world_tasks import world_samples
 from jepa.errors import InputError
 from jepa.evaluation.provenance import announce, device_of, evaluated
 from jepa.evaluation.ranks import Ranks, ranks
-from jepa.evaluation.tasks import answer_flops, caption_scores, choice_cost, cost_line, embedding_flops
+from jepa.evaluation.tasks import answer_flops, caption_scores, choice_cost, embedding_flops, score_line
 from jepa.metrics import cider_d, retrieval_ranks, retrieval_scores
 from jepa.metrics.answers import proportion_interval
 from jepa.models.vl_jepa import VLJEPA
@@ -42,18 +42,10 @@ from jepa.results import TaskEvaluation, write_files
 from jepa.results.documents import PerToken, TaskScore
 from jepa.selective import Decoded
 
-_KINDS: dict[str, Kind] = {  # of a manifest's samples, by task
-    "classification": "class",
-    "retrieval": "caption",
-    "vqa": "question",
-    "captioning": "caption",
-    "world_prediction": "world_prediction",
-}
-
 
 @torch.no_grad()
-def evaluate_task(folder: Path, output: Path, config: EvaluateConfig) -> Path:
-    """Scores the checkpoint `folder` on the `task` of an `EvaluateConfig`; writes and returns `output`.
+def evaluate_task(folder: Path, output: Path, config: EvaluateConfig, settings: TaskConfig) -> Path:
+    """Scores the checkpoint `folder` on a task of the configuration; writes and returns `output`.
 
     It holds a `TaskEvaluation`, and `predictions.jsonl` with a line for each sample.
 
@@ -61,23 +53,25 @@ def evaluate_task(folder: Path, output: Path, config: EvaluateConfig) -> Path:
         InputError: a bad task or manifest, fewer samples than processes, or a medium that cannot be read; with the
             task's `skip_broken`, none that can.
     """
-    settings = config.task
-    assert settings is not None
-    kind, trained = settings.kind, checkpoint.read_config(folder)
+    trained = checkpoint.read_config(folder)
     with ranks() as all_ranks:
         device = device_of(config.accelerator)
         model = checkpoint.load(folder).to(device)
-        samples = _samples(settings, trained, model.frames, config.candidates, config.seed)
+        kind, run = TASKS[settings.kind]
+        if settings.manifest is None:
+            samples = world_samples(build(trained["world"]), kind, config.candidates, model.frames, config.seed)
+        else:
+            samples = read_manifest(Path(settings.manifest), [kind])[: settings.limit or None]
         if len(samples) < all_ranks.count:
             raise InputError(f"a task must have a sample for each of {all_ranks.count} processes, got {len(samples)}")
         task = Task(model, settings, samples, config.batch_size, all_ranks)
-        found = TASKS[kind](task)
+        found = run(task)
         if all_ranks.rank:
             return output
         document = TaskEvaluation(
-            **evaluated(folder, output, trained, device, model.parameters_by_role()),
+            **evaluated(folder, output, trained, device, model),
             config={"train": trained, "evaluate": config.model_dump()},
-            task=kind,
+            task=settings.kind,
             data=settings.manifest or "embedded",
             samples=len(found.lines),
             skipped=tuple(task.skipped),
@@ -86,14 +80,16 @@ def evaluate_task(folder: Path, output: Path, config: EvaluateConfig) -> Path:
             counts=found.counts,
             per_token=found.per_token,
         )
-        text = "".join(
-            json.dumps({"id": sample.id, **line}, ensure_ascii=False) + "\n"
-            for sample, line in zip(task.kept, found.lines, strict=True)
-        )
+        lines = zip(task.kept, found.lines, strict=True)
+        text = "".join(json.dumps({"id": sample.id, **line}, ensure_ascii=False) + "\n" for sample, line in lines)
         write_files({output / "predictions.jsonl": text.encode(), output / document.file_name: document.to_json()})
-    heading = f"{kind}, {document.data} data, {document.samples} samples"
+    shown = [f"{settings.kind}, {document.data} data, {document.samples} samples"]
+    shown += [f"{name:32} {count:7}" for name, count in document.counts.items()]
+    shown += [
+        score_line(name, each.value, each.chance, each.interval, each.cost) for name, each in found.scores.items()
+    ]
     skipped = [f"skipped {len(task.skipped)} of {len(samples)} samples:", *task.skipped] if task.skipped else []
-    announce("\n".join([heading, *_table(document), *skipped]), {"evaluation": output})
+    announce("\n".join([*shown, *skipped]), {"evaluation": output})
     return output
 
 
@@ -112,8 +108,8 @@ class Task:
     kept: list[Any] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
-    def predict(self, queries: Sequence[Sequence[str]]) -> Tensor:
-        """Predicted embeddings (clips of the kept samples, E), float32 on the CPU, under one query a clip.
+    def predict(self, queries: Callable[[Any], Sequence[str]]) -> Tensor:
+        """Predicted embeddings (clips of the kept samples, E), float32 on the CPU; `queries`: one a clip of a sample.
 
         Each process runs its own samples, and gets all embeddings.
 
@@ -132,7 +128,7 @@ class Task:
                 if isinstance(clips, Tensor):
                     read.append(clips)
                     kept.append(number)
-                    asked += queries[number]
+                    asked += queries(self.samples[number])
                 elif self.settings.skip_broken:
                     broken.append(f"{self.samples[number].id}: {clips}")
                 else:
@@ -181,11 +177,14 @@ class _Clips(Dataset["Tensor | InputError"]):
             return error
 
 
+Lines = list[dict[str, JsonValue]]
+
+
 class Found(NamedTuple):
     """Scores by name, a line of predictions for each sample, the sizes of the task, and accuracy against tokens."""
 
     scores: dict[str, TaskScore]
-    lines: list[dict[str, JsonValue]]
+    lines: Lines
     counts: dict[str, int]
     per_token: PerToken | None = None
 
@@ -199,7 +198,7 @@ def classification(task: Task) -> Found:
     labels = sorted({sample.label for sample in samples})
     prompts = [template.replace("{label}", label) for label in labels for template in settings.templates]
     embedded = task.model.embed_all(prompts).reshape(len(labels), len(settings.templates), -1)
-    predictions = task.predict([[settings.query]] * len(samples))
+    predictions = task.predict(lambda sample: [settings.query])
     means = F.normalize(embedded.mean(1), dim=-1)
     right = torch.tensor([labels.index(sample.label) for sample in task.kept])
     ks = [k for k in settings.top if k <= len(labels)]
@@ -211,14 +210,10 @@ def classification(task: Task) -> Found:
     for k in ks:
         value = float(ranks.recall(k).mean())
         scores[f"top-{k}"] = TaskScore(value=value, chance=k / len(labels), cost=choice_cost(value, flops_each))
-    lines: list[dict[str, JsonValue]] = [
-        {
-            "label": sample.label,
-            "prediction": labels[chosen[0]],
-            "nearest": {labels[c]: cosine for c, cosine in zip(chosen, values, strict=True)},
-        }
-        for sample, chosen, values in zip(task.kept, nearest.indices.tolist(), nearest.values.tolist(), strict=True)
-    ]
+    lines: Lines = []
+    for sample, chosen, values in zip(task.kept, nearest.indices.tolist(), nearest.values.tolist(), strict=True):
+        cosines = {labels[c]: cosine for c, cosine in zip(chosen, values, strict=True)}
+        lines.append({"label": sample.label, "prediction": labels[chosen[0]], "nearest": cosines})
     return Found(scores, lines, {"classes": len(labels)})
 
 
@@ -229,7 +224,7 @@ def retrieval(task: Task) -> Found:
     """
     query, captions = task.settings.query, [(each.id, text) for each in task.samples for text in each.captions]
     embedded = task.model.embed_all([text for _, text in captions])  # first: it refuses texts too long
-    predictions = task.predict([[query]] * len(task.samples))
+    predictions = task.predict(lambda sample: [query])
     samples, kept = task.kept, {sample.id for sample in task.kept}
     rows = [row for row, (name, _) in enumerate(captions) if name in kept]
     texts, embedded, clip_ids = [captions[row][1] for row in rows], embedded[rows], torch.arange(len(samples))
@@ -244,7 +239,7 @@ def retrieval(task: Task) -> Found:
             scores[f"{direction} {name}"] = TaskScore(value=each[name], chance=chance, cost=cost)
     ranks = retrieval_ranks(predictions, embedded, clip_ids, text_ids).expected().tolist()
     nearest = [int((part @ embedded.T).argmax()) for part in predictions]
-    lines: list[dict[str, JsonValue]] = [
+    lines: Lines = [
         {"captions": list(sample.captions), "nearest": texts[chosen], "rank": rank}
         for sample, chosen, rank in zip(samples, nearest, ranks, strict=True)
     ]
@@ -259,37 +254,36 @@ def vqa(task: Task) -> Found:
     settings, samples = task.settings, task.samples
     answers = tuple(dict.fromkeys(sample.answer for sample in samples))
     texts = list(dict.fromkeys(chain.from_iterable(sample.candidates or answers for sample in samples)))
-    row = {text: number for number, text in enumerate(texts)}
     prompts = [settings.candidate.replace("{candidate}", text) for text in texts]
-    embedded = task.model.embed_all(prompts)
-    predictions = task.predict([[settings.prompt.replace("{question}", sample.question)] for sample in samples])
-    credits, chances, lines = list[float](), list[float](), list[dict[str, JsonValue]]()
-    flops = embedding_flops(task.model, prompts)
+    embedded = dict(zip(texts, task.model.embed_all(prompts), strict=True))
+
+    def query(sample: QuestionSample) -> str:
+        return settings.prompt.replace("{question}", sample.question)
+
+    predictions = task.predict(lambda sample: [query(sample)])
+    choices, lines, flops = list[_Choice](), Lines(), embedding_flops(task.model, prompts)
     for sample, prediction in zip(task.kept, predictions, strict=True):
         candidates = sample.candidates or answers
-        rows = embedded[[row[text] for text in candidates]]
         right = [text in (sample.answer, *sample.alternatives) for text in candidates]
-        credits.append(_credit(prediction, rows, right))
-        chances.append(sum(right) / len(right))
-        query = settings.prompt.replace("{question}", sample.question)
-        flops += answer_flops(task.model, query, len(candidates), len(prediction))
-        chosen = candidates[int((rows @ prediction).argmax())]
+        choice = _choose(prediction, torch.stack([embedded[text] for text in candidates]), right)
+        choices.append(choice)
+        flops += answer_flops(task.model, query(sample), len(candidates), len(prediction))
         asked = {"question": sample.question, "answer": sample.answer}
-        lines.append({**asked, "prediction": chosen, "right": credits[-1]})
-    return Found({"accuracy": _accuracy(credits, chances, flops)}, lines, {})
+        lines.append({**asked, "prediction": candidates[choice.chosen], "right": choice.credit})
+    return Found({"accuracy": _accuracy(choices, flops)}, lines, {})
 
 
 def captioning(task: Task) -> Found:
     """Decoded captions against all references. The chance level of CIDEr-D is the score of another clip's caption."""
     query = task.settings.query
-    predictions = task.predict([[query]] * len(task.samples))
+    predictions = task.predict(lambda sample: [query])
     decoded = task.decode(predictions)
     references = [list(sample.captions) for sample in task.kept]
     texts = [each.text for each in decoded]
     before = task.model.clip_flops() + task.model.query_flops(query)
     found = caption_scores(decoded, references, before)
     others = float(cider_d([*texts[1:], texts[0]], references).mean())
-    lines: list[dict[str, JsonValue]] = [
+    lines: Lines = [
         {"captions": [*refs], "prediction": each.text, "tokens": each.tokens, "flops": before + each.flops}
         for refs, each in zip(references, decoded, strict=True)
     ]
@@ -308,60 +302,52 @@ def world_prediction(task: Task) -> Found:
     if task.model.frames < 2:
         raise InputError("world_prediction needs a model whose clips have at least 2 frames, for two states, got 1")
     query, asked = task.settings.query, task.settings.action_query
-    rows = task.predict([[query, *[asked] * len(sample.candidates)] for sample in task.samples])
-    counts = [len(sample.candidates) for sample in task.kept]
-    credits, lines = list[float](), list[dict[str, JsonValue]]()
-    for sample, part in zip(task.kept, rows.split([1 + count for count in counts]), strict=True):
-        credits.append(_credit(part[0], part[1:], [i == sample.answer for i in range(len(sample.candidates))]))
-        cosines = part[1:] @ part[0]
-        found = {"prediction": int(cosines.argmax()), "right": credits[-1], "cosines": cosines.tolist()}
-        lines.append({"answer": sample.answer, **found})
-    flops = sum(answer_flops(task.model, query, count, rows.shape[1]) for count in counts)
-    flops += sum(counts) * (task.model.clip_flops() + task.model.query_flops(asked))
-    return Found({"accuracy": _accuracy(credits, [1 / count for count in counts], flops)}, lines, {})
+    rows = task.predict(lambda sample: [query, *[asked] * len(sample.candidates)])
+    choices, lines, flops = list[_Choice](), Lines(), 0
+    for sample, part in zip(task.kept, rows.split([1 + len(each.candidates) for each in task.kept]), strict=True):
+        choice = _choose(part[0], part[1:], [i == sample.answer for i in range(len(sample.candidates))])
+        choices.append(choice)
+        flops += answer_flops(task.model, query, len(choice.cosines), rows.shape[1])
+        flops += len(choice.cosines) * (task.model.clip_flops() + task.model.query_flops(asked))
+        found = {"prediction": choice.chosen, "right": choice.credit, "cosines": list[JsonValue](choice.cosines)}
+        lines.append({"answer": sample.answer} | found)
+    return Found({"accuracy": _accuracy(choices, flops)}, lines, {})
 
 
-TASKS: dict[str, Callable[[Task], Found]] = {
-    "classification": classification,
-    "retrieval": retrieval,
-    "vqa": vqa,
-    "captioning": captioning,
-    "world_prediction": world_prediction,
-}
+class _Choice(NamedTuple):
+    """The candidate that is chosen, the fraction that is right of those level with it, and chance."""
+
+    chosen: int
+    credit: float
+    chance: float
+    cosines: list[float]
 
 
-def _credit(prediction: Tensor, candidates: Tensor, right: Sequence[bool]) -> float:
-    """The fraction that is right of the candidates (M, E) nearest to a prediction (E,): of those that are level."""
+def _choose(prediction: Tensor, candidates: Tensor, right: Sequence[bool]) -> _Choice:
+    """Of candidates (M, E) the nearest to a prediction (E,)."""
     ranks = retrieval_ranks(prediction[None], candidates, torch.tensor([1]), torch.tensor(right).long())
-    return float(ranks.recall(1))
+    cosines = candidates @ prediction
+    return _Choice(int(cosines.argmax()), float(ranks.recall(1)), sum(right) / len(right), cosines.tolist())
 
 
-def _accuracy(credits: Sequence[float], chances: Sequence[float], flops: int) -> TaskScore:
+def _accuracy(choices: Sequence[_Choice], flops: int) -> TaskScore:
     """The fraction right with its interval, chance level and cost; `flops`: of all answers."""
-    interval = proportion_interval(sum(credits), len(credits))
-    value = sum(credits) / len(credits)
+    right, count = sum(choice.credit for choice in choices), len(choices)
+    interval = proportion_interval(right, count)
     return TaskScore(
-        value=value,
-        chance=sum(chances) / len(chances),
+        value=right / count,
+        chance=sum(choice.chance for choice in choices) / count,
         interval=(interval.low, interval.high),
-        cost=choice_cost(value, flops / len(credits)),
+        cost=choice_cost(right / count, flops / count),
     )
 
 
-def _samples(settings: TaskConfig, trained: Mapping[str, Any], frames: int, candidates: int, seed: int) -> list[Sample]:
-    kind = _KINDS[settings.kind]
-    if settings.manifest is None:
-        return world_samples(build(trained["world"]), kind, candidates, frames, seed)
-    return read_manifest(Path(settings.manifest), [kind])[: settings.limit or None]
-
-
-def _table(document: TaskEvaluation) -> list[str]:
-    """A line a count and a score, with its interval, chance level and cost."""
-    lines = [f"{name:32} {count:9}" for name, count in document.counts.items()]
-    for name, score in document.scores.items():
-        interval = "" if score.interval is None else "  ({:.3f} to {:.3f})".format(*score.interval)
-        chance = "" if score.chance is None else f"   chance {score.chance:.3f}"
-        lines.append(f"{name:32} {score.value:9.3f}{interval}{chance}")
-        if score.cost is not None:
-            lines.append(f"{'':32} {cost_line(score.cost)}")
-    return lines
+TASKS: dict[
+    str, tuple[Kind, Callable[[Task], Found]]
+] = {  # the samples of a manifest that each takes, and what it does
+    "classification": ("class", classification),
+    "retrieval": ("caption", retrieval),
+    "vqa": ("question", vqa),
+    "captioning": ("caption", captioning),
+    "world_prediction": ("world_prediction", world_prediction),
+}

@@ -94,7 +94,7 @@ def calibrate_margin(
     def distances(latents: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate([1 - bank.nearest(torch.from_numpy(rows))[1].cpu().double().numpy() for rows in latents])
 
-    return calibrate_cache(BankCache(bank), streams, error_rate, distances, confidence=0.95, resamples=2000, seed=seed)
+    return calibrate_cache(BankCache(bank), streams, error_rate, distances, seed=seed)
 
 
 def fill_bank(

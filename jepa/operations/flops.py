@@ -6,21 +6,18 @@ M, K, N: sizes of a matrix product; B batch, H query heads, L queries, S keys, D
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import torch
-from torch.nn.attention import flex_attention
-from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa.errors import InputError
 
-# Words in the name of an operation of torch that multiplies and adds. A name is split at "_", so that "mm" is found in
-# `_sparse_mm` and not in `lgamma`, and "linear" in `mkldnn_linear` and not in `upsample_linear1d`.
+# Words, between "_", in the name of an operation of torch that multiplies and adds: "mm" in `_sparse_mm`, not `lgamma`.
 _COMPUTING = re.compile(
     r"(?:^|_)(?:"
     r"[a-z]*mm|matmul|mv|addmv|v?dot|addr|linear|trilinear|conv(?:olution|\dd)?|depthwise3d|affine_grid_generator"
@@ -29,36 +26,21 @@ _COMPUTING = re.compile(
     r")(?:_|$)"
 )
 # Elementwise operations, reductions and preparations whose names have such a word.
-_FREE = {
-    "_cudnn_rnn_flatten_weight",
-    "_linalg_check_errors",
-    "_thnn_fused_gru_cell",
-    "_thnn_fused_gru_cell_backward",
-    "_thnn_fused_lstm_cell",
-    "_thnn_fused_lstm_cell_backward",
-    "_thnn_fused_lstm_cell_backward_impl",
-    "linalg__powsum",
-    "linalg_cross",
-    "linalg_vector_norm",
-    "lu_unpack",
-}
+_FREE = re.compile(
+    r"_cudnn_rnn_flatten_weight|_linalg_check_errors|_thnn_fused_(?:gru|lstm)_cell(?:_backward(?:_impl)?)?"
+    r"|linalg_(?:_powsum|cross|vector_norm)|lu_unpack"
+)
 # Libraries of operations known by the names above; operations of any other library are opaque.
 _READABLE = {"aten", "prim", "prims", "c10d", "_c10d_functional", "profiler"}
 
 
 @dataclass(frozen=True)
 class FlopCount:
-    """What `count_flops` counted.
-
-    Args:
-        total: FLOPs.
-        by_operator: FLOPs of each operation that has a formula, by its name in torch, such as "aten.mm".
-        result: what the callable returned.
-    """
+    """What `count_flops` counted."""
 
     total: int
-    by_operator: dict[str, int]
-    result: Any = field(repr=False, compare=False)
+    by_operator: dict[str, int]  # by the operation's name in torch, such as "aten.mm"
+    result: Any = field(repr=False, compare=False)  # what the callable returned
 
 
 def count_flops(run: Callable[[], Any]) -> FlopCount:
@@ -69,33 +51,28 @@ def count_flops(run: Callable[[], Any]) -> FlopCount:
     - A multiply-add is 2 FLOPs, of any dtype.
     - Matrix products, convolutions and attention count. Elementwise operations, softmax, normalisation, reductions,
       interpolation, pooling and indexing do not.
-    - Attention counts all L·S pairs of query and key, causal or masked or neither: no mask lowers the count, nor does
-      the block mask of flex attention, whose function of the scores counts nothing. Backward of a fused kernel counts
-      the scores that it computes again: 5 products to the forward's 2, where separate matrix products make 4.
+    - Attention counts all L·S pairs of query and key, masked or not. Backward of a fused kernel counts the scores that
+      it computes again: 5 products to the forward's 2, where separate matrix products make 4.
     - Convolutions count their padding; sparse operands count as dense; a grouped product counts every row it is given.
     - What runs counts: activations recomputed in the backward pass count twice.
 
-    Only what passes torch's dispatcher is seen, not kernels launched past it. Functions that `torch.compile` wraps run
-    uncompiled, and so does flex attention, which torch's counter refuses (2.11, 2.14) or takes only with a switch that
-    is set here meanwhile (2.15); torch warns that its gradients may be wrong then. `torch.cond` counts the dearer
-    branch.
+    Only what passes torch's dispatcher is seen. Compiled functions run uncompiled; flex attention does not run at all.
+    `torch.cond` counts the dearer branch.
 
     Raises:
-        InputError: an operation that computes has no formula: of torch (recurrent layers, FFT, linear algebra, the
-            fused encoder layer of evaluation mode, ...) or any operation of another library. The message names them;
-            a formula given to `torch.utils.flop_counter.register_flop_formula` is used.
+        InputError: an operation that computes has no formula: of torch (recurrent layers, FFT, linear algebra, ...) or
+            of another library. `torch.utils.flop_counter.register_flop_formula` gives it one.
 
     >>> count_flops(lambda: torch.ones(3, 4) @ torch.ones(4, 5)).total
     120
     """
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     # The watch is entered first, so that it sees what the counter executes and not what the counter takes apart.
-    with _uncompiled_flex_attention(), _Watch(counter.flop_registry) as watch, counter, _FlexAttention() as flex:
+    with _Watch(counter.flop_registry) as watch, counter:
         result = run()
     if watch.unknown:
         raise InputError(f"an operation that computes must have a FLOP formula, got {', '.join(sorted(watch.unknown))}")
     counts = {str(operator): int(flops) for operator, flops in counter.get_flop_counts().get("Global", {}).items()}
-    counts |= flex.counts
     return FlopCount(sum(counts.values()), counts, result)
 
 
@@ -116,42 +93,11 @@ class _Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class _FlexAttention(TorchDispatchMode):
-    """Counts flex attention by its name in torch; entered last, inside the watch and the counter."""
-
-    supports_higher_order_operators = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: dict[str, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in _FLEX_FORMULAS:
-            return func(*args, **(kwargs or {}))
-        # The products that stand in for the kernel are hidden from the counter and the watch, and from nobody else.
-        with _pop_mode_temporarily(), _pop_mode_temporarily():
-            result = func(*args, **(kwargs or {}))
-        flops = _FLEX_FORMULAS[func](*(tensor.shape for tensor in args[:3]))
-        self.counts[str(func)] = self.counts.get(str(func), 0) + flops
-        return result
-
-
-@contextmanager
-def _uncompiled_flex_attention() -> Iterator[None]:
-    """Flex attention calls its operation and not the compiler, which refuses to run under a dispatch mode."""
-    before = flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG
-    flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = True
-    try:
-        yield
-    finally:
-        flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = before
-
-
 def _computes(func: Any) -> bool:
     if func.namespace not in _READABLE:
         return True
     name = func._overloadpacket.__name__
-    return name not in _FREE and _COMPUTING.search(name) is not None
+    return _COMPUTING.search(name) is not None and _FREE.fullmatch(name) is None
 
 
 # The formulas get shapes in place of tensors, then whatever else the operation takes.
@@ -160,15 +106,6 @@ def _computes(func: Any) -> bool:
 def _product(a: Any, b: Any, *_: Any, **__: Any) -> int:
     """(M, K) x (K, N), or batches of these."""
     return 2 * prod(a) * b[-1]
-
-
-def _added_product(_: Any, a: Any, b: Any, *__: Any, **___: Any) -> int:
-    return _product(a, b)
-
-
-def _products(a: Any, b: Any, *_: Any, **__: Any) -> int:
-    """Lists of matrices."""
-    return sum(map(_product, a, b))
 
 
 def _grouped_product(a: Any, b: Any, *_: Any, **__: Any) -> int:
@@ -181,11 +118,7 @@ def _vector_product(a: Any, *_: Any, **__: Any) -> int:
     return 2 * prod(a)
 
 
-def _added_vector_product(_: Any, a: Any, *__: Any, **___: Any) -> int:
-    return _vector_product(a)
-
-
-def _added_outer_product(_: Any, a: Any, b: Any, *__: Any, **___: Any) -> int:
+def _outer_product(a: Any, b: Any, *_: Any, **__: Any) -> int:
     """(M,) x (N,)."""
     return 2 * a[0] * b[0]
 
@@ -195,13 +128,9 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return 2 * prod(query[:3]) * key[2] * (key[3] + value[3])
 
 
-def _attention_gradients(query: Any, key: Any, value: Any) -> int:
+def _attention_backward(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
     """The scores again; gradients of weights and values; gradients of queries and keys."""
     return 2 * prod(query[:3]) * key[2] * (3 * key[3] + 2 * value[3])
-
-
-def _attention_backward(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
-    return _attention_gradients(query, key, value)
 
 
 def _convolution_backward(grad: Any, x: Any, weight: Any, *rest: Any, **_: Any) -> int:
@@ -213,18 +142,22 @@ def _convolution_backward(grad: Any, x: Any, weight: Any, *rest: Any, **_: Any) 
     return 2 * x[0] * prod(weight) * prod((x if transposed else grad)[2:]) * (bool(wanted[0]) + bool(wanted[1]))
 
 
+def _after_first(formula: Callable[..., int]) -> Callable[..., int]:
+    """Of an operation whose first argument is added, or is a gradient, and does not matter."""
+    return lambda _, *shapes, **options: formula(*shapes, **options)
+
+
 # Formulas that torch lacks, in all of the versions supported or in some, or has wrong. The attention formulas of torch
 # 2.11 refuse fewer key heads than query heads.
 _FORMULAS = {
     getattr(torch.ops.aten, name): formula
     for formula, names in {
         _product: "_int_mm _scaled_mm_v2",
-        _added_product: "addmm_ baddbmm_ addbmm addbmm_ _addmm_activation",
-        _products: "_foreach_mm",
+        _after_first(_product): "addmm_ baddbmm_ addbmm addbmm_ _addmm_activation",
         _grouped_product: "_grouped_mm _scaled_grouped_mm _scaled_grouped_mm_v2",
         _vector_product: "mv dot vdot",
-        _added_vector_product: "addmv addmv_",
-        _added_outer_product: "addr addr_",
+        _after_first(_vector_product): "addmv addmv_",
+        _after_first(_outer_product): "addr addr_",
         _attention: """
             _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
             _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
@@ -237,8 +170,4 @@ _FORMULAS = {
     }.items()
     for name in names.split()
     if hasattr(torch.ops.aten, name)
-}
-_FLEX_FORMULAS = {
-    torch.ops.higher_order.flex_attention: _attention,
-    torch.ops.higher_order.flex_attention_backward: _attention_gradients,
 }

@@ -28,21 +28,16 @@ class TrainingMeter:
     A step is `start`, a forward pass, `backward`, a backward pass, `update`, `stop`. Within it each call of a module
     counts for its part:
 
-    - FLOPs of forward and, where there is a gradient, backward, by the conventions of `count_flops`; a forward pass
-      that is made again for the backward pass counts again. They are counted once for each shape of a row, on a row or
-      two apart from training, and looked up after that: parts treat the rows of a batch on their own. What a row costs
-      may depend on its boolean masks, true at real tokens, linearly in their number, since sparse experts skip
-      padding: it is counted at two numbers, and each batch's own number makes its count; a module whose padding made
-      no difference at first is taken to compute it like any token. Losses compare rows with
-      each other and are counted once for each shape of the batch; with several processes they are not, since counting
-      would have to gather from all. The optimizer has elementwise operations only: 0 FLOPs.
-    - bytes of weights: all parameters of the module, once forward and once backward; in `optimizer` those updated.
-    - wall seconds. Between two marks the time belongs to the part that the first one names: the start of a part's
-      forward pass, and of its backward pass, which is when the gradient of its output is complete. What lies between
-      parts (the loss and its gradient, tokenisation) is `loss`, what follows the backward pass `optimizer`. Backward
-      passes run one after the other, the last forward pass first; of several in parallel the time would be mixed.
+    - *FLOPs* forward and, where there is a gradient, backward, as by `count_flops`; recomputed passes count again. Each
+      shape of a row is counted once, apart from training, since parts treat rows on their own. Sparse experts skip
+      padding: the cost of a row is linear in the real tokens of its boolean masks, and is counted at two numbers of
+      them, unless padding made no difference at first. Losses compare rows: they are counted for each shape of the
+      batch, and not at all with several processes, where counting would have to gather. The optimizer counts 0.
+    - *Bytes of weights*: all parameters, once forward and once backward; in `optimizer` those updated.
+    - *Wall seconds* from a part's start, forward or backward, to the next mark. What lies between parts is `loss`, what
+      follows the backward pass `optimizer`. Waiting for data is no part. Backward passes that run in parallel mix.
 
-    Waiting for data is no part. On a GPU marks are events of the stream, and the host does not wait for them.
+    On a GPU marks are events of the stream, and the host does not wait for them.
 
     Args:
         parts: the modules of each part, called with a batch in the first dimension of every tensor that they get.
@@ -63,9 +58,7 @@ class TrainingMeter:
     def __init__(self, parts: Mapping[str, Sequence[nn.Module]], losses: Sequence[nn.Module] = ()) -> None:
         self.ledger = OperationLedger(TRAINING_PARTS)
         self._flops: dict[Any, tuple[_Cost, _Cost]] = {}
-        self._skips_padding: dict[
-            int, bool
-        ] = {}  # by module: whether padding costs less than a token, once it is known
+        self._skips_padding: dict[int, bool] = {}  # by module: whether padding costs less than a token, once known
         self._marks: list[tuple[str | None, Any]] = []
         self._running, self._again = False, False
         self._device = torch.device("cpu")
@@ -192,11 +185,10 @@ class _Cost:
 
 
 def _of_rows(module: nn.Module, args: Any, kwargs: Any, padded: Sequence[bool]) -> tuple[_Cost, _Cost]:
-    """What rows of the shapes of those given cost, forward and backward; `padded`: which of the masks have padding.
+    """What rows of these shapes cost, forward and backward; `padded`: which of the masks have padding.
 
-    Without padding a row is counted. With some, two rows are: one of a single real token and a full one, so that the
-    mask is one in any case; then for each padded mask two of a single real token in it, and the difference is what its
-    other L - 1 places cost.
+    Without padding one row is counted. With some, two are, a full one and one with a single real token: a mask must
+    stay a mask. Then for each padded mask both rows have a single token: the difference is what L - 1 places cost.
     """
     leaves, structure = tree_flatten((args, kwargs))
     masks = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.dtype == torch.bool]
@@ -225,10 +217,7 @@ def _of_rows(module: nn.Module, args: Any, kwargs: Any, padded: Sequence[bool]) 
 
 
 def _flops(module: nn.Module, args: Any, kwargs: Any) -> tuple[int, int]:
-    """FLOPs of a call and of its gradients.
-
-    Hooks do not see that call, and random numbers and buffers are what they were before it.
-    """
+    """FLOPs of a call and of its gradients, which leaves no trace in hooks, random numbers and buffers."""
     wanted = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.requires_grad]
     wanted += [p for p in module.parameters() if p.requires_grad]
     forward: Any = type(module).forward  # not a compiled one, and without hooks

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from jepa.errors import InputError
+from jepa.errors import InputError, check_int
 
 Number = TypeVar("Number", int, float)
 
@@ -14,30 +14,6 @@ Number = TypeVar("Number", int, float)
 @dataclass(frozen=True)
 class Dimensions:
     """A transformer by its dimensions, from which parameters, FLOPs and bytes follow.
-
-    Args:
-        layers: L.
-        width: d, of the hidden states.
-        heads: H, of the queries.
-        key_width: d_qk, of a query and a key of one head.
-        value_width: d_v, of a value of one head.
-        kv_heads: K, of the keys and values; with latent attention (`kv_rank`) it has no meaning and is `heads`.
-        query_rank: of the queries' low-rank projection (latent attention alone); None has them from the full width.
-        kv_rank: d_c, the cached latent of latent attention (MLA, arXiv 2405.04434, section 2.1), or None.
-        rope_width: d_r, the cached key of latent attention that carries the position, a part of `key_width`.
-        dense_layers: how many layers have a dense feed-forward block; the others have experts.
-        feed_forward: inner width of a dense block.
-        gated: whether a block has three matrices (SwiGLU) or two.
-        experts: E, routed experts of a layer.
-        active: k, experts that each token is routed to.
-        shared: S, experts that every token passes.
-        expert_width: d_e, inner width of an expert.
-        vocabulary: V; 0 has neither table nor head.
-        tied: whether the head is the input table.
-        causal: whether a token attends to earlier ones only, or to all.
-        window: W, tokens that a layer with a sliding window attends to, itself included.
-        window_layers: how many layers have it.
-        other_parameters: norms, biases and the like, in no matrix product that counts.
 
     Raises:
         InputError: a dimension breaks its rule.
@@ -47,55 +23,52 @@ class Dimensions:
     True
     """
 
-    layers: int
-    width: int
-    heads: int
-    key_width: int
-    value_width: int
-    kv_heads: int
-    feed_forward: int = 0
-    dense_layers: int | None = None
-    gated: bool = True
-    query_rank: int | None = None
-    kv_rank: int | None = None
-    rope_width: int = 0
-    experts: int = 0
-    active: int = 0
-    shared: int = 0
-    expert_width: int = 0
-    vocabulary: int = 0
-    tied: bool = False
-    causal: bool = True
-    window: int | None = None
-    window_layers: int = 0
-    other_parameters: int = 0
+    layers: int  # L
+    width: int  # d, of the hidden states
+    heads: int  # H, of the queries
+    key_width: int  # d_qk, of a query and a key of one head
+    value_width: int  # d_v, of a value of one head
+    kv_heads: int  # K, of keys and values; without a meaning in latent attention
+    feed_forward: int = 0  # inner width of a dense block
+    dense_layers: int | None = None  # with a dense block; the others have experts
+    gated: bool = True  # whether a block has three matrices (SwiGLU) or two
+    query_rank: int | None = None  # of the queries' low-rank projection in latent attention; None: there is none
+    kv_rank: int | None = None  # d_c, the cached latent of latent attention (MLA, arXiv 2405.04434, section 2.1)
+    rope_width: int = 0  # d_r, the part of a latent attention's key that carries the position
+    experts: int = 0  # E, routed experts of a layer
+    active: int = 0  # k, experts that each token is routed to
+    shared: int = 0  # S, experts that every token passes
+    expert_width: int = 0  # d_e, inner width of an expert
+    vocabulary: int = 0  # V; 0 has neither table nor head
+    tied: bool = False  # whether the head is the input table
+    causal: bool = True  # whether a token attends to earlier ones only
+    window: int | None = None  # W, tokens that a layer with a sliding window attends to, itself included
+    window_layers: int = 0  # with such a window
+    other_parameters: int = 0  # norms, biases and the like, in no matrix product that counts
 
     def __post_init__(self) -> None:
-        lowest = dict.fromkeys(("layers", "width", "heads", "key_width", "value_width", "kv_heads"), 1)
-        names = ("feed_forward", "rope_width", "experts", "active", "shared", "expert_width", "vocabulary")
-        lowest |= dict.fromkeys((*names, "window_layers", "other_parameters"), 0)
-        lowest |= {"window": 1} if self.window_layers else {}
-        for name, low in lowest.items():
-            value = getattr(self, name)
-            if type(value) is not int or value < low:
-                raise InputError(f"{name} must be a whole number >= {low}, got {value!r}")
-        if not 0 <= self.dense <= self.layers:
-            raise InputError(f"dense_layers must be between 0 and the {self.layers} layers, got {self.dense_layers}")
-        if not 0 <= self.window_layers <= self.layers:
-            raise InputError(f"window_layers must be between 0 and the {self.layers} layers, got {self.window_layers}")
+        for name in ("layers", "width", "heads", "key_width", "value_width", "kv_heads"):
+            check_int(name, getattr(self, name), 1)
+        whole = "feed_forward rope_width experts active shared expert_width vocabulary window_layers other_parameters"
+        for name in whole.split():
+            check_int(name, getattr(self, name), 0)
+        if self.window_layers:
+            check_int("window", self.window or 0, 1)
+        for name, layers in (("dense_layers", self.dense), ("window_layers", self.window_layers)):
+            if not 0 <= layers <= self.layers:
+                raise InputError(f"{name} must be between 0 and the {self.layers} layers, got {layers}")
         if self.active > self.experts or (self.dense < self.layers and not self.active):
             raise InputError(f"active must be between 1 and the {self.experts} experts, got {self.active}")
 
     @property
     def dense(self) -> int:
         """Layers with a dense feed-forward block."""
-        if self.dense_layers is not None:
-            return self.dense_layers
-        return 0 if self.experts else self.layers
+        without_experts = 0 if self.experts else self.layers
+        return without_experts if self.dense_layers is None else self.dense_layers
 
     @property
     def attention_weights(self) -> int:
-        """A: weights of one layer's projections, `expansion_weights` among them."""
+        """Weights of one layer's projections, `expansion_weights` among them."""
         d, h, qk, v = self.width, self.heads, self.key_width, self.value_width
         if self.kv_rank is None:
             return d * (h * qk + self.kv_heads * (qk + v)) + h * v * d
@@ -113,7 +86,7 @@ class Dimensions:
         return (self.layers - self.dense) * self.width * self.experts
 
     def feed_forward_weights(self, experts: Number) -> Number:
-        """Weights of all layers' feed-forward blocks, of which a layer with experts has this many routed ones."""
+        """Weights of all layers' feed-forward blocks, with so many routed experts in those that have experts."""
         dense = self.dense * self.feed_forward
         routed = (self.layers - self.dense) * (experts + self.shared) * self.expert_width
         return (3 if self.gated else 2) * self.width * (dense + routed)
@@ -132,14 +105,9 @@ class Dimensions:
         return self._weights(self.experts) + self.table * (1 if self.tied else 2) + self.other_parameters
 
     @property
-    def layer_parameters(self) -> int:
-        """Parameters that a token is multiplied with, without the head."""
-        return self._weights(self.active)
-
-    @property
     def active_parameters(self) -> int:
         """N_act: parameters that a token is multiplied with, the head included, the input table not."""
-        return self.layer_parameters + self.table
+        return self._weights(self.active) + self.table
 
     def touched(self, tokens: float) -> float:
         """U: distinct experts of a layer that `tokens` tokens reach, E·(1 − (1 − k/E)^tokens), routing being even."""
@@ -157,7 +125,7 @@ class Dimensions:
         return self.kv_heads * (self.key_width + self.value_width)
 
     def positions(self, tokens: Number) -> Number:
-        """Positions that all layers' caches keep of one sequence of `tokens` tokens: W − 1 at most with a window."""
+        """Positions that the caches of all layers keep of one sequence: W − 1 at most with a window."""
         kept = tokens if self.window is None else min(tokens, self.window - 1)
         return (self.layers - self.window_layers) * tokens + self.window_layers * kept
 
@@ -166,10 +134,7 @@ class Dimensions:
         return self.cache_width * self.positions(tokens)
 
     def prefill_flops(self, tokens: float) -> float:
-        """FLOPs of reading `tokens` tokens of one sequence: 2·N_act·I + L·H·(d_qk + d_v)·I².
-
-        Attention is counted over the pairs that its mask leaves: half of all if causal.
-        """
+        """FLOPs of reading I tokens, 2·N_act·I + L·H·(d_qk + d_v)·I²; of attention only pairs that the mask leaves."""
         seen = tokens if self.window is None else min(tokens, self.window)
         whole = tokens * tokens / 2 if self.causal else tokens * tokens
         windowed = seen * tokens - seen * seen / 2 if self.causal else whole
@@ -190,14 +155,10 @@ _NO_ATTENTION_BIAS = {"ministral3", "mistral", "mixtral", "qwen2"}  # whatever a
 
 
 def from_hf_config(config: Any) -> Dimensions:
-    """The dimensions of a causal language model of Hugging Face transformers 5.
+    """The dimensions of a causal language model of Hugging Face transformers 5, of one of `FAMILIES`.
 
-    Args:
-        config: a mapping, such as a language model's `config.json`, or a `PreTrainedConfig`; of a `PreTrainedConfig`
-            of several parts, the text's. Its `model_type` is one of `FAMILIES`.
-
-    Raises:
-        InputError: a config of another family, or with a field missing or of the wrong kind.
+    `config` is a mapping, such as the model's `config.json`, or a `PreTrainedConfig`, of whose parts the text counts.
+    Raises `InputError` for another family, or a field that is missing or of the wrong kind.
     """
     if not isinstance(config, Mapping):
         config = config.get_text_config()
@@ -223,19 +184,15 @@ def from_hf_config(config: Any) -> Dimensions:
 class TransformerFlops:
     """FLOPs of the parts of a transformer.
 
-    Args:
-        projections: into queries, keys and values and out of the heads.
-        attention: scores, and their product with the values.
-        feed_forward: dense layers, routed experts and shared experts.
-        router: the choice of experts.
-        logits: the language-model head.
+    >>> TransformerFlops(projections=4, attention=2, feed_forward=8, router=0, logits=1).total
+    15
     """
 
-    projections: int
-    attention: int
-    feed_forward: int
-    router: int
-    logits: int
+    projections: int  # into queries, keys and values and out of the heads
+    attention: int  # scores, and their product with the values
+    feed_forward: int  # dense layers, routed experts and shared experts
+    router: int  # the choice of experts
+    logits: int  # the language-model head
 
     @property
     def total(self) -> int:
@@ -255,37 +212,31 @@ def transformer_flops(
 ) -> TransformerFlops:
     """What `count_flops` measures on a causal language model of Hugging Face transformers 5, by its conventions.
 
-    2 FLOPs a multiply-add; matrix products alone; every one of the L·S pairs of query and key, masked or not.
-
-    Training adds the backward pass with every parameter trained. A product of activations and weights then costs three
-    times its forward: itself, the gradient of the activations and that of the weights. This holds from the first layer
-    on, whose input has a gradient because the embedding table wants one; looking up that table costs nothing. The two
-    products of attention are followed by four, or five in a fused kernel, which computes the scores again.
+    Training trains every parameter. A product of activations and weights then costs three times its forward: itself and
+    two gradients, also in the first layer, since the embedding table wants a gradient. The two products of attention
+    are followed by four, or five in a fused kernel, which computes the scores again.
 
     Args:
         config: as of `from_hf_config`.
-        tokens: L, >= 1.
-        batch: B, >= 1.
-        context: S, >= L; L without a cache, which is the default. A layer with a sliding window of W keeps W - 1 keys
-            in the cache, so that it has at most W - 1 + L. Latent attention expands all S keys and values anew,
-            as transformers 5.23 does.
-        logits: last tokens of each sequence that the head is applied to, from 0 to L; by default all.
-        training: a forward and a backward pass in place of a forward pass.
+        tokens: L, of each of `batch` sequences.
+        context: S >= L, tokens in the cache included; L by default. A layer with a sliding window of W keeps W - 1 keys
+            in the cache. Latent attention expands all S keys and values anew, as transformers 5.23 does.
+        logits: last tokens of each sequence that the head is applied to; by default all.
+        training: a forward and a backward pass, without cached keys.
         fused_attention: whether the backward pass is a fused kernel's; no matter unless training.
 
     Raises:
-        InputError: an argument breaks its rule; `training` with cached keys; or as `from_hf_config`.
+        InputError: an argument breaks its rule, or as `from_hf_config`.
 
     >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
     >>> transformer_flops(tiny, tokens=5).logits == 2 * 5 * 32 * 64
     True
     """
-    context = tokens if context is None else context
+    check_int("tokens", tokens, 1)
+    check_int("batch", batch, 1)
+    context = tokens if context is None else check_int("context", context, tokens)
     logits = tokens if logits is None else logits
-    for name, value, lowest in (("tokens", tokens, 1), ("batch", batch, 1), ("context", context, tokens)):
-        if value < lowest:
-            raise InputError(f"{name} must be >= {lowest}, got {value}")
     if not 0 <= logits <= tokens:
         raise InputError(f"logits must be between 0 and the {tokens} tokens, got {logits}")
     if training and context != tokens:
@@ -309,38 +260,28 @@ def transformer_flops(
     )
 
 
-def similarity_flops(rows: int, columns: int, width: int, *, training: bool = False) -> int:
-    """The matrix of products between embeddings (rows, width) and (columns, width) that a contrastive loss takes.
+def similarity_flops(rows: int, columns: int, width: int) -> int:
+    """The matrix of products between embeddings (rows, width) and (columns, width).
 
     >>> similarity_flops(3, 5, 8)
     240
     """
-    return 2 * (3 if training else 1) * rows * columns * width
+    return 2 * rows * columns * width
 
 
 def transformer_cache_bytes(config: Any, held: int, *, batch: int = 1, element_size: int = 2) -> int:
-    """Bytes of keys and values in the cache of a causal language model, which the pass after them reads.
+    """Bytes of keys and values that the cache of a causal language model keeps of `batch` times `held` tokens.
 
-    Two vectors for each key head and layer, 2·K·h; with latent attention the latent and the turned key, d_c + d_r,
-    as transformers 5.23 keeps them. A layer with a sliding window of W keeps W - 1 positions at most.
-
-    Args:
-        config: as of `transformer_flops`.
-        held: tokens in the cache, >= 0.
-        batch: B, >= 1.
-        element_size: bytes of a number: 2 in bfloat16.
-
-    Raises:
-        InputError: an argument breaks its rule, or as `transformer_flops`.
+    `config` is as of `from_hf_config`; `element_size` is the bytes of a number, 2 in bfloat16. The cache is that of
+    transformers 5.23. Raises `InputError` where an argument breaks its rule, or as `from_hf_config`.
 
     >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
     >>> transformer_cache_bytes(tiny, held=10)  # keys and values of 2 layers, 32 wide, of 2 bytes
     2560
     """
-    for name, value, lowest in (("held", held, 0), ("batch", batch, 1), ("element_size", element_size, 1)):
-        if value < lowest:
-            raise InputError(f"{name} must be >= {lowest}, got {value}")
+    for name, value, least in (("held", held, 0), ("batch", batch, 1), ("element_size", element_size, 1)):
+        check_int(name, value, least)
     model = from_hf_config(config)
     return batch * element_size * model.cache_width * model.positions(held)
 
@@ -358,8 +299,7 @@ def _attention(config: Any, family: str, width: int) -> dict[str, Any]:
             "kv_rank": _integer(config, "kv_lora_rank"),
             "rope_width": turned,
         }
-    size = width // heads if _field(config, "head_dim", None) is None else _integer(config, "head_dim")
-    pairs = heads if _field(config, "num_key_value_heads", None) is None else _integer(config, "num_key_value_heads")
+    size, pairs = _integer(config, "head_dim", width // heads), _integer(config, "num_key_value_heads", heads)
     return {"heads": heads, "kv_heads": pairs, "key_width": size, "value_width": size}
 
 
@@ -418,7 +358,7 @@ def _windows(config: Any, family: str, layers: int) -> dict[str, Any]:
     return {"window": _integer(config, "sliding_window"), "window_layers": layers}
 
 
-_REQUIRED = object()
+_REQUIRED: Any = object()
 
 
 def _field(config: Any, name: str, absent: Any = _REQUIRED) -> Any:
@@ -428,8 +368,7 @@ def _field(config: Any, name: str, absent: Any = _REQUIRED) -> Any:
     return value
 
 
-def _integer(config: Any, name: str) -> int:
-    value = _field(config, name)
-    if type(value) is not int or value < 0:
-        raise InputError(f"config.{name} must be a whole number >= 0, got {value!r}")
-    return value
+def _integer(config: Any, name: str, absent: int = _REQUIRED) -> int:
+    """A whole number; `absent`, if given, where there is none or it is None."""
+    value = _field(config, name, absent)
+    return absent if value is None and absent is not _REQUIRED else check_int(f"config.{name}", value, 0)

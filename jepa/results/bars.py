@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from jepa.errors import InputError
 from jepa.metrics import Interval
 from jepa.results import analysis
-from jepa.results.base import Ratio
+from jepa.results.base import Document, Ratio
 from jepa.results.documents import Accuracy, AnswerResults, Contrast, Setting, StreamResults
 
 
@@ -153,17 +153,25 @@ class Requirement:
             kind = "setting" if of == "streams" else "arm"
             raise InputError(f"fail_under: the {kind} must be one of {', '.join(names)}, got {self.setting!r}")
 
+    def check_document(self, results: Document) -> None:
+        """`check`, of a document."""
+        if isinstance(results, AnswerResults):
+            self.check("answers", results.arms)
+        elif isinstance(results, StreamResults):
+            self.check("streams", results.settings)
+        else:
+            raise InputError(f"fail_under needs results of streams or answers, got {results.kind}")
+
     def verdict(self, results: StreamResults | AnswerResults) -> str:
         """One line which says that the document meets the requirement, and by which figure.
 
         Raises `NotMetError` with such a line if it does not, `InputError` if it lacks the figure, setting or arm.
         """
+        self.check_document(results)
         if isinstance(results, AnswerResults):
-            self.check("answers", results.arms)
             name = self.setting or results.method or next(iter(results.arms))
             measured = ANSWER_FIGURES[self.figure](results, name)
         else:
-            self.check("streams", results.settings)
             name = self.setting or next(iter(results.settings))
             measured = STREAM_FIGURES[self.figure](results.settings[name])
         value = measured.low if self.low else measured.value

@@ -1,70 +1,37 @@
 """Selective decoding: decode a stream of latents when its meaning changes, not at every step."""
 
+from jepa.selective import policies
 from jepa.selective.cache import CacheEntry, LatentCache
 from jepa.selective.calibration import (
     Calibration,
-    DecodedStream,
     ErrorRate,
     calibrate_cache,
     calibrate_threshold,
-    checked_streams,
     decode_segments,
     measured_error,
 )
 from jepa.selective.decoder import SelectiveDecoder
 from jepa.selective.encoding import ColourChange, SelectiveEncoding, StepSelection, slots_needed
-from jepa.selective.policies import (
-    Budget,
-    CausalPolicy,
-    Debounce,
-    Gate,
-    LocalVariance,
-    LongestGap,
-    OfflinePolicy,
-    OnDemand,
-    Oracle,
-    Policy,
-    PredictionError,
-    SendOnDelta,
-    Uniform,
-    Ward,
-    step_segment,
-)
+from jepa.selective.policies import *  # noqa: F403
 from jepa.selective.types import Decoded, Decoder, Emission, Segment
 
 __all__ = [
-    "Budget",
     "CacheEntry",
     "Calibration",
-    "CausalPolicy",
     "ColourChange",
-    "Debounce",
     "Decoded",
-    "DecodedStream",
     "Decoder",
     "Emission",
     "ErrorRate",
-    "Gate",
     "LatentCache",
-    "LocalVariance",
-    "LongestGap",
-    "OfflinePolicy",
-    "OnDemand",
-    "Oracle",
-    "Policy",
-    "PredictionError",
     "Segment",
     "SelectiveDecoder",
     "SelectiveEncoding",
-    "SendOnDelta",
     "StepSelection",
-    "Uniform",
-    "Ward",
     "calibrate_cache",
     "calibrate_threshold",
-    "checked_streams",
     "decode_segments",
     "measured_error",
     "slots_needed",
-    "step_segment",
 ]
+__all__ += policies.__all__

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,43 +15,31 @@ from jepa.errors import InputError, check_finite, check_int
 from jepa.selective.types import Decoded
 
 
+@dataclass(slots=True, eq=False)
 class CacheEntry:
-    """What a latent was decoded to.
-
-    Attributes:
-        decoded: the decoder's result, None until it is there.
+    """What a latent was decoded to: None until it is there.
 
     >>> CacheEntry().decoded is None
     True
     """
 
-    __slots__ = ("decoded",)
-
-    def __init__(self) -> None:
-        self.decoded: Decoded | None = None
+    decoded: Decoded | None = None
 
 
 class LatentCache:
     """Reuses the text of the nearest latent decoded so far where it is near enough.
 
-    A latent hits if 1 − cos to the nearest key is at most `threshold`; else it becomes a key itself. Keys alone
-    decide, never texts. The cache holds at most `capacity` keys: the one that was used least recently, as a key or by
-    a hit, makes room. A look-up is a dot product, float32, of each of the N keys with the latent, and takes O(N·E).
-
-    A cache serves one `SelectiveDecoder` at a time.
-
-    Attributes:
-        flops: of the look-ups so far: 2·N·E each, a multiplication and an addition for each number of the N keys held.
+    A latent hits if 1 − cos to the nearest key is at most `threshold`; else it becomes a key itself. Keys alone decide,
+    never texts. Of more than `capacity` keys the least recently used makes room. A cache serves one `SelectiveDecoder`.
 
     Args:
-        threshold: on 1 − cos, which is 0 for equal and 2 for opposite latents. Below 0 nothing hits, at 0 only equal
-            latents do. `calibrate_threshold` finds one for a fraction of wrong texts; it gives no guarantee on streams
-            unlike those it was found on.
+        threshold: on 1 − cos, which is 0 for equal and 2 for opposite latents; below 0 nothing hits. See
+            `calibrate_threshold`.
         capacity: C, most keys held; with 0 nothing hits.
         shared: keep the keys from one stream to the next. Otherwise `start` forgets them.
 
-    Raises:
-        InputError: `threshold` is not finite, `capacity` is not a whole number >= 0, or `shared` is not a bool.
+    Attributes:
+        flops: of the look-ups so far: 2·N·E each, the product of N keys with the latent.
 
     >>> cache = LatentCache(0.1, capacity=8)
     >>> [cache.look_up(latent)[1] for latent in np.eye(2, dtype=np.float32)[[0, 1, 0]]]
@@ -58,8 +47,6 @@ class LatentCache:
     """
 
     def __init__(self, threshold: float, capacity: int, *, shared: bool = False) -> None:
-        if not isinstance(shared, bool):
-            raise InputError(f"shared must be true or false, got {shared!r}")
         self.threshold = check_finite("threshold", threshold)
         self.capacity = check_int("capacity", capacity, 0)
         self.shared = shared
@@ -82,7 +69,7 @@ class LatentCache:
         """Forget every key."""
         self._entries: list[CacheEntry] = []
         self._keys = np.zeros((0, 0), dtype=np.float32)
-        self._used = np.zeros(self.capacity, dtype=np.int64)  # when each key was used last, in look-ups
+        self._used = np.zeros(self.capacity, dtype=np.int64)  # the look-up that used each key last
         self._clock = 0
 
     def start(self) -> None:
@@ -91,17 +78,10 @@ class LatentCache:
             self.clear()
 
     def look_up(self, latent: np.ndarray, payload: object | None = None) -> tuple[CacheEntry, bool]:
-        """The entry that answers for a latent, and whether that is a hit.
+        """The entry that answers for a latent (E,), float32 and not zero, and whether that is a hit.
 
-        Where it is none, the entry is new: whoever looked it up decodes the latent and fills in `decoded`. A later
-        look-up may hit it before that.
-
-        Args:
-            latent: (E,) float32, finite, not zero; or (0,) for no latent, which is equal to every other such.
-            payload: of the segment; not used here.
-
-        Raises:
-            InputError: the keys held have another width. Nothing has changed.
+        A miss gives a new entry, which the caller fills in; a later look-up may hit it before that. The segment's
+        payload is for subclasses. Raises `InputError` for another width than that of the keys.
         """
         key = latent / np.float32(math.sqrt(float(latent @ latent)))
         held = len(self._entries)
@@ -112,12 +92,12 @@ class LatentCache:
             self.flops += 2 * held * len(key)
             gap = self._keys[nearest] - key
             if float(gap @ gap) / 2 <= self.threshold:  # = 1 − cos of unit vectors, and exactly 0 for equal ones
-                self._touch(nearest)
+                self._used[nearest] = self._clock = self._clock + 1
                 return self._entries[nearest], True
         return self._add(key), False
 
     def discard(self, entries: Iterable[CacheEntry]) -> None:
-        """Forget these entries, where they are still held: their text will not come."""
+        """Forget those of these entries that are still held: their text will not come."""
         for entry in entries:
             if entry in self._entries:
                 slot, last = self._entries.index(entry), len(self._entries) - 1
@@ -125,23 +105,17 @@ class LatentCache:
                 self._keys[slot], self._used[slot] = self._keys[last], self._used[last]
                 del self._entries[last]
 
-    def _touch(self, slot: int) -> None:
-        self._clock += 1
-        self._used[slot] = self._clock
-
     def _add(self, key: np.ndarray) -> CacheEntry:
-        entry = CacheEntry()
-        held = len(self._entries)
+        entry, slot = CacheEntry(), len(self._entries)
         if self.capacity == 0:
             return entry
-        if held == 0:
+        if slot == 0:
             self._keys = np.empty((self.capacity, len(key)), dtype=np.float32)
-        if held < self.capacity:
-            slot = held
+        if slot < self.capacity:
             self._entries.append(entry)
         else:
             slot = int(self._used.argmin())
             self._entries[slot] = entry
         self._keys[slot] = key
-        self._touch(slot)
+        self._used[slot] = self._clock = self._clock + 1
         return entry

@@ -3,12 +3,14 @@
 A look-up of the cache is wrong if it hits a latent whose text differs from the decoder's text of the latent looked up.
 The error rate is the fraction of wrong look-ups among all look-ups: the emissions that the cache made wrong.
 
-Dimension letters: S streams, N_s latents looked up in stream s, E width of the latent space, R resamples.
+S streams, N_s latents looked up in stream s, E width of the latent space, R resamples.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,13 +18,14 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 
-from jepa.errors import InputError, check_finite, check_int
+from jepa.errors import InputError, check_finite
 from jepa.metrics import resample
 from jepa.selective.cache import LatentCache
 from jepa.selective.policies.base import Policy
 from jepa.selective.types import Array, Decoded, Decoder
 
 _CANDIDATES = 127  # thresholds to choose from; a power of two less one, so that bisection comes out even
+_CONFIDENCE, _RESAMPLES = 0.95, 2000  # of the bound, one-sided; of the bootstrap
 _BLOCK = 1024  # latents compared at once with all before them
 
 DecodedStream = tuple[Array, Sequence[str]]
@@ -30,26 +33,19 @@ DecodedStream = tuple[Array, Sequence[str]]
 
 @dataclass(frozen=True)
 class ErrorRate:
-    """How often the texts of a cache differed from the decoder's.
+    """How often the texts of a cache differed from the decoder's, with its 95 % interval.
 
-    Args:
-        value: wrong look-ups over look-ups.
-        low: lower end of the 95 % interval of `value`. The interval is the wider, at either end, of Clopper and
-            Pearson's (Biometrika 1934), which takes look-ups for independent, and a bootstrap over streams, which sees
-            no error beyond those observed. Of a single stream it is the first alone.
-        high: upper end.
-        wrong: look-ups that hit a text other than the decoder's.
-        hits: look-ups that hit.
-        lookups: latents looked up.
+    The interval is the wider, at either end, of Clopper and Pearson's and, of several streams, a bootstrap over them:
+    see `calibrate_threshold`.
 
     >>> measured_error(np.array([1, 0]), np.array([6, 5]), np.array([10, 10])).value
     0.05
     """
 
-    value: float
+    value: float  # wrong look-ups over look-ups
     low: float
     high: float
-    wrong: int
+    wrong: int  # look-ups that hit a text other than the decoder's
     hits: int
     lookups: int
 
@@ -58,22 +54,15 @@ class ErrorRate:
 class Calibration:
     """The threshold that `calibrate_threshold` chose, and the error measured there.
 
-    Args:
-        threshold: for `LatentCache`; −1, at which nothing hits, if no candidate was good enough.
-        error_rate: the error rate asked for.
-        bound: upper confidence bound of the error at `threshold`, at most `error_rate`.
-        measured: the error at `threshold` on the calibration streams.
-
     >>> stream = np.eye(2, dtype=np.float32)[[0, 1] * 50], ["a", "b"] * 50  # equal latents, equal texts
     >>> found = calibrate_threshold([stream, stream], error_rate=0.1, capacity=8)
     >>> found.bound <= 0.1, found.measured.hits, found.measured.wrong
     (True, 196, 0)
     """
 
-    threshold: float
-    error_rate: float
-    bound: float
-    measured: ErrorRate
+    threshold: float  # −1, at which nothing hits, if no candidate was good enough
+    bound: float  # upper confidence bound of the error at `threshold`
+    measured: ErrorRate  # at `threshold`, on the calibration streams
 
 
 def decode_segments(
@@ -81,14 +70,8 @@ def decode_segments(
 ) -> list[tuple[np.ndarray, list[str]]]:
     """Every segment of recorded streams with the decoder's text, to calibrate a cache on.
 
-    Args:
-        policy: segments the streams.
-        decoder: decodes every segment.
-        streams: latents (T, E), unit float32, and times (T,), float64 seconds, of each stream.
-        batch_size: most latents in one call of the decoder.
-
-    Returns:
-        For each stream the latents (N_s, E) in the order they are decoded in, and their texts.
+    Streams are unit latents (T, E) float32 and times (T,) float64. Each gives the latents (N_s, E) of its segments, in
+    the order they are decoded in, and their texts. The decoder gets at most `batch_size` latents in one call.
     """
     chosen = [np.stack([segment.latent for segment, _ in policy.run(*stream)]) for stream in streams]
     decoded = []
@@ -99,57 +82,52 @@ def decode_segments(
     return [(latents, decoded[end - len(latents) : end]) for latents, end in zip(chosen, ends, strict=True)]
 
 
-def measured_error(wrong: np.ndarray, hits: np.ndarray, lookups: np.ndarray) -> ErrorRate:
-    """The error rate of a cache whose wrong look-ups, hits and look-ups were counted on each stream: (S,) each."""
-    weights = resample(len(lookups), 2000, seed=0) if len(lookups) > 1 else np.ones((1, 1))
-    return _error_rate(wrong, hits, lookups, (weights @ wrong) / (weights @ lookups))
+def measured_error(
+    wrong: np.ndarray, hits: np.ndarray, lookups: np.ndarray, weights: np.ndarray | None = None
+) -> ErrorRate:
+    """The error rate of a cache whose wrong look-ups, hits and look-ups were counted on each stream: (S,) each.
+
+    `weights` (R, S) say how often each resample draws each stream; by default there are 2000 resamples.
+    """
+    if weights is None:
+        weights = resample(len(lookups), _RESAMPLES, seed=0) if len(lookups) > 1 else np.ones((1, 1))
+    errors, total = int(wrong.sum()), int(lookups.sum())
+    exact = binomtest(errors, total).proportion_ci(0.95, method="exact")
+    low, high = np.quantile((weights @ wrong) / (weights @ lookups), (0.025, 0.975))
+    interval = float(min(exact.low, low)), float(max(exact.high, high))
+    return ErrorRate(errors / total, *interval, errors, int(hits.sum()), total)
 
 
 def calibrate_threshold(
-    streams: Sequence[DecodedStream],
-    error_rate: float,
-    *,
-    capacity: int,
-    shared: bool = False,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    streams: Sequence[DecodedStream], error_rate: float, *, capacity: int, shared: bool = False, seed: int = 0
 ) -> Calibration:
-    """Find the largest threshold of a cache whose error on held-out streams is low enough with confidence.
+    """Find the largest threshold of a cache whose error on held-out streams is low enough with 95 % confidence.
 
-    The upper confidence bound of the error must be at most `error_rate`. The bound is the larger of two: Clopper and
-    Pearson's (Biometrika 1934), which alone is too low, since look-ups of one stream are not independent; and the
-    percentile bootstrap over streams (Efron & Tibshirani 1993, chapter 13), which alone is 0 where no error was seen.
-    The error at a threshold is measured by a replay of the streams through a `LatentCache`.
+    The streams are replayed through a `LatentCache`. The upper confidence bound of its error must be at most
+    `error_rate`: the larger of Clopper and Pearson's (Biometrika 1934), which alone is too low, since look-ups of one
+    stream are not independent, and the percentile bootstrap over streams (Efron & Tibshirani 1993, chapter 13), which
+    alone is 0 where no error was seen. It holds for streams drawn as these were, and not for a single text: errors
+    gather where different meanings are close together (vCache, arXiv 2502.03771).
 
-    Candidates are 0 and quantiles of the distance from each latent to the nearest one before it. They are bisected,
-    which finds the largest good one if the bound grows with the threshold. Where it does not, the threshold found
-    still has the bound, but a larger one may have it too.
-
-    The bound holds for streams drawn as these were. One threshold for all latents gives no guarantee on other streams,
-    nor for a single text: errors gather where different meanings are close together (vCache, arXiv 2502.03771).
+    Candidates are 0 and quantiles of the distance from each latent to the nearest one before it. Bisection finds the
+    largest good one if the bound grows with the threshold; else the one found is good, but a larger one may be, too.
 
     Args:
-        streams: at least 2: for each its latents (N_s, E) in order and the decoder's texts of them, see
-            `decode_segments`.
+        streams: at least 2, each its latents (N_s, E) in order and the decoder's texts of them: see `decode_segments`.
         error_rate: in (0, 1), wrong look-ups over look-ups.
         capacity: of the cache.
-        shared: whether the cache is shared by the streams, in the order given. Streams then depend on those before,
-            which the bootstrap does not see.
-        confidence: of the bound, one-sided, in (0, 1).
-        resamples: R of the bootstrap.
+        shared: whether the streams share the cache, in their order: a dependence that the bootstrap does not see.
         seed: of the bootstrap.
 
     Raises:
-        InputError: fewer than 2 streams, a stream without one text a latent or with latents that are not finite,
-            streams of different widths for a shared cache, or an option out of range.
+        InputError: streams that are too few, of different widths for a shared cache, without a text for each latent or
+            with latents that are not finite, or an option out of range.
     """
 
     def distances(latents: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate([_nearest_before(z) for z in ([np.concatenate(latents)] if shared else latents)])
 
-    cache = LatentCache(-1.0, capacity, shared=shared)
-    return calibrate_cache(cache, streams, error_rate, distances, confidence=confidence, resamples=resamples, seed=seed)
+    return calibrate_cache(LatentCache(-1.0, capacity, shared=shared), streams, error_rate, distances, seed=seed)
 
 
 def calibrate_cache(
@@ -158,67 +136,46 @@ def calibrate_cache(
     error_rate: float,
     distances: Callable[[Sequence[np.ndarray]], np.ndarray],
     *,
-    confidence: float,
-    resamples: int,
     seed: int,
 ) -> Calibration:
-    """`calibrate_threshold` for any cache; the other arguments and the errors are those of `calibrate_threshold`.
+    """`calibrate_threshold` for any cache, whose settings but for the threshold are used; it is left as it is.
 
-    Args:
-        cache: its settings, but for the threshold, are used; it is left as it is.
-        distances: gives for the unit latents (N_s, E) of each stream the distances 1 − cos whose quantiles are tried.
+    `distances` gives for the unit latents (N_s, E) of each stream the distances 1 − cos whose quantiles are tried.
     """
-    for name, fraction in (("error_rate", error_rate), ("confidence", confidence)):
-        if not 0 < check_finite(name, fraction) < 1:
-            raise InputError(f"{name} must be in (0, 1), got {fraction}")
-    check_int("resamples", resamples, 1)
+    if not 0 < check_finite("error_rate", error_rate) < 1:
+        raise InputError(f"error_rate must be in (0, 1), got {error_rate}")
     checked = checked_streams(streams, cache.shared)
     if len(checked) < 2:
         raise InputError(f"streams must be at least 2 for a bootstrap over streams, got {len(checked)}")
-    weights = resample(len(checked), resamples, seed)
+    weights = resample(len(checked), _RESAMPLES, seed)
 
+    @functools.cache
     def measure(threshold: float) -> Calibration:
         wrong, hits, lookups = _replay(cache.fresh(threshold), checked)
         drawn = (weights @ wrong) / (weights @ lookups)
         exact = binomtest(int(wrong.sum()), int(lookups.sum()), alternative="less")
-        bound = max(exact.proportion_ci(confidence, method="exact").high, np.quantile(drawn, confidence))
-        return Calibration(threshold, error_rate, float(bound), _error_rate(wrong, hits, lookups, drawn))
+        bound = max(exact.proportion_ci(_CONFIDENCE, method="exact").high, np.quantile(drawn, _CONFIDENCE))
+        return Calibration(threshold, float(bound), measured_error(wrong, hits, lookups, weights))
 
     found = distances([latents / np.linalg.norm(latents, axis=1, keepdims=True) for latents, _ in checked])
     quantiles = np.quantile(found, np.linspace(0, 1, _CANDIDATES)) if len(found) else []
     candidates: list[float] = np.unique([0.0, *np.clip(quantiles, 0, None)]).tolist()
-    best = measure(-1.0)
-    low, high = 0, len(candidates)
-    while low < high:
-        middle = (low + high) // 2
-        tried = measure(candidates[middle])
-        if tried.bound <= error_rate:
-            best, low = tried, middle + 1
-        else:
-            high = middle
-    return best
+    good = bisect_right(candidates, error_rate, key=lambda threshold: measure(threshold).bound)
+    return measure(candidates[good - 1] if good else -1.0)
 
 
 def checked_streams(streams: Sequence[DecodedStream], shared: bool) -> list[tuple[np.ndarray, list[str]]]:
-    """Decoded streams as latents (N_s, E) float32 and their texts; of one width where they share a cache.
-
-    Raises:
-        InputError: as `calibrate_threshold`, naming the stream by its number.
-    """
+    """Decoded streams as latents (N_s, E) float32 and their texts; `InputError` names the stream that is none."""
     if not streams:
         raise InputError("streams must hold at least one stream, got none")
     checked: list[tuple[np.ndarray, list[str]]] = []
     for number, (latents, texts) in enumerate(streams):
-        rows = latents.detach().cpu().numpy() if isinstance(latents, torch.Tensor) else np.asarray(latents)
+        rows = np.asarray(latents)
         if rows.ndim != 2 or rows.shape[0] != len(texts) or not len(texts):
-            raise InputError(
-                f"stream {number}: latents must have the shape (N, E) with a text each and N >= 1, "
-                f"got {rows.shape} and {len(texts)} texts"
-            )
+            rule = "latents must have the shape (N, E) with a text each and N >= 1"
+            raise InputError(f"stream {number}: {rule}, got {rows.shape} and {len(texts)} texts")
         if shared and checked and rows.shape[1] != (width := checked[0][0].shape[1]):
-            raise InputError(
-                f"stream {number}: latents must have the width of those before, {width}, got {rows.shape[1]}"
-            )
+            raise InputError(f"stream {number}: latents must have the width {width} of others, got {rows.shape[1]}")
         rows = rows.astype(np.float32)
         norms = np.linalg.norm(rows, axis=1)
         if not (np.isfinite(norms) & (norms > 0)).all():
@@ -227,9 +184,7 @@ def checked_streams(streams: Sequence[DecodedStream], shared: bool) -> list[tupl
     return checked
 
 
-def _replay(
-    cache: LatentCache, streams: Sequence[tuple[np.ndarray, list[str]]]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _replay(cache: LatentCache, streams: Sequence[tuple[np.ndarray, list[str]]]) -> tuple[np.ndarray, ...]:
     """Wrong look-ups, hits and look-ups of each stream, through a fresh cache: (S,) each."""
     wrong, hits = np.zeros((2, len(streams)), dtype=np.int64)
     for number, (latents, texts) in enumerate(streams):
@@ -252,13 +207,3 @@ def _nearest_before(latents: np.ndarray) -> np.ndarray:
         cosines[later] = -math.inf
         distances.append(1 - cosines.max(axis=1))
     return np.concatenate(distances)[1:]
-
-
-def _error_rate(wrong: np.ndarray, hits: np.ndarray, lookups: np.ndarray, drawn: np.ndarray) -> ErrorRate:
-    """The error rate, given its value in each of R resamples (R,)."""
-    errors, total = int(wrong.sum()), int(lookups.sum())
-    exact = binomtest(errors, total).proportion_ci(0.95, method="exact")
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return ErrorRate(
-        errors / total, float(min(exact.low, low)), float(max(exact.high, high)), errors, int(hits.sum()), total
-    )

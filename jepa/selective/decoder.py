@@ -1,6 +1,6 @@
 """The selective decoder: a policy chooses what to decode, a decoder or a cache gives its text, a ledger counts.
 
-Dimension letters: T steps of a stream, E width of the latent space, N latents to decode.
+T steps of a stream, E width of the latent space.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import gc
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -30,37 +31,36 @@ class SelectiveDecoder:
     """Decodes a stream of latents where its policy says so.
 
     `step` for each latent of a live stream and `finish` at its end give the same emissions and counts as `run` for a
-    recorded stream. Every latent is checked before the policy sees it. A bad one changes nothing: a live stream goes on
-    with its next good step.
+    recorded stream. Every latent is checked before the policy sees it: a bad one changes nothing, and a live stream
+    goes on with its next good step.
 
     *The cache* is asked for each segment as soon as the policy has closed it. On a hit the segment gets the text of the
-    latent that it hit, and the decoder is not called. A latent that waits for the decoder can be hit as well.
+    latent that it hit, perhaps one that still waits for the decoder, and the decoder is not called.
 
-    *Payloads.* A segment carries the payload of its last step to decoder and cache. They are held for
-    the `lag` of the policy, or, if it has none, since the last segment.
+    *Payloads.* A segment carries the payload of its last step to decoder and cache. They are held for the `lag` of the
+    policy, or, if it has none, since the last segment.
 
     *Micro-batches.* With a `max_delay`, segments of a live stream wait for the decoder until there are `batch_size` of
-    them, until the first step at which the oldest has waited so long in stream time, or until the stream's end. The
-    texts are the same; `emitted_at` includes the wait. Emissions stay in order: a hit waits for the segments before it.
+    them, until a step at which the oldest has waited so long in stream time, or until the end. The texts are the same,
+    and in order: a hit waits for the segments before it.
 
-    *The ledger* counts each step; for the decoder one call per latent decoded, its reported costs and its wall time;
-    for the cache look-ups, hits, FLOPs and wall time; and the latency of each emission, from the start of its segment
-    until `emitted_at`. Encoder, predictor and stream durations are counted by whoever runs them.
+    *The ledger* counts steps; one decoder call per latent decoded, with its reported costs and wall time; look-ups,
+    hits, FLOPs and wall time of the cache; and the latency of each emission, from the start of its segment until
+    `emitted_at`. Encoder, predictor and stream durations are counted by whoever runs them.
 
     If the decoder fails, its segments are lost: the policy has moved on, and the cache forgets them.
 
     Args:
-        policy: which latents to decode. It must not be shared with another decoder.
+        policy: which latents to decode. It must not be shared with another decoder, nor the cache.
         decoder: turns latents into text.
         ledger: where operations are counted; a new one if not given, as `self.ledger`.
-        cache: asked before the decoder is. It must not be shared with another decoder.
+        cache: asked before the decoder is.
         latent_delay: seconds from the time a latent is stamped with (the centre of its window) until it can be known.
         batch_size: most latents in one call of the decoder.
         max_delay: most seconds that a segment of a live stream waits for others to be decoded with.
 
     Raises:
-        InputError: `latent_delay` or `max_delay` is not finite and >= 0, `batch_size` is not a whole number >= 1, or
-            `cache` is not a `LatentCache`.
+        InputError: `latent_delay` or `max_delay` is not finite and >= 0, or `batch_size` is not a whole number >= 1.
 
     >>> from jepa.selective import Decoded, Gate
     >>> class Axis:
@@ -87,8 +87,6 @@ class SelectiveDecoder:
         batch_size: int = 256,
         max_delay: float = 0.0,
     ) -> None:
-        if not (cache is None or isinstance(cache, LatentCache)):
-            raise InputError(f"cache must be a LatentCache, got {cache!r}")
         self.policy = policy
         self.decoder = decoder
         self.ledger = OperationLedger() if ledger is None else ledger
@@ -96,6 +94,8 @@ class SelectiveDecoder:
         self.latent_delay = check_nonnegative("latent_delay", latent_delay)
         self.batch_size = check_int("batch_size", batch_size, 1)
         self.max_delay = check_nonnegative("max_delay", max_delay)
+        shared = cache is not None and cache.shared and policy.decodes_input
+        self._shared = cache if shared else None  # with whose keys the latents of all streams are compared
         self._queue = _Queue(batch_size, max_delay)
         self.start()
 
@@ -107,36 +107,24 @@ class SelectiveDecoder:
             self.cache.discard(pick.entry for pick, _ in dropped if not pick.hit)
             self.cache.start()
         self._steps = 0
-        self._width = 0
+        self._width = 0 if self._shared is None else self._shared.width or 0  # of the latents so far; 0: any
         self._time = -math.inf
         self._payloads: dict[int, object] = {}  # by step, of the steps since the last segment
 
     def step(self, latent: Array | None, time: float, payload: object | None = None) -> list[Emission]:
-        """Take the next latent of a live stream.
+        """Take the next latent of a live stream; return the emissions that it brings about.
 
         Args:
             latent: (E,) of unit norm; None if there is none, for a policy that reads no latents.
             time: its time in seconds, after the step before.
             payload: whatever decoder or cache need to know of this step. A segment carries that of its last step.
 
-        Returns:
-            The emissions that this step brings about.
-
         Raises:
             InputError: the latent or the time breaks a rule. Nothing has changed.
         """
-        self._check_reads(latent)
-        row = _NO_LATENT if latent is None else _array(latent, np.float32)
-        if latent is not None and (row.ndim != 1 or row.size == 0):
-            raise InputError(f"a latent must have the shape (E,), got {row.shape} at step {self._steps}")
-        if len(row) and self._width and len(row) != self._width:
-            raise InputError(
-                f"latents of one stream must have the same width, {self._width} so far, "
-                f"got {len(row)} at step {self._steps}"
-            )
-        _check_steps(row[None], np.array([time], dtype=np.float64), self._steps, self._time)
-        self._check_width(len(row), len(row))
-        now = float(time)
+        given = None if latent is None else _array(latent, np.float32)[None]
+        rows, seconds = self._checked(given, [time], self._width, self._steps, self._time)
+        row, now = rows[0], float(seconds[0])
         if payload is not None:
             self._payloads[self._steps] = payload
             if self.policy.lag is not None:  # an older step can be no segment's last one any more
@@ -148,11 +136,7 @@ class SelectiveDecoder:
         return self._emit(released + self._queue.expire(now))
 
     def finish(self) -> list[Emission]:
-        """End the live stream and return its last emissions; the next `step` begins a new one.
-
-        Raises:
-            InputError: there was no step.
-        """
+        """End the live stream and return its last emissions; the next `step` begins a new one."""
         if self._steps == 0:
             raise InputError("stream is empty: finish() needs at least one step before it")
         released = self._take(self.policy.finish(), self._time) + self._queue.flush(self._time)
@@ -160,20 +144,9 @@ class SelectiveDecoder:
         return self._emit(released)
 
     def run(
-        self,
-        latents: Array | None,
-        times: Array | Sequence[float],
-        payloads: Sequence[object] | None = None,
+        self, latents: Array | None, times: Array | Sequence[float], payloads: Sequence[object] | None = None
     ) -> list[Emission]:
-        """Decode a recorded stream from its start to its end.
-
-        Args:
-            latents: (T, E) of unit norm; None if there are none, for a policy that reads no latents.
-            times: (T,) seconds, strictly increasing.
-            payloads: T of them, as for `step`.
-
-        Returns:
-            The emissions in their order.
+        """Decode a recorded stream: T latents, times and payloads, each as for `step`.
 
         Raises:
             InputError: a step breaks a rule, there is none, or a live stream is still open. Nothing has changed.
@@ -187,32 +160,22 @@ class SelectiveDecoder:
     ) -> list[list[Emission]]:
         """Decode many recorded streams, each as by `run`, with their latents batched together.
 
-        Args:
-            streams: (latents (T, E), times (T,)) of each stream; T and E may differ between them.
-            payloads: of each stream, as for `run`.
-
-        Returns:
-            The emissions of each stream.
-
-        Raises:
-            InputError: as `run`, naming the stream if there are several. Nothing has changed.
+        T and E may differ between streams. An `InputError` names the stream if there are several.
         """
         if self._steps:
             raise InputError(
-                f"a recorded stream must not begin inside a live one, open for {self._steps} steps: "
-                "call finish() or start() first"
+                f"a live stream is open, at step {self._steps}: call finish() or start() before a recorded one"
             )
-        checked = []
+        checked, width = [], self._width
         for number, (latents, times) in enumerate(streams):
             try:
-                self._check_reads(latents)
-                checked.append(_check_stream(latents, times))
-                if payloads is not None and len(payloads[number]) != len(checked[-1][1]):
-                    steps = len(checked[-1][1])
-                    raise InputError(f"payloads must be one a step, {steps}, got {len(payloads[number])}")
-                self._check_width(checked[-1][0].shape[1], checked[0][0].shape[1])
+                rows, seconds = self._checked(latents, times, width)
+                if payloads is not None and len(payloads[number]) != len(seconds):
+                    raise InputError(f"payloads must be one a step, {len(seconds)}, got {len(payloads[number])}")
             except InputError as error:
                 raise InputError(f"stream {number}: {error}" if len(streams) > 1 else str(error)) from None
+            checked.append((rows, seconds))
+            width = rows.shape[1] if self._shared is not None else 0
         with collection_paused():
             cuts = [self.policy.run(rows, seconds) for rows, seconds in checked]
             if payloads is not None:
@@ -230,19 +193,53 @@ class SelectiveDecoder:
         emissions = iter(self._emit([item for stream in released for item in stream]))
         return [[next(emissions) for _ in stream] for stream in released]
 
-    def _check_reads(self, latents: Array | None) -> None:
+    def _checked(
+        self,
+        latents: Array | None,
+        times: Array | Sequence[float],
+        width: int,
+        first: int = 0,
+        before: float = -math.inf,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Steps as float32 (T, E) and float64 (T,), or an InputError that names the earliest bad one.
+
+        `width`, `first` and `before`: width of the latents so far (0: any), index of the first step, time before it.
+        """
         if latents is None and self.policy.reads_latents:
             raise InputError(f"the policy {self.policy.name} reads latents, got None")
-
-    def _check_width(self, width: int, first: int) -> None:
-        """Refuse latents that a shared cache cannot compare with its keys, or with those of the `first` width."""
-        if not self.policy.decodes_input:
-            return  # the keys are as wide as what it gives to decode
-        if self.cache is not None and self.cache.shared and width != (expected := self.cache.width or first):
-            raise InputError(f"latents must have the width of the shared cache's keys, {expected}, got {width}")
+        seconds = _array(times, np.float64)
+        rows = np.empty((seconds.size, 0), dtype=np.float32) if latents is None else _array(latents, np.float32)
+        if seconds.ndim != 1:
+            raise InputError(f"times must have the shape (T,), got {seconds.shape}")
+        if seconds.size == 0 and rows.size == 0:
+            raise InputError("stream is empty: latents and times must hold at least one step, got 0")
+        if latents is not None and (rows.ndim != 2 or rows.shape[1] == 0):
+            raise InputError(f"latents must have the shape (T, E), (E,) of each step, got {rows.shape}")
+        if len(rows) != len(seconds):
+            raise InputError(f"latents and times must have equal lengths, got {len(rows)} and {len(seconds)}")
+        if width and rows.shape[1] not in (0, width):
+            raise InputError(
+                f"latents must be as wide as those before or in a shared cache, {width}, got {rows.shape[1]}"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms = np.sqrt(np.vecdot(rows, rows)) if rows.shape[1] else np.ones(len(rows))
+        earlier = np.append(before, seconds[:-1])
+        rules = {
+            "latents must be finite": np.isfinite(rows).all(axis=1),
+            f"latents must have unit norm within {NORM_TOLERANCE}": np.abs(norms - 1) <= NORM_TOLERANCE,
+            "times must be finite": np.isfinite(seconds),
+            "times must strictly increase": earlier < seconds,
+        }
+        good = np.logical_and.reduce(list(rules.values()))
+        if not good.all():
+            i = int(np.argmin(good))
+            rule = next(rule for rule, kept in rules.items() if not kept[i])
+            got = f"norm {norms[i]:.6g} at {seconds[i]} s after {earlier[i]} s"
+            raise InputError(f"{rule}, got {got}, step {first + i}")
+        return rows, seconds
 
     def _schedule(self, cut: Sequence[tuple[Segment, int]], times: list[float]) -> list[_Released]:
-        """What comes out of a recorded stream, and when, given its segments and the steps at which they were cut."""
+        """What comes out of a recorded stream, given its segments and the steps at which they were cut."""
         picks = self._pick([segment for segment, _ in cut])
         if self.max_delay == 0:
             return [(pick, times[step]) for pick, (_, step) in zip(picks, cut, strict=True)]
@@ -295,19 +292,13 @@ class SelectiveDecoder:
                     results = self.decoder.decode(latents, *given)
                 if len(results) != len(batch):
                     raise RuntimeError(
-                        f"the decoder must return one result per latent, {len(batch)}, got {len(results)}"
+                        f"the decoder must return {len(batch)} results, one a latent, got {len(results)}"
                     )
                 for pick, decoded in zip(batch, results, strict=True):
                     pick.entry.decoded = decoded
-                self.ledger.count(
-                    "decoder",
-                    calls=len(batch),
-                    forward_passes=sum(decoded.forward_passes for decoded in results),
-                    tokens=sum(decoded.tokens for decoded in results),
-                    flops=sum(decoded.flops for decoded in results),
-                    weight_bytes=sum(decoded.weight_bytes for decoded in results),
-                    cache_bytes=sum(decoded.cache_bytes for decoded in results),
-                )
+                costs = ("forward_passes", "tokens", "flops", "weight_bytes", "cache_bytes")
+                counts = {name: sum(getattr(decoded, name) for decoded in results) for name in costs}
+                self.ledger.count("decoder", calls=len(batch), **counts)
         except BaseException:
             if self.cache is not None:
                 self.cache.discard(pick.entry for pick in picks if pick.entry.decoded is None)
@@ -316,7 +307,7 @@ class SelectiveDecoder:
 
 @dataclass(frozen=True, slots=True)
 class _Pick:
-    """A segment that the policy cut, and the entry that holds its text, or will once this segment is decoded."""
+    """A segment that the policy cut, and the entry that holds its text or will once it is decoded."""
 
     segment: Segment
     entry: CacheEntry
@@ -334,18 +325,13 @@ _Released = tuple[_Pick, float]  # and the time of the step at which it goes on
 
 
 class _Queue:
-    """Segments that wait to be decoded together, and the hits behind them.
+    """At most `size` segments that wait up to `max_delay` seconds to be decoded together, and the hits behind them.
 
-    Its first segment, if there is one, waits for the decoder: hits with nothing before them go on at once.
-
-    Args:
-        size: most segments that wait for the decoder.
-        max_delay: seconds that the first one waits at most.
+    The first one waits for the decoder: hits with nothing before them go on at once.
     """
 
     def __init__(self, size: int, max_delay: float) -> None:
-        self._size = size
-        self._max_delay = max_delay
+        self._size, self._max_delay = size, max_delay
         self._picks: list[_Pick] = []
         self.flush(0.0)
 
@@ -366,26 +352,20 @@ class _Queue:
     def flush(self, now: float) -> list[_Released]:
         """Everything goes on."""
         released = [(pick, now) for pick in self._picks]
-        self._picks = []
-        self._misses = 0
-        self.deadline = math.inf
+        self._picks, self._misses, self.deadline = [], 0, math.inf
         return released
 
 
-def _batches(picks: Iterable[_Pick], size: int) -> list[list[_Pick]]:
-    """Cut into batches of at most `size` latents of one width."""
-    batches: list[list[_Pick]] = []
-    for pick in picks:
-        full = not batches or len(batches[-1]) == size
-        if full or batches[-1][0].segment.latent.shape != pick.segment.latent.shape:
-            batches.append([])
-        batches[-1].append(pick)
-    return batches
+def _batches(picks: Sequence[_Pick], size: int) -> Iterator[list[_Pick]]:
+    """Batches of at most `size` latents of one width."""
+    for _, alike in groupby(picks, key=lambda pick: len(pick.segment.latent)):
+        while batch := list(islice(alike, size)):
+            yield batch
 
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """No passes of the garbage collector: over the many small objects of cutting, without cycles, they find nothing."""
+    """No garbage collection: the many small objects of cutting have no cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -397,46 +377,5 @@ def collection_paused() -> Iterator[None]:
 
 def _array(values: Array | Sequence[float], dtype: type[np.floating]) -> np.ndarray:
     if isinstance(values, torch.Tensor):
-        values = values.detach().to("cpu", torch.float64 if dtype is np.float64 else torch.float32).numpy()
+        values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=dtype)
-
-
-def _check_stream(latents: Array | None, times: Array | Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """A recorded stream as float32 (T, E) and float64 (T,), or an InputError that says why it is none."""
-    seconds = _array(times, np.float64)
-    rows = np.empty((seconds.size, 0), dtype=np.float32) if latents is None else _array(latents, np.float32)
-    if seconds.ndim != 1:
-        raise InputError(f"times must have the shape (T,), got {seconds.shape}")
-    if seconds.size == 0 and rows.size == 0:
-        raise InputError("stream is empty: latents and times must hold at least one step, got 0")
-    if latents is not None and (rows.ndim != 2 or rows.shape[1] == 0):
-        raise InputError(f"latents must have the shape (T, E), got {rows.shape}")
-    if len(rows) != len(seconds):
-        raise InputError(f"latents and times must have equal lengths, got {len(rows)} and {len(seconds)}")
-    _check_steps(rows, seconds, 0, -math.inf)
-    return rows, seconds
-
-
-def _check_steps(rows: np.ndarray, times: np.ndarray, first: int, before: float) -> None:
-    """Refuse the earliest step of rows (T, E) at times (T,) that breaks a rule.
-
-    `first` is the index in the stream of their first step, `before` the time of the step before it.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.sqrt(np.vecdot(rows, rows)) if rows.shape[1] else np.ones(len(rows))
-    later = np.append(before, times[:-1]) < times
-    good = np.isfinite(norms) & (np.abs(norms - 1) <= NORM_TOLERANCE) & np.isfinite(times) & later
-    if good.all():
-        return
-    i = int(np.argmin(good))
-    where = f"at step {first + i}"
-    wrong = np.flatnonzero(~np.isfinite(rows[i]))
-    if len(wrong):
-        raise InputError(f"latents must be finite, got {rows[i, wrong[0]]} {where} (dimension {wrong[0]})")
-    if abs(norms[i] - 1) > NORM_TOLERANCE:
-        norm = np.linalg.norm(rows[i].astype(np.float64))
-        raise InputError(f"latents must have unit norm within {NORM_TOLERANCE}, got norm {norm:.6g} {where}")
-    if not np.isfinite(times[i]):
-        raise InputError(f"times must be finite, got {times[i]} {where}")
-    previous = times[i - 1] if i else before
-    raise InputError(f"times must strictly increase, got {times[i]} after {previous} {where}")

@@ -1,9 +1,7 @@
 """Selective encoding: a cheap change detector in front of the X-Encoder, and the steps that it lets through.
 
-The encoder and the predictor cost the same at every step, however little of it is decoded. Here the step rate adapts:
-few steps are computed while nothing seems to change, several in a row after a change.
-
-F frames, S their side in pixels, T steps.
+Encoder and predictor cost the same at every step, however little of it is decoded. Here few steps are computed while
+nothing seems to change, several in a row after a change. F frames, S their side in pixels, T steps.
 """
 
 from __future__ import annotations
@@ -14,56 +12,45 @@ import torch.nn.functional as F
 
 from jepa.errors import check_int, check_nonnegative
 
+_BINS = 12  # hues
+_CELLS = 12  # along each side, that a frame is averaged to
 _GREY = 0.15  # chroma (0 to 1) below which a cell has no hue to speak of
 _SPREAD_FLOOR = 0.05  # added to the spread: where nothing moves, its estimate is 0
 _OPERATIONS_PER_CELL = 24  # of hue, chroma and the two bins that a cell falls between
 
 
 class ColourChange:
-    """How much the colours of the newest frames differ from those of the frames before.
+    """How much the colours of the newest frames differ from those of the frames before; it never looks ahead.
 
-    Each frame becomes a histogram of hues over `cells` x `cells` cells, weighted by how colourful a cell is and split
-    linearly between neighbouring bins. The statistic compares the newest `after` frames with the `before` frames that
-    came ahead of them, as a two-sample test does: the distance of their mean histograms over their spread,
+    Each frame becomes a histogram of hues over 12 x 12 cells, weighted by how colourful a cell is and split linearly
+    between neighbouring bins: motion alone leaves it as it is. The statistic compares the newest `after` frames with
+    the `before` frames ahead of them, as a two-sample test does: the distance of their mean histograms over the spread,
 
         |mean_after - mean_before|_1  /  (|std_after|_1 + |std_before|_1 + 0.05),
 
-    so that what moves or flickers within both does not count as a change. Motion alone leaves a histogram as it is.
-
-    State: the histograms of `before` + `after` frames. It never looks ahead.
+    so that what flickers within both does not count. State: the histograms of `before` + `after` frames.
 
     Args:
-        before: frames to compare with.
-        after: newest frames; a change is seen once they lie behind it.
-        bins: hues.
-        cells: cells along each side that a frame is averaged to.
-
-    Raises:
-        InputError: an argument is not a whole number >= 1.
+        before: frames to compare with, >= 1.
+        after: newest frames, >= 1; a change is seen once they lie behind it.
 
     >>> frames = np.zeros((2, 14, 16, 16, 3), np.uint8)
     >>> frames[0, ..., 0], frames[1, ..., 1] = 255, 255  # 14 red frames, then 14 green ones
-    >>> detector = ColourChange()
-    >>> detector.step(frames[0]), detector.step(frames[1, :6]) > 1
-    (0.0, True)
+    >>> (ColourChange().run(frames.reshape(4, 7, 16, 16, 3)) > 1).tolist()
+    [False, False, True, False]
     """
 
-    def __init__(self, before: int = 8, after: int = 6, bins: int = 12, cells: int = 12) -> None:
+    def __init__(self, before: int = 8, after: int = 6) -> None:
         self.before, self.after = check_int("before", before, 1), check_int("after", after, 1)
-        self.bins, self.cells = check_int("bins", bins, 1), check_int("cells", cells, 1)
         self.start()
 
     def start(self) -> None:
         """Forgets the stream so far."""
-        self._recent = np.zeros((0, self.bins))
-
-    def step(self, frames: np.ndarray) -> float:
-        """Takes the next frames (F, S, S, 3) uint8; the statistic after them, 0 until enough frames were seen."""
-        return float(self.run(frames[None])[0])
+        self._recent = np.zeros((0, _BINS))
 
     def run(self, slots: np.ndarray) -> np.ndarray:
-        """Takes the next slots (N, F, S, S, 3) uint8; the statistics (N,) after each, as `step` gives them."""
-        histograms = self.histograms(slots.reshape(-1, *slots.shape[2:])).reshape(*slots.shape[:2], self.bins)
+        """Takes the next slots (N, F, S, S, 3) uint8; the statistics (N,) after each, 0 until enough frames came."""
+        histograms = self.histograms(slots.reshape(-1, *slots.shape[2:])).reshape(*slots.shape[:2], _BINS)
         return np.array([self._statistic(slot) for slot in histograms])
 
     def _statistic(self, histograms: np.ndarray) -> float:
@@ -77,7 +64,7 @@ class ColourChange:
     def histograms(self, frames: np.ndarray) -> np.ndarray:
         """Colour histograms (F, bins) float64 of frames (F, S, S, 3) uint8."""
         images = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
-        colours = F.adaptive_avg_pool2d(images, self.cells).flatten(2).double().numpy()  # (F, 3, cells²)
+        colours = F.adaptive_avg_pool2d(images, _CELLS).flatten(2).double().numpy()  # (F, 3, cells²)
         red, green, blue = colours[:, 0], colours[:, 1], colours[:, 2]
         largest = colours.max(1)
         chroma = largest - colours.min(1)
@@ -87,40 +74,35 @@ class ColourChange:
             [(green - blue) / safe % 6, (blue - red) / safe + 2],
             (red - green) / safe + 4,
         )
-        place = turn / 6 * self.bins
+        place = turn / 6 * _BINS
         lower = np.floor(place).astype(np.int64)
         upper_fraction = place - lower
-        weight = np.clip(chroma - _GREY, 0, None) * (10 / self.cells**2)
+        weight = np.clip(chroma - _GREY, 0, None) * (10 / _CELLS**2)
         count = len(frames)
-        row = np.arange(count)[:, None] * self.bins
-        total = np.zeros(count * self.bins)
+        row = np.arange(count)[:, None] * _BINS
+        total = np.zeros(count * _BINS)
         for shift, fraction in ((0, 1 - upper_fraction), (1, upper_fraction)):
-            index = row + (lower + shift) % self.bins
+            index = row + (lower + shift) % _BINS
             total += np.bincount(index.ravel(), (fraction * weight).ravel(), minlength=len(total))
-        return total.reshape(count, self.bins)
+        return total.reshape(count, _BINS)
 
     def flops(self, frames: int, size: int) -> int:
-        """Arithmetic operations of one `step` with `frames` frames of `size`² pixels, elementwise ones included."""
-        statistic = 8 * self.bins * (self.before + self.after)
-        return frames * (3 * size**2 + _OPERATIONS_PER_CELL * self.cells**2) + statistic
+        """Arithmetic operations of a slot of `frames` frames of `size`² pixels, elementwise ones included."""
+        statistic = 8 * _BINS * (self.before + self.after)
+        return frames * (3 * size**2 + _OPERATIONS_PER_CELL * _CELLS**2) + statistic
 
 
 class StepSelection:
     """Which steps of a stream are computed: `burst` of them when a change is seen, and one every `hold` steps anyway.
 
-    The first step is always computed. After a change is seen, none is looked for in the next `refractory` steps: the
-    statistic stays high while the boundary passes through the frames that it compares.
-
-    A step that is not computed is skipped, none is held in its place: a policy sees the computed steps at their times.
+    The first step is always computed. A policy sees the computed steps at their times, and nothing in place of others.
 
     Args:
-        threshold: of the statistic of the change detector; None: no detector but a fixed rate, one step in `hold`.
-        burst: steps computed in a row after a change.
-        hold: most steps from one that is computed to the next; 1: all steps.
-        refractory: steps from one change to the next, at least.
-
-    Raises:
-        InputError: `threshold` is neither None nor finite and >= 0, or another argument not a whole number >= 1.
+        threshold: of the change detector's statistic, >= 0; None: no detector but a fixed rate, one step in `hold`.
+        burst: steps computed in a row after a change, >= 1.
+        hold: most steps from one that is computed to the next, >= 1.
+        refractory: fewest steps from one change to the next, >= 1: the statistic stays high while the boundary passes
+            through the frames that it compares.
 
     >>> changes = np.array([0, 0, 0, 0, 5, 5, 0, 0, 0])
     >>> StepSelection(1.0, burst=2, hold=4).select(changes).astype(int).tolist()
@@ -157,11 +139,7 @@ class StepSelection:
 
 
 class SelectiveEncoding:
-    """A change detector and the selection of steps by it, in front of the X-Encoder of a live stream.
-
-    Args:
-        detector: looks at every slot of frames.
-        steps: which steps to compute.
+    """A change detector that looks at every slot of frames, and the steps that the X-Encoder of a live stream computes.
 
     >>> encoding = SelectiveEncoding(ColourChange(), StepSelection(1.3, hold=4))
     >>> encoding.look(np.zeros((6, 2, 16, 16, 3), np.uint8), hop=1, length=2)  # 6 slots of 2 frames
@@ -185,9 +163,7 @@ class SelectiveEncoding:
         A step ends with every `hop`-th slot from slot `length - 1` on, `length` being the slots of a window.
         """
         due: list[bool] = []
-        if not len(slots):
-            return due
-        for change in self.detector.run(slots):
+        for change in self.detector.run(slots) if len(slots) else ():
             self._change = max(self._change, float(change))
             self.seen += 1
             if self.seen >= length and (self.seen - length) % hop == 0:

@@ -32,8 +32,8 @@ from jepa.decoders.bank import CaptionBank
 from jepa.encoders.sentence import SENTENCE_ENCODER, embed_sentences
 from jepa.errors import InputError
 from jepa.evaluation import provenance
-from jepa.evaluation.streams import StreamSet
-from jepa.evaluation.sweep import check_sweep, sweep_families, sweep_setting
+from jepa.evaluation.streams import EncodedStream
+from jepa.evaluation.sweep import check_sweep, selects_steps, sweep_setting
 from jepa.models.bank import BankDecoder
 from jepa.operations import OperationLedger
 from jepa.report import figures, sweep_figures, sweep_tables
@@ -45,7 +45,6 @@ from jepa.report.tables import NONE, Column, Table, table
 from jepa.results import Code, Device, Document, Saving, Sweep
 from jepa.results.analysis import headline_savings, label, operating_point, reference_name
 from jepa.results.base import Count, Fraction, Quantity, Record
-from jepa.results.documents import Reference
 from jepa.studies.configs import ReplayConfig
 
 Embed = Callable[[Sequence[str]], Tensor]
@@ -182,9 +181,9 @@ def run(config: ReplayConfig, embed: Embed = embed_sentences) -> ReplayResults:
     are no frames here. `embed` gives N texts embeddings (N, E) of unit norm. Raises InputError before that for a
     timeline, excerpt, policies, references or a confidence that no replay can have.
     """
-    families = {name: family for name, family in sweep_families(config.policies).items() if not family.selects_steps}
-    references = [Reference(policy=each.policy, rate_hz=each.rate_hz) for each in config.references]
-    check_sweep(families, references, config.confidence)
+    policies = {name: policy for name, policy in config.policies.items() if not selects_steps(policy)}
+    swept = config.model_copy(update={"policies": policies})
+    check_sweep(swept)
     source = config.timeline
     timeline = read_timeline(source.path, source.format, durations=source.durations, point_seconds=source.point_seconds)
     if len(set(config.noise)) < len(config.noise):
@@ -198,13 +197,9 @@ def run(config: ReplayConfig, embed: Embed = embed_sentences) -> ReplayResults:
         sweep, _ = sweep_setting(
             streams,
             BankDecoder(bank),
-            families,
-            references,
+            swept,
             latent_delay=0.0,
-            confidence=config.confidence,
-            seed=config.seed,
             name=f"noise {noise:g}",
-            workers=config.workers,
         )
         levels.append(Level(**dict(sweep), noise=noise, steps_right=_steps_right(streams["test"], bank)))
     results = ReplayResults(
@@ -231,14 +226,14 @@ def run(config: ReplayConfig, embed: Embed = embed_sentences) -> ReplayResults:
 
 def simulate_streams(
     records: Sequence[StreamRecord], bank: CaptionBank, noise: float, config: ReplayConfig
-) -> StreamSet:
+) -> list[EncodedStream]:
     """The latents of the streams at a level of noise. Raises InputError if a stream lasts less than a step."""
     rows = {text: row for row, text in enumerate(bank.texts)}
     embeddings = bank.embeddings.numpy()
     background = embeddings.mean(axis=0)
     background /= np.linalg.norm(background)
     force_at = text_in_force if config.gap == "background" else last_in_force
-    streams = StreamSet([], [], [], [])
+    streams = []
     for record in records:
         steps = int(record.duration * config.step_rate_hz)
         if steps < 1:
@@ -250,21 +245,19 @@ def simulate_streams(
         seed = (config.seed, int(name_fraction(record.video_id) * 2**32))
         ledger = OperationLedger()
         ledger.stream(record.duration)
-        streams.records.append(record)
-        streams.latents.append(simulate_latents(targets, noise, config.autocorrelation, seed))
-        streams.times.append(times)
-        streams.ledgers.append(ledger)
+        latents = simulate_latents(targets, noise, config.autocorrelation, seed)
+        streams.append(EncodedStream(record, latents, times, ledger))
     return streams
 
 
-def _steps_right(streams: StreamSet, bank: CaptionBank) -> float:
+def _steps_right(streams: Sequence[EncodedStream], bank: CaptionBank) -> float:
     """The fraction of steps inside an annotation whose nearest narration is the one in force."""
     right = total = 0
-    for record, latents, times in zip(streams.records, streams.latents, streams.times, strict=True):
-        force = text_in_force(record, times)
+    for stream in streams:
+        force = text_in_force(stream.record, stream.times)
         inside = np.flatnonzero(force >= 0)
-        said = bank.lookup(torch.from_numpy(latents[inside]))
-        right += sum(text == record.events[index].text for text, index in zip(said, force[inside], strict=True))
+        said = bank.lookup(torch.from_numpy(stream.latents[inside]))
+        right += sum(text == stream.record.events[index].text for text, index in zip(said, force[inside], strict=True))
         total += len(inside)
     return right / total if total else 0.0
 

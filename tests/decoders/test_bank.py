@@ -69,7 +69,7 @@ def test_what_a_bank_knows_is_a_hit_and_no_decoder_call():
         assert ledger.decoder.calls == 3 * streams
         assert ledger.decoder.tokens == 6 * streams
         assert ledger.cache.flops == 6 * streams * bank.flops == 6 * streams * 2 * 2 * 4
-    with pytest.raises(InputError, match=r"latents must have the width of the shared cache's keys, 4, got 3"):
+    with pytest.raises(InputError, match="latents must be as wide as those before or in a shared cache, 4, got 3"):
         selective.run(torch.eye(3), np.arange(3.0))
 
 

@@ -92,9 +92,9 @@ def test_two_processes_encode_the_streams_of_one(folder):
     assert [record["processes"] for record in records] == [1, 2]
     for split, count in (("calibration", 2), ("test", 3)):
         sets = [load_streams(path / "everyday" / split) for path in (one, two)]
-        assert len(sets[0].records) == count
-        assert sets[0].records == sets[1].records
-        for a, b in zip(sets[0].latents, sets[1].latents, strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-5)
-        counted = [[(ledger.encoder.flops, ledger.predictor.flops) for ledger in each.ledgers] for each in sets]
-        assert counted[0] == counted[1]
+        assert len(sets[0]) == count
+        for a, b in zip(*sets, strict=True):
+            assert a.record == b.record
+            np.testing.assert_allclose(a.latents, b.latents, atol=1e-5)
+            assert a.ledger.encoder.flops == b.ledger.encoder.flops
+            assert a.ledger.predictor.flops == b.ledger.predictor.flops

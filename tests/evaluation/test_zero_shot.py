@@ -27,13 +27,6 @@ from jepa.selective import Decoded
 
 SETTINGS = {"query": "what happens?", "action_query": "which?", "top": [1, 2, 9], "ks": [1, 2]}
 SETTINGS |= {"templates": ["{label}", "a {label}"], "prompt": "{question}", "candidate": "{candidate}"}
-KINDS = {
-    "classification": "class",
-    "retrieval": "caption",
-    "vqa": "question",
-    "captioning": "caption",
-    "world_prediction": "world_prediction",
-}
 
 
 class Reader:
@@ -96,7 +89,7 @@ def manifest(folder: Path, lines: list[dict[str, Any]]) -> list[Any]:
 
 
 def run(kind: str, model: Reader, samples: list[Any], **settings: Any) -> Found:
-    return TASKS[kind](Task(model, TaskConfig(kind=kind, **{**SETTINGS, **settings}), samples, 2))
+    return TASKS[kind][1](Task(model, TaskConfig(kind=kind, **{**SETTINGS, **settings}), samples, 2))
 
 
 def test_a_clip_has_the_label_whose_prompts_are_nearest_on_average(tmp_path):
@@ -237,7 +230,7 @@ def test_samples_that_cannot_be_read_are_an_error_or_left_out_and_named(tmp_path
     with pytest.raises(InputError, match=r"level0\.png: cannot be read as a picture"):
         run("vqa", model, samples, workers=workers)
     task = Task(model, TaskConfig(kind="vqa", skip_broken=True, workers=workers, **SETTINGS), samples, 2)
-    scores, found, _, _ = TASKS["vqa"](task)
+    scores, found, _, _ = TASKS["vqa"][1](task)
     assert [line["prediction"] for line in found] == ["yes", "no", "no"]
     assert model.asked == ["10?", "100?", "90?"]
     spent = 3 * (10_000 + 2 * 2 * 2) + 100 * len("10?100?90?") + len("yesno")  # of the three, and both candidates
@@ -283,9 +276,9 @@ def trained(tmp_path_factory, tiny_model) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TASKS)
 def test_each_task_is_the_same_on_the_embedded_data_and_on_their_manifest(trained, tmp_path, capsys, kind):
-    made = write_samples(world_samples(World(), KINDS[kind], 8, 8, 0), tmp_path)
+    made = write_samples(world_samples(World(), TASKS[kind][0], 8, 8, 0), tmp_path)
     options = [f"checkpoint={trained}", f"task={kind}", "candidates=8", "accelerator=cpu", "batch_size=3"]
     assert main(["evaluate", *options]) == 0
     assert main(["evaluate", *options, f"task.manifest={made}", f"output={tmp_path}/out"]) == 0

@@ -11,7 +11,7 @@ import torch
 from jepa.data.world import CAPTION_QUERIES, StreamStyle, World
 from jepa.errors import InputError
 from jepa.evaluation.segments import encoding_operations
-from jepa.evaluation.streams import encode_streams, load_streams, save_streams
+from jepa.evaluation.streams import encode_stream, load_streams, save_streams
 from jepa.losses.infonce import InfoNCE
 from jepa.models.vl_jepa import PredictorOnDemand
 from jepa.operations import OperationLedger
@@ -125,17 +125,17 @@ def test_selective_encoding_computes_the_selected_steps_and_encodes_only_their_s
 def test_a_live_stream_takes_the_operations_that_the_evaluation_gives_a_recorded_one(tiny_model, tmp_path, rate):
     """Windows of 2 slots every 1 or 2; what the evaluation saved is read back first."""
     stream = World().stream("s", (3,), 20.0, StreamStyle(3.0, shortest=1.0))
-    save_streams(encode_streams(tiny_model, [stream], rate, "test"), tmp_path)
-    recorded = load_streams(tmp_path)
+    save_streams([encode_stream(tiny_model, stream, rate)], tmp_path)
+    [recorded] = load_streams(tmp_path)
     assert (recorded.hop, recorded.length) == (2 / rate, 2)
-    assert len(recorded.changes[0]) == len(recorded.times[0])
+    assert len(recorded.changes) == len(recorded.times)
     for steps in (StepSelection(1.0, burst=2, hold=6), StepSelection(None, hold=3)):
         live = OperationLedger()
         list(
             tiny_model.stream(stream.frames(), rate, CAPTION_QUERIES[0], live, SelectiveEncoding(ColourChange(), steps))
         )
-        known, _ = encoding_operations(recorded, 0, steps)
-        assert 0 < known.predictor.calls < len(recorded.times[0])
+        known, _ = encoding_operations(recorded, steps)
+        assert 0 < known.predictor.calls < len(recorded.times)
         for part in ("encoder", "predictor"):
             ours, theirs = getattr(known, part), getattr(live, part)
             assert (ours.calls, ours.forward_passes, ours.flops) == (theirs.calls, theirs.forward_passes, theirs.flops)
@@ -147,9 +147,8 @@ def test_a_live_stream_takes_the_operations_that_the_evaluation_gives_a_recorded
 def test_a_live_stream_is_predicted_on_demand_as_a_recorded_one(tiny_model, steps):
     """What the sweep finds in saved latents and states is what a live stream gives, at the same operations."""
     stream = World().stream("s", (3,), 30.0, StreamStyle(3.0, shortest=1.0))
-    recorded = encode_streams(tiny_model, [stream], 2.0, None)
-    mask = np.ones(len(recorded.times[0]), dtype=bool) if steps is None else steps.select(recorded.changes[0])
-    latents, states, times = (each[0][mask] for each in (recorded.latents, recorded.states, recorded.times))
+    recorded = encode_stream(tiny_model, stream, 2.0).selected(steps)
+    latents, states, times = recorded.latents, recorded.states, recorded.times
 
     def policy(predict):
         return OnDemand(Gate(0.3, noise_floor=0.01), predict, keep=6)
@@ -164,7 +163,7 @@ def test_a_live_stream_is_predicted_on_demand_as_a_recorded_one(tiny_model, step
             found += selective.step(state, float(time))
     found += selective.finish()
     assert [(e.start, e.end, e.text) for e in found] == [(e.start, e.end, e.text) for e in expected]
-    known, _ = encoding_operations(recorded, 0, steps, predicted=len(found))
+    known, _ = encoding_operations(encode_stream(tiny_model, stream, 2.0), steps, predicted=len(found))
     assert 1 < len(found) < len(times)
     for part in ("encoder", "predictor"):
         ours, theirs = getattr(known, part), getattr(ledger, part)

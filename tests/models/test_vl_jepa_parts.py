@@ -22,7 +22,7 @@ from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 from jepa.data.world import StreamStyle, World
 from jepa.errors import InputError
 from jepa.evaluation.segments import encoding_operations
-from jepa.evaluation.streams import SPLITS, encode_streams
+from jepa.evaluation.streams import SPLITS, encode_stream
 from jepa.losses.infonce import InfoNCE
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger, count_flops
@@ -175,7 +175,7 @@ def test_selective_encoding_encodes_the_windows_of_the_steps_selected(model):
     )
     assert 0 < len(at) < len(times)
     np.testing.assert_allclose(latents, every[np.isin(times, at)], rtol=1e-4, atol=1e-5)
-    known, _ = encoding_operations(encode_streams(model, [stream], 2.0, "test"), 0, steps)
+    known, _ = encoding_operations(encode_stream(model, stream, 2.0), steps)
     for ledger in (live, known):
         assert ledger.encoder.calls == ledger.predictor.calls == len(at)
     assert known.encoder.flops == live.encoder.flops

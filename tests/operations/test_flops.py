@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention import flex_attention as flex
 from torch.utils.flop_counter import flop_registry
 
 from jepa.errors import InputError
@@ -155,39 +154,6 @@ def test_attention_of_accelerators(name, options):
     query, key = meta(2, 4, 8, 16, grad=True), meta(2, 4, 24, 16, grad=True)
     count = count_flops(lambda: operator(query, key, key, *options)[0].sum().backward())
     assert count.by_operator == {str(operator): 2 * FORWARD, f"{operator}_backward": 5 * FORWARD}
-
-
-def causal(batch, head, query, key):
-    return query >= key
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-def test_flex_attention(compiled, masked):
-    attend = torch.compile(flex.flex_attention) if compiled else flex.flex_attention
-    mask = flex.create_block_mask(causal, None, None, 8, 24, device="cpu") if masked else None
-    query, key = rand(2, 4, 8, 16), rand(2, 2, 24, 16)
-    count = count_flops(lambda: attend(query, key, key, block_mask=mask, enable_gqa=True) @ rand(16, 3))
-    assert count.by_operator == {"flex_attention": 2 * FORWARD, "aten.mm": 2 * 2 * 4 * 8 * 16 * 3}
-    visible = causal(None, None, torch.arange(8)[:, None], torch.arange(24)) if masked else None
-    expected = F.scaled_dot_product_attention(query, key, key, visible, enable_gqa=True) @ rand(16, 3)
-    torch.testing.assert_close(count.result, expected)
-    assert not flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG
-
-
-def test_gradients_of_flex_attention(monkeypatch):
-    monkeypatch.setattr(flex, "_validate_device", lambda *tensors: None)  # which refuses gradients on a CPU
-    query, key, value = rand(2, 4, 8, 16, requires_grad=True), rand(2, 4, 24, 16), rand(2, 4, 24, 32)
-    count = count_flops(lambda: flex.flex_attention(query, key, value).sum().backward())
-    assert count.by_operator == {"flex_attention": 3 * FORWARD, "flex_attention_backward": (3 + 2 * 2) * FORWARD}
-    [expected] = torch.autograd.grad(F.scaled_dot_product_attention(query, key, value).sum(), query)
-    torch.testing.assert_close(query.grad, expected)
-
-
-def test_a_count_within_a_count_sees_flex_attention_too():
-    query = rand(2, 4, 8, 16)
-    outer = count_flops(lambda: count_flops(lambda: flex.flex_attention(query, query, query)))
-    assert outer.total == outer.result.total == 2 * 2 * (2 * 4 * 8 * 8 * 16)
 
 
 # What has no formula

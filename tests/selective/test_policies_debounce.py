@@ -12,15 +12,6 @@ from jepa.selective import Debounce
 LATENT = np.ones(1, dtype=np.float32)
 
 
-def test_a_step_is_decoded_when_it_is_followed_by_a_pause() -> None:
-    policy = Debounce(1.0)
-    out = [[segment.last for segment in policy.step(LATENT, time)] for time in (0.0, 0.5, 2.0, 2.9, 4.0)]
-    assert out == [[], [], [1], [], [3]]
-    assert [segment.last for segment in policy.finish()] == [4]
-    assert policy.finish() == []
-    assert policy.latency == "1 s"
-
-
 def test_what_a_timer_closed_is_not_decoded_again() -> None:
     policy = Debounce(1.0)
     assert policy.step(LATENT, 0.0) == []

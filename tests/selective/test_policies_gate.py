@@ -91,16 +91,6 @@ def test_segments_of_the_gate_are_no_shorter_than_its_window(seed: int, steps: i
     assert min(s.last - s.first + 1 for s in segments) >= min(pending, steps)
 
 
-@given(seed=SEEDS, pending=st.integers(1, 4))
-@settings(max_examples=20)
-def test_the_gate_emits_as_late_as_it_says(seed: int, pending: int) -> None:
-    gate = Gate(0.5, pending=pending)
-    assert gate.latency.startswith(f"{pending} step")
-    for i, latent in enumerate(noisy_events(seed, 80)):
-        for segment in gate.step(latent, 0.5 * i):
-            assert i - segment.last == pending
-
-
 @given(seed=st.integers(0, 99), steps=st.integers(1, 40))
 def test_agreement_weighs_the_steps_by_their_cosine_to_the_mean(seed: int, steps: int) -> None:
     """Up to 16 steps exactly; with more, the older ones by the mean when they left."""
@@ -113,13 +103,3 @@ def test_agreement_weighs_the_steps_by_their_cosine_to_the_mean(seed: int, steps
     expected = weights @ latents
     close = float(segment.latent @ (expected / np.linalg.norm(expected)))
     assert close > (1 - 1e-5 if steps <= 16 else 0.98)
-
-
-def test_agreement_keeps_a_blended_edge_out_of_the_mean() -> None:
-    meaning, other = np.eye(8)[:2]
-    edge = 0.6 * meaning + 0.8 * other
-    latents = np.stack([edge, *[meaning] * 4]).astype(np.float32)
-    times = np.arange(5) / 2
-    plain, weighed = (Gate(1e9, agreement=value).run(latents, times)[0][0].latent @ meaning for value in (0.0, 8.0))
-    assert weighed > plain
-    assert 1 - weighed < (1 - plain) / 10

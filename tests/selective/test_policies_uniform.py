@@ -6,10 +6,9 @@ import math
 from fractions import Fraction
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_streams import segments_of, times_of
+from policy_streams import segments_of
 
 from jepa.selective import Uniform
 
@@ -79,18 +78,6 @@ def test_whatever_the_intervals_no_due_moment_is_decoded_twice(gaps: list[float]
         assert number <= passed + 1e-5
     late = [k / rate for k in range(math.floor(times[-1] * rate) + 1)]
     assert not late or segments[-1].time + shortest[segments[-1].first] / 2 >= late[-1] - 1e-5
-
-
-@pytest.mark.parametrize(
-    ("rate", "decodes"), [(2.0, 360), (7.0, 360), (1.0, 180), (0.35, 63), (0.7, 126), (0.3, 54), (1 / 3, 60)]
-)
-def test_uniform_decodes_rate_times_duration(rate: float, decodes: int) -> None:
-    latents = np.ones((360, 1), np.float32)  # three minutes at 2 Hz
-    segments = segments_of(Uniform(rate), latents, times_of(360))
-    assert len(segments) == decodes == min(360, round(180 * rate))
-    pooled = segments_of(Uniform(rate, pool=True), latents, times_of(360))
-    assert [s.last for s in pooled][: len(segments)] == [s.first for s in segments]
-    assert len(pooled) == decodes + (segments[-1].last < 359)
 
 
 def test_uniform_decodes_once_after_a_gap_and_keeps_its_due_moments() -> None:

@@ -53,7 +53,7 @@ def test_the_published_counts_of_llama_3_2_1b():
 
 def test_the_published_counts_of_mistral_small_4():
     active = MISTRAL_4.active_parameters
-    counts = [MISTRAL_4.parameters, active, MISTRAL_4.layer_parameters, active + MISTRAL_4.table]
+    counts = [MISTRAL_4.parameters, active, active - MISTRAL_4.table, active + MISTRAL_4.table]
     assert [round(count / 1e9, 2) for count in counts] == [118.97, 6.10, 5.56, 6.63]
     assert transformer_cache_bytes(MISTRAL_4_CONFIG, 1) == 2 * MISTRAL_4.cached(1) == 23_040
 

@@ -228,7 +228,7 @@ def test_a_level_is_a_function_of_its_configuration(tmp_path, capsys, results):
 def test_a_gap_is_a_segment_of_its_own_only_as_background(tmp_path, gap, answer):
     stream = record((0.0, 10.0, WORDS[0]), duration=20.0)
     bank = CaptionBank(WORDS, embed(WORDS))
-    [latents] = simulate_streams([stream], bank, 0.0, config(tmp_path, gap=gap)).latents
+    latents = simulate_streams([stream], bank, 0.0, config(tmp_path, gap=gap))[0].latents
     assert len(np.unique(latents.round(5), axis=0)) == answer
     assert np.allclose(latents[0], embed(WORDS).numpy()[0], atol=1e-6)
 

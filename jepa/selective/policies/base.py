@@ -1,7 +1,7 @@
 """What a policy is: a stream of latents in, segments to decode out.
 
-Dimension letters: T steps of a stream, E width of the latent space. Latents are float32 of unit norm, times
-are seconds. Policies trust their input; `jepa.selective.SelectiveDecoder` is where a stream is checked.
+T steps of a stream, E width of the latent space. Latents are float32 of unit norm, times are seconds. Policies trust
+their input; `SelectiveDecoder` checks it. An argument of a policy that breaks its rule is an `InputError`.
 """
 
 from __future__ import annotations
@@ -18,40 +18,21 @@ from jepa.selective.types import Segment
 class Policy(ABC):
     """Takes one latent at a time and says which segments to decode.
 
-    A stream is `start`, then `step` for each latent, then `finish`. A new policy is ready for its first
-    stream, and `finish` leaves it ready for the next. Latents passed in are not kept by reference, and nothing
-    is kept of earlier streams.
+    A stream is `start`, then `step` for each latent, then `finish`. A new policy has started, as has one that finished.
+    Latents passed in are not kept by reference.
 
-    Attributes:
-        name: the policy's name in results.
-        causal: True if segments come out of `step`, from the past alone; False if the whole stream is needed.
-        latency: how long after the end of a segment it comes out, in words.
-        state: what is kept between two steps, in words.
-        decodes_input: False if its segments hold other latents than it is given, perhaps of another width.
-        reads_latents: False if times alone decide: such a policy may be run without latents.
-        lag: steps after a segment's last step at which it comes out, at most; None: there is no such bound.
-
-    >>> class Odd(Policy):
-    ...     name, causal, latency, state, reads_latents = "odd", True, "none", "1 number", False
-    ...     def start(self):
-    ...         self.index = -1
-    ...     def step(self, latent, time):
-    ...         self.index += 1
-    ...         return [step_segment(latent, time, self.index)] if self.index % 2 else []
-    ...     def finish(self):
-    ...         self.start()
-    ...         return []
-    >>> [segment.first for segment, _ in Odd().run(np.ones((5, 1), np.float32), np.arange(5.0))]
-    [1, 3]
+    >>> from jepa.selective import Uniform
+    >>> [segment.first for segment, _ in Uniform(0.5).run(np.ones((5, 1), np.float32), np.arange(5.0))]
+    [0, 2, 4]
     """
 
-    decodes_input = True
-    reads_latents = True
-    lag: int | None = None
-    name: str
-    causal: bool
-    latency: str
-    state: str
+    name: str  # in results
+    causal: bool  # whether segments come out of `step`, from the past alone; if not, the whole stream is needed
+    latency: str  # how long after the end of a segment it comes out, in words
+    state: str  # what is kept between two steps, in words
+    lag: int | None = None  # most steps after a segment's last one until it comes out; None: there is no such bound
+    decodes_input = True  # False if segments hold other latents than it is given, perhaps of another width
+    reads_latents = True  # False if times alone decide: such a policy may be run without latents
 
     @abstractmethod
     def start(self) -> None:
@@ -66,14 +47,9 @@ class Policy(ABC):
         """End the stream; return the segments still open."""
 
     def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
-        """Take a recorded stream from its start to its end; an earlier one that is still open is dropped.
+        """Take a recorded stream, latents (T, E) at times (T,) float64, from its start to its end.
 
-        Args:
-            latents: (T, E) unit float32.
-            times: (T,) float64 seconds, strictly increasing.
-
-        Returns:
-            Each segment with the index of the step at which it came out, T − 1 for those of `finish`.
+        Each segment comes with the index of the step at which it came out, T − 1 for those of `finish`.
         """
         self.start()
         closed = [
@@ -87,10 +63,6 @@ class Policy(ABC):
 class CausalPolicy(Policy):
     """A policy whose segments come out of `step`, from the steps so far, with a state of O(E).
 
-    Attributes:
-        threshold: the parameter of a threshold policy, the higher the fewer segments; other policies have none.
-            It may change between two steps.
-
     >>> from jepa.selective import SendOnDelta
     >>> policy = SendOnDelta(0.5)
     >>> [len(policy.step(latent, 0.0)) for latent in np.eye(2, dtype=np.float32)[[0, 0, 1]]]
@@ -98,17 +70,13 @@ class CausalPolicy(Policy):
     """
 
     causal = True
-    threshold: float
+    threshold: float  # of a threshold policy, the higher the fewer segments; it may change between two steps
 
     @abstractmethod
     def close(self) -> list[Segment]:
-        """Close the open segment at the newest step, so that its text waits no longer; the stream goes on.
+        """Close the open segment at the newest step, so that its text waits no longer; nothing if all was decoded.
 
-        What was learned of the stream stays, as does what is due. A policy that decodes single steps decodes
-        the newest one.
-
-        Returns:
-            The segment, or nothing if all that has come was decoded.
+        The stream goes on, and what was learned of it stays. A policy of single steps decodes the newest one.
         """
 
     def finish(self) -> list[Segment]:
@@ -117,72 +85,33 @@ class CausalPolicy(Policy):
         return segments
 
 
-class OfflinePolicy(Policy):
-    """A policy that sees the whole stream before it cuts: it stores the steps and cuts in `finish`.
-
-    >>> from jepa.selective import Ward
-    >>> isinstance(Ward(0.5, "mean"), OfflinePolicy)
-    True
-    """
-
-    causal = False
-    latency = "at the end of the stream"
-    state = "the whole stream"
-
-    def __init__(self) -> None:
-        self.start()
-
-    @abstractmethod
-    def segment(self, latents: np.ndarray, times: np.ndarray) -> list[Segment]:
-        """Cut a stream of T >= 1 steps: latents (T, E), unit float32; times (T,), float64 seconds."""
-
-    def start(self) -> None:
-        self._latents: list[np.ndarray] = []
-        self._times: list[float] = []
-
-    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
-        self._latents.append(np.array(latent, dtype=np.float32))
-        self._times.append(time)
-        return []
-
-    def finish(self) -> list[Segment]:
-        segments = self.segment(np.stack(self._latents), np.array(self._times)) if self._latents else []
-        self.start()
-        return segments
-
-    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
-        self.start()
-        return [(segment, len(times) - 1) for segment in self.segment(latents, times)] if len(times) else []
-
-
 class OpenSegment:
     """The steps since the last cut, in O(E): what a causal policy adds to and closes.
 
-    Args:
-        agreement: κ of the weights exp(κ · (cos − 1)) of the mean that closes, cos between a step and the sum of its
-            segment; 0: the plain mean. Steps that blend two meanings, or are outliers, then count for less. This is
-            one step of the mean shift with a von Mises-Fisher kernel (Kobayashi & Otsu 2010, ICPR). The newest 16
-            steps are kept and weighed when the segment closes, an older one when it leaves them.
+    With an `agreement` κ > 0 the mean that closes has the weights exp(κ · (cos − 1)), cos between a step and the sum of
+    its segment: steps that blend two meanings, or are outliers, count for less. This is one step of the mean shift with
+    a von Mises-Fisher kernel (Kobayashi & Otsu 2010, ICPR). The newest 16 steps are weighed when the segment closes, an
+    older one when it leaves them.
 
-    Attributes:
-        count: n, its steps.
-        first: index of its first step.
-        total: (E,) float64, the sum of its steps; unset while there is none.
-        last: (E,) float64, its last step; unset while there is none.
+    >>> opened = OpenSegment()
+    >>> for time, latent in enumerate(np.eye(2)[[0, 1]]):
+    ...     opened.add(latent, float(time))
+    >>> [(segment.first, segment.last, segment.time) for segment in opened.close()]
+    [(0, 1, 0.5)]
     """
 
     _KEPT = 16
 
     def __init__(self, agreement: float = 0.0) -> None:
         self.agreement = agreement
+        self.count = 0  # n, its steps
+        self.first = 0  # index of its first step
+        self.total = self.last = np.zeros(0)  # (E,) float64, the sum of its steps, and the last one
+        self.square = 0.0  # squared norm of `total`
+        self._start = self._end = 0.0
         self._kept: deque[np.ndarray] = deque()
         self._weighed = np.zeros(0)  # sum of the steps that left the kept ones, weighed
         self._weight = 0.0  # sum of their weights
-        self.count = 0
-        self.first = 0
-        self.total = self.last = np.zeros(0)
-        self._square: float | None = None  # of `total`, once asked for
-        self._start = self._end = 0.0
 
     def add(self, latent: np.ndarray, time: float) -> None:
         """Append a step: latent (E,) float64, which is kept and must not change afterwards."""
@@ -193,66 +122,43 @@ class OpenSegment:
             self._weighed, self._weight = np.zeros(len(latent) if self.agreement else 0), 0.0
         self.last, self._end = latent, time
         self.count += 1
-        self._square = None
+        self.square = float(self.total.dot(self.total))
         if self.agreement:
             self._kept.append(latent)
             if len(self._kept) > self._KEPT:
                 leaving = self._kept.popleft()
-                cosine = float(leaving.dot(self.total)) / _norm(self.square())
-                weight = math.exp(self.agreement * (cosine - 1))
+                weight = math.exp(self.agreement * (float(leaving.dot(self.total)) / _norm(self.square) - 1))
                 self._weighed += weight * leaving
                 self._weight += weight
 
-    def mean(self) -> np.ndarray:
-        """(E,) float64, the mean of its n >= 1 steps, not renormalised."""
-        return self.total / self.count
-
-    def square(self) -> float:
-        """Squared norm of the sum of its n >= 1 steps."""
-        if self._square is None:
-            self._square = float(self.total.dot(self.total))
-        return self._square
-
     def distance(self, total: np.ndarray, count: int) -> float:
-        """Squared distance from the mean of its n >= 1 steps to the mean of `count` steps with the sum `total` (E,).
-
-        By their products: for unit latents of float64 it is off by about 1e-15.
-        """
-        here, there = self.square() / self.count**2, float(total.dot(total)) / count**2
+        """Squared distance, within 1e-15, from the mean of its n >= 1 steps to that of `count` with the sum `total`."""
+        here, there = self.square / self.count**2, float(total.dot(total)) / count**2
         return here + there - 2 * float(total.dot(self.total)) / (self.count * count)
 
     def close(self) -> list[Segment]:
-        """The steps as a segment with their renormalised mean, at the midpoint of their times; then none are left.
-
-        Returns:
-            The segment, or nothing if there is no step.
-        """
+        """The steps, if any, as a segment: their renormalised mean, at the midpoint of their times. None are left."""
         if not self.count:
             return []
         total, weight = self.total, float(self.count)
         if self.agreement and self.count > 1:
             kept = np.array(self._kept)
-            weights = np.exp(self.agreement * (kept @ total / _norm(self.square()) - 1))
+            weights = np.exp(self.agreement * (kept @ total / _norm(self.square) - 1))
             total, weight = self._weighed + weights @ kept, self._weight + float(weights.sum())
         self._kept.clear()
-        segment = Segment(
-            unit_mean(total, weight, self.last),
-            time=(self._start + self._end) / 2,
-            start=self._start,
-            end=self._end,
-            first=self.first,
-            last=self.first + self.count - 1,
-        )
-        self.first += self.count
-        self.count = 0
+        latent, last = unit_mean(total, weight, self.last), self.first + self.count - 1
+        segment = Segment(latent, (self._start + self._end) / 2, self._start, self._end, self.first, last)
+        self.first, self.count = last + 1, 0
         return [segment]
 
 
 class RunningMean:
-    """An average over a stream, exponential over 64 values; its first value has the weight of 4.
+    """The average `value` over a stream, exponential over 64 values; its first value has the weight of 4.
 
-    Attributes:
-        value: the average.
+    >>> average = RunningMean(1.0)
+    >>> average.add(6.0)
+    >>> average.value
+    2.0
     """
 
     _MEMORY = 64
@@ -277,15 +183,9 @@ def step_segment(latent: np.ndarray, time: float, index: int) -> Segment:
 
 
 def unit_mean(total: np.ndarray, weight: float, last: np.ndarray) -> np.ndarray:
-    """The direction of the mean of unit latents, given their sum.
+    """(E,) float32, the direction of the mean of unit latents, given their sum (E,) by weights and the sum of these.
 
-    Args:
-        total: (E,) float64, their weighted sum.
-        weight: the sum of their weights, > 0.
-        last: (E,) the last of them, for latents that cancel out: their mean has no direction.
-
-    Returns:
-        (E,) float32 of unit norm.
+    The mean of latents that cancel out has no direction: the `last` of them (E,) stands in.
     """
     norm = float(np.sqrt(total @ total))
     return (total / norm if norm > 1e-6 * weight else last).astype(np.float32)

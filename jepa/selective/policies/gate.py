@@ -14,45 +14,27 @@ from jepa.selective.types import Segment
 class Gate(CausalPolicy):
     """Cuts the stream where the newest steps no longer fit the open segment.
 
-    The open segment is known by the mean μ of its n steps; the newest m = `pending` steps wait, with mean
-    μ'. Joining them would raise the within-segment sum of squares by Ward's merge cost. The gate cuts
-    between the two when that is large for the noise,
+    The open segment has the mean μ of its n steps; the newest m = `pending` steps wait, with mean μ'. The gate cuts
+    between the two when joining them would raise the within-segment sum of squares (Ward's merge cost) by much,
 
         n·m / (n + m) · ||μ − μ'||²  >  threshold · (noise + noise_floor),
 
-    and the oldest pending step is nearer to the mean of the other pending steps than to μ. Without a cut
-    that step joins the open segment.
-
-    *The threshold*: the higher, the fewer segments. While nothing changes the cost is about the noise (up to twice that
-    for steps correlated in time); at a change the squared distance of the two meanings comes on top, which does not
-    depend on the noise. A threshold on the noise alone is therefore too low where latents are clean and too high where
-    they are noisy; the constant added to it balances the two. Simulated streams come out at one segment per event
-    between 0.8 and 2.3: choose it on streams like those to be decoded.
+    and the oldest pending step is nearer to the mean of the other pending steps than to μ: a step that blends both
+    sides of a boundary waits until the cut falls on its nearer side. Without a cut that step joins the open segment.
+    The mean of a segment is decoded when it closes, for the midpoint of its times. None is shorter than m steps.
 
     *The noise* is the squared distance of single steps from their segment: for a step that joins n others,
-    n / (n + 1) · ||z − μ||², whose expectation is the variance of a step. It is averaged over the stream,
-    exponentially over 64 steps, and starts as `noise_floor` with the weight of 4 steps.
+    n / (n + 1) · ||z − μ||², whose expectation is the variance of a step. It is a `RunningMean` from `noise_floor` on.
 
-    *The transition.* A step whose window straddles a boundary is a blend of both sides, and the pair of an
-    old step and a new one is as well. The second condition lets such a pair wait one step longer, until the
-    cut falls on the nearer side of the blend. Each step belongs to exactly one segment, and none is shorter
-    than m steps (unless the stream is).
-
-    When a segment closes its renormalised mean is emitted, for the midpoint of its times; `finish` closes
-    the last one. With `agreement` κ it is a mean with the weights exp(κ · (cos − 1)), cos between a step and the
-    plain mean: the steps at the edges, which blend two meanings, then count for less.
+    *The threshold*: the higher, the fewer segments. While nothing changes the cost is about the noise, up to twice that
+    for steps correlated in time. A change adds the squared distance of two meanings, which does not depend on the
+    noise: hence the constant beside it. Simulated streams give one segment per event between 0.8 and 2.3.
 
     Args:
         threshold: dimensionless, >= 0.
-        pending: m, the steps that must agree on a change. With 1 a single outlier starts a segment; with m
-            no event shorter than m steps is found.
-        noise_floor: added to the noise; squared distance, where unrelated unit latents are 2 apart. Smaller
-            if all latents of a model are close together.
-        agreement: κ, >= 0; 0: the plain mean.
-
-    Raises:
-        InputError: `threshold` or `agreement` is not finite and >= 0, `pending` is not a whole number >= 1, or
-            `noise_floor` is not finite and > 0.
+        pending: m, the steps that must agree on a change. With 1 a single outlier starts a segment.
+        noise_floor: squared distance, where unrelated unit latents are 2 apart; less if a model's are close together.
+        agreement: κ of the segment's mean, as for `OpenSegment`; 0: the plain mean.
 
     >>> latents = np.repeat(np.eye(2, dtype=np.float32), 4, axis=0)  # the meaning changes after four steps
     >>> [(segment.first, segment.last) for segment, _ in Gate(1.0).run(latents, np.arange(8.0))]
@@ -98,10 +80,7 @@ class Gate(CausalPolicy):
         return self._open.close()
 
     def _changed(self, square: float) -> bool:
-        """Whether the pending steps do not fit the open segment.
-
-        `square` is the squared distance of the oldest of them to its mean.
-        """
+        """Whether the pending steps do not fit the open segment, from whose mean the oldest is this far, squared."""
         n, m = self._open.count, self.pending
         oldest = total = self._waiting[0][0]
         for i in range(1, m):
@@ -115,7 +94,7 @@ class Gate(CausalPolicy):
         return float(to_others @ to_others) < square
 
     def _join(self, square: float) -> None:
-        """Move the oldest pending step, this squared distance from the open segment's mean, into the segment."""
+        """Move the oldest pending step, this far from the open segment's mean, squared, into the segment."""
         n = self._open.count
         self._noise.add(n / (n + 1) * square)
         self._open.add(*self._waiting.popleft())

@@ -1,54 +1,68 @@
-"""Offline policies that partition a stream, given the first step of each segment."""
+"""Offline policies: they see the whole stream before they cut it. One of them is told where, as an upper bound."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 
 from jepa.errors import InputError
-from jepa.selective.policies.base import OfflinePolicy, unit_mean
+from jepa.selective.policies.base import Policy, unit_mean
 from jepa.selective.types import Segment
 
 
-class Segmentation(OfflinePolicy):
-    """An offline policy that partitions the stream and decodes one latent for each part.
+class OfflinePolicy(Policy):
+    """Stores the steps, partitions the stream in `finish` and decodes one latent for each part.
 
     Args:
         representative: "midpoint" decodes the latent of the segment's middle step (of two, the earlier) at that step's
             time; "mean" decodes the renormalised mean of the segment at the midpoint of its times.
 
-    Attributes:
-        method: how it partitions; with the representative it makes the `name`.
-
-    Raises:
-        InputError: `representative` is neither.
+    >>> from jepa.selective import Ward
+    >>> isinstance(Ward(0.5, "mean"), OfflinePolicy)
+    True
     """
 
-    method: str
+    causal = False
+    latency = "at the end of the stream"
+    state = "the whole stream"
+    method: str  # how it partitions; with the representative it makes the `name`
 
     def __init__(self, representative: str) -> None:
         if representative not in ("midpoint", "mean"):
             raise InputError(f"representative must be midpoint or mean, got {representative!r}")
         self.representative = representative
         self.name = f"{self.method}_{representative}"
-        super().__init__()
+        self.start()
 
     @abstractmethod
     def firsts(self, latents: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """The first step of each segment, in their order, step 0 among them.
+        """The first step of each segment of a stream, latents (T, E) at times (T,) with T >= 1, in their order."""
 
-        Args:
-            latents: (T, E) unit float32, T >= 1.
-            times: (T,) float64 seconds.
-        """
+    def start(self) -> None:
+        self._latents: list[np.ndarray] = []
+        self._times: list[float] = []
 
-    def segment(self, latents: np.ndarray, times: np.ndarray) -> list[Segment]:
+    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
+        self._latents.append(np.array(latent, dtype=np.float32))
+        self._times.append(time)
+        return []
+
+    def finish(self) -> list[Segment]:
+        closed = self.run(np.array(self._latents), np.array(self._times))
+        return [segment for segment, _ in closed]
+
+    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
+        self.start()
+        if not len(times):
+            return []
         firsts = self.firsts(latents, times)
         lasts = np.append(firsts[1:], len(times)) - 1
-        return [self._represent(latents, times, int(i), int(j)) for i, j in zip(firsts, lasts, strict=True)]
+        pairs = zip(firsts.tolist(), lasts.tolist(), strict=True)
+        return [(self._segment(latents, times, first, last), len(times) - 1) for first, last in pairs]
 
-    def _represent(self, latents: np.ndarray, times: np.ndarray, first: int, last: int) -> Segment:
+    def _segment(self, latents: np.ndarray, times: np.ndarray, first: int, last: int) -> Segment:
         start, end = float(times[first]), float(times[last])
         if self.representative == "midpoint":
             middle = (first + last) // 2
@@ -56,4 +70,29 @@ class Segmentation(OfflinePolicy):
         else:
             total = latents[first : last + 1].astype(np.float64).sum(axis=0)
             latent, time = unit_mean(total, last - first + 1, latents[last]), (start + end) / 2
-        return Segment(latent, time=time, start=start, end=end, first=first, last=last)
+        return Segment(latent, time, start, end, first, last)
+
+
+class Oracle(OfflinePolicy):
+    """Segments between annotated boundaries: an upper bound, and no method, since it is told the answer.
+
+    Before each stream `boundaries` is set to the times where its events begin and end, in any order; the stream uses
+    them up. A step on a boundary is after it. Fewer decodes may be enough where events repeat.
+
+    Raises:
+        InputError: a stream ends for which no `boundaries` were set.
+
+    >>> oracle = Oracle("mean")
+    >>> oracle.boundaries = [2.0]
+    >>> [(segment.start, segment.end) for segment, _ in oracle.run(np.ones((4, 1), np.float32), np.arange(4.0))]
+    [(0.0, 1.0), (2.0, 3.0)]
+    """
+
+    method = "oracle"
+    boundaries: Sequence[float] | None = None
+
+    def firsts(self, latents: np.ndarray, times: np.ndarray) -> np.ndarray:
+        if self.boundaries is None:
+            raise InputError("boundaries must be set before each stream, got None")
+        boundaries, self.boundaries = np.sort(self.boundaries), None
+        return np.unique(np.searchsorted(boundaries, times, side="right"), return_index=True)[1]

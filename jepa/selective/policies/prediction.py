@@ -12,33 +12,26 @@ from jepa.selective.types import Segment
 class PredictionError(CausalPolicy):
     """Cuts the stream where the error of a one-step forecast is large for this stream.
 
-    Each latent is forecast as an autoregressive step of order 1 around the mean μ of the n steps of the open
-    segment, and a new segment begins with each step whose error is large for this stream:
+    Each latent is forecast as an autoregressive step of order 1 around the mean μ of the n steps of the open segment,
+    and a new segment begins where the error is large:
 
         ẑ_t = μ + φ · (z_{t−1} − μ),        e_t = n / (n + 1) · ||z_t − ẑ_t||²,
         e_t  >  threshold · (error + noise_floor).
 
-    The factor n / (n + 1) makes up for the noise in the mean of few steps.
+    n / (n + 1) makes up for the noise in the mean of few steps. A segment's mean is decoded, for the midpoint of its
+    times. A single outlier makes two cuts.
 
-    *The coefficient* φ, one for all dimensions, is learned from the steps that join a segment, by discounted
-    least squares: the running mean of (z_t − μ)·(z_{t−1} − μ) over that of ||z_{t−1} − μ||², within 0 and 1.
-    It starts at 0, the segment's mean as forecast; noise that is correlated in time raises it. *The error* is the
-    running mean of e_t and starts as `noise_floor`; a step that cuts counts with the limit that it broke and no more,
-    so that changes weigh little, and yet a stream noisier than expected is learned, were each of its first steps to
-    cut. All three means are exponential over 64 steps, and their first values weigh 4. This is the sequentially
-    discounted autoregression of ChangeFinder (Takeuchi & Yamanishi 2006, IEEE TKDE 18(4), 482-492) around the mean of
-    the segment in place of that of the stream, by squared error in place of likelihood, and without its second stage.
+    *The coefficient* φ, from 0 to 1, is learned from the steps that join a segment by discounted least squares: the
+    running mean of (z_t − μ)·(z_{t−1} − μ) over that of ||z_{t−1} − μ||². It starts at 0; noise correlated in time
+    raises it. *The error* is the running mean of e_t from `noise_floor` on. A step that cuts counts with the limit that
+    it broke: changes weigh little, and a noisier stream is learned still. For these means see `RunningMean`.
 
-    What is emitted is the renormalised mean of the finished segment, for the midpoint of its times. One step
-    decides: a single outlier makes two cuts.
+    This is the sequentially discounted autoregression of ChangeFinder (Takeuchi & Yamanishi 2006, IEEE TKDE 18(4),
+    482-492), around the segment's mean, not the stream's, by squared error, not likelihood, and without second stage.
 
     Args:
         threshold: dimensionless, >= 0.
-        noise_floor: added to the error; squared distance, where unrelated unit latents are 2 apart. It keeps
-            the threshold of a stream without noise above 0.
-
-    Raises:
-        InputError: `threshold` is not finite and >= 0, or `noise_floor` is not finite and > 0.
+        noise_floor: added to the error, > 0; squared distance, where unrelated unit latents are 2 apart.
 
     >>> latents = np.repeat(np.eye(2, dtype=np.float32), 4, axis=0)  # the meaning changes after four steps
     >>> [(segment.first, segment.last) for segment, _ in PredictionError(1.0).run(latents, np.arange(8.0))]
@@ -71,7 +64,7 @@ class PredictionError(CausalPolicy):
 
     def _expected(self, row: np.ndarray) -> bool:
         """Whether this step goes on with the open segment; if so, the forecast learns from it."""
-        n, mean = self._open.count, self._open.mean()
+        n, mean = self._open.count, self._open.total / self._open.count
         before, now = self._open.last - mean, row - mean
         product, square = float(now @ before), float(before @ before)
         fraction = min(1.0, max(0.0, self._product.value / self._square.value))

@@ -16,24 +16,19 @@ _SLACK = 1e-6  # in periods: a step due by exact arithmetic is not missed for th
 class Uniform(CausalPolicy):
     """Decodes the step nearest to every due moment, k / `rate_hz` seconds after the first step, k >= 0.
 
-    The due moments are counted from the first step, so that rates which do not divide the step rate keep their average.
+    Counting due moments from the first step keeps the average of rates that do not divide the step rate. A step decides
+    without the next one: it is the nearest to a due moment less than half a step interval away, the shortest interval
+    seen so far (of two steps equally near, the earlier). A rate above the step rate decodes every step; due moments in
+    a gap of the stream are decoded once, after it. Where a step comes sooner than any before, due moments that the step
+    before it had claimed, and that lie more than half the new interval after it, are due again.
 
-    A step decides without the next one. It is the nearest to a due moment if that moment is less than half a
-    step interval away, the shortest interval seen so far (of two steps equally near it is the earlier). A rate
-    above the step rate decodes every step; due moments that fall in a gap of the stream are decoded once, after
-    it. Where a step comes sooner than any before, some due moments that were counted for the step before it are
-    due again: those more than half the new interval after it, but for the first it was decoded for.
-
-    With `pool`, the renormalised mean of all steps since the last decode is decoded, this one included, at the
-    midpoint of their times; steps left at the end of the stream make a last segment. Without, the step alone is
-    decoded, and latents are not read. Both are baselines of VL-JEPA (arXiv 2512.10942, section 4.6).
+    With `pool`, the renormalised mean of all steps since the last decode is decoded, this one included, at the midpoint
+    of their times; steps left at the end make a last segment. Without, the step alone is decoded, and latents are not
+    read. Both are baselines of VL-JEPA (arXiv 2512.10942, section 4.6).
 
     Args:
-        rate_hz: decodes per second.
+        rate_hz: decodes per second, > 0.
         pool: decode the mean of the steps since the last decode.
-
-    Raises:
-        InputError: `rate_hz` is not finite and > 0.
 
     >>> stream = np.ones((8, 1), np.float32), np.arange(8) / 2
     >>> [segment.time for segment, _ in Uniform(1.0).run(*stream)]
@@ -56,7 +51,7 @@ class Uniform(CausalPolicy):
         self._due = 0  # number of the next due moment
         self._decoded_for = -1  # number of the first due moment that the last decode was for
         self._open = OpenSegment()  # the pool
-        self._newest: np.ndarray | None = None  # without a pool: the newest step, until it is decoded
+        self._newest: Segment | None = None  # without a pool: the newest step, until it is decoded
 
     def step(self, latent: np.ndarray, time: float) -> list[Segment]:
         self._index += 1
@@ -71,7 +66,7 @@ class Uniform(CausalPolicy):
         if self.pool:
             self._open.add(latent.astype(np.float64), time)
         else:
-            self._newest = np.array(latent, dtype=np.float32)
+            self._newest = step_segment(np.array(latent, dtype=np.float32), time, self._index)
         if passed < self._due:
             return []
         self._decoded_for, self._due = self._due, passed + 1
@@ -84,10 +79,8 @@ class Uniform(CausalPolicy):
     def close(self) -> list[Segment]:
         if self.pool:
             return self._open.close()
-        if self._newest is None:
-            return []
-        latent, self._newest = self._newest, None
-        return [step_segment(latent, self._time, self._index)]
+        newest, self._newest = self._newest, None
+        return [newest] if newest is not None else []
 
     def finish(self) -> list[Segment]:
         segments = self._open.close()

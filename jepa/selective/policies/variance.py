@@ -14,28 +14,18 @@ from jepa.selective.types import Segment
 class LocalVariance(CausalPolicy):
     """Cuts the stream where the variance of a local window passes a threshold.
 
-    VL-JEPA (arXiv 2512.10942, section 4.6) describes such a rule for live streams and does not evaluate it: it
-    gives no window and no threshold, and leaves open which latent is decoded, where the cut falls, and when
-    the rule is ready again. Here:
+    VL-JEPA (arXiv 2512.10942, section 4.6) describes such a rule for live streams, without its details, and does not
+    evaluate it. Here the window is the newest step and those before it in its segment, `window` steps at most. Its
+    variance is their mean squared distance from their mean, for unit latents 1 − ||mean||². The cut falls before the
+    newest step, and the mean of the finished segment is decoded, for the midpoint of its times. The window holds no
+    step from before a cut, so that no change cuts twice.
 
-    - *The window* is the newest step and those before it in its segment, `window` steps at most. Its variance
-      is their mean squared distance from their mean, which for unit latents is 1 − ||mean||².
-    - *The cut* falls before the newest step when the variance is above `threshold`.
-    - *What is decoded* is the renormalised mean of the segment finished by the cut, for the midpoint of its
-      times.
-    - *Ready again* is the rule at once: the window holds no step from before a cut, so that one change does
-      not cut twice, and a lower threshold does not silence the policy by a variance that never falls.
-
-    A lone new step in a window of w at squared distance d² from the others, all equal, raises the variance to
-    d²·(w − 1)/w², and k of them to d²·k·(w − k)/w²: the longer the window, the later a change of given size
-    is noticed, and with it the cut. With `window=2` the rule compares neighbours: 1 − cos > 2 · `threshold`.
+    k new steps in a window of w, at squared distance d² from the others, raise the variance to d²·k·(w − k)/w²: a
+    longer window notices a change later. With `window=2` the rule compares neighbours: 1 − cos > 2 · `threshold`.
 
     Args:
         threshold: variance of unit latents, squared distance, >= 0; never reached above 1.
         window: w, steps, >= 2.
-
-    Raises:
-        InputError: `threshold` is not finite and >= 0, or `window` is not a whole number >= 2.
 
     >>> latents = np.repeat(np.eye(2, dtype=np.float32), 4, axis=0)  # the meaning changes after four steps
     >>> [(segment.first, segment.last) for segment, _ in LocalVariance(0.3).run(latents, np.arange(8.0))]

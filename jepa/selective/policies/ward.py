@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 import numpy as np
 
 from jepa.errors import check_positive
-from jepa.selective.policies.offline import Segmentation
+from jepa.selective.policies.offline import OfflinePolicy
 
 _ROWS = 32  # compared with their neighbours at a time, so that they stay in the processor's cache
+_STREAMS = 1024
+_MERGERS: dict[tuple[int, bytes], np.ndarray] = {}  # of the last streams: a sweep cuts each one at many rates
 
 
-class Ward(Segmentation):
+class Ward(OfflinePolicy):
     """Ward clustering with temporal connectivity into a number of segments set by the rate.
 
-    VL-JEPA (arXiv 2512.10942, section 4.6): starting from single steps, the two neighbouring segments of n
-    and m steps whose merger raises the within-segment sum of squares least, by nm / (n + m) · ||μ₁ − μ₂||²,
-    become one, until N = max(1, round(`rate_hz` · duration)) are left, at most one per step. The duration
-    is that which the T steps cover: the span of their times and one mean step interval. The tree is cut by
-    the number of segments, never by a cost: along time the cost of successive mergers may fall.
+    VL-JEPA (arXiv 2512.10942, section 4.6): starting from single steps, the two neighbouring segments of n and m steps
+    whose merger raises the within-segment sum of squares least, by nm / (n + m) · ||μ₁ − μ₂||², become one, until
+    `segment_count` are left. Costs could not decide: along time they may fall from one merger to the next.
 
     Args:
         rate_hz: segments per second of stream.
-        representative: "midpoint" decodes the latent of the segment's middle step (of two, the earlier) at that step's
-            time; "mean" decodes the renormalised mean of the segment at the midpoint of its times.
-
-    Raises:
-        InputError: `rate_hz` is not finite and > 0, or `representative` is neither.
+        representative: as for `OfflinePolicy`.
 
     >>> latents = np.repeat(np.eye(2, dtype=np.float32), 4, axis=0)  # the meaning changes after four steps
     >>> [(segment.first, segment.last) for segment, _ in Ward(0.25, "mean").run(latents, np.arange(8.0))]
@@ -43,35 +39,17 @@ class Ward(Segmentation):
         super().__init__(representative)
 
     def firsts(self, latents: np.ndarray, times: np.ndarray) -> np.ndarray:
-        return ward_tree(latents).firsts(segment_count(self.rate_hz, times))
-
-
-@dataclass(frozen=True)
-class WardTree:
-    """The hierarchy of segments that Ward's criterion makes of T steps, merger by merger.
-
-    Args:
-        boundaries: (T − 1,) int64, the first step of the later of the two segments that each merger joins.
-        costs: (T − 1,) float64, by how much it raises the within-segment sum of squares.
-
-    >>> tree = ward_tree(np.repeat(np.eye(2, dtype=np.float32), 4, axis=0))
-    >>> tree.firsts(2).tolist(), tree.costs.round(3).tolist()
-    ([0, 4], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 4.0])
-    """
-
-    boundaries: np.ndarray
-    costs: np.ndarray
-
-    def firsts(self, number: int) -> np.ndarray:
-        """(N,) the first steps of the N segments left when all but the last N − 1 mergers are made."""
-        undone = self.boundaries[len(self.boundaries) + 1 - number :]
-        return np.sort(np.append(undone, 0))
+        stream = len(latents), hashlib.sha256(latents.tobytes()).digest()
+        if stream not in _MERGERS:
+            if len(_MERGERS) == _STREAMS:
+                del _MERGERS[next(iter(_MERGERS))]
+            _MERGERS[stream] = ward_mergers(latents)
+        left = segment_count(self.rate_hz, times)
+        return np.sort(np.append(_MERGERS[stream][len(latents) - left :], 0))
 
 
 def segment_count(rate_hz: float, times: np.ndarray) -> int:
-    """N = max(1, round(rate · duration)), at most one for each of the T steps at `times` (T,).
-
-    The steps cover the span of their times and one mean step interval: the duration.
+    """N = max(1, round(rate · duration)), at most T: steps at `times` (T,) last their span and one mean interval.
 
     >>> segment_count(0.5, np.arange(10.0))
     5
@@ -81,17 +59,23 @@ def segment_count(rate_hz: float, times: np.ndarray) -> int:
     return min(steps, max(1, math.floor(rate_hz * duration + 0.5)))
 
 
-def ward_tree(latents: np.ndarray) -> WardTree:
+def ward_mergers(latents: np.ndarray) -> np.ndarray:
     """Merges the two neighbours of latents (T, E) of least cost until one segment is left: O(T·E + T·log T).
 
-    Segments are numbered as they come to be, the T steps first. Of equal costs, the pair goes first whose newer segment
-    has the lower number, then its older one, as in scikit-learn's `ward_tree` with the steps connected along time.
+    Of equal costs, the pair goes first whose newer segment was made earlier, then its older one, as in scikit-learn's
+    `ward_tree` with the steps connected along time.
+
+    Returns:
+        (T − 1,) int64, for each merger the first step of the later of its two segments.
+
+    >>> ward_mergers(np.repeat(np.eye(2, dtype=np.float32), 2, axis=0)).tolist()
+    [1, 3, 2]
     """
     steps = len(latents)
     values = latents.astype(np.float64)
     means = list(values)  # of a segment, at its first step; so its size and its number
     sizes = [1] * steps
-    numbers = list(range(steps))  # −1 where no segment begins any more
+    numbers = list(range(steps))  # in the order they were made; −1 where no segment begins any more
     firsts = list(range(steps))  # of a segment, at its last step
     pairs: list[tuple[float, int, int, int, int]] = []
     for begin in range(0, steps - 1, _ROWS):
@@ -108,21 +92,19 @@ def ward_tree(latents: np.ndarray) -> WardTree:
         heappush(pairs, (cost, max(one, other), min(one, other), left, right))
 
     boundaries: list[int] = []
-    costs: list[float] = []
-    while len(costs) < steps - 1:
-        cost, newer, older, left, right = heappop(pairs)
+    while len(boundaries) < steps - 1:
+        _, newer, older, left, right = heappop(pairs)
         if {numbers[left], numbers[right]} != {newer, older}:
             continue  # one of the two has been merged
         size = sizes[left] + sizes[right]
         np.subtract(means[right], means[left], gap)
         gap *= sizes[right] / size
         means[left] += gap
-        sizes[left], numbers[left], numbers[right] = size, steps + len(costs), -1
+        sizes[left], numbers[left], numbers[right] = size, steps + len(boundaries), -1
         firsts[left + size - 1] = left
         boundaries.append(right)
-        costs.append(cost)
         if left > 0:
             pair(firsts[left - 1], left)
         if left + size < steps:
             pair(left, left + size)
-    return WardTree(np.array(boundaries, dtype=np.int64), np.array(costs))
+    return np.array(boundaries, dtype=np.int64)

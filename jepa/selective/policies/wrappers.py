@@ -1,28 +1,32 @@
-"""Policies around a causal policy: a longest gap between texts, and a budget of decodes."""
+"""Policies around a causal policy: a longest gap between texts, a budget of decodes, and prediction on demand."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from jepa.errors import InputError, check_finite, check_positive
-from jepa.selective.policies.base import CausalPolicy, Policy
+from jepa.errors import InputError, check_finite, check_int, check_positive
+from jepa.selective.policies.base import CausalPolicy, Policy, unit_mean
 from jepa.selective.types import Segment
 
 _SLACK = 1e-6  # seconds: a gap that is over by exact arithmetic is not missed for the rounding of its times
 
 
-class Around(CausalPolicy):
-    """A policy around another causal policy, whose threshold it has.
+class _Around(CausalPolicy):
+    """A policy around another causal policy, which must not be used elsewhere and whose threshold it has."""
 
-    Raises:
-        InputError: `policy` is not causal.
-    """
+    prefix: str  # of its name
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = _causal(policy)
-        self.decodes_input, self.reads_latents, self.lag = policy.decodes_input, policy.reads_latents, policy.lag
+        if not isinstance(policy, CausalPolicy):
+            raise InputError(f"policy must be causal, got {getattr(policy, 'name', policy)}")
+        self.policy = policy
+        self.name = f"{self.prefix}_{policy.name}"
+        self.latency, self.state, self.lag = policy.latency, policy.state, policy.lag
+        self.decodes_input, self.reads_latents = policy.decodes_input, policy.reads_latents
 
     @property
     def threshold(self) -> float:
@@ -33,21 +37,25 @@ class Around(CausalPolicy):
     def threshold(self, value: float) -> None:
         self.policy.threshold = value
 
+    def start(self) -> None:
+        self.policy.start()
 
-class LongestGap(Around):
+    def finish(self) -> list[Segment]:
+        segments = self.policy.finish()
+        self.start()
+        return segments
+
+
+class LongestGap(_Around):
     """Another policy, and a text at the latest when none has come for so long.
 
-    At the first step `seconds` or more after the last segment came out (at first: after the stream began),
-    what is open is closed and comes out as `policy.close()` gives it. With steps at a steady interval no gap
-    between two texts is longer than `seconds` rounded up to that interval. What the policy has learned of
-    the stream stays. `threshold` is that of the policy, if it has one.
+    At the first step `seconds` or more after the last segment came out (at first: after the stream began), what is open
+    is closed and comes out as `policy.close()` gives it. At a steady step rate no gap between two texts is longer than
+    `seconds` rounded up to the step interval.
 
     Args:
         policy: a causal policy; it must not be used elsewhere.
         seconds: the longest gap, > 0.
-
-    Raises:
-        InputError: `policy` is not causal, or `seconds` is not finite and > 0.
 
     >>> from jepa.selective import Gate
     >>> still = np.ones((9, 1), np.float32), np.arange(9.0)
@@ -55,16 +63,16 @@ class LongestGap(Around):
     [4.0, 8.0]
     """
 
+    prefix = "longest_gap"
+
     def __init__(self, policy: Policy, seconds: float) -> None:
         super().__init__(policy)
         self.seconds = check_positive("seconds", seconds)
-        self.name = f"longest_gap_{self.policy.name}"
         self.latency = f"{self.policy.latency}, or {seconds:g} s after the last text if that is sooner"
-        self.state = self.policy.state
         self.start()
 
     def start(self) -> None:
-        self.policy.start()
+        super().start()
         self._time = 0.0  # of the newest step
         self._since: float | None = None  # when the last segment came out, or the stream began
 
@@ -83,71 +91,51 @@ class LongestGap(Around):
             self._since = self._time
         return segments
 
-    def finish(self) -> list[Segment]:
-        segments = self.policy.finish()
-        self.start()
-        return segments
 
-
-class Budget(CausalPolicy):
+class Budget(_Around):
     """A threshold policy whose threshold is steered so that it decodes at a given rate on a live stream.
 
     After each step at time t, with N(t) the segments that came out so far,
 
         log(threshold / threshold₀) = gain · (N(t) − rate_hz · (t − t₀)),
 
-    the integral control of the rate by the logarithm of the threshold: it goes up by the factor e^gain with
-    each decode and falls steadily between two. The count is therefore never further from the budget than
-    the threshold has to move: |N(t) − rate_hz · (t − t₀)| = |log(threshold / threshold₀)| / gain.
+    the integral control of the rate: each decode raises the threshold by the factor e^gain, and between two it falls
+    steadily. The threshold stays within a factor of `span` of where it began, and the integral with it: what a still
+    stream leaves unspent beyond that is not made up for.
 
-    *Anti-windup.* The threshold stays within a factor of `span` of where it began, and the integral with it: what a
-    stream without changes leaves unspent beyond that, or a policy that closes on its own spends beyond it, is forgotten
-    and not made up for. Where the limit was not reached, N(t) is within log(span) / gain decodes of the budget.
-
-    *How well it is held.* On synthetic streams of 20 minutes at 2 Hz whose events come every 6 s on average
-    and from half-way every 2 s, a budget of 0.15 Hz was kept within 12 % over each half, by each threshold
-    policy of this package. A rate above what the policy gives at its lowest threshold is not reached.
-
-    The first threshold, `policy.threshold` at construction, is what every stream begins with. A gain g acts
-    over about 1 / (g · rate_hz) seconds: a higher one holds the rate over shorter times, a lower one changes
-    the threshold less between the decodes.
+    On synthetic streams of 20 minutes at 2 Hz whose events come every 6 s on average and from half-way every 2 s, each
+    threshold policy kept 0.15 Hz within 12 % over each half.
 
     Args:
-        policy: a causal policy with a threshold > 0; it must not be used elsewhere.
+        policy: a causal policy with a threshold > 0, with which every stream begins; it must not be used elsewhere.
         rate_hz: decodes per second, > 0.
-        gain: change of the logarithm of the threshold for a decode, > 0.
+        gain: change of the logarithm of the threshold for a decode, > 0; it acts over about 1 / (gain · rate_hz) s.
         span: > 1.
-
-    Raises:
-        InputError: `policy` is not causal or has no threshold > 0, `rate_hz` or `gain` is not finite and
-            > 0, or `span` is not finite and > 1.
 
     >>> from jepa.selective import Gate
     >>> budget = Budget(Gate(1.0), rate_hz=0.1)
     >>> _ = [budget.step(np.ones(1, np.float32), time) for time in (0.0, 10.0)]
-    >>> round(budget.policy.threshold, 3)  # a decode is due, and none came
+    >>> round(budget.threshold, 3)  # a decode is due, and none came
     0.819
     """
 
+    prefix = "budget"
+
     def __init__(self, policy: Policy, rate_hz: float, *, gain: float = 0.2, span: float = 10.0) -> None:
-        self.policy = _causal(policy)
-        if not hasattr(self.policy, "threshold"):
+        super().__init__(policy)
+        if not hasattr(policy, "threshold"):
             raise InputError(f"policy must have a threshold, got {policy.name}")
-        self.decodes_input, self.reads_latents, self.lag = policy.decodes_input, policy.reads_latents, policy.lag
-        self._initial = check_positive("policy.threshold", self.policy.threshold)
+        self._initial = check_positive("policy.threshold", self.threshold)
         self.rate_hz = check_positive("rate_hz", rate_hz)
         self.gain = check_positive("gain", gain)
         if check_finite("span", span) <= 1:
             raise InputError(f"span must be > 1, got {span}")
         self._limit = math.log(span) / gain
-        self.name = f"budget_{self.policy.name}"
-        self.latency = self.policy.latency
-        self.state = self.policy.state
         self.start()
 
     def start(self) -> None:
-        self.policy.start()
-        self.policy.threshold = self._initial
+        super().start()
+        self.threshold = self._initial
         self._excess = 0.0  # decodes above the budget, within ±_limit
         self._time: float | None = None  # of the newest step
 
@@ -163,17 +151,67 @@ class Budget(CausalPolicy):
         self._spend(len(segments))
         return segments
 
-    def finish(self) -> list[Segment]:
-        segments = self.policy.finish()
-        self.start()
-        return segments
-
     def _spend(self, decodes: float) -> None:
         self._excess = min(self._limit, max(-self._limit, self._excess + decodes))
-        self.policy.threshold = self._initial * math.exp(self.gain * self._excess)
+        self.threshold = self._initial * math.exp(self.gain * self._excess)
 
 
-def _causal(policy: Policy) -> CausalPolicy:
-    if not isinstance(policy, CausalPolicy):
-        raise InputError(f"policy must be causal, got {getattr(policy, 'name', policy)}")
-    return policy
+class OnDemand(_Around):
+    """Another policy that watches X-Encoder states, and embeddings predicted for the segments that it cuts alone.
+
+    The policy is given the mean of a step's states, scaled to unit norm. When it closes a segment, the Predictor runs
+    for `predictions` of its newest `keep` steps, which part these into equal stretches (one: the middle one), and their
+    renormalised mean is decoded. Means of states lie close together: a `Gate` needs a smaller `noise_floor` for them.
+
+    Args:
+        policy: a causal policy; it must not be used elsewhere.
+        predict: from the number of a step of the stream to its predicted embedding (E,), unit float32, such as
+            `PredictorOnDemand.predict`. It may be set later.
+        predictions: embeddings a segment, >= 1; of a short one as many as it has steps at most.
+        keep: steps, >= 1.
+        threshold: set on `policy`; None leaves its own.
+
+    >>> from jepa.selective import Gate
+    >>> states, embeddings = np.eye(2, dtype=np.float32)[[0, 0, 0, 1, 1, 1]], np.eye(6, dtype=np.float32)
+    >>> policy = OnDemand(Gate(1.0), predict=lambda step: embeddings[step])
+    >>> [int(segment.latent.argmax()) for segment, _ in policy.run(states, np.arange(6.0))]  # the middle steps
+    [1, 4]
+    """
+
+    prefix = "on_demand"
+
+    def __init__(
+        self,
+        policy: Policy,
+        predict: Callable[[int], np.ndarray] | None = None,
+        *,
+        predictions: int = 1,
+        keep: int = 16,
+        threshold: float | None = None,
+    ) -> None:
+        super().__init__(policy)
+        self.predict, self.decodes_input = predict, False
+        self.predictions, self.keep = check_int("predictions", predictions, 1), check_int("keep", keep, 1)
+        if threshold is not None:
+            self.threshold = threshold
+        self.state = f"{self.policy.state}, of X-Encoder states; the windows of the segment's newest {keep} steps"
+
+    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
+        return [self._predicted(segment) for segment in self.policy.step(latent, time)]
+
+    def close(self) -> list[Segment]:
+        return [self._predicted(segment) for segment in self.policy.close()]
+
+    def finish(self) -> list[Segment]:
+        return [self._predicted(segment) for segment in super().finish()]
+
+    def _predicted(self, segment: Segment) -> Segment:
+        if self.predict is None:
+            raise InputError("OnDemand needs predict, which gives the predicted embedding of a step, got none")
+        oldest = max(segment.first, segment.last - self.keep + 1)
+        parts, span = self.predictions + 1, segment.last - oldest
+        latents = [self.predict(step) for step in sorted({oldest + i * span // parts for i in range(1, parts)})]
+        if len(latents) == 1:
+            return replace(segment, latent=latents[0])
+        total = np.stack(latents).astype(np.float64).sum(axis=0)
+        return replace(segment, latent=unit_mean(total, len(latents), latents[-1]))
