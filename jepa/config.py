@@ -35,7 +35,6 @@ FractionBetween = Annotated[float, Gt(0), Lt(1)]  # neither 0 nor 1
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]  # name=7 is a text
 NotEmpty = Field(min_length=1)
 WithLabel = Annotated[str, Field(pattern=r"\{label\}")]
-Precision = Literal["auto", "32-true", "bf16-mixed"]
 Accelerator = Literal["auto", "cpu", "gpu"]
 INFONCE: Node = {"_target_": "jepa.losses.infonce.InfoNCE", "temperature": 0.07}
 
@@ -128,7 +127,7 @@ class RunConfig(Config):
 
     name: Text
     seed: Natural = 0
-    precision: Precision = "auto"  # auto: bf16-mixed where the device computes in bf16, else 32-true
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16-mixed where the device computes in it
     accelerator: Accelerator = "auto"
     workers: Natural = 1
 
@@ -199,11 +198,12 @@ class AnswersConfig(Config):
     timeout_seconds: Positive = 10.0
     limit: Natural = 0  # pairs; 0: all
     batch_size: Count = 256
+    drafts: Literal["latent", "lookup", "both"] | None = None  # drafted by the transition, from the prompt, or by both
+    draft_tokens: Count = 8  # at most
+    draft_threshold: Fraction | None = None  # of the probability that a draft stands; null: calibrated on validation
 
 
 class LanguageTrainConfig(RunConfig):
-    """An LLM-JEPA."""
-
     variant: Literal["llm_jepa"] = "llm_jepa"
     arm: str
     strategy: Literal["auto", "ddp"] = "auto"
@@ -217,6 +217,7 @@ class LanguageTrainConfig(RunConfig):
     equal_flops: ObjectiveConfig | None = None
     stage: LanguageStageConfig = LanguageStageConfig()
     decoder: StageConfig | None = None  # of the Y-Decoder from embeddings, the rest frozen
+    draft: StageConfig | None = None  # of the transition that drafts answers, the rest frozen
     answers: AnswersConfig = AnswersConfig()
 
 
@@ -391,12 +392,10 @@ _RULES = {
     "too_short": "not be empty",
     "literal_error": "be one of {expected}",
     "string_pattern_mismatch": "contain {pattern}",
-    "finite_number": "be a finite number",
-    "model_type": "be a group of keys",
-    "dict_type": "be a group of keys",
+    **dict.fromkeys(("finite_number", "float_type"), "be a finite number"),
+    **dict.fromkeys(("model_type", "dict_type"), "be a group of keys"),
     "list_type": "be a list",
     "int_type": "be an integer",
-    "float_type": "be a finite number",
     "bool_type": "be true or false",
     "string_type": "be text",
 }

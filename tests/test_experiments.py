@@ -17,7 +17,7 @@ from jepa.checkpoint import build_model
 from jepa.cli import compose, main
 from jepa.config import LanguageTrainConfig, validate
 from jepa.data.pairs import Example
-from jepa.results import StreamEvaluation, StreamResults, read_document
+from jepa.results import AnswerEvaluation, StreamEvaluation, StreamResults, read_document
 from jepa.training.language import make_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -278,6 +278,34 @@ def test_a_decoder_from_embeddings_is_trained_on_a_frozen_model(tmp_path):
     scores = json.loads((second / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))["scores"]
     assert "exact_match from the embedding" in scores
     assert jepa.load(second / "checkpoint").decode(jepa.load(first / "checkpoint").embed(["a"]))[0].tokens >= 1
+
+
+def test_drafts_are_trained_on_a_frozen_model_and_change_no_answer(tmp_path, capsys):
+    """The first run's model forgets nothing: with drafts, its answers are the same in fewer passes."""
+    data = SHORT_DATA["llm_jepa_regex"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["train", "experiment=llm_jepa_regex", f"hydra.run.dir={first}", *SHORT_LANGUAGE, *data]) == 0
+    short = ["draft.steps=3", "draft.batch_size=8", "draft.validate_every=1", "draft.validation_batches=1", "workers=0"]
+    command = ["train", "experiment=llm_jepa_draft", f"checkpoint={first}/checkpoint", f"hydra.run.dir={second}"]
+    assert main([*command, *short, "answers.limit=4", *data, "accelerator=cpu", "precision=32-true"]) == 0
+    before, after = (load_file(folder / "checkpoint" / "model.safetensors") for folder in (first, second))
+    assert all((before[name] == after[name]).all() for name in before)
+    assert {name.partition(".")[0] for name in after.keys() - before.keys()} == {"transition"}
+    stages = json.loads((second / "checkpoint" / "training.json").read_text(encoding="utf-8"))["stages"]
+    assert [stage["name"] for stage in stages] == ["llm_jepa", "draft"]
+    assert stages[-1]["operations"]["parts"]["predictor"]["flops"] > 0
+    files = [folder / "evaluation" / "predictions.jsonl" for folder in (first, second)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    drafts = read_document(second / "evaluation", AnswerEvaluation).drafts
+    assert drafts.identical == 4
+    assert drafts.passes + sum(drafts.accepted) >= drafts.uniform_passes > sum(drafts.accepted) >= 0
+    assert "4 texts identical" in capsys.readouterr().out
+    evaluate = ["evaluate", f"checkpoint={first}/checkpoint", f"output={tmp_path}/lookup", "accelerator=cpu"]
+    assert main([*evaluate, "+answers.drafts=lookup", "+answers.draft_tokens=3"]) == 0
+    lookup = read_document(tmp_path / "lookup", AnswerEvaluation).drafts
+    assert (lookup.identical, lookup.most, lookup.threshold) == (4, 3, None)
+    assert main([*evaluate, "+answers.drafts=latent"]) == 2
+    assert "needs a checkpoint with a draft stage" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arm", "weight"), [("ntp", 0.0), ("llm_jepa", 0.3), ("cosine", 1.0)])

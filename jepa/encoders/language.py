@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from jepa.errors import InputError
 from jepa.pretrained import as_architecture, extend, load, make_config, recompute_activations
@@ -36,9 +36,9 @@ class LanguageModel(nn.Module):
     >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
     >>> model = LanguageModel(architecture=tiny)
     >>> ids = torch.tensor([[3, 4, 5]])
-    >>> [tokens] = model.generate(ids, torch.ones_like(ids, dtype=torch.bool), max_new_tokens=4, stop_ids=[])
-    >>> len(tokens)
-    4
+    >>> states, cache = model.extend(ids, torch.ones_like(ids, dtype=torch.bool), None)
+    >>> states.shape, model.logits(states).shape
+    (torch.Size([1, 3, 32]), torch.Size([1, 3, 64]))
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class LanguageModel(nn.Module):
         self.lm.config.use_cache = False  # generation asks for its cache itself
         self.set_attention("sdpa")
         text = self.lm.config.get_text_config()
-        kinds = set(getattr(text, "layer_types", None) or ())
+        self._layer_types: list[str] = list(getattr(text, "layer_types", None) or ())
+        kinds = set(self._layer_types)
         if unknown := kinds - _LAYERS:
             raise InputError(f"layer types must be of {', '.join(sorted(_LAYERS))}, got {', '.join(sorted(unknown))}")
         window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
@@ -115,10 +116,7 @@ class LanguageModel(nn.Module):
         order = torch.arange(ids.shape[1], device=ids.device)
         see = (segments[:, None] == segments[:, :, None]) | (segments[:, None] == parents[:, :, None])
         see &= order[:, None] >= order
-        mask: Any = self._as_mask(see)
-        if self.window is not None:
-            near = self._as_mask(see & (positions[:, :, None] - positions[:, None] < self.window))
-            mask = {"full_attention": mask, "sliding_attention": near} if self.mixed_layers else near
+        mask = self._masks(see, self._near(see, positions, positions))
         base = self.lm.get_decoder()
         return base(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state
 
@@ -131,39 +129,40 @@ class LanguageModel(nn.Module):
     def extend(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Last hidden states (B, M, D) of M tokens (B, M) after those of a key/value cache or None; the new cache.
 
-        `mask` (B, N) is true at the real tokens of all N positions so far, these M included; rows are left-padded.
+        `mask` (B, N) is true at the real tokens of all N so far, these M included. Tokens that are not real may stand
+        anywhere: no token sees them, and positions pass over them.
         """
-        mask = mask.long()
-        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        new, order = ids.shape[1], torch.arange(mask.shape[1], device=ids.device)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        see = mask[:, None] & (order[-new:, None] >= order)
+        see |= order[-new:, None] == order  # a row without anything to see has no softmax
+        near = self._near(see, positions[:, -new:], positions)
+        if cache is None:
+            cache = DynamicCache()  # of all tokens: windows are the masks' affair
+        elif near is not see:
+            oldest = int(near.any(1).any(0).long().argmax())  # no later token sees one before it
+            near = near[:, :, oldest:]
+            for layer in self.windowed_layers(cache):
+                forgotten = layer.keys.shape[2] - max(mask.shape[1] - new - oldest, 0)
+                layer.keys, layer.values = layer.keys[:, :, forgotten:], layer.values[:, :, forgotten:]
+        inputs = {"input_ids": ids, "attention_mask": self._masks(see, near), "position_ids": positions[:, -new:]}
         out, cache = extend(self.lm.get_decoder(), cache, use_cache=True, **inputs)
         return out.last_hidden_state, cache
 
-    @torch.no_grad()
-    def generate(self, ids: Tensor, mask: Tensor, max_new_tokens: int, stop_ids: Sequence[int]) -> list[list[int]]:
-        """Greedy continuations of left-padded prompts (B, L), with a key/value cache; stop tokens are included.
+    def windowed_layers(self, cache: Any) -> list[Any]:
+        """The layers of a key/value cache that keep only what a window still shows."""
+        kinds = self._layer_types or ["sliding_attention"] * len(cache.layers)
+        return [layer for layer, kind in zip(cache.layers, kinds, strict=True) if kind == "sliding_attention"]
 
-        Rows that have ended leave the batch once they are a quarter of it; `transformers` carries them along.
-        """
-        stop, cache = ids.new_tensor(list(stop_ids)), None
-        rows: list[list[int]] = [[] for _ in ids]
-        alive = torch.arange(len(ids), device=ids.device)
-        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        for step in range(max_new_tokens):
-            states, cache = self.extend(ids, mask, cache)
-            chosen = self.logits(states[:, -1]).argmax(-1)
-            for row, token, done in zip(alive.tolist(), chosen.tolist(), ended.tolist(), strict=True):
-                if not done:
-                    rows[row].append(token)
-            ended |= torch.isin(chosen, stop)
-            if bool(ended.all()) or step + 1 == max_new_tokens:
-                break
-            if 4 * int(ended.sum()) >= len(ended):
-                kept = (~ended).nonzero()[:, 0]
-                cache.batch_select_indices(kept)
-                alive, ended, chosen, mask = alive[kept], ended[kept], chosen[kept], mask[kept]
-            ids, mask = chosen[:, None], torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        return rows
+    def _near(self, see: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        """What layers with a window see of (B, M, N) `see`, at positions (B, M) and (B, N); else `see`."""
+        return see if self.window is None else see & (queries[:, :, None] - keys[:, None] < self.window)
+
+    def _masks(self, see: Tensor, near: Tensor) -> Any:
+        """What the model takes for what its layers see, without and with a window."""
+        if self.mixed_layers:
+            return {"full_attention": self._as_mask(see), "sliding_attention": self._as_mask(near)}
+        return self._as_mask(near)
 
     def _as_mask(self, see: Tensor) -> Tensor:
         """(R, 1, L, L): boolean for sdpa; added to the scores by eager attention."""

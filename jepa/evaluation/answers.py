@@ -39,6 +39,7 @@ from jepa.metrics.latents import (
 )
 from jepa.metrics.per_token import answer_costs, choice_costs
 from jepa.models.costs import pass_flops
+from jepa.models.drafts import Continuation, Drafter, fastest
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import TRAINING_PARTS, OperationLedger, PartCount
 from jepa.results.base import write_files
@@ -46,6 +47,7 @@ from jepa.results.documents import (
     AnswerCosts,
     AnswerEvaluation,
     AnswerScore,
+    DraftedGeneration,
     Generation,
     LanguageTraining,
     TrainingOperations,
@@ -55,6 +57,7 @@ from jepa.selective import Decoded
 CHOICE = "multiple_choice"  # the metric that compares likelihoods; the others read a generated text
 PREDICTIONS = "predictions.jsonl"
 _ROW_TOKENS = 64
+_THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5)  # of drafts; one is chosen on validation pairs
 _PARAPHRASES = 100  # fewest answers in two phrasings whose neighbours say something
 
 
@@ -129,8 +132,16 @@ def evaluate_answers(
     objective = ObjectiveConfig(**trained["objective"])
     predictions, targets, ids = embeddings(model, pairs, answers.batch_size, objective)
     started = time.perf_counter()
-    found = _choose(model, pairs, answers) if CHOICE in answers.metrics else _generate(model, pairs, answers)
-    generation = Generation(seconds=time.perf_counter() - started, tokens=found.tokens)
+    drafts: DraftedGeneration | None = None
+    if CHOICE in answers.metrics:
+        found = _choose(model, pairs, answers)
+    elif answers.drafts is None:
+        prompts = [ids.given for ids in model.tokenizer.encode(pairs)]
+        found = _scored(model, model.texts(prompts, continuations(model, pairs, answers.batch_size)), pairs, answers)
+    else:
+        found, drafts = _generate_with_drafts(model, pairs, answers, splits.validation)
+    seconds = time.perf_counter() - started if drafts is None else drafts.seconds
+    generation = Generation(seconds=seconds, tokens=found.tokens)
     spoken: list[str] = []
     if model.y_decoder is not None and CHOICE not in answers.metrics:
         said = _from_embeddings(model, pairs, predictions, answers)
@@ -148,6 +159,7 @@ def evaluate_answers(
         pairs=len(pairs),
         scores={name: _score(right, found.costs[name]) for name, right in found.verdicts.items()},
         generation=generation,
+        drafts=drafts,
         geometry={name: value for name, value in measured.items() if math.isfinite(value)},
         warning=collapse_message(measured) if measured else "fewer than 2 distinct targets: nothing to tell apart",
     )
@@ -201,17 +213,19 @@ def _operations(stages: Sequence[Node | None]) -> TrainingOperations | None:
 # --- Answers.
 
 
-def generate(model: LLMJEPA, pairs: Sequence[Example], batch_size: int) -> list[Decoded]:
-    """The model's own answers, no longer than the longest right one. Batches hold prompts of similar length."""
+def continuations(
+    model: LLMJEPA, pairs: Sequence[Example], batch_size: int, drafter: Drafter | None = None
+) -> list[Continuation]:
+    """The model's own N answers, no longer than the longest right one. Batches hold prompts of similar length."""
     encoded = model.tokenizer.encode(pairs)
     longest = longest_answer(encoded)
     order = sorted(range(len(pairs)), key=lambda i: len(encoded[i].given))
-    decoded: dict[int, Decoded] = {}
+    found: dict[int, Continuation] = {}
     for start in _progress(len(pairs), batch_size, "answers"):
         chosen = order[start : start + batch_size]
         prompts = [encoded[i].given for i in chosen]
-        decoded.update(zip(chosen, model.continuations(prompts, longest), strict=True))
-    return [decoded[i] for i in range(len(pairs))]
+        found.update(zip(chosen, model.continuations(prompts, longest, drafter), strict=True))
+    return [found[i] for i in range(len(pairs))]
 
 
 def longest_answer(encoded: Iterable[ChatIds]) -> int:
@@ -219,8 +233,44 @@ def longest_answer(encoded: Iterable[ChatIds]) -> int:
     return max(len(ids.completion) - ids.opening for ids in encoded)
 
 
-def _generate(model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig) -> _Answered:
-    return _scored(model, generate(model, pairs, answers.batch_size), pairs, answers)
+def _threshold(model: LLMJEPA, answers: AnswersConfig, validation: Sequence[Example]) -> float | None:
+    """Of the transition's drafts: as given, or the one of a few that is fastest on validation pairs."""
+    if answers.drafts == "lookup" or answers.draft_threshold is not None:
+        return answers.draft_threshold
+    if not (pairs := validation[:64]):
+        raise InputError("answers.draft_threshold must be given where there are no validation pairs, got null")
+    drafters = {each: model.drafter(answers.drafts, answers.draft_tokens, each) for each in _THRESHOLDS}
+    return fastest(_THRESHOLDS, lambda each: continuations(model, pairs, answers.batch_size, drafters[each]))
+
+
+def _generate_with_drafts(
+    model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig, validation: Sequence[Example]
+) -> tuple[_Answered, DraftedGeneration]:
+    """Answers with drafts, and what these took beside generation token by token."""
+    threshold = _threshold(model, answers, validation)
+    drafter = model.drafter(answers.drafts, answers.draft_tokens, threshold or 0.0)
+    prompts = [ids.given for ids in model.tokenizer.encode(pairs)]
+    runs, clock = list[list[Continuation]](), [time.perf_counter()]
+    for each in (None, drafter):
+        runs.append(continuations(model, pairs, answers.batch_size, each))
+        clock.append(time.perf_counter())
+    uniform, decoded = (model.texts(prompts, rows) for rows in runs)
+    passes = [each for row in runs[1] for each in row.passes]
+    record = DraftedGeneration(
+        drafts=str(answers.drafts),
+        most=answers.draft_tokens,
+        threshold=threshold,
+        passes=len(passes),
+        drafted=tuple(sum(each.drafted > place for each in passes) for place in range(answers.draft_tokens)),
+        accepted=tuple(sum(each.accepted > place for each in passes) for place in range(answers.draft_tokens)),
+        flops=sum(each.flops for each in decoded),
+        identical=sum(a.tokens == b.tokens for a, b in zip(*runs, strict=True)),
+        uniform_passes=sum(len(row.passes) for row in runs[0]),
+        uniform_flops=sum(each.flops for each in uniform),
+        seconds=clock[2] - clock[1],
+        uniform_seconds=clock[1] - clock[0],
+    )
+    return _scored(model, decoded, pairs, answers), record
 
 
 def _from_embeddings(
@@ -348,7 +398,8 @@ def _summary(document: AnswerEvaluation) -> list[str]:
         score_line(name.replace("paraphrase.", "two phrasings: "), value) for name, value in document.geometry.items()
     )
     warning = [f"warning: {document.warning}"] if document.warning else []
-    return [f"{document.pairs} pairs of the {document.split} split", *scores, *measured, *warning]
+    drafts = [f"{f'drafts: {found.drafts}':28} {found.words}"] if (found := document.drafts) is not None else []
+    return [f"{document.pairs} pairs of the {document.split} split", *scores, *drafts, *measured, *warning]
 
 
 def _progress(count: int, size: int, what: str) -> Iterable[int]:

@@ -8,9 +8,11 @@ from jepa.losses.gather import GlobalBatch, broadcast
 from jepa.losses.infonce import InfoNCE, ProjectionHead, info_nce
 from jepa.losses.regularisers import SIGReg, VICReg, sigreg, vicreg
 from jepa.losses.siglip import SigLIP, siglip
+from jepa.losses.transition import next_latent_loss
 from jepa.losses.tube import semantic_tube
 
 __all__ = [
     "L1", "L2", "MSE", "Cosine", "GlobalBatch", "InfoNCE", "ProjectionHead", "SIGReg", "SigLIP", "SmoothL1", "VICReg",
-    "broadcast", "cached_loss", "cosine_distance", "info_nce", "semantic_tube", "siglip", "sigreg", "vicreg",
+    "broadcast", "cached_loss", "cosine_distance", "info_nce", "next_latent_loss", "semantic_tube", "siglip", "sigreg",
+    "vicreg",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Models: the four roles composed, and what decodes streams with them."""
 
 from jepa.models.bank import BankCache, BankDecoder
+from jepa.models.drafts import Continuation, Drafter, Drafts, FirstOf, LatentDrafter, PromptLookup, Verified
 from jepa.models.llm_jepa import LLMJEPA, Pass, RequestStates
 from jepa.models.roles import Part, Predictor, SlotEncoder, TextTokenizer, XEncoder, YDecoder, YEncoder
 from jepa.models.session import AnswerCache, RequestDecoder, RequestSession
@@ -14,16 +15,23 @@ __all__ = [
     "AnswerCache",
     "BankCache",
     "BankDecoder",
+    "Continuation",
+    "Drafter",
+    "Drafts",
+    "FirstOf",
+    "LatentDrafter",
     "Part",
     "Pass",
     "Predictor",
     "PredictorOnDemand",
+    "PromptLookup",
     "RequestDecoder",
     "RequestSession",
     "RequestStates",
     "SlotEncoder",
     "TextTokenizer",
     "TokenVLM",
+    "Verified",
     "WindowDecoder",
     "WindowedModel",
     "XEncoder",

@@ -20,10 +20,12 @@ from jepa.data.pairs import Example
 from jepa.decoders.prefix import PrefixDecoder
 from jepa.encoders.language import LanguageModel
 from jepa.errors import InputError
-from jepa.models.costs import answer_cost, costed, greedy_texts, pass_cost
+from jepa.models.costs import costed, greedy_texts, pass_cost
+from jepa.models.drafts import Continuation, Drafter, FirstOf, LatentDrafter, PromptLookup, generate
 from jepa.models.roles import role_parameters
-from jepa.operations import OperationLedger, PartCount
+from jepa.operations import OperationLedger, PartCount, weight_bytes
 from jepa.predictors.tied import TiedPredictor
+from jepa.predictors.transition import LatentTransition
 from jepa.selective import Decoded
 
 Request = str | Example
@@ -50,8 +52,8 @@ class RequestStates(NamedTuple):
 class LLMJEPA(nn.Module):
     """One language model in the roles of X-Encoder, Predictor and Y-Encoder, and of the Y-Decoder by its own answers.
 
-    An embedding is a state of the last layer: E = D. `y_decoder` is a second Y-Decoder, from the embedding alone; it is
-    trained afterwards, on a frozen model.
+    An embedding is a state of the last layer: E = D. Two parts may be trained afterwards, on a frozen model:
+    `y_decoder`, a second Y-Decoder from the embedding alone, and `transition`, which drafts answers.
 
     >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 300}
@@ -70,10 +72,11 @@ class LLMJEPA(nn.Module):
         predictor: TiedPredictor,
         tokenizer: ChatTokenizer,
         y_decoder: PrefixDecoder | None = None,
+        transition: LatentTransition | None = None,
     ) -> None:
         super().__init__()
         self.language, self.predictor, self.tokenizer = language_model, predictor, tokenizer
-        self.y_decoder = y_decoder
+        self.y_decoder, self.transition = y_decoder, transition
         self.predictor_ids = tokenizer.add_predictors(predictor.tokens)
         language_model.fit_vocabulary(len(tokenizer), self.predictor_ids)
 
@@ -94,6 +97,7 @@ class LLMJEPA(nn.Module):
                 "gradient_checkpointing": language.gradient_checkpointing,
             },
             "predictor": {"_target_": "jepa.predictors.tied.TiedPredictor", **vars(self.predictor)},
+            "transition": None if self.transition is None else self.transition.node(),
         }
 
     def layout(self, **arguments: Any) -> Layout:
@@ -145,24 +149,56 @@ class LLMJEPA(nn.Module):
         tokenizer = self.tokenizer
         return greedy_texts(self.y_decoder, latents.to(self.device), tokenizer.decode, tokenizer.end_id)
 
-    def answer(self, requests: Sequence[Request], max_new_tokens: int) -> list[Decoded]:
-        """The language model's own greedy answers, each with what it takes alone: a pass for a token, the first over
-        the whole prompt.
+    def answer(self, requests: Sequence[Request], max_new_tokens: int, drafter: Drafter | None = None) -> list[Decoded]:
+        """The language model's own greedy answers, each with what it takes alone: a pass for a token, or for several
+        where a drafter proposes them, the first over the whole prompt.
         """
-        return self.continuations([ids.given for ids in self._ids(requests)], max_new_tokens)
+        prompts = [ids.given for ids in self._ids(requests)]
+        return self.texts(prompts, self.continuations(prompts, max_new_tokens, drafter))
 
-    def continuations(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Decoded]:
-        """`answer` to prompts that are encoded already."""
-        rows = self.generate(prompts, max_new_tokens)
+    def continuations(
+        self, prompts: Sequence[list[int]], max_new_tokens: int, drafter: Drafter | None = None
+    ) -> list[Continuation]:
+        """`generate` after prompts, until the tokenizer's stop tokens."""
+        return generate(self.language, prompts, max_new_tokens, self.tokenizer.stop_ids, drafter)
+
+    def drafter(self, kind: str | None, most: int = 8, threshold: float = 0.0) -> Drafter:
+        """What drafts at most `most` tokens: "latent" by the transition, "lookup" from the prompt, "both" in turn.
+
+        Raises `InputError` for another kind, or where the model has no transition for it.
+        """
+        lookup = PromptLookup(most)
+        if kind == "lookup":
+            return lookup
+        if kind not in ("latent", "both"):
+            raise InputError(f"drafts must be latent, lookup or both, got {kind}")
+        if self.transition is None:
+            raise InputError(f"drafts={kind} needs a checkpoint with a draft stage: train llm_jepa_draft")
+        latent = LatentDrafter(self.language, self.transition, most, threshold)
+        return latent if kind == "latent" else FirstOf(lookup, latent)
+
+    def texts(self, prompts: Sequence[list[int]], rows: Sequence[Continuation]) -> list[Decoded]:
+        """The text of each continuation, with what it takes alone."""
+        texts = self.tokenizer.decode([row.tokens for row in rows])
         return [
-            costed(text, len(row), answer_cost(self.language.lm, len(prompt), len(row)))
-            for text, prompt, row in zip(self.tokenizer.decode(rows), prompts, rows, strict=True)
+            costed(text, len(row.tokens), self._cost(len(prompt), row))
+            for text, prompt, row in zip(texts, prompts, rows, strict=True)
         ]
 
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
-        """The tokens of `continuations`, with the stop token where one was reached."""
-        ids, mask = (each.to(self.device) for each in self.tokenizer.pad(prompts))
-        return self.language.generate(ids, mask, max_new_tokens, self.tokenizer.stop_ids)
+    def _cost(self, held: int, row: Continuation) -> PartCount:
+        lm = self.language.lm
+        total = pass_cost(lm, held, held, 1)
+        for each in row.passes[1:]:
+            read = 1 + each.drafted
+            total += pass_cost(lm, read, held + read, read)
+            held += 1 + each.accepted
+        predicted = sum(each.predicted for each in row.passes)
+        if predicted and self.transition is not None:
+            head = lm.get_output_embeddings()
+            flops = self.transition.flops() + 2 * head.weight.numel()
+            read_bytes = weight_bytes(self.transition) + weight_bytes(head)
+            total += PartCount(flops=predicted * flops, weight_bytes=predicted * read_bytes)
+        return total
 
     def stream(
         self, requests: Iterable[Sequence[Request]], ledger: OperationLedger | None = None
@@ -191,6 +227,8 @@ class LLMJEPA(nn.Module):
         roles = {"X-Encoder, Predictor, Y-Encoder, Y-Decoder": self.language.lm}
         if self.y_decoder is not None:
             roles["Y-Decoder from embeddings"] = self.y_decoder
+        if self.transition is not None:
+            roles["latent drafts"] = self.transition
         return role_parameters(roles)
 
     def _read(self, rows: Sequence[list[int]]) -> RequestStates:

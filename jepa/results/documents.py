@@ -426,6 +426,30 @@ class Generation(Record):
     tokens: Count
 
 
+class DraftedGeneration(Record):
+    """Generation with drafts beside token by token, both on the same pairs, in batches of the same size."""
+
+    drafts: str
+    most: Count  # tokens in a draft
+    threshold: Fraction | None
+    passes: Count  # of the language model, those of the prompts included
+    drafted: tuple[Count, ...]  # tokens, by their place in a draft
+    accepted: tuple[Count, ...]
+    flops: Count
+    identical: Count  # texts, token for token
+    seconds: Quantity
+    uniform_passes: Count
+    uniform_flops: Count
+    uniform_seconds: Quantity
+
+    @property
+    def words(self) -> str:
+        fewer = f"{self.uniform_passes / self.passes:.2f}x fewer passes"
+        stand = f"{sum(self.accepted) / max(1, sum(self.drafted)):.0%} of drafted tokens stand"
+        faster = f"{self.uniform_seconds / self.seconds:.2f}x fewer seconds"
+        return f"{fewer}, {stand}, {faster}, {self.identical} texts identical"
+
+
 class AnswerEvaluation(Evaluation):
     """Answers of one checkpoint on the examples of a split: lines of `predictions.jsonl` beside the document.
 
@@ -442,6 +466,7 @@ class AnswerEvaluation(Evaluation):
     pairs: Count
     scores: Annotated[dict[str, AnswerScore], Field(min_length=1)]
     generation: Generation
+    drafts: DraftedGeneration | None = None
     geometry: dict[str, float]
     warning: str | None
 

@@ -6,7 +6,7 @@ from jepa.lazy import lazily
 
 _NAMES = {
     "callbacks": ("CheckpointCallback", "EMACallback", "MeterCallback", "ProgressBar", "Summary"),
-    "language": ("LanguageModule",),
+    "language": ("DraftModule", "LanguageModule"),
     "latents": ("DecoderBatches", "PairDecoderBatches", "StreamLatents"),
     "modules": ("CollapseWarning", "DecoderModule", "JEPAModule", "JointStage", "ParameterGroup", "Stage"),
     "objectives": ("Objective",),

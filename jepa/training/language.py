@@ -20,14 +20,22 @@ from tqdm import tqdm
 
 from jepa import checkpoint
 from jepa.build import Node, build, build_as
-from jepa.config import ChatTokenizerConfig, LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, StageConfig
-from jepa.data.batches import PairBatch
+from jepa.config import (
+    ChatTokenizerConfig,
+    LanguageStageConfig,
+    LanguageTrainConfig,
+    ObjectiveConfig,
+    StageConfig,
+)
+from jepa.data.batches import PairBatch, PairBatches
 from jepa.data.chat import ChatIds, ChatTokenizer
 from jepa.data.packing import pack, target_numbers
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
+from jepa.losses.transition import next_latent_loss
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import count_flops
+from jepa.predictors.transition import LatentTransition
 from jepa.training.callbacks import CheckpointCallback, EMACallback, StageRecord, meter_of, summary
 from jepa.training.fit import (
     StageRun,
@@ -41,7 +49,7 @@ from jepa.training.fit import (
     run_stages,
 )
 from jepa.training.latents import PairDecoderBatches
-from jepa.training.modules import DecoderModule, JointStage, ParameterGroup, without_gradients
+from jepa.training.modules import DecoderModule, JointStage, ParameterGroup, Stage, without_gradients
 from jepa.training.objectives import Objective
 
 _NEXT_TOKEN_ARMS = ("ntp", "ntp_equal_flops")
@@ -105,7 +113,7 @@ def train(config: LanguageTrainConfig, output: Path) -> Path:
     objective given there would: measured on a few batches of either.
     """
     check_devices(config)
-    weight, epochs, decoder = config.objective.weight, config.stage.epochs, config.decoder
+    weight, epochs = config.objective.weight, config.stage.epochs
     if config.arm in _NEXT_TOKEN_ARMS and weight != 0:
         raise InputError(
             f"objective.weight must be 0 in arm {config.arm}, which is next-token training, got {weight}; "
@@ -113,8 +121,8 @@ def train(config: LanguageTrainConfig, output: Path) -> Path:
         )
     if config.checkpoint is None and not epochs:
         raise InputError("stage.epochs must be > 0 for a new language model, got 0 and no checkpoint")
-    if not epochs and decoder is None:
-        raise InputError("there is nothing to train: stage.epochs is 0 and decoder is null")
+    if not epochs and config.decoder is None and config.draft is None:
+        raise InputError("there is nothing to train: stage.epochs is 0, decoder and draft are null")
     L.seed_everything(config.seed, verbose=False)
     splits = build_as(ExampleSplits, "data", config.data)
     if is_first_process():
@@ -124,8 +132,10 @@ def train(config: LanguageTrainConfig, output: Path) -> Path:
     stages: dict[str, StageRun[LLMJEPA]] = {}
     if epochs:
         stages["llm_jepa"] = partial(_train_language, config, splits, output)
-    if decoder is not None:
+    if config.decoder is not None:
         stages["decoder"] = partial(_train_decoder, config, splits, output)
+    if config.draft is not None:
+        stages["draft"] = partial(_train_draft, config, splits, output)
     return run_stages(model, config, output, before, stages)
 
 
@@ -137,13 +147,17 @@ def _start(
     The configuration then tells the model; where the language model stays as it is, also how that was trained.
     """
     if config.checkpoint is None:
-        node, before = {**config.model, "y_decoder": None}, list[StageRecord]()
+        node, before = {**config.model, "y_decoder": None, "transition": None}, list[StageRecord]()
         tokenizer = make_tokenizer(config.tokenizer, splits.train)
         model: LLMJEPA = checkpoint.build_model({"variant": config.variant, "model": node}, tokenizer)
     else:
         model, before = load_checkpoint(config.checkpoint, LLMJEPA)
     decoder = _decoder_node(config, model, splits)
     model.y_decoder = None if decoder is None else build(decoder)
+    if (transition := config.model.get("transition")) is not None:
+        model.transition = build_as(LatentTransition, "model.transition", transition, width=model.language.width)
+    elif config.draft is not None:
+        raise InputError(f"draft must come with model.transition, got {transition}")
     changed: Node = {"model": {**model.node(), "y_decoder": decoder}}
     if config.checkpoint is not None and not config.stage.epochs:
         kept = checkpoint.read_config(Path(config.checkpoint))
@@ -236,6 +250,63 @@ def _train_decoder(
     )
     trainer = fit(DecoderModule(model, stage).train(), batches, validation, config, output, "decoder", callback)
     return {**summary(trainer), "noise_per_dimension": round(batches.noise, 5)}
+
+
+class DraftModule(Stage):
+    """A transition trained to predict the next states of the frozen language model, over a horizon."""
+
+    def __init__(self, model: LLMJEPA, stage: StageConfig) -> None:
+        super().__init__(stage)
+        if model.transition is None:
+            raise InputError("the model must have a transition to train, got none")
+        self.model = model
+        self.parts = {"encoder": [model.language.lm.get_decoder()], "predictor": [model.transition]}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        assert self.model.transition is not None
+        return [{"params": list(self.model.transition.parameters())}]
+
+    def terms(self, batch: PairBatch) -> dict[str, Tensor]:
+        """`smooth_l1` and `kl` of a batch, in float32."""
+        language, rows, transition = self.model.language, batch.rows, self.model.transition
+        assert transition is not None
+        with torch.no_grad():
+            states = language.states(rows.ids, rows.segments, rows.parents, rows.positions).float()
+        with torch.autocast(states.device.type, enabled=False):
+            embed = language.lm.get_input_embeddings()
+            pair = next_latent_loss(transition, states, rows.labels, embed, language.logits, transition.horizon)
+        return dict(zip(("smooth_l1", "kl"), pair, strict=True))
+
+    def training_step(self, batch: PairBatch, index: int) -> Tensor:
+        terms = self.terms(batch)
+        loss = terms["smooth_l1"] + terms["kl"]
+        self.log("loss", loss, prog_bar=True, batch_size=self.stage.batch_size, sync_dist=True)
+        self.log_dict(terms, batch_size=self.stage.batch_size, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: PairBatch, index: int) -> None:
+        found = {f"val/{name}": value for name, value in self.terms(batch).items()}
+        self.log_dict(found, batch_size=self.stage.batch_size, sync_dist=True)
+
+
+def _train_draft(
+    config: LanguageTrainConfig, splits: ExampleSplits, output: Path, model: LLMJEPA, callback: CheckpointCallback
+) -> StageRecord:
+    """Next-latent prediction (arXiv 2511.05963) on a frozen model: what generation drafts its answers with."""
+    stage = config.draft
+    assert stage is not None
+    layout = model.layout(row_tokens=config.stage.row_tokens, train_on=config.objective.train_on)
+    pairs, validation = model.tokenizer.encode(splits.train), model.tokenizer.encode(splits.validation)
+    count = stage.steps * stage.accumulate * config.devices
+    batches = PairBatches(pairs, layout, config.seed, stage.batch_size, count, latent=False, ranks=config.devices)
+    starts = range(0, min(len(validation), stage.validation_batches * stage.batch_size), stage.batch_size)
+    held_out = [PairBatch(pack(validation[i : i + stage.batch_size], layout), None) for i in starts]
+    model.eval().to(own_device(config))
+    module = DraftModule(model, stage)
+    assert model.transition is not None
+    model.transition.train()
+    with without_gradients(model.language), without_gradients(model.y_decoder):
+        return {**summary(fit(module, batches, held_out, config, output, "draft", callback))}
 
 
 def _latents(model: LLMJEPA, pairs: Sequence[Example], size: int = 128) -> tuple[Tensor, Tensor]:

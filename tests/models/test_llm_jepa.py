@@ -96,18 +96,6 @@ def test_answers_are_greedy_and_the_same_in_batches(any_model, pairs):
         assert decoded.tokens == decoded.forward_passes == len(said)
 
 
-def test_generation_ends_each_row_at_its_stop_token(tiny_llm_jepa, pairs):
-    """The stop token is part of the row, what a batch pads it with is not."""
-    model, texts = tiny_llm_jepa, requests(pairs)
-    encoded = model.tokenizer.encode([Example(text, "", None) for text in texts])
-    ids, mask = model.tokenizer.pad([pair.prompt for pair in encoded])
-    free = model.language.generate(ids, mask, 8, [1])
-    stop = next(token for row in free for token in row[1:4] if token != row[0])
-    stopped = model.language.generate(ids, mask, 8, [stop])
-    assert stopped == [row[: row.index(stop) + 1] if stop in row else row for row in free]
-    assert len({len(row) for row in stopped}) > 1
-
-
 def test_a_stream_counts_every_request(tiny_llm_jepa, pairs):
     texts, ledger = [pair.prompt for pair in pairs[:7]], OperationLedger()
     chunks = list(tiny_llm_jepa.stream([texts[:3], texts[3:]], ledger))

@@ -92,7 +92,7 @@ def test_verification_agrees_with_exactly_the_models_own_answer_and_is_not_lost(
     request = pairs[0].prompt
     [own] = tiny_llm_jepa.answer([request], LONGEST)
     [ids] = tiny_llm_jepa.tokenizer.encode([pairs[0]])
-    [draft] = tiny_llm_jepa.generate([ids.given], LONGEST)
+    [draft] = (row.tokens for row in tiny_llm_jepa.continuations([ids.given], LONGEST))
     session = RequestSession(tiny_llm_jepa)
     assert session.worst_gap(request, draft) == 0
     wrong = [*draft[:4], (draft[4] + 1) % 300, *draft[5:]]

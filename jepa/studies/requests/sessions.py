@@ -55,7 +55,8 @@ class CachedModel:
             if answer:
                 self.latents.update(zip(part, self.model.predict(encoded).cpu().numpy(), strict=True))
                 prompts = [ids.given for ids in self.model.tokenizer.encode(part)]
-                self.rows.update(zip(part, self.model.generate(prompts, self.longest), strict=True))
+                rows = self.model.continuations(prompts, self.longest)
+                self.rows.update((request, row.tokens) for request, row in zip(part, rows, strict=True))
 
     def text(self, request: Example) -> str:
         """The answer to a request."""

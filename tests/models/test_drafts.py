@@ -1,0 +1,134 @@
+"""Generation with drafts: the text of the language model alone, whatever is drafted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import LLAMA
+
+from jepa.encoders.language import LanguageModel
+from jepa.models.drafts import Drafts, FirstOf, LatentDrafter, PromptLookup, generate, verify
+from jepa.predictors.transition import LatentTransition
+
+FAMILIES = {
+    "llama": {},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6, "final_logit_softcapping": 2.0},
+    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6},
+    "olmo2": {},
+    "mistral": {"sliding_window": 6},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+}
+PROMPTS = [[7, 8, 9, 10, 11, 12, 13], [20, 21], list(range(30, 50)), [3, 4, 3, 4, 3]]
+
+
+def family(name: str) -> LanguageModel:
+    torch.manual_seed(0)
+    architecture = {**LLAMA, "model_type": name, "pad_token_id": None, "initializer_range": 0.3, **FAMILIES[name]}
+    return LanguageModel(architecture=architecture).eval()
+
+
+def greedy(language: LanguageModel, prompt: list[int], limit: int) -> list[int]:
+    """By full passes of the model itself over the growing text."""
+    said: list[int] = []
+    while len(said) < limit:
+        said.append(int(language.lm(input_ids=torch.tensor([prompt + said])).logits[0, -1].argmax()))
+    return said
+
+
+class KnownDrafter:
+    """Drafts the right text with every third token wrong, and rows of different lengths."""
+
+    def __init__(self, prompts: list[list[int]], texts: list[list[int]]) -> None:
+        self.texts = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+
+    def draft(self, states, texts, most):
+        rows = []
+        for number, text in enumerate(texts):
+            [whole] = [known for known in self.texts if known[: len(text)] == list(text)]
+            drafted = whole[len(text) : len(text) + min(most, 1 + (len(text) + number) % 6)]
+            rows.append([(token + 1) % 400 if (len(text) + i) % 3 == 0 else token for i, token in enumerate(drafted)])
+        width = max(len(row) for row in rows)
+        tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long).reshape(-1, width)
+        counts = torch.tensor([len(row) for row in rows])
+        return Drafts(tokens, counts, torch.zeros_like(counts))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_text_is_the_models_own_whatever_is_drafted(name):
+    language = family(name)
+    with torch.no_grad():
+        alone = [greedy(language, prompt, 24) for prompt in PROMPTS]
+    assert [row.tokens for row in generate(language, PROMPTS, 24)] == alone
+    drafted = generate(language, PROMPTS, 24, drafter=KnownDrafter(PROMPTS, alone))
+    assert [row.tokens for row in drafted] == alone
+    for row in drafted:
+        assert len(row.tokens) == len(row.passes) + sum(each.accepted for each in row.passes)
+        assert len(row.passes) < 20
+        assert any(0 < each.accepted < each.drafted for each in row.passes)
+    for prompt, text in zip(PROMPTS, alone, strict=True):
+        [row] = generate(language, [prompt], 24, drafter=KnownDrafter([prompt], [text]))
+        assert row.tokens == text
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+def test_rows_end_at_their_stop_token(name):
+    language = family(name)
+    free = generate(language, PROMPTS, 16)
+    stop = next(token for row in free for token in row.tokens[2:6] if token != row.tokens[0])
+    expected = [row.tokens[: row.tokens.index(stop) + 1] if stop in row.tokens else row.tokens for row in free]
+    assert len({len(tokens) for tokens in expected}) > 1
+    known = KnownDrafter(PROMPTS, [row.tokens for row in free])
+    transition = LatentTransition(32)
+    for drafter in (None, known, PromptLookup(), FirstOf(PromptLookup(), LatentDrafter(language, transition, 4))):
+        found = generate(language, PROMPTS, 16, [stop], drafter)
+        assert [row.tokens for row in found] == expected
+        for row in found:
+            assert len(row.tokens) <= len(row.passes) + sum(each.accepted for each in row.passes)
+
+
+@torch.no_grad()
+def test_sampled_text_has_the_distribution_of_the_model():
+    """Frequencies of the first tokens after a drafted one, against the model's own probabilities (chi squared)."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary, count = 5, 20_000
+    logits = torch.randn(1, 3, vocabulary, generator=generator)
+    q = torch.randn(1, 2, vocabulary, generator=generator).softmax(-1)
+    p = (logits / 0.7).softmax(-1)[0]
+    tokens = torch.stack([torch.multinomial(q[0, i], count, replacement=True, generator=generator) for i in (0, 1)], 1)
+    drafts = Drafts(tokens, torch.full((count,), 2), torch.zeros(count), q.expand(count, -1, -1))
+    accepted, chosen = verify(logits.expand(count, -1, -1), drafts, 0.7, generator)
+    said = torch.cat([tokens, chosen[:, None]], 1)
+    said.scatter_(1, accepted[:, None], chosen[:, None])
+    for place in range(3):  # the token at each place, where the text got that far
+        there = accepted >= place
+        counted = torch.bincount(said[there, place], minlength=vocabulary).double()
+        expected = p[place].double() * int(there.sum())
+        assert ((counted - expected) ** 2 / expected).sum() < 18.5  # 4 degrees of freedom, p = 0.001
+    assert 0.05 < (accepted == 2).double().mean() < 0.95
+
+
+@torch.no_grad()
+def test_a_threshold_ends_a_draft():
+    language = family("llama")
+    transition = LatentTransition(32)
+    states, texts = torch.randn(3, 32), [[5], [6], [7]]
+    assert LatentDrafter(language, transition, most=5).draft(states, texts, 9).counts.tolist() == [5, 5, 5]
+    assert LatentDrafter(language, transition, most=5, threshold=1.0).draft(states, texts, 9).counts.tolist() == [0] * 3
+    some = LatentDrafter(language, transition, most=5, threshold=0.05).draft(states, texts, 9)
+    p, sure = states, torch.ones(3)
+    chosen = torch.tensor([5, 6, 7])
+    for step in range(some.tokens.shape[1]):
+        p = transition(p, language.lm.get_input_embeddings()(chosen))
+        best, chosen = language.logits(p).softmax(-1).max(-1)
+        sure = sure * best
+        assert (some.counts > step).tolist() == (sure >= 0.05).tolist()
+        assert some.tokens[:, step].tolist() == chosen.tolist()
+
+
+def test_prompt_lookup_takes_the_longest_and_latest_match():
+    lookup = PromptLookup(most=4)
+    drafts = lookup.draft(torch.zeros(3, 2), [[1, 2, 3, 9, 2, 3, 8, 1, 2, 3], [1, 2, 3], [5, 4, 5, 6, 5]], 3)
+    assert drafts.tokens.tolist() == [[9, 2, 3], [0, 0, 0], [6, 5, 0]]
+    assert drafts.counts.tolist() == [3, 0, 2]
