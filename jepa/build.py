@@ -89,8 +89,7 @@ def nearest(word: str, options: Iterable[str]) -> list[str]:
 
 def unknown_key(key: str, options: Iterable[str]) -> InputError:
     """The error for a dotted ``key`` that has no place: it names the nearest ``options``, or the key's siblings."""
-    options = list(options)
-    top = key.partition(".")[0]
+    options, top = list(options), key.partition(".")[0]
     if key in options or (top in options and top != key and not any(each.startswith(f"{top}.") for each in options)):
         return InputError(f"{key} cannot be given: {top} is null or has no keys")
     if found := nearest(key, options):

@@ -16,6 +16,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 import jepa
 from jepa.build import dotted_keys, nearest, unknown_key
 from jepa.errors import InputError
@@ -156,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _status(work: Callable[[], int | None]) -> int:
-    """The exit code of some work. An error of the user's, which is printed in one line, has its own."""
+    """The exit code of some work; that of an error of the user's, which is printed in one line."""
     try:
         status = work() or 0
         sys.stdout.flush()  # here, where a reader that has gone can be told from an error
@@ -285,8 +287,6 @@ def _head(command: str) -> list[str]:
 
 def _listed(path: str) -> list[str]:
     """The groups in the defaults list of a file of conf/."""
-    import yaml
-
     items = yaml.safe_load(_CONF.joinpath(path).read_text(encoding="utf-8"))["defaults"]
     keys = [key.removeprefix("/") for item in items if isinstance(item, dict) for key in item]
     return [key for key in keys if not key.startswith(("override ", "schema@"))]

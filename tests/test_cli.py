@@ -67,6 +67,8 @@ def test_help_and_version_show_examples_that_parse(capsys):
         text = capsys.readouterr().out
         assert EXAMPLES[command]
         assert all(example in text for example in EXAMPLES[command])
+    assert main(["trian"]) == 2
+    assert error_line(capsys) == "unknown command 'trian'; nearest valid: train"
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"jepa {jepa.__version__}"
 
@@ -77,11 +79,6 @@ def test_every_example_of_the_help_runs(calls, capsys, example):
     assert program == "jepa"
     assert main(arguments) == 0
     assert capsys.readouterr().err == ""
-
-
-def test_unknown_command(capsys):
-    assert main(["trian"]) == 2
-    assert error_line(capsys) == "unknown command 'trian'; nearest valid: train"
 
 
 def test_train_gets_a_validated_config_and_its_output_folder(calls, tmp_path):
@@ -109,9 +106,12 @@ def test_a_sweep_runs_each_job_in_its_own_folder(calls, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[1].startswith("job 1: name=trial seed=1 -> ")
 
 
-def test_names_can_be_swept_over_with_the_flag_anywhere(calls):
+def test_names_can_be_swept_over_with_the_flag_anywhere(calls, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    before = list(sys.argv)
     assert main(["train", "name=a,b", "-m"]) == 0
     assert [output.parent.parent.name for _, output in calls] == ["a", "b"]
+    assert (sys.argv, os.environ.get("HYDRA_FULL_ERROR")) == (before, None)  # the process is left as it was
 
 
 def test_a_sweep_goes_on_after_a_job_with_bad_input(calls, capsys):
@@ -231,15 +231,6 @@ def test_a_full_disk_within_a_command_is_one_line(calls, capsys, monkeypatch):
     fail_with(monkeypatch, "evaluate", OSError(errno.ENOSPC, "No space left on device", "/data/latents"))
     assert main(["evaluate", "checkpoint=x"]) == 2
     assert error_line(capsys) == "/data/latents: No space left on device"
-
-
-def test_the_process_is_left_as_it_was(calls, monkeypatch):
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    before = list(sys.argv)
-    main(["train", "name=trial"])
-    main(["train", "sed=1"])
-    assert sys.argv == before
-    assert "HYDRA_FULL_ERROR" not in os.environ
 
 
 @pytest.mark.parametrize("command", COMMANDS)

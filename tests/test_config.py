@@ -91,6 +91,7 @@ def test_each_experiment_opens_with_its_command_cost_and_expected_figures(path):
     for part in ("# Command:", "# Cost:", "# Expected:"):
         assert any(line.startswith(part) for line in header), f"{path.name} lacks {part!r} in its header"
     assert f"experiment={path.stem}" in "\n".join(header)
+    assert "to be measured" not in path.read_text()
 
 
 @pytest.mark.parametrize(

@@ -142,10 +142,10 @@ def evaluate_answers(
         found, drafts = _generate_with_drafts(model, pairs, answers, splits.validation)
     seconds = time.perf_counter() - started if drafts is None else drafts.seconds
     generation = Generation(seconds=seconds, tokens=found.tokens)
-    spoken: list[str] = []
+    texts = {"prediction": found.texts}
     if model.y_decoder is not None and CHOICE not in answers.metrics:
         said = _from_embeddings(model, pairs, predictions, answers)
-        spoken = said.texts
+        texts["prediction from the embedding"] = said.texts
         found.verdicts.update({f"{name} from the embedding": right for name, right in said.verdicts.items()})
         found.costs.update({f"{name} from the embedding": cost for name, cost in said.costs.items()})
     measured = geometry(predictions, targets, ids, pairs, answers)
@@ -164,10 +164,9 @@ def evaluate_answers(
         warning=collapse_message(measured) if measured else "fewer than 2 distinct targets: nothing to tell apart",
     )
     lines = []
-    for i, (pair, text) in enumerate(zip(pairs, found.texts, strict=True)):
-        line = {"source": pair.source, "prompt": pair.prompt, "completion": pair.completion, "prediction": text}
-        line |= {"prediction from the embedding": spoken[i]} if spoken else {}
-        line |= {name: right[i] for name, right in found.verdicts.items()}
+    for i, pair in enumerate(pairs):
+        line = {"source": pair.source, "prompt": pair.prompt, "completion": pair.completion}
+        line |= {name: column[i] for name, column in (texts | found.verdicts).items()}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     output.mkdir(parents=True, exist_ok=True)
     save_file({"predictions": predictions, "targets": targets}, output / "latents.safetensors")

@@ -55,10 +55,7 @@ def announce(summary: str, paths: Mapping[str, Path]) -> None:
 def evaluated(
     kind: type[E], folder: Path, output: Path, trained: Node, device: str, model: VLJEPA | LLMJEPA, **fields: Any
 ) -> E:
-    """The evaluation of a checkpoint `folder` into `output`, with the fields of its `kind`.
-
-    `trained` is the checkpoint's configuration, `device` "cpu" or "cuda".
-    """
+    """The evaluation of a checkpoint `folder`, as it was `trained`, into `output`, with the fields of its `kind`."""
     return kind(
         created=now(),
         name=trained["name"],

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from jepa.checkpoint import read_tensors
 from jepa.data.records import StreamRecord, read_records, write_records
 from jepa.data.video import VideoStream
-from jepa.data.world import CAPTION_QUERIES, Stream, StreamStyle, World
+from jepa.data.world import CAPTION_QUERIES, Stream
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA, mean_states
 from jepa.operations import OperationLedger
@@ -46,7 +46,6 @@ from jepa.selective.calibration import DecodedStream
 
 SPLITS = ("calibration", "test")
 _TENSORS = ("latents", "times", "changes", "states")  # of a stream, as they are saved
-_SPLIT_SEEDS = {"calibration": 7_001, "test": 7_002}  # apart from each other and from training's
 
 
 @dataclass(frozen=True)
@@ -84,17 +83,6 @@ class EncodedStream:
         mask = self.mask(steps)
         states = None if self.states is None else self.states[mask]
         return replace(self, latents=self.latents[mask], times=self.times[mask], states=states)
-
-
-def make_streams(
-    world: World, name: str, split: str, count: int, seconds: float, style: StreamStyle, seed: int
-) -> list[Stream]:
-    """The streams of a setting; those of calibration and test come from different seeds."""
-    key = int.from_bytes(name.encode()[:6], "big")
-    return [
-        world.stream(f"{name}-{split}-{i:04d}", (seed, _SPLIT_SEEDS[split], key, i), seconds, style)
-        for i in range(count)
-    ]
 
 
 def check_length(model: VLJEPA, stream: Stream | VideoStream) -> None:

@@ -78,13 +78,12 @@ from jepa.selective import (
 )
 from jepa.selective.calibration import DecodedStream
 
-NO_PARAMETER = "none"
 Streams = Mapping[str, Sequence[EncodedStream]]  # by split: `calibration` and `test`
 
 
 def make_policy(config: PolicyConfig, value: float) -> Policy:
     """The policy at a value of its parameter."""
-    policy: Policy = build(config.policy, **({} if config.parameter == NO_PARAMETER else {config.parameter: value}))
+    policy: Policy = build(config.policy, **({} if config.parameter == "none" else {config.parameter: value}))
     return policy
 
 
@@ -229,14 +228,8 @@ def sweep_evaluation(
 
     def swept(name: str, encoded: documents.EncodedStreams) -> Setting:
         streams = {split: load_streams(folder / name / split) for split in SPLITS}
-        sweep, emissions = sweep_setting(
-            streams,
-            decoder,
-            config,
-            latent_delay=evaluation.latent_delay,
-            name=name,
-            tolerances=config.tolerances,
-        )
+        delay, tolerances = evaluation.latent_delay, config.tolerances
+        sweep, emissions = sweep_setting(streams, decoder, config, latent_delay=delay, name=name, tolerances=tolerances)
         first, counts = streams["test"][0].record, {split: len(each) for split, each in streams.items()}
         return Setting(
             **dict(sweep),
@@ -247,9 +240,7 @@ def sweep_evaluation(
                 video_id=first.video_id,
                 duration=first.duration,
                 thumbnails=encoded.thumbnails,
-                events=tuple(
-                    documents.Event(start=event.start, end=event.end, text=event.text) for event in first.events
-                ),
+                events=tuple(documents.Event(**asdict(event)) for event in first.events),
                 decodes=emissions,
             ),
             one_device=device == evaluation.device,

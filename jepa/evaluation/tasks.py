@@ -65,10 +65,8 @@ CAPTION_TOKENS = 32  # the largest budget of exact match against tokens
 def score_tasks(model: VLJEPA, world: World, seed: int, candidates: int, batch_size: int) -> Scores:
     """Scores on one clip of each of `candidates` distinct held-out compositions, with the cost of an answer.
 
-    - Retrieval: the clip's predicted embedding under a caption query, against the captions of all compositions.
-    - Classification: the action of solo clips, by the nearest of one caption an action with the clip's own object.
-    - Question answering: the nearest of the question's candidate answers.
-    - Captioning: greedy text against all paraphrases.
+    Retrieval is of a clip's predicted embedding under a caption query against the captions of all; captioning is of
+    greedy text against all paraphrases.
     """
     scenes = held_out_scenes(world, candidates, seed)
     clips = torch.from_numpy(held_out_clips(world, scenes, model.frames, seed))
@@ -187,7 +185,7 @@ def _nearest(predictions: Tensor, candidates: Tensor) -> Tensor:
 
 
 def _classification(model: VLJEPA, scenes: Sequence[Scene], predictions: Tensor) -> ChoiceScores:
-    """Which solo action a solo clip shows: the candidates are one caption an action, with the clip's own object."""
+    """Which solo action a solo clip shows, of one caption an action with the clip's own object."""
     rows = [row for row, scene in enumerate(scenes) if scene.action in SOLO_ACTIONS]
     actions = list(SOLO_ACTIONS)
     texts = [captions(Scene(action, scenes[row].objects))[0] for row in rows for action in actions]

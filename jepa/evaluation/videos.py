@@ -20,15 +20,7 @@ from jepa.data.world import Stream, World
 from jepa.errors import InputError
 from jepa.evaluation.processes import Ranks, ranks
 from jepa.evaluation.provenance import device_of, evaluated, trained_stages
-from jepa.evaluation.streams import (
-    SPLITS,
-    EncodedStream,
-    check_length,
-    encode_stream,
-    make_streams,
-    save_streams,
-    thumbnails,
-)
+from jepa.evaluation.streams import SPLITS, EncodedStream, check_length, encode_stream, save_streams, thumbnails
 from jepa.evaluation.tasks import score_lines, score_tasks
 from jepa.models.vl_jepa import VLJEPA
 from jepa.results import StreamEvaluation
@@ -101,9 +93,12 @@ class _Plan:
 
 def _made(world: World, name: str, setting: StreamConfig, seed: int) -> _Plan:
     """The embedded streams of a setting."""
-    style = build(setting.style)
-    counts = {"calibration": setting.calibration, "test": setting.test}
-    made = {split: make_streams(world, name, split, counts[split], setting.seconds, style, seed) for split in SPLITS}
+    style, key = build(setting.style), int.from_bytes(name.encode()[:6], "big")
+    made = {}
+    # The seeds of the splits are apart from each other and from training's.
+    for split, count, own in (("calibration", setting.calibration, 7_001), ("test", setting.test, 7_002)):
+        seeds = {f"{name}-{split}-{i:04d}": (seed, own, key, i) for i in range(count)}
+        made[split] = [world.stream(video, each, setting.seconds, style) for video, each in seeds.items()]
     return _Plan(setting, made)
 
 

@@ -17,7 +17,7 @@ from jepa.errors import InputError
 from jepa.evaluation.streams import CachedDecoder, load_streams, save_streams, segment_streams
 from jepa.evaluation.sweep import Swept, sweep_setting
 from jepa.results.documents import CacheError
-from jepa.selective import Decoded, Gate, Oracle, Policy, SelectiveDecoder, StepSelection, Uniform
+from jepa.selective import Decoded, Gate, Oracle, SelectiveDecoder, StepSelection
 
 POLICIES = {
     "uniform": family(UNIFORM, "rate_hz", [2.0, 1.0, 0.5, 0.1]),
@@ -88,18 +88,13 @@ def test_the_gate_saves_what_the_events_allow_and_counts_are_exact():
         assert row.ledger.stream_seconds == 360.0
         assert row.ledger.step_count == 6 * 120
         assert row.estimated is None
+    sweep, events = swept.sweep, [stream.record.events for stream in stream_set("test", 2)]
+    assert (sweep.events_per_second, sweep.mean_event_seconds) == pytest.approx((1 / 6, 6.0))
+    distinct = sum(len({event.text for event in each}) for each in events)
+    assert sweep.repeated_events == pytest.approx(1 - distinct / 60)
     point = next(p for p in swept.sweep.curves["gate"].test if p.value == rows["gate"].value)
     assert rows["gate"].ledger.decoder.calls == round(point.decodes_per_second * 360)
     assert len(swept.emissions["uniform"]) == 60
-
-
-def test_a_sweep_says_how_dense_its_events_are():
-    sweep = run({}).sweep
-    records = [stream.record for stream in stream_set("test", 2)]
-    assert sweep.events_per_second == pytest.approx(1 / 6)
-    assert sweep.mean_event_seconds == pytest.approx(6.0)
-    distinct = sum(len({event.text for event in record.events}) for record in records)
-    assert sweep.repeated_events == pytest.approx(1 - distinct / 60)
 
 
 def test_each_point_says_the_latency_and_the_state_of_its_own_value():
@@ -214,10 +209,13 @@ def test_a_bank_answers_for_the_decoder_and_is_counted_and_audited_as_a_cache():
     assert curve.test[0].cache.error.value <= BANK["error_rate"]
 
 
-def test_a_bank_needs_streams_to_be_filled_from_and_others():
+def test_streams_that_do_not_suffice_are_refused():
     splits = {"calibration": stream_set("calibration", 1)[:3], "test": stream_set("test", 2)}
     with pytest.raises(InputError, match=r"policies\.banked\.cache\.bank needs at least 4 calibration streams, got 3"):
         run({"banked": family(GATE, "threshold", [1.0], BANK)}, splits=splits)
+    test = [replace(stream, record=replace(stream.record, events=())) for stream in splits["test"]]
+    with pytest.raises(InputError, match="made: the test streams must hold at least one annotated event"):
+        run({}, splits={"calibration": test, "test": test})
 
 
 def test_the_oracle_segments_at_the_annotations():
@@ -248,17 +246,6 @@ def test_segments_are_those_of_each_stream():
         expected = oracle.run(stream.latents, stream.times)
         assert [(s.first, s.last, step) for s, step in segments] == [(s.first, s.last, step) for s, step in expected]
     assert len(found[0]) != len(found[1])
-
-
-def test_a_decode_is_what_no_cache_answered():
-    class Bank(NearestWord):
-        def decode(self, latents, payloads=None):
-            return [Decoded(decoded.text, 0, 0) for decoded in super().decode(latents)]
-
-    cached = {"cached": family(GATE, "threshold", [1.0], CACHE | {"error_rate": 0.5})}
-    outcomes = [run(cached, decoder).sweep.curves["cached"] for decoder in (NearestWord(), Bank())]
-    assert outcomes[0] == outcomes[1]
-    assert outcomes[1].test[0].cache.error.hits > 0
 
 
 # --- What must change nothing.
@@ -308,13 +295,6 @@ def test_emissions_and_counts_are_those_of_the_selective_decoder_alone():
     assert [tuple(decode.model_dump().values()) for decode in swept.emissions["gate"]] == first
     assert row.ledger.decoder.calls == selective.ledger.decoder.calls == sum(map(len, emissions))
     assert sorted(row.ledger.latencies) == pytest.approx(sorted(selective.ledger.latencies))
-
-
-def test_a_sweep_has_the_digits_of_single_steps(monkeypatch):
-    swept = digits(run(EVERY_KIND))
-    monkeypatch.setattr(Gate, "run", Policy.run)
-    monkeypatch.setattr(Uniform, "run", Policy.run)
-    assert digits(run(EVERY_KIND)) == swept
 
 
 @pytest.mark.parametrize("workers", [2, 5])
@@ -395,13 +375,6 @@ def test_what_no_sweep_can_have_is_refused_before_it(change, message):
     with pytest.raises(InputError, match=message):
         run({"gate": gate}, decoder, {"calibration": streams, "test": streams}, **options)
     assert decoder.decoded == 0
-
-
-def test_streams_without_annotations_are_refused():
-    test = stream_set("test", 2)
-    test = [replace(stream, record=replace(stream.record, events=())) for stream in test]
-    with pytest.raises(InputError, match="made: the test streams must hold at least one annotated event"):
-        run({}, splits={"calibration": test, "test": test})
 
 
 # --- Streams on the disk.
