@@ -1,5 +1,7 @@
 """A checkpoint is a folder: `model.safetensors`, `config.yaml` (plain data), `tokenizer.json`. Nothing is unpickled.
 
+The record of its training, `training.json`, is written by `jepa.training.fit.run_stages`.
+
 That of a language model has more of its tokenizer beside these; those of a VL-JEPA's pretrained text parts are in the
 folders `tokenizers/<role>`. Parts that came from a hub are saved by their architecture, so that nothing is missing.
 """
