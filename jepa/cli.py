@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from itertools import chain, takewhile
 from pathlib import Path
@@ -62,9 +63,6 @@ def register_schemas() -> dict[str, type[Config]]:
     for name, schema in schemas.items():
         ConfigStore.instance().store(group="schema", name=name, node=defaults(schema))
     return schemas
-
-
-# --- What the commands do.
 
 
 def _train(settings: TrainConfig | LanguageTrainConfig | ComparisonTrainConfig, output: Path) -> None:
@@ -135,17 +133,18 @@ def _quoted(value: str) -> str:
     return "'" + value.replace("'", "\\'") + "'"
 
 
+def _study(name: str, settings: Any, output: Path) -> None:
+    resolve_name(f"jepa.studies.{name}:run")(settings)
+
+
 # What runs the validated configuration, given Hydra's output folder. It may return an exit code.
 COMMANDS: dict[str, Callable[[Any, Path], int | None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,
-    "replay": lambda settings, output: resolve_name("jepa.studies.replay:run")(settings),
-    "cost": lambda settings, output: resolve_name("jepa.studies.cost:run")(settings),
+    "replay": partial(_study, "replay"),
+    "cost": partial(_study, "cost"),
 }
-
-
-# --- Launching one.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
