@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from itertools import chain, takewhile
 from pathlib import Path
@@ -35,9 +36,12 @@ EXIT_CLOSED_PIPE = 141  # as of a program that SIGPIPE ends
 _USERS_OS_ERRORS = {getattr(errno, n) for n in ["EACCES", "EDQUOT", "EEXIST", "ENOSPC", "ENOTDIR", "EPERM", "EROFS"]}
 # Kinds of results that `jepa report` makes of a folder of evaluations: what makes it, its class, what shows it.
 RESULTS = (
-    ("jepa.evaluation.sweep.stream_results", "jepa.results.StreamResults", "jepa.report.streams.report"),
-    ("jepa.evaluation.arms.folder_results", "jepa.results.AnswerResults", "jepa.report.answers.report"),
-    tuple(f"jepa.studies.comparison.{name}" for name in ("folder_results", "ComparisonResults", "report.report")),
+    ("jepa.evaluation.sweep:stream_results", "jepa.results:StreamResults", "jepa.report.streams:report"),
+    ("jepa.evaluation.arms:folder_results", "jepa.results:AnswerResults", "jepa.report.answers:report"),
+    tuple(
+        f"jepa.studies.comparison.{name}"
+        for name in ("results:folder_results", "results:ComparisonResults", "report:report")
+    ),
 )
 
 
@@ -64,27 +68,24 @@ def register_schemas() -> dict[str, type[Config]]:
     return schemas
 
 
-# --- What the commands do.
-
-
 def _train(settings: TrainConfig | LanguageTrainConfig | ComparisonTrainConfig, output: Path) -> None:
     if settings.variant == "comparison":
-        resolve_name("jepa.studies.comparison.run")(settings, output)
+        resolve_name("jepa.studies.comparison:run")(settings, output)
     elif settings.variant == "vl_jepa":
-        resolve_name("jepa.training.run.train")(settings, output)
+        resolve_name("jepa.training.run:train")(settings, output)
     else:
         from jepa.evaluation.answers import check_before_training, evaluate_answers
 
         check_before_training(settings.answers, settings.data)
         from jepa.training.fit import is_first_process
 
-        folder = resolve_name("jepa.training.run.train")(settings, output)  # an arm is a run with its scores
+        folder = resolve_name("jepa.training.run:train")(settings, output)  # an arm is a run with its scores
         if is_first_process():
             evaluate_answers(folder, output / "evaluation", settings.answers, settings.accelerator)
 
 
 def _evaluate(settings: EvaluateConfig, output: Path) -> None:
-    resolve_name("jepa.evaluation.run.evaluate" if settings.requests is None else "jepa.studies.requests.run")(settings)
+    resolve_name("jepa.evaluation.run:evaluate" if settings.requests is None else "jepa.studies.requests:run")(settings)
 
 
 def _report(settings: ReportConfig, output: Path) -> int:
@@ -94,7 +95,7 @@ def _report(settings: ReportConfig, output: Path) -> int:
     from jepa.results import NotMetError
 
     if settings.compare is not None:
-        page = resolve_name("jepa.report.compare.report")(compared(settings))
+        page = resolve_name("jepa.report.compare:report")(compared(settings))
         announce(terminal(page), write_report(None, page, settings.output or "outputs/comparison", "comparison"))
         return 0
     document, folder, required = results_of(
@@ -135,17 +136,18 @@ def _quoted(value: str) -> str:
     return "'" + value.replace("'", "\\'") + "'"
 
 
+def _study(name: str, settings: Any, output: Path) -> None:
+    resolve_name(f"jepa.studies.{name}:run")(settings)
+
+
 # What runs the validated configuration, given Hydra's output folder. It may return an exit code.
 COMMANDS: dict[str, Callable[[Any, Path], int | None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,
-    "replay": lambda settings, output: resolve_name("jepa.studies.replay.run")(settings),
-    "cost": lambda settings, output: resolve_name("jepa.studies.cost.run")(settings),
+    "replay": partial(_study, "replay"),
+    "cost": partial(_study, "cost"),
 }
-
-
-# --- Launching one.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
