@@ -27,7 +27,7 @@ from jepa.cli import compose
 from jepa.config import LanguageTrainConfig, validate
 from jepa.data.packing import PackedBatch, pack
 from jepa.data.pairs import Example, read_chat
-from jepa.evaluation.answers import continuations, longest_answer
+from jepa.evaluation.answers import generate, longest_answer
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.training.language import make_tokenizer
 
@@ -121,8 +121,7 @@ def answers_per_second(
     `singles` of the pairs, evenly spaced, are answered one at a time, with `limit` new tokens (None: the longest gold
     answer).
     """
-    encoded = model.tokenizer.encode(pairs)
-    longest, prompts = longest_answer(encoded), [ids.given for ids in encoded]
+    longest = longest_answer(model.tokenizer.encode(pairs))
     spaced = [i * len(pairs) // singles for i in range(singles)]
     times: dict[str, list[float]] = {"batched": [], "one at a time": []}
     for repetition in tqdm(range(repetitions + 1), desc="repetitions"):
@@ -130,7 +129,7 @@ def answers_per_second(
             model.answer(pairs[:1], 4)
             continue
         started = time.perf_counter()
-        batched = model.texts(prompts, continuations(model, pairs, size))
+        batched = generate(model, pairs, size)
         times["batched"].append((time.perf_counter() - started) / len(pairs))
         started = time.perf_counter()
         alone = [model.answer([pairs[i]], limit or longest)[0] for i in spaced]

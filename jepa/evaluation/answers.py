@@ -136,8 +136,7 @@ def evaluate_answers(
     if CHOICE in answers.metrics:
         found = _choose(model, pairs, answers)
     elif answers.drafts is None:
-        prompts = [ids.given for ids in model.tokenizer.encode(pairs)]
-        found = _scored(model, model.texts(prompts, continuations(model, pairs, answers.batch_size)), pairs, answers)
+        found = _scored(model, generate(model, pairs, answers.batch_size), pairs, answers)
     else:
         found, drafts = _generate_with_drafts(model, pairs, answers, splits.validation)
     seconds = time.perf_counter() - started if drafts is None else drafts.seconds
@@ -212,10 +211,16 @@ def _operations(stages: Sequence[Node | None]) -> TrainingOperations | None:
 # --- Answers.
 
 
+def generate(model: LLMJEPA, pairs: Sequence[Example], batch_size: int) -> list[Decoded]:
+    """The model's own N answers, token by token."""
+    prompts = [ids.given for ids in model.tokenizer.encode(pairs)]
+    return model.texts(prompts, continuations(model, pairs, batch_size))
+
+
 def continuations(
     model: LLMJEPA, pairs: Sequence[Example], batch_size: int, drafter: Drafter | None = None
 ) -> list[Continuation]:
-    """The model's own N answers, no longer than the longest right one. Batches hold prompts of similar length."""
+    """The tokens of N answers, no longer than the longest right one. Batches hold prompts of similar length."""
     encoded = model.tokenizer.encode(pairs)
     longest = longest_answer(encoded)
     order = sorted(range(len(pairs)), key=lambda i: len(encoded[i].given))

@@ -44,11 +44,11 @@ def test_the_sweep_of_a_report_is_the_real_one(bench: ModuleType, monkeypatch: p
     """Half of the streams calibrates; every family of the configuration, its caches and scores are there."""
     seen: list[tuple[int, int, int]] = []
 
-    def swept(streams, decoder, families, *arguments, f=bench.sweep_setting, **options):
-        found = f(streams, decoder, families, *arguments, **options)
-        seen.append((len(streams["calibration"].records), len(streams["test"].records), options["workers"]))
+    def swept(streams, decoder, config, f=bench.sweep_setting, **options):
+        found = f(streams, decoder, config, **options)
+        seen.append((len(streams["calibration"]), len(streams["test"]), config.workers))
         curves = found.sweep.curves
-        assert curves.keys() == families.keys() == bench.report_configuration()["policies"].keys()
+        assert curves.keys() == config.policies.keys() == bench.report_configuration()["policies"].keys()
         assert all(point.cache is not None for point in curves["gate_cache"].test)
         assert curves["uniform"].test[0].cider_d.value > 5  # the stand-in says what is annotated
         return found
