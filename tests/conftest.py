@@ -26,6 +26,7 @@ from jepa.data.pairs import Example
 from jepa.data.regex_grammar import generate
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import corpus
+from jepa.encoders.language import LanguageModel
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.vl_jepa import VLJEPA
 
@@ -208,6 +209,25 @@ LLAMA = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+
+
+FAMILIES = {
+    "llama": {},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6, "final_logit_softcapping": 2.0},
+    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6},
+    "olmo2": {},
+    "mistral": {"sliding_window": 6},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+}
+
+
+def family(name: str, **changed: Any) -> LanguageModel:
+    """A random language model of a family, two layers deep."""
+    torch.manual_seed(0)
+    architecture = {**LLAMA, "model_type": name, "pad_token_id": None, "initializer_range": 0.3, **FAMILIES[name]}
+    return LanguageModel(architecture={**architecture, **changed}).eval()
 
 
 def language_config(

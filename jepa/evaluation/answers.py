@@ -86,6 +86,8 @@ def check_answers(answers: AnswersConfig, splits: ExampleSplits) -> None:
     pairs = getattr(splits, answers.split)
     if not pairs:
         raise InputError(f"answers.split must hold at least 1 pair, got none in {answers.split}")
+    if CHOICE in answers.metrics and answers.drafts is not None:
+        raise InputError(f"answers.drafts must be null with {CHOICE}, which generates nothing, got {answers.drafts}")
     for name in answers.metrics:
         if name != CHOICE:
             scorer = scorer_for(name, **_scorer_options(name, answers))
@@ -129,6 +131,8 @@ def evaluate_answers(
     pairs = getattr(splits, answers.split)[: answers.limit or None]
     training = _training(folder)
     check_answers(answers, splits)
+    if answers.drafts is not None:
+        model.drafter(answers.drafts)  # refused before anything is computed
     objective = ObjectiveConfig(**trained["objective"])
     predictions, targets, ids = embeddings(model, pairs, answers.batch_size, objective)
     started = time.perf_counter()

@@ -154,10 +154,13 @@ def _start(
         model, before = load_checkpoint(config.checkpoint, LLMJEPA)
     decoder = _decoder_node(config, model, splits)
     model.y_decoder = None if decoder is None else build(decoder)
-    if (transition := config.model.get("transition")) is not None:
+    transition = config.model.get("transition")
+    if (transition is None) != (config.draft is None):
+        raise InputError(f"draft and model.transition must be given together, got {config.draft} and {transition}")
+    if transition is not None:
         model.transition = build_as(LatentTransition, "model.transition", transition, width=model.language.width)
-    elif config.draft is not None:
-        raise InputError(f"draft must come with model.transition, got {transition}")
+    if config.answers.drafts is not None:
+        model.drafter(config.answers.drafts)  # refused before anything is trained
     changed: Node = {"model": {**model.node(), "y_decoder": decoder}}
     if config.checkpoint is not None and not config.stage.epochs:
         kept = checkpoint.read_config(Path(config.checkpoint))
@@ -260,7 +263,8 @@ class DraftModule(Stage):
         if model.transition is None:
             raise InputError("the model must have a transition to train, got none")
         self.model = model
-        self.parts = {"encoder": [model.language.lm.get_decoder()], "predictor": [model.transition]}
+        lm = model.language.lm
+        self.parts = {"encoder": [lm.get_decoder()], "predictor": [model.transition, lm.get_output_embeddings()]}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         assert self.model.transition is not None

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import LLAMA, language_config
+from conftest import FAMILIES, LLAMA, family, language_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from jepa import checkpoint
@@ -15,24 +15,8 @@ from jepa.data.packing import Layout, PackedBatch, pack
 from jepa.encoders.language import LanguageModel
 from jepa.errors import InputError
 
-FAMILIES = {
-    "llama": {},
-    "qwen3": {"head_dim": 8},
-    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6, "final_logit_softcapping": 2.0},
-    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6},
-    "olmo2": {},
-    "mistral": {"sliding_window": 6},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-}
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of peft
 IDS = torch.arange(20, 32)[None]
-
-
-def family(name: str, **changed) -> LanguageModel:
-    torch.manual_seed(0)
-    architecture = {**LLAMA, "model_type": name, "pad_token_id": None, "initializer_range": 0.3, **FAMILIES[name]}
-    return LanguageModel(architecture={**architecture, **changed}).eval()
 
 
 def states(language: LanguageModel, ids: torch.Tensor) -> torch.Tensor:

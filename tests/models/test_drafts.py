@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import LLAMA
+from conftest import FAMILIES, family
 
 from jepa.encoders.language import LanguageModel
 from jepa.models.drafts import Drafts, FirstOf, LatentDrafter, PromptLookup, generate, verify
 from jepa.predictors.transition import LatentTransition
 
-FAMILIES = {
-    "llama": {},
-    "qwen3": {"head_dim": 8},
-    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6, "final_logit_softcapping": 2.0},
-    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6},
-    "olmo2": {},
-    "mistral": {"sliding_window": 6},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-}
 PROMPTS = [[7, 8, 9, 10, 11, 12, 13], [20, 21], list(range(30, 50)), [3, 4, 3, 4, 3]]
-
-
-def family(name: str) -> LanguageModel:
-    torch.manual_seed(0)
-    architecture = {**LLAMA, "model_type": name, "pad_token_id": None, "initializer_range": 0.3, **FAMILIES[name]}
-    return LanguageModel(architecture=architecture).eval()
 
 
 def greedy(language: LanguageModel, prompt: list[int], limit: int) -> list[int]:
