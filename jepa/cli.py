@@ -75,10 +75,9 @@ def _train(settings: TrainConfig | LanguageTrainConfig | ComparisonTrainConfig, 
         resolve_name("jepa.training.run:train")(settings, output)
     else:
         from jepa.evaluation.answers import check_before_training, evaluate_answers
-
-        check_before_training(settings.answers, settings.data)
         from jepa.training.fit import is_first_process
 
+        check_before_training(settings.answers, settings.data)
         folder = resolve_name("jepa.training.run:train")(settings, output)  # an arm is a run with its scores
         if is_first_process():
             evaluate_answers(folder, output / "evaluation", settings.answers, settings.accelerator)

@@ -164,6 +164,7 @@ class ObjectiveConfig(Config):
     loss: Node
     regulariser: Node | None = None
     regulariser_weight: NonNegative = 0.0
+    transition_weight: NonNegative = 0.0  # of next-latent prediction by `model.transition`
     target: Literal["gradient", "stop_gradient", "ema"] = "gradient"  # of both sides, as published
     ema_decay: Fraction = 0.996
     loss_dropout: FractionBelowOne = 0.0

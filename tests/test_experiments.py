@@ -260,7 +260,7 @@ def test_drafts_are_trained_on_a_frozen_model_and_change_no_answer(tmp_path, cap
     assert main([*evaluate, "+answers.drafts=latent"]) == 2
     assert "needs a checkpoint with a draft stage" in capsys.readouterr().err
     assert main([*command, *short, *data, "draft=null", "stage.epochs=0.1", "accelerator=cpu"]) == 2
-    assert "draft and model.transition must be given together" in capsys.readouterr().err
+    assert "model.transition must be given with draft or objective.transition_weight" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arm", "weight"), [("ntp", 0.0), ("llm_jepa", 0.3), ("cosine", 1.0)])

@@ -39,7 +39,10 @@ METHOD = "llm_jepa"  # the arm of the report's first sentence; without it, the f
 
 _ALIKE = ("config.data", "config.tokenizer", "config.model", "split", "pairs", "scores")  # in every evaluation
 _OF_ARM = ("config.objective", "config.equal_flops", "config.stage", "config.precision")  # in every one of an arm
-_FREE = ("config.stage.row_tokens",)  # how examples are packed into rows changes no loss
+_FREE = (  # how examples are packed into rows changes no loss; a transition is of the objective or of drafts
+    "config.stage.row_tokens",
+    "config.model.transition",
+)
 _T = TypeVar("_T")
 
 
@@ -183,11 +186,11 @@ def _settings_of(run: _Evaluated, keys: Sequence[str]) -> dict[str, JsonValue]:
         "pairs": document.pairs,
         "scores": [*run.verdicts],
     }
-    return {
-        key: value
-        for key, value in _leaves(settings)
-        if key not in _FREE and any(key == start or key.startswith(f"{start}.") for start in keys)
-    }
+    return {key: value for key, value in _leaves(settings) if not _below(key, _FREE) and _below(key, keys)}
+
+
+def _below(key: str, starts: Sequence[str]) -> bool:
+    return any(key == start or key.startswith(f"{start}.") for start in starts)
 
 
 def _check_budget(arms: Mapping[str, Sequence[_Evaluated]]) -> None:

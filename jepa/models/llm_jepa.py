@@ -32,13 +32,14 @@ Request = str | Example
 
 
 class Pass(NamedTuple):
-    """What one pass over packed rows gives; the last three are None where the rows do not hold them."""
+    """What one pass over packed rows gives; a field is None where the rows do not hold it."""
 
     logits: Tensor  # (M, V) at the trained positions
     labels: Tensor  # (M,) tokens that come next
     predictions: Tensor | None  # (N, E) predicted embeddings, raw
     targets: Tensor | None  # (N, E) target embeddings, raw
     tube: Tensor | None  # (N, 3, E) states at three positions of each conversation
+    states: Tensor  # (R, L, D) of all positions
 
 
 class RequestStates(NamedTuple):
@@ -52,8 +53,8 @@ class RequestStates(NamedTuple):
 class LLMJEPA(nn.Module):
     """One language model in the roles of X-Encoder, Predictor and Y-Encoder, and of the Y-Decoder by its own answers.
 
-    An embedding is a state of the last layer: E = D. Two parts may be trained afterwards, on a frozen model:
-    `y_decoder`, a second Y-Decoder from the embedding alone, and `transition`, which drafts answers.
+    An embedding is a state of the last layer: E = D. Two parts may be there besides: `y_decoder`, a second Y-Decoder
+    from the embedding alone, trained on a frozen model, and `transition`, which drafts answers.
 
     >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 300}
@@ -113,7 +114,7 @@ class LLMJEPA(nn.Module):
         def at(index: Tensor) -> Tensor | None:
             return flat[index] if len(index) else None
 
-        return Pass(logits, rows.labels[trained], at(rows.predicted), at(rows.target), at(rows.tube))
+        return Pass(logits, rows.labels[trained], at(rows.predicted), at(rows.target), at(rows.tube), states)
 
     # --- The four roles, as VL-JEPA has them. ---
 

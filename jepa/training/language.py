@@ -32,7 +32,6 @@ from jepa.data.chat import ChatIds, ChatTokenizer
 from jepa.data.packing import pack, target_numbers
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
-from jepa.losses.transition import next_latent_loss
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import count_flops
 from jepa.predictors.transition import LatentTransition
@@ -50,7 +49,7 @@ from jepa.training.fit import (
 )
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, JointStage, ParameterGroup, Stage, without_gradients
-from jepa.training.objectives import Objective
+from jepa.training.objectives import Objective, next_latent_terms
 
 _NEXT_TOKEN_ARMS = ("ntp", "ntp_equal_flops")
 
@@ -75,6 +74,8 @@ class LanguageModule(JointStage):
             models.append(self.teacher)
         lms = [each.language.lm for each in models]
         self.parts = {"encoder": [part for lm in lms for part in (lm.get_decoder(), lm.get_output_embeddings())]}
+        if objective.config.transition_weight > 0:
+            self.parts["predictor"] = [model.transition]
         self.tokens = 0  # of this process
 
     def facts(self) -> StageRecord:
@@ -114,9 +115,10 @@ def train(config: LanguageTrainConfig, output: Path) -> Path:
     """
     check_devices(config)
     weight, epochs = config.objective.weight, config.stage.epochs
-    if config.arm in _NEXT_TOKEN_ARMS and weight != 0:
+    if config.arm in _NEXT_TOKEN_ARMS and (weight or config.objective.transition_weight):
         raise InputError(
-            f"objective.weight must be 0 in arm {config.arm}, which is next-token training, got {weight}; "
+            f"objective.weight and transition_weight must be 0 in arm {config.arm}, which is next-token training, got "
+            f"{weight} and {config.objective.transition_weight}; "
             "what the arms of a method have in common is set under method"
         )
     if config.checkpoint is None and not epochs:
@@ -155,8 +157,11 @@ def _start(
     decoder = _decoder_node(config, model, splits)
     model.y_decoder = None if decoder is None else build(decoder)
     transition = config.model.get("transition")
-    if (transition is None) != (config.draft is None):
-        raise InputError(f"draft and model.transition must be given together, got {config.draft} and {transition}")
+    if (transition is None) == (config.draft is not None or config.objective.transition_weight > 0):
+        raise InputError(
+            "model.transition must be given with draft or objective.transition_weight, and only with them, got "
+            f"{transition}, {config.draft} and {config.objective.transition_weight}"
+        )
     if transition is not None:
         model.transition = build_as(LatentTransition, "model.transition", transition, width=model.language.width)
     if config.answers.drafts is not None:
@@ -210,7 +215,8 @@ def _train_language(
     batches = objective.batches(pairs, model, stage, config.seed, steps, config.devices)
     held_out = validation_batches(objective, model, stage, validation)
     callback.known = {"pairs": len(pairs), "duplicates": dict(splits.duplicates), "steps_stretched": stretched}
-    with without_gradients(model.y_decoder):
+    idle = model.transition if objective.config.transition_weight == 0 else None
+    with without_gradients(model.y_decoder), without_gradients(idle):
         trainer = fit(module, batches, held_out, config, output, "llm_jepa", callback)
     return {**summary(trainer), **module.facts()}
 
@@ -272,14 +278,10 @@ class DraftModule(Stage):
 
     def terms(self, batch: PairBatch) -> dict[str, Tensor]:
         """`smooth_l1` and `kl` of a batch, in float32."""
-        language, rows, transition = self.model.language, batch.rows, self.model.transition
-        assert transition is not None
+        rows = batch.rows
         with torch.no_grad():
-            states = language.states(rows.ids, rows.segments, rows.parents, rows.positions).float()
-        with torch.autocast(states.device.type, enabled=False):
-            embed = language.lm.get_input_embeddings()
-            pair = next_latent_loss(transition, states, rows.labels, embed, language.logits, transition.horizon)
-        return dict(zip(("smooth_l1", "kl"), pair, strict=True))
+            states = self.model.language.states(rows.ids, rows.segments, rows.parents, rows.positions)
+        return next_latent_terms(self.model, states, rows.labels)
 
     def training_step(self, batch: PairBatch, index: int) -> Tensor:
         terms = self.terms(batch)

@@ -15,12 +15,13 @@ from jepa.data.chat import ChatIds
 from jepa.data.packing import Layout
 from jepa.errors import InputError
 from jepa.losses.gather import GlobalBatch
+from jepa.losses.transition import next_latent_loss
 from jepa.losses.tube import semantic_tube
 from jepa.models.llm_jepa import LLMJEPA
 
 
 class Objective(nn.Module):
-    """γ·CE + λ·d(prediction, target) + a regulariser, of what one pass gives (LLM-JEPA eq. 2).
+    """γ·CE + λ·d(prediction, target) + a regulariser + next-latent prediction, of one pass (LLM-JEPA eq. 2).
 
     On several ranks the mean over ranks of the losses, and of their gradients, is that of the global batch. With loss
     dropout α the latent term is there on a fraction 1 − α of the batches, with the weight λ / (1 − α): its mean weight
@@ -112,10 +113,23 @@ class Objective(nn.Module):
                 if self.regulariser is not None:
                     parts["regulariser"] = self.regulariser(predictions, targets)
         loss = config.next_token_weight * parts["next_token"]
+        if config.transition_weight > 0:
+            parts |= (found := next_latent_terms(model, out.states, rows.labels))
+            loss = loss + config.transition_weight * sum(found.values())
         for name, weight in (("latent", config.weight), ("regulariser", config.regulariser_weight)):
             if name in parts:
                 loss = loss + weight / (1 - config.loss_dropout) * parts[name]
         return {"loss": loss, **parts}
+
+
+def next_latent_terms(model: LLMJEPA, states: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """`smooth_l1` and `kl` of next-latent prediction by the model's transition, in float32."""
+    transition, language = model.transition, model.language
+    assert transition is not None
+    with torch.autocast(states.device.type, enabled=False):
+        embed = language.lm.get_input_embeddings()
+        pair = next_latent_loss(transition, states.float(), labels, embed, language.logits, transition.horizon)
+    return dict(zip(("smooth_l1", "kl"), pair, strict=True))
 
 
 def _check(config: ObjectiveConfig) -> None:

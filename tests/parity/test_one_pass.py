@@ -11,12 +11,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 
 from jepa.data.packing import IGNORE, pack
 from jepa.encoders.language import LanguageModel
+from jepa.losses.transition import next_latent_loss
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.predictors.tied import TiedPredictor
+from jepa.predictors.transition import LatentTransition
 
 SIZE = {
     "vocab_size": 410,
@@ -173,6 +176,28 @@ def test_one_pass_equals_separate_passes(name, attention, encoded, chat_tokenize
 )
 def test_every_layout_equals_separate_passes(tokens, placement, layout, encoded, chat_tokenizer):
     assert_equal(model_of("gemma3", chat_tokenizer, "sdpa", tokens, placement), encoded, **layout)
+
+
+def test_next_latent_prediction_equals_separate_passes(encoded, chat_tokenizer):
+    model = model_of("gemma3", chat_tokenizer, "sdpa")
+    transition, embed = LatentTransition(16).double(), model.language.lm.get_input_embeddings()
+    torch.nn.init.normal_(transition.mlp[-1].weight)
+    states, labels = [], []
+    with InFloat64():
+        for pair in encoded:
+            ids = torch.tensor(pair.prompt + pair.completion)
+            states.append(model.language.lm(input_ids=ids[None], output_hidden_states=True).hidden_states[-1][0])
+            start = len(pair.prompt) + pair.opening
+            labels.append(torch.full_like(ids, IGNORE))
+            labels[-1][start - 1 : -1] = ids[start:]
+        apart = pad_sequence(states, batch_first=True), pad_sequence(labels, batch_first=True, padding_value=IGNORE)
+        rows = pack(encoded, model.layout(row_tokens=150), encoded, range(len(encoded)))
+        found = []
+        for where in ((model(rows).states, rows.labels), apart):
+            loss = sum(next_latent_loss(transition, *where, embed, model.language.logits, horizon=4))
+            found.append((loss, gradients(model, loss)))
+    torch.testing.assert_close(*(loss for loss, _ in found), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(*(gradient for _, gradient in found), rtol=1e-7, atol=1e-10)
 
 
 def test_a_wrong_window_shows(encoded, chat_tokenizer):

@@ -23,6 +23,7 @@ from jepa.errors import InputError
 from jepa.losses.infonce import InfoNCE
 from jepa.metrics import LatentGeometry
 from jepa.operations import TrainingMeter, count_flops
+from jepa.predictors.transition import LatentTransition
 from jepa.training import language
 from jepa.training.language import LanguageModule, step_flops
 from jepa.training.modules import CollapseWarning
@@ -64,6 +65,8 @@ def train_config(
 ) -> dict[str, Any]:
     tiny = language_config(LLAMA, **model)["model"]
     tiny["y_decoder"] = None
+    if (changed or {}).get("transition_weight"):
+        tiny["transition"] = {"_target_": "jepa.predictors.transition.LatentTransition", "horizon": 2}
     tiny["language_model"] = {"pretrained": None, "lora": None, **tiny["language_model"]}
     data = {"pairs": 100, "test_pairs": 2, "validation_fraction": 0.1, "seed": 0, "system": False}
     config = {
@@ -113,6 +116,8 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "separate rows": ({"rows": "separate", "view": "alone"}, {}),
     "everything": ({"train_on": "everything"}, {}),
     "lora": ({}, {"lora": {"r": 2}}),
+    "transition": ({"weight": 0.0, "transition_weight": 0.5}, {}),
+    "all of it by lora": ({"transition_weight": 0.5}, {"lora": {"r": 2}}),
 }
 
 
@@ -129,9 +134,11 @@ def test_every_objective_trains_and_its_checkpoint_loads(arm, tmp_path):
     losses = logged(tmp_path, "loss")
     assert losses
     latent = logged(tmp_path, "latent")
-    assert bool(latent) == (arm != "next tokens") or arm == "loss dropout"  # which may have skipped both steps
+    without = arm in ("next tokens", "transition")
+    assert bool(latent) != without or arm == "loss dropout"  # which may have skipped both steps
     assert len(logged(tmp_path, "val/next_token")) == 1
     loaded = checkpoint.load(folder)
+    assert (loaded.transition is not None) == bool(logged(tmp_path, "kl")) == ("transition_weight" in changed)
     assert loaded.answer(["lines with a digit"], 3)[0].tokens <= 3
     assert loaded.predictor.tokens == model.get("tokens", 1)
 
@@ -162,6 +169,20 @@ def test_the_loss_is_what_equation_2_says(tiny_llm_jepa, pairs):
     torch.testing.assert_close(parts["latent"], distance)
     torch.testing.assert_close(parts["next_token"], F.cross_entropy(out.logits, out.labels))
     torch.testing.assert_close(parts["loss"], 0.4 * parts["next_token"] + 0.7 * distance)
+
+
+def test_next_latent_prediction_reaches_the_model_beside_the_other_terms(tiny_llm_jepa, pairs):
+    model = copy.deepcopy(tiny_llm_jepa)
+    model.transition = LatentTransition(model.language.width, horizon=2)
+    chosen, plain = objective(transition_weight=0.5), objective()
+    batch = batch_of(chosen, model, pairs)
+    with_it, without = chosen(model, None, batch), plain(model, None, batch)
+    assert with_it["latent"] == without["latent"]
+    assert with_it["kl"] > 0 < with_it["smooth_l1"]
+    extra = with_it["loss"] - without["loss"]
+    torch.testing.assert_close(extra, 0.5 * (with_it["kl"] + with_it["smooth_l1"]))
+    extra.backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.language.lm.get_decoder().layers.parameters())
 
 
 def test_next_token_training_has_no_extra_tokens_and_the_same_next_token_loss(tiny_llm_jepa, pairs):
@@ -336,8 +357,9 @@ def test_collapse_is_warned_of_while_there_is_a_latent_term(tmp_path):
         ({"stage": {"epochs": 0.0}}, r"epochs must be > 0 for a new language model, got 0 and no checkpoint"),
         ({"devices": 2, "strategy": "ddp"}, "must be launched by torchrun --nproc-per-node 2"),
         ({"strategy": "ddp"}, "devices > 1 must come with a strategy"),
-        ({"arm": "ntp"}, "objective.weight must be 0 in arm ntp, .* got 0.3; .* under method"),
-        ({"arm": "ntp_equal_flops"}, "objective.weight must be 0 in arm ntp_equal_flops, .* got 0.3"),
+        ({"arm": "ntp"}, "objective.weight and transition_weight must be 0 in arm ntp, .* got 0.3 and 0.0; .* method"),
+        ({"arm": "ntp_equal_flops"}, "must be 0 in arm ntp_equal_flops, .* got 0.3"),
+        ({"objective": objective_config(transition_weight=1.0)}, "model.transition must be given with .*, got None"),
     ],
 )
 def test_bad_runs_are_named(changed, message, tmp_path):
@@ -346,11 +368,16 @@ def test_bad_runs_are_named(changed, message, tmp_path):
         train(plain | changed | {"stage": plain["stage"]}, tmp_path)
 
 
-@pytest.mark.parametrize("changed", [{}, {"target": "ema"}, {"weight": 0.0}], ids=["default", "ema", "next tokens"])
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"target": "ema"}, {"weight": 0.0}, {"transition_weight": 1.0}],
+    ids=["default", "ema", "next tokens", "transition"],
+)
 def test_the_operations_of_training_are_those_of_its_steps(changed, tiny_llm_jepa, pairs):
     """What the meter adds up from rows is what `count_flops` sees of the whole steps."""
-    chosen = objective(**changed)
-    module = LanguageModule(copy.deepcopy(tiny_llm_jepa), chosen, stage_config(4))
+    chosen, model = objective(**changed), copy.deepcopy(tiny_llm_jepa)
+    model.transition = LatentTransition(model.language.width) if "transition_weight" in changed else None
+    module = LanguageModule(model, chosen, stage_config(4))
     encoded = module.model.tokenizer.encode(pairs)
     batches = chosen.batches(encoded, module.model, LanguageStageConfig(**STAGE), 0, 3)
     meter = TrainingMeter(module.parts, module.losses)
@@ -380,8 +407,9 @@ HEAD = {"_target_": LOSSES + "infonce.ProjectionHead", "width": 32, "hidden": 16
         {"weight": 0.0, "loss": {**INFONCE, "learnable": True}},  # a loss that nothing trains
         {"target": "ema"},
         {"latent": "tube"},
+        {"weight": 0.0, "transition_weight": 1.0},
     ],
-    ids=["learned loss, dropped out", "next tokens", "ema", "tube"],
+    ids=["learned loss, dropped out", "next tokens", "ema", "tube", "transition"],
 )
 def test_two_processes_train_as_one_does_on_both_batches(changes, tmp_path):
     """Negatives of both, a mean over the tokens of both, and both leave the latent term out on the same steps."""
