@@ -202,6 +202,7 @@ class AnswersConfig(Config):
     drafts: Literal["latent", "lookup", "both"] | None = None  # drafted by the transition, from the prompt, or by both
     draft_tokens: Count = 8  # at most
     draft_threshold: Fraction | None = None  # of the probability that a draft stands; null: calibrated on validation
+    draft_vocabulary: Literal["all", "answers"] = "all"  # tokens of the transition's drafts: those of training answers
 
 
 class LanguageTrainConfig(RunConfig):
@@ -336,9 +337,6 @@ class ReportConfig(SweepConfig):
     checkpoint: str | None = None  # null: the evaluated one; only its decoder runs
     output: str | None = None  # null: the parent folder of the evaluation
     tolerances: Annotated[list[FractionBelowOne], NotEmpty] = [0.0, 0.02, 0.05, 0.1]  # of the quality, may be lost
-
-
-# --- Defaults for Hydra, and validation ---
 
 
 def defaults(schema: type[Config]) -> Node:

@@ -27,7 +27,7 @@ from jepa.cli import compose
 from jepa.config import LanguageTrainConfig, validate
 from jepa.data.packing import PackedBatch, pack
 from jepa.data.pairs import Example, read_chat
-from jepa.evaluation.answers import generate, longest_answer
+from jepa.evaluation.generation import generate, longest_answer
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.training.language import make_tokenizer
 
@@ -129,7 +129,7 @@ def answers_per_second(
             model.answer(pairs[:1], 4)
             continue
         started = time.perf_counter()
-        batched = generate(model, pairs, size)
+        batched = generate(model, pairs, size).answers
         times["batched"].append((time.perf_counter() - started) / len(pairs))
         started = time.perf_counter()
         alone = [model.answer([pairs[i]], limit or longest)[0] for i in spaced]

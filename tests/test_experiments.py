@@ -249,14 +249,22 @@ def test_drafts_are_trained_on_a_frozen_model_and_change_no_answer(tmp_path, cap
     assert stages[-1]["operations"]["parts"]["predictor"]["flops"] > 0
     files = [folder / "evaluation" / "predictions.jsonl" for folder in (first, second)]
     assert files[0].read_bytes() == files[1].read_bytes()
-    drafts = read_document(second / "evaluation", AnswerEvaluation).drafts
-    assert drafts.identical == 4
-    assert drafts.passes + sum(drafts.accepted) >= drafts.uniform_passes > sum(drafts.accepted) >= 0
+    found = read_document(second / "evaluation", AnswerEvaluation)
+    drafts, passes = found.drafting, found.generation.forward_passes
+    assert drafts.identical == drafts.uniform.calls == 4
+    assert sum(drafts.passes) == passes
+    assert sum(drafts.given) == drafts.uniform.forward_passes == drafts.uniform.tokens == found.generation.tokens
+    assert passes + sum(drafts.accepted) >= drafts.uniform.forward_passes > sum(drafts.accepted) >= 0
+    assert main(["report", f"evaluation={second}/evaluation"]) == 0
+    assert "texts identical to token by token" in (second / "report.md").read_text(encoding="utf-8")
     assert "4 texts identical" in capsys.readouterr().out
     evaluate = ["evaluate", f"checkpoint={first}/checkpoint", f"output={tmp_path}/lookup", "accelerator=cpu"]
     assert main([*evaluate, "+answers.drafts=lookup", "+answers.draft_tokens=3"]) == 0
-    lookup = read_document(tmp_path / "lookup", AnswerEvaluation).drafts
-    assert (lookup.identical, lookup.most, lookup.threshold) == (4, 3, None)
+    lookup = read_document(tmp_path / "lookup", AnswerEvaluation).drafting
+    assert (lookup.identical, lookup.most, lookup.threshold) == (4, 3, 0.0)
+    few = ["evaluate", f"checkpoint={second}/checkpoint", f"output={tmp_path}/few", "accelerator=cpu"]
+    assert main([*few, "+answers.drafts=latent", "+answers.draft_vocabulary=answers"]) == 0
+    assert read_document(tmp_path / "few", AnswerEvaluation).drafting.identical == 4
     assert main([*evaluate, "+answers.drafts=latent"]) == 2
     assert "needs a checkpoint with a draft stage" in capsys.readouterr().err
     assert main([*command, *short, *data, "draft=null", "stage.epochs=0.1", "accelerator=cpu"]) == 2

@@ -6,7 +6,7 @@ R rows of L tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -120,9 +120,9 @@ class LanguageModel(nn.Module):
         base = self.lm.get_decoder()
         return base(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state
 
-    def logits(self, states: Tensor) -> Tensor:
-        """Next-token logits (..., V) of states (..., D), float32 or wider."""
-        logits = self.lm.get_output_embeddings()(states)
+    def logits(self, states: Tensor, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Next-token logits (..., V) of states (..., D), float32 or wider; `head` in place of the model's own."""
+        logits = (head or self.lm.get_output_embeddings())(states)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 

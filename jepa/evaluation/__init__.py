@@ -11,6 +11,7 @@ _HOMES = {
     ),
     **dict.fromkeys(("Swept", "check_sweep", "stream_results", "sweep_setting"), "sweep"),
     **dict.fromkeys(("Found", "Task"), "tasks"),
+    **dict.fromkeys(("Generated", "drafter_of", "generate", "with_drafts"), "generation"),
     **dict.fromkeys(("compared", "evaluate", "results_of"), "run"),
     "Ranks": "processes",
 }

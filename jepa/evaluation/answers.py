@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,47 +17,30 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from jepa import checkpoint
 from jepa.build import Node, build_as
 from jepa.config import AnswersConfig, ObjectiveConfig
-from jepa.data.chat import ChatIds
 from jepa.data.json_lines import located
 from jepa.data.packing import IGNORE, PackedBatch, pack, target_numbers
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
+from jepa.evaluation.generation import drafter_of, longest_answer, progress, with_drafts
 from jepa.evaluation.provenance import device_of, evaluated, trained_stages
 from jepa.evaluation.tasks import score_line
 from jepa.metrics.answers import METRICS, multiple_choice, proportion_interval, score, scorer_for
-from jepa.metrics.latents import (
-    LatentGeometry,
-    collapse_message,
-    paraphrase,
-    recall_at_false_fraction,
-    ridge_r2,
-)
+from jepa.metrics.latents import LatentGeometry, collapse_message, paraphrase, recall_at_false_fraction, ridge_r2
 from jepa.metrics.per_token import answer_costs, choice_costs
 from jepa.models.costs import pass_flops
-from jepa.models.drafts import Continuation, Drafter, fastest
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import TRAINING_PARTS, OperationLedger, PartCount
 from jepa.results.base import write_files
-from jepa.results.documents import (
-    AnswerCosts,
-    AnswerEvaluation,
-    AnswerScore,
-    DraftedGeneration,
-    Generation,
-    LanguageTraining,
-    TrainingOperations,
-)
+from jepa.results.documents import AnswerCosts, AnswerEvaluation, AnswerScore, LanguageTraining, TrainingOperations
 from jepa.selective import Decoded
 
 CHOICE = "multiple_choice"  # the metric that compares likelihoods; the others read a generated text
 PREDICTIONS = "predictions.jsonl"
 _ROW_TOKENS = 64
-_THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5)  # of drafts; one is chosen on validation pairs
 _PARAPHRASES = 100  # fewest answers in two phrasings whose neighbours say something
 
 
@@ -67,7 +50,6 @@ class _Answered(NamedTuple):
     texts: list[str]
     verdicts: dict[str, list[bool]]
     costs: dict[str, AnswerCosts]
-    tokens: int
 
 
 # --- Checks before anything is trained or generated.
@@ -132,19 +114,17 @@ def evaluate_answers(
     training = _training(folder)
     check_answers(answers, splits)
     if answers.drafts is not None:
-        model.drafter(answers.drafts)  # refused before anything is computed
+        drafter_of(model, answers, splits)  # refused before anything is computed
     objective = ObjectiveConfig(**trained["objective"])
     predictions, targets, ids = embeddings(model, pairs, answers.batch_size, objective)
-    started = time.perf_counter()
-    drafts: DraftedGeneration | None = None
+    drafting = None
     if CHOICE in answers.metrics:
+        started = time.perf_counter()
         found = _choose(model, pairs, answers)
-    elif answers.drafts is None:
-        found = _scored(model, generate(model, pairs, answers.batch_size), pairs, answers)
+        count = PartCount(calls=len(pairs), seconds=time.perf_counter() - started)
     else:
-        found, drafts = _generate_with_drafts(model, pairs, answers, splits.validation)
-    seconds = time.perf_counter() - started if drafts is None else drafts.seconds
-    generation = Generation(seconds=seconds, tokens=found.tokens)
+        made, drafting = with_drafts(model, pairs, answers, splits)
+        found, count = _scored(model, made.answers, pairs, answers), made.spent
     texts = {"prediction": found.texts}
     if model.y_decoder is not None and CHOICE not in answers.metrics:
         said = _from_embeddings(model, pairs, predictions, answers)
@@ -161,8 +141,8 @@ def evaluate_answers(
         split=answers.split,
         pairs=len(pairs),
         scores={name: _score(right, found.costs[name]) for name, right in found.verdicts.items()},
-        generation=generation,
-        drafts=drafts,
+        generation=count,
+        drafting=drafting,
         geometry={name: value for name, value in measured.items() if math.isfinite(value)},
         warning=collapse_message(measured) if measured else "fewer than 2 distinct targets: nothing to tell apart",
     )
@@ -215,79 +195,13 @@ def _operations(stages: Sequence[Node | None]) -> TrainingOperations | None:
 # --- Answers.
 
 
-def generate(model: LLMJEPA, pairs: Sequence[Example], batch_size: int) -> list[Decoded]:
-    """The model's own N answers, token by token."""
-    prompts = [ids.given for ids in model.tokenizer.encode(pairs)]
-    return model.texts(prompts, continuations(model, pairs, batch_size))
-
-
-def continuations(
-    model: LLMJEPA, pairs: Sequence[Example], batch_size: int, drafter: Drafter | None = None
-) -> list[Continuation]:
-    """The tokens of N answers, no longer than the longest right one. Batches hold prompts of similar length."""
-    encoded = model.tokenizer.encode(pairs)
-    longest = longest_answer(encoded)
-    order = sorted(range(len(pairs)), key=lambda i: len(encoded[i].given))
-    found: dict[int, Continuation] = {}
-    for start in _progress(len(pairs), batch_size, "answers"):
-        chosen = order[start : start + batch_size]
-        prompts = [encoded[i].given for i in chosen]
-        found.update(zip(chosen, model.continuations(prompts, longest, drafter), strict=True))
-    return [found[i] for i in range(len(pairs))]
-
-
-def longest_answer(encoded: Iterable[ChatIds]) -> int:
-    """Tokens of the longest right answer, its end included."""
-    return max(len(ids.completion) - ids.opening for ids in encoded)
-
-
-def _threshold(model: LLMJEPA, answers: AnswersConfig, validation: Sequence[Example]) -> float | None:
-    """Of the transition's drafts: as given, or the one of a few that is fastest on validation pairs."""
-    if answers.drafts == "lookup" or answers.draft_threshold is not None:
-        return answers.draft_threshold
-    if not (pairs := validation[:64]):
-        raise InputError("answers.draft_threshold must be given where there are no validation pairs, got null")
-    drafters = {each: model.drafter(answers.drafts, answers.draft_tokens, each) for each in _THRESHOLDS}
-    return fastest(_THRESHOLDS, lambda each: continuations(model, pairs, answers.batch_size, drafters[each]))
-
-
-def _generate_with_drafts(
-    model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig, validation: Sequence[Example]
-) -> tuple[_Answered, DraftedGeneration]:
-    """Answers with drafts, and what these took beside generation token by token."""
-    threshold = _threshold(model, answers, validation)
-    drafter = model.drafter(answers.drafts, answers.draft_tokens, threshold or 0.0)
-    prompts = [ids.given for ids in model.tokenizer.encode(pairs)]
-    runs, clock = list[list[Continuation]](), [time.perf_counter()]
-    for each in (None, drafter):
-        runs.append(continuations(model, pairs, answers.batch_size, each))
-        clock.append(time.perf_counter())
-    uniform, decoded = (model.texts(prompts, rows) for rows in runs)
-    passes = [each for row in runs[1] for each in row.passes]
-    record = DraftedGeneration(
-        drafts=str(answers.drafts),
-        most=answers.draft_tokens,
-        threshold=threshold,
-        passes=len(passes),
-        drafted=tuple(sum(each.drafted > place for each in passes) for place in range(answers.draft_tokens)),
-        accepted=tuple(sum(each.accepted > place for each in passes) for place in range(answers.draft_tokens)),
-        flops=sum(each.flops for each in decoded),
-        identical=sum(a.tokens == b.tokens for a, b in zip(*runs, strict=True)),
-        uniform_passes=sum(len(row.passes) for row in runs[0]),
-        uniform_flops=sum(each.flops for each in uniform),
-        seconds=clock[2] - clock[1],
-        uniform_seconds=clock[1] - clock[0],
-    )
-    return _scored(model, decoded, pairs, answers), record
-
-
 def _from_embeddings(
     model: LLMJEPA, pairs: Sequence[Example], predictions: Tensor, answers: AnswersConfig
 ) -> _Answered:
     """Answers of the Y-Decoder to predicted embeddings (N, E). Predicting them is part of their cost."""
     decoded = [one for part in predictions.split(answers.batch_size) for one in model.decode(part)]
     ledger = OperationLedger()
-    starts = _progress(len(pairs), answers.batch_size, "operations")
+    starts = progress(len(pairs), answers.batch_size, "operations")
     for _ in model.stream((pairs[start : start + answers.batch_size] for start in starts), ledger):
         pass
     return _scored(model, decoded, pairs, answers, before=ledger.total_flops / len(pairs))
@@ -306,7 +220,7 @@ def _scored(
         name: AnswerCosts.model_validate(answer_costs(torch.tensor(right), tokens, flops, longest))
         for name, right in verdicts.items()
     }
-    return _Answered(texts, verdicts, costs, int(tokens.sum()))
+    return _Answered(texts, verdicts, costs)
 
 
 def _choose(model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig) -> _Answered:
@@ -314,7 +228,7 @@ def _choose(model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig) ->
     choices, flops = answers.choices, 0
     layout = model.layout(row_tokens=_ROW_TOKENS)
     likelihoods = torch.empty(len(pairs), len(choices))
-    for start in _progress(len(pairs), answers.batch_size, "choices"):
+    for start in progress(len(pairs), answers.batch_size, "choices"):
         for column, choice in enumerate(choices):
             part = [Example(p.prompt, choice, p.system) for p in pairs[start : start + answers.batch_size]]
             encoded = model.tokenizer.encode(part)
@@ -330,7 +244,7 @@ def _choose(model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig) ->
     cost = choice_costs(sum(right) / len(right), flops / len(pairs))
     unbounded = {"ock_score": None, "accuracy_within": None, "accuracy_area": None}  # of generated tokens only
     texts = [choices[int(c)] for c in likelihoods.argmax(1)]
-    return _Answered(texts, {CHOICE: right}, {CHOICE: AnswerCosts.model_validate(cost | unbounded)}, 0)
+    return _Answered(texts, {CHOICE: right}, {CHOICE: AnswerCosts.model_validate(cost | unbounded)})
 
 
 def _score(right: Sequence[bool], cost: AnswerCosts) -> AnswerScore:
@@ -354,7 +268,7 @@ def embeddings(
     encoded = model.tokenizer.encode(pairs)
     ids = target_numbers(encoded, layout)
     predictions, targets = [], []
-    for start in _progress(len(pairs), batch_size, "latents"):
+    for start in progress(len(pairs), batch_size, "latents"):
         part = encoded[start : start + batch_size]
         rows = pack(part, layout, part, ids[start : start + batch_size])
         rows = rows._replace(labels=torch.full_like(rows.labels, IGNORE))  # no logits are wanted
@@ -406,9 +320,5 @@ def _summary(document: AnswerEvaluation) -> list[str]:
         score_line(name.replace("paraphrase.", "two phrasings: "), value) for name, value in document.geometry.items()
     )
     warning = [f"warning: {document.warning}"] if document.warning else []
-    drafts = [f"{f'drafts: {found.drafts}':28} {found.words}"] if (found := document.drafts) is not None else []
+    drafts = [] if (found := document.drafting) is None else [f"{f'drafts: {found.drafts}':28} {document.drafted}"]
     return [f"{document.pairs} pairs of the {document.split} split", *scores, *drafts, *measured, *warning]
-
-
-def _progress(count: int, size: int, what: str) -> Iterable[int]:
-    return tqdm(range(0, count, size), desc=what, unit="batch", leave=False)

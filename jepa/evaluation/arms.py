@@ -7,7 +7,7 @@ the paired t test asks whether another training would show it, McNemar's exact t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -19,7 +19,7 @@ from jepa.data.json_lines import read_lines
 from jepa.errors import InputError
 from jepa.evaluation.answers import PREDICTIONS
 from jepa.metrics.paired import paired_test
-from jepa.results import is_kind, read_document
+from jepa.results import is_kind, leaves, read_document
 from jepa.results.documents import (
     Accuracy,
     AgainstBaseline,
@@ -186,7 +186,7 @@ def _settings_of(run: _Evaluated, keys: Sequence[str]) -> dict[str, JsonValue]:
         "pairs": document.pairs,
         "scores": [*run.verdicts],
     }
-    return {key: value for key, value in _leaves(settings) if not _below(key, _FREE) and _below(key, keys)}
+    return {key: value for key, value in leaves(settings) if not _below(key, _FREE) and _below(key, keys)}
 
 
 def _below(key: str, starts: Sequence[str]) -> bool:
@@ -203,15 +203,6 @@ def _check_budget(arms: Mapping[str, Sequence[_Evaluated]]) -> None:
                 f"{runs[0].path}: config.equal_flops of arm {arm!r} must be the objective of {METHOD!r}: "
                 f"change both, objective and equal_flops; got {other}"
             )
-
-
-def _leaves(node: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
-    """(dotted key, value) of every value that is not itself a mapping."""
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 # --- The parts of the document.
@@ -241,7 +232,7 @@ def _arm(runs: Sequence[_Evaluated], baseline: Sequence[_Evaluated]) -> Arm:
 def _run(run: _Evaluated, root: Path) -> Run:
     document = run.document
     return Run(
-        **{key: getattr(document, key) for key in ("arm", "seed", "geometry", "warning")},
+        **{key: getattr(document, key) for key in ("arm", "seed", "geometry", "warning", "generation", "drafting")},
         evaluation=str(run.path.parent.relative_to(root)),
         accuracy=run.accuracy,
         answer_costs={metric: _answer_costs([score]) for metric, score in document.scores.items()},
@@ -312,7 +303,7 @@ def _settings(arms: Mapping[str, Sequence[_Evaluated]]) -> dict[str, dict[str, J
     found: dict[str, dict[str, JsonValue]] = {}
     for arm, runs in arms.items():
         config = runs[0].document.config
-        for key, value in _leaves({name: config[name] for name in ("objective", "stage", "precision")}):
+        for key, value in leaves({name: config[name] for name in ("objective", "stage", "precision")}):
             found.setdefault(key, {})[arm] = value
     return {key: values for key, values in found.items() if len(distinct([values.get(arm) for arm in arms])) > 1}
 

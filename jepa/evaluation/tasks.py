@@ -34,14 +34,7 @@ from jepa.data.world_tasks import held_out_clips, held_out_scenes, world_samples
 from jepa.errors import InputError
 from jepa.evaluation.processes import Ranks, ranks
 from jepa.evaluation.provenance import announce, device_of, evaluated
-from jepa.metrics import (
-    cider_d,
-    paired_cosine,
-    rankme,
-    retrieval_ranks,
-    retrieval_scores,
-    unpaired_cosine,
-)
+from jepa.metrics import cider_d, paired_cosine, rankme, retrieval_ranks, retrieval_scores, unpaired_cosine
 from jepa.metrics.answers import proportion_interval
 from jepa.metrics.per_token import answer_costs, choice_costs
 from jepa.models.vl_jepa import VLJEPA

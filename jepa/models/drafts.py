@@ -10,7 +10,8 @@ B rows, G drafted tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from jepa.encoders.language import LanguageModel
 from jepa.errors import InputError
+from jepa.operations import PartCount, weight_bytes
 from jepa.predictors.transition import LatentTransition
 
 T = TypeVar("T")
@@ -41,7 +43,10 @@ class Drafts(NamedTuple):
 
 
 class Drafter(Protocol):
-    """What proposes tokens."""
+    """What proposes tokens. `cost`: of a state that it predicts."""
+
+    @property
+    def cost(self) -> PartCount: ...
 
     def draft(self, states: Tensor, texts: Sequence[Sequence[int]], most: int) -> Drafts:
         """At most `most` tokens >= 1 after those of `texts`; `states` (B, D) of the last but one token of each."""
@@ -159,6 +164,10 @@ class LatentDrafter:
         transition: h_t, x_{t+1} -> h_{t+1}.
         most: γ, tokens in a draft.
         threshold: a draft ends before the probability that all of it stands, by the head's own estimate, falls below.
+        only: the tokens that may be drafted; with a large vocabulary, few of them make the head cheap.
+
+    Raises:
+        InputError: `most`, `threshold` or a token of `only` is out of range, or `only` is empty.
 
     >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
@@ -170,11 +179,27 @@ class LatentDrafter:
     """
 
     def __init__(
-        self, language: LanguageModel, transition: LatentTransition, most: int = 8, threshold: float = 0.0
+        self,
+        language: LanguageModel,
+        transition: LatentTransition,
+        most: int = 8,
+        threshold: float = 0.0,
+        only: Iterable[int] | None = None,
     ) -> None:
         if most < 1 or not 0 <= threshold <= 1:
             raise InputError(f"most must be >= 1 and threshold in [0, 1], got {most} and {threshold}")
         self.language, self.transition, self.most, self.threshold = language, transition, most, threshold
+        own = language.lm.get_output_embeddings()
+        self._only, self._head, weight = None, None, own.weight
+        if only is not None:
+            chosen = sorted(set(only))
+            if not chosen or chosen[0] < 0 or chosen[-1] >= len(weight):
+                raise InputError(f"only must hold tokens in [0, {len(weight)}), got {chosen[:1] + chosen[-1:]}")
+            self._only = torch.tensor(chosen, device=language.device)
+            weight, bias = weight[self._only], None if own.bias is None else own.bias[self._only]
+            self._head = partial(F.linear, weight=weight, bias=bias)
+        read = weight_bytes(transition) + weight.numel() * weight.element_size()
+        self.cost = PartCount(flops=transition.flops() + 2 * weight.numel(), weight_bytes=read)
 
     def draft(self, states: Tensor, texts: Sequence[Sequence[int]], most: int) -> Drafts:
         embed = self.language.lm.get_input_embeddings()
@@ -183,7 +208,8 @@ class LatentDrafter:
         counts, predicted, tokens = torch.zeros_like(chosen), torch.zeros_like(chosen), []
         for _ in range(min(most, self.most)):
             states = self.transition(states, embed(chosen))
-            best, chosen = self.language.logits(states).softmax(-1).max(-1)
+            best, chosen = self.language.logits(states, self._head).softmax(-1).max(-1)
+            chosen = chosen if self._only is None else self._only[chosen]
             predicted += sure >= self.threshold
             sure = sure * best
             meant = sure >= self.threshold
@@ -195,7 +221,7 @@ class LatentDrafter:
 
 
 class PromptLookup:
-    """Drafts what followed the last tokens where they stood before (prompt lookup, Saxena 2023).
+    """Drafts what followed the last tokens where they stood first (prompt lookup, Saxena 2023).
 
     Args:
         most: γ, tokens in a draft.
@@ -205,6 +231,8 @@ class PromptLookup:
     >>> lookup.draft(torch.zeros(1, 4), [[5, 6, 7, 8, 5, 6]], most=9).tokens
     tensor([[7, 8, 5]])
     """
+
+    cost = PartCount()
 
     def __init__(self, most: int = 8, longest: int = 3) -> None:
         if most < 1 or longest < 1:
@@ -222,7 +250,7 @@ class PromptLookup:
     def _after(self, text: Sequence[int]) -> Sequence[int]:
         for size in range(min(self.longest, len(text) - 1), 0, -1):
             last = list(text[-size:])
-            for start in range(len(text) - size - 1, -1, -1):
+            for start in range(len(text) - size):
                 if list(text[start : start + size]) == last:
                     return text[start + size :]
         return []
@@ -233,6 +261,7 @@ class FirstOf:
 
     def __init__(self, *drafters: Drafter) -> None:
         self.drafters = drafters
+        self.cost = sum((each.cost for each in drafters), PartCount())  # at most one of them predicts states
 
     def draft(self, states: Tensor, texts: Sequence[Sequence[int]], most: int) -> Drafts:
         found: Drafts | None = None

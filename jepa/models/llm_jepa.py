@@ -23,7 +23,7 @@ from jepa.errors import InputError
 from jepa.models.costs import costed, greedy_texts, pass_cost
 from jepa.models.drafts import Continuation, Drafter, FirstOf, LatentDrafter, PromptLookup, generate
 from jepa.models.roles import role_parameters
-from jepa.operations import OperationLedger, PartCount, weight_bytes
+from jepa.operations import OperationLedger, PartCount
 from jepa.predictors.tied import TiedPredictor
 from jepa.predictors.transition import LatentTransition
 from jepa.selective import Decoded
@@ -155,7 +155,7 @@ class LLMJEPA(nn.Module):
         where a drafter proposes them, the first over the whole prompt.
         """
         prompts = [ids.given for ids in self._ids(requests)]
-        return self.texts(prompts, self.continuations(prompts, max_new_tokens, drafter))
+        return self.texts(prompts, self.continuations(prompts, max_new_tokens, drafter), drafter)
 
     def continuations(
         self, prompts: Sequence[list[int]], max_new_tokens: int, drafter: Drafter | None = None
@@ -163,10 +163,13 @@ class LLMJEPA(nn.Module):
         """`generate` after prompts, until the tokenizer's stop tokens."""
         return generate(self.language, prompts, max_new_tokens, self.tokenizer.stop_ids, drafter)
 
-    def drafter(self, kind: str | None, most: int = 8, threshold: float = 0.0) -> Drafter:
+    def drafter(
+        self, kind: str | None, most: int = 8, threshold: float = 0.0, only: Iterable[int] | None = None
+    ) -> Drafter:
         """What drafts at most `most` tokens: "latent" by the transition, "lookup" from the prompt, "both" in turn.
 
-        Raises `InputError` for another kind, or where the model has no transition for it.
+        `only` names the tokens that the transition may draft. Raises `InputError` for another kind, or where the model
+        has no transition for it.
         """
         lookup = PromptLookup(most)
         if kind == "lookup":
@@ -175,31 +178,30 @@ class LLMJEPA(nn.Module):
             raise InputError(f"drafts must be latent, lookup or both, got {kind}")
         if self.transition is None:
             raise InputError(f"drafts={kind} needs a checkpoint with a draft stage: train llm_jepa_draft")
-        latent = LatentDrafter(self.language, self.transition, most, threshold)
+        latent = LatentDrafter(self.language, self.transition, most, threshold, only)
         return latent if kind == "latent" else FirstOf(lookup, latent)
 
-    def texts(self, prompts: Sequence[list[int]], rows: Sequence[Continuation]) -> list[Decoded]:
-        """The text of each continuation, with what it takes alone."""
+    def texts(
+        self, prompts: Sequence[list[int]], rows: Sequence[Continuation], drafter: Drafter | None = None
+    ) -> list[Decoded]:
+        """The text of each continuation, with what it takes alone; `drafter`: what drafted it."""
+        cost = PartCount() if drafter is None else drafter.cost
         texts = self.tokenizer.decode([row.tokens for row in rows])
         return [
-            costed(text, len(row.tokens), self._cost(len(prompt), row))
+            costed(text, len(row.tokens), self._cost(len(prompt), row, cost))
             for text, prompt, row in zip(texts, prompts, rows, strict=True)
         ]
 
-    def _cost(self, held: int, row: Continuation) -> PartCount:
+    def _cost(self, held: int, row: Continuation, predicted: PartCount) -> PartCount:
+        """Of generating a row after `held` tokens; `predicted`: of a state that its drafts are made from."""
         lm = self.language.lm
         total = pass_cost(lm, held, held, 1)
         for each in row.passes[1:]:
             read = 1 + each.drafted
             total += pass_cost(lm, read, held + read, read)
             held += 1 + each.accepted
-        predicted = sum(each.predicted for each in row.passes)
-        if predicted and self.transition is not None:
-            head = lm.get_output_embeddings()
-            flops = self.transition.flops() + 2 * head.weight.numel()
-            read_bytes = weight_bytes(self.transition) + weight_bytes(head)
-            total += PartCount(flops=predicted * flops, weight_bytes=predicted * read_bytes)
-        return total
+        states = sum(each.predicted for each in row.passes)
+        return total + PartCount(flops=states * predicted.flops, weight_bytes=states * predicted.weight_bytes)
 
     def stream(
         self, requests: Iterable[Sequence[Request]], ledger: OperationLedger | None = None

@@ -13,10 +13,8 @@ from jepa.report import format as fmt
 from jepa.report.blocks import ESTIMATED, MEASURED, Block, Claim, Colours, Columns, Figure, Heading, Report, Text
 from jepa.report.notes import note, terms
 from jepa.report.tables import EST, NONE, Cells, Column, Table, side_by_side, table
-from jepa.results import Accuracy, AnswerResults, Arm, Interval, Run
+from jepa.results import Accuracy, AnswerResults, Arm, Interval, arms
 
-# From this retrieval@1 on, and below this cosine of non-pairs, latents inform; below the last one they do not.
-INFORMATIVE_RETRIEVAL, INFORMATIVE_COSINE, UNINFORMATIVE_RETRIEVAL = 0.9, 0.1, 0.1
 _SERIES = {"ntp": 1, "ntp_equal_flops": 0, "llm_jepa": 4, "cosine": 3, "shuffled": 2}
 
 
@@ -37,6 +35,7 @@ def report(results: AnswerResults) -> Report:
             Text(f"On {results.pairs:,} pairs of the {results.split} split. {note('arms').text}", "lede"),
             Figure("arms", "Accuracy, retrieval and cosine of each arm", partial(_arms_figure, results), wide=True),
             arms_table(results),
+            *_drafts(results),
             *_training(results),
             *_settings(results),
             *checkpoint.parameters(results.parameters),
@@ -69,16 +68,9 @@ def verdict(results: AnswerResults, name: str) -> str:
 
 def latents(arm: Arm) -> str:
     """Whether the latents of an arm inform, with the figures that say so."""
-    retrieval, cosine = arm.geometry.get("retrieval@1"), arm.geometry.get("unpaired_cosine")
-    if retrieval is None or cosine is None:
-        return "latents not measured"
-    if arm.collapsed:
-        word = f"collapsed in {arm.collapsed} of {len(arm.seeds)} seed{'s' * (len(arm.seeds) > 1)}"
-    elif retrieval >= INFORMATIVE_RETRIEVAL and cosine < INFORMATIVE_COSINE:
-        word = "informative"
-    else:
-        word = "uninformative" if retrieval < UNINFORMATIVE_RETRIEVAL else "partly informative"
-    return f"latents {word} (retrieval@1 {fmt.fixed(retrieval, 2)}, unpaired cosine {fmt.fixed(cosine, 2)})"
+    word, retrieval, cosine = arms.latents(arm), arm.geometry.get("retrieval@1"), arm.geometry.get("unpaired_cosine")
+    shown = f"(retrieval@1 {fmt.fixed(retrieval, 2)}, unpaired cosine {fmt.fixed(cosine, 2)})"
+    return "latents not measured" if word is None else f"latents {word} {shown}"
 
 
 def remarks(results: AnswerResults) -> list[str]:
@@ -149,6 +141,7 @@ def arms_table(results: AnswerResults) -> Table:
         return {
             "": {"seeds": str(len(arm.seeds))},
             **{_title(metric): _metric_cells(results, metric, name) for metric in results.metrics},
+            "generation, all seeds": _generation_cells(results, name),
             "training, mean of the seeds": _cost_cells(results, name, arm),
             "geometry of the latents, mean of the seeds": geometry
             | {"seeds that collapsed": f"{arm.collapsed} of {len(arm.seeds)}"},
@@ -185,10 +178,28 @@ def _metric_cells(results: AnswerResults, metric: str, name: str) -> Mapping[str
     return cells
 
 
-def _flops_ratio(results: AnswerResults, name: str) -> str:
-    """Training FLOPs relative to the baseline's."""
-    against = results.arms[name].against_baseline
-    return fmt.factor(1.0 if name == results.baseline else None if against is None else against.flops_ratio)
+def _per(amount: float, count: float, shown: Callable[[float], str] = fmt.significant) -> str:
+    return shown(amount / count) if count else NONE
+
+
+def _generation_cells(results: AnswerResults, name: str) -> Mapping[str, str]:
+    spent, drafts = arms.spent(results, name), arms.drafting(results).get(name)
+    cells = {
+        "passes of the model a token": _per(spent.forward_passes, spent.tokens),
+        "seconds an answer": _per(spent.seconds, spent.calls),
+        "bytes of weights and cache read an answer": _per(spent.weight_bytes + spent.cache_bytes, spent.calls),
+    }
+    if drafts is not None:
+        alone = drafts.uniform
+        cells |= {
+            "drafts": f"{drafts.drafts}, at most {drafts.most} tokens",
+            "drafted tokens that stand": fmt.fraction(drafts.accepted_fraction),
+            "passes saved": _per(alone.forward_passes, spent.forward_passes, fmt.factor),
+            "FLOPs saved": _per(alone.flops, spent.flops, fmt.factor),
+            "seconds saved": _per(alone.seconds, spent.seconds, fmt.factor),
+            "texts identical to token by token": f"{drafts.identical:,} of {alone.calls:,}",
+        }
+    return cells
 
 
 def _cost_cells(results: AnswerResults, name: str, arm: Arm) -> Mapping[str, str]:
@@ -198,32 +209,35 @@ def _cost_cells(results: AnswerResults, name: str, arm: Arm) -> Mapping[str, str
         cells["steps stretched, for equal FLOPs"] = fmt.factor(arm.costs.steps_stretched)
     cells[f"FLOPs, from some batches{EST}" if estimated else "FLOPs, counted at every step"] = f"{arm.costs.flops:.3g}"
     if results.baseline is not None:
-        cells[f"FLOPs relative to {results.baseline}, same seed{estimated}"] = _flops_ratio(results, name)
+        ratio = fmt.factor(arms.flops_ratio(results, name))
+        cells[f"FLOPs relative to {results.baseline}, same seed{estimated}"] = ratio
     return cells | {"seconds": fmt.seconds(arm.costs.seconds)}
 
 
 def _summary_table(results: AnswerResults) -> Table:
-    """An arm a line, by the first metric."""
-    metric, arms = results.metrics[0], results.arms
+    """What each arm costs and buys, by the first metric."""
+    metric, known, spent = results.metrics[0], results.arms, {arm: arms.spent(results, arm) for arm in results.arms}
 
     def points(name: str) -> str:
-        against = arms[name].against_baseline
+        against = known[name].against_baseline
         return NONE if against is None else _points(against.metrics[metric].value)
 
-    def cost(name: str) -> str:
-        costs = arms[name].answer_costs[metric]
-        return fmt.UNCOUNTED if costs is None else _or_infinite(costs.flops_per_right_answer)
+    def tokens(name: str) -> str:
+        costs = known[name].answer_costs[metric]
+        return fmt.UNCOUNTED if costs is None else _or_infinite(costs.tokens_per_right_answer, fmt.significant)
 
     columns: list[Column[str]] = [
         Column("arm", str, words=True),
-        Column("seeds", lambda name: str(len(arms[name].seeds))),
-        Column(_title(metric), lambda name: _accuracy(arms[name].accuracy[metric])),
+        Column(_title(metric), lambda name: fmt.fixed(known[name].accuracy[metric].value, 3)),
         Column(f"points over {results.baseline or 'next tokens'}", points),
-        Column("training FLOPs", lambda name: _flops_ratio(results, name)),
-        Column("FLOPs per right answer", cost),
-        Column("latents: retrieval@1", lambda name: fmt.fixed(arms[name].geometry.get("retrieval@1"), 3)),
+        Column("training FLOPs", lambda name: fmt.factor(arms.flops_ratio(results, name))),
+        Column("R@1", lambda name: fmt.fixed(known[name].geometry.get("retrieval@1"), 3)),
+        Column("unpaired cosine", lambda name: fmt.fixed(known[name].geometry.get("unpaired_cosine"), 3)),
+        Column("passes a token", lambda name: _per(spent[name].forward_passes, spent[name].tokens)),
+        Column("seconds an answer", lambda name: _per(spent[name].seconds, spent[name].calls)),
+        Column("tokens a right answer", tokens),
     ]
-    return table("", columns, [("", arms)])
+    return table("", columns, [("", known)])
 
 
 # --- Sections.
@@ -234,20 +248,38 @@ def _evidence(results: AnswerResults) -> tuple[str, ...]:
     return (MEASURED,) if all(run.costs.flops_measured for run in results.runs) else (MEASURED, ESTIMATED)
 
 
+def _drafts(results: AnswerResults) -> list[Block]:
+    """Tokens that a pass gives by the position it begins at, and drafted tokens that stand by their place."""
+    series, drafted = series_of(results), arms.drafting(results)
+    if not drafted:
+        return []
+    shown = {
+        "tokens a pass gives, by the position it begins at": ("given", "passes"),
+        "drafted tokens that stand, by their place in the draft": ("accepted", "drafted"),
+    }
+    lines = {
+        title: [(series[arm], arms.by_place(*(getattr(each, key) for key in keys))) for arm, each in drafted.items()]
+        for title, keys in shown.items()
+    }
+    draw = partial(figures.panels, lines, "tokens before", names={arm: series[arm] for arm in drafted})
+    return [
+        Heading("Drafts", evidence=(MEASURED,)),
+        note("drafts", "lede"),
+        Figure("drafts", "Drafts", draw, wide=True),
+    ]
+
+
 def _training(results: AnswerResults) -> list[Block]:
     """What validation measured against the operations spent: a line a seed, the baseline and the method on top."""
     series = series_of(results)
 
-    def points(run: Run, key: str) -> list[tuple[float, float]]:
-        each = run.costs.flops / run.costs.steps if run.costs.steps else 0.0
-        return [(((row["step"] or 0) + 1) * each, y) for row in run.curve if (y := row.get(key)) is not None]
-
     lines = {
-        title: [(series[run.arm], found) for run in reversed(results.runs) if (found := points(run, key))]
+        title: [
+            (series[run.arm], found) for run in reversed(results.runs) if (found := arms.validation_curve(run, key))
+        ]
         for title, key in (("next-token loss", "val/next_token"), ("retrieval@1", "val/retrieval@1"))
     }
-    names = {arm: series[arm] for arm in results.arms}
-    draw = partial(figures.panels, lines, "training FLOPs", names=names)
+    draw = partial(figures.panels, lines, "training FLOPs", names={arm: series[arm] for arm in results.arms})
     drawn = Figure("curves", f"Validation of {len(results.runs)} runs", draw, wide=True)
     return [Heading("Training", evidence=(MEASURED, ESTIMATED)), note("validation", "lede"), drawn]
 
@@ -255,16 +287,10 @@ def _training(results: AnswerResults) -> list[Block]:
 def _settings(results: AnswerResults) -> list[Block]:
     if not results.settings:
         return []
-
-    def cell(key: str, value: object) -> str:
-        if not isinstance(value, str):
-            return json.dumps(value)
-        return value.rpartition(".")[2] if key.endswith("_target_") else value
-
-    columns = [
-        (arm, {"": {key: cell(key, values[arm]) for key, values in results.settings.items() if arm in values}})
-        for arm in results.arms
+    told = [
+        (key, arm, json.dumps(value).strip('"')) for key, row in results.settings.items() for arm, value in row.items()
     ]
+    columns = [(arm, {"": {key: value for key, name, value in told if name == arm}}) for arm in results.arms]
     return [Heading("What tells the arms apart"), note("settings", "lede"), side_by_side("Settings", columns)]
 
 

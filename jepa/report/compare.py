@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 
 from jepa.report import checkpoint
@@ -12,25 +12,21 @@ from jepa.report.blocks import MEASURED, Heading, Report
 from jepa.report.notes import note
 from jepa.report.streams import VOID, setting_facts
 from jepa.report.tables import NONE, Cells, Table, side_by_side
-from jepa.results import Setting, StreamResults, analysis
+from jepa.results import Setting, StreamResults, analysis, leaves
 
 Runs = Mapping[str, StreamResults]  # a path, or any other distinct name -> a document
 
 
 def report(runs: Runs) -> Report:
-    """The blocks of two or more documents."""
+    """The blocks of two or more documents; runs are called by their paths, without the file's name."""
+    runs = {path.removesuffix("/results.json"): results for path, results in runs.items()}
     return Report(
-        title=f"Runs side by side: {', '.join(names(runs))}",
+        title=f"Runs side by side: {', '.join(runs)}",
         kicker=f"{datetime.now(timezone.utc).isoformat(timespec='seconds')} · {len(runs)} runs",
         summary=[_table(runs, _main_cells)],
         blocks=[Heading("Quality and savings", evidence=(MEASURED,)), note("compare", "lede"), runs_table(runs)],
         footer=f"The figures of this page are those of {', '.join(runs)}.",
     )
-
-
-def names(runs: Runs) -> list[str]:
-    """What the runs are called: their paths, without the file's name."""
-    return [path.removesuffix("/results.json") for path in runs]
 
 
 # --- The cells of a run, in its column.
@@ -39,7 +35,7 @@ _PROVENANCE, _CONFIGURATION = "Provenance, where it differs", "Configuration, wh
 
 
 def _table(runs: Runs, cells: Callable[[StreamResults], Cells]) -> Table:
-    columns = list(zip(names(runs), map(cells, runs.values()), strict=True))
+    columns = [(name, cells(results)) for name, results in runs.items()]
     return side_by_side("Runs side by side", columns, words=True, differing=(_PROVENANCE, _CONFIGURATION))
 
 
@@ -63,7 +59,7 @@ def runs_table(runs: Runs) -> Table:
                 **{f"{k}, last": f"{v:.4g}" for k, v in last.items() if k != "step" and v is not None},
             },
             _PROVENANCE: {**checkpoint.origin(results), **results.libraries, **facts},
-            _CONFIGURATION: dict(_leaves(results.config, "")),
+            _CONFIGURATION: {key: json.dumps(value, ensure_ascii=False) for key, value in leaves(results.config)},
         }
 
     return _table(runs, cells)
@@ -91,7 +87,7 @@ def _setting(setting: Setting) -> Mapping[str, str]:
             "CIDEr-D": fmt.quality(best.quality),
             "difference": fmt.difference(best.quality_difference),
             "temporal F1, difference": fmt.difference(best.temporal_f1_difference),
-            "decodes/s": fmt.rate(best.decodes_per_second),
+            "decodes/s": fmt.fixed(best.decodes_per_second, 3),
         }
     lean = analysis.leanest(setting, kept=True) or analysis.leanest(setting)
     if lean is not None:
@@ -120,12 +116,3 @@ def _scores(results: StreamResults) -> Cells:
         for name, value, *_, cost in rows:
             cells |= {name: value} | ({} if cost == NONE else {f"{name}: {scores.header[-1]}": cost})
     return found
-
-
-def _leaves(node: object, prefix: str) -> Iterator[tuple[str, str]]:
-    """(dotted key, JSON) of every value of a configuration."""
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, json.dumps(node, ensure_ascii=False)

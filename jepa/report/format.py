@@ -26,11 +26,6 @@ def quality(value: float | None) -> str:
     return fixed(value, 2)
 
 
-def rate(value: float | None) -> str:
-    """Decodes per second: three decimals."""
-    return fixed(value, 3)
-
-
 def factor(value: float | None) -> str:
     """A ratio: two decimals and a multiplication sign."""
     return NONE if value is None else f"{fixed(value, 2)}×"

@@ -87,13 +87,15 @@ def _printed(blocks: Sequence[Block]) -> Iterator[Rich | Grid]:
 
 def _grid(table: Table) -> Grid:
     grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    body = [row for _, rows in table.groups for row in rows]
-    for index, title in enumerate(table.header):
+    body = [list(map(clean, row)) for _, rows in table.groups for row in rows]
+    cells = [max((len(row[index]) for row in body), default=0) for index in range(len(table.header))]
+    tight = sum(map(max, cells, map(len, table.header))) + 3 * len(cells) > WIDTH
+    for index, (title, widest) in enumerate(zip(map(clean, table.header), cells, strict=True)):
         if index < table.text_columns:
-            grid.add_column(Rich(clean(title)), overflow="fold", min_width=0)
-        else:  # headings wrap, numbers do not
-            widest = max((len(clean(row[index])) for row in body), default=0)
-            grid.add_column(Rich(clean(title)), overflow="fold", min_width=widest, justify="right")
+            grid.add_column(Rich(title), overflow="fold", min_width=0)
+        else:  # headings wrap, at every word where room is scarce; numbers do not
+            width = max(widest, *map(len, title.split())) if tight else None
+            grid.add_column(Rich(title), overflow="fold", min_width=widest, width=width, justify="right")
     for title, rows in table.groups:
         if title:
             grid.add_row(Rich(clean(title), "bold"))

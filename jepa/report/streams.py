@@ -59,8 +59,8 @@ def _decodes_claim(setting: Setting) -> tuple[str, str, str]:
     name = analysis.point_name(setting, best.policy, best.value)
     at = (
         f"CIDEr-D {fmt.quality(best.quality)}, difference {fmt.difference(best.quality_difference)}; merged temporal "
-        f"F1 {fmt.difference(best.temporal_f1_difference)}; {fmt.rate(best.decodes_per_second)} against "
-        f"{fmt.rate(best.reference_decodes_per_second)} decodes per second"
+        f"F1 {fmt.difference(best.temporal_f1_difference)}; {fmt.fixed(best.decodes_per_second, 3)} against "
+        f"{fmt.fixed(best.reference_decodes_per_second, 3)} decodes per second"
     )
     ratio = best.ratio
     if not best.reached or ratio is None:
@@ -138,8 +138,8 @@ def _curves(settings: Settings) -> list[Block]:
     for place, (name, setting) in enumerate(settings.items()):
         title = f"CIDEr-D against decodes per second of {len(setting.curves)} policies on {name} streams"
         caption = f"{setting.description.rstrip('.')}: {setting_facts(setting)}"
-        drawn = Figure(f"curves-{place}", title, partial(sweep_figures.curves, settings, name), caption)
-        columns.append([Heading(name, 3), drawn])
+        draw = partial(sweep_figures.curves, settings, name)
+        columns.append([Heading(name, 3), Figure(f"curves-{place}", title, draw, caption)])
     return [Heading("Quality against operations", evidence=(MEASURED,)), note("curves", "lede"), Columns(columns)]
 
 
@@ -148,9 +148,8 @@ def _timelines(settings: Settings) -> list[Block]:
     for place, (name, setting) in enumerate(settings.items()):
         stream, shown = setting.timeline, analysis.timeline_decodes(setting)
         events = f"{len(stream.events)} events of stream {stream.video_id}, {stream.duration:.0f} seconds long"
-        title = f"{events}, and the decodes of {len(shown)} policies"
-        drawn = Figure(f"timeline-{place}", title, partial(timeline, settings, name), f"{title}.", wide=True)
-        blocks += [Heading(name, 3), drawn]
+        title, draw = f"{events}, and the decodes of {len(shown)} policies", partial(timeline, settings, name)
+        blocks += [Heading(name, 3), Figure(f"timeline-{place}", title, draw, f"{title}.", wide=True)]
     return blocks
 
 
@@ -183,7 +182,7 @@ def _tables(settings: Settings) -> list[Block]:
         return lambda name: [make(settings[name])]
 
     lede = partial(note, style="lede")
-    cached = any(sweep_tables.has_cache(setting) for setting in settings.values())
+    cached = any(map(analysis.has_cache, settings.values()))
     return [
         *section("Savings at equal quality", each(sweep_tables.savings_table), lede("savings"), counted=False),
         *section("Compute", compute, lede("computed"), note("compute")),

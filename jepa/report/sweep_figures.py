@@ -13,7 +13,7 @@ from jepa.report import figures
 from jepa.report import format as fmt
 from jepa.report.blocks import Colours
 from jepa.report.figures import Line, fill, frame, short, tooltip
-from jepa.results import ESTIMATED_PARTS, PARTS, Curve, Operations, Saving, Sweep, analysis
+from jepa.results import ESTIMATED_PARTS, PARTS, Curve, Saving, Sweep, analysis
 
 # Two uniform policies in greys, two Ward policies in oranges; other policies take the colours that are left.
 _SERIES = {"uniform": 1, "uniform_pool": 0, "ward_midpoint": 2, "ward_mean": 3, "gate": 4}
@@ -116,15 +116,10 @@ _SHADES = {"detector": 0.9, "encoder": 0.5, "predictor": 0.27, "decoder": 1.0, "
 _OWN = ("decoder", "cache")
 
 
-def part_amount(row: Operations, part: str, measure: str) -> float:
-    """FLOPs ("flops") or wall seconds ("seconds") of a part or of the "cache"; 0 where FLOPs were not counted."""
-    return analysis.part_seconds(row, part) if measure == "seconds" else analysis.part_flops(row.ledger, part) or 0.0
-
-
 def flops_unit(sweep: Sweep) -> tuple[float, str]:
     """The unit in which the largest part, per second of stream, is a handy number."""
     rows = [row for row in sweep.operations if row.ledger.stream_seconds]
-    each = (part_amount(row, part, "flops") / row.ledger.stream_seconds for row in rows for part in PARTS)
+    each = (analysis.part_amount(row, part, "flops") / row.ledger.stream_seconds for row in rows for part in PARTS)
     scale, letter = fmt.prefix(max(each, default=0.0))
     return scale, f"{letter}FLOP"
 
@@ -144,7 +139,7 @@ def operations(sweeps: Mapping[str, Sweep], name: str, measure: str, colours: Co
     for y, row in enumerate(sweep.operations):
         left, span, curve = 0.0, row.ledger.stream_seconds, sweep.curves[row.policy]
         for part, shade in _SHADES.items():
-            length = part_amount(row, part, measure) / span / scale if span else 0.0
+            length = analysis.part_amount(row, part, measure) / span / scale if span else 0.0
             estimated = measure == "seconds" and row.estimated is not None and part in ESTIMATED_PARTS
             filled = fill(own[row.policy] if part in _OWN else colours["muted"], shade, estimated)
             tip = tooltip(f"{part}: {length:.3g} {unit}s per second of stream")

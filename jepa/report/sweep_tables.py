@@ -38,7 +38,9 @@ def savings_table(sweep: Sweep) -> Table:
     """Every policy against each reference, at each tolerance; the headline first."""
     groups: dict[str, list[Saving]] = {}
     for row in sorted(sweep.savings, key=lambda row: not row.headline):
-        scores = f"CIDEr-D {fmt.quality(row.reference_quality)}, {fmt.rate(row.reference_decodes_per_second)} decodes/s"
+        scores = (
+            f"CIDEr-D {fmt.quality(row.reference_quality)}, {fmt.fixed(row.reference_decodes_per_second, 3)} decodes/s"
+        )
         groups.setdefault(f"against {analysis.wanted_name(sweep, row)}: {scores}", []).append(row)
 
     def between(row: Saving) -> str:
@@ -49,7 +51,7 @@ def savings_table(sweep: Sweep) -> Table:
         Column("saving", _outcome),
         Column("CIDEr-D", lambda row: fmt.quality(row.quality)),
         Column("difference", lambda row: fmt.difference(row.quality_difference)),
-        Column("decodes/s", lambda row: fmt.rate(row.decodes_per_second)),
+        Column("decodes/s", lambda row: fmt.fixed(row.decodes_per_second, 3)),
         Column("merged temporal F1, difference", lambda row: fmt.difference(row.temporal_f1_difference)),
         Column("curves, CIDEr-D", between),
     ]
@@ -148,11 +150,6 @@ def quality_table(sweep: Sweep) -> Table:
 
 
 # --- The cache.
-
-
-def has_cache(sweep: Sweep) -> bool:
-    """Whether any policy has a cache."""
-    return any(curve.cache is not None for curve in sweep.curves.values())
 
 
 def cache_table(sweep: Sweep) -> Table:

@@ -15,6 +15,7 @@ from jepa.results.base import (
     Ratio,
     Record,
     is_kind,
+    leaves,
     read_document,
     write_files,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Requirement",
     "analysis",
     "is_kind",
+    "leaves",
     "read_document",
     "write_files",
 ]

@@ -157,6 +157,11 @@ def part_seconds(row: Operations, part: str) -> float:
     return float(getattr(row.ledger, part).seconds + extra)
 
 
+def part_amount(row: Operations, part: str, measure: str) -> float:
+    """FLOPs ("flops") or wall seconds ("seconds") of a part or of the "cache"; 0 where FLOPs were not counted."""
+    return part_seconds(row, part) if measure == "seconds" else part_flops(row.ledger, part) or 0.0
+
+
 class Ratios(NamedTuple):
     """Reference over policy, per second of stream; None without a reference, a count or a divisor."""
 
@@ -202,6 +207,11 @@ def leanest(sweep: Sweep, kept: bool = False, causal: bool = False) -> Operation
 
 
 # --- What to show first.
+
+
+def has_cache(sweep: Sweep) -> bool:
+    """Whether any policy has a cache."""
+    return any(curve.cache is not None for curve in sweep.curves.values())
 
 
 def prominent(sweep: Sweep) -> list[str]:

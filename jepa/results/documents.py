@@ -421,33 +421,23 @@ class LanguageTraining(Record):
     curve: TrainingCurve
 
 
-class Generation(Record):
-    seconds: Quantity
-    tokens: Count
-
-
-class DraftedGeneration(Record):
-    """Generation with drafts beside token by token, both on the same pairs, in batches of the same size."""
+class Drafting(Record):
+    """How answers were drafted, and their generation token by token: the same pairs, in batches of the same size."""
 
     drafts: str
     most: Count  # tokens in a draft
-    threshold: Fraction | None
-    passes: Count  # of the language model, those of the prompts included
+    threshold: Fraction
+    vocabulary: str  # tokens that a draft may hold: all, or those of the training's answers
     drafted: tuple[Count, ...]  # tokens, by their place in a draft
     accepted: tuple[Count, ...]
-    flops: Count
+    passes: tuple[Count, ...]  # of the language model, by the place in the answer from which on they give tokens
+    given: tuple[Count, ...]  # the tokens that these give
     identical: Count  # texts, token for token
-    seconds: Quantity
-    uniform_passes: Count
-    uniform_flops: Count
-    uniform_seconds: Quantity
+    uniform: PartCount
 
     @property
-    def words(self) -> str:
-        fewer = f"{self.uniform_passes / self.passes:.2f}x fewer passes"
-        stand = f"{sum(self.accepted) / max(1, sum(self.drafted)):.0%} of drafted tokens stand"
-        faster = f"{self.uniform_seconds / self.seconds:.2f}x fewer seconds"
-        return f"{fewer}, {stand}, {faster}, {self.identical} texts identical"
+    def accepted_fraction(self) -> float:
+        return sum(self.accepted) / max(1, sum(self.drafted))
 
 
 class AnswerEvaluation(Evaluation):
@@ -459,16 +449,26 @@ class AnswerEvaluation(Evaluation):
     'evaluation.json'
     """
 
-    kind: Literal["jepa.answer-evaluation/1"] = "jepa.answer-evaluation/1"
+    kind: Literal["jepa.answer-evaluation/2"] = "jepa.answer-evaluation/2"
     arm: str
     training: LanguageTraining
     split: str
     pairs: Count
     scores: Annotated[dict[str, AnswerScore], Field(min_length=1)]
-    generation: Generation
-    drafts: DraftedGeneration | None = None
+    generation: PartCount
+    drafting: Drafting | None = None
     geometry: dict[str, float]
     warning: str | None
+
+    @property
+    def drafted(self) -> str:
+        """What drafts saved, in words; empty without any."""
+        if (drafts := self.drafting) is None:
+            return ""
+        fewer = drafts.uniform.forward_passes / self.generation.forward_passes
+        faster = drafts.uniform.seconds / self.generation.seconds
+        told = f"{drafts.accepted_fraction:.0%} of drafted tokens stand, {drafts.identical} texts identical"
+        return f"{fewer:.2f}x fewer passes, {faster:.2f}x fewer seconds, {told}"
 
 
 class Accuracy(Record):
@@ -543,12 +543,14 @@ class Run(Record):
     geometry: dict[str, float]
     warning: str | None
     curve: TrainingCurve
+    generation: PartCount = PartCount()
+    drafting: Drafting | None = None
 
 
 class AnswerResults(Document):
     """Arms and seeds of a language model compared on the answers to one set of examples."""
 
-    kind: Literal["jepa.answers/3"] = "jepa.answers/3"
+    kind: Literal["jepa.answers/4"] = "jepa.answers/4"
     split: str
     pairs: Count
     training_pairs: Count

@@ -43,7 +43,7 @@ from jepa.report.notes import note
 from jepa.report.render import terminal, write_report
 from jepa.report.tables import NONE, Column, Table, table
 from jepa.results import Code, Device, Document, Saving, Sweep
-from jepa.results.analysis import headline_savings, label, operating_point, reference_name
+from jepa.results.analysis import has_cache, headline_savings, label, operating_point, reference_name
 from jepa.results.base import Count, Fraction, Quantity, Record
 from jepa.studies.configs import ReplayConfig
 
@@ -328,7 +328,7 @@ def report(results: ReplayResults) -> Report:
         Heading(f"Operations, {name}"),
         Text(f"{sweep_tables.operations_facts(first)}. A decode is a look-up in the bank; nothing else ran."),
         painted(sweep_tables.operations_table(first)),
-        *(cache if sweep_tables.has_cache(first) else []),
+        *(cache if has_cache(first) else []),
     ]
     starts = range(0, len(results.levels), _ABREAST) if several else ()
     tables = [_noise_table(results, start, start + _ABREAST) for start in starts]
@@ -352,7 +352,7 @@ def _summary_table(level: Level) -> Table:
         Column("policy", lambda row: label(level.curves[row.policy]), words=True),
         Column("at", at, words=True),
         Column("CIDEr-D", lambda row: fmt.quality(row.quality)),
-        Column("decodes/s", lambda row: fmt.rate(row.decodes_per_second)),
+        Column("decodes/s", lambda row: fmt.fixed(row.decodes_per_second, 3)),
         Column("saving", lambda row: fmt.saving(row.ratio) if row.reached else "not reached"),
     ]
     return table("Savings", columns, [("", headline_savings(level))])

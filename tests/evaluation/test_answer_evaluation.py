@@ -17,8 +17,9 @@ from jepa.config import AnswersConfig
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
 from jepa.evaluation.answers import check_answers, evaluate_answers
+from jepa.evaluation.generation import Generated
 from jepa.models.llm_jepa import LLMJEPA
-from jepa.operations import TRAINING_PARTS, count_flops
+from jepa.operations import TRAINING_PARTS, PartCount, count_flops
 from jepa.results import AnswerEvaluation, read_document
 from jepa.selective import Decoded
 
@@ -111,10 +112,11 @@ def test_multiple_choice_takes_the_likeliest_answer_by_the_librarys_own_likeliho
 def say(monkeypatch: pytest.MonkeyPatch, texts: dict[str, str]) -> None:
     """Puts answers into the model's mouth, by prompt."""
 
-    def generate(model: LLMJEPA, pairs: list[Example], batch_size: int) -> list[Decoded]:
-        return [Decoded(texts[pair.prompt], tokens=3, forward_passes=3, flops=10) for pair in pairs]
+    def generate(model: LLMJEPA, pairs: list[Example], batch_size: int) -> Generated:
+        answers = [Decoded(texts[pair.prompt], tokens=3, forward_passes=3, flops=10) for pair in pairs]
+        return Generated(answers, [], PartCount(calls=len(pairs)))
 
-    monkeypatch.setattr("jepa.evaluation.answers.generate", generate)
+    monkeypatch.setattr("jepa.evaluation.generation.generate", generate)
 
 
 def test_spiders_answers_are_scored_by_running_them(folder, tmp_path, monkeypatch):

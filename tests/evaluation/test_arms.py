@@ -23,7 +23,7 @@ def made_up(arm: str, seed: int, right: int, **training: Any) -> dict[str, Any]:
     cost = {"tokens_per_answer": 8.0, "flops_per_answer": 4e9, "accuracy_within": [0.0, right / N]}
     cost |= dict.fromkeys(("tokens_per_right_answer", "flops_per_right_answer"))
     return {
-        "kind": "jepa.answer-evaluation/1", "created": f"2026-01-0{seed + 1}T00:00:00+00:00", "name": "controls",
+        "kind": "jepa.answer-evaluation/2", "created": f"2026-01-0{seed + 1}T00:00:00+00:00", "name": "controls",
         "checkpoint": "../checkpoint", "arm": arm, "seed": seed,
         "config": {
             "data": {"_target_": "jepa.data.regex_grammar.generate", "pairs": 100}, "tokenizer": {"vocab_size": 300},

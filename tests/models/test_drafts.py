@@ -7,6 +7,7 @@ import torch
 from conftest import FAMILIES, family
 
 from jepa.encoders.language import LanguageModel
+from jepa.errors import InputError
 from jepa.models.drafts import Drafts, FirstOf, LatentDrafter, PromptLookup, generate, verify
 from jepa.predictors.transition import LatentTransition
 
@@ -111,8 +112,72 @@ def test_a_threshold_ends_a_draft():
         assert some.tokens[:, step].tolist() == chosen.tolist()
 
 
-def test_prompt_lookup_takes_the_longest_and_latest_match():
+@torch.no_grad()
+def test_the_tokens_of_a_draft_may_be_restricted_and_are_counted():
+    """The head over some tokens is the whole head where no other token is the likeliest, and costs less."""
+    language, transition, states, texts = family("llama"), LatentTransition(32), torch.randn(6, 32), [[5]] * 6
+    whole = LatentDrafter(language, transition, most=4)
+    free = whole.draft(states, texts, 9).tokens
+    assert (
+        LatentDrafter(language, transition, 4, only=free.unique().tolist()).draft(states, texts, 9).tokens.equal(free)
+    )
+    few = LatentDrafter(language, transition, 4, only=[9, 7, 9])
+    assert set(few.draft(states, texts, 9).tokens.unique().tolist()) <= {7, 9}
+    vocabulary = language.lm.get_output_embeddings().weight.shape[0]
+    assert whole.cost.flops - few.cost.flops == 2 * 32 * (vocabulary - 2)
+    assert whole.cost.weight_bytes - few.cost.weight_bytes == 4 * 32 * (vocabulary - 2)
+    said = [row.tokens for row in generate(language, PROMPTS, 16)]
+    assert [row.tokens for row in generate(language, PROMPTS, 16, drafter=few)] == said
+    with pytest.raises(InputError, match=r"only must hold tokens in \[0, \d+\), got \[-1, 3\]"):
+        LatentDrafter(language, transition, only=[3, -1])
+
+
+class AssistantDrafter:
+    """Drafts by another language model, greedily."""
+
+    def __init__(self, assistant: LanguageModel, most: int) -> None:
+        self.assistant, self.most = assistant, most
+
+    def draft(self, states, texts, most):
+        most = min(most, self.most)
+        tokens = torch.tensor([greedy(self.assistant, list(text), most) for text in texts])
+        counts = torch.full((len(texts),), most)
+        return Drafts(tokens, counts, torch.zeros_like(counts))
+
+
+@pytest.mark.parametrize("kind", ["assistant", "lookup"])
+@torch.no_grad()
+def test_text_and_passes_are_those_of_transformers(kind):
+    """Assisted generation and prompt lookup of transformers, which draft before the prompt is read: from the first
+    token on, the same tokens come out of the same passes.
+    """
+    language, assistant = family("llama"), family("llama")
+    for parameter in assistant.parameters():
+        parameter += 0.1 * parameter.std() * torch.randn_like(parameter)
+    for prompt in PROMPTS:
+        drafter = AssistantDrafter(assistant, 4) if kind == "assistant" else PromptLookup(4, longest=2)
+        [row] = generate(language, [prompt], 24, drafter=drafter)
+        read = list[int]()
+        seen = language.lm.register_forward_pre_hook(
+            lambda module, args, given, read=read: read.append(given["input_ids"].shape[1]), with_kwargs=True
+        )
+        options = {"prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 2}
+        if kind == "assistant":
+            assistant.lm.generation_config.update(
+                num_assistant_tokens=4, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0
+            )
+            options = {"assistant_model": assistant.lm}
+        begun = torch.tensor([[*prompt, row.tokens[0]]])
+        found = language.lm.generate(begun, max_new_tokens=23, do_sample=False, use_cache=True, **options)
+        seen.remove()
+        assert found[0, len(prompt) :].tolist() == row.tokens
+        assert len(read) == len(row.passes) - 1
+        if kind == "assistant":
+            assert [read[0] - len(prompt), *read[1:]] == [1 + each.drafted for each in row.passes[1:]]
+
+
+def test_prompt_lookup_takes_the_longest_and_first_match():
     lookup = PromptLookup(most=4)
     drafts = lookup.draft(torch.zeros(3, 2), [[1, 2, 3, 9, 2, 3, 8, 1, 2, 3], [1, 2, 3], [5, 4, 5, 6, 5]], 3)
-    assert drafts.tokens.tolist() == [[9, 2, 3], [0, 0, 0], [6, 5, 0]]
-    assert drafts.counts.tolist() == [3, 0, 2]
+    assert drafts.tokens.tolist() == [[9, 2, 3], [0, 0, 0], [4, 5, 6]]
+    assert drafts.counts.tolist() == [3, 0, 3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jepa.errors import InputError
+from jepa.operations import PartCount
 from jepa.report import answers
 from jepa.report.render import html, markdown, terminal
 from jepa.results import (
@@ -16,12 +17,14 @@ from jepa.results import (
     Code,
     Contrast,
     Device,
+    Drafting,
     ExampleTest,
     NotMetError,
     Requirement,
     RoleParameters,
     Run,
     RunCosts,
+    arms,
 )
 
 COSTS = RunCosts(steps=100, samples=6400, tokens=91_000, seconds=61.0, flops=2e12, steps_stretched=1.0)
@@ -185,6 +188,29 @@ def test_the_report_shows_arms_settings_runs_and_budget(answer_results):
         assert text in page
     assert "significan" not in markdown(shown)
     assert page.count("<svg") == 2
+
+
+def test_drafts_are_told_of_all_seeds_together(answer_results):
+    uniform = PartCount(calls=200, forward_passes=4000, tokens=4000, flops=10**9, seconds=8.0)
+    drafting = Drafting(
+        drafts="latent", most=2, threshold=0.1, vocabulary="all", drafted=(1000, 500), accepted=(900, 300),
+        passes=(200, 0, 1000), given=(200, 0, 3800), identical=200, uniform=uniform,
+    )  # fmt: skip
+    spent = PartCount(calls=200, forward_passes=1200, tokens=4000, seconds=4.0)
+    runs = [
+        run.model_copy(update={"generation": spent, "drafting": drafting} if run.arm == "llm_jepa" else {})
+        for run in answer_results.runs
+    ]
+    changed = answer_results.model_copy(update={"runs": tuple(runs)})
+    found = cells(changed)
+    assert found["passes of the model a token"] == ["–", "0.3", "–", "–"]
+    assert found["passes saved"] == ["–", "3.33×", "–", "–"]
+    assert found["seconds saved"][1] == "2.00×"
+    assert found["drafted tokens that stand"][1] == "0.800"
+    assert found["texts identical to token by token"][1] == "600 of 600"
+    joined = arms.drafting(changed)["llm_jepa"]
+    assert arms.by_place(joined.given, joined.passes) == [(0.0, 1.0), (2.0, 3.8)]
+    assert html(answers.report(changed)).count("<svg") == 3
 
 
 def test_the_summary_fits_one_screen(answer_results):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
-from jepa.evaluation.answers import longest_answer
+from jepa.evaluation.generation import longest_answer
 from jepa.metrics import Interval, bootstrap_mean
 from jepa.metrics.answers import exact_match, regex_equivalence
 from jepa.models.llm_jepa import LLMJEPA

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
-from jepa.evaluation.answers import longest_answer
+from jepa.evaluation.generation import longest_answer
 from jepa.metrics import SweepPoint, bootstrap_mean, bootstrap_ratio, saving_at_equal_quality
 from jepa.metrics.answers import exact_match
 from jepa.models.llm_jepa import LLMJEPA, as_example

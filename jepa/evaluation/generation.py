@@ -1,0 +1,108 @@
+"""A language model's own answers, with drafts or token by token, and what they take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from jepa.config import AnswersConfig
+from jepa.data.chat import ChatIds
+from jepa.data.pairs import Example, ExampleSplits
+from jepa.errors import InputError
+from jepa.models.drafts import Continuation, Drafter, fastest
+from jepa.models.llm_jepa import LLMJEPA
+from jepa.operations import PartCount
+from jepa.results.documents import Drafting
+from jepa.selective import Decoded
+
+_THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5)  # of drafts; one is chosen on validation pairs
+_COSTS = ("forward_passes", "tokens", "flops", "weight_bytes", "cache_bytes")
+
+
+class Generated(NamedTuple):
+    """N answers, their tokens and passes, and what they took."""
+
+    answers: list[Decoded]
+    rows: list[Continuation]
+    spent: PartCount
+
+
+def generate(model: LLMJEPA, pairs: Sequence[Example], batch_size: int, drafter: Drafter | None = None) -> Generated:
+    """N answers, no longer than the longest right one. Batches hold prompts of similar length."""
+    started, encoded = time.perf_counter(), model.tokenizer.encode(pairs)
+    longest, prompts = longest_answer(encoded), [ids.given for ids in encoded]
+    order = sorted(range(len(pairs)), key=lambda i: len(prompts[i]))
+    found: dict[int, Continuation] = {}
+    for start in progress(len(pairs), batch_size, "answers"):
+        chosen = order[start : start + batch_size]
+        rows = model.continuations([prompts[i] for i in chosen], longest, drafter)
+        found.update(zip(chosen, rows, strict=True))
+    seconds, rows = time.perf_counter() - started, [found[i] for i in range(len(pairs))]
+    answers = model.texts(prompts, rows, drafter)
+    counts = {name: sum(getattr(each, name) for each in answers) for name in _COSTS}
+    return Generated(answers, rows, PartCount(calls=len(pairs), seconds=seconds, **counts))
+
+
+def with_drafts(
+    model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig, splits: ExampleSplits
+) -> tuple[Generated, Drafting | None]:
+    """Answers as configured. With drafts they are generated token by token as well, for comparison."""
+    uniform = generate(model, pairs, answers.batch_size)
+    if answers.drafts is None:
+        return uniform, None
+    threshold = _threshold(model, answers, splits)
+    found = generate(model, pairs, answers.batch_size, drafter_of(model, answers, splits, threshold))
+    passes = [each for row in found.rows for each in row.passes]
+    gains = [gain for row in found.rows for gain in _gains(row)]
+    places, positions = range(answers.draft_tokens), range(max(place for place, _ in gains) + 1)
+    return found, Drafting(
+        drafts=str(answers.drafts),
+        most=answers.draft_tokens,
+        threshold=threshold,
+        vocabulary=answers.draft_vocabulary,
+        drafted=tuple(sum(each.drafted > place for each in passes) for place in places),
+        accepted=tuple(sum(each.accepted > place for each in passes) for place in places),
+        passes=tuple(sum(place == here for place, _ in gains) for here in positions),
+        given=tuple(sum(tokens for place, tokens in gains if place == here) for here in positions),
+        identical=sum(a.tokens == b.tokens for a, b in zip(uniform.rows, found.rows, strict=True)),
+        uniform=uniform.spent,
+    )
+
+
+def drafter_of(model: LLMJEPA, answers: AnswersConfig, splits: ExampleSplits, threshold: float = 0.0) -> Drafter:
+    """The drafter that is configured, at a threshold of its own."""
+    only: set[int] | None = None
+    if answers.draft_vocabulary == "answers":
+        only = {token for ids in model.tokenizer.encode(splits.train) for token in ids.completion[ids.opening :]}
+    return model.drafter(answers.drafts, answers.draft_tokens, threshold, only)
+
+
+def longest_answer(encoded: Iterable[ChatIds]) -> int:
+    """Tokens of the longest right answer, its end included."""
+    return max(len(ids.completion) - ids.opening for ids in encoded)
+
+
+def progress(count: int, size: int, what: str) -> Iterable[int]:
+    """The beginnings of batches, under a bar."""
+    return tqdm(range(0, count, size), desc=what, unit="batch", leave=False)
+
+
+def _gains(row: Continuation) -> Iterable[tuple[int, int]]:
+    """For each pass the place in the answer from which on it gives tokens, and how many."""
+    ends = accumulate((1 + each.accepted for each in row.passes), initial=0)
+    places = [min(end, len(row.tokens)) for end in ends]
+    return [(place, end - place) for place, end in pairwise(places)]
+
+
+def _threshold(model: LLMJEPA, answers: AnswersConfig, splits: ExampleSplits) -> float:
+    """Of the transition's drafts: as given, or the one of a few that is fastest on validation pairs."""
+    if answers.drafts == "lookup" or answers.draft_threshold is not None:
+        return answers.draft_threshold or 0.0
+    if not (pairs := splits.validation[:64]):
+        raise InputError("answers.draft_threshold must be given where there are no validation pairs, got null")
+    drafters = {each: drafter_of(model, answers, splits, each) for each in _THRESHOLDS}
+    return fastest(_THRESHOLDS, lambda each: generate(model, pairs, answers.batch_size, drafters[each]))
