@@ -38,9 +38,9 @@ def read_config(name: str) -> PretrainedConfig:
     """The configuration of a hub name or a local folder; of its text model where it has several (Gemma 3)."""
     try:
         config = AutoConfig.from_pretrained(source(name))
+        text = config.get_text_config()
     except (OSError, ValueError) as error:
         raise InputError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    text = config.get_text_config()
     for key in ("tie_word_embeddings", "quantization_config"):  # of the whole, where there are several
         if text is not config and hasattr(config, key):
             setattr(text, key, getattr(config, key))
