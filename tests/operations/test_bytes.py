@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LLAMA, language_config
+from conftest import FAMILIES, LLAMA, family, language_config
 from torch import nn
 
 from jepa import checkpoint
@@ -15,7 +15,8 @@ from jepa.models.bank import BankDecoder
 from jepa.models.costs import pass_cost
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.session import RequestSession
-from jepa.operations import OperationLedger, PartCount
+from jepa.operations import OperationLedger, PartCount, count_flops
+from jepa.pretrained import extend
 from jepa.selective import SelectiveDecoder
 from jepa.selective.policies.uniform import Uniform
 
@@ -137,3 +138,16 @@ def test_weights_of_half_the_size_are_half_the_bytes(language):
     whole = pass_cost(language.language.lm, 2, 5)
     half = pass_cost(language.half().language.lm, 2, 5)
     assert (2 * half.weight_bytes, half.flops) == (whole.weight_bytes, whole.flops)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pass_of_every_family_is_counted(name):
+    """With a closed form or without, and with a window of 6 tokens."""
+    lm = family(name).lm
+    ids, found = torch.arange(9)[None], pass_cost(lm, 2, 9, 1)
+    _, cache = extend(lm, None, input_ids=ids[:, :7], use_cache=True)
+    held = 4 * sum(tensor.numel() for tensor in _tensors(cache))
+    run = count_flops(lambda: extend(lm, cache, input_ids=ids[:, 7:], use_cache=True, logits_to_keep=1))
+    weights = 4 * sum(parameter.numel() for parameter in lm.parameters())
+    assert (found.flops, found.cache_bytes, found.weight_bytes) == (run.total, held, weights)

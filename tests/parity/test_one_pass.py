@@ -11,58 +11,18 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import FAMILIES, family
 from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 
 from jepa.data.packing import IGNORE, pack
-from jepa.encoders.language import LanguageModel
 from jepa.losses.transition import next_latent_loss
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.predictors.tied import TiedPredictor
 from jepa.predictors.transition import LatentTransition
 
-SIZE = {
-    "vocab_size": 410,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.3,  # attention far from uniform, so that a wrong mask or position shows
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-SLIDING = ["sliding_attention", "full_attention"]
-ARCHITECTURES = {
-    "llama": {"model_type": "llama"},
-    "qwen3": {"model_type": "qwen3", "head_dim": 8},
-    "qwen3-sliding": {
-        "model_type": "qwen3",
-        "head_dim": 8,
-        "use_sliding_window": True,
-        "sliding_window": 6,
-        "max_window_layers": 1,
-    },
-    "gemma2": {"model_type": "gemma2", "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6},
-    "gemma3": {
-        "model_type": "gemma3_text",
-        "head_dim": 8,
-        "query_pre_attn_scalar": 8,
-        "sliding_window": 6,
-        "layer_types": SLIDING,
-    },
-    "olmo2": {"model_type": "olmo2"},
-    "mistral": {"model_type": "mistral", "sliding_window": 6},
-    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
-    "qwen3_moe": {
-        "model_type": "qwen3_moe",
-        "head_dim": 8,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-    },
-}
+SLIDING = {"head_dim": 8, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+ARCHITECTURES = {**FAMILIES, "qwen3-sliding": SLIDING}
 
 
 class InFloat64(TorchFunctionMode):
@@ -78,11 +38,10 @@ class InFloat64(TorchFunctionMode):
 
 
 def model_of(name: str, tokenizer, attention: str, tokens: int = 2, placement: str = "append") -> LLMJEPA:
-    torch.manual_seed(0)
-    architecture = {**SIZE, **ARCHITECTURES[name]}
-    model = LLMJEPA(LanguageModel(architecture=architecture), TiedPredictor(tokens, placement), tokenizer).double()
+    language = family(name.partition("-")[0], **ARCHITECTURES[name])
+    model = LLMJEPA(language, TiedPredictor(tokens, placement), tokenizer).double()
     model.language.set_attention(attention)
-    if name in ("mixtral", "qwen3_moe"):
+    if "num_experts_per_tok" in ARCHITECTURES[name]:
         model.language.lm.set_experts_implementation("eager")  # the grouped matmul has no float64
     return model
 
@@ -155,8 +114,8 @@ def test_one_pass_equals_separate_passes(name, attention, encoded, chat_tokenize
     model = model_of(name, chat_tokenizer, attention)
     rows = assert_equal(model, encoded)
     assert len(rows.ids) < len(encoded)  # several pairs share a row
-    assert model.language.mixed_layers == (name in ("qwen3-sliding", "gemma2", "gemma3"))
-    assert (model.language.window is not None and not model.language.mixed_layers) == (name == "mistral")
+    assert model.language.mixed_layers == (name in ("qwen3-sliding", "gemma2", "gemma3_text", "gpt_oss"))
+    assert (model.language.window is not None and not model.language.mixed_layers) == (name in ("mistral", "phi3"))
 
 
 @pytest.mark.parametrize(
@@ -175,12 +134,12 @@ def test_one_pass_equals_separate_passes(name, attention, encoded, chat_tokenize
     ],
 )
 def test_every_layout_equals_separate_passes(tokens, placement, layout, encoded, chat_tokenizer):
-    assert_equal(model_of("gemma3", chat_tokenizer, "sdpa", tokens, placement), encoded, **layout)
+    assert_equal(model_of("gemma3_text", chat_tokenizer, "sdpa", tokens, placement), encoded, **layout)
 
 
 def test_next_latent_prediction_equals_separate_passes(encoded, chat_tokenizer):
-    model = model_of("gemma3", chat_tokenizer, "sdpa")
-    transition, embed = LatentTransition(16).double(), model.language.lm.get_input_embeddings()
+    model = model_of("gemma3_text", chat_tokenizer, "sdpa")
+    transition, embed = LatentTransition(model.language.width).double(), model.language.lm.get_input_embeddings()
     torch.nn.init.normal_(transition.mlp[-1].weight)
     states, labels = [], []
     with InFloat64():
@@ -202,7 +161,7 @@ def test_next_latent_prediction_equals_separate_passes(encoded, chat_tokenizer):
 
 def test_a_wrong_window_shows(encoded, chat_tokenizer):
     """The comparison is sharp: one key too many in the sliding layers fails it."""
-    model = model_of("gemma3", chat_tokenizer, "sdpa")
+    model = model_of("gemma3_text", chat_tokenizer, "sdpa")
     model.language.window += 1
     with pytest.raises(AssertionError):
         assert_equal(model, encoded)
