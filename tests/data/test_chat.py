@@ -158,16 +158,10 @@ def test_the_published_rows_are_those_written_out_by_hand():
     whole = f"<|im_start|>system\ns<|im_end|>\n<|im_start|>user\na dog?<|im_end|>\n{said}<|im_end|>\n"
     views = [f"<|im_start|>user\na dog?{two}{one}", said]
     encoded = tokenizer.encode([Example("a dog?", "b b", "s")])
-    for rows, expected in (
-        ("separate", [whole, *(f"{v}<|im_end|>\n" for v in views)]),
-        ("two", [whole, "".join(views)]),
-    ):
+    ends = [len(ids) - 1 for ids in tokenizer.hf(views)["input_ids"]]
+    for rows, second in (("separate", [f"{v}<|im_end|>\n" for v in views]), ("two", ["".join(views)])):
         found = pack(encoded, replace(layout, rows=rows), encoded, [0])
-        ids = [tokenizer.hf(text, add_special_tokens=False)["input_ids"] for text in expected]
-        width, ends = (
-            found.ids.shape[1],
-            [len(tokenizer.hf(v, add_special_tokens=False)["input_ids"]) - 1 for v in views],
-        )
+        ids, width = tokenizer.hf([whole, *second])["input_ids"], found.ids.shape[1]
         assert [row[place >= 0].tolist() for row, place in zip(found.ids, found.segments, strict=True)] == ids
         trained = [IGNORE if token == tokenizer.pad_id else token for token in ids[0][1:]]
         assert found.labels[0].tolist() == trained + [IGNORE] * (width - len(trained))
@@ -184,7 +178,6 @@ def test_words_and_their_closing_are_the_users_turn(any_family):
     [predictor] = tokenizer.add_predictors(1)
     plain, inside = tokenizer.encode([Example("a dog.", "b", None), Example("a dog.<|predictor_1|>", "b", None)])
     assert [*plain.words, predictor, *plain.closing] == inside.text
-    assert tokenizer.hf.decode([*plain.completion, *plain.after]).startswith(render(tokenizer, plain.completion))
 
 
 def test_prompt_and_answer_are_the_conversation_of_the_template(any_family):
@@ -202,6 +195,7 @@ def test_prompt_and_answer_are_the_conversation_of_the_template(any_family):
         answer = {"role": "assistant", "content": pair.completion}
         expected = undated(tokenizer.hf.apply_chat_template([*system, user, answer], tokenize=False, date_string=""))
         end = FAMILIES[name][1]
+        assert render(tokenizer, [*ids.prompt, *ids.completion, *ids.after]) == expected
         assert render(tokenizer, ids.prompt + ids.completion) == expected[: expected.rindex(end) + len(end)]
 
 

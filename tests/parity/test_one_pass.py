@@ -118,10 +118,8 @@ def one_by_one(model, encoded, direction="forward", view="shared", train_on="ans
             source, target = (views[0][0], views[1][1]) if direction == "forward" else (views[0][1], views[1][0])
             if model.predictor.placement == "turn":  # both read before the end of turn, which is one token here
                 source, target = source[:-1] + extra[::-1], target[:-1]
-                predictions.append(run(source)[1][-1])
-                targets.append(run(target)[1][-1])
-                continue
-            source = source + extra if model.predictor.placement == "append" else extra + source
+            else:
+                source = source + extra if model.predictor.placement == "append" else extra + source
             predictions.append(run(source)[1][-1])
             targets.append(run(target)[1][-1])
         return loss_of(torch.cat(logits), torch.cat(labels), torch.stack(predictions), torch.stack(targets))
