@@ -168,10 +168,11 @@ class ObjectiveConfig(Config):
     target: Literal["gradient", "stop_gradient", "ema"] = "gradient"  # of both sides, as published
     ema_decay: Fraction = 0.996
     loss_dropout: FractionBelowOne = 0.0
+    rescale_dropout: bool = True  # λ / (1 − α) where the term is left; false: λ, as published
     direction: Literal["forward", "reverse"] = "forward"
     view: Literal["shared", "alone"] = "shared"
-    rows: Literal["packed", "separate"] = "packed"
-    train_on: Literal["answer", "everything"] = "answer"
+    rows: Literal["packed", "two", "separate"] = "packed"
+    train_on: Literal["answer", "everything", "published"] = "answer"
     pairs: Literal["paired", "shuffled"] = "paired"
 
 
@@ -368,12 +369,11 @@ def validate(config: object, schema: type[C], key: str = "") -> C:
     """
     plain: object = config
     if not isinstance(config, dict):
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
+        from omegaconf import OmegaConf, errors
 
         try:
             plain = OmegaConf.to_container(config, resolve=True)
-        except OmegaConfBaseException as error:
+        except errors.OmegaConfBaseException as error:
             raise InputError(f"{error.full_key} cannot be resolved: {str(error).splitlines()[0]}") from error
     check_node(plain, key)
     try:

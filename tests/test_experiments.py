@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import SHORT, real_data, write_video
 from safetensors.numpy import load_file, save_file
 
@@ -194,7 +195,7 @@ def test_what_streams_need_is_checked_before_anything_is_computed(evaluated, tmp
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["llm_jepa_regex", "llm_jepa_nlrx"])
+@pytest.mark.parametrize("name", ["llm_jepa_regex", "llm_jepa_nlrx", "llm_jepa_published"])
 def test_a_language_experiment_trains_answers_and_evaluates_again(name, tmp_path):
     real = name == "llm_jepa_nlrx"
     data = [f"data.folder={real_data('nlrx')}", "data.limit=160"] if real else SHORT_DATA
@@ -206,8 +207,15 @@ def test_a_language_experiment_trains_answers_and_evaluates_again(name, tmp_path
     assert (stage["name"], stage["steps"]) == ("llm_jepa", 2)
     lines = (tmp_path / "evaluation" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 4
-    keys = ["source", "prompt", "completion", "prediction", "exact_match", "regex_equivalence"]
-    assert list(json.loads(lines[0])) == keys
+    keys = ["exact_match", "regex_equivalence"]
+    if name == "llm_jepa_published":
+        config = yaml.safe_load((tmp_path / "checkpoint" / "config.yaml").read_text(encoding="utf-8"))
+        keys, published = ["prefix_match", *keys], config["objective"]
+        assert (config["arm"], config["data"]["system"], model.predictor.placement) == ("published", True, "turn")
+        told = ("rows", "view", "train_on", "rescale_dropout", "direction", "target")
+        assert [published[key] for key in told] == ["separate", "alone", "published", False, "forward", "gradient"]
+        assert published["loss"] == {"_target_": "jepa.losses.distance.Cosine"}
+    assert list(json.loads(lines[0])) == ["source", "prompt", "completion", "prediction", *keys]
     latents = load_file(tmp_path / "evaluation" / "latents.safetensors")
     assert latents["predictions"].shape == latents["targets"].shape == (4, 32)
     first = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))

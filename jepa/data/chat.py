@@ -43,6 +43,9 @@ class ChatIds(NamedTuple):
     opening: int  # how many tokens of `completion` open the turn; generation is given them
     text: list[int]  # view 1 of the latent term on its own, without the system prompt
     code: list[int]  # view 2 of the latent term on its own, in an assistant's turn
+    words: Sequence[int] = ()  # `text` up to the end of the user's turn
+    closing: Sequence[int] = ()  # what ends the user's turn
+    after: Sequence[int] = ()  # what the template writes after the end of turn of `completion`
 
     @property
     def given(self) -> list[int]:
@@ -68,7 +71,7 @@ class ChatTokenizer:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "left"
-        self.end_id, self._begin = self._probe()
+        self.end_id, self._begin, self._closing = self._probe()
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> ChatTokenizer:
@@ -116,11 +119,12 @@ class ChatTokenizer:
     def encode(self, examples: Sequence[Example]) -> list[ChatIds]:
         """Ids of each example; white space at the ends of a completion is dropped."""
         rendered = [self._rendered(example) for example in examples]
-        prompts, openings, tails, texts, codes = (self._ids([r[part] for r in rendered]) for part in range(5))
-        found = []
-        for prompt, opening, tail, text, code in zip(prompts, openings, tails, texts, codes, strict=True):
-            completion, code = opening + self._closed(tail), self._begin + opening + self._closed(code)
-            found.append(ChatIds(prompt, completion, len(opening), text, code))
+        found, [closing] = list[ChatIds](), self._ids([self._closing])
+        parts = (self._ids([r[part] for r in rendered]) for part in range(6))
+        for prompt, opening, tail, text, code, words in zip(*parts, strict=True):
+            said, code = self._closed(tail), self._begin + opening + self._closed(code)
+            after = tail[len(said) :]
+            found.append(ChatIds(prompt, opening + said, len(opening), text, code, words, closing, after))
         return found
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -137,15 +141,15 @@ class ChatTokenizer:
         cut = [row[: next((i for i, token in enumerate(row) if token in stop), len(row))] for row in map(list, rows)]
         return [text.strip() for text in self.hf.batch_decode(cut, skip_special_tokens=True)]
 
-    def _rendered(self, example: Example) -> tuple[str, str, str, str, str]:
-        """Prompt, opening, answer to the end, text view, code view (from the answer's first character on)."""
+    def _rendered(self, example: Example) -> tuple[str, str, str, str, str, str]:
+        """Prompt, opening, answer to the end, text view, code view (from the answer's first character on), words."""
         system = [] if example.system is None else [{"role": "system", "content": example.system}]
         turns = [*system, _user(example.prompt)]
         prompt, opening, tail = self._continuation(turns, example.completion.strip())
         alone = example.text is None and not system
         text = prompt if alone else self._render([_user(example.text or example.prompt)])
         code = tail if example.code is None else self._continuation(turns, example.code.strip())[2]
-        return prompt, opening, tail, text, code
+        return prompt, opening, tail, text, code, text.removesuffix(self._closing)
 
     def _continuation(self, messages: list[dict[str, str]], answer: str) -> tuple[str, str, str]:
         context = self._render(messages)
@@ -187,14 +191,17 @@ class ChatTokenizer:
         end = self.end_id
         return tail[: len(tail) - tail[::-1].index(end)] if end in tail else [*tail, end]
 
-    def _probe(self) -> tuple[int, list[int]]:
-        """The token that ends a turn (the first special one after the answer), and the tokens that open a text."""
+    def _probe(self) -> tuple[int, list[int], str]:
+        """The token that ends a turn (the first special one after the answer), the tokens that open a text, and what
+        ends a user's turn, whatever its words.
+        """
         context, _, tail = self._continuation([_user("a")], "b")
         after = self._ids([tail.partition("b")[2]])[0]
         special = set(self.hf.all_special_ids) | set(getattr(self.hf, "added_tokens_decoder", {}))
         end = next((token for token in after if token in special), int(self.hf.eos_token_id))
         first = self._ids([context])[0][:1]
-        return int(end), first if first == [self.hf.bos_token_id] else []
+        closing = self._render([_user("words")]).rpartition("words")[2]
+        return int(end), first if first == [self.hf.bos_token_id] else [], closing
 
 
 def _user(content: str) -> dict[str, str]:

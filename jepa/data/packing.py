@@ -51,11 +51,16 @@ class Layout:
 
     row_tokens: int  # room of a row; a longer sequence makes all rows of its batch as long as itself
     predictors: tuple[int, ...] = ()  # ids of the [PRED] tokens; without any, the last state of view 1 predicts
-    placement: Literal["append", "prepend"] = "append"  # [PRED] after view 1, or before it, which computes it again
+    # [PRED] after view 1, or before it, which computes it again; turn: at the end of the user's words, as published
+    placement: Literal["append", "prepend", "turn"] = "append"
     direction: Literal["forward", "reverse"] = "forward"  # predicts view 2 from view 1, or view 1 from view 2
     view: Literal["shared", "alone"] = "shared"  # view 1: the prompt, or the user's turn by itself, as published
-    packed: bool = True  # False: a row for every sequence, as published, which computes view 1 for each anew
-    train_on: Literal["answer", "everything"] = "answer"  # with its end of turn; or also the prompt and the opening
+    # two: the conversation, and both views side by side; separate: a row for every sequence; both compute view 1 anew
+    rows: Literal["packed", "two", "separate"] = "packed"
+    # The answer with its end of turn; or also the prompt and the opening. published: also what the template writes
+    # after the end of turn, but no token that doubles as padding.
+    train_on: Literal["answer", "everything", "published"] = "answer"
+    pad_id: int = -1
 
     def __post_init__(self) -> None:
         if self.row_tokens < 1:
@@ -153,13 +158,15 @@ def _lay(groups: Sequence[_Group], layout: Layout) -> tuple[PackedBatch, Callabl
             positions[place] = np.arange(offset, offset + len(segment.ids))
             if segment.parent >= 0:
                 parents[place] = first + segment.parent
-            if layout.train_on == "everything":  # the prompt, too, but for the first token of all
+            if layout.train_on != "answer":  # the prompt, too, but for the first token of all
                 answered = any(s.trained for s in group.segments[index : index + 2])
                 trained[row, column + (segment.parent < 0) : place[1].stop] = answered
             elif segment.trained:
                 trained[row, column + segment.given : place[1].stop] = True
             columns[-1].append(column)
             column, number = column + len(segment.ids), number + 1
+    if layout.train_on == "published":
+        trained &= ids != layout.pad_id
     labels = np.full(shape, IGNORE)
     labels[:, :-1] = np.where(trained[:, 1:], ids[:, 1:], IGNORE)
 
@@ -174,7 +181,7 @@ def _lay(groups: Sequence[_Group], layout: Layout) -> tuple[PackedBatch, Callabl
 
 def _place(lengths: Sequence[int], layout: Layout) -> tuple[list[int], list[int]]:
     """Row and first column of each group: first fit, the longest first; one row each unless packed."""
-    if not layout.packed:
+    if layout.rows != "packed":
         return list(range(len(lengths))), [0] * len(lengths)
     room = max(layout.row_tokens, *lengths)
     rows, starts, used = [0] * len(lengths), [0] * len(lengths), list[int]()
@@ -189,15 +196,16 @@ def _place(lengths: Sequence[int], layout: Layout) -> tuple[list[int], list[int]
 
 def _groups(pair: ChatIds, target: ChatIds | None, layout: Layout, apart: bool) -> list[_Group]:
     """The conversation first, then the sequences of the latent term."""
-    answer = _Segment(pair.completion, parent=0, trained=True, given=pair.opening)
+    said = [*pair.completion, *pair.after] if layout.train_on == "published" else pair.completion
+    answer = _Segment(said, parent=0, trained=True, given=pair.opening)
     conversation = _Group([_Segment(pair.prompt), answer])
     if target is None:
         return [conversation]
     predictors = list(layout.predictors)
-    forward, append = layout.direction == "forward", layout.placement == "append"
-    shared = layout.packed and layout.view == "shared"
+    forward = layout.direction == "forward"
+    shared = layout.rows == "packed" and layout.view == "shared" and layout.placement != "turn"
     targets = [] if apart else [_target(target, layout)]
-    if forward and shared and append:
+    if forward and shared and layout.placement == "append":
         if predictors:
             conversation.segments.append(_Segment(predictors, parent=0))
             conversation.predicted = (2, len(predictors) - 1)
@@ -206,16 +214,33 @@ def _groups(pair: ChatIds, target: ChatIds | None, layout: Layout, apart: bool) 
         return [conversation, *targets]
     if not forward and shared and target is pair:  # the prompt's last state is there already
         conversation.target, targets = (0, len(pair.prompt) - 1), []
-    source = _text(pair, layout) if forward else pair.code
-    ids = [*source, *predictors] if append else [*predictors, *source]
-    return [conversation, _Group([_Segment(ids)], predicted=(0, len(ids) - 1)), *targets]
+    ids, state = view(pair, layout, 1 if forward else 2, predictors)
+    source = _Group([_Segment(ids)], predicted=(0, state))
+    if layout.rows == "two" and targets:
+        source.segments += targets[0].segments
+        source.target, targets = (1, len(source.segments[1].ids) - 1), []
+    return [conversation, source, *targets]
 
 
-def _text(pair: ChatIds, layout: Layout) -> list[int]:
-    return pair.prompt if layout.view == "shared" else pair.text
+def view(pair: ChatIds, layout: Layout, number: Literal[1, 2], predictors: Sequence[int] = ()) -> tuple[list[int], int]:
+    """The tokens of view 1 or 2 with [PRED] tokens, and which of them has the state that embeds it: the last one.
+
+    With placement turn it is the last before the end of the turn, which a row of its own goes on to, and [PRED] tokens
+    stand there in the order k to 1.
+    """
+    if layout.placement == "turn":
+        words, end = (pair.words, pair.closing) if number == 1 else (pair.code[:-1], [pair.code[-1], *pair.after])
+        ids = [*words, *reversed(predictors)]
+        if not ids:
+            raise InputError("a view must have at least 1 token before its end of turn, got none")
+        return [*ids, *(end if layout.rows == "separate" else ())], len(ids) - 1
+    text = pair.prompt if layout.view == "shared" else pair.text
+    ids = text if number == 1 else pair.code
+    ids = [*ids, *predictors] if layout.placement == "append" else [*predictors, *ids]
+    return ids, len(ids) - 1
 
 
 def _target(pair: ChatIds, layout: Layout) -> _Group:
-    """The tokens whose last state is the target: view 2, or view 1 in reverse."""
-    ids = pair.code if layout.direction == "forward" else _text(pair, layout)
-    return _Group([_Segment(ids)], target=(0, len(ids) - 1))
+    """The tokens of the target: of view 2, or of view 1 in reverse."""
+    ids, state = view(pair, layout, 2 if layout.direction == "forward" else 1)
+    return _Group([_Segment(ids)], target=(0, state))

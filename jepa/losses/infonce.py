@@ -27,6 +27,7 @@ def info_nce(
     negative_ids: Tensor | None = None,
     gather: bool = False,
     chunk: int | None = None,
+    symmetric: bool = True,
 ) -> Tensor:
     """Symmetric cross-entropy of each prediction against its target, the batch's other targets as negatives.
 
@@ -44,6 +45,7 @@ def info_nce(
             gradients, is that of the global batch. Batches may differ in size; ids are given by all ranks or by none.
         chunk: rows of the similarity matrix in memory at once, >= 1, forward and backward, where it is computed again;
             the same loss and gradients. None: all rows.
+        symmetric: the mean of both directions; if not, that from predictions to targets alone.
 
     >>> info_nce(torch.eye(4), torch.eye(4), temperature=0.1)
     tensor(0.0001)
@@ -83,6 +85,8 @@ def info_nce(
             all_predictions, all_targets = batch.gather(torch.cat([predictions, targets], dim=1)).chunk(2, dim=1)
         forth = similarities(predictions, all_targets, rows)
         cost = F.cross_entropy(with_negatives(forth, rows), own)
+        if not symmetric:
+            return cost
         back = forth.T if batch.ranks == 1 else similarities(targets, all_predictions, rows)
         return 0.5 * (cost + F.cross_entropy(back, own))
 
@@ -100,9 +104,11 @@ def info_nce(
             for first in range(0, batch.count, size)
         ]
         of_rows = torch.cat([denominators for denominators, _ in parts])
+        right = (predictions * targets).sum(dim=1) / temperature
+        if not symmetric:
+            return (of_rows - right).mean()
         of_columns = torch.stack([fractions for _, fractions in parts]).logsumexp(dim=0, keepdim=True)
         of_columns = GlobalBatch.around(of_columns, gather).gather(of_columns).logsumexp(dim=0)[own]
-        right = (predictions * targets).sum(dim=1) / temperature
         return (0.5 * (of_rows + of_columns) - right).mean()
 
     with torch.autocast(predictions.device.type, enabled=False):
@@ -130,6 +136,7 @@ class InfoNCE(nn.Module):
         learnable: learn the temperature; if not, the module has no parameter for it.
         head: applied to predictions, targets and negatives alike, whose outputs are then L2-normalised; see
             `ProjectionHead`. None compares the latents themselves.
+        symmetric: see `info_nce`.
 
     >>> loss = InfoNCE(temperature=0.1)
     >>> predictions = targets = torch.eye(4)
@@ -147,6 +154,7 @@ class InfoNCE(nn.Module):
         gather: bool = True,
         head: nn.Module | None = None,
         chunk: int | None = None,
+        symmetric: bool = True,
     ) -> None:
         super().__init__()
         if not 0 < lowest <= temperature <= 1:
@@ -154,7 +162,7 @@ class InfoNCE(nn.Module):
         self.limit = -math.log(lowest)
         log_scale = torch.tensor(-math.log(temperature))
         self.log_scale = nn.Parameter(log_scale) if learnable else log_scale
-        self.gather, self.head = gather, head
+        self.gather, self.head, self.symmetric = gather, head, symmetric
         self.chunk = None if chunk is None else check_int("chunk", chunk, 1)
 
     @property
@@ -172,7 +180,8 @@ class InfoNCE(nn.Module):
     ) -> Tensor:
         predictions, targets = self._project(predictions), self._project(targets)
         negatives = None if negatives is None else self._project(negatives)
-        return info_nce(predictions, targets, self.temperature, ids, negatives, negative_ids, self.gather, self.chunk)
+        texts, how = (ids, negatives, negative_ids), (self.gather, self.chunk, self.symmetric)
+        return info_nce(predictions, targets, self.temperature, *texts, *how)
 
     def _project(self, latents: Tensor) -> Tensor:
         return latents if self.head is None else F.normalize(self.head(latents), dim=-1)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.data.chat import ChatIds, ChatTokenizer
-from jepa.data.packing import IGNORE, Layout, PackedBatch
+from jepa.data.packing import IGNORE, Layout, PackedBatch, view
 from jepa.data.pairs import Example
 from jepa.decoders.prefix import PrefixDecoder
 from jepa.encoders.language import LanguageModel
@@ -103,7 +103,8 @@ class LLMJEPA(nn.Module):
 
     def layout(self, **arguments: Any) -> Layout:
         """A packing layout with this model's [PRED] tokens."""
-        return Layout(predictors=tuple(self.predictor_ids), placement=self.predictor.placement, **arguments)
+        predictors, placement = tuple(self.predictor_ids), self.predictor.placement
+        return Layout(predictors=predictors, placement=placement, pad_id=self.tokenizer.pad_id, **arguments)
 
     def forward(self, rows: PackedBatch) -> Pass:
         """Logits and embeddings of packed rows, in one pass."""
@@ -121,8 +122,12 @@ class LLMJEPA(nn.Module):
     @torch.no_grad()
     def encode(self, requests: Sequence[Request]) -> RequestStates:
         """X-Encoder: requests -> their states and the cache that predictor and decoder go on from."""
-        before = self.predictor_ids if self.predictor.placement == "prepend" else []
-        return self._read([[*before, *pair.prompt] for pair in self._ids(requests)])
+        return self._read([self.read_of(pair) for pair in self._ids(requests)])
+
+    def read_of(self, pair: ChatIds) -> list[int]:
+        """What the X-Encoder reads of a request: view 1, with [PRED] tokens unless they are appended."""
+        own = () if self.predictor.placement == "append" else self.predictor_ids
+        return view(pair, self.layout(row_tokens=1), 1, own)[0]
 
     @torch.no_grad()
     def predict(self, encoded: RequestStates) -> Tensor:
@@ -138,7 +143,8 @@ class LLMJEPA(nn.Module):
     def embed(self, answers: Sequence[str]) -> Tensor:
         """Y-Encoder: B answers, each alone -> embeddings (B, E), L2-normalised."""
         pairs = self.tokenizer.encode([Example("", answer, None) for answer in answers])
-        return F.normalize(self._read([pair.code for pair in pairs]).states[:, -1].float(), dim=-1)
+        views = [view(pair, self.layout(row_tokens=1), 2)[0] for pair in pairs]
+        return F.normalize(self._read(views).states[:, -1].float(), dim=-1)
 
     def decode(self, latents: Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
         """Y-Decoder: embeddings (B, E) -> greedy texts, by `y_decoder`: `InputError` if there is none.

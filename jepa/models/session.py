@@ -134,8 +134,7 @@ class RequestSession:
         return costed(self._text(row), len(row) - start, cost)
 
     def _encode(self, pair: Example) -> Tensor | None:
-        before = self.model.predictor_ids if self.model.predictor.placement == "prepend" else []
-        return self._run("encoder", [*before, *self._ids(pair).prompt], calls=1)
+        return self._run("encoder", self.model.read_of(self._ids(pair)), calls=1)
 
     def _run(self, part: str, ids: list[int], *, calls: int = 0, last: int = 1, logits: int = 0) -> Tensor | None:
         """One pass, counted: the states (n, D) of at least the `last` tokens."""

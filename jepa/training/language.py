@@ -200,7 +200,7 @@ def _train_language(
         raise InputError("objective.view must be alone for data with text and code views, got shared")
     pairs = model.tokenizer.encode(splits.train)
     validation = model.tokenizer.encode(splits.validation[: stage.validation_pairs])
-    _check_lengths(model, pairs, splits.train)
+    _check_lengths(model, pairs, splits.train, objective.config.train_on == "published")
     model.to(own_device(config))
     steps = max(1, round(stage.epochs * len(pairs) / (stage.batch_size * config.devices)))
     stretched = 1.0
@@ -330,9 +330,10 @@ def make_tokenizer(config: ChatTokenizerConfig, pairs: Sequence[Example]) -> Cha
     return ChatTokenizer.train(texts, config.vocab_size)
 
 
-def _check_lengths(model: LLMJEPA, encoded: Sequence[ChatIds], pairs: Sequence[Example]) -> None:
+def _check_lengths(model: LLMJEPA, encoded: Sequence[ChatIds], pairs: Sequence[Example], after: bool) -> None:
     limit = getattr(model.language.lm.config.get_text_config(), "max_position_embeddings", None)
-    lengths = [len(ids.prompt) + max(len(ids.completion), len(model.predictor_ids)) for ids in encoded]
+    said = [len(ids.completion) + after * len(ids.after) for ids in encoded]
+    lengths = [len(ids.prompt) + max(n, len(model.predictor_ids)) for ids, n in zip(encoded, said, strict=True)]
     longest = max(lengths)
     if limit is not None and longest > limit:
         source = pairs[lengths.index(longest)].source

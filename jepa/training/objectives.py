@@ -25,7 +25,7 @@ class Objective(nn.Module):
 
     On several ranks the mean over ranks of the losses, and of their gradients, is that of the global batch. With loss
     dropout α the latent term is there on a fraction 1 − α of the batches, with the weight λ / (1 − α): its mean weight
-    stays λ. The losses are computed in float32, whatever the precision of the model.
+    stays λ. Not rescaled, the weight there is λ. The losses are computed in float32, whatever the model's precision.
 
     Raises:
         InputError: keys that do not go together.
@@ -81,11 +81,13 @@ class Objective(nn.Module):
 
     def layout(self, model: LLMJEPA, stage: LanguageStageConfig) -> Layout:
         config = self.config
+        if model.predictor.placement == "turn" and self.has_latent_term and config.view == "shared":
+            raise InputError("objective.view must be alone with model.predictor.placement turn, got shared")
         return model.layout(
             row_tokens=stage.row_tokens,
             direction=config.direction,
             view=config.view,
-            packed=config.rows == "packed",
+            rows=config.rows,
             train_on=config.train_on,
         )
 
@@ -116,9 +118,10 @@ class Objective(nn.Module):
         if config.transition_weight > 0:
             parts |= (found := next_latent_terms(model, out.states, rows.labels))
             loss = loss + config.transition_weight * sum(found.values())
+        kept = 1 - config.loss_dropout if config.rescale_dropout else 1.0
         for name, weight in (("latent", config.weight), ("regulariser", config.regulariser_weight)):
             if name in parts:
-                loss = loss + weight / (1 - config.loss_dropout) * parts[name]
+                loss = loss + weight / kept * parts[name]
         return {"loss": loss, **parts}
 
 

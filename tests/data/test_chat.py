@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -141,10 +142,42 @@ def test_the_end_of_turn_is_trained_where_padding_is_the_same_token():
     for name in ("llama", "qwen", "olmo", "base"):
         tokenizer = ChatTokenizer(family(name, pad_token=FAMILIES[name][2]))
         assert tokenizer.pad_id == tokenizer.hf.eos_token_id
-        rows = pack(tokenizer.encode(PAIRS), Layout(row_tokens=1000, packed=False))
+        rows = pack(tokenizer.encode(PAIRS), Layout(row_tokens=1000, rows="separate"))
         trained = [row[row != IGNORE].tolist() for row in rows.labels]
         assert trained == [pair.completion[pair.opening :] for pair in tokenizer.encode(PAIRS)]
         assert all(row[-1] == tokenizer.pad_id for row in trained)
+
+
+def test_the_published_rows_are_those_written_out_by_hand():
+    """Three rows, and two of which the second has both views up to the states read; the padding is an end of turn."""
+    tokenizer = ChatTokenizer(family("qwen", pad_token="<|im_end|>"))
+    one, two = (f"<|predictor_{i}|>" for i in (1, 2))
+    layout = Layout(100, tuple(tokenizer.add_predictors(2)), "turn", view="alone", train_on="published")
+    layout = replace(layout, rows="separate", pad_id=tokenizer.pad_id)
+    said = "<|im_start|>assistant\n<think>\n\n</think>\n\nb b"
+    whole = f"<|im_start|>system\ns<|im_end|>\n<|im_start|>user\na dog?<|im_end|>\n{said}<|im_end|>\n"
+    views = [f"<|im_start|>user\na dog?{two}{one}", said]
+    encoded = tokenizer.encode([Example("a dog?", "b b", "s")])
+    ends = [len(ids) - 1 for ids in tokenizer.hf(views)["input_ids"]]
+    for rows, second in (("separate", [f"{v}<|im_end|>\n" for v in views]), ("two", ["".join(views)])):
+        found = pack(encoded, replace(layout, rows=rows), encoded, [0])
+        ids, width = tokenizer.hf([whole, *second])["input_ids"], found.ids.shape[1]
+        assert [row[place >= 0].tolist() for row, place in zip(found.ids, found.segments, strict=True)] == ids
+        trained = [IGNORE if token == tokenizer.pad_id else token for token in ids[0][1:]]
+        assert found.labels[0].tolist() == trained + [IGNORE] * (width - len(trained))
+        assert trained.count(IGNORE) == 3
+        assert (found.labels[1:] == IGNORE).all()
+        assert found.predicted.tolist() == [width + ends[0]]
+        assert found.target.tolist() == [2 * width + ends[1] if rows == "separate" else width + sum(ends) + 1]
+    assert render(tokenizer, encoded[0].given) == whole.partition("b b")[0]  # generation sees no [PRED]
+
+
+def test_words_and_their_closing_are_the_users_turn(any_family):
+    """With [PRED] between them they are the turn that the template writes around words and [PRED] in one."""
+    _, tokenizer = any_family
+    [predictor] = tokenizer.add_predictors(1)
+    plain, inside = tokenizer.encode([Example("a dog.", "b", None), Example("a dog.<|predictor_1|>", "b", None)])
+    assert [*plain.words, predictor, *plain.closing] == inside.text
 
 
 def test_prompt_and_answer_are_the_conversation_of_the_template(any_family):
@@ -162,6 +195,7 @@ def test_prompt_and_answer_are_the_conversation_of_the_template(any_family):
         answer = {"role": "assistant", "content": pair.completion}
         expected = undated(tokenizer.hf.apply_chat_template([*system, user, answer], tokenize=False, date_string=""))
         end = FAMILIES[name][1]
+        assert render(tokenizer, [*ids.prompt, *ids.completion, *ids.after]) == expected
         assert render(tokenizer, ids.prompt + ids.completion) == expected[: expected.rindex(end) + len(end)]
 
 

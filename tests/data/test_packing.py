@@ -19,7 +19,7 @@ from jepa.errors import InputError
 def chat(prompt: int, answer: int, text: int, code: int, tokens: count) -> ChatIds:
     """A pair of the given lengths, in tokens that occur nowhere else."""
     part = [[next(tokens) for _ in range(n)] for n in (prompt, answer, text, code)]
-    return ChatIds(part[0], part[1], 1, part[2], part[3])
+    return ChatIds(part[0], part[1], 1, part[2], part[3], part[2], [next(tokens)], [next(tokens)])
 
 
 def batch(lengths: list[tuple[int, int, int, int]]) -> list[ChatIds]:
@@ -55,43 +55,62 @@ def prefixes(sequence: list[int], shortest: int = 1) -> list[tuple[int, ...]]:
 
 
 def prediction(pair: ChatIds, layout: Layout) -> list[int]:
-    text = pair.prompt if layout.view == "shared" else pair.text
-    source, tokens = text if layout.direction == "forward" else pair.code, list(layout.predictors)
+    source, tokens = viewed(pair, layout, layout.direction == "forward"), list(layout.predictors)
+    if layout.placement == "turn":
+        return source + tokens[::-1]
     return source + tokens if layout.placement == "append" else tokens + source
 
 
 def target(pair: ChatIds, layout: Layout) -> list[int]:
-    if layout.direction == "forward":
-        return pair.code
-    return pair.prompt if layout.view == "shared" else pair.text
+    return viewed(pair, layout, layout.direction == "reverse")
+
+
+def viewed(pair: ChatIds, layout: Layout, first: bool) -> list[int]:
+    """View 1 or 2, up to the state that is read."""
+    if layout.placement == "turn":
+        return pair.words if first else pair.code[:-1]
+    return pair.code if not first else pair.prompt if layout.view == "shared" else pair.text
+
+
+def said(pair: ChatIds, layout: Layout) -> list[int]:
+    return pair.completion + (pair.after if layout.train_on == "published" else [])
+
+
+def ended(tokens: list[int], pair: ChatIds, layout: Layout, first: bool) -> list[int]:
+    """The end of the turn after the state that is read: in a row of its own alone."""
+    end = pair.closing if first else pair.code[-1:] + pair.after
+    return tokens + (end if (layout.placement, layout.rows) == ("turn", "separate") else [])
 
 
 def expected(pairs: list[ChatIds], targets: list[ChatIds] | None, layout: Layout, apart: bool) -> Counter:
     """Contexts of all tokens that have to be computed."""
     found: Counter = Counter()
-    shared = layout.packed and layout.view == "shared"
+    shared = layout.rows == "packed" and layout.view == "shared" and layout.placement != "turn"
+    forward = layout.direction == "forward"
     for i, pair in enumerate(pairs):
-        found.update(prefixes(pair.prompt + pair.completion))
+        found.update(prefixes(pair.prompt + said(pair, layout)))
         if targets is None:
             continue
-        there = shared and layout.direction == "forward" and layout.placement == "append"  # view 1 of the prediction
-        found.update(prefixes(prediction(pair, layout), len(pair.prompt) + 1 if there else 1))
+        there = shared and forward and layout.placement == "append"  # view 1 of the prediction
+        source = ended(prediction(pair, layout), pair, layout, forward)
+        found.update(prefixes(source, len(pair.prompt) + 1 if there else 1))
         if not apart and not (shared and layout.direction == "reverse" and targets[i] is pair):
-            found.update(prefixes(target(targets[i], layout)))
+            found.update(prefixes(ended(target(targets[i], layout), targets[i], layout, not forward)))
     return found
 
 
 LENGTH = st.integers(1, 6)
-LENGTHS = st.lists(st.tuples(LENGTH, LENGTH, LENGTH, LENGTH), min_size=1, max_size=6)
+LENGTHS = st.lists(st.tuples(LENGTH, LENGTH, LENGTH, st.integers(2, 6)), min_size=1, max_size=6)
 LAYOUTS = st.builds(
     Layout,
     row_tokens=st.integers(1, 60),
     predictors=st.sampled_from([(), (7,), (7, 8), (7, 8, 9)]),
-    placement=st.sampled_from(["append", "prepend"]),
+    placement=st.sampled_from(["append", "prepend", "turn"]),
     direction=st.sampled_from(["forward", "reverse"]),
     view=st.sampled_from(["shared", "alone"]),
-    packed=st.booleans(),
-    train_on=st.sampled_from(["answer", "everything"]),
+    rows=st.sampled_from(["packed", "two", "separate"]),
+    train_on=st.sampled_from(["answer", "everything", "published"]),
+    pad_id=st.just(104),
 )
 
 
@@ -113,7 +132,8 @@ def test_every_token_sees_what_it_must_and_nothing_else(lengths, layout, partner
         assert at(rows, rows.target) == ([] if apart else embedded)
         alone = pack_targets(targets, layout)
         assert at(alone, alone.target) == embedded
-        assert Counter(contexts(alone).values()) == Counter(p for t in embedded for p in prefixes(list(t)))
+        whole = [ended(target(p, layout), p, layout, layout.direction == "reverse") for p in targets]
+        assert Counter(contexts(alone).values()) == Counter(p for t in whole for p in prefixes(t))
         assert (alone.labels == IGNORE).all()
         assert rows.target_ids.tolist() == ids
 
@@ -121,8 +141,13 @@ def test_every_token_sees_what_it_must_and_nothing_else(lengths, layout, partner
     for (row, column), before in contexts(rows).items():
         if rows.labels[row, column] != IGNORE:
             trained[(*before, int(rows.labels[row, column]))] += 1
-    first = {"answer": lambda pair: len(pair.prompt) + pair.opening + 1, "everything": lambda pair: 2}[layout.train_on]
-    assert trained == Counter(p for pair in pairs for p in prefixes(pair.prompt + pair.completion, first(pair)))
+    wanted = Counter()
+    for pair in pairs:
+        first = len(pair.prompt) + pair.opening + 1 if layout.train_on == "answer" else 2
+        wanted.update(prefixes(pair.prompt + said(pair, layout), first))
+    if layout.train_on == "published":  # a token that doubles as padding is no label
+        wanted = Counter({p: n for p, n in wanted.items() if p[-1] != layout.pad_id})
+    assert trained == wanted
 
     padding = rows.segments < 0
     assert (rows.parents[padding] == -2).all()
@@ -137,10 +162,10 @@ def test_rows_are_full_and_no_longer_than_they_may_be(lengths, layout):
     rows = pack(pairs, layout, pairs, list(range(len(pairs))))
     used = (rows.segments >= 0).sum(1).tolist()
     assert rows.ids.shape[1] == max(used)
-    if not layout.packed:
-        assert len(used) == 3 * len(pairs)
+    if layout.rows != "packed":
+        assert len(used) == {"two": 2, "separate": 3}[layout.rows] * len(pairs)
         return
-    parts = [len(pair.prompt + pair.completion) + len(layout.predictors) for pair in pairs]
+    parts = [len(pair.prompt + said(pair, layout)) + len(layout.predictors) for pair in pairs]
     room = max(layout.row_tokens, *parts, *(len(prediction(p, layout)) for p in pairs), *(len(p.code) for p in pairs))
     assert max(used) <= room
     for a, b in combinations(used, 2):
@@ -175,14 +200,14 @@ def test_one_pass_computes_view_1_once():
     """The tokens of one pair: prompt, answer, [PRED] and the answer alone; the published form repeats the first two."""
     pairs = batch([(5, 3, 5, 3)])
     tokens = {}
-    for packed, view in product((True, False), ("shared", "alone")):
-        rows = pack(pairs, Layout(50, predictors=(7, 8), packed=packed, view=view), pairs, [0])
-        tokens[packed, view] = int((rows.segments >= 0).sum())
+    for how, view in product(("packed", "separate"), ("shared", "alone")):
+        rows = pack(pairs, Layout(50, predictors=(7, 8), rows=how, view=view), pairs, [0])
+        tokens[how, view] = int((rows.segments >= 0).sum())
     assert tokens == {
-        (True, "shared"): 5 + 3 + 2 + 3,
-        (True, "alone"): 5 + 3 + 5 + 2 + 3,
-        (False, "shared"): 5 + 3 + 5 + 2 + 3,
-        (False, "alone"): 5 + 3 + 5 + 2 + 3,
+        ("packed", "shared"): 5 + 3 + 2 + 3,
+        ("packed", "alone"): 5 + 3 + 5 + 2 + 3,
+        ("separate", "shared"): 5 + 3 + 5 + 2 + 3,
+        ("separate", "alone"): 5 + 3 + 5 + 2 + 3,
     }
 
 
@@ -191,3 +216,5 @@ def test_bad_layouts_are_named():
         Layout(0)
     with pytest.raises(InputError, match="a batch must hold at least 1 pair, got none"):
         pack([], Layout(8))
+    with pytest.raises(InputError, match="a view must have at least 1 token before its end of turn, got none"):
+        pack([ChatIds([5], [6], 0, [5], [6])], Layout(8, placement="turn"), [ChatIds([5], [6], 0, [5], [6])])

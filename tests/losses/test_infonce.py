@@ -19,8 +19,8 @@ def latents(count: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(count, 7, generator=generator, dtype=torch.float64), dim=-1)
 
 
-def by_loop(predictions, targets, temperature, ids):
-    """-log of the softmax fraction of the right pair, both ways, over the negatives of other texts."""
+def by_loop(predictions, targets, temperature, ids, symmetric=True):
+    """-log of the softmax fraction of the right pair, both ways or forth, over the negatives of other texts."""
     total = 0.0
     count = len(predictions)
     for i in range(count):
@@ -28,16 +28,17 @@ def by_loop(predictions, targets, temperature, ids):
         right = (predictions[i] @ targets[i] / temperature).exp()
         forth = sum((predictions[i] @ targets[j] / temperature).exp() for j in others)
         back = sum((predictions[j] @ targets[i] / temperature).exp() for j in others)
-        total = total - (right / (right + forth)).log() - (right / (right + back)).log()
-    return total / (2 * count)
+        total = total - (right / (right + forth)).log() - symmetric * (right / (right + back)).log()
+    return total / ((1 + symmetric) * count)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("ids", [None, [0, 1, 2, 3, 4, 5], [0, 1, 0, 2, 0, 1]])
-def test_value_and_gradient_equal_the_loop(ids):
+def test_value_and_gradient_equal_the_loop(ids, symmetric):
     inputs = [latents(6, seed).requires_grad_() for seed in (1, 2)]
     temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
-    ours = info_nce(*inputs, temperature, None if ids is None else torch.tensor(ids))
-    theirs = by_loop(*inputs, temperature, ids or range(6))
+    ours = info_nce(*inputs, temperature, None if ids is None else torch.tensor(ids), symmetric=symmetric)
+    theirs = by_loop(*inputs, temperature, ids or range(6), symmetric)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     gradients, expected = (torch.autograd.grad(value, [*inputs, temperature]) for value in (ours, theirs))
     torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-12)
@@ -45,8 +46,8 @@ def test_value_and_gradient_equal_the_loop(ids):
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 6, 9])
 @pytest.mark.parametrize("ids", [None, [0, 1, 0, 2, 0, 1], [3, 3, 3, 3, 3, 3]])
-@pytest.mark.parametrize("further", [False, True])
-def test_chunks_change_neither_value_nor_gradients(chunk, ids, further):
+@pytest.mark.parametrize(("further", "symmetric"), [(False, True), (True, True), (True, False)])
+def test_chunks_change_neither_value_nor_gradients(chunk, ids, further, symmetric):
     inputs = [latents(count, seed).requires_grad_() for count, seed in ((6, 1), (6, 2), (3, 3))]
     temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
     ids = None if ids is None else torch.tensor(ids)
@@ -54,7 +55,7 @@ def test_chunks_change_neither_value_nor_gradients(chunk, ids, further):
     leaves = [*inputs[: 3 if further else 2], temperature]
     found = []
     for size in (None, chunk):
-        value = info_nce(*inputs[:2], temperature, ids, *extra, chunk=size)
+        value = info_nce(*inputs[:2], temperature, ids, *extra, chunk=size, symmetric=symmetric)
         found.append((value, torch.autograd.grad(value, leaves)))
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
 

@@ -38,7 +38,9 @@ def requests(pairs: list[Example]) -> list[str]:
     return [pair.prompt for pair in sorted(pairs, key=lambda pair: len(pair.prompt))[::8]]
 
 
-@pytest.mark.parametrize(("tokens", "placement"), [(0, "append"), (1, "append"), (3, "append"), (2, "prepend")])
+@pytest.mark.parametrize(
+    ("tokens", "placement"), [(0, "append"), (1, "append"), (3, "append"), (2, "prepend"), (0, "turn"), (2, "turn")]
+)
 @pytest.mark.parametrize("architecture", FAMILIES.values(), ids=FAMILIES)
 def test_streams_give_the_embeddings_of_packed_rows(architecture, tokens, placement, pairs, chat_tokenizer):
     torch.manual_seed(0)
@@ -184,5 +186,5 @@ def test_a_session_forgets_the_tokens_of_old_requests(tiny_llm_jepa, pairs, monk
 def test_bad_predictors_are_named():
     with pytest.raises(InputError, match="tokens must be >= 0, got -1"):
         TiedPredictor(-1)
-    with pytest.raises(InputError, match="placement must be append or prepend, got 'before'"):
+    with pytest.raises(InputError, match="placement must be append, prepend or turn, got 'before'"):
         TiedPredictor(1, "before")

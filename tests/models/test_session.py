@@ -23,8 +23,8 @@ EVERY_STEP = Uniform(1000.0)
 
 
 @pytest.fixture(
-    params=[({}, 1, "append"), ({}, 0, "append"), ({}, 2, "prepend"), (GEMMA, 1, "append")],
-    ids=["llama", "no_pred", "prepend", "gemma3"],
+    params=[({}, 1, "append"), ({}, 0, "append"), ({}, 2, "prepend"), ({}, 2, "turn"), (GEMMA, 1, "append")],
+    ids=["llama", "no_pred", "prepend", "turn", "gemma3"],
 )
 def model(request, chat_tokenizer) -> LLMJEPA:
     architecture, tokens, placement = request.param

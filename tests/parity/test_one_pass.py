@@ -60,7 +60,7 @@ def in_one_pass(model, encoded, **layout):
         return loss_of(out.logits, out.labels, out.predictions, out.targets), rows
 
 
-def one_by_one(model, encoded, direction="forward", view="shared", train_on="answer", shuffled=False, packed=True):
+def one_by_one(model, encoded, direction="forward", view="shared", train_on="answer", shuffled=False, rows="packed"):
     """Every sequence through the model of `transformers` by itself."""
     lm, extra = model.language.lm, model.predictor_ids
     order = torch.arange(len(encoded)).roll(1).tolist() if shuffled else range(len(encoded))
@@ -73,12 +73,15 @@ def one_by_one(model, encoded, direction="forward", view="shared", train_on="ans
     with InFloat64():
         for pair, number in zip(encoded, order, strict=True):
             start = len(pair.prompt) + pair.opening if train_on == "answer" else 1
-            whole = pair.prompt + pair.completion
+            whole = pair.prompt + pair.completion + (list(pair.after) if train_on == "published" else [])
             logits.append(run(whole)[0][start - 1 : -1])
             labels.append(torch.tensor(whole[start:]))
             views = [[p.prompt if view == "shared" else p.text, p.code] for p in (pair, encoded[number])]
             source, target = (views[0][0], views[1][1]) if direction == "forward" else (views[0][1], views[1][0])
-            source = source + extra if model.predictor.placement == "append" else extra + source
+            if model.predictor.placement == "turn":  # both read before the end of turn, which is one token here
+                source, target = source[:-1] + extra[::-1], target[:-1]
+            else:
+                source = source + extra if model.predictor.placement == "append" else extra + source
             predictions.append(run(source)[1][-1])
             targets.append(run(target)[1][-1])
         return loss_of(torch.cat(logits), torch.cat(labels), torch.stack(predictions), torch.stack(targets))
@@ -127,7 +130,11 @@ def test_one_pass_equals_separate_passes(name, attention, encoded, chat_tokenize
         (2, "append", {"direction": "reverse"}),
         (2, "prepend", {"direction": "reverse", "view": "alone"}),
         (2, "append", {"view": "alone"}),
-        (2, "append", {"packed": False}),
+        (2, "append", {"rows": "separate"}),
+        (2, "append", {"rows": "two"}),
+        (2, "turn", {"view": "alone"}),
+        (2, "turn", {"view": "alone", "rows": "separate", "train_on": "published"}),
+        (2, "turn", {"view": "alone", "rows": "two", "train_on": "published"}),
         (2, "append", {"train_on": "everything"}),
         (2, "append", {"shuffled": True}),
         (2, "append", {"shuffled": True, "direction": "reverse"}),

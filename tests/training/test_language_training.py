@@ -115,6 +115,7 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no tokens": ({}, {"tokens": 0}),
     "separate rows": ({"rows": "separate", "view": "alone"}, {}),
     "everything": ({"train_on": "everything"}, {}),
+    "published": ({"rows": "two", "view": "alone", "train_on": "published"}, {"placement": "turn"}),
     "lora": ({}, {"lora": {"r": 2}}),
     "transition": ({"weight": 0.0, "transition_weight": 0.5}, {}),
     "all of it by lora": ({"transition_weight": 0.5}, {"lora": {"r": 2}}),
@@ -251,15 +252,16 @@ def test_the_teacher_follows_the_model_slowly(tiny_llm_jepa, pairs):
         assert plain.teacher is None
 
 
-def test_loss_dropout_skips_the_term_and_rescales_it(tiny_llm_jepa, pairs):
-    dropped = objective(loss_dropout=0.75)
+@pytest.mark.parametrize(("rescaled", "factor"), [(True, 4), (False, 1)])
+def test_loss_dropout_skips_the_term_and_may_rescale_it(rescaled, factor, tiny_llm_jepa, pairs):
+    dropped = objective(loss_dropout=0.75, rescale_dropout=rescaled)
     kinds = set()
     for index in range(12):
         batch = batch_of(dropped, tiny_llm_jepa, pairs, index, 12)
         parts = dropped(tiny_llm_jepa, None, batch)
         kinds.add(len(parts))
         if len(batch.rows.predicted):
-            torch.testing.assert_close(parts["loss"], parts["next_token"] + 4 * 0.3 * parts["latent"])
+            torch.testing.assert_close(parts["loss"], parts["next_token"] + factor * 0.3 * parts["latent"])
         else:
             assert set(parts) == {"loss", "next_token"}
             assert torch.equal(parts["loss"], parts["next_token"])
@@ -355,6 +357,7 @@ def test_collapse_is_warned_of_while_there_is_a_latent_term(tmp_path):
         ({"data": {"_target_": LOSSES + "distance.Cosine"}}, r"data\._target_ must build ExampleSplits, got Cosine"),
         ({"stage": {"validation_pairs": 1}}, r"at least 2 distinct targets, got 1; raise stage\.validation_pairs or"),
         ({"stage": {"epochs": 0.0}}, r"epochs must be > 0 for a new language model, got 0 and no checkpoint"),
+        ({"model": train_config(placement="turn")["model"]}, r"objective\.view must be alone .* turn, got shared"),
         ({"devices": 2, "strategy": "ddp"}, "must be launched by torchrun --nproc-per-node 2"),
         ({"strategy": "ddp"}, "devices > 1 must come with a strategy"),
         ({"arm": "ntp"}, "objective.weight and transition_weight must be 0 in arm ntp, .* got 0.3 and 0.0; .* method"),
