@@ -114,14 +114,7 @@ def report_sweep(count: int, width: int, processes: int) -> dict[str, float]:
         "test": annotated(range(count // 2, count), decoder),
     }
     wall, processor = time.perf_counter(), processor_seconds()
-    sweep_setting(
-        streams,
-        decoder,
-        config,
-        latent_delay=0.5,
-        name=f"{width} wide",
-        tolerances=config.tolerances,
-    )
+    sweep_setting(streams, decoder, config, latent_delay=0.5, name=f"{width} wide", tolerances=config.tolerances)
     taken = {"wall": time.perf_counter() - wall, "processor": processor_seconds() - processor}
     return {name: round(seconds, 2) for name, seconds in taken.items()}
 

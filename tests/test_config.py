@@ -98,11 +98,7 @@ def test_each_experiment_opens_with_its_command_cost_and_expected_figures(path):
     ("key", "value", "message"),
     [
         ("batch_sise", 3, "unknown key 'batch_sise'; nearest valid: batch_size"),
-        (
-            "streams.new.tests",
-            3,
-            "unknown key 'streams.new.tests'; nearest valid: streams.dense.test",
-        ),
+        ("streams.new.tests", 3, "unknown key 'streams.new.tests'; nearest valid: streams.dense.test"),
         (
             "zzzzzz",
             3,

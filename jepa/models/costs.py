@@ -12,14 +12,7 @@ from torch import Tensor, nn
 
 from jepa.decoders.language import LanguageDecoder
 from jepa.models.roles import YDecoder
-from jepa.operations import (
-    FAMILIES,
-    PartCount,
-    count_flops,
-    transformer_cache_bytes,
-    transformer_flops,
-    weight_bytes,
-)
+from jepa.operations import FAMILIES, PartCount, count_flops, transformer_cache_bytes, transformer_flops, weight_bytes
 from jepa.pretrained import extend
 from jepa.selective import Decoded
 

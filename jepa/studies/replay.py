@@ -194,13 +194,7 @@ def run(config: ReplayConfig, embed: Embed = embed_sentences) -> ReplayResults:
     levels = []
     for noise in config.noise:
         streams = {split: simulate_streams(records, bank, noise, config) for split, records in taken.splits.items()}
-        sweep, _ = sweep_setting(
-            streams,
-            BankDecoder(bank),
-            swept,
-            latent_delay=0.0,
-            name=f"noise {noise:g}",
-        )
+        sweep, _ = sweep_setting(streams, BankDecoder(bank), swept, latent_delay=0.0, name=f"noise {noise:g}")
         levels.append(Level(**dict(sweep), noise=noise, steps_right=_steps_right(streams["test"], bank)))
     results = ReplayResults(
         name=source.format,

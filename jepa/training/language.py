@@ -20,13 +20,7 @@ from tqdm import tqdm
 
 from jepa import checkpoint
 from jepa.build import Node, build, build_as
-from jepa.config import (
-    ChatTokenizerConfig,
-    LanguageStageConfig,
-    LanguageTrainConfig,
-    ObjectiveConfig,
-    StageConfig,
-)
+from jepa.config import ChatTokenizerConfig, LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, StageConfig
 from jepa.data.batches import PairBatch, PairBatches
 from jepa.data.chat import ChatIds, ChatTokenizer
 from jepa.data.packing import pack, target_numbers

@@ -10,16 +10,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import real_data, write_chat
 
-from jepa.data.pairs import (
-    Example,
-    ExampleSplits,
-    chat_files,
-    column_files,
-    hugging_face,
-    nlrx,
-    read_chat,
-    split_pairs,
-)
+from jepa.data.pairs import Example, ExampleSplits, chat_files, column_files, hugging_face, nlrx, read_chat, split_pairs
 from jepa.errors import InputError
 
 EXAMPLES = [

@@ -106,10 +106,7 @@ def test_spider_by_name(tmp_path):
         (lambda: proportion_interval(3, 2), "got 3 and 2"),
         (lambda: proportion_interval(0, 0), "got 0 and 0"),
         (lambda: multiple_choice(torch.zeros(2, 3), torch.tensor([0, 3])), r"answers must be in 0\.\.2, got 0\.\.3"),
-        (
-            lambda: multiple_choice(torch.zeros(2, 3), torch.ones(2)),
-            r"\(2,\) integers, got \(2,\) torch.float32",
-        ),
+        (lambda: multiple_choice(torch.zeros(2, 3), torch.ones(2)), r"\(2,\) integers, got \(2,\) torch.float32"),
         (lambda: multiple_choice(torch.tensor([[0.0, torch.nan]]), torch.tensor([0])), "must be numbers, got 1 NaN"),
     ],
 )

@@ -38,9 +38,7 @@ class _Sized(list):
 
 
 def reference_scores(
-    candidates: Sequence[str],
-    references: Sequence[Sequence[str]],
-    pool: Sequence[Sequence[str]] | None = None,
+    candidates: Sequence[str], references: Sequence[Sequence[str]], pool: Sequence[Sequence[str]] | None = None
 ) -> np.ndarray:
     scorer = cider_scorer.CiderScorer()
     for candidate, group in zip(candidates, references, strict=True):

@@ -258,15 +258,9 @@ ONE = [(0.0, 1.0)]
         (lambda: in_force([1.0], 0.0), "duration must be finite and > 0, got 0.0"),
         (lambda: in_force([1.0, math.nan], 9.0), r"spans must be finite .* got \[nan, nan\] at index 1"),
         (lambda: in_force([(2.0, 1.0)], 9.0), r"spans must be finite with start <= end, got \[2.0, 1.0\] at index 0"),
-        (
-            lambda: in_force([[[1.0]]], 9.0),
-            r"spans must be \(N, 2\) .* got shape \(1, 1, 1\)",
-        ),
+        (lambda: in_force([[[1.0]]], 9.0), r"spans must be \(N, 2\) .* got shape \(1, 1, 1\)"),
         (lambda: temporal_f1([], ONE), r"events must be \(N, 2\) with N >= 1, .* got shape \(0,\)"),
-        (
-            lambda: temporal_f1([(1.0, 0.0)], ONE),
-            r"events must be finite .* got \[1.0, 0.0\]",
-        ),
+        (lambda: temporal_f1([(1.0, 0.0)], ONE), r"events must be finite .* got \[1.0, 0.0\]"),
         (lambda: temporal_f1(ONE, [1.0, 2.0]), r"emissions must be \(N, 2\) .* got shape \(2,\)"),
         (lambda: merge_repeats(ONE, []), "texts and intervals must be equally many, got 0 and 1"),
         (lambda: soda_c([], ONE, ["a"], ONE, equal_text), "events_text and events must be equally many, got 0 and 1"),

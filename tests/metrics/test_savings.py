@@ -297,10 +297,7 @@ ONE = SweepPoint(1.0, (np.ones(3),), np.ones(1), np.ones(1))
     ("call", "message"),
     [
         (lambda: SweepPoint(1.0, (), [], []), "of the same streams, one or more, got 0, 0 and 0"),
-        (
-            lambda: SweepPoint(1.0, ([1.0, 1.0], []), [1, 1], [1, 1]),
-            r"at least one score of each stream, got \[2, 0\]",
-        ),
+        (lambda: SweepPoint(1.0, ([1.0, 1.0], []), [1, 1], [1, 1]), r"at least one score of each stream, got \[2, 0\]"),
         (lambda: SweepPoint(1.0, ([math.nan],), [1], [1]), r"scores\[0\] must be finite, got nan at index 0"),
         (lambda: dataclasses.replace(A, decodes=np.ones(3)), "of the same streams, one or more, got 2, 3 and 2"),
         (lambda: dataclasses.replace(A, decodes=np.array([1, -1])), r"decodes must be >= 0 .* got \[1.0, -1.0\]"),

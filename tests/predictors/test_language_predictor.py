@@ -19,11 +19,7 @@ from jepa.predictors.language import LanguagePredictor
 from jepa.pretrained import make_config
 
 WINDOW = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 2}
-FAMILIES = {
-    "llama": {},
-    "qwen3": {"head_dim": 8},
-    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, **WINDOW},
-}
+FAMILIES = {"llama": {}, "qwen3": {"head_dim": 8}, "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, **WINDOW}}
 IDS = torch.tensor([[7, 8, 9, 10], [11, 12, 0, 0]])
 MASK = torch.tensor([[True] * 4, [True, True, False, False]])
 

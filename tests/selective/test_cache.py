@@ -27,12 +27,7 @@ def turned(degrees: float) -> np.ndarray:
     return (np.cos(angle) * X + np.sin(angle) * Y).astype(np.float32)
 
 
-@given(
-    seed=st.integers(0, 10**6),
-    steps=st.integers(1, 60),
-    threshold=st.floats(-0.1, 1.5),
-    capacity=st.integers(0, 8),
-)
+@given(seed=st.integers(0, 10**6), steps=st.integers(1, 60), threshold=st.floats(-0.1, 1.5), capacity=st.integers(0, 8))
 @settings(max_examples=100)
 def test_look_ups_are_those_of_a_list_in_order_of_use(seed: int, steps: int, threshold: float, capacity: int) -> None:
     cache = LatentCache(threshold, capacity)

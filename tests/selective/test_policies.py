@@ -159,9 +159,7 @@ def test_no_step_no_segment(build: Callable[[], Policy]) -> None:
 
 
 @pytest.mark.parametrize(
-    "policy",
-    [Ward(0.01, "mean"), Gate(1e9), LocalVariance(1.0), PredictionError(1e9)],
-    ids=lambda policy: policy.name,
+    "policy", [Ward(0.01, "mean"), Gate(1e9), LocalVariance(1.0), PredictionError(1e9)], ids=lambda policy: policy.name
 )
 def test_steps_that_cancel_out_are_stood_in_for_by_the_last(policy: Policy) -> None:
     (segment,) = segments_of(policy, np.array([[1, 0], [-1, 0]], np.float32), times_of(2))
@@ -275,8 +273,7 @@ def test_a_policy_says_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"),
-    [("local_variance", 1), ("prediction_error", 1), ("gate", 2), ("gate, 3 pending", 3)],
+    ("name", "steps"), [("local_variance", 1), ("prediction_error", 1), ("gate", 2), ("gate, 3 pending", 3)]
 )
 def test_a_policy_is_as_late_as_it_says(name: str, steps: int) -> None:
     policy = POLICIES[name]()

@@ -64,10 +64,7 @@ def test_no_due_moment_is_lost_where_intervals_shrink(rate: Fraction, coarse: in
     assert [s.first for s in segments] == sorted(expected)
 
 
-@given(
-    gaps=st.lists(st.floats(0.01, 20.0), min_size=1, max_size=60),
-    rate=st.floats(0.05, 2.0),
-)
+@given(gaps=st.lists(st.floats(0.01, 20.0), min_size=1, max_size=60), rate=st.floats(0.05, 2.0))
 @settings(max_examples=200)
 def test_whatever_the_intervals_no_due_moment_is_decoded_twice(gaps: list[float], rate: float) -> None:
     times = np.cumsum([0.0, *gaps])

@@ -171,10 +171,7 @@ def test_a_hit_has_the_text_of_the_latent_it_hit(
 @EVERY_POLICY
 def test_many_streams_in_batches_equal_one_by_one(build: Callable[[], Policy]) -> None:
     streams = [stream(seed, steps, width) for seed, (steps, width) in enumerate([(40, 6), (1, 6), (33, 4), (20, 4)])]
-    single, batched = (
-        SelectiveDecoder(build(), Digest()),
-        SelectiveDecoder(build(), digest := Digest(), batch_size=5),
-    )
+    single, batched = (SelectiveDecoder(build(), Digest()), SelectiveDecoder(build(), digest := Digest(), batch_size=5))
     expected = [single.run(latents, times) for latents, times in streams]
     assert batched.run_many(streams) == expected
     assert counts(batched.ledger) == counts(single.ledger)

@@ -121,10 +121,7 @@ def _answers(model: VLJEPA | TokenVLM, clips: train.HeldOutClips, count: int) ->
     if isinstance(model, VLJEPA):
         _, predict = _timed(lambda state: model.predict(state, query), states)
     return results.SingleAnswers(
-        encode_ms=encode,
-        answer_ms=answer,
-        tokens=float(np.mean([one.tokens for [one] in decoded])),
-        predict_ms=predict,
+        encode_ms=encode, answer_ms=answer, tokens=float(np.mean([one.tokens for [one] in decoded])), predict_ms=predict
     )
 
 
