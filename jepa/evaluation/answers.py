@@ -25,7 +25,7 @@ from jepa.data.json_lines import located
 from jepa.data.packing import IGNORE, PackedBatch, pack, target_numbers
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
-from jepa.evaluation.generation import drafter_of, longest_answer, progress, with_drafts
+from jepa.evaluation.generation import longest_answer, progress, with_drafts
 from jepa.evaluation.provenance import device_of, evaluated, trained_stages
 from jepa.evaluation.tasks import score_line
 from jepa.metrics.answers import METRICS, multiple_choice, proportion_interval, score, scorer_for
@@ -114,7 +114,7 @@ def evaluate_answers(
     training = _training(folder)
     check_answers(answers, splits)
     if answers.drafts is not None:
-        drafter_of(model, answers, splits)  # refused before anything is computed
+        model.drafter(answers.drafts)  # refused before anything is computed
     objective = ObjectiveConfig(**trained["objective"])
     predictions, targets, ids = embeddings(model, pairs, answers.batch_size, objective)
     drafting = None

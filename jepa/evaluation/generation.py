@@ -52,17 +52,16 @@ def with_drafts(
 ) -> tuple[Generated, Drafting | None]:
     """Answers as configured. With drafts they are generated token by token as well, for comparison."""
     uniform = generate(model, pairs, answers.batch_size)
-    if answers.drafts is None:
+    if (drafter := drafter_of(model, answers, splits)) is None:
         return uniform, None
-    threshold = _threshold(model, answers, splits)
-    found = generate(model, pairs, answers.batch_size, drafter_of(model, answers, splits, threshold))
+    found = generate(model, pairs, answers.batch_size, drafter)
     passes = [each for row in found.rows for each in row.passes]
     gains = [gain for row in found.rows for gain in _gains(row)]
     places, positions = range(answers.draft_tokens), range(max(place for place, _ in gains) + 1)
     return found, Drafting(
         drafts=str(answers.drafts),
         most=answers.draft_tokens,
-        threshold=threshold,
+        threshold=drafter.threshold,
         vocabulary=answers.draft_vocabulary,
         drafted=tuple(sum(each.drafted > place for each in passes) for place in places),
         accepted=tuple(sum(each.accepted > place for each in passes) for place in places),
@@ -73,12 +72,23 @@ def with_drafts(
     )
 
 
-def drafter_of(model: LLMJEPA, answers: AnswersConfig, splits: ExampleSplits, threshold: float = 0.0) -> Drafter:
-    """The drafter that is configured, at a threshold of its own."""
+def drafter_of(model: LLMJEPA, answers: AnswersConfig, splits: ExampleSplits) -> Drafter | None:
+    """The drafter that is configured. A threshold that is not given is the fastest of a few on validation pairs.
+
+    Raises `InputError` if the model has no such drafts.
+    """
+    if answers.drafts is None:
+        return None
     only: set[int] | None = None
     if answers.draft_vocabulary == "answers":
         only = {token for ids in model.tokenizer.encode(splits.train) for token in ids.completion[ids.opening :]}
-    return model.drafter(answers.drafts, answers.draft_tokens, threshold, only)
+    drafter = model.drafter(answers.drafts, answers.draft_tokens, answers.draft_threshold or 0.0, only)
+    if answers.drafts == "lookup" or answers.draft_threshold is not None:
+        return drafter
+    if not (pairs := splits.validation[:64]):
+        raise InputError("answers.draft_threshold must be given where there are no validation pairs, got null")
+    drafters = [model.drafter(answers.drafts, answers.draft_tokens, each, only) for each in _THRESHOLDS]
+    return fastest(drafters, lambda each: generate(model, pairs, answers.batch_size, each))
 
 
 def longest_answer(encoded: Iterable[ChatIds]) -> int:
@@ -96,13 +106,3 @@ def _gains(row: Continuation) -> Iterable[tuple[int, int]]:
     ends = accumulate((1 + each.accepted for each in row.passes), initial=0)
     places = [min(end, len(row.tokens)) for end in ends]
     return [(place, end - place) for place, end in pairwise(places)]
-
-
-def _threshold(model: LLMJEPA, answers: AnswersConfig, splits: ExampleSplits) -> float:
-    """Of the transition's drafts: as given, or the one of a few that is fastest on validation pairs."""
-    if answers.drafts == "lookup" or answers.draft_threshold is not None:
-        return answers.draft_threshold or 0.0
-    if not (pairs := splits.validation[:64]):
-        raise InputError("answers.draft_threshold must be given where there are no validation pairs, got null")
-    drafters = {each: drafter_of(model, answers, splits, each) for each in _THRESHOLDS}
-    return fastest(_THRESHOLDS, lambda each: generate(model, pairs, answers.batch_size, drafters[each]))

@@ -43,10 +43,12 @@ class Drafts(NamedTuple):
 
 
 class Drafter(Protocol):
-    """What proposes tokens. `cost`: of a state that it predicts."""
+    """What proposes tokens. `cost`: of a state that it predicts; `threshold`: 0 where it has none."""
 
     @property
     def cost(self) -> PartCount: ...
+    @property
+    def threshold(self) -> float: ...
 
     def draft(self, states: Tensor, texts: Sequence[Sequence[int]], most: int) -> Drafts:
         """At most `most` tokens >= 1 after those of `texts`; `states` (B, D) of the last but one token of each."""
@@ -232,7 +234,7 @@ class PromptLookup:
     tensor([[7, 8, 5]])
     """
 
-    cost = PartCount()
+    cost, threshold = PartCount(), 0.0
 
     def __init__(self, most: int = 8, longest: int = 3) -> None:
         if most < 1 or longest < 1:
@@ -262,6 +264,7 @@ class FirstOf:
     def __init__(self, *drafters: Drafter) -> None:
         self.drafters = drafters
         self.cost = sum((each.cost for each in drafters), PartCount())  # at most one of them predicts states
+        self.threshold = max(each.threshold for each in drafters)
 
     def draft(self, states: Tensor, texts: Sequence[Sequence[int]], most: int) -> Drafts:
         found: Drafts | None = None

@@ -206,8 +206,7 @@ class LLMJEPA(nn.Module):
             read = 1 + each.drafted
             total += pass_cost(lm, read, held + read, read)
             held += 1 + each.accepted
-        states = sum(each.predicted for each in row.passes)
-        return total + PartCount(flops=states * predicted.flops, weight_bytes=states * predicted.weight_bytes)
+        return total + predicted.times(sum(each.predicted for each in row.passes))
 
     def stream(
         self, requests: Iterable[Sequence[Request]], ledger: OperationLedger | None = None

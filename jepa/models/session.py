@@ -23,6 +23,7 @@ from jepa.data.chat import ChatIds
 from jepa.data.pairs import Example
 from jepa.errors import InputError
 from jepa.models.costs import costed, pass_cost
+from jepa.models.drafts import Drafter
 from jepa.models.llm_jepa import LLMJEPA, Request, as_example
 from jepa.operations import OperationLedger, PartCount
 from jepa.selective import CacheEntry, Decoded, Emission, LatentCache, Policy, SelectiveDecoder
@@ -59,7 +60,7 @@ class RequestSession:
     common beginning with the sequence before is computed, by whichever part that was. (The cache of a sliding window
     cannot go back: such models begin anew unless a sequence goes on from the one before.) The ledger counts what is
     computed for encoder, predictor and the verification of answers; answers are returned with their counts, for
-    `SelectiveDecoder` to add.
+    `SelectiveDecoder` to add. A `drafter` saves passes: the answers stay the same.
 
     >>> from jepa.data.chat import ChatTokenizer
     >>> from jepa.encoders import LanguageModel
@@ -74,8 +75,8 @@ class RequestSession:
     2
     """
 
-    def __init__(self, model: LLMJEPA, ledger: OperationLedger | None = None) -> None:
-        self.model = model
+    def __init__(self, model: LLMJEPA, ledger: OperationLedger | None = None, drafter: Drafter | None = None) -> None:
+        self.model, self.drafter = model, drafter
         self.ledger = OperationLedger() if ledger is None else ledger
         self._stop = set(model.tokenizer.stop_ids)
         self._crops = model.language.window is None
@@ -126,11 +127,19 @@ class RequestSession:
     def _answer(self, pair: Example, max_new_tokens: int) -> Decoded:
         known, begun = self._begun or (None, [])
         row = begun[:max_new_tokens] if known == pair else []
-        prompt, start, cost = self._ids(pair).given, len(row), PartCount()
+        prompt, start, cost, draft = self._ids(pair).given, len(row), PartCount(), list[int]()
         while len(row) < max_new_tokens and not (row and row[-1] in self._stop):
-            states, more = self._extend([*prompt, *row], last=1, logits=1)
-            row = [*row, self._next(pair, row, states)]
-            cost += more
+            read = 1 + len(draft)
+            states, more = self._extend([*prompt, *row, *draft], last=read, logits=read)
+            own = self._own(pair, row, states, read)
+            accepted = common_length(draft, own)
+            end = next((i for i in range(accepted) if own[i] in self._stop), accepted)
+            row, cost = [*row, *own[: end + 1]], cost + more
+            draft = []
+            if self.drafter is not None and len(row) + 1 < max_new_tokens and row[-1] not in self._stop:
+                state = None if states is None else states[accepted - read]
+                draft, predicted = self._draft(pair, row, state, max_new_tokens - len(row) - 1)
+                cost += self.drafter.cost.times(predicted)
         return costed(self._text(row), len(row) - start, cost)
 
     def _encode(self, pair: Example) -> Tensor | None:
@@ -182,9 +191,16 @@ class RequestSession:
         return float((best - given).max()), own.tolist()
 
     @torch.no_grad()
-    def _next(self, pair: Example, row: list[int], states: Any) -> int:
-        """The token that follows `row` in the answer."""
-        return int(self.model.language.logits(states[-1]).argmax())
+    def _own(self, pair: Example, row: list[int], states: Any, count: int) -> list[int]:
+        """The likeliest tokens after `row` and after each token of the draft that was read behind it."""
+        return self.model.language.logits(states[-count:]).argmax(-1).tolist()
+
+    @torch.no_grad()
+    def _draft(self, pair: Example, row: list[int], state: Any, most: int) -> tuple[list[int], int]:
+        """At most `most` >= 1 tokens after `row`, whose last token came from `state`; and states predicted for them."""
+        assert self.drafter is not None
+        drafts = self.drafter.draft(state[None], [[*self._ids(pair).given, *row]], most)
+        return drafts.tokens[0, : int(drafts.counts)].tolist()[:most], min(int(drafts.predicted), most)
 
     def _text(self, row: list[int]) -> str:
         return self.model.tokenizer.decode([row])[0]

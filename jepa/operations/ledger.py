@@ -57,6 +57,10 @@ class PartCount(_Count):
     weight_bytes: int = 0
     cache_bytes: int = 0  # keys and values that the cache held before each pass
 
+    def times(self, count: int) -> PartCount:
+        """The FLOPs and bytes of `count` such counts."""
+        return PartCount(flops=count * self.flops, weight_bytes=count * self.weight_bytes)
+
 
 @dataclass(frozen=True)
 class CacheCount(_Count):

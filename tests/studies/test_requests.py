@@ -19,6 +19,7 @@ from jepa.errors import InputError
 from jepa.metrics import Interval
 from jepa.models.session import AnswerCache, RequestSession, follow, read_latent, read_state
 from jepa.operations import OperationLedger
+from jepa.predictors.transition import LatentTransition
 from jepa.report.render import markdown, terminal
 from jepa.results import read_document
 from jepa.selective import Debounce, Decoded, SelectiveDecoder, SendOnDelta, Uniform
@@ -140,6 +141,33 @@ def counts(ledger: OperationLedger) -> dict[str, tuple[int, int, int, int]]:
         part: (count.calls, count.forward_passes, count.tokens, count.flops)
         for part, count in ((part, getattr(ledger, part)) for part in ("encoder", "predictor", "decoder"))
     }
+
+
+@pytest.mark.parametrize("kind", ["lookup", "both"])
+def test_a_session_drafts_its_answers_live_as_cached(cached, pairs, kind):
+    """With drafts: the same texts in fewer passes; refused drafts are taken out of the session's cache again."""
+    cached.model.transition = LatentTransition(cached.model.language.width)
+    drafter = cached.model.drafter(kind, most=3)
+    drafting = CachedModel(cached.model, LONGEST, 16, drafter)
+    stream = [step.request for step in type_requests(pairs[:6], STYLE, (1,)).steps]
+    drafting.read(stream, "test", answer=True)
+    steps, outcomes = [(request, float(i)) for i, request in enumerate(stream)], []
+    for make in (
+        lambda ledger: RequestSession(cached.model, ledger, drafter),
+        lambda ledger: CachedSession(drafting, ledger),
+        lambda ledger: CachedSession(cached, ledger),
+    ):
+        ledger = OperationLedger()
+        session = make(ledger)
+        cache = AnswerCache(2.0, 1, session=session)
+        emissions, _ = follow(steps, Uniform(EVERY_STEP), session, LONGEST, read_latent, cache=cache)
+        outcomes.append(([emission.text for emission in emissions], counts(ledger)))
+    live, known, alone = outcomes
+    cached.model.transition = None
+    assert live == known
+    assert live[0] == alone[0]
+    assert live[1]["decoder"][2] == alone[1]["decoder"][2]  # tokens
+    assert live[1]["decoder"][1] < alone[1]["decoder"][1]  # passes
 
 
 @pytest.mark.parametrize("verified", [False, True])

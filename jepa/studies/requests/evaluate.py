@@ -7,11 +7,12 @@ from pathlib import Path
 
 from jepa import checkpoint
 from jepa.build import build_as
-from jepa.config import EvaluateConfig, validate
+from jepa.config import AnswersConfig, EvaluateConfig, validate
 from jepa.data.pairs import ExampleSplits
 from jepa.errors import InputError
 from jepa.evaluation import provenance
 from jepa.evaluation.answers import load_language_model
+from jepa.evaluation.generation import drafter_of
 from jepa.evaluation.run import data_of
 from jepa.report.render import terminal, write_report
 from jepa.studies.configs import REQUESTS_CONFIGS, TypingConfig
@@ -37,12 +38,14 @@ def run(config: EvaluateConfig) -> dict[str, Path]:
     device = provenance.device_of(config.accelerator)
     model = load_language_model(folder, device)
     splits = build_as(ExampleSplits, "data", data_of(trained["data"], config.data))
+    chosen = {**trained.get("answers", {}), **config.answers}
+    drafter = drafter_of(model, validate(chosen, AnswersConfig, "answers"), splits)
     found: TypingResults | RecurringResults
     if isinstance(settings, TypingConfig):
         control = None if settings.control is None else load_language_model(Path(settings.control), device)
-        found = evaluate_typing(model, control, splits, settings, config.seed)
+        found = evaluate_typing(model, control, splits, settings, config.seed, drafter)
     else:
-        found = evaluate_recurring(model, splits, settings, config.seed)
+        found = evaluate_recurring(model, splits, settings, config.seed, drafter)
     document = RequestResults(
         created=provenance.now(),
         name=f"{trained['name']}, {trained['arm']}, seed {trained['seed']}",
@@ -50,7 +53,7 @@ def run(config: EvaluateConfig) -> dict[str, Path]:
         code=provenance.code_version(),
         libraries=provenance.library_versions(),
         device=provenance.describe_device(device),
-        config={"train": trained, "requests": settings.model_dump(mode="json"), "seed": config.seed},
+        config={"train": trained, "requests": settings.model_dump(mode="json"), "answers": chosen, "seed": config.seed},
     )
     page = report(document)
     files = write_report(document, page, Path(config.output or folder.parent / f"requests_{kind}"))

@@ -19,6 +19,7 @@ from jepa.errors import InputError
 from jepa.evaluation.generation import longest_answer
 from jepa.metrics import Interval, bootstrap_mean
 from jepa.metrics.answers import exact_match, regex_equivalence
+from jepa.models.drafts import Drafter
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.session import AnswerCache, Read, RequestSession, follow, read_latent
 from jepa.operations import OperationLedger
@@ -30,8 +31,6 @@ from jepa.studies.requests.sessions import EVERY_STEP, CachedModel, CachedSessio
 Streams = Sequence[Sequence[Example]]
 
 _NO_THRESHOLD = 0.0  # given to a method without one
-
-# --- Streams: functions of examples and a seed.
 
 
 def expressions(pairs: Iterable[Example]) -> list[tuple[Example, ...]]:
@@ -59,9 +58,6 @@ def zipf(groups: Sequence[Sequence[Example]], length: int, exponent: float, seed
     weights = np.arange(1, len(groups) + 1, dtype=np.float64) ** -exponent
     chosen = ranked[rng.choice(len(groups), size=length, p=weights / weights.sum())]
     return [groups[i][int(rng.integers(len(groups[i])))] for i in chosen.tolist()]
-
-
-# --- The study.
 
 
 class ReuseMethod(NamedTuple):
@@ -97,7 +93,9 @@ Run = Callable[[ReuseMethod, float, int], Answered]  # a method at a value on th
 OperatingPoint = tuple[ReuseMethod, float | None, list[float | None]]  # requested error, values of the two halves
 
 
-def evaluate_recurring(model: LLMJEPA, splits: ExampleSplits, settings: RecurringConfig, seed: int) -> RecurringResults:
+def evaluate_recurring(
+    model: LLMJEPA, splits: ExampleSplits, settings: RecurringConfig, seed: int, drafter: Drafter | None = None
+) -> RecurringResults:
     """All methods on each phrasing once, and on requests that recur by Zipf's law.
 
     Raises InputError if there are fewer than 4 validation expressions in two phrasings.
@@ -108,7 +106,7 @@ def evaluate_recurring(model: LLMJEPA, splits: ExampleSplits, settings: Recurrin
     order = np.random.default_rng((seed, 9_001)).permutation(len(groups))
     halves = [[groups[i] for i in order[half::2]] for half in range(2)]
     pairs = [pair for phrasings in groups for pair in phrasings]
-    cached = CachedModel(model, longest_answer(model.tokenizer.encode(pairs)), settings.batch_size)
+    cached = CachedModel(model, longest_answer(model.tokenizer.encode(pairs)), settings.batch_size, drafter)
     cached.read(pairs, "recurring: answers", answer=True)
     numbers = {pair.completion: number for number, phrasings in enumerate(groups) for pair in phrasings}
     methods = _methods(settings, _word_vectors(splits.train, pairs))

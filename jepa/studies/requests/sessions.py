@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from jepa.data.chat import ChatIds
 from jepa.data.pairs import Example
+from jepa.models.drafts import Drafter
 from jepa.models.llm_jepa import LLMJEPA, as_example
 from jepa.models.session import RequestSession
 from jepa.operations import OperationLedger
@@ -31,10 +32,14 @@ def all_passes(ledger: OperationLedger) -> int:
 
 
 class CachedModel:
-    """An LLM-JEPA's states, predicted embeddings and answers of at most `longest` tokens, each computed once."""
+    """An LLM-JEPA's states, predicted embeddings and answers of at most `longest` tokens, each computed once.
 
-    def __init__(self, model: LLMJEPA, longest: int, batch_size: int) -> None:
-        self.model, self.longest, self.batch_size = model, longest, batch_size
+    With a `drafter` also the drafts after each token of an answer, and the states predicted for them.
+    """
+
+    def __init__(self, model: LLMJEPA, longest: int, batch_size: int, drafter: Drafter | None = None) -> None:
+        self.model, self.longest, self.batch_size, self.drafter = model, longest, batch_size, drafter
+        self.drafts: dict[Example, list[tuple[list[int], int]]] = {}
         self.states: dict[Example, np.ndarray] = {}
         self.latents: dict[Example, np.ndarray] = {}
         self.rows: dict[Example, list[int]] = {}  # tokens of the answers
@@ -57,6 +62,17 @@ class CachedModel:
                 prompts = [ids.given for ids in self.model.tokenizer.encode(part)]
                 rows = self.model.continuations(prompts, self.longest)
                 self.rows.update((request, row.tokens) for request, row in zip(part, rows, strict=True))
+                if self.drafter is not None:
+                    for request, prompt, row in zip(part, prompts, rows, strict=True):
+                        self.drafts[request] = self._drafts(self.drafter, prompt, row.tokens)
+
+    def _drafts(self, drafter: Drafter, prompt: list[int], row: list[int]) -> list[tuple[list[int], int]]:
+        ids = torch.tensor([[*prompt, *row[:-1]]], device=self.model.device)
+        states, _ = self.model.language.extend(ids, torch.ones_like(ids, dtype=torch.bool), None)
+        texts = [[*prompt, *row[: place + 1]] for place in range(len(row))]
+        tokens, counts, predicted, _ = drafter.draft(states[0, len(prompt) - 1 :], texts, self.longest)
+        found = zip(tokens.tolist(), counts.tolist(), predicted.tolist(), strict=True)
+        return [(drafted[:count], states) for drafted, count, states in found]
 
     def text(self, request: Example) -> str:
         """The answer to a request."""
@@ -77,7 +93,7 @@ class CachedSession(RequestSession):
     """
 
     def __init__(self, cached: CachedModel, ledger: OperationLedger, *, graded: bool = False) -> None:
-        super().__init__(cached.model, ledger)
+        super().__init__(cached.model, ledger, cached.drafter)
         self._cached, self._encoded = cached, cached.encoded
         self._live = RequestSession(cached.model) if graded else None
 
@@ -100,8 +116,12 @@ class CachedSession(RequestSession):
             self._cached.gaps[key] = self._live.worst_gap(pair, draft)
         return self._cached.gaps[key], row
 
-    def _next(self, pair: Example, row: list[int], states: Tensor | None) -> int:
-        return self._cached.rows[pair][len(row)]
+    def _own(self, pair: Example, row: list[int], states: Tensor | None, count: int) -> list[int]:
+        return self._cached.rows[pair][len(row) : len(row) + count]
+
+    def _draft(self, pair: Example, row: list[int], state: Tensor | None, most: int) -> tuple[list[int], int]:
+        drafted, predicted = self._cached.drafts[pair][len(row) - 1]
+        return drafted[:most], min(predicted, most)
 
     def _text(self, row: list[int]) -> str:
         return self._cached.decode(row)

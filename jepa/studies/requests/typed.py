@@ -21,6 +21,7 @@ from jepa.errors import InputError
 from jepa.evaluation.generation import longest_answer
 from jepa.metrics import SweepPoint, bootstrap_mean, bootstrap_ratio, saving_at_equal_quality
 from jepa.metrics.answers import exact_match
+from jepa.models.drafts import Drafter
 from jepa.models.llm_jepa import LLMJEPA, as_example
 from jepa.models.session import AnswerCache, Read, follow, read_latent, read_state
 from jepa.operations import OperationLedger
@@ -150,7 +151,12 @@ class _Splits(NamedTuple):
 
 
 def evaluate_typing(
-    model: LLMJEPA, control: LLMJEPA | None, splits: ExampleSplits, settings: TypingConfig, seed: int
+    model: LLMJEPA,
+    control: LLMJEPA | None,
+    splits: ExampleSplits,
+    settings: TypingConfig,
+    seed: int,
+    drafter: Drafter | None = None,
 ) -> TypingResults:
     """All methods on typed requests. The states of `control`, a next-token model, are tried in place of the latents.
 
@@ -164,7 +170,7 @@ def evaluate_typing(
         if len(made) < 2:
             raise InputError(f"requests.per_stream must leave at least 2 {split} streams, got {len(made)}")
     longest = longest_answer(model.tokenizer.encode([*splits.validation, *splits.test]))
-    cached = CachedModel(model, longest, settings.batch_size)
+    cached = CachedModel(model, longest, settings.batch_size, drafter)
     texts = [step.request for made in streams for stream in made for step in stream.steps]
     cached.read(texts, "typing: answers", answer=True)
     other = None
