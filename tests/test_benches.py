@@ -13,6 +13,8 @@ from jepa.build import build
 from jepa.checkpoint import build_model
 from jepa.cli import compose
 from jepa.config import LanguageTrainConfig, validate
+from jepa.evaluation import Generated
+from jepa.operations import PartCount
 from jepa.predictors.experts import active_parameters
 from jepa.selective import Decoded
 from jepa.training.language import make_tokenizer
@@ -122,7 +124,8 @@ def test_answers_that_differ_are_refused(monkeypatch):
     import bench_generate as bench
 
     model, pairs, _ = tiny(1)
-    monkeypatch.setattr(bench, "generate", lambda *arguments: [Decoded("another", 2, 2)] * 6)
+    others = Generated([Decoded("another", 2, 2)] * 6, [], PartCount())
+    monkeypatch.setattr(bench, "generate", lambda *arguments: others)
     model.eval()
     with pytest.raises(AssertionError, match="answers must be equal"):
         bench.answers_per_second(model, pairs[:6], 6, 4, 8, repetitions=1)

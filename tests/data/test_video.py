@@ -16,7 +16,7 @@ from jepa.data.records import StreamRecord
 from jepa.data.video import VideoStream, find_video
 from jepa.errors import InputError
 
-LONG = 2400  # seconds
+LONG = 900  # seconds
 MEASURE = """
 import resource, sys
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_a_video_that_ends_early_is_refused_and_its_last_frame_held_for_a_second
 
 
 def test_the_memory_of_a_long_video_is_bounded(tmp_path):
-    """Forty minutes of small frames, together 400 MB, through a clip and a stream, in a process of their own."""
+    """A quarter of an hour of small frames, together 160 MB, through a clip and a stream, in a process of their own."""
     path = tmp_path / "long.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
