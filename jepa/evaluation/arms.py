@@ -37,12 +37,9 @@ from jepa.results.documents import (
 BASELINE = "ntp"  # the arm that the others are compared with
 METHOD = "llm_jepa"  # the arm of the report's first sentence; without it, the first that is no baseline
 
-_ALIKE = ("config.data", "config.tokenizer", "config.model", "split", "pairs", "scores")  # in every evaluation
-_OF_ARM = ("config.objective", "config.equal_flops", "config.stage", "config.precision")  # in every one of an arm
-_FREE = (  # how examples are packed into rows changes no loss; a transition is of the objective or of drafts
-    "config.stage.row_tokens",
-    "config.model.transition",
-)
+_ALIKE = ("config.data", "config.tokenizer", "config.model.language_model", "split", "pairs", "scores")  # in all
+_OF_ARM = ("config.objective", "config.equal_flops", "config.stage", "config.precision", "config.model")  # of an arm
+_FREE = "config.stage.row_tokens"  # how examples are packed into rows changes no loss
 _T = TypeVar("_T")
 
 
@@ -186,11 +183,11 @@ def _settings_of(run: _Evaluated, keys: Sequence[str]) -> dict[str, JsonValue]:
         "pairs": document.pairs,
         "scores": [*run.verdicts],
     }
-    return {key: value for key, value in leaves(settings) if not _below(key, _FREE) and _below(key, keys)}
-
-
-def _below(key: str, starts: Sequence[str]) -> bool:
-    return any(key == start or key.startswith(f"{start}.") for start in starts)
+    return {
+        key: value
+        for key, value in leaves(settings)
+        if key != _FREE and any(key == start or key.startswith(f"{start}.") for start in keys)
+    }
 
 
 def _check_budget(arms: Mapping[str, Sequence[_Evaluated]]) -> None:

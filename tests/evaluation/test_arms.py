@@ -220,6 +220,7 @@ def test_mixtures_and_broken_evaluations_are_refused_by_file_and_key(controls, k
 def test_arms_may_be_trained_differently(controls):
     for seed in range(3):
         change(controls / "mine" / f"seed_{seed}" / "evaluation", "config.stage.epochs", 5.0)
+        change(controls / "mine" / f"seed_{seed}" / "evaluation", "config.model.predictor", {"placement": "turn"})
     assert results_of(controls).settings["stage.epochs"] == {"ntp": 2.0, "llm_jepa": 2.0, "mine": 5.0}
 
 
