@@ -12,7 +12,7 @@ from jepa.build import build_as
 from jepa.config import AnswersConfig, EvaluateConfig, ReportConfig, validate
 from jepa.data.pairs import ExampleSplits
 from jepa.errors import InputError
-from jepa.results import Document, Requirement, StreamEvaluation, StreamResults, read_document
+from jepa.results import Document, Requirement, StreamEvaluation, StreamResults, check_folder, read_document
 
 Make = Callable[[Path, ReportConfig], Document | None]  # of a folder; None where it holds other evaluations
 
@@ -26,6 +26,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         InputError: a checkpoint of another kind than `task` needs, or several processes for a language model.
     """
     folder = Path(config.checkpoint)
+    check_folder(Path(config.output or folder.parent))
     trained = checkpoint.read_config(folder)
     if trained["variant"] == "token_vlm":
         raise InputError(f"checkpoint must be of vl_jepa or llm_jepa, got one of token_vlm: {folder}")
@@ -68,7 +69,7 @@ def results_of(
     if len(given) != 1:
         raise InputError(f"give one of evaluation=, results= and compare=, got {' and '.join(given) or 'none'}")
     required = None if config.fail_under is None else Requirement.parse(config.fail_under)
-    output = None if config.output is None else Path(config.output)
+    output = None if config.output is None else check_folder(Path(config.output))
     if config.results is not None:
         document = read_document(config.results, *(kind for _, kind in kinds))
     else:

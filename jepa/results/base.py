@@ -177,6 +177,14 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
                 path.unlink(missing_ok=True)
 
 
+def check_folder(path: Path) -> Path:
+    """A folder to write to, before anything is computed. Raises `InputError` if a file is in its way."""
+    found = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not found.is_dir():
+        raise InputError(f"{path} must be a folder, got a file: {found}")
+    return path
+
+
 def leaves(node: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
     """(dotted key, value) of every value of nested mappings that is not itself a mapping with keys.
 

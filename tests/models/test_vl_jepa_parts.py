@@ -203,11 +203,9 @@ def test_states_from_disk_stand_for_frames_of_a_frozen_encoder_only(model, image
     "ignore:.*LeafSpec.*",
     "ignore::jepa.training.modules.CollapseWarning",  # after two steps latents may be anything
 )
-@pytest.mark.parametrize(("kind", "seconds"), [("made", 12.0), ("real", 10.0)])
-def test_videos_go_from_files_through_vjepa2_to_emissions(kind, seconds, folder, tmp_path):
-    """`jepa train`, `evaluate videos=folder` and `report` on four made videos, or on a real one four times."""
-    clip = real_data("video/flipping_a_pancake.mkv") if kind == "real" else None
-    run = tmp_path / "run"
+def test_videos_go_from_files_through_vjepa2_to_emissions(folder, tmp_path):
+    """`jepa train`, `evaluate videos=folder` and `report` on two made videos and twice a real one."""
+    clip, seconds, run = real_data("video/flipping_a_pancake.mkv"), 10.0, tmp_path / "run"
     model = [
         "model=vl_jepa_vjepa2",
         f"model.x_encoder.pretrained={folder / 'vjepa2'}",
@@ -219,7 +217,7 @@ def test_videos_go_from_files_through_vjepa2_to_emissions(kind, seconds, folder,
     for number in range(4):
         spans = [[float(t), min(t + 3.0, seconds)] for t in range(0, 12, 3)]
         annotations[f"v_{number}"] = {"duration": seconds, "timestamps": spans, "sentences": ["a", "b", "a", "c"]}
-        if clip is None:
+        if number < 2:
             write_video(tmp_path / f"v_{number}.mp4", number, seconds=12)
         else:
             (tmp_path / f"v_{number}{clip.suffix}").symlink_to(clip.resolve())
@@ -233,12 +231,12 @@ def test_videos_go_from_files_through_vjepa2_to_emissions(kind, seconds, folder,
     assert ledger.encoder.calls == ledger.predictor.calls == 2 * (2 * seconds - 1)  # windows of 1 s, every half
     assert ledger.decoder.calls > 0
     assert setting.timeline.decodes["uniform"]
-    if clip is not None:  # what each split has is the same video: the same latents, that follow what is seen
-        states = [load_file(run / "evaluation" / "videos" / split / "latents.safetensors") for split in SPLITS]
-        latents = [values for each in states for name, values in each.items() if name.endswith("/latents")]
-        assert len(latents) == 4
-        assert all(np.array_equal(latents[0], other) for other in latents[1:])
-        assert np.abs(np.diff(latents[0], axis=0)).max(1).min() > 0
+    states = [load_file(run / "evaluation" / "videos" / split / "latents.safetensors") for split in SPLITS]
+    latents = {name: values for each in states for name, values in each.items() if name.endswith("/latents")}
+    assert len(latents) == 4
+    same = [values for name, values in latents.items() if "v_2" in name or "v_3" in name]
+    np.testing.assert_array_equal(*same)  # the same video has the same latents, which follow what is seen
+    assert np.abs(np.diff(same[0], axis=0)).max(1).min() > 0
 
 
 def test_pretrained_tokenizers_are_those_of_the_roles(model):
