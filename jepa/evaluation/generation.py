@@ -19,7 +19,7 @@ from jepa.operations import PartCount
 from jepa.results.documents import Drafting
 from jepa.selective import Decoded
 
-_THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5)  # of drafts; one is chosen on validation pairs
+_THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of drafts; one is chosen on validation pairs
 _COSTS = ("forward_passes", "tokens", "flops", "weight_bytes", "cache_bytes")
 
 
@@ -85,7 +85,7 @@ def drafter_of(model: LLMJEPA, answers: AnswersConfig, splits: ExampleSplits) ->
     drafter = model.drafter(answers.drafts, answers.draft_tokens, answers.draft_threshold or 0.0, only)
     if answers.drafts == "lookup" or answers.draft_threshold is not None:
         return drafter
-    if not (pairs := splits.validation[:64]):
+    if not (pairs := splits.validation[: max(64, 8 * answers.batch_size)]):
         raise InputError("answers.draft_threshold must be given where there are no validation pairs, got null")
     drafters = [model.drafter(answers.drafts, answers.draft_tokens, each, only) for each in _THRESHOLDS]
     return fastest(drafters, lambda each: generate(model, pairs, answers.batch_size, each))
