@@ -255,7 +255,7 @@ def _drafts(results: AnswerResults) -> list[Block]:
         return []
     shown = {
         "tokens a pass gives, by the position it begins at": ("given", "passes"),
-        "drafted tokens that stand, by their place in the draft": ("accepted", "drafted"),
+        "drafted tokens that stand, by place": ("accepted", "drafted"),
     }
     lines = {
         title: [(series[arm], arms.by_place(*(getattr(each, key) for key in keys))) for arm, each in drafted.items()]
