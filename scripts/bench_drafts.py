@@ -55,7 +55,6 @@ def main() -> None:
         splits = build_as(ExampleSplits, "data", read_config(made)["data"])
     figures: dict[str, Mapping[str, float]] = {}
     print(f"{'drafts':8}{'batch':>6}{'passes':>9}{'seconds':>9}{'FLOPs':>8}{'stand':>8}{'identical':>11}")
-
     for kind in arguments.drafts:
         for batch in (1, 32):
             found = measure(model, splits, kind, batch, arguments, count)
@@ -96,9 +95,10 @@ def measure(
 
 def trained(folder: Path, steps: int, requests: int) -> Path:
     """The checkpoint of a small model whose states were trained together with their prediction."""
-    sizes = [f"data.pairs={max(2000, 32 * steps // 2)}", f"data.test_pairs={requests}"]
-    pairs = max(2000, 32 * steps // 2) * 0.9
-    options = [f"stage.epochs={32 * steps / pairs}", "stage.validate_every=100000", "workers=0", "accelerator=cpu"]
+    pairs = max(2000, 16 * steps)
+    sizes = [f"data.pairs={pairs}", f"data.test_pairs={requests}", "data.validation_fraction=0.1"]
+    epochs = 32 * steps / (0.9 * pairs)
+    options = [f"stage.epochs={epochs}", "stage.validate_every=100000", "workers=0", "accelerator=cpu"]
     overrides = ["experiment=llm_jepa_regex", "arm=transition", *sizes, *options]
     return train(validate(compose("train", overrides), LanguageTrainConfig), folder)
 
