@@ -64,14 +64,23 @@ def load(folder: str | os.PathLike[str]) -> Any:
     """
     folder = Path(folder)
     config = read_config(folder)
-    tensors = read_tensors(folder / _WEIGHTS, load_file)
     own = {}
     if roles := config["model"].pop(_TOKENIZERS, []):
         from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 
         own = {role: PretrainedTokenizer(str(folder / _TOKENIZERS / role)) for role in roles}
     model = build_model(config, _model_type(config).tokenizer_type.load(folder), own)
-    expected = _tensors(model)
+    load_weights(model, folder)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Loads the weights of a checkpoint into a model of the same architecture.
+
+    Raises:
+        InputError: the file is missing or truncated, or tensors do not fit; they are listed.
+    """
+    tensors, expected = read_tensors(folder / _WEIGHTS, load_file), _tensors(model)
     wrong = [f"missing {name}" for name in expected if name not in tensors]
     wrong += [f"unexpected {name}" for name in tensors if name not in expected]
     wrong += [
@@ -83,7 +92,6 @@ def load(folder: str | os.PathLike[str]) -> Any:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise InputError(f"{folder / _WEIGHTS} does not fit its configuration: {'; '.join(wrong[:5])}{more}")
     model.load_state_dict(tensors, strict=False)  # what is not saved is tied to what is
-    return model.eval()
 
 
 def read_tensors(path: Path, load: Callable[[Path], dict[str, T]]) -> dict[str, T]:

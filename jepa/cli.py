@@ -24,8 +24,9 @@ from jepa.build import dotted_keys, nearest, unknown_key
 from jepa.errors import InputError
 
 if TYPE_CHECKING:
-    from jepa.config import Config, EvaluateConfig, LanguageTrainConfig, ReportConfig, TrainConfig
+    from jepa.config import Config, EvaluateConfig, ReportConfig
     from jepa.studies.configs import ComparisonTrainConfig
+    from jepa.training.configs import LanguageTrainConfig, TrainConfig
 
 _CONF = files("jepa.conf")
 EXIT_NOT_MET = 1  # a report below what `fail_under` asks
@@ -60,7 +61,7 @@ def register_schemas() -> dict[str, type[Config]]:
 
     from jepa.config import Config, defaults
 
-    modules = [importlib.import_module(name) for name in ("jepa.config", "jepa.studies.configs")]
+    modules = map(importlib.import_module, ("jepa.config", "jepa.training.configs", "jepa.studies.configs"))
     found = {name: each for module in modules for name, each in vars(module).items() if isinstance(each, type)}
     schemas = {name: each for name, each in found.items() if issubclass(each, Config)}
     for name, schema in schemas.items():
@@ -75,7 +76,7 @@ def _train(settings: TrainConfig | LanguageTrainConfig | ComparisonTrainConfig, 
         resolve_name("jepa.training.run:train")(settings, output)
     else:
         from jepa.evaluation.answers import check_before_training, evaluate_answers
-        from jepa.training.fit import is_first_process
+        from jepa.training.processes import is_first_process
 
         check_before_training(settings.answers, settings.data)
         folder = resolve_name("jepa.training.run:train")(settings, output)  # an arm is a run with its scores

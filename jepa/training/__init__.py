@@ -5,13 +5,20 @@ from __future__ import annotations
 from jepa.lazy import lazily
 
 _NAMES = {
-    "callbacks": ("CheckpointCallback", "EMACallback", "MeterCallback", "ProgressBar", "Summary"),
+    "configs": (
+        *("ChatTokenizerConfig", "ClipsConfig", "DecoderStageConfig", "JEPAStageConfig", "LanguageStageConfig"),
+        *("LanguageTrainConfig", "ManifestsConfig", "PromptsConfig", "RunConfig", "SavesConfig", "StageConfig"),
+        *("TokenizerConfig", "TrainConfig"),
+    ),
+    "callbacks": ("EMACallback", "MeterCallback", "ProgressBar", "Summary"),
     "language": ("DraftModule", "LanguageModule"),
     "latents": ("DecoderBatches", "PairDecoderBatches", "StreamLatents"),
     "modules": ("CollapseWarning", "DecoderModule", "JEPAModule", "JointStage", "ParameterGroup", "Stage"),
     "objectives": ("Objective",),
     "own_data": ("OwnData",),
+    "resume": ("Run", "Signals", "StateIO", "Stopped"),
     "run": ("train",),
+    "saving": ("CheckpointCallback", "StateCallback"),
 }
 __all__ = [name for names in _NAMES.values() for name in names]
 

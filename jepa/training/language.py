@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import lightning as L
 import torch
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from jepa import checkpoint
 from jepa.build import Node, build, build_as
-from jepa.config import ChatTokenizerConfig, LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, StageConfig
+from jepa.config import ObjectiveConfig
 from jepa.data.batches import PairBatch, PairBatches
 from jepa.data.chat import ChatIds, ChatTokenizer
 from jepa.data.packing import pack, target_numbers
@@ -29,21 +30,14 @@ from jepa.errors import InputError
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import count_flops
 from jepa.predictors.transition import LatentTransition
-from jepa.training.callbacks import CheckpointCallback, EMACallback, StageRecord, meter_of, summary
-from jepa.training.fit import (
-    StageRun,
-    check_devices,
-    fit,
-    is_first_process,
-    load_checkpoint,
-    of_all_processes,
-    on_gpu,
-    own_device,
-    run_stages,
-)
+from jepa.training.callbacks import EMACallback, StageRecord, meter_of, summary
+from jepa.training.configs import ChatTokenizerConfig, LanguageStageConfig, LanguageTrainConfig, StageConfig
+from jepa.training.fit import StageRun, check_devices, fit, load_checkpoint, on_gpu, own_device, run_stages
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, JointStage, ParameterGroup, Stage, without_gradients
 from jepa.training.objectives import Objective, next_latent_terms
+from jepa.training.processes import is_first_process, of_all_processes
+from jepa.training.saving import CheckpointCallback
 
 _NEXT_TOKEN_ARMS = ("ntp", "ntp_equal_flops")
 
@@ -77,6 +71,12 @@ class LanguageModule(JointStage):
         meter = meter_of(self.trainer)
         spent = of_all_processes((self.tokens, 0 if meter is None else meter.ledger.total_flops))
         return dict(zip(("tokens", "flops"), map(sum, zip(*spent, strict=True)), strict=True))
+
+    def counted(self) -> StageRecord:
+        return {"tokens": self.tokens}
+
+    def recount(self, counted: StageRecord) -> None:
+        self.tokens = cast(int, counted["tokens"])
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Vectors (norms, biases) and the loss's own parameters are not decayed."""

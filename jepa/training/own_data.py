@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
-from jepa.config import JEPAStageConfig, TrainConfig
 from jepa.data.clips import ClipBatch
 from jepa.data.features import ClipReader, Features, write_features
 from jepa.data.manifest_batches import ManifestBatches, Prompts, Read
@@ -25,8 +24,10 @@ from jepa.data.media import Media
 from jepa.data.shards import ShardBatches, Shards, find_shards, read_shard
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA
-from jepa.training.fit import is_first_process, own_device
+from jepa.training.configs import JEPAStageConfig, TrainConfig
+from jepa.training.fit import own_device
 from jepa.training.latents import StreamLatents
+from jepa.training.processes import is_first_process
 
 Answered: TypeAlias = CaptionSample | QuestionSample | ClassSample
 Tokenize: TypeAlias = Callable[[Sequence[str]], tuple[Tensor, Tensor]]

@@ -19,14 +19,14 @@ from torch import nn
 
 from jepa import checkpoint
 from jepa.build import Node, build
-from jepa.config import DecoderStageConfig, JEPAStageConfig, LanguageTrainConfig, TokenizerConfig, TrainConfig
 from jepa.data.clips import ClipBatches
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import World, corpus
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.training import language
-from jepa.training.callbacks import CheckpointCallback, StageRecord, summary
+from jepa.training.callbacks import StageRecord, summary
+from jepa.training.configs import DecoderStageConfig, JEPAStageConfig, LanguageTrainConfig, TokenizerConfig, TrainConfig
 from jepa.training.fit import (
     StageRun,
     all_skipped,
@@ -41,6 +41,8 @@ from jepa.training.fit import (
 from jepa.training.latents import DecoderBatches, predicted_latents, prediction_error, training_texts
 from jepa.training.modules import DecoderModule, JEPAModule, without_gradients
 from jepa.training.own_data import OwnData
+from jepa.training.resume import held
+from jepa.training.saving import CheckpointCallback
 
 _PRETRAINED_MULTIPLIER = 0.05  # of a pretrained Y-Encoder's learning rate (VL-JEPA section 3.1)
 _VALIDATION_SEED = 1_000_003  # added to the seed: validation clips never occur in training
@@ -50,11 +52,17 @@ def train(config: TrainConfig | LanguageTrainConfig, output: Path) -> Path:
     """Trains a validated configuration and returns the checkpoint's folder, `output/checkpoint`.
 
     The checkpoint is written after every stage and, within one, after every validation; logs go to `output/logs`. With
-    `checkpoint` its model and its stages are gone on from. On several devices every process calls this.
+    `checkpoint` its model and its stages are gone on from. On several devices every process calls this. With `resume`
+    a run of the same configuration that was cut off goes on.
+
+    Raises:
+        InputError: the output folder is in use by another run.
+        Stopped: a signal ended training.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
     try:
-        return language.train(config, output) if isinstance(config, LanguageTrainConfig) else _train(config, output)
+        with held(output):
+            return language.train(config, output) if isinstance(config, LanguageTrainConfig) else _train(config, output)
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()  # what follows runs in the first process alone

@@ -14,8 +14,9 @@ from conftest import tiny_config
 from safetensors.torch import load_file
 
 from jepa.cli import compose
-from jepa.config import LanguageTrainConfig, TrainConfig, validate
+from jepa.config import validate
 from jepa.training import run
+from jepa.training.configs import LanguageTrainConfig, TrainConfig
 
 
 def config(*overrides: str) -> dict[str, Any]:

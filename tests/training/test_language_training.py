@@ -18,13 +18,14 @@ from safetensors.torch import load_file
 from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import compose
-from jepa.config import LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, StageConfig, validate
+from jepa.config import ObjectiveConfig, validate
 from jepa.errors import InputError
 from jepa.losses.infonce import InfoNCE
 from jepa.metrics import LatentGeometry
 from jepa.operations import TrainingMeter, count_flops
 from jepa.predictors.transition import LatentTransition
 from jepa.training import language
+from jepa.training.configs import LanguageStageConfig, LanguageTrainConfig, StageConfig
 from jepa.training.language import LanguageModule, step_flops
 from jepa.training.modules import CollapseWarning
 from jepa.training.objectives import Objective

@@ -16,12 +16,13 @@ from PIL import Image
 from processes import config, stages, train, train_in_two_processes
 
 from jepa import checkpoint
-from jepa.config import JEPAStageConfig, TrainConfig, validate
+from jepa.config import validate
 from jepa.data.clips import ClipBatch
 from jepa.data.features import ClipReader, Features, write_features
 from jepa.data.manifests import read_manifest
 from jepa.data.shards import write_shards
 from jepa.errors import InputError
+from jepa.training.configs import JEPAStageConfig, TrainConfig
 from jepa.training.modules import JEPAModule
 from jepa.training.own_data import OwnData
 

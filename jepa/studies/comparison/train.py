@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from jepa import checkpoint
 from jepa.build import build
-from jepa.config import StageConfig
 from jepa.data.clips import ClipBatch, ClipBatches
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import CAPTION_QUERIES, Scene, Span, World, captions
@@ -36,6 +35,7 @@ from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.operations import count_flops
 from jepa.studies.comparison.results import DecoderTraining, StepFlops, Trial
 from jepa.studies.configs import ComparisonTrainConfig
+from jepa.training.configs import StageConfig
 from jepa.training.fit import fit, on_gpu, precision
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, ParameterGroup, Stage, text_ids
