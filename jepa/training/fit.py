@@ -25,7 +25,7 @@ from jepa.training.callbacks import ProgressBar, StageRecord
 from jepa.training.configs import LanguageTrainConfig, RunConfig, TrainConfig
 from jepa.training.modules import Stage
 from jepa.training.processes import is_first_process, of_all_processes
-from jepa.training.resume import Run, Signals, StateIO, Stopped, ignore_signals, say
+from jepa.training.resume import FREE, Run, Signals, StateIO, Stopped, ignore_signals, say
 from jepa.training.saving import CheckpointCallback, StateCallback
 from jepa.training.sharding import gather
 
@@ -126,7 +126,7 @@ def _run_stages(
             if trained is not model:  # of sharded parameters every process gathers the whole ones
                 gather(trained, model)
             if is_first_process():
-                checkpoint.save(cast(Any, model), config.model_dump(), folder)
+                checkpoint.save(cast(Any, model), config.model_dump(exclude=set(FREE)), folder)
                 partial = folder / "training.json.partial"
                 partial.write_text(json.dumps({"stages": records}, indent=1), encoding="utf-8")
                 os.replace(partial, folder / "training.json")

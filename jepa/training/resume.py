@@ -31,7 +31,7 @@ from jepa.training.callbacks import StageRecord
 from jepa.training.configs import RunConfig
 from jepa.training.processes import is_first_process
 
-_FREE = ("resume", "saves")  # keys that may change when a run goes on
+FREE = ("resume", "saves")  # keys that may change when a run goes on
 _PARTS = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "processes", "rows"}
 
 
@@ -66,7 +66,7 @@ class Run:
 
     def __init__(self, config: RunConfig, output: Path, stages: Sequence[str]) -> None:
         self.folder, self._file = output / "resume", output / "resume" / "run.json"
-        self._config = json.loads(config.model_dump_json(exclude=set(_FREE)))
+        self._config = json.loads(config.model_dump_json(exclude=set(FREE)))
         self.finished: list[StageRecord] = []
         self.state: Path | None = None
         begun = self._file.is_file() and bool(config.resume)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +39,25 @@ def train(plain: dict[str, Any], output: Path) -> Path:
     return run.train(validate(plain, LanguageTrainConfig if plain["variant"] == "llm_jepa" else TrainConfig), output)
 
 
-def _process(rank: int, port: int, plain: dict[str, Any], output: Path) -> None:
+def _process(rank: int, port: int, work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port, "LOCAL_WORLD_SIZE": 2}
     launched = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0}
     os.environ.update({name: str(value) for name, value in (ranks | launched).items()})
     torch.set_num_threads(1)
-    train(plain, output)
+    work(*arguments)
+
+
+def in_two_processes(work: Callable[..., object], *arguments: Any) -> None:
+    """Calls `work` in two processes that may find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(_process, (port, work, arguments), nprocs=2, start_method="fork")
 
 
 def train_in_two_processes(plain: dict[str, Any], strategy: str, output: Path) -> Path:
     """The folder of the checkpoint that two processes have trained."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    changed = {**plain, "strategy": strategy, "devices": 2}
-    mp.start_processes(_process, (port, changed, output), nprocs=2, start_method="fork")
+    in_two_processes(train, {**plain, "strategy": strategy, "devices": 2}, output)
     return output / "checkpoint"
 
 
