@@ -76,12 +76,13 @@ def _train(settings: TrainConfig | LanguageTrainConfig | ComparisonTrainConfig, 
         resolve_name("jepa.training.run:train")(settings, output)
     else:
         from jepa.evaluation.answers import check_before_training, evaluate_answers
-        from jepa.training.processes import is_first_process
+        from jepa.processes import is_first_process
 
         check_before_training(settings.answers, settings.data)
         folder = resolve_name("jepa.training.run:train")(settings, output)  # an arm is a run with its scores
         if is_first_process():
-            evaluate_answers(folder, output / "evaluation", settings.answers, settings.accelerator)
+            once, own = bool(settings.resume), output / "evaluation"
+            evaluate_answers(folder, own, settings.answers, settings.accelerator, once=once)
 
 
 def _evaluate(settings: EvaluateConfig, output: Path) -> None:

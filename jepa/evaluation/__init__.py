@@ -13,7 +13,6 @@ _HOMES = {
     **dict.fromkeys(("Found", "Task"), "tasks"),
     **dict.fromkeys(("Generated", "drafter_of", "generate", "with_drafts"), "generation"),
     **dict.fromkeys(("compared", "evaluate", "results_of"), "run"),
-    "Ranks": "processes",
 }
 __all__ = list(_HOMES)
 

@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from jepa import checkpoint
 from jepa.errors import InputError
+from jepa.processes import is_first_process, of_all_processes
 from jepa.training.callbacks import ProgressBar, StageRecord
 from jepa.training.configs import LanguageTrainConfig, RunConfig, TrainConfig
 from jepa.training.modules import Stage
-from jepa.training.processes import is_first_process, of_all_processes
 from jepa.training.resume import FREE, Run, Signals, StateIO, Stopped, ignore_signals, say
 from jepa.training.saving import CheckpointCallback, StateCallback
 from jepa.training.sharding import gather

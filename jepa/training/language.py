@@ -30,13 +30,13 @@ from jepa.errors import InputError
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import count_flops
 from jepa.predictors.transition import LatentTransition
+from jepa.processes import is_first_process, of_all_processes
 from jepa.training.callbacks import EMACallback, StageRecord, meter_of, summary
 from jepa.training.configs import ChatTokenizerConfig, LanguageStageConfig, LanguageTrainConfig, StageConfig
 from jepa.training.fit import StageRun, check_devices, fit, load_checkpoint, on_gpu, own_device, run_stages
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, JointStage, ParameterGroup, Stage, without_gradients
 from jepa.training.objectives import Objective, next_latent_terms
-from jepa.training.processes import is_first_process, of_all_processes
 from jepa.training.saving import CheckpointCallback
 
 _NEXT_TOKEN_ARMS = ("ntp", "ntp_equal_flops")

@@ -24,10 +24,10 @@ from jepa.data.media import Media
 from jepa.data.shards import ShardBatches, Shards, find_shards, read_shard
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA
+from jepa.processes import is_first_process
 from jepa.training.configs import JEPAStageConfig, TrainConfig
 from jepa.training.fit import own_device
 from jepa.training.latents import StreamLatents
-from jepa.training.processes import is_first_process
 
 Answered: TypeAlias = CaptionSample | QuestionSample | ClassSample
 Tokenize: TypeAlias = Callable[[Sequence[str]], tuple[Tensor, Tensor]]

@@ -7,7 +7,6 @@ tensors and plain data are read from them.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import pickle
@@ -16,42 +15,23 @@ import signal
 import threading
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from jepa.build import dotted_keys
+from jepa.build import Node, dotted_keys
 from jepa.errors import InputError
+from jepa.processes import is_first_process
 from jepa.training.callbacks import StageRecord
 from jepa.training.configs import RunConfig
-from jepa.training.processes import is_first_process
 
+State: TypeAlias = Node  # tensors and plain data, as Lightning names them
 FREE = ("resume", "saves")  # keys that may change when a run goes on
 _PARTS = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "processes", "rows"}
-
-
-@contextmanager
-def held(output: Path) -> Iterator[None]:
-    """The first process holds an output folder. Raises `InputError` if another run does; its end, any end, lets go."""
-    if not is_first_process():
-        yield
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process: children that outlive it hold nothing
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(f"{output}: must be of one run at a time, in use by process {file.read()}") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 class Run:
@@ -127,7 +107,7 @@ def newest(folder: Path, stage: str) -> Path | None:
     return None
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> State:
     """What a state file holds, mapped from disk: tensors and plain data.
 
     Raises:
@@ -150,7 +130,7 @@ def read_state(path: Path) -> dict[str, Any]:
 class StateIO(TorchCheckpointIO):
     """Writes a state so that the file appears whole or not at all. Raises the `OSError` of a full disk as it is."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: State, path: Any, storage_options: Any = None) -> None:
         partial = Path(f"{path}.partial")
         try:
             with partial.open("wb") as file:

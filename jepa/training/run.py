@@ -23,6 +23,7 @@ from jepa.data.clips import ClipBatches
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import World, corpus
 from jepa.errors import InputError
+from jepa.kept import held
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.training import language
 from jepa.training.callbacks import StageRecord, summary
@@ -41,7 +42,6 @@ from jepa.training.fit import (
 from jepa.training.latents import DecoderBatches, predicted_latents, prediction_error, training_texts
 from jepa.training.modules import DecoderModule, JEPAModule, without_gradients
 from jepa.training.own_data import OwnData
-from jepa.training.resume import held
 from jepa.training.saving import CheckpointCallback
 
 _PRETRAINED_MULTIPLIER = 0.05  # of a pretrained Y-Encoder's learning rate (VL-JEPA section 3.1)

@@ -19,10 +19,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from jepa.operations import OperationLedger
+from jepa.processes import of_all_processes
 from jepa.training.callbacks import StageRecord, meter_of, summary
 from jepa.training.configs import SavesConfig
-from jepa.training.processes import of_all_processes
-from jepa.training.resume import Run, Signals, read_state
+from jepa.training.resume import Run, Signals, State, read_state
 
 
 class CheckpointCallback(L.Callback):
@@ -50,10 +50,10 @@ class CheckpointCallback(L.Callback):
         self.known: StageRecord = {}
         self._started = time.perf_counter()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"seconds": time.perf_counter() - self._started}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         self._started -= state_dict["seconds"]
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -84,7 +84,7 @@ class StateCallback(Checkpoint):
         self.path = run.state
         self.start: int = 0 if self.path is None else read_state(self.path)["global_step"]
         self._written = self.start
-        self._own: dict[str, Any] | None = None
+        self._own: State | None = None
         self._since = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -118,14 +118,14 @@ class StateCallback(Checkpoint):
                 _requeue()
             self.signals.stop(f"after step {trainer.global_step} of stage {self.name}")
 
-    def on_save_checkpoint(self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, module: Any, checkpoint: State) -> None:
         meter = meter_of(trainer)
         operations = None if meter is None else meter.ledger.to_dict()
         own = {"random": _random_states(module.device), "counted": module.counted(), "operations": operations}
         checkpoint["processes"] = of_all_processes(own)
         checkpoint["rows"] = _rows(trainer) if trainer.is_global_zero else []
 
-    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: State) -> None:
         self._own = checkpoint["processes"][trainer.global_rank]
         logger = trainer.loggers[0]
         if trainer.is_global_zero and isinstance(logger, CSVLogger):
@@ -156,14 +156,14 @@ def _rows(trainer: L.Trainer) -> list[dict[str, str]]:
         return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-def _random_states(device: torch.device) -> dict[str, Any]:
+def _random_states(device: torch.device) -> State:
     numpy: Any = np.random.get_state()
     plain = (numpy[0], numpy[1].tolist(), *numpy[2:])
     found = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": plain}
     return found | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
-def _set_random_states(states: dict[str, Any]) -> None:
+def _set_random_states(states: State) -> None:
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])

@@ -15,9 +15,17 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from conftest import LLAMA
-from processes import assert_same_weights, config, in_two_processes, stages, train
-from test_language_training import train_config
-from test_own_data import data_of, frozen, pictures
+from processes import (
+    assert_same_weights,
+    config,
+    data_of,
+    frozen,
+    in_two_processes,
+    pictures,
+    stages,
+    train,
+    train_config,
+)
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from jepa.cli import main
