@@ -71,7 +71,7 @@ class Kept:
     def __init__(self, output: Path, depends_on: object, kinds: Sequence[type] = (), lasting: bool = False) -> None:
         depends_on = [sorted(Path(__file__).parent.rglob("*.py")), depends_on]
         self.lasting, self.folder = lasting, output / ".kept"
-        self._kinds: list[Any] = [*kinds, np.ndarray, np.dtype, *_DTYPES, *_MADE_BY]
+        self._kinds: list[Any] = [*kinds, bytes, np.ndarray, np.dtype, *_DTYPES, *_MADE_BY]
         self.digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=_digest).encode()).hexdigest()[:16]
         self._held = held(self.folder)
 
