@@ -8,6 +8,7 @@ folders `tokenizers/<role>`. Parts that came from a hub are saved by their archi
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -155,5 +156,11 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _replace(path: Path, write: Any) -> None:
     partial = path.with_name(path.name + ".partial")
-    write(partial)
+    try:
+        write(partial)
+    except SafetensorError as error:  # the disk's errors in words alone
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        partial.unlink(missing_ok=True)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
     os.replace(partial, path)

@@ -81,14 +81,17 @@ RUNS: dict[str, tuple[Callable[[Path], dict[str, Any]], list[tuple[str, int]]]] 
 }
 
 
-def kill_at(stage: str, step: int) -> None:
-    """This process ends as by kill -9 when the step begins, its state written if that is due."""
+def kill_at(stage: str, step: int, number: signal.Signals = signal.SIGKILL, first: bool = False) -> None:
+    """This process gets a signal when the step begins: before or after its state is written, if that is due."""
     write = StateCallback.on_train_batch_start
 
     def on_train_batch_start(self: StateCallback, trainer: Any, *arguments: Any) -> None:
+        here = (self.name, trainer.global_step) == (stage, step)
+        if first and here:
+            os.kill(os.getpid(), number)
         write(self, trainer, *arguments)
-        if (self.name, trainer.global_step) == (stage, step):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if here and not first:
+            os.kill(os.getpid(), number)
 
     StateCallback.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
 
@@ -136,13 +139,19 @@ def test_two_processes_go_on_as_if_they_had_not_been_killed(tmp_path):
     plain = config("jepa.steps=5", "decoder=null") | {"saves": SAVES, "strategy": "ddp", "devices": 2}
     in_two_processes(train, plain, tmp_path / "whole")
     with pytest.raises(ProcessExitedException):
-        in_two_processes(_train_until, plain, tmp_path / "killed", "jepa", 3)
+        in_two_processes(_train_until, plain, tmp_path / "killed", 3, signal.SIGKILL)
+    with pytest.raises(ProcessExitedException, match="exit code 143"):
+        in_two_processes(_train_until, plain | {"resume": True}, tmp_path / "killed", 3, signal.SIGTERM)
+    [_, state] = sorted((tmp_path / "killed" / "resume").glob("*.ckpt"))
+    assert read_state(state)["global_step"] == 3  # both stopped after it, though one alone was told to
     in_two_processes(train, plain | {"resume": True}, tmp_path / "killed")
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-def _train_until(plain: dict[str, Any], output: Path, stage: str, step: int) -> None:
-    kill_at(stage, step)
+def _train_until(plain: dict[str, Any], output: Path, step: int, number: signal.Signals) -> None:
+    """SIGTERM reaches the second process alone."""
+    if number == signal.SIGKILL or os.environ["RANK"] == "1":
+        kill_at("jepa", step, number, first=number == signal.SIGTERM)
     train(plain, output)
 
 
