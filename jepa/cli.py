@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from itertools import chain, takewhile
 from pathlib import Path
@@ -54,6 +54,7 @@ def compose(command: str, overrides: Sequence[str] = ()) -> Any:
         return compose(command, list(overrides))
 
 
+@cache
 def register_schemas() -> dict[str, type[Config]]:
     """The classes of configurations by name. Hydra gets their defaults, as options of the group `schema`."""
     from hydra.core.config_store import ConfigStore
