@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import settings
-from tokenizers import Tokenizer as BPE
 
 from jepa import checkpoint
 from jepa.data.chat import ChatTokenizer
@@ -51,8 +51,10 @@ def tokenizers_are_trained_once() -> Iterator[None]:
     def trained(texts: tuple[str, ...], vocab_size: int, special: tuple[str, ...], lower: bool) -> str:
         return train_bpe(texts, vocab_size, list(special), lower).to_str()
 
-    def remembered(texts: Iterable[str], vocab_size: int, special: list[str], lower: bool = False) -> BPE:
-        return BPE.from_str(trained(tuple(texts), vocab_size, tuple(special), lower))
+    def remembered(
+        texts: Iterable[str], vocab_size: int, special: list[str], lower: bool = False
+    ) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_str(trained(tuple(texts), vocab_size, tuple(special), lower))
 
     with pytest.MonkeyPatch.context() as patch:
         for module in ("tokenizer", "chat"):
@@ -103,8 +105,10 @@ SHORT = [  # stages of a VL-JEPA for two steps
 ]
 FEW_POLICIES = [  # those that take longest are left out of a report
     f"~policies.{name}"
-    for name in ("ward_mean", "ward_midpoint", "oracle", "local_variance", "prediction_error", "gate_cache")
-    + ("on_demand", "selective_on_demand", "selective_on_demand_cache")
+    for name in (
+        *("ward_mean", "ward_midpoint", "oracle", "local_variance", "prediction_error", "gate_cache"),
+        *("on_demand", "selective_on_demand", "selective_on_demand_cache"),
+    )
 ]
 SMALL_TEXT_PARTS = [  # of conf/model/vl_jepa_small.yaml
     f"model.{part}.{key}" for part in ("predictor", "y_encoder", "y_decoder") for key in ("width=32", "depth=1")
