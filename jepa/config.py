@@ -35,7 +35,7 @@ FractionBetween = Annotated[float, Gt(0), Lt(1)]  # neither 0 nor 1
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]  # name=7 is a text
 NotEmpty = Field(min_length=1)
 WithLabel = Annotated[str, Field(pattern=r"\{label\}")]
-Accelerator = Literal["auto", "cpu", "gpu"]
+Accelerator = Literal["auto", "cpu", "gpu", "mps"]
 
 
 class ObjectiveConfig(Config):

@@ -220,7 +220,7 @@ def killed_until_it_ends(
         printed = out.stat().st_size if out.exists() else 0
         group = start([*arguments, "resume=auto"] if trains else arguments, folder, processes if trains else 1)
         ended = finish(group, draw.uniform(0.05, 0.6) * seconds if found.kills < kills else None)
-        said = out.read_text(errors="replace")[printed:]
+        said = out.read_bytes()[printed:].decode(errors="replace")
         for stage, step in re.findall(r"resume: stage (\w+) goes on after step (\d+)", said):
             lost = before.get(stage, 0) - int(step)
             found = found._replace(went_on=found.went_on + 1, lost=found.lost + lost)

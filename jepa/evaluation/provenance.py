@@ -39,10 +39,12 @@ def now() -> str:
 
 def device_of(accelerator: str) -> str:
     """ "cuda" or "cpu" for an accelerator "auto", "cpu" or "gpu". Raises `InputError` for a GPU that is not there."""
-    if accelerator != "cpu" and torch.cuda.is_available():
+    if accelerator == "mps" and torch.backends.mps.is_available():
+        return "mps"
+    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
         return "cuda"
-    if accelerator == "gpu":
-        raise InputError("accelerator is gpu, but no GPU is available")
+    if accelerator in ("gpu", "mps"):
+        raise InputError(f"accelerator is {accelerator}, but no {accelerator.upper()} is available")
     return "cpu"
 
 

@@ -8,7 +8,7 @@ _NAMES = {
     "configs": (
         *("ChatTokenizerConfig", "ClipsConfig", "DecoderStageConfig", "JEPAStageConfig", "LanguageStageConfig"),
         *("LanguageTrainConfig", "ManifestsConfig", "PromptsConfig", "RunConfig", "SavesConfig", "StageConfig"),
-        *("TokenizerConfig", "TrainConfig"),
+        *("TokenizerConfig", "TrainConfig", "TrainerConfig"),
     ),
     "callbacks": ("EMACallback", "MeterCallback", "ProgressBar", "Summary"),
     "language": ("DraftModule", "LanguageModule"),
@@ -16,6 +16,8 @@ _NAMES = {
     "modules": ("CollapseWarning", "DecoderModule", "JEPAModule", "JointStage", "ParameterGroup", "Stage"),
     "objectives": ("Objective",),
     "own_data": ("OwnData",),
+    "loggers": ("TrackioLogger",),
+    "probes": ("Probes",),
     "resume": ("Run", "Signals", "StateIO", "Stopped"),
     "run": ("train",),
     "saving": ("CheckpointCallback", "StateCallback"),

@@ -20,6 +20,7 @@ from jepa.config import (
     WithLabel,
 )
 
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true"]
 INFONCE: Node = {"_target_": "jepa.losses.infonce.InfoNCE", "temperature": 0.07}
 
 
@@ -114,16 +115,34 @@ class SavesConfig(Config):
     keep: Count = 2
 
 
+class TrainerConfig(Config):
+    """Keys of `lightning.Trainer`; ``accelerator``, ``devices``, ``strategy`` and ``precision`` are the run's own."""
+
+    num_nodes: Count = 1  # of ``devices`` each
+    deterministic: bool | Literal["warn"] = False
+    benchmark: bool | None = None
+    detect_anomaly: bool = False
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
+    limit_train_batches: Count | None = None  # null: all of the stage's steps
+    limit_val_batches: Count | None = None
+    log_every_n_steps: Count = 10
+    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
+    enable_progress_bar: bool = True
+
+
 class RunConfig(Config):
     """What every training has."""
 
     name: Text
     seed: Natural = 0
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16-mixed where the device computes in it
+    precision: Precision | Literal["auto"] = "auto"  # auto: bf16-mixed where the device computes in it
     accelerator: Accelerator = "auto"
     workers: Natural = 1
     resume: bool | Literal["auto"] = False  # go on from the newest state; auto: or begin where there is none
     saves: SavesConfig = SavesConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    logger: dict[str, Node] = {}  # beside the CSV log
+    callbacks: dict[str, Node] = {}  # see `jepa.training.loggers.own_callbacks`
 
 
 class TrainConfig(RunConfig):
@@ -131,7 +150,7 @@ class TrainConfig(RunConfig):
 
     variant: Literal["vl_jepa"] = "vl_jepa"
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # launched by torchrun on `devices` devices
-    devices: Count = 1
+    devices: Count = 1  # of each node
     compile: bool = False
     checkpoint: str | None = None  # to go on from: its model and tokenizer take the place of those below
     data: ManifestsConfig | None = ManifestsConfig()
@@ -141,6 +160,11 @@ class TrainConfig(RunConfig):
     clips: ClipsConfig = ClipsConfig()
     jepa: JEPAStageConfig | None = JEPAStageConfig()
     decoder: DecoderStageConfig | None
+
+    @property
+    def processes(self) -> int:
+        """Of all nodes together."""
+        return self.devices * self.trainer.num_nodes
 
 
 class ChatTokenizerConfig(TokenizerConfig):
@@ -167,7 +191,7 @@ class LanguageTrainConfig(RunConfig):
     variant: Literal["llm_jepa"] = "llm_jepa"
     arm: str
     strategy: Literal["auto", "ddp"] = "auto"
-    devices: Count = 1
+    devices: Count = 1  # of each node
     data: Node
     checkpoint: str | None = None  # to go on from
     tokenizer: ChatTokenizerConfig = ChatTokenizerConfig()
@@ -179,3 +203,8 @@ class LanguageTrainConfig(RunConfig):
     decoder: StageConfig | None = None  # of the Y-Decoder from embeddings, the rest frozen
     draft: StageConfig | None = None  # of the transition that drafts answers, the rest frozen
     answers: AnswersConfig = AnswersConfig()
+
+    @property
+    def processes(self) -> int:
+        """Of all nodes together."""
+        return self.devices * self.trainer.num_nodes

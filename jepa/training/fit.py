@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
@@ -23,9 +23,10 @@ from jepa import checkpoint
 from jepa.errors import InputError
 from jepa.processes import is_first_process, of_all_processes
 from jepa.training.callbacks import ProgressBar, StageRecord
-from jepa.training.configs import LanguageTrainConfig, RunConfig, TrainConfig
+from jepa.training.configs import LanguageTrainConfig, Precision, RunConfig, TrainConfig
+from jepa.training.loggers import loggers, own_callbacks
 from jepa.training.modules import Stage
-from jepa.training.resume import FREE, Run, Signals, StateIO, Stopped, ignore_signals, say
+from jepa.training.resume import FREE, Run, Signals, StateIO, Stopped, ignore_signals, read_state, say
 from jepa.training.saving import CheckpointCallback, StateCallback
 from jepa.training.sharding import gather
 
@@ -36,10 +37,10 @@ _PRINTED = 20  # media that were left out
 
 
 def on_gpu(config: RunConfig) -> bool:
-    return config.accelerator != "cpu" and torch.cuda.is_available()
+    return config.accelerator not in ("cpu", "mps") and torch.cuda.is_available()
 
 
-def precision(config: RunConfig) -> Literal["32-true", "bf16-mixed"]:
+def precision(config: RunConfig) -> Precision:
     """The precision to train in: with "auto" bf16-mixed where the device computes in bf16, and float32 elsewhere."""
     if config.precision != "auto":
         return config.precision
@@ -54,14 +55,20 @@ def computes_in_bf16(device: str) -> bool:
 
 def own_device(config: RunConfig) -> torch.device:
     """Where this process trains: on several GPUs, each process on one."""
+    if config.accelerator == "mps":
+        return torch.device("mps")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu(config) else torch.device("cpu")
 
 
 def check_devices(config: TrainConfig | LanguageTrainConfig) -> None:
     """Refuses `devices` and `strategy` that do not go together, or were not launched."""
-    devices, strategy = config.devices, config.strategy
+    devices, strategy = config.processes, config.strategy
+    if config.accelerator == "mps" and not torch.backends.mps.is_available():
+        raise InputError("accelerator is mps, but no such device is available")
     if devices > 1 and "LOCAL_RANK" not in os.environ:
-        raise InputError(f"{devices} devices must be launched by torchrun --nproc-per-node {devices}, got one process")
+        raise InputError(
+            f"{devices} devices must be launched by torchrun --nproc-per-node {config.devices}, got one process"
+        )
     if (devices > 1) != (strategy != "auto"):
         raise InputError(f"devices > 1 must come with a strategy other than auto, got {devices} and {strategy}")
 
@@ -165,20 +172,21 @@ def fit(
     validates on all of `validation`. An `IterableDataset` has no end and shares itself out among devices; of one for
     validation `stage.validation_batches` are taken.
     """
-    logs, stage, devices = output / "logs", module.stage, 1
+    logs, stage, devices, processes, options = output / "logs", module.stage, 1, 1, config.trainer
     state = None if checkpoints is None else checkpoints.state
-    callbacks: list[L.Callback] = [each for each in (ProgressBar(name), checkpoints, state) if each is not None]
+    bar = ProgressBar(name) if options.enable_progress_bar else None
+    callbacks: list[L.Callback] = [each for each in (bar, checkpoints, state) if each is not None]
+    callbacks += own_callbacks(config.callbacks)
     path, start = (None, 0) if state is None else (state.path, state.start)
     if path is None and is_first_process():
         shutil.rmtree(logs / name, ignore_errors=True)
     strategy: str | ModelParallelStrategy = "auto"
     if isinstance(config, TrainConfig | LanguageTrainConfig):
-        strategy, devices = config.strategy, config.devices
+        strategy, devices, processes = config.strategy, config.devices, config.processes
     if strategy == "fsdp":
-        strategy = ModelParallelStrategy(devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        strategy = ModelParallelStrategy(processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
     elif strategy == "ddp" and module.sometimes_untrained:
         strategy = "ddp_find_unused_parameters_true"
-    purged = None if path is None else start  # what was logged after the state
     streamed, held_out_streamed = (isinstance(each, IterableDataset) for each in (batches, validation))
     trainer = L.Trainer(
         accelerator=config.accelerator,
@@ -189,12 +197,19 @@ def fit(
         max_epochs=1,
         accumulate_grad_batches=stage.accumulate,
         gradient_clip_val=stage.gradient_clip,
-        limit_train_batches=stage.steps * stage.accumulate if streamed else 1.0,
-        limit_val_batches=stage.validation_batches if held_out_streamed else 1.0,
+        limit_train_batches=options.limit_train_batches or (stage.steps * stage.accumulate if streamed else 1.0),
+        limit_val_batches=options.limit_val_batches or (stage.validation_batches if held_out_streamed else 1.0),
         val_check_interval=min(stage.validate_every, stage.steps) * stage.accumulate,
         num_sanity_val_steps=0,
-        logger=[CSVLogger(logs, name, ""), TensorBoardLogger(logs, name, "", purge_step=purged)],
-        log_every_n_steps=min(10, stage.steps),
+        logger=loggers(config.logger, config.name, logs, name, None if path is None else read_state(path)),
+        log_every_n_steps=min(options.log_every_n_steps, stage.steps),
+        num_nodes=options.num_nodes,
+        deterministic=options.deterministic,
+        benchmark=options.benchmark,
+        detect_anomaly=options.detect_anomaly,
+        profiler=_profiler(options.profiler, logs / name),
+        gradient_clip_algorithm=options.gradient_clip_algorithm,
+        enable_progress_bar=options.enable_progress_bar,
         callbacks=callbacks,
         plugins=[StateIO()],
         enable_checkpointing=state is not None,
@@ -205,7 +220,7 @@ def fit(
     if streamed:
         cast(Any, batches).start = done
     else:
-        sampler = _Rest(range(int(os.environ.get("RANK", 0)), len(cast(Any, batches)), devices), done)
+        sampler = _Rest(range(int(os.environ.get("RANK", 0)), len(cast(Any, batches)), processes), done)
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -224,6 +239,11 @@ def fit(
         held_out = DataLoader(cast("Dataset[Any]", validation), batch_size=None)
         trainer.fit(module, loader, held_out, ckpt_path=path, weights_only=True)
     return trainer
+
+
+def _profiler(kind: str | None, folder: Path) -> Profiler | None:
+    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    return None if kind is None else kinds[kind](dirpath=folder, filename="profile")
 
 
 class _Rest(Sampler[int]):

@@ -196,7 +196,7 @@ def _train_language(
     validation = model.tokenizer.encode(splits.validation[: stage.validation_pairs])
     _check_lengths(model, pairs, splits.train, objective.config.train_on == "published")
     model.to(own_device(config))
-    steps = max(1, round(stage.epochs * len(pairs) / (stage.batch_size * config.devices)))
+    steps = max(1, round(stage.epochs * len(pairs) / (stage.batch_size * config.processes)))
     stretched = 1.0
     if config.equal_flops is not None:
         both = objective, Objective(config.equal_flops)
@@ -206,7 +206,7 @@ def _train_language(
     warmup = round(stage.warmup_fraction * steps)
     settings = StageConfig(steps=steps, warmup_steps=warmup, validation_batches=1, **stage.model_dump(include=same))
     module = LanguageModule(model, objective, settings)
-    batches = objective.batches(pairs, model, stage, config.seed, steps, config.devices)
+    batches = objective.batches(pairs, model, stage, config.seed, steps, config.processes)
     held_out = validation_batches(objective, model, stage, validation)
     callback.known = {"pairs": len(pairs), "duplicates": dict(splits.duplicates), "steps_stretched": stretched}
     idle = model.transition if objective.config.transition_weight == 0 else None
@@ -247,7 +247,7 @@ def _train_decoder(
     batches, validation = (
         PairDecoderBatches(*_latents(model, pairs), [pair.completion for pair in pairs], seed, stage.batch_size, count)
         for pairs, seed, count in (
-            (splits.train, config.seed, stage.steps * stage.accumulate * config.devices),
+            (splits.train, config.seed, stage.steps * stage.accumulate * config.processes),
             (splits.validation, config.seed + 1, stage.validation_batches),
         )
     )
@@ -297,8 +297,8 @@ def _train_draft(
     assert stage is not None
     layout = model.layout(row_tokens=config.stage.row_tokens, train_on=config.objective.train_on)
     pairs, validation = model.tokenizer.encode(splits.train), model.tokenizer.encode(splits.validation)
-    count = stage.steps * stage.accumulate * config.devices
-    batches = PairBatches(pairs, layout, config.seed, stage.batch_size, count, latent=False, ranks=config.devices)
+    count = stage.steps * stage.accumulate * config.processes
+    batches = PairBatches(pairs, layout, config.seed, stage.batch_size, count, latent=False, ranks=config.processes)
     starts = range(0, min(len(validation), stage.validation_batches * stage.batch_size), stage.batch_size)
     held_out = [PairBatch(pack(validation[i : i + stage.batch_size], layout), None) for i in starts]
     model.eval().to(own_device(config))

@@ -63,7 +63,7 @@ class OwnData:
         Raises:
             InputError: fewer shards than readers; states of another encoder or other clips, or of one that is trained.
         """
-        data, shards, readers = self.data, self.shards, self.config.devices * max(1, self.config.workers)
+        data, shards, readers = self.data, self.shards, self.config.processes * max(1, self.config.workers)
         if len(shards.get("train", ())) < readers and "train" in shards:
             raise InputError(
                 f"data.train must name a shard for each of {readers} readers (devices x workers), "

@@ -30,8 +30,8 @@ from jepa.training.callbacks import StageRecord
 from jepa.training.configs import RunConfig
 
 State: TypeAlias = Node  # tensors and plain data, as Lightning names them
-FREE = ("resume", "saves")  # keys that may change when a run goes on
-_PARTS = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "processes", "rows"}
+FREE = ("resume", "saves", "trainer", "logger", "callbacks")  # keys that may change when a run goes on
+_PARTS = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "processes", "rows", "trackers"}
 
 
 class Run:
@@ -200,7 +200,7 @@ class Signals:
 
 
 def ignore_signals(worker: int) -> None:
-    """For a data loader's worker: SIGINT and SIGTERM are for the process that it works for, which ends it by SIGTERM."""
+    """For a data loader's worker: SIGINT and SIGTERM are for its process, which ends it with a SIGTERM of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # tells who sent it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -139,7 +139,7 @@ def _train_jepa(
     config: TrainConfig, stage: JEPAStageConfig, world: World, output: Path, model: VLJEPA, callback: CheckpointCallback
 ) -> StageRecord:
     seeds = config.seed, config.seed + _VALIDATION_SEED
-    counts = stage.steps * stage.accumulate * config.devices, stage.validation_batches
+    counts = stage.steps * stage.accumulate * config.processes, stage.validation_batches
     if config.data is not None:
         batches, validation = OwnData(config, model).batches(stage, seeds, counts)
     else:
@@ -203,7 +203,7 @@ def _train_decoder(
         streams = predicted_latents(model, world, build(stage.style), seed, *sizes)
         texts = training_texts(world)
         source = held_out = model.embed_all(texts), texts, streams
-    noise, count = prediction_error(model, source[2]), stage.steps * stage.accumulate * config.devices
+    noise, count = prediction_error(model, source[2]), stage.steps * stage.accumulate * config.processes
     switches = stage.predictions, stage.segment_means
     batches = DecoderBatches(*source, stage.noise * noise, seed, size, count, *switches)
     validation = DecoderBatches(*held_out, noise, seed + _VALIDATION_SEED, size, stage.validation_batches)

@@ -123,6 +123,7 @@ class StateCallback(Checkpoint):
         operations = None if meter is None else meter.ledger.to_dict()
         own = {"random": _random_states(module.device), "counted": module.counted(), "operations": operations}
         checkpoint["processes"] = of_all_processes(own)
+        checkpoint["trackers"] = {type(logger).__name__: str(logger.version) for logger in trainer.loggers[1:]}
         checkpoint["rows"] = _rows(trainer) if trainer.is_global_zero else []
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: State) -> None:
