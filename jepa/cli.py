@@ -216,7 +216,7 @@ def _launch(name: str, overrides: list[str]) -> int:
     statuses, schemas = list[int](), register_schemas()
 
     @hydra.main(version_base="1.3", config_path="pkg://jepa.conf", config_name=name)
-    def job(config: Any) -> None:
+    def job(config: Any) -> float | None:
         hydras = HydraConfig.get()
         output, schema = Path(hydras.runtime.output_dir), schemas[hydras.runtime.choices["schema@_global_"]]
         if hydras.mode is RunMode.MULTIRUN:
@@ -225,6 +225,8 @@ def _launch(name: str, overrides: list[str]) -> int:
         statuses[-1] = _status(
             lambda: COMMANDS[name](with_local_checkpoint(validate(config, schema)), output)
         )  # a sweep goes on
+        monitored = config.get("monitor") if name == "train" and not statuses[-1] else None
+        return None if monitored is None else resolve_name("jepa.training.run:last_value")(output, monitored)
 
     before, was_set = sys.argv, "HYDRA_FULL_ERROR" in os.environ
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = [f"jepa {name}", *overrides], "1"  # with it, exceptions reach us

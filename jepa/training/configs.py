@@ -140,6 +140,7 @@ class RunConfig(Config):
     workers: Natural = 1
     resume: bool | Literal["auto"] = False  # go on from the newest state; auto: or begin where there is none
     saves: SavesConfig = SavesConfig()
+    monitor: str | None = None  # of the logs, such as val/retrieval@1: a sweeper gets the last value of each job
     trainer: TrainerConfig = TrainerConfig()
     logger: dict[str, Node] = {}  # beside the CSV log
     callbacks: dict[str, Node] = {}  # see `jepa.training.loggers.own_callbacks`

@@ -110,6 +110,12 @@ class Stage(L.LightningModule):
     def recount(self, counted: StageRecord) -> None:
         """Takes what `counted` gave."""
 
+    def on_train_batch_start(self, batch: Any, index: int) -> None:
+        """What a batch does not log would else be logged with the value of an earlier one."""
+        for value in self.trainer.fit_loop.epoch_loop._results.values():
+            if not value.meta.on_epoch:
+                value.reset()
+
     def configure_model(self) -> None:
         if self.device_mesh is not None:
             for part in chain.from_iterable(self.parts.values()):

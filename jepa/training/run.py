@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -66,6 +67,16 @@ def train(config: TrainConfig | LanguageTrainConfig, output: Path) -> Path:
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()  # what follows runs in the first process alone
+
+
+def last_value(output: Path, key: str) -> float:
+    """The last value that a training logged under a key. Raises `InputError` if there is none."""
+    stages = json.loads((output / "checkpoint" / "training.json").read_text(encoding="utf-8"))["stages"]
+    values = [row[key] for stage in stages for row in stage["curve"] if key in row]
+    if not values:
+        found = sorted({name for stage in stages for row in stage["curve"] for name in row} - {"step"})
+        raise InputError(f"monitor must be one of {', '.join(found)}, got {key!r}")
+    return float(values[-1])
 
 
 def _train(config: TrainConfig, output: Path) -> Path:

@@ -1,0 +1,19 @@
+"""kill -9 at a few random moments of whole commands; `scripts/soak.py` does it a hundred times over more of them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["language", "shards"])
+def test_commands_that_are_killed_end_as_those_that_are_not(name, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    import soak
+
+    found = soak.soak(soak.CASES[name], 3, tmp_path, random.Random(0))
+    assert found.kills == 3
+    assert found.lost == 0
+    assert found.differs == []
