@@ -194,6 +194,7 @@ def fit(
         strategy=strategy,
         precision=precision(config),
         max_steps=stage.steps,
+        min_epochs=0,  # may stop early
         max_epochs=1,
         accumulate_grad_batches=stage.accumulate,
         gradient_clip_val=stage.gradient_clip,
