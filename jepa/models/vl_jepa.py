@@ -90,6 +90,20 @@ class VLJEPA(WindowedModel):
         return greedy_texts(self.y_decoder, latents.to(self.device), tokenizer.decode, tokenizer.eos_id)
 
     @torch.no_grad()
+    def likelihood(self, latent: np.ndarray, text: str) -> tuple[float, int]:
+        """Mean log-probability (nats a token, the end included) of a text under a latent (E,), and the pass's FLOPs."""
+        tokenizer = self.tokenizers["y_decoder"]
+        ids = tokenizer.encode_closed([text])[0][:, : self.y_decoder.max_length].to(self.device)
+        logits = self.y_decoder(torch.from_numpy(latent)[None].to(self.device), ids)
+        chosen = logits.log_softmax(-1).gather(-1, ids[..., None])
+        return float(chosen.mean()), self._likelihood_flops(len(latent), ids.shape[1])
+
+    @remembered
+    def _likelihood_flops(self, width: int, tokens: int) -> int:
+        ids = torch.zeros(1, tokens, dtype=torch.long, device=self.device)
+        return count_flops(lambda: self.y_decoder(torch.zeros(1, width, device=self.device), ids)).total
+
+    @torch.no_grad()
     def stream(
         self,
         frames: Iterable[np.ndarray],

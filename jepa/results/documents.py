@@ -27,12 +27,16 @@ class Reference(Record):
 
 
 class CacheSettings(Record):
-    """A latent cache: most keys held, whether streams share it, the requested fraction of wrong texts."""
+    """A latent cache: most keys held, whether streams share it, the requested fraction of wrong texts.
+
+    `standing`: it holds no keys, but the decoder verifies the standing text.
+    """
 
     capacity: Count
     shared: bool
     error_rate: Fraction
     bank: bool = False
+    standing: bool = False
 
 
 class CacheError(Record):

@@ -217,3 +217,15 @@ class WholeWindows(torch.nn.Module):
 
     def forward(self, frames):
         return self.encoder(frames)
+
+
+def test_the_likelihood_of_a_text_is_its_cross_entropy_and_costs_one_pass(tiny_model):
+    latents, tokenizer = tiny_model.embed(TEXTS).detach(), tiny_model.tokenizer
+    ids, mask = tokenizer.encode_closed(TEXTS)
+    logits = tiny_model.y_decoder(latents, ids)
+    for row, text in enumerate(TEXTS):
+        score, flops = tiny_model.likelihood(latents[row].numpy(), text)
+        length = int(mask[row].sum())
+        expected = torch.nn.functional.cross_entropy(logits[row, :length], ids[row, :length])
+        assert score == pytest.approx(-float(expected), abs=1e-4)
+        assert 0 < flops <= tiny_model.y_decoder.flops(length)
