@@ -257,7 +257,7 @@ def sweep_evaluation(
             one_device=device == evaluation.device,
         )
 
-    common = {"created", "name", "seed", "code", "libraries", "device", "parameters", "training", "scores"}
+    common = {"created", "name", "seed", "code", "libraries", "device", "parameters", "training", "scores", "session"}
     return StreamResults(
         **{key: value for key, value in evaluation if key in common},
         config={**evaluation.config, "report": config.model_dump()},

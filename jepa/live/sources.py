@@ -209,15 +209,15 @@ class FrameClock:
 
 @dataclass(frozen=True)
 class Run:
-    """Frames (M, S, S, 3) uint8 that follow each other, from number `first` on; the last arrived at `arrived`.
+    """Frames (M, S, S, 3) uint8 that follow each other, from number `first` on, and when each arrived.
 
-    >>> Run(0, np.zeros((2, 8, 8, 3), np.uint8), arrived=0.0).frames.shape
+    >>> Run(0, np.zeros((2, 8, 8, 3), np.uint8), arrived=[0.0, 0.1]).frames.shape
     (2, 8, 8, 3)
     """
 
     first: int
     frames: np.ndarray
-    arrived: float  # `time.monotonic`
+    arrived: list[float]  # by `time.monotonic`
 
 
 class Mailbox:
@@ -271,11 +271,11 @@ class Mailbox:
         with self._state:
             if not self._frames:
                 return None
-            first, _, arrived = self._frames[0]
-            pixels: list[np.ndarray] = []
+            first, pixels, arrived = self._frames[0][0], list[np.ndarray](), list[float]()
             while self._frames and self._frames[0][0] == first + len(pixels):
-                _, frame, arrived = self._frames.popleft()
+                _, frame, at = self._frames.popleft()
                 pixels.append(frame)
+                arrived.append(at)
             self.taken += len(pixels)
             self._state.notify_all()
         return Run(first, np.stack(pixels), arrived)

@@ -228,4 +228,4 @@ def test_the_likelihood_of_a_text_is_its_cross_entropy_and_costs_one_pass(tiny_m
         length = int(mask[row].sum())
         expected = torch.nn.functional.cross_entropy(logits[row, :length], ids[row, :length])
         assert score == pytest.approx(-float(expected), abs=1e-4)
-        assert 0 < flops <= tiny_model.y_decoder.flops(length)
+        assert flops == pytest.approx(tiny_model.y_decoder.flops(length), rel=0.1)  # of as many passes
