@@ -266,8 +266,13 @@ class Session:
                     "decoder_seconds": calls * decoder.seconds / each,
                 },
                 "latency": percentiles(list(self._latencies)),
-                "compute": percentiles(list(self._compute)),
+                "compute": percentiles(self.compute_seconds()),
             }
+
+    def compute_seconds(self) -> list[float]:
+        """From the arrival of a step's last frame to the text that the step brought about, of the newest texts."""
+        with self.lock:
+            return list(self._compute)
 
     def thumbnails(self) -> tuple[Thumbnail, ...]:
         """Pictures of the newest minutes, one every 5 s at most."""
