@@ -4,10 +4,10 @@
 
 Without a checkpoint the model is that of conf/model/vl_jepa_small.yaml with random weights, whose texts are as long as
 they may be. Sessions take 2 steps and decode 0.25 times a second, from pictures drawn before. "Served" are the seconds
-of streams computed in a second by the wall; latency is from the arrival of a step's last frame to its text, in real time.
-Memory is the peak of the process, a tenth of the way and at the end. Then clients connect and go, some killed, some that
-never read, and sources fail: what is left of threads and files is counted, and whether a reader that comes back
-misses an emission. With a checkpoint, triggers are measured: recall and delay at one false alarm an hour, for
+of streams computed in a second by the wall. Latency is from the arrival of a step's last frame to its text, in real
+time. Memory is the peak of the process, a tenth of the way and at the end. Then clients connect and go, some killed,
+some that never read, and sources fail: what is left of threads and files is counted, and whether a reader that comes
+back misses an emission. With a checkpoint, triggers are measured: recall and delay at one false alarm an hour, for
 compositions kept out of training and in other words than the annotations, beside decoding at 1 Hz and matching the
 text. Ends with one JSON line.
 """
