@@ -185,6 +185,7 @@ function showText() {
   write($("since"), `since ${clock(since)}, for ${clock(timeline.shown - since)} · ${from} in ${duration(emission.latency_seconds)}`);
   if (!fresh) return;
   state.fresh = false;
+  text.classList.toggle("long", emission.text.length > 70);
   document.title = `${emission.text} · jepa live`;
   if (!calm.matches) text.animate({ opacity: [0, 1], translate: ["0 0.25em", "0 0"] }, { duration: 600, easing: "ease-out" });
   $("earlier").replaceChildren(...earlier.map(([time, before]) => {
