@@ -7,10 +7,12 @@ import json
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 WAIT = 30.0  # seconds at most for anything that is waited for
 _FLAGS = (
@@ -19,17 +21,26 @@ _FLAGS = (
 )  # fmt: skip
 
 
+@contextmanager
+def chromium_page(command: str, folder: Path) -> Iterator[Browser]:
+    """A page in a Chromium that keeps its files in `folder`."""
+    arguments = [command, *_FLAGS, f"--user-data-dir={folder}", "about:blank"]
+    with subprocess.Popen(arguments, stderr=subprocess.DEVNULL) as process:
+        try:
+            port = wait(lambda: (folder / "DevToolsActivePort").read_text().split()[0], FileNotFoundError, IndexError)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=WAIT) as answer:
+                page = next(each for each in json.load(answer) if each["type"] == "page")
+            with connect(page["webSocketDebuggerUrl"], max_size=None) as socket:
+                yield Browser(socket)
+        finally:
+            process.terminate()
+
+
 class Browser:
     """One page. `errors` are the exceptions that nobody caught, and what the page's security policy forbade."""
 
-    def __init__(self, command: str, folder: Path) -> None:
-        arguments = [command, *_FLAGS, f"--user-data-dir={folder}", "about:blank"]
-        self._process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
-        self._numbers, self.errors = itertools.count(1), list[str]()
-        port = wait(lambda: (folder / "DevToolsActivePort").read_text().split()[0], FileNotFoundError, IndexError)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=WAIT) as answer:
-            page = next(each for each in json.load(answer) if each["type"] == "page")
-        self._socket = connect(page["webSocketDebuggerUrl"], max_size=None)
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket, self._numbers, self.errors = socket, itertools.count(1), list[str]()
         for domain in ("Page", "Runtime", "Log"):
             self.command(f"{domain}.enable")
 
@@ -62,9 +73,9 @@ class Browser:
     def text(self, selector: str) -> str:
         return str(self.run(f"document.querySelector({json.dumps(selector)}).textContent"))
 
-    def wait(self, script: str) -> Any:
-        """The first true value of an expression on the page."""
-        return wait(lambda: self.run(script))
+    def wait(self, script: str) -> None:
+        """Until an expression on the page is true."""
+        wait(lambda: self.run(f"Boolean({script})"))
 
     def look(self, width: int, height: int = 900, *, dark: bool = False) -> None:
         """The size of the window, and the theme that its user prefers."""
@@ -72,11 +83,6 @@ class Browser:
         self.command("Emulation.setDeviceMetricsOverride", **size)
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", features=[theme])
-
-    def close(self) -> None:
-        self._socket.close()
-        self._process.terminate()
-        self._process.wait(WAIT)
 
 
 def wait(look: Any, *excused: type[Exception]) -> Any:

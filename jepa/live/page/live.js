@@ -57,6 +57,7 @@ async function attempt(action) {
     alarm("refused", "");
   } catch (error) {
     alarm("refused", error.message);
+    setTimeout(() => alarm("refused", ""), 8000);
     showSettings();
   }
 }
