@@ -112,6 +112,7 @@ def test_a_sentence_rings(page, script):
     script.tell("trigger", sentence="a red star blinks", time=9.0, score=0.7, threshold=0.5)
     page.wait("document.querySelector('.line.rung')")
     assert page.text(".line.rung") == "a red star blinks"
+    assert page.text("#rang") == "0:09 a red star blinks"
     page.wait("document.querySelector('#triggers li.rung')")
     assert "rang once" in page.text("#triggers li small")
 

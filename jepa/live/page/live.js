@@ -2,7 +2,8 @@
 // The page of a live session. One event stream and a polled picture fill it; its controls send PATCH requests.
 // The server's events are the only state: a control shows what the server says. Times are seconds of the stream.
 
-const WATCH = 2000, LOOK = 200; // milliseconds between two requests for the list of sessions, for a picture
+const WATCH = 2000, LOOK = 200, DRAW = 50; // milliseconds: to ask for sessions, for a picture; to draw what moves
+const RANG = 15000; // milliseconds that a bell stays beside the text
 const SETTINGS = { policy: "policy", threshold: "threshold", cache_threshold: "cache", uniform_rate_hz: "uniform" };
 const COUNTERS = {
   decoder_calls: ["decoder calls", whole], decoder_flops: ["decoder FLOPs", short],
@@ -14,6 +15,7 @@ let session = null; // the one on show
 let stream = null; // its events
 let last = 0; // the id of the newest event
 let opened = 0; // when the stream was opened, in milliseconds of the page
+let silence = 0; // the timer of the bell beside the text
 let state = blank();
 
 /** What the page knows of a session. */
@@ -156,10 +158,11 @@ const on = {
     state.rung.set(sentence, { count: (state.rung.get(sentence)?.count ?? 0) + 1, time });
     showTriggers();
     if (performance.now() - opened < 1500) return; // told again after a break: what rang before rings no more
-    write($("rang"), `At ${clock(time)}: ${sentence}`);
+    $("rang").replaceChildren(bell(), `${clock(time)} ${sentence}`);
+    $("rang").firstChild.animate({ rotate: ["0deg", "18deg", "-15deg", "9deg", "0deg"] }, { duration: calm.matches ? 0 : 800, iterations: 2 });
     document.title = `🔔 ${sentence}`;
-    const item = [...$("triggers").children].find((each) => each.dataset.sentence === sentence);
-    item?.firstChild.animate({ rotate: ["0deg", "18deg", "-15deg", "9deg", "0deg"] }, { duration: calm.matches ? 0 : 800, iterations: 2 });
+    clearTimeout(silence);
+    silence = setTimeout(() => $("rang").replaceChildren(), RANG);
   },
   counters(given) { state.counters = given; },
   source(given) {
@@ -199,7 +202,7 @@ function showText() {
 function showStatus() {
   const { source, counters } = state, lost = source.lost && session.status !== "ended";
   const status = alarms.gone ? "gone" : lost ? "lost" : session.status, left = Math.ceil((source.next - performance.now()) / 1000);
-  $("status").className = status;
+  if ($("status").className !== status) $("status").className = status;
   write($("status"), { gone: "no server", lost: `source lost, attempt ${source.attempt}` }[status] ?? status);
   const words = lost ? [source.message, left > 0 ? `next try in ${left} s` : "trying again"] : [session.message];
   write($("message"), words.filter(Boolean).join("; "));
@@ -349,9 +352,8 @@ for (const [name, [label]] of Object.entries(COUNTERS)) {
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 function loop() {
-  draw();
-  if (calm.matches) setTimeout(loop, 500);
-  else requestAnimationFrame(loop);
+  requestAnimationFrame(draw);
+  setTimeout(loop, calm.matches ? 500 : DRAW);
 }
 watch();
 look();

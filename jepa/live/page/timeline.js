@@ -109,7 +109,7 @@ const timeline = {
 
   /** Whoever scrolls by hand is left alone until the right end is reached again. */
   listen() {
-    const stop = () => { this.following = false; };
+    const stop = () => { this.following = this.scroll.scrollWidth <= this.scroll.clientWidth; };
     this.scroll.addEventListener("touchmove", stop, { passive: true });
     this.scroll.addEventListener("wheel", (event) => { if (event.deltaX || event.shiftKey) stop(); }, { passive: true });
     this.scroll.addEventListener("keydown", (event) => { if (["ArrowLeft", "Home", "PageUp"].includes(event.key)) stop(); });
