@@ -185,8 +185,8 @@ function showText() {
   const { emission, since, earlier, fresh } = state, text = $("text");
   write(text, emission?.text ?? "Listening…");
   if (!emission) return write($("since"), "the first text comes when the first segment ends");
-  const from = emission.source === "decoder" ? "written" : "from the cache";
-  write($("since"), `since ${clock(since)}, for ${clock(timeline.shown - since)} · ${from} in ${duration(emission.latency_seconds)}`);
+  const from = emission.source === "decoder" ? "written" : `from the ${emission.source}`;
+  write($("since"), `since ${clock(since)}, for ${clock(timeline.shown - since)} · ${from} at ${clock(emission.emitted_at)}`);
   if (!fresh) return;
   state.fresh = false;
   text.classList.toggle("long", emission.text.length > 70);
@@ -209,7 +209,7 @@ function showStatus() {
   if (counters) write($("frames"), `${whole(counters.frames.taken)} frames, ${whole(counters.frames.dropped)} dropped`);
 }
 
-function showCounters({ selective, uniform, latency, steps }) {
+function showCounters({ selective, uniform, latency, compute, steps }) {
   const ratio = uniform.decoder_calls / selective.decoder_calls;
   write($("ratio"), times(Math.max(ratio, 1 / ratio)));
   write($("claim"), selective.decoder_calls ? `${ratio < 1 ? "more" : "fewer"} decoder calls than uniform decoding at` : "no decode yet, against uniform decoding at");
@@ -232,11 +232,14 @@ function showCounters({ selective, uniform, latency, steps }) {
   }
   const cache = selective.cache_lookups ? `; cache: ${whole(selective.cache_hits)} hits in ${whole(selective.cache_lookups)} look-ups` : "";
   write($("parts"), `${whole(steps)} steps, ${whole(selective.encoder_calls)} encoder calls, ${whole(selective.predictor_calls)} predictor calls${cache}`);
-  for (const key of ["p50", "p95", "p99"]) write($(key), duration(latency[key]));
+  for (const [name, found] of Object.entries({ latency, compute })) {
+    for (const key of ["p50", "p95", "p99"]) write($(`${name}-${key}`), duration(found[key]));
+  }
 }
 
 function showSession() {
   timeline.step = 1 / session.step_rate_hz;
+  timeline.behind = session.window_seconds / 2;
   write($("asked"), session.query);
   write($("pause"), session.status === "paused" ? "Resume" : "Pause");
   $("pause").disabled = session.status === "ended";
@@ -340,7 +343,7 @@ for (const [name, [label]] of Object.entries(COUNTERS)) {
   const row = make("tr", ""), head = make("th", "", label);
   head.scope = "row";
   row.append(head, ...["selective", "uniform"].map((side) => {
-    const cell = make("td", ""), data = make("data", side === "uniform" && name === "decoder_seconds" ? "estimated" : "");
+    const cell = make("td", ""), data = make("data", side === "uniform" && name !== "decoder_calls" ? "estimated" : "");
     data.id = `${side}-${name}`;
     data.append(make("span", ""), make("small", ""));
     cell.append(data);

@@ -9,9 +9,10 @@ const timeline = {
   track: $("track"),
   rows: Object.fromEntries(ROWS.map((name) => [name, $("track").querySelector(`.${name}`)])),
   following: true, // the newest moment, unless somebody has scrolled back
-  now: null, // seconds: of the newest step
-  shown: 0, // a little later: what the clock says since that step
+  now: null, // seconds: of the newest frame that a step has seen
+  shown: 0, // a little later: what the clock says since then
   step: 0.5, // seconds between two steps
+  behind: 0.5, // seconds from a step to the newest frame of its window
 
   clear(time) {
     for (const row of Object.values(this.rows)) row.replaceChildren();
@@ -64,9 +65,9 @@ const timeline = {
   },
 
   addStep({ time, signal, decoded, uniform }) {
-    this.advance(time);
+    this.advance(time + this.behind);
     const tip = `${time.toFixed(1)} s` + (signal === null ? "" : `: ${signal.toFixed(2)} × the threshold`);
-    this.put("steps", time - this.step, decoded ? "decoded" : "", { length: this.step, height: signal ?? 0.1, tip });
+    this.put("steps", time - this.step / 2, decoded ? "decoded" : "", { length: this.step, height: signal ?? 0.1, tip });
     if (uniform) this.put("uniform", time, "", { tip: `uniform decoding at ${time.toFixed(1)} s` });
   },
 

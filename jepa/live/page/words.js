@@ -16,14 +16,14 @@ function make(tag, className, text) {
 }
 
 const bell = () => $("bell").content.firstElementChild.cloneNode(true);
-const whole = (n) => n.toLocaleString("en");
+const whole = (n) => Math.round(n).toLocaleString("en");
 const hertz = (rate) => `${Number(rate.toFixed(2))}\u00a0Hz`;
 const times = (ratio) => (Number.isFinite(ratio) && ratio > 0 ? `${ratio.toFixed(ratio < 10 ? 2 : 1)}×` : "–");
 
 /** A setting as it is shown. */
 function setting(key, value) {
   if (typeof value !== "number") return String(value ?? "off").replaceAll("_", " ");
-  if (key === "cache_threshold" && value === 0) return "off";
+  if (key === "cache_threshold" && value < 0) return "off";
   return key === "uniform_rate_hz" ? hertz(value) : String(Number(value.toFixed(3)));
 }
 
@@ -36,12 +36,12 @@ function clock(seconds) {
 /** 1234567 -> "1.23 M" */
 function short(n) {
   const power = n < 1000 ? 0 : Math.min(Math.floor(Math.log10(n) / 3), 6);
-  return power ? `${(n / 1000 ** power).toPrecision(3)}\u00a0${"kMGTPE"[power - 1]}` : String(n);
+  return power ? `${(n / 1000 ** power).toPrecision(3)}\u00a0${"kMGTPE"[power - 1]}` : whole(n);
 }
 
 /** 0.0123 -> "12.3 ms" */
 function duration(seconds) {
-  if (seconds === null) return "–";
+  if (seconds === null || seconds === undefined) return "–";
   const [value, unit] = seconds < 1 ? [1000 * seconds, "ms"] : [seconds, "s"];
   return `${value < 100 ? value.toPrecision(3) : whole(Math.round(value))}\u00a0${unit}`;
 }
