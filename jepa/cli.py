@@ -1,4 +1,4 @@
-"""The commands ``jepa train``, ``evaluate``, ``report``, ``replay``, ``cost``: ordinary Hydra launches, plain errors.
+"""The commands ``jepa train``, ``evaluate``, ``report``, ``live``, ``replay``, ``cost``: Hydra launches, plain errors.
 
 A user's mistake ends in one line, ``error: …``, and exit code 2. Any other exception keeps its traceback.
 """
@@ -60,7 +60,7 @@ def register_schemas() -> dict[str, type[Config]]:
 
     from jepa.config import Config, defaults
 
-    modules = [importlib.import_module(name) for name in ("jepa.config", "jepa.studies.configs")]
+    modules = [importlib.import_module(name) for name in ("jepa.config", "jepa.live.config", "jepa.studies.configs")]
     found = {name: each for module in modules for name, each in vars(module).items() if isinstance(each, type)}
     schemas = {name: each for name, each in found.items() if issubclass(each, Config)}
     for name, schema in schemas.items():
@@ -135,8 +135,8 @@ def _quoted(value: str) -> str:
     return "'" + value.replace("'", "\\'") + "'"
 
 
-def _study(name: str, settings: Any, output: Path) -> None:
-    resolve_name(f"jepa.studies.{name}:run")(settings)
+def _run(module: str, settings: Any, output: Path) -> None:
+    resolve_name(f"jepa.{module}:run")(settings)
 
 
 # What runs the validated configuration, given Hydra's output folder. It may return an exit code.
@@ -144,8 +144,9 @@ COMMANDS: dict[str, Callable[[Any, Path], int | None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,
-    "replay": partial(_study, "replay"),
-    "cost": partial(_study, "cost"),
+    "live": partial(_run, "live.command"),
+    "replay": partial(_run, "studies.replay"),
+    "cost": partial(_run, "studies.cost"),
 }
 
 

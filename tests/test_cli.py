@@ -29,6 +29,7 @@ MANDATORY = {
     "evaluate": ["checkpoint=somewhere"],
     "report": ["evaluation=somewhere"],
     "replay": ["timeline.format=coin", "timeline.path=COIN.json"],
+    "live": ["checkpoint=somewhere"],
     "cost": [],
 }
 

@@ -26,17 +26,19 @@ HOLD = 1.0  # seconds that the last frame may be shown beyond its time; a file t
 class VideoFile:
     """An open video file, which errors call `name`; one frame is in memory at a time. Use it by `with`.
 
-    A file that is missing, has no video or cannot be decoded is an `InputError` with the time that was reached.
+    A file that is missing, has no video or cannot be decoded is an `InputError` with the time that was reached. Of a
+    `live` source, a URL or a device, frames that are corrupt or have no timestamp are left out instead. `options` are
+    those of `av.open`.
     """
 
-    def __init__(self, name: str, source: Path | bytes) -> None:
-        self.name, self.source = name, source
+    def __init__(self, name: str, source: Path | str | bytes, live: bool = False, **options: Any) -> None:
+        self.name, self.source, self.live, self._options = name, source, live, options
         self._reached = 0.0
 
     def __enter__(self) -> VideoFile:
         try:
             file = io.BytesIO(self.source) if isinstance(self.source, bytes) else str(self.source)
-            self._container = av.open(file, "r")
+            self._container = av.open(file, "r", **self._options)
         except (av.FFmpegError, OSError) as error:
             raise self._broken(error) from None
         if not self._container.streams.video:
@@ -88,6 +90,8 @@ class VideoFile:
         if near is not None and self._stream.time_base is not None:
             self._container.seek(max(0, int(near / self._stream.time_base)), stream=self._stream)
         for frame in self._container.decode(self._stream):
+            if self.live and (frame.time is None or frame.is_corrupt):
+                continue
             if frame.time is None:
                 raise InputError(f"{self.name}: a frame must have a timestamp, got none after {self._reached:.2f} s")
             if frame.is_corrupt:

@@ -6,7 +6,16 @@ from jepa.lazy import lazily
 
 _HOMES = {
     **dict.fromkeys(
-        ("CachedDecoder", "EncodedStream", "Recorded", "Segments", "encode_stream", "load_streams", "save_streams"),
+        (
+            "CachedDecoder",
+            "EncodedStream",
+            "EveryStep",
+            "Recorded",
+            "Segments",
+            "encode_stream",
+            "load_streams",
+            "save_streams",
+        ),
         "streams",
     ),
     **dict.fromkeys(("Swept", "check_sweep", "stream_results", "sweep_setting"), "sweep"),

@@ -13,7 +13,7 @@ from jepa.report.blocks import ESTIMATED, MEASURED, Block, Claim, Colours, Colum
 from jepa.report.notes import note, terms
 from jepa.report.tables import Column, Table, table
 from jepa.report.timeline import draw_timeline, timeline, timeline_height
-from jepa.results import Saving, Setting, StreamResults, analysis
+from jepa.results import PARTS, LiveSession, PartCount, Saving, Setting, StreamResults, analysis
 
 Settings = Mapping[str, Setting]
 
@@ -30,6 +30,7 @@ def report(results: StreamResults) -> Report:
         summary=_summary(results),
         blocks=[
             Columns([[claim(name, setting)] for name, setting in settings.items()]),
+            *(_session(results.session) if results.session is not None else ()),
             *_curves(settings),
             *_timelines(settings),
             *_tables(settings),
@@ -131,6 +132,27 @@ def setting_facts(setting: Setting) -> str:
         f"measured on {streams.test} streams of {streams.seconds_each:.4g} s, operating points chosen on "
         f"{streams.calibration} others."
     )
+
+
+def _session(session: LiveSession) -> list[Block]:
+    """What a live session counted, to the digit."""
+    ledger = session.ledger
+    columns: list[Column[tuple[str, PartCount]]] = [
+        Column("part", lambda row: row[0], words=True),
+        Column("calls", lambda row: f"{row[1].calls:,}"),
+        Column("forward passes", lambda row: f"{row[1].forward_passes:,}"),
+        Column("tokens", lambda row: f"{row[1].tokens:,}"),
+        Column("FLOPs", lambda row: f"{row[1].flops:,}"),
+        Column("seconds", lambda row: fmt.fixed(row[1].seconds, 3)),
+    ]
+    rows = [(part, getattr(ledger, part)) for part in PARTS]
+    text = (
+        f"{session.source}, asked “{session.query}”, decoded by {session.policy} at {session.value:g} when saved. "
+        f"{ledger.stream_seconds:,.1f} s of the stream, {session.frames_taken:,} frames taken and "
+        f"{session.frames_dropped:,} dropped, {ledger.step_count:,} steps, {len(session.emissions):,} texts; the cache "
+        f"answered {ledger.cache.hits:,} of {ledger.cache.lookups:,} look-ups with {ledger.cache.flops:,} FLOPs."
+    )
+    return [Heading("The live session", evidence=(MEASURED,)), Text(text), table("", columns, [("", rows)])]
 
 
 def _curves(settings: Settings) -> list[Block]:
