@@ -21,7 +21,10 @@ from starlette.routing import Route
 
 from jepa.data.world import StreamStyle, World
 
-POLICIES = [{"name": "gate", "range": [0.2, 5.0]}, {"name": "uniform", "range": None}]
+POLICIES = [
+    {"name": "gate", "label": "causal gate", "parameters": {"threshold": 2.0}, "range": [0.2, 5.0]},
+    {"name": "uniform", "label": "uniform", "parameters": {"rate_hz": 1.0}, "range": [0.1, 2.0]},
+]
 
 
 class Script:
@@ -80,7 +83,7 @@ class Script:
 
     async def _page(self, _: Request) -> Response:
         loader = jinja2.PackageLoader("jepa.live", "page")
-        return HTMLResponse(jinja2.Environment(loader=loader, autoescape=True).get_template("index.html").render())
+        return HTMLResponse(jinja2.Environment(loader=loader, autoescape=True).get_template("index.html").render(version="0"))
 
     async def _sessions(self, _: Request) -> Response:
         return JSONResponse([self.session])

@@ -20,7 +20,7 @@ let state = blank();
 
 /** What the page knows of a session. */
 function blank() {
-  return { counters: null, emission: null, since: 0, earlier: [], fresh: false, rung: new Map(), source: {}, picture: -1 };
+  return { counters: null, emission: null, since: 0, earlier: [], fresh: false, rung: new Map(), source: {}, picture: 0 };
 }
 
 // --- Requests.
@@ -92,7 +92,7 @@ async function watch() {
 
 function offer(given) {
   policies = given;
-  controls.policy.replaceChildren(...given.map(({ name }) => new Option(name.replaceAll("_", " "), name)));
+  controls.policy.replaceChildren(...given.map(({ name, label }) => new Option(label, name)));
 }
 
 function list(sessions) {
@@ -250,9 +250,12 @@ function showSession() {
 const touched = {}; // name of a control -> when a hand last moved it: it is left alone for a second
 
 function showSettings() {
-  const { settings, query, step_rate_hz: rate } = session, range = policies.find((each) => each.name === settings.policy)?.range;
-  controls.threshold.disabled = !range;
-  if (range) Object.assign(controls.threshold, { min: range[0], max: range[1], step: Number(((range[1] - range[0]) / 100).toPrecision(1)) });
+  const { settings, query, step_rate_hz: rate } = session;
+  const { parameters, range: [low, high] } = policies.find((each) => each.name === settings.policy);
+  const isRate = "rate_hz" in parameters;
+  write($("parameter"), isRate ? "Rate" : "Threshold");
+  write($("effect"), isRate ? "higher: more decodes" : "higher: fewer, longer segments");
+  Object.assign(controls.threshold, { min: low, max: high, step: Number(((high - low) / 100).toPrecision(1)) });
   controls.uniform_rate_hz.max = rate;
   for (const name of Object.keys(SETTINGS).filter((each) => performance.now() - (touched[each] ?? -Infinity) > 1000)) {
     controls[name].value = settings[name] ?? 0;
