@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,17 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("websockets")
 
 from browser import Browser, chromium_page, wait
+from conftest import write_video
+from omegaconf import OmegaConf
 from scripted import Script
 
+from jepa.cli import compose, main
+from jepa.config import validate
+from jepa.live import Changes, LiveConfig
+from jepa.live.command import bind, make, serve
+from jepa.live.server import Server
 from jepa.report import figures
+from jepa.results import StreamEvaluation, read_document
 
 PAGE = Path(figures.__file__).parents[1] / "live" / "page"
 COUNTED = {
@@ -186,6 +196,74 @@ def test_a_server_that_goes_and_comes_back(chromium, tmp_path):
             browser.wait("document.querySelector('#text').textContent === 'meanwhile'")
             assert browser.run("document.querySelector('#alert').hidden")
             assert browser.run("document.querySelectorAll('.texts .span').length") == 2  # none twice
+
+
+# --- Before the real server.
+
+
+@pytest.fixture(scope="module")
+def server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
+    """The tiny model over an endless stream, and over a file of 24 s played as fast as it can be."""
+    folder = tmp_path_factory.mktemp("live")
+    write_video(folder / "video.mp4", seed=0)
+    options = [f"checkpoint={tiny_checkpoint}", f"output={folder / 'saved'}", "policy=uniform", "port=0"]
+    made = make(validate(OmegaConf.to_container(compose("live", options)), LiveConfig))
+    made.engine.add(str(folder / "video.mp4"), Changes(policy="uniform"), query=made.query, fast=True)
+    listening, stop, urls = bind("127.0.0.1", 0), asyncio.Event(), list[str]()
+
+    def run() -> None:
+        asyncio.run(serve(made, listening, urls.append, stop))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield made, wait(lambda: urls)[0]
+    stop.set()
+    thread.join()
+    made.engine.stop()
+    listening.close()
+
+
+def test_the_page_of_the_real_server(server, chromium, tmp_path, tmp_path_factory):
+    made, url = server
+    endless, file = made.engine.sessions.values()
+    with chromium_page(chromium, tmp_path / "chromium") as page:
+        page.look(1280)
+        page.open(url)
+        page.wait("document.querySelectorAll('.texts .span').length > 2")  # uniform decoding at 1 Hz
+        assert page.text("#text") in {emission.text for emission in endless.emissions}
+        page.wait("document.querySelectorAll('.pictures canvas').length > 0")
+
+        move(page, "policy", "gate")
+        wait(lambda: endless.described()["settings"]["policy"] == "gate")
+        page.wait("document.forms.controls.threshold.max === '6'")
+        move(page, "threshold", 4.5)
+        wait(lambda: endless.described()["settings"]["threshold"] == 4.5)
+
+        page.run("document.querySelector('#sentence').value = 'a red star blinks'")
+        page.run("document.querySelector('#tell').requestSubmit()")
+        wait(lambda: [each.sentence for each in endless.watched] == ["a red star blinks"])
+        endless.change(Changes(triggers=[made.engine.setup.watch("a red star blinks", threshold=-1.0)]))
+        page.wait("document.querySelector('.line.rung')")
+
+        page.run("document.querySelector('#pause').click()")
+        wait(lambda: endless.paused)
+        page.wait("document.querySelector('#status').textContent === 'paused'")
+
+        wait(lambda: file.status == "ended")
+        page.run(f"(e => {{ e.value = {file.id!r}; e.onchange() }})(document.querySelector('#sessions'))")
+        page.wait("document.querySelector('#status').textContent === 'ended'")
+        page.wait(f"document.querySelector('#selective-flops').value == {file.ledger.total_flops}")
+        shown = {key: page.run(f"document.querySelector('#selective-decoder_{key}').value") for key in ("calls", "flops", "seconds")}
+        page.run("document.querySelector('#save').click()")
+        page.wait("!document.querySelector('#saved').hidden")
+        folder = Path(page.text("#saved code").partition("evaluation=")[2])
+        assert page.errors == []
+    ledger = read_document(folder, StreamEvaluation).session.ledger
+    assert {key: float(value) for key, value in shown.items()} == {key: getattr(ledger.decoder, key) for key in shown}
+    few = [f"~policies.{name}" for name in compose("report").policies if name not in ("uniform", "on_demand")]
+    output = [f"evaluation={folder}", f"output={tmp_path / 'report'}", "workers=0"]
+    assert main(["report", *output, "references=[{policy: uniform, rate_hz: 1.0}]", *few]) == 0
+    assert f"{ledger.decoder.flops:,}" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_page_asks_no_other_host():
