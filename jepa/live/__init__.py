@@ -11,6 +11,10 @@ _HOMES = {
     **dict.fromkeys(("Engine",), "engine"),
     **dict.fromkeys(("Recordings",), "recordings"),
     **dict.fromkeys(("LimitsConfig", "LiveConfig"), "config"),
+    **dict.fromkeys(("Body", "NewSession", "NewSettings", "Operation", "WatchedSentence"), "api"),
+    **dict.fromkeys(("Guard", "Rate", "Server"), "server"),
+    **dict.fromkeys(("KeptStep",), "session"),
+    **dict.fromkeys(("Saver",), "saving"),
 }
 __all__ = list(_HOMES)
 
