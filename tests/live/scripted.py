@@ -83,7 +83,9 @@ class Script:
 
     async def _page(self, _: Request) -> Response:
         loader = jinja2.PackageLoader("jepa.live", "page")
-        return HTMLResponse(jinja2.Environment(loader=loader, autoescape=True).get_template("index.html").render(version="0"))
+        return HTMLResponse(
+            jinja2.Environment(loader=loader, autoescape=True).get_template("index.html").render(version="0")
+        )
 
     async def _sessions(self, _: Request) -> Response:
         return JSONResponse([self.session])
