@@ -220,8 +220,9 @@ function showCounters({ selective, uniform, latency, compute, steps }) {
     write($(`bar-${side}`), whole(calls));
   }
   const rest = selective.flops - selective.decoder_flops; // the other parts run for uniform decoding, too
+  const known = selective.decoder_calls ? { ...uniform, flops: rest + uniform.decoder_flops } : { decoder_calls: uniform.decoder_calls };
   for (const [name, [, format]] of Object.entries(COUNTERS)) {
-    const pair = { selective: selective[name], uniform: name === "flops" ? rest + uniform.decoder_flops : uniform[name] };
+    const pair = { selective: selective[name], uniform: known[name] ?? NaN }; // no decode yet: no mean of a call
     for (const [side, value] of Object.entries(pair)) {
       const data = $(`${side}-${name}`);
       data.value = value;
@@ -277,12 +278,12 @@ function showTriggers() {
       return item;
     }));
   }
-  session.triggers.forEach(({ sentence, threshold, false_alarms_per_hour: alarmed, note }, index) => {
+  session.triggers.forEach(({ sentence, threshold, note }, index) => {
     const item = $("triggers").children[index], { count, time } = state.rung.get(sentence) ?? {};
     const rang = count ? `rang ${count === 1 ? "once" : `${count} times`}, last at ${clock(time)}` : "has not rung yet";
-    const facts = [rang, alarmed && `false alarms an hour: ${alarmed}`, threshold !== null && `threshold ${Number(threshold.toFixed(3))}`, note];
     item.className = count ? "rung" : "";
-    write(item.lastChild, facts.filter(Boolean).join(" · "));
+    item.title = `threshold ${threshold}`;
+    write(item.lastChild, [rang, note].filter(Boolean).join(" · "));
   });
 }
 
@@ -328,12 +329,14 @@ $("controls").onsubmit = (event) => { event.preventDefault(); controls.query.blu
 $("pause").onclick = () => change({ paused: session.status !== "paused" });
 $("save").onclick = async () => {
   $("save").disabled = true;
+  write($("save"), "Saving…");
   await attempt(async () => {
     const { folder } = await json("POST", here("/save"), { timeout: 60000 });
     $("saved").replaceChildren(`Saved to ${folder}. To see its report:`, make("code", "", `jepa report evaluation=${folder}`));
     $("saved").hidden = false;
   });
   $("save").disabled = false;
+  write($("save"), "Save session");
 };
 $("tell").onsubmit = (event) => {
   event.preventDefault();

@@ -16,7 +16,7 @@ function make(tag, className, text) {
 }
 
 const bell = () => $("bell").content.firstElementChild.cloneNode(true);
-const whole = (n) => Math.round(n).toLocaleString("en");
+const whole = (n) => (Number.isFinite(n) ? Math.round(n).toLocaleString("en") : "–");
 const hertz = (rate) => `${Number(rate.toFixed(2))}\u00a0Hz`;
 const times = (ratio) => (Number.isFinite(ratio) && ratio > 0 ? `${ratio.toFixed(ratio < 10 ? 2 : 1)}×` : "–");
 
@@ -35,13 +35,13 @@ function clock(seconds) {
 
 /** 1234567 -> "1.23 M" */
 function short(n) {
-  const power = n < 1000 ? 0 : Math.min(Math.floor(Math.log10(n) / 3), 6);
+  const power = !(n >= 1000) ? 0 : Math.min(Math.floor(Math.log10(n) / 3), 6);
   return power ? `${(n / 1000 ** power).toPrecision(3)}\u00a0${"kMGTPE"[power - 1]}` : whole(n);
 }
 
 /** 0.0123 -> "12.3 ms" */
 function duration(seconds) {
-  if (seconds === null || seconds === undefined) return "–";
+  if (!Number.isFinite(seconds)) return "–";
   const [value, unit] = seconds < 1 ? [1000 * seconds, "ms"] : [seconds, "s"];
   return `${value < 100 ? value.toPrecision(3) : whole(Math.round(value))}\u00a0${unit}`;
 }
