@@ -332,7 +332,7 @@ $("save").onclick = async () => {
   write($("save"), "Saving…");
   await attempt(async () => {
     const { folder } = await json("POST", here("/save"), { timeout: 60000 });
-    $("saved").replaceChildren(`Saved to ${folder}. To see its report:`, make("code", "", `jepa report evaluation=${folder}`));
+    $("saved").replaceChildren("Saved. To see its report:", make("code", "", `jepa report evaluation=${folder}`));
     $("saved").hidden = false;
   });
   $("save").disabled = false;
