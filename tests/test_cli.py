@@ -236,7 +236,7 @@ def test_a_full_disk_within_a_command_is_one_line(calls, capsys, monkeypatch):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_scripts_are_the_commands(tmp_path, command):
-    key = "batch" if command == "cost" else "seed"  # nothing is drawn there
+    key = {"cost": "batch", "live": "port"}.get(command, "seed")  # nothing is drawn there
 
     def run(*call: str) -> tuple[int, str, str]:
         arguments = [*MANDATORY[command], f"{key}=4", "--cfg", "job"]

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from jepa.cli import COMMANDS, compose, groups
 from jepa.config import Config, EvaluateConfig, LanguageTrainConfig, ReportConfig, TrainConfig, defaults, validate
 from jepa.errors import InputError
+from jepa.live import LiveConfig
 from jepa.studies.configs import ComparisonTrainConfig, CostConfig, ReplayConfig
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -21,6 +22,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "report": ReportConfig,
     "replay": ReplayConfig,
     "cost": CostConfig,
+    "live": LiveConfig,
 }
 OPTIONS = [f"{path.parent.relative_to(CONF)}={path.stem}" for path in sorted(CONF.glob("*/**/*.yaml"))]
 

@@ -75,7 +75,7 @@ from jepa.selective import (
     SelectiveDecoder,
     StandingText,
     StepSelection,
-    calibrate_cache,
+    calibrate_standing,
     calibrate_threshold,
     measured_error,
 )
@@ -370,18 +370,7 @@ def _calibrated(decoded: Sequence[DecodedStream], settings: CacheConfig, decoder
     """A cache, a bank, or a verified standing text, calibrated on decoded streams."""
     if settings.standing:
         verifier: Any = decoder
-
-        def doubts(streams: Sequence[np.ndarray]) -> np.ndarray:
-            """Of each text under the latent after its own, nats a token."""
-            pairs = [
-                pair
-                for z, (_, texts) in zip(streams, decoded, strict=True)
-                for pair in zip(z[1:], texts[:-1], strict=True)
-            ]
-            return np.array([-verifier.likelihood(latent, text)[0] for latent, text in pairs])
-
-        standing = StandingText(-1.0, verifier)
-        return standing.fresh(calibrate_cache(standing, decoded, settings.error_rate, doubts, seed=seed).threshold)
+        return calibrate_standing(StandingText(-1.0, verifier), decoded, settings.error_rate, seed=seed)
     if settings.bank:
         return fill_bank(decoded, settings.error_rate, capacity=settings.capacity, seed=seed)[0]
     found = calibrate_threshold(

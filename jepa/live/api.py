@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jepa import __version__
+from jepa.data.json_lines import JsonObject
 from jepa.errors import InputError
 
 B = TypeVar("B", bound="Body")
@@ -109,12 +110,12 @@ OPERATIONS = (
 )
 
 
-def openapi() -> dict[str, Any]:
+def openapi() -> JsonObject:
     """The OpenAPI 3.1 document."""
-    paths: dict[str, Any] = {}
-    schemas: dict[str, Any] = {}
+    paths: JsonObject = {}
+    schemas: JsonObject = {}
     for each in OPERATIONS:
-        described: dict[str, Any] = {
+        described: JsonObject = {
             "operationId": each.handler,
             "summary": each.summary,
             "parameters": [

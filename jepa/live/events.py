@@ -9,7 +9,9 @@ from collections import deque
 from collections.abc import Iterable
 from heapq import merge
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from jepa.data.json_lines import JsonObject
 
 LASTING = ("emission", "trigger", "source", "session")  # kinds that are kept long; others pass by
 
@@ -23,7 +25,7 @@ class LiveEvent(NamedTuple):
 
     id: int
     kind: str
-    data: dict[str, Any]
+    data: JsonObject
 
 
 class EventLog:
@@ -47,7 +49,7 @@ class EventLog:
         self.newest = 0  # id; 0: there is none
         self.closed = False
 
-    def add(self, kind: str, data: dict[str, Any]) -> int:
+    def add(self, kind: str, data: JsonObject) -> int:
         """Appends an event, from any thread; returns its id."""
         with self._lock:
             self.newest += 1

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from jepa.build import Node
+from jepa.data.json_lines import JsonObject
 from jepa.data.records import Event, StreamRecord
 from jepa.data.world import World
 from jepa.errors import InputError
@@ -47,7 +48,7 @@ class Saver:
     checkpoint: Path
     trained: Node
     world: World
-    config: dict[str, Any]
+    config: JsonObject
     candidates: int = 240
     _scores: Scores | None = None
 

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from jepa import __version__
+from jepa.data.json_lines import JsonObject
 from jepa.errors import InputError
 from jepa.live.api import OPERATIONS, NewSession, NewSettings, WatchedSentence, openapi
 from jepa.live.config import LimitsConfig
@@ -161,7 +162,7 @@ class Server:
         folder = self.output / f"session_{session.id}_{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(2)}"
         return JSONResponse({"folder": str(await run_in_threadpool(self.saver.save, session, folder))})
 
-    def _change(self, session: Session, asked: NewSettings) -> dict[str, Any]:
+    def _change(self, session: Session, asked: NewSettings) -> JsonObject:
         self._check_length("query", asked.query)
         settings = asked.model_dump(exclude={"triggers"})
         triggers = None if asked.triggers is None else self._watched(asked.triggers, session.watched)

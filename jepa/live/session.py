@@ -22,6 +22,7 @@ from torch import Tensor
 
 from jepa.build import build_as
 from jepa.config import PolicyConfig
+from jepa.data.json_lines import JsonObject
 from jepa.errors import InputError, check_finite, check_nonnegative, check_positive
 from jepa.evaluation.streams import EveryStep
 from jepa.live.events import EventLog
@@ -106,7 +107,7 @@ class Watched:
     trigger: Trigger
     calibration: TriggerCalibration | None
 
-    def described(self, query: str) -> dict[str, Any]:
+    def described(self, query: str) -> JsonObject:
         """For the page, with what cannot be promised."""
         note, rate = "not calibrated: nothing is promised", None
         if self.calibration is not None:
@@ -198,7 +199,7 @@ class Session:
 
     # --- What others read and change.
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> JsonObject:
         """The session for clients."""
         with self.lock:
             return {
@@ -219,7 +220,7 @@ class Session:
                 "triggers": [each.described(self.query) for each in self.watched],
             }
 
-    def change(self, changes: Changes) -> dict[str, Any]:
+    def change(self, changes: Changes) -> JsonObject:
         """Settings that count from the next step on; returns the session. A bad one raises and changes nothing."""
         with self.lock:
             self._apply(changes)
@@ -237,7 +238,7 @@ class Session:
         """Whether the source's thread runs."""
         return self._feed.alive
 
-    def counters(self) -> dict[str, Any]:
+    def counters(self) -> JsonObject:
         """What was counted; `selective` is the ledger to the digit."""
         with self.lock:
             ledger, decoder = self.ledger, self.ledger.decoder
@@ -265,8 +266,13 @@ class Session:
                     "decoder_seconds": calls * decoder.seconds / each,
                 },
                 "latency": percentiles(list(self._latencies)),
-                "compute": percentiles(list(self._compute)),
+                "compute": percentiles(self.compute_seconds()),
             }
+
+    def compute_seconds(self) -> list[float]:
+        """From the arrival of a step's last frame to the text that the step brought about, of the newest texts."""
+        with self.lock:
+            return list(self._compute)
 
     def thumbnails(self) -> tuple[Thumbnail, ...]:
         """Pictures of the newest minutes, one every 5 s at most."""
@@ -365,7 +371,7 @@ class Session:
         self._count()
         self._say()
 
-    def _say(self) -> dict[str, Any]:
+    def _say(self) -> JsonObject:
         described = self.described()
         self.log.add("session", described)
         return described

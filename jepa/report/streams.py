@@ -13,7 +13,7 @@ from jepa.report.blocks import ESTIMATED, MEASURED, Block, Claim, Colours, Colum
 from jepa.report.notes import note, terms
 from jepa.report.tables import Column, Table, table
 from jepa.report.timeline import draw_timeline, timeline, timeline_height
-from jepa.results import PARTS, LiveSession, PartCount, Saving, Setting, StreamResults, analysis
+from jepa.results import PARTS, LiveSession, Saving, Setting, StreamResults, analysis
 
 Settings = Mapping[str, Setting]
 
@@ -136,23 +136,14 @@ def setting_facts(setting: Setting) -> str:
 
 def _session(session: LiveSession) -> list[Block]:
     """What a live session counted, to the digit."""
-    ledger = session.ledger
-    columns: list[Column[tuple[str, PartCount]]] = [
-        Column("part", lambda row: row[0], words=True),
-        Column("calls", lambda row: f"{row[1].calls:,}"),
-        Column("forward passes", lambda row: f"{row[1].forward_passes:,}"),
-        Column("tokens", lambda row: f"{row[1].tokens:,}"),
-        Column("FLOPs", lambda row: f"{row[1].flops:,}"),
-        Column("seconds", lambda row: fmt.fixed(row[1].seconds, 3)),
-    ]
-    rows = [(part, getattr(ledger, part)) for part in PARTS]
-    text = (
-        f"{session.source}, asked “{session.query}”, decoded by {session.policy} at {session.value:g} when saved. "
-        f"{ledger.stream_seconds:,.1f} s of the stream, {session.frames_taken:,} frames taken and "
-        f"{session.frames_dropped:,} dropped, {ledger.step_count:,} steps, {len(session.emissions):,} texts; the cache "
-        f"answered {ledger.cache.hits:,} of {ledger.cache.lookups:,} look-ups with {ledger.cache.flops:,} FLOPs."
-    )
-    return [Heading("The live session", evidence=(MEASURED,)), Text(text), table("", columns, [("", rows)])]
+    counts = [(part, getattr(session.ledger, part)) for part in PARTS]
+    header = ("part", "calls", "forward passes", "FLOPs", "seconds")
+    rows = [[p, f"{c.calls:,}", f"{c.forward_passes:,}", f"{c.flops:,}", fmt.fixed(c.seconds, 3)] for p, c in counts]
+    hits = f"{session.ledger.cache.hits:,} of {session.ledger.cache.lookups:,} look-ups from the cache"
+    text = f"{session.source}, asked “{session.query}”: {len(session.emissions):,} texts, {hits}; decoded by "
+    frames = f"{session.frames_taken:,} frames taken, {session.frames_dropped:,} dropped"
+    text += f"{session.policy} at {session.value:g} when it was saved; {frames}."
+    return [Heading("The live session", evidence=(MEASURED,)), Text(text), Table("", header, [("", rows)])]
 
 
 def _curves(settings: Settings) -> list[Block]:

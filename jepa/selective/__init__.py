@@ -13,7 +13,7 @@ from jepa.selective.calibration import (
 from jepa.selective.decoder import SelectiveDecoder
 from jepa.selective.encoding import ColourChange, SelectiveEncoding, StepSelection, slots_needed
 from jepa.selective.policies import *  # noqa: F403
-from jepa.selective.standing import StandingText, Verifier
+from jepa.selective.standing import StandingText, Verifier, calibrate_standing
 from jepa.selective.triggers import (
     ScoredStream,
     Trigger,
@@ -44,6 +44,7 @@ __all__ = [
     "Verifier",
     "alarms",
     "calibrate_cache",
+    "calibrate_standing",
     "calibrate_threshold",
     "calibrate_trigger",
     "decode_segments",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from jepa.errors import InputError
 from jepa.selective.cache import CacheEntry, LatentCache
+from jepa.selective.calibration import DecodedStream, calibrate_cache
 
 
 class Verifier(Protocol):
@@ -28,7 +30,8 @@ class StandingText(LatentCache):
     """A cache of one text, the last one decoded, which a `Verifier` asks the decoder for.
 
     A latent hits if the mean log-probability of the standing text's tokens under it is at least −`threshold`. It costs
-    one pass over the whole text, where writing takes one a token; its FLOPs count as those of the look-up.
+    one pass over the whole text, where writing takes one a token, of about the same FLOPs in all: these count as those
+    of the look-up.
 
     Args:
         threshold: nats a token, on the negative log-probability; below 0 nothing hits.
@@ -64,3 +67,19 @@ class StandingText(LatentCache):
             if score >= -self.threshold:
                 return standing, True
         return self._add(latent / np.linalg.norm(latent)), False
+
+
+def calibrate_standing(
+    standing: StandingText, streams: Sequence[DecodedStream], error_rate: float, *, seed: int = 0
+) -> StandingText:
+    """At the largest threshold whose error on held-out streams is low enough with confidence.
+
+    As `calibrate_threshold`. Thresholds to choose from: how unlikely each text is under the latent after its own.
+    """
+
+    def doubts(latents: Sequence[np.ndarray]) -> np.ndarray:
+        told = [(z[1:], texts[:-1]) for z, (_, texts) in zip(latents, streams, strict=True)]
+        pairs = [pair for z, texts in told for pair in zip(z, texts, strict=True)]
+        return np.array([-standing.verifier.likelihood(latent, text)[0] for latent, text in pairs])
+
+    return standing.fresh(calibrate_cache(standing, streams, error_rate, doubts, seed=seed).threshold)

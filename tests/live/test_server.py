@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -322,3 +323,17 @@ def take(events: Iterator[Any], count: int) -> list[Any]:
     found = [event for _, event in zip(range(count), events, strict=False)]
     events.close()
     return found
+
+
+def test_the_client_of_the_documentation(client, shots):
+    page = (Path(__file__).parents[2] / "docs" / "live.md").read_text(encoding="utf-8")
+    scope: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], scope)
+    live = scope["Live"](f"http://{client.host}:{client.port}", source="push", policy="uniform")
+    for number, shot in enumerate(shots[:24]):
+        live.push(shot, number / 8)
+    assert live.change(threshold=0.5)["settings"]["threshold"] == 0.5
+    texts = take((data["text"] for _, kind, data in live.events() if kind == "emission"), 2)
+    session = client.server.engine.sessions[live.url.rpartition("/")[2]]
+    assert texts == [emission.text for emission in list(session.emissions)[:2]]
+    live.send("DELETE", live.url)
