@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def test_the_quick_training_benchmark_runs(monkeypatch, capsys):
     import bench_train as bench
 
     monkeypatch.setattr(sys, "argv", ["bench_train.py", "--quick"])
+    fork = multiprocessing.get_context("fork")  # nothing is imported anew
+    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda _: fork)
     bench.main()
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     embedded = figures["models"]["embedded"]

@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": PARTS | {"data", "operations", "pretrained", "selective"},
     "build": set(),
     "config": {"build"},
+    "hub": {"config", "checkpoint", "models"},
     "checkpoint": {"config", "build", "models", "data"},
     "results": {"metrics", "operations"},
     "report": {"results"},
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": CORE | SETUP | {"lazy", "results"},
     "studies": CORE | SETUP | {"lazy", "training", "evaluation", "results", "report"},
     "live": CORE | SETUP | {"lazy", "results", "evaluation"},
-    "cli": CORE | SETUP | {"training", "evaluation", "results", "report", "studies", "live"},
+    "cli": CORE | SETUP | {"hub", "training", "evaluation", "results", "report", "studies", "live"},
 }
 LIBRARIES = {
     "lightning": {"training"},

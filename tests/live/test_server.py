@@ -137,7 +137,8 @@ def push(client: Client, id: str, shots: list[bytes], first: int = 0) -> None:
         while counts["waiting"] > 4:
             time.sleep(0.005)
             counts = {"waiting": client.server.engine.sessions[id].mailbox.waiting}
-    wait(lambda: not client.server.engine.sessions[id].mailbox.waiting)
+    steps = (first + len(shots) - 1 - 8) // 4 + 1  # the newest picture is still held
+    wait(lambda: client.server.engine.sessions[id].counters()["steps"] == steps)
 
 
 def wait(until, seconds: float = 20.0) -> None:
