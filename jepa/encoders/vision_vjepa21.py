@@ -153,11 +153,10 @@ class VJEPA21(FrozenWhere):
         """States (B, N, D) of one level after the other; blocks run only when the next level is asked for."""
         _check_frames(frames)
         image = frames.shape[1] == 1
-        embed, modality = (
-            (self.patch_embed_img, self.img_mod_embed) if image else (self.patch_embed, self.video_mod_embed)
-        )
-        states = embed(self.pixels(frames)) + modality
-        grid = (1 if image else frames.shape[1] // self.tubelet, *(side // _PATCH for side in frames.shape[2:4]))
+        embed = self.patch_embed_img if image else self.patch_embed
+        states = embed(self.pixels(frames)) + (self.img_mod_embed if image else self.video_mod_embed)
+        slots = 1 if image else frames.shape[1] // self.tubelet
+        grid = slots, *(side // _PATCH for side in frames.shape[2:4])
         angles = _angles(grid, self.sizes.width // self.sizes.heads, states)
         if keep is not None:
             states, angles = states.take_along_dim(keep[..., None], 1), angles[keep][:, None]
@@ -179,13 +178,15 @@ class _PatchEmbedding(nn.Module):
         self.proj = nn.Conv3d(3, width, kernel, stride=kernel)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        split = pixels.unflatten(3, (-1, _PATCH)).unflatten(2, (-1, _PATCH)).unflatten(1, (-1, self.proj.kernel_size[0]))
-        patches = split.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(4).flatten(1, 3)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        width, _, *kernel = self.proj.weight.shape
+        for axis in (3, 2, 1):
+            pixels = pixels.unflatten(axis, (-1, kernel[axis - 1]))
+        patches = pixels.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(4).flatten(1, 3)
+        return F.linear(patches, self.proj.weight.view(width, -1), self.proj.bias)
 
 
 class _Block(nn.Module):
-    """(B, N, D) and angles (N, 2e) or (B, 1, M, 2e) -> (B, N, D)."""
+    """(B, N, D) and `angles` (N, 2e) or (B, 1, M, 2e) -> (B, N, D)."""
 
     def __init__(self, sizes: VJEPA21Sizes) -> None:
         super().__init__()
@@ -217,12 +218,12 @@ def _angles(grid: Sequence[int], channels: int, like: Tensor) -> Tensor:
 
     A third of the channels each, rounded down to pairs, turns with time, row and column; the rest does not.
     """
-    pairs = channels // 6
-    options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
-    slots, rows, columns = grid
-    axes = torch.arange(slots, **options), *(torch.linspace(0, _SPAN, side, **options) for side in (rows, columns))
-    rates = 10_000 ** (-torch.arange(pairs, **options) / pairs)
-    angles = (torch.cartesian_prod(*axes)[..., None] * rates).flatten(1)
+    pairs, kind = channels // 6, torch.promote_types(like.dtype, torch.float32)
+    slots, *sides = grid
+    time = torch.arange(slots, device=like.device, dtype=kind)
+    row, column = (torch.linspace(0, _SPAN, side, device=like.device, dtype=kind) for side in sides)
+    rates = 10_000 ** (-torch.arange(pairs, device=like.device, dtype=kind) / pairs)
+    angles = (torch.cartesian_prod(time, row, column)[..., None] * rates).flatten(1)
     angles = F.pad(angles, (0, channels // 2 - 3 * pairs)).repeat_interleave(2, dim=1)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
