@@ -125,18 +125,18 @@ def _without(content, name):
         (lambda c: _without(c, "ema_encoder"), "one of ema_encoder and target_encoder, got encoder, opt, epoch"),
         (lambda c: {**c, "target_encoder": c["ema_encoder"]}, "must have one of .*, got encoder, ema_encoder"),
         (lambda c: list(c), "must have one of .*, got list"),
-        (lambda c: {"ema_encoder": {"weight": torch.ones(1)}}, "must be a V-JEPA 2.1, got no 'patch_embed.proj.bias'"),
+        (lambda c: {"ema_encoder": {"weight": torch.ones(1)}}, "got no 'patch_embed.proj.bias'"),
         (
             lambda c: {"ema_encoder": _without(c["ema_encoder"], "module.backbone.norms_block.2.bias")},
-            "does not fit .*: missing norms_block.2.bias",
+            'Missing key.*: "norms_block.2.bias"',
         ),
         (
             lambda c: {"ema_encoder": c["ema_encoder"] | {"module.backbone.pos_embed": torch.ones(1)}},
-            "does not fit .*: unexpected pos_embed",
+            'Unexpected key.*: "pos_embed"',
         ),
         (
             lambda c: {"ema_encoder": c["ema_encoder"] | {"module.backbone.blocks.3.attn.proj.bias": torch.ones(5)}},
-            r"blocks.3.attn.proj.bias has shape \(5,\) instead of \(24,\)",
+            r"size mismatch for blocks.3.attn.proj.bias.*\[5\]\) from checkpoint.*\[24\]\)",
         ),
         (
             lambda c: {"ema_encoder": c["ema_encoder"] | {"module.backbone.blocks.12.norm1.bias": torch.ones(1)}},
