@@ -111,6 +111,8 @@ class VJEPA21(FrozenWhere):
         super().__init__()
         if (pretrained is None) == (architecture is None):
             raise InputError(f"give either pretrained or architecture, got {pretrained!r} and {architecture!r}")
+        if architecture is not None and heads is not None:
+            raise InputError(f"heads must be given with pretrained only, and else in architecture, got {heads}")
         if check_int("size", size, 2 * _PATCH) % _PATCH:
             raise InputError(f"size must be a multiple of {_PATCH}, got {size}")
         if not levels or list(levels) != sorted(set(levels) & set(range(4))):
@@ -125,7 +127,6 @@ class VJEPA21(FrozenWhere):
         else:
             self.sizes = _sizes(architecture or {})
             self._build()
-            self.apply(_initialise)
         if frozen:
             self.freeze()
 
@@ -232,16 +233,10 @@ def _check_frames(frames: Tensor) -> None:
     shape = tuple(frames.shape)
     if len(shape) != 5 or shape[4] != 3 or frames.dtype != torch.uint8:
         raise InputError(f"frames must be (B, F, H, W, 3) uint8, got {shape} {frames.dtype}")
-    if shape[1] != 1 and shape[1] % VJEPA21.tubelet:
+    if shape[1] != 1 and (shape[1] % VJEPA21.tubelet or not shape[1]):
         raise InputError(f"the number of frames must be 1 or a multiple of {VJEPA21.tubelet}, got {shape[1]}")
     if any(side % _PATCH or side < 2 * _PATCH for side in shape[2:4]):  # one row has no place between 0 and 15
         raise InputError(f"height and width must be multiples of {_PATCH} from {2 * _PATCH} on, got {shape[2:4]}")
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Conv3d):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
 
 def _sizes(architecture: Mapping[str, int]) -> VJEPA21Sizes:
