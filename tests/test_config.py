@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from jepa.cli import COMMANDS, compose, groups
 from jepa.config import Config, EvaluateConfig, LanguageTrainConfig, ReportConfig, TrainConfig, defaults, validate
 from jepa.errors import InputError
+from jepa.hub import ExportConfig, PushConfig
 from jepa.studies.configs import ComparisonTrainConfig, CostConfig, ReplayConfig
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -22,6 +23,8 @@ SCHEMAS: dict[str, type[Config]] = {
     "report": ReportConfig,
     "replay": ReplayConfig,
     "cost": CostConfig,
+    "push": PushConfig,
+    "export": ExportConfig,
 }
 ARMS = ("vl_jepa", "token_vlm")  # models of the comparison
 
