@@ -51,15 +51,16 @@ class WindowedModel(nn.Module):
     def encode(self, frames: Tensor) -> Tensor:
         """X-Encoder: (B, F, S, S, 3) uint8 -> states S_X (B, N, D).
 
-        With F = 1 these are pictures, each repeated to fill a window. States (B, N, D) that the same X-Encoder computed
-        before pass as they are; while it is trained they raise `InputError`, for no gradient would reach it.
+        With F = 1 these are pictures, each repeated to fill a window unless the X-Encoder `takes_images`. States
+        (B, N, D) that the same X-Encoder computed before pass as they are; while it is trained they raise `InputError`,
+        for no gradient would reach it.
         """
         frames = frames.to(self.device)
         if frames.ndim == 3:
             if torch.is_grad_enabled() and any(p.requires_grad for p in self.x_encoder.parameters()):
                 raise InputError("states computed before need a frozen X-Encoder, got one that is trained")
             return given_states(frames, self.x_encoder.width)
-        if frames.ndim == 5 and frames.shape[1] == 1:
+        if frames.ndim == 5 and frames.shape[1] == 1 and not getattr(self.x_encoder, "takes_images", False):
             frames = frames.expand(-1, self.frames, -1, -1, -1)
         return self.x_encoder(frames)
 
