@@ -410,6 +410,7 @@ class Session:
         if changes.paused is not None:
             self.paused = changes.paused
             self.mailbox.pause(changes.paused)
+            self._count()
         watches = changes.triggers is not None and isinstance(policy, OnTrigger)
         if changes.policy is not None or watches or (value != self._value and not hasattr(policy, "threshold")):
             self._finish_stream()
