@@ -21,7 +21,7 @@ import yaml
 
 import jepa
 from jepa.build import dotted_keys, nearest, unknown_key
-from jepa.errors import InputError
+from jepa.errors import CollectedError, InputError
 
 if TYPE_CHECKING:
     from jepa.config import Config, EvaluateConfig, LanguageTrainConfig, ReportConfig, TrainConfig
@@ -165,7 +165,7 @@ def _status(work: Callable[[], int | None]) -> int:
         sys.stdout.flush()  # here, where a reader that has gone can be told from an error
         return status
     except InputError as error:
-        return _fail(_one_line(error))
+        return _fail(str(error) if isinstance(error, CollectedError) else _one_line(error))
     except BrokenPipeError:  # as in `jepa cost | head -2`: what is left goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CLOSED_PIPE

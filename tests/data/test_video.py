@@ -13,7 +13,7 @@ import pytest
 from conftest import real_data
 
 from jepa.data.records import StreamRecord
-from jepa.data.video import VideoStream, find_video
+from jepa.data.video import VideoStream, find_videos
 from jepa.errors import InputError
 
 LONG = 900  # seconds
@@ -124,6 +124,8 @@ def test_files_that_are_no_video_are_named(tmp_path):
 
 
 def test_videos_are_found_by_their_name(tmp_path):
-    write(tmp_path / "P01_01.mkv", [0.0, 0.5], [60, 60])
-    assert find_video(tmp_path, "P01_01") == tmp_path / "P01_01.mkv"
-    assert find_video(tmp_path, "P01_02") is None
+    names = ("P01_01.mkv", "P01_02.MP4", "a.b.webm", "._P01_03.mp4", "notes.txt")
+    for name in names:
+        (tmp_path / name).touch()
+    assert find_videos(tmp_path) == {Path(name).stem: tmp_path / name for name in names[:3]}
+    assert find_videos(tmp_path / "none") == {}
