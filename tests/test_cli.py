@@ -102,7 +102,7 @@ def test_a_sweep_runs_each_job_in_its_own_folder(calls, tmp_path, capsys):
     assert main(["train", "-m", "name=trial", "seed=0,1,2"]) == 0
     assert [config.seed for config, _ in calls] == [0, 1, 2]
     folders = [output for _, output in calls]
-    assert folders == [tmp_path / f"outputs/trial/multirun/name=trial,seed={seed}" for seed in range(3)]
+    assert folders == [tmp_path / f"outputs/trial/multirun/name-trial-seed-{seed}" for seed in range(3)]
     assert capsys.readouterr().out.splitlines()[1].startswith("job 1: name=trial seed=1 -> ")
 
 

@@ -28,6 +28,7 @@ SETUP = {"config", "build", "checkpoint"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "lazy": set(),
+    "overrides": set(),
     "pretrained": set(),
     "losses": set(),
     "metrics": set(),
@@ -46,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": CORE | SETUP | {"lazy", "results"},
     "evaluation": CORE | SETUP | {"lazy", "results"},
     "studies": CORE | SETUP | {"lazy", "training", "evaluation", "results", "report"},
-    "cli": CORE | SETUP | {"training", "evaluation", "results", "report", "studies"},
+    "cli": CORE | SETUP | {"overrides", "training", "evaluation", "results", "report", "studies"},
 }
 LIBRARIES = {"lightning": {"training"}, "hydra": {"config", "cli"}, "omegaconf": {"config", "cli"}}
 # Lines of Python, by folder or by files of jepa/.
