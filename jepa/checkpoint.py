@@ -14,6 +14,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -60,7 +61,8 @@ def load(folder: str | os.PathLike[str]) -> Any:
     """The model of a checkpoint folder, a `VLJEPA` or an `LLMJEPA`, on the CPU, in evaluation mode.
 
     Raises:
-        InputError: a file is missing, truncated or of another format, or tensors do not fit; they are listed.
+        InputError: a file is missing, truncated or of another format, or tensors do not fit or are not finite; they are
+            listed.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -83,6 +85,9 @@ def load(folder: str | os.PathLike[str]) -> Any:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise InputError(f"{folder / _WEIGHTS} does not fit its configuration: {'; '.join(wrong[:5])}{more}")
     model.load_state_dict(tensors, strict=False)  # what is not saved is tied to what is
+    sums = {name: parameter.detach().sum(dtype=torch.float64) for name, parameter in model.named_parameters()}
+    if broken := [name for name, total in sums.items() if not total.isfinite()]:
+        raise InputError(f"{folder / _WEIGHTS}: weights must be finite numbers, got others in {', '.join(broken[:5])}")
     return model.eval()
 
 
