@@ -128,8 +128,8 @@ def test_files_that_are_no_video_are_named(tmp_path):
 def encode(path: Path, codec: str, greys: list[int], matrix: list[int] | None = None, **stated: Any) -> Path:
     """Ten frames a second, each of its grey in the top left quarter, 40, 80 and 120 in the others, clockwise."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10, options={"crf": "5"} if codec == "libx264" else {"qscale": "2"})
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 64, "yuv420p", 4_000_000
         stream.codec_context.gop_size = 8
         for name, value in stated.items():
             setattr(stream.codec_context, name, value)
