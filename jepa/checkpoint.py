@@ -4,14 +4,21 @@ The record of its training, `training.json`, is written by `jepa.training.fit.ru
 
 That of a language model has more of its tokenizer beside these; those of a VL-JEPA's pretrained text parts are in the
 folders `tokenizers/<role>`. Parts that came from a hub are saved by their architecture, so that nothing is missing.
+
+A name `organisation/name` is a checkpoint on the Hugging Face hub.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
+from tempfile import TemporaryDirectory
+from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -36,6 +43,9 @@ MODELS = {
     "token_vlm": "jepa.models.token_vlm.TokenVLM",
 }
 _WEIGHTS, _CONFIG, _TOKENIZERS = "model.safetensors", "config.yaml", "tokenizers"
+_REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+")  # organisation/name, on a hub
+_SHARED = ("*.safetensors", "*.json", "*.yaml", "*.jinja", "*.txt", "README.md")  # what is uploaded and downloaded
+_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 
 
 def save(model: VLJEPA | LLMJEPA | TokenVLM, config: Node, folder: Path) -> None:
@@ -57,14 +67,16 @@ def save(model: VLJEPA | LLMJEPA | TokenVLM, config: Node, folder: Path) -> None
     _replace(folder / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def load(folder: str | os.PathLike[str]) -> Any:
-    """The model of a checkpoint folder, a `VLJEPA` or an `LLMJEPA`, on the CPU, in evaluation mode.
+def load(name: str | os.PathLike[str], revision: str | None = None) -> Any:
+    """The model of a checkpoint, a `VLJEPA` or an `LLMJEPA`, on the CPU, in evaluation mode: see `folder_of`.
+
+    It has two methods more: `save_pretrained(folder)`, and `push_to_hub("organisation/name")`, see `push`.
 
     Raises:
         InputError: a file is missing, truncated or of another format, or tensors do not fit or are not finite; they are
             listed.
     """
-    folder = Path(folder)
+    folder = folder_of(os.fspath(name), revision)
     config = read_config(folder)
     tensors = read_tensors(folder / _WEIGHTS, load_file)
     own = {}
@@ -88,6 +100,17 @@ def load(folder: str | os.PathLike[str]) -> Any:
     sums = {name: parameter.detach().sum(dtype=torch.float64) for name, parameter in model.named_parameters()}
     if broken := [name for name, total in sums.items() if not total.isfinite()]:
         raise InputError(f"{folder / _WEIGHTS}: weights must be finite numbers, got others in {', '.join(broken[:5])}")
+    given = read_config(folder)
+
+    def save_pretrained(self: Any, folder: str | os.PathLike[str]) -> None:
+        save(self, given, Path(folder))
+
+    def push_to_hub(self: Any, to: str, private: bool = False) -> str:
+        with TemporaryDirectory() as place:
+            save(self, given, Path(place))
+            return push(Path(place), to, private)
+
+    model.save_pretrained, model.push_to_hub = MethodType(save_pretrained, model), MethodType(push_to_hub, model)
     return model.eval()
 
 
@@ -154,3 +177,118 @@ def _replace(path: Path, write: Any) -> None:
     partial = path.with_name(path.name + ".partial")
     write(partial)
     os.replace(partial, path)
+
+
+# --- The hub. ---
+
+
+def folder_of(checkpoint: str, revision: str | None = None) -> Path:
+    """The folder of a checkpoint: itself, or that of `organisation/name` on the hub, downloaded or from its cache.
+
+    `revision` is a branch, a tag or a commit. The environment names the hub (HF_ENDPOINT, HF_TOKEN).
+
+    Raises:
+        InputError: there is no such repository, it may not be read, it cannot be reached and is not in the cache, or it
+            holds a pickle, which could run code.
+    """
+    if Path(checkpoint).exists() or not _REPOSITORY.fullmatch(checkpoint):
+        return Path(checkpoint)
+    from huggingface_hub import snapshot_download
+
+    with _errors_of(checkpoint, revision):
+        _refuse_pickles(checkpoint, revision)
+        return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=list(_SHARED)))
+
+
+def push(folder: Path, to: str, private: bool = False, licence: str = "apache-2.0") -> str:
+    """Uploads a checkpoint folder as the repository `to`, made where there is none; returns its address.
+
+    A folder without a `README.md` gets a card first. Raises `InputError` if the hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    config = read_config(folder)
+    if not _REPOSITORY.fullmatch(to):
+        raise InputError(f"to must be organisation/name, got {to!r}")
+    if not (folder / "README.md").exists():
+        (folder / "README.md").write_text(_model_card(folder, config, to, licence), encoding="utf-8")
+    with _errors_of(to, None):
+        address = HfApi().create_repo(to, private=private, exist_ok=True)
+        HfApi().upload_folder(repo_id=to, folder_path=folder, allow_patterns=list(_SHARED), commit_message="Checkpoint")
+    return str(address)
+
+
+def _model_card(folder: Path, config: Node, name: str, licence: str) -> str:
+    """The card of a checkpoint: what it is, how to load it, its figures with their command, its base models."""
+    variant = {"vl_jepa": "VL-JEPA", "llm_jepa": "LLM-JEPA", "token_vlm": "token-space VLM"}[config["variant"]]
+    bases = sorted(set(_named(config, "pretrained")))
+    head: dict[str, Any] = {"license": licence, "library_name": "jepa", "tags": ["jepa", variant.lower()]}
+    if hubs := [base for base in bases if _REPOSITORY.fullmatch(base)]:
+        head["base_model"] = hubs
+    parts = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---", f"# {name.rpartition('/')[2]}"]
+    size = (folder / "model.safetensors").stat().st_size
+    parts.append(f"A {variant} (`{config.get('name', variant)}`), {size / 1e6:.1f} MB of tensors, trained with `jepa`.")
+    parts.append(f'```python\nimport jepa\n\nmodel = jepa.load("{name}")\n```')
+    if bases:
+        parts.append(f"Base models: {', '.join(f'`{base}`' for base in bases)}.")
+    found = folder.parent / "evaluation" / "evaluation.json"
+    if found.is_file():
+        scores = json.loads(found.read_text(encoding="utf-8")).get("scores") or {}
+        rows = [f"| {key} | {value:.4g} |" for key, value in _numbers(scores)]
+        parts.append(f"Figures of `jepa evaluate checkpoint={name}`:")
+        parts.append("\n".join(["| score | value |", "|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _named(node: object, key: str) -> Iterator[str]:
+    """Texts under a key anywhere in a tree of plain data."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get(key), str):
+            yield node[key]
+        node = list(node.values())
+    if isinstance(node, list):
+        for each in node:
+            yield from _named(each, key)
+
+
+def _numbers(scores: Mapping[str, object], before: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in scores.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{before}{key} ")
+        elif isinstance(value, int | float):
+            yield f"{before}{key}", float(value)
+
+
+def _refuse_pickles(name: str, revision: str | None) -> None:
+    from huggingface_hub import HfApi, errors
+
+    try:
+        listed = HfApi().list_repo_files(name, revision=revision)
+    except errors.HfHubHTTPError:
+        raise
+    except (errors.OfflineModeIsEnabled, errors.HTTPError):  # what is in the cache was looked at when it came
+        return
+    if pickles := [file for file in listed if file.endswith(_PICKLES)]:
+        raise InputError(f"{name} must hold tensors and plain data only, got {pickles[0]}, which could run code")
+
+
+@contextmanager
+def _errors_of(name: str, revision: str | None) -> Iterator[None]:
+    """The hub's errors in one line."""
+    from huggingface_hub import errors
+
+    place = f"{name}@{revision}" if revision else name
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise InputError(f"{place} is gated: accept its terms on the hub, then give a token by HF_TOKEN") from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(f"{name} has no revision {revision!r}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise InputError(f"checkpoint not found: {place} is no folder, and no repository that you may read") from error
+    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
+        raise InputError(f"{place}: the hub says: {' '.join(str(error).split())}") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError) as error:
+        raise InputError(
+            f"checkpoint not found: {place} is no folder and not in the hub's cache, and the hub cannot be reached"
+        ) from error

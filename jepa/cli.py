@@ -1,4 +1,4 @@
-"""The commands ``jepa train``, ``evaluate``, ``report``, ``replay``, ``cost``: ordinary Hydra launches, plain errors.
+"""The commands of ``jepa``: ordinary Hydra launches, plain errors.
 
 A user's mistake ends in one line, ``error: …``, and exit code 2. Any other exception keeps its traceback.
 """
@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from itertools import chain, takewhile
 from pathlib import Path
@@ -55,6 +55,7 @@ def compose(command: str, overrides: Sequence[str] = ()) -> Any:
         return compose(command, list(overrides))
 
 
+@cache
 def register_schemas() -> dict[str, type[Config]]:
     """The classes of configurations by name. Hydra gets their defaults, as options of the group `schema`."""
     from hydra.core.config_store import ConfigStore
@@ -63,8 +64,7 @@ def register_schemas() -> dict[str, type[Config]]:
     from jepa.config import Config, defaults
 
     OmegaConf.register_new_resolver("short", short_name, replace=True)
-
-    modules = [importlib.import_module(name) for name in ("jepa.config", "jepa.studies.configs")]
+    modules = [importlib.import_module(name) for name in ("jepa.config", "jepa.studies.configs", "jepa.hub")]
     found = {name: each for module in modules for name, each in vars(module).items() if isinstance(each, type)}
     schemas = {name: each for name, each in found.items() if issubclass(each, Config)}
     for name, schema in schemas.items():
@@ -114,8 +114,8 @@ def _report(settings: ReportConfig, output: Path) -> int:
     return 0
 
 
-def _study(name: str, settings: Any, output: Path) -> None:
-    resolve_name(f"jepa.studies.{name}:run")(settings)
+def _run(name: str, settings: Any, output: Path) -> None:
+    resolve_name(name)(settings)
 
 
 # What runs the validated configuration, given Hydra's output folder. It may return an exit code.
@@ -123,8 +123,10 @@ COMMANDS: dict[str, Callable[[Any, Path], int | None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,
-    "replay": partial(_study, "replay"),
-    "cost": partial(_study, "cost"),
+    "replay": partial(_run, "jepa.studies.replay:run"),
+    "cost": partial(_run, "jepa.studies.cost:run"),
+    "push": partial(_run, "jepa.hub:push"),
+    "export": partial(_run, "jepa.hub:export"),
 }
 
 
@@ -184,6 +186,7 @@ def _launch(name: str, overrides: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from jepa.config import validate
+    from jepa.hub import with_local_checkpoint
 
     statuses, schemas = list[int](), register_schemas()
 
@@ -194,7 +197,9 @@ def _launch(name: str, overrides: list[str]) -> int:
         if hydras.mode is RunMode.MULTIRUN:
             print(f"job {hydras.job.num}: {' '.join(hydras.overrides.task)} -> {output}", flush=True)
         statuses.append(EXIT_INPUT_ERROR)  # until it ends
-        statuses[-1] = _status(lambda: COMMANDS[name](validate(config, schema), output))  # a sweep goes on
+        statuses[-1] = _status(
+            lambda: COMMANDS[name](with_local_checkpoint(validate(config, schema)), output)
+        )  # a sweep goes on
 
     before, was_set = sys.argv, "HYDRA_FULL_ERROR" in os.environ
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = [f"jepa {name}", *overrides], "1"  # with it, exceptions reach us

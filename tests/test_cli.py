@@ -30,6 +30,8 @@ MANDATORY = {
     "report": ["evaluation=somewhere"],
     "replay": ["timeline.format=coin", "timeline.path=COIN.json"],
     "cost": [],
+    "push": ["checkpoint=somewhere", "to=a/b"],
+    "export": ["checkpoint=somewhere", "output=out"],
 }
 
 
@@ -106,62 +108,25 @@ def test_a_sweep_runs_each_job_in_its_own_folder(calls, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[1].startswith("job 1: name=trial seed=1 -> ")
 
 
-ODD = [
-    "a=1",
-    "a b",
-    "a,b",
-    "~x",
-    "#y",
-    "(z)",
-    "[l]",
-    "{d}",
-    "\u00fc",
-    "it's",
-    'q"',
-    "back\\",
-    "${x}",
-    "a:b",
-    "100%",
-    "007",
-    "true",
-    "*",
-]
-
-
-@pytest.mark.parametrize("before", ["", "./", "{}/"], ids=["alone", "relative", "absolute"])
-def test_a_path_is_taken_whatever_stands_in_it(calls, tmp_path, before):
-    paths = [before.format(tmp_path) + name for name in ODD]
-    for path in paths:
-        Path(path).mkdir()
-        assert main(["evaluate", f"checkpoint={path}"]) == 0, path
-        assert main(["report", "--compare", "somewhere", path, f"output={path}"]) == 0, path
-    assert [config.checkpoint for config, _ in calls[::2]] == paths
-    assert [(config.compare[1], config.output) for config, _ in calls[1::2]] == [(path, path) for path in paths]
-
-
-def test_a_path_that_is_not_there_is_taken_too_and_lists_and_sweeps_stay(calls, tmp_path):
-    (tmp_path / "a,b").mkdir()
-    assert main(["evaluate", "checkpoint=no=where,1"]) == 0
-    assert main(["evaluate", "-m", "checkpoint=no=1,no=2", "seed=0"]) == 0
-    assert main(["evaluate", "-m", "checkpoint=a,b", "seed=0,1"]) == 0
-    assert main(["report", "compare=[x,y]", "output=null"]) == 0
-    assert [config.checkpoint for config, _ in calls[:5]] == ["no=where,1", "no=1", "no=2", "a,b", "a,b"]
-    assert (calls[5][0].compare, calls[5][0].output) == (["x", "y"], None)
-
-
-def test_the_folder_of_a_sweep_is_short_and_its_own_and_named_in_the_next_command(calls, tmp_path):
-    many = ["clips.idle_fraction=0.01", "clips.cut_fraction=0.1", "clips.class_fraction=0.1", "clips.hard_negatives=1"]
-    many += ["clips.question_fraction=0.2", *(f"jepa.{key}=3" for key in ("steps", "batch_size", "accumulate"))]
-    many += [f"jepa.{key}=3" for key in ("warmup_steps", "validate_every", "validation_batches", "weight_decay")]
-    many += ["jepa.loss.temperature=0.1,0.2", "decoder.steps=9", "data.train=a=\u00fc, b.jsonl"]
-    assert main(["train", "-m", "name=trial", "seed=-1,1", *many[:-1]]) == 2  # of a seed that is refused
-    assert main(["train", "-m", "name=trial", "seed=0,1", *many]) == 0
-    folders = [output.relative_to(tmp_path) for _, output in calls]
-    assert len(set(folders)) == 2 + 4
-    for folder in folders:
-        assert len(folder.name) <= 80
-        assert main(["evaluate", f"checkpoint={folder}"]) == 0
-        assert calls[-1][0].checkpoint == str(folder)
+def test_the_folders_of_long_sweeps_are_short_and_named_in_the_next_command(calls, tmp_path):
+    stage = (
+        "steps",
+        "batch_size",
+        "accumulate",
+        "warmup_steps",
+        "validate_every",
+        "validation_batches",
+        "weight_decay",
+    )
+    many = [f"{part}.{key}=3" for part in ("jepa", "decoder") for key in stage] + ["data.train=a=\u00fc, b.jsonl"]
+    assert main(["train", "-m", "name=trial", "decoder.noise=0,1", *many]) == 0
+    [one, two] = [output.relative_to(tmp_path) for _, output in calls]
+    assert one != two
+    assert len(one.name) <= 80
+    assert calls[0][0].data.train == "a=\u00fc, b.jsonl"
+    (tmp_path / (odd := "a=1,b (\u00fc) ${x}")).mkdir()
+    assert main(["evaluate", "-m", f"checkpoint={one},{two}", f"output={odd}"]) == 0
+    assert [(config.checkpoint, config.output) for config, _ in calls[2:]] == [(str(one), odd), (str(two), odd)]
 
 
 def test_names_can_be_swept_over_with_the_flag_anywhere(calls, monkeypatch):
@@ -267,9 +232,9 @@ def test_an_interrupt_ends_with_130(calls, monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["cost", "grid.batches=[1]", "order=[tokens]"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["cost", "--cfg", "job"]])
 def test_a_reader_that_has_gone_is_no_error(arguments, tmp_path):
-    """As in `jepa cost | head -2`: no traceback, and the exit status of a program that SIGPIPE ends."""
+    """As in `jepa cost --cfg job | head -2`: no traceback, and the exit status of a program that SIGPIPE ends."""
     call = [sys.executable, "-c", "import sys; from jepa.cli import main; sys.exit(main())", *arguments]
     with subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
@@ -292,15 +257,11 @@ def test_a_full_disk_within_a_command_is_one_line(calls, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_scripts_are_the_commands(tmp_path, command):
-    key = "batch" if command == "cost" else "seed"  # nothing is drawn there
-
-    def run(*call: str) -> tuple[int, str, str]:
-        arguments = [*MANDATORY[command], f"{key}=4", "--cfg", "job"]
-        done = subprocess.run([*call, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        return done.returncode, done.stdout, done.stderr
-
-    script = run(sys.executable, str(ROOT / "scripts" / f"{command}.py"))
-    assert script[0] == 0
-    assert f"{key}: 4" in script[1].splitlines()
-    assert script == run(str(Path(sys.executable).with_name("jepa")), command)
+def test_scripts_are_the_commands(tmp_path, capsys, command):
+    key = {"cost": "batch", "push": "licence", "export": "output"}.get(command, "seed")
+    arguments = [*MANDATORY[command], f"{key}=4", "--cfg", "job"]
+    script = [sys.executable, str(ROOT / "scripts" / f"{command}.py"), *arguments]
+    printed = subprocess.check_output(script, cwd=tmp_path, text=True, timeout=60)
+    assert f"{key}: 4" in printed.splitlines()
+    assert main([command, *arguments]) == 0
+    assert capsys.readouterr().out == printed

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import re
+from itertools import takewhile, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from jepa.cli import COMMANDS, compose, groups
 from jepa.config import Config, EvaluateConfig, LanguageTrainConfig, ReportConfig, TrainConfig, defaults, validate
 from jepa.errors import InputError
+from jepa.hub import ExportConfig, PushConfig
 from jepa.studies.configs import ComparisonTrainConfig, CostConfig, ReplayConfig
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -21,8 +23,10 @@ SCHEMAS: dict[str, type[Config]] = {
     "report": ReportConfig,
     "replay": ReplayConfig,
     "cost": CostConfig,
+    "push": PushConfig,
+    "export": ExportConfig,
 }
-OPTIONS = [f"{path.parent.relative_to(CONF)}={path.stem}" for path in sorted(CONF.glob("*/**/*.yaml"))]
+ARMS = ("vl_jepa", "token_vlm")  # models of the comparison
 
 
 def composed(command: str, *overrides: str) -> dict[str, Any]:
@@ -59,34 +63,46 @@ def schema(command: str, config: dict[str, Any]) -> type[Config]:
     return variants[config["variant"]] if command == "train" else SCHEMAS[command]
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_each_group_option_composes_to_the_schema_of_each_command_that_offers_it(option):
-    folder, _, choice = option.partition("=")
-    offers = [
-        (name, group, variant)
-        for name in COMMANDS
-        for variant, listed in groups(name).items()
-        for group in listed
-        if group.partition("@")[0] == folder
-    ]
-    assert offers, f"no command offers {option}"
-    fitting = 0
-    for command, group, variant in offers:
-        compared = variant == "comparison" and choice in ("vl_jepa", "token_vlm")
-        if folder == "model" and not compared and variant not in choice:
-            continue  # another variant's
-        if option == "objective=method" and group == "objective@method":
-            continue  # it would be that of itself
-        chosen = [f"variant={variant}"] if variant else []
-        config = composed(command, *chosen, f"{group}={choice}")
-        validate(config, schema(command, config))
-        fitting += 1
-    assert fitting
+def rounds() -> list[tuple[str, list[str]]]:
+    """Commands with choices that offer each option of each of their groups once, many groups at a time."""
+    found = []
+    for command in COMMANDS:
+        for variant, listed in groups(command).items():
+            offered = [[f"{group}={option}" for option in options(group, variant)] for group in listed]
+            if command == "train" and not variant:  # an experiment has a variant
+                found += [(command, [choice]) for each in offered for choice in each]
+                continue
+            first = [f"variant={variant}"] if variant else []
+            found += [(command, [*first, *filter(None, choices)]) for choices in zip_longest(*offered)]
+    return found
+
+
+def options(group: str, variant: str) -> list[str]:
+    """What may be chosen of a group, of models those of the variant."""
+    folder, _, place = group.partition("@")
+    found = sorted(path.stem for path in CONF.joinpath(folder).glob("*.yaml"))
+    if folder == "model":
+        return [name for name in found if variant in name or (variant == "comparison" and name in ARMS)]
+    return [name for name in found if (folder, name, place) != ("objective", "method", "method")]  # that of itself
+
+
+ROUNDS = rounds()
+
+
+@pytest.mark.parametrize(("command", "choices"), ROUNDS)
+def test_each_option_composes_to_the_schema_of_each_command_that_offers_it(command, choices):
+    config = composed(command, *choices)
+    validate(config, schema(command, config))
+
+
+def test_every_option_is_offered():
+    chosen = {re.sub("@[^=]*", "", choice) for _, choices in ROUNDS for choice in choices}
+    assert chosen >= {f"{path.parent.relative_to(CONF)}={path.stem}" for path in CONF.glob("*/**/*.yaml")}
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("experiment/*.yaml")), ids=lambda path: path.stem)
 def test_each_experiment_opens_with_its_command_cost_and_expected_figures(path):
-    header = list(itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines()))
+    header = list(takewhile(lambda line: line.startswith("#"), path.read_text().splitlines()))
     assert header[0] == "# @package _global_"
     for part in ("# Command:", "# Cost:", "# Expected:"):
         assert any(line.startswith(part) for line in header), f"{path.name} lacks {part!r} in its header"

@@ -18,6 +18,7 @@ from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import COMMANDS, compose, overrides_of
 from jepa.config import EvaluateConfig, LanguageTrainConfig, ReportConfig, TrainConfig, validate
+from jepa.hub import ExportConfig, PushConfig
 from jepa.report.render import html, markdown, terminal
 from jepa.report.tables import Column, table
 from jepa.results import StreamResults, read_document
@@ -27,6 +28,7 @@ from jepa.studies.configs import ComparisonTrainConfig, CostConfig, ReplayConfig
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 SCHEMAS = {"evaluate": EvaluateConfig, "report": ReportConfig, "replay": ReplayConfig, "cost": CostConfig}
+SCHEMAS |= {"push": PushConfig, "export": ExportConfig}
 VARIANTS = {"vl_jepa": TrainConfig, "llm_jepa": LanguageTrainConfig, "comparison": ComparisonTrainConfig}
 
 
@@ -41,11 +43,11 @@ def commands(page: Path) -> list[str]:
     return [line.strip() for line in lines if re.match(rf"jepa ({'|'.join(COMMANDS)})\b", line.strip())]
 
 
-ALL = [(page.relative_to(ROOT).as_posix(), line) for page in PAGES for line in commands(page)]
+ALL = {line: page.relative_to(ROOT).as_posix() for page in PAGES for line in commands(page)}  # each line once
 
 
-@pytest.mark.parametrize(("page", "line"), ALL, ids=[f"{page}-{number}" for number, (page, _) in enumerate(ALL)])
-def test_every_command_of_the_documentation_is_valid(page, line):
+@pytest.mark.parametrize("line", ALL, ids=[f"{page}-{number}" for number, page in enumerate(ALL.values())])
+def test_every_command_of_the_documentation_is_valid(line):
     """What a reader fills in (`<…>` and `…`) becomes a word."""
     line = re.sub(r" … ", " ", re.sub(r"<[^<>]+>", "given", line)).replace("task=…", "task=vqa").replace("…", "given")
     _, name, *words = shlex.split(line.replace("'given[.given][.low]>=given'", "savings>=1"), comments=True)
@@ -82,13 +84,13 @@ def test_the_code_of_the_readme_decodes_your_own_embeddings(checkpoints, capsys)
     assert "PartCount" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", ["docs/concepts.md", "docs/llm_jepa.md"])
+@pytest.mark.parametrize("page", ["docs/concepts.md", "docs/llm_jepa.md", "docs/sharing.md"])
 def test_the_code_of_the_pages_runs_from_top_to_bottom(page, checkpoints, capsys):
     scope: dict[str, object] = {}
     for block in python(page):
         exec(block, scope)
-        assert scope["selective"].ledger.decoder.calls >= 1
-    assert "PartCount" in capsys.readouterr().out
+        assert "selective" not in scope or scope["selective"].ledger.decoder.calls >= 1
+    assert ("PartCount" in capsys.readouterr().out) == ("selective" in scope)
 
 
 def code(title: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import SHORT, real_data, write_video
+from conftest import FEW_POLICIES, SHORT, SMALL_TEXT_PARTS, real_data, write_video
 from safetensors.numpy import load_file, save_file
 
 import jepa
@@ -47,7 +47,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     folders = {}
     for name in EXPERIMENTS:
         folder = tmp_path_factory.mktemp(name)
-        assert main(["train", f"experiment={name}", f"hydra.run.dir={folder}", *SHORT]) == 0
+        assert main(["train", f"experiment={name}", f"hydra.run.dir={folder}", *SHORT, *SMALL_TEXT_PARTS]) == 0
         folders[name] = folder
     return folders
 
@@ -74,7 +74,7 @@ def test_an_experiment_trains_and_its_checkpoint_loads(runs, name):
 
 def test_the_stages_of_the_paper_hand_their_checkpoint_on(tmp_path):
     """As three commands; the paper's full size is composed in tests/training/test_stages.py."""
-    before: list[str] = []
+    before = SMALL_TEXT_PARTS
     for name, stage in (("captioning", "jepa"), ("finetuning", "jepa"), ("decoder", "decoder")):
         short = [item for item in SHORT if item.partition(".")[0] in (stage, item)]
         folder = tmp_path / name
@@ -86,7 +86,7 @@ def test_the_stages_of_the_paper_hand_their_checkpoint_on(tmp_path):
 
 
 def test_training_is_the_same_for_the_same_seed(runs, tmp_path):
-    command = ["train", "experiment=demo", *SHORT]
+    command = ["train", "experiment=demo", *SHORT, *SMALL_TEXT_PARTS]
     assert main([*command, f"hydra.run.dir={tmp_path}/again"]) == 0
     assert main([*command, f"hydra.run.dir={tmp_path}/other", "seed=1"]) == 0
     first, again, other = (
@@ -125,72 +125,72 @@ def test_the_report_holds_what_was_evaluated_and_needs_no_encoder(evaluated, cap
         assert (evaluated / name).stat().st_size > 1000
 
 
-# Without the policies that take longest.
-FEW = [f"~policies.{name}" for name in ("ward_mean", "ward_midpoint", "gate_cache", "selective_on_demand_cache")]
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> list[Path]:
+    """Seven videos, `v_0.mp4` and so on, the fourth half as long as the others."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(7):
+        write_video(folder / f"v_{number}.mp4", number, seconds=12 if number == 3 else 24)
+    return sorted(folder.iterdir())
 
 
-def annotated_videos(folder: Path, count: int) -> list[str]:
-    """`count` videos of 24 s with their annotations in a folder, as overrides of `evaluate`."""
+def annotated(videos: list[Path], folder: Path) -> list[str]:
+    """Videos with annotations for 24 s in a folder, as overrides of `evaluate`."""
     annotations = {}
-    for number in range(count):
+    for number, video in enumerate(videos):
         spans = [[float(t), t + 3.0] for t in range(0, 24, 3)]
         sentences = [f"event {i % 3} of video {number}" for i in range(len(spans))]
         annotations[f"v_{number}"] = {"duration": 24.0, "timestamps": spans, "sentences": sentences}
-        write_video(folder / f"v_{number}.mp4", number)
+        (folder / video.name).symlink_to(video)
     (folder / "captions.json").write_text(json.dumps(annotations), encoding="utf-8")
     timeline = ["videos.timeline.format=activitynet", f"videos.timeline.path={folder}/captions.json"]
     return ["videos=folder", f"videos.folder={folder}", *timeline]
 
 
-def test_real_videos_go_from_files_to_a_report(evaluated, tmp_path, capsys):
-    """Five annotated videos, one of them not there: windows, latents, emissions, savings."""
-    videos = annotated_videos(tmp_path, 5)
-    (tmp_path / "v_4.mp4").unlink()
+def test_real_videos_go_from_files_to_a_report(evaluated, videos, tmp_path, capsys):
+    """Of seven annotated videos one is not there, and one proves broken on the way: neither costs another."""
+    overrides = annotated(videos, tmp_path)
+    (tmp_path / "v_6.mp4").unlink()
     output = tmp_path / "run" / "evaluation"
     command = ["evaluate", f"checkpoint={evaluated}/checkpoint", f"output={output}", "candidates=12", "accelerator=cpu"]
-    assert main([*command, *videos]) == 0
-    assert "4 of 5 annotated videos" in capsys.readouterr().out
-    assert main(["report", f"evaluation={output}", *FEW]) == 0
+    assert main([*command, *overrides]) == 2
+    shown = capsys.readouterr()
+    assert "6 of 7 annotated videos" in shown.out
+    [error] = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert "must be whole, got 1 that are not, left out of" in error
+    assert "v_3.mp4: must last 24.00 s" in error
+    evaluation = read_document(output, StreamEvaluation)
+    assert evaluation.scores.retrieval.candidates == 12
+    assert list(evaluation.settings["videos"].broken) == ["v_3"]
+    assert main(["report", f"evaluation={output}", *FEW_POLICIES]) == 0
     setting = read_document(tmp_path / "run", StreamResults).settings["videos"]
-    assert setting.streams.model_dump() == {"calibration": 2, "test": 2, "seconds_each": 24.0}
-    assert setting.operations[0].ledger.predictor.calls == 2 * 47  # windows of a second, every half
+    assert setting.streams.calibration + setting.streams.test == 5
+    assert setting.streams.seconds_each == 24.0
+    assert setting.description.endswith("; broken and left out: 1")
+    assert setting.operations[0].ledger.predictor.calls == 47 * setting.streams.test  # windows of a second, every half
     assert all(setting.timeline.decodes.values())
     assert len(setting.timeline.thumbnails) == 36
 
 
-def test_a_video_that_proves_broken_on_the_way_costs_no_other(evaluated, tmp_path, capsys):
-    videos = annotated_videos(tmp_path, 6)
-    output = tmp_path / "run" / "evaluation"
-    write_video(tmp_path / "v_3.mp4", 3, seconds=12)
-    command = ["evaluate", f"checkpoint={evaluated}/checkpoint", f"output={output}", "candidates=12", "accelerator=cpu"]
-    fails([*command, *videos], capsys, "must be whole, got 1 that are not, left out of", "v_3.mp4: must last 24.00 s")
-    evaluation = read_document(output, StreamEvaluation)
-    assert evaluation.scores.retrieval.candidates == 12
-    assert list(evaluation.settings["videos"].broken) == ["v_3"]
-    assert main(["report", f"evaluation={output}", *FEW]) == 0
-    setting = read_document(tmp_path / "run", StreamResults).settings["videos"]
-    assert setting.streams.calibration + setting.streams.test == 5
-    assert setting.description.endswith("; broken and left out: 1")
-
-
-def test_what_streams_need_is_checked_before_anything_is_computed(evaluated, tmp_path, capsys, monkeypatch):
+def test_what_streams_need_is_checked_before_anything_is_computed(evaluated, videos, tmp_path, capsys, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("computed")
 
     monkeypatch.setattr("jepa.evaluation.videos.score_tasks", never)
     monkeypatch.setattr("jepa.evaluation.videos.encode_stream", never)
     command = ["evaluate", f"checkpoint={evaluated}/checkpoint", f"output={tmp_path}/out", "accelerator=cpu"]
-    videos = annotated_videos(tmp_path, 4)
-    fails([*command, *videos, "videos.timeline.format=coco"], capsys, "format must be one of", "got 'coco'")
-    fails([*command, *videos, f"videos.timeline.durations={tmp_path}/none.csv"], capsys, "durations")
-    fails([*command, *videos, f"videos.folder={tmp_path}/none"], capsys, "videos.folder must hold annotated videos")
-    fails([*command, *videos, "videos.step_rate_hz=3"], capsys, "videos.step_rate_hz: step_rate must divide")
-    fails([*command, *videos, "videos.minutes=0.001"], capsys, "must have at least 2 streams")
+    overrides = annotated(videos[:4], tmp_path)
+    fails([*command, *overrides, "videos.timeline.format=coco"], capsys, "format must be one of", "got 'coco'")
+    fails([*command, *overrides, f"videos.timeline.durations={tmp_path}/none.csv"], capsys, "durations")
+    fails([*command, *overrides, f"videos.folder={tmp_path}/none"], capsys, "videos.folder must hold annotated videos")
+    fails([*command, *overrides, "videos.step_rate_hz=3"], capsys, "videos.step_rate_hz: step_rate must divide")
+    fails([*command, *overrides, "videos.minutes=0.001"], capsys, "must have at least 2 streams")
     fails([*command, "streams.dense.step_rate_hz=3"], capsys, "streams.dense.step_rate_hz: step_rate must divide")
     fails([*command, "streams.dense.seconds=0.5"], capsys, "must last at least", "got 0.5 s")
     fails([*command, "streams.dense.calibration=1"], capsys, "streams.dense.calibration must be >= 2, got 1")
+    (tmp_path / "v_1.mp4").unlink()
     (tmp_path / "v_1.mp4").write_bytes(b"broken")
-    fails([*command, *videos], capsys, "v_1.mp4: cannot be decoded")
+    fails([*command, *overrides], capsys, "v_1.mp4: cannot be decoded")
     assert not (tmp_path / "out").exists()
 
 

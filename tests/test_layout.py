@@ -41,13 +41,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": PARTS | {"data", "operations", "pretrained", "selective"},
     "build": set(),
     "config": {"build"},
+    "hub": {"config", "checkpoint", "models"},
     "checkpoint": {"config", "build", "models", "data"},
     "results": {"metrics", "operations"},
     "report": {"results"},
     "training": CORE | SETUP | {"lazy", "results"},
     "evaluation": CORE | SETUP | {"lazy", "results"},
     "studies": CORE | SETUP | {"lazy", "training", "evaluation", "results", "report"},
-    "cli": CORE | SETUP | {"overrides", "training", "evaluation", "results", "report", "studies"},
+    "cli": CORE | SETUP | {"hub", "overrides", "training", "evaluation", "results", "report", "studies"},
 }
 LIBRARIES = {"lightning": {"training"}, "hydra": {"config", "cli"}, "omegaconf": {"config", "cli"}}
 # Lines of Python, by folder or by files of jepa/.

@@ -88,8 +88,8 @@ class ChatTokenizer:
 
     @classmethod
     def pretrained(cls, name: str) -> ChatTokenizer:
-        """From a hub name or a local folder."""
-        return cls(load_tokenizer(name, name))
+        """From a pretrained name: see `jepa.pretrained.source`."""
+        return cls(load_tokenizer(name))
 
     def save(self, folder: Path) -> None:
         self.hf.save_pretrained(folder)

@@ -10,18 +10,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from jepa.data.tokenizer import pad_rows
 from jepa.errors import InputError, check_int
-from jepa.pretrained import source
+from jepa.pretrained import located
 
 
 class PretrainedTokenizer:
-    """Texts to padded ids and back with the tokenizer of a hub name or a local folder.
+    """Texts to padded ids and back with the tokenizer of a pretrained name: see `jepa.pretrained.source`.
 
     A text may have `max_length` tokens, special ones included; None: the tokenizer's own limit. VL-JEPA has 512 for
     queries and targets (section 3.1).
     """
 
     def __init__(self, name: str, max_length: int | None = None) -> None:
-        self.hf: PreTrainedTokenizerBase = load_tokenizer(source(name), name)
+        self.hf: PreTrainedTokenizerBase = load_tokenizer(name)
         if max_length is not None:
             self.hf.model_max_length = check_int("max_length", max_length, 1)  # saved with the tokenizer
 
@@ -75,9 +75,10 @@ class PretrainedTokenizer:
         return pad_rows(rows, self.pad_id)
 
 
-def load_tokenizer(path: str, name: str) -> PreTrainedTokenizerBase:
-    """The Hugging Face tokenizer of a folder or hub name, which errors call `name`."""
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The Hugging Face tokenizer of a pretrained name, see `jepa.pretrained.source`."""
+    path, file = located(name)
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, **file)
     except (OSError, ValueError) as error:
         raise InputError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error

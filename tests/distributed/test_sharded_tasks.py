@@ -59,7 +59,7 @@ def folder(tmp_path_factory, tiny_model) -> Path:
     checkpoint.save(tiny_model, tiny_config(), folder / "checkpoint")
     stage = {"name": "jepa", "steps": 1, "samples": 1, "seconds": 1.0, "curve": []}
     (folder / "checkpoint" / "training.json").write_text(json.dumps({"stages": [stage]}))
-    mp.spawn(work, args=(str(folder),), nprocs=2)
+    mp.start_processes(work, (str(folder),), nprocs=2, start_method="fork")
     return folder
 
 

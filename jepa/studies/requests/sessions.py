@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from jepa.data.chat import ChatIds
 from jepa.data.pairs import Example
 from jepa.models.drafts import Drafter
 from jepa.models.llm_jepa import LLMJEPA, as_example
@@ -43,7 +43,7 @@ class CachedModel:
         self.states: dict[Example, np.ndarray] = {}
         self.latents: dict[Example, np.ndarray] = {}
         self.rows: dict[Example, list[int]] = {}  # tokens of the answers
-        self.encoded: dict[Example, ChatIds] = {}
+        self.tokenized = cache(lambda pair: model.tokenizer.encode([pair])[0])
         self.gaps: dict[tuple[Example, tuple[int, ...]], float] = {}
         self._texts: dict[tuple[int, ...], str] = {}
 
@@ -94,7 +94,7 @@ class CachedSession(RequestSession):
 
     def __init__(self, cached: CachedModel, ledger: OperationLedger, *, graded: bool = False) -> None:
         super().__init__(cached.model, ledger, cached.drafter)
-        self._cached, self._encoded = cached, cached.encoded
+        self._cached, self._tokenized = cached, cached.tokenized
         self._live = RequestSession(cached.model) if graded else None
 
     def _compute(self, ids: list[int], kept: int) -> None:
