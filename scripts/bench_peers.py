@@ -90,8 +90,8 @@ def ratios(
     return {name: round(times[name] / times[""], 3) if name in there else None for name in peers}
 
 
-def peer(name: str) -> Any | None:
-    """A module, if it can be imported: torchcodec also needs FFmpeg's libraries."""
+def peer(name: str) -> Any:
+    """A module, or None if it cannot be imported: torchcodec also needs FFmpeg's libraries."""
     try:
         return importlib.import_module(name)
     except (ImportError, OSError, RuntimeError):
@@ -160,17 +160,18 @@ def infonce(count: int, width: int, repetitions: int) -> dict[str, float | None]
     library = peer("open_clip.loss")
     clip = library and library.ClipLoss()
 
-    def gradient(value: Tensor) -> np.ndarray:
-        predictions.grad = None
-        value.backward()  # type: ignore[no-untyped-call]
-        assert predictions.grad is not None
-        return np.append(predictions.grad.numpy(), value.item())
+    def gradient(value: Tensor, scale: Tensor) -> np.ndarray:
+        found, *_ = torch.autograd.grad(value, [predictions, targets, scale])
+        return np.append(found.numpy(), value.item())
 
     def by_clip_loss() -> np.ndarray:
-        return gradient(clip(predictions, targets, log_scale.exp()))
+        return gradient(clip(predictions, targets, log_scale.exp()), log_scale)
 
     return ratios(
-        lambda: gradient(loss(predictions, targets)), {"ClipLoss": by_clip_loss if clip else None}, 1e-6, repetitions
+        lambda: gradient(loss(predictions, targets), loss.log_scale),
+        {"ClipLoss": by_clip_loss if clip else None},
+        1e-6,
+        repetitions,
     )
 
 
@@ -189,7 +190,7 @@ def cached(count: int, repetitions: int, chunks: int = 4) -> dict[str, float]:
     times = seconds(
         {
             "plain": lambda: loss(*encode((*ids, mask))).backward(),
-            "cached": lambda: cached_loss(encode, parts, loss).backward(),  # type: ignore[no-untyped-call]
+            "cached": lambda: cached_loss(encode, parts, loss).backward(),
             "similar": lambda: loss(*rows).backward(),
             "chunked": lambda: chunked(*rows).backward(),
         },

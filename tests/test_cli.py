@@ -119,6 +119,7 @@ def test_the_folders_of_long_sweeps_are_short_and_named_in_the_next_command(call
         "weight_decay",
     )
     many = [f"{part}.{key}=3" for part in ("jepa", "decoder") for key in stage] + ["data.train=a=\u00fc, b.jsonl"]
+    (tmp_path / "a=\u00fc, b.jsonl").touch()
     assert main(["train", "-m", "name=trial", "decoder.noise=0,1", *many]) == 0
     [one, two] = [output.relative_to(tmp_path) for _, output in calls]
     assert one != two
