@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -72,7 +73,8 @@ def load(name: str | os.PathLike[str], revision: str | None = None) -> Any:
     It has two methods more: `save_pretrained(folder)`, and `push_to_hub("organisation/name")`, see `push`.
 
     Raises:
-        InputError: a file is missing, truncated or of another format, or tensors do not fit; they are listed.
+        InputError: a file is missing, truncated or of another format, or tensors do not fit or are not finite; they are
+            listed.
     """
     folder = folder_of(os.fspath(name), revision)
     config = read_config(folder)
@@ -95,6 +97,9 @@ def load(name: str | os.PathLike[str], revision: str | None = None) -> Any:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise InputError(f"{folder / _WEIGHTS} does not fit its configuration: {'; '.join(wrong[:5])}{more}")
     model.load_state_dict(tensors, strict=False)  # what is not saved is tied to what is
+    sums = {name: parameter.detach().sum(dtype=torch.float64) for name, parameter in model.named_parameters()}
+    if broken := [name for name, total in sums.items() if not total.isfinite()]:
+        raise InputError(f"{folder / _WEIGHTS}: weights must be finite numbers, got others in {', '.join(broken[:5])}")
     given = read_config(folder)
 
     def save_pretrained(self: Any, folder: str | os.PathLike[str]) -> None:

@@ -28,6 +28,7 @@ SETUP = {"config", "build", "checkpoint"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "lazy": set(),
+    "overrides": set(),
     "pretrained": set(),
     "losses": set(),
     "metrics": set(),
@@ -48,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": CORE | SETUP | {"lazy", "results"},
     "studies": CORE | SETUP | {"lazy", "training", "evaluation", "results", "report"},
     "live": CORE | SETUP | {"lazy", "results", "evaluation"},
-    "cli": CORE | SETUP | {"hub", "training", "evaluation", "results", "report", "studies", "live"},
+    "cli": CORE | SETUP | {"hub", "overrides", "training", "evaluation", "results", "report", "studies", "live"},
 }
 LIBRARIES = {
     "lightning": {"training"},

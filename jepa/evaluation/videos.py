@@ -15,7 +15,7 @@ from jepa.config import EvaluateConfig, StreamConfig, VideosConfig
 from jepa.data.json_lines import located
 from jepa.data.records import StreamRecord
 from jepa.data.timelines import excerpt, read_timeline, video_of
-from jepa.data.video import VideoFile, VideoStream, find_video
+from jepa.data.video import VideoFile, VideoStream, find_videos
 from jepa.data.world import Stream, World
 from jepa.errors import InputError
 from jepa.evaluation.processes import Ranks, ranks
@@ -105,7 +105,8 @@ def _made(world: World, name: str, setting: StreamConfig, seed: int) -> _Plan:
 def _videos(model: VLJEPA, setting: VideosConfig, all_ranks: Ranks) -> _Plan:
     """The annotated videos of a folder."""
     timeline = read_timeline(**setting.timeline.model_dump(exclude={"split_by"}))
-    files = {r.video_id: find_video(Path(setting.folder), video_of(r.video_id)) for r in timeline.records}
+    found = find_videos(Path(setting.folder))
+    files = {r.video_id: found.get(video_of(r.video_id)) for r in timeline.records}
     there = [record for record in timeline.records if files[record.video_id] is not None]
     if not all_ranks.rank:
         print(f"{len(there)} of {len(files)} annotated videos are in {setting.folder}", flush=True)

@@ -80,9 +80,11 @@ class VLJEPA(WindowedModel):
 
     @torch.no_grad()
     def embed_all(self, texts: Sequence[str], batch_size: int = 512) -> Tensor:
-        """Embeddings (N, E) of any number of texts, in batches, on the CPU and without gradients."""
-        batches = (texts[i : i + batch_size] for i in range(0, len(texts), batch_size))
-        return torch.cat([self.embed(batch).cpu() for batch in batches])
+        """Embeddings (N, E) of any number of texts, in batches of like length, on the CPU and without gradients."""
+        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))  # little padding; the largest batch first
+        batches = (order[i : i + batch_size] for i in range(0, len(order), batch_size))
+        found = torch.cat([self.embed([texts[row] for row in batch]).cpu() for batch in batches])
+        return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
 
     def decode(self, latents: Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
         """Y-Decoder: embeddings (B, E) -> greedy texts; each token, the end included, is a forward pass."""
