@@ -10,6 +10,7 @@ A name `organisation/name` is a checkpoint on the Hugging Face hub.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -78,14 +79,34 @@ def load(name: str | os.PathLike[str], revision: str | None = None) -> Any:
     """
     folder = folder_of(os.fspath(name), revision)
     config = read_config(folder)
-    tensors = read_tensors(folder / _WEIGHTS, load_file)
     own = {}
     if roles := config["model"].pop(_TOKENIZERS, []):
         from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 
         own = {role: PretrainedTokenizer(str(folder / _TOKENIZERS / role)) for role in roles}
     model = build_model(config, _model_type(config).tokenizer_type.load(folder), own)
-    expected = _tensors(model)
+    load_weights(model, folder)
+    given = read_config(folder)
+
+    def save_pretrained(self: Any, folder: str | os.PathLike[str]) -> None:
+        save(self, given, Path(folder))
+
+    def push_to_hub(self: Any, to: str, private: bool = False) -> str:
+        with TemporaryDirectory() as place:
+            save(self, given, Path(place))
+            return push(Path(place), to, private)
+
+    model.save_pretrained, model.push_to_hub = MethodType(save_pretrained, model), MethodType(push_to_hub, model)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Loads the weights of a checkpoint into a model of the same architecture.
+
+    Raises:
+        InputError: the file is missing or truncated, or tensors do not fit or hold no finite numbers; they are listed.
+    """
+    tensors, expected = read_tensors(folder / _WEIGHTS, load_file), _tensors(model)
     wrong = [f"missing {name}" for name in expected if name not in tensors]
     wrong += [f"unexpected {name}" for name in tensors if name not in expected]
     wrong += [
@@ -100,18 +121,6 @@ def load(name: str | os.PathLike[str], revision: str | None = None) -> Any:
     sums = {name: parameter.detach().sum(dtype=torch.float64) for name, parameter in model.named_parameters()}
     if broken := [name for name, total in sums.items() if not total.isfinite()]:
         raise InputError(f"{folder / _WEIGHTS}: weights must be finite numbers, got others in {', '.join(broken[:5])}")
-    given = read_config(folder)
-
-    def save_pretrained(self: Any, folder: str | os.PathLike[str]) -> None:
-        save(self, given, Path(folder))
-
-    def push_to_hub(self: Any, to: str, private: bool = False) -> str:
-        with TemporaryDirectory() as place:
-            save(self, given, Path(place))
-            return push(Path(place), to, private)
-
-    model.save_pretrained, model.push_to_hub = MethodType(save_pretrained, model), MethodType(push_to_hub, model)
-    return model.eval()
 
 
 def read_tensors(path: Path, load: Callable[[Path], dict[str, T]]) -> dict[str, T]:
@@ -175,7 +184,13 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _replace(path: Path, write: Any) -> None:
     partial = path.with_name(path.name + ".partial")
-    write(partial)
+    try:
+        write(partial)
+    except SafetensorError as error:  # the disk's errors in words alone
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        partial.unlink(missing_ok=True)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
     os.replace(partial, path)
 
 

@@ -25,8 +25,9 @@ from jepa.errors import CollectedError, InputError
 from jepa.overrides import overrides_of, short_name
 
 if TYPE_CHECKING:
-    from jepa.config import Config, EvaluateConfig, LanguageTrainConfig, ReportConfig, TrainConfig
+    from jepa.config import Config, EvaluateConfig, ReportConfig
     from jepa.studies.configs import ComparisonTrainConfig
+    from jepa.training.configs import LanguageTrainConfig, TrainConfig
 
 _CONF = files("jepa.conf")
 EXIT_NOT_MET = 1  # a report below what `fail_under` asks
@@ -64,8 +65,8 @@ def register_schemas() -> dict[str, type[Config]]:
     from jepa.config import Config, defaults
 
     OmegaConf.register_new_resolver("short", short_name, replace=True)
-    named = ("jepa.config", "jepa.studies.configs", "jepa.hub", "jepa.live.config")
-    modules = [importlib.import_module(name) for name in named]
+    named = ("config", "training.configs", "studies.configs", "live.configs", "hub")
+    modules = [importlib.import_module(f"jepa.{name}") for name in named]
     found = {name: each for module in modules for name, each in vars(module).items() if isinstance(each, type)}
     schemas = {name: each for name, each in found.items() if issubclass(each, Config)}
     for name, schema in schemas.items():
@@ -80,12 +81,13 @@ def _train(settings: TrainConfig | LanguageTrainConfig | ComparisonTrainConfig, 
         resolve_name("jepa.training.run:train")(settings, output)
     else:
         from jepa.evaluation.answers import check_before_training, evaluate_answers
-        from jepa.training.fit import is_first_process
+        from jepa.processes import is_first_process
 
         check_before_training(settings.answers, settings.data)
         folder = resolve_name("jepa.training.run:train")(settings, output)  # an arm is a run with its scores
         if is_first_process():
-            evaluate_answers(folder, output / "evaluation", settings.answers, settings.accelerator)
+            once, own = bool(settings.resume), output / "evaluation"
+            evaluate_answers(folder, own, settings.answers, settings.accelerator, once=once)
 
 
 def _evaluate(settings: EvaluateConfig, output: Path) -> None:

@@ -19,11 +19,12 @@ from tqdm import tqdm
 from jepa.build import build
 from jepa.checkpoint import build_model
 from jepa.cli import compose
-from jepa.config import TrainConfig, validate
+from jepa.config import validate
 from jepa.data.clips import ClipBatches
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import corpus
 from jepa.models.vl_jepa import set_fused_attention
+from jepa.training.configs import TrainConfig
 from jepa.training.fit import computes_in_bf16
 
 

@@ -23,11 +23,12 @@ import torch
 from jepa.build import build_as
 from jepa.checkpoint import read_config
 from jepa.cli import compose
-from jepa.config import AnswersConfig, LanguageTrainConfig, validate
+from jepa.config import AnswersConfig, validate
 from jepa.data.pairs import ExampleSplits
 from jepa.evaluation.answers import load_language_model
 from jepa.evaluation.generation import with_drafts
 from jepa.models.llm_jepa import LLMJEPA
+from jepa.training.configs import LanguageTrainConfig
 from jepa.training.run import train
 
 Kind: TypeAlias = Literal["latent", "lookup", "both"]

@@ -22,13 +22,14 @@ from tqdm import tqdm
 
 from jepa.build import build
 from jepa.cli import compose
-from jepa.config import TrainConfig, validate
+from jepa.config import validate
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import CAPTION_QUERIES, corpus
 from jepa.models.vl_jepa import set_fused_attention
 from jepa.operations import count_flops
 from jepa.predictors.experts import Experts, active_parameters
 from jepa.predictors.transformer import QueryPredictor
+from jepa.training.configs import TrainConfig
 from jepa.training.fit import computes_in_bf16
 
 

@@ -24,11 +24,12 @@ import jepa
 from jepa.build import build
 from jepa.checkpoint import build_model
 from jepa.cli import compose
-from jepa.config import LanguageTrainConfig, validate
+from jepa.config import validate
 from jepa.data.packing import PackedBatch, pack
 from jepa.data.pairs import Example, read_chat
 from jepa.evaluation.generation import generate, longest_answer
 from jepa.models.llm_jepa import LLMJEPA
+from jepa.training.configs import LanguageTrainConfig
 from jepa.training.language import make_tokenizer
 
 TARGET = 10.0  # times as many answers per second as one request at a time, at least

@@ -36,7 +36,7 @@ from omegaconf import OmegaConf
 from jepa import checkpoint
 from jepa.checkpoint import build_model
 from jepa.cli import compose
-from jepa.config import PolicyConfig, TrainConfig, validate
+from jepa.config import PolicyConfig, validate
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import CAPTION_QUERIES, StreamStyle, World, captions, corpus, is_held_out
 from jepa.evaluation.streams import encode_stream
@@ -45,6 +45,7 @@ from jepa.live.command import bind, serve
 from jepa.live.session import percentiles
 from jepa.models.vl_jepa import VLJEPA
 from jepa.selective import ScoredStream, Uniform, calibrate_trigger
+from jepa.training.configs import TrainConfig
 
 WORLD, STYLE, FPS = World(), StreamStyle(mean_event=6.0), 8
 DECODES = Changes(policy="uniform", threshold=0.25)  # a second: about as many as the gate's on everyday streams

@@ -32,13 +32,14 @@ from tqdm import tqdm
 from jepa.build import build
 from jepa.checkpoint import build_model
 from jepa.cli import compose
-from jepa.config import LanguageTrainConfig, validate
+from jepa.config import validate
 from jepa.data.batches import PairBatch
 from jepa.data.chat import ChatIds
 from jepa.data.packing import IGNORE, pack
 from jepa.data.pairs import read_chat
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import count_flops
+from jepa.training.configs import LanguageTrainConfig
 from jepa.training.fit import computes_in_bf16
 from jepa.training.language import make_tokenizer
 from jepa.training.objectives import Objective

@@ -27,13 +27,14 @@ import torch.nn.functional as F
 from jepa.build import build
 from jepa.checkpoint import build_model
 from jepa.cli import compose
-from jepa.config import TrainConfig, validate
+from jepa.config import validate
 from jepa.data.clips import ClipBatch, ClipBatches
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import corpus
 from jepa.losses.infonce import info_nce
 from jepa.models.vl_jepa import set_fused_attention
 from jepa.operations import count_flops
+from jepa.training.configs import TrainConfig
 from jepa.training.fit import computes_in_bf16
 from jepa.training.modules import JEPAModule
 

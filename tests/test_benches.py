@@ -13,11 +13,12 @@ import torch
 from jepa.build import build
 from jepa.checkpoint import build_model
 from jepa.cli import compose
-from jepa.config import LanguageTrainConfig, validate
+from jepa.config import validate
 from jepa.evaluation import Generated
 from jepa.operations import PartCount
 from jepa.predictors.experts import active_parameters
 from jepa.selective import Decoded
+from jepa.training.configs import LanguageTrainConfig
 from jepa.training.language import make_tokenizer
 
 SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

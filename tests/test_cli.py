@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import jepa
 from jepa.cli import COMMANDS, main
-from jepa.config import TrainConfig
 from jepa.errors import InputError
+from jepa.training.configs import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 # Examples of the help are those at the head of the command's file.

@@ -11,11 +11,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from jepa.cli import COMMANDS, compose, groups
-from jepa.config import Config, EvaluateConfig, LanguageTrainConfig, ReportConfig, TrainConfig, defaults, validate
+from jepa.config import Config, EvaluateConfig, ReportConfig, defaults, validate
 from jepa.errors import InputError
 from jepa.hub import ExportConfig, PushConfig
 from jepa.live import LiveConfig
 from jepa.studies.configs import ComparisonTrainConfig, CostConfig, ReplayConfig
+from jepa.training.configs import LanguageTrainConfig, TrainConfig
 
 CONF = Path(__file__).parent.parent / "conf"
 SCHEMAS: dict[str, type[Config]] = {

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import COMMANDS, compose, overrides_of
-from jepa.config import EvaluateConfig, LanguageTrainConfig, ReportConfig, TrainConfig, validate
+from jepa.config import EvaluateConfig, ReportConfig, validate
 from jepa.hub import ExportConfig, PushConfig
 from jepa.live import LiveConfig
 from jepa.report.render import html, markdown, terminal
@@ -25,6 +25,7 @@ from jepa.report.tables import Column, table
 from jepa.results import StreamResults, read_document
 from jepa.selective import Decoded, SelectiveDecoder
 from jepa.studies.configs import ComparisonTrainConfig, CostConfig, ReplayConfig
+from jepa.training.configs import LanguageTrainConfig, TrainConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])

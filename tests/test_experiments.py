@@ -15,9 +15,10 @@ from safetensors.numpy import load_file, save_file
 import jepa
 from jepa.checkpoint import build_model
 from jepa.cli import compose, main
-from jepa.config import LanguageTrainConfig, validate
+from jepa.config import validate
 from jepa.data.pairs import Example
 from jepa.results import AnswerEvaluation, StreamEvaluation, StreamResults, read_document
+from jepa.training.configs import LanguageTrainConfig
 from jepa.training.language import make_tokenizer
 
 ROOT = Path(__file__).parents[1]

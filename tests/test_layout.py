@@ -23,10 +23,12 @@ import jepa
 PACKAGE, TESTS = Path(jepa.__file__).parent, Path(__file__).parent
 PARTS = {"encoders", "predictors", "decoders", "losses"}
 CORE = PARTS | {"metrics", "operations", "data", "models", "selective", "pretrained"}
-SETUP = {"config", "build", "checkpoint"}
+SETUP = {"config", "build", "checkpoint", "kept", "processes"}
 # A room is a folder or a module of jepa/. Each may import itself, `errors`, and:
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "processes": set(),
+    "kept": {"processes"},
     "lazy": set(),
     "overrides": set(),
     "pretrained": set(),

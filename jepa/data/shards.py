@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
@@ -32,6 +33,7 @@ from jepa.errors import InputError, check_int
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
 _BROKEN_IN_A_ROW = 1000  # samples; then nothing more is expected of the shards
+_UNREAD = torch.empty(0)  # a medium of a batch that is passed over
 
 
 def write_shards(manifest: str | Path, folder: str | Path, per_shard: int) -> list[Path]:
@@ -112,6 +114,7 @@ class Shards(IterableDataset[Sample]):
     Every epoch takes the shards in a new order. One rank and worker reads each, or `everywhere`, as in validation, one
     worker of every rank. Samples are shuffled within a buffer of so many samples, with their media; 1 keeps the order
     of a shard. `skip_broken` leaves malformed samples out and gives a shard up where it breaks; `skipped` names both.
+    Workers take turns: the one whose turn it is after `first` batches is the first.
     """
 
     def __init__(
@@ -120,13 +123,14 @@ class Shards(IterableDataset[Sample]):
         if not paths:
             raise InputError("shards must be at least 1, got none")
         self.paths, self.seed, self.buffer = paths, seed, check_int("buffer", buffer, 1)
-        self.skip_broken, self.everywhere = skip_broken, everywhere
+        self.skip_broken, self.everywhere, self.first = skip_broken, everywhere, 0
         self.skipped: list[str] = []  # what this process left out, each time
 
     def place(self) -> tuple[int, int]:
         """The number of this reader and of all readers: ranks x workers."""
         worker = get_worker_info()
         workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        number = (self.first + number) % workers
         grouped = dist.is_available() and dist.is_initialized() and not self.everywhere
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
         return rank * workers + number, ranks * workers
@@ -166,22 +170,27 @@ class ShardBatches(IterableDataset[ClipBatch]):
 
     `skip_broken` leaves samples out whose medium cannot be read. The next batch's `skipped` names them and the shards
     that were given up. A sample of world prediction is an error, and so are 1000 broken media in a row.
+
+    Those of this rank before number `start` are passed over. Their shards are read again, and their media not decoded,
+    unless `skip_broken` has to know which of them can be.
     """
 
     def __init__(
         self, shards: Shards, read: Read, batch_size: int, prompts: Prompts, skip_broken: bool = False
     ) -> None:
         self.shards, self.read, self.prompts, self.skip_broken = shards, read, prompts, skip_broken
-        self.batch_size = check_int("batch_size", batch_size, 1)
+        self.batch_size, self.start = check_int("batch_size", batch_size, 1), 0
 
     def __iter__(self) -> Iterator[ClipBatch]:
+        worker, self.shards.first = get_worker_info(), self.start
+        passed = self.start if worker is None else (self.start + worker.id) // worker.num_workers  # of this reader
         rng = np.random.default_rng([self.shards.seed, 2, self.shards.place()[0]])
         rows, skipped, broken = list[Row](), list[str](), 0
         for sample in self.shards:
             if isinstance(sample, WorldPredictionSample):
                 raise InputError(f"samples to train on must be no world prediction, got {sample.id!r}")
             try:
-                states = self.read(sample.media)
+                states = _UNREAD if passed and not self.skip_broken else self.read(sample.media)
             except InputError as error:
                 broken += 1
                 if not self.skip_broken:
@@ -193,7 +202,9 @@ class ShardBatches(IterableDataset[ClipBatch]):
             broken = 0
             rows.append((states, *self.prompts.ask(sample, rng)))
             if len(rows) == self.batch_size:
-                yield collate(rows, skipped + self.shards.skipped)
+                if not passed:
+                    yield collate(rows, skipped + self.shards.skipped)
+                passed = max(0, passed - 1)
                 self.shards.skipped.clear()
                 rows, skipped = [], []
 

@@ -10,7 +10,6 @@ _NAMES = {
     "tasks": "Found Task",
     "generation": "Generated drafter_of generate with_drafts",
     "run": "compared evaluate results_of",
-    "processes": "Ranks",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 __all__ = list(_HOMES)

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +27,14 @@ from jepa.data.packing import IGNORE, PackedBatch, pack, target_numbers
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
 from jepa.evaluation.generation import longest_answer, progress, with_drafts
-from jepa.evaluation.provenance import device_of, evaluated, trained_stages
+from jepa.evaluation.provenance import device_of, evaluated, kept_in, trained_stages
 from jepa.evaluation.tasks import score_line
+from jepa.kept import Kept, KeptInMemory
 from jepa.metrics.answers import METRICS, multiple_choice, proportion_interval, score, scorer_for
 from jepa.metrics.latents import LatentGeometry, collapse_message, paraphrase, recall_at_false_fraction, ridge_r2
 from jepa.metrics.per_token import answer_costs, choice_costs
 from jepa.models.costs import pass_flops
+from jepa.models.drafts import Continuation, Verified
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import TRAINING_PARTS, OperationLedger, PartCount
 from jepa.results.base import write_files
@@ -98,11 +101,17 @@ def _scorer_options(metric: str, answers: AnswersConfig) -> dict[str, str | floa
 
 @torch.no_grad()
 def evaluate_answers(
-    folder: Path, output: Path, answers: AnswersConfig, accelerator: str, splits: ExampleSplits | None = None
+    folder: Path,
+    output: Path,
+    answers: AnswersConfig,
+    accelerator: str,
+    splits: ExampleSplits | None = None,
+    once: bool = False,
 ) -> Path:
     """Answer the prompts of a split (of the training's data without `splits`), score, and write the folder `output`.
 
-    It holds an `AnswerEvaluation`, a line for each example, and predicted and target embeddings (N, E).
+    It holds an `AnswerEvaluation`, a line for each example, and predicted and target embeddings (N, E). What was done
+    `once`, of the same weights, answers and code, is not done again.
 
     Raises:
         InputError: another kind of checkpoint, no record of its training, or answers that cannot be scored.
@@ -116,46 +125,50 @@ def evaluate_answers(
     if answers.drafts is not None:
         model.drafter(answers.drafts)  # refused before anything is computed
     objective = ObjectiveConfig(**trained["objective"])
-    predictions, targets, ids = embeddings(model, pairs, answers.batch_size, objective)
-    drafting = None
-    if CHOICE in answers.metrics:
-        started = time.perf_counter()
-        found = _choose(model, pairs, answers)
-        count = PartCount(calls=len(pairs), seconds=time.perf_counter() - started)
-    else:
-        made, drafting = with_drafts(model, pairs, answers, splits)
-        found, count = _scored(model, made.answers, pairs, answers), made.spent
-    texts = {"prediction": found.texts}
-    if model.y_decoder is not None and CHOICE not in answers.metrics:
-        said = _from_embeddings(model, pairs, predictions, answers)
-        texts["prediction from the embedding"] = said.texts
-        found.verdicts.update({f"{name} from the embedding": right for name, right in said.verdicts.items()})
-        found.costs.update({f"{name} from the embedding": cost for name, cost in said.costs.items()})
-    measured = geometry(predictions, targets, ids, pairs, answers)
-    document = evaluated(
-        AnswerEvaluation,
-        *(folder, output, trained, device, model),
-        arm=trained["arm"],
-        config=trained,
-        training=training,
-        split=answers.split,
-        pairs=len(pairs),
-        scores={name: _score(right, found.costs[name]) for name, right in found.verdicts.items()},
-        generation=count,
-        drafting=drafting,
-        geometry={name: value for name, value in measured.items() if math.isfinite(value)},
-        warning=collapse_message(measured) if measured else "fewer than 2 distinct targets: nothing to tell apart",
-    )
-    lines = []
-    for i, pair in enumerate(pairs):
-        line = {"source": pair.source, "prompt": pair.prompt, "completion": pair.completion}
-        line |= {name: column[i] for name, column in (texts | found.verdicts).items()}
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    output.mkdir(parents=True, exist_ok=True)
-    save_file({"predictions": predictions, "targets": targets}, output / "latents.safetensors")
-    files = {PREDICTIONS: "".join(lines).encode(), AnswerEvaluation.file_name: document.to_json()}
-    write_files({output / name: content for name, content in files.items()})
-    print("\n".join([*_summary(document), f"evaluation: {output}"]), flush=True)
+    store = kept_in(output, folder, (Continuation, Verified), answers=answers.model_dump(), pairs=[*map(vars, pairs)])
+    if once and store.finished:
+        return output
+    with store:
+        predictions, targets, ids = embeddings(model, pairs, answers.batch_size, objective, store)
+        drafting = None
+        if CHOICE in answers.metrics:
+            started = time.perf_counter()
+            found = _choose(model, pairs, answers)
+            count = PartCount(calls=len(pairs), seconds=time.perf_counter() - started)
+        else:
+            made, drafting = with_drafts(model, pairs, answers, splits, store)
+            found, count = _scored(model, made.answers, pairs, answers), made.spent
+        texts = {"prediction": found.texts}
+        if model.y_decoder is not None and CHOICE not in answers.metrics:
+            said = _from_embeddings(model, pairs, predictions, answers)
+            texts["prediction from the embedding"] = said.texts
+            found.verdicts.update({f"{name} from the embedding": right for name, right in said.verdicts.items()})
+            found.costs.update({f"{name} from the embedding": cost for name, cost in said.costs.items()})
+        measured = geometry(predictions, targets, ids, pairs, answers)
+        document = evaluated(
+            AnswerEvaluation,
+            *(folder, output, trained, device, model),
+            arm=trained["arm"],
+            config=trained,
+            training=training,
+            split=answers.split,
+            pairs=len(pairs),
+            scores={name: _score(right, found.costs[name]) for name, right in found.verdicts.items()},
+            generation=count,
+            drafting=drafting,
+            geometry={name: value for name, value in measured.items() if math.isfinite(value)},
+            warning=collapse_message(measured) if measured else "fewer than 2 distinct targets: nothing to tell apart",
+        )
+        lines = []
+        for i, pair in enumerate(pairs):
+            line = {"source": pair.source, "prompt": pair.prompt, "completion": pair.completion}
+            line |= {name: column[i] for name, column in (texts | found.verdicts).items()}
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        output.mkdir(parents=True, exist_ok=True)
+        save_file({"predictions": predictions, "targets": targets}, output / "latents.safetensors")
+        files = {PREDICTIONS: "".join(lines).encode(), AnswerEvaluation.file_name: document.to_json()}
+        write_files({output / name: content for name, content in files.items()})
+        print("\n".join([*_summary(document), f"evaluation: {output}"]), flush=True)
     return output
 
 
@@ -256,7 +269,7 @@ def _score(right: Sequence[bool], cost: AnswerCosts) -> AnswerScore:
 
 
 def embeddings(
-    model: LLMJEPA, pairs: Sequence[Example], batch_size: int, objective: ObjectiveConfig
+    model: LLMJEPA, pairs: Sequence[Example], batch_size: int, objective: ObjectiveConfig, store: Kept | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Predicted and target embeddings (N, E), L2-normalised, and numbers (N,) that are equal for equal targets.
 
@@ -267,15 +280,19 @@ def embeddings(
         layout = replace(layout, predictors=())
     encoded = model.tokenizer.encode(pairs)
     ids = target_numbers(encoded, layout)
-    predictions, targets = [], []
-    for start in progress(len(pairs), batch_size, "latents"):
+    store = store or KeptInMemory()
+
+    def batch(start: int) -> list[Tensor]:
         part = encoded[start : start + batch_size]
         rows = pack(part, layout, part, ids[start : start + batch_size])
         rows = rows._replace(labels=torch.full_like(rows.labels, IGNORE))  # no logits are wanted
         out = model(_on_device(rows, model))
-        predictions.append(F.normalize(out.predictions.float(), dim=-1).cpu())
-        targets.append(F.normalize(out.targets.float(), dim=-1).cpu())
-    return torch.cat(predictions), torch.cat(targets), torch.tensor(ids)
+        return [F.normalize(each.float(), dim=-1).cpu() for each in (out.predictions, out.targets)]
+
+    starts = progress(len(pairs), batch_size, "latents")
+    parts = [store.get(f"latents {start}", partial(batch, start)) for start in starts]
+    predictions, targets = map(torch.cat, zip(*parts, strict=True))
+    return predictions, targets, torch.tensor(ids)
 
 
 def geometry(

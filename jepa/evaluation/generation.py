@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from jepa.config import AnswersConfig
 from jepa.data.chat import ChatIds
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
+from jepa.kept import Kept, KeptInMemory
 from jepa.models.drafts import Continuation, Drafter, fastest
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import PartCount
@@ -31,30 +33,47 @@ class Generated(NamedTuple):
     spent: PartCount
 
 
-def generate(model: LLMJEPA, pairs: Sequence[Example], batch_size: int, drafter: Drafter | None = None) -> Generated:
-    """N answers, no longer than the longest right one. Batches hold prompts of similar length."""
-    started, encoded = time.perf_counter(), model.tokenizer.encode(pairs)
+def generate(
+    model: LLMJEPA,
+    pairs: Sequence[Example],
+    batch_size: int,
+    drafter: Drafter | None = None,
+    store: Kept | None = None,
+    name: str = "answers",
+) -> Generated:
+    """N answers, no longer than the longest right one. Batches hold prompts of similar length.
+
+    Each batch is in the `store` under `name` and a number; the seconds are those that all batches took.
+    """
+    store, encoded = store or KeptInMemory(), model.tokenizer.encode(pairs)
     longest, prompts = longest_answer(encoded), [ids.given for ids in encoded]
     order = sorted(range(len(pairs)), key=lambda i: len(prompts[i]))
-    found: dict[int, Continuation] = {}
+    found, seconds = dict[int, Continuation](), 0.0
+
+    def batch(chosen: Sequence[int]) -> tuple[list[Continuation], float]:
+        started = time.perf_counter()
+        made = model.continuations([prompts[i] for i in chosen], longest, drafter)
+        return made, time.perf_counter() - started
+
     for start in progress(len(pairs), batch_size, "answers"):
         chosen = order[start : start + batch_size]
-        rows = model.continuations([prompts[i] for i in chosen], longest, drafter)
-        found.update(zip(chosen, rows, strict=True))
-    seconds, rows = time.perf_counter() - started, [found[i] for i in range(len(pairs))]
+        made, spent = store.get(f"{name} {start}", partial(batch, chosen))
+        found.update(zip(chosen, made, strict=True))
+        seconds += spent
+    rows = [found[i] for i in range(len(pairs))]
     answers = model.texts(prompts, rows, drafter)
     counts = {name: sum(getattr(each, name) for each in answers) for name in _COSTS}
     return Generated(answers, rows, PartCount(calls=len(pairs), seconds=seconds, **counts))
 
 
 def with_drafts(
-    model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig, splits: ExampleSplits
+    model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig, splits: ExampleSplits, store: Kept | None = None
 ) -> tuple[Generated, Drafting | None]:
     """Answers as configured. With drafts they are generated token by token as well, for comparison."""
-    uniform = generate(model, pairs, answers.batch_size)
+    uniform = generate(model, pairs, answers.batch_size, store=store)
     if (drafter := drafter_of(model, answers, splits)) is None:
         return uniform, None
-    found = generate(model, pairs, answers.batch_size, drafter)
+    found = generate(model, pairs, answers.batch_size, drafter, store, f"drafted at {drafter.threshold}")
     passes = [each for row in found.rows for each in row.passes]
     gains = [gain for row in found.rows for gain in _gains(row)]
     places, positions = range(answers.draft_tokens), range(max(place for place, _ in gains) + 1)

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from jepa import __version__
 from jepa.build import Node
 from jepa.errors import InputError
+from jepa.kept import Kept
 from jepa.results import Code, Device
 from jepa.results.documents import Evaluation, RoleParameters
 
@@ -38,10 +39,12 @@ def now() -> str:
 
 def device_of(accelerator: str) -> str:
     """ "cuda" or "cpu" for an accelerator "auto", "cpu" or "gpu". Raises `InputError` for a GPU that is not there."""
-    if accelerator != "cpu" and torch.cuda.is_available():
+    if accelerator == "mps" and torch.backends.mps.is_available():
+        return "mps"
+    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
         return "cuda"
-    if accelerator == "gpu":
-        raise InputError("accelerator is gpu, but no GPU is available")
+    if accelerator in ("gpu", "mps"):
+        raise InputError(f"accelerator is {accelerator}, but no {accelerator.upper()} is available")
     return "cpu"
 
 
@@ -67,6 +70,12 @@ def evaluated(
         parameters=tuple(RoleParameters.model_validate(role) for role in model.parameters_by_role()),
         **fields,
     )
+
+
+def kept_in(output: Path, folder: Path, kinds: Sequence[type], lasting: bool = False, **depends_on: object) -> Kept:
+    """What an evaluation of the checkpoint `folder` into `output` has computed, with these libraries."""
+    made_by = {"libraries": library_versions(), "weights": folder / "model.safetensors"}
+    return Kept(output, {**made_by, **depends_on}, kinds, lasting)
 
 
 def trained_stages(folder: Path) -> list[Node]:

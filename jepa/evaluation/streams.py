@@ -18,12 +18,12 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from jepa.checkpoint import read_tensors
-from jepa.data.records import StreamRecord, read_records, write_records
+from jepa.data.records import Event, StreamRecord, read_records, write_records
 from jepa.data.video import VideoStream
 from jepa.data.world import CAPTION_QUERIES, Stream
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA, mean_states
-from jepa.operations import OperationLedger
+from jepa.operations import CacheCount, OperationLedger, PartCount
 from jepa.results import EstimatedSeconds
 from jepa.results.documents import Thumbnail
 from jepa.selective import (
@@ -83,6 +83,9 @@ class EncodedStream:
         mask = self.mask(steps)
         states = None if self.states is None else self.states[mask]
         return replace(self, latents=self.latents[mask], times=self.times[mask], states=states)
+
+
+KINDS = (EncodedStream, StreamRecord, Event, OperationLedger, PartCount, CacheCount)  # what it is made of
 
 
 def check_length(model: VLJEPA, stream: Stream | VideoStream) -> None:

@@ -8,9 +8,10 @@ S streams, T steps, E embedding dimensions.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, astuple
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +26,7 @@ from jepa.config import CacheConfig, PolicyConfig, ReportConfig, SweepConfig
 from jepa.data.json_lines import located
 from jepa.data.records import StreamRecord
 from jepa.errors import InputError
-from jepa.evaluation.processes import in_processes
-from jepa.evaluation.provenance import code_version, describe_device, now
+from jepa.evaluation.provenance import code_version, describe_device, kept_in, now
 from jepa.evaluation.streams import (
     SPLITS,
     CachedDecoder,
@@ -38,6 +38,7 @@ from jepa.evaluation.streams import (
     load_streams,
     segment_streams,
 )
+from jepa.kept import Kept, KeptInMemory
 from jepa.metrics import (
     CaptionPairs,
     DenseScores,
@@ -51,6 +52,7 @@ from jepa.metrics import (
     tokenize,
 )
 from jepa.models.bank import fill_bank
+from jepa.processes import in_processes
 from jepa.results import (
     Ratio,
     Requirement,
@@ -64,6 +66,7 @@ from jepa.results import (
 )
 from jepa.results.documents import CacheSettings, Decode, EstimatedSeconds, Operations, Point, Reference, Saving
 from jepa.selective import (
+    Decoded,
     Decoder,
     Emission,
     ErrorRate,
@@ -79,6 +82,7 @@ from jepa.selective import (
     calibrate_threshold,
     measured_error,
 )
+from jepa.selective.cache import CacheEntry
 from jepa.selective.calibration import DecodedStream
 
 Streams = Mapping[str, Sequence[EncodedStream]]  # by split: `calibration` and `test`
@@ -122,6 +126,7 @@ def sweep_setting(
     latent_delay: float,
     name: str,
     tolerances: Sequence[float] = (0.0,),
+    store: Kept | None = None,
 ) -> Swept:
     """Curves, savings and operations of one setting, called `name`.
 
@@ -138,14 +143,20 @@ def sweep_setting(
     """
     check_sweep(config)
     _check_streams(streams, decoder, config.policies, name)
-    setting, policies, seed = _Setting(streams, decoder, config, latent_delay), config.policies, config.seed
-    workers = config.workers if _on_cpu(decoder) else 0
-    found: dict[tuple[str, float], _Run] = {}
+    policies, seed, workers = config.policies, config.seed, config.workers if _on_cpu(decoder) else 0
+    store, found, left = store or KeptInMemory(), dict[tuple[str, float], _Run](), dict[tuple[str, float], str]()
+    for policy, each in policies.items():
+        made_of = each.model_dump_json(exclude={"label", "values"})
+        for value in each.values:
+            if (run := store.find(kept_as := f"{name} {made_of} {value} {seed} {latent_delay}")) is None:
+                left[policy, value] = kept_as
+            else:
+                found[policy, value] = run
+    setting = _Setting(streams, decoder, config, latent_delay, store, left)
+    tasks = _tasks(policies, left, max(1, workers))
     with (
-        tqdm(
-            desc=f"policies, {name}", unit="run", total=sum(len(each.values) for each in policies.values())
-        ) as progress,
-        closing(in_processes(setting.runs, _tasks(policies, max(1, workers)), workers)) as results,
+        tqdm(desc=f"policies, {name}", unit="run", total=len(left)) as progress,
+        closing(in_processes(setting.runs, tasks, workers if tasks else 0)) as results,
     ):
         for runs in results:
             found.update(runs)
@@ -227,12 +238,15 @@ def stream_results(folder: Path, config: ReportConfig) -> StreamResults | None:
     evaluation: StreamEvaluation = read_document(path, StreamEvaluation)
     if config.fail_under is not None:  # before the sweep
         Requirement.parse(config.fail_under).check("streams", evaluation.settings)
-    model = checkpoint.load(Path(config.checkpoint or folder / evaluation.checkpoint))
-    return sweep_evaluation(evaluation, folder, model, config)
+    trained = Path(config.checkpoint or folder / evaluation.checkpoint)
+    model, saved = checkpoint.load(trained), sorted(folder.glob("*/*/latents.safetensors"))
+    kinds = (_Run, SweepPoint, DenseScores, ErrorRate, LatentCache, CacheEntry, Decoded)
+    with kept_in(Path(config.output or folder.parent), trained, kinds, lasting=True, streams=saved) as store:
+        return sweep_evaluation(evaluation, folder, model, config, store)
 
 
 def sweep_evaluation(
-    evaluation: StreamEvaluation, folder: Path, decoder: Decoder, config: ReportConfig
+    evaluation: StreamEvaluation, folder: Path, decoder: Decoder, config: ReportConfig, store: Kept | None = None
 ) -> StreamResults:
     """Policies swept over the latents that an evaluation saved in its folder. The decoder is on the CPU."""
     device = describe_device("cpu")
@@ -240,7 +254,9 @@ def sweep_evaluation(
     def swept(name: str, encoded: documents.EncodedStreams) -> Setting:
         streams = {split: load_streams(folder / name / split) for split in SPLITS}
         delay, tolerances = evaluation.latent_delay, config.tolerances
-        sweep, emissions = sweep_setting(streams, decoder, config, latent_delay=delay, name=name, tolerances=tolerances)
+        sweep, emissions = sweep_setting(
+            streams, decoder, config, latent_delay=delay, name=name, tolerances=tolerances, store=store
+        )
         first, counts = streams["test"][0].record, {split: len(each) for split, each in streams.items()}
         return Setting(
             **dict(sweep),
@@ -286,8 +302,10 @@ class _Run(NamedTuple):
     error: ErrorRate | None
 
 
-def _tasks(policies: Mapping[str, PolicyConfig], processes: int) -> list[list[_Job]]:
-    """All jobs, in tasks for processes, the longest first, none longer than a process's part if it can be cut.
+def _tasks(
+    policies: Mapping[str, PolicyConfig], left: Container[tuple[str, float]], processes: int
+) -> list[list[_Job]]:
+    """The jobs left, in tasks for processes, the longest first, none longer than a process's part if it can be cut.
 
     Values of the same policies stand together, since they have latents and texts in common.
     """
@@ -295,7 +313,8 @@ def _tasks(policies: Mapping[str, PolicyConfig], processes: int) -> list[list[_J
     for name, policy in policies.items():
         group = groups.setdefault(json.dumps([policy.policy, policy.parameter, policy.steps], sort_keys=True), {})
         for value in policy.values:
-            group.setdefault(value, []).append(name)
+            if (name, value) in left:
+                group.setdefault(value, []).append(name)
     jobs = []
     for group in groups.values():
         lengths = [sum(1 if policies[name].cache is None else 3 for name in names) for names in group.values()]
@@ -312,10 +331,19 @@ def _tasks(policies: Mapping[str, PolicyConfig], processes: int) -> list[list[_J
 
 
 class _Setting:
-    """The streams of a setting, and how they are decoded."""
+    """The streams of a setting, how they are decoded, and what keeps their runs, under the names `kept_as`."""
 
-    def __init__(self, streams: Streams, decoder: Decoder, config: SweepConfig, latent_delay: float) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        decoder: Decoder,
+        config: SweepConfig,
+        latent_delay: float,
+        store: Kept,
+        kept_as: Mapping[tuple[str, float], str],
+    ) -> None:
         self.streams, self.decoder, self.config, self.latent_delay = streams, decoder, config, latent_delay
+        self.store, self.kept_as = store, kept_as
         self.once = CachedDecoder(decoder)
         self.scorers = {split: _Scorer([stream.record for stream in each]) for split, each in streams.items()}
 
@@ -337,7 +365,8 @@ class _Setting:
                 for split, streams in self.streams.items()
             }
             for name in job.policies:
-                found[name, job.value] = self._run(job.value, self.config.policies[name].cache, segments)
+                run = partial(self._run, job.value, self.config.policies[name].cache, segments)
+                found[name, job.value] = self.store.get(self.kept_as[name, job.value], run)
         return found
 
     def _run(self, value: float, settings: CacheConfig | None, segments: Mapping[str, Segments]) -> _Run:

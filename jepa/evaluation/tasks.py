@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,13 +33,14 @@ from jepa.data.media import read_clip
 from jepa.data.world import CAPTION_QUERIES, SOLO_ACTIONS, Question, Scene, World, captions, questions
 from jepa.data.world_tasks import held_out_clips, held_out_scenes, world_samples
 from jepa.errors import InputError
-from jepa.evaluation.processes import Ranks, ranks
-from jepa.evaluation.provenance import announce, device_of, evaluated
+from jepa.evaluation.provenance import announce, device_of, evaluated, kept_in
+from jepa.kept import Kept, KeptInMemory
 from jepa.metrics import cider_d, paired_cosine, rankme, retrieval_ranks, retrieval_scores, unpaired_cosine
 from jepa.metrics.answers import proportion_interval
 from jepa.metrics.per_token import answer_costs, choice_costs
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import similarity_flops
+from jepa.processes import Ranks, ranks
 from jepa.results import TaskEvaluation, write_files
 from jepa.results.documents import (
     AnswerCost,
@@ -239,26 +241,28 @@ def evaluate_task(folder: Path, output: Path, config: EvaluateConfig, settings: 
             samples = read_manifest(Path(settings.manifest), [kind])[: settings.limit or None]
         if len(samples) < all_ranks.count:
             raise InputError(f"a task must have a sample for each of {all_ranks.count} processes, got {len(samples)}")
-        task = Task(model, settings, samples, config.batch_size, all_ranks)
-        found = run(task)
-        if all_ranks.rank:
-            return output
-        document = evaluated(
-            TaskEvaluation,
-            *(folder, output, trained, device, model),
-            config={"train": trained, "evaluate": config.model_dump()},
-            task=settings.kind,
-            data=settings.manifest or "embedded",
-            samples=len(found.lines),
-            skipped=tuple(task.skipped),
-            processes=all_ranks.count,
-            scores=found.scores,
-            counts=found.counts,
-            per_token=found.per_token,
-        )
-        lines = zip(task.kept, found.lines, strict=True)
-        text = "".join(json.dumps({"id": sample.id, **line}, ensure_ascii=False) + "\n" for sample, line in lines)
-        write_files({output / "predictions.jsonl": text.encode(), output / document.file_name: document.to_json()})
+        plain, ids = config.model_dump(), [sample.id for sample in samples]
+        with kept_in(output, folder, (Decoded,), device=device, config=plain, ids=ids) as store:
+            task = Task(model, settings, samples, config.batch_size, all_ranks, store=store)
+            found = run(task)
+            if all_ranks.rank:
+                return output
+            document = evaluated(
+                TaskEvaluation,
+                *(folder, output, trained, device, model),
+                config={"train": trained, "evaluate": config.model_dump()},
+                task=settings.kind,
+                data=settings.manifest or "embedded",
+                samples=len(found.lines),
+                skipped=tuple(task.skipped),
+                processes=all_ranks.count,
+                scores=found.scores,
+                counts=found.counts,
+                per_token=found.per_token,
+            )
+            lines = zip(task.kept, found.lines, strict=True)
+            text = "".join(json.dumps({"id": sample.id, **line}, ensure_ascii=False) + "\n" for sample, line in lines)
+            write_files({output / "predictions.jsonl": text.encode(), output / document.file_name: document.to_json()})
     shown = [f"{settings.kind}, {document.data} data, {document.samples} samples"]
     shown += [f"{name:32} {count:7}" for name, count in document.counts.items()]
     shown += [
@@ -283,6 +287,7 @@ class Task:
     ranks: Ranks = field(default_factory=Ranks)
     kept: list[Any] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    store: Kept = field(default_factory=KeptInMemory)  # of what is computed
 
     def predict(self, queries: Callable[[Any], Sequence[str]]) -> Tensor:
         """Predicted embeddings (clips of the kept samples, E), float32 on the CPU; `queries`: one a clip of a sample.
@@ -290,27 +295,17 @@ class Task:
         Each process runs its own samples, and gets all embeddings. Raises `InputError` for a sample that cannot be
         read, unless the settings say `skip_broken`; and where none can.
         """
-        own = range(len(self.samples))[self.ranks.part(len(self.samples))]
-        reader = _Clips([self.samples[i] for i in own], self.model, self.settings.fps)
-        batches = DataLoader(reader, self.batch_size, num_workers=self.settings.workers, collate_fn=list)
-        rows, kept, broken, asked = list[Tensor](), list[int](), list[str](), list[str]()
-        numbers = iter(own)
-        for batch in tqdm(batches, desc="clips", unit="batch", leave=False, disable=self.ranks.rank > 0):
-            read = list[Tensor]()
-            for clips in batch:
-                number = next(numbers)
-                if isinstance(clips, Tensor):
-                    read.append(clips)
-                    kept.append(number)
-                    asked += queries(self.samples[number])
-                elif self.settings.skip_broken:
-                    broken.append(f"{self.samples[number].id}: {clips}")
-                else:
-                    raise clips
-            for clips in torch.cat(read).split(self.batch_size) if read else ():
-                states = self.model.encode(clips)
-                rows.append(self.model.predict(states, asked[: len(clips)]).float().cpu())
-                del asked[: len(clips)]
+        own, size = range(len(self.samples))[self.ranks.part(len(self.samples))], self.batch_size
+        parts = [own[start : start + size] for start in range(0, len(own), size)]
+        names = [f"clips from {part[0]}" for part in parts]
+        todo = [part for name, part in zip(names, parts, strict=True) if self.store.find(name) is None]
+        reader = _Clips([self.samples[i] for part in todo for i in part], self.model, self.settings.fps)
+        batches = DataLoader(reader, size, num_workers=self.settings.workers, collate_fn=list)
+        shown = tqdm(batches, desc="clips", unit="batch", leave=False, disable=self.ranks.rank > 0)
+        for part, batch in zip(todo, shown, strict=True):
+            self.store.put(f"clips from {part[0]}", self._predict(part, batch, queries))
+        done = [self.store.find(name) for name in names]
+        rows, kept, broken = ([each for found in done for each in found[i]] for i in range(3))
         found = self.ranks.gather((rows, kept, broken))
         self.kept = [self.samples[number] for _, numbers, _ in found for number in numbers]
         self.skipped = [message for _, _, messages in found for message in messages]
@@ -318,12 +313,35 @@ class Task:
             raise InputError(f"none of {len(self.samples)} samples can be read, the first: {self.skipped[0]}")
         return torch.cat([part for parts, _, _ in found for part in parts])
 
+    def _predict(
+        self, numbers: Sequence[int], batch: Sequence[Tensor | InputError], queries: Callable[[Any], Sequence[str]]
+    ) -> tuple[list[Tensor], list[int], list[str]]:
+        """Predictions of a batch of samples, the numbers of those that were read, and what was wrong with others."""
+        rows, kept, broken, read, asked = list[Tensor](), list[int](), list[str](), list[Tensor](), list[str]()
+        for number, clips in zip(numbers, batch, strict=True):
+            if isinstance(clips, Tensor):
+                read.append(clips)
+                kept.append(number)
+                asked += queries(self.samples[number])
+            elif self.settings.skip_broken:
+                broken.append(f"{self.samples[number].id}: {clips}")
+            else:
+                raise clips
+        for clips in torch.cat(read).split(self.batch_size) if read else ():
+            states = self.model.encode(clips)
+            rows.append(self.model.predict(states, asked[: len(clips)]).float().cpu())
+            del asked[: len(clips)]
+        return rows, kept, broken
+
     def decode(self, predictions: Tensor) -> list[Decoded]:
         """The decoded texts of N predictions, each process decoding its part."""
         own = predictions[self.ranks.part(len(predictions))]
         parts = own.split(self.batch_size) if len(own) else ()
-        decoded = chain.from_iterable(map(self.model.decode, parts))
-        return list(chain.from_iterable(self.ranks.gather(list(decoded))))
+        names = (f"texts {number} of rank {self.ranks.rank}" for number in range(len(parts)))
+        decoded = [
+            self.store.get(name, partial(self.model.decode, part)) for name, part in zip(names, parts, strict=True)
+        ]
+        return [*chain.from_iterable(chain.from_iterable(self.ranks.gather(decoded)))]
 
 
 class _Clips(Dataset["Tensor | InputError"]):

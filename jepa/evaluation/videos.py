@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,11 +19,12 @@ from jepa.data.timelines import excerpt, read_timeline, video_of
 from jepa.data.video import VideoFile, VideoStream, find_videos
 from jepa.data.world import Stream, World
 from jepa.errors import InputError
-from jepa.evaluation.processes import Ranks, ranks
-from jepa.evaluation.provenance import device_of, evaluated, trained_stages
-from jepa.evaluation.streams import SPLITS, EncodedStream, check_length, encode_stream, save_streams, thumbnails
+from jepa.evaluation.provenance import device_of, evaluated, kept_in, trained_stages
+from jepa.evaluation.streams import KINDS, SPLITS, EncodedStream, check_length, encode_stream, save_streams, thumbnails
 from jepa.evaluation.tasks import score_lines, score_tasks
+from jepa.kept import Kept
 from jepa.models.vl_jepa import VLJEPA
+from jepa.processes import Ranks, ranks
 from jepa.results import StreamEvaluation
 from jepa.results.documents import EncodedStreams, Stage, Training
 
@@ -56,27 +58,28 @@ def _evaluate_videos(folder: Path, output: Path, config: EvaluateConfig, all_ran
         _check(model, plan, "videos" if config.videos is not None else f"streams.{name}")
     output.mkdir(parents=True, exist_ok=True)
 
-    if not all_ranks.rank:
-        scores = score_tasks(model, world, config.seed, config.candidates, config.batch_size)
-        print(score_lines(scores), flush=True)
-    settings = {}
-    for name, plan in plans.items():
-        if encoded := _save_streams(model, plan, name, output / name, all_ranks):
-            settings[name] = encoded
-    if all_ranks.rank:
-        return output
-    document = evaluated(
-        StreamEvaluation,
-        *(folder, output, trained, device, model),
-        config={"train": trained, "evaluate": config.model_dump()},
-        latent_delay=model.window / 2,
-        processes=all_ranks.count,
-        training=training,
-        scores=scores,
-        settings=settings,
-    )
-    document.save(output)
-    print(f"evaluation: {output}", flush=True)
+    with kept_in(output, folder, KINDS, device=device, config=config.model_dump()) as kept:
+        if not all_ranks.rank:
+            scores = score_tasks(model, world, config.seed, config.candidates, config.batch_size)
+            print(score_lines(scores), flush=True)
+        settings = {}
+        for name, plan in plans.items():
+            if encoded := _save_streams(model, plan, name, output / name, all_ranks, kept):
+                settings[name] = encoded
+        if all_ranks.rank:
+            return output
+        document = evaluated(
+            StreamEvaluation,
+            *(folder, output, trained, device, model),
+            config={"train": trained, "evaluate": config.model_dump()},
+            latent_delay=model.window / 2,
+            processes=all_ranks.count,
+            training=training,
+            scores=scores,
+            settings=settings,
+        )
+        document.save(output)
+        print(f"evaluation: {output}", flush=True)
     broken = [message for setting in settings.values() for message in setting.broken.values()]
     if broken:
         raise InputError(f"videos must be whole, got {len(broken)} that are not, left out of {output}: {broken[0]}")
@@ -137,7 +140,9 @@ def _check(model: VLJEPA, plan: _Plan, key: str) -> None:
                 pass
 
 
-def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks: Ranks) -> EncodedStreams | None:
+def _save_streams(
+    model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks: Ranks, kept: Kept
+) -> EncodedStreams | None:
     """Encodes a setting's streams and saves each split once it is done; None but in the first process.
 
     Every process encodes its part of the streams, the first one saves all.
@@ -147,7 +152,9 @@ def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks
         own, encoded, left_out = streams[all_ranks.part(len(streams))], list[EncodedStream](), dict[str, str]()
         for stream in tqdm(own, desc=f"latents, {name} {split}", unit="stream", disable=all_ranks.rank > 0):
             try:
-                encoded.append(encode_stream(model, stream, plan.setting.step_rate_hz))
+                encode = partial(encode_stream, model, stream, plan.setting.step_rate_hz)
+                written = stream.path.stat().st_mtime_ns if isinstance(stream, VideoStream) else 0
+                encoded.append(kept.get(f"{name} {split} {stream.record.video_id} {written}", encode))
             except InputError as error:
                 left_out[stream.record.video_id] = str(error)
         parts = all_ranks.gather((encoded, left_out))

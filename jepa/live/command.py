@@ -15,7 +15,7 @@ from jepa.build import build_as
 from jepa.data.world import World
 from jepa.errors import InputError
 from jepa.evaluation.provenance import device_of
-from jepa.live.config import LiveConfig
+from jepa.live.configs import LiveConfig
 from jepa.live.engine import Engine
 from jepa.live.recordings import Recordings
 from jepa.live.saving import Saver

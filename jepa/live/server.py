@@ -28,7 +28,7 @@ from jepa import __version__
 from jepa.data.json_lines import JsonObject
 from jepa.errors import InputError
 from jepa.live.api import OPERATIONS, NewSession, NewSettings, WatchedSentence, openapi
-from jepa.live.config import LimitsConfig
+from jepa.live.configs import LimitsConfig
 from jepa.live.engine import Engine
 from jepa.live.events import LiveEvent
 from jepa.live.saving import Saver

@@ -6,8 +6,6 @@ from typing import Annotated, Literal
 
 from jepa.build import Node
 from jepa.config import (
-    INFONCE,
-    ClipsConfig,
     Config,
     Count,
     Fraction,
@@ -18,12 +16,10 @@ from jepa.config import (
     NonNegative,
     NotEmpty,
     Positive,
-    RunConfig,
-    StageConfig,
     SweepConfig,
     TimelineConfig,
-    TokenizerConfig,
 )
+from jepa.training.configs import INFONCE, ClipsConfig, RunConfig, StageConfig, TokenizerConfig
 
 
 class ComparisonDecoderConfig(StageConfig):

@@ -5,13 +5,22 @@ from __future__ import annotations
 from jepa.lazy import lazily
 
 _NAMES = {
-    "callbacks": ("CheckpointCallback", "EMACallback", "MeterCallback", "ProgressBar", "Summary"),
+    "configs": (
+        *("ChatTokenizerConfig", "ClipsConfig", "DecoderStageConfig", "JEPAStageConfig", "LanguageStageConfig"),
+        *("LanguageTrainConfig", "ManifestsConfig", "PromptsConfig", "RunConfig", "SavesConfig", "StageConfig"),
+        *("TokenizerConfig", "TrainConfig", "TrainerConfig"),
+    ),
+    "callbacks": ("EMACallback", "MeterCallback", "ProgressBar", "Summary"),
     "language": ("DraftModule", "LanguageModule"),
     "latents": ("DecoderBatches", "PairDecoderBatches", "StreamLatents"),
     "modules": ("CollapseWarning", "DecoderModule", "JEPAModule", "JointStage", "ParameterGroup", "Stage"),
     "objectives": ("Objective",),
     "own_data": ("OwnData",),
+    "loggers": ("TrackioLogger",),
+    "probes": ("Probes",),
+    "resume": ("Run", "Signals", "StateIO", "Stopped"),
     "run": ("train",),
+    "saving": ("CheckpointCallback", "StateCallback"),
 }
 __all__ = [name for names in _NAMES.values() for name in names]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, cast
 
@@ -13,8 +12,8 @@ import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor, nn
 
-from jepa.config import StageConfig
 from jepa.operations import TrainingMeter
+from jepa.training.configs import StageConfig
 
 StageRecord: TypeAlias = dict[str, object]  # a stage in `training.json`
 
@@ -37,7 +36,7 @@ class EMACallback(L.Callback):
         for slow, fast in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
             slow.lerp_(fast, 1 - self.decay)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.teacher.eval()
 
     def on_train_batch_end(
@@ -76,46 +75,17 @@ class MeterCallback(L.Callback):
         self.meter.stop(self.updated if _ends_step(trainer, index) else None)
 
 
-class CheckpointCallback(L.Callback):
-    """Writes the checkpoint of a stage after each validation but the last, in case training is cut off.
-
-    `finish` writes the finished stage. Every process calls both; `write` decides who writes. The stage's seconds count
-    from construction. `known` are entries of its record that do not change.
-
-    >>> written = []
-    >>> callback = CheckpointCallback("jepa", [{"name": "before"}], written.append)
-    >>> callback.finish({"steps": 2})["steps"]
-    2
-    >>> [stage["name"] for stage in written[0]]
-    ['before', 'jepa']
-    """
-
-    def __init__(self, name: str, before: Sequence[StageRecord], write: Callable[[list[StageRecord]], None]) -> None:
-        self.name, self.before, self.write = name, before, write
-        self.known: StageRecord = {}
-        self._started = time.perf_counter()
-
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.global_step < trainer.max_steps:
-            for logger in trainer.loggers:
-                logger.save()
-            result: StageRecord = {**summary(trainer)} if trainer.is_global_zero else {}
-            self.finish({**result, **cast(Any, module).facts(), "unfinished": True})
-
-    def finish(self, result: StageRecord) -> StageRecord:
-        """Writes the checkpoint with the record of the stage, and returns the record."""
-        seconds = round(time.perf_counter() - self._started, 2)
-        record = {"name": self.name, "seconds": seconds, **self.known, **result}
-        self.write([*self.before, record])
-        return record
-
-
 class ProgressBar(TQDMProgressBar):
     """One line a stage; validation does not draw a bar of its own."""
 
     def __init__(self, stage: str) -> None:
         super().__init__(refresh_rate=10)
         self.stage = stage
+
+    def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
+        super().on_train_start(trainer, *args)
+        self.train_progress_bar.reset(trainer.num_training_batches)  # there may be no start of an epoch
+        self.train_progress_bar.set_description(self.stage)
 
     def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import lightning as L
 import torch
-import torch.distributed as dist
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from jepa import checkpoint
-from jepa.config import LanguageTrainConfig, RunConfig, TrainConfig
 from jepa.errors import InputError
-from jepa.training.callbacks import CheckpointCallback, ProgressBar, StageRecord
+from jepa.processes import is_first_process, of_all_processes
+from jepa.training.callbacks import ProgressBar, StageRecord
+from jepa.training.configs import LanguageTrainConfig, Precision, RunConfig, TrainConfig
+from jepa.training.loggers import loggers, own_callbacks
 from jepa.training.modules import Stage
+from jepa.training.resume import FREE, Run, Signals, StateIO, Stopped, ignore_signals, read_state, say
+from jepa.training.saving import CheckpointCallback, StateCallback
 from jepa.training.sharding import gather
 
 M = TypeVar("M", bound=nn.Module)
@@ -33,10 +37,10 @@ _PRINTED = 20  # media that were left out
 
 
 def on_gpu(config: RunConfig) -> bool:
-    return config.accelerator != "cpu" and torch.cuda.is_available()
+    return config.accelerator not in ("cpu", "mps") and torch.cuda.is_available()
 
 
-def precision(config: RunConfig) -> Literal["32-true", "bf16-mixed"]:
+def precision(config: RunConfig) -> Precision:
     """The precision to train in: with "auto" bf16-mixed where the device computes in bf16, and float32 elsewhere."""
     if config.precision != "auto":
         return config.precision
@@ -51,18 +55,20 @@ def computes_in_bf16(device: str) -> bool:
 
 def own_device(config: RunConfig) -> torch.device:
     """Where this process trains: on several GPUs, each process on one."""
+    if config.accelerator == "mps":
+        return torch.device("mps")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu(config) else torch.device("cpu")
-
-
-def is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def check_devices(config: TrainConfig | LanguageTrainConfig) -> None:
     """Refuses `devices` and `strategy` that do not go together, or were not launched."""
-    devices, strategy = config.devices, config.strategy
+    devices, strategy = config.processes, config.strategy
+    if config.accelerator == "mps" and not torch.backends.mps.is_available():
+        raise InputError("accelerator is mps, but no such device is available")
     if devices > 1 and "LOCAL_RANK" not in os.environ:
-        raise InputError(f"{devices} devices must be launched by torchrun --nproc-per-node {devices}, got one process")
+        raise InputError(
+            f"{devices} devices must be launched by torchrun --nproc-per-node {config.devices}, got one process"
+        )
     if (devices > 1) != (strategy != "auto"):
         raise InputError(f"devices > 1 must come with a strategy other than auto, got {devices} and {strategy}")
 
@@ -85,28 +91,58 @@ def run_stages(
     """Trains a model stage by stage after the stages `before`; returns the checkpoint's folder, `output/checkpoint`.
 
     The first process prints the parameters, and writes the checkpoint with the records of the stages, `training.json`.
+    Stages that `resume` finds finished are not trained again.
+
+    Raises:
+        Stopped: a signal ended training; what it goes on from is written.
     """
-    folder, records = output / "checkpoint", list(before)
+    folder = output / "checkpoint"
+    if config.resume and config.checkpoint is not None and Path(config.checkpoint).resolve() == folder.resolve():
+        raise InputError(f"resume must be false where checkpoint is the run's own, got {config.resume}: {folder}")
+    run = Run(config, output, list(stages))
+    if run.finished:
+        checkpoint.load_weights(model, folder)
     if is_first_process():
         _print_parameters(model)
-    for name, run in stages.items():
+    with Signals() as signals:
+        try:
+            _run_stages(model, config, folder, before, stages, run, signals)
+        except Stopped as stopped:
+            say(f"\n{stopped.message}")  # below the progress bar
+            raise
+    say(f"checkpoint: {folder}")
+    return folder
+
+
+def _run_stages(
+    model: M,
+    config: TrainConfig | LanguageTrainConfig,
+    folder: Path,
+    before: Sequence[StageRecord],
+    stages: Mapping[str, StageRun[M]],
+    run: Run,
+    signals: Signals,
+) -> None:
+    for name in list(stages)[len(run.finished) :]:
+        if run.finished:  # so that a stage is a function of the checkpoint before it
+            L.seed_everything(config.seed, verbose=False)
+        records = [*before, *run.finished]
         trained = deepcopy(model) if config.strategy == "fsdp" else model
 
         def write(records: list[StageRecord], trained: M = trained) -> None:
             if trained is not model:  # of sharded parameters every process gathers the whole ones
                 gather(trained, model)
             if is_first_process():
-                checkpoint.save(cast(Any, model), config.model_dump(), folder)
+                checkpoint.save(cast(Any, model), config.model_dump(exclude=set(FREE)), folder)
                 partial = folder / "training.json.partial"
                 partial.write_text(json.dumps({"stages": records}, indent=1), encoding="utf-8")
                 os.replace(partial, folder / "training.json")
 
-        callback = CheckpointCallback(name, tuple(records), write)
-        records.append(callback.finish(run(trained.train(), callback)))
+        state = StateCallback(run, name, config.saves, signals, requeue=config.resume == "auto")
+        callback = CheckpointCallback(name, records, write, state)
+        run.finish(callback.finish(stages[name](trained.train(), callback)))
         model.cpu()
-    if is_first_process():
-        print(f"checkpoint: {folder}", flush=True)
-    return folder
+        signals.stop(f"after stage {name}")
 
 
 def _print_parameters(model: Any) -> None:
@@ -126,20 +162,29 @@ def fit(
     config: RunConfig,
     output: Path,
     name: str,
-    *callbacks: L.Callback,
+    checkpoints: CheckpointCallback | None = None,
 ) -> L.Trainer:
-    """Trains for the stage's steps with a progress bar; logs go to `output/logs/<name>`.
+    """Trains for the stage's steps with a progress bar, from where the `checkpoints` left it on.
+
+    Logs go to `output/logs/<name>`; those of another run are removed.
 
     `batches` has as many as all devices need, which take turns, in order: steps * accumulate * devices. Every device
     validates on all of `validation`. An `IterableDataset` has no end and shares itself out among devices; of one for
     validation `stage.validation_batches` are taken.
     """
-    logs, stage, devices = output / "logs", module.stage, 1
+    logs, stage, devices, processes, options = output / "logs", module.stage, 1, 1, config.trainer
+    state = None if checkpoints is None else checkpoints.state
+    bar = ProgressBar(name) if options.enable_progress_bar else None
+    callbacks: list[L.Callback] = [each for each in (bar, checkpoints, state) if each is not None]
+    callbacks += own_callbacks(config.callbacks)
+    path, start = (None, 0) if state is None else (state.path, state.start)
+    if path is None and is_first_process():
+        shutil.rmtree(logs / name, ignore_errors=True)
     strategy: str | ModelParallelStrategy = "auto"
     if isinstance(config, TrainConfig | LanguageTrainConfig):
-        strategy, devices = config.strategy, config.devices
+        strategy, devices, processes = config.strategy, config.devices, config.processes
     if strategy == "fsdp":
-        strategy = ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1)
+        strategy = ModelParallelStrategy(processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
     elif strategy == "ddp" and module.sometimes_untrained:
         strategy = "ddp_find_unused_parameters_true"
     streamed, held_out_streamed = (isinstance(each, IterableDataset) for each in (batches, validation))
@@ -152,36 +197,66 @@ def fit(
         max_epochs=1,
         accumulate_grad_batches=stage.accumulate,
         gradient_clip_val=stage.gradient_clip,
-        limit_train_batches=stage.steps * stage.accumulate if streamed else 1.0,
-        limit_val_batches=stage.validation_batches if held_out_streamed else 1.0,
+        limit_train_batches=options.limit_train_batches or (stage.steps * stage.accumulate if streamed else 1.0),
+        limit_val_batches=options.limit_val_batches or (stage.validation_batches if held_out_streamed else 1.0),
         val_check_interval=min(stage.validate_every, stage.steps) * stage.accumulate,
         num_sanity_val_steps=0,
-        logger=[CSVLogger(logs, name=name, version=""), TensorBoardLogger(logs, name=name, version="")],
-        log_every_n_steps=min(10, stage.steps),
-        callbacks=[ProgressBar(name), *callbacks],
-        enable_checkpointing=False,
+        logger=loggers(config.logger, config.name, logs, name, None if path is None else read_state(path)),
+        log_every_n_steps=min(options.log_every_n_steps, stage.steps),
+        num_nodes=options.num_nodes,
+        deterministic=options.deterministic,
+        benchmark=options.benchmark,
+        detect_anomaly=options.detect_anomaly,
+        profiler=_profiler(options.profiler, logs / name),
+        gradient_clip_algorithm=options.gradient_clip_algorithm,
+        enable_progress_bar=options.enable_progress_bar,
+        callbacks=callbacks,
+        plugins=[StateIO()],
+        enable_checkpointing=state is not None,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    rank, count = int(os.environ.get("RANK", 0)), stage.steps * stage.accumulate * devices
-    own = range(rank, count, devices) if devices > 1 and not streamed else None
-    workers, ahead = config.workers, 4 if config.workers else None
-    loader = DataLoader(batches, batch_size=None, sampler=own, num_workers=workers, prefetch_factor=ahead)
+    done, sampler = start * stage.accumulate, None
+    if streamed:
+        cast(Any, batches).start = done
+    else:
+        sampler = _Rest(range(int(os.environ.get("RANK", 0)), len(cast(Any, batches)), processes), done)
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=config.workers,
+        prefetch_factor=4 if config.workers else None,
+        worker_init_fn=ignore_signals,
+    )
     with warnings.catch_warnings():
-        # Of libraries, not of the run: frozen parts are in evaluation mode, no output of a part is changed in place.
+        # Of libraries, not of the run: frozen parts are in evaluation mode, no output of a part is changed in place,
+        # the loader begins where a state left off, as do the logs.
         for noise in ("does not have many workers", "LeafSpec", "in eval mode at the start", "returned a view tensor"):
             warnings.filterwarnings("ignore", message=f".*{noise}")
-        trainer.fit(module, loader, DataLoader(cast("Dataset[Any]", validation), batch_size=None))
+        for noise in ("resuming from a checkpoint that ended before the epoch ended", "logs directory .* not empty"):
+            warnings.filterwarnings("ignore", message=f".*{noise}")
+        held_out = DataLoader(cast("Dataset[Any]", validation), batch_size=None)
+        trainer.fit(module, loader, held_out, ckpt_path=path, weights_only=True)
     return trainer
 
 
-def of_all_processes(own: T) -> list[T]:
-    """What each process passes; every process calls it."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [own]
-    each: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(each, own)
-    return each
+def _profiler(kind: str | None, folder: Path) -> Profiler | None:
+    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    return None if kind is None else kinds[kind](dirpath=folder, filename="profile")
+
+
+class _Rest(Sampler[int]):
+    """The numbers of a process's batches, given out from the one at `start` on, and the length of all of them."""
+
+    def __init__(self, numbers: range, start: int) -> None:
+        self.numbers, self.start = numbers, start
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.numbers[self.start :])
+
+    def __len__(self) -> int:
+        return len(self.numbers)
 
 
 def all_skipped(skipped: Counter[str]) -> dict[str, int]:

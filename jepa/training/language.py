@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import lightning as L
 import torch
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from jepa import checkpoint
 from jepa.build import Node, build, build_as
-from jepa.config import ChatTokenizerConfig, LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, StageConfig
+from jepa.config import ObjectiveConfig
 from jepa.data.batches import PairBatch, PairBatches
 from jepa.data.chat import ChatIds, ChatTokenizer
 from jepa.data.packing import pack, target_numbers
@@ -29,21 +30,14 @@ from jepa.errors import InputError
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import count_flops
 from jepa.predictors.transition import LatentTransition
-from jepa.training.callbacks import CheckpointCallback, EMACallback, StageRecord, meter_of, summary
-from jepa.training.fit import (
-    StageRun,
-    check_devices,
-    fit,
-    is_first_process,
-    load_checkpoint,
-    of_all_processes,
-    on_gpu,
-    own_device,
-    run_stages,
-)
+from jepa.processes import is_first_process, of_all_processes
+from jepa.training.callbacks import EMACallback, StageRecord, meter_of, summary
+from jepa.training.configs import ChatTokenizerConfig, LanguageStageConfig, LanguageTrainConfig, StageConfig
+from jepa.training.fit import StageRun, check_devices, fit, load_checkpoint, on_gpu, own_device, run_stages
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, JointStage, ParameterGroup, Stage, without_gradients
 from jepa.training.objectives import Objective, next_latent_terms
+from jepa.training.saving import CheckpointCallback
 
 _NEXT_TOKEN_ARMS = ("ntp", "ntp_equal_flops")
 
@@ -77,6 +71,12 @@ class LanguageModule(JointStage):
         meter = meter_of(self.trainer)
         spent = of_all_processes((self.tokens, 0 if meter is None else meter.ledger.total_flops))
         return dict(zip(("tokens", "flops"), map(sum, zip(*spent, strict=True)), strict=True))
+
+    def counted(self) -> StageRecord:
+        return {"tokens": self.tokens}
+
+    def recount(self, counted: StageRecord) -> None:
+        self.tokens = cast(int, counted["tokens"])
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Vectors (norms, biases) and the loss's own parameters are not decayed."""
@@ -196,7 +196,7 @@ def _train_language(
     validation = model.tokenizer.encode(splits.validation[: stage.validation_pairs])
     _check_lengths(model, pairs, splits.train, objective.config.train_on == "published")
     model.to(own_device(config))
-    steps = max(1, round(stage.epochs * len(pairs) / (stage.batch_size * config.devices)))
+    steps = max(1, round(stage.epochs * len(pairs) / (stage.batch_size * config.processes)))
     stretched = 1.0
     if config.equal_flops is not None:
         both = objective, Objective(config.equal_flops)
@@ -206,7 +206,7 @@ def _train_language(
     warmup = round(stage.warmup_fraction * steps)
     settings = StageConfig(steps=steps, warmup_steps=warmup, validation_batches=1, **stage.model_dump(include=same))
     module = LanguageModule(model, objective, settings)
-    batches = objective.batches(pairs, model, stage, config.seed, steps, config.devices)
+    batches = objective.batches(pairs, model, stage, config.seed, steps, config.processes)
     held_out = validation_batches(objective, model, stage, validation)
     callback.known = {"pairs": len(pairs), "duplicates": dict(splits.duplicates), "steps_stretched": stretched}
     idle = model.transition if objective.config.transition_weight == 0 else None
@@ -247,7 +247,7 @@ def _train_decoder(
     batches, validation = (
         PairDecoderBatches(*_latents(model, pairs), [pair.completion for pair in pairs], seed, stage.batch_size, count)
         for pairs, seed, count in (
-            (splits.train, config.seed, stage.steps * stage.accumulate * config.devices),
+            (splits.train, config.seed, stage.steps * stage.accumulate * config.processes),
             (splits.validation, config.seed + 1, stage.validation_batches),
         )
     )
@@ -297,8 +297,8 @@ def _train_draft(
     assert stage is not None
     layout = model.layout(row_tokens=config.stage.row_tokens, train_on=config.objective.train_on)
     pairs, validation = model.tokenizer.encode(splits.train), model.tokenizer.encode(splits.validation)
-    count = stage.steps * stage.accumulate * config.devices
-    batches = PairBatches(pairs, layout, config.seed, stage.batch_size, count, latent=False, ranks=config.devices)
+    count = stage.steps * stage.accumulate * config.processes
+    batches = PairBatches(pairs, layout, config.seed, stage.batch_size, count, latent=False, ranks=config.processes)
     starts = range(0, min(len(validation), stage.validation_batches * stage.batch_size), stage.batch_size)
     held_out = [PairBatch(pack(validation[i : i + stage.batch_size], layout), None) for i in starts]
     model.eval().to(own_device(config))

@@ -12,7 +12,7 @@ from copy import deepcopy
 from functools import partial
 from hashlib import blake2b
 from itertools import chain
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import lightning as L
 import numpy as np
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from typing_extensions import Required
 
 from jepa.build import build
-from jepa.config import JEPAStageConfig, StageConfig
 from jepa.data.clips import ClipBatch
 from jepa.errors import InputError
 from jepa.losses.cached import cached_loss
@@ -33,6 +32,7 @@ from jepa.models.roles import Part, TextTokenizer, YDecoder
 from jepa.models.vl_jepa import VLJEPA
 from jepa.predictors.experts import Routing, load_balancing_loss, recorded_routing
 from jepa.training.callbacks import EMACallback, MeterCallback, StageRecord
+from jepa.training.configs import JEPAStageConfig, StageConfig
 from jepa.training.sharding import clip_gradients, shard
 
 _PARTS = {"encoder": "x_encoder", "predictor": "predictor", "y_encoder": "y_encoder"}  # of the ledger: roles
@@ -102,6 +102,13 @@ class Stage(L.LightningModule):
     def facts(self) -> StageRecord:
         """What the module adds to the record of its stage, at every validation; every process calls it."""
         return {}
+
+    def counted(self) -> StageRecord:
+        """What this process has counted so far, plain data: `recount` puts it back when training goes on."""
+        return {}
+
+    def recount(self, counted: StageRecord) -> None:
+        """Takes what `counted` gave."""
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
@@ -207,6 +214,12 @@ class JEPAModule(JointStage):
             model.y_encoder.requires_grad_(False)
         self.sometimes_untrained = getattr(model.x_encoder, "takes_images", False)  # its image path, by clips
         self.skipped: Counter[str] = Counter()  # what was wrong with media of this process that were left out
+
+    def counted(self) -> StageRecord:
+        return {"skipped": dict(self.skipped)}
+
+    def recount(self, counted: StageRecord) -> None:
+        self.skipped.update(cast("dict[str, int]", counted["skipped"]))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         def trained(*parts: Part) -> list[nn.Parameter]:

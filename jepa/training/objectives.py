@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.build import build
-from jepa.config import LanguageStageConfig, ObjectiveConfig
+from jepa.config import ObjectiveConfig
 from jepa.data.batches import PairBatch, PairBatches
 from jepa.data.chat import ChatIds
 from jepa.data.packing import Layout
@@ -18,6 +18,7 @@ from jepa.losses.gather import GlobalBatch
 from jepa.losses.transition import next_latent_loss
 from jepa.losses.tube import semantic_tube
 from jepa.models.llm_jepa import LLMJEPA
+from jepa.training.configs import LanguageStageConfig
 
 
 class Objective(nn.Module):

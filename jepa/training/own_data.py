@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
-from jepa.config import JEPAStageConfig, TrainConfig
 from jepa.data.clips import ClipBatch
 from jepa.data.features import ClipReader, Features, write_features
 from jepa.data.manifest_batches import ManifestBatches, Prompts, Read
@@ -25,7 +24,9 @@ from jepa.data.media import Media
 from jepa.data.shards import ShardBatches, Shards, find_shards, read_shard
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA
-from jepa.training.fit import is_first_process, own_device
+from jepa.processes import is_first_process
+from jepa.training.configs import JEPAStageConfig, TrainConfig
+from jepa.training.fit import own_device
 from jepa.training.latents import StreamLatents
 
 Answered: TypeAlias = CaptionSample | QuestionSample | ClassSample
@@ -62,7 +63,7 @@ class OwnData:
         Raises:
             InputError: fewer shards than readers; states of another encoder or other clips, or of one that is trained.
         """
-        data, shards, readers = self.data, self.shards, self.config.devices * max(1, self.config.workers)
+        data, shards, readers = self.data, self.shards, self.config.processes * max(1, self.config.workers)
         if len(shards.get("train", ())) < readers and "train" in shards:
             raise InputError(
                 f"data.train must name a shard for each of {readers} readers (devices x workers), "

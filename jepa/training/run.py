@@ -19,14 +19,15 @@ from torch import nn
 
 from jepa import checkpoint
 from jepa.build import Node, build
-from jepa.config import DecoderStageConfig, JEPAStageConfig, LanguageTrainConfig, TokenizerConfig, TrainConfig
 from jepa.data.clips import ClipBatches
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import World, corpus
 from jepa.errors import InputError
+from jepa.kept import held
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.training import language
-from jepa.training.callbacks import CheckpointCallback, StageRecord, summary
+from jepa.training.callbacks import StageRecord, summary
+from jepa.training.configs import DecoderStageConfig, JEPAStageConfig, LanguageTrainConfig, TokenizerConfig, TrainConfig
 from jepa.training.fit import (
     StageRun,
     all_skipped,
@@ -41,6 +42,7 @@ from jepa.training.fit import (
 from jepa.training.latents import DecoderBatches, predicted_latents, prediction_error, training_texts
 from jepa.training.modules import DecoderModule, JEPAModule, without_gradients
 from jepa.training.own_data import OwnData
+from jepa.training.saving import CheckpointCallback
 
 _PRETRAINED_MULTIPLIER = 0.05  # of a pretrained Y-Encoder's learning rate (VL-JEPA section 3.1)
 _VALIDATION_SEED = 1_000_003  # added to the seed: validation clips never occur in training
@@ -50,11 +52,17 @@ def train(config: TrainConfig | LanguageTrainConfig, output: Path) -> Path:
     """Trains a validated configuration and returns the checkpoint's folder, `output/checkpoint`.
 
     The checkpoint is written after every stage and, within one, after every validation; logs go to `output/logs`. With
-    `checkpoint` its model and its stages are gone on from. On several devices every process calls this.
+    `checkpoint` its model and its stages are gone on from. On several devices every process calls this. With `resume`
+    a run of the same configuration that was cut off goes on.
+
+    Raises:
+        InputError: the output folder is in use by another run.
+        Stopped: a signal ended training.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
     try:
-        return language.train(config, output) if isinstance(config, LanguageTrainConfig) else _train(config, output)
+        with held(output):
+            return language.train(config, output) if isinstance(config, LanguageTrainConfig) else _train(config, output)
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()  # what follows runs in the first process alone
@@ -131,7 +139,7 @@ def _train_jepa(
     config: TrainConfig, stage: JEPAStageConfig, world: World, output: Path, model: VLJEPA, callback: CheckpointCallback
 ) -> StageRecord:
     seeds = config.seed, config.seed + _VALIDATION_SEED
-    counts = stage.steps * stage.accumulate * config.devices, stage.validation_batches
+    counts = stage.steps * stage.accumulate * config.processes, stage.validation_batches
     if config.data is not None:
         batches, validation = OwnData(config, model).batches(stage, seeds, counts)
     else:
@@ -195,7 +203,7 @@ def _train_decoder(
         streams = predicted_latents(model, world, build(stage.style), seed, *sizes)
         texts = training_texts(world)
         source = held_out = model.embed_all(texts), texts, streams
-    noise, count = prediction_error(model, source[2]), stage.steps * stage.accumulate * config.devices
+    noise, count = prediction_error(model, source[2]), stage.steps * stage.accumulate * config.processes
     switches = stage.predictions, stage.segment_means
     batches = DecoderBatches(*source, stage.noise * noise, seed, size, count, *switches)
     validation = DecoderBatches(*held_out, noise, seed + _VALIDATION_SEED, size, stage.validation_batches)

@@ -112,7 +112,7 @@ def test_multiple_choice_takes_the_likeliest_answer_by_the_librarys_own_likeliho
 def say(monkeypatch: pytest.MonkeyPatch, texts: dict[str, str]) -> None:
     """Puts answers into the model's mouth, by prompt."""
 
-    def generate(model: LLMJEPA, pairs: list[Example], batch_size: int) -> Generated:
+    def generate(model: LLMJEPA, pairs: list[Example], batch_size: int, **options: Any) -> Generated:
         answers = [Decoded(texts[pair.prompt], tokens=3, forward_passes=3, flops=10) for pair in pairs]
         return Generated(answers, [], PartCount(calls=len(pairs)))
 

@@ -16,7 +16,7 @@ import jepa
 from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import compose
-from jepa.config import TrainConfig, validate
+from jepa.config import validate
 from jepa.data.clips import ClipBatches
 from jepa.data.world import World
 from jepa.errors import InputError
@@ -31,6 +31,7 @@ from jepa.predictors.experts import (
     recorded_routing,
 )
 from jepa.predictors.transformer import QueryPredictor
+from jepa.training.configs import TrainConfig
 from jepa.training.modules import JEPAModule
 
 MIXTURE = {"_target_": "jepa.predictors.experts.Mixture", "experts": 6, "top_k": 2, "hidden": 16}

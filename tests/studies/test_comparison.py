@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import main
-from jepa.config import StageConfig
 from jepa.data.clips import ClipBatches
 from jepa.data.world import World
 from jepa.errors import InputError
@@ -21,6 +20,7 @@ from jepa.results import read_document
 from jepa.studies.comparison import ArmEvaluation, ComparisonResults, comparison_results, folder_results
 from jepa.studies.comparison.report import counted
 from jepa.studies.comparison.train import ArmModule, StateBatch, StateBatches, held_out_clips
+from jepa.training.configs import StageConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
 SHORT = [

@@ -11,20 +11,29 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import LLAMA, language_config
-from processes import assert_same_weights, stages, train, train_in_two_processes
+from processes import (
+    INFONCE,
+    STAGE,
+    assert_same_weights,
+    objective_config,
+    stages,
+    train,
+    train_config,
+    train_in_two_processes,
+)
 from safetensors.torch import load_file
 
 from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import compose
-from jepa.config import LanguageStageConfig, LanguageTrainConfig, ObjectiveConfig, StageConfig, validate
+from jepa.config import ObjectiveConfig, validate
 from jepa.errors import InputError
 from jepa.losses.infonce import InfoNCE
 from jepa.metrics import LatentGeometry
 from jepa.operations import TrainingMeter, count_flops
 from jepa.predictors.transition import LatentTransition
 from jepa.training import language
+from jepa.training.configs import LanguageStageConfig, LanguageTrainConfig, StageConfig
 from jepa.training.language import LanguageModule, step_flops
 from jepa.training.modules import CollapseWarning
 from jepa.training.objectives import Objective
@@ -34,57 +43,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # of peft
 ]
 LOSSES = "jepa.losses."
-INFONCE = {"_target_": LOSSES + "infonce.InfoNCE", "temperature": 0.07, "learnable": False}
-STAGE = {
-    "epochs": 0.2,
-    "batch_size": 8,
-    "row_tokens": 100,
-    "learning_rate": 1e-2,
-    "weight_decay": 0.1,
-    "warmup_fraction": 0.3,
-    "gradient_clip": 1.0,
-    "validate_every": 2,
-    "validation_pairs": 8,
-}
-
-
-def objective_config(**changed: Any) -> dict[str, Any]:
-    return ObjectiveConfig(**{"loss": INFONCE, "ema_decay": 0.9, **changed}).model_dump()
 
 
 def objective(**changed: Any) -> Objective:
     return Objective(ObjectiveConfig(**objective_config(**changed)))
-
-
-def train_config(
-    changed: dict[str, Any] | None = None,
-    stage: dict[str, Any] | None = None,
-    seed: int = 0,
-    equal_flops: Any = None,
-    **model: Any,
-) -> dict[str, Any]:
-    tiny = language_config(LLAMA, **model)["model"]
-    tiny["y_decoder"] = None
-    if (changed or {}).get("transition_weight"):
-        tiny["transition"] = {"_target_": "jepa.predictors.transition.LatentTransition", "horizon": 2}
-    tiny["language_model"] = {"pretrained": None, "lora": None, **tiny["language_model"]}
-    data = {"pairs": 100, "test_pairs": 2, "validation_fraction": 0.1, "seed": 0, "system": False}
-    config = {
-        "name": "tiny",
-        "arm": "llm_jepa",
-        "seed": seed,
-        "precision": "32-true",
-        "accelerator": "cpu",
-        "workers": 0,
-        "data": {"_target_": "jepa.data.regex_grammar.generate", **data},
-        "tokenizer": {"vocab_size": 400},
-        "model": tiny,
-        "method": objective_config(),
-        "objective": objective_config(**(changed or {})),
-        "equal_flops": equal_flops,
-        "stage": {**STAGE, **(stage or {})},
-    }
-    return validate(config, LanguageTrainConfig).model_dump()
 
 
 def record(folder: Path) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import torch
 from conftest import LLAMA
 from torch.utils.data import DataLoader
 
-from jepa.config import JEPAStageConfig, StageConfig
 from jepa.data.clips import CLASS_QUERY, ClipBatch, ClipBatches
 from jepa.data.world import SOLO_ACTIONS, StreamStyle, World, is_held_out, questions
 from jepa.decoders.language import LanguageDecoder
 from jepa.errors import InputError
+from jepa.training.configs import JEPAStageConfig, StageConfig
 from jepa.training.latents import DecoderBatches, StreamLatents, predicted_latents, prediction_error, training_texts
 from jepa.training.modules import CollapseWarning, DecoderModule, JEPAModule, text_ids
 

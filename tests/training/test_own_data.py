@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import config, stages, train, train_in_two_processes
+from processes import config, data_of, frozen, pictures, stages, train, train_in_two_processes
 
 from jepa import checkpoint
-from jepa.config import JEPAStageConfig, TrainConfig, validate
+from jepa.config import validate
 from jepa.data.clips import ClipBatch
 from jepa.data.features import ClipReader, Features, write_features
 from jepa.data.manifests import read_manifest
 from jepa.data.shards import write_shards
 from jepa.errors import InputError
+from jepa.training.configs import JEPAStageConfig, TrainConfig
 from jepa.training.modules import JEPAModule
 from jepa.training.own_data import OwnData
 
@@ -36,31 +37,6 @@ def decoder_source(data: dict[str, Any], model: Any, clips: int = 0, workers: in
     """Of seed 0, with the media that were left out."""
     skipped = Counter[str]()
     return *own_data(data, model, workers).decoder_source("train", 0, clips, skipped), skipped
-
-
-def data_of(path: Path, **changes: Any) -> dict[str, Any]:
-    """`data` of a manifest or of shards."""
-    data = {"train": str(path), "validation": str(path), "features": None, "fps": None, "skip_broken": False}
-    prompts = {"captions": [""], "classes": ["what is it?"], "label": "{label}"}
-    return data | {"fractions": None, "buffer": 2, "prompts": prompts} | changes
-
-
-def frozen(plain: dict[str, Any]) -> dict[str, Any]:
-    """The same with an X-Encoder that is frozen."""
-    size = {"img_size": 48, "patch_size": 12, "embed_dim": 32, "depth": 1, "num_heads": 2}
-    target = {"_target_": "jepa.encoders.vision_timm.TimmEncoder", "name": "vit_tiny_patch16_224", "size": 48}
-    return plain | {"model": plain["model"] | {"x_encoder": {**target, **size, "frozen": True}}}
-
-
-def pictures(folder: Path, count: int) -> Path:
-    """A manifest of captioned pictures."""
-    folder.mkdir()
-    for number in range(count):
-        pixels = np.random.default_rng(number).integers(0, 255, (48, 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    lines = [{"media": f"{number}.png", "captions": [f"picture {number}"]} for number in range(count)]
-    (folder / "m.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    return folder / "m.jsonl"
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -20,9 +20,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import compose
-from jepa.config import TrainConfig, validate
+from jepa.config import validate
 from jepa.data.tokenizer import Tokenizer
 from jepa.errors import InputError
+from jepa.training.configs import TrainConfig
 from jepa.training.modules import DecoderModule, JEPAModule
 from jepa.training.sharding import shard
 

@@ -19,14 +19,17 @@ from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import CAPTION_QUERIES, World, corpus
 from jepa.errors import InputError
 from jepa.evaluation import provenance
+from jepa.kept import held
 from jepa.metrics import cider_d, match_nearest
 from jepa.models.token_vlm import TokenVLM, WindowDecoder, candidate_scores, ranks_of_own
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger
+from jepa.results import read_document
 from jepa.results.documents import RoleParameters
 from jepa.selective import Decoded, Emission, SelectiveDecoder, Uniform
 from jepa.studies.comparison import results, train
 from jepa.studies.configs import ComparisonStreamConfig, ComparisonTrainConfig
+from jepa.training.resume import FREE
 
 _STREAM_SEED = 9_001
 _In = TypeVar("_In")
@@ -38,9 +41,16 @@ def run(config: ComparisonTrainConfig, output: Path) -> Path:
 
     Every learning rate is tried over the whole schedule. The best by mean reciprocal rank of the right caption on the
     validation clips is kept. Each of the points leaves a checkpoint `samples_<n>`. A VL-JEPA gets a new decoder there,
-    trained on its predictions for samples it has seen. Raises InputError for points that do not increase up to the last
-    step, or a model of neither arm.
+    trained on its predictions for samples it has seen. Nothing is done again with `resume`. Raises InputError for
+    points that do not increase up to the last step, or a model of neither arm.
     """
+    path, free = output / results.ArmEvaluation.file_name, dict.fromkeys(FREE)
+    with held(output):
+        done = read_document(path, results.ArmEvaluation).config if config.resume and path.is_file() else {}
+        return path if done | free == config.model_dump() | free else _run(config, output)
+
+
+def _run(config: ComparisonTrainConfig, output: Path) -> Path:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips and device lists
     plain, stage = train.arm_config(config), config.stage
     if sorted(set(config.points)) != config.points or config.points[-1] != stage.steps:

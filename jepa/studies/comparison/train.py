@@ -25,8 +25,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from jepa import checkpoint
-from jepa.build import build
-from jepa.config import StageConfig
+from jepa.build import Node, build
 from jepa.data.clips import ClipBatch, ClipBatches
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import CAPTION_QUERIES, Scene, Span, World, captions
@@ -36,6 +35,7 @@ from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.operations import count_flops
 from jepa.studies.comparison.results import DecoderTraining, StepFlops, Trial
 from jepa.studies.configs import ComparisonTrainConfig
+from jepa.training.configs import StageConfig
 from jepa.training.fit import fit, on_gpu, precision
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, ParameterGroup, Stage, text_ids
@@ -220,7 +220,7 @@ def fit_arm(
     return module, Trial(learning_rate=stage.learning_rate, validation_mrr=mrr, seconds=seconds)
 
 
-def arm_config(config: ComparisonTrainConfig) -> dict[str, Any]:
+def arm_config(config: ComparisonTrainConfig) -> Node:
     """The configuration of an arm's checkpoint. Raises InputError for a model of neither arm."""
     target = str(config.model.get("_target_"))
     if (variant := _VARIANTS.get(target.rpartition(".")[2])) is None:

@@ -61,6 +61,20 @@ def _work_at(number: int) -> Any:
     return work(tasks[number])
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of torchrun's."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def of_all_processes(own: Result) -> list[Result]:
+    """What each process passes; every process of the group calls it, and gets all of it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, own)
+    return parts
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process, number `rank` of `count`."""
@@ -75,11 +89,7 @@ class Ranks:
 
     def gather(self, found: Result) -> list[Result]:
         """What each process found, in order; every process has to call this, and gets all of it."""
-        if self.count == 1:
-            return [found]
-        parts: list[Any] = [None] * self.count
-        dist.all_gather_object(parts, found)
-        return parts
+        return [found] if self.count == 1 else of_all_processes(found)
 
 
 @contextmanager

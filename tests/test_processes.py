@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 
 from jepa.errors import InputError
-from jepa.evaluation.processes import in_processes
+from jepa.processes import in_processes
 
 
 def squares(task: range) -> tuple[list[int], int]:
