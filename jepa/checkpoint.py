@@ -222,7 +222,7 @@ def _model_card(folder: Path, config: Node, name: str, licence: str) -> str:
     """The card of a checkpoint: what it is, how to load it, its figures with their command, its base models."""
     variant = {"vl_jepa": "VL-JEPA", "llm_jepa": "LLM-JEPA", "token_vlm": "token-space VLM"}[config["variant"]]
     bases = sorted(set(_named(config, "pretrained")))
-    head: dict[str, Any] = {"license": licence, "library_name": "jepa", "tags": ["jepa", variant.lower()]}
+    head: dict[str, object] = {"license": licence, "library_name": "jepa", "tags": ["jepa", variant.lower()]}
     if hubs := [base for base in bases if _REPOSITORY.fullmatch(base)]:
         head["base_model"] = hubs
     parts = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---", f"# {name.rpartition('/')[2]}"]

@@ -64,7 +64,8 @@ def register_schemas() -> dict[str, type[Config]]:
     from jepa.config import Config, defaults
 
     OmegaConf.register_new_resolver("short", short_name, replace=True)
-    modules = [importlib.import_module(name) for name in ("jepa.config", "jepa.studies.configs", "jepa.hub")]
+    named = ("jepa.config", "jepa.studies.configs", "jepa.hub", "jepa.live.config")
+    modules = [importlib.import_module(name) for name in named]
     found = {name: each for module in modules for name, each in vars(module).items() if isinstance(each, type)}
     schemas = {name: each for name, each in found.items() if issubclass(each, Config)}
     for name, schema in schemas.items():
@@ -123,6 +124,7 @@ COMMANDS: dict[str, Callable[[Any, Path], int | None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,
+    "live": partial(_run, "jepa.live.command:run"),
     "replay": partial(_run, "jepa.studies.replay:run"),
     "cost": partial(_run, "jepa.studies.cost:run"),
     "push": partial(_run, "jepa.hub:push"),

@@ -29,6 +29,7 @@ MANDATORY = {
     "evaluate": ["checkpoint=somewhere"],
     "report": ["evaluation=somewhere"],
     "replay": ["timeline.format=coin", "timeline.path=COIN.json"],
+    "live": ["checkpoint=somewhere"],
     "cost": [],
     "push": ["checkpoint=somewhere", "to=a/b"],
     "export": ["checkpoint=somewhere", "output=out"],
@@ -259,7 +260,7 @@ def test_a_full_disk_within_a_command_is_one_line(calls, capsys, monkeypatch):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_scripts_are_the_commands(tmp_path, capsys, command):
-    key = {"cost": "batch", "push": "licence", "export": "output"}.get(command, "seed")
+    key = {"cost": "batch", "live": "port", "push": "licence", "export": "output"}.get(command, "seed")
     arguments = [*MANDATORY[command], f"{key}=4", "--cfg", "job"]
     script = [sys.executable, str(ROOT / "scripts" / f"{command}.py"), *arguments]
     printed = subprocess.check_output(script, cwd=tmp_path, text=True, timeout=60)

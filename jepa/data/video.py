@@ -6,6 +6,7 @@ M frames, S their side in pixels. Times are seconds after the file's first frame
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -32,21 +33,26 @@ _OPENING = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,
 class VideoFile:
     """An open video file, which errors call `name`; one frame is in memory at a time. Use it by `with`.
 
-    The track is the one that FFmpeg finds best, without cover art. Its frames are shown as FFmpeg shows them: turned,
+    The track is the one that FFmpeg finds best, without cover art. `picture` shows its frames as FFmpeg does: turned,
     mirrored, and with square pixels. `threads` decode ahead, for frames that are all read in order.
 
-    A file that is missing, has no video or cannot be decoded is an `InputError` with the time that was reached.
+    A file that is missing, has no video or cannot be decoded is an `InputError` with the time that was reached. Of a
+    `live` source, a URL or a device, frames that are corrupt or have no timestamp are left out instead. `options` are
+    those of `av.open`.
     """
 
-    def __init__(self, name: str, source: Path | bytes, threads: bool = False) -> None:
-        self.name, self.source, self.threads = name, source, threads
+    def __init__(
+        self, name: str, source: Path | str | bytes, live: bool = False, threads: bool = False, **options: Any
+    ) -> None:
+        self.name, self.source, self.live, self.threads = name, source, live, threads
+        self._options = options if live else {"options": _OPENING, **options}
         self._reached = 0.0
-        self._scaler = VideoReformatter()
 
     def __enter__(self) -> VideoFile:
         try:  # "file:", as a name may look like a URL; tags may be in any encoding
-            file = io.BytesIO(self.source) if isinstance(self.source, bytes) else f"file:{self.source}"
-            self._container = av.open(file, "r", options=_OPENING, metadata_errors="replace")
+            source = self.source
+            file = io.BytesIO(source) if isinstance(source, bytes) else str(source) if self.live else f"file:{source}"
+            self._container = av.open(file, "r", metadata_errors="replace", **self._options)
         except (av.FFmpegError, OSError, ValueError) as error:  # a ValueError: a NUL in the name
             raise self._broken(error) from None
         track = self._container.streams.best("video")
@@ -114,13 +120,14 @@ class VideoFile:
             for frame in packet.decode():
                 if self._ranked:
                     frame.pts = heappop(times) if times else None
-                if frame.is_corrupt:
+                if frame.is_corrupt and not self.live:
                     raise self._broken("the frame is corrupt")
                 timed = frame.time is not None  # those before the first one with a time are before the start
-                if frame.time is not None:
+                if frame.time is not None and not frame.is_corrupt:
                     self._reached = frame.time
+                    frame.opaque = [self._pixel]  # an object for each frame: PyAV drops it with the first that has it
                     yield frame
-        if not timed:
+        if not timed and not self.live:
             raise InputError(f"{self.name}: a frame must have a timestamp, got none after {self._reached:.2f} s")
 
     def at(self, times: Sequence[float], size: int) -> np.ndarray:
@@ -143,23 +150,8 @@ class VideoFile:
             if held is None or (ahead is None and moment > held.time + max(HOLD, length(held))):
                 end = 0.0 if held is None else held.time - self.first
                 raise InputError(f"{self.name}: must have a frame at {times[index]:.2f} s, got its last at {end:.2f} s")
-            found[index] = shown = self.picture(held, size) if shown is None else shown
+            found[index] = shown = picture(held, size) if shown is None else shown
         return found
-
-    def picture(self, frame: Any, size: int) -> np.ndarray:
-        """A frame with its shorter side scaled to S, cut to the middle square, turned and mirrored: (S, S, 3) uint8."""
-        shape = frame.width * self._pixel, frame.height
-        width, height = (max(size, round(side * size / min(shape))) for side in shape)
-        whole = self._scaler.reformat(frame, width=width, height=height, format="rgb24").to_ndarray()
-        top, left = (height - size) // 2, (width - size) // 2
-        square = whole[top : top + size, left : left + size]
-        if (matrix := frame.side_data.get(SideData.DISPLAYMATRIX)) is None:
-            return square
-        # A pixel at (x, y) is shown at (a x + c y, b x + d y).
-        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
-        if abs(b) + abs(c) > abs(a) + abs(d):
-            square, a, d = square.swapaxes(0, 1), c, b
-        return square[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
     def _broken(self, error: object) -> InputError:
         return InputError(f"{self.name}: cannot be decoded beyond {self._reached:.2f} s: {error}")
@@ -169,7 +161,7 @@ class VideoFile:
 class VideoStream:
     """A video file `path` with its annotations, in the form of a `jepa.data.world.Stream`.
 
-    Frame m is the newest one at m / fps seconds, whatever the frame rate of the file. Frames beyond
+    Frame m is the newest `picture` at m / fps seconds, whatever the frame rate of the file. Frames beyond
     `record.duration` are not read. The last one is held for at most `HOLD` seconds: annotations are often rounded.
     """
 
@@ -188,7 +180,7 @@ class VideoStream:
         waiting: list[np.ndarray] = []
         with VideoFile(str(self.path), self.path, threads=True) as file:
             for frame, repeats in self._shown(file):
-                waiting += [file.picture(frame, self.size)] * repeats
+                waiting += [picture(frame, self.size)] * repeats
                 while len(waiting) >= chunk:
                     yield np.stack(waiting[:chunk])
                     waiting = waiting[chunk:]
@@ -215,6 +207,33 @@ class VideoStream:
         if held is None or end + HOLD < self.record.duration:
             raise InputError(f"{file.name}: must last {self.record.duration:.2f} s as annotated, got {end:.2f} s")
         yield held, self.frame_count - given
+
+
+class _Scaler(threading.local):
+    """One for all frames of a thread: to prepare another for each takes as long as to scale it."""
+
+    def __init__(self) -> None:
+        self.reformat = VideoReformatter().reformat
+
+
+_scaler = _Scaler()
+
+
+def picture(frame: Any, size: int) -> np.ndarray:
+    """A frame with its shorter side scaled to S, cut to the middle square, turned and mirrored: (S, S, 3) uint8."""
+    [pixel] = frame.opaque or [1.0]
+    shape = frame.width * pixel, frame.height
+    width, height = (max(size, round(side * size / min(shape))) for side in shape)
+    whole = _scaler.reformat(frame, width=width, height=height, format="rgb24").to_ndarray()
+    top, left = (height - size) // 2, (width - size) // 2
+    square = whole[top : top + size, left : left + size]
+    if (matrix := frame.side_data.get(SideData.DISPLAYMATRIX)) is None:
+        return square
+    # A pixel at (x, y) is shown at (a x + c y, b x + d y).
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        square, a, d = square.swapaxes(0, 1), c, b
+    return square[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def length(frame: Any) -> float:

@@ -45,7 +45,7 @@ def _evaluate_videos(folder: Path, output: Path, config: EvaluateConfig, all_ran
     if config.candidates < 5:
         raise InputError(f"candidates must be >= 5, for R@5 among them, got {config.candidates}")
     trained, device = checkpoint.read_config(folder), device_of(config.accelerator)
-    training = _training(folder)
+    training = training_record(folder)
     model: VLJEPA = checkpoint.load(folder).to(device)
     world = build(trained["world"])
     if config.videos is not None:
@@ -168,7 +168,7 @@ def _save_streams(model: VLJEPA, plan: _Plan, name: str, folder: Path, all_ranks
     )
 
 
-def _training(folder: Path) -> Training:
+def training_record(folder: Path) -> Training:
     """What training left beside the weights: steps, seconds and operations of the stages, the first stage's curve."""
     stages = trained_stages(folder)
     return Training(
