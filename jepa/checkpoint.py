@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -73,7 +74,8 @@ def load(name: str | os.PathLike[str], revision: str | None = None) -> Any:
     It has two methods more: `save_pretrained(folder)`, and `push_to_hub("organisation/name")`, see `push`.
 
     Raises:
-        InputError: a file is missing, truncated or of another format, or tensors do not fit; they are listed.
+        InputError: a file is missing, truncated or of another format, or tensors do not fit or are not finite; they are
+            listed.
     """
     folder = folder_of(os.fspath(name), revision)
     config = read_config(folder)
@@ -102,7 +104,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     """Loads the weights of a checkpoint into a model of the same architecture.
 
     Raises:
-        InputError: the file is missing or truncated, or tensors do not fit; they are listed.
+        InputError: the file is missing or truncated, or tensors do not fit or hold no finite numbers; they are listed.
     """
     tensors, expected = read_tensors(folder / _WEIGHTS, load_file), _tensors(model)
     wrong = [f"missing {name}" for name in expected if name not in tensors]
@@ -116,6 +118,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise InputError(f"{folder / _WEIGHTS} does not fit its configuration: {'; '.join(wrong[:5])}{more}")
     model.load_state_dict(tensors, strict=False)  # what is not saved is tied to what is
+    sums = {name: parameter.detach().sum(dtype=torch.float64) for name, parameter in model.named_parameters()}
+    if broken := [name for name, total in sums.items() if not total.isfinite()]:
+        raise InputError(f"{folder / _WEIGHTS}: weights must be finite numbers, got others in {', '.join(broken[:5])}")
 
 
 def read_tensors(path: Path, load: Callable[[Path], dict[str, T]]) -> dict[str, T]:
@@ -232,7 +237,7 @@ def _model_card(folder: Path, config: Node, name: str, licence: str) -> str:
     """The card of a checkpoint: what it is, how to load it, its figures with their command, its base models."""
     variant = {"vl_jepa": "VL-JEPA", "llm_jepa": "LLM-JEPA", "token_vlm": "token-space VLM"}[config["variant"]]
     bases = sorted(set(_named(config, "pretrained")))
-    head: dict[str, Any] = {"license": licence, "library_name": "jepa", "tags": ["jepa", variant.lower()]}
+    head: dict[str, object] = {"license": licence, "library_name": "jepa", "tags": ["jepa", variant.lower()]}
     if hubs := [base for base in bases if _REPOSITORY.fullmatch(base)]:
         head["base_model"] = hubs
     parts = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---", f"# {name.rpartition('/')[2]}"]

@@ -21,7 +21,8 @@ import yaml
 
 import jepa
 from jepa.build import dotted_keys, nearest, unknown_key
-from jepa.errors import InputError
+from jepa.errors import CollectedError, InputError
+from jepa.overrides import overrides_of, short_name
 
 if TYPE_CHECKING:
     from jepa.config import Config, EvaluateConfig, ReportConfig
@@ -59,11 +60,13 @@ def compose(command: str, overrides: Sequence[str] = ()) -> Any:
 def register_schemas() -> dict[str, type[Config]]:
     """The classes of configurations by name. Hydra gets their defaults, as options of the group `schema`."""
     from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
 
     from jepa.config import Config, defaults
 
-    names = ("config", "training.configs", "studies.configs", "hub")
-    modules = [importlib.import_module(f"jepa.{name}") for name in names]
+    OmegaConf.register_new_resolver("short", short_name, replace=True)
+    named = ("config", "training.configs", "studies.configs", "live.configs", "hub")
+    modules = [importlib.import_module(f"jepa.{name}") for name in named]
     found = {name: each for module in modules for name, each in vars(module).items() if isinstance(each, type)}
     schemas = {name: each for name, each in found.items() if issubclass(each, Config)}
     for name, schema in schemas.items():
@@ -114,31 +117,6 @@ def _report(settings: ReportConfig, output: Path) -> int:
     return 0
 
 
-def overrides_of(command: str, arguments: Sequence[str]) -> list[str]:
-    """Arguments as Hydra takes them: of a report ``--fail-under EXPR``, ``--compare A B`` and ``>=`` without quotes."""
-    overrides: list[str] = []
-    rest = list(arguments)
-    while rest:
-        item = rest.pop(0)
-        if command == "report" and item == "--compare":
-            runs = list(takewhile(lambda run: "=" not in run and not run.startswith("-"), rest))
-            del rest[: len(runs)]
-            item = f"compare=[{','.join(map(_quoted, runs))}]"
-        elif command == "report" and item == "--fail-under":
-            if not rest:
-                raise InputError("--fail-under must be followed by such as 'savings>=2.85', got nothing")
-            item = f"fail_under={rest.pop(0)}"
-        key, _, value = item.partition("=")
-        if key == "fail_under" and set(value) & {"=", ">"} and value[0] not in "'\"":
-            item = f"fail_under={_quoted(value)}"
-        overrides.append(item)
-    return overrides
-
-
-def _quoted(value: str) -> str:
-    return "'" + value.replace("'", "\\'") + "'"
-
-
 def _run(name: str, settings: Any, output: Path) -> None:
     resolve_name(name)(settings)
 
@@ -148,6 +126,7 @@ COMMANDS: dict[str, Callable[[Any, Path], int | None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,
+    "live": partial(_run, "jepa.live.command:run"),
     "replay": partial(_run, "jepa.studies.replay:run"),
     "cost": partial(_run, "jepa.studies.cost:run"),
     "push": partial(_run, "jepa.hub:push"),
@@ -171,7 +150,7 @@ def _status(work: Callable[[], int | None]) -> int:
         sys.stdout.flush()  # here, where a reader that has gone can be told from an error
         return status
     except InputError as error:
-        return _fail(_one_line(error))
+        return _fail(str(error) if isinstance(error, CollectedError) else _one_line(error))
     except BrokenPipeError:  # as in `jepa cost | head -2`: what is left goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CLOSED_PIPE

@@ -156,6 +156,7 @@ class CacheConfig(Config):
     shared: bool = False
     error_rate: FractionBetween = 0.2
     bank: bool = False  # filled from calibration streams, takes up nothing afterwards; must be shared
+    standing: bool = False  # no keys: the decoder says whether the standing text still holds
 
 
 class PolicyConfig(Config):

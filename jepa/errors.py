@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class InputError(ValueError):
@@ -10,6 +16,57 @@ class InputError(ValueError):
 
     The commands print it as ``error: <message>`` and exit with code 2, without a traceback.
     """
+
+
+class CollectedError(InputError):
+    """Several at once, a line each."""
+
+
+class Problems:
+    """Collects the errors of a file, so that all are reported in one go: of several, their count and the first `shown`.
+
+    >>> problems = Problems("a.csv")
+    >>> problems.each([4, -1, 0], lambda value: check_positive("size", value))
+    [4]
+    >>> problems.raise_any()
+    Traceback (most recent call last):
+    jepa.errors.CollectedError: a.csv: 2 problems
+      size must be finite and > 0, got -1
+      size must be finite and > 0, got 0
+    """
+
+    def __init__(self, name: object, shown: int = 20) -> None:
+        self.name, self.shown = name, shown
+        self.count, self.first = 0, list[str]()
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """What is within stops at an `InputError`, what comes after goes on."""
+        try:
+            yield
+        except InputError as error:
+            self.add(str(error))
+
+    def add(self, message: str) -> None:
+        self.count += 1
+        if self.count <= self.shown:
+            self.first.append(" ".join(message.split()))
+
+    def each(self, items: Iterable[A], read: Callable[[A], B]) -> list[B]:
+        """What `read` makes of the items that it does not refuse."""
+        found = list[B]()
+        for item in items:
+            with self.collect():
+                found.append(read(item))
+        return found
+
+    def raise_any(self) -> None:
+        """Raises an `InputError` if one was collected, `CollectedError` if several were."""
+        if self.count == 1:
+            raise InputError(self.first[0])
+        if self.count:
+            more = f", the first {self.shown}" if self.count > self.shown else ""
+            raise CollectedError("\n  ".join([f"{self.name}: {self.count} problems{more}", *self.first]))
 
 
 def check_finite(name: str, value: float) -> float:
@@ -41,4 +98,4 @@ def check_int(name: str, value: int, least: int) -> int:
 
 
 def _is_finite(value: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf

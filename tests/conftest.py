@@ -8,6 +8,7 @@ import os
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 import copy
+import json
 import shutil
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -22,6 +23,8 @@ import torch
 from hypothesis import settings
 
 from jepa import checkpoint
+from jepa.cli import compose
+from jepa.config import PolicyConfig, validate
 from jepa.data.chat import ChatTokenizer
 from jepa.data.json_lines import write_lines
 from jepa.data.manifests import Sample, media_of, sample_fields
@@ -34,6 +37,7 @@ from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.vl_jepa import VLJEPA
 
 if TYPE_CHECKING:
+    from jepa.live import Setup
     from jepa.results import StreamResults
 
 # The same examples in every run, so that a change is all that can break one. To search for new ones:
@@ -228,6 +232,27 @@ def stream_results(tiny_model: VLJEPA, tmp_path_factory: pytest.TempPathFactory)
 
     with torch.no_grad():
         return made_results(tiny_model, tmp_path_factory.mktemp("streams"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_model: VLJEPA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny model's checkpoint, with the record of a training."""
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    checkpoint.save(tiny_model, tiny_config(), folder)
+    stage = {"name": "jepa", "steps": 2, "samples": 16, "seconds": 1.0, "curve": [{"step": 1.0, "loss": 2.0}]}
+    (folder / "training.json").write_text(json.dumps({"stages": [stage]}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def live_setup(tiny_model: VLJEPA) -> Setup:
+    """What live sessions of the tiny model share, with the policies of conf/policies/live.yaml."""
+    from omegaconf import OmegaConf
+
+    from jepa.live import Setup
+
+    policies = OmegaConf.to_container(compose("live", ["checkpoint=none"]).policies)
+    return Setup(tiny_model, {name: validate(node, PolicyConfig) for name, node in policies.items()})
 
 
 LLAMA = {

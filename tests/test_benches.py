@@ -28,7 +28,7 @@ SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
     yield
-    for name in ("bench_experts", "bench_llm_step", "bench_generate", "bench_train"):
+    for name in ("bench_experts", "bench_llm_step", "bench_generate", "bench_peers", "bench_train"):
         sys.modules.pop(name, None)
 
 
@@ -133,3 +133,20 @@ def test_answers_that_differ_are_refused(monkeypatch):
     model.eval()
     with pytest.raises(AssertionError, match="answers must be equal"):
         bench.answers_per_second(model, pairs[:6], 6, 4, 8, repetitions=1)
+
+
+def test_peers_are_compared_on_equal_results_or_skipped(monkeypatch):
+    import bench_peers as bench
+
+    clock = iter(range(100))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock) ** 2)
+    found = bench.ratios(lambda: [1.0, 2.0], {"same": lambda: [1.0, 2.1], "none": None}, 0.1, repetitions=1)
+    assert found == {"same": 1.8, "none": None}  # 5² - 4² over 3² - 2²: the second turn
+    with pytest.raises(AssertionError, match="results must be equal, other differs by 1"):
+        bench.ratios(lambda: [1.0], {"other": lambda: [2.0]}, 0.1, repetitions=1)
+    assert bench.peer("no_such_library") is None
+    monkeypatch.setattr(bench, "peer", lambda name: None)
+    assert bench.infonce(8, 4, repetitions=1) == {"ClipLoss": None}
+    ratios = bench.cached(16, repetitions=1)
+    assert len(ratios) == 2
+    assert min(ratios.values()) > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import yaml
@@ -51,6 +53,18 @@ def test_truncated_weights_are_named(folder):
         path.write_bytes(whole[:size])
         with pytest.raises(InputError, match=r"model.safetensors: not a whole safetensors file"):
             checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tiny_model, tmp_path, value):
+    model = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        next(model.predictor.parameters()).view(-1)[-1] = value
+    checkpoint.save(model, tiny_config(), tmp_path)
+    with pytest.raises(
+        InputError, match=r"model\.safetensors: weights must be finite numbers, got others in predictor\."
+    ):
+        checkpoint.load(tmp_path)
 
 
 def test_another_version_is_named(folder):

@@ -29,6 +29,7 @@ MANDATORY = {
     "evaluate": ["checkpoint=somewhere"],
     "report": ["evaluation=somewhere"],
     "replay": ["timeline.format=coin", "timeline.path=COIN.json"],
+    "live": ["checkpoint=somewhere"],
     "cost": [],
     "push": ["checkpoint=somewhere", "to=a/b"],
     "export": ["checkpoint=somewhere", "output=out"],
@@ -104,8 +105,30 @@ def test_a_sweep_runs_each_job_in_its_own_folder(calls, tmp_path, capsys):
     assert main(["train", "-m", "name=trial", "seed=0,1,2"]) == 0
     assert [config.seed for config, _ in calls] == [0, 1, 2]
     folders = [output for _, output in calls]
-    assert folders == [tmp_path / f"outputs/trial/multirun/name=trial,seed={seed}" for seed in range(3)]
+    assert folders == [tmp_path / f"outputs/trial/multirun/name-trial-seed-{seed}" for seed in range(3)]
     assert capsys.readouterr().out.splitlines()[1].startswith("job 1: name=trial seed=1 -> ")
+
+
+def test_the_folders_of_long_sweeps_are_short_and_named_in_the_next_command(calls, tmp_path):
+    stage = (
+        "steps",
+        "batch_size",
+        "accumulate",
+        "warmup_steps",
+        "validate_every",
+        "validation_batches",
+        "weight_decay",
+    )
+    many = [f"{part}.{key}=3" for part in ("jepa", "decoder") for key in stage] + ["data.train=a=\u00fc, b.jsonl"]
+    (tmp_path / "a=\u00fc, b.jsonl").touch()
+    assert main(["train", "-m", "name=trial", "decoder.noise=0,1", *many]) == 0
+    [one, two] = [output.relative_to(tmp_path) for _, output in calls]
+    assert one != two
+    assert len(one.name) <= 80
+    assert calls[0][0].data.train == "a=\u00fc, b.jsonl"
+    (tmp_path / (odd := "a=1,b (\u00fc) ${x}")).mkdir()
+    assert main(["evaluate", "-m", f"checkpoint={one},{two}", f"output={odd}"]) == 0
+    assert [(config.checkpoint, config.output) for config, _ in calls[2:]] == [(str(one), odd), (str(two), odd)]
 
 
 def test_names_can_be_swept_over_with_the_flag_anywhere(calls, monkeypatch):
@@ -237,7 +260,7 @@ def test_a_full_disk_within_a_command_is_one_line(calls, capsys, monkeypatch):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_scripts_are_the_commands(tmp_path, capsys, command):
-    key = {"cost": "batch", "push": "licence", "export": "output"}.get(command, "seed")
+    key = {"cost": "batch", "live": "port", "push": "licence", "export": "output"}.get(command, "seed")
     arguments = [*MANDATORY[command], f"{key}=4", "--cfg", "job"]
     script = [sys.executable, str(ROOT / "scripts" / f"{command}.py"), *arguments]
     printed = subprocess.check_output(script, cwd=tmp_path, text=True, timeout=60)

@@ -14,6 +14,7 @@ from jepa.cli import COMMANDS, compose, groups
 from jepa.config import Config, EvaluateConfig, ReportConfig, defaults, validate
 from jepa.errors import InputError
 from jepa.hub import ExportConfig, PushConfig
+from jepa.live import LiveConfig
 from jepa.studies.configs import ComparisonTrainConfig, CostConfig, ReplayConfig
 from jepa.training.configs import LanguageTrainConfig, TrainConfig
 
@@ -26,6 +27,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "cost": CostConfig,
     "push": PushConfig,
     "export": ExportConfig,
+    "live": LiveConfig,
 }
 ARMS = ("vl_jepa", "token_vlm")  # models of the comparison
 

@@ -19,6 +19,7 @@ from jepa.build import build
 from jepa.cli import COMMANDS, compose, overrides_of
 from jepa.config import EvaluateConfig, ReportConfig, validate
 from jepa.hub import ExportConfig, PushConfig
+from jepa.live import LiveConfig
 from jepa.report.render import html, markdown, terminal
 from jepa.report.tables import Column, table
 from jepa.results import StreamResults, read_document
@@ -29,7 +30,7 @@ from jepa.training.configs import LanguageTrainConfig, TrainConfig
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 SCHEMAS = {"evaluate": EvaluateConfig, "report": ReportConfig, "replay": ReplayConfig, "cost": CostConfig}
-SCHEMAS |= {"push": PushConfig, "export": ExportConfig}
+SCHEMAS |= {"push": PushConfig, "export": ExportConfig, "live": LiveConfig}
 VARIANTS = {"vl_jepa": TrainConfig, "llm_jepa": LanguageTrainConfig, "comparison": ComparisonTrainConfig}
 
 

@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "processes": set(),
     "kept": {"processes"},
     "lazy": set(),
+    "overrides": set(),
     "pretrained": set(),
     "losses": set(),
     "metrics": set(),
@@ -49,9 +50,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": CORE | SETUP | {"lazy", "results"},
     "evaluation": CORE | SETUP | {"lazy", "results"},
     "studies": CORE | SETUP | {"lazy", "training", "evaluation", "results", "report"},
-    "cli": CORE | SETUP | {"hub", "training", "evaluation", "results", "report", "studies"},
+    "live": CORE | SETUP | {"lazy", "results", "evaluation"},
+    "cli": CORE | SETUP | {"hub", "overrides", "training", "evaluation", "results", "report", "studies", "live"},
 }
-LIBRARIES = {"lightning": {"training"}, "hydra": {"config", "cli"}, "omegaconf": {"config", "cli"}}
+LIBRARIES = {
+    "lightning": {"training"},
+    "hydra": {"config", "cli"},
+    "omegaconf": {"config", "cli"},
+    "starlette": {"live"},
+    "uvicorn": {"live"},
+}
 # Lines of Python, by folder or by files of jepa/.
 LINES = {
     "jepa": 24_000,

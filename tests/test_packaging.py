@@ -73,8 +73,9 @@ def test_the_wheel_holds_every_module_and_every_yaml(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "jepa").rglob("*.py")}
     yaml = {f"jepa/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
-    report = {"jepa/report/page.html.j2", "jepa/report/notes.yaml"}
-    assert modules | yaml | report | {"jepa/conf/__init__.py"} == {n for n in names if ".dist-info/" not in n}
+    pages = {"jepa/report/page.html.j2", "jepa/report/notes.yaml"}
+    pages |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "jepa" / "live" / "page").iterdir()}
+    assert modules | yaml | pages | {"jepa/conf/__init__.py"} == {n for n in names if ".dist-info/" not in n}
     assert f"jepa-{jepa.__version__}.dist-info/licenses/LICENSE" in names
 
 

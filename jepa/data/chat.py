@@ -1,13 +1,15 @@
 """Chat formatting: a prompt and its completion as token ids, by the tokenizer's own template (`apply_chat_template`).
 
 The end-of-turn token belongs to the answer even where it doubles as the padding token. No template stamps today's date
-on a prompt. Generation starts from the prompt that was trained on.
+on a prompt. Generation starts from the prompt that was trained on. A control token in the words is plain text.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from jepa.data.tokenizer import pad_rows, train_bpe
 from jepa.errors import InputError
 
 PAD, END = "<|pad|>", "<|end|>"
+_CUT = "\ufdd0"  # no character; put into words where they must not become a control token
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 _TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}<|end|>{% endfor %}"
@@ -117,8 +120,13 @@ class ChatTokenizer:
         return [self.hf.get_vocab()[name] for name in names]
 
     def encode(self, examples: Sequence[Example]) -> list[ChatIds]:
-        """Ids of each example; white space at the ends of a completion is dropped."""
-        rendered = [self._rendered(example) for example in examples]
+        """Ids of each example; white space at the ends of a completion is dropped.
+
+        Raises:
+            InputError: words hold a control token, and the tokenizer has no other ids for them.
+        """
+        control = self._control()
+        rendered = [self._rendered(_plain(example, control)) for example in examples]
         found, [closing] = list[ChatIds](), self._ids([self._closing])
         parts = (self._ids([r[part] for r in rendered]) for part in range(6))
         for prompt, opening, tail, text, code, words in zip(*parts, strict=True):
@@ -133,7 +141,10 @@ class ChatTokenizer:
 
     def encode_closed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Right-padded `ids` (B, L) of bare texts with an end-of-turn token, and `mask` (B, L), true at real tokens."""
-        return pad_rows([[*ids, self.end_id] for ids in self._ids(list(texts))], self.pad_id)
+        control = self._control()
+        return pad_rows(
+            [[*ids, self.end_id] for ids in self._ids([_cut(text, control) for text in texts])], self.pad_id
+        )
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Texts of generated ids: up to the first stop token, without special tokens and white space at the ends."""
@@ -180,11 +191,22 @@ class ChatTokenizer:
         first, second, *rest = messages  # a template without a system role: its words come before the user's
         return render([_user(f"{first['content']}\n\n{second['content']}"), *rest])
 
+    def _control(self) -> re.Pattern[str]:
+        """Any special token, longest first."""
+        added = self.hf.added_tokens_decoder.values()
+        special = {*self.hf.all_special_tokens, *(token.content for token in added if token.special)}
+        return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        distinct = list(dict.fromkeys(filter(None, texts)))
+        pieces = {text: text.split(_CUT) for text in texts}
+        distinct = list(dict.fromkeys(filter(None, chain.from_iterable(pieces.values()))))
         rows = self.hf(distinct, add_special_tokens=False)["input_ids"] if distinct else []
-        found = dict(zip(distinct, rows, strict=True))
-        return [found[text] if text else [] for text in texts]
+        found = dict(zip(distinct, rows, strict=True)) | {"": []}
+        ids = {text: [token for piece in parts for token in found[piece]] for text, parts in pieces.items()}
+        for text, parts in pieces.items():
+            if len(parts) > 1 and self.hf.decode(ids[text]) != (words := "".join(parts)):
+                raise InputError(f"words must hold no control token of this tokenizer, got one in {words[:200]!r}")
+        return [ids[text] for text in texts]
 
     def _closed(self, tail: list[int]) -> list[int]:
         """The tail up to its end-of-turn token; the token is added where the template leaves it out."""
@@ -202,6 +224,20 @@ class ChatTokenizer:
         first = self._ids([context])[0][:1]
         closing = self._render([_user("words")]).rpartition("words")[2]
         return int(end), first if first == [self.hf.bos_token_id] else [], closing
+
+
+def _plain(example: Example, control: re.Pattern[str]) -> Example:
+    """The example with its control tokens cut in two."""
+    words = {
+        name: value for name in ("prompt", "completion", "system", "text", "code") if (value := getattr(example, name))
+    }
+    if not any(control.search(text) for text in words.values()):
+        return example
+    return replace(example, **{name: _cut(text, control) for name, text in words.items()})
+
+
+def _cut(text: str, control: re.Pattern[str]) -> str:
+    return control.sub(lambda token: f"{token[0][0]}{_CUT}{token[0][1:]}", text)
 
 
 def _user(content: str) -> dict[str, str]:

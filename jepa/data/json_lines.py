@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from codecs import BOM_UTF8
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-from jepa.errors import InputError
+from jepa.errors import InputError, Problems
 
 JsonObject: TypeAlias = dict[str, Any]
+T = TypeVar("T")
+_DIGITS = 300  # of a whole number at most: every number fits a float
 
 
-def read_lines(path: Path, what: str) -> Iterator[tuple[int, JsonObject]]:
-    """Each line's number, from 1, and its object. Blank lines and a byte order mark are passed over."""
+def read_lines(path: Path, what: str, read: Callable[[JsonObject, int], T]) -> list[T]:
+    """What `read` makes of each line's object and its number, from 1; blank lines and a BOM are passed over.
+
+    Raises:
+        InputError: the file, which is called `what`, is missing, or lines are refused: see `Problems`.
+    """
     if not path.is_file():
         raise InputError(f"{what} not found: {path}")
+    found, problems = list[T](), Problems(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if line.strip():
-                with located(f"{path}:{number}"):
-                    value = parse(line)
-                yield number, value
+            if line.removeprefix(BOM_UTF8).strip():
+                with problems.collect(), located(f"{path}:{number}"):
+                    found.append(read(parse(line), number))
+    problems.raise_any()
+    return found
 
 
 def write_lines(path: Path, rows: Iterable[JsonObject]) -> None:
@@ -39,16 +49,37 @@ def parse(text: bytes) -> JsonObject:
 
 
 def parse_any(text: bytes) -> Any:
-    """A JSON value in UTF-8."""
+    """A JSON value in UTF-8. A key that an object has twice is refused, and half a surrogate pair."""
     try:
-        return json.loads(text.decode("utf-8-sig"))
+        value = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_object, parse_int=_int)
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except UnicodeDecodeError as error:
         raise InputError(f"must be UTF-8, got byte 0x{text[error.start]:02x} at {error.start}") from None
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"must be valid Unicode, got a lone surrogate in {error.object[error.start :][:40]!r}"
+        ) from None
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise InputError(f"not JSON: {error.msg} at {line}column {error.colno}") from None
-    except (ValueError, RecursionError) as error:  # a number too long for the parser, or nesting too deep
-        raise InputError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise InputError("not JSON that can be read: nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        [(twice, count)] = Counter(key for key, _ in pairs).most_common(1)
+        raise InputError(f"an object must have a key once, got {twice[:80]!r} {count} times")
+    return value
+
+
+def _int(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise InputError(f"a whole number must have at most {_DIGITS} digits, got {len(digits)}")
+    return int(digits)
 
 
 @contextmanager
@@ -57,7 +88,7 @@ def located(where: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise type(error)(f"{where}: {error}") from None
 
 
 def check_text(name: str, value: object) -> str:

@@ -11,13 +11,14 @@ Media are named relative to the manifest; docs/data.md describes every field.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
-from jepa.data.json_lines import JsonObject, check_text, located, read_lines
-from jepa.data.media import PICTURES, Media
+from jepa.data.json_lines import JsonObject, check_text, read_lines
+from jepa.data.media import Media, picture_files
 from jepa.errors import InputError, check_int
 
 Kind: TypeAlias = Literal["caption", "question", "class", "world_prediction"]
@@ -53,12 +54,15 @@ class QuestionSample:
 
 @dataclass(frozen=True)
 class ClassSample:
-    """What class the medium belongs to. The classes are the labels of the whole manifest."""
+    """What class the medium belongs to. The classes are the labels of the whole manifest, white space made even."""
 
     kind: ClassVar[Kind] = "class"
     id: str
     media: Media
     label: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", " ".join(self.label.split()))
 
 
 @dataclass(frozen=True)
@@ -162,24 +166,25 @@ def media_of(sample: Sample) -> tuple[Media, ...]:
 
 
 def _read_lines(path: Path) -> list[Sample]:
+    lines = dict[str, int]()
+
     def find(name: str) -> Path:
         source = path.parent / name
-        if not source.exists():
+        if not os.path.exists(source):  # unlike the method of a path, false for a name that no file can have
             raise InputError(f"media not found: {source}")
         return source
 
-    samples, lines = [], dict[str, int]()
-    for number, data in read_lines(path, "manifest"):
-        with located(f"{path}:{number}"):
-            sample = parse_sample(data, number, find)
-            if (first := lines.setdefault(sample.id, number)) != number:
-                raise InputError(f"ids must differ, got {sample.id!r} as in line {first}")
-        samples.append(sample)
-    return samples
+    def read(data: JsonObject, number: int) -> Sample:
+        sample = parse_sample(data, number, find)
+        if (first := lines.setdefault(sample.id, number)) != number:
+            raise InputError(f"ids must differ, got {sample.id!r} as in line {first}")
+        return sample
+
+    return read_lines(path, "manifest", read)
 
 
 def _image_folder(root: Path) -> list[Sample]:
-    files = sorted(file for file in root.glob("*/*") if file.suffix.lower() in PICTURES)
+    files = picture_files(root, "*/*")
     names = [file.relative_to(root).as_posix() for file in files]
     return [ClassSample(name, Media(name, file), file.parent.name) for name, file in zip(names, files, strict=True)]
 

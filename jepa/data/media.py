@@ -6,17 +6,27 @@ F frames, S their side in pixels.
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from jepa.data.video import SUFFIXES as VIDEOS
 from jepa.data.video import VideoFile
 from jepa.errors import InputError, check_nonnegative
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_FORMATS = (
+    "BMP",
+    "GIF",
+    "JPEG",
+    "PNG",
+    "TIFF",
+    "WEBP",
+)  # by content; those of Pillow's others that run programs are not
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Media:
             return
         if not self.is_video:
             raise InputError(f"{self.name}: only a video can have start and end, got {self.start} and {self.end}")
-        start = check_nonnegative("start", self.start or 0.0)
+        start = check_nonnegative("start", 0.0 if self.start is None else self.start)
         if self.end is not None and check_nonnegative("end", self.end) <= start:
             raise InputError(f"{self.name}: end must be after start, got start {start}, end {self.end}")
 
@@ -76,19 +86,37 @@ def read_clip(media: Media, frames: int, size: int, fps: float | None = None) ->
                 times = start + (end - start) * ((np.arange(frames) + 0.5) / frames)
             else:
                 times = np.clip((start + end) / 2 + (np.arange(frames) - frames / 2) / fps, start, end)
-            return np.stack(list(file.at(times.tolist(), size)))
+            return file.at(times.tolist(), size)
     pictures = _pictures(media)
     chosen = [i * len(pictures) // frames for i in range(frames)] if len(pictures) > 1 else [0] * frames
     read = {i: _read_picture(*pictures[i], size) for i in sorted(set(chosen))}
     return np.stack([read[i] for i in chosen])
 
 
+def picture_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """The pictures of a folder in natural order, 2.jpg before 10.jpg; what is hidden (`._1.jpg`) is left out."""
+
+    def is_shown(file: Path) -> bool:
+        return not any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+    files = (file for file in folder.glob(pattern) if file.suffix.lower() in PICTURES and is_shown(file))
+    return sorted(files, key=lambda file: natural(file.relative_to(folder).as_posix()))
+
+
 def frame_files(folder: Path) -> list[Path]:
-    """The frames of a folder in order of name. Raises `InputError` if it has none."""
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
-    if not files:
-        raise InputError(f"{folder}: a folder of frames must have pictures ({', '.join(PICTURES)}), got none")
-    return files
+    """The frames of a folder in natural order of their names. Raises `InputError` if it has none."""
+    if files := picture_files(folder):
+        return files
+    raise InputError(f"{folder}: a folder of frames must have pictures ({', '.join(PICTURES)}), got none")
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """What sorts names as people count: numbers by their value.
+
+    >>> sorted(["10.jpg", "9.jpg"], key=natural)
+    ['9.jpg', '10.jpg']
+    """
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
 
 
 def _pictures(media: Media) -> list[tuple[str, Path | bytes]]:
@@ -102,12 +130,18 @@ def _pictures(media: Media) -> list[tuple[str, Path | bytes]]:
 
 
 def _read_picture(name: str, source: Path | bytes, size: int) -> np.ndarray:
-    """(S, S, 3) uint8, turned as its EXIF data say."""
+    """(S, S, 3) uint8, turned as its EXIF data say; what is transparent shows its colour."""
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            upright = ImageOps.exif_transpose(image)
-            return np.array(ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
-    except UnidentifiedImageError:  # whose message has the address of bytes in memory
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about tags and sizes
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
+                upright = ImageOps.exif_transpose(image)
+                if upright.mode.startswith("I;16"):  # `convert` would cut values at 255
+                    upright = Image.fromarray((np.asarray(upright, np.float32) / 257 + 0.5).astype(np.uint8))
+                if upright.mode in ("I", "F"):
+                    raise InputError(f"must have 8 or 16 bits a channel, got Pillow's mode {upright.mode}")
+                return np.array(ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+    except Image.UnidentifiedImageError:  # whose message has the address of bytes in memory
         raise InputError(f"{name}: cannot be read as a picture: its format is not known") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL calls a broken PNG a syntax error
+    except Exception as error:  # on broken bytes Pillow raises whatever its parsers stumble over
         raise InputError(f"{name}: cannot be read as a picture: {error}") from None

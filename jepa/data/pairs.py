@@ -252,15 +252,14 @@ def _read_all(
     files: str | Sequence[str] | None, folder: str | None, read: Callable[[JsonObject, str], Example]
 ) -> list[Example]:
     """The examples of several files: `read` makes one of a line's object and its source."""
-    examples: list[Example] = []
-    for name in [files] if isinstance(files, str) else files or []:
-        path, before = Path(folder or "") / name, len(examples)
-        for number, row in read_lines(path, "file of pairs"):
-            with located(f"{path}:{number}"):
-                examples.append(read(row, f"{path.name}:{number}"))
-        if len(examples) == before:
-            raise InputError(f"{path}: a file of pairs must have at least 1 line, got none")
-    return examples
+    paths = [Path(folder or "") / name for name in ([files] if isinstance(files, str) else files or [])]
+    return [example for path in paths for example in _read_file(path, read)]
+
+
+def _read_file(path: Path, read: Callable[[JsonObject, str], Example]) -> list[Example]:
+    if found := read_lines(path, "file of pairs", lambda row, number: read(row, f"{path.name}:{number}")):
+        return found
+    raise InputError(f"{path}: a file of pairs must have at least 1 line, got none")
 
 
 def _from_chat(row: JsonObject, source: str, system: bool) -> Example:

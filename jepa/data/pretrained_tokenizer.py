@@ -60,7 +60,12 @@ class PretrainedTokenizer:
         return [text.strip() for text in self.hf.batch_decode([list(row) for row in rows], skip_special_tokens=True)]
 
     def _rows(self, texts: Sequence[str], special: bool) -> list[list[int]]:
-        return self.hf(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+        how = {
+            "add_special_tokens": special,
+            "split_special_tokens": True,
+            "verbose": False,
+        }  # within texts: plain text
+        return self.hf(list(texts), **how)["input_ids"]
 
     def _padded(self, texts: Sequence[str], rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         text, longest = max(zip(texts, rows, strict=True), key=lambda pair: len(pair[1]))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jepa.data.json_lines import JsonObject, located, read_lines, write_lines
+from jepa.data.json_lines import JsonObject, read_lines, write_lines
 from jepa.errors import InputError
 
 
@@ -62,11 +62,7 @@ def write_records(records: Iterable[StreamRecord], path: Path) -> None:
 
 def read_records(path: Path) -> list[StreamRecord]:
     """The records of a JSON-lines file. Raises `InputError` naming file, line and field."""
-    records = []
-    for number, data in read_lines(path, "stream records"):
-        with located(f"{path}:{number}"):
-            records.append(_record(data))
-    return records
+    return read_lines(path, "stream records", lambda data, _: _record(data))
 
 
 def _record(data: JsonObject) -> StreamRecord:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import posixpath
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from glob import glob
 from itertools import count, groupby
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from jepa.data.clips import ClipBatch
 from jepa.data.json_lines import located, parse
 from jepa.data.manifest_batches import Prompts, Read, Row, collate
 from jepa.data.manifests import Sample, WorldPredictionSample, parse_sample, read_manifest, sample_fields
-from jepa.data.media import Media, frame_files
+from jepa.data.media import Media, frame_files, natural
 from jepa.errors import InputError, check_int
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
@@ -56,7 +58,7 @@ def write_shards(manifest: str | Path, folder: str | Path, per_shard: int) -> li
 
 def find_shards(pattern: str) -> list[Path]:
     """The shards that a pattern names, in order: `s/shard-{00000..00012}.tar` (all), `s/shard-*.tar`, or a path."""
-    found = [Path(path) for name in _unfolded(pattern) for path in (sorted(glob(name)) or [name])]
+    found = [Path(path) for name in _unfolded(pattern) for path in (sorted(glob(name), key=natural) or [name])]
     for path in found:
         if not path.is_file():
             raise InputError(f"shard not found: {path}")
@@ -74,23 +76,35 @@ def _unfolded(pattern: str) -> Iterator[str]:
         yield from _unfolded(f"{pattern[: span.start()]}{number:0{len(first)}}{pattern[span.end() :]}")
 
 
-def read_shard(path: Path, media: bool = True) -> Iterator[Sample]:
+def read_shard(path: Path, media: bool = True, skipped: list[str] | None = None) -> Iterator[Sample]:
     """The samples of a shard in order, with their media in memory; without `media` they are left empty.
+
+    Malformed samples are left out if there is a list `skipped`, which gets their errors. Members that are hidden, such
+    as `._0.json`, or no files are passed over.
 
     Raises:
         InputError: the shard is missing, truncated or no tar file, or a sample is malformed.
     """
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|" if media else "r:") as tar:
+        with path.open("rb") as file, _open(file, "r|" if media else "r:") as tar:
             samples = groupby(_members(tar, media), lambda member: _key(member[0]))
             for number, (key, members) in enumerate(samples, start=1):
-                with located(f"{path}: {key}"):
-                    sample = _sample(key, dict(members), number)
-                yield sample
+                files = dict(members)
+                try:
+                    with located(f"{path}: {key}"):
+                        sample = _sample(key, files, number)
+                except InputError as error:
+                    if skipped is None:
+                        raise
+                    skipped.append(str(error))
+                else:
+                    yield sample
             file.seek(-len(_END), os.SEEK_END)  # tarfile takes a file that is cut between two members for whole
             if file.read() != _END:
                 raise InputError(f"{path}: must end as a tar file does, in two blocks of zeros, got others: truncated")
-    except (OSError, tarfile.TarError, EOFError) as error:
+    except InputError:
+        raise
+    except (OSError, tarfile.TarError, EOFError, ValueError) as error:  # a ValueError: a header that is no number
         raise InputError(f"{path}: cannot be read as a shard: {error}") from None
 
 
@@ -99,8 +113,8 @@ class Shards(IterableDataset[Sample]):
 
     Every epoch takes the shards in a new order. One rank and worker reads each, or `everywhere`, as in validation, one
     worker of every rank. Samples are shuffled within a buffer of so many samples, with their media; 1 keeps the order
-    of a shard. `skip_broken` gives a shard up where it breaks, and names it in `skipped`. Workers take turns: the one
-    whose turn it is after `first` batches is the first.
+    of a shard. `skip_broken` leaves malformed samples out and gives a shard up where it breaks; `skipped` names both.
+    Workers take turns: the one whose turn it is after `first` batches is the first.
     """
 
     def __init__(
@@ -110,7 +124,7 @@ class Shards(IterableDataset[Sample]):
             raise InputError("shards must be at least 1, got none")
         self.paths, self.seed, self.buffer = paths, seed, check_int("buffer", buffer, 1)
         self.skip_broken, self.everywhere, self.first = skip_broken, everywhere, 0
-        self.skipped: list[str] = []  # why this process gave a shard up, each time
+        self.skipped: list[str] = []  # what this process left out, each time
 
     def place(self) -> tuple[int, int]:
         """The number of this reader and of all readers: ranks x workers."""
@@ -139,11 +153,12 @@ class Shards(IterableDataset[Sample]):
                         waiting[chosen], waiting[-1] = waiting[-1], waiting[chosen]
                         yield waiting.pop()
             if not found:
-                raise InputError(f"shards must have a sample that can be read, got none in {len(order)} shards")
+                why = f"; the last error: {self.skipped[-1]}" if self.skipped else ""
+                raise InputError(f"shards must have a sample that can be read, got none in {len(order)} shards{why}")
 
     def _read(self, path: Path) -> Iterator[Sample]:
         try:
-            yield from read_shard(path)
+            yield from read_shard(path, skipped=self.skipped if self.skip_broken else None)
         except InputError as error:
             if not self.skip_broken:
                 raise
@@ -215,11 +230,16 @@ def _add_sample(tar: tarfile.TarFile, key: str, sample: Sample, folder: Path) ->
         tar.addfile(info, io.BytesIO(data))
 
 
+def _open(file: BinaryIO, mode: Literal["r|", "r:"]) -> tarfile.TarFile:
+    return tarfile.open(fileobj=file, mode=mode, encoding="utf-8", errors="replace")  # of names
+
+
 def _members(tar: tarfile.TarFile, media: bool) -> Iterator[tuple[str, bytes]]:
     for info in tar:
-        file = tar.extractfile(info)
+        name = posixpath.normpath(info.name)
+        file = tar.extractfile(info) if info.isreg() and not posixpath.basename(name).startswith(".") else None
         if file is not None:
-            yield info.name, file.read() if media or info.name.endswith(".json") else b""
+            yield name, file.read() if media or name.endswith(".json") else b""
 
 
 def _key(name: str) -> str:
@@ -233,9 +253,12 @@ def _sample(key: str, files: dict[str, bytes], number: int) -> Sample:
         raise InputError(f"a sample must have {key}.json, got {', '.join(files)}")
 
     def find(name: str) -> bytes | tuple[bytes, ...]:
-        frames = sorted(file for file in files if file.startswith(f"{name}."))
-        if name not in files and not frames:
-            raise InputError(f"media not found: {name}")
-        return files[name] if name in files else tuple(files[frame] for frame in frames)
+        beside = posixpath.normpath(posixpath.join(posixpath.dirname(key), name))
+        for each in (beside, name):
+            if each in files:
+                return files[each]
+            if frames := sorted((file for file in files if file.startswith(f"{each}.")), key=natural):
+                return tuple(files[frame] for frame in frames)
+        raise InputError(f"media not found: {name}")
 
     return parse_sample(parse(files[f"{key}.json"]), number, find)

@@ -1,6 +1,7 @@
 """Readers of annotated timelines in the `FORMATS` in which data sets publish them, into `StreamRecord`s.
 
-A missing key, a wrong type or an unknown video is an `InputError` with the file and the line or key path.
+A missing key, a wrong type or an unknown video is an `InputError` with the file and the line or key path. All that are
+found in a file are reported in one go.
 
 *Points.* Ego-Exo4D, Ego4D and ViTT give a moment, not a span. A point is in force until the next later point of the
 same annotator, at most `point_seconds`, and not beyond the video's end.
@@ -16,7 +17,7 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -25,11 +26,12 @@ from typing import Any, NamedTuple
 
 from jepa.data.json_lines import JsonObject, located, parse_any, read_lines
 from jepa.data.records import Event, StreamRecord
-from jepa.errors import InputError, check_int, check_nonnegative, check_positive
+from jepa.errors import InputError, Problems, check_int, check_nonnegative, check_positive
 
-_CLOCK = re.compile(r"(\d{2,}):([0-5]\d):([0-5]\d(?:\.\d+)?)")
+_CLOCK = re.compile(r"(\d{2,4}):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 _EPIC_COLUMNS = ("video_id", "participant_id", "start_timestamp", "stop_timestamp", "narration")
-_TAG = re.compile(r"^#[A-Za-z]+\s+")  # `#C C opens a drawer`: who acts
+_TAG = re.compile(r"^#\s*(?:C(?=C\b)|[A-Za-z]+)\W*", re.IGNORECASE)  # `#C C opens a drawer`: who acts, also `#CC opens`
+_UNSURE = re.compile(r"#\s*unsure\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -67,24 +69,31 @@ def read_timeline(
     if format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     check_positive("point_seconds", point_seconds)
-    reader = FORMATS[format]
+    reader, path, lengths = FORMATS[format], Path(path), dict[str, tuple[float, str]]()
     if (durations is None) != (reader.durations is None):
         rule = "be null: the annotations have them" if reader.durations is None else f"name {reader.durations}"
         raise InputError(f"durations of the format {format} must {rule}, got {durations}")
-    dropped: Counter[str] = Counter()
-    lengths = {} if reader.lengths is None else reader.lengths(Path(str(durations)))
-    records, groups = [], {}
-    for place, stream in reader.streams(Path(path), lengths, dropped):
-        if stream.video_id in groups:
-            raise InputError(f"{place}: a video must be listed once, got {stream.video_id!r} again")
-        groups[stream.video_id] = stream.group
-        if events := make_events(stream.annotations, stream.duration, point_seconds, dropped):
-            records.append(StreamRecord(stream.video_id, stream.duration, events))
-        else:
-            dropped["videos without annotations"] += 1
+    if reader.lengths is not None:
+        lengths = _once(reader.lengths, Path(str(durations)))
+    reading = _Reading(lengths, Counter(), Counter(), Problems(path))
+    records, groups = [], dict[str, str]()
+
+    def add(entry: Any) -> None:
+        for stream in reader.streams(entry, reading):
+            if stream.video_id in groups:
+                raise InputError(f"{stream.place}: a video must be listed once, got {stream.video_id!r} again")
+            groups[stream.video_id] = stream.group
+            if events := make_events(stream.annotations, stream.duration, point_seconds, reading.dropped):
+                records.append(StreamRecord(stream.video_id, stream.duration, events))
+            else:
+                reading.dropped["videos without annotations"] += 1
+
+    reading.problems.each(reader.entries(path, reading.problems), add)
+    reading.problems.raise_any()
+    dropped = dict(reading.dropped)
     if not records:
-        raise InputError(f"{path}: must hold at least one usable annotation, got none (dropped: {dict(dropped)})")
-    return Timeline(tuple(records), {r.video_id: groups[r.video_id] for r in records}, dict(dropped))
+        raise InputError(f"{path}: must hold at least one usable annotation, got none (dropped: {dropped})")
+    return Timeline(tuple(records), {r.video_id: groups[r.video_id] for r in records}, dropped)
 
 
 class Annotation(NamedTuple):
@@ -96,20 +105,47 @@ class Annotation(NamedTuple):
 
 
 class _Stream(NamedTuple):
+    place: str  # in the file, for errors
     video_id: str
     group: str
     duration: float
     annotations: list[Annotation]
 
 
-_Lengths = Mapping[str, tuple[float, str]]  # seconds and group of each video
-_Streams = Iterator[tuple[str, _Stream]]  # with the place in the file, for errors
+class _Reading(NamedTuple):
+    """What a reader has at hand: seconds and group of each video, counters, and where refused annotations go."""
+
+    lengths: Mapping[str, tuple[float, str]]
+    dropped: Counter[str]
+    seen: Counter[str]  # lines of a video, where each is an annotator's
+    problems: Problems
+
+    def length(self, video: str, where: str) -> tuple[float, str]:
+        if video not in self.lengths:
+            raise InputError(f"{where} must be a video of the durations file, got {video!r}")
+        return self.lengths[video]
 
 
 class _Format(NamedTuple):
-    streams: Callable[[Path, _Lengths, Counter[str]], _Streams]
+    """`entries` of the annotations' file, and the streams of each; `lengths` of the videos (video, seconds, group)."""
+
+    entries: Callable[[Path, Problems], Iterable[Any]]
+    streams: Callable[[Any, _Reading], Iterable[_Stream]]
     durations: str | None = None
-    lengths: Callable[[Path], _Lengths] | None = None
+    lengths: Callable[[Path, Problems], Iterable[tuple[str, float, str]]] | None = None
+
+
+def _once(
+    read: Callable[[Path, Problems], Iterable[tuple[str, float, str]]], path: Path
+) -> dict[str, tuple[float, str]]:
+    """Seconds and group of each video, which must be listed once."""
+    lengths, problems = dict[str, tuple[float, str]](), Problems(path)
+    for video, seconds, group in read(path, problems):
+        if video in lengths:
+            problems.add(f"{path}: a video must be listed once, got {video!r} again")
+        lengths[video] = seconds, group
+    problems.raise_any()
+    return lengths
 
 
 def make_events(
@@ -192,63 +228,68 @@ def _read_json(path: Path) -> _Json:
         return _Json(parse_any(text), f"{path}: $")
 
 
-def _length(lengths: _Lengths, video: str, where: str) -> tuple[float, str]:
-    if video not in lengths:
-        raise InputError(f"{where} must be a video of the durations file, got {video!r}")
-    return lengths[video]
+def _ego_exo4d(entry: tuple[str, _Json], reading: _Reading) -> Iterator[_Stream]:
+    take, passes = entry
+    seconds, group = reading.length(take, passes.where)
+    seen: Counter[str] = Counter()
+    for item in passes.array():
+        descriptions = item["descriptions"].array()
+        if item["rejected"].flag():
+            reading.dropped["rejected"] += len(descriptions)
+            continue
+        annotator = item["annotator_id"].name()
+        seen[annotator] += 1
+        if seen[annotator] > 1:
+            annotator = f"{annotator}-{seen[annotator]}"
+        points = reading.problems.each(descriptions, partial(_description, dropped=reading.dropped))
+        yield _Stream(item.where, f"{take}/{annotator}", group, seconds, list(filter(None, points)))
 
 
-def _ego_exo4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
-    for take, passes in _read_json(path)["annotations"].items():
-        seconds, group = _length(lengths, take, passes.where)
-        seen: Counter[str] = Counter()
-        for item in passes.array():
-            descriptions = item["descriptions"].array()
-            if item["rejected"].flag():
-                dropped["rejected"] += len(descriptions)
-                continue
-            annotator = item["annotator_id"].name()
-            seen[annotator] += 1
-            if seen[annotator] > 1:
-                annotator = f"{annotator}-{seen[annotator]}"
-            sure = [description for description in descriptions if not description["unsure"].flag()]
-            dropped["unsure"] += len(descriptions) - len(sure)
-            points = [Annotation(d["timestamp"].number(), None, d["text"].text()) for d in sure]
-            yield item.where, _Stream(f"{take}/{annotator}", group, seconds, points)
+def _description(item: _Json, dropped: Counter[str]) -> Annotation | None:
+    if item["unsure"].flag():
+        dropped["unsure"] += 1
+        return None
+    return Annotation(item["timestamp"].number(), None, item["text"].text())
 
 
-def _takes(path: Path) -> _Lengths:
-    lengths = {}
-    for take in _read_json(path).array():
+def _takes(path: Path, problems: Problems) -> list[tuple[str, float, str]]:
+    def read(take: _Json) -> tuple[str, float, str]:
         group = take["participant_uid" if "participant_uid" in take.object() else "take_uid"].name()
-        lengths[take["take_uid"].text()] = take["duration_sec"].number(positive=True), group
-    return lengths
+        return take["take_uid"].text(), take["duration_sec"].number(positive=True), group
+
+    return problems.each(_read_json(path).array(), read)
 
 
-def _ego4d(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
-    for video, passes in _read_json(path).items():
-        names = [name for name in passes.object() if name.startswith("narration_pass_")]
-        if not names:  # a redacted video has its status alone
-            dropped["videos without annotations"] += 1
-        for name in names:
-            seconds, group = _length(lengths, video, passes.where)
-            points = []
-            for item in passes[name]["narrations"].array():
-                text = item["narration_text"].text()
-                if "#unsure" in text.lower():
-                    dropped["unsure"] += 1
-                else:
-                    points.append(Annotation(item["timestamp_sec"].number(), None, _TAG.sub("", text.strip())))
-            yield passes[name].where, _Stream(f"{video}/{name}", group, seconds, points)
+def _ego4d(entry: tuple[str, _Json], reading: _Reading) -> Iterator[_Stream]:
+    video, passes = entry
+    names = [name for name in passes.object() if name.startswith("narration_pass_")]
+    if not names:  # a redacted video has its status alone
+        reading.dropped["videos without annotations"] += 1
+    for name in names:
+        seconds, group = reading.length(video, passes.where)
+        narrations = passes[name]["narrations"].array()
+        points = reading.problems.each(narrations, partial(_narration, dropped=reading.dropped))
+        yield _Stream(passes[name].where, f"{video}/{name}", group, seconds, list(filter(None, points)))
 
 
-def _ego4d_videos(path: Path) -> _Lengths:
-    videos = {video["video_uid"].text(): video for video in _read_json(path)["videos"].array()}
-    return {name: (video["duration_sec"].number(positive=True), name) for name, video in videos.items()}
+def _narration(item: _Json, dropped: Counter[str]) -> Annotation | None:
+    text = item["narration_text"].text()
+    if _UNSURE.search(text):
+        dropped["unsure"] += 1
+        return None
+    said = re.sub(r"^c\b", "C", _TAG.sub("", text.strip()))  # the camera's wearer
+    return Annotation(item["timestamp_sec"].number(), None, said)
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """The rows of a CSV file, each with its place; a row must have as many fields as the header."""
+def _ego4d_videos(path: Path, problems: Problems) -> list[tuple[str, float, str]]:
+    def read(video: _Json) -> tuple[str, float, str]:
+        return (name := video["video_uid"].text()), video["duration_sec"].number(positive=True), name
+
+    return problems.each(_read_json(path)["videos"].array(), read)
+
+
+def _rows(path: Path, columns: tuple[str, ...], problems: Problems) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file, each with its place; a row must have as many fields as the header, or be blank."""
     try:
         text = _read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -262,23 +303,35 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str,
                 raise InputError(f"{path}:1: the header must have the column {column}, got {', '.join(header)}")
         for row in reader:
             where = f"{path}:{reader.line_num}"
+            if not any(field and field.strip() for field in row.values() if not isinstance(field, list)):
+                continue
             if None in row or None in row.values():
-                raise InputError(f"{where}: a row must have {len(header)} fields, got more or fewer")
-            yield where, row
+                problems.add(f"{where}: a row must have {len(header)} fields, got more or fewer")
+            else:
+                yield where, row
     except csv.Error as error:
-        raise InputError(f"{path}:{reader.reader.line_num}: must be CSV, got an error: {error}") from None
+        problems.add(f"{path}:{reader.reader.line_num}: must be CSV, got an error: {error}")
 
 
-def _epic(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
-    videos: dict[str, tuple[str, _Stream]] = {}
-    for where, row in _rows(path, _EPIC_COLUMNS):
-        video = row["video_id"]
-        if video not in videos:
-            seconds, _ = _length(lengths, video, f"{where}: video_id")
-            videos[video] = where, _Stream(video, row["participant_id"], seconds, [])
-        start, stop = (_clock(row[name], f"{where}: {name}") for name in ("start_timestamp", "stop_timestamp"))
-        videos[video][1].annotations.append(Annotation(start, stop, row["narration"]))
-    yield from videos.values()
+def _epic_videos(path: Path, problems: Problems) -> list[list[tuple[str, dict[str, str]]]]:
+    """The rows of each video."""
+    videos: dict[str, list[tuple[str, dict[str, str]]]] = {}
+    for where, row in _rows(path, _EPIC_COLUMNS, problems):
+        videos.setdefault(row["video_id"], []).append((where, row))
+    return list(videos.values())
+
+
+def _epic(rows: list[tuple[str, dict[str, str]]], reading: _Reading) -> list[_Stream]:
+    where, first = rows[0]
+    seconds, _ = reading.length(first["video_id"], f"{where}: video_id")
+    segments = reading.problems.each(rows, _segment)
+    return [_Stream(where, first["video_id"], first["participant_id"], seconds, segments)]
+
+
+def _segment(placed: tuple[str, dict[str, str]]) -> Annotation:
+    where, row = placed
+    start, stop = (_clock(row[name], f"{where}: {name}") for name in ("start_timestamp", "stop_timestamp"))
+    return Annotation(start, stop, row["narration"])
 
 
 def _clock(text: str, where: str) -> float:
@@ -289,29 +342,30 @@ def _clock(text: str, where: str) -> float:
     return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
-def _csv_lengths(path: Path) -> _Lengths:
-    lengths = {}
-    for where, row in _rows(path, ("video_id", "duration")):
+def _csv_lengths(path: Path, problems: Problems) -> list[tuple[str, float, str]]:
+    def read(placed: tuple[str, dict[str, str]]) -> tuple[str, float, str]:
+        where, row = placed
         try:
-            lengths[row["video_id"]] = check_positive("duration", float(row["duration"])), row["video_id"]
+            return row["video_id"], check_positive("duration", float(row["duration"])), row["video_id"]
         except ValueError:
             raise InputError(f"{where}: duration must be a number > 0, got {row['duration']!r}") from None
-    return lengths
+
+    return problems.each(_rows(path, ("video_id", "duration"), problems), read)
 
 
-def _activitynet(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
-    for video, item in _read_json(path).items():
-        spans = item["timestamps"].array()
-        pairs = zip(spans, item["sentences"].array(len(spans)), strict=True)
-        annotations = [_span(span, sentence) for span, sentence in pairs]
-        yield item.where, _Stream(video, video, item["duration"].number(positive=True), annotations)
+def _activitynet(entry: tuple[str, _Json], reading: _Reading) -> list[_Stream]:
+    video, item = entry
+    spans = item["timestamps"].array()
+    pairs = zip(spans, item["sentences"].array(len(spans)), strict=True)
+    annotations = reading.problems.each(pairs, lambda pair: _span(*pair))
+    return [_Stream(item.where, video, video, item["duration"].number(positive=True), annotations)]
 
 
-def _database(path: Path, lengths: _Lengths, dropped: Counter[str], annotations: str, text: str) -> _Streams:
+def _database(entry: tuple[str, _Json], reading: _Reading, annotations: str, text: str) -> list[_Stream]:
     """YouCook2 and COIN: `segment`s [start, end] with a text."""
-    for video, item in _read_json(path)["database"].items():
-        spans = [_span(span["segment"], span[text]) for span in item[annotations].array()]
-        yield item.where, _Stream(video, video, item["duration"].number(positive=True), spans)
+    video, item = entry
+    spans = reading.problems.each(item[annotations].array(), lambda span: _span(span["segment"], span[text]))
+    return [_Stream(item.where, video, video, item["duration"].number(positive=True), spans)]
 
 
 def _span(span: _Json, text: _Json) -> Annotation:
@@ -319,26 +373,42 @@ def _span(span: _Json, text: _Json) -> Annotation:
     return Annotation(start, end, text.text())
 
 
-def _vitt(path: Path, lengths: _Lengths, dropped: Counter[str]) -> _Streams:
-    seen: Counter[str] = Counter()
-    for number, line in read_lines(path, "annotations"):
-        item = _Json(line, f"{path}:{number}: $")
-        video = item["id"].text()
-        seen[video] += 1  # one line an annotator
-        tags = item["annotations"].array()
-        points = [Annotation(tag["timestamp"].number() / 1000, None, tag["tag"].text()) for tag in tags]
-        seconds, group = _length(lengths, video, f"{item.where}.id")
-        yield item.where, _Stream(f"{video}/{seen[video]}", group, seconds, points)
+def _vitt_lines(path: Path, problems: Problems) -> list[_Json]:
+    return read_lines(path, "annotations", lambda line, number: _Json(line, f"{path}:{number}: $"))
 
 
+def _vitt(item: _Json, reading: _Reading) -> list[_Stream]:
+    video = item["id"].text()
+    reading.seen[video] += 1  # one line an annotator
+    points = reading.problems.each(item["annotations"].array(), _timed_tag)
+    seconds, group = reading.length(video, f"{item.where}.id")
+    return [_Stream(item.where, f"{video}/{reading.seen[video]}", group, seconds, points)]
+
+
+def _timed_tag(tag: _Json) -> Annotation:
+    return Annotation(tag["timestamp"].number() / 1000, None, tag["tag"].text())
+
+
+def _items(path: Path, problems: Problems, key: str | None = None) -> list[tuple[str, _Json]]:
+    """The values of the object that a JSON file holds, or of its object `key`, by name."""
+    whole = _read_json(path)
+    return (whole if key is None else whole[key]).items()
+
+
+_DURATIONS_CSV = "a CSV file with the columns video_id and duration"
+_YOUCOOK2 = partial(_database, annotations="annotations", text="sentence")
+_COIN = partial(_database, annotations="annotation", text="label")
 FORMATS: Mapping[str, _Format] = {  # by name, with the files of annotations and of durations, where these are apart
-    "ego_exo4d": _Format(_ego_exo4d, "takes.json", _takes),  # atomic_descriptions_{split}.json
-    "ego4d": _Format(_ego4d, "ego4d.json", _ego4d_videos),  # narration.json
-    "epic": _Format(_epic, "EPIC_100_video_info.csv", _csv_lengths),  # a CSV of EPIC-KITCHENS-100 segments
-    "activitynet": _Format(_activitynet),  # {train,val_1,val_2}.json of ActivityNet Captions
-    "youcook2": _Format(partial(_database, annotations="annotations", text="sentence")),  # youcookii_annotations_*.json
-    "coin": _Format(partial(_database, annotations="annotation", text="label")),  # COIN.json
-    "vitt": _Format(_vitt, "a CSV file with the columns video_id and duration", _csv_lengths),  # ViTT-annotations.json
+    # atomic_descriptions_{split}.json
+    "ego_exo4d": _Format(partial(_items, key="annotations"), _ego_exo4d, "takes.json", _takes),
+    "ego4d": _Format(_items, _ego4d, "ego4d.json", _ego4d_videos),  # narration.json
+    "epic": _Format(
+        _epic_videos, _epic, "EPIC_100_video_info.csv", _csv_lengths
+    ),  # a CSV of EPIC-KITCHENS-100 segments
+    "activitynet": _Format(_items, _activitynet),  # {train,val_1,val_2}.json of ActivityNet Captions
+    "youcook2": _Format(partial(_items, key="database"), _YOUCOOK2),  # youcookii_annotations_*.json
+    "coin": _Format(partial(_items, key="database"), _COIN),  # COIN.json
+    "vitt": _Format(_vitt_lines, _vitt, _DURATIONS_CSV, _csv_lengths),  # ViTT-annotations.json
 }
 
 

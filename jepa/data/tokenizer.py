@@ -17,7 +17,7 @@ _FILE = "tokenizer.json"
 
 
 class Tokenizer:
-    """Texts to padded ids and back. Lower-cased, byte-level: every text has ids, none is unknown.
+    """Texts to padded ids and back. Lower-cased, byte-level: every text has ids; none is unknown or a control token.
 
     >>> tokenizer = Tokenizer.train(["the red bar moves left"] * 2, vocab_size=300)
     >>> ids, mask = tokenizer.encode(["The red bar", "red"])
@@ -27,6 +27,7 @@ class Tokenizer:
 
     def __init__(self, tokenizer: _Tokenizer) -> None:
         self._tokenizer = tokenizer
+        tokenizer.encode_special_tokens = True  # `<eos>` within a text is plain text
         pad, eos = tokenizer.token_to_id(PAD), tokenizer.token_to_id(EOS)
         if pad is None or eos is None:
             raise InputError(f"a tokenizer must have the tokens {PAD} and {EOS}")

@@ -6,43 +6,67 @@ M frames, S their side in pixels. Times are seconds after the file's first frame
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 
 from jepa.data.records import StreamRecord
 from jepa.errors import InputError
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
 JUMP = 4.0  # seconds; frames closer than this are reached by decoding on, others by seeking
-HOLD = 1.0  # seconds that the last frame may be shown beyond its time; a file that ends earlier is truncated
+HOLD = 1.0  # seconds that the last frame may be shown beyond its own; a file that ends earlier is truncated
+# No file opens another: playlists, patterns of names and URLs are no videos.
+_OPENING = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,h264,hevc,m4v"}
 
 
 class VideoFile:
     """An open video file, which errors call `name`; one frame is in memory at a time. Use it by `with`.
 
-    A file that is missing, has no video or cannot be decoded is an `InputError` with the time that was reached.
+    The track is the one that FFmpeg finds best, without cover art. `picture` shows its frames as FFmpeg does: turned,
+    mirrored, and with square pixels. `threads` decode ahead, for frames that are all read in order.
+
+    A file that is missing, has no video or cannot be decoded is an `InputError` with the time that was reached. Of a
+    `live` source, a URL or a device, frames that are corrupt or have no timestamp are left out instead. `options` are
+    those of `av.open`.
     """
 
-    def __init__(self, name: str, source: Path | bytes) -> None:
-        self.name, self.source = name, source
+    def __init__(
+        self, name: str, source: Path | str | bytes, live: bool = False, threads: bool = False, **options: Any
+    ) -> None:
+        self.name, self.source, self.live, self.threads = name, source, live, threads
+        self._options = options if live else {"options": _OPENING, **options}
         self._reached = 0.0
 
     def __enter__(self) -> VideoFile:
-        try:
-            file = io.BytesIO(self.source) if isinstance(self.source, bytes) else str(self.source)
-            self._container = av.open(file, "r")
-        except (av.FFmpegError, OSError) as error:
+        try:  # "file:", as a name may look like a URL; tags may be in any encoding
+            source = self.source
+            file = io.BytesIO(source) if isinstance(source, bytes) else str(source) if self.live else f"file:{source}"
+            self._container = av.open(file, "r", metadata_errors="replace", **self._options)
+        except (av.FFmpegError, OSError, ValueError) as error:  # a ValueError: a NUL in the name
             raise self._broken(error) from None
-        if not self._container.streams.video:
+        track = self._container.streams.best("video")
+        if not isinstance(track, av.VideoStream) or track.disposition & Disposition.attached_pic:
             self._container.close()
             raise InputError(f"{self.name}: must have a video stream, got none")
-        self._stream = self._container.streams.video[0]
+        self._stream = track
+        if self.threads:
+            track.thread_type = "AUTO"
+        # AVI has times in the order of decoding alone: the n-th frame that is shown takes the n-th of them.
+        self._ranked = self._container.format.name == "avi"
+        self._seekable = not (self._ranked and track.codec_context.has_b_frames)
+        pixel = float(track.sample_aspect_ratio or 1)
+        self._pixel = pixel if 0.1 <= pixel <= 10 else 1.0  # its width over its height
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -86,22 +110,34 @@ class VideoFile:
     def decode(self, near: float | None = None) -> Iterator[Any]:
         """Frames with their timestamps: from the start, or from the last key frame before the timestamp `near` on."""
         if near is not None and self._stream.time_base is not None:
-            self._container.seek(max(0, int(near / self._stream.time_base)), stream=self._stream)
-        for frame in self._container.decode(self._stream):
-            if frame.time is None:
-                raise InputError(f"{self.name}: a frame must have a timestamp, got none after {self._reached:.2f} s")
-            if frame.is_corrupt:
-                raise self._broken("the frame is corrupt")
-            self._reached = frame.time
-            yield frame
+            near = max(0.0, near) if self._seekable else 0.0
+            self._container.seek(int(near / self._stream.time_base), stream=self._stream)
+        times: list[int] = []
+        timed = True
+        for packet in self._container.demux(self._stream):
+            if self._ranked and packet.size and packet.dts is not None:
+                heappush(times, packet.dts)
+            for frame in packet.decode():
+                if self._ranked:
+                    frame.pts = heappop(times) if times else None
+                if frame.is_corrupt and not self.live:
+                    raise self._broken("the frame is corrupt")
+                timed = frame.time is not None  # those before the first one with a time are before the start
+                if frame.time is not None and not frame.is_corrupt:
+                    self._reached = frame.time
+                    frame.opaque = [self._pixel]  # an object for each frame: PyAV drops it with the first that has it
+                    yield frame
+        if not timed and not self.live:
+            raise InputError(f"{self.name}: a frame must have a timestamp, got none after {self._reached:.2f} s")
 
-    def at(self, times: Iterable[float], size: int) -> Iterator[np.ndarray]:
-        """The newest frame at each of `times`, in order: (S, S, 3) uint8. A file that ends early is an `InputError`."""
+    def at(self, times: Sequence[float], size: int) -> np.ndarray:
+        """The newest frame at each of M `times`: (M, S, S, 3) uint8. A file that ends early is an `InputError`."""
+        found = np.empty((len(times), size, size, 3), np.uint8)
         held: Any = None
         ahead: Any = None
-        for time in times:
-            moment = self.first + time + 1e-6
-            if held is None or moment > held.time + JUMP:
+        for index in np.argsort(times, kind="stable").tolist():
+            moment = self.first + times[index] + 1e-6
+            if held is None or (self._seekable and moment > held.time + JUMP):
                 frames = self.decode(moment)
                 held = next(frames, None)
                 if held is None or held.time > moment:  # a file without an index, or with a wrong one
@@ -111,11 +147,11 @@ class VideoFile:
                 shown = None
             while ahead is not None and ahead.time <= moment:
                 held, ahead, shown = ahead, next(frames, None), None
-            if held is None or (ahead is None and moment > held.time + HOLD):
+            if held is None or (ahead is None and moment > held.time + max(HOLD, length(held))):
                 end = 0.0 if held is None else held.time - self.first
-                raise InputError(f"{self.name}: must have a frame at {time:.2f} s, got its last at {end:.2f} s")
-            shown = picture(held, size) if shown is None else shown
-            yield shown
+                raise InputError(f"{self.name}: must have a frame at {times[index]:.2f} s, got its last at {end:.2f} s")
+            found[index] = shown = picture(held, size) if shown is None else shown
+        return found
 
     def _broken(self, error: object) -> InputError:
         return InputError(f"{self.name}: cannot be decoded beyond {self._reached:.2f} s: {error}")
@@ -142,7 +178,7 @@ class VideoStream:
     def frames(self, chunk: int = 128) -> Iterator[np.ndarray]:
         """The frames in order, at most `chunk` at a time: (M, S, S, 3) uint8. A file that ends early is an error."""
         waiting: list[np.ndarray] = []
-        with VideoFile(str(self.path), self.path) as file:
+        with VideoFile(str(self.path), self.path, threads=True) as file:
             for frame, repeats in self._shown(file):
                 waiting += [picture(frame, self.size)] * repeats
                 while len(waiting) >= chunk:
@@ -167,21 +203,45 @@ class VideoStream:
             held = frame
             if given >= self.frame_count:
                 return
-        end = 0.0 if held is None else held.time + period - first
+        end = 0.0 if held is None else held.time + max(period, length(held)) - first
         if held is None or end + HOLD < self.record.duration:
             raise InputError(f"{file.name}: must last {self.record.duration:.2f} s as annotated, got {end:.2f} s")
         yield held, self.frame_count - given
 
 
+class _Scaler(threading.local):
+    """One for all frames of a thread: to prepare another for each takes as long as to scale it."""
+
+    def __init__(self) -> None:
+        self.reformat = VideoReformatter().reformat
+
+
+_scaler = _Scaler()
+
+
 def picture(frame: Any, size: int) -> np.ndarray:
-    """A decoded frame with its shorter side scaled to S, cut to the middle square, turned as it says: (S, S, 3)."""
-    scale = size / min(frame.width, frame.height)
-    width, height = (max(size, round(side * scale)) for side in (frame.width, frame.height))
-    whole = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+    """A frame with its shorter side scaled to S, cut to the middle square, turned and mirrored: (S, S, 3) uint8."""
+    [pixel] = frame.opaque or [1.0]
+    shape = frame.width * pixel, frame.height
+    width, height = (max(size, round(side * size / min(shape))) for side in shape)
+    whole = _scaler.reformat(frame, width=width, height=height, format="rgb24").to_ndarray()
     top, left = (height - size) // 2, (width - size) // 2
-    return np.rot90(whole[top : top + size, left : left + size], round((frame.rotation or 0) / 90))
+    square = whole[top : top + size, left : left + size]
+    if (matrix := frame.side_data.get(SideData.DISPLAYMATRIX)) is None:
+        return square
+    # A pixel at (x, y) is shown at (a x + c y, b x + d y).
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        square, a, d = square.swapaxes(0, 1), c, b
+    return square[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def find_video(folder: Path, name: str) -> Path | None:
-    """The file of a video in a folder, `name` with one of `SUFFIXES`; None if there is none."""
-    return next((path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()), None)
+def length(frame: Any) -> float:
+    """Seconds that a decoded frame is shown, as its file states."""
+    return float((frame.duration or 0) * frame.time_base)
+
+
+def find_videos(folder: Path) -> dict[str, Path]:
+    """The videos of a folder by their names without the ending, which may be one of `SUFFIXES` in any case."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {file.stem: file for file in files if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")}

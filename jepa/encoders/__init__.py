@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from jepa.encoders.vision import ConvStem, FeatureEncoder, FrameViT, FrozenWhere, SlotsInTime
     from jepa.encoders.vision_timm import TimmEncoder
     from jepa.encoders.vision_vjepa2 import VJEPA2
+    from jepa.encoders.vision_vjepa21 import VJEPA21, VJEPA21Sizes
 
 __all__ = [
     "VJEPA2",
+    "VJEPA21",
     "ConvStem",
     "FeatureEncoder",
     "FrameViT",
@@ -28,6 +30,7 @@ __all__ = [
     "SlotsInTime",
     "TextTransformer",
     "TimmEncoder",
+    "VJEPA21Sizes",
     "embed_sentences",
 ]
 
@@ -42,6 +45,8 @@ _HOMES = {
     "TextTransformer": "text",
     "TimmEncoder": "vision_timm",
     "VJEPA2": "vision_vjepa2",
+    "VJEPA21": "vision_vjepa21",
+    "VJEPA21Sizes": "vision_vjepa21",
     "embed_sentences": "sentence",
 }
 

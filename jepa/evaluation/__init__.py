@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from jepa.lazy import lazily
 
-_HOMES = {
-    **dict.fromkeys(
-        ("CachedDecoder", "EncodedStream", "Recorded", "Segments", "encode_stream", "load_streams", "save_streams"),
-        "streams",
-    ),
-    **dict.fromkeys(("Swept", "check_sweep", "stream_results", "sweep_setting"), "sweep"),
-    **dict.fromkeys(("Found", "Task"), "tasks"),
-    **dict.fromkeys(("Generated", "drafter_of", "generate", "with_drafts"), "generation"),
-    **dict.fromkeys(("compared", "evaluate", "results_of"), "run"),
+_NAMES = {
+    "streams": "CachedDecoder EncodedStream EveryStep Recorded Segments encode_stream load_streams save_streams",
+    "sweep": "Swept check_sweep stream_results sweep_setting",
+    "tasks": "Found Task",
+    "generation": "Generated drafter_of generate with_drafts",
+    "run": "compared evaluate results_of",
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 __all__ = list(_HOMES)
 
 __getattr__ = lazily(__name__, _HOMES)

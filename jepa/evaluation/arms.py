@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from scipy import stats
 
 from jepa.config import ReportConfig
-from jepa.data.json_lines import read_lines
+from jepa.data.json_lines import JsonObject, read_lines
 from jepa.errors import InputError
 from jepa.evaluation.answers import PREDICTIONS
 from jepa.metrics.paired import paired_test
@@ -137,14 +137,17 @@ def _predictions(path: Path, metrics: Sequence[str]) -> tuple[list[tuple[str, st
     """(prompt, completion) of each line, and each metric's verdicts."""
     asked: list[tuple[str, str]] = []
     verdicts: dict[str, list[bool]] = {metric: [] for metric in metrics}
-    for number, answer in read_lines(path, "predictions"):
+
+    def read(answer: JsonObject, number: int) -> None:
         for key, kind in {"prompt": str, "completion": str, **dict.fromkeys(metrics, bool)}.items():
             if not isinstance(answer.get(key), kind):
                 rule = "text" if kind is str else "true or false"
-                raise InputError(f"{path}:{number}: answer.{key} must be {rule}, got {answer.get(key)!r}")
+                raise InputError(f"answer.{key} must be {rule}, got {answer.get(key)!r}")
         asked.append((answer["prompt"], answer["completion"]))
         for metric, found in verdicts.items():
             found.append(answer[metric])
+
+    read_lines(path, "predictions", read)
     return asked, verdicts
 
 

@@ -103,7 +103,7 @@ def encode_stream(model: VLJEPA, stream: Stream | VideoStream, step_rate: float)
     """
     check_length(model, stream)
     hop, length = model.encodings(step_rate)
-    ledger, every = OperationLedger(), _EveryStep()
+    ledger, every = OperationLedger(), EveryStep()
     parts = [
         (model.predict_steps(states, CAPTION_QUERIES[0], ledger), mean_states(states), times)
         for states, times in model.windows(stream.frames(), step_rate, ledger, SelectiveEncoding(ColourChange(), every))
@@ -114,7 +114,7 @@ def encode_stream(model: VLJEPA, stream: Stream | VideoStream, step_rate: float)
     return EncodedStream(stream.record, latents.astype(np.float32), times, ledger, changes, states, hop, length)
 
 
-class _EveryStep(StepSelection):
+class EveryStep(StepSelection):
     """Takes every step, and keeps what the change detector said of it."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, astuple
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,10 +72,13 @@ from jepa.selective import (
     ErrorRate,
     LatentCache,
     OnDemand,
+    OnTrigger,
     Oracle,
     Policy,
     SelectiveDecoder,
+    StandingText,
     StepSelection,
+    calibrate_standing,
     calibrate_threshold,
     measured_error,
 )
@@ -97,7 +100,11 @@ def selects_steps(config: PolicyConfig) -> bool:
 
 
 def _on_demand(config: PolicyConfig) -> bool:
-    return str(config.policy["_target_"]).endswith(f".{OnDemand.__name__}")
+    return _builds(config, OnDemand)
+
+
+def _builds(config: PolicyConfig, kind: type[Policy]) -> bool:
+    return str(config.policy["_target_"]).endswith(f".{kind.__name__}")
 
 
 def _selection(config: PolicyConfig) -> StepSelection | None:
@@ -204,6 +211,10 @@ def _check_streams(streams: Streams, decoder: Decoder, policies: Mapping[str, Po
             raise InputError(f"policies.{name}.steps must be null: no change detector looked at these streams")
         if _on_demand(policy) and any(stream.states is None for stream in every):
             raise InputError(f"policies.{name} predicts on demand, and these streams have no X-Encoder states")
+        if policy.cache is not None and policy.cache.standing and not hasattr(decoder, "likelihood"):
+            raise InputError(f"policies.{name}.cache.standing needs a decoder with likelihood(), got {decoder}")
+        if _builds(policy, OnTrigger) and not (policy.policy.get("sentences") and hasattr(decoder, "embed_all")):
+            raise InputError(f"policies.{name} needs sentences and a model with a Y-Encoder, got {policy.policy}")
         if policy.cache is not None and policy.cache.bank and (count := len(streams["calibration"])) < 4:
             raise InputError(f"policies.{name}.cache.bank needs at least 4 calibration streams, got {count}")
     for stream in every:
@@ -262,7 +273,7 @@ def sweep_evaluation(
             one_device=device == evaluation.device,
         )
 
-    common = {"created", "name", "seed", "code", "libraries", "device", "parameters", "training", "scores"}
+    common = {"created", "name", "seed", "code", "libraries", "device", "parameters", "training", "scores", "session"}
     return StreamResults(
         **{key: value for key, value in evaluation if key in common},
         config={**evaluation.config, "report": config.model_dump()},
@@ -336,13 +347,21 @@ class _Setting:
         self.once = CachedDecoder(decoder)
         self.scorers = {split: _Scorer([stream.record for stream in each]) for split, each in streams.items()}
 
+    def _policy(self, config: PolicyConfig, value: float) -> Policy:
+        """The policy at a value; the Y-Encoder embeds the sentences that it watches for."""
+        policy = make_policy(config, value)
+        if isinstance(policy, OnTrigger):
+            model: Any = self.decoder
+            policy.watch(model.embed_all(policy.sentences).numpy())
+        return policy
+
     def runs(self, jobs: Sequence[_Job]) -> dict[tuple[str, float], _Run]:
         """The runs of jobs, by policy and value. Policies of a job share their segments."""
         found = {}
         for job in jobs:
             first = self.config.policies[job.policies[0]]
             segments = {
-                split: segment_streams(streams, make_policy(first, job.value), _selection(first))
+                split: segment_streams(streams, self._policy(first, job.value), _selection(first))
                 for split, streams in self.streams.items()
             }
             for name in job.policies:
@@ -353,7 +372,7 @@ class _Setting:
     def _run(self, value: float, settings: CacheConfig | None, segments: Mapping[str, Segments]) -> _Run:
         cache, error = None, None
         if settings is not None:
-            cache = _calibrated(segments["calibration"].decoded(self.once), settings, self.config.seed)
+            cache = _calibrated(segments["calibration"].decoded(self.once), settings, self.decoder, self.config.seed)
         emissions = {split: each.emissions(self.once, cache, self.latent_delay)[0] for split, each in segments.items()}
         if cache is not None:
             error = _audit(segments["test"].decoded(self.once), emissions["test"])
@@ -363,7 +382,7 @@ class _Setting:
     def operations(self, name: str, value: float, run: _Run) -> tuple[Operations, list[Emission]]:
         """What an operating point takes on the test streams, and its emissions on the first one."""
         policy, streams = self.config.policies[name], self.streams["test"]
-        segments = segment_streams(streams, make_policy(policy, value), _selection(policy))
+        segments = segment_streams(streams, self._policy(policy, value), _selection(policy))
         emissions, ledger = segments.emissions(self.decoder, run.cache, self.latent_delay)
         if run.error is not None:
             ledger.count_cache(audited=run.error.hits, wrong_hits=run.error.wrong)
@@ -376,8 +395,11 @@ class _Setting:
         return Operations(policy=name, value=value, ledger=ledger, estimated=seconds), emissions[0]
 
 
-def _calibrated(decoded: Sequence[DecodedStream], settings: CacheConfig, seed: int) -> LatentCache:
-    """A cache, or a bank, calibrated on decoded streams."""
+def _calibrated(decoded: Sequence[DecodedStream], settings: CacheConfig, decoder: Decoder, seed: int) -> LatentCache:
+    """A cache, a bank, or a verified standing text, calibrated on decoded streams."""
+    if settings.standing:
+        verifier: Any = decoder
+        return calibrate_standing(StandingText(-1.0, verifier), decoded, settings.error_rate, seed=seed)
     if settings.bank:
         return fill_bank(decoded, settings.error_rate, capacity=settings.capacity, seed=seed)[0]
     found = calibrate_threshold(

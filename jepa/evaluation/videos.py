@@ -16,7 +16,7 @@ from jepa.config import EvaluateConfig, StreamConfig, VideosConfig
 from jepa.data.json_lines import located
 from jepa.data.records import StreamRecord
 from jepa.data.timelines import excerpt, read_timeline, video_of
-from jepa.data.video import VideoFile, VideoStream, find_video
+from jepa.data.video import VideoFile, VideoStream, find_videos
 from jepa.data.world import Stream, World
 from jepa.errors import InputError
 from jepa.evaluation.provenance import device_of, evaluated, kept_in, trained_stages
@@ -47,7 +47,7 @@ def _evaluate_videos(folder: Path, output: Path, config: EvaluateConfig, all_ran
     if config.candidates < 5:
         raise InputError(f"candidates must be >= 5, for R@5 among them, got {config.candidates}")
     trained, device = checkpoint.read_config(folder), device_of(config.accelerator)
-    training = _training(folder)
+    training = training_record(folder)
     model: VLJEPA = checkpoint.load(folder).to(device)
     world = build(trained["world"])
     if config.videos is not None:
@@ -108,7 +108,8 @@ def _made(world: World, name: str, setting: StreamConfig, seed: int) -> _Plan:
 def _videos(model: VLJEPA, setting: VideosConfig, all_ranks: Ranks) -> _Plan:
     """The annotated videos of a folder."""
     timeline = read_timeline(**setting.timeline.model_dump(exclude={"split_by"}))
-    files = {r.video_id: find_video(Path(setting.folder), video_of(r.video_id)) for r in timeline.records}
+    found = find_videos(Path(setting.folder))
+    files = {r.video_id: found.get(video_of(r.video_id)) for r in timeline.records}
     there = [record for record in timeline.records if files[record.video_id] is not None]
     if not all_ranks.rank:
         print(f"{len(there)} of {len(files)} annotated videos are in {setting.folder}", flush=True)
@@ -174,7 +175,7 @@ def _save_streams(
     )
 
 
-def _training(folder: Path) -> Training:
+def training_record(folder: Path) -> Training:
     """What training left beside the weights: steps, seconds and operations of the stages, the first stage's curve."""
     stages = trained_stages(folder)
     return Training(

@@ -18,15 +18,17 @@ def cached_loss(
     """The loss of a whole batch, encoded chunk by chunk: what is kept of a chunk are its embeddings.
 
     `encode` makes of a chunk its embeddings, each (b, E): predictions, targets, and what else `loss` takes. `loss`
-    makes of all of them, each (B, E), a scalar. `backward()` encodes each chunk again, with the same dropout masks, and
-    frees it before the next. Value and gradients are those of the batch encoded at once, if `encode` treats rows on
-    their own (no batch statistics). It is one ordinary backward pass, so that DistributedDataParallel, autocast and
-    gradient accumulation work unchanged. `info_nce(..., chunk=)` splits the similarities, too. What is frozen is better
-    encoded beforehand: it would be encoded twice here.
+    makes of all of them, each (B, E), a scalar. `backward()` encodes each chunk but the last again, with the same
+    dropout masks, and frees it before the next. Value and gradients are those of the batch encoded at once, if `encode`
+    treats rows on their own (no batch statistics). It is one ordinary backward pass, so that DistributedDataParallel,
+    autocast and gradient accumulation work unchanged. `info_nce(..., chunk=)` splits the similarities, too. What is
+    frozen is better encoded beforehand: it would be encoded twice here.
 
     >>> chunks = torch.ones(4, 2).split(2)
     >>> cached_loss(lambda rows: (rows, 2 * rows), chunks, torch.nn.functional.mse_loss)
     tensor(1.)
     """
-    parts = [checkpoint(encode, chunk, use_reentrant=False) for chunk in chunks]
+    *before, last = chunks
+    parts = [checkpoint(encode, chunk, use_reentrant=False) for chunk in before]
+    parts.append(encode(last))  # backward begins here: what it needs is kept, not computed again
     return loss(*(torch.cat(each) for each in zip(*parts, strict=True)))

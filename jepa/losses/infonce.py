@@ -65,7 +65,7 @@ def info_nce(
 
     def similarities(queries: Tensor, candidates: Tensor, rows: slice) -> Tensor:
         """(rows, G) of this rank's rows of `queries`, those of equal texts masked."""
-        found = queries[rows] @ candidates.T / temperature
+        found = (queries[rows] / temperature) @ candidates.T  # B x E divided, not B x G
         if ids is None:
             return found
         return found.masked_fill((ids[rows, None] == all_ids) & (own[rows, None] != every), masked)
@@ -74,7 +74,7 @@ def info_nce(
         """(rows, G + M) of the predictions."""
         if negatives is None:
             return similar
-        further = predictions[rows] @ negatives.T / temperature
+        further = (predictions[rows] / temperature) @ negatives.T
         if ids is not None and negative_ids is not None:
             further = further.masked_fill(ids[rows, None] == negative_ids, masked)
         return torch.cat([similar, further], dim=1)
@@ -84,11 +84,12 @@ def info_nce(
         if batch.ranks > 1:
             all_predictions, all_targets = batch.gather(torch.cat([predictions, targets], dim=1)).chunk(2, dim=1)
         forth = similarities(predictions, all_targets, rows)
-        cost = F.cross_entropy(with_negatives(forth, rows), own)
+        right = forth.gather(1, own[:, None])[:, 0]
+        of_rows = with_negatives(forth, rows).logsumexp(dim=1)
         if not symmetric:
-            return cost
-        back = forth.T if batch.ranks == 1 else similarities(targets, all_predictions, rows)
-        return 0.5 * (cost + F.cross_entropy(back, own))
+            return (of_rows - right).mean()
+        back = forth if batch.ranks == 1 else similarities(targets, all_predictions, rows).T
+        return (0.5 * (of_rows + back.logsumexp(dim=0)) - right).mean()
 
     def in_chunks(size: int) -> Tensor:
         """A chunk gives the log denominators of its rows, and its fraction of those of all columns."""

@@ -27,6 +27,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,14 +50,27 @@ _CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|ll|re|ve))(?!\w)")
 _FUSED = re.compile(
     r"\b(can(?=not\b)|gon(?=na\b)|wan(?=na\b)|got(?=ta\b)|gim(?=me\b)|lem(?=me\b))|('t)(?=(?:is|was)\b)"
 )
+_COMBINING = "".join(char for char in map(chr, range(0x300, 0xFE30)) if unicodedata.category(char)[0] == "M")
+_LETTERS = (  # spans within which the reference takes combining marks for letters; it drops all others
+    "300-487 591-5c7 615-65e 670-7f3 900-903 93c-94e 951-955 962-9e3 a01-a4d a81-acd b82-bcd c01-c03 c3e-c56 d3e-d48 "
+    "e31-ecd 1885-1886"
+)
+_SPANS = [tuple(int(end, 16) for end in span.split("-")) for span in _LETTERS.split()]
+_MARK = "".join(char for char in _COMBINING if any(first <= ord(char) <= last for first, last in _SPANS))
 _TOKEN = re.compile(
-    r"""
-      (?:[^\W\d_]\.){2,}(?!\w)                              # u.s.  p.m.
+    rf"""
+      (?:[^\W\d_]\.){{2,}}(?!\w)                            # u.s.  p.m.
     | (?:mr|mrs|ms|dr|prof|st|jr|sr|vs|etc|ft)\.(?!\w)      # abbreviations that keep their period
     | \d+(?:[,:]\d+)+(?:\.\d+)?                             # 1,000.50  5:30
     | '(?:s|m|d|ll|re|ve|t|em|til|cause|\d\ds?)(?!\w)       # clitics, and words that begin with an apostrophe
-    | (?:[#@](?=[^\W\d_]))?[^\W_]+(?:[-_./'][^\W_]+)*       # words, also joined: left-hand  and/or  3.5  #c
-    | [^\w\s.,:;?!'"()\[\]{}«»‹›„“”…–—-]                    # other signs stand alone: $  %  &
+    | [dlj]'(?=\w[{_MARK}])                               # elisions before a letter with a mark
+    | (?:[#@](?=[^\W\d_]))?[^\W_]+                          # words joined: left-hand  and/or  3.5
+      (?:[-_/][^\W_]+|\.(?:[^\W_]|[{_MARK}])+|(?:'(?!\w[{_MARK}])|(?<=qu)')[^\W_]+)+
+    | (?:\#(?=[^\W\d_]))?(?:[^\W\d_]|[{_MARK}])             # words of letters and marks
+      (?:[^\W_]|[{_MARK}]|\.(?=[^\W\d_]))*
+    | (?:@(?=[^\W\d_]))?[^\W_]+                             # other words: 3  @c
+    | [^\w\s.,:;?!'"()\[\]{{}}«»‹›„“”…–—{_COMBINING}\u200b-\u200f\ufeff\U00010000-\U0010ffff-]
+                                                            # other signs stand alone: $  %  &
     """,
     re.VERBOSE,
 )

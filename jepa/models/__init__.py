@@ -7,7 +7,7 @@ from jepa.models.roles import Part, Predictor, SlotEncoder, TextTokenizer, XEnco
 from jepa.models.session import AnswerCache, RequestDecoder, RequestSession
 from jepa.models.token_vlm import TokenVLM, WindowDecoder
 from jepa.models.vl_jepa import VLJEPA, PredictorOnDemand
-from jepa.models.windows import WindowedModel
+from jepa.models.windows import WindowedModel, WindowStream
 
 __all__ = [
     "LLMJEPA",
@@ -33,6 +33,7 @@ __all__ = [
     "TokenVLM",
     "Verified",
     "WindowDecoder",
+    "WindowStream",
     "WindowedModel",
     "XEncoder",
     "YDecoder",

@@ -19,7 +19,7 @@ from jepa.errors import InputError, check_int
 from jepa.models.costs import greedy_texts, remembered, text_cost
 from jepa.models.roles import Predictor, TextTokenizer, XEncoder, YDecoder, YEncoder, role_parameters
 from jepa.models.windows import WindowedModel
-from jepa.operations import OperationLedger, count_flops
+from jepa.operations import OperationLedger, count_flops, timed_together
 from jepa.predictors.experts import active_parameters
 from jepa.selective import Decoded, SelectiveEncoding
 
@@ -80,14 +80,30 @@ class VLJEPA(WindowedModel):
 
     @torch.no_grad()
     def embed_all(self, texts: Sequence[str], batch_size: int = 512) -> Tensor:
-        """Embeddings (N, E) of any number of texts, in batches, on the CPU and without gradients."""
-        batches = (texts[i : i + batch_size] for i in range(0, len(texts), batch_size))
-        return torch.cat([self.embed(batch).cpu() for batch in batches])
+        """Embeddings (N, E) of any number of texts, in batches of like length, on the CPU and without gradients."""
+        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))  # little padding; the largest batch first
+        batches = (order[i : i + batch_size] for i in range(0, len(order), batch_size))
+        found = torch.cat([self.embed([texts[row] for row in batch]).cpu() for batch in batches])
+        return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
 
     def decode(self, latents: Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
         """Y-Decoder: embeddings (B, E) -> greedy texts; each token, the end included, is a forward pass."""
         tokenizer = self.tokenizers["y_decoder"]
         return greedy_texts(self.y_decoder, latents.to(self.device), tokenizer.decode, tokenizer.eos_id)
+
+    @torch.no_grad()
+    def likelihood(self, latent: np.ndarray, text: str) -> tuple[float, int]:
+        """Mean log-probability (nats a token, the end included) of a text under a latent (E,), and the pass's FLOPs."""
+        tokenizer = self.tokenizers["y_decoder"]
+        ids = tokenizer.encode_closed([text])[0][:, : self.y_decoder.max_length].to(self.device)
+        logits = self.y_decoder(torch.from_numpy(latent)[None].to(self.device), ids)
+        chosen = logits.log_softmax(-1).gather(-1, ids[..., None])
+        return float(chosen.mean()), self._likelihood_flops(len(latent), ids.shape[1])
+
+    @remembered
+    def _likelihood_flops(self, width: int, tokens: int) -> int:
+        ids = torch.zeros(1, tokens, dtype=torch.long, device=self.device)
+        return count_flops(lambda: self.y_decoder(torch.zeros(1, width, device=self.device), ids)).total
 
     @torch.no_grad()
     def stream(
@@ -107,13 +123,22 @@ class VLJEPA(WindowedModel):
         for states, times in self.windows(frames, step_rate, ledger, selection):
             yield self.predict_steps(states, query, ledger), times
 
-    @torch.no_grad()
     def predict_steps(self, states: Tensor, query: str, ledger: OperationLedger) -> np.ndarray:
         """Latents (T, E) float32, L2-normalised, of T windows' states (T, N, D), each counted as a predictor call."""
-        with ledger.timed("predictor"):
-            latents: np.ndarray = self.predict(states, [query] * len(states)).cpu().numpy()
-        self._count(ledger, "predictor", self.predictor, len(states), self.query_flops(query))
-        return latents
+        return self.predict_together([(states, query, ledger)])[0]
+
+    @torch.no_grad()
+    def predict_together(self, streams: Sequence[tuple[Tensor, str, OperationLedger]]) -> list[np.ndarray]:
+        """`predict_steps` of several streams, each with its own query and ledger, in one call of the Predictor."""
+        if not streams:
+            return []
+        with timed_together("predictor", [(ledger, len(states)) for states, _, ledger in streams]):
+            queries = [query for states, query, _ in streams for _ in states]
+            latents: np.ndarray = self.predict(torch.cat([states for states, _, _ in streams]), queries).cpu().numpy()
+        for states, query, ledger in streams:
+            self._count(ledger, "predictor", self.predictor, len(states), self.query_flops(query))
+        ends = np.cumsum([len(states) for states, _, _ in streams])[:-1]
+        return np.split(latents, ends)
 
     def query_flops(self, query: str) -> int:
         """FLOPs of predicting one embedding under `query`, alone and so without padding."""

@@ -5,6 +5,7 @@ M frames of a chunk, S pixels a side, T steps, N states of a window, D their wid
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from jepa.encoders.vision import given_states
 from jepa.errors import InputError
 from jepa.models.costs import remembered
 from jepa.models.roles import Part, SlotEncoder, XEncoder
-from jepa.operations import OperationLedger, count_flops, weight_bytes
+from jepa.operations import OperationLedger, count_flops, timed_together, weight_bytes
 from jepa.selective import SelectiveEncoding
 
 _WINDOWS_AT_ONCE = 4  # of an X-Encoder that encodes windows as a whole: what bounds its memory on a stream
@@ -50,19 +51,19 @@ class WindowedModel(nn.Module):
     def encode(self, frames: Tensor) -> Tensor:
         """X-Encoder: (B, F, S, S, 3) uint8 -> states S_X (B, N, D).
 
-        With F = 1 these are pictures, each repeated to fill a window. States (B, N, D) that the same X-Encoder computed
-        before pass as they are; while it is trained they raise `InputError`, for no gradient would reach it.
+        With F = 1 these are pictures, each repeated to fill a window unless the X-Encoder `takes_images`. States
+        (B, N, D) that the same X-Encoder computed before pass as they are; while it is trained they raise `InputError`,
+        for no gradient would reach it.
         """
         frames = frames.to(self.device)
         if frames.ndim == 3:
             if torch.is_grad_enabled() and any(p.requires_grad for p in self.x_encoder.parameters()):
                 raise InputError("states computed before need a frozen X-Encoder, got one that is trained")
             return given_states(frames, self.x_encoder.width)
-        if frames.ndim == 5 and frames.shape[1] == 1:
+        if frames.ndim == 5 and frames.shape[1] == 1 and not getattr(self.x_encoder, "takes_images", False):
             frames = frames.expand(-1, self.frames, -1, -1, -1)
         return self.x_encoder(frames)
 
-    @torch.no_grad()
     def windows(
         self,
         frames: Iterable[np.ndarray],
@@ -80,67 +81,56 @@ class WindowedModel(nn.Module):
         is encoded. No more frames are held than those of a window and a chunk. The ledger counts an encoder call for
         each slot (or window) encoded, and a detector call for each slot that the change detector looks at.
         """
-        (hop, length), tubelet, size = self.slots(step_rate), self.x_encoder.tubelet, self.x_encoder.size
-        ledger = OperationLedger() if ledger is None else ledger
-        waiting = np.empty((0, size, size, 3), dtype=np.uint8)
-        kept: dict[int, Tensor] = {}  # states of the slots encoded that a window may still need
-        step = first = 0  # that comes next; slot that `waiting` begins with
-        if selection is not None:
-            selection.start()
+        stream = WindowStream(self, step_rate, ledger, selection)
         for chunk in frames:
-            waiting = np.concatenate([waiting, chunk])
-            slots = waiting[: len(waiting) // tubelet * tubelet].reshape(-1, tubelet, size, size, 3)
-            steps = max(0, (first + len(slots) - length) // hop + 1 - step)
-            chosen = list(range(step, step + steps))
-            if selection is not None:
-                unseen = slots[selection.seen - first :]
-                with ledger.timed("detector"):
-                    due = selection.look(unseen, hop, length)
-                ledger.count("detector", calls=len(unseen), flops=len(unseen) * selection.detector.flops(tubelet, size))
-                chosen = [number for number, wanted in zip(chosen, due, strict=True) if wanted]
-            for some, states in self._window_states(slots, first, chosen, hop, kept, ledger):
-                yield states, np.array(some) * hop * tubelet / self.fps + 0.5 * self.window
-            step += steps
-            gone = min(step * hop - first, len(slots))
-            first += gone
-            waiting = waiting[gone * tubelet :]
-            for slot in [slot for slot in kept if slot < first]:
-                del kept[slot]
+            stream.push(chunk)
+            for _, states, times in self.encode_windows([stream]):
+                yield states, times
 
-    def _window_states(
-        self,
-        slots: np.ndarray,
-        first: int,
-        chosen: Sequence[int],
-        hop: int,
-        kept: dict[int, Tensor],
-        ledger: OperationLedger,
-    ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Steps `chosen` and their windows' states (M, N, D), a few at a time.
+    @torch.no_grad()
+    def encode_windows(self, streams: Sequence[WindowStream]) -> Iterator[tuple[int, Tensor, np.ndarray]]:
+        """Encodes what the frames pushed to `streams` completed, in batches over all of them.
 
-        `slots` begin with slot `first`; `kept` has the states of slots encoded before, and gets new ones.
+        Yields the place of a stream in `streams`, states (T, N, D) and the centres (T,) of their windows, as `windows`
+        does for one stream. A stream of which nothing is due is left out.
         """
-        length = self.frames // self.x_encoder.tubelet
-        if not isinstance(self.x_encoder, SlotEncoder):
-            for start in range(0, len(chosen), _WINDOWS_AT_ONCE):
-                some = chosen[start : start + _WINDOWS_AT_ONCE]
-                with ledger.timed("encoder"):
-                    windows = np.stack([slots[i * hop - first : i * hop - first + length] for i in some])
-                    states = self.encode(torch.from_numpy(windows).flatten(1, 2))
-                self._count(ledger, "encoder", self.x_encoder, len(some), self.encoding_flops())
-                yield some, states
+        due = [stream.due for stream in streams]
+        if isinstance(self.x_encoder, SlotEncoder):
+            self._encode_slots(streams)
+            for place, (stream, steps) in enumerate(zip(streams, due, strict=True)):
+                if steps:
+                    states = torch.stack([torch.stack([stream.kept[slot] for slot in stream.slots(i)]) for i in steps])
+                    yield place, self.x_encoder.add_time(states), stream.times(steps)
+        else:
+            windows = [(place, step) for place, steps in enumerate(due) for step in steps]
+            for start in range(0, len(windows), _WINDOWS_AT_ONCE):
+                some = windows[start : start + _WINDOWS_AT_ONCE]
+                shares = Counter(place for place, _ in some)
+                with timed_together("encoder", [(streams[place].ledger, n) for place, n in shares.items()]):
+                    pixels = np.stack([streams[place].pixels(streams[place].slots(step)) for place, step in some])
+                    states = self.encode(torch.from_numpy(pixels).flatten(1, 2))
+                for (place, count), own in zip(shares.items(), states.split(list(shares.values())), strict=True):
+                    stream = streams[place]
+                    self._count(stream.ledger, "encoder", self.x_encoder, count, self.encoding_flops())
+                    yield place, own, stream.times([step for each, step in some if each == place])
+        for stream in streams:
+            stream.forget()
+
+    def _encode_slots(self, streams: Sequence[WindowStream]) -> None:
+        """Each slot that the steps due need and that was not encoded before, of all streams in one call."""
+        new = [
+            (stream, sorted({slot for step in stream.due for slot in stream.slots(step)} - stream.kept.keys()))
+            for stream in streams
+        ]
+        new = [(stream, slots) for stream, slots in new if slots]
+        if not new or not isinstance(self.x_encoder, SlotEncoder):
             return
-        needed = {slot for i in chosen for slot in range(i * hop, i * hop + length)}
-        new = sorted(needed - kept.keys())
-        if new:
-            with ledger.timed("encoder"):
-                rows = torch.from_numpy(slots[[slot - first for slot in new]])
-                encoded = self.x_encoder.encode_slots(rows.flatten(0, 1).to(self.device)[None])[0]
-            kept.update(zip(new, encoded, strict=True))
-            self._count(ledger, "encoder", self.x_encoder, len(new), self.encoding_flops())
-        if chosen:
-            states = torch.stack([torch.stack([kept[i * hop + k] for k in range(length)]) for i in chosen])
-            yield chosen, self.x_encoder.add_time(states)
+        with timed_together("encoder", [(stream.ledger, len(slots)) for stream, slots in new]):
+            rows = torch.from_numpy(np.concatenate([stream.pixels(slots) for stream, slots in new]))
+            encoded = iter(self.x_encoder.encode_slots(rows.flatten(0, 1).to(self.device)[None])[0])
+        for stream, slots in new:
+            stream.kept.update((slot, next(encoded)) for slot in slots)
+            self._count(stream.ledger, "encoder", self.x_encoder, len(slots), self.encoding_flops())
 
     def _count(self, ledger: OperationLedger, part: str, module: Part, calls: int, flops: int) -> None:
         read = weight_bytes(module)
@@ -174,3 +164,81 @@ class WindowedModel(nn.Module):
         if hop < 1 or hop != int(hop):
             raise InputError(f"step_rate must divide the slot rate of {rate:g} Hz into whole hops, got {step_rate} Hz")
         return int(hop), self.frames // self.x_encoder.tubelet
+
+
+class WindowStream:
+    """The windows over one stream, whose frames are pushed as they come: `WindowedModel.encode_windows` encodes them.
+
+    Args:
+        model: whose window it is.
+        step_rate: steps a second, as for `WindowedModel.windows`.
+        ledger: of the stream; a new one if not given.
+        selection: chooses the steps to compute.
+
+    Attributes:
+        due: steps completed and not yet encoded, counted from the last gap.
+        kept: states of the slots encoded that a window may still need, by slot.
+    """
+
+    def __init__(
+        self,
+        model: WindowedModel,
+        step_rate: float,
+        ledger: OperationLedger | None = None,
+        selection: SelectiveEncoding | None = None,
+    ) -> None:
+        self.hop, self.length = model.slots(step_rate)
+        self.ledger = OperationLedger() if ledger is None else ledger
+        self._tubelet, self._size, self._fps = model.x_encoder.tubelet, model.x_encoder.size, model.fps
+        self._selection = selection
+        self.skip(0)
+
+    def skip(self, frame: int) -> None:
+        """The next frame pushed is number `frame` of the stream: others are missing, and no window spans them."""
+        self._origin = frame
+        self._waiting = np.empty((0, self._size, self._size, 3), dtype=np.uint8)
+        self._step = self._first = 0  # that comes next; slot that `_waiting` begins with
+        self.due: list[int] = []
+        self.kept: dict[int, Tensor] = {}
+        if self._selection is not None:
+            self._selection.start()
+
+    def push(self, frames: np.ndarray) -> None:
+        """Takes the next frames (M, S, S, 3) uint8."""
+        self._waiting = np.concatenate([self._waiting, frames])
+        count = len(self._waiting) // self._tubelet
+        steps = max(0, (self._first + count - self.length) // self.hop + 1 - self._step)
+        chosen = list(range(self._step, self._step + steps))
+        if (selection := self._selection) is not None:
+            unseen = self.pixels(range(selection.seen, self._first + count))
+            with self.ledger.timed("detector"):
+                due = selection.look(unseen, self.hop, self.length)
+            flops = len(unseen) * selection.detector.flops(self._tubelet, self._size)
+            self.ledger.count("detector", calls=len(unseen), flops=flops)
+            chosen = [number for number, wanted in zip(chosen, due, strict=True) if wanted]
+        self._step += steps
+        self.due += chosen
+
+    def slots(self, step: int) -> range:
+        """The slots of a step's window."""
+        return range(step * self.hop, step * self.hop + self.length)
+
+    def pixels(self, slots: Sequence[int]) -> np.ndarray:
+        """Frames (N, tubelet, S, S, 3) uint8 of N slots that are held."""
+        count = len(self._waiting) // self._tubelet
+        whole = self._waiting[: count * self._tubelet].reshape(-1, self._tubelet, self._size, self._size, 3)
+        return whole[[slot - self._first for slot in slots]]
+
+    def times(self, steps: Sequence[int]) -> np.ndarray:
+        """Centres (T,) float64 of the windows of T steps, in seconds."""
+        first = self._origin + np.array(steps) * self.hop * self._tubelet
+        centres: np.ndarray = first / self._fps + 0.5 * self.length * self._tubelet / self._fps
+        return centres
+
+    def forget(self) -> None:
+        """Lets go of the steps due, and of frames and states that no later step needs."""
+        self.due = []
+        gone = min(self._step * self.hop - self._first, len(self._waiting) // self._tubelet)
+        self._first += gone
+        self._waiting = self._waiting[gone * self._tubelet :]
+        self.kept = {slot: states for slot, states in self.kept.items() if slot >= self._first}

@@ -158,12 +158,8 @@ class OperationLedger:
 
         Where CUDA is in use the device is synchronised before and after, so that the work is timed, not its launch.
         """
-        self._part(part)
-        _synchronise()
-        start = time.perf_counter()
-        yield
-        _synchronise()
-        self.count(part, seconds=time.perf_counter() - start)
+        with timed_together(part, [(self, 1)]):
+            yield
 
     def emission(self, latency_seconds: float) -> None:
         """Count one emitted text, `latency_seconds` after the start of what it describes."""
@@ -240,6 +236,23 @@ class OperationLedger:
         if part not in self._parts:
             raise InputError(f"part must be one of {', '.join(self._parts)}, got {part!r}")
         return self._parts[part]
+
+
+@contextmanager
+def timed_together(part: str, shares: Sequence[tuple[OperationLedger, int]]) -> Iterator[None]:
+    """Add the wall seconds of a ``with`` block to several ledgers, to each in proportion to its share of the work.
+
+    As `OperationLedger.timed`, for what several streams have computed in one batch.
+    """
+    for ledger, _ in shares:
+        ledger.count(part)
+    _synchronise()
+    start = time.perf_counter()
+    yield
+    _synchronise()
+    seconds, total = time.perf_counter() - start, sum(share for _, share in shares)
+    for ledger, share in shares:
+        ledger.count(part, seconds=seconds * share / total)
 
 
 class _Weighted(Protocol):

@@ -13,7 +13,7 @@ from jepa.report.blocks import ESTIMATED, MEASURED, Block, Claim, Colours, Colum
 from jepa.report.notes import note, terms
 from jepa.report.tables import Column, Table, table
 from jepa.report.timeline import draw_timeline, timeline, timeline_height
-from jepa.results import Saving, Setting, StreamResults, analysis
+from jepa.results import PARTS, LiveSession, Saving, Setting, StreamResults, analysis
 
 Settings = Mapping[str, Setting]
 
@@ -30,6 +30,7 @@ def report(results: StreamResults) -> Report:
         summary=_summary(results),
         blocks=[
             Columns([[claim(name, setting)] for name, setting in settings.items()]),
+            *(_session(results.session) if results.session is not None else ()),
             *_curves(settings),
             *_timelines(settings),
             *_tables(settings),
@@ -131,6 +132,18 @@ def setting_facts(setting: Setting) -> str:
         f"measured on {streams.test} streams of {streams.seconds_each:.4g} s, operating points chosen on "
         f"{streams.calibration} others."
     )
+
+
+def _session(session: LiveSession) -> list[Block]:
+    """What a live session counted, to the digit."""
+    counts = [(part, getattr(session.ledger, part)) for part in PARTS]
+    header = ("part", "calls", "forward passes", "FLOPs", "seconds")
+    rows = [[p, f"{c.calls:,}", f"{c.forward_passes:,}", f"{c.flops:,}", fmt.fixed(c.seconds, 3)] for p, c in counts]
+    hits = f"{session.ledger.cache.hits:,} of {session.ledger.cache.lookups:,} look-ups from the cache"
+    text = f"{session.source}, asked “{session.query}”: {len(session.emissions):,} texts, {hits}; decoded by "
+    frames = f"{session.frames_taken:,} frames taken, {session.frames_dropped:,} dropped"
+    text += f"{session.policy} at {session.value:g} when it was saved; {frames}."
+    return [Heading("The live session", evidence=(MEASURED,)), Text(text), Table("", header, [("", rows)])]
 
 
 def _curves(settings: Settings) -> list[Block]:

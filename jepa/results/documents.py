@@ -27,12 +27,16 @@ class Reference(Record):
 
 
 class CacheSettings(Record):
-    """A latent cache: most keys held, whether streams share it, the requested fraction of wrong texts."""
+    """A latent cache: most keys held, whether streams share it, the requested fraction of wrong texts.
+
+    `standing`: it holds no keys, but the decoder verifies the standing text.
+    """
 
     capacity: Count
     shared: bool
     error_rate: Fraction
     bank: bool = False
+    standing: bool = False
 
 
 class CacheError(Record):
@@ -339,6 +343,19 @@ class EncodedStreams(Record):
     thumbnails: tuple[Thumbnail, ...]
 
 
+class LiveSession(Record):
+    """A live session: what it was asked and decoded by when it was saved, and its ledger since it began."""
+
+    source: str
+    query: str
+    policy: str
+    value: float  # of the policy's parameter
+    frames_taken: Count
+    frames_dropped: Count
+    ledger: Ledger
+    emissions: tuple[Decode, ...]
+
+
 class StreamEvaluation(Evaluation):
     """Scores of a VL-JEPA beside its saved latents, in a folder for each of `settings`, known `latent_delay` s late."""
 
@@ -348,6 +365,7 @@ class StreamEvaluation(Evaluation):
     training: Training
     scores: Scores
     settings: dict[str, EncodedStreams]
+    session: LiveSession | None = None
 
 
 class TaskScore(Record):
@@ -389,6 +407,7 @@ class StreamResults(ModelDocument):
     scores: Scores
     settings: dict[str, Setting]
     sweep: SweepOrigin | None = None
+    session: LiveSession | None = None
 
 
 # --- Answers of a language model: of one checkpoint, then under several arms and seeds.

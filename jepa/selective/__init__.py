@@ -13,6 +13,15 @@ from jepa.selective.calibration import (
 from jepa.selective.decoder import SelectiveDecoder
 from jepa.selective.encoding import ColourChange, SelectiveEncoding, StepSelection, slots_needed
 from jepa.selective.policies import *  # noqa: F403
+from jepa.selective.standing import StandingText, Verifier, calibrate_standing
+from jepa.selective.triggers import (
+    ScoredStream,
+    Trigger,
+    TriggerCalibration,
+    alarms,
+    calibrate_trigger,
+    zero_alarm_hours,
+)
 from jepa.selective.types import Decoded, Decoder, Emission, Segment
 
 __all__ = [
@@ -24,14 +33,23 @@ __all__ = [
     "Emission",
     "ErrorRate",
     "LatentCache",
+    "ScoredStream",
     "Segment",
     "SelectiveDecoder",
     "SelectiveEncoding",
+    "StandingText",
     "StepSelection",
+    "Trigger",
+    "TriggerCalibration",
+    "Verifier",
+    "alarms",
     "calibrate_cache",
+    "calibrate_standing",
     "calibrate_threshold",
+    "calibrate_trigger",
     "decode_segments",
     "measured_error",
     "slots_needed",
+    "zero_alarm_hours",
 ]
 __all__ += policies.__all__

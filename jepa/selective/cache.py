@@ -46,6 +46,8 @@ class LatentCache:
     [False, False, True]
     """
 
+    reads_texts = False  # True if a look-up needs the texts of all entries: each latent is then decoded before the next
+
     def __init__(self, threshold: float, capacity: int, *, shared: bool = False) -> None:
         self.threshold = check_finite("threshold", threshold)
         self.capacity = check_int("capacity", capacity, 0)

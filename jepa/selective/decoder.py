@@ -265,17 +265,21 @@ class SelectiveDecoder:
             return [_Pick(segment, CacheEntry(), hit=False) for segment in segments]
         if not segments:
             return []
+        if self.cache.reads_texts and len(segments) > 1:
+            return [pick for segment in segments for pick in self._pick([segment])]
         start, before = time.perf_counter(), self.cache.flops
         picks = [_Pick(segment, *self.cache.look_up(segment.latent, segment.payload)) for segment in segments]
         seconds, flops = time.perf_counter() - start, self.cache.flops - before
         self.ledger.count_cache(lookups=len(picks), hits=sum(p.hit for p in picks), seconds=seconds, flops=flops)
+        if self.cache.reads_texts:
+            self._decode([pick for pick in picks if not pick.hit])
         return picks
 
     def _emit(self, released: Sequence[_Released]) -> list[Emission]:
         """Decode what missed the cache, batch by batch, and count."""
         if not released:
             return []
-        self._decode([pick for pick, _ in released if not pick.hit])
+        self._decode([pick for pick, _ in released if pick.entry.decoded is None and not pick.hit])
         with collection_paused():
             emissions = [pick.emission(moment + self.latent_delay) for pick, moment in released]
             for emission in emissions:

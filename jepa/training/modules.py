@@ -218,6 +218,7 @@ class JEPAModule(JointStage):
             self.parts["y_encoder"].append(self.teacher[1])
         if stage.target == "stop_gradient":
             model.y_encoder.requires_grad_(False)
+        self.sometimes_untrained = getattr(model.x_encoder, "takes_images", False)  # its image path, by clips
         self.skipped: Counter[str] = Counter()  # what was wrong with media of this process that were left out
 
     def counted(self) -> StageRecord:

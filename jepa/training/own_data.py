@@ -240,7 +240,7 @@ def _own_fractions(samples: Sequence[Sample]) -> dict[Any, float]:
 def _unpacked(path: Path, skip_broken: bool, media: bool = True) -> Iterator[Sample]:
     """The samples of a shard, as far as it can be read."""
     try:
-        yield from read_shard(path, media)
+        yield from read_shard(path, media, skipped=[] if skip_broken else None)
     except InputError:
         if not skip_broken:
             raise

@@ -176,8 +176,27 @@ def test_words_and_their_closing_are_the_users_turn(any_family):
     """With [PRED] between them they are the turn that the template writes around words and [PRED] in one."""
     _, tokenizer = any_family
     [predictor] = tokenizer.add_predictors(1)
-    plain, inside = tokenizer.encode([Example("a dog.", "b", None), Example("a dog.<|predictor_1|>", "b", None)])
-    assert [*plain.words, predictor, *plain.closing] == inside.text
+    [plain] = tokenizer.encode([Example("a dog.", "b", None)])
+    turn = tokenizer.hf.decode(plain.text).replace("a dog.", "a dog.<|predictor_1|>")
+    assert [*plain.words, predictor, *plain.closing] == tokenizer.hf(turn, add_special_tokens=False)["input_ids"]
+
+
+def test_control_tokens_in_words_are_plain_text(any_family):
+    """An answer that speaks of them is learnt and given back whole, and its turns are those of any other words."""
+    _, tokenizer = any_family
+    tokenizer.add_predictors(1)
+    special = set(tokenizer.hf.all_special_ids)
+    [plain] = tokenizer.encode([Example("say", "x", "s", "t", "c")])
+    for token in tokenizer.hf.all_special_tokens:
+        example = Example(f"say {token}", f"x{token}{token} z", f"s{token}", f"t{token}", f"{token} c")
+        [ids] = tokenizer.encode([example])
+        answer = ids.completion[ids.opening :]
+        assert answer[-1] == tokenizer.end_id
+        assert tokenizer.decode([answer]) == [example.completion]
+        for part in ("prompt", "completion", "text", "code"):
+            assert [i for i in getattr(ids, part) if i in special] == [i for i in getattr(plain, part) if i in special]
+        closed, _ = tokenizer.encode_closed([example.completion])
+        assert tokenizer.decode(closed.tolist()) == [example.completion]
 
 
 def test_prompt_and_answer_are_the_conversation_of_the_template(any_family):

@@ -16,7 +16,7 @@ from jepa.data.manifests import (
     read_manifest,
 )
 from jepa.data.media import Media
-from jepa.errors import InputError
+from jepa.errors import CollectedError, InputError
 
 LINES = [
     {"media": "a.mp4", "start": 1.5, "end": 4.0, "captions": ["A man cuts onions.", "Onions «are» cut."]},
@@ -68,7 +68,8 @@ def test_what_is_written_is_read_again(folder):
 
 
 def test_image_folders_are_class_samples(tmp_path):
-    for name in ("cat/2.png", "cat/1.jpg", "a dog/1.JPEG", "cat/notes.txt", "stray.jpg"):
+    hidden = (".ipynb_checkpoints/1.jpg", "cat/._1.jpg")
+    for name in ("cat/2.png", "cat/1.jpg", "a dog/1.JPEG", "cat/notes.txt", "stray.jpg", *hidden):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = [(s.id, s.media.source, s.label) for s in read_manifest(tmp_path, {"class"})]
@@ -105,6 +106,13 @@ def test_image_folders_are_class_samples(tmp_path):
         ({**LINES[4], "candidates": [[]]}, "candidates"),
         ({**LINES[4], "before": {"media": "a.mp4", "from": 3}}, "before"),
         ({**LINES[4], "media": "a.mp4"}, "'media'"),
+        ({"media": "a.mp4", "label": "x", "start": ""}, "start"),
+        ({"media": "a" * 300 + ".mp4", "label": "x"}, "media not found"),
+        ('{"media": "a.mp4", "label": "half \\ud83d"}', "lone surrogate"),
+        ('{"media": "a.mp4", "label": "x", "start": ' + "9" * 5000 + "}", "at most 300 digits"),
+        ('{"media": "a.mp4", "label": "x", "end": 1e999}', "end"),
+        ('{"media": "a.mp4", "label": "x", "label": "y"}', "'label' 2 times"),
+        ("[" * 100_000, "not JSON"),
     ],
 )
 def test_bad_lines_are_named(folder, line, field):
@@ -122,3 +130,15 @@ def test_bad_manifests_are_named(folder):
         read_manifest(folder / "frames")
     with pytest.raises(InputError, match="samples must be of kind caption or question, got class: 'c-17'"):
         read_manifest(write(folder, *LINES[:4]), ["caption", "question"])
+
+
+def test_every_problem_is_reported_and_the_first_twenty_shown(folder):
+    good = {"media": "a.mp4", "label": " two\u00a0 words "}
+    path = write(folder, "\ufeff", good, "", "{", {"media": "none.mp4", "label": "x"}, *[{"media": "a.mp4"}] * 20)
+    with pytest.raises(CollectedError) as found:
+        read_manifest(path)
+    first, *lines = str(found.value).splitlines()
+    assert first == f"{path}: 22 problems, the first 20"
+    assert [line.split(": ")[0] for line in lines] == [f"  {path}:{number}" for number in range(4, 24)]
+    [sample] = read_manifest(write(folder, "\ufeff" + json.dumps(good), ""))
+    assert sample.label == "two words"

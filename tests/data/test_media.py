@@ -12,7 +12,7 @@ import pytest
 from conftest import real_data
 from PIL import Image
 
-from jepa.data.media import Media, read_clip
+from jepa.data.media import Media, frame_files, read_clip
 from jepa.errors import InputError
 
 
@@ -146,6 +146,37 @@ def test_a_folder_of_frames_is_taken_in_order(tmp_path, count, frames, expected)
         Image.new("RGB", (8, 8), (30 * i,) * 3).save(tmp_path / f"{i:02}.png")
     clip = read_clip(Media("f", tmp_path), frames, 8)
     assert (clip[:, 0, 0, 0] / 30).tolist() == expected
+
+
+RAMP = np.tile(np.linspace(0, 255, 16).round().astype(np.uint8), (16, 1))
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "P", "LA", "RGBA", "CMYK"])
+def test_pictures_of_any_mode_show_their_ramp(mode, recwarn):
+    grey, file = Image.fromarray(RAMP), io.BytesIO()
+    image = Image.fromarray(RAMP.astype(np.uint16) * 257) if mode == "I;16" else grey.convert("RGB").convert(mode)
+    image.save(
+        file, "TIFF" if mode == "CMYK" else "PNG", **({"transparency": bytes(range(256))} if mode == "P" else {})
+    )
+    clip = read_clip(Media("a.png", file.getvalue()), 1, 16)
+    np.testing.assert_allclose(clip[0].mean(2), RAMP, atol=30 if mode == "P" else 1)  # a palette has steps of 51
+    assert not recwarn.list
+
+
+def test_pictures_that_went_wrong():
+    folder = real_data("cases/pictures")
+    ramp = read_clip(Media("gray16.png", folder / "gray16.png"), 1, 64)[0, 32, :, 0]
+    assert (np.diff(ramp.astype(int)) >= 0).all()
+    assert (ramp.min() < 5, ramp.max() > 250) == (True, True)
+    assert [file.stem for file in frame_files(folder / "unpadded")] == [str(i) for i in range(1, 13)]
+    with pytest.raises(InputError, match=r"big_icc\.png: cannot be read as a picture: "):
+        read_clip(Media("big_icc.png", folder / "big_icc.png"), 1, 8)
+
+
+def test_a_start_must_be_a_number(tmp_path):
+    for start in ("", "1", True, float("nan")):
+        with pytest.raises(InputError, match="start must be finite and >= 0"):
+            Media("a.mp4", tmp_path / "a.mp4", start=start)
 
 
 def test_what_is_no_picture_is_named(tmp_path):

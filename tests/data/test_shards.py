@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections import Counter
 from itertools import islice
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_manifest
+from conftest import real_data, write_manifest
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -121,7 +122,7 @@ def test_a_truncated_shard_is_named_or_left_out_and_counted(tmp_path, manifest, 
     assert len(shards.skipped) >= 4
     assert all("shard-00000.tar: " in each for each in shards.skipped)
     assert all(found[f"class{i}"] >= 4 for i in range(5, 10))
-    with pytest.raises(InputError, match="must have a sample that can be read, got none in 1 shards"):
+    with pytest.raises(InputError, match=r"can be read, got none in 1 shards; the last error: .*none\.tar"):
         next(iter(Shards([tmp_path / "none.tar"], 0, 1, skip_broken=True)))
 
 
@@ -175,6 +176,40 @@ def test_samples_that_are_not_as_they_must_be_are_named(tmp_path, manifest):
             tar.add(tmp_path / "member", name)
         with pytest.raises(InputError, match=rf"bad\.tar: {message}"):
             list(read_shard(path))
+
+
+def test_odd_members_of_shards(tmp_path):
+    """Under ./ or a folder, beside hidden ones, folders and links, and one that is not UTF-8, in name and in text."""
+    path, content = tmp_path / "odd.tar", b'{"media": "%s.jpg", "label": "x"}'
+    members = {
+        "./a.json": content % b"a",
+        "./a.jpg": b"1",
+        "._a.json": b"",
+        "d/b.json": content % b"b",
+        "d/b.jpg": b"2",
+    }
+    with tarfile.open(path, "w", encoding="latin-1") as tar:
+        tar.addfile(tarfile.TarInfo("./"))
+        for name, data in [*members.items(), ("c\u00e9.json", b'{"label": "\xe9"}')]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("e.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    skipped: list[str] = []
+    assert [sample.media.source for sample in read_shard(path, skipped=skipped)] == [b"1", b"2"]
+    assert len(skipped) == 1
+    assert f"{path}: c" in skipped[0]
+    assert "must be UTF-8, got byte 0xe9" in skipped[0]
+    with pytest.raises(InputError, match="must be UTF-8"):
+        list(read_shard(path))
+
+
+def test_shards_that_went_wrong():
+    assert len(list(read_shard(real_data("cases/shards/prefix.tar")))) == 4
+    path, skipped = real_data("cases/shards/latin1.tar"), list[str]()
+    assert (len(list(read_shard(path, skipped=skipped))), len(skipped)) == (3, 1)
 
 
 def test_bad_use_is_refused(tmp_path, manifest):

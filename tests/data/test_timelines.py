@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jepa.data.records import Event, StreamRecord
 from jepa.data.timelines import FORMATS, Annotation, Timeline, excerpt, make_events, read_timeline
-from jepa.errors import InputError
+from jepa.errors import CollectedError, InputError
 
 
 def point(text: str, timestamp: Any, unsure: Any = False) -> dict[str, Any]:
@@ -287,6 +287,43 @@ def test_other_errors_name_the_file(tmp_path):
             read_timeline(broken, "coin")
     with pytest.raises(InputError, match=r"coin\.json: must hold at least one usable annotation"):
         read(tmp_path, "coin", {"database": {"v": {"duration": 5, "annotation": []}}})
+
+
+def test_ego4d_narrations_lose_their_tags_however_they_are_written(tmp_path):
+    tagged = {
+        "C picks": ["#C C picks", "# C C picks", "#c c picks", "#C  C  picks", "#CC picks", "C picks"],
+        "man A walks": ["#O man A walks", "# O man A walks"],
+    }
+    texts = [text for each in tagged.values() for text in each] + ["#C C picks # unsure", "#Unsure"]
+    points = [{"timestamp_sec": 0.1 * i, "narration_text": text} for i, text in enumerate(texts)]
+    timeline = read(tmp_path, "ego4d", {"v1": {"narration_pass_1": {"narrations": points}}})
+    [record] = timeline.records
+    assert [event.text for event in record.events] == [text for text, each in tagged.items() for _ in each]
+    assert timeline.dropped == {"unsure": 2}
+
+
+def test_every_problem_of_a_timeline_is_reported(tmp_path):
+    span = {"duration": 9, "timestamps": [[0, 4], [5]], "sentences": ["a", 3]}
+    cases = {
+        "activitynet": ({"v_1": span, "v_2": span, "v_3": {}}, None, 3),
+        "epic": (
+            [*EPIC_ROWS, EPIC_ROWS[0].replace("04.37", "x"), "a,b", EPIC_ROWS[0].replace("P01_01,", "P9,")],
+            None,
+            3,
+        ),
+        "vitt": ([{"id": 3}, {"id": "other", "annotations": []}, VITT[0]], None, 2),
+        "ego4d": (EGO4D, {"videos": [{"video_uid": "v1"}, *EGO4D_VIDEOS["videos"], EGO4D_VIDEOS["videos"][0]]}, 2),
+    }
+    for format, (document, durations, count) in cases.items():
+        with pytest.raises(CollectedError) as found:
+            read(tmp_path, format, document, durations)
+        assert f": {count} problems\n" in str(found.value), format
+
+
+def test_files_with_a_blank_end_and_videos_that_are_listed_twice(tmp_path):
+    assert len(read(tmp_path, "epic", [*EPIC_ROWS, "", "   ", "," * 14]).records) == 2
+    with pytest.raises(InputError, match=r"anet_dup_video\.json: .*'v_1' 2 times"):
+        read_timeline(real_data("cases/timelines/anet_dup_video.json"), "activitynet")
 
 
 def test_formats_are_named_and_never_guessed(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_streams import CACHE, GATE, ON_DEMAND, SELECTION, UNIFORM, NearestWord, family, stream_set
+from made_streams import CACHE, GATE, ON_DEMAND, SELECTION, UNIFORM, WORDS, NearestWord, family, stream_set
 
 from jepa.config import CacheConfig, PolicyConfig, ReferenceConfig, SweepConfig
 from jepa.errors import InputError
@@ -203,7 +203,7 @@ def test_a_bank_answers_for_the_decoder_and_is_counted_and_audited_as_a_cache():
     assert counts.lookups == plain.decoder.calls
     assert counts.hits == counts.audited == counts.lookups - banked.decoder.calls > 0
     assert counts.flops == 2 * 5 * 16 * counts.lookups  # of the five texts that any half of the streams has
-    assert curve.cache.model_dump() == BANK
+    assert curve.cache.model_dump() == BANK | {"standing": False}
     assert curve.test[0].decodes_per_second == pytest.approx(banked.decoder.calls / 360)
     assert curve.test[0].cache.error.wrong == counts.wrong_hits
     assert curve.test[0].cache.error.value <= BANK["error_rate"]
@@ -416,3 +416,34 @@ def test_broken_files_of_streams_are_named(tmp_path):
     save_streams(streams, tmp_path)
     encoding.write_text(few, encoding="utf-8")
     refused("encoding.json: ledgers must be one for each of 2 streams, got 1")
+
+
+class Verifying(NearestWord):
+    """Finds a text likely by how near its word is, and embeds a word as its axis."""
+
+    def likelihood(self, latent, text):
+        return float(latent[WORDS.index(text)]) - 1.0, 100
+
+    def embed_all(self, texts):
+        return torch.eye(16)[[WORDS.index(text) for text in texts]]
+
+
+def test_a_verified_standing_text_and_a_trigger_are_swept_beside_the_gate():
+    standing = {"capacity": 1, "shared": False, "error_rate": 0.1, "standing": True}
+    every = {
+        "verified": family(UNIFORM, "rate_hz", [1.0, 0.5], standing),
+        "trigger": family({"_target_": "jepa.selective.OnTrigger", "sentences": WORDS[:2]}, "threshold", [0.5]),
+    }
+    swept = run(every, Verifying(), tolerances=(0.99,))
+    row = operations(swept)["verified"].ledger
+    assert row.decoder.calls + row.cache.hits == row.cache.lookups
+    assert 6 * 9 <= row.decoder.calls < 2 * 6 * 10  # hardly more than one an event, against six
+    assert row.cache.flops == 100 * (row.cache.lookups - 6)  # nothing stands at the start of a stream
+    assert row.cache.wrong_hits <= 0.1 * row.cache.lookups
+    events = [event.text for stream in stream_set("test", 2) for event in stream.record.events]
+    calls = swept.sweep.curves["trigger"].test[0].decodes_per_second * 360
+    assert calls == pytest.approx(sum(text in WORDS[:2] for text in events), abs=6)
+    with pytest.raises(InputError, match="needs a decoder with likelihood"):
+        run({"verified": every["verified"]})
+    with pytest.raises(InputError, match="needs sentences and a model with a Y-Encoder"):
+        run({"trigger": every["trigger"]})

@@ -68,10 +68,11 @@ def test_dropout_is_the_same_in_both_passes():
 
 
 def test_no_activation_outlives_its_chunk():
-    """Whatever autograd keeps between forward and backward is an input, a parameter or an embedding."""
+    """What autograd keeps is an input, a parameter or an embedding; of one chunk, where backward begins, all."""
     model, kept, chunks = towers(), [], split(32, 4)
     with saved_tensors_hooks(lambda tensor: kept.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor):
         cached_loss(model, chunks, model.loss)
-        assert (4, HIDDEN) not in kept
+        of_all = kept.count((4, HIDDEN))
+        kept.clear()
         model.loss(*model(chunks[0]))
-        assert (4, HIDDEN) in kept
+        assert of_all == kept.count((4, HIDDEN)) > 0

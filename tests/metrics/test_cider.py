@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import subprocess
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -130,7 +131,22 @@ def test_document_frequency_counts_documents_not_occurrences():
 
 # ---------------------------------------------------------------------------------------------- tokenizer
 
+
+def nfd(text: str) -> str:
+    """With combining marks of their own."""
+    return unicodedata.normalize("NFD", text)
+
+
 TOKENS = {
+    "एक आदमी प्याज काटता है।": "एक आदमी प्याज काटता है ।",
+    "धीरे-धीरे हम-तुम हिन्दी.भाषा": "धीरे धीरे हम-त ुम हिन्दी.भाषा",
+    "ஒரு மனிதன் வெங்காயம் வெட்டுகிறான்": "ஒரு மனிதன் வெங்காயம் வெட்டுகிறான்",
+    "رَجُلٌ يَقْطَعُ البَصَلَ": "رَجُلٌ يَقْطَعُ البَصَلَ",
+    "שָׁלוֹם ผู้ชายกำลังหั่นหัวหอม ಕನ್ನಡ": "שָׁלוֹם ผู้ชายกำลังหั่นหัวหอม ಕನ ನಡ",
+    nfd("l'été, l'hôpital"): nfd("l' été l'ho ") + "\u0302pital",
+    nfd("j'étais qu'été"): nfd("j' étais qu'e ") + nfd("é")[1] + nfd("té"),
+    nfd("café-bar U.É. naïve"): nfd("café bar u.é naïve"),
+    "#हिन्दी 50%हि 🙂 ok ❤️ go": "#हिन्दी 50 % हि ok ❤ go",
     "A man rides a red-and-blue bike.": "a man rides a red-and-blue bike",
     "The dog's ball doesn't bounce, it'll roll...": "the dog 's ball does n't bounce it 'll roll",
     "I can't stop. I cannot stop!": "i ca n't stop i can not stop",

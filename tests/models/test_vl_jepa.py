@@ -12,6 +12,7 @@ from jepa.data.world import CAPTION_QUERIES, StreamStyle, World
 from jepa.errors import InputError
 from jepa.evaluation.streams import encode_stream, encoding_operations, load_streams, save_streams
 from jepa.losses.infonce import InfoNCE
+from jepa.models import WindowStream
 from jepa.models.vl_jepa import PredictorOnDemand
 from jepa.operations import OperationLedger
 from jepa.selective import ColourChange, Gate, OnDemand, SelectiveDecoder, SelectiveEncoding, StepSelection
@@ -169,3 +170,62 @@ def test_a_live_stream_is_predicted_on_demand_as_a_recorded_one(tiny_model, step
         assert (ours.calls, ours.forward_passes, ours.flops) == (theirs.calls, theirs.forward_passes, theirs.flops)
     with pytest.raises(InputError, match=f"step must be one of the newest 8 of {len(times)}, got 0"):
         demand.predict(0)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_streams_encoded_together_are_as_each_alone_and_go_on_after_a_gap(tiny_model, whole):
+    """Three streams pushed in turn, with and without slots to share; a gap moves the times and spans no window."""
+    model = copy.deepcopy(tiny_model)
+    if whole:
+        encoder = model.x_encoder
+        model.x_encoder = WholeWindows(encoder)
+    videos = [next(World().stream("s", (seed,), 6.0, StreamStyle(3.0)).frames()) for seed in range(3)]
+    alone, ledgers = [], [OperationLedger() for _ in videos]
+    for video in videos:
+        alone.append([np.concatenate(part) for part in zip(*model.stream([video], 2.0, QUERIES[0]), strict=True)])
+    streams = [WindowStream(model, 2.0, ledger) for ledger in ledgers]
+    found: list[list] = [[] for _ in videos]
+    for chunk in range(0, 48, 6):
+        for video, stream in zip(videos, streams, strict=True):
+            stream.push(video[chunk : chunk + 6])
+        parts = list(model.encode_windows(streams))
+        latents = model.predict_together([(states, QUERIES[0], ledgers[place]) for place, states, _ in parts])
+        for (place, _, times), rows in zip(parts, latents, strict=True):
+            found[place] += zip(rows, times, strict=True)
+    for (latents, times), rows, ledger in zip(alone, found, ledgers, strict=True):
+        np.testing.assert_allclose([row for row, _ in rows], latents, atol=1e-5)
+        assert [time for _, time in rows] == times.tolist()
+        assert ledger.encoder.calls == (11 if whole else 12)
+        assert ledger.predictor.calls == 11
+    streams[0].push(videos[0][:3])
+    streams[0].skip(80)
+    streams[0].push(videos[0][:12])
+    [(place, states, times)] = model.encode_windows(streams)
+    assert (place, times.tolist()) == (0, [10.5, 11.0])
+    np.testing.assert_allclose(model.predict(states, [QUERIES[0]] * 2).detach(), alone[0][0][:2], atol=1e-5)
+    seconds = [ledger.predictor.seconds for ledger in ledgers]
+    assert seconds[0] == pytest.approx(seconds[1]) == pytest.approx(seconds[2])
+    assert min(seconds) > 0
+
+
+class WholeWindows(torch.nn.Module):
+    """An X-Encoder whose slots cannot be had alone."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder, self.size, self.tubelet, self.width = encoder, encoder.size, encoder.tubelet, encoder.width
+
+    def forward(self, frames):
+        return self.encoder(frames)
+
+
+def test_the_likelihood_of_a_text_is_its_cross_entropy_and_costs_one_pass(tiny_model):
+    latents, tokenizer = tiny_model.embed(TEXTS).detach(), tiny_model.tokenizer
+    ids, mask = tokenizer.encode_closed(TEXTS)
+    logits = tiny_model.y_decoder(latents, ids).detach()
+    for row, text in enumerate(TEXTS):
+        score, flops = tiny_model.likelihood(latents[row].numpy(), text)
+        length = int(mask[row].sum())
+        expected = torch.nn.functional.cross_entropy(logits[row, :length], ids[row, :length])
+        assert score == pytest.approx(-float(expected), abs=1e-4)
+        assert flops == pytest.approx(tiny_model.y_decoder.flops(length), rel=0.1)  # of as many passes

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import FEW_POLICIES, SHORT, real_data, tiny_config, write_video
+from conftest import FEW_POLICIES, SHORT, SMALL_TEXT_PARTS, real_data, tiny_config, write_video
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer as Rust
 from tokenizers import models, pre_tokenizers
@@ -19,14 +19,15 @@ import jepa
 from jepa import checkpoint
 from jepa.cli import main
 from jepa.data.pretrained_tokenizer import PretrainedTokenizer
-from jepa.data.world import StreamStyle, World
+from jepa.data.video import VideoStream, picture
+from jepa.data.world import CAPTION_QUERIES, StreamStyle, World
 from jepa.errors import InputError
-from jepa.evaluation.streams import SPLITS, encode_stream, encoding_operations
+from jepa.evaluation.streams import SPLITS, encode_stream, encoding_operations, load_streams
 from jepa.losses.infonce import InfoNCE
 from jepa.models.vl_jepa import VLJEPA
 from jepa.operations import OperationLedger, count_flops
 from jepa.results import StreamResults, read_document
-from jepa.selective import ColourChange, SelectiveEncoding, StepSelection
+from jepa.selective import ColourChange, SelectiveDecoder, SelectiveEncoding, StepSelection, Uniform
 
 TEXTS = ["the red bar moves left", "a cyan ring spins", "red"]
 QUERIES = ["what happens?", "what colour is the bar?", "how many objects are there?"]
@@ -88,6 +89,20 @@ def image_model(tokenizer) -> VLJEPA:
     return checkpoint.build_model(config, tokenizer).eval()
 
 
+@pytest.fixture(scope="module")
+def vjepa21_model(tokenizer) -> VLJEPA:
+    """With a random V-JEPA 2.1, which encodes windows as a whole and images by a path of their own."""
+    config = tiny_config()
+    config["model"]["x_encoder"] = {
+        "_target_": "jepa.encoders.vision_vjepa21.VJEPA21",
+        "architecture": {"width": 32, "depth": 12, "heads": 2, "mlp": 64},
+        "size": 48,
+        "levels": [0],
+    }
+    torch.manual_seed(0)
+    return checkpoint.build_model(config, tokenizer).eval()
+
+
 def video(seconds: float = 6.0) -> np.ndarray:
     return np.concatenate(list(World().stream("s", (3,), seconds, StreamStyle(3.0, shortest=1.0)).frames()))
 
@@ -143,7 +158,9 @@ def test_a_tokenizer_of_no_role_is_named(folder, tokenizer):
 
 
 @pytest.mark.parametrize("chunk", [5, 16, 1000])
-@pytest.mark.parametrize(("name", "apart"), [("tiny_model", 4), ("image_model", 1), ("model", None)])
+@pytest.mark.parametrize(
+    ("name", "apart"), [("tiny_model", 4), ("image_model", 1), ("model", None), ("vjepa21_model", None)]
+)
 def test_a_stream_gives_the_latents_of_its_windows(name, apart, chunk, request):
     """Windows of 8 frames every 4, whatever the chunks in which frames arrive; frames apart are encoded once."""
     model, frames, ledger = request.getfixturevalue(name), video(), OperationLedger()
@@ -180,10 +197,12 @@ def test_selective_encoding_encodes_the_windows_of_the_steps_selected(model):
     assert known.encoder.flops == live.encoder.flops
 
 
-def test_a_picture_is_a_clip_that_stands_still(model, image_model):
+def test_a_picture_is_a_clip_that_stands_still_unless_the_encoder_takes_images(model, image_model, vjepa21_model):
     picture = torch.from_numpy(video()[:3])[:, None]
     for each in (model, image_model):
         assert torch.equal(each.encode(picture), each.encode(picture.repeat(1, 8, 1, 1, 1)))
+    assert torch.equal(vjepa21_model.encode(picture), vjepa21_model.x_encoder(picture))
+    assert vjepa21_model.encode(picture).shape == (3, 3 * 3, 32)
 
 
 def test_states_from_disk_stand_for_frames_of_a_frozen_encoder_only(model, image_model):
@@ -237,6 +256,42 @@ def test_videos_go_from_files_through_vjepa2_to_emissions(folder, tmp_path):
     same = [values for name, values in latents.items() if "v_2" in name or "v_3" in name]
     np.testing.assert_array_equal(*same)  # the same video has the same latents, which follow what is seen
     assert np.abs(np.diff(same[0], axis=0)).max(1).min() > 0
+
+
+@pytest.mark.filterwarnings("ignore::jepa.training.modules.CollapseWarning")
+def test_videos_go_from_files_through_a_vjepa21_file_to_emissions(tmp_path, monkeypatch):
+    """`jepa train` on a published file, `jepa evaluate videos=folder` without it, and a selective decoder."""
+    pretrained, run, seconds = tmp_path / "published.pt", tmp_path / "run", 6.0
+    shutil.copy(real_data("vjepa2_1/tiny_2_1.pt"), pretrained)
+    model = ["model=vl_jepa_vjepa21", f"model.x_encoder.pretrained={pretrained}", "model.x_encoder.heads=2"]
+    model += ["model.x_encoder.levels=[1,3]", "model.predictor.state_dim=80", "model.frames=8", *SMALL_TEXT_PARTS]
+    short = [each for each in SHORT if not each.startswith("decoder.")] + ["decoder=null"]
+    assert main(["train", "experiment=demo", *model, f"hydra.run.dir={run}", *short]) == 0
+    pretrained.unlink()
+    records = []
+    for name in ("v_0", "v_1", "v_2", "v_3"):
+        write_video(tmp_path / f"{name}.mp4", len(records), seconds=int(seconds))
+        records.append({"duration": seconds, "timestamps": [[0.0, 3.0], [3.0, 6.0]], "sentences": ["a", "b"]})
+    timeline = tmp_path / "captions.json"
+    timeline.write_text(json.dumps({f"v_{i}": record for i, record in enumerate(records)}), encoding="utf-8")
+    videos = ["videos=folder", f"videos.folder={tmp_path}", "videos.timeline.format=activitynet"]
+    videos += [f"videos.timeline.path={timeline}", "candidates=5", "accelerator=cpu"]
+    assert main(["evaluate", f"checkpoint={run}/checkpoint", *videos]) == 0
+    encoded = load_streams(run / "evaluation" / "videos" / "test")[0]
+    loaded = jepa.load(run / "checkpoint")
+    shown = []
+    monkeypatch.setattr("jepa.data.video.picture", lambda *given: shown.append(given) or picture(*given))
+    stream = VideoStream(tmp_path / f"{encoded.record.video_id}.mp4", encoded.record, loaded.x_encoder.size, loaded.fps)
+    frames = np.concatenate(list(stream.frames()))
+    assert len(shown) == len(frames) == seconds * loaded.fps  # windows overlap, and share their frames
+    windows = torch.from_numpy(np.stack([frames[start : start + 8] for start in range(0, len(frames) - 7, 4)]))
+    with torch.no_grad():
+        expected = loaded.predict(loaded.encode(windows), [CAPTION_QUERIES[0]] * len(windows))
+    np.testing.assert_allclose(encoded.latents, expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert encoded.ledger.encoder.calls == len(windows)
+    selective = SelectiveDecoder(Uniform(1.0), loaded, latent_delay=loaded.window / 2)
+    emissions = selective.run(encoded.latents, encoded.times)
+    assert len(emissions) == selective.ledger.decoder.calls > 1
 
 
 def test_pretrained_tokenizers_are_those_of_the_roles(model):

@@ -5,6 +5,7 @@ from jepa.selective.policies.gate import Gate
 from jepa.selective.policies.offline import OfflinePolicy, Oracle
 from jepa.selective.policies.prediction import PredictionError
 from jepa.selective.policies.single import Debounce, SendOnDelta
+from jepa.selective.policies.trigger import OnTrigger
 from jepa.selective.policies.uniform import Uniform
 from jepa.selective.policies.variance import LocalVariance
 from jepa.selective.policies.ward import Ward
@@ -19,6 +20,7 @@ __all__ = [
     "LongestGap",
     "OfflinePolicy",
     "OnDemand",
+    "OnTrigger",
     "OpenSegment",
     "Oracle",
     "Policy",

@@ -71,6 +71,7 @@ class CausalPolicy(Policy):
 
     causal = True
     threshold: float  # of a threshold policy, the higher the fewer segments; it may change between two steps
+    signal: float | None = None  # of a threshold policy, at its newest step: above 1, what it watches is over its limit
 
     @abstractmethod
     def close(self) -> list[Segment]:

@@ -86,7 +86,9 @@ class Gate(CausalPolicy):
         for i in range(1, m):
             total = total + self._waiting[i][0]
         gap = square if m == 1 else self._open.distance(total, m)
-        if n * m / (n + m) * gap <= self.threshold * (self._noise.value + self.noise_floor) + ROUNDING:
+        cost, limit = n * m / (n + m) * gap, self.threshold * (self._noise.value + self.noise_floor) + ROUNDING
+        self.signal = cost / limit
+        if cost <= limit:
             return False
         if m == 1:
             return True

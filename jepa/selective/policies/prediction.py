@@ -70,6 +70,7 @@ class PredictionError(CausalPolicy):
         fraction = min(1.0, max(0.0, self._product.value / self._square.value))
         error = n / (n + 1) * max(0.0, float(now @ now) - 2 * fraction * product + fraction**2 * square)
         limit = self.threshold * (self._error.value + self.noise_floor) + ROUNDING
+        self.signal = error / limit
         self._error.add(min(error, limit))
         if error > limit:
             return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jepa.errors import check_nonnegative
-from jepa.selective.policies.base import CausalPolicy, step_segment
+from jepa.selective.policies.base import ROUNDING, CausalPolicy, step_segment
 from jepa.selective.types import Segment
 
 
@@ -43,7 +43,9 @@ class SendOnDelta(CausalPolicy):
         self._newest = step_segment(np.array(latent, dtype=np.float32), time, self._index)
         if self._sent is not None:
             gap = self._newest.latent - self._sent.latent
-            if float(gap @ gap) / 2 <= self.threshold:  # = 1 − cos of unit latents, and exactly 0 for equal ones
+            distance = float(gap @ gap) / 2  # = 1 − cos of unit latents, and exactly 0 for equal ones
+            self.signal = distance / max(self.threshold, ROUNDING)
+            if distance <= self.threshold:
                 return []
         return self.close()
 

@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 
 from jepa.errors import check_int, check_nonnegative
-from jepa.selective.policies.base import CausalPolicy, OpenSegment
+from jepa.selective.policies.base import ROUNDING, CausalPolicy, OpenSegment
 from jepa.selective.types import Segment
 
 
@@ -60,4 +60,6 @@ class LocalVariance(CausalPolicy):
         """Variance of the window that ends with this step."""
         gaps = np.array(self._recent) - row  # from the newest step, whose own is 0: no variance of equal steps
         mean = gaps.sum(axis=0) / (len(gaps) + 1)
-        return float((gaps * gaps).sum()) / (len(gaps) + 1) - float(mean @ mean)
+        variance = float((gaps * gaps).sum()) / (len(gaps) + 1) - float(mean @ mean)
+        self.signal = variance / max(self.threshold, ROUNDING)
+        return variance

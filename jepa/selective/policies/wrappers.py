@@ -37,6 +37,11 @@ class _Around(CausalPolicy):
     def threshold(self, value: float) -> None:
         self.policy.threshold = value
 
+    @property
+    def signal(self) -> float | None:  # type: ignore[override]
+        """That of the policy inside."""
+        return self.policy.signal
+
     def start(self) -> None:
         self.policy.start()
 

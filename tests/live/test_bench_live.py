@@ -1,0 +1,31 @@
+"""The benchmark of live streams on the tiny model: what it counts is what happened."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    sys.modules.pop("bench_live", None)
+    import bench_live
+
+    return bench_live
+
+
+def test_streams_are_served_and_clients_leave_nothing(bench, live_setup):
+    shots = bench.pictures(2.0)
+    assert bench.served(live_setup, shots, 2, 3.0) > 0
+    grown = bench.memory(live_setup, shots, 40 / 3600)
+    assert 0 < grown["first_mb"] <= grown["last_mb"] + 50
+    found = bench.clients(live_setup, shots, 12, 2)
+    assert found["emissions"] > found["missed"] == 0
+    assert set(found["left"].values()) == {0}
+    measured = bench.triggers(live_setup, 0.17, 2)
+    assert measured["events"] >= 2
+    assert measured["promises_kept"] == 0  # ten minutes cannot promise one false alarm an hour
+    assert 0 <= measured["trigger"]["recall"] <= 1

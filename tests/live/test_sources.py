@@ -1,0 +1,267 @@
+"""Sources: what reaches the model of files, URLs, raw and pushed frames; clocks that jump, failures, overload."""
+
+from __future__ import annotations
+
+import io
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import av
+import numpy as np
+import pytest
+from conftest import write_video
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from jepa.data.records import StreamRecord
+from jepa.data.video import VideoStream
+from jepa.data.world import World
+from jepa.errors import InputError
+from jepa.live.sources import (
+    EndlessWorld,
+    Feed,
+    FrameClock,
+    Mailbox,
+    Source,
+    SourceNews,
+    check_allowed,
+    parse_source,
+    pushed_picture,
+    video_shots,
+)
+
+SIZE, FPS = 32, 8
+
+
+def shot(value: int, width: int = SIZE, height: int = SIZE):
+    return av.VideoFrame.from_ndarray(np.full((height, width, 3), value, np.uint8), format="rgb24")
+
+
+def runs(mailbox: Mailbox) -> list[tuple[int, np.ndarray]]:
+    """Everything that waits, run by run."""
+    found = []
+    while (run := mailbox.take()) is not None:
+        found.append((run.first, run.frames))
+    return found
+
+
+def played(source: Source, news: list[SourceNews] | None = None) -> np.ndarray:
+    """The frames of a source from its beginning to its end, as fast as they can be taken."""
+    ended, ready = threading.Event(), threading.Event()
+
+    def tell(told: SourceNews) -> None:
+        (news if news is not None else []).append(told)
+        if told.status == "ended":
+            ended.set()
+            ready.set()
+
+    mailbox = Mailbox(SIZE, FPS, 4, ready.set)
+    feed = Feed(source, mailbox, tell, fast=True)
+    frames = []
+    while not (ended.is_set() and not mailbox.waiting):
+        assert ready.wait(10)
+        ready.clear()
+        frames += [frame for _, run in runs(mailbox) for frame in run]
+    feed.stop(5)
+    assert not feed.alive
+    assert mailbox.dropped == 0
+    assert mailbox.taken == len(frames)
+    return np.stack(frames)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "a.mp4"
+    write_video(path, seed=1, seconds=6)
+    return path
+
+
+def test_a_file_reaches_the_model_as_the_evaluation_reads_it(video):
+    recorded = np.concatenate(list(VideoStream(video, StreamRecord("a", 6.0, ()), SIZE, FPS).frames()))
+    news: list[SourceNews] = []
+    frames = played(parse_source(str(video), World(size=SIZE)), news)
+    np.testing.assert_array_equal(frames, recorded)
+    assert [each.status for each in news] == ["connected", "ended"]
+
+
+def test_raw_frames_and_a_change_of_resolution_midway(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 255, (6, SIZE, SIZE, 3), dtype=np.uint8)
+    path = tmp_path / "raw"
+    path.write_bytes(pixels.tobytes() + b"half a frame")
+    with path.open("rb") as file:
+        monkeypatch.setattr("builtins.open", lambda *_, **__: file)
+        frames = played(parse_source(f"stdin:{SIZE}x{SIZE}@{FPS}", World(size=SIZE)))
+    np.testing.assert_array_equal(frames, pixels)
+    sizes = [(64, 48), (64, 48), (48, 64), (320, 240)]
+    shots = [(i / FPS, shot(50 * i, *size)) for i, size in enumerate(sizes)]
+    changed = played(Source("sizes", lambda: iter(shots)))
+    assert changed.shape == (4, SIZE, SIZE, 3)
+    assert changed.mean((1, 2, 3)).tolist() == pytest.approx([0, 50, 100, 150], abs=2)
+
+
+def test_a_transport_stream_that_changes_its_resolution_and_rate(tmp_path):
+    whole = b""
+    for number, (width, height, rate) in enumerate([(64, 48, 25), (96, 80, 50)]):
+        path = tmp_path / f"{number}.ts"
+        with av.open(str(path), "w", format="mpegts") as container:
+            stream = container.add_stream("mpeg2video", rate=rate)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for _ in range(2 * rate):
+                container.mux(stream.encode(shot(100 + 100 * number, width, height)))
+            container.mux(stream.encode(None))
+        whole += path.read_bytes()
+    (tmp_path / "both.ts").write_bytes(whole)
+    path = tmp_path / "both.ts"
+    frames = played(Source("both", lambda: video_shots("both", path, live=True)))
+    assert len(frames) == pytest.approx(4 * FPS, abs=2)
+    means = frames.mean((1, 2, 3))
+    assert means[0] == pytest.approx(100, abs=5)
+    assert means[-1] == pytest.approx(200, abs=5)
+
+
+@given(st.lists(st.one_of(st.floats(0, 1), st.floats(-1e6, 1e6)), max_size=60))
+def test_a_clock_never_loses_or_repeats_a_frame(gaps):
+    """However times jump, frames are numbered in order, and a jump is no gap in the stream."""
+    clock, time, numbers, kept = FrameClock(FPS), 0.0, [], 0.0
+    for gap in gaps:
+        time += gap
+        numbers += clock.advance(time)
+        kept += gap if 0 <= gap <= 4 else 1.0
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) <= FPS * kept + 1
+
+
+def test_an_hour_without_change_at_a_changing_rate_is_an_hour():
+    clock = FrameClock(FPS)
+    times = np.concatenate([np.arange(0, 1800, 1 / 30), np.arange(1800, 3600, 1 / 3)])
+    assert sum(len(clock.advance(time)) for time in times) == pytest.approx(3600 * FPS, abs=FPS)
+
+
+def test_frames_that_come_too_fast_are_dropped_and_counted_and_the_newest_window_wins():
+    mailbox = Mailbox(SIZE, FPS, window=4)
+    for number in range(100):
+        mailbox.offer(number / FPS, shot(number))
+        assert mailbox.waiting <= 8
+    waiting = mailbox.waiting
+    [(first, frames)] = runs(mailbox)
+    assert first == 99 - len(frames)
+    assert frames[:, 0, 0, 0].tolist() == list(range(first, 99))  # the newest picture is still held
+    assert 4 <= waiting == mailbox.taken
+    assert mailbox.taken + mailbox.dropped == 99
+    mailbox.pause(True)
+    mailbox.offer(100 / FPS, shot(100))
+    mailbox.pause(False)
+    mailbox.offer(101 / FPS, shot(101))
+    assert [first for first, _ in runs(mailbox)] == [100]
+    assert mailbox.dropped == 99 - waiting  # what passes by is not counted
+
+
+def test_a_source_that_breaks_off_comes_back_later_each_time():
+    failures, news, ready = iter([None, None, 2, None, 3]), list[SourceNews](), threading.Event()
+
+    def flaky():
+        pictures = next(failures, 1)
+        if pictures is None:
+            raise OSError("no route")
+        for number in range(pictures):
+            yield number / FPS, shot(number)
+        raise InputError("camera: went away")
+
+    def tell(told: SourceNews) -> None:
+        news.append(told)
+        if len(news) > 8:
+            ready.set()
+
+    mailbox = Mailbox(SIZE, FPS, 4)
+    feed = Feed(Source("camera", flaky, returns=True), mailbox, tell, back_off=(0.01, 0.03))
+    assert ready.wait(10)
+    feed.stop(5)
+    told = [(each.status, each.attempt, each.retry_seconds) for each in news[:8]]
+    assert told == [
+        ("lost", 1, 0.01), ("lost", 2, 0.02), ("connected", 0, 0.0), ("lost", 1, 0.01), ("lost", 2, 0.02),
+        ("connected", 0, 0.0), ("lost", 1, 0.01), ("connected", 0, 0.0),
+    ]  # fmt: skip
+    assert "no route" in news[0].message
+    assert news[3].message == "camera: went away"
+
+
+def test_a_url_that_ends_is_opened_again(video):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(video.parent)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    news, twice = list[SourceNews](), threading.Event()
+
+    def tell(told: SourceNews) -> None:
+        news.append(told)
+        if len(news) == 4:
+            twice.set()
+
+    source = parse_source(f"http://me:secret@127.0.0.1:{server.server_port}/a.mp4", World(size=SIZE))
+    mailbox = Mailbox(SIZE, FPS, 4)
+    feed = Feed(source, mailbox, tell, back_off=(0.01, 0.01))
+    try:
+        assert twice.wait(20)
+    finally:
+        feed.stop(5)
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert [each.status for each in news[:4]] == ["connected", "lost", "connected", "lost"]
+    assert "secret" not in source.name
+    assert mailbox.newest[0] == 2 * 60  # all pictures, twice
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_the_world_goes_on_and_knows_its_events():
+    endless = EndlessWorld(World(size=SIZE), 3)
+    times = [time for (time, _), _ in zip(endless.shots(), range(125 * FPS), strict=False)]
+    assert times == pytest.approx(np.arange(125 * FPS) / FPS)
+    ends = [event.end for event in endless.events]
+    assert ends == sorted(ends)
+    assert ends[0] < 120 < ends[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "good"),
+    [
+        ("world", ["world", "push"], True),
+        ("webcam", ["world"], False),
+        ("rtsp://camera/1", ["rtsp://camera/"], True),
+        ("rtsp://camera.evil.org/1", ["rtsp://camera"], False),
+        ("rtsp://camera:80@evil.org/1", ["rtsp://camera/"], False),
+        ("/etc/passwd", ["world", "file:/videos/"], False),
+        ("file:/videos/a.mp4", ["file:/videos/"], True),
+        ("file:/videos/../etc/passwd", ["file:/videos/"], False),
+        ("file:///etc/passwd", ["world"], False),
+        ("worldly", ["world"], False),
+    ],
+)
+def test_only_allowed_sources_come_through_the_api(name, allowed, good):
+    if good:
+        check_allowed(name, allowed)
+    else:
+        with pytest.raises(InputError, match="source must be allowed on the command line"):
+            check_allowed(name, allowed)
+
+
+@pytest.mark.parametrize("name", ["nowhere.mp4", "world:x", "stdin:0x2@8", "stdin:2x2", "webcam:front", "file:"])
+def test_a_bad_name_is_named(name):
+    with pytest.raises(InputError, match="got '"):
+        parse_source(name, World(size=SIZE))
+
+
+def test_a_pushed_picture_is_a_whole_jpeg_or_png():
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((10, 20, 3), 90, np.uint8)).save(buffer, format="PNG")
+    assert (pushed_picture(buffer.getvalue()).width, pushed_picture(buffer.getvalue()).height) == (20, 10)
+    huge = io.BytesIO()
+    Image.new("1", (5000, 5000)).save(huge, format="PNG")
+    for bad in (b"", b"GIF89a", buffer.getvalue()[:40], huge.getvalue()):
+        with pytest.raises(InputError, match="a frame must"):
+            pushed_picture(bad)
