@@ -10,7 +10,7 @@ _HOMES = {
     **dict.fromkeys(("Changes", "Session", "Setup", "Watched"), "session"),
     **dict.fromkeys(("Engine",), "engine"),
     **dict.fromkeys(("Recordings",), "recordings"),
-    **dict.fromkeys(("LimitsConfig", "LiveConfig"), "config"),
+    **dict.fromkeys(("LimitsConfig", "LiveConfig"), "configs"),
     **dict.fromkeys(("Body", "NewSession", "NewSettings", "Operation", "WatchedSentence"), "api"),
     **dict.fromkeys(("Guard", "Rate", "Server"), "server"),
     **dict.fromkeys(("KeptStep",), "session"),
