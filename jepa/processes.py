@@ -63,6 +63,8 @@ def _work_at(number: int) -> Any:
 
 def is_first_process() -> bool:
     """Whether this is the only process, or the first of torchrun's."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
     return os.environ.get("RANK", "0") == "0"
 
 
