@@ -100,6 +100,9 @@ def _report(settings: ReportConfig, output: Path) -> int:
     from jepa.report import terminal, write_report
     from jepa.results import NotMetError
 
+    if settings.curves is not None:
+        resolve_name("jepa.training.curves:draw")(settings.curves, Path(settings.output or "outputs/curves"))
+        return 0
     if settings.compare is not None:
         page = resolve_name("jepa.report.compare:report")(compared(settings))
         announce(terminal(page), write_report(None, page, settings.output or "outputs/comparison", "comparison"))

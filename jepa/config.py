@@ -186,6 +186,7 @@ class ReportConfig(SweepConfig):
     evaluation: str | None = None  # folder to sweep or to compare
     results: str | None = None  # results file, or its folder: rendered again; no sweep
     compare: list[str] | None = None  # two or more results files or folders, side by side
+    curves: list[str] | None = None  # folders of trainings, whose logs are drawn over each other
     fail_under: str | None = None  # <name>[.<setting or arm>][.low]>=<number>: exit status 1 if it does not hold
     checkpoint: str | None = None  # null: the evaluated one; only its decoder runs
     output: str | None = None  # null: the parent folder of the evaluation

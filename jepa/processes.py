@@ -26,9 +26,9 @@ def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers:
 
     Tasks begin in their order, each in the first free process. Results must pickle. The processes are forked, so `work`
     must not use a GPU; torch has one thread in each. They end with the iteration: with the last result, at an error of
-    `work`, at Ctrl-C. With fewer than 2 `workers`, or where processes cannot be forked, `work` runs in this process.
+    `work`, at Ctrl-C. With fewer than 2 `workers` or tasks, or where processes cannot be forked, `work` runs here.
     """
-    if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
+    if min(workers, len(tasks)) < 2 or "fork" not in multiprocessing.get_all_start_methods():
         yield from map(work, tasks)
         return
     others = set(multiprocessing.active_children())

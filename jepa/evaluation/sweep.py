@@ -144,19 +144,16 @@ def sweep_setting(
     check_sweep(config)
     _check_streams(streams, decoder, config.policies, name)
     policies, seed, workers = config.policies, config.seed, config.workers if _on_cpu(decoder) else 0
-    store, found, left = store or KeptInMemory(), dict[tuple[str, float], _Run](), dict[tuple[str, float], str]()
-    for policy, each in policies.items():
-        made_of = each.model_dump_json(exclude={"label", "values"})
-        for value in each.values:
-            if (run := store.find(kept_as := f"{name} {made_of} {value} {seed} {latent_delay}")) is None:
-                left[policy, value] = kept_as
-            else:
-                found[policy, value] = run
-    setting = _Setting(streams, decoder, config, latent_delay, store, left)
-    tasks = _tasks(policies, left, max(1, workers))
+    store, of = store or KeptInMemory(), f"{name} {seed} {latent_delay}"
+    made_of = {policy: each.model_dump_json(exclude={"label", "values"}) for policy, each in policies.items()}
+    kept_as = {(policy, x): f"{of} {made_of[policy]} {x}" for policy, each in policies.items() for x in each.values}
+    found: dict[tuple[str, float], _Run] = {key: run for key in kept_as if (run := store.find(kept_as[key]))}
+    left = kept_as.keys() - found.keys()
+    setting = _Setting(streams, decoder, config, latent_delay)
+    setting.store, setting.kept_as = store, kept_as
     with (
         tqdm(desc=f"policies, {name}", unit="run", total=len(left)) as progress,
-        closing(in_processes(setting.runs, tasks, workers if tasks else 0)) as results,
+        closing(in_processes(setting.runs, _tasks(policies, left, max(1, workers)), workers)) as results,
     ):
         for runs in results:
             found.update(runs)
@@ -333,17 +330,11 @@ def _tasks(
 class _Setting:
     """The streams of a setting, how they are decoded, and what keeps their runs, under the names `kept_as`."""
 
-    def __init__(
-        self,
-        streams: Streams,
-        decoder: Decoder,
-        config: SweepConfig,
-        latent_delay: float,
-        store: Kept,
-        kept_as: Mapping[tuple[str, float], str],
-    ) -> None:
+    store: Kept
+    kept_as: Mapping[tuple[str, float], str]
+
+    def __init__(self, streams: Streams, decoder: Decoder, config: SweepConfig, latent_delay: float) -> None:
         self.streams, self.decoder, self.config, self.latent_delay = streams, decoder, config, latent_delay
-        self.store, self.kept_as = store, kept_as
         self.once = CachedDecoder(decoder)
         self.scorers = {split: _Scorer([stream.record for stream in each]) for split, each in streams.items()}
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from processes import config, train
 from sklearn.neighbors import KNeighborsClassifier
 
+from jepa.cli import main
 from jepa.errors import InputError
 from jepa.training.probes import linear_probe, nearest_neighbours
 
@@ -100,3 +102,17 @@ def test_probes_are_those_of_the_library_and_find_what_is_linear():
     found = linear_probe(rows[::2], truth[::2], rows[1::2])
     assert (found == truth[1::2]).float().mean() > 0.8
     assert set(found.tolist()) <= {0, 10, 20}
+
+
+def test_curves_of_runs_are_drawn_over_each_other(tmp_path, capsys):
+    for name, values in (("one", ["4.0", "2.5"]), ("two", ["3.0", ""])):
+        (tmp_path / name / "logs" / "jepa").mkdir(parents=True)
+        rows = [f"0,{step},{value},{step}.25" for step, value in enumerate(values)]
+        (tmp_path / name / "logs" / "jepa" / "metrics.csv").write_text("\n".join(["epoch,step,loss,val/x", *rows]))
+    runs = f"curves=[{tmp_path}/one,{tmp_path}/two]"
+    assert main(["report", runs, f"output={tmp_path}/drawn"]) == 0
+    last = {tuple(line.split())[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("jepa: loss")}
+    assert last == {("loss", f"{tmp_path}/one", "step", "1", "2.5"), ("loss", f"{tmp_path}/two", "step", "0", "3")}
+    with Image.open(tmp_path / "drawn" / "curves.png") as picture:
+        assert picture.size[0] > 1000
+    assert main(["report", f"curves=[{tmp_path}/nothing]"]) == 2
