@@ -261,9 +261,10 @@ def test_a_full_disk_within_a_command_is_one_line(calls, capsys, monkeypatch):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_scripts_are_the_commands(tmp_path, capsys, command):
     key = {"cost": "batch", "live": "port", "push": "licence", "export": "output"}.get(command, "seed")
-    arguments = [*MANDATORY[command], f"{key}=4", "--cfg", "job"]
+    value = "out" if command == "export" else "4"
+    arguments = [*MANDATORY[command], f"{key}={value}", "--cfg", "job"]
     script = [sys.executable, str(ROOT / "scripts" / f"{command}.py"), *arguments]
     printed = subprocess.check_output(script, cwd=tmp_path, text=True, timeout=60)
-    assert f"{key}: 4" in printed.splitlines()
+    assert f"{key}: {value}" in printed.splitlines()
     assert main([command, *arguments]) == 0
     assert capsys.readouterr().out == printed
