@@ -14,6 +14,7 @@ from jepa.errors import InputError
 PATHS = {"checkpoint", "output", "evaluation", "results", "folder", "path", "durations", "manifest", "databases"}
 PATHS |= {"train", "validation", "test", "features", "pretrained"}
 _PLAIN = re.compile(r"null|(?!(true|false|inf|nan)$)[a-z./][\w./-]*", re.ASCII | re.IGNORECASE)  # needs no quotes
+_NUMBER = re.compile(r"[\d.]+")  # of `streams.dense.test`, which is no path
 _GRAMMAR = re.compile(r"['\"\[]|\w+\(|.*\$\{|$")  # quoted already, a list, a function, an interpolation, or nothing
 
 
@@ -59,7 +60,7 @@ def short_name(overrides: str) -> str:
 def _path(value: str, sweeps: bool) -> str:
     """What exists is a path as it stands; what does not may be grammar, or paths to sweep over."""
     exists = os.path.exists(value)
-    if _PLAIN.fullmatch(value) or (not exists and _GRAMMAR.match(value)):
+    if _PLAIN.fullmatch(value) or (not exists and (_GRAMMAR.match(value) or _NUMBER.fullmatch(value))):
         return value
     return ",".join(map(_quoted, value.split(",") if sweeps and not exists else [value]))
 

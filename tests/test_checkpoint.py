@@ -37,8 +37,8 @@ def test_missing_things_are_named(folder, tmp_path):
     with pytest.raises(InputError, match=r"checkpoint not found: .*nowhere"):
         checkpoint.load(tmp_path / "nowhere")
     for name, message in [
-        ("tokenizer.json", "tokenizer not found: .*tokenizer.json"),
         ("model.safetensors", "tensors not found: .*model.safetensors"),
+        ("tokenizer.json", "tokenizer not found: .*tokenizer.json"),
         ("config.yaml", "checkpoint configuration not found: .*config.yaml"),
     ]:
         (folder / name).unlink()
