@@ -16,10 +16,10 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
-from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -49,11 +49,12 @@ _SHARED = ("*.safetensors", "*.json", "*.yaml", "*.jinja", "*.txt", "README.md")
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 
 
-def save(model: VLJEPA | LLMJEPA | TokenVLM, config: Node, folder: Path) -> None:
+def save(model: VLJEPA | LLMJEPA | TokenVLM, config: Node, folder: str | os.PathLike[str]) -> None:
     """Writes the checkpoint; each file appears whole or not at all, the configuration last.
 
     In the configuration's `model`, each part that has a `node()` is replaced by it, and `tokenizers` by their roles.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / _WEIGHTS, lambda path: save_file(_tensors(model), path))
     model.tokenizer.save(folder)
@@ -79,24 +80,15 @@ def load(name: str | os.PathLike[str], revision: str | None = None) -> Any:
     """
     folder = folder_of(os.fspath(name), revision)
     config = read_config(folder)
-    own = {}
-    if roles := config["model"].pop(_TOKENIZERS, []):
+    node, own = dict(config["model"]), {}
+    if roles := node.pop(_TOKENIZERS, []):
         from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 
         own = {role: PretrainedTokenizer(str(folder / _TOKENIZERS / role)) for role in roles}
-    model = build_model(config, _model_type(config).tokenizer_type.load(folder), own)
+    model = build_model({**config, "model": node}, _model_type(config).tokenizer_type.load(folder), own)
     load_weights(model, folder)
-    given = read_config(folder)
-
-    def save_pretrained(self: Any, folder: str | os.PathLike[str]) -> None:
-        save(self, given, Path(folder))
-
-    def push_to_hub(self: Any, to: str, private: bool = False) -> str:
-        with TemporaryDirectory() as place:
-            save(self, given, Path(place))
-            return push(Path(place), to, private)
-
-    model.save_pretrained, model.push_to_hub = MethodType(save_pretrained, model), MethodType(push_to_hub, model)
+    model.save_pretrained = partial(save, model, config)
+    model.push_to_hub = partial(_push_model, model, config)
     return model.eval()
 
 
@@ -215,10 +207,13 @@ def folder_of(checkpoint: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=list(_SHARED)))
 
 
-def push(folder: Path, to: str, private: bool = False, licence: str = "apache-2.0") -> str:
+def push(folder: Path, to: str, private: bool = False, licence: str | None = None) -> str:
     """Uploads a checkpoint folder as the repository `to`, made where there is none; returns its address.
 
-    A folder without a `README.md` gets a card first. Raises `InputError` if the hub refuses.
+    A folder without a `README.md` gets a card first, with `licence` as the hub names it (apache-2.0).
+
+    Raises:
+        InputError: the folder is no checkpoint, `to` is no such name, or the hub refuses.
     """
     from huggingface_hub import HfApi
 
@@ -233,11 +228,18 @@ def push(folder: Path, to: str, private: bool = False, licence: str = "apache-2.
     return str(address)
 
 
-def _model_card(folder: Path, config: Node, name: str, licence: str) -> str:
+def _push_model(model: Any, config: Node, to: str, private: bool = False, licence: str | None = None) -> str:
+    with TemporaryDirectory() as folder:
+        save(model, config, folder)
+        return push(Path(folder), to, private, licence)
+
+
+def _model_card(folder: Path, config: Node, name: str, licence: str | None) -> str:
     """The card of a checkpoint: what it is, how to load it, its figures with their command, its base models."""
     variant = {"vl_jepa": "VL-JEPA", "llm_jepa": "LLM-JEPA", "token_vlm": "token-space VLM"}[config["variant"]]
     bases = sorted(set(_named(config, "pretrained")))
-    head: dict[str, object] = {"license": licence, "library_name": "jepa", "tags": ["jepa", variant.lower()]}
+    head: dict[str, object] = {"license": licence} if licence else {}
+    head |= {"library_name": "jepa", "tags": ["jepa", variant.lower()]}
     if hubs := [base for base in bases if _REPOSITORY.fullmatch(base)]:
         head["base_model"] = hubs
     parts = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---", f"# {name.rpartition('/')[2]}"]

@@ -17,7 +17,7 @@ class PushConfig(Config):
     checkpoint: str
     to: str  # organisation/name
     private: bool = False
-    licence: str = "apache-2.0"  # as the hub's model cards name it
+    licence: str | None = None  # as the hub's model cards name it, such as apache-2.0
 
 
 class ExportConfig(Config):

@@ -132,7 +132,7 @@ class VLJEPA(WindowedModel):
         """`predict_steps` of several streams, each with its own query and ledger, in one call of the Predictor."""
         if not streams:
             return []
-        with timed_together("predictor", [(ledger, len(states)) for states, _, ledger in streams]):
+        with timed_together("predictor", [ledger for _, _, ledger in streams]):
             queries = [query for states, query, _ in streams for _ in states]
             latents: np.ndarray = self.predict(torch.cat([states for states, _, _ in streams]), queries).cpu().numpy()
         for states, query, ledger in streams:

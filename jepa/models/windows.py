@@ -106,7 +106,7 @@ class WindowedModel(nn.Module):
             for start in range(0, len(windows), _WINDOWS_AT_ONCE):
                 some = windows[start : start + _WINDOWS_AT_ONCE]
                 shares = Counter(place for place, _ in some)
-                with timed_together("encoder", [(streams[place].ledger, n) for place, n in shares.items()]):
+                with timed_together("encoder", [streams[place].ledger for place in shares]):
                     pixels = np.stack([streams[place].pixels(streams[place].slots(step)) for place, step in some])
                     states = self.encode(torch.from_numpy(pixels).flatten(1, 2))
                 for (place, count), own in zip(shares.items(), states.split(list(shares.values())), strict=True):
@@ -125,7 +125,7 @@ class WindowedModel(nn.Module):
         new = [(stream, slots) for stream, slots in new if slots]
         if not new or not isinstance(self.x_encoder, SlotEncoder):
             return
-        with timed_together("encoder", [(stream.ledger, len(slots)) for stream, slots in new]):
+        with timed_together("encoder", [stream.ledger for stream, _ in new]):
             rows = torch.from_numpy(np.concatenate([stream.pixels(slots) for stream, slots in new]))
             encoded = iter(self.x_encoder.encode_slots(rows.flatten(0, 1).to(self.device)[None])[0])
         for stream, slots in new:

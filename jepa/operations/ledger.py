@@ -158,7 +158,7 @@ class OperationLedger:
 
         Where CUDA is in use the device is synchronised before and after, so that the work is timed, not its launch.
         """
-        with timed_together(part, [(self, 1)]):
+        with timed_together(part, [self]):
             yield
 
     def emission(self, latency_seconds: float) -> None:
@@ -239,20 +239,22 @@ class OperationLedger:
 
 
 @contextmanager
-def timed_together(part: str, shares: Sequence[tuple[OperationLedger, int]]) -> Iterator[None]:
-    """Add the wall seconds of a ``with`` block to several ledgers, to each in proportion to its share of the work.
+def timed_together(part: str, ledgers: Sequence[OperationLedger]) -> Iterator[None]:
+    """Add the wall seconds of a ``with`` block to several ledgers: once to each, in full.
 
-    As `OperationLedger.timed`, for what several streams have computed in one batch.
+    As `OperationLedger.timed`, for what several streams compute in one batch. A share of a measured time would be an
+    estimate; these seconds are measured, and do not add up over the ledgers.
     """
-    for ledger, _ in shares:
+    each = list({id(ledger): ledger for ledger in ledgers}.values())
+    for ledger in each:
         ledger.count(part)
     _synchronise()
     start = time.perf_counter()
     yield
     _synchronise()
-    seconds, total = time.perf_counter() - start, sum(share for _, share in shares)
-    for ledger, share in shares:
-        ledger.count(part, seconds=seconds * share / total)
+    seconds = time.perf_counter() - start
+    for ledger in each:
+        ledger.count(part, seconds=seconds)
 
 
 class _Weighted(Protocol):

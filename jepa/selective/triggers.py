@@ -17,10 +17,8 @@ from jepa.errors import InputError, check_finite, check_nonnegative, check_posit
 from jepa.metrics import resample
 
 _CANDIDATES, _RESAMPLES = 511, 2000
-RELEASE, LATE = (
-    2.0,
-    2.0,
-)  # seconds: between two alarms below the threshold; after an event, in which an alarm is its own
+RELEASE = 2.0  # seconds below the threshold between two alarms
+LATE = 2.0  # seconds after an event in which an alarm is its own
 
 
 class Trigger:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jepa.errors import InputError
-from jepa.operations import PARTS, TRAINING_PARTS, CacheCount, OperationLedger, PartCount
+from jepa.operations import PARTS, TRAINING_PARTS, CacheCount, OperationLedger, PartCount, timed_together
 
 WHOLE = st.integers(min_value=0, max_value=10**12)
 SECONDS = st.floats(min_value=0, max_value=1e9)
@@ -204,3 +204,11 @@ def test_a_damaged_record_is_refused(change: Any, message: str) -> None:
     change(record)
     with pytest.raises(InputError, match=message):
         OperationLedger.from_dict(record)
+
+
+def test_what_several_compute_together_counts_in_full_for_each_and_once():
+    one, other, alone = OperationLedger(), OperationLedger(), OperationLedger()
+    with alone.timed("encoder"), timed_together("encoder", [one, other, one]):
+        sum(range(10_000))
+    assert one.encoder == other.encoder
+    assert 0 < one.encoder.seconds <= alone.encoder.seconds
