@@ -203,8 +203,9 @@ def folder_of(checkpoint: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     with _errors_of(checkpoint, revision):
-        _refuse_pickles(checkpoint, revision)
-        return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=list(_SHARED)))
+        cached = not _without_pickles(checkpoint, revision)
+        patterns = list(_SHARED)
+        return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=patterns, local_files_only=cached))
 
 
 def push(folder: Path, to: str, private: bool = False, licence: str | None = None) -> str:
@@ -276,17 +277,19 @@ def _numbers(scores: Mapping[str, object], before: str = "") -> Iterator[tuple[s
             yield f"{before}{key}", float(value)
 
 
-def _refuse_pickles(name: str, revision: str | None) -> None:
+def _without_pickles(name: str, revision: str | None) -> bool:
+    """Refuses a repository that holds a pickle; False where none can be asked: what is cached was looked at before."""
     from huggingface_hub import HfApi, errors
 
     try:
-        listed = HfApi().list_repo_files(name, revision=revision)
+        listed = [file.rfilename for file in HfApi().repo_info(name, revision=revision).siblings or ()]
     except errors.HfHubHTTPError:
         raise
-    except (errors.OfflineModeIsEnabled, errors.HTTPError):  # what is in the cache was looked at when it came
-        return
+    except (errors.OfflineModeIsEnabled, errors.HTTPError):
+        return False
     if pickles := [file for file in listed if file.endswith(_PICKLES)]:
         raise InputError(f"{name} must hold tensors and plain data only, got {pickles[0]}, which could run code")
+    return True
 
 
 @contextmanager

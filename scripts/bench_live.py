@@ -154,9 +154,12 @@ def clients(setup: Setup, shots: list[Any], connects: int, failures: int) -> dic
             broken += failing.alive
         told = [event.id for event in session.log.after(0) if event.kind == "emission" and event.id <= after]
         deadline = time.monotonic() + 20
-        while (server.readers or _held() != before) and time.monotonic() < deadline:
+        while (
+            server.readers or any(now > was for was, now in zip(before, _held(), strict=True))
+        ) and time.monotonic() < deadline:
             time.sleep(0.1)
-        left = {name: after - was for name, was, after in zip(("threads", "files"), before, _held(), strict=True)}
+        held = zip(("threads", "files"), before, _held(), strict=True)
+        left = {name: max(0, now - was) for name, was, now in held}
         left |= {"readers": server.readers, "sources": broken}
         stop.set()
         play.join()
