@@ -282,7 +282,7 @@ def _without_pickles(name: str, revision: str | None) -> bool:
     from huggingface_hub import HfApi, errors
 
     try:
-        listed = [file.rfilename for file in HfApi().repo_info(name, revision=revision).siblings or ()]
+        listed = [file.rfilename for file in HfApi().model_info(name, revision=revision).siblings or ()]
     except errors.HfHubHTTPError:
         raise
     except (errors.OfflineModeIsEnabled, errors.HTTPError):
