@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, under 50 s")
     repetitions = 3 if parser.parse_args().quick else 12
-    config = validate(compose("train", ["experiment=demo"]), TrainConfig)
+    config = validate(compose("train", ["experiment=scratch"]), TrainConfig)
     assert config.jepa is not None
     torch.manual_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"

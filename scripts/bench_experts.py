@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smaller batch and fewer repetitions, under 50 s")
     quick = parser.parse_args().quick
     repetitions, batch = (3, 16) if quick else (20, 128)
-    config = validate(compose("train", ["experiment=demo", "model=vl_jepa_experts"]), TrainConfig)
+    config = validate(compose("train", ["experiment=scratch", "model=vl_jepa_experts"]), TrainConfig)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(corpus(), config.tokenizer.vocab_size)

@@ -2,7 +2,7 @@
 
     python scripts/bench_ledger.py [--quick]
 
-Three runs in one process, each through the code that users run: `jepa train experiment=demo`, `jepa evaluate` of its
+Three runs in one process, each through the code that users run: `jepa train experiment=scratch`, `jepa evaluate` of its
 checkpoint, and a live stream of frames through encoder, predictor, gate, cache and decoder. Every call of a method of
 `OperationLedger` and `TrainingMeter`, and of `count_flops`, is timed, the outermost one only; the stop watch's own time
 counts as theirs. The fraction is that time over the rest of the run's wall time: over a run
@@ -112,7 +112,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         checkpoint = Path(folder, "outputs/demo/checkpoint")
-        measure("jepa train experiment=demo", lambda: command(["train", "experiment=demo", *train]))
+        measure("jepa train experiment=scratch", lambda: command(["train", "experiment=demo", *train]))
         measure("jepa evaluate", lambda: command(["evaluate", f"checkpoint={checkpoint}", *evaluate]))
         model = jepa.load(checkpoint)
         measure("a live stream", lambda: live(model, 30 if quick else 1800))

@@ -39,7 +39,7 @@ from jepa.data.world import World
 from jepa.data.world_tasks import world_samples
 
 FEW = ["accelerator=cpu", "precision=32-true", "saves.every_steps=3"]
-VL_JEPA = ["experiment=demo", "jepa.batch_size=4", "jepa.validate_every=10", "jepa.validation_batches=1", *FEW]
+VL_JEPA = ["experiment=scratch", "jepa.batch_size=4", "jepa.validate_every=10", "jepa.validation_batches=1", *FEW]
 SMALL = [f"model.{part}.{key}" for part in ("predictor", "y_encoder") for key in ("width=32", "depth=1")]
 SMALL += ["model.x_encoder.embed_dim=32", "model.x_encoder.depth=1", "model.predictor.state_dim=32"]
 LANGUAGE = ["experiment=llm_jepa_regex", "data.pairs=200", "data.test_pairs=16", "answers.batch_size=4", *FEW]

@@ -22,7 +22,7 @@ from jepa.training.configs import LanguageTrainConfig
 from jepa.training.language import make_tokenizer
 
 ROOT = Path(__file__).parents[1]
-EXPERIMENTS = ["demo"]  # of the other variant, VL-JEPA, with all stages from the start
+EXPERIMENTS = ["scratch"]  # of the other variant, VL-JEPA, with all stages from the start
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The '.*_dataloader' does not have many workers",
     "ignore:.*does not have many workers",
@@ -55,7 +55,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def evaluated(runs) -> Path:
-    folder = runs["demo"]
+    folder = runs["scratch"]
     assert main(["evaluate", f"checkpoint={folder}/checkpoint", *SMALL]) == 0
     return folder
 
@@ -87,12 +87,12 @@ def test_the_stages_of_the_paper_hand_their_checkpoint_on(tmp_path):
 
 
 def test_training_is_the_same_for_the_same_seed(runs, tmp_path):
-    command = ["train", "experiment=demo", *SHORT, *SMALL_TEXT_PARTS]
+    command = ["train", "experiment=scratch", *SHORT, *SMALL_TEXT_PARTS]
     assert main([*command, f"hydra.run.dir={tmp_path}/again"]) == 0
     assert main([*command, f"hydra.run.dir={tmp_path}/other", "seed=1"]) == 0
     first, again, other = (
         load_file(folder / "checkpoint" / "model.safetensors")
-        for folder in (runs["demo"], tmp_path / "again", tmp_path / "other")
+        for folder in (runs["scratch"], tmp_path / "again", tmp_path / "other")
     )
     assert all((first[name] == again[name]).all() for name in first)
     assert any((first[name] != other[name]).any() for name in first)
@@ -326,8 +326,8 @@ def test_bad_input_ends_in_one_line(evaluated, tmp_path, capsys):
     blocked.write_text("in the way", encoding="utf-8")
     fails(["evaluate", f"checkpoint={checkpoint}", f"output={blocked}/x", *SMALL], capsys, str(blocked))
     fails(["report", f"evaluation={evaluation}", f"output={blocked}"], capsys, str(blocked))
-    fails(["train", "experiment=demo", f"hydra.run.dir={blocked}/x", *SHORT], capsys, str(blocked))
-    train = ["train", "experiment=demo", *SHORT, f"hydra.run.dir={tmp_path}/a"]
+    fails(["train", "experiment=scratch", f"hydra.run.dir={blocked}/x", *SHORT], capsys, str(blocked))
+    train = ["train", "experiment=scratch", *SHORT, f"hydra.run.dir={tmp_path}/a"]
     fails([*train, "model.x_encoder.depht=3"], capsys, "depht")
     fails([*train, "world.fps=4", "model.fps=8"], capsys, "world.size and world.fps must be those of the model")
 

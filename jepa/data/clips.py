@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from jepa.data.world import CAPTION_QUERIES, IDLE, PHRASES, VARIATIONS, Scene, Span, World, captions, questions
+from jepa.data.world import (
+    CAPTION_QUERIES,
+    COLOURS,
+    IDLE,
+    NUMBERS,
+    PHRASES,
+    SHAPES,
+    VARIATIONS,
+    Scene,
+    Span,
+    World,
+    captions,
+    questions,
+)
 
 CLASS_QUERY = "which action is it?"
 QUERY_FREE = ""
+_STORED = 104  # in seeds
+_AT_ONCE = 64  # clips to encode
+_PAIR_WORDINGS = 2  # of six, for two objects: each text is encoded once, too
 
 
 class ClipBatch(NamedTuple):
@@ -29,6 +48,24 @@ class ClipBatch(NamedTuple):
     texts: list[str]
     negatives: list[str]
     skipped: Sequence[str] = ()
+
+
+class _Shown(NamedTuple):
+    """A window of a timeline, from `start` seconds on."""
+
+    start: float
+    timeline: list[Span]
+
+
+class _Asked(NamedTuple):
+    query: str
+    text: str
+    negatives: Sequence[str] = ()
+
+
+def _batch(frames: Tensor, asked: Sequence[_Asked]) -> ClipBatch:
+    queries, texts, negatives = zip(*asked, strict=True)
+    return ClipBatch(frames, list(queries), list(texts), [*chain.from_iterable(negatives)])
 
 
 @dataclass(eq=False)
@@ -61,39 +98,53 @@ class ClipBatches(Dataset[ClipBatch]):
 
     def __getitem__(self, index: int) -> ClipBatch:
         rng = np.random.default_rng([self.seed, index])
-        window = np.arange(self.frames) / self.world.fps
-        centre = 0.5 * self.frames / self.world.fps
-        timelines, queries, texts, starts, negatives = [], [], [], [], []
+        shown, asked = list[_Shown](), list[_Asked]()
         for _ in range(self.batch_size):
-            scene = self.world.sample_scene(rng, self.split)
-            if rng.random() < self.idle_fraction:
-                scene = Scene(IDLE, scene.objects if rng.random() < 0.5 else ())
-            query, text = self._ask(scene, rng)
-            start = float(rng.uniform(0.5, 8.0))
-            timelines.append(self._surround(scene, start, start + centre, rng))
-            starts.append(start)
-            queries.append(query)
-            texts.append(text)
-            if query in (*CAPTION_QUERIES, QUERY_FREE) and scene.action != IDLE:
-                negatives += self._hard_negatives(scene, rng)
-        clips = self.world.clips(timelines, np.array(starts)[:, None] + window, rng)
-        return ClipBatch(torch.from_numpy(clips), queries, texts, negatives)
+            scene = self._scene(rng)
+            asked.append(self._ask(scene, rng))
+            shown.append(self._show(scene, rng))
+            asked[-1] = asked[-1]._replace(negatives=self._hard_negatives(scene, asked[-1].query, rng))
+        return _batch(self._clips(shown, rng), asked)
 
-    def _hard_negatives(self, scene: Scene, rng: np.random.Generator) -> list[str]:
-        """Captions of other compositions of the split that differ from the scene in one thing."""
-        kinds = rng.permutation(VARIATIONS)[: self.hard_negatives]
-        others = (self.world.vary(scene, str(kind), rng, self.split) for kind in kinds)
-        return [str(rng.choice(captions(other))) for other in others if other]
+    def wordings(self, scene: Scene) -> Sequence[str]:
+        """The captions that a scene may get."""
+        return captions(scene)
 
-    def _ask(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    def _scene(self, rng: np.random.Generator) -> Scene:
+        scene = self.world.sample_scene(rng, self.split)
+        if rng.random() < self.idle_fraction:
+            return Scene(IDLE, scene.objects if rng.random() < 0.5 else ())
+        return scene
+
+    def _show(self, scene: Scene, rng: np.random.Generator) -> _Shown:
+        start = float(rng.uniform(0.5, 8.0))
+        return _Shown(start, self._surround(scene, start, start + 0.5 * self.frames / self.world.fps, rng))
+
+    def _clips(self, shown: Sequence[_Shown], rng: np.random.Generator) -> Tensor:
+        """(B, F, S, S, 3) uint8."""
+        windows = np.array([each.start for each in shown])[:, None] + np.arange(self.frames) / self.world.fps
+        return torch.from_numpy(self.world.clips([each.timeline for each in shown], windows, rng))
+
+    def _hard_negatives(self, scene: Scene, query: str, rng: np.random.Generator) -> list[str]:
+        """Of a caption: captions of other compositions of the split that differ from the scene in one thing."""
+        if query not in (*CAPTION_QUERIES, QUERY_FREE) or scene.action == IDLE:
+            return []
+        found = []
+        for kind in rng.permutation(VARIATIONS)[: self.hard_negatives]:
+            other = self.world.vary(scene, str(kind), rng, self.split)
+            if other and (texts := self.wordings(other)):
+                found.append(str(rng.choice(texts)))
+        return found
+
+    def _ask(self, scene: Scene, rng: np.random.Generator) -> _Asked:
         if scene.action != IDLE and rng.random() < self.question_fraction:
             question = (asked := questions(scene))[rng.integers(len(asked))]
-            return question.text, question.answer
+            return _Asked(question.text, question.answer)
         among_others = self.class_fraction / (1 - self.question_fraction)
         if scene.action != IDLE and self.class_fraction and rng.random() < among_others:
-            return CLASS_QUERY, PHRASES[scene.action][0].removesuffix(" {o}")
+            return _Asked(CLASS_QUERY, PHRASES[scene.action][0].removesuffix(" {o}"))
         query = QUERY_FREE if self.query_free else str(rng.choice(CAPTION_QUERIES))
-        return query, str(rng.choice(captions(scene)))
+        return _Asked(query, str(rng.choice(self.wordings(scene))))
 
     def _surround(self, scene: Scene, start: float, centre: float, rng: np.random.Generator) -> list[Span]:
         """A timeline around the window that starts at `start`: `scene` alone, or cut by another before or after."""
@@ -104,3 +155,83 @@ class ClipBatches(Dataset[ClipBatch]):
         if rng.random() < 0.5:
             return [Span(0.0, centre - distance, other, ""), Span(centre - distance, np.inf, scene, "")]
         return [Span(0.0, centre + distance, scene, ""), Span(centre + distance, np.inf, other, "")]
+
+
+@dataclass(frozen=True)
+class StoredClips:
+    """C clips as a frozen X-Encoder saw them: `states` (C, N, D) float16, their scenes, and the captions of each scene.
+
+    `wordings` have all compositions that occur, and every one of a single object.
+    """
+
+    states: Tensor
+    scenes: Sequence[Scene]
+    wordings: Mapping[Scene, Sequence[str]]
+
+    @classmethod
+    def draw(
+        cls,
+        batches: ClipBatches,
+        clips: int,
+        encode: Callable[[Tensor], Tensor],
+        keep: Callable[[str, Callable[[], Tensor]], Tensor] = lambda name, compute: compute(),
+    ) -> StoredClips:
+        """Draws clips as those of `batches`, and encodes some at a time: (B, F, S, S, 3) uint8 -> (B, N, D).
+
+        `keep` gives the states that were kept under a name, or computes them.
+        """
+        scenes, states = list[Scene](), list[Tensor]()
+        for first in tqdm(range(0, clips, _AT_ONCE), desc="states of clips", unit="batch"):
+            rng = np.random.default_rng([batches.seed, _STORED, first])
+            some = [batches._scene(rng) for _ in range(min(_AT_ONCE, clips - first))]
+
+            def compute(some: Sequence[Scene] = some, rng: np.random.Generator = rng) -> Tensor:
+                return encode(batches._clips([batches._show(scene, rng) for scene in some], rng)).half().cpu()
+
+            scenes += some
+            states.append(keep(f"clips of {batches.seed} from {first}", compute))
+        rng, wordings = np.random.default_rng([batches.seed, _STORED]), dict[Scene, Sequence[str]]()
+        for scene in dict.fromkeys([*batches.world.splits[batches.split][0], *scenes]):
+            texts = captions(scene)
+            few = len(scene.objects) > 1 and scene.action != IDLE
+            wordings[scene] = [texts[i] for i in rng.permutation(len(texts))[:_PAIR_WORDINGS]] if few else texts
+        return cls(torch.cat(states), scenes, wordings)
+
+    @property
+    def texts(self) -> list[str]:
+        """All captions and answers that may be asked for."""
+        found = {text for texts in self.wordings.values() for text in texts} | set(NUMBERS)
+        found |= {PHRASES[action][0].removesuffix(" {o}") for action in PHRASES}
+        return sorted(found | set(COLOURS) | set(SHAPES))
+
+
+@dataclass(eq=False)
+class StateBatches(ClipBatches):
+    """Batches of clips whose states were stored: each clip comes once before any comes again, in a new order.
+
+    `frames` of a batch are their states (B, N, D) float32. Queries, texts and negatives are drawn anew.
+    """
+
+    stored: StoredClips | None = None
+
+    def __getitem__(self, index: int) -> ClipBatch:
+        assert self.stored is not None
+        rng, count = np.random.default_rng([self.seed, index]), len(self.stored.scenes)
+        places = range(index * self.batch_size, (index + 1) * self.batch_size)
+        rows = [int(_order(self.seed, place // count, count)[place % count]) for place in places]
+        asked = [self._ask(self.stored.scenes[row], rng) for row in rows]
+        asked = [
+            each._replace(negatives=self._hard_negatives(self.stored.scenes[row], each.query, rng))
+            for row, each in zip(rows, asked, strict=True)
+        ]
+        return _batch(self.stored.states[rows].float(), asked)
+
+    def wordings(self, scene: Scene) -> Sequence[str]:
+        assert self.stored is not None
+        return self.stored.wordings.get(scene, ())
+
+
+@cache
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The rows of an epoch."""
+    return np.random.default_rng([seed, _STORED, count, epoch]).permutation(count)

@@ -13,7 +13,7 @@ from jepa.errors import InputError
 
 @dataclass(frozen=True)
 class Event:
-    """One annotated event: from `start` to `end`, in seconds, described by `text`.
+    """One annotated event: from `start` to `end`, in seconds, described by `text`, and as well by `others`.
 
     >>> Event(2.0, 5.0, "a man cuts onions").midpoint
     3.5
@@ -22,6 +22,7 @@ class Event:
     start: float
     end: float
     text: str
+    others: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.start) and math.isfinite(self.end) and 0 <= self.start <= self.end):
@@ -31,6 +32,11 @@ class Event:
     def midpoint(self) -> float:
         """The moment the event is matched at, in seconds."""
         return 0.5 * (self.start + self.end)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All texts that describe it."""
+        return (self.text, *self.others)
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ class StreamRecord:
 
 
 def write_records(records: Iterable[StreamRecord], path: Path) -> None:
-    """One JSON object a line: `{video_id, duration, events: [[start, end, text], ...]}`."""
-    rows = ((r.video_id, r.duration, [[e.start, e.end, e.text] for e in r.events]) for r in records)
+    """One JSON object a line: `{video_id, duration, events: [[start, end, text, *others], ...]}`."""
+    rows = ((r.video_id, r.duration, [[e.start, e.end, *e.references] for e in r.events]) for r in records)
     write_lines(path, (dict(zip(("video_id", "duration", "events"), row, strict=True)) for row in rows))
 
 
@@ -72,8 +78,10 @@ def _record(data: JsonObject) -> StreamRecord:
     events = []
     for index, item in enumerate(data["events"]):
         match item:
-            case [int() | float() as start, int() | float() as end, str(text)]:
-                events.append(Event(float(start), float(end), text))
+            case [int() | float() as start, int() | float() as end, str(text), *others] if all(
+                isinstance(other, str) for other in others
+            ):
+                events.append(Event(float(start), float(end), text, tuple(others)))
             case _:
-                raise InputError(f"events[{index}] must be [start, end, text], got {item!r}")
+                raise InputError(f"events[{index}] must be [start, end, text] or more texts, got {item!r}")
     return StreamRecord(data["video_id"], float(data["duration"]), tuple(events))

@@ -280,7 +280,11 @@ class World:
         """The stream of a seed; its frames are drawn when they are asked for."""
         check_positive(f"duration of {video_id!r}", duration)
         spans = self.timeline(np.random.default_rng([*seed, 0]), duration, style, split)
-        events = tuple(Event(s.start, s.end, s.text) for s in spans if s.scene.action != IDLE)
+        events = tuple(
+            Event(s.start, s.end, s.text, tuple(text for text in captions(s.scene) if text != s.text))
+            for s in spans
+            if s.scene.action != IDLE
+        )
         return Stream(self, seed, spans, StreamRecord(video_id, duration, events))
 
     def _render(

@@ -33,7 +33,7 @@ class SentenceEncoder(nn.Module):
     """States of a bidirectional Hugging Face model, pooled into one, a linear head, unit norm (VL-JEPA section 3.1).
 
     Of a model with encoder and decoder (T5) the encoder is taken. `forward`: ids (B, L), right-padded, and their mask,
-    true at real tokens -> (B, E) float32, L2-normalised.
+    true at real tokens -> (B, E) float32, L2-normalised; or what `pooled` gave for them, and no mask.
 
     Args:
         embedding_dim: E; None has no head, and E is the model's own.
@@ -117,15 +117,18 @@ class SentenceEncoder(nn.Module):
             "gradient_checkpointing": self.gradient_checkpointing,
         }
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        pooled = ids if mask is None else self.pooled(ids, mask)
+        return F.normalize(self.head(pooled).float(), dim=-1)
+
+    def pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """What comes before the head, and does not change if the encoder is frozen: (B, D)."""
         states = self.lm(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         if self.pooling == "mean":
-            pooled = masked_mean(states, mask)
-        elif self.pooling == "cls":
-            pooled = states[:, 0]
-        else:
-            pooled = states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
-        return F.normalize(self.head(self.dense(pooled)).float(), dim=-1)
+            return self.dense(masked_mean(states, mask))
+        if self.pooling == "cls":
+            return self.dense(states[:, 0])
+        return self.dense(states[torch.arange(len(states), device=states.device), mask.sum(1) - 1])
 
 
 def embed_sentences(texts: Sequence[str], batch_size: int = 64) -> Tensor:

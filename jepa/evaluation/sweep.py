@@ -42,6 +42,7 @@ from jepa.kept import Kept, KeptInMemory
 from jepa.metrics import (
     CaptionPairs,
     DenseScores,
+    References,
     SweepPoint,
     area_between_curves,
     bootstrap_mean,
@@ -297,6 +298,7 @@ class _Run(NamedTuple):
     dense: list[DenseScores]
     cache: LatentCache | None
     error: ErrorRate | None
+    single: float | None  # CIDEr-D of the test streams against one text of each event, where events have more
 
 
 def _tasks(
@@ -368,7 +370,8 @@ class _Setting:
         if cache is not None:
             error = _audit(segments["test"].decoded(self.once), emissions["test"])
         points = {split: self.scorers[split].point(value, emitted) for split, emitted in emissions.items()}
-        return _Run(points, self.scorers["test"].dense(emissions["test"]), cache, error)
+        scorer = self.scorers["test"]
+        return _Run(points, scorer.dense(emissions["test"]), cache, error, scorer.single(emissions["test"]))
 
     def operations(self, name: str, value: float, run: _Run) -> tuple[Operations, list[Emission]]:
         """What an operating point takes on the test streams, and its emissions on the first one."""
@@ -413,17 +416,33 @@ class _Scorer:
     """Scores emissions against the annotations of a split, which are the pool of document frequencies."""
 
     def __init__(self, records: Sequence[StreamRecord]) -> None:
-        self.records, self.texts = records, [[event.text for event in record.events] for record in records]
-        self.pairs = CaptionPairs(document_frequency([[tokenize(text)] for texts in self.texts for text in texts]))
+        self.records, self.texts = records, [[event.references for event in record.events] for record in records]
+        events = [references for texts in self.texts for references in texts]
+        self.pairs = CaptionPairs(document_frequency([list(map(tokenize, references)) for references in events]))
+        self.several = any(len(references) > 1 for references in events)
 
     def point(self, value: float, emissions: Sequence[Sequence[Emission]]) -> SweepPoint:
         """Quality, and decoder calls: what a cache answered is none."""
-        scores = []
-        for record, texts, emitted in zip(self.records, self.texts, emissions, strict=True):
-            middles, times = np.array([event.midpoint for event in record.events]), np.array([e.time for e in emitted])
-            scores.append(stream_scores(texts, middles, [e.text for e in emitted], times, self.pairs))
+        scores = self._scores(self.texts, emissions)
         calls = np.array([sum(emission.source != "cache" for emission in emitted) for emitted in emissions])
-        return SweepPoint(value, tuple(scores), calls, np.array([record.duration for record in self.records]))
+        return SweepPoint(value, scores, calls, np.array([record.duration for record in self.records]))
+
+    def single(self, emissions: Sequence[Sequence[Emission]]) -> float | None:
+        """Quality against one text of each event alone, under the same pool; None where events have but one."""
+        if not self.several:
+            return None
+        texts = [[event.text for event in record.events] for record in self.records]
+        return float(np.concatenate(self._scores(texts, emissions)).mean())
+
+    def _scores(
+        self, texts: Sequence[Sequence[References]], emissions: Sequence[Sequence[Emission]]
+    ) -> tuple[np.ndarray, ...]:
+        """CIDEr-D of each event of each stream, described by `texts`."""
+        scores = []
+        for record, described, emitted in zip(self.records, texts, emissions, strict=True):
+            middles, times = np.array([event.midpoint for event in record.events]), np.array([e.time for e in emitted])
+            scores.append(stream_scores(described, middles, [e.text for e in emitted], times, self.pairs))
+        return tuple(scores)
 
     def dense(self, emissions: Sequence[Sequence[Emission]]) -> list[DenseScores]:
         """What nearest-in-time scores do not see, of each stream."""
@@ -501,6 +520,7 @@ def _curve(config: PolicyConfig, runs: Mapping[float, _Run], seed: int) -> docum
                 **dict(_point(run.points["test"], seed)),
                 latency=policies[value].latency,
                 state=policies[value].state,
+                one_reference=run.single,
                 dense=DenseScores(*(float(np.mean(scores)) for scores in zip(*map(astuple, run.dense), strict=True))),
                 cache=None
                 if run.cache is None or run.error is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class Saver:
         times = np.array([step.time for step in steps]) - begin + half
         duration = float(times[-1]) + half
         inside = [
-            Event(max(0.0, e.start - begin + half), min(duration, e.end - begin + half), e.text)
+            replace(e, start=max(0.0, e.start - begin + half), end=min(duration, e.end - begin + half))
             for e in events
             if e.end > begin - half and e.start < begin - half + duration
         ]

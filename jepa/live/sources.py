@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -158,7 +158,7 @@ class EndlessWorld:
         for piece in count():
             begin = piece * _PIECE
             stream = self._world.stream("world", (self._seed, 7_003, piece), _PIECE, StreamStyle(mean_event=6.0))
-            self.events.extend(Event(begin + e.start, begin + e.end, e.text) for e in stream.record.events)
+            self.events.extend(replace(e, start=begin + e.start, end=begin + e.end) for e in stream.record.events)
             frames = (frame for chunk in stream.frames(chunk=8) for frame in chunk)
             for number, frame in enumerate(frames):
                 pixels = np.ascontiguousarray(frame)

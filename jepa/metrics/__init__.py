@@ -20,11 +20,11 @@ from jepa.metrics.savings import (
     saving_at_equal_quality,
 )
 from jepa.metrics.sql import Spider
-from jepa.metrics.stream import CaptionPairs, match_nearest, stream_scores
+from jepa.metrics.stream import CaptionPairs, References, match_nearest, stream_scores
 
 __all__ = [
     "CaptionPairs", "CurveDifference", "DenseScores", "DocumentFrequency", "Interval", "LatentGeometry", "PairedTest",
-    "Ranks", "Saving", "Spider", "SweepPoint", "UndecidedError", "area_between_curves", "bootstrap_mean",
+    "Ranks", "References", "Saving", "Spider", "SweepPoint", "UndecidedError", "area_between_curves", "bootstrap_mean",
     "bootstrap_ratio", "cider_d", "dense_scores", "document_frequency", "match_nearest", "paired_cosine",
     "paired_test", "rankme", "resample", "retrieval_ranks", "retrieval_scores", "saving_at_equal_quality",
     "stream_scores", "tokenize", "unpaired_cosine",

@@ -29,11 +29,12 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from jepa.errors import InputError, check_positive
 from jepa.metrics.checks import equally_many, finite_array
+from jepa.metrics.stream import References
 
 _SLACK = 1e-9  # an IoU short of the threshold by its rounding alone reaches it
 
-# Of N generated and N reference captions the (N,) similarity of each pair, in 0..1.
-Similarity = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+# Of N generated captions and N references the (N,) similarity of each pair, in 0..1.
+Similarity = Callable[[Sequence[str], Sequence[References]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def temporal_f1(events: ArrayLike, emissions: ArrayLike, iou: float = 0.5) -> fl
 
 
 def soda_c(
-    events_text: Sequence[str],
+    events_text: Sequence[References],
     events: ArrayLike,
     emission_texts: Sequence[str],
     emissions: ArrayLike,
@@ -181,7 +182,7 @@ def tim_cover(events: ArrayLike, times: ArrayLike) -> float:
 
 
 def dense_scores(
-    events_text: Sequence[str],
+    events_text: Sequence[References],
     events: ArrayLike,
     emission_texts: Sequence[str],
     times: ArrayLike,

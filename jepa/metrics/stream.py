@@ -9,6 +9,7 @@ A: annotations; D: decodes. Times are seconds, in any order; what is not finite 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,9 +17,11 @@ from numpy.typing import ArrayLike
 from jepa.metrics.checks import equally_many, finite_array
 from jepa.metrics.cider import DocumentFrequency, cider_d
 
+References: TypeAlias = "str | tuple[str, ...]"  # one text, or several that say the same
+
 
 class CaptionPairs:
-    """CIDEr-D of pairs of captions under one pool, each computed once and kept: in a sweep the same texts meet again.
+    """CIDEr-D of captions and their references under one pool, each pair computed once: in a sweep they meet again.
 
     >>> from jepa.metrics import document_frequency
     >>> pairs = CaptionPairs(document_frequency([[["a", "red", "dog"]], [["a", "cat"]]]))
@@ -28,19 +31,21 @@ class CaptionPairs:
 
     def __init__(self, frequencies: DocumentFrequency) -> None:
         self.frequencies = frequencies
-        self._known: dict[tuple[str, str], float] = {}
+        self._known: dict[tuple[str, References], float] = {}
 
-    def cider_d(self, candidates: Sequence[str], references: Sequence[str]) -> np.ndarray:
-        """``jepa.metrics.cider_d`` of N candidates, each against its one reference: (N,) float64, each in 0..10."""
+    def cider_d(self, candidates: Sequence[str], references: Sequence[References]) -> np.ndarray:
+        """``jepa.metrics.cider_d`` of N candidates, each against its reference or references: (N,) in 0..10."""
         equally_many(candidates=candidates, references=references)
         pairs = list(zip(candidates, references, strict=True))
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
         if new:
-            scores = cider_d([pair[0] for pair in new], [[pair[1]] for pair in new], self.frequencies)
+            scores = cider_d(
+                [pair[0] for pair in new], [[own] if isinstance(own, str) else own for _, own in new], self.frequencies
+            )
             self._known.update(zip(new, scores.tolist(), strict=True))
         return np.array([self._known[pair] for pair in pairs], dtype=np.float64)
 
-    def similarity(self, candidates: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    def similarity(self, candidates: Sequence[str], references: Sequence[References]) -> np.ndarray:
         """A tenth of `cider_d`, in 0..1: a text similarity for ``soda_c``."""
         return self.cider_d(candidates, references) / 10
 
@@ -64,7 +69,7 @@ def match_nearest(event_times: ArrayLike, decode_times: ArrayLike) -> np.ndarray
 
 
 def stream_scores(
-    events_text: Sequence[str],
+    events_text: Sequence[References],
     event_times: ArrayLike,
     decode_texts: Sequence[str],
     decode_times: ArrayLike,

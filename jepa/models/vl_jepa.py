@@ -5,7 +5,8 @@ B clips, F frames a clip, S pixels a side, N states, D width, E embedding dimens
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from jepa.data.tokenizer import Tokenizer
+from jepa.encoders.sentence import SentenceEncoder
 from jepa.errors import InputError, check_int
 from jepa.models.costs import greedy_texts, remembered, text_cost
 from jepa.models.roles import Predictor, TextTokenizer, XEncoder, YDecoder, YEncoder, role_parameters
@@ -65,6 +67,7 @@ class VLJEPA(WindowedModel):
         self.tokenizers: dict[str, TextTokenizer] = {role: own.get(role, tokenizer) for role in TEXT_ROLES}
         self.predictor, self.y_encoder, self.y_decoder = predictor, y_encoder, y_decoder
         self.tokenizer = tokenizer
+        self._pooled: dict[str, Tensor] = {}
         if not any(parameter.is_meta for parameter in y_decoder.parameters()):
             text_cost(y_decoder, 1)  # what cannot be counted is refused here, not after training
 
@@ -75,16 +78,34 @@ class VLJEPA(WindowedModel):
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Y-Encoder: B texts -> embeddings S_Y (B, E), L2-normalised."""
+        if self._pooled and all(text in self._pooled for text in texts):
+            return self.y_encoder(torch.stack([self._pooled[text] for text in texts]).to(self.device), None)
         ids, mask = self.tokenizers["y_encoder"].encode(texts)
         return self.y_encoder(ids.to(self.device), mask.to(self.device))
 
-    @torch.no_grad()
     def embed_all(self, texts: Sequence[str], batch_size: int = 512) -> Tensor:
         """Embeddings (N, E) of any number of texts, in batches of like length, on the CPU and without gradients."""
-        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))  # little padding; the largest batch first
-        batches = (order[i : i + batch_size] for i in range(0, len(order), batch_size))
-        found = torch.cat([self.embed([texts[row] for row in batch]).cpu() for batch in batches])
-        return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
+        return _in_batches(self.embed, texts, batch_size)
+
+    def pool_all(self, texts: Sequence[str], batch_size: int = 128) -> Tensor:
+        """What a frozen `SentenceEncoder` makes of texts before its head, (N, D) on the CPU: see `hold_pooled`."""
+        encoder, tokenizer = self.y_encoder, self.tokenizers["y_encoder"]
+        if not isinstance(encoder, SentenceEncoder) or not encoder.frozen:
+            raise InputError(f"y_encoder must be a frozen SentenceEncoder, got a {type(encoder).__name__}")
+
+        def pool(some: Sequence[str]) -> Tensor:
+            return encoder.pooled(*(part.to(self.device) for part in tokenizer.encode(some)))
+
+        return _in_batches(pool, texts, batch_size)
+
+    @contextmanager
+    def hold_pooled(self, texts: Sequence[str], pooled: Tensor) -> Iterator[None]:
+        """Within, these texts are embedded from what `pool_all` gave of them: the frozen encoder runs once for each."""
+        self._pooled = dict(zip(texts, pooled, strict=True))
+        try:
+            yield
+        finally:
+            self._pooled = {}
 
     def decode(self, latents: Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
         """Y-Decoder: embeddings (B, E) -> greedy texts; each token, the end included, is a forward pass."""
@@ -163,6 +184,15 @@ class VLJEPA(WindowedModel):
         roles = {name: self.get_submodule(part) for part, name in ROLES.items()}
         rows = role_parameters(roles)
         return [row | {"active": active_parameters(roles[row["role"]])} for row in rows]
+
+
+@torch.no_grad()
+def _in_batches(encode: Callable[[Sequence[str]], Tensor], texts: Sequence[str], batch_size: int) -> Tensor:
+    """Rows (N, D) of N texts, on the CPU. Texts of like length are together, the longest first."""
+    order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+    batches = (order[i : i + batch_size] for i in range(0, len(order), batch_size))
+    found = torch.cat([encode([texts[row] for row in batch]).cpu() for batch in batches])
+    return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
 
 
 def mean_states(states: Tensor) -> np.ndarray:

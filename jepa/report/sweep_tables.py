@@ -131,6 +131,12 @@ def quality_table(sweep: Sweep) -> Table:
     def dense(title: str, key: str) -> Column[Operations]:
         return Column(title, lambda row: fmt.fraction(getattr(analysis.point(sweep, row).dense, key)))
 
+    def single(row: Operations) -> float | None:
+        return analysis.point(sweep, row).one_reference
+
+    def one_reference(row: Operations) -> str:
+        return NONE if (value := single(row)) is None else fmt.quality(value)
+
     def late(title: str, key: str) -> Column[Operations]:
         return Column(title, lambda row: fmt.seconds(row.ledger.to_dict()["latency_seconds"][key]))
 
@@ -138,6 +144,7 @@ def quality_table(sweep: Sweep) -> Table:
         Column("latency", lambda row: analysis.point(sweep, row).latency, words=True),
         Column("state", lambda row: analysis.point(sweep, row).state, words=True),
         Column("CIDEr-D", lambda row: fmt.quality(analysis.point(sweep, row).cider_d.value)),
+        *([Column("CIDEr-D, one reference", one_reference)] if any(map(single, sweep.operations)) else []),
         dense("temporal F1, merged", "temporal_f1_merged"),
         dense("temporal F1", "temporal_f1"),
         dense("SODA_c", "soda_c"),

@@ -66,7 +66,10 @@ class Point(Record):
 
 
 class TestPoint(Point):
-    """A point on the test streams. `latency` and `state` say in words how late it decides, and what it keeps."""
+    """A point on the test streams. `latency` and `state` say in words how late it decides, and what it keeps.
+
+    `one_reference` is CIDEr-D against one text of each event, where `cider_d` is against several.
+    """
 
     __test__ = False  # no test class of pytest's
 
@@ -74,6 +77,7 @@ class TestPoint(Point):
     state: str
     dense: DenseScores
     cache: CacheResult | None = None
+    one_reference: Quantity | None = None
 
 
 class Curve(Record):

@@ -66,6 +66,7 @@ class JEPAStageConfig(StageConfig):
     target: Literal["gradient", "stop_gradient", "ema"] = "gradient"  # of both sides, as the paper
     ema_decay: Fraction = 0.996
     chunk: Natural = 0  # samples encoded at a time (cached contrastive learning); 0: the whole batch
+    clips: Natural = 0  # of the world, encoded once by a frozen X-Encoder; 0: every batch shows new ones
     decoder_weight: NonNegative = 0.0  # of the texts' cross-entropy through the frozen decoder of `checkpoint`
 
 

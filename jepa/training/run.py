@@ -7,8 +7,8 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,17 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.data import Dataset
 
 from jepa import checkpoint
 from jepa.build import Node, build
-from jepa.data.clips import ClipBatches
+from jepa.data.clips import ClipBatch, ClipBatches, StateBatches, StoredClips
+from jepa.data.features import ClipReader, fingerprint
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import World, corpus
+from jepa.encoders import SentenceEncoder
 from jepa.errors import InputError
-from jepa.kept import held
+from jepa.kept import Kept, held
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
 from jepa.training import language
 from jepa.training.callbacks import StageRecord, summary
@@ -151,8 +154,11 @@ def _train_jepa(
 ) -> StageRecord:
     seeds = config.seed, config.seed + _VALIDATION_SEED
     counts = stage.steps * stage.accumulate * config.processes, stage.validation_batches
+    holding: AbstractContextManager[None] = nullcontext()
     if config.data is not None:
         batches, validation = OwnData(config, model).batches(stage, seeds, counts)
+    elif stage.clips:
+        batches, validation, holding = _stored_clips(config, stage, world, output, model, seeds, counts)
     else:
         batches, validation = (
             ClipBatches(world, seed, stage.batch_size, count, model.frames, **config.clips.model_dump())
@@ -161,10 +167,47 @@ def _train_jepa(
     parts = (model.x_encoder, model.predictor, model.y_encoder) if config.compile else ()
     decoder: Any = model.y_decoder
     module = JEPAModule(model, stage)  # slow copies are made of what is not compiled
-    with without_gradients(decoder.eval()), _compiled(*parts):
+    with holding, without_gradients(decoder.eval()), _compiled(*parts):
         trainer = fit(module, batches, validation, config, output, "jepa", callback)
     learned = {"temperature": float(module.loss.temperature.detach())} if hasattr(module.loss, "temperature") else {}
     return {**summary(trainer), **learned, "skipped": all_skipped(module.skipped)}
+
+
+def _stored_clips(
+    config: TrainConfig,
+    stage: JEPAStageConfig,
+    world: World,
+    output: Path,
+    model: VLJEPA,
+    seeds: Sequence[int],
+    counts: Sequence[int],
+) -> tuple[Dataset[ClipBatch], Dataset[ClipBatch], AbstractContextManager[None]]:
+    """Batches of clips that the frozen X-Encoder encoded once, in `output/states`, and what a frozen Y-Encoder gave."""
+    encoder: Any = model.x_encoder
+    if any(parameter.requires_grad for parameter in encoder.parameters()):
+        raise InputError(
+            "jepa.clips must come with an X-Encoder that is frozen (frozen: true), "
+            f"got {stage.clips} with a {type(encoder).__name__} that is trained"
+        )
+    texts_once = isinstance(model.y_encoder, SentenceEncoder) and model.y_encoder.frozen
+    frozen = [fingerprint(encoder, ClipReader(model.frames, world.size))]
+    frozen += [fingerprint(model.y_encoder.lm, ClipReader(1, 1))] if texts_once else []
+    depends_on = [config.world, config.clips.model_dump(), model.frames, frozen]
+    model.eval().to(own_device(config))
+    with Kept(output / "states", depends_on, lasting=True) as kept:
+        made, stored = [], []
+        for seed, count, clips in zip(
+            seeds, counts, (stage.clips, stage.validation_batches * stage.batch_size), strict=True
+        ):
+            drawn = ClipBatches(world, seed, stage.batch_size, count, model.frames, **config.clips.model_dump())
+            with torch.no_grad():
+                stored.append(StoredClips.draw(drawn, clips, model.encode, kept.get))
+            made.append(StateBatches(**vars(drawn), stored=stored[-1]))
+        if not texts_once:
+            return *made, nullcontext()
+        texts = sorted({text for each in stored for text in each.texts})
+        pooled = kept.get(f"texts of {seeds}", partial(model.pool_all, texts))
+    return *made, model.hold_pooled(texts, pooled)
 
 
 @contextmanager

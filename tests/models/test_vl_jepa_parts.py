@@ -231,7 +231,7 @@ def test_videos_go_from_files_through_vjepa2_to_emissions(folder, tmp_path):
         "model.predictor.state_dim=48",
         "model.frames=8",
     ]
-    assert main(["train", "experiment=demo", *model, f"hydra.run.dir={run}", *SHORT]) == 0
+    assert main(["train", "experiment=scratch", *model, f"hydra.run.dir={run}", *SHORT]) == 0
     annotations = {}
     for number in range(4):
         spans = [[float(t), min(t + 3.0, seconds)] for t in range(0, 12, 3)]
@@ -266,7 +266,7 @@ def test_videos_go_from_files_through_a_vjepa21_file_to_emissions(tmp_path, monk
     model = ["model=vl_jepa_vjepa21", f"model.x_encoder.pretrained={pretrained}", "model.x_encoder.heads=2"]
     model += ["model.x_encoder.levels=[1,3]", "model.predictor.state_dim=80", "model.frames=8", *SMALL_TEXT_PARTS]
     short = [each for each in SHORT if not each.startswith("decoder.")] + ["decoder=null"]
-    assert main(["train", "experiment=demo", *model, f"hydra.run.dir={run}", *short]) == 0
+    assert main(["train", "experiment=scratch", *model, f"hydra.run.dir={run}", *short]) == 0
     pretrained.unlink()
     records = []
     for name in ("v_0", "v_1", "v_2", "v_3"):

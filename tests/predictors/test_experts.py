@@ -241,7 +241,7 @@ def test_a_checkpoint_gives_the_same_predictions_and_tells_the_active_parameters
 
 
 def test_training_adds_the_balance_to_the_loss_and_logs_it(model, monkeypatch):
-    stage = validate(compose("train", ["experiment=demo"]), TrainConfig).jepa
+    stage = validate(compose("train", ["experiment=scratch"]), TrainConfig).jepa
     module = JEPAModule(copy.deepcopy(model), stage)
     logged = {}
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))

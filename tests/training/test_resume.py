@@ -231,7 +231,7 @@ def test_a_full_disk_is_said_in_one_line_and_the_state_before_it_stays(begun, tm
     train(plain, folder.parent)  # once there is space
 
 
-COMMAND = ["train", "experiment=demo", "name=run", "jepa.batch_size=4", "jepa.steps=1000", "decoder=null"]
+COMMAND = ["train", "experiment=scratch", "name=run", "jepa.batch_size=4", "jepa.steps=1000", "decoder=null"]
 COMMAND += ["jepa.validate_every=1000", "accelerator=cpu", "precision=32-true"]
 
 
@@ -255,7 +255,7 @@ def _run(folder: Path, more: list[str], environment: dict[str, str]) -> None:
 
 
 def begin(folder: Path, *more: str, **environment: str) -> Any:
-    """A run of the demo that has done two steps and has many to go."""
+    """A run that has done two steps and has many to go."""
     process = mp.get_context("fork").Process(target=_run, args=(folder, list(more), environment))
     process.start()
     while not (folder / "two steps").exists():
