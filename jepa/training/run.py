@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from jepa import checkpoint
@@ -154,11 +154,14 @@ def _train_jepa(
 ) -> StageRecord:
     seeds = config.seed, config.seed + _VALIDATION_SEED
     counts = stage.steps * stage.accumulate * config.processes, stage.validation_batches
-    holding: AbstractContextManager[None] = nullcontext()
+    batches: Dataset[ClipBatch]
+    validation: Dataset[ClipBatch]
+    held: AbstractContextManager[None] = nullcontext()
     if config.data is not None:
         batches, validation = OwnData(config, model).batches(stage, seeds, counts)
     elif stage.clips:
-        batches, validation, holding = _stored_clips(config, stage, world, output, model, seeds, counts)
+        stored = _stored(config, stage, world, output, model)
+        (batches, validation), held = stored.batches(), stored.held(model)
     else:
         batches, validation = (
             ClipBatches(world, seed, stage.batch_size, count, model.frames, **config.clips.model_dump())
@@ -167,47 +170,56 @@ def _train_jepa(
     parts = (model.x_encoder, model.predictor, model.y_encoder) if config.compile else ()
     decoder: Any = model.y_decoder
     module = JEPAModule(model, stage)  # slow copies are made of what is not compiled
-    with holding, without_gradients(decoder.eval()), _compiled(*parts):
+    with held, without_gradients(decoder.eval()), _compiled(*parts):
         trainer = fit(module, batches, validation, config, output, "jepa", callback)
     learned = {"temperature": float(module.loss.temperature.detach())} if hasattr(module.loss, "temperature") else {}
     return {**summary(trainer), **learned, "skipped": all_skipped(module.skipped)}
 
 
-def _stored_clips(
-    config: TrainConfig,
-    stage: JEPAStageConfig,
-    world: World,
-    output: Path,
-    model: VLJEPA,
-    seeds: Sequence[int],
-    counts: Sequence[int],
-) -> tuple[Dataset[ClipBatch], Dataset[ClipBatch], AbstractContextManager[None]]:
-    """Batches of clips that the frozen X-Encoder encoded once, in `output/states`, and what a frozen Y-Encoder gave."""
+class _Stored(NamedTuple):
+    """Clips of the world to train and to validate on, and all their texts; `pooled` by a Y-Encoder that is frozen."""
+
+    drawn: Sequence[ClipBatches]
+    clips: Sequence[StoredClips]
+    texts: Sequence[str]
+    pooled: Tensor | None
+
+    def batches(self) -> list[StateBatches]:
+        return [StateBatches(**vars(drawn), stored=clips) for drawn, clips in zip(self.drawn, self.clips, strict=True)]
+
+    def held(self, model: VLJEPA) -> AbstractContextManager[None]:
+        """Within, the texts are embedded from what is stored of them."""
+        return nullcontext() if self.pooled is None else model.hold_pooled(self.texts, self.pooled)
+
+
+@torch.no_grad()
+def _stored(config: TrainConfig, stage: JEPAStageConfig, world: World, output: Path, model: VLJEPA) -> _Stored:
+    """Encodes `jepa.clips` once, and texts if the Y-Encoder is frozen; `output/states` keeps both."""
     encoder: Any = model.x_encoder
     if any(parameter.requires_grad for parameter in encoder.parameters()):
         raise InputError(
             "jepa.clips must come with an X-Encoder that is frozen (frozen: true), "
             f"got {stage.clips} with a {type(encoder).__name__} that is trained"
         )
-    texts_once = isinstance(model.y_encoder, SentenceEncoder) and model.y_encoder.frozen
+    y_encoder: Any = (
+        model.y_encoder if isinstance(model.y_encoder, SentenceEncoder) and model.y_encoder.frozen else None
+    )
     frozen = [fingerprint(encoder, ClipReader(model.frames, world.size))]
-    frozen += [fingerprint(model.y_encoder.lm, ClipReader(1, 1))] if texts_once else []
-    depends_on = [config.world, config.clips.model_dump(), model.frames, frozen]
+    frozen += [] if y_encoder is None else [fingerprint(y_encoder.lm, ClipReader(1, 1))]
     model.eval().to(own_device(config))
+    counts = stage.steps * stage.accumulate * config.processes, stage.validation_batches
+    drawn = [
+        ClipBatches(world, seed, stage.batch_size, count, model.frames, **config.clips.model_dump())
+        for seed, count in zip((config.seed, config.seed + _VALIDATION_SEED), counts, strict=True)
+    ]
+    depends_on = [config.world, config.clips.model_dump(), model.frames, frozen]
     with Kept(output / "states", depends_on, lasting=True) as kept:
-        made, stored = [], []
-        for seed, count, clips in zip(
-            seeds, counts, (stage.clips, stage.validation_batches * stage.batch_size), strict=True
-        ):
-            drawn = ClipBatches(world, seed, stage.batch_size, count, model.frames, **config.clips.model_dump())
-            with torch.no_grad():
-                stored.append(StoredClips.draw(drawn, clips, model.encode, kept.get))
-            made.append(StateBatches(**vars(drawn), stored=stored[-1]))
-        if not texts_once:
-            return *made, nullcontext()
-        texts = sorted({text for each in stored for text in each.texts})
-        pooled = kept.get(f"texts of {seeds}", partial(model.pool_all, texts))
-    return *made, model.hold_pooled(texts, pooled)
+        sizes = stage.clips, stage.validation_batches * stage.batch_size
+        clips = [StoredClips.draw(each, size, model.encode, kept.get) for each, size in zip(drawn, sizes, strict=True)]
+        texts, pooled = sorted({text for each in clips for text in each.texts}), None
+        if y_encoder is not None:
+            pooled = kept.get(f"texts of {config.seed} {sizes}", partial(model.pool_all, texts))
+    return _Stored(drawn, clips, texts, pooled)
 
 
 @contextmanager
@@ -252,12 +264,20 @@ def _train_decoder(
     if own is not None:
         source = own.decoder_source("train", seed, stage.clips, skipped)
         held_out = own.decoder_source("validation", seed, size * stage.validation_batches, skipped)
+        noise = prediction_error(model, source[2])
     else:
+        held: AbstractContextManager[None] = nullcontext()
         sizes = stage.streams, stage.stream_seconds, stage.step_rate_hz
         streams = predicted_latents(model, world, build(stage.style), seed, *sizes)
-        texts = training_texts(world)
-        source = held_out = model.embed_all(texts), texts, streams
-    noise, count = prediction_error(model, source[2]), stage.steps * stage.accumulate * config.processes
+        if config.jepa is not None and config.jepa.clips:
+            stored = _stored(config, config.jepa, world, output, model)
+            texts, held = stored.texts, stored.held(model)
+        else:
+            texts = training_texts(world)
+        with held:
+            source = held_out = model.embed_all(texts), texts, streams
+            noise = prediction_error(model, streams)
+    count = stage.steps * stage.accumulate * config.processes
     switches = stage.predictions, stage.segment_means
     batches = DecoderBatches(*source, stage.noise * noise, seed, size, count, *switches)
     validation = DecoderBatches(*held_out, noise, seed + _VALIDATION_SEED, size, stage.validation_batches)
