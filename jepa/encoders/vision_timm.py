@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -35,7 +36,8 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         size: S; None: the model's own.
         pooled: P = 1, as the model pools.
         tubelet: frames of a slot; D is as many times the model's width.
-        level: which of timm's `feature_info` gives the states, from 0; what comes after it is left out. None: the last.
+        level: which of timm's `feature_info` gives the states, from 0, each normalised; what comes after it is left
+            out. None: the last.
         frozen: no gradients, and evaluation mode for good.
         gradient_checkpointing: recompute activations in the backward pass.
         mean, std: of red, green and blue (0 to 1), by which pixels are normalised; None: the model's own.
@@ -119,6 +121,8 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         elif states.ndim == 4:  # a map: of channels first, or last as in Swin
             last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
             states = states.flatten(1, 2) if last else states.flatten(2).mT
+        if self.level is not None:  # before the model's last norm
+            states = F.layer_norm(states, states.shape[-1:])
         slots = states.reshape(len(frames), -1, self.tubelet, *states.shape[1:])
         return slots.transpose(2, 3).flatten(3)
 

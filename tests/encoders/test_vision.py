@@ -213,9 +213,24 @@ def test_features_pass_as_they_are():
             FeatureEncoder(16)(bad)
 
 
+@torch.no_grad()
+def test_frames_of_a_slot_stand_side_by_side():
+    torch.manual_seed(0)
+    frames, one, two = (
+        clips(1, 4, 32),
+        TimmEncoder("test_vit", size=32).eval(),
+        TimmEncoder("test_vit", size=32, tubelet=2),
+    )
+    two.load_state_dict(one.state_dict())
+    alone, together = one.encode_slots(frames), two.eval().encode_slots(frames)
+    torch.testing.assert_close(together[:, 1], torch.cat([alone[:, 2], alone[:, 3]], dim=-1))
+    assert together.shape == (1, 2, alone.shape[2], two.width) == (1, 2, alone.shape[2], 2 * one.width)
+
+
 def test_a_slot_does_not_depend_on_the_others():
     frames = clips()
-    for encoder in (TimmEncoder("test_vit", size=32), FrameViT("vit_tiny_patch16_224", 32, 2, **VIT)):
+    vit = FrameViT("vit_tiny_patch16_224", 32, 2, **VIT)
+    for encoder in (TimmEncoder("test_vit", size=32), TimmEncoder("test_vit", size=32, tubelet=2), vit):
         together = encoder.eval().encode_slots(frames)
         alone = encoder.encode_slots(frames[:, : encoder.tubelet])
         torch.testing.assert_close(together[:, :1], alone, rtol=1e-4, atol=1e-5)
@@ -231,7 +246,8 @@ def test_a_level_gives_what_the_whole_model_has_there_and_computes_no_more(name)
     encoder.model.load_state_dict(whole.state_dict(), strict=False)
     frames = clips(1, 2, 160)
     [maps] = whole.forward_intermediates(frames[0].permute(0, 3, 1, 2) / 255, indices=[1], intermediates_only=True)
-    torch.testing.assert_close(encoder.encode_slots(frames)[0][:, -maps[0, 0].numel() :], maps.flatten(2).mT)
+    states = torch.nn.functional.layer_norm(maps.flatten(2).mT, maps.shape[1:2])
+    torch.testing.assert_close(encoder.encode_slots(frames)[0][:, -maps[0, 0].numel() :], states)
     assert encoder.width == maps.shape[1]
     assert sum(p.numel() for p in encoder.parameters()) < sum(p.numel() for p in whole.parameters()) / 2
     again = build(encoder.node())
