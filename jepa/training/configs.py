@@ -59,7 +59,7 @@ class StageConfig(Config):
 class JEPAStageConfig(StageConfig):
     """The joint embedding: see `jepa.training.modules.JEPAModule`."""
 
-    y_encoder_lr_multiplier: Positive | None = None  # null: 0.05 for a pretrained Y-Encoder (as the paper), else 1
+    y_encoder_lr_multiplier: Positive | None = None  # null: 0.05 for a pretrained one that is not frozen, else 1
     loss: Node = INFONCE
     regulariser: Node | None = None
     regulariser_weight: NonNegative = 0.0

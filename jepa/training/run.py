@@ -145,8 +145,8 @@ def _start(config: TrainConfig) -> tuple[TrainConfig, VLJEPA, list[StageRecord]]
 def _y_encoder_multiplier(config: TrainConfig, before: Node | None) -> float:
     if before is not None and before.get("jepa"):
         return float(before["jepa"]["y_encoder_lr_multiplier"] or 1.0)
-    pretrained = config.model["y_encoder"].get("pretrained") if before is None else None
-    return 1.0 if pretrained is None else _PRETRAINED_MULTIPLIER
+    y_encoder = config.model["y_encoder"] if before is None else {}
+    return 1.0 if y_encoder.get("pretrained") is None or y_encoder.get("frozen") else _PRETRAINED_MULTIPLIER
 
 
 def _train_jepa(
