@@ -22,7 +22,7 @@ from jepa.report.sweep_figures import colour_of, series_of
 from jepa.results import Decode, Event, Setting, Thumbnail, Timeline, analysis
 
 _LEFT, _RIGHT = 96, 22  # CSS pixels beside the time axis
-_FRAMES, _TALL, _TICK = 46, 31, 9  # heights in CSS pixels: pictures, bars with text, ticks of decodes
+_FRAMES, _TALL, _TICK = 72, 31, 9  # heights in CSS pixels: pictures, bars with text, ticks of decodes
 _GAP, _AXIS = 7, 42  # below each of them; below each line of the timeline, for the axis and its numbers
 
 
