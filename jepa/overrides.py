@@ -39,6 +39,8 @@ def overrides_of(command: str, arguments: Sequence[str]) -> list[str]:
         key, _, value = item.partition("=")
         if key == "fail_under" and set(value) & {"=", ">"} and value[0] not in "'\"":
             item = f"fail_under={_quoted(value)}"
+        elif key.endswith(".pretrained") and value.lower() in ("true", "false"):
+            pass  # of a timm model
         elif key.lstrip("+").rpartition(".")[2] in PATHS:
             item = f"{key}={_path(value, sweeps)}" if value else item
         overrides.append(item)

@@ -49,7 +49,7 @@ def test_grammar_stays_grammar():
     assert read("data.train=[a.jsonl,b.jsonl]", "output=null", "seed=3") == [["a.jsonl", "b.jsonl"], None, 3]
     assert overrides_of("evaluate", ["-m", "checkpoint=no=1,no=2"])[1] == "checkpoint='no=1','no=2'"
     assert overrides_of("evaluate", ["checkpoint=no=1,2"]) == ["checkpoint='no=1,2'"]
-    kept = ["checkpoint=outputs/${name}", "checkpoint='a b'", "experiment=demo", "checkpoint="]
+    kept = ["checkpoint=outputs/${name}", "checkpoint='a b'", "experiment=demo", "checkpoint=", "a.pretrained=false"]
     assert overrides_of("train", kept) == kept
 
 

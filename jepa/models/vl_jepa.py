@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from jepa.data.tokenizer import Tokenizer
 from jepa.encoders.sentence import SentenceEncoder
@@ -96,7 +97,7 @@ class VLJEPA(WindowedModel):
         def pool(some: Sequence[str]) -> Tensor:
             return encoder.pooled(*(part.to(self.device) for part in tokenizer.encode(some)))
 
-        return _in_batches(pool, texts, batch_size)
+        return _in_batches(pool, texts, batch_size, shown="states of texts")
 
     @contextmanager
     def hold_pooled(self, texts: Sequence[str], pooled: Tensor) -> Iterator[None]:
@@ -187,10 +188,13 @@ class VLJEPA(WindowedModel):
 
 
 @torch.no_grad()
-def _in_batches(encode: Callable[[Sequence[str]], Tensor], texts: Sequence[str], batch_size: int) -> Tensor:
-    """Rows (N, D) of N texts, on the CPU. Texts of like length are together, the longest first."""
+def _in_batches(
+    encode: Callable[[Sequence[str]], Tensor], texts: Sequence[str], batch_size: int, shown: str | None = None
+) -> Tensor:
+    """Rows (N, D) of N texts, on the CPU; texts of like length together, the longest first. `shown`: on a progress bar."""
     order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
-    batches = (order[i : i + batch_size] for i in range(0, len(order), batch_size))
+    starts = tqdm(range(0, len(order), batch_size), desc=shown, unit="batch", disable=shown is None)
+    batches = (order[i : i + batch_size] for i in starts)
     found = torch.cat([encode([texts[row] for row in batch]).cpu() for batch in batches])
     return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
 
