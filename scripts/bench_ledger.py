@@ -111,8 +111,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        checkpoint = Path(folder, "outputs/demo/checkpoint")
-        measure("jepa train experiment=scratch", lambda: command(["train", "experiment=demo", *train]))
+        checkpoint = Path(folder, "outputs/scratch/checkpoint")
+        measure("jepa train experiment=scratch", lambda: command(["train", "experiment=scratch", *train]))
         measure("jepa evaluate", lambda: command(["evaluate", f"checkpoint={checkpoint}", *evaluate]))
         model = jepa.load(checkpoint)
         measure("a live stream", lambda: live(model, 30 if quick else 1800))
