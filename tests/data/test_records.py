@@ -9,7 +9,7 @@ import pytest
 from jepa.data.records import Event, StreamRecord, read_records, write_records
 from jepa.errors import InputError
 
-RECORD = StreamRecord("kitchen-1", 12.5, (Event(0.0, 3.25, "a man cuts «onions»"), Event(3.25, 12.5, "he fries them")))
+RECORD = StreamRecord("kitchen-1", 12.5, (Event(0.0, 3.25, "a man cuts «onions»"), Event(3.25, 12.5, "he fries them", ("he cooks",))))
 
 
 def test_round_trip(tmp_path):
@@ -17,7 +17,7 @@ def test_round_trip(tmp_path):
     write_records([RECORD, StreamRecord("empty", 1.0, ())], path)
     assert read_records(path) == [RECORD, StreamRecord("empty", 1.0, ())]
     first = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
-    assert first["events"][0] == [0.0, 3.25, "a man cuts «onions»"]
+    assert first["events"] == [[0.0, 3.25, "a man cuts «onions»"], [3.25, 12.5, "he fries them", "he cooks"]]
     assert RECORD.events[0].midpoint == 1.625
 
 

@@ -218,6 +218,20 @@ def test_streams_that_do_not_suffice_are_refused():
         run({}, splits={"calibration": test, "test": test})
 
 
+def test_quality_against_one_wording_stands_beside_that_against_all():
+    def reworded(streams):
+        for stream in streams:
+            events = tuple(replace(event, others=("in other words",)) for event in stream.record.events)
+            yield replace(stream, record=replace(stream.record, events=events))
+
+    policies, splits = {"oracle": family(ORACLE, "none", [0.0])}, {s: stream_set(s, 2) for s in ("calibration", "test")}
+    one = run(policies, tolerances=(0.5,), splits=splits).sweep.curves["oracle"].test[0]
+    several = {split: list(reworded(streams)) for split, streams in splits.items()}
+    both = run(policies, tolerances=(0.5,), splits=several).sweep.curves["oracle"].test[0]
+    assert one.one_reference is None
+    assert both.cider_d.value < both.one_reference <= 10
+
+
 def test_the_oracle_segments_at_the_annotations():
     cache = {"capacity": 8, "shared": False, "error_rate": 0.5}
     policies = {"oracle": family(ORACLE, "none", [0.0]), "cached": family(ORACLE, "none", [0.0], cache)}

@@ -45,6 +45,13 @@ def test_each_annotation_is_scored_against_its_nearest_decode():
     assert scores[1] == pytest.approx(10)
 
 
+def test_an_annotation_may_have_several_wordings():
+    wordings = (TEXTS[0], "the red disc goes left")
+    scores = stream_scores([wordings, TEXTS[2]], [1.0, 2.0], [TEXTS[0]], [1.0], PAIRS)
+    assert scores.tolist() == cider_d([TEXTS[0]] * 2, [wordings, [TEXTS[2]]], POOL).tolist()
+    assert 0 < scores[0] < 10
+
+
 def test_a_stream_without_decodes_scores_zero():
     assert stream_scores(TEXTS, [2.0, 5.0, 7.4], [], [], PAIRS).tolist() == [0, 0, 0]
     assert stream_scores([], [], ["a dog"], [1.0], PAIRS).shape == (0,)
