@@ -14,7 +14,14 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from jepa.errors import InputError
@@ -70,6 +77,15 @@ def read_config(name: str) -> PretrainedConfig:
         if text is not config and hasattr(config, key):
             setattr(text, key, getattr(config, key))
     return text
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that a pretrained name came with."""
+    path, file = located(name)
+    try:
+        return AutoTokenizer.from_pretrained(path, **file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def make_config(architecture: Mapping[str, Any]) -> PretrainedConfig:

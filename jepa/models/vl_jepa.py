@@ -75,8 +75,12 @@ class VLJEPA(WindowedModel):
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Y-Encoder: B texts -> embeddings S_Y (B, E), L2-normalised."""
-        ids, mask = self.tokenizers["y_encoder"].encode(texts)
-        return self.y_encoder(ids.to(self.device), mask.to(self.device))
+        return self.y_encoder(*(each.to(self.device) for each in self.text_ids(texts)))
+
+    def text_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L) and their mask of B texts as the Y-Encoder reads them: after its prompt, if it has one."""
+        prepared = getattr(self.y_encoder, "prepared", list)
+        return self.tokenizers["y_encoder"].encode(prepared(texts))
 
     @torch.no_grad()
     def embed_all(self, texts: Sequence[str], batch_size: int = 512) -> Tensor:
@@ -146,7 +150,7 @@ class VLJEPA(WindowedModel):
 
     def text_flops(self, text: str) -> int:
         """FLOPs of embedding a text by the Y-Encoder, alone and so without padding."""
-        return self._role_flops("y_encoder", self.tokenizers["y_encoder"].encode([text])[0].shape[1])
+        return self._role_flops("y_encoder", self.text_ids([text])[0].shape[1])
 
     @remembered
     def _role_flops(self, role: str, length: int) -> int:
