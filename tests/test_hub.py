@@ -15,13 +15,15 @@ from threading import Thread
 
 import pytest
 import torch
-from conftest import language_config, tiny_config
+from conftest import LLAMA, language_config, tiny_config
 from huggingface_hub import constants
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import jepa
 from jepa import checkpoint
 from jepa.cli import main
+from jepa.encoders import LanguageModel
 from jepa.errors import InputError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -184,3 +186,33 @@ def test_a_language_model_leaves_as_a_plain_folder_of_transformers(lora, chat_to
     assert tokenizer.decode(row, skip_special_tokens=True).strip() == own.text
     with pytest.raises(InputError, match="checkpoint configuration not found"):
         jepa.load(tmp_path / "plain")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's own
+@pytest.mark.parametrize("vocabulary", [LLAMA["vocab_size"], 64])
+@torch.no_grad()
+def test_lora_leaves_as_an_adapter_of_peft(vocabulary, chat_tokenizer, tmp_path, capsys):
+    torch.manual_seed(0)
+    base, other = tmp_path / "base", tmp_path / "other"
+    for folder in (base, other):
+        LanguageModel(architecture={**LLAMA, "vocab_size": vocabulary}).lm.save_pretrained(folder)
+    config = language_config(lora={"r": 2, "lora_alpha": 8, "init_lora_weights": False})
+    config["model"]["language_model"] |= {"pretrained": str(base), "architecture": None}
+    model = checkpoint.build_model(config, chat_tokenizer).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    checkpoint.save(model, {**config, "model": model.node()}, tmp_path / "checkpoint")
+    command = ["export", f"checkpoint={tmp_path}/checkpoint", f"output={tmp_path}/adapter"]
+    assert main([*command, f"adapter={base}"]) == 0
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (settings["peft_type"], settings["r"], settings["base_model_name_or_path"]) == ("LORA", 2, str(base))
+    plain, size = AutoModelForCausalLM.from_pretrained(base), len(AutoTokenizer.from_pretrained(tmp_path / "adapter"))
+    if size > vocabulary:
+        plain.resize_token_embeddings(size, mean_resizing=False)
+    adapted = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+    ids = torch.tensor([[5, 6, *model.predictor_ids, 7]])
+    states, _ = model.language.extend(ids, torch.ones_like(ids, dtype=torch.bool), None)
+    torch.testing.assert_close(adapted(input_ids=ids).logits, model.language.logits(states))
+    assert main([*command, f"adapter={other}"]) == 2
+    assert "adapter must name the model it was trained on" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import shutil
 import subprocess
@@ -14,6 +16,8 @@ import pytest
 
 import jepa
 from jepa.cli import COMMANDS
+from jepa.data import VideoFile
+from jepa.errors import DISTRIBUTION, InputError
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("jepa", "conf", "pyproject.toml", "setup.py", "LICENSE", "README.md")
@@ -70,13 +74,17 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 
 def test_the_wheel_holds_every_module_and_every_yaml(wheel):
-    names = set(zipfile.ZipFile(wheel).namelist())
+    file = zipfile.ZipFile(wheel)
+    names = set(file.namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "jepa").rglob("*.py")}
     yaml = {f"jepa/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
     pages = {"jepa/report/page.html.j2", "jepa/report/notes.yaml"}
     pages |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "jepa" / "live" / "page").iterdir()}
     assert modules | yaml | pages | {"jepa/conf/__init__.py"} == {n for n in names if ".dist-info/" not in n}
-    assert f"jepa-{jepa.__version__}.dist-info/licenses/LICENSE" in names
+    about = f"selective_jepa-{jepa.__version__}.dist-info"
+    assert f"{about}/licenses/LICENSE" in names
+    stated = file.read(f"{about}/METADATA").decode().splitlines()
+    assert {f"Name: {DISTRIBUTION}", 'Requires-Dist: av>=14; extra == "video"'} < set(stated)
 
 
 def test_the_installed_command_runs_from_another_folder(installed, tmp_path):
@@ -91,3 +99,33 @@ def test_every_installed_command_composes(installed, tmp_path):
     done = run(installed / "python", "-c", COMPOSE, cwd=tmp_path)
     assert done.stdout.split() == list(COMMANDS)
     assert Path(done.stderr.splitlines()[-1]).is_relative_to(installed.parent)
+
+
+def test_only_the_live_room_imports_what_comes_with_an_extra_before_it_is_used():
+    extras = {"av", "starlette", "uvicorn", "websockets", "sklearn", "gguf", "sentence_transformers"}
+    for path in (ROOT / "jepa").rglob("*.py"):
+        first = ast.parse(path.read_text(encoding="utf-8")).body
+        names = [alias.name for node in first if isinstance(node, ast.Import) for alias in node.names]
+        names += [str(node.module) for node in first if isinstance(node, ast.ImportFrom)]
+        assert extras.isdisjoint(name.partition(".")[0] for name in names), path
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("jepa.live.command", "uvicorn"),
+        ("jepa.live.command", "websockets"),
+        ("jepa.live.server", "starlette.applications"),
+        ("jepa.live.sources", "av"),
+    ],
+)
+def test_a_missing_extra_is_named_with_its_command(module, package, monkeypatch, tmp_path):
+    importlib.import_module(module)
+    monkeypatch.setitem(sys.modules, package, None)  # not to be found
+    monkeypatch.delitem(sys.modules, module)
+    name = package.partition(".")[0]
+    with pytest.raises(InputError, match=rf"^{name} is not installed: pip install 'selective-jepa\[live\]'$"):
+        importlib.import_module(module)
+    if package == "av":
+        with pytest.raises(InputError, match=r"av is not installed: .*\[video\]"), VideoFile("a", tmp_path / "a"):
+            pass

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from jepa.data.pairs import Example
-from jepa.data.pretrained_tokenizer import load_tokenizer
 from jepa.data.tokenizer import pad_rows, train_bpe
 from jepa.errors import InputError
+from jepa.pretrained import load_tokenizer
 
 PAD, END = "<|pad|>", "<|end|>"
 _CUT = "\ufdd0"  # no character; put into words where they must not become a control token

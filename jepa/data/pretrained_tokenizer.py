@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from jepa.data.tokenizer import pad_rows
 from jepa.errors import InputError, check_int
-from jepa.pretrained import located
+from jepa.pretrained import load_tokenizer
 
 
 class PretrainedTokenizer:
@@ -73,12 +73,3 @@ class PretrainedTokenizer:
             shown = text if len(text) <= 60 else f"{text[:60]}…"
             raise InputError(f"a text must have at most {self.max_length} tokens, got {len(longest)}: {shown!r}")
         return pad_rows(rows, self.pad_id)
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The Hugging Face tokenizer of a pretrained name, see `jepa.pretrained.source`."""
-    path, file = located(name)
-    try:
-        return AutoTokenizer.from_pretrained(path, **file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error

@@ -14,14 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import av
 import numpy as np
-from av.sidedata.sidedata import Type as SideData
-from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
 
 from jepa.data.records import StreamRecord
-from jepa.errors import InputError
+from jepa.errors import InputError, needs_extra
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
 JUMP = 4.0  # seconds; frames closer than this are reached by decoding on, others by seeking
@@ -49,6 +45,9 @@ class VideoFile:
         self._reached = 0.0
 
     def __enter__(self) -> VideoFile:
+        with needs_extra("video"):
+            import av
+            from av.stream import Disposition
         try:  # "file:", as a name may look like a URL; tags may be in any encoding
             source = self.source
             file = io.BytesIO(source) if isinstance(source, bytes) else str(source) if self.live else f"file:{source}"
@@ -71,6 +70,8 @@ class VideoFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._container.close()
+        import av
+
         if isinstance(error, av.FFmpegError | OSError):
             raise self._broken(error) from None
 
@@ -90,6 +91,8 @@ class VideoFile:
             return float(self._stream.duration * self._stream.time_base)
         if self._container.duration is None:
             return self._ends(None)[0] - self.first
+        import av
+
         stated = self._container.duration / av.time_base
         video, longest = self._ends(stated)
         return (video if longest > stated - HOLD else stated) - self.first
@@ -212,8 +215,7 @@ class VideoStream:
 class _Scaler(threading.local):
     """One for all frames of a thread: to prepare another for each takes as long as to scale it."""
 
-    def __init__(self) -> None:
-        self.reformat = VideoReformatter().reformat
+    reformat: Any = None
 
 
 _scaler = _Scaler()
@@ -221,6 +223,11 @@ _scaler = _Scaler()
 
 def picture(frame: Any, size: int) -> np.ndarray:
     """A frame with its shorter side scaled to S, cut to the middle square, turned and mirrored: (S, S, 3) uint8."""
+    from av.sidedata.sidedata import Type as SideData
+    from av.video.reformatter import VideoReformatter
+
+    if _scaler.reformat is None:
+        _scaler.reformat = VideoReformatter().reformat
     [pixel] = frame.opaque or [1.0]
     shape = frame.width * pixel, frame.height
     width, height = (max(size, round(side * size / min(shape))) for side in shape)

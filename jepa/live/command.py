@@ -8,12 +8,10 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import uvicorn
-
 from jepa import checkpoint
 from jepa.build import build_as
 from jepa.data.world import World
-from jepa.errors import InputError
+from jepa.errors import InputError, needs_extra
 from jepa.evaluation.provenance import device_of
 from jepa.live.configs import LiveConfig
 from jepa.live.engine import Engine
@@ -23,6 +21,10 @@ from jepa.live.server import LOOPBACK, Server
 from jepa.live.session import Changes, Setup
 from jepa.models.vl_jepa import VLJEPA
 from jepa.results import StreamEvaluation, check_folder
+
+with needs_extra("live"):
+    import uvicorn
+    import websockets  # noqa: F401 (uvicorn takes it for the page's pushed frames)
 
 _GRACE = 5  # seconds that requests get to end
 

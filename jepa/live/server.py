@@ -15,18 +15,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import jinja2
-from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection, Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route, WebSocketRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
-from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from jepa import __version__
 from jepa.data.json_lines import JsonObject
-from jepa.errors import InputError
+from jepa.errors import InputError, needs_extra
 from jepa.live.api import OPERATIONS, NewSession, NewSettings, WatchedSentence, openapi
 from jepa.live.configs import LimitsConfig
 from jepa.live.engine import Engine
@@ -34,6 +26,16 @@ from jepa.live.events import LiveEvent
 from jepa.live.saving import Saver
 from jepa.live.session import Changes, Session, Watched
 from jepa.live.sources import check_allowed, pushed_picture
+
+with needs_extra("live"):
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+    from starlette.requests import HTTPConnection, Request
+    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+    from starlette.routing import Route, WebSocketRoute
+    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.websockets import WebSocket, WebSocketDisconnect
 
 PAGE = Path(__file__).parent / "page"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

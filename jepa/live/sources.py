@@ -21,14 +21,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import av
 import numpy as np
 from PIL import Image
 
 from jepa.data.records import Event
 from jepa.data.video import JUMP, VideoFile, picture
 from jepa.data.world import StreamStyle, World
-from jepa.errors import InputError
+from jepa.errors import InputError, needs_extra
+
+with needs_extra("live"):
+    import av
 
 Shots = Iterator[tuple[float, Any]]  # seconds on the source's clock, and the picture then
 KINDS = ("world", "webcam", "stdin:<width>x<height>@<fps>", "push", "<url>", "<file>")

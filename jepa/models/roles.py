@@ -48,7 +48,10 @@ class Predictor(Part, Protocol):
 
 
 class YEncoder(Part, Protocol):
-    """Tokens (B, L) and their mask, true at real ones -> (B, E) float32, L2-normalised."""
+    """Tokens (B, L) and their mask, true at real ones -> (B, E) float32, L2-normalised.
+
+    It may have `prepared(texts)`, the texts as its tokenizer should see them: `SentenceEncoder` puts its prompt first.
+    """
 
     def __call__(self, ids: Tensor, mask: Tensor) -> Tensor: ...
 

@@ -81,8 +81,12 @@ class VLJEPA(WindowedModel):
         """Y-Encoder: B texts -> embeddings S_Y (B, E), L2-normalised."""
         if self._pooled and all(text in self._pooled for text in texts):
             return self.y_encoder(torch.stack([self._pooled[text] for text in texts]).to(self.device), None)
-        ids, mask = self.tokenizers["y_encoder"].encode(texts)
-        return self.y_encoder(ids.to(self.device), mask.to(self.device))
+        return self.y_encoder(*(each.to(self.device) for each in self.text_ids(texts)))
+
+    def text_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L) and their mask of B texts as the Y-Encoder reads them: after its prompt, if it has one."""
+        prepared = getattr(self.y_encoder, "prepared", list)
+        return self.tokenizers["y_encoder"].encode(prepared(texts))
 
     def embed_all(self, texts: Sequence[str], batch_size: int = 512) -> Tensor:
         """Embeddings (N, E) of any number of texts, in batches of like length, on the CPU and without gradients."""
@@ -90,12 +94,12 @@ class VLJEPA(WindowedModel):
 
     def pool_all(self, texts: Sequence[str], batch_size: int = 128) -> Tensor:
         """What a frozen `SentenceEncoder` makes of texts before its head, (N, D) on the CPU: see `hold_pooled`."""
-        encoder, tokenizer = self.y_encoder, self.tokenizers["y_encoder"]
+        encoder = self.y_encoder
         if not isinstance(encoder, SentenceEncoder) or not encoder.frozen:
             raise InputError(f"y_encoder must be a frozen SentenceEncoder, got a {type(encoder).__name__}")
 
         def pool(some: Sequence[str]) -> Tensor:
-            return encoder.pooled(*(part.to(self.device) for part in tokenizer.encode(some)))
+            return encoder.pooled(*(part.to(self.device) for part in self.text_ids(some)))
 
         return _in_batches(pool, texts, batch_size, shown="states of texts")
 
@@ -168,7 +172,7 @@ class VLJEPA(WindowedModel):
 
     def text_flops(self, text: str) -> int:
         """FLOPs of embedding a text by the Y-Encoder, alone and so without padding."""
-        return self._role_flops("y_encoder", self.tokenizers["y_encoder"].encode([text])[0].shape[1])
+        return self._role_flops("y_encoder", self.text_ids([text])[0].shape[1])
 
     @remembered
     def _role_flops(self, role: str, length: int) -> int:

@@ -265,8 +265,8 @@ class JEPAModule(JointStage):
         if self.teacher is None:
             return found
         with torch.no_grad():
-            tokenizers, (predictor, y_encoder) = self.model.tokenizers, self.teacher
-            queries, tokens = tokenizers["predictor"].encode(batch.queries), tokenizers["y_encoder"].encode(texts)
+            predictor, y_encoder = self.teacher
+            queries, tokens = self.model.tokenizers["predictor"].encode(batch.queries), self.model.text_ids(texts)
             targets = y_encoder(*(t.to(self.device) for t in tokens))
             return *found, predictor(states, *(t.to(self.device) for t in queries)), targets[:count], targets[count:]
 

@@ -125,7 +125,7 @@ class OwnData:
                     places.update((text, place) for text in found if text not in places)
         tokenizers = self.model.tokenizers
         _check_lengths("predictor", self.model, tokenizers["predictor"].encode, queries)
-        _check_lengths("y_encoder", self.model, tokenizers["y_encoder"].encode, texts)
+        _check_lengths("y_encoder", self.model, self.model.text_ids, texts)
         if decoded:
             _check_lengths("y_decoder", self.model, tokenizers["y_decoder"].encode_closed, texts)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModel, PreTrainedTokenizerFast
 
 from jepa import pretrained
 from jepa.build import build
@@ -148,6 +149,82 @@ def test_broken_files_are_named(file, content, message, tmp_path):
     with pytest.raises(InputError, match=message) as refused:
         SentenceEncoder(5, pretrained=str(tmp_path), dense=True)
     assert "\n" not in str(refused.value)
+
+
+WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "task", ":", "find", "a", "red", "bar", "ring", "moves"]
+
+
+def save_words(folder: Path) -> None:
+    """A tokenizer of whole words between [CLS] and [SEP]."""
+    core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, "[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    core.enable_padding(length=16)  # as the file of SigLIP 2's has it
+    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=32, **special).save_pretrained(folder)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("pooling", "included"), [("mean", True), ("mean", False), ("cls", False)])
+def test_a_prompt_stands_before_each_text_and_is_pooled_as_the_folder_says(pooling, included, tmp_path):
+    torch.manual_seed(0)
+    model = AutoModel.from_config(pretrained.make_config(ARCHITECTURES["minilm"])).eval()
+    model.save_pretrained(tmp_path)
+    save_words(tmp_path)
+    describe(tmp_path, "pooling_mode_mean_tokens", [])
+    mode = {"pooling_mode": pooling, "include_prompt": included}
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(mode))
+    prompts = {"prompts": {"query": "task: find ", "document": ""}}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    tokenizer, texts = PretrainedTokenizer(str(tmp_path)), ["a red bar", "ring"]
+    found = []
+    for prompt in ("query", "task: find "):
+        encoder = SentenceEncoder(None, pooling, pretrained=str(tmp_path), prompt=prompt).eval()
+        found.append(encoder(*tokenizer.encode(encoder.prepared(texts))))
+    again = build(encoder.node()).eval()
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], again(*tokenizer.encode(again.prepared(texts))))
+    for row, words in zip(found[0], ([7, 8, 9], [10]), strict=True):
+        states = model(input_ids=torch.tensor([[1, 4, 5, 6, *words, 2]])).last_hidden_state[0]
+        pooled = states if included else states[4:]  # without [CLS] too, as sentence-transformers has it
+        torch.testing.assert_close(row, F.normalize(pooled[0] if pooling == "cls" else pooled.mean(0), dim=0))
+    assert SentenceEncoder(None, pooling, pretrained=str(tmp_path), prompt="document").prepared(["a"]) == ["a"]
+    with pytest.raises(InputError, match=r"the name of one in .*\(query, document\), got 'querry'"):
+        SentenceEncoder(None, pooling, pretrained=str(tmp_path), prompt="querry")
+    with pytest.raises(InputError, match=rf"pooling of .* must be {pooling}, got 'last'"):
+        SentenceEncoder(None, "last", pretrained=str(tmp_path))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["siglip", "siglip2"])
+def test_the_text_tower_of_siglip_is_taken_from_the_whole_model(kind, tmp_path):
+    torch.manual_seed(0)
+    text = {**SIZES, "projection_size": 24, "max_position_embeddings": 16, "pad_token_id": 1}  # not the tokenizer's
+    whole = pretrained.make_config({"model_type": kind, "text_config": text, "vision_config": SIZES})
+    model = AutoModel.from_config(whole).eval()
+    for parameter in model.parameters():
+        parameter.normal_(std=0.3)
+    model.save_pretrained(tmp_path)
+    save_words(tmp_path)
+    tokenizer, texts = PretrainedTokenizer(str(tmp_path), 16), ["A red bar", "RING"]
+    encoder = SentenceEncoder(None, "last", pretrained=str(tmp_path)).eval()
+    filled = {"padding": "max_length", "padding_side": "right", "max_length": 16, "return_tensors": "pt"}
+    theirs = model.get_text_features(input_ids=tokenizer.hf(["a red bar", "ring"], **filled)["input_ids"])
+    theirs = theirs if isinstance(theirs, torch.Tensor) else theirs.pooler_output
+    tokens = tokenizer.encode(encoder.prepared(texts))
+    assert tokens[0].shape[1] < 16
+    torch.testing.assert_close(encoder(*tokens), F.normalize(theirs, dim=-1))
+    again = build(SentenceEncoder(5, "last", pretrained=str(tmp_path), frozen=True).node()).train()
+    assert {name for name, p in again.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
+    assert again.lm.config.pad_token_id == 0
+    assert sum(p.numel() for p in again.lm.parameters()) == sum(p.numel() for p in model.text_model.parameters())
+    with pytest.raises(InputError, match="a text must have at most 16 tokens, got 17"):
+        encoder(torch.full((1, 17), 7), torch.ones(1, 17, dtype=torch.bool))
+    with pytest.raises(InputError, match=f"pooling of a {kind}_text_model must be last, got 'mean'"):
+        SentenceEncoder(5, pretrained=str(tmp_path))
 
 
 OTHERS = {

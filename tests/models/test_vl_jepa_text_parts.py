@@ -36,6 +36,7 @@ def test_pretrained_text_parts_go_through_a_checkpoint(tokenizer, trained_tokeni
         "_target_": "jepa.encoders.sentence.SentenceEncoder",
         "embedding_dim": 16,
         "architecture": BERT,
+        "prompt": "task: ",
     }
     config["model"]["y_decoder"] = {
         "_target_": "jepa.decoders.language.LanguageDecoder", "embedding_dim": 16, "max_length": 6, **sources,
@@ -46,6 +47,7 @@ def test_pretrained_text_parts_go_through_a_checkpoint(tokenizer, trained_tokeni
     queries, texts = ["what moves?", "a"], ["the red bar moves", "a ring"]
     predictions = model.predict(states, queries)
     assert predictions.shape == model.embed(texts).shape == (2, 16)
+    assert torch.equal(model.text_ids(texts)[0], tokenizers["y_encoder"].encode([f"task: {text}" for text in texts])[0])
     by_role = {row["role"]: row for row in model.parameters_by_role()}
     frozen = 400 * 32
     assert by_role["Predictor"]["total"] - by_role["Predictor"]["trainable"] == frozen

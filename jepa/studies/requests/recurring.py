@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jepa.data.pairs import Example, ExampleSplits
-from jepa.errors import InputError
+from jepa.errors import InputError, needs_extra
 from jepa.evaluation.generation import longest_answer
 from jepa.metrics import Interval, bootstrap_mean
 from jepa.metrics.answers import exact_match, regex_equivalence
@@ -162,7 +162,8 @@ def _methods(settings: RecurringConfig, words: Read) -> list[ReuseMethod]:
 
 def _word_vectors(train: Sequence[Example], pairs: Sequence[Example]) -> Read:
     """TF-IDF of words and word pairs (E,), of unit norm, fitted on the training requests: no forward pass."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    with needs_extra("studies"):
+        from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectoriser = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"[^\s,]+", max_features=512)
     vectoriser.fit([pair.prompt for pair in train])

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jepa.data.pairs import Example, ExampleSplits
-from jepa.errors import InputError
+from jepa.errors import InputError, needs_extra
 from jepa.evaluation.generation import longest_answer
 from jepa.metrics import SweepPoint, bootstrap_mean, bootstrap_ratio, saving_at_equal_quality
 from jepa.metrics.answers import exact_match
@@ -275,7 +275,8 @@ class StateProbe:
     """Logistic regression from the encoder's state of a text to whether a training request ended there."""
 
     def __init__(self, cached: CachedModel, sample: Sequence[Example]) -> None:
-        from sklearn.linear_model import LogisticRegression  # takes a second to import
+        with needs_extra("studies"):
+            from sklearn.linear_model import LogisticRegression  # takes a second to import
 
         prefixes = [
             (Example(" ".join(words[:end]), "", pair.system), end == len(words))
