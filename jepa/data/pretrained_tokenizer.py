@@ -79,6 +79,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The Hugging Face tokenizer of a pretrained name, see `jepa.pretrained.source`."""
     path, file = located(name)
     try:
-        return AutoTokenizer.from_pretrained(path, **file)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **file)
     except (OSError, ValueError) as error:
         raise InputError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
