@@ -218,17 +218,7 @@ class Touched(BaseException):
 _guarded: list[Path] = []  # the folder, while a reader runs
 _reached: list[str] = []
 _OUTSIDE = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "builtins.input", "urllib.")
-_PATHS = (
-    "os.remove",
-    "os.rename",
-    "os.mkdir",
-    "os.rmdir",
-    "os.link",
-    "os.symlink",
-    "os.truncate",
-    "os.chmod",
-    "shutil.",
-)
+_PATHS = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -238,7 +228,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if event.startswith(_PATHS) or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
         path = arguments[0]
         inside = isinstance(path, int) or Path(os.fsdecode(path)).resolve().is_relative_to(_guarded[0])
-        bad = not inside and path != os.devnull
+        bad = not inside and path != os.devnull and "__pycache__" not in str(path)
     if bad:
         _reached.append(f"{event} {arguments}"[:200])
         raise Touched(_reached[-1])

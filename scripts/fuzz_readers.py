@@ -269,19 +269,19 @@ READERS: dict[str, Reader] = {
         partial(_lines, rows=[{"a": "x", "b": "y"}]), lambda path: _read_columns(str(path)), "lines"
     ),
     "records": Reader(_part(_streams, "records.jsonl"), read_records, "lines"),
-    "shard": Reader(_shard, _read_shard, "tar", 20, ("cases/shards/*.tar",)),
+    "shard": Reader(_shard, _read_shard, "tar", 8, ("cases/shards/*.tar",)),
     "features": Reader(_part(_features, "features.json"), _read_features, "json"),
     "features states": Reader(_part(_features, "states-00000.safetensors"), _read_features, "tensors"),
-    "checkpoint config": Reader(_part(_checkpoint, "config.yaml"), _load, "yaml", 8),
-    "checkpoint tensors": Reader(_part(_checkpoint, "model.safetensors"), _load, "tensors", 4),
-    "checkpoint tokenizer": Reader(_part(_checkpoint, "tokenizer.json"), _load, "json", 4),
+    "checkpoint config": Reader(_part(_checkpoint, "config.yaml"), _load, "yaml", 4),
+    "checkpoint tensors": Reader(_part(_checkpoint, "model.safetensors"), _load, "tensors", 2),
+    "checkpoint tokenizer": Reader(_part(_checkpoint, "tokenizer.json"), _load, "json", 3),
     "checkpoint record": Reader(
         _part(_checkpoint, "training.json"), lambda path: checkpoint.read_stages(path.parent), "json"
     ),
-    "language config": Reader(_part(_checkpoint, "config.yaml", language=True), _load, "yaml", 5),
-    "language tokenizer": Reader(_part(_checkpoint, "tokenizer_config.json", language=True), _load, "json", 3),
-    "vjepa": Reader(_vjepa, lambda path: VJEPA21(str(path), heads=2, size=32), "zip", 10),
-    "state": Reader(_state, read_state, "zip"),
+    "language config": Reader(_part(_checkpoint, "config.yaml", language=True), _load, "yaml", 2),
+    "language tokenizer": Reader(_part(_checkpoint, "tokenizer_config.json", language=True), _load, "json", 1),
+    "vjepa": Reader(_vjepa, lambda path: VJEPA21(str(path), heads=2, size=32), "zip", 1),
+    "state": Reader(_state, read_state, "zip", 20),
     "streams tensors": Reader(
         _part(_streams, "latents.safetensors"), lambda path: load_streams(path.parent), "tensors"
     ),
@@ -299,7 +299,7 @@ READERS: dict[str, Reader] = {
         )
     },
     "overrides": Reader(_overrides, _read_overrides, "bytes", 1),
-    "video": Reader(_videos, _read_video, "bytes", 30, ("cases/video/*", "video/*")),
+    "video": Reader(_videos, _read_video, "bytes", 12, ("cases/video/*", "video/*")),
     "picture": Reader(_pictures, _read_picture, "bytes", 80, ("cases/pictures/*.*",)),
     "picture png": Reader(_pictures, _read_picture, "png", 60, ("cases/pictures/*.png",)),
 }
