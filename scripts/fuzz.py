@@ -217,6 +217,7 @@ class Touched(BaseException):
 
 _guarded: list[Path] = []  # the folder, while a reader runs
 _reached: list[str] = []
+_hooked = False
 _OUTSIDE = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "builtins.input", "urllib.")
 _PATHS = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
 
@@ -237,9 +238,10 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 @contextlib.contextmanager
 def guarded(folder: Path) -> Iterator[None]:
     """Within it, what reaches out of the folder raises `Touched`."""
-    if not getattr(sys, "_jepa_fuzz", False):
-        sys.addaudithook(_audit)  # once a process, and for good
-        sys._jepa_fuzz = True  # type: ignore[attr-defined]
+    global _hooked
+    if not _hooked:
+        sys.addaudithook(_audit)  # once, and for good
+        _hooked = True
     _guarded.append(folder.resolve())
     _reached.clear()
     try:
