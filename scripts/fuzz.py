@@ -350,7 +350,7 @@ def work(
         corpus.mkdir(exist_ok=True)
         for number, data in enumerate(seeds):
             (corpus / str(number)).write_bytes(data)
-        flags = [f"-runs={count}", f"-seed={seed + 1}", f"-max_len={LONGEST}", "-rss_limit_mb=0", "-timeout=0"]
+        flags = [f"-runs={count}", f"-seed={seed + 1}", f"-max_len={LONGEST}", "-rss_limit_mb=0", "-timeout=1000"]
         mutate = lambda data, size, at: changed(data, seeds, form, Random(at))[:size]  # noqa: E731
         atheris.Setup([name, *flags, str(corpus)], run, custom_mutator=mutate)
         atheris.Fuzz()
@@ -375,22 +375,19 @@ def fuzz(name: str, seed: int, count: int, output: Path, bar: Any) -> Tally:
         folder.mkdir()
         path, seeds = seeds_of(READERS[name], folder)
         while (left := count - int(tally["inputs"])) > 0:
-            before = tally["inputs"]
-            arguments = (name, path, folder, seeds, seed + int(before), left, tally, output)
+            shown = tally["inputs"]
+            arguments = (name, path, folder, seeds, seed + int(shown), left, tally, output)
             process = context.Process(target=work, args=arguments)
             process.start()
-            shown = before
             while process.is_alive():
                 process.join(0.1)
                 bar.update(tally["inputs"] - shown)
                 shown = tally["inputs"]
-            if process.exitcode or tally["inputs"] == before:
+            if tally["inputs"] < count:  # it did not come to its end
                 hung = "more than 10 s" if process.exitcode == 1 else f"ended by {process.exitcode}"
                 keep(name, tally.input, hung, output)
                 tally["inputs"] += 1
                 tally["findings"] += 1
-            elif atheris:
-                break
     return tally
 
 
