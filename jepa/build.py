@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, TypeAlias, TypeVar
 
 from jepa.errors import InputError
@@ -44,17 +44,17 @@ def build_as(kind: type[T], key: str, node: Mapping[str, Any], **extra: Any) -> 
     return built
 
 
-def check_node(value: Any, key: str) -> None:
-    """Refuse a tree in which a value is missing, or a ``_target_`` lies outside the allow-list. Nothing is imported."""
+def check_node(value: Any, key: str, allowed: Sequence[str] = ALLOWED_TARGETS) -> None:
+    """Refuse a tree in which a value is missing, or a ``_target_`` lies outside `allowed`. Nothing is imported."""
     if value == MISSING:
         raise InputError(f"{key} is missing: give it as {key}=<value>")
     if isinstance(value, Mapping):
         for name, item in value.items():
             if name == "_target_":
-                _check_target(item, dotted(key, name))
-            check_node(item, dotted(key, name))
+                _check_target(item, dotted(key, name), allowed)
+            check_node(item, dotted(key, name), allowed)
     for i, item in enumerate(value if isinstance(value, list) else ()):
-        check_node(item, f"{key}[{i}]")
+        check_node(item, f"{key}[{i}]", allowed)
 
 
 def dotted(key: str, name: object) -> str:
@@ -117,17 +117,17 @@ def _build(value: Any, key: str, extra: Mapping[str, Any] | None = None) -> Any:
         raise InputError(f"{f'{key}: ' if key else ''}{target}: {error}") from error
 
 
-def _check_target(target: Any, key: str) -> None:
+def _check_target(target: Any, key: str, allowed: Sequence[str]) -> None:
     """Refuse by spelling alone."""
     parts = target.split(".") if isinstance(target, str) else []
     if len(parts) < 2 or not all(part.isidentifier() and not part.startswith("_") for part in parts):
         raise InputError(f"{key} must be the dotted name of a public class or function, got {target!r}")
-    if not _is_allowed(target):
-        raise InputError(f"{key} must lie within {', '.join(ALLOWED_TARGETS)}, got {target!r}")
+    if not _is_within(target, allowed):
+        raise InputError(f"{key} must lie within {', '.join(allowed)}, got {target!r}")
 
 
-def _is_allowed(name: str) -> bool:
-    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in ALLOWED_TARGETS)
+def _is_within(name: str, packages: Sequence[str]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in packages)
 
 
 def _locate(target: str, key: str) -> Callable[..., Any]:
@@ -139,7 +139,9 @@ def _locate(target: str, key: str) -> Callable[..., Any]:
             raise  # the module exists and lacks a dependency
         raise InputError(f"{key}: there is no module {error.name!r}, got {target!r}") from error
     found = getattr(module, name, None)
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or not _is_allowed(str(found.__module__)):
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or not _is_within(
+        str(found.__module__), ALLOWED_TARGETS
+    ):
         public = [n for n, item in vars(module).items() if inspect.isclass(item) or inspect.isfunction(item)]
         close = nearest(name, [n for n in public if not n.startswith("_")])
         hint = f"; nearest: {', '.join(close)}" if close else ""

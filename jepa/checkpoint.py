@@ -28,7 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from jepa.build import Node, build_as
+from jepa.build import Node, build_as, check_node
+from jepa.data.json_lines import located, read_json
 from jepa.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,6 +45,14 @@ MODELS = {
     "token_vlm": "jepa.models.token_vlm.TokenVLM",
 }
 _WEIGHTS, _CONFIG, _TOKENIZERS = "model.safetensors", "config.yaml", "tokenizers"
+_TARGETS = {  # what a checkpoint's configuration may call, by key
+    "model": ("jepa.models", "jepa.encoders", "jepa.predictors", "jepa.decoders"),
+    "world": ("jepa.data",),
+    "data": ("jepa.data",),
+}
+_VALUES = 100_000  # of a configuration
+_ROOM = 1 << 26  # bytes of a model's tables
+_STAGE: dict[str, Any] = {"name": str, "steps": int, "samples": int, "seconds": int | float, "curve": list}
 _REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+")  # organisation/name, on a hub
 _SHARED = ("*.safetensors", "*.json", "*.yaml", "*.jinja", "*.txt", "README.md")  # what is uploaded and downloaded
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
@@ -81,15 +90,48 @@ def load(name: str | os.PathLike[str], revision: str | None = None) -> Any:
     folder = folder_of(os.fspath(name), revision)
     config = read_config(folder)
     node, own = dict(config["model"]), {}
-    if roles := node.pop(_TOKENIZERS, []):
-        from jepa.data.pretrained_tokenizer import PretrainedTokenizer
+    with _no_larger_than(folder):
+        if roles := node.pop(_TOKENIZERS, []):
+            from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 
-        own = {role: PretrainedTokenizer(str(folder / _TOKENIZERS / role)) for role in roles}
-    model = build_model({**config, "model": node}, _model_type(config).tokenizer_type.load(folder), own)
+            own = {role: PretrainedTokenizer(str(folder / _TOKENIZERS / role)) for role in roles}
+        model = build_model({**config, "model": node}, _model_type(config).tokenizer_type.load(folder), own)
     load_weights(model, folder)
     model.save_pretrained = partial(save, model, config)
     model.push_to_hub = partial(_push_model, model, config)
     return model.eval()
+
+
+@contextmanager
+def _no_larger_than(folder: Path) -> Iterator[None]:
+    """Within it, a model is built of what others wrote.
+
+    It may register some times as many bytes as the weights have: tied tensors count twice, tables are not saved. More
+    of them, or anything that a library stumbles over, is an `InputError`.
+    """
+    weights = folder / _WEIGHTS
+    size = weights.stat().st_size if weights.is_file() else 0
+    left = _ROOM + 4 * size
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal left
+        left -= 0 if tensor is None else tensor.nbytes
+        if left < 0:
+            raise InputError(f"the model must fit its weights of {size} bytes, got one that is larger")
+
+    module = torch.nn.modules.module
+    hooks = [module.register_module_parameter_registration_hook(count)]  # they come before values are drawn
+    hooks.append(module.register_module_buffer_registration_hook(count))
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise InputError(f"{folder}: no model can be built of its files: {reason}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -126,7 +168,7 @@ def read_tensors(path: Path, load: Callable[[Path], dict[str, T]]) -> dict[str, 
 
 
 def read_config(folder: Path) -> Node:
-    """The plain configuration that the checkpoint was trained with."""
+    """The plain configuration that the checkpoint was trained with. Its targets are ours alone."""
     path = folder / _CONFIG
     if not folder.is_dir():
         raise InputError(f"checkpoint not found: {folder}")
@@ -134,19 +176,44 @@ def read_config(folder: Path) -> Node:
         raise InputError(f"checkpoint configuration not found: {path}")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except Exception as error:  # beside its own, PyYAML raises what its constructors stumble over
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    waiting, count = [config], 0
+    while waiting:  # an alias stands for all that it names, and may name itself
+        value = waiting.pop()
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if (count := count + 1) > _VALUES:
+            raise InputError(f"{path}: must have at most {_VALUES} values, got more")
     if not isinstance(config, dict):
         raise InputError(f"{path} must hold a mapping, got {type(config).__name__}")
     if config.get("format") != FORMAT:
         raise InputError(f"{path}: format must be {FORMAT!r}, got {config.get('format')!r}")
     variant = config.setdefault("variant", "vl_jepa")
-    if variant not in MODELS:
+    if not isinstance(variant, str) or variant not in MODELS:
         raise InputError(f"{path}: variant must be one of {', '.join(MODELS)}, got {variant!r}")
     for key in ("model", "data" if variant == "llm_jepa" else "world"):
         if not isinstance(config.get(key), dict):
             raise InputError(f"{path}: {key} must be a mapping, got {config.get(key)!r}")
+    for key, allowed in _TARGETS.items():
+        with located(str(path)):
+            check_node(config.get(key), key, allowed)
     return config
+
+
+def read_stages(folder: Path) -> list[Node]:
+    """The record of training beside the weights of a checkpoint: one of each stage."""
+    path = folder / "training.json"
+    found = read_json(path, "training record")
+    stages = found.get("stages") if isinstance(found, dict) else None
+    if not isinstance(stages, list):
+        raise InputError(f"{path}: stages must be a list, got {str(stages)[:80]}")
+    for number, stage in enumerate(stages):
+        for key, kind in _STAGE.items():
+            if not isinstance(stage, dict) or not isinstance(value := stage.get(key), kind):
+                raise InputError(f"{path}: stages[{number}] must be an object with {key}, got {str(stage)[:80]}")
+            if key == "curve" and not all(isinstance(row, dict) for row in value):
+                raise InputError(f"{path}: the curve of stages[{number}] must be a list of objects")
+    return stages
 
 
 def build_model(config: Node, tokenizer: Any, tokenizers: Mapping[str, Any] | None = None) -> Any:

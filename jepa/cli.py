@@ -170,6 +170,9 @@ def _fail(message: str, kind: str = "error", status: int = EXIT_INPUT_ERROR) -> 
 
 
 def _main(arguments: list[str]) -> int:
+    for argument in arguments:
+        if argument != argument.encode(errors="replace").decode():
+            raise InputError(f"arguments must be valid Unicode, got {argument!r}")
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print(_help())

@@ -69,7 +69,7 @@ def read_config(name: str) -> PretrainedConfig:
     """The configuration of a pretrained name; of its text model where it has several (Gemma 3)."""
     path, file = located(name)
     try:
-        config = AutoConfig.from_pretrained(path, **file)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, **file)
         text = config.get_text_config()
     except (OSError, ValueError) as error:
         raise InputError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
@@ -83,7 +83,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer that a pretrained name came with."""
     path, file = located(name)
     try:
-        return AutoTokenizer.from_pretrained(path, **file)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **file)
     except (OSError, ValueError) as error:
         raise InputError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
@@ -138,7 +138,7 @@ def load(
         if config is None:
             raise ValueError("config must be given without a name, got None")
         try:
-            return auto.from_config(config, dtype=torch.float32)
+            return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
         except (ValueError, TypeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"architecture {config.model_type!r} cannot be built: {reason}") from error
@@ -149,6 +149,7 @@ def load(
         model, found = auto.from_pretrained(
             path,
             **file,
+            trust_remote_code=False,  # unless it is told so, transformers asks, and runs it
             config=config,
             key_mapping=dict(renamed) if renamed else None,
             dtype=torch.float32,

@@ -173,6 +173,7 @@ def test_hydra_flags_work(tmp_path):
         (["world._target_=os.system"], r"world\._target_ must lie within jepa, .*, got 'os\.system'"),
         (["seed=["], r"cannot parse override 'seed=\[': .+"),
         (["seed"], r"cannot parse override 'seed': .+"),
+        (["name=\udcbb"], r"arguments must be valid Unicode, got 'name=\\udcbb'"),
         (["seed=1,2"], r"Ambiguous value for argument 'seed=1,2' .*--multirun.*"),
         (["seed=${nothing}"], r"seed cannot be resolved: Interpolation key 'nothing' not found"),
         (["name=${nothing}"], r"hydra\.run\.dir: Interpolation key 'nothing' not found"),

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from jepa.data.json_lines import located, parse
+from jepa.data.json_lines import check_text, located, parse, parse_any
 from jepa.data.media import Media, read_clip
 from jepa.errors import InputError, check_int, check_positive
 
@@ -204,6 +204,7 @@ def _header(path: Path) -> tuple[str, ClipReader]:
             raise InputError(f"format must be {FORMAT!r}, got {header.get('format')!r}")
         if missing := {"fingerprint", "frames", "size", "fps"} - header.keys():
             raise InputError(f"must have {', '.join(sorted(missing))}, got {', '.join(header)}")
+        check_text("fingerprint", header["fingerprint"])
         return header["fingerprint"], ClipReader(header["frames"], header["size"], header["fps"])
 
 
@@ -219,10 +220,12 @@ def _keys(file: Path) -> list[str]:
     """The keys of a file's rows."""
     try:
         with safe_open(file, framework="pt") as opened:
-            keys: list[str] = json.loads((opened.metadata() or {})["keys"])
-            rows = opened.get_slice("states").get_shape()[0]
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+            keys = parse_any((opened.metadata() or {})["keys"].encode())
+            shape = opened.get_slice("states").get_shape()
+    except (SafetensorError, OSError, KeyError, InputError) as error:
         raise InputError(f"{file}: not a whole file of states: {error}") from None
-    if len(keys) != rows:
-        raise InputError(f"{file}: must have a key for each of {rows} states, got {len(keys)}")
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise InputError(f"{file}: keys must be a list of texts, got {str(keys)[:80]}")
+    if len(shape) != 3 or len(keys) != shape[0]:
+        raise InputError(f"{file}: states must be (rows, N, D) with a key for each, got {shape}, {len(keys)} keys")
     return keys

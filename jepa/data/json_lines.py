@@ -40,6 +40,14 @@ def write_lines(path: Path, rows: Iterable[JsonObject]) -> None:
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
+def read_json(path: Path, what: str) -> Any:
+    """The value of a JSON file, which is called `what`: see `parse_any`. Raises `InputError` naming the file."""
+    if not path.is_file():
+        raise InputError(f"{what} not found: {path}")
+    with located(str(path)):
+        return parse_any(path.read_bytes())
+
+
 def parse(text: bytes) -> JsonObject:
     """A JSON object."""
     value = parse_any(text)

@@ -237,6 +237,8 @@ def _open(file: BinaryIO, mode: Literal["r|", "r:"]) -> tarfile.TarFile:
 def _members(tar: tarfile.TarFile, media: bool) -> Iterator[tuple[str, bytes]]:
     for info in tar:
         name = posixpath.normpath(info.name)
+        if info.issparse():  # of any size, whatever the size of the shard
+            raise tarfile.ReadError(f"must hold whole files, got a sparse one: {name}")
         file = tar.extractfile(info) if info.isreg() and not posixpath.basename(name).startswith(".") else None
         if file is not None:
             yield name, file.read() if media or name.endswith(".json") else b""

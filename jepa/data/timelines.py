@@ -24,7 +24,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jepa.data.json_lines import JsonObject, located, parse_any, read_lines
+from jepa.data.json_lines import JsonObject, read_json, read_lines
 from jepa.data.records import Event, StreamRecord
 from jepa.errors import InputError, Problems, check_int, check_nonnegative, check_positive
 
@@ -223,9 +223,7 @@ def _read(path: Path) -> bytes:
 
 
 def _read_json(path: Path) -> _Json:
-    text = _read(path)
-    with located(str(path)):
-        return _Json(parse_any(text), f"{path}: $")
+    return _Json(read_json(path, "annotations"), f"{path}: $")
 
 
 def _ego_exo4d(entry: tuple[str, _Json], reading: _Reading) -> Iterator[_Stream]:

@@ -21,6 +21,7 @@ from jepa.errors import InputError, needs_extra
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
 JUMP = 4.0  # seconds; frames closer than this are reached by decoding on, others by seeking
+_RATIO, _PIXELS = 100, 1 << 27  # of a frame: its longer side over its shorter one, and all, at most
 HOLD = 1.0  # seconds that the last frame may be shown beyond its own; a file that ends earlier is truncated
 # No file opens another: playlists, patterns of names and URLs are no videos.
 _OPENING = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,h264,hevc,m4v"}
@@ -61,6 +62,7 @@ class VideoFile:
         self._stream = track
         if self.threads:
             track.thread_type = "AUTO"
+        track.codec_context.options = {"max_pixels": str(_PIXELS)}
         # AVI has times in the order of decoding alone: the n-th frame that is shown takes the n-th of them.
         self._ranked = self._container.format.name == "avi"
         self._seekable = not (self._ranked and track.codec_context.has_b_frames)
@@ -125,6 +127,10 @@ class VideoFile:
                     frame.pts = heappop(times) if times else None
                 if frame.is_corrupt and not self.live:
                     raise self._broken("the frame is corrupt")
+                if max(frame.width, frame.height) > _RATIO * min(frame.width, frame.height):  # scaled, it would be vast
+                    raise self._broken(
+                        f"sides must differ by {_RATIO} times at most, got {frame.width} x {frame.height}"
+                    )
                 timed = frame.time is not None  # those before the first one with a time are before the start
                 if frame.time is not None and not frame.is_corrupt:
                     self._reached = frame.time

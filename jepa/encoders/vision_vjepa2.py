@@ -84,5 +84,5 @@ class _Encoder(VJEPA2PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_config(cls, config: VJEPA2Config, **arguments: Any) -> _Encoder:
-        return cls._from_config(config, **arguments)
+    def from_config(cls, config: VJEPA2Config, dtype: Any, **_: object) -> _Encoder:
+        return cls._from_config(config, dtype=dtype)

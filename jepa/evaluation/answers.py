@@ -27,7 +27,7 @@ from jepa.data.packing import IGNORE, PackedBatch, pack, target_numbers
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
 from jepa.evaluation.generation import longest_answer, progress, with_drafts
-from jepa.evaluation.provenance import device_of, evaluated, kept_in, trained_stages
+from jepa.evaluation.provenance import device_of, evaluated, kept_in
 from jepa.evaluation.tasks import score_line
 from jepa.kept import Kept, KeptInMemory
 from jepa.metrics.answers import METRICS, multiple_choice, proportion_interval, score, scorer_for
@@ -182,7 +182,7 @@ def load_language_model(folder: Path, device: str) -> LLMJEPA:
 
 def _training(folder: Path) -> LanguageTraining:
     """The training of the language model, all of its stages together; the curve is of the last."""
-    language = [stage for stage in trained_stages(folder) if stage["name"] == "llm_jepa"]
+    language = [stage for stage in checkpoint.read_stages(folder) if stage["name"] == "llm_jepa"]
     if not language:
         raise InputError(f"{folder} must have been trained in a stage llm_jepa, got none")
     last = language[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -76,14 +75,6 @@ def kept_in(output: Path, folder: Path, kinds: Sequence[type], lasting: bool = F
     """What an evaluation of the checkpoint `folder` into `output` has computed, with these libraries."""
     made_by = {"libraries": library_versions(), "weights": folder / "model.safetensors"}
     return Kept(output, {**made_by, **depends_on}, kinds, lasting)
-
-
-def trained_stages(folder: Path) -> list[Node]:
-    """The record of training beside the weights of a checkpoint: one of each stage."""
-    path = folder / "training.json"
-    if not path.is_file():
-        raise InputError(f"training record not found: {path}")
-    return list(json.loads(path.read_text(encoding="utf-8"))["stages"])
 
 
 def library_versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from jepa.checkpoint import read_tensors
+from jepa.data.json_lines import read_json
 from jepa.data.records import Event, StreamRecord, read_records, write_records
 from jepa.data.video import VideoStream
 from jepa.data.world import CAPTION_QUERIES, Stream
@@ -175,11 +176,11 @@ def load_streams(folder: Path) -> list[EncodedStream]:
     records = read_records(folder / "records.jsonl")
     path, encoded = folder / "latents.safetensors", folder / "encoding.json"
     tensors = read_tensors(path, load_file)
+    encoding = read_json(encoded, "encoding of streams")
     try:
-        encoding = json.loads(encoded.read_text(encoding="utf-8"))
         ledgers = [OperationLedger.from_dict(ledger) for ledger in encoding["ledgers"]]
         hop, length = int(encoding["hop"]), int(encoding["length"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{encoded} cannot be read: {error!r}") from None
     if len(ledgers) != len(records):
         raise InputError(f"{encoded}: ledgers must be one for each of {len(records)} streams, got {len(ledgers)}")

@@ -19,7 +19,7 @@ from jepa.data.timelines import excerpt, read_timeline, video_of
 from jepa.data.video import VideoFile, VideoStream, find_videos
 from jepa.data.world import Stream, World
 from jepa.errors import InputError
-from jepa.evaluation.provenance import device_of, evaluated, kept_in, trained_stages
+from jepa.evaluation.provenance import device_of, evaluated, kept_in
 from jepa.evaluation.streams import KINDS, SPLITS, EncodedStream, check_length, encode_stream, save_streams, thumbnails
 from jepa.evaluation.tasks import score_lines, score_tasks
 from jepa.kept import Kept
@@ -177,7 +177,7 @@ def _save_streams(
 
 def training_record(folder: Path) -> Training:
     """What training left beside the weights: steps, seconds and operations of the stages, the first stage's curve."""
-    stages = trained_stages(folder)
+    stages = checkpoint.read_stages(folder)
     return Training(
         **{key: sum(stage[key] for stage in stages) for key in ("steps", "samples", "seconds")},
         stages=tuple(Stage.model_validate({key: stage.get(key) for key in Stage.model_fields}) for stage in stages),

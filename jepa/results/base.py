@@ -122,7 +122,7 @@ def read_document(path: str | Path, *kinds: type[Document]) -> Any:
     plain = _read_json(path)
     by_kind = {kind.model_fields["kind"].default: kind for kind in kinds}
     found = plain.get("kind") if isinstance(plain, dict) else None
-    if found not in by_kind:
+    if not isinstance(found, str) or found not in by_kind:
         raise InputError(f"results file {path}: kind must be one of {', '.join(by_kind)}, got {found!r}")
     try:
         return by_kind[found].model_validate(plain)

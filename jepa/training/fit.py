@@ -78,7 +78,7 @@ def load_checkpoint(folder: str, kind: type[M]) -> tuple[M, list[StageRecord]]:
     model = checkpoint.load(folder)
     if not isinstance(model, kind):
         raise InputError(f"checkpoint must be of a {kind.__name__}, got {type(model).__name__}: {folder}")
-    return model, json.loads((Path(folder) / "training.json").read_text(encoding="utf-8"))["stages"]
+    return model, checkpoint.read_stages(Path(folder))
 
 
 def run_stages(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import signal
 import threading
@@ -120,8 +119,10 @@ def read_state(path: Path) -> State:
         if broken is not None:
             raise InputError(f"{path}: not as it was written: {broken}")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, OSError, RuntimeError, EOFError) as error:
-        raise InputError(f"{path}: not a whole state: {str(error).splitlines()[0]}") from None
+    except InputError:
+        raise
+    except Exception as error:  # torch raises whatever its reader of pickles stumbles over
+        raise InputError(f"{path}: not a whole state: {(str(error) or repr(error)).splitlines()[0]}") from None
     if not isinstance(state, dict) or _PARTS - state.keys():
         raise InputError(f"{path}: not a state of a stage")
     return state

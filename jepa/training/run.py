@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -74,7 +73,7 @@ def train(config: TrainConfig | LanguageTrainConfig, output: Path) -> Path:
 
 def last_value(output: Path, key: str) -> float:
     """The last value that a training logged under a key. Raises `InputError` if there is none."""
-    stages = json.loads((output / "checkpoint" / "training.json").read_text(encoding="utf-8"))["stages"]
+    stages = checkpoint.read_stages(output / "checkpoint")
     values = [row[key] for stage in stages for row in stage["curve"] if key in row]
     if not values:
         found = sorted({name for stage in stages for row in stage["curve"] for name in row} - {"step"})

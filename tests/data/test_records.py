@@ -9,7 +9,9 @@ import pytest
 from jepa.data.records import Event, StreamRecord, read_records, write_records
 from jepa.errors import InputError
 
-RECORD = StreamRecord("kitchen-1", 12.5, (Event(0.0, 3.25, "a man cuts «onions»"), Event(3.25, 12.5, "he fries them", ("he cooks",))))
+RECORD = StreamRecord(
+    "kitchen-1", 12.5, (Event(0.0, 3.25, "a man cuts «onions»"), Event(3.25, 12.5, "he fries them", ("he cooks",)))
+)
 
 
 def test_round_trip(tmp_path):

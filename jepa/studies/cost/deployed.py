@@ -109,7 +109,7 @@ def _configured(file: Path) -> Dimensions:
 
     try:
         stated = json.loads(file.read_text(encoding="utf-8"))
-        config = AutoConfig.from_pretrained(file)
+        config = AutoConfig.from_pretrained(file, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{file}: must be a configuration that transformers reads, got an error: {error}") from error
     stated, keys = (stated["text_config"], _STATED) if "text_config" in stated else (stated, _STATED + _STATED_ALONE)
