@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import transformers
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from jepa.data.tokenizer import pad_rows
 from jepa.errors import InputError, check_int
@@ -21,7 +21,7 @@ class PretrainedTokenizer:
     """
 
     def __init__(self, name: str, max_length: int | None = None) -> None:
-        self.hf: PreTrainedTokenizerBase = load_tokenizer(name)
+        self.hf: transformers.PreTrainedTokenizerBase = load_tokenizer(name)
         if max_length is not None:
             self.hf.model_max_length = check_int("max_length", max_length, 1)  # saved with the tokenizer
 
@@ -75,10 +75,10 @@ class PretrainedTokenizer:
         return pad_rows(rows, self.pad_id)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
     """The Hugging Face tokenizer of a pretrained name, see `jepa.pretrained.source`."""
     path, file = located(name)
     try:
-        return AutoTokenizer.from_pretrained(path, **file)
+        return transformers.AutoTokenizer.from_pretrained(path, **file)
     except (OSError, ValueError) as error:
         raise InputError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
