@@ -386,6 +386,8 @@ class Session:
 
     def _tell(self, news: SourceNews) -> None:
         """From the thread of the source."""
+        if news.message and news.attempt <= 1:
+            _LOG.warning("session %s: %s", self.id, news.message)
         self.log.add("source", asdict(news))
         with self.lock:
             if news.status == "ended":
