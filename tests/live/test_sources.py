@@ -278,8 +278,8 @@ from gi.repository import GLib, Gst, GstRtspServer
 Gst.init(None)
 server, factory = GstRtspServer.RTSPServer(), GstRtspServer.RTSPMediaFactory()
 server.set_service(sys.argv[1])
-picture = f"video/x-raw,width={sys.argv[2]},height=48,framerate=15/1"
-factory.set_launch(f"( videotestsrc is-live=true ! {picture} ! x264enc tune=zerolatency key-int-max=15 ! rtph264pay name=pay0 )")
+picture = f"videotestsrc is-live=true ! video/x-raw,width={sys.argv[2]},height=48,framerate=15/1"
+factory.set_launch(f"( {picture} ! x264enc tune=zerolatency key-int-max=15 ! rtph264pay name=pay0 )")
 server.get_mount_points().add_factory("/x", factory)
 server.attach(None)
 print(server.get_bound_port(), flush=True)
@@ -288,31 +288,28 @@ GLib.MainLoop().run()
 
 
 @contextmanager
-def rtsp_server(port: str, width: int) -> Iterator[subprocess.Popen[str]]:
+def rtsp_server(port: str, width: int) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     python = shutil.which("python3", path="/usr/bin") or sys.executable
     command = [python, "-c", RTSP, port, str(width)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    if server.poll() is not None or not server.stdout or not (bound := server.stdout.readline().strip()):
-        server.wait()
-        pytest.skip("no RTSP server: install gir1.2-gst-rtsp-server-1.0, python3-gi and gstreamer1.0-plugins-ugly")
-    server.port = bound  # type: ignore[attr-defined]
-    try:
-        yield server
-    finally:
-        server.kill()
-        server.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            if not server.stdout or not (bound := server.stdout.readline().strip()):
+                pytest.skip("no RTSP server: gir1.2-gst-rtsp-server-1.0, python3-gi and gstreamer1.0-plugins-ugly")
+            yield bound, server
+        finally:
+            server.kill()
 
 
 def test_an_rtsp_server_that_dies_comes_back_with_other_pictures():
-    with rtsp_server("0", 64) as first:
-        source = parse_source(f"rtsp://me:secret@127.0.0.1:{first.port}/x", World(size=SIZE))
+    with rtsp_server("0", 64) as (port, first):
+        source = parse_source(f"rtsp://me:secret@127.0.0.1:{port}/x", World(size=SIZE))
         with told_until(source, 2) as (news, mailbox, lost):
             wait(lambda: mailbox.newest[0])
             assert mailbox.newest[1].width == 64
             first.kill()
             assert lost.wait(30)
             seen = mailbox.newest[0]
-            with rtsp_server(first.port, 96):
+            with rtsp_server(port, 96):
                 wait(lambda: mailbox.newest[0] > seen)
     assert mailbox.newest[1].width == 96
     assert [each.status for each in news[:2]] == ["connected", "lost"]
