@@ -14,14 +14,6 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 from transformers.utils import logging
 
 from jepa.errors import InputError, install
@@ -65,11 +57,11 @@ def located(name: str) -> tuple[str, dict[str, str]]:
     return str(Path(path).parent), {"gguf_file": Path(path).name}
 
 
-def read_config(name: str) -> PretrainedConfig:
+def read_config(name: str) -> transformers.PretrainedConfig:
     """The configuration of a pretrained name; of its text model where it has several (Gemma 3)."""
     path, file = located(name)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, **file)
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False, **file)
         text = config.get_text_config()
     except (OSError, ValueError) as error:
         raise InputError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
@@ -79,34 +71,34 @@ def read_config(name: str) -> PretrainedConfig:
     return text
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer that a pretrained name came with."""
     path, file = located(name)
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **file)
+        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False, **file)
     except (OSError, ValueError) as error:
         raise InputError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
-def make_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
+def make_config(architecture: Mapping[str, Any]) -> transformers.PretrainedConfig:
     """The configuration of `architecture`: `model_type`, and whatever else differs from its defaults."""
     arguments = dict(architecture)
     kind = arguments.pop("model_type", None)
     if not isinstance(kind, str):
         raise InputError(f"architecture.model_type must name a model of transformers, got {kind!r}")
     try:
-        return AutoConfig.for_model(kind, **arguments)
+        return transformers.AutoConfig.for_model(kind, **arguments)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise InputError(f"architecture {kind!r} cannot be built: {' '.join(str(error).split())}") from error
 
 
-def as_architecture(config: PretrainedConfig) -> dict[str, object]:
+def as_architecture(config: transformers.PretrainedConfig) -> dict[str, object]:
     """What `make_config` makes the same configuration of: plain data."""
     plain = config.to_diff_dict()
     return {k: v for k, v in plain.items() if k not in ("transformers_version", "_name_or_path", "use_cache", "dtype")}
 
 
-def given(pretrained: str | None, architecture: Mapping[str, Any] | None) -> PretrainedConfig:
+def given(pretrained: str | None, architecture: Mapping[str, Any] | None) -> transformers.PretrainedConfig:
     """The configuration of whichever is given; raises `InputError` unless one is."""
     if pretrained is not None and architecture is None:
         return read_config(pretrained)
@@ -118,10 +110,10 @@ def given(pretrained: str | None, architecture: Mapping[str, Any] | None) -> Pre
 def load(
     auto: Any,
     name: str | None,
-    config: PretrainedConfig | None,
+    config: transformers.PretrainedConfig | None,
     renamed: Mapping[str, str] | None = None,
     optional: Sequence[str] = (),
-) -> PreTrainedModel:
+) -> transformers.PreTrainedModel:
     """A model in float32 with the weights of a pretrained name (see `source`), random where `name` is None.
 
     `auto` is `AutoModel` or a class like it; `config` may be None with a `name`. Only tensors that the model has are
@@ -130,7 +122,7 @@ def load(
     Raises:
         InputError: no weights, or a broken file of them, or tensors are missing or of another shape; they are listed.
     """
-    if auto is AutoModelForCausalLM:
+    if auto is transformers.AutoModelForCausalLM:
         renamed = {**_TEXT_PART, **(renamed or {})}
         if config is not None and config.model_type == "mistral4":  # which the class does not know
             auto.register(type(config), transformers.Mistral4ForCausalLM, exist_ok=True)
@@ -171,13 +163,13 @@ def load(
     return model
 
 
-def recompute_activations(model: PreTrainedModel) -> None:
+def recompute_activations(model: transformers.PreTrainedModel) -> None:
     """Gradient checkpointing: activations are computed again in the backward pass."""
     switch = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5.2x
     (switch or model.gradient_checkpointing_enable)()
 
 
-def extend(model: PreTrainedModel, cache: Any, **inputs: Any) -> tuple[Any, Any]:
+def extend(model: transformers.PreTrainedModel, cache: Any, **inputs: Any) -> tuple[Any, Any]:
     """The output of a pass that goes on from a key/value cache, or begins one with None; and the new cache.
 
     Since transformers 5.24 the argument and the output are called `cache`, before that `past_key_values`.

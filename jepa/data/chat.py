@@ -13,8 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import transformers
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from jepa.data.pairs import Example
 from jepa.data.tokenizer import pad_rows, train_bpe
@@ -65,7 +65,7 @@ class ChatTokenizer:
     '<|user|>a digit<|end|><|assistant|>[0-9]<|end|>'
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
         self.hf = tokenizer
         if tokenizer.eos_token is None:
             raise InputError("a tokenizer must have an end-of-text token (eos_token), got none")
@@ -80,7 +80,7 @@ class ChatTokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int) -> ChatTokenizer:
         """The built-in tokenizer: byte-level BPE merges of `texts`, see `train_bpe`."""
         bpe = train_bpe(texts, vocab_size, [PAD, END, *_ROLES])
-        tokenizer = PreTrainedTokenizerFast(
+        tokenizer = transformers.PreTrainedTokenizerFast(
             tokenizer_object=bpe, pad_token=PAD, eos_token=END, extra_special_tokens=list(_ROLES)
         )
         tokenizer.chat_template = _TEMPLATE

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import transformers
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from jepa.data.tokenizer import pad_rows
 from jepa.errors import InputError, check_int
@@ -21,7 +21,7 @@ class PretrainedTokenizer:
     """
 
     def __init__(self, name: str, max_length: int | None = None) -> None:
-        self.hf: PreTrainedTokenizerBase = load_tokenizer(name)
+        self.hf: transformers.PreTrainedTokenizerBase = load_tokenizer(name)
         if max_length is not None:
             self.hf.model_max_length = check_int("max_length", max_length, 1)  # saved with the tokenizer
 

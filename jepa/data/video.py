@@ -78,6 +78,11 @@ class VideoFile:
             raise self._broken(error) from None
 
     @property
+    def timed(self) -> bool:
+        """Whether its times are its own; a stream of JPEGs has none, and its frames are counted at a made-up rate."""
+        return self._container.format.name not in ("mpjpeg", "mjpeg")
+
+    @property
     def first(self) -> float:
         """The timestamp of the first frame in seconds, as the file states it."""
         return float((self._stream.start_time or 0) * (self._stream.time_base or 0))
@@ -163,6 +168,10 @@ class VideoFile:
         return found
 
     def _broken(self, error: object) -> InputError:
+        if self.live:  # without the file name of FFmpeg's error, a URL perhaps with a password
+            late = isinstance(error, av.error.ExitError | TimeoutError)
+            reason = "nothing came in time" if late else getattr(error, "strerror", None) or error
+            return InputError(f"{self.name}: cannot be read: {reason}")
         return InputError(f"{self.name}: cannot be decoded beyond {self._reached:.2f} s: {error}")
 
 

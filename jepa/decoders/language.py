@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from jepa.decoders.prefix import until_end
 from jepa.errors import InputError
@@ -47,7 +47,7 @@ class LanguageDecoder(nn.Module):
         super().__init__()
         config = given(pretrained, architecture)
         config.use_cache = False  # generation asks for its cache itself
-        self.lm: Any = load(AutoModelForCausalLM, pretrained, config)
+        self.lm: Any = load(transformers.AutoModelForCausalLM, pretrained, config)
         self.prefix, self.max_length, self.gradient_checkpointing = prefix, max_length, gradient_checkpointing
         self.project = nn.Linear(embedding_dim, prefix * config.hidden_size)
         if gradient_checkpointing:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache
 
 from jepa.errors import InputError
 from jepa.pretrained import as_architecture, extend, given, load, read_config, recompute_activations
@@ -55,7 +55,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
         self.adapters: Any = None  # PEFT's, of the same `lm`
-        self.lm: Any = load(AutoModelForCausalLM, pretrained, given(pretrained, architecture))
+        self.lm: Any = load(transformers.AutoModelForCausalLM, pretrained, given(pretrained, architecture))
         self.lm.config.use_cache = False  # generation asks for its cache itself
         head, table = self.lm.get_output_embeddings(), self.lm.get_input_embeddings()
         self.lm.config.tie_word_embeddings = getattr(head, "weight", None) is table.weight  # whatever it said
@@ -185,7 +185,7 @@ class LanguageModel(nn.Module):
         see |= order[-new:, None] == order  # a row without anything to see has no softmax
         near = self._near(see, positions[:, -new:], positions)
         if cache is None:
-            cache = DynamicCache()  # of all tokens: windows are the masks' affair
+            cache = transformers.DynamicCache()  # of all tokens: windows are the masks' affair
         elif near is not see:
             oldest = int(near.any(1).any(0).long().argmax())  # no later token sees one before it
             near = near[:, :, oldest:]

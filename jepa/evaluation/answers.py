@@ -31,7 +31,8 @@ from jepa.evaluation.provenance import device_of, evaluated, kept_in
 from jepa.evaluation.tasks import score_line
 from jepa.kept import Kept, KeptInMemory
 from jepa.metrics.answers import METRICS, multiple_choice, proportion_interval, score, scorer_for
-from jepa.metrics.latents import LatentGeometry, collapse_message, paraphrase, recall_at_false_fraction, ridge_r2
+from jepa.metrics.geometry import LatentGeometry
+from jepa.metrics.latents import collapse_message, paraphrase, recall_at_false_fraction, ridge_r2
 from jepa.metrics.per_token import answer_costs, choice_costs
 from jepa.models.costs import pass_flops
 from jepa.models.drafts import Continuation, Verified

@@ -5,19 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from jepa.data.world import World
 from jepa.errors import InputError
 from jepa.live.session import Changes, Session, Setup
 from jepa.live.sources import Source, parse_source
+from jepa.selective import decode_together
 
 
 class Engine:
     """Runs sessions in a thread of its own, from `start` to `stop`; or `work` runs one pass in the caller's.
 
-    A pass takes the frames that wait of every session, encodes the slots that are new and predicts the steps that are
-    due, in a batch each over all sessions, and then lets each session decide and decode.
+    A pass takes the frames that wait of every session, encodes the slots that are new, predicts the steps that are due,
+    lets each session decide, and decodes what they closed: each in one batch over all sessions.
 
     Args:
         setup: what sessions share.
@@ -80,8 +80,9 @@ class Engine:
             (due[place], states, times) for place, states, times in model.encode_windows([each.windows for each in due])
         ]
         latents = model.predict_together([(states, each.query, each.ledger) for each, states, _ in found])
-        for (session, states, times), rows in zip(found, latents, strict=True):
-            session.guarded(partial(session.advance, states, rows, times))
+        decode_together(
+            [session.advance(states, rows, at) for (session, states, at), rows in zip(found, latents, strict=True)]
+        )
         return waited
 
     def drain(self, until: Callable[[], bool], seconds: float = 60.0) -> None:

@@ -276,6 +276,7 @@ class Server:
                 async for events in told:
                     for id, kind, data in events:
                         await websocket.send_json({"id": id, "event": kind, "data": data})
+                        await asyncio.sleep(0)  # in which a connection that broke is seen
             await websocket.close()
 
         sending = asyncio.create_task(send())

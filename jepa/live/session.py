@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ from jepa.selective import (
     StandingText,
     Trigger,
     TriggerCalibration,
+    Waiting,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -286,11 +287,14 @@ class Session:
         try:
             return bool(work())
         except Exception as error:
-            _LOG.exception("session %s", self.id)
-            with self.lock:
-                self._stepped = False
-                self._end(f"failed: {error}")
+            self._fail(error)
             return False
+
+    def _fail(self, error: Exception) -> None:
+        _LOG.exception("session %s", self.id)
+        with self.lock:
+            self._stepped = False
+            self._end(f"failed: {error}")
 
     def take(self) -> bool:
         """Frames that wait go into windows; whether steps are due."""
@@ -312,23 +316,27 @@ class Session:
             self.windows.push(run.frames)
         return bool(self.windows.due)
 
-    def advance(self, states: Tensor, latents: np.ndarray, times: np.ndarray) -> None:
-        """Steps that were computed: states (T, N, D), latents (T, E) at `times` (T,)."""
-        means, calls = mean_states(states), self.ledger.encoder.calls
-        with self.lock:
-            if self.status == "ended":
-                return
-            changes = self._steps.changes[: len(times)]
-            del self._steps.changes[: len(times)]
-            for row, (latent, at) in enumerate(zip(latents, times.tolist(), strict=True)):
-                new, self._encoder_calls = calls - self._encoder_calls, calls
-                self.kept.append(KeptStep(at, latent, means[row], changes[row], new))
-                self._step(latent, at)
-            if time.monotonic() - self._counted_at >= _COUNTERS_EVERY:
-                self._count()
+    def advance(self, states: Tensor, latents: np.ndarray, times: np.ndarray) -> Generator[Waiting, None, None]:
+        """Steps that were computed: states (T, N, D), latents (T, E) at `times` (T,); work for `decode_together`."""
+        try:
+            means, calls = mean_states(states), self.ledger.encoder.calls
+            with self.lock:
+                if self.status == "ended":
+                    return
+                changes = self._steps.changes[: len(times)]
+                del self._steps.changes[: len(times)]
+                for row, (latent, at) in enumerate(zip(latents, times.tolist(), strict=True)):
+                    new, self._encoder_calls = calls - self._encoder_calls, calls
+                    self.kept.append(KeptStep(at, latent, means[row], changes[row], new))
+                    yield from self._step(latent, at)
+                if time.monotonic() - self._counted_at >= _COUNTERS_EVERY:
+                    self._count()
+        except Exception as error:
+            self._fail(error)
 
-    def _step(self, latent: np.ndarray, at: float) -> None:
-        emitted, self._stepped = self._selective.step(latent, at), True
+    def _step(self, latent: np.ndarray, at: float) -> Generator[Waiting, None, None]:
+        self._stepped = True
+        emitted = yield from self._selective.stepping(latent, at)
         rates, steps = (self._setup.step_rate_hz, self._uniform_rate), self.ledger.step_count
         uniform = uniform_decodes(steps, *rates) > uniform_decodes(steps - 1, *rates)
         signal = self._selective.policy.signal if isinstance(self._selective.policy, CausalPolicy) else None
@@ -378,6 +386,8 @@ class Session:
 
     def _tell(self, news: SourceNews) -> None:
         """From the thread of the source."""
+        if news.message and news.attempt <= 1:
+            _LOG.warning("session %s: %s", self.id, news.message)
         self.log.add("source", asdict(news))
         with self.lock:
             if news.status == "ended":

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -36,7 +37,7 @@ Shots = Iterator[tuple[float, Any]]  # seconds on the source's clock, and the pi
 KINDS = ("world", "webcam", "stdin:<width>x<height>@<fps>", "push", "<url>", "<file>")
 _PIECE = 120.0  # seconds of the endless world that are drawn at once
 _PROTOCOLS = "http,https,tcp,tls,crypto,udp,rtp,rtsp,rtmp,srt,hls"  # of a URL: what it refers to is no local file
-_TIMEOUT = 10.0  # seconds to open a URL, and to wait for data
+_TIMEOUT = 10.0  # seconds to open a URL, and to wait for data; FFmpeg tries twice
 _BACK_OFF = (0.5, 30.0)  # seconds before the first attempt to come back, and at most; each is twice the one before
 _PIXELS = 4096 * 4096  # of a pushed picture, at most
 
@@ -48,8 +49,9 @@ class Source:
     Args:
         name: as it is shown, without a password.
         open: gives the pictures from the beginning; None of one whose frames are pushed.
-        paced: its times do not pass by themselves, as of a file: somebody has to wait.
+        paced: its times do not pass by themselves, as of a file, or pass in jumps, as of HLS: somebody has to wait.
         returns: it is opened again after it broke off or ended.
+        there: it must be there at first; else it ends, even if it returns.
         events: what is known to happen in it, with times on its clock.
     """
 
@@ -57,6 +59,7 @@ class Source:
     open: Callable[[], Shots] | None = None
     paced: bool = False
     returns: bool = False
+    there: bool = False
     events: Callable[[], Sequence[Event]] = tuple
 
 
@@ -72,14 +75,15 @@ def parse_source(name: str, world: World) -> Source:
     if kind == "world" and (not rest or rest.isdecimal()):
         endless = EndlessWorld(world, int(rest or 0))
         return Source(name, endless.shots, paced=True, events=lambda: tuple(endless.events))
-    if kind == "webcam" and (not rest or rest.isdecimal()):
-        return Source(name, lambda: _camera(int(rest or 0)), returns=True)
+    if kind == "webcam" and (not rest or rest.isdecimal() or sys.platform == "win32"):
+        return Source(name, lambda: camera(rest or "0"), returns=True, there=True)
     if kind == "stdin":
         return Source(name, _raw_frames(rest))
     if "://" in name and kind != "file":
         options = {"protocol_whitelist": _PROTOCOLS} | ({"rtsp_transport": "tcp"} if kind == "rtsp" else {})
-        shown = re.sub(r"//[^/@]*@", "//", name)
-        return Source(shown, lambda: video_shots(shown, name, True, timeout=_TIMEOUT, options=options), returns=True)
+        shown, paced = re.sub(r"//[^/@]*@", "//", name), kind in ("http", "https")
+        opened = partial(video_shots, shown, name, True, timeout=_TIMEOUT, options=options)
+        return Source(shown, opened, paced, returns=True)
     path = Path(name.removeprefix("file:"))
     if not path.is_file():
         raise InputError(f"source must be {', '.join(KINDS)}, got {name!r}, which is no file")
@@ -102,15 +106,28 @@ def video_shots(name: str, source: Path | str, live: bool = False, **options: An
     """Pictures of a file, a URL or a device; see `VideoFile`."""
     with VideoFile(name, source, live, **options) as file:
         for frame in file.decode():
-            yield frame.time, frame
+            yield frame.time if file.timed else time.monotonic(), frame
 
 
-def _camera(number: int) -> Shots:
-    formats = {"linux": (f"/dev/video{number}", "v4l2"), "darwin": (f"{number}", "avfoundation")}
-    if sys.platform not in formats:
-        raise InputError(f"a webcam is read on Linux and macOS, got {sys.platform}")
-    device, form = formats[sys.platform]
-    return video_shots(f"webcam {number}", device, True, format=form)
+def camera(name: str) -> Shots:
+    """Pictures of a camera: its number, or on Windows its name."""
+    devices = {
+        "linux": (f"/dev/video{name}", "v4l2", {}, "v4l2-ctl --list-devices"),
+        "darwin": (
+            f"{name}:none",
+            "avfoundation",
+            {"framerate": "30"},
+            "ffmpeg -f avfoundation -list_devices true -i ''",
+        ),
+        "win32": (f"video={name}", "dshow", {}, "ffmpeg -f dshow -list_devices true -i dummy"),
+    }
+    if sys.platform not in devices:
+        raise InputError(f"a webcam is read on {', '.join(devices)}, got {sys.platform}")
+    device, form, options, listed = devices[sys.platform]
+    try:
+        yield from video_shots(f"webcam {device}", device, True, format=form, options=options)
+    except InputError as error:
+        raise InputError(f"{error}; `{listed}` lists the cameras of this machine") from None
 
 
 def _raw_frames(described: str, file: BinaryIO | None = None) -> Callable[[], Shots]:
@@ -365,13 +382,13 @@ class Feed:
             self._thread.join(seconds)
 
     def _run(self) -> None:
-        attempt, message = 0, ""
+        attempt, message, seen = 0, "", False
         while not self._stopped.is_set():
             connected = False
             try:
                 for at, shot in self._shots():
                     if not connected:
-                        connected, attempt = True, 0
+                        connected, seen, attempt = True, True, 0
                         self._tell(SourceNews("connected"))
                     self._mailbox.offer(at, shot, wait=self._fast)
                 message = "the source ended"
@@ -379,7 +396,7 @@ class Feed:
                 message = f"{error}" if isinstance(error, InputError) else f"{self._source.name}: {error!r}"
             if self._stopped.is_set():
                 return
-            if not self._source.returns:
+            if not self._source.returns or (self._source.there and not seen):
                 self._mailbox.finish()
                 return self._tell(SourceNews("ended", message))
             least, most = self._back_off
@@ -397,8 +414,9 @@ class Feed:
         with closing(self._source.open()) as shots:  # type: ignore[type-var]
             for at, shot in shots:
                 if self._source.paced and not self._fast:
-                    if start is None or not 0 <= at - before <= JUMP:
-                        start = time.monotonic() - at
+                    now = time.monotonic()
+                    if start is None or not 0 <= at - before <= JUMP or now > start + at + 1:  # a second late, or more
+                        start = now - at
                     self._stopped.wait(max(0.0, start + at - time.monotonic()))
                     before = at
                 if self._stopped.is_set():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from jepa.lazy import lazily
 from jepa.metrics.cider import DocumentFrequency, cider_d, document_frequency, tokenize
 from jepa.metrics.dense import DenseScores, dense_scores
-from jepa.metrics.latents import LatentGeometry, paired_cosine, rankme, unpaired_cosine
+from jepa.metrics.latents import paired_cosine, rankme, unpaired_cosine
 from jepa.metrics.paired import PairedTest, paired_test
 from jepa.metrics.regex import UndecidedError
 from jepa.metrics.retrieval import Ranks, retrieval_ranks, retrieval_scores
@@ -22,6 +25,9 @@ from jepa.metrics.savings import (
 from jepa.metrics.sql import Spider
 from jepa.metrics.stream import CaptionPairs, References, match_nearest, stream_scores
 
+if TYPE_CHECKING:
+    from jepa.metrics.geometry import LatentGeometry
+
 __all__ = [
     "CaptionPairs", "CurveDifference", "DenseScores", "DocumentFrequency", "Interval", "LatentGeometry", "PairedTest",
     "Ranks", "References", "Saving", "Spider", "SweepPoint", "UndecidedError", "area_between_curves", "bootstrap_mean",
@@ -29,3 +35,5 @@ __all__ = [
     "paired_test", "rankme", "resample", "retrieval_ranks", "retrieval_scores", "saving_at_equal_quality",
     "stream_scores", "tokenize", "unpaired_cosine",
 ]  # fmt: skip
+
+__getattr__ = lazily(__name__, {"LatentGeometry": "geometry"})

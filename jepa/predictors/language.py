@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig
 
 from jepa.errors import InputError
 from jepa.pretrained import as_architecture, given, load, recompute_activations
@@ -63,7 +63,7 @@ class LanguagePredictor(nn.Module):
             raise InputError(f"layers must be between 1 and the model's {config.num_hidden_layers}, got {layers}")
         numbers = {rf"layers\.{i}\.": f"skipped.{i}." for i in range(skipped)}
         numbers |= {rf"layers\.{skipped + i}\.": f"layers.{i}." for i in range(layers if skipped else 0)}
-        self.lm: Any = load(AutoModel, pretrained, _last_layers(config, layers), numbers)
+        self.lm: Any = load(transformers.AutoModel, pretrained, _last_layers(config, layers), numbers)
         if not hasattr(self.lm, "layers"):  # whatever they are called, the patterns have not found the last ones
             raise InputError(f"{type(self.lm).__name__} cannot be a predictor: it must have its blocks in `layers`")
         width = config.hidden_size
@@ -128,7 +128,7 @@ class LanguagePredictor(nn.Module):
             raise InputError(f"{refused}: its tokens see padding")
 
 
-def _last_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+def _last_layers(config: transformers.PretrainedConfig, layers: int) -> transformers.PretrainedConfig:
     """The configuration of the last layers alone, bidirectional, no window narrower than the longest text."""
     config = deepcopy(config)
     kinds = getattr(config, "layer_types", None)

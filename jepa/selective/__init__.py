@@ -10,7 +10,7 @@ from jepa.selective.calibration import (
     decode_segments,
     measured_error,
 )
-from jepa.selective.decoder import SelectiveDecoder
+from jepa.selective.decoder import SelectiveDecoder, Waiting, decode_together
 from jepa.selective.encoding import ColourChange, SelectiveEncoding, StepSelection, slots_needed
 from jepa.selective.policies import *  # noqa: F403
 from jepa.selective.standing import StandingText, Verifier, calibrate_standing
@@ -42,12 +42,14 @@ __all__ = [
     "Trigger",
     "TriggerCalibration",
     "Verifier",
+    "Waiting",
     "alarms",
     "calibrate_cache",
     "calibrate_standing",
     "calibrate_threshold",
     "calibrate_trigger",
     "decode_segments",
+    "decode_together",
     "measured_error",
     "slots_needed",
     "zero_alarm_hours",

@@ -9,22 +9,23 @@ import gc
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from jepa.errors import InputError, check_int, check_nonnegative
-from jepa.operations import OperationLedger
+from jepa.operations import OperationLedger, timed_together
 from jepa.selective.cache import CacheEntry, LatentCache
 from jepa.selective.policies.base import Policy
 from jepa.selective.types import Array, Decoder, Emission, Segment
 
 NORM_TOLERANCE = 1e-3
-_NO_LATENT = np.empty(0, dtype=np.float32)
+R = TypeVar("R")
 
 
 class SelectiveDecoder:
@@ -49,6 +50,9 @@ class SelectiveDecoder:
     `emitted_at`. Encoder, predictor and stream durations are counted by whoever runs them.
 
     If the decoder fails, its segments are lost: the policy has moved on, and the cache forgets them.
+
+    *Several live streams*, each with a selective decoder of its own, share the decoder's batches by `stepping` and
+    `decode_together`.
 
     Args:
         policy: which latents to decode. It must not be shared with another decoder, nor the cache.
@@ -122,6 +126,12 @@ class SelectiveDecoder:
         Raises:
             InputError: the latent or the time breaks a rule. Nothing has changed.
         """
+        return decode_together([self.stepping(latent, time, payload)])[0]
+
+    def stepping(
+        self, latent: Array | None, time: float, payload: object | None = None
+    ) -> Generator[Waiting, None, list[Emission]]:
+        """`step` as work for `decode_together`; no other call of this object before it is done."""
         given = None if latent is None else _array(latent, np.float32)[None]
         rows, seconds = self._checked(given, [time], self._width, self._steps, self._time)
         row, now = rows[0], float(seconds[0])
@@ -132,16 +142,17 @@ class SelectiveDecoder:
         self._steps += 1
         self._width, self._time = len(row) or self._width, now
         self.ledger.steps(1)
-        released = self._take(self.policy.step(row, now), now)
-        return self._emit(released + self._queue.expire(now))
+        released = yield from self._take(self.policy.step(row, now), now)
+        return (yield from self._emit(released + self._queue.expire(now)))
 
     def finish(self) -> list[Emission]:
         """End the live stream and return its last emissions; the next `step` begins a new one."""
         if self._steps == 0:
             raise InputError("stream is empty: finish() needs at least one step before it")
-        released = self._take(self.policy.finish(), self._time) + self._queue.flush(self._time)
+        [released] = decode_together([self._take(self.policy.finish(), self._time)])
+        released += self._queue.flush(self._time)
         self.start()
-        return self._emit(released)
+        return decode_together([self._emit(released)])[0]
 
     def run(
         self, latents: Array | None, times: Array | Sequence[float], payloads: Sequence[object] | None = None
@@ -190,7 +201,7 @@ class SelectiveDecoder:
                 self.ledger.steps(len(rows))
                 released.append(self._schedule(cut, seconds.tolist()))
         self.start()
-        emissions = iter(self._emit([item for stream in released for item in stream]))
+        emissions = iter(decode_together([self._emit([item for stream in released for item in stream])])[0])
         return [[next(emissions) for _ in stream] for stream in released]
 
     def _checked(
@@ -240,7 +251,7 @@ class SelectiveDecoder:
 
     def _schedule(self, cut: Sequence[tuple[Segment, int]], times: list[float]) -> list[_Released]:
         """What comes out of a recorded stream, given its segments and the steps at which they were cut."""
-        picks = self._pick([segment for segment, _ in cut])
+        [picks] = decode_together([self._pick([segment for segment, _ in cut])])
         if self.max_delay == 0:
             return [(pick, times[step]) for pick, (_, step) in zip(picks, cut, strict=True)]
         released: list[_Released] = []
@@ -252,61 +263,120 @@ class SelectiveDecoder:
         due = bisect_left(times, self._queue.deadline)
         return released + self._queue.flush(times[min(due, len(times) - 1)])
 
-    def _take(self, segments: Sequence[Segment], now: float) -> list[_Released]:
+    def _take(self, segments: Sequence[Segment], now: float) -> Generator[Waiting, None, list[_Released]]:
         if segments and self._payloads:
             segments = [replace(segment, payload=self._payloads.get(segment.last)) for segment in segments]
             last = segments[-1].last
             self._payloads = {step: payload for step, payload in self._payloads.items() if step > last}
-        return [released for pick in self._pick(segments) for released in self._queue.add(pick, now)]
+        picks = yield from self._pick(segments)
+        return [released for pick in picks for released in self._queue.add(pick, now)]
 
-    def _pick(self, segments: Sequence[Segment]) -> list[_Pick]:
+    def _pick(self, segments: Sequence[Segment]) -> Generator[Waiting, None, list[_Pick]]:
         """Ask the cache, if there is one, which segments it answers."""
         if self.cache is None:
             return [_Pick(segment, CacheEntry(), hit=False) for segment in segments]
         if not segments:
             return []
         if self.cache.reads_texts and len(segments) > 1:
-            return [pick for segment in segments for pick in self._pick([segment])]
+            alone = []
+            for segment in segments:
+                alone += yield from self._pick([segment])
+            return alone
         start, before = time.perf_counter(), self.cache.flops
         picks = [_Pick(segment, *self.cache.look_up(segment.latent, segment.payload)) for segment in segments]
         seconds, flops = time.perf_counter() - start, self.cache.flops - before
         self.ledger.count_cache(lookups=len(picks), hits=sum(p.hit for p in picks), seconds=seconds, flops=flops)
         if self.cache.reads_texts:
-            self._decode([pick for pick in picks if not pick.hit])
+            yield from self._decode([pick for pick in picks if not pick.hit])
         return picks
 
-    def _emit(self, released: Sequence[_Released]) -> list[Emission]:
+    def _emit(self, released: Sequence[_Released]) -> Generator[Waiting, None, list[Emission]]:
         """Decode what missed the cache, batch by batch, and count."""
         if not released:
             return []
-        self._decode([pick for pick, _ in released if pick.entry.decoded is None and not pick.hit])
+        yield from self._decode([pick for pick, _ in released if pick.entry.decoded is None and not pick.hit])
         with collection_paused():
             emissions = [pick.emission(moment + self.latent_delay) for pick, moment in released]
             for emission in emissions:
                 self.ledger.emission(emission.emitted_at - emission.start)
         return emissions
 
-    def _decode(self, picks: Sequence[_Pick]) -> None:
+    def _decode(self, picks: Sequence[_Pick]) -> Generator[Waiting, None, None]:
         try:
-            for batch in _batches(picks, self.batch_size):
-                latents = torch.from_numpy(np.stack([pick.segment.latent for pick in batch]))
-                payloads = [pick.segment.payload for pick in batch]
-                given = () if all(payload is None for payload in payloads) else (payloads,)
-                with self.ledger.timed("decoder"):
-                    results = self.decoder.decode(latents, *given)
-                if len(results) != len(batch):
-                    raise RuntimeError(
-                        f"the decoder must return {len(batch)} results, one a latent, got {len(results)}"
-                    )
-                for pick, decoded in zip(batch, results, strict=True):
-                    pick.entry.decoded = decoded
-                costs = ("forward_passes", "tokens", "flops", "weight_bytes", "cache_bytes")
-                counts = {name: sum(getattr(decoded, name) for decoded in results) for name in costs}
-                self.ledger.count("decoder", calls=len(batch), **counts)
+            if picks:
+                yield Waiting(self, picks)
         except BaseException:
             if self.cache is not None:
                 self.cache.discard(pick.entry for pick in picks if pick.entry.decoded is None)
             raise
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Segments of a stream that wait for their texts."""
+
+    selective: SelectiveDecoder
+    picks: Sequence[_Pick]
+
+
+def decode_together(works: Sequence[Generator[Waiting, None, R]]) -> list[R]:
+    """Do several works side by side and return their results: what all of them wait for is decoded in one batch.
+
+    Each ledger counts as if its stream were alone, but the wall time of a batch in full: see `timed_together`. If the
+    decoder fails, the error is raised in all works that wait; one that nobody catches there ends the others, too.
+
+    Args:
+        works: such as `SelectiveDecoder.stepping` of different streams, or a generator around several steps of one.
+
+    >>> from jepa.selective import Decoded, Uniform
+    >>> class Counting:
+    ...     def decode(self, latents, payloads=None):
+    ...         return [Decoded(f"one of {len(latents)}", tokens=3, forward_passes=3)] * len(latents)
+    >>> streams, decoder = np.eye(2, dtype=np.float32), Counting()
+    >>> works = [SelectiveDecoder(Uniform(1.0), decoder).stepping(latent, 0.0) for latent in streams]
+    >>> [emission.text for emissions in decode_together(works) for emission in emissions]
+    ['one of 2', 'one of 2']
+    """
+    results: dict[int, R] = {}
+    running, error = dict(enumerate(works)), None
+    try:
+        while running:
+            waiting: dict[int, Waiting] = {}
+            for number, work in running.items():
+                try:
+                    waiting[number] = next(work) if error is None else work.throw(error)
+                except StopIteration as done:
+                    results[number] = done.value
+            running, error = {number: running[number] for number in waiting}, None
+            try:
+                _write(list(waiting.values()))
+            except Exception as caught:
+                error = caught
+    finally:
+        for work in works:
+            work.close()
+    return [results[number] for number in range(len(works))]
+
+
+def _write(waiting: Sequence[Waiting]) -> None:
+    """The texts of all segments, in batches of one decoder and one width, and what they took."""
+    rows = [(each.selective, pick) for each in waiting for pick in each.picks]
+    for batch in _batches(rows):
+        latents = torch.from_numpy(np.stack([pick.segment.latent for _, pick in batch]))
+        payloads = [pick.segment.payload for _, pick in batch]
+        given = () if all(payload is None for payload in payloads) else (payloads,)
+        with timed_together("decoder", [selective.ledger for selective, _ in batch]):
+            results = batch[0][0].decoder.decode(latents, *given)
+        if len(results) != len(batch):
+            raise RuntimeError(f"the decoder must return {len(batch)} results, one a latent, got {len(results)}")
+        for (_, pick), decoded in zip(batch, results, strict=True):
+            pick.entry.decoded = decoded
+        costs = ("forward_passes", "tokens", "flops", "weight_bytes", "cache_bytes")
+        streams = groupby(zip(batch, results, strict=True), key=lambda pair: pair[0][0])
+        for selective, pairs in streams:
+            own = [decoded for _, decoded in pairs]
+            counts = {name: sum(getattr(decoded, name) for decoded in own) for name in costs}
+            selective.ledger.count("decoder", calls=len(own), **counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,10 +430,14 @@ class _Queue:
         return released
 
 
-def _batches(picks: Sequence[_Pick], size: int) -> Iterator[list[_Pick]]:
-    """Batches of at most `size` latents of one width."""
-    for _, alike in groupby(picks, key=lambda pick: len(pick.segment.latent)):
-        while batch := list(islice(alike, size)):
+def _batches(rows: Sequence[tuple[SelectiveDecoder, _Pick]]) -> Iterator[list[tuple[SelectiveDecoder, _Pick]]]:
+    """Batches of latents of one width for one decoder, each as large as its streams allow."""
+
+    def alike(row: tuple[SelectiveDecoder, _Pick]) -> tuple[int, int, int]:
+        return id(row[0].decoder), row[0].batch_size, len(row[1].segment.latent)
+
+    for (_, size, _), group in groupby(rows, key=alike):
+        while batch := list(islice(group, size)):
             yield batch
 
 

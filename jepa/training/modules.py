@@ -26,7 +26,8 @@ from jepa.build import build
 from jepa.data.clips import ClipBatch
 from jepa.errors import InputError
 from jepa.losses.cached import cached_loss
-from jepa.metrics.latents import LatentGeometry, collapse_message
+from jepa.metrics.geometry import LatentGeometry
+from jepa.metrics.latents import collapse_message
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.roles import Part, TextTokenizer, YDecoder
 from jepa.models.vl_jepa import VLJEPA

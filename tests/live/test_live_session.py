@@ -63,13 +63,15 @@ def alone(model, seconds, seed):
     return emissions + selective.finish(), ledger
 
 
-def test_sessions_that_share_a_model_decode_as_each_alone(engine, live_setup):
-    seconds = [12.0, 7.5, 9.0]
+def test_sessions_that_share_a_model_decode_as_each_alone(engine, live_setup, monkeypatch):
+    seconds, batches, decode = [12.0, 7.5, 9.0], list[int](), live_setup.model.decode
+    monkeypatch.setattr(live_setup.model, "decode", lambda latents: batches.append(len(latents)) or decode(latents))
     sessions = [
         engine.add(Source(f"s{seed}", lambda seed=seed, s=s: pictures(s, seed)), GATE, query=QUERY, fast=True)
         for seed, s in enumerate(seconds)
     ]
     engine.drain(ended(*sessions))
+    assert len(batches) < sum(batches) == sum(session.ledger.decoder.calls for session in sessions)
     for seed, (session, length) in enumerate(zip(sessions, seconds, strict=True)):
         expected, ledger = alone(live_setup.model, length, seed)
         assert [each.text for each in session.emissions] == [each.text for each in expected]
@@ -165,7 +167,7 @@ def test_a_trigger_fires_without_the_decoder_and_is_a_policy(engine, live_setup)
 
 def test_an_error_of_one_session_ends_it_alone(engine, monkeypatch, caplog):
     good, bad = (engine.add(Source(name, lambda: pictures(5.0)), GATE, query=QUERY, fast=True) for name in "ab")
-    monkeypatch.setattr(bad, "advance", lambda *_: 1 / 0)
+    monkeypatch.setattr(bad, "_step", lambda *_: 1 / 0)
     engine.drain(ended(good, bad))
     assert "division by zero" in bad.message
     assert good.message == "the source ended"

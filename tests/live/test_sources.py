@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from browser import wait
 from conftest import write_video
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +27,7 @@ from jepa.data.records import StreamRecord
 from jepa.data.video import VideoStream
 from jepa.data.world import World
 from jepa.errors import InputError
+from jepa.live import sources
 from jepa.live.sources import (
     EndlessWorld,
     Feed,
@@ -26,6 +35,7 @@ from jepa.live.sources import (
     Mailbox,
     Source,
     SourceNews,
+    camera,
     check_allowed,
     parse_source,
     pushed_picture,
@@ -192,30 +202,149 @@ def test_a_source_that_breaks_off_comes_back_later_each_time():
     assert news[3].message == "camera: went away"
 
 
-def test_a_url_that_ends_is_opened_again(video):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(video.parent)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    news, twice = list[SourceNews](), threading.Event()
+@contextmanager
+def told_until(source: Source, count: int) -> Iterator[tuple[list[SourceNews], Mailbox, threading.Event]]:
+    """What a source tells, from which on something is set once there is so much; it is stopped in the end."""
+    news, enough = list[SourceNews](), threading.Event()
 
     def tell(told: SourceNews) -> None:
         news.append(told)
-        if len(news) == 4:
-            twice.set()
+        if len(news) == count:
+            enough.set()
 
-    source = parse_source(f"http://me:secret@127.0.0.1:{server.server_port}/a.mp4", World(size=SIZE))
     mailbox = Mailbox(SIZE, FPS, 4)
     feed = Feed(source, mailbox, tell, back_off=(0.01, 0.01))
     try:
-        assert twice.wait(20)
+        yield news, mailbox, enough
     finally:
-        feed.stop(5)
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        feed.stop(10)
+        assert not feed.alive
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.m3u8"])
+def test_a_url_that_ends_is_opened_again(tmp_path, name):
+    hls = {"format": "hls", "options": {"hls_time": "1"}} if name == "a.m3u8" else {}
+    with av.open(str(tmp_path / name), "w", **hls) as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for value in range(60):
+            container.mux(stream.encode(shot(4 * value, 64, 48)))
+        container.mux(stream.encode(None))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    source = parse_source(f"http://me:secret@127.0.0.1:{server.server_port}/{name}", World(size=SIZE))
+    assert source.paced
+    with told_until(replace(source, paced=False), 4) as (news, mailbox, twice):
+        assert twice.wait(20)
+    missing = parse_source(f"http://me:secret@127.0.0.1:{server.server_port}/none", World(size=SIZE))
+    with told_until(missing, 1) as (lost, _, once):
+        assert once.wait(20)
+    server.shutdown()
+    thread.join()
+    server.server_close()
     assert [each.status for each in news[:4]] == ["connected", "lost", "connected", "lost"]
-    assert "secret" not in source.name
     assert mailbox.newest[0] == 2 * 60  # all pictures, twice
+    assert "Not Found" in lost[0].message
+    assert "secret" not in source.name + lost[0].message
+
+
+def test_pictures_that_come_in_bursts_are_shown_at_their_times(monkeypatch):
+    now, waits = [100.0], list[float]()
+
+    def bursts():
+        yield from ((7.0 + i / 2, i) for i in range(4))
+        now[0] += 9.5  # nothing came for long
+        yield from ((9.0 + i / 2, i) for i in range(2))
+        yield 3.0, 0  # the clock was set anew
+
+    def wait(seconds):
+        waits.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(sources, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    feed = Feed(Source("push", paced=True), Mailbox(SIZE, FPS, 4), print)
+    feed._source = Source("bursts", bursts, paced=True)
+    monkeypatch.setattr(feed._stopped, "wait", wait)
+    assert len(list(feed._shots())) == 7
+    assert waits == [0, 0.5, 0.5, 0.5, 0, 0.5, 0]
+
+
+RTSP = """
+import sys, gi
+gi.require_version("Gst", "1.0")
+gi.require_version("GstRtspServer", "1.0")
+from gi.repository import GLib, Gst, GstRtspServer
+Gst.init(None)
+server, factory = GstRtspServer.RTSPServer(), GstRtspServer.RTSPMediaFactory()
+server.set_service(sys.argv[1])
+picture = f"videotestsrc is-live=true ! video/x-raw,width={sys.argv[2]},height=48,framerate=15/1"
+factory.set_launch(f"( {picture} ! x264enc tune=zerolatency key-int-max=15 ! rtph264pay name=pay0 )")
+server.get_mount_points().add_factory("/x", factory)
+server.attach(None)
+print(server.get_bound_port(), flush=True)
+GLib.MainLoop().run()
+"""
+
+
+@contextmanager
+def rtsp_server(port: str, width: int) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    python = shutil.which("python3", path="/usr/bin") or sys.executable
+    command = [python, "-c", RTSP, port, str(width)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            if not server.stdout or not (bound := server.stdout.readline().strip()):
+                pytest.skip("no RTSP server: gir1.2-gst-rtsp-server-1.0, python3-gi and gstreamer1.0-plugins-ugly")
+            yield bound, server
+        finally:
+            server.kill()
+
+
+def test_an_rtsp_server_that_dies_comes_back_with_other_pictures():
+    with rtsp_server("0", 64) as (port, first):
+        source = parse_source(f"rtsp://me:secret@127.0.0.1:{port}/x", World(size=SIZE))
+        with told_until(source, 2) as (news, mailbox, lost):
+            wait(lambda: mailbox.newest[0])
+            assert mailbox.newest[1].width == 64
+            first.kill()
+            assert lost.wait(30)
+            seen = mailbox.newest[0]
+            with rtsp_server(port, 96):
+                wait(lambda: mailbox.newest[0] > seen)
+    assert mailbox.newest[1].width == 96
+    assert [each.status for each in news[:2]] == ["connected", "lost"]
+    assert "connected" in [each.status for each in news[2:]]
+    assert not any("secret" in each.message for each in news)
+
+
+@pytest.mark.parametrize(
+    ("platform", "name", "device", "form"),
+    [
+        ("linux", "1", "/dev/video1", "v4l2"),
+        ("darwin", "0", "0:none", "avfoundation"),
+        ("win32", "USB Camera", "video=USB Camera", "dshow"),
+    ],
+)
+def test_a_camera_that_is_missing_ends_with_its_device_and_where_cameras_are_listed(
+    monkeypatch, platform, name, device, form
+):
+    asked = []
+
+    def refuse(file, mode, **options):
+        asked.append((file, options["format"]))
+        raise FileNotFoundError(2, "No such file or directory", file)
+
+    monkeypatch.setattr(av, "open", refuse)
+    monkeypatch.setattr(sys, "platform", platform)
+    with told_until(parse_source(f"webcam:{name}", World(size=SIZE)), 1) as (news, _, ended):
+        assert ended.wait(10)
+    assert asked == [(device, form)]
+    assert news[0].status == "ended"
+    for part in (device, "No such file", "lists the cameras"):
+        assert part in news[0].message
+    monkeypatch.setattr(sys, "platform", "sunos5")
+    with pytest.raises(InputError, match="a webcam is read on linux, darwin, win32, got sunos5"):
+        next(camera("0"))
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -13,8 +13,8 @@ from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 from jepa.errors import InputError
+from jepa.metrics.geometry import LatentGeometry
 from jepa.metrics.latents import (
-    LatentGeometry,
     collapse_message,
     paired_cosine,
     paraphrase,

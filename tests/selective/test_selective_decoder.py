@@ -29,8 +29,10 @@ from jepa.selective import (
     PredictionError,
     SelectiveDecoder,
     SendOnDelta,
+    StandingText,
     Uniform,
     Ward,
+    decode_together,
 )
 
 POLICIES: dict[str, Callable[[], Policy]] = {
@@ -102,6 +104,36 @@ def test_step_equals_run(
     assert emissions == [other.run(*recorded) for recorded in streams]
     assert emissions == third.run_many(streams)
     assert counts(one.ledger) == counts(other.ledger) == counts(third.ledger)
+
+
+class Likes:
+    """Says that a text fits where both begin alike."""
+
+    def likelihood(self, latent: np.ndarray, text: str) -> tuple[float, int]:
+        return -float(latent[0] > 0 or text[0] > "7"), 10
+
+
+@given(seed=st.integers(0, 10**6), kinds=st.lists(st.none() | st.just(StandingText) | CACHES, min_size=1, max_size=4))
+@settings(max_examples=25)
+def test_streams_that_are_decoded_together_are_decoded_as_each_alone(seed: int, kinds: list[Any]) -> None:
+    def made(decoder: Digest) -> list[SelectiveDecoder]:
+        caches = [StandingText(0.5, Likes()) if kind is StandingText else new_cache(kind) for kind in kinds]
+        return [SelectiveDecoder(Gate(0.5), decoder, cache=cache) for cache in caches]
+
+    recorded, digest = [stream(seed + number, 30) for number in range(len(kinds))], Digest()
+    alone, together = made(Digest()), made(digest)
+    expected = [live(decoder, *each) for decoder, each in zip(alone, recorded, strict=True)]
+    emissions: list[list[Emission]] = [[] for _ in kinds]
+    for step in range(30):
+        works = [
+            decoder.stepping(latents[step], times[step])
+            for decoder, (latents, times) in zip(together, recorded, strict=True)
+        ]
+        for own, new in zip(emissions, decode_together(works), strict=True):
+            own += new
+    assert [own + decoder.finish() for own, decoder in zip(emissions, together, strict=True)] == expected
+    assert [counts(decoder.ledger) for decoder in together] == [counts(decoder.ledger) for decoder in alone]
+    assert sum(digest.batches) == sum(decoder.ledger.decoder.calls for decoder in alone)
 
 
 @EVERY_POLICY
@@ -268,9 +300,17 @@ def test_a_decoder_that_fails_leaves_no_latent_without_text() -> None:
     decoder.start()
     with pytest.raises(MemoryError):
         decoder.run(BASIS[[0, 1, 2]], np.arange(3.0))
+    decoder.start()
+    other = SelectiveDecoder(Uniform(1.0), failing, cache=LatentCache(0.1, 8, shared=True))
+    with pytest.raises(MemoryError):
+        decode_together([decoder.stepping(BASIS[1], 0.0), other.stepping(BASIS[2], 0.0)])
+    decoder.start()
+    other.start()
     failing.fails = False
     emissions = decoder.run(BASIS[[0, 1, 1, 2]], np.arange(4.0))
     assert [e.source for e in emissions] == ["cache", "decoder", "cache", "decoder"]
+    assert [e.source for e in other.run(BASIS[[2, 2]], np.arange(2.0))] == ["decoder", "cache"]
+    assert failing.batches[-3:] == [1, 2, 1]
 
 
 def test_an_emission_says_who_found_its_text() -> None:

@@ -308,7 +308,9 @@ async function show(blob) {
   image.src = URL.createObjectURL(blob);
   await image.decode();
   URL.revokeObjectURL(before);
-  image.classList.toggle("tiny", image.naturalWidth < 160);
+  const tiny = image.naturalWidth < 160; // whole screen pixels for each of its own
+  image.classList.toggle("tiny", tiny);
+  image.style.maxWidth = tiny ? `${Math.floor(320 / image.naturalWidth) * image.naturalWidth}px` : "";
   timeline.addPicture(image);
 }
 
