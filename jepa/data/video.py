@@ -169,6 +169,8 @@ class VideoFile:
 
     def _broken(self, error: object) -> InputError:
         if self.live:  # without the file name of FFmpeg's error, a URL perhaps with a password
+            import av
+
             late = isinstance(error, av.error.ExitError | TimeoutError)
             reason = "nothing came in time" if late else getattr(error, "strerror", None) or error
             return InputError(f"{self.name}: cannot be read: {reason}")

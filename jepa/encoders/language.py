@@ -134,7 +134,7 @@ class LanguageModel(nn.Module):
         """
         if self.adapters is None:
             raise InputError("an adapter must be of a language model with LoRA: export this one without adapter=")
-        theirs: Any = load(AutoModelForCausalLM, base, read_config(base))
+        theirs: Any = load(transformers.AutoModelForCausalLM, base, read_config(base))
         rows, new = len(theirs.get_input_embeddings().weight), self.adapters.active_peft_config
         trained = [token for token in new.trainable_token_indices or () if token < rows]
         own = {re.sub(r"(token_adapter\.)?base_layer\.", "", name): t for name, t in self.lm.state_dict().items()}
