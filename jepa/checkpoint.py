@@ -29,7 +29,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jepa.build import Node, build_as, check_node
-from jepa.data.json_lines import located, read_json
 from jepa.errors import InputError
 
 if TYPE_CHECKING:
@@ -194,6 +193,8 @@ def read_config(folder: Path) -> Node:
     for key in ("model", "data" if variant == "llm_jepa" else "world"):
         if not isinstance(config.get(key), dict):
             raise InputError(f"{path}: {key} must be a mapping, got {config.get(key)!r}")
+    from jepa.data.json_lines import located
+
     for key, allowed in _TARGETS.items():
         with located(str(path)):
             check_node(config.get(key), key, allowed)
@@ -202,6 +203,8 @@ def read_config(folder: Path) -> Node:
 
 def read_stages(folder: Path) -> list[Node]:
     """The record of training beside the weights of a checkpoint: one of each stage."""
+    from jepa.data.json_lines import read_json
+
     path = folder / "training.json"
     found = read_json(path, "training record")
     stages = found.get("stages") if isinstance(found, dict) else None

@@ -205,8 +205,12 @@ def test_a_file_of_states_that_is_not_whole_is_named(tmp_path, media):
         with pytest.raises(InputError, match=r"states-00000\.safetensors: not a whole file of states"):
             Features(folder)
     save_file({"states": torch.zeros(2, 1, 1)}, path, {"keys": '["a.png"]'})
-    with pytest.raises(InputError, match="must have a key for each of 2 states, got 1"):
+    with pytest.raises(InputError, match=r"must be \(rows, N, D\) with a key for each, got \[2, 1, 1\], 1 keys"):
         Features(folder)
+    for keys in ("2", '[{}, "a.png"]'):
+        save_file({"states": torch.zeros(2, 1, 1)}, path, {"keys": keys})
+        with pytest.raises(InputError, match="keys must be a list of texts"):
+            Features(folder)
     save_file({"states": torch.zeros(2, 1, 1)}, path)
     with pytest.raises(InputError, match="not a whole file of states"):
         write_features(Encoder(), READER, media, folder, 5)

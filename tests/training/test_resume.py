@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,12 +181,19 @@ def executable(path: Path) -> None:
     torch.save({**torch.load(path, weights_only=True), "more": _Program()}, path)
 
 
+def garbled(path: Path) -> None:
+    """A text in its pickle is no UTF-8."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", b"\x80\x02X\x01\0\0\0\x85.")
+        file.writestr("archive/version", b"3\n")
+
+
 class _Program:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return os.system, ("touch was_run",)
 
 
-@pytest.mark.parametrize("spoil", [truncated, altered, executable])
+@pytest.mark.parametrize("spoil", [truncated, altered, executable, garbled])
 def test_a_state_that_is_not_whole_is_named_and_the_one_before_used(spoil, begun, tmp_path, capsys, monkeypatch):
     _, output = begun
     folder = Path(shutil.copytree(output / "resume", tmp_path / "resume"))
