@@ -66,6 +66,28 @@ def tokenizers_are_trained_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compositions_share_what_they_read() -> Iterator[None]:
+    """Hydra copies every schema, reads every file and composes twice for each command: here it does so once."""
+    from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource as Source
+    from hydra._internal.hydra import Hydra
+    from hydra.core.config_store import ConfigStore
+
+    load, loaded = Source.load_config, dict[tuple[str, str], Any]()
+
+    def load_config(self: Source, config_path: str) -> Any:
+        key = self.path, config_path
+        if key not in loaded:
+            loaded[key] = load(self, config_path)
+        return copy.deepcopy(loaded[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Source, "load_config", load_config)
+        patch.setattr(ConfigStore, "__deepcopy__", lambda self, _: self, raising=False)  # it copies what it gives
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # which conf/ nowhere sets
+        yield
+
+
 def real_data(name: str) -> Path:
     """A file or folder of the real data. Skips the test, or the module that calls this, where it is not there."""
     shared = Path(__file__).parents[2] / "shared" / "data"
