@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 # The same examples in every run, so that a change is all that can break one. To search for new ones:
 # pytest --hypothesis-profile=default
-settings.register_profile("house", deadline=None, derandomize=True)
+settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("house")
 torch.set_num_threads(1)
 
@@ -254,6 +254,15 @@ def stream_results(tiny_model: VLJEPA, tmp_path_factory: pytest.TempPathFactory)
 
     with torch.no_grad():
         return made_results(tiny_model, tmp_path_factory.mktemp("streams"))
+
+
+@pytest.fixture(scope="session")
+def stream_report(stream_results: StreamResults, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files of the report on them, by name."""
+    from jepa.report import streams
+    from jepa.report.render import write_report
+
+    return write_report(stream_results, streams.report(stream_results), tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="session")
