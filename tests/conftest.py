@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 # The same examples in every run, so that a change is all that can break one. To search for new ones:
 # pytest --hypothesis-profile=default
-settings.register_profile("house", deadline=None, derandomize=True)
+settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("house")
 torch.set_num_threads(1)
 
@@ -63,6 +63,28 @@ def tokenizers_are_trained_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("tokenizer", "chat"):
             patch.setattr(f"jepa.data.{module}.train_bpe", remembered)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compositions_share_what_they_read() -> Iterator[None]:
+    """Hydra copies every schema, reads every file and composes twice for each command: here it does so once."""
+    from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource as Source
+    from hydra._internal.hydra import Hydra
+    from hydra.core.config_store import ConfigStore
+
+    load, loaded = Source.load_config, dict[tuple[str, str], Any]()
+
+    def load_config(self: Source, config_path: str) -> Any:
+        key = self.path, config_path
+        if key not in loaded:
+            loaded[key] = load(self, config_path)
+        return copy.deepcopy(loaded[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Source, "load_config", load_config)
+        patch.setattr(ConfigStore, "__deepcopy__", lambda self, _: self, raising=False)  # it copies what it gives
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # which conf/ nowhere sets
         yield
 
 
@@ -232,6 +254,15 @@ def stream_results(tiny_model: VLJEPA, tmp_path_factory: pytest.TempPathFactory)
 
     with torch.no_grad():
         return made_results(tiny_model, tmp_path_factory.mktemp("streams"))
+
+
+@pytest.fixture(scope="session")
+def stream_report(stream_results: StreamResults, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files of the report on them, by name."""
+    from jepa.report import streams
+    from jepa.report.render import write_report
+
+    return write_report(stream_results, streams.report(stream_results), tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="session")

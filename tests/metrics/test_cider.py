@@ -59,7 +59,7 @@ def pool_of(references: Sequence[Sequence[str]]) -> DocumentFrequency:
     return document_frequency([[tokenize(text) for text in group] for group in references])
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(corpora)
 @example([("red circle", ["red circle"])])  # a corpus of one
 @example([("", ["red circle"]), ("red", ["a"])])  # an empty candidate
@@ -71,7 +71,7 @@ def test_equals_the_reference_scorer(corpus):
     assert cider_d(candidates, references) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(corpora, corpora)
 def test_equals_the_reference_scorer_with_a_fixed_pool(corpus, other):
     candidates, references = zip(*corpus, strict=True)

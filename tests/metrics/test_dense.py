@@ -60,7 +60,7 @@ def test_intervals_in_force(spans, tiles):
     assert in_force(spans, 10).tolist() == tiles
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.lists(interval, min_size=1, max_size=8))
 @example([(0.0, 10.0), (2.0, 3.0), (4.0, 5.0)])  # two within the first
 def test_intervals_in_force_tile_the_stream_around_their_midpoints(spans):
@@ -73,7 +73,7 @@ def test_intervals_in_force_tile_the_stream_around_their_midpoints(spans):
     assert ((tiles[:, 0] <= middle) & (middle <= tiles[:, 1])).all()
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.lists(quarters, min_size=1, max_size=8, unique=True), st.floats(0, 10))
 def test_the_decode_in_force_is_the_nearest_one(times, moment):
     start, end = in_force(times, 10)[match_nearest([moment], times)[0]]
@@ -83,7 +83,7 @@ def test_the_decode_in_force_is_the_nearest_one(times, moment):
 # merge_repeats
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.lists(st.sampled_from("ab"), max_size=8))
 def test_runs_of_one_text_become_one_interval(texts):
     tiles = np.stack([np.arange(len(texts)), np.arange(len(texts)) + 1.0], axis=1)
@@ -108,7 +108,7 @@ def most_matches(events: list, emissions: list, iou: float) -> int:
     return best
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(events, intervals, st.sampled_from([0.25, 0.5, 1.0]))
 @example([(0, 4), (0, 3)], [(0, 3), (0, 1.5)], 0.5)  # the greedy pair (0, 3), (0, 3) leaves the first without one
 def test_f1_equals_brute_force(events, emissions, iou):
@@ -157,7 +157,7 @@ def best_in_order(costs: np.ndarray) -> float:
     )
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(events, intervals, st.randoms(use_true_random=False))
 def test_soda_equals_brute_force(events, emissions, random):
     values = {(a, b): random.random() for a in range(5) for b in range(4)}
@@ -193,7 +193,7 @@ def test_soda_keeps_the_order():
 # TimRedun, TimCover
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(events, st.lists(quarters, max_size=10))
 def test_responses_equal_brute_force(events, times):
     counts = [sum(start <= time <= end for time in times) for start, end in events]

@@ -230,6 +230,7 @@ def test_videos_go_from_files_through_vjepa2_to_emissions(folder, tmp_path):
         f"model.x_encoder.pretrained={folder / 'vjepa2'}",
         "model.predictor.state_dim=48",
         "model.frames=8",
+        *SMALL_TEXT_PARTS,
     ]
     assert main(["train", "experiment=scratch", *model, f"hydra.run.dir={run}", *SHORT]) == 0
     annotations = {}

@@ -195,3 +195,11 @@ def test_the_fused_encoder_layer_is_named():
     layer = nn.TransformerEncoderLayer(8, 2, batch_first=True).eval()
     with torch.no_grad(), pytest.raises(InputError, match="_transformer_encoder_layer_fwd"):
         count_flops(lambda: layer(rand(2, 3, 8)))
+
+
+def test_of_a_condition_the_dearer_branch_counts():
+    one = torch.ones(3, 3)
+    for condition in (True, False):
+        operands = torch.tensor(condition), lambda x: x @ x, lambda x: x @ x @ x, (one,)
+        count = count_flops(lambda operands=operands: torch.ops.higher_order.cond(*operands) @ one)
+        assert count.total == 2 * 3**3 * (2 + 1)

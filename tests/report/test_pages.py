@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jepa.report import compare, streams
+from jepa.report import compare
 from jepa.report.render import html
 
 WIDTHS = (1280, 390)
@@ -45,12 +45,14 @@ addEventListener("load", () => {{
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, chromium: str, stream_results: Any) -> dict[str, dict[str, Any]]:
+def found(
+    tmp_path_factory: pytest.TempPathFactory, chromium: str, stream_results: Any, stream_report: dict[str, Path]
+) -> dict[str, dict[str, Any]]:
     """Theme -> what each page looks like in a frame of each width."""
     folder = tmp_path_factory.mktemp("pages")
     other = stream_results.model_copy(update={"name": "other", "seed": 7})
     pages = {
-        "report": html(streams.report(stream_results)),
+        "report": stream_report["report.html"].read_text(encoding="utf-8"),
         "compare": html(compare.report({"a": stream_results, "b": other})),
     }
     for name, page in pages.items():

@@ -9,7 +9,7 @@ from jepa.errors import InputError
 from jepa.report import checkpoint, compare, streams, sweep_figures, sweep_tables, timeline
 from jepa.report import format as fmt
 from jepa.report.figures import HATCH, LIGHT, drawing
-from jepa.report.render import html, markdown, terminal, write_report
+from jepa.report.render import markdown, terminal, write_report
 from jepa.results import analysis, read_document
 from jepa.results.documents import StreamResults
 
@@ -20,8 +20,8 @@ def shown(stream_results):
 
 
 @pytest.fixture(scope="module")
-def page(shown):
-    return html(shown)
+def page(stream_report):
+    return stream_report["report.html"].read_text(encoding="utf-8")
 
 
 def rows(table) -> list[list[str]]:
@@ -35,10 +35,9 @@ def by_header(table) -> list[dict[str, str]]:
 # --- The whole.
 
 
-def test_the_report_is_written_as_four_files(stream_results, shown, tmp_path):
-    paths = write_report(stream_results, shown, tmp_path)
-    assert sorted(paths) == ["report.html", "report.md", "report.png", "results.json"]
-    assert read_document(tmp_path, StreamResults) == stream_results
+def test_the_report_is_written_as_four_files(stream_results, stream_report):
+    assert sorted(stream_report) == ["report.html", "report.md", "report.png", "results.json"]
+    assert read_document(stream_report["results.json"].parent, StreamResults) == stream_results
 
 
 def test_every_section_and_table_is_in_page_and_markdown(page, shown):

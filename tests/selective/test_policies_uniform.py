@@ -28,7 +28,7 @@ def nearest_steps(period: Fraction, steps: int) -> list[int]:
     step_rate=st.sampled_from([1, 2, 3, 5, 25]),
     origin=st.sampled_from([0.0, 0.1, 12345.7]),
 )
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_uniform_takes_the_step_nearest_to_each_due_moment(
     rate: Fraction, steps: int, step_rate: int, origin: float
 ) -> None:
@@ -48,7 +48,7 @@ def test_uniform_takes_the_step_nearest_to_each_due_moment(
     fine=st.integers(1, 60),
     shrink=st.integers(2, 40),
 )
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_no_due_moment_is_lost_where_intervals_shrink(rate: Fraction, coarse: int, fine: int, shrink: int) -> None:
     """Steps every 8 s, each with two due moments or more, then sooner: from there on the nearest to each moment."""
     step = Fraction(8, shrink)
@@ -65,7 +65,7 @@ def test_no_due_moment_is_lost_where_intervals_shrink(rate: Fraction, coarse: in
 
 
 @given(gaps=st.lists(st.floats(0.01, 20.0), min_size=1, max_size=60), rate=st.floats(0.05, 2.0))
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_whatever_the_intervals_no_due_moment_is_decoded_twice(gaps: list[float], rate: float) -> None:
     times = np.cumsum([0.0, *gaps])
     segments = segments_of(Uniform(rate), np.ones((len(times), 1), np.float32), times)
