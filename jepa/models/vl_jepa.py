@@ -80,7 +80,8 @@ class VLJEPA(WindowedModel):
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Y-Encoder: B texts -> embeddings S_Y (B, E), L2-normalised."""
         if self._pooled and all(text in self._pooled for text in texts):
-            return self.y_encoder(torch.stack([self._pooled[text] for text in texts]).to(self.device), None)
+            encoder: Any = self.y_encoder
+            return encoder(torch.stack([self._pooled[text] for text in texts]).to(self.device), None)
         return self.y_encoder(*(each.to(self.device) for each in self.text_ids(texts)))
 
     def text_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

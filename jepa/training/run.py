@@ -270,7 +270,7 @@ def _train_decoder(
         streams = predicted_latents(model, world, build(stage.style), seed, *sizes)
         if config.jepa is not None and config.jepa.clips:
             stored = _stored(config, config.jepa, world, output, model)
-            texts, held = stored.texts, stored.held(model)
+            texts, held = list(stored.texts), stored.held(model)
         else:
             texts = training_texts(world)
         with held:
