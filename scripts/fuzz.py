@@ -170,7 +170,7 @@ def _changed_tree(tree: Tree, rng: Random) -> Tree:
         if isinstance(tree, int | float) and rng.random() < 0.5:
             return rng.choice([-tree, tree + 1, tree * 1000, tree / 3, str(tree), [tree]])
         return rng.choice(ODD)
-    pairs = list(tree.items()) if isinstance(tree, dict) else list(enumerate(tree))
+    pairs: list[tuple[Any, Any]] = list(tree.items()) if isinstance(tree, dict) else list(enumerate(tree))
     at = rng.randrange(len(pairs))
     key, value = pairs[at]
     kind = rng.random()

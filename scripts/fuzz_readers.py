@@ -70,7 +70,7 @@ def _videos(folder: Path) -> list[Path]:
     return paths
 
 
-SAMPLES = [
+SAMPLES: list[dict[str, Any]] = [
     {"media": "a.mp4", "start": 0.5, "end": 2, "captions": ["A man cuts onions.", "Onions are cut."], "id": "é"},
     {
         "media": "b.jpg",
@@ -92,7 +92,7 @@ def _manifest(folder: Path) -> list[Path]:
 
 
 def _shard(folder: Path) -> list[Path]:
-    return write_shards(*_manifest(folder), folder / "shards", per_shard=4)
+    return write_shards(_manifest(folder)[0], folder / "shards", per_shard=4)
 
 
 def _read_shard(path: Path) -> object:
