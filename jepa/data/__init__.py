@@ -2,7 +2,7 @@
 
 from jepa.data.batches import PairBatch, PairBatches
 from jepa.data.chat import ChatIds, ChatTokenizer
-from jepa.data.clips import ClipBatch, ClipBatches
+from jepa.data.clips import ClipBatch, ClipBatches, StateBatches, StoredClips
 from jepa.data.features import ClipReader, Features, write_features
 from jepa.data.manifest_batches import ManifestBatches, Prompts
 from jepa.data.manifests import CaptionSample, ClassSample, QuestionSample, Sample, WorldPredictionSample, read_manifest
@@ -23,7 +23,8 @@ __all__ = [
     "Annotation", "CaptionSample", "ChatIds", "ChatTokenizer", "ClassSample", "ClipBatch", "ClipBatches",
     "ClipReader", "Event", "Example", "ExampleSplits", "Excerpt", "Expression", "Features", "Layout",
     "ManifestBatches", "Media", "PackedBatch", "PairBatch", "PairBatches", "PretrainedTokenizer", "Prompts",
-    "Question", "QuestionSample", "Rule", "Sample", "Scene", "ShardBatches", "Shards", "Span", "Stream",
+    "Question", "QuestionSample", "Rule", "Sample", "Scene", "ShardBatches", "Shards", "Span", "StateBatches",
+    "StoredClips", "Stream",
     "StreamRecord", "StreamStyle", "Timeline", "Tokenizer", "VideoFile", "VideoStream", "World",
     "WorldPredictionSample", "chat_files", "column_files", "hugging_face", "nlrx", "pack", "read_chat", "read_clip",
     "read_manifest", "read_records", "read_timeline", "split_pairs", "world_samples", "write_features",

@@ -169,7 +169,7 @@ class SentenceEncoder(nn.Module):
         """Checks the pooling and looks the prompt up in what sentence-transformers wrote, if it did."""
         if re.fullmatch(r"[\w-]+", self.prompt):
             self.prompt = _named_prompt(pretrained, self.prompt)
-        for _, settings in _modules(pretrained, "Pooling", dict[str, Any]):
+        for _, settings in _modules(pretrained, "Pooling", dict[str, object]):
             mode = settings.get("pooling_mode")
             own = [name for name, (new, old) in _POOLINGS.items() if mode == new or settings.get(old)]
             if self.pooling not in own and any(key.startswith("pooling_mode") for key in settings):
