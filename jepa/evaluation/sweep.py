@@ -265,9 +265,7 @@ def sweep_evaluation(
                 video_id=first.video_id,
                 duration=first.duration,
                 thumbnails=encoded.thumbnails,
-                events=tuple(
-                    documents.Event(start=event.start, end=event.end, text=event.text) for event in first.events
-                ),
+                events=tuple(documents.Event(start=e.start, end=e.end, text=e.text) for e in first.events),
                 decodes=emissions,
             ),
             one_device=device == evaluation.device,
