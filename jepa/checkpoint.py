@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -105,18 +105,18 @@ def load(name: str | os.PathLike[str], revision: str | None = None) -> Any:
 def _no_larger_than(folder: Path) -> Iterator[None]:
     """Within it, a model is built of what others wrote.
 
-    It may register some times as many bytes as the weights have: tied tensors count twice, tables are not saved. More
-    of them, or anything that a library stumbles over, is an `InputError`.
+    It may register some times as many tensors and bytes as the weights have: tied tensors count twice, tables are not
+    saved. More of them, or anything that a library stumbles over, is an `InputError`.
     """
-    weights = folder / _WEIGHTS
-    size = weights.stat().st_size if weights.is_file() else 0
-    left = _ROOM + 4 * size
+    path = folder / _WEIGHTS
+    stored = read_tensors(path, lambda path: dict.fromkeys(safe_open(path, framework="pt").keys(), 0))
+    tensors, size = 0, 0
 
     def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal left
-        left -= 0 if tensor is None else tensor.nbytes
-        if left < 0:
-            raise InputError(f"the model must fit its weights of {size} bytes, got one that is larger")
+        nonlocal tensors, size
+        tensors, size = tensors + 1, size + (0 if tensor is None else tensor.nbytes)
+        if tensors > 100 + 4 * len(stored) or size > _ROOM + 4 * path.stat().st_size:
+            raise InputError(f"the model must fit its weights, {len(stored)} tensors, got one that is larger")
 
     module = torch.nn.modules.module
     hooks = [module.register_module_parameter_registration_hook(count)]  # they come before values are drawn

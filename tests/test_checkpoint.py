@@ -41,9 +41,11 @@ def test_missing_things_are_named(folder, tmp_path):
         ("tokenizer.json", "tokenizer not found: .*tokenizer.json"),
         ("config.yaml", "checkpoint configuration not found: .*config.yaml"),
     ]:
+        content = (folder / name).read_bytes()
         (folder / name).unlink()
         with pytest.raises(InputError, match=message):
             checkpoint.load(folder)
+        (folder / name).write_bytes(content)
 
 
 def test_truncated_weights_are_named(folder):

@@ -60,6 +60,9 @@ class VideoFile:
             self._container.close()
             raise InputError(f"{self.name}: must have a video stream, got none")
         self._stream = track
+        if track.codec_context is None:  # no decoder for it
+            self._container.close()
+            raise InputError(f"{self.name}: must have a video stream of a known codec, got another")
         if self.threads:
             track.thread_type = "AUTO"
         track.codec_context.options = {"max_pixels": str(_PIXELS)}
