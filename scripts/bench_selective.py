@@ -173,9 +173,9 @@ def segment_seconds(families: Mapping[str, Mapping[str, Any]], streams: Sequence
     """Seconds that each family takes over all streams, at all of its values together."""
     seconds = {}
     for name, family in tqdm(families.items(), desc=f"segments, {streams[0][0].shape[1]} wide", unit="family"):
-        start = time.process_time()
+        start, shared = time.process_time(), [dict[Any, Any]() for _ in streams]
         for policy in policies(family):
-            decode(policy, streams)
+            decode(policy, streams, shared)
         seconds[name] = round(time.process_time() - start, 2)
     return seconds
 
@@ -202,11 +202,11 @@ def policies(family: Mapping[str, Any]) -> Iterator[Policy]:
         yield build_as(Policy, "policy", family["policy"], **given)  # type: ignore[type-abstract]
 
 
-def decode(policy: Policy, streams: Sequence[Stream]) -> int:
+def decode(policy: Policy, streams: Sequence[Stream], shared: Sequence[dict[Any, Any]]) -> int:
     """Decode all streams, an oracle with a boundary every 5 s, predictions at hand; return the number of texts."""
     decoder = SelectiveDecoder(policy, Silent())
     texts = 0
-    for latents, times in streams:
+    for (latents, times), policy.shared in zip(streams, shared, strict=True):
         if isinstance(policy, OnDemand):
             policy.predict = latents.__getitem__
         elif isinstance(policy, Oracle):

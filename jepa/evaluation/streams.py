@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ from jepa.selective import (
 from jepa.selective.calibration import DecodedStream
 
 SPLITS = ("calibration", "test")
+_NONE = np.empty((0, 0), dtype=np.float32)
 _TENSORS = ("latents", "times", "changes", "states")  # of a stream, as they are saved
 
 
@@ -206,20 +208,20 @@ def load_streams(folder: Path) -> list[EncodedStream]:
 class Segments:
     """The segments of each stream, with the step at which each came out.
 
-    `steps` are the latents (T, E) and times (T,) that were computed of each stream. `predicted` counts the embeddings
-    that each stream took, None where every step has one.
+    `times` (T,) are those of the steps that were computed of each stream. `predicted` counts the embeddings that each
+    stream took, None where every step has one.
 
     >>> Segments([], [], []).decoded(CachedDecoder(None))
     []
     """
 
-    steps: list[tuple[np.ndarray, np.ndarray]]
+    times: list[np.ndarray]
     found: list[list[tuple[Segment, int]]]
     predicted: list[int | None]
 
     def decoded(self, decoder: Decoder) -> Sequence[DecodedStream]:
         """Latents (N, E) of each stream's segments, and the decoder's texts of them."""
-        return decode_segments(Recorded(self.found), decoder, self.steps)
+        return decode_segments(Recorded(self.found), decoder, [(_NONE, times) for times in self.times])
 
     def emissions(
         self, decoder: Decoder, cache: LatentCache | None, latent_delay: float
@@ -227,18 +229,23 @@ class Segments:
         """The emissions of each stream through an empty copy of the cache, and what they took."""
         cache = None if cache is None else cache.fresh()
         selective = SelectiveDecoder(Recorded(self.found), decoder, cache=cache, latent_delay=latent_delay)
-        return selective.run_many(self.steps), selective.ledger
+        return selective.run_many([(None, times) for times in self.times]), selective.ledger
 
 
 def segment_streams(
-    streams: Sequence[EncodedStream], policy: Policy, selection: StepSelection | None = None
+    streams: Sequence[EncodedStream],
+    policy: Policy,
+    selection: StepSelection | None = None,
+    shared: Sequence[dict[Any, Any]] | None = None,
 ) -> Segments:
     """What a policy makes of the selected steps of recorded streams.
 
     An oracle is told where the events of a stream begin and end. A policy on demand sees states in place of latents.
+    `shared`, a dictionary a stream, holds what policies that differ in a parameter alone have in common.
     """
     segments = Segments([], [], [])
-    for stream in (each.selected(selection) for each in streams):
+    for number, stream in enumerate(each.selected(selection) for each in streams):
+        policy.shared = None if shared is None else shared[number]
         if isinstance(policy, Oracle):
             policy.boundaries = [second for event in stream.record.events for second in (event.start, event.end)]
         asked: list[int] = []
@@ -246,7 +253,7 @@ def segment_streams(
         if isinstance(policy, OnDemand) and stream.states is not None:
             policy.predict = partial(_predicted, stream.latents, asked)
             rows = stream.states
-        segments.steps.append((stream.latents, stream.times))
+        segments.times.append(stream.times)
         segments.found.append(policy.run(rows, stream.times))
         segments.predicted.append(len(asked) if isinstance(policy, OnDemand) else None)
     return segments
@@ -266,6 +273,7 @@ class Recorded(Policy):
     """
 
     name, causal, latency, state = "recorded", False, "as it was", "none"
+    reads_latents = False
 
     def __init__(self, found: Iterable[list[tuple[Segment, int]]]) -> None:
         self._streams = iter(found)

@@ -351,10 +351,11 @@ class _Setting:
     def runs(self, jobs: Sequence[_Job]) -> dict[tuple[str, float], _Run]:
         """The runs of jobs, by policy and value. Policies of a job share their segments."""
         found = {}
+        shared: dict[str, list[dict[Any, Any]]] = {split: [{} for _ in each] for split, each in self.streams.items()}
         for job in jobs:
             first = self.config.policies[job.policies[0]]
             segments = {
-                split: segment_streams(streams, self._policy(first, job.value), _selection(first))
+                split: segment_streams(streams, self._policy(first, job.value), _selection(first), shared[split])
                 for split, streams in self.streams.items()
             }
             for name in job.policies:

@@ -24,6 +24,10 @@ def cached_loss(
     autocast and gradient accumulation work unchanged. `info_nce(..., chunk=)` splits the similarities, too. What is
     frozen is better encoded beforehand: it would be encoded twice here.
 
+    *Time.* Where a backward pass takes two forward passes, n chunks take 1 + (n − 1) / 3n times as long as one: 1.17
+    for two, 1.22 for three, 1.25 for four, at most 1.33. To keep the activations of k chunks, not of one, would take
+    the memory and the time of chunks k times as large: choose the largest that fits.
+
     >>> chunks = torch.ones(4, 2).split(2)
     >>> cached_loss(lambda rows: (rows, 2 * rows), chunks, torch.nn.functional.mse_loss)
     tensor(1.)

@@ -18,7 +18,7 @@ from torch import Tensor
 from jepa.errors import InputError
 from jepa.metrics.checks import integers, matrix
 
-_QUERIES_AT_ONCE = 1024  # bounds the similarity matrix held in memory
+_QUERIES_AT_ONCE, _CELLS_AT_ONCE = 1024, 2**24  # bound the similarity matrix held in memory
 
 
 class Ranks(NamedTuple):
@@ -73,8 +73,9 @@ def retrieval_ranks(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery
 
     queries, gallery = F.normalize(queries, dim=1), F.normalize(gallery, dim=1)
     level = 16 * torch.finfo(queries.dtype).eps
+    rows = max(1, min(_QUERIES_AT_ONCE, _CELLS_AT_ONCE // len(gallery)))
     parts = []
-    for part, ids in zip(queries.split(_QUERIES_AT_ONCE), query_ids.split(_QUERIES_AT_ONCE), strict=True):
+    for part, ids in zip(queries.split(rows), query_ids.split(rows), strict=True):
         cosines, own = part @ gallery.T, ids[:, None] == gallery_ids
         lead = cosines - cosines.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
         beside = lead.abs() <= level

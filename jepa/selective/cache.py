@@ -85,18 +85,20 @@ class LatentCache:
         A miss gives a new entry, which the caller fills in; a later look-up may hit it before that. The segment's
         payload is for subclasses. Raises `InputError` for another width than that of the keys.
         """
-        key = latent / np.float32(math.sqrt(float(latent @ latent)))
+        key = unit(latent)
         held = len(self._entries)
         if held:
             if len(key) != self._keys.shape[1]:
                 raise InputError(f"latents must have the width of the cache's keys, {self.width}, got {len(key)}")
             nearest = int(np.vecdot(self._keys[:held], key).argmax())
             self.flops += 2 * held * len(key)
-            gap = self._keys[nearest] - key
-            if float(gap @ gap) / 2 <= self.threshold:  # = 1 − cos of unit vectors, and exactly 0 for equal ones
-                self._used[nearest] = self._clock = self._clock + 1
-                return self._entries[nearest], True
+            if half_square(self._keys[nearest] - key) <= self.threshold:
+                return self._hit(nearest), True
         return self._add(key), False
+
+    def _hit(self, slot: int) -> CacheEntry:
+        self._used[slot] = self._clock = self._clock + 1
+        return self._entries[slot]
 
     def discard(self, entries: Iterable[CacheEntry]) -> None:
         """Forget those of these entries that are still held: their text will not come."""
@@ -112,7 +114,7 @@ class LatentCache:
         if self.capacity == 0:
             return entry
         if slot == 0:
-            self._keys = np.empty((self.capacity, len(key)), dtype=np.float32)
+            self._keys = np.empty((self.capacity, *key.shape), dtype=key.dtype)
         if slot < self.capacity:
             self._entries.append(entry)
         else:
@@ -121,3 +123,14 @@ class LatentCache:
         self._keys[slot] = key
         self._used[slot] = self._clock = self._clock + 1
         return entry
+
+
+def unit(latent: np.ndarray) -> np.ndarray:
+    """(E,) float32 over its norm."""
+    found: np.ndarray = latent / np.float32(math.sqrt(float(latent @ latent)))
+    return found
+
+
+def half_square(gap: np.ndarray) -> float:
+    """1 − cos of two unit vectors this far apart (E,), and exactly 0 for equal ones."""
+    return float(gap @ gap) / 2

@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 
 from jepa.errors import InputError, check_finite
 from jepa.metrics import resample
-from jepa.selective.cache import LatentCache
+from jepa.selective.cache import CacheEntry, LatentCache, half_square, unit
 from jepa.selective.policies.base import Policy
 from jepa.selective.types import Array, Decoded, Decoder
 
@@ -148,10 +148,12 @@ def calibrate_cache(
     if len(checked) < 2:
         raise InputError(f"streams must be at least 2 for a bootstrap over streams, got {len(checked)}")
     weights = resample(len(checked), _RESAMPLES, seed)
+    pairs = None if cache.shared or type(cache) is not LatentCache else [_Pairs(rows) for rows, _ in checked]
 
     @functools.cache
     def measure(threshold: float) -> Calibration:
-        wrong, hits, lookups = _replay(cache.fresh(threshold), checked)
+        fresh = cache.fresh(threshold) if pairs is None else _Compared(threshold, cache.capacity, pairs)
+        wrong, hits, lookups = _replay(fresh, checked)
         drawn = (weights @ wrong) / (weights @ lookups)
         exact = binomtest(int(wrong.sum()), int(lookups.sum()), alternative="less")
         bound = max(exact.proportion_ci(_CONFIDENCE, method="exact").high, np.quantile(drawn, _CONFIDENCE))
@@ -196,6 +198,41 @@ def _replay(cache: LatentCache, streams: Sequence[tuple[np.ndarray, list[str]]])
             hits[number] += hit
             wrong[number] += hit and entry.decoded.text != text
     return wrong, hits, np.array([len(texts) for _, texts in streams])
+
+
+class _Pairs:
+    """The latents (N, E) of a stream, each two compared once, to the digits of a `LatentCache`."""
+
+    def __init__(self, latents: np.ndarray) -> None:
+        self._keys = np.array([unit(latent) for latent in latents])
+        self.products = [np.vecdot(self._keys[:i], self._keys[i]) for i in range(len(latents))]
+        self._distances: dict[tuple[int, int], float] = {}
+
+    def distance(self, one: int, other: int) -> float:
+        if (one, other) not in self._distances:
+            self._distances[one, other] = half_square(self._keys[one] - self._keys[other])
+        return self._distances[one, other]
+
+
+class _Compared(LatentCache):
+    """A cache that is asked for every latent of some streams in turn, which its keys are the numbers of."""
+
+    def __init__(self, threshold: float, capacity: int, streams: Sequence[_Pairs]) -> None:
+        self._streams = iter(streams)
+        super().__init__(threshold, capacity)
+
+    def start(self) -> None:
+        super().start()
+        self._pairs, self._number = next(self._streams), -1
+
+    def look_up(self, latent: np.ndarray, payload: object | None = None) -> tuple[CacheEntry, bool]:
+        self._number += 1
+        if self._entries:
+            held = self._keys[: len(self._entries)]
+            slot = int(self._pairs.products[self._number][held].argmax())
+            if self._pairs.distance(int(held[slot]), self._number) <= self.threshold:
+                return self._hit(slot), True
+        return self._add(np.array(self._number)), False
 
 
 def _nearest_before(latents: np.ndarray) -> np.ndarray:

@@ -244,6 +244,9 @@ class JEPAModule(JointStage):
     def training_step(self, batch: ClipBatch, index: int) -> Tensor:
         used = batch if self.takes_negatives else batch._replace(negatives=[])
         chunks = _in_chunks(used, self.settings.chunk or len(batch.texts))
+        if len(chunks) > 1 and not any(p.requires_grad for p in self.model.x_encoder.parameters()):
+            # What is frozen is encoded once: its states are kept, as frames that were encoded before.
+            chunks = [chunk._replace(frames=self.model.encode(chunk.frames)) for chunk in chunks]
         ids = text_ids(text for chunk in chunks for text in chunk.texts).to(self.device)
         negative_ids = text_ids(text for chunk in chunks for text in chunk.negatives).to(self.device)
         loss = partial(self.total_loss, ids, negative_ids)

@@ -6,6 +6,7 @@ import math
 import pickle
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,34 @@ def test_a_recorded_stream_gives_what_its_steps_give(build: Callable[[], Policy]
     assert [i for _, i in closed] == [i for _, i in expected]
     assert plain([s for s, _ in closed]) == plain([s for s, _ in expected])
     assert policy.finish() == []
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        Gate,
+        partial(Gate, pending=1),
+        partial(Gate, pending=3, agreement=8.0),
+        PredictionError,
+        LocalVariance,
+        lambda threshold: OnDemand(Gate(threshold), predict=lambda step: np.eye(60, dtype=np.float32)[step]),
+    ],
+    ids=["gate", "gate_1", "gate_agreement", "prediction", "variance", "on_demand"],
+)
+@given(seed=SEEDS, steps=LENGTHS, thresholds=st.permutations([0.02, 0.1, 0.3, 1.0, 3.0]))
+@settings(max_examples=15)
+def test_thresholds_that_share_comparisons_give_what_steps_give(
+    build: Callable[[float], Policy], seed: int, steps: int, thresholds: list[float]
+) -> None:
+    """To the last digit, in any order of the thresholds."""
+    latents, times, shared = noisy_events(seed, steps), times_of(steps), {}
+    for threshold in thresholds:
+        expected = closed_by(build(threshold), latents, times)
+        policy = build(threshold)
+        policy.shared = shared
+        closed = policy.run(latents, times)
+        assert [i for _, i in closed] == [i for _, i in expected]
+        assert plain([s for s, _ in closed]) == plain([s for s, _ in expected])
 
 
 @EVERY_POLICY

@@ -75,14 +75,16 @@ def test_ward_merges_as_scikit_learn_does(seed: int, steps: int, length: int, ru
         assert ward_mergers(latents).tolist() == boundaries
 
 
-def test_mergers_are_found_once_for_streams_that_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    latents, calls = noisy_events(5, 40), []
+def test_mergers_are_found_once_for_policies_that_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    latents, calls, shared = noisy_events(5, 40), [], {}
     monkeypatch.setattr(ward, "ward_mergers", lambda rows: calls.append(rows) or ward_mergers(rows))
-    cuts = [firsts_of(Ward(rate, name), latents.copy()) for rate in (0.2, 0.4) for name in ("mean", "midpoint")]
+    policies = [Ward(rate, name) for rate in (0.2, 0.4) for name in ("mean", "midpoint")]
+    for policy in policies:
+        policy.shared = shared
+    cuts = [firsts_of(policy, latents) for policy in policies]
     assert len(calls) == 1
     assert cuts[0] == cuts[1] != cuts[2] == cuts[3]
-    latents[0] = -latents[0]
-    firsts_of(Ward(0.2, "mean"), latents)
+    assert firsts_of(Ward(0.2, "mean"), -latents) == cuts[0]
     assert len(calls) == 2
 
 

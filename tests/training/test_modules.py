@@ -157,6 +157,16 @@ def test_chunks_give_the_gradients_of_the_whole_batch(target, decoder_weight, ti
         torch.testing.assert_close(whole[name], parts[name], atol=1e-5, rtol=1e-3)
 
 
+def test_chunks_encode_the_frames_of_a_frozen_encoder_once(tiny_model):
+    model, batch, rows = copy.deepcopy(tiny_model), ClipBatches(World(), 0, 8, 1)[0], []
+    model.x_encoder.requires_grad_(False)
+    model.x_encoder.register_forward_hook(lambda module, given, states: rows.append(len(states)))
+    whole, parts = (gradients_of_batches(jepa_module(model, chunk=n), [batch]) for n in (0, 3))
+    assert rows == [8, 3, 3, 2]
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], atol=1e-5, rtol=1e-3)
+
+
 @pytest.mark.parametrize("decoder", ["prefix", "language"])
 def test_the_decoders_cross_entropy_reaches_the_predictor_and_not_the_decoder(decoder, tiny_model):
     """Gradients are those of the latent loss plus `decoder_weight` times those of the decoder's own training loss."""

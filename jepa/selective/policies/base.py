@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +35,7 @@ class Policy(ABC):
     lag: int | None = None  # most steps after a segment's last one until it comes out; None: there is no such bound
     decodes_input = True  # False if segments hold other latents than it is given, perhaps of another width
     reads_latents = True  # False if times alone decide: such a policy may be run without latents
+    shared: dict[Any, Any] | None = None  # see `Comparisons`; of one stream, set before it is run
 
     @abstractmethod
     def start(self) -> None:
@@ -153,6 +156,79 @@ class OpenSegment:
         return [segment]
 
 
+class Comparisons:
+    """What policies that differ in their threshold alone find in one recorded stream, found once and kept in `shared`.
+
+    That is what `compare` gives of a step and the open segment before it, which no threshold changes, and the segments.
+    A policy that has them decides on numbers. All digits are those of single steps.
+
+    Args:
+        shared: a dictionary of the stream; what it holds of one policy is under its `key`.
+        compare: from this object, the first step of the open segment and the step after its last, to some numbers.
+
+    >>> def apart(found, first, step):
+    ...     return (found.opened(first, step - 1).distance(found.row(step), 1),)
+    >>> found = Comparisons({}, "apart", np.eye(3, dtype=np.float32), np.arange(3.0), apart)
+    >>> found.at(0, 1), [segment.last for segment, _ in found.cut(lambda first, step: found.at(first, step)[0] > 1.8)]
+    ((2.0,), [0, 1, 2])
+    """
+
+    def __init__(
+        self,
+        shared: dict[Any, Any],
+        key: object,
+        latents: np.ndarray,
+        times: np.ndarray,
+        compare: Callable[[Comparisons, int, int], tuple[float, ...]],
+        agreement: float = 0.0,
+    ) -> None:
+        self._known: dict[int, list[tuple[float, ...]]]
+        self._segments: dict[tuple[int, int], Segment]
+        self._known, self._segments = shared.setdefault(key, ({}, {}))
+        self.steps, self._latents, self._times, self._compare = len(times), latents, times.tolist(), compare
+        self._agreement, self._opened = agreement, OpenSegment(agreement)
+        self._rows: dict[int, np.ndarray] = {}
+
+    def row(self, step: int) -> np.ndarray:
+        """(E,) float64, the latent of a step."""
+        if step not in self._rows:
+            self._rows[step] = self._latents[step].astype(np.float64)
+        return self._rows[step]
+
+    def opened(self, first: int, last: int) -> OpenSegment:
+        """The open segment of these steps."""
+        opened = self._opened
+        if opened.first != first or opened.count > last - first + 1:
+            self._opened = opened = OpenSegment(self._agreement)
+            opened.first = first
+        for step in range(first + opened.count, last + 1):
+            opened.add(self.row(step), self._times[step])
+        return opened
+
+    def at(self, first: int, step: int) -> tuple[float, ...]:
+        """What `compare` gives of the segment from `first` on and the `step` after its last."""
+        known = self._known.setdefault(first, [])
+        while len(known) < step - first:
+            known.append(self._compare(self, first, first + len(known) + 1))
+        return known[step - first - 1]
+
+    def segment(self, first: int, last: int) -> Segment:
+        """These steps as a segment."""
+        if (first, last) not in self._segments:
+            (self._segments[first, last],) = self.opened(first, last).close()
+        return self._segments[first, last]
+
+    def cut(self, cuts: Callable[[int, int], bool]) -> Iterator[tuple[Segment, int]]:
+        """A stream whose segment from `first` on ends before the step where `cuts(first, step)`, as `Policy.run`."""
+        first = 0
+        for step in range(1, self.steps):
+            if cuts(first, step):
+                yield self.segment(first, step - 1), step
+                first = step
+        if self.steps:
+            yield self.segment(first, self.steps - 1), self.steps - 1
+
+
 class RunningMean:
     """The average `value` over a stream, exponential over 64 values; its first value has the weight of 4.
 
@@ -181,6 +257,14 @@ ROUNDING = 1e-12  # squared distance of two means, float64, of equal latents
 def step_segment(latent: np.ndarray, time: float, index: int) -> Segment:
     """A single step (E,), number `index` of its stream, as a segment."""
     return Segment(latent, time=time, start=time, end=time, first=index, last=index)
+
+
+def mean_segment(latents: np.ndarray, times: np.ndarray, first: int, last: int) -> Segment:
+    """Steps of a stream, latents (T, E) at times (T,), as a segment: as `OpenSegment` gives it."""
+    start, end = float(times[first]), float(times[last])
+    total = latents[first : last + 1].astype(np.float64).sum(axis=0)
+    latent = unit_mean(total, last - first + 1, latents[last])
+    return Segment(latent, (start + end) / 2, start, end, first, last)
 
 
 def unit_mean(total: np.ndarray, weight: float, last: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 
 from jepa.errors import check_int, check_nonnegative, check_positive
-from jepa.selective.policies.base import ROUNDING, CausalPolicy, OpenSegment, RunningMean
+from jepa.selective.policies.base import ROUNDING, CausalPolicy, Comparisons, OpenSegment, RunningMean
 from jepa.selective.types import Segment
 
 
@@ -75,30 +75,73 @@ class Gate(CausalPolicy):
         self._join_all()
         return segments
 
+    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
+        if self.shared is None:
+            return super().run(latents, times)
+        self.start()
+        key, m = (self.name, self.pending, self.agreement), self.pending
+        found = Comparisons(self.shared, key, latents, times, self._compare, self.agreement)
+        others: dict[int, float] = self.shared.setdefault((*key, "others"), {})
+
+        def blends(step: int, square: float) -> bool:
+            """Whether the oldest pending step is no nearer to the others than to the open segment."""
+            if m > 1 and step not in others:
+                pending = [found.row(each) for each in range(step, step + m)]
+                others[step] = _to_others(pending[0], _total(pending), m)
+            return m > 1 and others[step] >= square
+
+        segments, first, step = list[tuple[Segment, int]](), 0, 0  # `step`: the oldest pending one
+        while step + m <= found.steps:
+            if step > first:
+                square, gap = found.at(first, step)
+                if not self._over(step - first, gap) or blends(step, square):
+                    self._learn(step - first, square)
+                    step += 1
+                    continue
+                segments.append((found.segment(first, step - 1), step + m - 1))
+                first = step
+            for joined in range(1, m):
+                self._learn(joined, found.at(first, first + joined)[0])
+            step = first + m
+        if found.steps:
+            segments.append((found.segment(first, found.steps - 1), found.steps - 1))
+        self.start()
+        return segments
+
+    def _compare(self, found: Comparisons, first: int, step: int) -> tuple[float, ...]:
+        """Squared distances of the open segment's mean to a step, and to the mean of the pending steps from it on."""
+        opened, m = found.opened(first, step - 1), self.pending
+        square = opened.distance(found.row(step), 1)
+        if step + m > found.steps or m == 1:  # of fewer than m steps no mean is asked for
+            return square, square
+        return square, opened.distance(_total([found.row(each) for each in range(step, step + m)]), m)
+
     def close(self) -> list[Segment]:
         self._join_all()
         return self._open.close()
 
     def _changed(self, square: float) -> bool:
         """Whether the pending steps do not fit the open segment, from whose mean the oldest is this far, squared."""
-        n, m = self._open.count, self.pending
-        oldest = total = self._waiting[0][0]
-        for i in range(1, m):
-            total = total + self._waiting[i][0]
-        gap = square if m == 1 else self._open.distance(total, m)
+        m, oldest = self.pending, self._waiting[0][0]
+        total = _total([latent for latent, _ in self._waiting])
+        if not self._over(self._open.count, square if m == 1 else self._open.distance(total, m)):
+            return False
+        return m == 1 or _to_others(oldest, total, m) < square
+
+    def _over(self, n: int, gap: float) -> bool:
+        """Whether the pending steps' mean is too far from the mean of the n open ones, by this squared distance."""
+        m = self.pending
         cost, limit = n * m / (n + m) * gap, self.threshold * (self._noise.value + self.noise_floor) + ROUNDING
         self.signal = cost / limit
-        if cost <= limit:
-            return False
-        if m == 1:
-            return True
-        to_others = oldest - (total - oldest) / (m - 1)
-        return float(to_others @ to_others) < square
+        return cost > limit
+
+    def _learn(self, n: int, square: float) -> None:
+        """The noise, from a step that joins n others, from whose mean it is this far, squared."""
+        self._noise.add(n / (n + 1) * square)
 
     def _join(self, square: float) -> None:
         """Move the oldest pending step, this far from the open segment's mean, squared, into the segment."""
-        n = self._open.count
-        self._noise.add(n / (n + 1) * square)
+        self._learn(self._open.count, square)
         self._open.add(*self._waiting.popleft())
 
     def _join_all(self) -> None:
@@ -108,3 +151,17 @@ class Gate(CausalPolicy):
                 self._join(self._open.distance(self._waiting[0][0], 1))
             else:
                 self._open.add(*self._waiting.popleft())
+
+
+def _total(pending: list[np.ndarray]) -> np.ndarray:
+    """(E,), the sum of the pending steps."""
+    total = pending[0]
+    for latent in pending[1:]:
+        total = total + latent
+    return total
+
+
+def _to_others(oldest: np.ndarray, total: np.ndarray, m: int) -> float:
+    """Squared distance of the oldest of m >= 2 pending steps, of this total, to the mean of the others."""
+    gap = oldest - (total - oldest) / (m - 1)
+    return float(gap @ gap)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jepa.errors import InputError
-from jepa.selective.policies.base import Policy, unit_mean
+from jepa.selective.policies.base import Policy, mean_segment
 from jepa.selective.types import Segment
 
 
@@ -63,14 +63,11 @@ class OfflinePolicy(Policy):
         return [(self._segment(latents, times, first, last), len(times) - 1) for first, last in pairs]
 
     def _segment(self, latents: np.ndarray, times: np.ndarray, first: int, last: int) -> Segment:
+        if self.representative == "mean":
+            return mean_segment(latents, times, first, last)
+        middle = (first + last) // 2
         start, end = float(times[first]), float(times[last])
-        if self.representative == "midpoint":
-            middle = (first + last) // 2
-            latent, time = latents[middle].copy(), float(times[middle])
-        else:
-            total = latents[first : last + 1].astype(np.float64).sum(axis=0)
-            latent, time = unit_mean(total, last - first + 1, latents[last]), (start + end) / 2
-        return Segment(latent, time, start, end, first, last)
+        return Segment(latents[middle].copy(), float(times[middle]), start, end, first, last)
 
 
 class Oracle(OfflinePolicy):

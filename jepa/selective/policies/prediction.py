@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jepa.errors import check_nonnegative, check_positive
-from jepa.selective.policies.base import ROUNDING, CausalPolicy, OpenSegment, RunningMean
+from jepa.selective.policies.base import ROUNDING, CausalPolicy, Comparisons, OpenSegment, RunningMean
 from jepa.selective.types import Segment
 
 
@@ -55,20 +55,33 @@ class PredictionError(CausalPolicy):
 
     def step(self, latent: np.ndarray, time: float) -> list[Segment]:
         row = latent.astype(np.float64)
-        segments = self._open.close() if self._open.count and not self._expected(row) else []
-        self._open.add(row, time)
+        opened, segments = self._open, list[Segment]()
+        if opened.count and not self._expected(opened.count, *_products(opened, row)):
+            segments = opened.close()
+        opened.add(row, time)
+        return segments
+
+    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
+        if self.shared is None:
+            return super().run(latents, times)
+
+        def compare(found: Comparisons, first: int, step: int) -> tuple[float, ...]:
+            return _products(found.opened(first, step - 1), found.row(step))
+
+        self.start()
+        found = Comparisons(self.shared, self.name, latents, times, compare)
+        cut = found.cut(lambda first, step: not self._expected(step - first, *found.at(first, step)))
+        segments = list(cut)
+        self.start()
         return segments
 
     def close(self) -> list[Segment]:
         return self._open.close()
 
-    def _expected(self, row: np.ndarray) -> bool:
-        """Whether this step goes on with the open segment; if so, the forecast learns from it."""
-        n, mean = self._open.count, self._open.total / self._open.count
-        before, now = self._open.last - mean, row - mean
-        product, square = float(now @ before), float(before @ before)
+    def _expected(self, n: int, product: float, square: float, now: float) -> bool:
+        """Whether a step goes on with n open ones, by its `_products`; if so, the forecast learns from it."""
         fraction = min(1.0, max(0.0, self._product.value / self._square.value))
-        error = n / (n + 1) * max(0.0, float(now @ now) - 2 * fraction * product + fraction**2 * square)
+        error = n / (n + 1) * max(0.0, now - 2 * fraction * product + fraction**2 * square)
         limit = self.threshold * (self._error.value + self.noise_floor) + ROUNDING
         self.signal = error / limit
         self._error.add(min(error, limit))
@@ -78,3 +91,10 @@ class PredictionError(CausalPolicy):
             self._product.add(product)
             self._square.add(square)
         return True
+
+
+def _products(opened: OpenSegment, row: np.ndarray) -> tuple[float, float, float]:
+    """now·before, before·before and now·now: a step (E,) and the last one, from the mean of the open segment."""
+    mean = opened.total / opened.count
+    before, now = opened.last - mean, row - mean
+    return float(now @ before), float(before @ before), float(now @ now)

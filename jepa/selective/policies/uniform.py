@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from jepa.errors import check_positive
-from jepa.selective.policies.base import CausalPolicy, OpenSegment, step_segment
+from jepa.selective.policies.base import CausalPolicy, OpenSegment, mean_segment, step_segment
 from jepa.selective.types import Segment
 
 _SLACK = 1e-6  # in periods: a step due by exact arithmetic is not missed for the rounding of its time
@@ -54,6 +54,29 @@ class Uniform(CausalPolicy):
         self._newest: Segment | None = None  # without a pool: the newest step, until it is decoded
 
     def step(self, latent: np.ndarray, time: float) -> list[Segment]:
+        due = self._is_due(time)
+        if self.pool:
+            self._open.add(latent.astype(np.float64), time)
+        else:
+            self._newest = step_segment(np.array(latent, dtype=np.float32), time, self._index)
+        return self.close() if due else []
+
+    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
+        self.start()
+        seconds = times.tolist()
+        due = [step for step, time in enumerate(seconds) if self._is_due(time)]
+        self.start()
+        if not self.pool:
+            return [(step_segment(np.array(latents[i], dtype=np.float32), seconds[i], i), i) for i in due]
+        if not seconds:
+            return []
+        if due[-1] != len(seconds) - 1:
+            due.append(len(seconds) - 1)
+        firsts = [0, *(last + 1 for last in due[:-1])]
+        return [(mean_segment(latents, times, first, last), last) for first, last in zip(firsts, due, strict=True)]
+
+    def _is_due(self, time: float) -> bool:
+        """Takes the time of the next step: whether it is decoded."""
         self._index += 1
         if self._index == 0:
             self._origin, passed = time, 0
@@ -63,14 +86,10 @@ class Uniform(CausalPolicy):
                 self._due = max(self._decoded_for + 1, min(self._due, self._passed(self._time) + 1))
             passed = self._passed(time)
         self._time = time
-        if self.pool:
-            self._open.add(latent.astype(np.float64), time)
-        else:
-            self._newest = step_segment(np.array(latent, dtype=np.float32), time, self._index)
         if passed < self._due:
-            return []
+            return False
         self._decoded_for, self._due = self._due, passed + 1
-        return self.close()
+        return True
 
     def _passed(self, time: float) -> int:
         """Number of the last due moment that is at most half an interval after `time`, −1 before the first."""

@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 
 from jepa.errors import check_int, check_nonnegative
-from jepa.selective.policies.base import ROUNDING, CausalPolicy, OpenSegment
+from jepa.selective.policies.base import ROUNDING, CausalPolicy, Comparisons, OpenSegment
 from jepa.selective.types import Segment
 
 
@@ -52,14 +52,30 @@ class LocalVariance(CausalPolicy):
         self._recent.append(row)
         return segments
 
+    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
+        if self.shared is None:
+            return super().run(latents, times)
+
+        def compare(found: Comparisons, first: int, step: int) -> tuple[float, ...]:
+            window = range(max(first, step - self.window + 1), step)
+            return (_variance(np.array([found.row(each) for each in window]), found.row(step)),)
+
+        found = Comparisons(self.shared, (self.name, self.window), latents, times, compare)
+        return list(found.cut(lambda first, step: found.at(first, step)[0] > self.threshold))
+
     def close(self) -> list[Segment]:
         self._recent.clear()
         return self._open.close()
 
     def _variance_with(self, row: np.ndarray) -> float:
         """Variance of the window that ends with this step."""
-        gaps = np.array(self._recent) - row  # from the newest step, whose own is 0: no variance of equal steps
-        mean = gaps.sum(axis=0) / (len(gaps) + 1)
-        variance = float((gaps * gaps).sum()) / (len(gaps) + 1) - float(mean @ mean)
+        variance = _variance(np.array(self._recent), row)
         self.signal = variance / max(self.threshold, ROUNDING)
         return variance
+
+
+def _variance(before: np.ndarray, row: np.ndarray) -> float:
+    """Of the steps (N, E) and the one after them (E,)."""
+    gaps = before - row  # from the newest step, whose own is 0: no variance of equal steps
+    mean = gaps.sum(axis=0) / (len(gaps) + 1)
+    return float((gaps * gaps).sum()) / (len(gaps) + 1) - float(mean @ mean)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from heapq import heapify, heappop, heappush
 
@@ -12,8 +11,6 @@ from jepa.errors import check_positive
 from jepa.selective.policies.offline import OfflinePolicy
 
 _ROWS = 32  # compared with their neighbours at a time, so that they stay in the processor's cache
-_STREAMS = 1024
-_MERGERS: dict[tuple[int, bytes], np.ndarray] = {}  # of the last streams: a sweep cuts each one at many rates
 
 
 class Ward(OfflinePolicy):
@@ -39,13 +36,11 @@ class Ward(OfflinePolicy):
         super().__init__(representative)
 
     def firsts(self, latents: np.ndarray, times: np.ndarray) -> np.ndarray:
-        stream = len(latents), hashlib.sha256(latents.tobytes()).digest()
-        if stream not in _MERGERS:
-            if len(_MERGERS) == _STREAMS:
-                del _MERGERS[next(iter(_MERGERS))]
-            _MERGERS[stream] = ward_mergers(latents)
+        shared = {} if self.shared is None else self.shared
+        if self.method not in shared:
+            shared[self.method] = ward_mergers(latents)
         left = segment_count(self.rate_hz, times)
-        return np.sort(np.append(_MERGERS[stream][len(latents) - left :], 0))
+        return np.sort(np.append(shared[self.method][len(latents) - left :], 0))
 
 
 def segment_count(rate_hz: float, times: np.ndarray) -> int:

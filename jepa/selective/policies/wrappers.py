@@ -204,6 +204,10 @@ class OnDemand(_Around):
     def step(self, latent: np.ndarray, time: float) -> list[Segment]:
         return [self._predicted(segment) for segment in self.policy.step(latent, time)]
 
+    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
+        self.policy.shared = self.shared
+        return [(self._predicted(segment), step) for segment, step in self.policy.run(latents, times)]
+
     def close(self) -> list[Segment]:
         return [self._predicted(segment) for segment in self.policy.close()]
 
