@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ from jepa.selective import (
     Decoded,
     Decoder,
     Emission,
+    EveryStep,
     LatentCache,
     OnDemand,
     Oracle,
@@ -47,7 +47,6 @@ from jepa.selective import (
 from jepa.selective.calibration import DecodedStream
 
 SPLITS = ("calibration", "test")
-_NONE = np.empty((0, 0), dtype=np.float32)
 _TENSORS = ("latents", "times", "changes", "states")  # of a stream, as they are saved
 
 
@@ -115,21 +114,6 @@ def encode_stream(model: VLJEPA, stream: Stream | VideoStream, step_rate: float)
     latents, states, times = (np.concatenate(part) for part in zip(*parts, strict=True))
     changes = np.array(every.changes, dtype=np.float32)
     return EncodedStream(stream.record, latents.astype(np.float32), times, ledger, changes, states, hop, length)
-
-
-class EveryStep(StepSelection):
-    """Takes every step, and keeps what the change detector said of it."""
-
-    def __init__(self) -> None:
-        super().__init__(None, hold=1)
-
-    def start(self) -> None:
-        super().start()
-        self.changes: list[float] = []
-
-    def step(self, change: float) -> bool:
-        self.changes.append(change)
-        return super().step(change)
 
 
 def density(records: Sequence[StreamRecord]) -> dict[str, float]:
@@ -221,7 +205,7 @@ class Segments:
 
     def decoded(self, decoder: Decoder) -> Sequence[DecodedStream]:
         """Latents (N, E) of each stream's segments, and the decoder's texts of them."""
-        return decode_segments(Recorded(self.found), decoder, [(_NONE, times) for times in self.times])
+        return decode_segments(Recorded(self.found), decoder, [(times, times) for times in self.times])
 
     def emissions(
         self, decoder: Decoder, cache: LatentCache | None, latent_delay: float
@@ -236,7 +220,7 @@ def segment_streams(
     streams: Sequence[EncodedStream],
     policy: Policy,
     selection: StepSelection | None = None,
-    shared: Sequence[dict[Any, Any]] | None = None,
+    shared: Sequence[dict[object, object]] | None = None,
 ) -> Segments:
     """What a policy makes of the selected steps of recorded streams.
 
@@ -248,8 +232,7 @@ def segment_streams(
         policy.shared = None if shared is None else shared[number]
         if isinstance(policy, Oracle):
             policy.boundaries = [second for event in stream.record.events for second in (event.start, event.end)]
-        asked: list[int] = []
-        rows = stream.latents
+        asked, rows = list[int](), stream.latents
         if isinstance(policy, OnDemand) and stream.states is not None:
             policy.predict = partial(_predicted, stream.latents, asked)
             rows = stream.states

@@ -42,7 +42,6 @@ from jepa.kept import Kept, KeptInMemory
 from jepa.metrics import (
     CaptionPairs,
     DenseScores,
-    References,
     SweepPoint,
     area_between_curves,
     bootstrap_mean,
@@ -351,7 +350,7 @@ class _Setting:
     def runs(self, jobs: Sequence[_Job]) -> dict[tuple[str, float], _Run]:
         """The runs of jobs, by policy and value. Policies of a job share their segments."""
         found = {}
-        shared: dict[str, list[dict[Any, Any]]] = {split: [{} for _ in each] for split, each in self.streams.items()}
+        shared = {split: [dict[object, object]() for _ in each] for split, each in self.streams.items()}
         for job in jobs:
             first = self.config.policies[job.policies[0]]
             segments = {
@@ -420,7 +419,6 @@ class _Scorer:
         self.records, self.texts = records, [[event.references for event in record.events] for record in records]
         events = [references for texts in self.texts for references in texts]
         self.pairs = CaptionPairs(document_frequency([list(map(tokenize, references)) for references in events]))
-        self.several = any(len(references) > 1 for references in events)
 
     def point(self, value: float, emissions: Sequence[Sequence[Emission]]) -> SweepPoint:
         """Quality, and decoder calls: what a cache answered is none."""
@@ -430,15 +428,11 @@ class _Scorer:
 
     def single(self, emissions: Sequence[Sequence[Emission]]) -> float | None:
         """Quality against one text of each event alone, under the same pool; None where events have but one."""
-        if not self.several:
+        if not any(event.others for record in self.records for event in record.events):
             return None
-        texts = [[event.text for event in record.events] for record in self.records]
-        return float(np.concatenate(self._scores(texts, emissions)).mean())
+        return float(np.concatenate(self._scores([[e.text for e in r.events] for r in self.records], emissions)).mean())
 
-    def _scores(
-        self, texts: Sequence[Sequence[References]], emissions: Sequence[Sequence[Emission]]
-    ) -> tuple[np.ndarray, ...]:
-        """CIDEr-D of each event of each stream, described by `texts`."""
+    def _scores(self, texts: Sequence[Any], emissions: Sequence[Sequence[Emission]]) -> tuple[np.ndarray, ...]:
         scores = []
         for record, described, emitted in zip(self.records, texts, emissions, strict=True):
             middles, times = np.array([event.midpoint for event in record.events]), np.array([e.time for e in emitted])

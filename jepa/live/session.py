@@ -24,7 +24,6 @@ from jepa.build import build_as
 from jepa.config import PolicyConfig
 from jepa.data.json_lines import JsonObject
 from jepa.errors import InputError, check_finite, check_nonnegative, check_positive
-from jepa.evaluation.streams import EveryStep
 from jepa.live.events import EventLog
 from jepa.live.recordings import QUERY, Recordings
 from jepa.live.sources import Feed, Mailbox, Source, SourceNews
@@ -36,6 +35,7 @@ from jepa.selective import (
     CausalPolicy,
     ColourChange,
     Emission,
+    EveryStep,
     LatentCache,
     OnTrigger,
     SelectiveDecoder,

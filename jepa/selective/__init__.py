@@ -11,7 +11,7 @@ from jepa.selective.calibration import (
     measured_error,
 )
 from jepa.selective.decoder import SelectiveDecoder, Waiting, decode_together
-from jepa.selective.encoding import ColourChange, SelectiveEncoding, StepSelection, slots_needed
+from jepa.selective.encoding import ColourChange, EveryStep, SelectiveEncoding, StepSelection, slots_needed
 from jepa.selective.policies import *  # noqa: F403
 from jepa.selective.standing import StandingText, Verifier, calibrate_standing
 from jepa.selective.triggers import (
@@ -32,6 +32,7 @@ __all__ = [
     "Decoder",
     "Emission",
     "ErrorRate",
+    "EveryStep",
     "LatentCache",
     "ScoredStream",
     "Segment",

@@ -172,6 +172,21 @@ class SelectiveEncoding:
         return due
 
 
+class EveryStep(StepSelection):
+    """Takes every step, and keeps what the change detector said of it."""
+
+    def __init__(self) -> None:
+        super().__init__(None, hold=1)
+
+    def start(self) -> None:
+        super().start()
+        self.changes: list[float] = []
+
+    def step(self, change: float) -> bool:
+        self.changes.append(change)
+        return super().step(change)
+
+
 def slots_needed(selected: np.ndarray, hop: int, length: int) -> int:
     """Slots in the windows of the steps selected (T,) bool, each counted once; step i has those from `i * hop` on."""
     needed = np.zeros(hop * len(selected) + length, dtype=bool)

@@ -1,6 +1,6 @@
 """Policies: which segments of a stream to decode. `base` says what a policy is."""
 
-from jepa.selective.policies.base import CausalPolicy, OpenSegment, Policy, RunningMean
+from jepa.selective.policies.base import CausalPolicy, Comparisons, OpenSegment, Policy, RunningMean
 from jepa.selective.policies.gate import Gate
 from jepa.selective.policies.offline import OfflinePolicy, Oracle
 from jepa.selective.policies.prediction import PredictionError
@@ -14,6 +14,7 @@ from jepa.selective.policies.wrappers import Budget, LongestGap, OnDemand
 __all__ = [
     "Budget",
     "CausalPolicy",
+    "Comparisons",
     "Debounce",
     "Gate",
     "LocalVariance",

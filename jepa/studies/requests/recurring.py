@@ -44,8 +44,7 @@ def expressions(pairs: Iterable[Example]) -> list[tuple[Example, ...]]:
 def each_once(groups: Sequence[Sequence[Example]], seed: Sequence[int]) -> list[Example]:
     """Every phrasing of every expression once, in random order."""
     requests = [pair for phrasings in groups for pair in phrasings]
-    order = np.random.default_rng(tuple(seed)).permutation(len(requests))
-    return [requests[i] for i in order.tolist()]
+    return [requests[i] for i in np.random.default_rng(tuple(seed)).permutation(len(requests)).tolist()]
 
 
 def zipf(groups: Sequence[Sequence[Example]], length: int, exponent: float, seed: Sequence[int]) -> list[Example]:
@@ -53,8 +52,7 @@ def zipf(groups: Sequence[Sequence[Example]], length: int, exponent: float, seed
 
     The ranks are drawn at random, and a phrasing for each request.
     """
-    rng = np.random.default_rng(tuple(seed))
-    ranked = rng.permutation(len(groups))
+    ranked = (rng := np.random.default_rng(tuple(seed))).permutation(len(groups))
     weights = np.arange(1, len(groups) + 1, dtype=np.float64) ** -exponent
     chosen = ranked[rng.choice(len(groups), size=length, p=weights / weights.sum())]
     return [groups[i][int(rng.integers(len(groups[i])))] for i in chosen.tolist()]

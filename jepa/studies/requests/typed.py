@@ -66,9 +66,9 @@ def type_requests(pairs: Sequence[Example], style: TypingStyle, seed: Sequence[i
     [('any', 0.8, False), ('any digit', 2.0, True)]
     """
     words = [pair.prompt.split() for pair in pairs]
-    for pair, parts in zip(pairs, words, strict=True):
-        if not parts:
-            raise InputError(f"{pair.source or 'request'}: a request must have at least 1 word, got {pair.prompt!r}")
+    if [] in words:
+        pair = pairs[words.index([])]
+        raise InputError(f"{pair.source or 'request'}: a request must have at least 1 word, got {pair.prompt!r}")
     rng = np.random.default_rng(tuple(seed))
     pool = sorted({word for parts in words for word in parts})
     per_character = 60 / (5 * style.words_per_minute)
