@@ -115,7 +115,8 @@ class _Line:
     def _frames(self, thumbnails: Sequence[Thumbnail], top: float) -> None:
         """The pictures nearest to the middles of equal slots, unsmoothed."""
         (left, right), down = self.axes.get_xlim(), self.axes.get_ylim()
-        slots = max(int((right - left) * self.scale / (_FRAMES + 3)), 1)
+        shown = sum(left <= each.time < right for each in thumbnails)
+        slots = max(min(int((right - left) * self.scale / (_FRAMES + 3)), shown), 1)
         slot = (right - left) / slots
         for index in range(slots):
             middle = left + (index + 0.5) * slot
