@@ -430,7 +430,7 @@ def replay(path: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="1,500 inputs, under 50 s")
+    parser.add_argument("--quick", action="store_true", help="1,000 inputs, under 50 s")
     parser.add_argument("--inputs", type=int, default=100_000, help="in all, shared out by what a reader costs")
     parser.add_argument("--minutes", type=float, help="rounds of inputs until the time is over")
     parser.add_argument("--seed", type=int, default=0)
@@ -444,7 +444,7 @@ def main() -> int:
     shutil.rmtree(given.output, ignore_errors=True)
     given.output.mkdir(parents=True)
     names, began, total = given.readers.split(","), time.monotonic(), 0
-    inputs = 1500 if given.quick else 10_000 if given.minutes else given.inputs
+    inputs = 1000 if given.quick else 10_000 if given.minutes else given.inputs
     share = inputs / sum(READERS[name].share for name in names)
     rows: dict[str, dict[str, float]] = {name: dict.fromkeys(Tally.NAMES, 0.0) for name in names}
     with listening() as opened, tqdm(total=None if given.minutes else inputs, unit="input") as bar:
