@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def main() -> None:
     figures: dict[str, Any] = {
         "bench": "scaling",
         "step_mib": {
-            f"batch {size}, chunk {chunk or size}": peak(lambda s=size, c=chunk: step(model["vl_jepa_small"], s, c))
+            f"batch {size}, chunk {chunk or size}": peak(partial(step, model["vl_jepa_small"], size, chunk))
             for size, chunk in batches
         },
         "gathered_bytes": {
@@ -73,7 +74,7 @@ def main() -> None:
             f"{count * STEPS / STEP_RATE / 3600:.1f} h": swept(count) for count in ((4, 8) if quick else (8, 16, 32))
         },
         "gallery_mib": {
-            f"{rows:,} rows": peak(lambda rows=rows: search(rows))
+            f"{rows:,} rows": peak(partial(search, rows))
             for rows in ((4096, 32768) if quick else (4096, 32768, 131072, 262144))
         },
         "predicted_weights_gib": weights(model["vl_jepa_paper"]),
@@ -155,17 +156,18 @@ def gathered(ranks: int, chunk: int | None, batch: int = 64) -> int:
 
         def work(rank: int) -> int:
             dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
-            counted, all_reduce = [], dist.all_reduce
+            counted: list[int] = []
+            all_reduce: Any = dist.all_reduce
 
             def counting(tensor: Tensor) -> None:
                 counted.append(tensor.nbytes)
                 all_reduce(tensor)
 
-            dist.all_reduce = counting
+            vars(dist)["all_reduce"] = counting
             generator = torch.Generator().manual_seed(rank)
-            sides = [F.normalize(torch.randn(batch, WIDTH, generator=generator), dim=1) for _ in range(2)]
+            sides = F.normalize(torch.randn(2, batch, WIDTH, generator=generator), dim=2).requires_grad_()
             ids = torch.arange(batch) + rank * batch
-            info_nce(*(side.requires_grad_() for side in sides), 0.07, ids, gather=True, chunk=chunk).backward()
+            info_nce(sides[0], sides[1], 0.07, ids, gather=True, chunk=chunk).backward()
             dist.destroy_process_group()
             return sum(counted)
 

@@ -60,12 +60,13 @@ class VideoFile:
             self._container.close()
             raise InputError(f"{self.name}: must have a video stream, got none")
         self._stream = track
-        if track.codec_context is None:  # no decoder for it
+        codec: Any = track.codec_context
+        if codec is None:  # there is no decoder
             self._container.close()
             raise InputError(f"{self.name}: must have a video stream of a known codec, got another")
         if self.threads:
             track.thread_type = "AUTO"
-        track.codec_context.options = {"max_pixels": str(_PIXELS)}
+        codec.options = {"max_pixels": str(_PIXELS)}
         # AVI has times in the order of decoding alone: the n-th frame that is shown takes the n-th of them.
         self._ranked = self._container.format.name == "avi"
         self._seekable = not (self._ranked and track.codec_context.has_b_frames)
