@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -231,7 +231,7 @@ class StateBatches(ClipBatches):
         return self.stored.wordings.get(scene, ())
 
 
-@cache
+@lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The rows of an epoch."""
     return np.random.default_rng([seed, _STORED, count, epoch]).permutation(count)

@@ -196,7 +196,7 @@ class VLJEPA(WindowedModel):
 def _in_batches(
     encode: Callable[[Sequence[str]], Tensor], texts: Sequence[str], batch_size: int, shown: str | None = None
 ) -> Tensor:
-    """Rows (N, D) of N texts, on the CPU; those of like length together, the longest first, with a progress bar."""
+    """Rows (N, D) of N texts, on the CPU; those of like length together, the longest first. `shown`: on a bar."""
     order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
     starts = tqdm(range(0, len(order), batch_size), desc=shown, unit="batch", disable=shown is None)
     batches = (order[i : i + batch_size] for i in starts)

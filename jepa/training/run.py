@@ -205,6 +205,7 @@ def _stored(config: TrainConfig, stage: JEPAStageConfig, world: World, output: P
     )
     frozen = [fingerprint(encoder, ClipReader(model.frames, world.size))]
     frozen += [] if y_encoder is None else [fingerprint(y_encoder.lm, ClipReader(1, 1))]
+    mode = model.training
     model.eval().to(own_device(config))
     counts = stage.steps * stage.accumulate * config.processes, stage.validation_batches
     drawn = [
@@ -218,6 +219,7 @@ def _stored(config: TrainConfig, stage: JEPAStageConfig, world: World, output: P
         texts, pooled = sorted({text for each in clips for text in each.texts}), None
         if y_encoder is not None:
             pooled = kept.get(f"texts of {config.seed} {sizes}", partial(model.pool_all, texts))
+    model.train(mode)
     return _Stored(drawn, clips, texts, pooled)
 
 

@@ -11,6 +11,7 @@ import jepa
 from jepa.cli import main
 from jepa.encoders import SentenceEncoder, TimmEncoder
 from jepa.errors import InputError
+from jepa.training.modules import JEPAModule
 
 BERT = "{model_type: bert, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 1}"
 TINY = [
@@ -39,8 +40,13 @@ def test_what_was_stored_is_not_computed_again(run, monkeypatch):
     before = (run / "checkpoint" / "model.safetensors").read_bytes()
     monkeypatch.setattr(TimmEncoder, "forward", refuse)
     monkeypatch.setattr(SentenceEncoder, "pooled", refuse)
+    modes, step = set(), JEPAModule.training_step
+    monkeypatch.setattr(
+        JEPAModule, "training_step", lambda self, *a: modes.add(self.model.predictor.training) or step(self, *a)
+    )
     assert main(["train", *TINY, f"hydra.run.dir={run}"]) == 0
     assert (run / "checkpoint" / "model.safetensors").read_bytes() == before
+    assert modes == {True}
 
 
 def test_only_what_is_not_frozen_learns_and_at_the_full_rate(run):
