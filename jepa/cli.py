@@ -219,7 +219,7 @@ def _launch(name: str, overrides: list[str]) -> int:
         job()
     except (HydraException, OmegaConfBaseException) as error:
         raise _composition_error(error, name, overrides) from error
-    except ValueError as error:  # Hydra's own, of its flags
+    except (ValueError, OSError) as error:  # Hydra's own, of its flags and of names that no file can have
         if statuses:
             raise
         raise InputError(_one_line(error)) from error

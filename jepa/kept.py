@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,7 +69,7 @@ class Kept:
     """
 
     def __init__(self, output: Path, depends_on: object, kinds: Sequence[type] = (), lasting: bool = False) -> None:
-        depends_on = [sorted(Path(__file__).parent.rglob("*.py")), depends_on]
+        depends_on = [_code(), depends_on]
         self.lasting, self.folder = lasting, output / ".kept"
         self._kinds: list[Any] = [*kinds, bytes, np.ndarray, np.dtype, *_DTYPES, *_MADE_BY]
         self.digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=_digest).encode()).hexdigest()[:16]
@@ -133,6 +134,12 @@ class KeptInMemory(Kept):
 
     def put(self, name: str, value: object) -> None:
         self._values[name] = value
+
+
+@cache
+def _code() -> list[str]:
+    """Digests of the package's files, as they were when they were first asked for: of the code that runs."""
+    return [_digest(path) for path in sorted(Path(__file__).parent.rglob("*.py"))]
 
 
 def _digest(value: object) -> str:

@@ -43,7 +43,8 @@ import torch
 from omegaconf import OmegaConf
 
 from jepa import checkpoint
-from jepa.checkpoint import build_model
+from jepa.build import build_as
+from jepa.checkpoint import build_model, read_config
 from jepa.cli import compose
 from jepa.config import PolicyConfig, validate
 from jepa.data.tokenizer import Tokenizer
@@ -291,17 +292,17 @@ def _events(address: tuple[str, int], id: str, after: int, count: int = 5) -> It
     connection.close()
 
 
-def triggers(setup: Setup, hours: float, sentences: int) -> dict[str, Any]:
+def triggers(setup: Setup, world: World, hours: float, sentences: int) -> dict[str, Any]:
     """Recall and delay of triggers at one false alarm an hour, and of matching the texts of decoding at 1 Hz."""
     model, each, rng = setup.model, 300.0, np.random.default_rng(0)
     seeds = range(max(2, round(hours * 3600 / each)))
     streams = {
-        split: [WORLD.stream(f"{split}-{seed}", (7, number, seed), each, STYLE) for seed in seeds]
+        split: [world.stream(f"{split}-{seed}", (7, number, seed), each, STYLE) for seed in seeds]
         for number, split in enumerate(("calibration", "test"))
     }
     encoded = {split: [encode_stream(model, stream, 2.0) for stream in of] for split, of in streams.items()}
     spans = [span for stream in streams["test"] for span in stream.spans if span.scene.action != "idle"]
-    scenes = list(dict.fromkeys(span.scene for span in spans if is_held_out(span.scene, WORLD.held_out_percent)))
+    scenes = list(dict.fromkeys(span.scene for span in spans if is_held_out(span.scene, world.held_out_percent)))
     said = []  # of each test stream, (time known, text) of decoding at 1 Hz
     for stream in encoded["test"]:
         cut = [segment for segment, _ in Uniform(1.0).run(stream.latents, stream.times)]
@@ -386,8 +387,9 @@ def main() -> None:
     if "clients" in parts:
         many = (arguments.connects or (40 if quick else 1000), arguments.failures or (5 if quick else 100))
         told("clients", clients(setup, shots, *many))
-    if "triggers" in parts:
-        told("triggers", triggers(setup, 0.2 if quick else 3.2, 3 if quick else 40))
+    if folder is not None and "triggers" in parts:
+        world = build_as(World, "world", read_config(Path(folder))["world"])
+        told("triggers", triggers(setup, world, 0.2 if quick else 3.2, 3 if quick else 40))
     print(json.dumps(figures))
 
 

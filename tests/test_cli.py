@@ -165,6 +165,7 @@ def test_hydra_flags_work(tmp_path):
         (["experiment=vl_jepa_decoder", "jepa.steps=4"], r"jepa\.steps cannot be given: jepa is null or has no keys"),
         (["experment=demo"], r"unknown key 'experment'; nearest valid: experiment"),
         (["experiment=dmeo"], r"there is no experiment 'dmeo'; nearest valid: .*demo.*"),
+        (["experiment=d" + 300 * "9"], r".*File name too long.*"),
         (["-m", "experiment=dmeo,demo"], r"there is no experiment 'dmeo'; nearest valid: .*demo.*"),
         (["world=zzz"], r"there is no world 'zzz'; nearest valid: .+"),
         (["world._targett_=jepa.X"], r"unknown key 'world\._targett_'; nearest valid: world\._target_.*"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -180,16 +181,27 @@ class StoredClips:
 
         `keep` gives the states that were kept under a name, or computes them.
         """
-        scenes, states = list[Scene](), list[Tensor]()
-        for first in tqdm(range(0, clips, _AT_ONCE), desc="states of clips", unit="batch"):
+        scenes, states, drawn = list[Scene](), list[Tensor](), dict[int, Future[Tensor]]()
+
+        def sample(first: int) -> tuple[list[Scene], np.random.Generator]:
             rng = np.random.default_rng([batches.seed, _STORED, first])
-            some = [batches._scene(rng) for _ in range(min(_AT_ONCE, clips - first))]
+            return [batches._scene(rng) for _ in range(min(_AT_ONCE, clips - first))], rng
 
-            def compute(some: Sequence[Scene] = some, rng: np.random.Generator = rng) -> Tensor:
-                return encode(batches._clips([batches._show(scene, rng) for scene in some], rng)).half().cpu()
+        def render(first: int) -> Tensor:
+            some, rng = sample(first)
+            return batches._clips([batches._show(scene, rng) for scene in some], rng)
 
-            scenes += some
-            states.append(keep(f"clips of {batches.seed} from {first}", compute))
+        with ThreadPoolExecutor(1) as beside:  # it renders the next clips while these are encoded
+            for first in tqdm(range(0, clips, _AT_ONCE), desc="states of clips", unit="batch"):
+
+                def compute(first: int = first, following: int = first + _AT_ONCE) -> Tensor:
+                    frames = drawn.pop(first, None) or beside.submit(render, first)
+                    if following < clips:
+                        drawn[following] = beside.submit(render, following)
+                    return encode(frames.result()).half().cpu()
+
+                scenes += sample(first)[0]
+                states.append(keep(f"clips of {batches.seed} from {first}", compute))
         rng, wordings = np.random.default_rng([batches.seed, _STORED]), dict[Scene, Sequence[str]]()
         for scene in dict.fromkeys([*batches.world.splits[batches.split][0], *scenes]):
             texts = captions(scene)

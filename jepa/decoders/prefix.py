@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from jepa.errors import InputError
 
+_DENSE = 0.75  # of a batch: with fewer rows that go on, those that have ended are taken out of it
+
 
 class PrefixDecoder(nn.Module):
     """A causal transformer that continues `prefix` vectors made from the embedding (ClipCap, arXiv 2111.09734).
@@ -61,18 +63,23 @@ class PrefixDecoder(nn.Module):
     @torch.no_grad()
     def generate(self, latents: Tensor, eos_id: int) -> list[list[int]]:
         """Greedy tokens of each embedding (B, E), the end token left out; a text stops at `max_length` tokens."""
-        return until_end(self._passes(latents), self.max_length, eos_id)
-
-    def _passes(self, latents: Tensor) -> Iterator[Tensor]:
-        """The likeliest tokens (B,), pass by pass."""
         caches: list[_Cache] = [None] * len(self.blocks)
         states = self._prefix(latents) + self.positions[: self.prefix]
-        for position in itertools.count(self.prefix):
+        rows = torch.arange(len(latents), device=latents.device)  # those that have not all ended
+        found = rows.new_full((len(latents), self.max_length), eos_id)
+        for place in range(self.max_length):
             for i, block in enumerate(self.blocks):
                 states, caches[i] = block(states, caches[i])
-            chosen = self._logits(states[:, -1]).argmax(-1)
-            yield chosen
-            states = (self.tokens(chosen) + self.positions[position])[:, None]
+            found[rows, place] = chosen = self._logits(states[:, -1]).argmax(-1)
+            going = (found[rows, : place + 1] != eos_id).all(1)
+            count = int(going.sum())
+            if count <= _DENSE * len(rows):
+                rows, chosen = rows[going], chosen[going]
+                caches = [None if cache is None else (cache[0][going], cache[1][going]) for cache in caches]
+            if not count:
+                break
+            states = (self.tokens(chosen) + self.positions[self.prefix + place])[:, None]
+        return [row[: row.index(eos_id)] if eos_id in row else row for row in found.tolist()]
 
     def flops(self, tokens: int) -> int:
         """FLOPs of generating a text of `tokens` tokens alone, by the conventions of `jepa.operations.count_flops`."""

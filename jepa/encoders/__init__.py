@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from jepa.lazy import lazily
 
 if TYPE_CHECKING:
+    from jepa.encoders.flow import optical_flow
     from jepa.encoders.language import LanguageModel
     from jepa.encoders.sentence import SentenceEncoder, embed_sentences
     from jepa.encoders.text import TextTransformer
@@ -32,6 +33,7 @@ __all__ = [
     "TimmEncoder",
     "VJEPA21Sizes",
     "embed_sentences",
+    "optical_flow",
 ]
 
 _HOMES = {
@@ -48,6 +50,7 @@ _HOMES = {
     "VJEPA21": "vision_vjepa21",
     "VJEPA21Sizes": "vision_vjepa21",
     "embed_sentences": "sentence",
+    "optical_flow": "flow",
 }
 
 __getattr__ = lazily(__name__, _HOMES)

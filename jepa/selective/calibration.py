@@ -66,7 +66,7 @@ class Calibration:
 
 
 def decode_segments(
-    policy: Policy, decoder: Decoder, streams: Sequence[tuple[np.ndarray, np.ndarray]], *, batch_size: int = 256
+    policy: Policy, decoder: Decoder, streams: Sequence[tuple[np.ndarray, np.ndarray]], *, batch_size: int = 512
 ) -> list[tuple[np.ndarray, list[str]]]:
     """Every segment of recorded streams with the decoder's text, to calibrate a cache on.
 
@@ -74,9 +74,9 @@ def decode_segments(
     the order they are decoded in, and their texts. The decoder gets at most `batch_size` latents in one call.
     """
     chosen = [np.stack([segment.latent for segment, _ in policy.run(*stream)]) for stream in streams]
-    decoded = []
-    for latents in chosen:
-        for batch in torch.from_numpy(latents).split(batch_size):
+    decoded = list[str]()
+    if chosen:
+        for batch in torch.from_numpy(np.concatenate(chosen)).split(batch_size):
             decoded += [result.text for result in decoder.decode(batch)]
     ends = np.cumsum([len(latents) for latents in chosen]).tolist()
     return [(latents, decoded[end - len(latents) : end]) for latents, end in zip(chosen, ends, strict=True)]

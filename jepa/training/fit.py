@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
@@ -184,6 +185,8 @@ def fit(
     if isinstance(config, TrainConfig | LanguageTrainConfig):
         strategy, devices, processes = config.strategy, config.devices, config.processes
     if strategy == "fsdp":
+        if any(isinstance(each, WeightAveraging) for each in callbacks):
+            raise InputError("callbacks that average weights must have whole ones, got strategy=fsdp")
         strategy = ModelParallelStrategy(processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
     elif strategy == "ddp" and module.sometimes_untrained:
         strategy = "ddp_find_unused_parameters_true"
@@ -232,8 +235,14 @@ def fit(
     )
     with warnings.catch_warnings():
         # Of libraries, not of the run: frozen parts are in evaluation mode, no output of a part is changed in place,
-        # the loader begins where a state left off, as do the logs.
-        for noise in ("does not have many workers", "LeafSpec", "in eval mode at the start", "returned a view tensor"):
+        # weights that are averaged are whole, the loader begins where a state left off, as do the logs.
+        for noise in (
+            "does not have many workers",
+            "LeafSpec",
+            "in eval mode at the start",
+            "returned a view tensor",
+            "You're using the WeightAveraging callback with a model that overrides",
+        ):
             warnings.filterwarnings("ignore", message=f".*{noise}")
         for noise in ("resuming from a checkpoint that ended before the epoch ended", "logs directory .* not empty"):
             warnings.filterwarnings("ignore", message=f".*{noise}")

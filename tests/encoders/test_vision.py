@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_image
+from torch.testing import assert_close
 from transformers import VJEPA2Config, VJEPA2Model
 
 from jepa.build import build
+from jepa.encoders.flow import optical_flow
 from jepa.encoders.vision import FeatureEncoder, FrameViT, time_embedding
 from jepa.encoders.vision_timm import TimmEncoder
 from jepa.encoders.vision_vjepa2 import VJEPA2
@@ -93,7 +96,7 @@ def test_vjepa2_has_the_states_of_transformers(vjepa2_folder):
     pixels = ((frames / 255 - MEAN) / STD).permute(0, 1, 4, 2, 3)
     expected = theirs(pixels, skip_predictor=True).last_hidden_state
     assert encoder(frames).shape == (2, 4 // 2 * (32 // 16) ** 2, 48)
-    torch.testing.assert_close(encoder(frames), expected, rtol=1e-5, atol=1e-5)
+    assert_close(encoder(frames), expected, rtol=1e-5, atol=1e-5)
     encoder_only = sum(p.numel() for p in theirs.encoder.parameters())
     assert sum(p.numel() for p in encoder.parameters()) == encoder_only
 
@@ -144,7 +147,7 @@ def test_timm_states_are_those_of_the_model_frame_by_frame(timm_folder):
     for clip, states in zip(frames, encoder(frames), strict=True):
         pixels = (clip / 255 - 0.5) / 0.5
         expected = theirs.forward_features(pixels.permute(0, 3, 1, 2)) + time_embedding(4, 32)[:, None]
-        torch.testing.assert_close(states, expected.flatten(0, 1), rtol=1e-5, atol=1e-5)
+        assert_close(states, expected.flatten(0, 1), rtol=1e-5, atol=1e-5)
     rebuilt = build(encoder.node())
     rebuilt.load_state_dict(encoder.state_dict())
     assert torch.equal(rebuilt.eval()(frames), encoder(frames))
@@ -223,18 +226,58 @@ def test_frames_of_a_slot_stand_side_by_side():
     )
     two.load_state_dict(one.state_dict())
     alone, together = one.encode_slots(frames), two.eval().encode_slots(frames)
-    torch.testing.assert_close(together[:, 1], torch.cat([alone[:, 2], alone[:, 3]], dim=-1))
+    assert_close(together[:, 1], torch.cat([alone[:, 2], alone[:, 3]], dim=-1))
     assert together.shape == (1, 2, alone.shape[2], two.width) == (1, 2, alone.shape[2], 2 * one.width)
+
+
+def test_flow_is_how_far_a_texture_moves_whatever_its_colours():
+    place = torch.arange(64) * 2 * math.pi / 64
+    waves = [(2 * place)[:, None] + (3 * place), (3 * place)[:, None] - (2 * place), place[:, None] - place]
+    picture = torch.stack([100 * wave.sin() for wave in waves], dim=-1)
+    across, along = 2, -1  # pixels a frame
+    moving = torch.stack([picture.roll((along * i, across * i), (0, 1)) for i in range(3)])[None]
+    inner = [5, 6, 9, 10]  # of 4 x 4 patches; the rim sees no further than the frame
+    for sign in (1, -1):
+        found = optical_flow((sign * moving + 128).to(torch.uint8), grid=4)
+        pairs = found.unflatten(-1, (2, 25))[0, inner]  # (P, 2, ·): u of four quarters, v, …, and then of the whole
+        for size, u, v in ((2, pairs[..., :4], pairs[..., 4:8]), (4, pairs[..., 20], pairs[..., 21])):
+            assert_close(u, torch.full_like(u, across / size), rtol=0.3, atol=0)
+            assert_close(v, torch.full_like(v, along / size), rtol=0.3, atol=0)
+    still = optical_flow((moving[:, :1] + 128).to(torch.uint8).expand(1, 3, -1, -1, -1), grid=4)
+    assert_close(still.unflatten(-1, (2, 25))[..., :12], torch.zeros(1, 16, 2, 12))
+
+
+@torch.no_grad()
+def test_states_of_every_second_frame_stand_beside_the_flow_of_all():
+    torch.manual_seed(0)
+    frames, plain = clips(2, 8, 64), TimmEncoder("test_efficientnet", size=64, level=2).eval()
+    both = TimmEncoder("test_efficientnet", size=64, level=2, tubelet=4, stride=2, flow=True)
+    both.load_state_dict(plain.state_dict())
+    states, pictures = both.eval().encode_slots(frames), plain.encode_slots(frames)
+    grid = math.isqrt(pictures.shape[2])
+    parts = [pictures[:, 4], pictures[:, 6], optical_flow(frames[:, 4:], grid)]
+    assert_close(states[:, 1], torch.cat(parts, dim=-1), rtol=1e-4, atol=1e-5)
+    assert both.width == states.shape[-1] == 2 * plain.width + 75
+    again = build(both.node())
+    again.load_state_dict(both.state_dict())
+    assert_close(again.eval()(frames), both(frames))
+    with pytest.raises(InputError, match="stride must divide tubelet 4, got 3"):
+        TimmEncoder("test_efficientnet", size=64, tubelet=4, stride=3)
+    with pytest.raises(InputError, match="must be a multiple of 8 pixels a side for their flow, got 32 pixels / 8"):
+        TimmEncoder("test_efficientnet", size=32, level=1, tubelet=4, flow=True)
+    with pytest.raises(InputError, match="flow needs a square of patches and no more, got 5 states"):
+        TimmEncoder("test_vit", size=32, tubelet=4, flow=True)
 
 
 def test_a_slot_does_not_depend_on_the_others():
     frames = clips()
     vit = FrameViT("vit_tiny_patch16_224", 32, 2, **VIT)
-    for encoder in (TimmEncoder("test_vit", size=32), TimmEncoder("test_vit", size=32, tubelet=2), vit):
+    flow = TimmEncoder("test_vit", size=32, tubelet=2, flow=True, pooled=True)
+    for encoder in (TimmEncoder("test_vit", size=32), TimmEncoder("test_vit", size=32, tubelet=2), vit, flow):
         together = encoder.eval().encode_slots(frames)
         alone = encoder.encode_slots(frames[:, : encoder.tubelet])
-        torch.testing.assert_close(together[:, :1], alone, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(encoder(frames), encoder.add_time(together))
+        assert_close(together[:, :1], alone, rtol=1e-4, atol=1e-5)
+        assert_close(encoder(frames), encoder.add_time(together))
 
 
 @torch.no_grad()
@@ -247,7 +290,7 @@ def test_a_level_gives_what_the_whole_model_has_there_and_computes_no_more(name)
     frames = clips(1, 2, 160)
     [maps] = whole.forward_intermediates(frames[0].permute(0, 3, 1, 2) / 255, indices=[1], intermediates_only=True)
     states = torch.nn.functional.layer_norm(maps.flatten(2).mT, maps.shape[1:2])
-    torch.testing.assert_close(encoder.encode_slots(frames)[0][:, -maps[0, 0].numel() :], states)
+    assert_close(encoder.encode_slots(frames)[0][:, -maps[0, 0].numel() :], states)
     assert encoder.width == maps.shape[1]
     assert sum(p.numel() for p in encoder.parameters()) < sum(p.numel() for p in whole.parameters()) / 2
     again = build(encoder.node())
@@ -271,7 +314,7 @@ def test_the_packaged_image_encoder_knows_photographs():
     encoder = TimmEncoder(name, pretrained=True, level=2, frozen=True)
     [maps] = whole.forward_intermediates(pixels, indices=[2], intermediates_only=True)
     states = torch.nn.functional.layer_norm(maps.flatten(2).mT, (40,))
-    torch.testing.assert_close(encoder.encode_slots(frames)[0], states)
+    assert_close(encoder.encode_slots(frames)[0], states)
     again = build(encoder.node())
     assert (again.width, encoder.node()["name"]) == (40, "tf_efficientnet_lite0")
     again.load_state_dict(encoder.state_dict())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import jepa.metrics.stream
 from jepa.errors import InputError
 from jepa.metrics import CaptionPairs, cider_d, document_frequency, match_nearest, stream_scores, tokenize
+from jepa.metrics.cider import pair_scorer
 
 # Quarters of a second: sums and differences are exact, and ties are frequent.
 times = st.lists(st.integers(0, 60).map(lambda quarter: quarter / 4), max_size=12)
@@ -60,11 +61,11 @@ def test_a_stream_without_decodes_scores_zero():
 def test_pairs_score_as_cider_d_and_compute_each_pair_once(monkeypatch):
     computed = []
 
-    def counting(candidates, references, frequencies):
-        computed.extend((candidate, group[0]) for candidate, group in zip(candidates, references, strict=True))
-        return cider_d(candidates, references, frequencies)
+    def counting(pool):
+        score = pair_scorer(pool)
+        return lambda text, references: computed.append((text, references[0])) or score(text, references)
 
-    monkeypatch.setattr(jepa.metrics.stream, "cider_d", counting)
+    monkeypatch.setattr(jepa.metrics.stream, "pair_scorer", counting)
     pairs = CaptionPairs(POOL)
     candidates = [TEXTS[i] for i in (0, 1, 0, 2, 0)] + ["a red square stops"] * 2
     references = [TEXTS[i] for i in (0, 2, 0, 1, 1, 0, 0)]

@@ -49,7 +49,8 @@ def world(folder: Path) -> dict[str, Any]:
 
 
 def features(folder: Path) -> dict[str, Any]:
-    plain = frozen(config("jepa.steps=5", "decoder=null"))
+    """With a slow copy of the whole model, by the callback."""
+    plain = frozen(config("jepa.steps=5", "decoder=null", "callbacks=ema", "callbacks.ema.decay=0.5"))
     return plain | {"data": data_of(pictures(folder / "pictures", 7), features=str(folder / "states"))}
 
 

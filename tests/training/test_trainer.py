@@ -7,13 +7,17 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
+import lightning as L
 import pytest
 import torch
 from PIL import Image
 from processes import config, train
 from sklearn.neighbors import KNeighborsClassifier
+from torch.testing import assert_close
 
+from jepa import checkpoint
 from jepa.cli import main
 from jepa.errors import InputError
 from jepa.training.probes import linear_probe, nearest_neighbours
@@ -57,6 +61,20 @@ def test_training_stops_early_where_nothing_improves(tmp_path):
     train(config("decoder=null", *steps, *stop), tmp_path)
     with (tmp_path / "logs" / "jepa" / "metrics.csv").open(encoding="utf-8") as file:
         assert max(int(row["step"]) for row in csv.DictReader(file)) < 49
+
+
+def test_the_checkpoint_holds_the_average_of_the_weights(tmp_path):
+    groups = ["decoder=null", "jepa.warmup_steps=0", "jepa.steps=2", "+callbacks.mine.own=mine:Kept"]
+    kept: list[torch.Tensor] = []
+
+    class Kept(L.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            kept.append(module.model.predictor.head.weight.detach().clone())
+
+    with patch.dict(sys.modules, mine=SimpleNamespace(Kept=Kept)):
+        train(config(*groups, "callbacks=ema", "callbacks.ema.decay=0.75"), tmp_path)
+    found = checkpoint.load(tmp_path / "checkpoint").predictor.head.weight
+    assert_close(found, 0.75 * kept[0] + 0.25 * kept[1])
 
 
 @pytest.mark.parametrize(

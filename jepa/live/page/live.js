@@ -186,7 +186,7 @@ function showText() {
   write(text, emission?.text ?? "Listening…");
   if (!emission) return write($("since"), "the first text comes when the first segment ends");
   const from = emission.source === "decoder" ? "written" : `from the ${emission.source}`;
-  write($("since"), `since ${clock(since)}, for ${clock(timeline.shown - since)} · ${from} at ${clock(emission.emitted_at)}`);
+  write($("since"), `since ${clock(since)}, seen to ${clock(emission.end)} · ${from} at ${clock(emission.emitted_at)}`);
   if (!fresh) return;
   state.fresh = false;
   text.classList.toggle("long", emission.text.length > 70);
