@@ -31,7 +31,9 @@ class Body(BaseModel):
         except ValidationError as error:
             fault = error.errors()[0]
             place = ".".join(map(str, fault["loc"])) or "the body"
-            raise InputError(f"{place}: {fault['msg']}, got {str(fault['input'])[:80]!r}") from None
+            given = data.decode(errors="replace") if fault["type"] == "json_invalid" else str(fault["input"])
+            rule = "there is no such key" if fault["type"] == "extra_forbidden" else fault["msg"]
+            raise InputError(f"{place}: {rule}, got {given[:80]!r}") from None
 
 
 class WatchedSentence(Body):

@@ -35,13 +35,12 @@ def run(config: LiveConfig) -> None:
     Raises:
         InputError: a bad checkpoint, source, policy or trigger, or an address that cannot be bound.
     """
-    server = make(config)
-    listening = bind(config.host, config.port)
-    try:
-        asyncio.run(serve(server, listening, lambda url: print(f"live: {url}", flush=True)))
-    finally:
-        server.engine.stop()
-        listening.close()
+    with bind(config.host, config.port) as listening:
+        server = make(config)
+        try:
+            asyncio.run(serve(server, listening, lambda url: print(f"live: {url}", flush=True)))
+        finally:
+            server.engine.stop()
 
 
 def make(config: LiveConfig) -> Server:
@@ -65,7 +64,7 @@ def make(config: LiveConfig) -> Server:
     first = Changes(
         policy=config.policy,
         cache_threshold=-1.0 if config.cache_threshold is None else config.cache_threshold,
-        uniform_rate_hz=config.uniform_rate_hz,
+        uniform_rate_hz=min(config.uniform_rate_hz, config.step_rate_hz),
         triggers=[setup.watch(sentence) for sentence in config.triggers],
     )
     world = build_as(World, "world", trained["world"])

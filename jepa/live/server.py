@@ -162,7 +162,8 @@ class Server:
         if not self._rate("saves", self.limits.saves_per_minute / 60).take():
             raise HTTPException(429, f"saves must be {self.limits.saves_per_minute:g} a minute at most")
         folder = self.output / f"session_{session.id}_{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(2)}"
-        return JSONResponse({"folder": str(await run_in_threadpool(self.saver.save, session, folder))})
+        written = await run_in_threadpool(self.saver.save, session, folder / "evaluation")  # its report goes beside it
+        return JSONResponse({"folder": str(written)})
 
     def _change(self, session: Session, asked: NewSettings) -> JsonObject:
         self._check_length("query", asked.query)

@@ -88,6 +88,8 @@ class Setup:
 
     def watch(self, sentence: str, per_hour: float | None = None, threshold: float | None = None) -> Watched:
         """A trigger for a sentence, calibrated unless its threshold is given."""
+        if not sentence.strip():
+            raise InputError(f"a trigger must be a sentence, got {sentence!r}")
         embedding = self.model.embed_all([sentence]).numpy()[0]
         if threshold is not None:
             return Watched(sentence, Trigger(embedding, threshold), None)
@@ -191,7 +193,7 @@ class Session:
         self.emissions = deque[Emission](maxlen=10_000)
         self._thumbnails = deque[Thumbnail](maxlen=36)
         self._latencies, self._compute = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)
-        self._uniform_rate, self._encoder_calls, self._counted_at = 1.0, 0, 0.0
+        self._uniform_rate, self._encoder_calls, self._counted_at = min(1.0, setup.step_rate_hz), 0, 0.0
         self._policy_name, self._value, self._standing = "", 0.0, False
         self._thresholds = {False: -1.0, True: _STANDING}  # of the two kinds of caches
         with self.lock:
@@ -406,7 +408,8 @@ class Session:
         value = value if changes.threshold is None else check_nonnegative("threshold", changes.threshold)
         policy = self._setup.policy(name, value)  # checks come before anything changes
         rate = self._uniform_rate if changes.uniform_rate_hz is None else changes.uniform_rate_hz
-        check_positive("uniform_rate_hz", rate)
+        if check_positive("uniform_rate_hz", rate) > (most := self._setup.step_rate_hz):
+            raise InputError(f"uniform_rate_hz must be at most {most:g}, the steps a second, got {rate:g}")
         config = self._setup.policies[name].cache
         standing = config is not None and config.standing
         if changes.cache_threshold is not None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from jepa.data.records import Event
 from jepa.data.video import JUMP, VideoFile, picture
@@ -158,6 +158,8 @@ def pushed_picture(data: bytes) -> Any:
             if image.width * image.height > _PIXELS or min(image.size) < 2:
                 raise InputError(f"a frame must have 2 pixels a side and {_PIXELS} in all at most, got {image.size}")
             return av.VideoFrame.from_image(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise InputError("a frame must be a whole JPEG or PNG, got neither") from None
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, InputError):
             raise

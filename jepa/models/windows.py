@@ -204,7 +204,10 @@ class WindowStream:
             self._selection.start()
 
     def push(self, frames: np.ndarray) -> None:
-        """Takes the next frames (M, S, S, 3) uint8."""
+        """Takes the next frames (M, S, S, 3) uint8; raises `InputError` for others."""
+        if frames.shape[1:] != self._waiting.shape[1:] or frames.dtype != np.uint8:
+            side = f"{self._size}, {self._size}"
+            raise InputError(f"frames must be (M, {side}, 3) uint8, got {frames.shape} {frames.dtype}")
         self._waiting = np.concatenate([self._waiting, frames])
         count = len(self._waiting) // self._tubelet
         steps = max(0, (self._first + count - self.length) // self.hop + 1 - self._step)

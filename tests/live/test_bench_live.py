@@ -26,7 +26,7 @@ def test_streams_are_served_and_clients_leave_nothing(bench, live_setup):
     found = bench.clients(live_setup, shots, 12, 2)
     assert found["emissions"] > found["missed"] == found["missed_slowly"] == 0
     assert set(found["left"].values()) == {0}
-    measured = bench.triggers(live_setup, 0.17, 2)
+    measured = bench.triggers(live_setup, bench.WORLD, 0.17, 2)
     assert measured["events"] >= 2
     assert measured["promises_kept"] == 0  # ten minutes cannot promise one false alarm an hour
     assert 0 <= measured["trigger"]["recall"] <= 1

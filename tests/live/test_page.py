@@ -74,11 +74,11 @@ def page(script: Script, chromium: str, tmp_path_factory: pytest.TempPathFactory
 
 def test_the_text_changes_and_says_since_when(page, script):
     tell_text(script, "the blue bar spins", 9.0, 9.5)
-    tell_text(script, "all is still", 9.5, 9.75)
+    tell_text(script, "all is still", 9.5, 10.75)
     page.wait("document.querySelector('#text').textContent === 'all is still'")
     page.wait("document.querySelector('#earlier li:nth-child(2)')")
     assert page.text("#earlier li") == "0:04the blue bar spins"  # two texts that are alike are one
-    assert page.text("#since").startswith("since 0:09,")
+    assert page.text("#since").startswith("since 0:09, seen to 0:10 · ")
     assert page.run("document.querySelector('#text').ariaLive") == "polite"
 
 

@@ -17,6 +17,12 @@ let last = 0; // the id of the newest event
 let opened = 0; // when the stream was opened, in milliseconds of the page
 let silence = 0; // the timer of the bell beside the text
 let state = blank();
+const COUNTED = ["decoder_calls", "decoder_flops", "decoder_seconds", "flops", "encoder_calls", "predictor_calls"];
+const NOTHING = {
+  selective: Object.fromEntries(COUNTED.map((name) => [name, 0])), uniform: { decoder_calls: 0, rate_hz: 1 },
+  latency: {}, compute: {}, steps: 0, frames: { taken: 0, dropped: 0 },
+};
+const EMPTY = $("picture").src;
 
 /** What the page knows of a session. */
 function blank() {
@@ -110,8 +116,10 @@ function choose(given) {
   $("sessions").value = given.id;
   $("earlier").replaceChildren();
   $("saved").hidden = true;
-  timeline.now = null;
-  timeline.following = true;
+  $("rang").replaceChildren();
+  $("picture").src = EMPTY;
+  timeline.empty();
+  showCounters({ ...NOTHING, uniform: { ...NOTHING.uniform, rate_hz: given.settings.uniform_rate_hz } });
   showSession();
   listen();
 }
@@ -183,10 +191,13 @@ function draw() {
 
 function showText() {
   const { emission, since, earlier, fresh } = state, text = $("text");
-  write(text, emission?.text ?? "Listening…");
+  write(text, emission ? emission.text || "(no text)" : "Listening…");
   if (!emission) return write($("since"), "the first text comes when the first segment ends");
   const from = emission.source === "decoder" ? "written" : `from the ${emission.source}`;
-  write($("since"), `since ${clock(since)}, seen to ${clock(emission.end)} · ${from} at ${clock(emission.emitted_at)}`);
+  const [start, end] = [clock(since), clock(emission.end)];
+  const seen = start === end ? `seen at ${start}` : `since ${start}, seen to ${end}`;
+  const open = timeline.shown - emission.end > 2 * timeline.step ? "; what follows is not decoded yet" : "";
+  write($("since"), `${seen} · ${from} at ${clock(emission.emitted_at)}${open}`);
   if (!fresh) return;
   state.fresh = false;
   text.classList.toggle("long", emission.text.length > 70);
@@ -204,6 +215,7 @@ function showStatus() {
   const status = alarms.gone ? "gone" : lost ? "lost" : session.status, left = Math.ceil((source.next - performance.now()) / 1000);
   if ($("status").className !== status) $("status").className = status;
   write($("status"), { gone: "no server", lost: `source lost, attempt ${source.attempt}` }[status] ?? status);
+  if (!counters) write($("frames"), "");
   const words = lost ? [source.message, left > 0 ? `next try in ${left} s` : "trying again"] : [session.message];
   write($("message"), words.filter(Boolean).join("; "));
   if (counters) write($("frames"), `${whole(counters.frames.taken)} frames, ${whole(counters.frames.dropped)} dropped`);

@@ -14,13 +14,19 @@ const timeline = {
   step: 0.5, // seconds between two steps
   behind: 0.5, // seconds from a step to the newest frame of its window
 
-  clear(time) {
+  /** Nothing is known of a session yet. */
+  empty() {
     for (const row of Object.values(this.rows)) row.replaceChildren();
+    [this.now, this.covered, this.following, this.lined] = [null, undefined, true, -Infinity];
+  },
+
+  clear(time) {
+    this.empty();
     this.now = this.shown = this.covered = time;
     this.pictured = -Infinity;
     this.label = Math.ceil(time / 10) * 10;
     this.open = this.put("texts", time, "open", { length: 0 });
-    this.begin(time);
+    this.begin(Math.max(0, time - 2 * this.behind)); // the first segment began in the first window
   },
 
   /** Places the left end. */
@@ -81,8 +87,11 @@ const timeline = {
 
   /** A line through all rows, labelled above them: a bell that rang, a setting that changed. */
   addLine(time, className, text, tip = "") {
-    const mark = this.put("marks", time, `line ${className}`, { text, tip });
+    const mark = this.put("marks", time, `line ${className}`, { text, tip: [text, tip].filter(Boolean).join(", ") });
     if (className === "rung") mark.firstChild.prepend(bell());
+    const room = (time - Math.max(this.lined, this.origin)) * this.scale();
+    if (mark.firstChild.offsetWidth + 4 > room) mark.classList.add("short"); // the words are in its tip
+    this.lined = time;
   },
 
   /** A small picture wherever there is room for one. */
@@ -101,7 +110,7 @@ const timeline = {
     if (this.now === null) return;
     const since = running ? (performance.now() - this.arrived) / 1000 : 0;
     this.shown = Math.max(this.shown, this.now + Math.min(since, this.step));
-    this.track.style.width = `${(this.shown - this.origin) * this.scale() + 6}px`;
+    this.track.style.width = `${(this.shown - this.origin) * this.scale() + 20}px`;
     this.open.style.setProperty("--t", this.covered);
     this.open.style.setProperty("--d", Math.max(this.shown - this.covered, 0));
     if (this.following) this.scroll.scrollLeft = this.scroll.scrollWidth;
