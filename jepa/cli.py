@@ -219,8 +219,8 @@ def _launch(name: str, overrides: list[str]) -> int:
         job()
     except (HydraException, OmegaConfBaseException) as error:
         raise _composition_error(error, name, overrides) from error
-    except (ValueError, OSError) as error:  # Hydra's own, of its flags and of names that no file can have
-        if statuses:
+    except (ValueError, OSError) as error:  # Hydra's own, of its flags, and of a name that is too long for a file
+        if statuses or (isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG):
             raise
         raise InputError(_one_line(error)) from error
     finally:

@@ -55,9 +55,9 @@ def _cells(pixels: Tensor) -> Tensor:
     products = torch.stack([(one * other).sum(2) for one, other in pairs], dim=2).flatten(0, 1)
     window = products.new_tensor(_WINDOW)
     window = (window[:, None] * window)[None, None].expand(6, 1, -1, -1)
-    around = {"stride": _CELL, "padding": (len(_WINDOW) - _CELL) // 2}
-    weight = F.conv2d(torch.ones_like(products[:1, :1]), window[:1], **around)  # of the pixels within the frame
-    means = F.conv2d(products, window, groups=6, **around) / weight
+    beyond = (len(_WINDOW) - _CELL) // 2
+    weight = F.conv2d(torch.ones_like(products[:1, :1]), window[:1], stride=_CELL, padding=beyond)  # within the frame
+    means = F.conv2d(products, window, groups=6, stride=_CELL, padding=beyond) / weight
     xx, yy, xy, xt, yt, tt = means.unflatten(0, middle.shape[:2]).unbind(2)
     a, b = xx + _FLAT, yy + _FLAT
     area = a * b - xy * xy
