@@ -34,7 +34,8 @@ def test_optuna_gets_the_monitored_value_of_each_job(tmp_path, monkeypatch):
         tried.append(rate)
         (output / "checkpoint").mkdir(parents=True)
         curve = [{"step": 0, "val/x": 100.0}, {"step": 1, "val/x": rate}]
-        (output / "checkpoint" / "training.json").write_text(json.dumps({"stages": [{"curve": curve}]}))
+        stage = {"name": "jepa", "steps": 2, "samples": 2, "seconds": 1.0, "curve": curve}
+        (output / "checkpoint" / "training.json").write_text(json.dumps({"stages": [stage]}))
 
     monkeypatch.setitem(COMMANDS, "train", train)
     sweep = (
