@@ -40,8 +40,8 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         size: S; None: the model's own.
         pooled: P = 1, as the model pools.
         tubelet: frames of a slot.
-        stride: the model sees every so many frames of a slot, from the first on; D is as many times its width.
-        flow: add the `optical_flow` between all frames of a slot, 25 channels a pair.
+        stride: the model sees every so many frames of a slot, from the first on: D is tubelet / stride times its width.
+        flow: add the `optical_flow` between all frames of a slot, 25 channels a pair, to D.
         level: which of timm's `feature_info` gives the states, from 0, each normalised; what comes after it is left
             out. None: the last.
         frozen: no gradients, and evaluation mode for good.
@@ -146,7 +146,7 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
 
     def _features(self, pictures: Tensor) -> Tensor:
         """What the model makes of pictures (B, 3, S, S)."""
-        if pictures.device.type == "cpu" and not torch.is_grad_enabled():
+        if pictures.device.type == "cpu" and (self.frozen or not torch.is_grad_enabled()):
             parts = pictures.split(max(1, _PIXELS_AT_ONCE // self.size**2))
             return torch.cat([self.model.forward_features(part) for part in parts])
         found: Tensor = self.model.forward_features(pictures)

@@ -62,8 +62,10 @@ def own_device(config: RunConfig) -> torch.device:
 
 
 def check_devices(config: TrainConfig | LanguageTrainConfig) -> None:
-    """Refuses `devices` and `strategy` that do not go together, or were not launched."""
+    """Refuses `devices`, `strategy` and `callbacks` that do not go together, or were not launched."""
     devices, strategy = config.processes, config.strategy
+    if strategy == "fsdp" and any(isinstance(each, WeightAveraging) for each in own_callbacks(config.callbacks)):
+        raise InputError("callbacks that average weights must have whole ones, got strategy fsdp")
     if config.accelerator == "mps" and not torch.backends.mps.is_available():
         raise InputError("accelerator is mps, but no such device is available")
     if devices > 1 and "LOCAL_RANK" not in os.environ:
@@ -185,8 +187,6 @@ def fit(
     if isinstance(config, TrainConfig | LanguageTrainConfig):
         strategy, devices, processes = config.strategy, config.devices, config.processes
     if strategy == "fsdp":
-        if any(isinstance(each, WeightAveraging) for each in callbacks):
-            raise InputError("callbacks that average weights must have whole ones, got strategy=fsdp")
         strategy = ModelParallelStrategy(processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
     elif strategy == "ddp" and module.sometimes_untrained:
         strategy = "ddp_find_unused_parameters_true"

@@ -129,6 +129,8 @@ def test_settings_change_while_it_runs_and_take_effect_at_the_next_step(engine):
         session.change(Changes(policy="none", paused=True))
     with pytest.raises(InputError, match="uniform_rate_hz must be finite and > 0"):
         session.change(Changes(uniform_rate_hz=0.0, query="what?"))
+    with pytest.raises(InputError, match="uniform_rate_hz must be at most 2, the steps a second, got 100"):
+        session.change(Changes(uniform_rate_hz=100.0))
     assert session.described()["query"] == "how many objects are there?"
     session.change(Changes(policy="send_on_delta", threshold=0.0, cache_threshold=2.0))
     calls, hits = session.ledger.decoder.calls, session.ledger.cache.hits
@@ -150,6 +152,8 @@ def test_settings_change_while_it_runs_and_take_effect_at_the_next_step(engine):
 
 
 def test_a_trigger_fires_without_the_decoder_and_is_a_policy(engine, live_setup):
+    with pytest.raises(InputError, match="a trigger must be a sentence, got ' '"):
+        live_setup.watch(" ")
     watched = live_setup.watch("the red star blinks", threshold=-1.0)
     first = Changes(policy="on_trigger", triggers=[watched])
     session = engine.add(Source("s", lambda: pictures(10.0)), first, query=QUERY, fast=True)

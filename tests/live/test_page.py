@@ -21,7 +21,7 @@ from scripted import Script
 
 from jepa.cli import compose, main
 from jepa.config import validate
-from jepa.live import Changes, LiveConfig
+from jepa.live import Changes, LiveConfig, Source
 from jepa.live.command import bind, make, serve
 from jepa.live.server import Server
 from jepa.report import figures
@@ -260,6 +260,13 @@ def test_the_page_of_the_real_server(server, chromium, tmp_path, tmp_path_factor
         page.run("document.querySelector('#save').click()")
         page.wait("!document.querySelector('#saved').hidden")
         folder = Path(page.text("#saved code").partition("evaluation=")[2])
+
+        empty = made.engine.add(Source("push"), Changes(policy="uniform"), query=made.query)
+        page.wait("document.querySelectorAll('#sessions option').length === 3")
+        page.run(f"(e => {{ e.value = {empty.id!r}; e.onchange() }})(document.querySelector('#sessions'))")
+        page.wait("document.querySelector('#text').textContent === 'Listening…'")
+        assert page.run("document.querySelectorAll('#track .mark').length") == 0  # nothing of the session before
+        assert (page.text("#ratio"), page.text("#bar-selective"), page.text("#frames")) == ("–", "0", "")
         assert page.errors == []
     ledger = read_document(folder, StreamEvaluation).session.ledger
     assert {key: float(value) for key, value in shown.items()} == {key: getattr(ledger.decoder, key) for key in shown}

@@ -92,6 +92,12 @@ def test_bad_frames_are_named(tiny_model, bad, message):
         tiny_model.encode(bad)
 
 
+def test_frames_of_a_stream_that_have_another_size_are_named(tiny_model):
+    size = tiny_model.x_encoder.size
+    with pytest.raises(InputError, match=rf"frames must be \(M, {size}, {size}, 3\) uint8, got \(8, 8, 8, 3\) uint8"):
+        next(tiny_model.stream([np.zeros((8, 8, 8, 3), np.uint8)], 2.0, "what happens?"))
+
+
 def test_a_text_that_is_too_long_is_named(tiny_model):
     with pytest.raises(InputError, match="a text must have at most 32 tokens, got 40"):
         tiny_model.embed([" ".join(["red"] * 40)])

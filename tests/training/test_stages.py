@@ -176,6 +176,9 @@ def test_what_torch_cannot_shard_is_named():
         dist.destroy_process_group()
 
 
+EMA = {"ema": {"_target_": "lightning.pytorch.callbacks.EMAWeightAveraging"}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -183,6 +186,10 @@ def test_what_torch_cannot_shard_is_named():
         ({"devices": 2, "strategy": "ddp"}, "must be launched by torchrun --nproc-per-node 2"),
         ({"strategy": "ddp"}, "devices > 1 must come with a strategy"),
         ({"compile": True, "devices": 2, "strategy": "fsdp"}, "compile must be false with strategy fsdp"),
+        (
+            {"strategy": "fsdp", "devices": 2, "callbacks": EMA},
+            "average weights must have whole ones, got strategy fsdp",
+        ),
         ({"compile": True}, r"no C\+\+ compiler, g\+\+ or what CXX names, got true"),
         ({"checkpoint": "nowhere"}, "checkpoint not found: nowhere"),
     ],
