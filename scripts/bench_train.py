@@ -62,7 +62,7 @@ def main() -> None:
             f"{name:10} {size:4} samples a step: {found['samples_per_second']:9.2f} samples/s, "
             f"{found['flops']:.4g} FLOPs a step, utilisation {found['utilisation']:.1%} of {peak:.3g} FLOP/s"
         )
-    rows = 2048 if arguments.quick else arguments.rows
+    rows = 4096 if arguments.quick else arguments.rows
     loss = {name: contrastive(rows, chunk, device) for name, chunk in (("plain", None), ("chunked", CHUNK))}
     for name, (seconds, mebibytes) in loss.items():
         print(f"InfoNCE of {rows} x {WIDTH}, {name:8}: {seconds:7.2f} s, {mebibytes:9.0f} MiB")

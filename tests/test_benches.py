@@ -33,7 +33,7 @@ def scripts(monkeypatch):
 
 
 def test_the_quick_training_benchmark_runs(monkeypatch, capsys):
-    """The plain loss holds three matrices of similarities at least, 16 MiB each; in chunks none is whole."""
+    """The plain loss holds three matrices of similarities at least, 64 MiB each; in chunks none is whole."""
     import bench_train as bench
 
     monkeypatch.setattr(sys, "argv", ["bench_train.py", "--quick"])
@@ -44,10 +44,10 @@ def test_the_quick_training_benchmark_runs(monkeypatch, capsys):
     embedded = figures["models"]["embedded"]
     assert embedded["samples_per_second"] == pytest.approx(16 / embedded["seconds"], rel=1e-3)
     assert embedded["utilisation"] > 0
-    assert figures["contrastive_rows"] == 2048
+    assert figures["contrastive_rows"] == 4096
     memory = figures["contrastive_mebibytes"]
-    inputs = 2 * 2048 * bench.WIDTH * 4 / 2**20
-    assert memory["plain"] > inputs + 3 * 16
+    inputs = 2 * 4096 * bench.WIDTH * 4 / 2**20
+    assert memory["plain"] > inputs + 3 * 64
     assert inputs < memory["chunked"] < memory["plain"]
 
 
