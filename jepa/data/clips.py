@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from jepa.data.world import (
+    BINDING,
     CAPTION_QUERIES,
     COLOURS,
     IDLE,
@@ -90,7 +91,7 @@ class ClipBatches(Dataset[ClipBatch]):
     question_fraction: float = 0.25  # of samples that ask a short question instead of a caption
     idle_fraction: float = 0.04  # of samples that show a pause
     cut_fraction: float = 0.15  # of samples with a second event
-    hard_negatives: int = 2  # 0 to 3 for each caption of an event
+    hard_negatives: int = 2  # 0 to 4 for each caption of an event; the fourth is of pairs alone
     class_fraction: float = 0.0  # of samples that ask for the action (its first paraphrase, without objects)
     query_free: bool = False  # captions have no query
 
@@ -131,7 +132,7 @@ class ClipBatches(Dataset[ClipBatch]):
         if query not in (*CAPTION_QUERIES, QUERY_FREE) or scene.action == IDLE:
             return []
         found = []
-        for kind in rng.permutation(VARIATIONS)[: self.hard_negatives]:
+        for kind in [*rng.permutation(VARIATIONS), BINDING][: self.hard_negatives]:
             other = self.world.vary(scene, str(kind), rng, self.split)
             if other and (texts := self.wordings(other)):
                 found.append(str(rng.choice(texts)))

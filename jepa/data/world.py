@@ -58,6 +58,7 @@ IDLE = "idle"
 IDLE_TEXTS = ("nothing happens", "nothing moves", "all is still")
 CAPTION_QUERIES = ("what happens?", "describe what happens", "what is going on?")
 VARIATIONS = ("action", "shape", "colour")
+BINDING = "binding"  # who acts on whom, or whose colour and shape it is: of pairs alone
 NUMBERS = ("none", "one", "two")
 
 
@@ -212,6 +213,10 @@ class World:
         colour, shape = scene.objects[slot]
         if what == "action":
             options = [Scene(action, scene.objects) for action in ACTIONS]
+        elif what == BINDING:
+            colours, shapes = zip(*scene.objects, strict=True)
+            orders = [(colours[::-1], shapes[::-1]), (colours[::-1], shapes), (colours, shapes[::-1])]
+            options = [Scene(scene.action, tuple(zip(*order, strict=True))) for order in orders]
         else:
             things = [(c, shape) for c in COLOURS] if what == "colour" else [(colour, s) for s in SHAPES]
             before, after = scene.objects[:slot], scene.objects[slot + 1 :]

@@ -38,7 +38,7 @@ class ClipsConfig(Config):
     class_fraction: Fraction = 0.0  # of samples that ask for the class of the action
     idle_fraction: Fraction = 0.04
     cut_fraction: Fraction = 0.15  # another event begins or ends within the window
-    hard_negatives: Natural = 2  # captions that differ in one thing
+    hard_negatives: Natural = 2  # captions that differ in one thing; the fourth in who does what to whom
 
 
 class StageConfig(Config):

@@ -9,6 +9,7 @@ import pytest
 
 from jepa.data.clips import ClipBatches
 from jepa.data.world import (
+    BINDING,
     COLOURS,
     IDLE,
     PAIR_ACTIONS,
@@ -171,6 +172,21 @@ def test_a_hard_negative_differs_in_one_thing_and_is_of_the_split(what):
         things = zip(sum(scene.objects, ()), sum(other.objects, ()), strict=True)
         changed = sum(a != b for a, b in things)
         assert (other.action != scene.action, changed) == ((True, 0) if what == "action" else (False, 1))
+
+
+def test_a_pair_is_told_from_its_parts_bound_otherwise():
+    world, rng = World(), np.random.default_rng(0)
+    solo, pairs = world.splits["train"]
+    assert all(world.vary(scene, BINDING, rng, "train") is None for scene in solo)
+    found = {(scene, other) for scene in pairs for _ in range(4) if (other := world.vary(scene, BINDING, rng, "train"))}
+    changes = set()
+    for scene, other in found:
+        (colours, shapes), (now, those) = zip(*scene.objects, strict=True), zip(*other.objects, strict=True)
+        assert (scene.action, set(colours), set(shapes)) == (other.action, set(now), set(those))
+        changes.add((colours == now, shapes == those))
+    assert changes == {(False, False), (False, True), (True, False)}
+    batches = [ClipBatches(world, 0, 64, 1, hard_negatives=count)[0] for count in (3, 4)]
+    assert len(batches[1].negatives) > len(batches[0].negatives)
 
 
 def test_negatives_are_captions_of_training_compositions():
