@@ -206,7 +206,7 @@ class OnnxModel(ExportedModel):
     def __init__(self, folder: str | os.PathLike[str], *, int8: bool = False, threads: int | None = None) -> None:
         super().__init__(folder, int8=int8)
         self.threads = None if threads is None else check_int("threads", threads, 1)
-        self._sessions: dict[str, Any] = {}
+        self._sessions: dict[str, tuple[Any, list[str]]] = {}
 
     def run(self, graph: str, *inputs: np.ndarray) -> list[np.ndarray]:
         if graph not in self._sessions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,7 +43,7 @@ class TorchExportModel(ExportedModel):
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         super().__init__(folder)
-        self._modules: dict[str, Any] = {}
+        self._modules: dict[str, Callable[..., Any]] = {}
 
     @torch.no_grad()
     def run(self, graph: str, *inputs: np.ndarray) -> list[np.ndarray]:
@@ -142,10 +142,10 @@ def _quantise(path: Path, to: Path) -> None:
         logging.getLogger().removeFilter(wanted)
 
 
-def _write_tokenizers(model: VLJEPA, folder: Path) -> dict[str, dict[str, Any]]:
+def _write_tokenizers(model: VLJEPA, folder: Path) -> dict[str, dict[str, object]]:
     """A `tokenizer.json` for each tokenizer, and what each text role needs to know of its own."""
     files: dict[int, str] = {}
-    found = {}
+    found = dict[str, dict[str, object]]()
     for role in TEXT_ROLES:
         tokenizer: Any = model.tokenizers[role]
         if id(tokenizer) not in files:
@@ -165,7 +165,7 @@ def _write_tokenizers(model: VLJEPA, folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _about(model: VLJEPA, graphs: Sequence[Graph], suffix: str, int8: bool) -> dict[str, Any]:
+def _about(model: VLJEPA, graphs: Sequence[Graph], suffix: str, int8: bool) -> dict[str, object]:
     """What `export.json` holds but for the tokenizers."""
     decoder: Any = model.y_decoder
     lengths = range(1, min(most_tokens(model, "predictor"), _LONGEST_QUERY) + 1)
