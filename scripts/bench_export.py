@@ -3,11 +3,11 @@
     python scripts/bench_export.py [--quick] [--checkpoint outputs/demo/checkpoint] [--candidates 240]
 
 A step of a role is a window encoded, an embedding predicted, a caption embedded, or a latent decoded to its end: one at
-a time, on one thread of each library. The three take turns; times are medians. Memory is the peak of a process that
-loads what the role needs and takes one step, libraries included. Quality is retrieval R@1 and CIDEr-D of one clip of
-each of --candidates held-out compositions, as in `jepa evaluate`. Without a checkpoint the model is that of
-experiment=scratch with random weights. --quick takes few repetitions and clips, and the memory of the Predictor alone.
-Ends with one JSON line.
+a time, on one thread of each library. The three take turns; times are medians of processor time. Memory (on Linux) is
+the peak of a process that loads what the role needs and takes one step, libraries included. Quality is retrieval R@1
+and CIDEr-D of one clip of each of --candidates held-out compositions, as in `jepa evaluate`. Without a checkpoint the
+model is that of experiment=scratch with random weights. --quick takes few repetitions and clips, and the memory of the
+Predictor alone. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ ROLES = {  # and the step whose memory is measured
     "y_decoder": "model.decode(latents)",
 }
 CHILD = """
-import resource, numpy as np
+import numpy as np
 {load}
 given = np.load({inputs!r})
 frames, states, latents = (array(given[name]) for name in ("frames", "states", "latents"))
 query, text = str(given["query"]), str(given["text"])
 {step}
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+[line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]  # not that of the parent
+print(line.split()[1])
 """
 IN_TORCH = """
 import torch, jepa
@@ -109,14 +110,14 @@ def quality(runner: Runner, world: World, frames: int, candidates: int, batch: i
 
 
 def step_ms(steps: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    """Median milliseconds of each of some steps that take turns."""
+    """Median milliseconds of processor time of each of some steps that take turns."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for repetition in range(repetitions + 2):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = time.process_time()
             step()
             if repetition >= 2:  # the first ones warm up
-                taken[name].append(1e3 * (time.perf_counter() - start))
+                taken[name].append(1e3 * (time.process_time() - start))
     return {name: round(statistics.median(each), 3) for name, each in taken.items()}
 
 
