@@ -23,7 +23,7 @@ import torch
 from hypothesis import settings
 
 from jepa import checkpoint
-from jepa.cli import compose
+from jepa.cli import compose, main
 from jepa.config import PolicyConfig, validate
 from jepa.data.chat import ChatTokenizer
 from jepa.data.json_lines import write_lines
@@ -272,6 +272,14 @@ def tiny_checkpoint(tiny_model: VLJEPA, tmp_path_factory: pytest.TempPathFactory
     checkpoint.save(tiny_model, tiny_config(), folder)
     stage = {"name": "jepa", "steps": 2, "samples": 16, "seconds": 1.0, "curve": [{"step": 1.0, "loss": 2.0}]}
     (folder / "training.json").write_text(json.dumps({"stages": [stage]}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's folder of `jepa export`: ONNX, also in int8."""
+    folder = tmp_path_factory.mktemp("exported")
+    assert main(["export", f"checkpoint={tiny_checkpoint}", "format=onnx", "int8=true", f"output={folder}"]) == 0
     return folder
 
 

@@ -18,6 +18,7 @@ from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import COMMANDS, compose, overrides_of
 from jepa.config import EvaluateConfig, ReportConfig, validate
+from jepa.data.world import StreamStyle, World
 from jepa.hub import ExportConfig, PushConfig
 from jepa.live import LiveConfig
 from jepa.report.render import html, markdown, terminal
@@ -93,6 +94,16 @@ def test_the_code_of_the_pages_runs_from_top_to_bottom(page, checkpoints, capsys
         exec(block, scope)
         assert "selective" not in scope or scope["selective"].ledger.decoder.calls >= 1
     assert ("PartCount" in capsys.readouterr().out) == ("selective" in scope)
+
+
+def test_the_code_of_the_export_decodes_a_stream(exported, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exported").symlink_to(exported)
+    video = World(size=48, fps=8).stream("live", seed=(3,), duration=20.0, style=StreamStyle(mean_event=3.0))
+    [block] = python("docs/export.md")
+    exec(block, scope := {"frames": video.frames(chunk=4)})
+    assert scope["selective"].ledger.decoder.calls >= 1
+    assert "PartCount" in capsys.readouterr().out
 
 
 def code(title: str) -> str:

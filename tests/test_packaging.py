@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -12,12 +13,16 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import jepa
 from jepa.cli import COMMANDS
 from jepa.data import VideoFile
+from jepa.data.world import StreamStyle, World
 from jepa.errors import DISTRIBUTION, InputError
+from jepa.operations import PARTS, OperationLedger
+from jepa.selective import Gate, LatentCache, LongestGap, SelectiveDecoder
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("jepa", "conf", "pyproject.toml", "setup.py", "LICENSE", "README.md")
@@ -40,6 +45,26 @@ def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+DECODE = """
+import json, sys
+import numpy as np
+from jepa.operations import OperationLedger
+from jepa.runtime import OnnxModel
+from jepa.selective import Gate, LatentCache, LongestGap, SelectiveDecoder
+
+model, ledger, emissions = OnnxModel(sys.argv[1], threads=1), OperationLedger(), []
+selective = SelectiveDecoder(LongestGap(Gate(1.0), 4.0), model, ledger, cache=LatentCache(1e-3, 8))
+for latents, times in model.stream(np.load(sys.argv[2]), 1.0, "what happens?", ledger):
+    for latent, time in zip(latents, times):
+        emissions += selective.step(latent, float(time))
+emissions += selective.finish()
+strangers = {"torch", "scipy", "transformers", "pydantic", "typing_extensions"} & set(sys.modules)
+print(json.dumps([[e.text, e.time, e.source] for e in emissions]))
+print(json.dumps(ledger.to_dict()))
+print(sorted(strangers))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +126,45 @@ def test_every_installed_command_composes(installed, tmp_path):
     assert Path(done.stderr.splitlines()[-1]).is_relative_to(installed.parent)
 
 
+def test_a_stream_is_decoded_where_there_is_no_torch(wheel, exported, tiny_model, tmp_path):
+    """A new environment has the wheel and what the extra `runtime` lists: the model's emissions and counts."""
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "environment", cwd=tmp_path)
+    python = tmp_path / "environment" / "bin" / "python"
+    run(
+        *(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index"),
+        *("--disable-pip-version-check", wheel),
+        cwd=tmp_path,
+    )
+    [packages] = (tmp_path / "environment").glob("lib/python*/site-packages")
+    for name in ("numpy", "onnxruntime", "tokenizers"):
+        place = Path(str(importlib.import_module(name).__file__)).parent
+        for path in (place, place.with_name(f"{name}.libs")):
+            if path.exists():
+                (packages / path.name).symlink_to(path)
+    missing = subprocess.run([python, "-c", "import torch"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "No module named 'torch'" in missing.stderr
+    video = World(size=48, fps=8).stream("live", seed=(3,), duration=24.0, style=StreamStyle(mean_event=3.0))
+    chunks = np.stack(list(video.frames(chunk=4)))
+    np.save(tmp_path / "frames.npy", chunks)
+    found = run(python, "-c", DECODE, exported, tmp_path / "frames.npy", cwd=tmp_path).stdout.splitlines()
+    ledger, emissions = OperationLedger(), []
+    selective = SelectiveDecoder(LongestGap(Gate(1.0), 4.0), tiny_model, ledger, cache=LatentCache(1e-3, 8))
+    for latents, times in tiny_model.stream(chunks, 1.0, "what happens?", ledger):
+        for latent, time in zip(latents, times, strict=True):
+            emissions += selective.step(latent, float(time))
+    emissions += selective.finish()
+    assert json.loads(found[0]) == [[e.text, e.time, e.source] for e in emissions]
+    assert len(emissions) > 1
+    theirs, ours = json.loads(found[1]), ledger.to_dict()
+    for part in (*PARTS, "cache"):
+        theirs[part].pop("seconds"), ours[part].pop("seconds")
+    assert theirs == ours
+    assert found[2] == "[]"
+
+
 def test_only_the_live_room_imports_what_comes_with_an_extra_before_it_is_used():
     extras = {"av", "starlette", "uvicorn", "websockets", "sklearn", "gguf", "sentence_transformers"}
+    extras |= {"onnx", "onnxruntime", "onnxscript"}
     for path in (ROOT / "jepa").rglob("*.py"):
         first = ast.parse(path.read_text(encoding="utf-8")).body
         names = [alias.name for node in first if isinstance(node, ast.Import) for alias in node.names]

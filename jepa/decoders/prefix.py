@@ -81,6 +81,24 @@ class PrefixDecoder(nn.Module):
             states = (self.tokens(chosen) + self.positions[self.prefix + place])[:, None]
         return [row[: row.index(eos_id)] if eos_id in row else row for row in found.tolist()]
 
+    def extend(self, latents: Tensor, ids: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A pass of generation with nothing but tensors: what is exported.
+
+        The first pass has latents (B, 1, E) and no tokens (B, 0), a later one no latents (B, 0, E) and the newest
+        tokens (B, 1). Keys and values (depth, B, H, P, D / H) are those of the P positions so far, 0 before the first
+        pass. Returns the logits (B, V) of the next token, and keys and values with the new positions.
+        """
+        count, past = ids.shape[0], keys.shape[3]
+        prefix = self.project(latents).reshape(count, latents.shape[1] * self.prefix, self.width)
+        states = torch.cat([prefix, self.tokens(ids)], dim=1)
+        states = states + self.positions[past + torch.arange(states.shape[1], device=ids.device)]
+        caches: list[tuple[Tensor, Tensor]] = []
+        for block, key, value in zip(self.blocks, keys, values, strict=True):
+            states, cache = block(states, (key, value))
+            caches.append(cache)
+        new_keys, new_values = (torch.stack(parts) for parts in zip(*caches, strict=True))
+        return self._logits(states[:, -1]), new_keys, new_values
+
     def flops(self, tokens: int) -> int:
         """FLOPs of generating a text of `tokens` tokens alone, by the conventions of `jepa.operations.count_flops`."""
         width, vocabulary, dim = self.width, self.tokens.num_embeddings, self.project.in_features
@@ -139,11 +157,12 @@ class _CausalBlock(nn.Module):
         count, length, width = states.shape
         qkv = self.qkv(self.norm_attention(states)).reshape(count, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        if cache is not None:  # one new position: it sees all before it
+        if cache is not None:
             key, value = torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
         scores = query @ key.transpose(-1, -2) / math.sqrt(width // self.heads)
-        if length > 1:  # a text at once: no position sees a later one
-            later = torch.ones(length, length, dtype=torch.bool, device=states.device).triu(1)
+        if torch.compiler.is_exporting() or length > 1:  # no position sees a later one; the newest sees all
+            place = torch.arange(length, device=states.device) + (key.shape[2] - length)
+            later = torch.arange(key.shape[2], device=states.device) > place[:, None]
             scores = scores.masked_fill(later, -torch.inf)
         mixed = scores.softmax(-1) @ value  # texts are short: no gain from a fused kernel
         states = states + self.out(mixed.transpose(1, 2).reshape(count, length, width))

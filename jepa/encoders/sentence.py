@@ -152,7 +152,7 @@ class SentenceEncoder(nn.Module):
         if self.siglip:
             return self.dense(self.lm(input_ids=self._filled_up(ids, mask)).pooler_output)
         states = self.lm(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        rows, pooled = torch.arange(len(states), device=states.device), mask.clone()
+        rows, pooled = torch.arange(states.shape[0], device=states.device), mask.clone()
         pooled[:, : self.unpooled] = False
         if self.pooling == "mean":
             return self.dense(masked_mean(states, pooled))

@@ -142,11 +142,12 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
             if grid * grid != states.shape[1]:
                 raise InputError(f"flow needs a square of patches and no more, got {states.shape[1]} states")
             states = torch.cat([states, optical_flow(slots, grid).to(states)], dim=-1)
-        return states.unflatten(0, (len(frames), -1))
+        return states.unflatten(0, (frames.shape[0], -1))
 
     def _features(self, pictures: Tensor) -> Tensor:
         """What the model makes of pictures (B, 3, S, S)."""
-        if pictures.device.type == "cpu" and (self.frozen or not torch.is_grad_enabled()):
+        by_parts = pictures.device.type == "cpu" and not torch.compiler.is_exporting()  # how many is not known then
+        if by_parts and (self.frozen or not torch.is_grad_enabled()):
             parts = pictures.split(max(1, _PIXELS_AT_ONCE // self.size**2))
             return torch.cat([self.model.forward_features(part) for part in parts])
         found: Tensor = self.model.forward_features(pictures)

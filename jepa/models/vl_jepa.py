@@ -169,15 +169,15 @@ class VLJEPA(WindowedModel):
 
     def query_flops(self, query: str) -> int:
         """FLOPs of predicting one embedding under `query`, alone and so without padding."""
-        return self._role_flops("predictor", self.tokenizers["predictor"].encode([query])[0].shape[1])
+        return self.role_flops("predictor", self.tokenizers["predictor"].encode([query])[0].shape[1])
 
     def text_flops(self, text: str) -> int:
         """FLOPs of embedding a text by the Y-Encoder, alone and so without padding."""
-        return self._role_flops("y_encoder", self.text_ids([text])[0].shape[1])
+        return self.role_flops("y_encoder", self.text_ids([text])[0].shape[1])
 
     @remembered
-    def _role_flops(self, role: str, length: int) -> int:
-        """Of a text of `length` tokens."""
+    def role_flops(self, role: str, length: int) -> int:
+        """FLOPs of `predictor` or `y_encoder` for one text of `length` tokens."""
         ids = torch.zeros(1, length, dtype=torch.long, device=self.device)
         mask = torch.ones_like(ids, dtype=torch.bool)
         if role == "y_encoder":

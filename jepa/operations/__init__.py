@@ -1,6 +1,13 @@
-"""Operations counted while a model runs, and the counts that a transformer's dimensions give."""
+"""Operations counted while a model runs, and the counts that a transformer's dimensions give.
 
-from jepa.operations.flops import FlopCount, count_flops
+The ledger needs NumPy alone; what counts FLOPs is imported from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jepa.lazy import lazily
 from jepa.operations.ledger import (
     PARTS,
     TRAINING_PARTS,
@@ -10,7 +17,6 @@ from jepa.operations.ledger import (
     timed_together,
     weight_bytes,
 )
-from jepa.operations.meter import TrainingMeter
 from jepa.operations.transformer import (
     FAMILIES,
     Dimensions,
@@ -20,6 +26,10 @@ from jepa.operations.transformer import (
     transformer_cache_bytes,
     transformer_flops,
 )
+
+if TYPE_CHECKING:
+    from jepa.operations.flops import FlopCount, count_flops
+    from jepa.operations.meter import TrainingMeter
 
 __all__ = [
     "FAMILIES",
@@ -40,3 +50,7 @@ __all__ = [
     "transformer_flops",
     "weight_bytes",
 ]
+
+_HOMES = {"FlopCount": "flops", "TrainingMeter": "meter", "count_flops": "flops"}
+
+__getattr__ = lazily(__name__, _HOMES)

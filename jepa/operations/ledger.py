@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
-from torch import nn
-from typing_extensions import Self
 
 from jepa.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from typing_extensions import Self
 
 PARTS = ("detector", "encoder", "predictor", "decoder")
 TRAINING_PARTS = ("encoder", "predictor", "y_encoder", "decoder", "loss", "optimizer")
@@ -269,7 +272,8 @@ def weight_bytes(module: _Weighted) -> int:
 
     They are remembered by the data type of the first parameter, since a ledger asks at each pass.
 
-    >>> weight_bytes(nn.Linear(4, 2))
+    >>> import torch
+    >>> weight_bytes(torch.nn.Linear(4, 2))
     40
     """
     kind = next((parameter.dtype for parameter in module.parameters()), None)
@@ -307,5 +311,6 @@ def _check_keys(what: str, record: Any, names: Iterable[str]) -> None:
 
 
 def _synchronise() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    loaded = sys.modules.get("torch")  # without it nothing runs on CUDA
+    if loaded is not None and loaded.cuda.is_initialized():
+        loaded.cuda.synchronize()

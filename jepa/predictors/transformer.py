@@ -62,7 +62,8 @@ class QueryPredictor(nn.Module):
         tokens = torch.cat([self.project(states), query], dim=1)
         real = torch.cat([mask.new_ones(states.shape[:2]), mask], dim=1)
         # Without padding no mask is needed, and attention runs on the unmasked kernel.
-        visible = None if bool(mask.all()) else real[:, None, None, :]
+        padded = torch.compiler.is_exporting() or not bool(mask.all())
+        visible = real[:, None, None, :] if padded else None
         for block in self.blocks:
             tokens = block(tokens, attn_mask=visible)
         weight = real.to(tokens.dtype)[..., None]

@@ -1,19 +1,18 @@
-"""Selective decoding: decode a stream of latents when its meaning changes, not at every step."""
+"""Selective decoding: decode a stream of latents when its meaning changes, not at every step.
 
+Policies, cache and decoder need NumPy alone; what calibrates is imported from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jepa.lazy import lazily
 from jepa.selective import policies
 from jepa.selective.cache import CacheEntry, LatentCache
-from jepa.selective.calibration import (
-    Calibration,
-    ErrorRate,
-    calibrate_cache,
-    calibrate_threshold,
-    decode_segments,
-    measured_error,
-)
 from jepa.selective.decoder import SelectiveDecoder, Waiting, decode_together
 from jepa.selective.encoding import ColourChange, EveryStep, SelectiveEncoding, StepSelection, slots_needed
 from jepa.selective.policies import *  # noqa: F403
-from jepa.selective.standing import StandingText, Verifier, calibrate_standing
 from jepa.selective.triggers import (
     ScoredStream,
     Trigger,
@@ -23,6 +22,18 @@ from jepa.selective.triggers import (
     zero_alarm_hours,
 )
 from jepa.selective.types import Decoded, Decoder, Emission, Segment
+from jepa.selective.windows import WindowStream, slots_of
+
+if TYPE_CHECKING:
+    from jepa.selective.calibration import (
+        Calibration,
+        ErrorRate,
+        calibrate_cache,
+        calibrate_threshold,
+        decode_segments,
+        measured_error,
+    )
+    from jepa.selective.standing import StandingText, Verifier, calibrate_standing
 
 __all__ = [
     "CacheEntry",
@@ -44,6 +55,7 @@ __all__ = [
     "TriggerCalibration",
     "Verifier",
     "Waiting",
+    "WindowStream",
     "alarms",
     "calibrate_cache",
     "calibrate_standing",
@@ -53,6 +65,13 @@ __all__ = [
     "decode_together",
     "measured_error",
     "slots_needed",
+    "slots_of",
     "zero_alarm_hours",
 ]
 __all__ += policies.__all__
+
+_CALIBRATION = "Calibration ErrorRate calibrate_cache calibrate_threshold decode_segments measured_error"
+_HOMES = dict.fromkeys(_CALIBRATION.split(), "calibration")
+_HOMES |= dict.fromkeys(("StandingText", "Verifier", "calibrate_standing"), "standing")
+
+__getattr__ = lazily(__name__, _HOMES)

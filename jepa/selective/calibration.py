@@ -15,14 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.stats import binomtest
 
 from jepa.errors import InputError, check_finite
 from jepa.metrics import resample
 from jepa.selective.cache import CacheEntry, LatentCache, half_square, unit
 from jepa.selective.policies.base import Policy
-from jepa.selective.types import Array, Decoded, Decoder
+from jepa.selective.types import Array, Decoded, Decoder, given_to
 
 _CANDIDATES = 127  # thresholds to choose from; a power of two less one, so that bisection comes out even
 _CONFIDENCE, _RESAMPLES = 0.95, 2000  # of the bound, one-sided; of the bootstrap
@@ -76,7 +75,9 @@ def decode_segments(
     chosen = [np.stack([segment.latent for segment, _ in policy.run(*stream)]) for stream in streams]
     decoded = list[str]()
     if chosen:
-        for batch in torch.from_numpy(np.concatenate(chosen)).split(batch_size):
+        rows = np.concatenate(chosen)
+        for first in range(0, len(rows), batch_size):
+            batch = given_to(decoder, rows[first : first + batch_size])
             decoded += [result.text for result in decoder.decode(batch)]
     ends = np.cumsum([len(latents) for latents in chosen]).tolist()
     return [(latents, decoded[end - len(latents) : end]) for latents, end in zip(chosen, ends, strict=True)]

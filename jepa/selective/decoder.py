@@ -16,13 +16,12 @@ from itertools import groupby, islice
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from jepa.errors import InputError, check_int, check_nonnegative
 from jepa.operations import OperationLedger, timed_together
 from jepa.selective.cache import CacheEntry, LatentCache
 from jepa.selective.policies.base import Policy
-from jepa.selective.types import Array, Decoder, Emission, Segment
+from jepa.selective.types import Array, Decoder, Emission, Segment, given_to
 
 NORM_TOLERANCE = 1e-3
 R = TypeVar("R")
@@ -362,11 +361,12 @@ def _write(waiting: Sequence[Waiting]) -> None:
     """The texts of all segments, in batches of one decoder and one width, and what they took."""
     rows = [(each.selective, pick) for each in waiting for pick in each.picks]
     for batch in _batches(rows):
-        latents = torch.from_numpy(np.stack([pick.segment.latent for _, pick in batch]))
+        decoder = batch[0][0].decoder
+        latents = given_to(decoder, np.stack([pick.segment.latent for _, pick in batch]))
         payloads = [pick.segment.payload for _, pick in batch]
         given = () if all(payload is None for payload in payloads) else (payloads,)
         with timed_together("decoder", [selective.ledger for selective, _ in batch]):
-            results = batch[0][0].decoder.decode(latents, *given)
+            results = decoder.decode(latents, *given)
         if len(results) != len(batch):
             raise RuntimeError(f"the decoder must return {len(batch)} results, one a latent, got {len(results)}")
         for (_, pick), decoded in zip(batch, results, strict=True):
@@ -454,6 +454,6 @@ def collection_paused() -> Iterator[None]:
 
 
 def _array(values: Array | Sequence[float], dtype: type[np.floating]) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
+    if hasattr(values, "detach"):  # a tensor
         values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=dtype)

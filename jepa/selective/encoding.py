@@ -6,9 +6,9 @@ nothing seems to change, several in a row after a change. F frames, S their side
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from jepa.errors import check_int, check_nonnegative
 
@@ -63,8 +63,7 @@ class ColourChange:
 
     def histograms(self, frames: np.ndarray) -> np.ndarray:
         """Colour histograms (F, bins) float64 of frames (F, S, S, 3) uint8."""
-        images = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
-        colours = F.adaptive_avg_pool2d(images, _CELLS).flatten(2).double().numpy()  # (F, 3, cells²)
+        colours = _cell_means(frames).astype(np.float64)  # (F, 3, cells²)
         red, green, blue = colours[:, 0], colours[:, 1], colours[:, 2]
         largest = colours.max(1)
         chroma = largest - colours.min(1)
@@ -90,6 +89,30 @@ class ColourChange:
         """Arithmetic operations of a slot of `frames` frames of `size`² pixels, elementwise ones included."""
         statistic = 8 * _BINS * (self.before + self.after)
         return frames * (3 * size**2 + _OPERATIONS_PER_CELL * _CELLS**2) + statistic
+
+
+def _cell_means(frames: np.ndarray) -> np.ndarray:
+    """Mean colours (F, 3, cells²) float32, 0 to 1, of the cells of frames (F, S, S, 3) uint8.
+
+    Cells overlap where S is no multiple of them. Pixels add up in the order of torch's `adaptive_avg_pool2d`.
+    """
+    count, size = frames.shape[:2]
+    index, pixels = _cell_pixels(size)
+    padded = np.zeros((size + 1, size + 1, count, 3), np.float32)  # a cell with fewer pixels has zeros at the end
+    np.divide(frames.transpose(1, 2, 0, 3), np.float32(255), out=padded[:-1, :-1])
+    cells = padded[index[:, None, :, None], index[None, :, None, :]]
+    total = np.add.reduce(cells.reshape(-1, *cells.shape[2:]), axis=0) / pixels[:, None, None, None]
+    means: np.ndarray = (total / pixels[:, None, None]).transpose(2, 3, 0, 1).reshape(count, 3, _CELLS**2)
+    return means
+
+
+@lru_cache
+def _cell_pixels(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Along a side of `size` pixels: the pixels of each cell, a column each, `size` for none; and how many they are."""
+    first = np.arange(_CELLS) * size // _CELLS
+    pixels = -(-(np.arange(_CELLS) + 1) * size // _CELLS) - first
+    within = np.arange(pixels.max())[:, None]
+    return np.where(within < pixels, first + within, size), pixels.astype(np.float32)
 
 
 class StepSelection:

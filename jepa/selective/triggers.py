@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import chi2
 
 from jepa.errors import InputError, check_finite, check_nonnegative, check_positive
-from jepa.metrics import resample
 
 _CANDIDATES, _RESAMPLES = 511, 2000
 RELEASE = 2.0  # seconds below the threshold between two alarms
@@ -154,6 +152,10 @@ def calibrate_trigger(
         release: of the trigger.
         seed: of the bootstrap.
     """
+    from scipy.stats import chi2  # a trigger alone needs NumPy and no more
+
+    from jepa.metrics import resample
+
     check_positive("per_hour", per_hour)
     if not streams or not all(len(stream.scores) for stream in streams):
         raise InputError("streams must hold at least one recorded stream with steps, got none")

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
-import torch
 
-Array = np.ndarray | torch.Tensor
+from jepa.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+Array: TypeAlias = "np.ndarray | torch.Tensor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +72,33 @@ class Emission:
 class Decoder(Protocol):
     """Turns latents into text. The text of a latent must not depend on the others in the call.
 
+    It gets tensors, or arrays if it has `takes_arrays = True`: then nothing here imports torch.
+
     >>> class Constant:
     ...     def decode(self, latents, payloads=None):
     ...         return [Decoded("something", tokens=2, forward_passes=2)] * len(latents)
     >>> decoder: Decoder = Constant()
     """
 
-    def decode(self, latents: torch.Tensor, payloads: Sequence[object] | None = None) -> Sequence[Decoded]:
+    def decode(self, latents: Any, payloads: Sequence[object] | None = None) -> Sequence[Decoded]:
         """N results, in order, of N >= 1 segments: latents (N, E) of unit norm on the CPU, E = 0 where there are none.
 
         `payloads` are the segments'; None if no step of theirs had one.
         """
         ...
+
+
+def given_to(decoder: Decoder, latents: np.ndarray) -> Array:
+    """Latents (N, E) as the decoder takes them: see `Decoder`.
+
+    Raises:
+        InputError: it takes tensors, and torch is not installed.
+    """
+    if getattr(decoder, "takes_arrays", False):
+        return latents
+    try:
+        import torch
+    except ModuleNotFoundError:
+        name = type(decoder).__name__
+        raise InputError(f"without torch a decoder must take arrays (takes_arrays = True), got a {name}") from None
+    return torch.from_numpy(latents)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import colorsys
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,6 +55,19 @@ def test_histograms_hold_the_colourful_area_by_hue():
     assert blue.argmax() in (7, 8)  # a hue of about 237 degrees
     assert detector.histograms(square((90, 90, 90), 1)).sum() == 0
     np.testing.assert_allclose(red.sum(), 10 * (190 / 255 - 0.15) * (16 / 48) ** 2, rtol=0.2)
+
+
+@pytest.mark.parametrize("size", [16, 48, 50])
+def test_histograms_are_those_of_averaged_cells(size):
+    frames = np.random.default_rng(size).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    cells = F.adaptive_avg_pool2d(torch.from_numpy(frames).permute(0, 3, 1, 2).double() / 255, 12).flatten(2).mT
+    wanted = np.zeros((2, 12))
+    for frame, colours in zip(wanted, cells.tolist(), strict=True):
+        for colour in colours:
+            place, weight = 12 * colorsys.rgb_to_hsv(*colour)[0], max(0.0, max(colour) - min(colour) - 0.15)
+            frame[int(place) % 12] += weight * (1 - place % 1) * 10 / 144
+            frame[(int(place) + 1) % 12] += weight * (place % 1) * 10 / 144
+    np.testing.assert_allclose(ColourChange().histograms(frames), wanted, atol=1e-6)
 
 
 def test_the_statistic_does_not_depend_on_how_frames_are_grouped():
