@@ -96,7 +96,7 @@ def test_quantised_graphs_are_smaller_and_nearly_the_same(tiny_model, exported):
     with torch.no_grad():
         own = tiny_model.predict(tiny_model.encode(clips), queries).numpy()
     found = quantised.predict(quantised.encode(clips.numpy()), queries)
-    assert 1e-5 < np.abs(found - own).max() < 0.1
+    assert 0.9 < (found * own).sum(1).min() < 1 - 1e-6  # cosines
     for role in ("predictor", "y_encoder"):
         sizes = [(exported / f"{role}{end}.onnx").stat().st_size for end in ("", ".int8")]
         assert sizes[1] < 0.75 * sizes[0]
