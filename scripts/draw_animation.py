@@ -94,11 +94,12 @@ class Film:
         self.events = setting.timeline.events
         self.selective = setting.timeline.decodes[self.saving.policy]
         self.uniform = setting.timeline.decodes[self.saving.reference.policy]
-        config = validate(results.config["evaluate"], EvaluateConfig)
-        world = build_as(World, "world", results.config["train"]["world"])
+        made = results.model_dump(include={"config"})["config"]
+        config = validate(made["evaluate"], EvaluateConfig)
+        world = build_as(World, "world", made["train"]["world"])
         [stream, *_] = world_streams(world, name, config.streams[name], config.seed)["test"]
         shown = [(event.start, event.end, event.text) for event in stream.record.events]
-        if stream.record.video_id != setting.timeline.video_id or shown != [(e.start, e.end, e.text) for e in self.events]:
+        if shown != [(event.start, event.end, event.text) for event in self.events]:
             raise InputError(f"the stream {setting.timeline.video_id} must be of the world that its checkpoint names")
         self.fps, self.frames = stream.fps, next(stream.frames(chunk=int(self.seconds * stream.fps)))
 
@@ -181,8 +182,9 @@ class Film:
         if saving.ratio is None or saving.quality is None:
             raise InputError(f"the {saving.policy} must have an operating point, got none: {saving.reason}")
         return (
-            f"All {streams.test} test streams of {streams.seconds_each:.0f} s: {saving.ratio.value:.2f}× fewer decoder calls "
-            f"than {analysis.reference_name(self.setting)}, CIDEr-D {saving.quality:.2f} against {saving.reference_quality:.2f}."
+            f"All {streams.test} test streams of {streams.seconds_each:.0f} s: {saving.ratio.value:.2f}× fewer decoder "
+            f"calls than {analysis.reference_name(self.setting)}, "
+            f"CIDEr-D {saving.quality:.2f} against {saving.reference_quality:.2f}."
         )
 
 

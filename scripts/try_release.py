@@ -2,15 +2,15 @@
 
     python scripts/try_release.py dist/selective_jepa-0.2.0-py3-none-any.whl
 
-The environment lies in a folder that is removed at the end, and nothing of this clone is seen from it. It takes what the
-wheel requires from the package index: about 3 GB, and some minutes. Exits with 1 where a step fails.
+The environment lies in a folder that is removed at the end, and nothing of this clone is seen from it. It takes what
+the wheel requires from the package index: some GB, and some minutes. Exits with 1 where a step fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,7 +18,6 @@ import time
 import urllib.request
 import venv
 from pathlib import Path
-from typing import Any
 
 TRAIN = [
     *("experiment=scratch", "name=release", "workers=0", "accelerator=cpu", "jepa.steps=4", "jepa.batch_size=16"),
@@ -37,11 +36,6 @@ print(jepa.__version__, jepa.__file__, len(emissions), "texts")
 """
 
 
-def ask(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return json.load(answer)
-
-
 def watch(command: list[str], folder: Path, environment: dict[str, str], seconds: float = 60.0) -> None:
     """Serves the embedded world until a text has been decoded; raises RuntimeError if none is."""
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as server:
@@ -54,9 +48,9 @@ def watch(command: list[str], folder: Path, environment: dict[str, str], seconds
             end = time.monotonic() + seconds
             while time.monotonic() < end:
                 metrics = urllib.request.urlopen(f"{url}metrics", timeout=10).read().decode()
-                calls = [float(line.split()[-1]) for line in metrics.splitlines() if "decoder" in line and "calls" in line]
-                if any(calls):
-                    print(f"live: a page of {len(page)} bytes, {sum(calls):.0f} decoder calls")
+                calls = re.search(r"^jepa_live_decoder_calls_total\{.*\} ([1-9]\d*)$", metrics, re.M)
+                if calls:
+                    print(f"live: a page of {len(page)} bytes, {calls[1]} decoder calls", flush=True)
                     return
                 time.sleep(0.5)
             raise RuntimeError(f"jepa live must decode a text within {seconds} s, got none:\n{metrics}")

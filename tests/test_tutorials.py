@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 import types
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,8 @@ def follow(folders, monkeypatch, capsys):
         monkeypatch.chdir(folder)
         scope: dict[str, object] = {}
         text = (DOCS / name).read_text(encoding="utf-8")
-        for module, language, block in re.findall(r"(?:File `(jepa/\w[\w/]*)\.py`:\n\n)?```(\w*)\n(.*?)```", text, re.S):
+        blocks = re.findall(r"(?:File `(jepa/\w[\w/]*)\.py`:\n\n)?```(\w*)\n(.*?)```", text, re.S)
+        for module, language, block in blocks:
             if language == "python":
                 for number, smaller in SMALLER.items():
                     block = block.replace(number, smaller)
@@ -97,7 +99,7 @@ def follow(folders, monkeypatch, capsys):
 
 
 def test_five_minutes(follow):
-    folder, scope, printed = follow("index.md")
+    folder, _, printed = follow("index.md")
     said = [line.split(" ", 2)[2] for line in printed.splitlines() if re.match(r"\d\.0 \d\.0 ", line)]
     assert ["fridge" in text for text in said] == [True, False]
     assert "2 calls of the decoder for 6 embeddings" in printed
@@ -108,12 +110,13 @@ def test_five_minutes(follow):
 def test_your_own_embeddings(follow):
     _, scope, printed = follow("tutorials/decode_embeddings.md")
     truth = scope["truth"]
-    changes = 1 + sum(a != b for a, b in zip(truth, truth[1:], strict=False))
+    changes = 1 + sum(a != b for a, b in pairwise(truth))
     shares = [float(share) for share in re.findall(r"([\d.]+) right", printed)]
     calls = [int(count) for count in re.findall(r"(\d+) calls", printed)]
     assert calls[0] == len(truth)
     assert shares[0] > 0.9  # uniform: "nearly all"
-    assert any(share >= shares[0] - 0.1 and count <= 2 * changes for share, count in zip(shares[1:6], calls[1:6], strict=True))
+    gates = zip(shares[1:6], calls[1:6], strict=True)
+    assert any(share >= shares[0] - 0.1 and count <= 2 * changes for share, count in gates)
     cached, live = scope["cached"].ledger, scope["live"].ledger
     assert cached.decoder.calls + cached.cache.hits == live.decoder.calls + live.cache.hits
     assert cached.decoder.calls < changes  # states come again
@@ -128,7 +131,7 @@ def test_your_own_pairs(follow):
 
 
 def test_your_own_videos(follow):
-    folder, scope, printed = follow("tutorials/vl_jepa_videos.md")
+    folder, _, printed = follow("tutorials/vl_jepa_videos.md")
     for task in ("retrieval", "captioning"):
         document = read_document(folder / f"outputs/mine/task_{task}/evaluation.json", TaskEvaluation)
         assert document.name == "mine"
@@ -139,7 +142,8 @@ def test_your_own_videos(follow):
 
 def test_reading_a_report(follow):
     _, scope, printed = follow("tutorials/read_report.md")
-    assert len(re.findall(r"no operating point|quality kept", printed)) == len(scope["analysis"].headline_savings(scope["dense"]))
+    savings = scope["analysis"].headline_savings(scope["dense"])
+    assert len(re.findall(r"no operating point|quality kept", printed)) == len(savings) > 1
     assert "decoder calls, " in printed
 
 

@@ -53,10 +53,8 @@ def _evaluate_videos(folder: Path, output: Path, config: EvaluateConfig, all_ran
     if config.videos is not None:
         plans = {"videos": _videos(model, config.videos, all_ranks)}
     else:
-        plans = {
-            name: _Plan(setting, world_streams(world, name, setting, config.seed))
-            for name, setting in config.streams.items()
-        }
+        seed = config.seed
+        plans = {name: _Plan(each, world_streams(world, name, each, seed)) for name, each in config.streams.items()}
     for name, plan in plans.items():
         _check(model, plan, "videos" if config.videos is not None else f"streams.{name}")
     output.mkdir(parents=True, exist_ok=True)
