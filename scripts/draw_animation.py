@@ -22,7 +22,7 @@ from jepa.build import build_as
 from jepa.config import EvaluateConfig, validate
 from jepa.data.world import World
 from jepa.errors import InputError
-from jepa.evaluation.videos import world_streams
+from jepa.evaluation.videos import made_streams
 from jepa.report.figures import DARK, short
 from jepa.results import Decode, Saving, Setting, StreamResults, analysis, read_document
 
@@ -97,7 +97,7 @@ class Film:
         made = results.model_dump(include={"config"})["config"]
         config = validate(made["evaluate"], EvaluateConfig)
         world = build_as(World, "world", made["train"]["world"])
-        [stream, *_] = world_streams(world, name, config.streams[name], config.seed)["test"]
+        [stream, *_] = made_streams(world, name, config.streams[name], config.seed)["test"]
         shown = [(event.start, event.end, event.text) for event in stream.record.events]
         if shown != [(event.start, event.end, event.text) for event in self.events]:
             raise InputError(f"the stream {setting.timeline.video_id} must be of the world that its checkpoint names")

@@ -53,8 +53,9 @@ def _evaluate_videos(folder: Path, output: Path, config: EvaluateConfig, all_ran
     if config.videos is not None:
         plans = {"videos": _videos(model, config.videos, all_ranks)}
     else:
-        seed = config.seed
-        plans = {name: _Plan(each, world_streams(world, name, each, seed)) for name, each in config.streams.items()}
+        plans = {
+            name: _Plan(each, made_streams(world, name, each, config.seed)) for name, each in config.streams.items()
+        }
     for name, plan in plans.items():
         _check(model, plan, "videos" if config.videos is not None else f"streams.{name}")
     output.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ class _Plan:
     streams: Mapping[str, Sequence[Stream | VideoStream]]
 
 
-def world_streams(world: World, name: str, setting: StreamConfig, seed: int) -> dict[str, list[Stream]]:
+def made_streams(world: World, name: str, setting: StreamConfig, seed: int) -> dict[str, list[Stream]]:
     """The embedded streams of a setting, by split; their frames are drawn when they are asked for."""
     style, key = build(setting.style), int.from_bytes(name.encode()[:6], "big")
     made = {}
