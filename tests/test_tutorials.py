@@ -166,10 +166,10 @@ def test_the_animation_shows_what_was_known_at_a_moment(follow, monkeypatch):
     import draw_animation as script
 
     results = read_document(folder / "outputs/quick/results.json", StreamResults)
-    film = script.Film(results, "dense", 16.0)
+    film = script.Film(results, "dense", 20.0)
     drawn: list[str] = []
     monkeypatch.setattr(script.Canvas, "text", lambda self, x, y, words, *style, **more: drawn.append(words))
-    for now in (0.0, 16.0):
+    for now in (0.0, 10.0, 30.0):  # at its end all is known
         drawn.clear()
         assert film.frame(now).size == (script.WIDTH, script.HEIGHT)
         known = [decode for decode in film.selective if decode.emitted_at <= now]
@@ -179,7 +179,7 @@ def test_the_animation_shows_what_was_known_at_a_moment(follow, monkeypatch):
     world = {**results.config["train"], "world": {**results.config["train"]["world"], "held_out_percent": 50}}
     other = results.model_copy(update={"config": {**results.config, "train": world}})
     with pytest.raises(InputError, match="must be of the world"):
-        script.Film(other, "dense", 16.0)
+        script.Film(other, "dense", 20.0)
 
 
 def test_every_tutorial_is_followed():
