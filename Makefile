@@ -1,17 +1,19 @@
-# Everything from a fresh clone, with Python, make and git: `make demo` and `make test`.
+# Everything from a fresh clone, with Python, make and git: `make demo`, `make test`, `make docs`, `make release`.
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py
 # Test processes, one thread each: one for each core, at most 4.
 WORKERS ?= auto
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs release clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   train, evaluate and report on the CPU; ends at outputs/demo/report.html"
 	@echo "make test   ruff, mypy and pytest"
 	@echo "make lint   ruff and mypy only"
+	@echo "make docs   the site of the documentation; ends at outputs/site/index.html"
+	@echo "make release  wheel and sdist in dist/, checked, installed anew and tried"
 	@echo "make clean  remove caches and build products; keeps $(VENV) and outputs"
 	@echo "Variables: VENV=$(VENV) (where to install), PYTHON=... (which Python makes it), WORKERS=$(WORKERS) (test processes)"
 
@@ -26,6 +28,15 @@ test: lint
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+release: $(VENV)/.installed-test
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python scripts/try_release.py dist/*.whl
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

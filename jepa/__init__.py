@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jepa.operations import OperationLedger
     from jepa.selective import SelectiveDecoder
 
-__version__ = "0.1.0"  # the one place that states it: pyproject.toml reads it from here
+__version__ = "0.2.0"  # the one place that states it: pyproject.toml reads it from here
 
 __all__ = ["InputError", "OperationLedger", "SelectiveDecoder", "__version__", "load"]
 

@@ -28,7 +28,7 @@ SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
     yield
-    for name in ("bench_experts", "bench_llm_step", "bench_generate", "bench_peers", "bench_train"):
+    for name in ("bench_experts", "bench_import", "bench_llm_step", "bench_generate", "bench_peers", "bench_train"):
         sys.modules.pop(name, None)
 
 
@@ -150,3 +150,15 @@ def test_peers_are_compared_on_equal_results_or_skipped(monkeypatch):
     ratios = bench.cached(16, repetitions=1)
     assert len(ratios) == 5
     assert min(ratios.values()) > 0
+
+
+def test_the_package_is_there_at_once(monkeypatch, capsys):
+    """Importing torch alone would take fifty times as long as an empty process."""
+    import bench_import as bench
+
+    monkeypatch.setattr(sys, "argv", ["bench_import.py", "--quick"])
+    bench.main()
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["pass"]["ratio"] == 1
+    assert figures["import jepa"]["ratio"] < 4
+    assert figures["jepa --help"]["ratio"] < 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -18,18 +19,21 @@ from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import COMMANDS, compose, overrides_of
 from jepa.config import EvaluateConfig, ReportConfig, validate
+from jepa.data import timelines
+from jepa.data.records import Event, StreamRecord
 from jepa.data.world import StreamStyle, World
+from jepa.errors import InputError
 from jepa.hub import ExportConfig, PushConfig
 from jepa.live import LiveConfig
+from jepa.models.roles import SlotEncoder
 from jepa.report.render import html, markdown, terminal
 from jepa.report.tables import Column, table
 from jepa.results import StreamResults, read_document
-from jepa.selective import Decoded, SelectiveDecoder
 from jepa.studies.configs import ComparisonTrainConfig, CostConfig, ReplayConfig
 from jepa.training.configs import LanguageTrainConfig, TrainConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 SCHEMAS = {"evaluate": EvaluateConfig, "report": ReportConfig, "replay": ReplayConfig, "cost": CostConfig}
 SCHEMAS |= {"push": PushConfig, "export": ExportConfig, "live": LiveConfig}
 VARIANTS = {"vl_jepa": TrainConfig, "llm_jepa": LanguageTrainConfig, "comparison": ComparisonTrainConfig}
@@ -106,11 +110,11 @@ def test_the_code_of_the_export_decodes_a_stream(exported, tmp_path, monkeypatch
     assert "PartCount" in capsys.readouterr().out
 
 
-def code(title: str) -> str:
-    """The first block of Python under a heading of docs/extending.md."""
+def code(title: str, block: int = 0) -> str:
+    """A block of Python under a heading of docs/extending.md."""
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     section = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    return section.partition("```python\n")[2].partition("```")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.S)[block]
 
 
 @pytest.fixture
@@ -126,21 +130,6 @@ def module(monkeypatch):
     return make
 
 
-class Echo:
-    """Says which coordinate of a latent is the largest."""
-
-    def decode(self, latents, payloads=None):
-        return [Decoded(str(int(row.argmax())), 1, 1) for row in latents]
-
-
-def test_the_policy_of_extending_decodes_the_mean_of_each_slot(module):
-    module("jepa.selective.policies.time_slot", "A policy")
-    policy = build({"_target_": "jepa.selective.policies.time_slot.TimeSlot", "seconds": 2.0})
-    latents = np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 2]]
-    emissions = SelectiveDecoder(policy, Echo()).run(latents, np.arange(5.0))
-    assert [(e.text, e.start, e.end) for e in emissions] == [("0", 0.0, 1.0), ("1", 2.0, 3.0), ("2", 4.0, 4.0)]
-
-
 def test_the_loss_of_extending_falls_along_its_gradient(module):
     module("jepa.losses.hinge", "A loss")
     loss = build({"_target_": "jepa.losses.hinge.Hinge", "margin": 0.9})
@@ -151,6 +140,35 @@ def test_the_loss_of_extending_falls_along_its_gradient(module):
     before.backward()
     assert loss(predictions - 0.1 * predictions.grad, targets, torch.arange(8)) < before
     assert loss(targets, targets, torch.arange(8)) == 0
+
+
+def test_the_encoder_of_extending_sees_each_cell_of_each_slot(module):
+    module("jepa.encoders.colour_grid", "An encoder")
+    node = {"_target_": "jepa.encoders.colour_grid.ColourGrid", "size": 8, "width": 6, "tubelet": 2, "cells": 2}
+    encoder = build(node)
+    assert isinstance(encoder, SlotEncoder)
+    frames = torch.randint(256, (1, 4, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    slots = encoder.encode_slots(frames)
+    assert encoder(frames).shape == (1, 8, 6)
+    below = frames[0, 2:, 4:, :4].float().mean(dim=(1, 2)).flatten() / 255  # second slot, lower left cell
+    torch.testing.assert_close(slots[0, 1, 2], encoder.map(below))
+    with pytest.raises(InputError, match="frames must be"):
+        encoder(frames[:, :, :4])
+
+
+def test_the_format_of_extending_is_read(tmp_path, monkeypatch):
+    names = dict(vars(timelines))
+    exec(code("A format of annotations"), names)
+    [(name, made)] = eval("{" + code("A format of annotations", 1) + "}", names).items()
+    monkeypatch.setitem(timelines.FORMATS, name, made)
+    label = {"from": 1.0, "to": 2.5, "text": "a man cuts onions"}
+    path = tmp_path / "labels.jsonl"
+    path.write_text(json.dumps({"name": "kitchen", "seconds": 9.0, "labels": [label]}), encoding="utf-8")
+    [record] = timelines.read_timeline(path, name).records
+    assert record == StreamRecord("kitchen", 9.0, (Event(1.0, 2.5, "a man cuts onions"),))
+    path.write_text(json.dumps({"name": "kitchen", "seconds": 9.0, "labels": [{**label, "to": "2"}]}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"labels.jsonl.*labels\[0\]"):
+        timelines.read_timeline(path, name)
 
 
 def test_the_document_of_extending_is_written_shown_and_read(module, tmp_path, capsys):

@@ -46,7 +46,8 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
             out. None: the last.
         frozen: no gradients, and evaluation mode for good.
         gradient_checkpointing: recompute activations in the backward pass.
-        mean, std: of red, green and blue (0 to 1), by which pixels are normalised; None: the model's own.
+        mean: of red, green and blue (0 to 1), by which pixels are normalised; None: the model's own.
+        std: likewise.
         arguments: of `timm.create_model`; none with `pretrained`.
 
     Raises:

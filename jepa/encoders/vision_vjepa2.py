@@ -28,7 +28,8 @@ class VJEPA2(FrozenWhere):
         architecture: without `pretrained`: `model_type: vjepa2` and what differs from its defaults; random weights.
         frozen: no gradients, and evaluation mode for good.
         gradient_checkpointing: recompute activations in the backward pass.
-        mean, std: of red, green and blue (0 to 1), by which pixels are normalised.
+        mean: of red, green and blue (0 to 1), by which pixels are normalised.
+        std: likewise.
 
     Raises:
         InputError: the model cannot be had or is no V-JEPA 2; tensors that are missing or do not fit are listed.

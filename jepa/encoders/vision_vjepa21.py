@@ -81,7 +81,8 @@ class VJEPA21(FrozenWhere):
         levels: which of the four levels the states have, 0 to 3 in rising order, concatenated to len(levels) * D.
         frozen: no gradients, and evaluation mode for good.
         gradient_checkpointing: recompute activations in the backward pass.
-        mean, std: of red, green and blue (0 to 1), by which pixels are normalised.
+        mean: of red, green and blue (0 to 1), by which pixels are normalised.
+        std: likewise.
 
     Raises:
         InputError: the file cannot be had, is broken, or has other tensors (they are listed); or sizes do not fit.

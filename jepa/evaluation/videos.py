@@ -53,7 +53,8 @@ def _evaluate_videos(folder: Path, output: Path, config: EvaluateConfig, all_ran
     if config.videos is not None:
         plans = {"videos": _videos(model, config.videos, all_ranks)}
     else:
-        plans = {name: _made(world, name, setting, config.seed) for name, setting in config.streams.items()}
+        made = {name: made_streams(world, name, each, config.seed) for name, each in config.streams.items()}
+        plans = {name: _Plan(config.streams[name], made[name]) for name in made}
     for name, plan in plans.items():
         _check(model, plan, "videos" if config.videos is not None else f"streams.{name}")
     output.mkdir(parents=True, exist_ok=True)
@@ -94,15 +95,14 @@ class _Plan:
     streams: Mapping[str, Sequence[Stream | VideoStream]]
 
 
-def _made(world: World, name: str, setting: StreamConfig, seed: int) -> _Plan:
-    """The embedded streams of a setting."""
+def made_streams(world: World, name: str, setting: StreamConfig, seed: int) -> dict[str, list[Stream]]:
+    """The embedded streams of a setting, by split, whose seeds are apart from each other and from training's."""
     style, key = build(setting.style), int.from_bytes(name.encode()[:6], "big")
     made = {}
-    # The seeds of the splits are apart from each other and from training's.
     for split, count, own in (("calibration", setting.calibration, 7_001), ("test", setting.test, 7_002)):
         seeds = {f"{name}-{split}-{i:04d}": (seed, own, key, i) for i in range(count)}
         made[split] = [world.stream(video, each, setting.seconds, style) for video, each in seeds.items()]
-    return _Plan(setting, made)
+    return made
 
 
 def _videos(model: VLJEPA, setting: VideosConfig, all_ranks: Ranks) -> _Plan:

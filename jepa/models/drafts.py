@@ -29,7 +29,7 @@ T = TypeVar("T")
 class Drafts(NamedTuple):
     """Tokens proposed for B rows.
 
-    Args:
+    Attributes:
         tokens: (B, G), of which the first `counts` are meant.
         counts: (B,) between 0 and G.
         predicted: (B,) states predicted for them; 0 where no network ran.
