@@ -12,14 +12,16 @@ from unittest.mock import patch
 import lightning as L
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from processes import config, train
 from sklearn.neighbors import KNeighborsClassifier
 from torch.testing import assert_close
 
 from jepa import checkpoint
-from jepa.cli import main
+from jepa.cli import compose, main
 from jepa.errors import InputError
+from jepa.training.loggers import loggers
 from jepa.training.probes import linear_probe, nearest_neighbours
 
 pytestmark = pytest.mark.filterwarnings("ignore::jepa.training.modules.CollapseWarning")
@@ -108,6 +110,25 @@ def test_a_tracker_gets_every_step_of_a_run_that_it_is_asked_to_continue(tmp_pat
     train(config("decoder=null", "logger=[csv,trackio]", "trainer.log_every_n_steps=1"), tmp_path)
     assert runs == [{"project": "jepa", "name": "tiny jepa", "resume": "allow"}]
     assert sorted(set(steps)) == [0, 1]
+
+
+def test_a_resumed_stage_asks_for_the_runs_that_it_had(tmp_path, monkeypatch):
+    """The identifiers are those that a state keeps; tested with wandb and mlflow themselves: docs/training.md."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    state = {"trackers": {"WandbLogger": "w1", "MLFlowLogger": "m1"}, "global_step": 16}
+    nodes = OmegaConf.to_container(
+        compose("train", ["experiment=scratch", "logger=[wandb,mlflow,tensorboard]"]).logger, resolve=True
+    )
+    asked: list[dict[str, Any]] = []
+    for given in (None, state):
+        with patch("jepa.training.loggers.build", side_effect=asked.append):
+            loggers(nodes, "tiny", tmp_path, "jepa", given)
+    found = [{node["_target_"].rpartition(".")[2]: node for node in asked[start : start + 3]} for start in (0, 3)]
+    assert [each["WandbLogger"]["id"] for each in found] == [None, "w1"]
+    assert [each["WandbLogger"]["resume"] for each in found] == ["allow", "allow"]
+    assert [each["MLFlowLogger"]["run_id"] for each in found] == [None, "m1"]
+    assert [each["TensorBoardLogger"]["purge_step"] for each in found] == [None, 16]
+    assert found[0]["MLFlowLogger"]["tracking_uri"] == "sqlite:///mlflow.db"  # mlflow refuses a folder of files
 
 
 def test_probes_are_those_of_the_library_and_find_what_is_linear():
