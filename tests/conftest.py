@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from jepa import checkpoint
@@ -276,10 +277,14 @@ def tiny_checkpoint(tiny_model: VLJEPA, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model's folder of `jepa export`: ONNX, also in int8."""
-    folder = tmp_path_factory.mktemp("exported")
-    assert main(["export", f"checkpoint={tiny_checkpoint}", "format=onnx", "int8=true", f"output={folder}"]) == 0
+def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The tiny model's folder of `jepa export`: ONNX, also in int8. One process makes it for all."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "exported"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            given = [f"checkpoint={tiny_checkpoint}", "format=onnx", "int8=true", f"output={folder}"]
+            assert main(["export", *given]) == 0
     return folder
 
 

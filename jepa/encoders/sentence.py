@@ -95,7 +95,7 @@ class SentenceEncoder(nn.Module):
             _prepare_siglip(config, pretrained, pooling)
         self.lm: Any = load(auto, pretrained, config, optional=[r"^pooler\."])
         if hasattr(self.lm, "pooler"):  # BERT's, of another task
-            self.lm.pooler = None  # type: ignore[assignment]
+            self.lm.pooler = None
         self.pooling, self.frozen, self.gradient_checkpointing = pooling, frozen, gradient_checkpointing
         self.prompt, self.unpooled = prompt or "", unpooled
         if pretrained is not None:

@@ -248,4 +248,4 @@ def set_fused_attention(model: nn.Module, fused: bool) -> None:
     """Switches the timm blocks between the fused kernel and matmul-softmax-matmul (faster in bf16 on a CPU)."""
     for module in model.modules():
         if isinstance(module, Attention):
-            module.fused_attn = fused  # type: ignore[misc]
+            module.fused_attn = fused
