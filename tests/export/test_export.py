@@ -19,6 +19,7 @@ from jepa.decoders import LanguageDecoder, PrefixDecoder
 from jepa.encoders import FeatureEncoder
 from jepa.errors import InputError
 from jepa.export import TorchExportModel, export_graphs, graphs_of
+from jepa.models.roles import SlotEncoder
 from jepa.operations import OperationLedger
 from jepa.runtime import OnnxModel
 from jepa.selective import ColourChange, LatentCache, SelectiveDecoder, SelectiveEncoding, StepSelection, Uniform
@@ -30,7 +31,7 @@ BERT = {
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 512}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def packaged_model(tokenizer, trained_tokenizer, tmp_path_factory):
     """In the demo's architecture: a convolutional X-Encoder with optical flow, a BERT with a tokenizer of its own."""
     folder = tmp_path_factory.mktemp("words")
@@ -50,6 +51,19 @@ def packaged_model(tokenizer, trained_tokenizer, tmp_path_factory):
     return checkpoint.build_model(config, tokenizer, own).eval()
 
 
+@pytest.fixture
+def whole_model(tokenizer):
+    """With a V-JEPA 2, whose attention spans the whole window."""
+    torch.manual_seed(0)
+    config = tiny_config()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 16, "crop_size": 48}
+    config["model"]["x_encoder"] = {
+        "_target_": "jepa.encoders.vision_vjepa2.VJEPA2",
+        "architecture": {"model_type": "vjepa2", **sizes, "frames_per_clip": 8},
+    }
+    return checkpoint.build_model(config, tokenizer).eval()
+
+
 def close(ours, theirs):
     torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-4, atol=2e-5)
 
@@ -57,8 +71,8 @@ def close(ours, theirs):
 @torch.no_grad()
 def check_roles(model, exported):
     """Batches and lengths that no graph was traced on."""
-    size = model.x_encoder.size
-    for count, frames in ((1, 8), (3, 12)):
+    size, in_slots = model.x_encoder.size, isinstance(model.x_encoder, SlotEncoder)
+    for count, frames in ((1, 8), (3, 12 if in_slots else 8)):
         clips = torch.randint(0, 255, (count, frames, size, size, 3), dtype=torch.uint8)
         states = model.encode(clips)
         close(exported.encode(clips.numpy()), states)
@@ -68,8 +82,9 @@ def check_roles(model, exported):
         texts = ["a red bar moves left", "<eos> is a text", "ring"][:count]
         close(exported.embed(texts), model.embed(texts))
         assert exported.decode(latents.numpy()) == model.decode(latents)  # texts, tokens, FLOPs, bytes
-    picture = torch.randint(0, 255, (1, 1, size, size, 3), dtype=torch.uint8)
-    close(exported.encode(picture.numpy()), model.encode(picture))
+    if in_slots:
+        picture = torch.randint(0, 255, (1, 1, size, size, 3), dtype=torch.uint8)
+        close(exported.encode(picture.numpy()), model.encode(picture))
 
 
 def test_a_model_trained_from_scratch_runs_on_onnxruntime(tiny_model, exported):
@@ -82,11 +97,23 @@ def test_a_model_trained_from_scratch_runs_on_onnxruntime(tiny_model, exported):
     assert coarse["predictor"]["difference"] > 10 * parity["roles"]["predictor"]["difference"]
 
 
-@pytest.mark.parametrize(("suffix", "kind"), [("onnx", OnnxModel), ("pt2", TorchExportModel)])
-def test_a_model_of_packaged_parts_runs_without_its_classes(packaged_model, tmp_path, suffix, kind):
-    parity, _ = export_graphs(packaged_model, tmp_path, suffix, bound=1e-4)
+@pytest.mark.parametrize(("made", "kind"), [("packaged_model", OnnxModel), ("whole_model", TorchExportModel)])
+def test_a_model_of_pretrained_kinds_runs_without_its_classes(made, kind, tmp_path, request):
+    model = request.getfixturevalue(made)
+    parity, _ = export_graphs(model, tmp_path, kind.suffix, bound=1e-4)
     assert parity.worst[1] <= 1e-4
-    check_roles(packaged_model, kind(tmp_path))
+    exported = kind(tmp_path)
+    check_roles(model, exported)
+    world, style = World(size=model.x_encoder.size, fps=8), StreamStyle(mean_event=3.0)
+    video = world.stream("short", seed=(3,), duration=5.0, style=style)
+    ledgers = OperationLedger(), OperationLedger()
+    streams = [
+        np.concatenate([latents for latents, _ in each.stream(video.frames(), 2.0, "what happens?", ledger)])
+        for each, ledger in zip((model, exported), ledgers, strict=True)
+    ]
+    assert len(streams[0]) > 4
+    close(streams[1], torch.from_numpy(streams[0]))
+    assert counts(ledgers[0]) == counts(ledgers[1])
 
 
 def test_quantised_graphs_are_smaller_and_nearly_the_same(tiny_model, exported):
