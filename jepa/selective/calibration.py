@@ -13,9 +13,10 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import ne
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.special import betaincinv
 
 from jepa.errors import InputError, check_finite
 from jepa.metrics import resample
@@ -28,6 +29,7 @@ _CONFIDENCE, _RESAMPLES = 0.95, 2000  # of the bound, one-sided; of the bootstra
 _BLOCK = 1024  # latents compared at once with all before them
 
 DecodedStream = tuple[Array, Sequence[str]]
+Replayed = tuple[list[str], list[bool]]  # the text of each look-up, and whether it was a hit
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,8 @@ def measured_error(
     if weights is None:
         weights = resample(len(lookups), _RESAMPLES, seed=0) if len(lookups) > 1 else np.ones((1, 1))
     errors, total = int(wrong.sum()), int(lookups.sum())
-    exact = binomtest(errors, total).proportion_ci(0.95, method="exact")
     low, high = np.quantile((weights @ wrong) / (weights @ lookups), (0.025, 0.975))
-    interval = float(min(exact.low, low)), float(max(exact.high, high))
+    interval = float(min(1 - _at_most(total - errors, total, 0.975), low)), float(max(_at_most(errors, total, 0.975), high))
     return ErrorRate(errors / total, *interval, errors, int(hits.sum()), total)
 
 
@@ -149,15 +150,16 @@ def calibrate_cache(
     if len(checked) < 2:
         raise InputError(f"streams must be at least 2 for a bootstrap over streams, got {len(checked)}")
     weights = resample(len(checked), _RESAMPLES, seed)
-    pairs = None if cache.shared or type(cache) is not LatentCache else [_Pairs(rows) for rows, _ in checked]
+    pairs, lookups = _compared(cache, checked), np.array([len(texts) for _, texts in checked])
 
     @functools.cache
     def measure(threshold: float) -> Calibration:
-        fresh = cache.fresh(threshold) if pairs is None else _Compared(threshold, cache.capacity, pairs)
-        wrong, hits, lookups = _replay(fresh, checked)
+        found = _replay(cache.fresh(threshold), checked, pairs)
+        wrong = np.array([sum(map(ne, said, own)) for (said, _), (_, own) in zip(found, checked, strict=True)])
+        hits = np.array([sum(hits) for _, hits in found])
         drawn = (weights @ wrong) / (weights @ lookups)
-        exact = binomtest(int(wrong.sum()), int(lookups.sum()), alternative="less")
-        bound = max(exact.proportion_ci(_CONFIDENCE, method="exact").high, np.quantile(drawn, _CONFIDENCE))
+        exact = _at_most(int(wrong.sum()), int(lookups.sum()), _CONFIDENCE)
+        bound = max(exact, np.quantile(drawn, _CONFIDENCE))
         return Calibration(threshold, float(bound), measured_error(wrong, hits, lookups, weights))
 
     found = distances([latents / np.linalg.norm(latents, axis=1, keepdims=True) for latents, _ in checked])
@@ -187,18 +189,48 @@ def checked_streams(streams: Sequence[DecodedStream], shared: bool) -> list[tupl
     return checked
 
 
-def _replay(cache: LatentCache, streams: Sequence[tuple[np.ndarray, list[str]]]) -> tuple[np.ndarray, ...]:
-    """Wrong look-ups, hits and look-ups of each stream, through a fresh cache: (S,) each."""
-    wrong, hits = np.zeros((2, len(streams)), dtype=np.int64)
-    for number, (latents, texts) in enumerate(streams):
+def _at_most(count: int, total: int, confidence: float) -> float:
+    """Clopper and Pearson's upper bound of a fraction of which `count` in `total` were seen."""
+    return float(betaincinv(count + 1, total - count, confidence)) if count < total else 1.0
+
+
+def replay(cache: LatentCache, streams: Sequence[DecodedStream]) -> list[Replayed]:
+    """What an empty copy of a cache answers where decoded streams look their latents up, one stream after the other.
+
+    >>> stream = np.eye(2, dtype=np.float32)[[0, 1, 1]], ["a", "b", "c"]
+    >>> replay(LatentCache(0.1, capacity=8), [stream])
+    [(['a', 'b', 'b'], [False, False, True])]
+    """
+    checked = checked_streams(streams, cache.shared)
+    return _replay(cache.fresh(), checked, _compared(cache, checked))
+
+
+def _replay(
+    cache: LatentCache, streams: Sequence[tuple[np.ndarray, list[str]]], compared: Sequence[_Pairs] | None
+) -> list[Replayed]:
+    """`replay` through a fresh cache; of a plain one each stream's latents are `compared`, so that numbers will do."""
+    if compared is not None:
+        answers = [pairs.answers(cache.threshold, cache.capacity) for pairs in compared]
+        return [
+            ([texts[key] for key in keys], [key != number for number, key in enumerate(keys)])
+            for keys, (_, texts) in zip(answers, streams, strict=True)
+        ]
+    found: list[Replayed] = []
+    for latents, texts in streams:
         cache.start()
+        found.append(([], []))
         for latent, text in zip(latents, texts, strict=True):
             entry, hit = cache.look_up(latent)
             if entry.decoded is None:
                 entry.decoded = Decoded(text, tokens=0, forward_passes=0)
-            hits[number] += hit
-            wrong[number] += hit and entry.decoded.text != text
-    return wrong, hits, np.array([len(texts) for _, texts in streams])
+            found[-1][0].append(entry.decoded.text)
+            found[-1][1].append(hit)
+    return found
+
+
+def _compared(cache: LatentCache, streams: Sequence[tuple[np.ndarray, list[str]]]) -> list[_Pairs] | None:
+    """The latents of each stream, compared; None of a cache that is no plain one, or keeps keys between streams."""
+    return None if cache.shared or type(cache) is not LatentCache else [_Pairs(rows) for rows, _ in streams]
 
 
 class _Pairs:
@@ -206,34 +238,38 @@ class _Pairs:
 
     def __init__(self, latents: np.ndarray) -> None:
         self._keys = np.array([unit(latent) for latent in latents])
-        self.products = [np.vecdot(self._keys[:i], self._keys[i]) for i in range(len(latents))]
+        self._products = [np.vecdot(self._keys[:i], self._keys[i]) for i in range(len(latents))]
+        self._nearest = [-1, *(int(products.argmax()) for products in self._products[1:])]  # before each
         self._distances: dict[tuple[int, int], float] = {}
 
-    def distance(self, one: int, other: int) -> float:
+    def _distance(self, one: int, other: int) -> float:
         if (one, other) not in self._distances:
             self._distances[one, other] = half_square(self._keys[one] - self._keys[other])
         return self._distances[one, other]
 
-
-class _Compared(LatentCache):
-    """A cache that is asked for every latent of some streams in turn, which its keys are the numbers of."""
-
-    def __init__(self, threshold: float, capacity: int, streams: Sequence[_Pairs]) -> None:
-        self._streams = iter(streams)
-        super().__init__(threshold, capacity)
-
-    def start(self) -> None:
-        super().start()
-        self._pairs, self._number = next(self._streams), -1
-
-    def look_up(self, latent: np.ndarray, payload: object | None = None) -> tuple[CacheEntry, bool]:
-        self._number += 1
-        if self._entries:
-            held = self._keys[: len(self._entries)]
-            slot = int(self._pairs.products[self._number][held].argmax())
-            if self._pairs.distance(int(held[slot]), self._number) <= self.threshold:
-                return self._hit(slot), True
-        return self._add(np.array(self._number)), False
+    def answers(self, threshold: float, capacity: int) -> list[int]:
+        """(N,) the latent whose text each gets that is looked up in turn, itself where it is a miss: by number."""
+        if threshold < 0 or capacity == 0:
+            return list(range(len(self._keys)))
+        slots: list[int] = []  # the keys held, where a `LatentCache` holds them
+        used: dict[int, None] = {}  # the same, the one used longest ago first
+        found: list[int] = []
+        for number, key in enumerate(self._nearest):
+            if slots and key not in used:
+                key = slots[int(self._products[number][slots].argmax())]
+            if slots and self._distance(key, number) <= threshold:
+                used.pop(key)
+            else:
+                key = number
+                if len(slots) < capacity:
+                    slots.append(key)
+                else:
+                    oldest = next(iter(used))
+                    used.pop(oldest)
+                    slots[slots.index(oldest)] = key
+            used[key] = None
+            found.append(key)
+        return found
 
 
 def _nearest_before(latents: np.ndarray) -> np.ndarray:
