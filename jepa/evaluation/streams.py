@@ -256,26 +256,23 @@ def segment_streams(
     """What a policy makes of the selected steps of recorded streams.
 
     An oracle is told where the events of a stream begin and end. A policy on demand sees states in place of latents.
-    `shared`, a dictionary a stream, holds what policies that differ in a parameter alone have in common.
+    `shared`, a dictionary a stream, holds what policies of one selection that differ in a parameter have in common.
     """
     segments = Segments([], [], [])
-    for number, stream in enumerate(each.selected(selection) for each in streams):
+    for number, whole in enumerate(streams):
         policy.shared = None if shared is None else shared[number]
+        stream = policy.remembered("selected", partial(whole.selected, selection))
         if isinstance(policy, Oracle):
             policy.boundaries = [second for event in stream.record.events for second in (event.start, event.end)]
-        asked, rows = list[int](), stream.latents
+        rows = stream.latents
         if isinstance(policy, OnDemand) and stream.states is not None:
-            policy.predict = partial(_predicted, stream.latents, asked)
-            rows = stream.states
+            policy.predict, rows = stream.latents.__getitem__, stream.states
+        found = policy.run(rows, stream.times)
         segments.times.append(stream.times)
-        segments.found.append(policy.run(rows, stream.times))
-        segments.predicted.append(len(asked) if isinstance(policy, OnDemand) else None)
+        segments.found.append(found)
+        predicted = sum(len(policy.predicted(each)) for each, _ in found) if isinstance(policy, OnDemand) else None
+        segments.predicted.append(predicted)
     return segments
-
-
-def _predicted(latents: np.ndarray, asked: list[int], step: int) -> np.ndarray:
-    asked.append(step)
-    return np.asarray(latents[step])
 
 
 class Recorded(Policy):

@@ -10,11 +10,13 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jepa.selective.types import Segment
+
+Remembered = TypeVar("Remembered")
 
 
 class Policy(ABC):
@@ -35,7 +37,7 @@ class Policy(ABC):
     lag: int | None = None  # most steps after a segment's last one until it comes out; None: there is no such bound
     decodes_input = True  # False if segments hold other latents than it is given, perhaps of another width
     reads_latents = True  # False if times alone decide: such a policy may be run without latents
-    shared: dict[Any, Any] | None = None  # see `Comparisons`; of one stream, set before it is run
+    shared: dict[Any, Any] | None = None  # what policies of one kind have in common of a stream, set before it is run
 
     @abstractmethod
     def start(self) -> None:
@@ -48,6 +50,15 @@ class Policy(ABC):
     @abstractmethod
     def finish(self) -> list[Segment]:
         """End the stream; return the segments still open."""
+
+    def remembered(self, key: object, make: Callable[[], Remembered]) -> Remembered:
+        """What `make` gives, made once in a stream for all policies that share it; anew where nothing is `shared`."""
+        if self.shared is None:
+            return make()
+        if key not in self.shared:
+            self.shared[key] = make()
+        found: Remembered = self.shared[key]
+        return found
 
     def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
         """Take a recorded stream, latents (T, E) at times (T,) float64, from its start to its end.
@@ -159,18 +170,20 @@ class OpenSegment:
 class Comparisons:
     """What policies that differ in their threshold alone find in one recorded stream, found once and kept in `shared`.
 
-    That is what `compare` gives of a step and the open segment before it, which no threshold changes, and the segments.
-    A policy that has them decides on numbers. All digits are those of single steps.
+    That is the inner products of steps with each other and with the open segment before them, which no threshold
+    changes, and the segments. A policy that has them decides on numbers, which agree with those of single steps within
+    `ROUNDING`. The segments have all digits of single steps.
 
     Args:
         shared: a dictionary of the stream; what it holds of one policy is under its `key`.
-        compare: from this object, the first step of the open segment and the step after its last, to some numbers.
+        pending: steps after the open segment that are compared with it at once.
+        agreement: as for `OpenSegment`.
 
-    >>> def apart(found, first, step):
-    ...     return (found.opened(first, step - 1).distance(found.row(step), 1),)
-    >>> found = Comparisons({}, "apart", np.eye(3, dtype=np.float32), np.arange(3.0), apart)
-    >>> found.at(0, 1), [segment.last for segment, _ in found.cut(lambda first, step: found.at(first, step)[0] > 1.8)]
-    ((2.0,), [0, 1, 2])
+    >>> found = Comparisons({}, "apart", np.eye(3, dtype=np.float32), np.arange(3.0))
+    >>> found.at(0, 2)
+    (2.0, 0.0)
+    >>> [segment.last for segment, _ in found.cut(lambda first, step: found.at(first, step)[1] < 0.5)]
+    [0, 1, 2]
     """
 
     def __init__(
@@ -179,43 +192,64 @@ class Comparisons:
         key: object,
         latents: np.ndarray,
         times: np.ndarray,
-        compare: Callable[[Comparisons, int, int], tuple[float, ...]],
+        pending: int = 1,
         agreement: float = 0.0,
     ) -> None:
         self._known: dict[int, list[tuple[float, ...]]]
         self._segments: dict[tuple[int, int], Segment]
-        self._known, self._segments = shared.setdefault(key, ({}, {}))
-        self.steps, self._latents, self._times, self._compare = len(times), latents, times.tolist(), compare
-        self._agreement, self._opened = agreement, OpenSegment(agreement)
-        self._rows: dict[int, np.ndarray] = {}
+        self._known, self._segments, self._kept = shared.setdefault(key, ({}, {}, {}))
+        self.steps, self._latents, self._times, self._pending = len(times), latents, times, pending
+        self._agreement, self._rows = agreement, dict[int, np.ndarray]()
+        self._first, self._count, self._total = -1, 0, np.zeros(0)  # of the open segment compared last
 
-    def row(self, step: int) -> np.ndarray:
+    def products(self, count: int) -> list[list[float]]:
+        """Of each step with itself and the `count` − 1 after it, by how far it is after; 0 behind the stream's end."""
+        if count not in self._kept:
+            found = np.zeros((count, self.steps))
+            for begin in range(0, self.steps, _ROWS):
+                rows = self._latents[begin : begin + _ROWS + count - 1].astype(np.float64)
+                for after in range(min(count, len(rows))):
+                    size = min(_ROWS, len(rows) - after)
+                    found[after, begin : begin + size] = np.vecdot(rows[:size], rows[after : after + size])
+            self._kept[count] = found.tolist()
+        products: list[list[float]] = self._kept[count]
+        return products
+
+    def _row(self, step: int) -> np.ndarray:
         """(E,) float64, the latent of a step."""
         if step not in self._rows:
             self._rows[step] = self._latents[step].astype(np.float64)
         return self._rows[step]
 
-    def opened(self, first: int, last: int) -> OpenSegment:
-        """The open segment of these steps."""
-        opened = self._opened
-        if opened.first != first or opened.count > last - first + 1:
-            self._opened = opened = OpenSegment(self._agreement)
-            opened.first = first
-        for step in range(first + opened.count, last + 1):
-            opened.add(self.row(step), self._times[step])
-        return opened
-
     def at(self, first: int, step: int) -> tuple[float, ...]:
-        """What `compare` gives of the segment from `first` on and the `step` after its last."""
+        """Of the sum of the steps from `first` on before `step`: its square, its products with the `pending` steps."""
         known = self._known.setdefault(first, [])
         while len(known) < step - first:
-            known.append(self._compare(self, first, first + len(known) + 1))
+            self._compare(first, known)
         return known[step - first - 1]
+
+    def _compare(self, first: int, known: list[tuple[float, ...]]) -> None:
+        count = len(known) + 1
+        step = first + count
+        if (self._first, self._count) != (first, count - 1):
+            self._total = self._latents[first : step - 1].astype(np.float64).sum(axis=0)
+        self._total += self._row(step - 1)
+        self._first, self._count = first, count
+        compared = range(step, min(step + self._pending, self.steps))
+        products = [float(self._row(each).dot(self._total)) for each in compared]
+        known.append((float(self._total.dot(self._total)), *products))
 
     def segment(self, first: int, last: int) -> Segment:
         """These steps as a segment."""
         if (first, last) not in self._segments:
-            (self._segments[first, last],) = self.opened(first, last).close()
+            if self._agreement:
+                opened = OpenSegment(self._agreement)
+                opened.first = first
+                for step in range(first, last + 1):
+                    opened.add(self._row(step), float(self._times[step]))
+                (self._segments[first, last],) = opened.close()
+            else:
+                self._segments[first, last] = mean_segment(self._latents, self._times, first, last)
         return self._segments[first, last]
 
     def cut(self, cuts: Callable[[int, int], bool]) -> Iterator[tuple[Segment, int]]:
@@ -251,6 +285,7 @@ class RunningMean:
         self.value += (value - self.value) / self._weight
 
 
+_ROWS = 64  # latents in float64 that stay in the processor's cache
 ROUNDING = 1e-12  # squared distance of two means, float64, of equal latents
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 
 import numpy as np
 
@@ -80,41 +81,40 @@ class Gate(CausalPolicy):
             return super().run(latents, times)
         self.start()
         key, m = (self.name, self.pending, self.agreement), self.pending
-        found = Comparisons(self.shared, key, latents, times, self._compare, self.agreement)
-        others: dict[int, float] = self.shared.setdefault((*key, "others"), {})
-
-        def blends(step: int, square: float) -> bool:
-            """Whether the oldest pending step is no nearer to the others than to the open segment."""
-            if m > 1 and step not in others:
-                pending = [found.row(each) for each in range(step, step + m)]
-                others[step] = _to_others(pending[0], _total(pending), m)
-            return m > 1 and others[step] >= square
-
+        found = Comparisons(self.shared, key, latents, times, m, self.agreement)
+        squares = found.products(m)[0]
+        pending, others = self.remembered((*key, "pending"), partial(self._pending, found))
         segments, first, step = list[tuple[Segment, int]](), 0, 0  # `step`: the oldest pending one
         while step + m <= found.steps:
             if step > first:
-                square, gap = found.at(first, step)
-                if not self._over(step - first, gap) or blends(step, square):
-                    self._learn(step - first, square)
+                n, (total, *products) = step - first, found.at(first, step)
+                mean = total / n**2
+                square = mean + squares[step] - 2 * products[0] / n
+                gap = square if m == 1 else mean + pending[step] - 2 * sum(products) / (n * m)
+                if not self._over(n, gap) or (m > 1 and others[step] >= square):
+                    self._learn(n, square)
                     step += 1
                     continue
                 segments.append((found.segment(first, step - 1), step + m - 1))
                 first = step
             for joined in range(1, m):
-                self._learn(joined, found.at(first, first + joined)[0])
+                total, product, *_ = found.at(first, first + joined)
+                self._learn(joined, total / joined**2 + squares[first + joined] - 2 * product / joined)
             step = first + m
         if found.steps:
             segments.append((found.segment(first, found.steps - 1), found.steps - 1))
         self.start()
         return segments
 
-    def _compare(self, found: Comparisons, first: int, step: int) -> tuple[float, ...]:
-        """Squared distances of the open segment's mean to a step, and to the mean of the pending steps from it on."""
-        opened, m = found.opened(first, step - 1), self.pending
-        square = opened.distance(found.row(step), 1)
-        if step + m > found.steps or m == 1:  # of fewer than m steps no mean is asked for
-            return square, square
-        return square, opened.distance(_total([found.row(each) for each in range(step, step + m)]), m)
+    def _pending(self, found: Comparisons) -> tuple[list[float], list[float]]:
+        """Of the m steps from each on: the square of their mean, and of the first's distance from the others' mean."""
+        m, products = self.pending, np.array(found.products(self.pending))
+        total = np.zeros(found.steps)
+        for oldest in range(m):
+            for after in range(m - oldest):
+                total += (1 if after == 0 else 2) * np.roll(products[after], -oldest)
+        gap = m**2 * products[0] + total - 2 * m * products.sum(axis=0)
+        return (total / m**2).tolist(), (gap / max(1, m - 1) ** 2).tolist()
 
     def close(self) -> list[Segment]:
         self._join_all()

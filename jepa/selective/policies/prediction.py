@@ -65,13 +65,22 @@ class PredictionError(CausalPolicy):
         if self.shared is None:
             return super().run(latents, times)
 
-        def compare(found: Comparisons, first: int, step: int) -> tuple[float, ...]:
-            return _products(found.opened(first, step - 1), found.row(step))
-
         self.start()
-        found = Comparisons(self.shared, self.name, latents, times, compare)
-        cut = found.cut(lambda first, step: not self._expected(step - first, *found.at(first, step)))
-        segments = list(cut)
+        found = Comparisons(self.shared, self.name, latents, times)
+        squares, nexts = found.products(2)
+
+        def cuts(first: int, step: int) -> bool:
+            n, (square, product) = step - first, found.at(first, step)
+            before = squares[step - 1] if n == 1 else found.at(first, step - 1)[1] + squares[step - 1]
+            mean = square / n**2
+            return not self._expected(
+                n,
+                nexts[step - 1] - (product + before) / n + mean,
+                squares[step - 1] - 2 * before / n + mean,
+                squares[step] - 2 * product / n + mean,
+            )
+
+        segments = list(found.cut(cuts))
         self.start()
         return segments
 
