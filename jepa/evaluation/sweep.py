@@ -86,6 +86,7 @@ from jepa.selective import (
 )
 from jepa.selective.cache import CacheEntry
 from jepa.selective.calibration import DecodedStream, Replayed, replay
+from jepa.selective.decoder import collection_paused
 
 Streams = Mapping[str, Sequence[EncodedStream]]  # by split: `calibration` and `test`
 
@@ -120,6 +121,7 @@ class Swept(NamedTuple):
     emissions: dict[str, tuple[Decode, ...]]
 
 
+@collection_paused()
 def sweep_setting(
     streams: Streams,
     decoder: Decoder,
@@ -387,7 +389,7 @@ class _Setting:
     def operations(self, name: str, value: float, run: _Run) -> tuple[Operations, list[Emission]]:
         """What an operating point takes on the test streams, and its emissions on the first one."""
         policy, streams = self.config.policies[name], self.streams["test"]
-        segments = segment_streams(streams, self._policy(policy, value), _selection(policy))
+        segments = segment_streams(streams, self._policy(policy, value), _selection(policy), [{} for _ in streams])
         emissions, ledger = segments.emissions(self.decoder, run.cache, self.latent_delay)
         if run.error is not None:
             ledger.count_cache(audited=run.error.hits, wrong_hits=run.error.wrong)

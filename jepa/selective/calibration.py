@@ -26,6 +26,7 @@ from jepa.selective.types import Array, Decoded, Decoder, given_to
 
 _CANDIDATES = 127  # thresholds to choose from; a power of two less one, so that bisection comes out even
 _CONFIDENCE, _RESAMPLES = 0.95, 2000  # of the bound, one-sided; of the bootstrap
+_ROUNDING = 1e-5  # of a product of unit latents in float32
 _BLOCK = 1024  # latents compared at once with all before them
 
 DecodedStream = tuple[Array, Sequence[str]]
@@ -251,22 +252,25 @@ class _Pairs:
         """(N,) the latent whose text each gets that is looked up in turn, itself where it is a miss: by number."""
         if threshold < 0 or capacity == 0:
             return list(range(len(self._keys)))
-        slots: list[int] = []  # the keys held, where a `LatentCache` holds them
+        slots = np.zeros(capacity, dtype=np.int64)  # the keys held, where a `LatentCache` holds them
         used: dict[int, None] = {}  # the same, the one used longest ago first
         found: list[int] = []
         for number, key in enumerate(self._nearest):
-            if slots and key not in used:
-                key = slots[int(self._products[number][slots].argmax())]
-            if slots and self._distance(key, number) <= threshold:
+            hit = bool(used) and self._distance(key, number) <= threshold + _ROUNDING
+            if hit:
+                if key not in used:
+                    held = slots[: len(used)]
+                    key = int(held[self._products[number][held].argmax()])
+                hit = self._distance(key, number) <= threshold
+            if hit:
                 used.pop(key)
             else:
-                key = number
-                if len(slots) < capacity:
-                    slots.append(key)
-                else:
+                slot, key = len(used), number
+                if slot == capacity:
                     oldest = next(iter(used))
+                    slot = int(np.argmax(slots == oldest))
                     used.pop(oldest)
-                    slots[slots.index(oldest)] = key
+                slots[slot] = key
             used[key] = None
             found.append(key)
         return found

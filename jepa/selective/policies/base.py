@@ -10,13 +10,15 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from jepa.selective.types import Segment
 
 Remembered = TypeVar("Remembered")
+Numbers: TypeAlias = tuple[float, ...]
+Compare: TypeAlias = Callable[[list[Numbers], int, float, list[float]], Numbers]  # see `Comparisons`
 
 
 class Policy(ABC):
@@ -170,20 +172,22 @@ class OpenSegment:
 class Comparisons:
     """What policies that differ in their threshold alone find in one recorded stream, found once and kept in `shared`.
 
-    That is the inner products of steps with each other and with the open segment before them, which no threshold
+    That is what `compare` makes of the inner products of steps with the open segment before them, which no threshold
     changes, and the segments. A policy that has them decides on numbers, which agree with those of single steps within
     `ROUNDING`. The segments have all digits of single steps.
 
     Args:
         shared: a dictionary of the stream; what it holds of one policy is under its `key`.
+        compare: to some numbers, from those of the n − 1 shorter segments, the step after the open segment, the square
+            of the sum of its n steps, and the products of that sum with the steps that are `pending`, this one first.
         pending: steps after the open segment that are compared with it at once.
         agreement: as for `OpenSegment`.
 
-    >>> found = Comparisons({}, "apart", np.eye(3, dtype=np.float32), np.arange(3.0))
-    >>> found.at(0, 2)
-    (2.0, 0.0)
-    >>> [segment.last for segment, _ in found.cut(lambda first, step: found.at(first, step)[1] < 0.5)]
-    [0, 1, 2]
+    >>> def apart(known, step, square, products):
+    ...     return (square / (len(known) + 1) ** 2 + 1 - 2 * products[0] / (len(known) + 1),)
+    >>> found = Comparisons({}, "apart", np.eye(3, dtype=np.float32), np.arange(3.0), apart)
+    >>> found.at(0, 1), [segment.last for segment, _ in found.cut(lambda first, step: found.at(first, step)[0] > 1.8)]
+    ((2.0,), [0, 1, 2])
     """
 
     def __init__(
@@ -192,14 +196,15 @@ class Comparisons:
         key: object,
         latents: np.ndarray,
         times: np.ndarray,
+        compare: Compare,
         pending: int = 1,
         agreement: float = 0.0,
     ) -> None:
-        self._known: dict[int, list[tuple[float, ...]]]
+        self._known: dict[int, list[Numbers]]
         self._segments: dict[tuple[int, int], Segment]
         self._known, self._segments, self._kept = shared.setdefault(key, ({}, {}, {}))
-        self.steps, self._latents, self._times, self._pending = len(times), latents, times, pending
-        self._agreement, self._rows = agreement, dict[int, np.ndarray]()
+        self.steps, self._latents, self._times, self._compare = len(times), latents, times, compare
+        self._pending, self._agreement, self._rows = pending, agreement, dict[int, np.ndarray]()
         self._first, self._count, self._total = -1, 0, np.zeros(0)  # of the open segment compared last
 
     def products(self, count: int) -> list[list[float]]:
@@ -221,23 +226,19 @@ class Comparisons:
             self._rows[step] = self._latents[step].astype(np.float64)
         return self._rows[step]
 
-    def at(self, first: int, step: int) -> tuple[float, ...]:
-        """Of the sum of the steps from `first` on before `step`: its square, its products with the `pending` steps."""
+    def at(self, first: int, step: int) -> Numbers:
+        """What `compare` gives of the segment from `first` on and the `step` after its last."""
         known = self._known.setdefault(first, [])
         while len(known) < step - first:
-            self._compare(first, known)
+            n = len(known) + 1
+            if (self._first, self._count) != (first, n - 1):
+                self._total = self._latents[first : first + n - 1].astype(np.float64).sum(axis=0)
+            self._total += self._row(first + n - 1)
+            self._first, self._count = first, n
+            compared = range(first + n, min(first + n + self._pending, self.steps))
+            products = [float(self._row(each).dot(self._total)) for each in compared]
+            known.append(self._compare(known, first + n, float(self._total.dot(self._total)), products))
         return known[step - first - 1]
-
-    def _compare(self, first: int, known: list[tuple[float, ...]]) -> None:
-        count = len(known) + 1
-        step = first + count
-        if (self._first, self._count) != (first, count - 1):
-            self._total = self._latents[first : step - 1].astype(np.float64).sum(axis=0)
-        self._total += self._row(step - 1)
-        self._first, self._count = first, count
-        compared = range(step, min(step + self._pending, self.steps))
-        products = [float(self._row(each).dot(self._total)) for each in compared]
-        known.append((float(self._total.dot(self._total)), *products))
 
     def segment(self, first: int, last: int) -> Segment:
         """These steps as a segment."""
@@ -297,8 +298,8 @@ def step_segment(latent: np.ndarray, time: float, index: int) -> Segment:
 def mean_segment(latents: np.ndarray, times: np.ndarray, first: int, last: int) -> Segment:
     """Steps of a stream, latents (T, E) at times (T,), as a segment: as `OpenSegment` gives it."""
     start, end = float(times[first]), float(times[last])
-    total = latents[first : last + 1].astype(np.float64).sum(axis=0)
-    latent = unit_mean(total, last - first + 1, latents[last])
+    rows = latents[first : last + 1].astype(np.float64)
+    latent = unit_mean(rows[0] if first == last else np.add.reduce(rows), len(rows), latents[last])
     return Segment(latent, (start + end) / 2, start, end, first, last)
 
 
@@ -307,7 +308,7 @@ def unit_mean(total: np.ndarray, weight: float, last: np.ndarray) -> np.ndarray:
 
     The mean of latents that cancel out has no direction: the `last` of them (E,) stands in.
     """
-    norm = float(np.sqrt(total @ total))
+    norm = math.sqrt(total.dot(total))
     return (total / norm if norm > 1e-6 * weight else last).astype(np.float32)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from jepa.errors import check_int, check_nonnegative, check_positive
-from jepa.selective.policies.base import ROUNDING, CausalPolicy, Comparisons, OpenSegment, RunningMean
+from jepa.selective.policies.base import ROUNDING, CausalPolicy, Comparisons, Numbers, OpenSegment, RunningMean
 from jepa.selective.types import Segment
 
 
@@ -81,25 +81,29 @@ class Gate(CausalPolicy):
             return super().run(latents, times)
         self.start()
         key, m = (self.name, self.pending, self.agreement), self.pending
-        found = Comparisons(self.shared, key, latents, times, m, self.agreement)
+
+        def compare(known: list[Numbers], step: int, total: float, products: list[float]) -> Numbers:
+            """Squared distances of the open segment's mean to a step, and to the mean of the pending steps from it on."""
+            n = len(known) + 1
+            mean = total / n**2
+            square = mean + squares[step] - 2 * products[0] / n
+            return square, square if m == 1 else mean + pending[step] - 2 * sum(products) / (n * m)
+
+        found = Comparisons(self.shared, key, latents, times, compare, m, self.agreement)
         squares = found.products(m)[0]
         pending, others = self.remembered((*key, "pending"), partial(self._pending, found))
         segments, first, step = list[tuple[Segment, int]](), 0, 0  # `step`: the oldest pending one
         while step + m <= found.steps:
             if step > first:
-                n, (total, *products) = step - first, found.at(first, step)
-                mean = total / n**2
-                square = mean + squares[step] - 2 * products[0] / n
-                gap = square if m == 1 else mean + pending[step] - 2 * sum(products) / (n * m)
-                if not self._over(n, gap) or (m > 1 and others[step] >= square):
-                    self._learn(n, square)
+                square, gap = found.at(first, step)
+                if not self._over(step - first, gap) or (m > 1 and others[step] >= square):
+                    self._learn(step - first, square)
                     step += 1
                     continue
                 segments.append((found.segment(first, step - 1), step + m - 1))
                 first = step
             for joined in range(1, m):
-                total, product, *_ = found.at(first, first + joined)
-                self._learn(joined, total / joined**2 + squares[first + joined] - 2 * product / joined)
+                self._learn(joined, found.at(first, first + joined)[0])
             step = first + m
         if found.steps:
             segments.append((found.segment(first, found.steps - 1), found.steps - 1))

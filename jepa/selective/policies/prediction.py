@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jepa.errors import check_nonnegative, check_positive
-from jepa.selective.policies.base import ROUNDING, CausalPolicy, Comparisons, OpenSegment, RunningMean
+from jepa.selective.policies.base import ROUNDING, CausalPolicy, Comparisons, Numbers, OpenSegment, RunningMean
 from jepa.selective.types import Segment
 
 
@@ -65,22 +65,17 @@ class PredictionError(CausalPolicy):
         if self.shared is None:
             return super().run(latents, times)
 
+        def compare(known: list[Numbers], step: int, square: float, products: list[float]) -> Numbers:
+            n, last, now = len(known) + 1, squares[step - 1], products[0]
+            before = known[-1][3] + last if known else last
+            mean, both = square / n**2, (now + before) / n
+            return nexts[step - 1] - both + mean, last - 2 * before / n + mean, squares[step] - 2 * now / n + mean, now
+
         self.start()
-        found = Comparisons(self.shared, self.name, latents, times)
+        found = Comparisons(self.shared, self.name, latents, times, compare)
         squares, nexts = found.products(2)
-
-        def cuts(first: int, step: int) -> bool:
-            n, (square, product) = step - first, found.at(first, step)
-            before = squares[step - 1] if n == 1 else found.at(first, step - 1)[1] + squares[step - 1]
-            mean = square / n**2
-            return not self._expected(
-                n,
-                nexts[step - 1] - (product + before) / n + mean,
-                squares[step - 1] - 2 * before / n + mean,
-                squares[step] - 2 * product / n + mean,
-            )
-
-        segments = list(found.cut(cuts))
+        cut = found.cut(lambda first, step: not self._expected(step - first, *found.at(first, step)[:3]))
+        segments = list(cut)
         self.start()
         return segments
 

@@ -57,7 +57,7 @@ class LocalVariance(CausalPolicy):
         if self.shared is None:
             return super().run(latents, times)
 
-        found = Comparisons(self.shared, (self.name, self.window), latents, times)
+        found = Comparisons(self.shared, (self.name, self.window), latents, times, lambda *_: ())
         variances = self.remembered((self.name, self.window, "variances"), partial(self._variances, found))
         limit, longest = self.threshold + ROUNDING, self.window
         return list(found.cut(lambda first, step: variances[min(step - first + 1, longest)][step] > limit))
