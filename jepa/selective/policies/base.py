@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -180,13 +180,14 @@ class Comparisons:
         shared: a dictionary of the stream; what it holds of one policy is under its `key`.
         compare: to some numbers, from those of the n − 1 shorter segments, the step after the open segment, the square
             of the sum of its n steps, and the products of that sum with the steps that are `pending`, this one first.
+            None: there is nothing to compare.
         pending: steps after the open segment that are compared with it at once.
         agreement: as for `OpenSegment`.
 
     >>> def apart(known, step, square, products):
     ...     return (square / (len(known) + 1) ** 2 + 1 - 2 * products[0] / (len(known) + 1),)
     >>> found = Comparisons({}, "apart", np.eye(3, dtype=np.float32), np.arange(3.0), apart)
-    >>> found.at(0, 1), [segment.last for segment, _ in found.cut(lambda first, step: found.at(first, step)[0] > 1.8)]
+    >>> found.at(0, 1), [segment.last for segment, _ in found.cut(lambda n, step, numbers: numbers[0] > 1.8)]
     ((2.0,), [0, 1, 2])
     """
 
@@ -196,7 +197,7 @@ class Comparisons:
         key: object,
         latents: np.ndarray,
         times: np.ndarray,
-        compare: Compare,
+        compare: Compare | None,
         pending: int = 1,
         agreement: float = 0.0,
     ) -> None:
@@ -222,23 +223,29 @@ class Comparisons:
 
     def _row(self, step: int) -> np.ndarray:
         """(E,) float64, the latent of a step."""
-        if step not in self._rows:
-            self._rows[step] = self._latents[step].astype(np.float64)
-        return self._rows[step]
+        if (row := self._rows.get(step)) is None:
+            block = self._latents[step : step + _ROWS // 4].astype(np.float64)
+            self._rows.update(enumerate(block, start=step))
+            row = block[0]
+        return row
+
+    def known(self, first: int) -> list[Numbers]:
+        """What is known so far of the segments from `first` on: see `at`."""
+        return self._known.setdefault(first, [])
 
     def at(self, first: int, step: int) -> Numbers:
         """What `compare` gives of the segment from `first` on and the `step` after its last."""
-        known = self._known.setdefault(first, [])
-        while len(known) < step - first:
+        known = self.known(first)
+        while self._compare and len(known) < step - first:
             n = len(known) + 1
             if (self._first, self._count) != (first, n - 1):
                 self._total = self._latents[first : first + n - 1].astype(np.float64).sum(axis=0)
             self._total += self._row(first + n - 1)
             self._first, self._count = first, n
             compared = range(first + n, min(first + n + self._pending, self.steps))
-            products = [float(self._row(each).dot(self._total)) for each in compared]
+            products = [float(self._total.dot(self._row(each))) for each in compared]
             known.append(self._compare(known, first + n, float(self._total.dot(self._total)), products))
-        return known[step - first - 1]
+        return known[step - first - 1] if known else ()
 
     def segment(self, first: int, last: int) -> Segment:
         """These steps as a segment."""
@@ -253,15 +260,20 @@ class Comparisons:
                 self._segments[first, last] = mean_segment(self._latents, self._times, first, last)
         return self._segments[first, last]
 
-    def cut(self, cuts: Callable[[int, int], bool]) -> Iterator[tuple[Segment, int]]:
-        """A stream whose segment from `first` on ends before the step where `cuts(first, step)`, as `Policy.run`."""
-        first = 0
+    def cut(self, cuts: Callable[[int, int, Numbers], bool]) -> list[tuple[Segment, int]]:
+        """A stream whose segment from `first` on ends before the step where `cuts(n, step, at(first, step))`, n steps.
+
+        As `Policy.run`.
+        """
+        segments, first, known = list[tuple[Segment, int]](), 0, self.known(0)
         for step in range(1, self.steps):
-            if cuts(first, step):
-                yield self.segment(first, step - 1), step
-                first = step
+            n = step - first
+            if cuts(n, step, known[n - 1] if n <= len(known) else self.at(first, step)):
+                segments.append((self.segment(first, step - 1), step))
+                first, known = step, self.known(step)
         if self.steps:
-            yield self.segment(first, self.steps - 1), self.steps - 1
+            segments.append((self.segment(first, self.steps - 1), self.steps - 1))
+        return segments
 
 
 class RunningMean:

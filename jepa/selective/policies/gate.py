@@ -93,15 +93,17 @@ class Gate(CausalPolicy):
         squares = found.products(m)[0]
         pending, others = self.remembered((*key, "pending"), partial(self._pending, found))
         segments, first, step = list[tuple[Segment, int]](), 0, 0  # `step`: the oldest pending one
+        threshold, floor, noise, known = self.threshold, self.noise_floor, self._noise, found.known(0)
         while step + m <= found.steps:
-            if step > first:
-                square, gap = found.at(first, step)
-                if not self._over(step - first, gap) or (m > 1 and others[step] >= square):
-                    self._learn(step - first, square)
+            if n := step - first:
+                square, gap = known[n - 1] if n <= len(known) else found.at(first, step)
+                cost = n * m / (n + m) * gap  # as `_changed` decides
+                if cost <= threshold * (noise.value + floor) + ROUNDING or (m > 1 and others[step] >= square):
+                    noise.add(n / (n + 1) * square)
                     step += 1
                     continue
                 segments.append((found.segment(first, step - 1), step + m - 1))
-                first = step
+                first, known = step, found.known(step)
             for joined in range(1, m):
                 self._learn(joined, found.at(first, first + joined)[0])
             step = first + m

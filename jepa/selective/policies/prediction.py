@@ -74,8 +74,7 @@ class PredictionError(CausalPolicy):
         self.start()
         found = Comparisons(self.shared, self.name, latents, times, compare)
         squares, nexts = found.products(2)
-        cut = found.cut(lambda first, step: not self._expected(step - first, *found.at(first, step)[:3]))
-        segments = list(cut)
+        segments = found.cut(lambda n, step, numbers: not self._expected(n, *numbers[:3]))
         self.start()
         return segments
 

@@ -57,10 +57,10 @@ class LocalVariance(CausalPolicy):
         if self.shared is None:
             return super().run(latents, times)
 
-        found = Comparisons(self.shared, (self.name, self.window), latents, times, lambda *_: ())
+        found = Comparisons(self.shared, (self.name, self.window), latents, times, None)
         variances = self.remembered((self.name, self.window, "variances"), partial(self._variances, found))
         limit, longest = self.threshold + ROUNDING, self.window
-        return list(found.cut(lambda first, step: variances[min(step - first + 1, longest)][step] > limit))
+        return found.cut(lambda n, step, _: variances[min(n + 1, longest)][step] > limit)
 
     def _variances(self, found: Comparisons) -> list[list[float]]:
         """By the number of steps in a window, then by its newest step."""
