@@ -38,6 +38,7 @@ from jepa.selective import (
     OnDemand,
     Oracle,
     Policy,
+    Recorded,
     Segment,
     SelectiveDecoder,
     SelectiveEncoding,
@@ -273,32 +274,6 @@ def segment_streams(
         predicted = sum(len(policy.predicted(each)) for each, _ in found) if isinstance(policy, OnDemand) else None
         segments.predicted.append(predicted)
     return segments
-
-
-class Recorded(Policy):
-    """Gives the segments that were found before, stream by stream.
-
-    >>> policy = Recorded([[], []])
-    >>> policy.run(np.zeros((1, 2)), np.zeros(1))
-    []
-    """
-
-    name, causal, latency, state = "recorded", False, "as it was", "none"
-    reads_latents = False
-
-    def __init__(self, found: Iterable[list[tuple[Segment, int]]]) -> None:
-        self._streams = iter(found)
-
-    def start(self) -> None: ...
-
-    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
-        return []
-
-    def finish(self) -> list[Segment]:
-        return []
-
-    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
-        return next(self._streams)
 
 
 class CachedDecoder:

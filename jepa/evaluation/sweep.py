@@ -13,7 +13,6 @@ from contextlib import closing
 from dataclasses import asdict, astuple
 from functools import partial
 from itertools import product
-from operator import ne
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +31,6 @@ from jepa.evaluation.streams import (
     SPLITS,
     CachedDecoder,
     EncodedStream,
-    Recorded,
     Said,
     Segments,
     density,
@@ -77,6 +75,7 @@ from jepa.selective import (
     OnTrigger,
     Oracle,
     Policy,
+    Recorded,
     SelectiveDecoder,
     StandingText,
     StepSelection,
@@ -85,7 +84,7 @@ from jepa.selective import (
     measured_error,
 )
 from jepa.selective.cache import CacheEntry
-from jepa.selective.calibration import DecodedStream, Replayed, replay
+from jepa.selective.calibration import DecodedStream, errors, replay
 from jepa.selective.decoder import collection_paused
 
 Streams = Mapping[str, Sequence[EncodedStream]]  # by split: `calibration` and `test`
@@ -381,7 +380,7 @@ class _Setting:
             cache = _calibrated(decoded["calibration"], settings, self.decoder, self.config.seed)
             replayed = {split: replay(cache, each) for split, each in decoded.items()}
             said = {split: segments[split].said(*zip(*each, strict=True)) for split, each in replayed.items()}
-            error = _audit(texts["test"], replayed["test"])
+            error = measured_error(*errors(texts["test"], replayed["test"]), np.array([*map(len, texts["test"])]))
         points = {split: self.scorers[split].point(value, each) for split, each in said.items()}
         scorer = self.scorers["test"]
         return _Run(points, scorer.dense(said["test"]), cache, error, scorer.single(said["test"]))
@@ -415,12 +414,6 @@ def _calibrated(decoded: Sequence[DecodedStream], settings: CacheConfig, decoder
     return LatentCache(found.threshold, settings.capacity, shared=settings.shared)
 
 
-def _audit(texts: Sequence[list[str]], replayed: Sequence[Replayed]) -> ErrorRate:
-    """How often the text of a hit is not what the decoder says for its own latent."""
-    wrong = np.array([sum(map(ne, own, said)) for own, (said, _) in zip(texts, replayed, strict=True)])
-    return measured_error(wrong, np.array([sum(hits) for _, hits in replayed]), np.array([*map(len, texts)]))
-
-
 class _Scorer:
     """Scores what was said against the annotations of a split, which are the pool of document frequencies."""
 
@@ -451,9 +444,7 @@ class _Scorer:
     def dense(self, said: Sequence[Said]) -> list[DenseScores]:
         """What nearest-in-time scores do not see, of each stream."""
         return [
-            dense_scores(
-                texts, events, each.texts, each.times, each.spans, record.duration, self.pairs.similarity
-            )
+            dense_scores(texts, events, each.texts, each.times, each.spans, record.duration, self.pairs.similarity)
             for record, texts, events, each in zip(self.records, self.texts, self.events, said, strict=True)
         ]
 

@@ -119,6 +119,7 @@ def temporal_f1(events: ArrayLike, emissions: ArrayLike, iou: float = 0.5) -> fl
         matches = int((maximum_bipartite_matching(pairs, perm_type="column") >= 0).sum())
     return 2 * matches / (len(claimed) + len(emitted))
 
+
 def soda_c(
     events_text: Sequence[References],
     events: ArrayLike,
@@ -160,6 +161,7 @@ def soda_c(
     ranks = [np.argsort(np.lexsort((of[:, 1], of[:, 0]))) for of in (annotated, emitted)]
     total = _ordered_matching(ranks[0][event], ranks[1][emission], costs)
     return 2 * total / (len(emitted) + len(annotated))  # 2PR / (P + R), without its 0 / 0
+
 
 def tim_redun(events: ArrayLike, times: ArrayLike) -> float:
     """TimRedun: how far the events are from one emission each, the mean of ||M_i| − 1| over events.
@@ -218,7 +220,7 @@ def _ordered_matching(rows: np.ndarray, columns: np.ndarray, costs: np.ndarray) 
     for column, cost in zip(columns[order].tolist(), costs[order].tolist(), strict=True):
         at = bisect_left(until, column)
         total = best[at - 1] + cost
-        if at < len(until) and until[at] == column and best[at] >= total or total <= best[at - 1]:
+        if (at < len(until) and until[at] == column and best[at] >= total) or total <= best[at - 1]:
             continue
         end = at
         while end < len(until) and best[end] <= total:

@@ -20,7 +20,7 @@ from scipy.special import betaincinv
 
 from jepa.errors import InputError, check_finite
 from jepa.metrics import resample
-from jepa.selective.cache import CacheEntry, LatentCache, half_square, unit
+from jepa.selective.cache import LatentCache, half_square, unit
 from jepa.selective.policies.base import Policy
 from jepa.selective.types import Array, Decoded, Decoder, given_to
 
@@ -95,10 +95,11 @@ def measured_error(
     """
     if weights is None:
         weights = resample(len(lookups), _RESAMPLES, seed=0) if len(lookups) > 1 else np.ones((1, 1))
-    errors, total = int(wrong.sum()), int(lookups.sum())
+    count, total = int(wrong.sum()), int(lookups.sum())
+    exact = 1 - _at_most(total - count, total, 0.975), _at_most(count, total, 0.975)
     low, high = np.quantile((weights @ wrong) / (weights @ lookups), (0.025, 0.975))
-    interval = float(min(1 - _at_most(total - errors, total, 0.975), low)), float(max(_at_most(errors, total, 0.975), high))
-    return ErrorRate(errors / total, *interval, errors, int(hits.sum()), total)
+    interval = float(min(exact[0], low)), float(max(exact[1], high))
+    return ErrorRate(count / total, *interval, count, int(hits.sum()), total)
 
 
 def calibrate_threshold(
@@ -156,8 +157,7 @@ def calibrate_cache(
     @functools.cache
     def measure(threshold: float) -> Calibration:
         found = _replay(cache.fresh(threshold), checked, pairs)
-        wrong = np.array([sum(map(ne, said, own)) for (said, _), (_, own) in zip(found, checked, strict=True)])
-        hits = np.array([sum(hits) for _, hits in found])
+        wrong, hits = errors([own for _, own in checked], found)
         drawn = (weights @ wrong) / (weights @ lookups)
         exact = _at_most(int(wrong.sum()), int(lookups.sum()), _CONFIDENCE)
         bound = max(exact, np.quantile(drawn, _CONFIDENCE))
@@ -183,7 +183,7 @@ def checked_streams(streams: Sequence[DecodedStream], shared: bool) -> list[tupl
         if shared and checked and rows.shape[1] != (width := checked[0][0].shape[1]):
             raise InputError(f"stream {number}: latents must have the width {width} of others, got {rows.shape[1]}")
         rows = rows.astype(np.float32)
-        norms = np.linalg.norm(rows, axis=1)
+        norms = np.sqrt(np.vecdot(rows, rows))
         if not (np.isfinite(norms) & (norms > 0)).all():
             raise InputError(f"stream {number}: latents must be finite and not zero, got one of norm {norms.min()}")
         checked.append((rows, list(texts)))
@@ -193,6 +193,12 @@ def checked_streams(streams: Sequence[DecodedStream], shared: bool) -> list[tupl
 def _at_most(count: int, total: int, confidence: float) -> float:
     """Clopper and Pearson's upper bound of a fraction of which `count` in `total` were seen."""
     return float(betaincinv(count + 1, total - count, confidence)) if count < total else 1.0
+
+
+def errors(texts: Sequence[Sequence[str]], replayed: Sequence[Replayed]) -> tuple[np.ndarray, np.ndarray]:
+    """The look-ups whose text is not the decoder's own, and the hits, of each stream: (S,) each."""
+    wrong = [sum(map(ne, own, found)) for own, (found, _) in zip(texts, replayed, strict=True)]
+    return np.array(wrong), np.array([sum(hits) for _, hits in replayed])
 
 
 def replay(cache: LatentCache, streams: Sequence[DecodedStream]) -> list[Replayed]:

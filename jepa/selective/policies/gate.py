@@ -83,7 +83,7 @@ class Gate(CausalPolicy):
         key, m = (self.name, self.pending, self.agreement), self.pending
 
         def compare(known: list[Numbers], step: int, total: float, products: list[float]) -> Numbers:
-            """Squared distances of the open segment's mean to a step, and to the mean of the pending steps from it on."""
+            """Squared distances of the open segment's mean to a step, and to the mean of the pending steps."""
             n = len(known) + 1
             mean = total / n**2
             square = mean + squares[step] - 2 * products[0] / n
