@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,14 +38,15 @@ from jepa.selective import (
     OnDemand,
     Oracle,
     Policy,
+    Recorded,
     Segment,
     SelectiveDecoder,
     SelectiveEncoding,
     StepSelection,
-    decode_segments,
     slots_needed,
 )
 from jepa.selective.calibration import DecodedStream
+from jepa.selective.types import given_to
 
 SPLITS = ("calibration", "test")
 _TENSORS = ("latents", "times", "changes", "states")  # of a stream, as they are saved
@@ -187,6 +189,17 @@ def load_streams(folder: Path) -> list[EncodedStream]:
 
 # --- Segments, as plain data.
 
+_BATCH = 512  # latents in one call of the decoder
+
+
+class Said(NamedTuple):
+    """What a reader of a stream gets: D texts, the moments that they stand for (D,) and their spans (D, 2)."""
+
+    texts: list[str]
+    times: np.ndarray
+    spans: np.ndarray
+    decodes: int  # those of them that the decoder wrote, and no cache
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -195,7 +208,7 @@ class Segments:
     `times` (T,) are those of the steps that were computed of each stream. `predicted` counts the embeddings that each
     stream took, None where every step has one.
 
-    >>> Segments([], [], []).decoded(CachedDecoder(None))
+    >>> Segments([], [], []).texts(CachedDecoder(None), {})
     []
     """
 
@@ -203,9 +216,28 @@ class Segments:
     found: list[list[tuple[Segment, int]]]
     predicted: list[int | None]
 
-    def decoded(self, decoder: Decoder) -> Sequence[DecodedStream]:
-        """Latents (N, E) of each stream's segments, and the decoder's texts of them."""
-        return decode_segments(Recorded(self.found), decoder, [(times, times) for times in self.times])
+    def texts(self, decoder: Decoder, known: dict[int, tuple[np.ndarray, str]]) -> list[list[str]]:
+        """The decoder's texts of each stream's segments; `known` holds those of the latents met before, by identity."""
+        latents = [segment.latent for found in self.found for segment, _ in found]
+        new = list({id(latent): latent for latent in latents if id(latent) not in known}.values())
+        for first in range(0, len(new), _BATCH):
+            batch = new[first : first + _BATCH]
+            results = decoder.decode(given_to(decoder, np.stack(batch)))
+            known.update((id(row), (row, result.text)) for row, result in zip(batch, results, strict=True))
+        return [[known[id(segment.latent)][1] for segment, _ in found] for found in self.found]
+
+    def decoded(self, texts: Sequence[list[str]]) -> Sequence[DecodedStream]:
+        """Latents (N, E) of each stream's segments, and their texts."""
+        rows = [np.stack([segment.latent for segment, _ in found]) for found in self.found]
+        return list(zip(rows, texts, strict=True))
+
+    def said(self, texts: Iterable[list[str]], hits: Iterable[Sequence[bool]] | None = None) -> list[Said]:
+        """The texts of each stream with the times of its segments; without `hits` no cache answered."""
+        found: list[Said] = []
+        for cut, own, cached in zip(self.found, texts, hits or ([False] * len(cut) for cut in self.found), strict=True):
+            times = np.array([(each.time, each.start, each.end) for each, _ in cut]).reshape(-1, 3)
+            found.append(Said(own, times[:, 0], times[:, 1:], len(own) - sum(cached)))
+        return found
 
     def emissions(
         self, decoder: Decoder, cache: LatentCache | None, latent_delay: float
@@ -225,52 +257,23 @@ def segment_streams(
     """What a policy makes of the selected steps of recorded streams.
 
     An oracle is told where the events of a stream begin and end. A policy on demand sees states in place of latents.
-    `shared`, a dictionary a stream, holds what policies that differ in a parameter alone have in common.
+    `shared`, a dictionary a stream, holds what policies of one selection that differ in a parameter have in common.
     """
     segments = Segments([], [], [])
-    for number, stream in enumerate(each.selected(selection) for each in streams):
+    for number, whole in enumerate(streams):
         policy.shared = None if shared is None else shared[number]
+        stream = policy.remembered("selected", partial(whole.selected, selection))
         if isinstance(policy, Oracle):
             policy.boundaries = [second for event in stream.record.events for second in (event.start, event.end)]
-        asked, rows = list[int](), stream.latents
+        rows = stream.latents
         if isinstance(policy, OnDemand) and stream.states is not None:
-            policy.predict = partial(_predicted, stream.latents, asked)
-            rows = stream.states
+            policy.predict, rows = stream.latents.__getitem__, stream.states
+        found = policy.run(rows, stream.times)
         segments.times.append(stream.times)
-        segments.found.append(policy.run(rows, stream.times))
-        segments.predicted.append(len(asked) if isinstance(policy, OnDemand) else None)
+        segments.found.append(found)
+        predicted = sum(len(policy.predicted(each)) for each, _ in found) if isinstance(policy, OnDemand) else None
+        segments.predicted.append(predicted)
     return segments
-
-
-def _predicted(latents: np.ndarray, asked: list[int], step: int) -> np.ndarray:
-    asked.append(step)
-    return np.asarray(latents[step])
-
-
-class Recorded(Policy):
-    """Gives the segments that were found before, stream by stream.
-
-    >>> policy = Recorded([[], []])
-    >>> policy.run(np.zeros((1, 2)), np.zeros(1))
-    []
-    """
-
-    name, causal, latency, state = "recorded", False, "as it was", "none"
-    reads_latents = False
-
-    def __init__(self, found: Iterable[list[tuple[Segment, int]]]) -> None:
-        self._streams = iter(found)
-
-    def start(self) -> None: ...
-
-    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
-        return []
-
-    def finish(self) -> list[Segment]:
-        return []
-
-    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
-        return next(self._streams)
 
 
 class CachedDecoder:

@@ -31,7 +31,7 @@ from jepa.evaluation.streams import (
     SPLITS,
     CachedDecoder,
     EncodedStream,
-    Recorded,
+    Said,
     Segments,
     density,
     encoding_operations,
@@ -75,6 +75,7 @@ from jepa.selective import (
     OnTrigger,
     Oracle,
     Policy,
+    Recorded,
     SelectiveDecoder,
     StandingText,
     StepSelection,
@@ -83,7 +84,8 @@ from jepa.selective import (
     measured_error,
 )
 from jepa.selective.cache import CacheEntry
-from jepa.selective.calibration import DecodedStream
+from jepa.selective.calibration import DecodedStream, errors, replay
+from jepa.selective.decoder import collection_paused
 
 Streams = Mapping[str, Sequence[EncodedStream]]  # by split: `calibration` and `test`
 
@@ -118,6 +120,7 @@ class Swept(NamedTuple):
     emissions: dict[str, tuple[Decode, ...]]
 
 
+@collection_paused()
 def sweep_setting(
     streams: Streams,
     decoder: Decoder,
@@ -349,7 +352,7 @@ class _Setting:
 
     def runs(self, jobs: Sequence[_Job]) -> dict[tuple[str, float], _Run]:
         """The runs of jobs, by policy and value. Policies of a job share their segments."""
-        found = {}
+        found, known = {}, dict[int, tuple[np.ndarray, str]]()
         shared = {split: [dict[object, object]() for _ in each] for split, each in self.streams.items()}
         for job in jobs:
             first = self.config.policies[job.policies[0]]
@@ -357,27 +360,35 @@ class _Setting:
                 split: segment_streams(streams, self._policy(first, job.value), _selection(first), shared[split])
                 for split, streams in self.streams.items()
             }
+            texts = {split: each.texts(self.once, known) for split, each in segments.items()}
             for name in job.policies:
-                run = partial(self._run, job.value, self.config.policies[name].cache, segments)
+                run = partial(self._run, job.value, self.config.policies[name].cache, segments, texts)
                 found[name, job.value] = self.store.get(self.kept_as[name, job.value], run)
         return found
 
-    def _run(self, value: float, settings: CacheConfig | None, segments: Mapping[str, Segments]) -> _Run:
-        cache, error = None, None
-        decoded = {split: each.decoded(self.once) for split, each in segments.items()}  # in large batches
+    def _run(
+        self,
+        value: float,
+        settings: CacheConfig | None,
+        segments: Mapping[str, Segments],
+        texts: Mapping[str, list[list[str]]],
+    ) -> _Run:
+        cache = error = None
+        said = {split: each.said(texts[split]) for split, each in segments.items()}
         if settings is not None:
+            decoded = {split: each.decoded(texts[split]) for split, each in segments.items()}
             cache = _calibrated(decoded["calibration"], settings, self.decoder, self.config.seed)
-        emissions = {split: each.emissions(self.once, cache, self.latent_delay)[0] for split, each in segments.items()}
-        if cache is not None:
-            error = _audit(decoded["test"], emissions["test"])
-        points = {split: self.scorers[split].point(value, emitted) for split, emitted in emissions.items()}
+            replayed = {split: replay(cache, each) for split, each in decoded.items()}
+            said = {split: segments[split].said(*zip(*each, strict=True)) for split, each in replayed.items()}
+            error = measured_error(*errors(texts["test"], replayed["test"]), np.array([*map(len, texts["test"])]))
+        points = {split: self.scorers[split].point(value, each) for split, each in said.items()}
         scorer = self.scorers["test"]
-        return _Run(points, scorer.dense(emissions["test"]), cache, error, scorer.single(emissions["test"]))
+        return _Run(points, scorer.dense(said["test"]), cache, error, scorer.single(said["test"]))
 
     def operations(self, name: str, value: float, run: _Run) -> tuple[Operations, list[Emission]]:
         """What an operating point takes on the test streams, and its emissions on the first one."""
         policy, streams = self.config.policies[name], self.streams["test"]
-        segments = segment_streams(streams, self._policy(policy, value), _selection(policy))
+        segments = segment_streams(streams, self._policy(policy, value), _selection(policy), [{} for _ in streams])
         emissions, ledger = segments.emissions(self.decoder, run.cache, self.latent_delay)
         if run.error is not None:
             ledger.count_cache(audited=run.error.hits, wrong_hits=run.error.wrong)
@@ -403,56 +414,38 @@ def _calibrated(decoded: Sequence[DecodedStream], settings: CacheConfig, decoder
     return LatentCache(found.threshold, settings.capacity, shared=settings.shared)
 
 
-def _audit(decoded: Sequence[DecodedStream], emissions: Sequence[Sequence[Emission]]) -> ErrorRate:
-    """How often the text of a hit is not what the decoder says for its own latent."""
-    reused = [
-        [each.text != text for text, each in zip(texts, emitted, strict=True) if each.source == "cache"]
-        for (_, texts), emitted in zip(decoded, emissions, strict=True)
-    ]
-    wrong, hits = np.array([sum(each) for each in reused]), np.array([len(each) for each in reused])
-    return measured_error(wrong, hits, np.array([len(emitted) for emitted in emissions]))
-
-
 class _Scorer:
-    """Scores emissions against the annotations of a split, which are the pool of document frequencies."""
+    """Scores what was said against the annotations of a split, which are the pool of document frequencies."""
 
     def __init__(self, records: Sequence[StreamRecord]) -> None:
         self.records, self.texts = records, [[event.references for event in record.events] for record in records]
-        events = [references for texts in self.texts for references in texts]
-        self.pairs = CaptionPairs(document_frequency([list(map(tokenize, references)) for references in events]))
+        self.middles = [np.array([event.midpoint for event in record.events]) for record in records]
+        self.events = [np.array([(e.start, e.end) for e in record.events]).reshape(-1, 2) for record in records]
+        every = [references for texts in self.texts for references in texts]
+        self.pairs = CaptionPairs(document_frequency([list(map(tokenize, references)) for references in every]))
 
-    def point(self, value: float, emissions: Sequence[Sequence[Emission]]) -> SweepPoint:
+    def point(self, value: float, said: Sequence[Said]) -> SweepPoint:
         """Quality, and decoder calls: what a cache answered is none."""
-        scores = self._scores(self.texts, emissions)
-        calls = np.array([sum(emission.source != "cache" for emission in emitted) for emitted in emissions])
-        return SweepPoint(value, scores, calls, np.array([record.duration for record in self.records]))
+        calls, seconds = np.array([each.decodes for each in said]), np.array([each.duration for each in self.records])
+        return SweepPoint(value, self._scores(self.texts, said), calls, seconds)
 
-    def single(self, emissions: Sequence[Sequence[Emission]]) -> float | None:
+    def single(self, said: Sequence[Said]) -> float | None:
         """Quality against one text of each event alone, under the same pool; None where events have but one."""
         if not any(event.others for record in self.records for event in record.events):
             return None
-        return float(np.concatenate(self._scores([[e.text for e in r.events] for r in self.records], emissions)).mean())
+        return float(np.concatenate(self._scores([[e.text for e in r.events] for r in self.records], said)).mean())
 
-    def _scores(self, texts: Sequence[Any], emissions: Sequence[Sequence[Emission]]) -> tuple[np.ndarray, ...]:
-        scores = []
-        for record, described, emitted in zip(self.records, texts, emissions, strict=True):
-            middles, times = np.array([event.midpoint for event in record.events]), np.array([e.time for e in emitted])
-            scores.append(stream_scores(described, middles, [e.text for e in emitted], times, self.pairs))
-        return tuple(scores)
+    def _scores(self, texts: Sequence[Any], said: Sequence[Said]) -> tuple[np.ndarray, ...]:
+        return tuple(
+            stream_scores(described, middles, each.texts, each.times, self.pairs)
+            for described, middles, each in zip(texts, self.middles, said, strict=True)
+        )
 
-    def dense(self, emissions: Sequence[Sequence[Emission]]) -> list[DenseScores]:
+    def dense(self, said: Sequence[Said]) -> list[DenseScores]:
         """What nearest-in-time scores do not see, of each stream."""
         return [
-            dense_scores(
-                texts,
-                [(event.start, event.end) for event in record.events],
-                [emission.text for emission in emitted],
-                [emission.time for emission in emitted],
-                np.array([(emission.start, emission.end) for emission in emitted]).reshape(-1, 2),
-                record.duration,
-                self.pairs.similarity,
-            )
-            for record, texts, emitted in zip(self.records, self.texts, emissions, strict=True)
+            dense_scores(texts, events, each.texts, each.times, each.spans, record.duration, self.pairs.similarity)
+            for record, texts, events, each in zip(self.records, self.texts, self.events, said, strict=True)
         ]
 
 

@@ -19,6 +19,7 @@ are not finite, intervals that end before they start, and other shapes raise `In
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -108,10 +109,15 @@ def temporal_f1(events: ArrayLike, emissions: ArrayLike, iou: float = 0.5) -> fl
     >>> temporal_f1(events=[(0, 4), (4, 8)], emissions=[(0, 3)])
     0.6666666666666666
     """
-    overlaps = _iou(_intervals("events", events, 1), _intervals("emissions", emissions))
-    pairs = csr_matrix(overlaps >= iou - _SLACK)
-    matches = int((maximum_bipartite_matching(pairs, perm_type="column") >= 0).sum()) if pairs.nnz else 0
-    return 2 * matches / sum(overlaps.shape)
+    claimed, emitted = _intervals("events", events, 1), _intervals("emissions", emissions)
+    event, emission, overlaps = _overlaps(claimed, emitted)
+    enough = overlaps >= iou - _SLACK
+    event, emission = event[enough], emission[enough]
+    matches = len(event)
+    if max(np.bincount(event, minlength=1).max(), np.bincount(emission, minlength=1).max()) > 1:  # not yet one to one
+        pairs = csr_matrix((np.ones(len(event)), (event, emission)), shape=(len(claimed), len(emitted)))
+        matches = int((maximum_bipartite_matching(pairs, perm_type="column") >= 0).sum())
+    return 2 * matches / (len(claimed) + len(emitted))
 
 
 def soda_c(
@@ -143,8 +149,7 @@ def soda_c(
     annotated, emitted = _intervals("events", events, 1), _intervals("emissions", emissions)
     equally_many(events_text=events_text, events=annotated)
     equally_many(emission_texts=emission_texts, emissions=emitted)
-    costs = _iou(annotated, emitted)
-    event, emission = np.nonzero(costs)
+    event, emission, costs = _overlaps(annotated, emitted)
     if len(event):
         candidates = [emission_texts[i] for i in emission.tolist()]
         references = [events_text[i] for i in event.tolist()]
@@ -152,9 +157,9 @@ def soda_c(
         if values.shape != event.shape or values.min() < 0:
             got = f"{len(values)}, the least {values.min(initial=0):g}"
             raise InputError(f"similarity must give {len(event)} values >= 0, got {got}")
-        costs[event, emission] *= values
-    order = [np.lexsort((intervals[:, 1], intervals[:, 0])) for intervals in (annotated, emitted)]
-    total = _ordered_matching(costs[np.ix_(*order)])
+        costs = costs * values
+    ranks = [np.argsort(np.lexsort((of[:, 1], of[:, 0]))) for of in (annotated, emitted)]
+    total = _ordered_matching(ranks[0][event], ranks[1][emission], costs)
     return 2 * total / (len(emitted) + len(annotated))  # 2PR / (P + R), without its 0 / 0
 
 
@@ -205,21 +210,41 @@ def dense_scores(
     )
 
 
-def _ordered_matching(costs: np.ndarray) -> float:
-    """Largest sum of costs (A, D), all >= 0, of a one-to-one matching that crosses nowhere."""
-    best = np.zeros(costs.shape[1] + 1)  # best[j]: of the rows so far and the first j columns
-    for row in costs:
-        best[1:] = np.maximum(best[1:], best[:-1] + row)
-        best = np.maximum.accumulate(best)
-    return float(best[-1])
+def _ordered_matching(rows: np.ndarray, columns: np.ndarray, costs: np.ndarray) -> float:
+    """Largest sum of costs of P pairs, all >= 0, of a one-to-one matching of rows and columns that crosses nowhere.
+
+    `until` and `best` are a staircase: the largest sum of the rows so far up to each column, where it rises.
+    """
+    until, best = [-1], [0.0]
+    order = np.lexsort((-columns, rows))  # in a row the last column first: it must not see the others of its row
+    for column, cost in zip(columns[order].tolist(), costs[order].tolist(), strict=True):
+        at = bisect_left(until, column)
+        total = best[at - 1] + cost
+        if (at < len(until) and until[at] == column and best[at] >= total) or total <= best[at - 1]:
+            continue
+        end = at
+        while end < len(until) and best[end] <= total:
+            end += 1
+        until[at:end], best[at:end] = [column], [total]
+    return best[-1]
 
 
-def _iou(events: np.ndarray, emissions: np.ndarray) -> np.ndarray:
-    """(A, D) intersection over union; 0 where an interval has no extent."""
-    starts, ends = events[:, :1], events[:, 1:]
-    overlap = np.minimum(ends, emissions[:, 1]) - np.maximum(starts, emissions[:, 0])
-    span = np.maximum(ends, emissions[:, 1]) - np.minimum(starts, emissions[:, 0])
-    return np.divide(overlap, span, out=np.zeros_like(overlap), where=overlap > 0)
+def _overlaps(events: np.ndarray, emissions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pairs of an event (A, 2) and an emission (D, 2) that overlap: numbers of both, and intersection over union.
+
+    Of emissions in the order of their starts, those that may overlap an event lie side by side.
+    """
+    order = np.argsort(emissions[:, 0], kind="stable")
+    starts, ends = emissions[order].T
+    first = np.searchsorted(np.maximum.accumulate(ends), events[:, 0], side="right")
+    counts = np.maximum(np.searchsorted(starts, events[:, 1]) - first, 0)
+    event = np.repeat(np.arange(len(events)), counts)
+    emission = np.arange(len(event)) - np.repeat(np.cumsum(counts) - counts - first, counts)
+    begins, finishes, starts, ends = events[event, 0], events[event, 1], starts[emission], ends[emission]
+    overlap = np.minimum(finishes, ends) - np.maximum(begins, starts)
+    found = overlap > 0
+    span = (np.maximum(finishes, ends) - np.minimum(begins, starts))[found]
+    return event[found], order[emission[found]], overlap[found] / span
 
 
 def _within(events: ArrayLike, times: ArrayLike) -> np.ndarray:

@@ -13,21 +13,24 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import ne
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.special import betaincinv
 
 from jepa.errors import InputError, check_finite
 from jepa.metrics import resample
-from jepa.selective.cache import CacheEntry, LatentCache, half_square, unit
+from jepa.selective.cache import LatentCache, half_square, unit
 from jepa.selective.policies.base import Policy
 from jepa.selective.types import Array, Decoded, Decoder, given_to
 
 _CANDIDATES = 127  # thresholds to choose from; a power of two less one, so that bisection comes out even
 _CONFIDENCE, _RESAMPLES = 0.95, 2000  # of the bound, one-sided; of the bootstrap
+_ROUNDING = 1e-5  # of a product of unit latents in float32
 _BLOCK = 1024  # latents compared at once with all before them
 
 DecodedStream = tuple[Array, Sequence[str]]
+Replayed = tuple[list[str], list[bool]]  # the text of each look-up, and whether it was a hit
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,11 @@ def measured_error(
     """
     if weights is None:
         weights = resample(len(lookups), _RESAMPLES, seed=0) if len(lookups) > 1 else np.ones((1, 1))
-    errors, total = int(wrong.sum()), int(lookups.sum())
-    exact = binomtest(errors, total).proportion_ci(0.95, method="exact")
+    count, total = int(wrong.sum()), int(lookups.sum())
+    exact = 1 - _at_most(total - count, total, 0.975), _at_most(count, total, 0.975)
     low, high = np.quantile((weights @ wrong) / (weights @ lookups), (0.025, 0.975))
-    interval = float(min(exact.low, low)), float(max(exact.high, high))
-    return ErrorRate(errors / total, *interval, errors, int(hits.sum()), total)
+    interval = float(min(exact[0], low)), float(max(exact[1], high))
+    return ErrorRate(count / total, *interval, count, int(hits.sum()), total)
 
 
 def calibrate_threshold(
@@ -149,15 +152,15 @@ def calibrate_cache(
     if len(checked) < 2:
         raise InputError(f"streams must be at least 2 for a bootstrap over streams, got {len(checked)}")
     weights = resample(len(checked), _RESAMPLES, seed)
-    pairs = None if cache.shared or type(cache) is not LatentCache else [_Pairs(rows) for rows, _ in checked]
+    pairs, lookups = _compared(cache, checked), np.array([len(texts) for _, texts in checked])
 
     @functools.cache
     def measure(threshold: float) -> Calibration:
-        fresh = cache.fresh(threshold) if pairs is None else _Compared(threshold, cache.capacity, pairs)
-        wrong, hits, lookups = _replay(fresh, checked)
+        found = _replay(cache.fresh(threshold), checked, pairs)
+        wrong, hits = errors([own for _, own in checked], found)
         drawn = (weights @ wrong) / (weights @ lookups)
-        exact = binomtest(int(wrong.sum()), int(lookups.sum()), alternative="less")
-        bound = max(exact.proportion_ci(_CONFIDENCE, method="exact").high, np.quantile(drawn, _CONFIDENCE))
+        exact = _at_most(int(wrong.sum()), int(lookups.sum()), _CONFIDENCE)
+        bound = max(exact, np.quantile(drawn, _CONFIDENCE))
         return Calibration(threshold, float(bound), measured_error(wrong, hits, lookups, weights))
 
     found = distances([latents / np.linalg.norm(latents, axis=1, keepdims=True) for latents, _ in checked])
@@ -180,25 +183,61 @@ def checked_streams(streams: Sequence[DecodedStream], shared: bool) -> list[tupl
         if shared and checked and rows.shape[1] != (width := checked[0][0].shape[1]):
             raise InputError(f"stream {number}: latents must have the width {width} of others, got {rows.shape[1]}")
         rows = rows.astype(np.float32)
-        norms = np.linalg.norm(rows, axis=1)
+        norms = np.sqrt(np.vecdot(rows, rows))
         if not (np.isfinite(norms) & (norms > 0)).all():
             raise InputError(f"stream {number}: latents must be finite and not zero, got one of norm {norms.min()}")
         checked.append((rows, list(texts)))
     return checked
 
 
-def _replay(cache: LatentCache, streams: Sequence[tuple[np.ndarray, list[str]]]) -> tuple[np.ndarray, ...]:
-    """Wrong look-ups, hits and look-ups of each stream, through a fresh cache: (S,) each."""
-    wrong, hits = np.zeros((2, len(streams)), dtype=np.int64)
-    for number, (latents, texts) in enumerate(streams):
+def _at_most(count: int, total: int, confidence: float) -> float:
+    """Clopper and Pearson's upper bound of a fraction of which `count` in `total` were seen."""
+    return float(betaincinv(count + 1, total - count, confidence)) if count < total else 1.0
+
+
+def errors(texts: Sequence[Sequence[str]], replayed: Sequence[Replayed]) -> tuple[np.ndarray, np.ndarray]:
+    """The look-ups whose text is not the decoder's own, and the hits, of each stream: (S,) each."""
+    wrong = [sum(map(ne, own, found)) for own, (found, _) in zip(texts, replayed, strict=True)]
+    return np.array(wrong), np.array([sum(hits) for _, hits in replayed])
+
+
+def replay(cache: LatentCache, streams: Sequence[DecodedStream]) -> list[Replayed]:
+    """What an empty copy of a cache answers where decoded streams look their latents up, one stream after the other.
+
+    >>> stream = np.eye(2, dtype=np.float32)[[0, 1, 1]], ["a", "b", "c"]
+    >>> replay(LatentCache(0.1, capacity=8), [stream])
+    [(['a', 'b', 'b'], [False, False, True])]
+    """
+    checked = checked_streams(streams, cache.shared)
+    return _replay(cache.fresh(), checked, _compared(cache, checked))
+
+
+def _replay(
+    cache: LatentCache, streams: Sequence[tuple[np.ndarray, list[str]]], compared: Sequence[_Pairs] | None
+) -> list[Replayed]:
+    """`replay` through a fresh cache; of a plain one each stream's latents are `compared`, so that numbers will do."""
+    if compared is not None:
+        answers = [pairs.answers(cache.threshold, cache.capacity) for pairs in compared]
+        return [
+            ([texts[key] for key in keys], [key != number for number, key in enumerate(keys)])
+            for keys, (_, texts) in zip(answers, streams, strict=True)
+        ]
+    found: list[Replayed] = []
+    for latents, texts in streams:
         cache.start()
+        found.append(([], []))
         for latent, text in zip(latents, texts, strict=True):
             entry, hit = cache.look_up(latent)
             if entry.decoded is None:
                 entry.decoded = Decoded(text, tokens=0, forward_passes=0)
-            hits[number] += hit
-            wrong[number] += hit and entry.decoded.text != text
-    return wrong, hits, np.array([len(texts) for _, texts in streams])
+            found[-1][0].append(entry.decoded.text)
+            found[-1][1].append(hit)
+    return found
+
+
+def _compared(cache: LatentCache, streams: Sequence[tuple[np.ndarray, list[str]]]) -> list[_Pairs] | None:
+    """The latents of each stream, compared; None of a cache that is no plain one, or keeps keys between streams."""
+    return None if cache.shared or type(cache) is not LatentCache else [_Pairs(rows) for rows, _ in streams]
 
 
 class _Pairs:
@@ -206,34 +245,41 @@ class _Pairs:
 
     def __init__(self, latents: np.ndarray) -> None:
         self._keys = np.array([unit(latent) for latent in latents])
-        self.products = [np.vecdot(self._keys[:i], self._keys[i]) for i in range(len(latents))]
+        self._products = [np.vecdot(self._keys[:i], self._keys[i]) for i in range(len(latents))]
+        self._nearest = [-1, *(int(products.argmax()) for products in self._products[1:])]  # before each
         self._distances: dict[tuple[int, int], float] = {}
 
-    def distance(self, one: int, other: int) -> float:
+    def _distance(self, one: int, other: int) -> float:
         if (one, other) not in self._distances:
             self._distances[one, other] = half_square(self._keys[one] - self._keys[other])
         return self._distances[one, other]
 
-
-class _Compared(LatentCache):
-    """A cache that is asked for every latent of some streams in turn, which its keys are the numbers of."""
-
-    def __init__(self, threshold: float, capacity: int, streams: Sequence[_Pairs]) -> None:
-        self._streams = iter(streams)
-        super().__init__(threshold, capacity)
-
-    def start(self) -> None:
-        super().start()
-        self._pairs, self._number = next(self._streams), -1
-
-    def look_up(self, latent: np.ndarray, payload: object | None = None) -> tuple[CacheEntry, bool]:
-        self._number += 1
-        if self._entries:
-            held = self._keys[: len(self._entries)]
-            slot = int(self._pairs.products[self._number][held].argmax())
-            if self._pairs.distance(int(held[slot]), self._number) <= self.threshold:
-                return self._hit(slot), True
-        return self._add(np.array(self._number)), False
+    def answers(self, threshold: float, capacity: int) -> list[int]:
+        """(N,) the latent whose text each gets that is looked up in turn, itself where it is a miss: by number."""
+        if threshold < 0 or capacity == 0:
+            return list(range(len(self._keys)))
+        slots = np.zeros(capacity, dtype=np.int64)  # the keys held, where a `LatentCache` holds them
+        used: dict[int, None] = {}  # the same, the one used longest ago first
+        found: list[int] = []
+        for number, key in enumerate(self._nearest):
+            hit = bool(used) and self._distance(key, number) <= threshold + _ROUNDING
+            if hit:
+                if key not in used:
+                    held = slots[: len(used)]
+                    key = int(held[self._products[number][held].argmax()])
+                hit = self._distance(key, number) <= threshold
+            if hit:
+                used.pop(key)
+            else:
+                slot, key = len(used), number
+                if slot == capacity:
+                    oldest = next(iter(used))
+                    slot = int(np.argmax(slots == oldest))
+                    used.pop(oldest)
+                slots[slot] = key
+            used[key] = None
+            found.append(key)
+        return found
 
 
 def _nearest_before(latents: np.ndarray) -> np.ndarray:

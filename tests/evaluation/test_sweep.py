@@ -17,7 +17,7 @@ from jepa.errors import InputError
 from jepa.evaluation.streams import CachedDecoder, load_streams, save_streams, segment_streams
 from jepa.evaluation.sweep import Swept, sweep_setting
 from jepa.results.documents import CacheError
-from jepa.selective import Decoded, Gate, Oracle, SelectiveDecoder, StepSelection
+from jepa.selective import Decoded, Gate, OnDemand, Oracle, SelectiveDecoder, StepSelection, Uniform
 
 POLICIES = {
     "uniform": family(UNIFORM, "rate_hz", [2.0, 1.0, 0.5, 0.1]),
@@ -293,6 +293,24 @@ def test_a_cached_decoder_decodes_equal_latents_once():
     assert cached.decode(twice) == NearestWord().decode(twice)
     assert cached.decode(latents) == NearestWord().decode(latents)
     assert decoder.decoded == 9
+
+
+@pytest.mark.parametrize("policy", [Uniform(1.0), Gate(0.5, agreement=8.0), OnDemand(Gate(0.5), predictions=2)])
+def test_what_is_said_is_what_the_selective_decoder_emits(policy):
+    streams, word = stream_set("test", 2), NearestWord()
+    shared, known = [{} for _ in streams], {}
+    for _ in range(2):  # the second time everything is known
+        segments = segment_streams(streams, policy, None, shared)
+        said = segments.said(segments.texts(CachedDecoder(word), known))
+        emissions, ledger = segments.emissions(NearestWord(), None, 0.5)
+        assert [each.texts for each in said] == [[e.text for e in emitted] for emitted in emissions]
+        for each, emitted in zip(said, emissions, strict=True):
+            assert each.times.tolist() == [e.time for e in emitted]
+            assert each.spans.tolist() == [[e.start, e.end] for e in emitted]
+        assert sum(each.decodes for each in said) == ledger.decoder.calls >= word.decoded
+    assert [len(stream) for stream in segments.found] == [
+        len(stream) for stream in segment_streams(streams, policy).found
+    ]
 
 
 def test_emissions_and_counts_are_those_of_the_selective_decoder_alone():

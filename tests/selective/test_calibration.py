@@ -23,6 +23,7 @@ from jepa.selective import (
     decode_segments,
     measured_error,
 )
+from jepa.selective.calibration import replay
 
 MEANINGS = np.random.default_rng(0).standard_normal((12, 32))
 MEANINGS[6:] = MEANINGS[:6] + 0.5 * MEANINGS[6:]  # six pairs, near each other
@@ -78,12 +79,12 @@ def test_a_replay_finds_the_texts_that_the_cache_changed(
     cache = LatentCache(threshold, capacity, shared=shared)
     plain = SelectiveDecoder(policy, Nearest()).run_many(streams)
     cached = SelectiveDecoder(policy, Nearest(), cache=cache)
-    pairs = [
-        pair
-        for one, other in zip(cached.run_many(streams), plain, strict=True)
-        for pair in zip(one, other, strict=True)
-    ]
-    found = replayed(cache.fresh(), decode_segments(policy, Nearest(), streams, batch_size=7))
+    emissions = cached.run_many(streams)
+    pairs = [pair for both in zip(emissions, plain, strict=True) for pair in zip(*both, strict=True)]
+    decoded = decode_segments(policy, Nearest(), streams, batch_size=7)
+    expected = [([e.text for e in emitted], [e.source == "cache" for e in emitted]) for emitted in emissions]
+    assert replay(cache, decoded) == expected
+    found = replayed(cache.fresh(), decoded)
     assert found.wrong == sum(one.text != other.text for one, other in pairs)
     assert found.hits == sum(one.source == "cache" for one, _ in pairs) == cached.ledger.cache.hits
     assert found.lookups == len(pairs) == cached.ledger.cache.lookups

@@ -20,6 +20,7 @@ from jepa.errors import InputError
 from jepa.selective import (
     Budget,
     CausalPolicy,
+    Comparisons,
     Debounce,
     Gate,
     LocalVariance,
@@ -155,6 +156,36 @@ def test_thresholds_that_share_comparisons_give_what_steps_give(
         closed = policy.run(latents, times)
         assert [i for _, i in closed] == [i for _, i in expected]
         assert plain([s for s, _ in closed]) == plain([s for s, _ in expected])
+
+
+@pytest.mark.parametrize("build", [Gate, partial(Gate, pending=1), PredictionError, LocalVariance])
+@pytest.mark.parametrize("threshold", [0.0, 0.4])
+def test_shared_comparisons_cut_nothing_out_of_rounding(build: Callable[[float], Policy], threshold: float) -> None:
+    """Equal latents stay together at any threshold; opposite ones, and slow drifts, are cut as by steps."""
+    still = unit(np.random.default_rng(0).standard_normal((1, 96)))
+    opposite = still * np.repeat([1, -1, 1, 1, -1], 8)[:, None]
+    angles = np.linspace(0, 9, 200)[:, None]
+    drift = unit(np.cos(angles) * still + np.sin(angles) * np.roll(still, 1, axis=1))
+    for latents in (np.repeat(still, 700, axis=0), opposite.astype(np.float32), drift):
+        policy, times = build(threshold), times_of(len(latents))
+        policy.shared = {}
+        found = [s for s, _ in policy.run(latents, times)]
+        assert plain(found) == plain(segments_of(build(threshold), latents, times))
+        assert len(found) == 1 or len(latents) < 700
+
+
+@given(seed=SEEDS, steps=st.integers(4, 80), count=st.integers(1, 4))
+@settings(max_examples=20)
+def test_comparisons_hold_the_inner_products(seed: int, steps: int, count: int) -> None:
+    latents = noisy_events(seed, steps)
+    exact = latents.astype(np.float64) @ latents.astype(np.float64).T
+    found = Comparisons({}, "all", latents, times_of(steps), lambda _, step, square, own: (square, *own), count)
+    for after, products in enumerate(found.products(count)):
+        assert products == pytest.approx([*np.diagonal(exact, after), *[0.0] * after], abs=1e-9)
+    for first, step in ((0, 1), (1, 3), (0, 3), (1, 2), (0, steps - 1)):
+        open_, *own = found.at(first, step)
+        assert open_ == pytest.approx(exact[first:step, first:step].sum(), abs=1e-9)
+        assert own == pytest.approx(exact[first:step, step : step + count].sum(axis=0), abs=1e-9)
 
 
 @EVERY_POLICY

@@ -1,6 +1,6 @@
 """Policies: which segments of a stream to decode. `base` says what a policy is."""
 
-from jepa.selective.policies.base import CausalPolicy, Comparisons, OpenSegment, Policy, RunningMean
+from jepa.selective.policies.base import CausalPolicy, Comparisons, OpenSegment, Policy, Recorded, RunningMean
 from jepa.selective.policies.gate import Gate
 from jepa.selective.policies.offline import OfflinePolicy, Oracle
 from jepa.selective.policies.prediction import PredictionError
@@ -26,6 +26,7 @@ __all__ = [
     "Oracle",
     "Policy",
     "PredictionError",
+    "Recorded",
     "RunningMean",
     "SendOnDelta",
     "Uniform",

@@ -9,12 +9,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from jepa.selective.types import Segment
+
+Remembered = TypeVar("Remembered")
+Numbers: TypeAlias = tuple[float, ...]
+Compare: TypeAlias = Callable[[list[Numbers], int, float, list[float]], Numbers]  # see `Comparisons`
 
 
 class Policy(ABC):
@@ -35,7 +39,7 @@ class Policy(ABC):
     lag: int | None = None  # most steps after a segment's last one until it comes out; None: there is no such bound
     decodes_input = True  # False if segments hold other latents than it is given, perhaps of another width
     reads_latents = True  # False if times alone decide: such a policy may be run without latents
-    shared: dict[Any, Any] | None = None  # see `Comparisons`; of one stream, set before it is run
+    shared: dict[Any, Any] | None = None  # what policies of one kind have in common of a stream, set before it is run
 
     @abstractmethod
     def start(self) -> None:
@@ -48,6 +52,15 @@ class Policy(ABC):
     @abstractmethod
     def finish(self) -> list[Segment]:
         """End the stream; return the segments still open."""
+
+    def remembered(self, key: object, make: Callable[[], Remembered]) -> Remembered:
+        """What `make` gives, made once in a stream for all policies that share it; anew where nothing is `shared`."""
+        if self.shared is None:
+            return make()
+        if key not in self.shared:
+            self.shared[key] = make()
+        found: Remembered = self.shared[key]
+        return found
 
     def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
         """Take a recorded stream, latents (T, E) at times (T,) float64, from its start to its end.
@@ -87,6 +100,32 @@ class CausalPolicy(Policy):
         segments = self.close()
         self.start()
         return segments
+
+
+class Recorded(Policy):
+    """Gives the segments that were found before, stream by stream.
+
+    >>> policy = Recorded([[], []])
+    >>> policy.run(np.zeros((1, 2)), np.zeros(1))
+    []
+    """
+
+    name, causal, latency, state = "recorded", False, "as it was", "none"
+    reads_latents = False
+
+    def __init__(self, found: Iterable[list[tuple[Segment, int]]]) -> None:
+        self._streams = iter(found)
+
+    def start(self) -> None: ...
+
+    def step(self, latent: np.ndarray, time: float) -> list[Segment]:
+        return []
+
+    def finish(self) -> list[Segment]:
+        return []
+
+    def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
+        return next(self._streams)
 
 
 class OpenSegment:
@@ -159,17 +198,22 @@ class OpenSegment:
 class Comparisons:
     """What policies that differ in their threshold alone find in one recorded stream, found once and kept in `shared`.
 
-    That is what `compare` gives of a step and the open segment before it, which no threshold changes, and the segments.
-    A policy that has them decides on numbers. All digits are those of single steps.
+    That is what `compare` makes of the inner products of steps with the open segment before them, which no threshold
+    changes, and the segments. A policy that has them decides on numbers, which agree with those of single steps within
+    `ROUNDING`. The segments have all digits of single steps.
 
     Args:
         shared: a dictionary of the stream; what it holds of one policy is under its `key`.
-        compare: from this object, the first step of the open segment and the step after its last, to some numbers.
+        compare: to some numbers, from those of the n − 1 shorter segments, the step after the open segment, the square
+            of the sum of its n steps, and the products of that sum with the steps that are `pending`, this one first.
+            None: there is nothing to compare.
+        pending: steps after the open segment that are compared with it at once.
+        agreement: as for `OpenSegment`.
 
-    >>> def apart(found, first, step):
-    ...     return (found.opened(first, step - 1).distance(found.row(step), 1),)
+    >>> def apart(known, step, square, products):
+    ...     return (square / (len(known) + 1) ** 2 + 1 - 2 * products[0] / (len(known) + 1),)
     >>> found = Comparisons({}, "apart", np.eye(3, dtype=np.float32), np.arange(3.0), apart)
-    >>> found.at(0, 1), [segment.last for segment, _ in found.cut(lambda first, step: found.at(first, step)[0] > 1.8)]
+    >>> found.at(0, 1), [segment.last for segment, _ in found.cut(lambda n, step, numbers: numbers[0] > 1.8)]
     ((2.0,), [0, 1, 2])
     """
 
@@ -179,54 +223,83 @@ class Comparisons:
         key: object,
         latents: np.ndarray,
         times: np.ndarray,
-        compare: Callable[[Comparisons, int, int], tuple[float, ...]],
+        compare: Compare | None,
+        pending: int = 1,
         agreement: float = 0.0,
     ) -> None:
-        self._known: dict[int, list[tuple[float, ...]]]
+        self._known: dict[int, list[Numbers]]
         self._segments: dict[tuple[int, int], Segment]
-        self._known, self._segments = shared.setdefault(key, ({}, {}))
-        self.steps, self._latents, self._times, self._compare = len(times), latents, times.tolist(), compare
-        self._agreement, self._opened = agreement, OpenSegment(agreement)
-        self._rows: dict[int, np.ndarray] = {}
+        self._known, self._segments, self._kept = shared.setdefault(key, ({}, {}, {}))
+        self.steps, self._latents, self._times, self._compare = len(times), latents, times, compare
+        self._pending, self._agreement, self._rows = pending, agreement, dict[int, np.ndarray]()
+        self._first, self._count, self._total = -1, 0, np.zeros(0)  # of the open segment compared last
 
-    def row(self, step: int) -> np.ndarray:
+    def products(self, count: int) -> list[list[float]]:
+        """Of each step with itself and the `count` − 1 after it, by how far it is after; 0 behind the stream's end."""
+        if count not in self._kept:
+            found = np.zeros((count, self.steps))
+            for begin in range(0, self.steps, _ROWS):
+                rows = self._latents[begin : begin + _ROWS + count - 1].astype(np.float64)
+                for after in range(min(count, len(rows))):
+                    size = min(_ROWS, len(rows) - after)
+                    found[after, begin : begin + size] = np.vecdot(rows[:size], rows[after : after + size])
+            self._kept[count] = found.tolist()
+        products: list[list[float]] = self._kept[count]
+        return products
+
+    def _row(self, step: int) -> np.ndarray:
         """(E,) float64, the latent of a step."""
-        if step not in self._rows:
-            self._rows[step] = self._latents[step].astype(np.float64)
-        return self._rows[step]
+        if (row := self._rows.get(step)) is None:
+            block = self._latents[step : step + _ROWS // 4].astype(np.float64)
+            self._rows.update(enumerate(block, start=step))
+            row = block[0]
+        return row
 
-    def opened(self, first: int, last: int) -> OpenSegment:
-        """The open segment of these steps."""
-        opened = self._opened
-        if opened.first != first or opened.count > last - first + 1:
-            self._opened = opened = OpenSegment(self._agreement)
-            opened.first = first
-        for step in range(first + opened.count, last + 1):
-            opened.add(self.row(step), self._times[step])
-        return opened
+    def known(self, first: int) -> list[Numbers]:
+        """What is known so far of the segments from `first` on: see `at`."""
+        return self._known.setdefault(first, [])
 
-    def at(self, first: int, step: int) -> tuple[float, ...]:
+    def at(self, first: int, step: int) -> Numbers:
         """What `compare` gives of the segment from `first` on and the `step` after its last."""
-        known = self._known.setdefault(first, [])
-        while len(known) < step - first:
-            known.append(self._compare(self, first, first + len(known) + 1))
-        return known[step - first - 1]
+        known = self.known(first)
+        while self._compare and len(known) < step - first:
+            n = len(known) + 1
+            if (self._first, self._count) != (first, n - 1):
+                self._total = self._latents[first : first + n - 1].astype(np.float64).sum(axis=0)
+            self._total += self._row(first + n - 1)
+            self._first, self._count = first, n
+            compared = range(first + n, min(first + n + self._pending, self.steps))
+            products = [float(self._total.dot(self._row(each))) for each in compared]
+            known.append(self._compare(known, first + n, float(self._total.dot(self._total)), products))
+        return known[step - first - 1] if known else ()
 
     def segment(self, first: int, last: int) -> Segment:
         """These steps as a segment."""
         if (first, last) not in self._segments:
-            (self._segments[first, last],) = self.opened(first, last).close()
+            if self._agreement:
+                opened = OpenSegment(self._agreement)
+                opened.first = first
+                for step in range(first, last + 1):
+                    opened.add(self._row(step), float(self._times[step]))
+                (self._segments[first, last],) = opened.close()
+            else:
+                self._segments[first, last] = mean_segment(self._latents, self._times, first, last)
         return self._segments[first, last]
 
-    def cut(self, cuts: Callable[[int, int], bool]) -> Iterator[tuple[Segment, int]]:
-        """A stream whose segment from `first` on ends before the step where `cuts(first, step)`, as `Policy.run`."""
-        first = 0
+    def cut(self, cuts: Callable[[int, int, Numbers], bool]) -> list[tuple[Segment, int]]:
+        """A stream whose segment from `first` on ends before the step where `cuts(n, step, at(first, step))`, n steps.
+
+        As `Policy.run`.
+        """
+        segments, first, known = list[tuple[Segment, int]](), 0, self.known(0)
         for step in range(1, self.steps):
-            if cuts(first, step):
-                yield self.segment(first, step - 1), step
-                first = step
+            n = step - first
+            if cuts(n, step, known[n - 1] if n <= len(known) else self.at(first, step)):
+                segments.append((self.segment(first, step - 1), step))
+                first, known = step, self.known(step)
         if self.steps:
-            yield self.segment(first, self.steps - 1), self.steps - 1
+            segments.append((self.segment(first, self.steps - 1), self.steps - 1))
+        return segments
 
 
 class RunningMean:
@@ -251,6 +324,7 @@ class RunningMean:
         self.value += (value - self.value) / self._weight
 
 
+_ROWS = 64  # latents in float64 that stay in the processor's cache
 ROUNDING = 1e-12  # squared distance of two means, float64, of equal latents
 
 
@@ -262,8 +336,8 @@ def step_segment(latent: np.ndarray, time: float, index: int) -> Segment:
 def mean_segment(latents: np.ndarray, times: np.ndarray, first: int, last: int) -> Segment:
     """Steps of a stream, latents (T, E) at times (T,), as a segment: as `OpenSegment` gives it."""
     start, end = float(times[first]), float(times[last])
-    total = latents[first : last + 1].astype(np.float64).sum(axis=0)
-    latent = unit_mean(total, last - first + 1, latents[last])
+    rows = latents[first : last + 1].astype(np.float64)
+    latent = unit_mean(rows[0] if first == last else np.add.reduce(rows), len(rows), latents[last])
     return Segment(latent, (start + end) / 2, start, end, first, last)
 
 
@@ -272,7 +346,7 @@ def unit_mean(total: np.ndarray, weight: float, last: np.ndarray) -> np.ndarray:
 
     The mean of latents that cancel out has no direction: the `last` of them (E,) stands in.
     """
-    norm = float(np.sqrt(total @ total))
+    norm = math.sqrt(total.dot(total))
     return (total / norm if norm > 1e-6 * weight else last).astype(np.float32)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 
 import numpy as np
 
 from jepa.errors import check_int, check_nonnegative, check_positive
-from jepa.selective.policies.base import ROUNDING, CausalPolicy, Comparisons, OpenSegment, RunningMean
+from jepa.selective.policies.base import ROUNDING, CausalPolicy, Comparisons, Numbers, OpenSegment, RunningMean
 from jepa.selective.types import Segment
 
 
@@ -80,26 +81,29 @@ class Gate(CausalPolicy):
             return super().run(latents, times)
         self.start()
         key, m = (self.name, self.pending, self.agreement), self.pending
-        found = Comparisons(self.shared, key, latents, times, self._compare, self.agreement)
-        others: dict[int, float] = self.shared.setdefault((*key, "others"), {})
 
-        def blends(step: int, square: float) -> bool:
-            """Whether the oldest pending step is no nearer to the others than to the open segment."""
-            if m > 1 and step not in others:
-                pending = [found.row(each) for each in range(step, step + m)]
-                others[step] = _to_others(pending[0], _total(pending), m)
-            return m > 1 and others[step] >= square
+        def compare(known: list[Numbers], step: int, total: float, products: list[float]) -> Numbers:
+            """Squared distances of the open segment's mean to a step, and to the mean of the pending steps."""
+            n = len(known) + 1
+            mean = total / n**2
+            square = mean + squares[step] - 2 * products[0] / n
+            return square, square if m == 1 else mean + pending[step] - 2 * sum(products) / (n * m)
 
+        found = Comparisons(self.shared, key, latents, times, compare, m, self.agreement)
+        squares = found.products(m)[0]
+        pending, others = self.remembered((*key, "pending"), partial(self._pending, found))
         segments, first, step = list[tuple[Segment, int]](), 0, 0  # `step`: the oldest pending one
+        threshold, floor, noise, known = self.threshold, self.noise_floor, self._noise, found.known(0)
         while step + m <= found.steps:
-            if step > first:
-                square, gap = found.at(first, step)
-                if not self._over(step - first, gap) or blends(step, square):
-                    self._learn(step - first, square)
+            if n := step - first:
+                square, gap = known[n - 1] if n <= len(known) else found.at(first, step)
+                cost = n * m / (n + m) * gap  # as `_changed` decides
+                if cost <= threshold * (noise.value + floor) + ROUNDING or (m > 1 and others[step] >= square):
+                    noise.add(n / (n + 1) * square)
                     step += 1
                     continue
                 segments.append((found.segment(first, step - 1), step + m - 1))
-                first = step
+                first, known = step, found.known(step)
             for joined in range(1, m):
                 self._learn(joined, found.at(first, first + joined)[0])
             step = first + m
@@ -108,13 +112,15 @@ class Gate(CausalPolicy):
         self.start()
         return segments
 
-    def _compare(self, found: Comparisons, first: int, step: int) -> tuple[float, ...]:
-        """Squared distances of the open segment's mean to a step, and to the mean of the pending steps from it on."""
-        opened, m = found.opened(first, step - 1), self.pending
-        square = opened.distance(found.row(step), 1)
-        if step + m > found.steps or m == 1:  # of fewer than m steps no mean is asked for
-            return square, square
-        return square, opened.distance(_total([found.row(each) for each in range(step, step + m)]), m)
+    def _pending(self, found: Comparisons) -> tuple[list[float], list[float]]:
+        """Of the m steps from each on: the square of their mean, and of the first's distance from the others' mean."""
+        m, products = self.pending, np.array(found.products(self.pending))
+        total = np.zeros(found.steps)
+        for oldest in range(m):
+            for after in range(m - oldest):
+                total += (1 if after == 0 else 2) * np.roll(products[after], -oldest)
+        gap = m**2 * products[0] + total - 2 * m * products.sum(axis=0)
+        return (total / m**2).tolist(), (gap / max(1, m - 1) ** 2).tolist()
 
     def close(self) -> list[Segment]:
         self._join_all()

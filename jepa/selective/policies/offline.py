@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -60,14 +61,16 @@ class OfflinePolicy(Policy):
         firsts = self.firsts(latents, times)
         lasts = np.append(firsts[1:], len(times)) - 1
         pairs = zip(firsts.tolist(), lasts.tolist(), strict=True)
-        return [(self._segment(latents, times, first, last), len(times) - 1) for first, last in pairs]
+        make = partial(self._segment, latents, times)
+        return [(self.remembered((f, last), partial(make, f, last)), len(times) - 1) for f, last in pairs]
 
     def _segment(self, latents: np.ndarray, times: np.ndarray, first: int, last: int) -> Segment:
         if self.representative == "mean":
             return mean_segment(latents, times, first, last)
         middle = (first + last) // 2
         start, end = float(times[first]), float(times[last])
-        return Segment(latents[middle].copy(), float(times[middle]), start, end, first, last)
+        row = self.remembered(middle, latents[middle].copy)
+        return Segment(row, float(times[middle]), start, end, first, last)
 
 
 class Oracle(OfflinePolicy):

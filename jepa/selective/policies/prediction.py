@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jepa.errors import check_nonnegative, check_positive
-from jepa.selective.policies.base import ROUNDING, CausalPolicy, Comparisons, OpenSegment, RunningMean
+from jepa.selective.policies.base import ROUNDING, CausalPolicy, Comparisons, Numbers, OpenSegment, RunningMean
 from jepa.selective.types import Segment
 
 
@@ -65,13 +65,16 @@ class PredictionError(CausalPolicy):
         if self.shared is None:
             return super().run(latents, times)
 
-        def compare(found: Comparisons, first: int, step: int) -> tuple[float, ...]:
-            return _products(found.opened(first, step - 1), found.row(step))
+        def compare(known: list[Numbers], step: int, square: float, products: list[float]) -> Numbers:
+            n, last, now = len(known) + 1, squares[step - 1], products[0]
+            before = known[-1][3] + last if known else last
+            mean, both = square / n**2, (now + before) / n
+            return nexts[step - 1] - both + mean, last - 2 * before / n + mean, squares[step] - 2 * now / n + mean, now
 
         self.start()
         found = Comparisons(self.shared, self.name, latents, times, compare)
-        cut = found.cut(lambda first, step: not self._expected(step - first, *found.at(first, step)))
-        segments = list(cut)
+        squares, nexts = found.products(2)
+        segments = found.cut(lambda n, step, numbers: not self._expected(n, *numbers[:3]))
         self.start()
         return segments
 

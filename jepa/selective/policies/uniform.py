@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -67,13 +68,16 @@ class Uniform(CausalPolicy):
         due = [step for step, time in enumerate(seconds) if self._is_due(time)]
         self.start()
         if not self.pool:
-            return [(step_segment(np.array(latents[i], dtype=np.float32), seconds[i], i), i) for i in due]
+            return [(self.remembered(i, partial(_step, latents, seconds, i)), i) for i in due]
         if not seconds:
             return []
         if due[-1] != len(seconds) - 1:
             due.append(len(seconds) - 1)
         firsts = [0, *(last + 1 for last in due[:-1])]
-        return [(mean_segment(latents, times, first, last), last) for first, last in zip(firsts, due, strict=True)]
+        return [
+            (self.remembered((first, last), partial(mean_segment, latents, times, first, last)), last)
+            for first, last in zip(firsts, due, strict=True)
+        ]
 
     def _is_due(self, time: float) -> bool:
         """Takes the time of the next step: whether it is decoded."""
@@ -105,3 +109,7 @@ class Uniform(CausalPolicy):
         segments = self._open.close()
         self.start()
         return segments
+
+
+def _step(latents: np.ndarray, times: list[float], index: int) -> Segment:
+    return step_segment(np.array(latents[index], dtype=np.float32), times[index], index)

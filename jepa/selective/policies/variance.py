@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class LocalVariance(CausalPolicy):
 
     def step(self, latent: np.ndarray, time: float) -> list[Segment]:
         row = latent.astype(np.float64)
-        segments = self.close() if self._recent and self._variance_with(row) > self.threshold else []
+        segments = self.close() if self._recent and self._variance_with(row) > self.threshold + ROUNDING else []
         self._open.add(row, time)
         self._recent.append(row)
         return segments
@@ -56,12 +57,23 @@ class LocalVariance(CausalPolicy):
         if self.shared is None:
             return super().run(latents, times)
 
-        def compare(found: Comparisons, first: int, step: int) -> tuple[float, ...]:
-            window = range(max(first, step - self.window + 1), step)
-            return (_variance(np.array([found.row(each) for each in window]), found.row(step)),)
+        found = Comparisons(self.shared, (self.name, self.window), latents, times, None)
+        variances = self.remembered((self.name, self.window, "variances"), partial(self._variances, found))
+        limit, longest = self.threshold + ROUNDING, self.window
+        return found.cut(lambda n, step, _: variances[min(n + 1, longest)][step] > limit)
 
-        found = Comparisons(self.shared, (self.name, self.window), latents, times, compare)
-        return list(found.cut(lambda first, step: found.at(first, step)[0] > self.threshold))
+    def _variances(self, found: Comparisons) -> list[list[float]]:
+        """By the number of steps in a window, then by its newest step."""
+        products = np.array(found.products(min(self.window, found.steps)))
+        totals = norms = np.zeros(found.steps)  # of the window that ends with each step: its square, its steps' squares
+        variances = [[0.0] * found.steps]
+        for count in range(1, len(products) + 1):
+            for after in range(count):  # the oldest step, `count` − 1 before the newest
+                oldest = np.roll(products[after], count - 1)
+                totals = totals + (1 if after == 0 else 2) * oldest
+            norms = norms + np.roll(products[0], count - 1)
+            variances.append((norms / count - totals / count**2).tolist())
+        return variances
 
     def close(self) -> list[Segment]:
         self._recent.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from heapq import heapify, heappop, heappush
 
 import numpy as np
@@ -36,11 +37,8 @@ class Ward(OfflinePolicy):
         super().__init__(representative)
 
     def firsts(self, latents: np.ndarray, times: np.ndarray) -> np.ndarray:
-        shared = {} if self.shared is None else self.shared
-        if self.method not in shared:
-            shared[self.method] = ward_mergers(latents)
-        left = segment_count(self.rate_hz, times)
-        return np.sort(np.append(shared[self.method][len(latents) - left :], 0))
+        mergers = self.remembered(self.method, partial(ward_mergers, latents))
+        return np.sort(np.append(mergers[len(latents) - segment_count(self.rate_hz, times) :], 0))
 
 
 def segment_count(rate_hz: float, times: np.ndarray) -> int:

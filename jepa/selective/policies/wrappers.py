@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -206,7 +207,10 @@ class OnDemand(_Around):
 
     def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
         self.policy.shared = self.shared
-        return [(self._predicted(segment), step) for segment, step in self.policy.run(latents, times)]
+        return [
+            (self.remembered((self.name, segment.first, segment.last), partial(self._predicted, segment)), step)
+            for segment, step in self.policy.run(latents, times)
+        ]
 
     def close(self) -> list[Segment]:
         return [self._predicted(segment) for segment in self.policy.close()]
@@ -214,12 +218,16 @@ class OnDemand(_Around):
     def finish(self) -> list[Segment]:
         return [self._predicted(segment) for segment in super().finish()]
 
+    def predicted(self, segment: Segment) -> list[int]:
+        """The steps of a segment for which the Predictor runs."""
+        oldest = max(segment.first, segment.last - self.keep + 1)
+        parts, span = self.predictions + 1, segment.last - oldest
+        return sorted({oldest + i * span // parts for i in range(1, parts)})
+
     def _predicted(self, segment: Segment) -> Segment:
         if self.predict is None:
             raise InputError("OnDemand needs predict, which gives the predicted embedding of a step, got none")
-        oldest = max(segment.first, segment.last - self.keep + 1)
-        parts, span = self.predictions + 1, segment.last - oldest
-        latents = [self.predict(step) for step in sorted({oldest + i * span // parts for i in range(1, parts)})]
+        latents = [self.predict(step) for step in self.predicted(segment)]
         if len(latents) == 1:
             return replace(segment, latent=latents[0])
         total = np.stack(latents).astype(np.float64).sum(axis=0)
