@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -187,8 +188,7 @@ def embed_sentences(texts: Sequence[str], batch_size: int = 64) -> Tensor:
     Raises:
         InputError: the package that carries the weights is not installed.
     """
-    encode = load_tokenizer(_PACKAGE)
-    encoder = SentenceEncoder(None, pretrained=_PACKAGE).eval()
+    encode, encoder = _sentences()
     limits = {"padding": True, "truncation": True, "max_length": _TOKENS, "return_tensors": "pt"}
     rows = []
     with torch.no_grad():
@@ -196,6 +196,12 @@ def embed_sentences(texts: Sequence[str], batch_size: int = 64) -> Tensor:
             batch = encode(list(texts[start : start + batch_size]), **limits)
             rows.append(encoder(batch["input_ids"], batch["attention_mask"]))
     return torch.cat(rows)
+
+
+@cache
+def _sentences() -> tuple[Any, SentenceEncoder]:
+    """The tokenizer and the encoder of `embed_sentences`, loaded once."""
+    return load_tokenizer(_PACKAGE), SentenceEncoder(None, pretrained=_PACKAGE).eval()
 
 
 def _make_dense(node: Mapping[str, Any]) -> nn.Module:

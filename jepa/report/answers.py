@@ -56,7 +56,7 @@ def verdict(results: AnswerResults, name: str) -> str:
     arm, metric = results.arms[name], results.metrics[0]
     against = arm.against_baseline
     if against is None:
-        missing = "no difference: no arm ntp" if results.baseline is None else "no seed in common"
+        missing = "no run of arm ntp beside it, so no difference" if results.baseline is None else "no seed in common"
         why = "" if name == results.baseline else f", {missing}"
         return f"{name}: {_title(metric)} {_accuracy(arm.accuracy[metric])}{why}; {latents(arm)}"
     found, names = against.metrics[metric], f"{name} against {results.baseline}"

@@ -100,10 +100,9 @@ def _compute_claim(setting: Setting) -> tuple[str, str]:
 def _summary(results: StreamResults) -> list[Block]:
     """For each setting the claim and its main policies; then the scores of the checkpoint."""
     blocks: list[Block] = []
-    rows = max(_SUMMARY_ROWS // len(results.settings), 2)
     for name, setting in results.settings.items():
-        figure, text, _ = _decodes_claim(setting)
-        blocks += [Claim(f"{name} streams", figure, text), Text(""), _summary_table(setting, rows), Text("")]
+        shown = _summary_table(setting, max(_SUMMARY_ROWS // len(results.settings), 2))
+        blocks += [Claim(f"{name} streams", *_decodes_claim(setting)[:2]), Text(""), shown, Text("")]
     return [*blocks, Text(checkpoint.in_words(results.scores))]
 
 
@@ -117,7 +116,8 @@ def _summary_table(setting: Setting, count: int) -> Table:
         Column("decoder calls saved", lambda row: fmt.saving(row.ratio) if row.reached else "not reached"),
         Column("FLOPs saved", lambda row: fmt.factor(flops.get((row.policy, row.value or 0.0)))),
     ]
-    return table("", sweep_tables.of_policies(setting, columns), [(f"of {len(savings)} policies", shown)])
+    title = f"{len(shown)} of {len(savings)}; report.md has all"
+    return table("", sweep_tables.of_policies(setting, columns), [(title, shown)])
 
 
 # --- Sections, each with a part for every setting.

