@@ -6,8 +6,8 @@ A step of a role is a window encoded, an embedding predicted, a caption embedded
 a time, on one thread of each library. The three take turns; times are medians of processor time. Memory (on Linux) is
 the peak of a process that loads what the role needs and takes one step, libraries included. Quality is retrieval R@1
 and CIDEr-D of one clip of each of --candidates held-out compositions, as in `jepa evaluate`. Without a checkpoint the
-model is that of experiment=scratch with random weights. --quick takes few repetitions and clips, and the memory of the
-Predictor alone. Ends with one JSON line.
+model is that of experiment=scratch with random weights. --quick takes few repetitions and clips and weighs no process.
+Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -186,10 +186,9 @@ def main() -> None:
             "onnx": IN_ONNX.format(folder=str(folder), int8=False),
             "int8": IN_ONNX.format(folder=str(folder), int8=True),
         }
-        weighed = ["predictor"] if arguments.quick else list(ROLES)
         memory = {
             role: {name: peak_mb(load, inputs, ROLES[role]) for name, load in loads.items()}
-            for role in tqdm(weighed, desc="memory", unit="role")
+            for role in tqdm([] if arguments.quick else ROLES, desc="memory", unit="role")
         }
         size = {"onnx": size_mb(folder, "onnx"), "int8": size_mb(folder, "int8.onnx")}
         scores = {name: quality(runner, world, model.frames, candidates) for name, runner in runners.items()}
