@@ -300,12 +300,12 @@ def test_every_listed_choice_of_policies_can_be_replayed(tmp_path, name):
 
 
 def test_the_published_policies_cover_every_policy_for_latents():
-    """But debounce, which is for text, and triggers, which watch for sentences."""
+    """But debounce, which is for text, triggers, which watch for sentences, and segments that were found before."""
     policies = composed("policies=replay").values()
     inner = [family["policy"].get("policy", family["policy"]) for family in policies]
     swept = {part["_target_"].rpartition(".")[2] for part in [*inner, *(family["policy"] for family in policies)]}
     known = {name for name, kind in vars(selective).items() if isinstance(kind, type) and issubclass(kind, Policy)}
-    assert swept == known - {"Policy", "CausalPolicy", "OfflinePolicy", "Debounce", "OnDemand", "OnTrigger"}
+    assert swept == known - {"Policy", "CausalPolicy", "OfflinePolicy", "Debounce", "OnDemand", "OnTrigger", "Recorded"}
 
 
 def test_the_report_shows_a_policy_without_an_operating_point(results):
