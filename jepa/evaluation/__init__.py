@@ -5,7 +5,7 @@ from __future__ import annotations
 from jepa.lazy import lazily
 
 _NAMES = {
-    "streams": "CachedDecoder EncodedStream Said Segments encode_stream load_streams save_streams",
+    "streams": "EncodedStream Said Segments encode_stream load_streams save_streams",
     "sweep": "Swept check_sweep stream_results sweep_setting",
     "tasks": "Found Task",
     "generation": "Generated drafter_of generate with_drafts",

@@ -8,14 +8,13 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from safetensors.numpy import load_file, save_file
 
 from jepa.checkpoint import read_tensors
@@ -30,7 +29,6 @@ from jepa.results import EstimatedSeconds
 from jepa.results.documents import Thumbnail
 from jepa.selective import (
     ColourChange,
-    Decoded,
     Decoder,
     Emission,
     EveryStep,
@@ -45,8 +43,7 @@ from jepa.selective import (
     StepSelection,
     slots_needed,
 )
-from jepa.selective.calibration import DecodedStream
-from jepa.selective.types import given_to
+from jepa.selective.calibration import texts_of
 
 SPLITS = ("calibration", "test")
 _TENSORS = ("latents", "times", "changes", "states")  # of a stream, as they are saved
@@ -189,16 +186,19 @@ def load_streams(folder: Path) -> list[EncodedStream]:
 
 # --- Segments, as plain data.
 
-_BATCH = 512  # latents in one call of the decoder
-
 
 class Said(NamedTuple):
-    """What a reader of a stream gets: D texts, the moments that they stand for (D,) and their spans (D, 2)."""
+    """What a reader of a stream gets: D texts, the moments that they stand for (D,), their spans (D, 2) and latents."""
 
     texts: list[str]
     times: np.ndarray
     spans: np.ndarray
-    decodes: int  # those of them that the decoder wrote, and no cache
+    latents: Sequence[np.ndarray]  # (E,) each; none once they are of no use
+    decodes: int  # of the texts those that the decoder wrote, and no cache
+
+    def answered(self, texts: list[str], hits: Sequence[bool]) -> Said:
+        """The same where a cache gave the texts, some of them (D,) its own."""
+        return self._replace(texts=texts, decodes=len(hits) - sum(hits))
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Segments:
     `times` (T,) are those of the steps that were computed of each stream. `predicted` counts the embeddings that each
     stream took, None where every step has one.
 
-    >>> Segments([], [], []).texts(CachedDecoder(None), {})
+    >>> Segments([], [], []).said(None, {})
     []
     """
 
@@ -216,28 +216,22 @@ class Segments:
     found: list[list[tuple[Segment, int]]]
     predicted: list[int | None]
 
-    def texts(self, decoder: Decoder, known: dict[int, tuple[np.ndarray, str]]) -> list[list[str]]:
-        """The decoder's texts of each stream's segments; `known` holds those of the latents met before, by identity."""
-        latents = [segment.latent for found in self.found for segment, _ in found]
-        new = list({id(latent): latent for latent in latents if id(latent) not in known}.values())
-        for first in range(0, len(new), _BATCH):
-            batch = new[first : first + _BATCH]
-            results = decoder.decode(given_to(decoder, np.stack(batch)))
-            known.update((id(row), (row, result.text)) for row, result in zip(batch, results, strict=True))
-        return [[known[id(segment.latent)][1] for segment, _ in found] for found in self.found]
+    def extend(self, others: Segments) -> None:
+        """Append those of further streams."""
+        self.times.extend(others.times)
+        self.found.extend(others.found)
+        self.predicted.extend(others.predicted)
 
-    def decoded(self, texts: Sequence[list[str]]) -> Sequence[DecodedStream]:
-        """Latents (N, E) of each stream's segments, and their texts."""
-        rows = [np.stack([segment.latent for segment, _ in found]) for found in self.found]
-        return list(zip(rows, texts, strict=True))
-
-    def said(self, texts: Iterable[list[str]], hits: Iterable[Sequence[bool]] | None = None) -> list[Said]:
-        """The texts of each stream with the times of its segments; without `hits` no cache answered."""
-        found: list[Said] = []
-        for cut, own, cached in zip(self.found, texts, hits or ([False] * len(cut) for cut in self.found), strict=True):
-            times = np.array([(each.time, each.start, each.end) for each, _ in cut]).reshape(-1, 3)
-            found.append(Said(own, times[:, 0], times[:, 1:], len(own) - sum(cached)))
-        return found
+    def said(self, decoder: Decoder, known: dict[int, tuple[np.ndarray, str]]) -> list[Said]:
+        """What the decoder says of each stream; `known` holds its texts of latents met before, by identity."""
+        latents = [[segment.latent for segment, _ in found] for found in self.found]
+        new = list({id(row): row for rows in latents for row in rows if id(row) not in known}.values())
+        known.update((id(row), (row, text)) for row, text in zip(new, texts_of(new, decoder), strict=True))
+        said: list[Said] = []
+        for rows, found in zip(latents, self.found, strict=True):
+            times = np.array([(each.time, each.start, each.end) for each, _ in found]).reshape(-1, 3)
+            said.append(Said([known[id(row)][1] for row in rows], times[:, 0], times[:, 1:], rows, len(rows)))
+        return said
 
     def emissions(
         self, decoder: Decoder, cache: LatentCache | None, latent_delay: float
@@ -274,29 +268,6 @@ def segment_streams(
         predicted = sum(len(policy.predicted(each)) for each, _ in found) if isinstance(policy, OnDemand) else None
         segments.predicted.append(predicted)
     return segments
-
-
-class CachedDecoder:
-    """Decodes equal latents once. For sweeps only: the ledgers of operating points count the decoder's own calls.
-
-    >>> class Word:
-    ...     def decode(self, latents):
-    ...         return [Decoded("red", 1, 1)] * len(latents)
-    >>> CachedDecoder(Word()).decode(torch.ones(2, 4))[1].text
-    'red'
-    """
-
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
-        self._cached: dict[bytes, Decoded] = {}
-
-    def decode(self, latents: torch.Tensor, payloads: Sequence[object] | None = None) -> list[Decoded]:
-        """Results for latents (N, E), in their order."""
-        keys = [row.tobytes() for row in latents.numpy()]
-        new = {key: row for row, key in enumerate(keys) if key not in self._cached}
-        if new:
-            self._cached.update(zip(new, self.decoder.decode(latents[list(new.values())]), strict=True))
-        return [self._cached[key] for key in keys]
 
 
 def encoding_operations(

@@ -29,7 +29,6 @@ from jepa.errors import InputError
 from jepa.evaluation.provenance import code_version, describe_device, kept_in, now
 from jepa.evaluation.streams import (
     SPLITS,
-    CachedDecoder,
     EncodedStream,
     Said,
     Segments,
@@ -66,6 +65,8 @@ from jepa.results import (
 )
 from jepa.results.documents import CacheSettings, Decode, EstimatedSeconds, Operations, Point, Reference, Saving
 from jepa.selective import (
+    CachedDecoder,
+    CheckedStream,
     Decoded,
     Decoder,
     Emission,
@@ -84,7 +85,7 @@ from jepa.selective import (
     measured_error,
 )
 from jepa.selective.cache import CacheEntry
-from jepa.selective.calibration import DecodedStream, errors, replay
+from jepa.selective.calibration import checked_streams, errors, replay
 from jepa.selective.decoder import collection_paused
 
 Streams = Mapping[str, Sequence[EncodedStream]]  # by split: `calibration` and `test`
@@ -293,6 +294,9 @@ class _Job(NamedTuple):
     length: int
 
 
+_TOGETHER = 8  # streams cut before their segments are decoded
+
+
 class _Run(NamedTuple):
     """What a policy did at one value: points by split, scores and cache errors of the test streams."""
 
@@ -351,36 +355,56 @@ class _Setting:
         return policy
 
     def runs(self, jobs: Sequence[_Job]) -> dict[tuple[str, float], _Run]:
-        """The runs of jobs, by policy and value. Policies of a job share their segments."""
-        found, known = {}, dict[int, tuple[np.ndarray, str]]()
-        shared = {split: [dict[object, object]() for _ in each] for split, each in self.streams.items()}
-        for job in jobs:
-            first = self.config.policies[job.policies[0]]
-            segments = {
-                split: segment_streams(streams, self._policy(first, job.value), _selection(first), shared[split])
-                for split, streams in self.streams.items()
-            }
-            texts = {split: each.texts(self.once, known) for split, each in segments.items()}
+        """The runs of jobs, by policy and value."""
+        found, known = {}, dict[tuple[int, ...], CheckedStream]()
+        said = {split: self._said(jobs, streams) for split, streams in self.streams.items()}
+        for number, job in enumerate(jobs):
+            splits = {split: each[number] for split, each in said.items()}
             for name in job.policies:
-                run = partial(self._run, job.value, self.config.policies[name].cache, segments, texts)
+                run = partial(self._run, job.value, self.config.policies[name].cache, splits, known)
                 found[name, job.value] = self.store.get(self.kept_as[name, job.value], run)
         return found
+
+    def _said(self, jobs: Sequence[_Job], streams: Sequence[EncodedStream]) -> list[list[Said]]:
+        """What is said of the streams by each job; jobs share what they find in a stream, and its texts.
+
+        Few streams at a time: most segments are let go of before memory is touched that was never used.
+        """
+        configs = [self.config.policies[job.policies[0]] for job in jobs]
+        policies = [self._policy(config, job.value) for config, job in zip(configs, jobs, strict=True)]
+        said: list[list[Said]] = [[] for _ in jobs]
+        for first in range(0, len(streams), _TOGETHER):
+            cut = [Segments([], [], []) for _ in jobs]
+            for stream in streams[first : first + _TOGETHER]:
+                shared = dict[object, object]()
+                for policy, config, segments in zip(policies, configs, cut, strict=True):
+                    segments.extend(segment_streams([stream], policy, _selection(config), [shared]))
+            known = dict[int, tuple[np.ndarray, str]]()
+            for job, segments, own in zip(jobs, cut, said, strict=True):
+                found = segments.said(self.once, known)
+                cached = any(self.config.policies[name].cache for name in job.policies)
+                own += found if cached else [each._replace(latents=[]) for each in found]
+        return said
 
     def _run(
         self,
         value: float,
         settings: CacheConfig | None,
-        segments: Mapping[str, Segments],
-        texts: Mapping[str, list[list[str]]],
+        said: Mapping[str, list[Said]],
+        known: dict[tuple[int, ...], CheckedStream],
     ) -> _Run:
+        """`known` holds the streams of which a cache was asked, by the identity of their latents."""
         cache = error = None
-        said = {split: each.said(texts[split]) for split, each in segments.items()}
         if settings is not None:
-            decoded = {split: each.decoded(texts[split]) for split, each in segments.items()}
+            decoded = {split: [_checked(each, known) for each in streams] for split, streams in said.items()}
             cache = _calibrated(decoded["calibration"], settings, self.decoder, self.config.seed)
             replayed = {split: replay(cache, each) for split, each in decoded.items()}
-            said = {split: segments[split].said(*zip(*each, strict=True)) for split, each in replayed.items()}
-            error = measured_error(*errors(texts["test"], replayed["test"]), np.array([*map(len, texts["test"])]))
+            own = [each.texts for each in said["test"]]
+            error = measured_error(*errors(own, replayed["test"]), np.array([*map(len, own)]))
+            said = {
+                split: [each.answered(*found) for each, found in zip(streams, replayed[split], strict=True)]
+                for split, streams in said.items()
+            }
         points = {split: self.scorers[split].point(value, each) for split, each in said.items()}
         scorer = self.scorers["test"]
         return _Run(points, scorer.dense(said["test"]), cache, error, scorer.single(said["test"]))
@@ -401,7 +425,14 @@ class _Setting:
         return Operations(policy=name, value=value, ledger=ledger, estimated=seconds), emissions[0]
 
 
-def _calibrated(decoded: Sequence[DecodedStream], settings: CacheConfig, decoder: Decoder, seed: int) -> LatentCache:
+def _checked(said: Said, known: dict[tuple[int, ...], CheckedStream]) -> CheckedStream:
+    """A stream as caches take it; one object for equal latents, which are compared once."""
+    if (key := tuple(map(id, said.latents))) not in known:
+        (known[key],) = checked_streams([(np.stack(said.latents), said.texts)], shared=False)
+    return known[key]
+
+
+def _calibrated(decoded: Sequence[CheckedStream], settings: CacheConfig, decoder: Decoder, seed: int) -> LatentCache:
     """A cache, a bank, or a verified standing text, calibrated on decoded streams."""
     if settings.standing:
         verifier: Any = decoder

@@ -75,8 +75,9 @@ def caption_bank(streams: Sequence[DecodedStream], capacity: int) -> CaptionBank
     """
     check_int("capacity", capacity, 1)
     checked = checked_streams(streams, shared=True)
-    texts = np.array([text for _, said in checked for text in said], dtype=object)
-    latents = np.concatenate([rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows, _ in checked])
+    texts = np.array([text for stream in checked for text in stream.texts], dtype=object)
+    rows = [stream.latents for stream in checked]
+    latents = np.concatenate([each / np.linalg.norm(each, axis=1, keepdims=True) for each in rows])
     kept = [text for text, _ in Counter(texts.tolist()).most_common(capacity)]
     sums = torch.from_numpy(np.stack([latents[texts == text].sum(axis=0, dtype=np.float64) for text in kept]))
     return CaptionBank(kept, torch.nn.functional.normalize(sums, dim=1).float())

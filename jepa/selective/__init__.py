@@ -26,7 +26,9 @@ from jepa.selective.windows import WindowStream, slots_of
 
 if TYPE_CHECKING:
     from jepa.selective.calibration import (
+        CachedDecoder,
         Calibration,
+        CheckedStream,
         ErrorRate,
         calibrate_cache,
         calibrate_threshold,
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CacheEntry",
+    "CachedDecoder",
     "Calibration",
+    "CheckedStream",
     "ColourChange",
     "Decoded",
     "Decoder",
@@ -70,8 +74,18 @@ __all__ = [
 ]
 __all__ += policies.__all__
 
-_CALIBRATION = "Calibration ErrorRate calibrate_cache calibrate_threshold decode_segments measured_error"
-_HOMES = dict.fromkeys(_CALIBRATION.split(), "calibration")
-_HOMES |= dict.fromkeys(("StandingText", "Verifier", "calibrate_standing"), "standing")
+_HOMES = {
+    "CachedDecoder": "calibration",
+    "Calibration": "calibration",
+    "CheckedStream": "calibration",
+    "ErrorRate": "calibration",
+    "StandingText": "standing",
+    "Verifier": "standing",
+    "calibrate_cache": "calibration",
+    "calibrate_standing": "standing",
+    "calibrate_threshold": "calibration",
+    "decode_segments": "calibration",
+    "measured_error": "calibration",
+}
 
 __getattr__ = lazily(__name__, _HOMES)

@@ -9,11 +9,14 @@ S streams, N_s latents looked up in stream s, E width of the latent space, R res
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from operator import ne
+from typing import TypeAlias
 
 import numpy as np
 from scipy.special import betaincinv
@@ -29,7 +32,7 @@ _CONFIDENCE, _RESAMPLES = 0.95, 2000  # of the bound, one-sided; of the bootstra
 _ROUNDING = 1e-5  # of a product of unit latents in float32
 _BLOCK = 1024  # latents compared at once with all before them
 
-DecodedStream = tuple[Array, Sequence[str]]
+DecodedStream: TypeAlias = "tuple[Array, Sequence[str]] | CheckedStream"
 Replayed = tuple[list[str], list[bool]]  # the text of each look-up, and whether it was a hit
 
 
@@ -75,15 +78,45 @@ def decode_segments(
     Streams are unit latents (T, E) float32 and times (T,) float64. Each gives the latents (N_s, E) of its segments, in
     the order they are decoded in, and their texts. The decoder gets at most `batch_size` latents in one call.
     """
-    chosen = [np.stack([segment.latent for segment, _ in policy.run(*stream)]) for stream in streams]
-    decoded = list[str]()
-    if chosen:
-        rows = np.concatenate(chosen)
-        for first in range(0, len(rows), batch_size):
-            batch = given_to(decoder, rows[first : first + batch_size])
-            decoded += [result.text for result in decoder.decode(batch)]
-    ends = np.cumsum([len(latents) for latents in chosen]).tolist()
-    return [(latents, decoded[end - len(latents) : end]) for latents, end in zip(chosen, ends, strict=True)]
+    chosen = [[segment.latent for segment, _ in policy.run(*stream)] for stream in streams]
+    texts = iter(texts_of([latent for latents in chosen for latent in latents], decoder, batch_size))
+    return [(np.stack(latents), list(islice(texts, len(latents)))) for latents in chosen]
+
+
+def texts_of(latents: Sequence[np.ndarray], decoder: Decoder, batch_size: int = 512) -> list[str]:
+    """The decoder's texts of latents (E,), at most `batch_size` in one call."""
+    texts = list[str]()
+    for first in range(0, len(latents), batch_size):
+        batch = given_to(decoder, np.stack(latents[first : first + batch_size]))
+        texts += [result.text for result in decoder.decode(batch)]
+    return texts
+
+
+class CachedDecoder:
+    """Decodes equal latents once, for sweeps: a ledger should count the decoder's own calls.
+
+    >>> class Word:
+    ...     takes_arrays = True
+    ...     def decode(self, latents):
+    ...         return [Decoded("red", 1, 1)] * len(latents)
+    >>> CachedDecoder(Word()).decode(np.ones((2, 4)))[1].text
+    'red'
+    """
+
+    takes_arrays = True
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self._cached: dict[bytes, Decoded] = {}  # by the digest of a latent
+
+    def decode(self, latents: np.ndarray, payloads: Sequence[object] | None = None) -> list[Decoded]:
+        """Results for latents (N, E), in their order."""
+        keys = [hashlib.sha256(row).digest() for row in latents]
+        new = {key: row for row, key in enumerate(keys) if key not in self._cached}
+        if new:
+            results = self.decoder.decode(given_to(self.decoder, latents[list(new.values())]))
+            self._cached.update(zip(new, results, strict=True))
+        return [self._cached[key] for key in keys]
 
 
 def measured_error(
@@ -152,41 +185,64 @@ def calibrate_cache(
     if len(checked) < 2:
         raise InputError(f"streams must be at least 2 for a bootstrap over streams, got {len(checked)}")
     weights = resample(len(checked), _RESAMPLES, seed)
-    pairs, lookups = _compared(cache, checked), np.array([len(texts) for _, texts in checked])
+    own = [stream.texts for stream in checked]
+    lookups = np.array([*map(len, own)])
 
     @functools.cache
     def measure(threshold: float) -> Calibration:
-        found = _replay(cache.fresh(threshold), checked, pairs)
-        wrong, hits = errors([own for _, own in checked], found)
+        wrong, hits = errors(own, replay(cache.fresh(threshold), checked))
         drawn = (weights @ wrong) / (weights @ lookups)
         exact = _at_most(int(wrong.sum()), int(lookups.sum()), _CONFIDENCE)
         bound = max(exact, np.quantile(drawn, _CONFIDENCE))
         return Calibration(threshold, float(bound), measured_error(wrong, hits, lookups, weights))
 
-    found = distances([latents / np.linalg.norm(latents, axis=1, keepdims=True) for latents, _ in checked])
+    units = [stream.latents / np.linalg.norm(stream.latents, axis=1, keepdims=True) for stream in checked]
+    found = distances(units)
     quantiles = np.quantile(found, np.linspace(0, 1, _CANDIDATES)) if len(found) else []
     candidates: list[float] = np.unique([0.0, *np.clip(quantiles, 0, None)]).tolist()
     good = bisect_right(candidates, error_rate, key=lambda threshold: measure(threshold).bound)
     return measure(candidates[good - 1] if good else -1.0)
 
 
-def checked_streams(streams: Sequence[DecodedStream], shared: bool) -> list[tuple[np.ndarray, list[str]]]:
-    """Decoded streams as latents (N_s, E) float32 and their texts; `InputError` names the stream that is none."""
+@dataclass(frozen=True, eq=False)
+class CheckedStream:
+    """A decoded stream whose latents (N, E) are float32, finite and not zero.
+
+    >>> (stream,) = checked_streams([(np.eye(2), ["a", "b"])], shared=False)
+    >>> replay(LatentCache(0.1, capacity=8), [stream])
+    [(['a', 'b'], [False, False])]
+    """
+
+    latents: np.ndarray
+    texts: list[str]
+
+    @functools.cached_property
+    def pairs(self) -> _Pairs:
+        """The latents compared, once for all who have the stream."""
+        return _Pairs(self.latents)
+
+
+def checked_streams(streams: Sequence[DecodedStream], shared: bool) -> list[CheckedStream]:
+    """Decoded streams, checked unless they are; `InputError` names the stream that is none."""
     if not streams:
         raise InputError("streams must hold at least one stream, got none")
-    checked: list[tuple[np.ndarray, list[str]]] = []
-    for number, (latents, texts) in enumerate(streams):
+    checked: list[CheckedStream] = []
+    for number, stream in enumerate(streams):
+        latents, texts = (stream.latents, stream.texts) if isinstance(stream, CheckedStream) else stream
         rows = np.asarray(latents)
         if rows.ndim != 2 or rows.shape[0] != len(texts) or not len(texts):
             rule = "latents must have the shape (N, E) with a text each and N >= 1"
             raise InputError(f"stream {number}: {rule}, got {rows.shape} and {len(texts)} texts")
-        if shared and checked and rows.shape[1] != (width := checked[0][0].shape[1]):
+        if shared and checked and rows.shape[1] != (width := checked[0].latents.shape[1]):
             raise InputError(f"stream {number}: latents must have the width {width} of others, got {rows.shape[1]}")
+        if isinstance(stream, CheckedStream):
+            checked.append(stream)
+            continue
         rows = rows.astype(np.float32)
         norms = np.sqrt(np.vecdot(rows, rows))
         if not (np.isfinite(norms) & (norms > 0)).all():
             raise InputError(f"stream {number}: latents must be finite and not zero, got one of norm {norms.min()}")
-        checked.append((rows, list(texts)))
+        checked.append(CheckedStream(rows, list(texts)))
     return checked
 
 
@@ -208,36 +264,26 @@ def replay(cache: LatentCache, streams: Sequence[DecodedStream]) -> list[Replaye
     >>> replay(LatentCache(0.1, capacity=8), [stream])
     [(['a', 'b', 'b'], [False, False, True])]
     """
-    checked = checked_streams(streams, cache.shared)
-    return _replay(cache.fresh(), checked, _compared(cache, checked))
+    cache, answer = cache.fresh(), _looked_up if cache.shared or type(cache) is not LatentCache else _numbered
+    return [answer(cache, stream) for stream in checked_streams(streams, cache.shared)]
 
 
-def _replay(
-    cache: LatentCache, streams: Sequence[tuple[np.ndarray, list[str]]], compared: Sequence[_Pairs] | None
-) -> list[Replayed]:
-    """`replay` through a fresh cache; of a plain one each stream's latents are `compared`, so that numbers will do."""
-    if compared is not None:
-        answers = [pairs.answers(cache.threshold, cache.capacity) for pairs in compared]
-        return [
-            ([texts[key] for key in keys], [key != number for number, key in enumerate(keys)])
-            for keys, (_, texts) in zip(answers, streams, strict=True)
-        ]
-    found: list[Replayed] = []
-    for latents, texts in streams:
-        cache.start()
-        found.append(([], []))
-        for latent, text in zip(latents, texts, strict=True):
-            entry, hit = cache.look_up(latent)
-            if entry.decoded is None:
-                entry.decoded = Decoded(text, tokens=0, forward_passes=0)
-            found[-1][0].append(entry.decoded.text)
-            found[-1][1].append(hit)
-    return found
+def _numbered(cache: LatentCache, stream: CheckedStream) -> Replayed:
+    """Of a plain cache that keeps no key between streams: the numbers of `pairs` will do."""
+    keys = stream.pairs.answers(cache.threshold, cache.capacity)
+    return [stream.texts[key] for key in keys], [key != number for number, key in enumerate(keys)]
 
 
-def _compared(cache: LatentCache, streams: Sequence[tuple[np.ndarray, list[str]]]) -> list[_Pairs] | None:
-    """The latents of each stream, compared; None of a cache that is no plain one, or keeps keys between streams."""
-    return None if cache.shared or type(cache) is not LatentCache else [_Pairs(rows) for rows, _ in streams]
+def _looked_up(cache: LatentCache, stream: CheckedStream) -> Replayed:
+    texts, hits = list[str](), list[bool]()
+    cache.start()
+    for latent, text in zip(stream.latents, stream.texts, strict=True):
+        entry, hit = cache.look_up(latent)
+        if entry.decoded is None:
+            entry.decoded = Decoded(text, tokens=0, forward_passes=0)
+        texts.append(entry.decoded.text)
+        hits.append(hit)
+    return texts, hits
 
 
 class _Pairs:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jepa.errors import InputError
 from jepa.selective.cache import CacheEntry, LatentCache
-from jepa.selective.calibration import DecodedStream, calibrate_cache
+from jepa.selective.calibration import DecodedStream, calibrate_cache, checked_streams
 
 
 class Verifier(Protocol):
@@ -78,7 +78,7 @@ def calibrate_standing(
     """
 
     def doubts(latents: Sequence[np.ndarray]) -> np.ndarray:
-        told = [(z[1:], texts[:-1]) for z, (_, texts) in zip(latents, streams, strict=True)]
+        told = [(z[1:], stream.texts[:-1]) for z, stream in zip(latents, checked_streams(streams, False), strict=True)]
         pairs = [pair for z, texts in told for pair in zip(z, texts, strict=True)]
         return np.array([-standing.verifier.likelihood(latent, text)[0] for latent, text in pairs])
 

@@ -14,10 +14,10 @@ from made_streams import CACHE, GATE, ON_DEMAND, SELECTION, UNIFORM, WORDS, Near
 
 from jepa.config import CacheConfig, PolicyConfig, ReferenceConfig, SweepConfig
 from jepa.errors import InputError
-from jepa.evaluation.streams import CachedDecoder, load_streams, save_streams, segment_streams
+from jepa.evaluation.streams import load_streams, save_streams, segment_streams
 from jepa.evaluation.sweep import Swept, sweep_setting
 from jepa.results.documents import CacheError
-from jepa.selective import Decoded, Gate, OnDemand, Oracle, SelectiveDecoder, StepSelection, Uniform
+from jepa.selective import CachedDecoder, Decoded, Gate, OnDemand, Oracle, SelectiveDecoder, StepSelection, Uniform
 
 POLICIES = {
     "uniform": family(UNIFORM, "rate_hz", [2.0, 1.0, 0.5, 0.1]),
@@ -290,8 +290,8 @@ def test_a_cached_decoder_decodes_equal_latents_once():
     cached = CachedDecoder(decoder)
     latents = torch.nn.functional.normalize(torch.randn(9, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
     twice = torch.cat([latents, latents[:4]])
-    assert cached.decode(twice) == NearestWord().decode(twice)
-    assert cached.decode(latents) == NearestWord().decode(latents)
+    assert cached.decode(twice.numpy()) == NearestWord().decode(twice)
+    assert cached.decode(latents.numpy()) == NearestWord().decode(latents)
     assert decoder.decoded == 9
 
 
@@ -301,7 +301,7 @@ def test_what_is_said_is_what_the_selective_decoder_emits(policy):
     shared, known = [{} for _ in streams], {}
     for _ in range(2):  # the second time everything is known
         segments = segment_streams(streams, policy, None, shared)
-        said = segments.said(segments.texts(CachedDecoder(word), known))
+        said = segments.said(CachedDecoder(word), known)
         emissions, ledger = segments.emissions(NearestWord(), None, 0.5)
         assert [each.texts for each in said] == [[e.text for e in emitted] for emitted in emissions]
         for each, emitted in zip(said, emissions, strict=True):

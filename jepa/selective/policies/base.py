@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from jepa.selective.types import Segment
 
 Remembered = TypeVar("Remembered")
 Numbers: TypeAlias = tuple[float, ...]
-Compare: TypeAlias = Callable[[list[Numbers], int, float, list[float]], Numbers]  # see `Comparisons`
+Compare: TypeAlias = Callable[..., tuple[np.ndarray, ...]]  # see `Comparisons`
 
 
 class Policy(ABC):
@@ -143,7 +144,7 @@ class OpenSegment:
     [(0, 1, 0.5)]
     """
 
-    _KEPT = 16
+    kept = 16
 
     def __init__(self, agreement: float = 0.0) -> None:
         self.agreement = agreement
@@ -168,7 +169,7 @@ class OpenSegment:
         self.square = float(self.total.dot(self.total))
         if self.agreement:
             self._kept.append(latent)
-            if len(self._kept) > self._KEPT:
+            if len(self._kept) > self.kept:
                 leaving = self._kept.popleft()
                 weight = math.exp(self.agreement * (float(leaving.dot(self.total)) / _norm(self.square) - 1))
                 self._weighed += weight * leaving
@@ -200,18 +201,18 @@ class Comparisons:
 
     That is what `compare` makes of the inner products of steps with the open segment before them, which no threshold
     changes, and the segments. A policy that has them decides on numbers, which agree with those of single steps within
-    `ROUNDING`. The segments have all digits of single steps.
+    `ROUNDING`. The latents of segments agree with those of single steps within the rounding of float32.
 
     Args:
         shared: a dictionary of the stream; what it holds of one policy is under its `key`.
-        compare: to some numbers, from those of the n − 1 shorter segments, the step after the open segment, the square
-            of the sum of its n steps, and the products of that sum with the steps that are `pending`, this one first.
-            None: there is nothing to compare.
+        compare: to some numbers of N segments at once, (N,) each, from (N,) the numbers n of their steps, the steps
+            after them, the squares of their sums, the products of each sum with its last step, and (m, N) with the
+            m = `pending` steps after it, 0 behind the stream's end. None: there is nothing to compare.
         pending: steps after the open segment that are compared with it at once.
         agreement: as for `OpenSegment`.
 
-    >>> def apart(known, step, square, products):
-    ...     return (square / (len(known) + 1) ** 2 + 1 - 2 * products[0] / (len(known) + 1),)
+    >>> def apart(n, step, square, last, products):
+    ...     return (square / n**2 + 1 - 2 * products[0] / n,)
     >>> found = Comparisons({}, "apart", np.eye(3, dtype=np.float32), np.arange(3.0), apart)
     >>> found.at(0, 1), [segment.last for segment, _ in found.cut(lambda n, step, numbers: numbers[0] > 1.8)]
     ((2.0,), [0, 1, 2])
@@ -228,62 +229,77 @@ class Comparisons:
         agreement: float = 0.0,
     ) -> None:
         self._known: dict[int, list[Numbers]]
+        self._sums: dict[int, tuple[list[float], float]]
         self._segments: dict[tuple[int, int], Segment]
-        self._known, self._segments, self._kept = shared.setdefault(key, ({}, {}, {}))
+        self._known, self._sums, self._segments, self._kept = shared.setdefault(key, ({}, {}, {}, {}))
         self.steps, self._latents, self._times, self._compare = len(times), latents, times, compare
-        self._pending, self._agreement, self._rows = pending, agreement, dict[int, np.ndarray]()
-        self._first, self._count, self._total = -1, 0, np.zeros(0)  # of the open segment compared last
+        self._pending, self._agreement = pending, agreement
+        self._first, self._count, self._total = -1, 0, np.zeros(0)  # of the open segment that was added to last
 
-    def products(self, count: int) -> list[list[float]]:
-        """Of each step with itself and the `count` − 1 after it, by how far it is after; 0 behind the stream's end."""
+    def products(self, count: int) -> np.ndarray:
+        """(count, T) of each step with itself and the `count` − 1 after it; 0 behind the stream's end."""
         if count not in self._kept:
-            found = np.zeros((count, self.steps))
+            found = self._kept[count] = np.zeros((count, self.steps))
             for begin in range(0, self.steps, _ROWS):
                 rows = self._latents[begin : begin + _ROWS + count - 1].astype(np.float64)
                 for after in range(min(count, len(rows))):
                     size = min(_ROWS, len(rows) - after)
                     found[after, begin : begin + size] = np.vecdot(rows[:size], rows[after : after + size])
-            self._kept[count] = found.tolist()
-        products: list[list[float]] = self._kept[count]
+        products: np.ndarray = self._kept[count]
         return products
-
-    def _row(self, step: int) -> np.ndarray:
-        """(E,) float64, the latent of a step."""
-        if (row := self._rows.get(step)) is None:
-            block = self._latents[step : step + _ROWS // 4].astype(np.float64)
-            self._rows.update(enumerate(block, start=step))
-            row = block[0]
-        return row
 
     def known(self, first: int) -> list[Numbers]:
         """What is known so far of the segments from `first` on: see `at`."""
+        if self._compare and not self._known:  # of single steps all at once
+            products = self.products(self._pending + 1)[:, :-1]
+            n, step = np.ones(self.steps - 1), np.arange(1, self.steps)
+            numbers = self._compare(n, step, products[0], products[0], products[1:])
+            self._known.update((first, [each]) for first, each in enumerate(_rows(numbers)))
         return self._known.setdefault(first, [])
 
     def at(self, first: int, step: int) -> Numbers:
         """What `compare` gives of the segment from `first` on and the `step` after its last."""
         known = self.known(first)
         while self._compare and len(known) < step - first:
-            n = len(known) + 1
-            if (self._first, self._count) != (first, n - 1):
-                self._total = self._latents[first : first + n - 1].astype(np.float64).sum(axis=0)
-            self._total += self._row(first + n - 1)
-            self._first, self._count = first, n
-            compared = range(first + n, min(first + n + self._pending, self.steps))
-            products = [float(self._total.dot(self._row(each))) for each in compared]
-            known.append(self._compare(known, first + n, float(self._total.dot(self._total)), products))
+            known += self._longer(self._compare, first, len(known))
         return known[step - first - 1] if known else ()
+
+    def _longer(self, compare: Compare, first: int, count: int) -> Iterator[Numbers]:
+        """What `compare` gives of segments from `first` on that are longer than `count` >= 1 steps."""
+        m, products = self._pending, self.products(self._pending + 1)
+        sums, square = self._sums.get(first, ([float(products[1, first])], float(products[0, first])))
+        self._add(first, sums, min(count + min(max(count, _FEWEST), _ROWS) + m - 1, self.steps - 1 - first))
+        found = len(sums) - m + 1 if first + len(sums) < self.steps - 1 else len(sums)
+        n = np.arange(count + 1, found + 1)
+        after = np.array(sums[count - 1 :] + [0.0] * m)  # of `count` steps, and more, with the one after them
+        last = after[: len(n)] + products[0, first + count : first + found]
+        squares = square + np.cumsum(after[: len(n)] + last)
+        self._sums[first] = sums, float(squares[-1])
+        pending = np.zeros((m, len(n)))
+        for apart in range(m):
+            known = max(0, min(len(n), self.steps - first - apart - count - 1))  # none behind the stream's end
+            steps = first + count + 1 + np.arange(known)
+            pending[apart, :known] = after[apart + 1 : apart + 1 + known]
+            for between in range(apart):
+                pending[apart, :known] -= products[apart - between, steps + between]
+        return _rows(compare(n, first + n, squares, last, pending))
+
+    def _add(self, first: int, sums: list[float], count: int) -> None:
+        """Products of the sum of n steps from `first` on with the one after them, until there are `count`, by n."""
+        n = len(sums)
+        if (self._first, self._count) != (first, n):
+            self._total = np.add.reduce(self._latents[first : first + n].astype(np.float64))
+        for begin in range(first + n, first + count, _ROWS):
+            rows = self._latents[begin : min(begin + _ROWS, first + count) + 1].astype(np.float64)
+            for row, after in pairwise(rows):
+                self._total += row
+                sums.append(float(self._total.dot(after)))
+        self._first, self._count = first, len(sums)
 
     def segment(self, first: int, last: int) -> Segment:
         """These steps as a segment."""
         if (first, last) not in self._segments:
-            if self._agreement:
-                opened = OpenSegment(self._agreement)
-                opened.first = first
-                for step in range(first, last + 1):
-                    opened.add(self._row(step), float(self._times[step]))
-                (self._segments[first, last],) = opened.close()
-            else:
-                self._segments[first, last] = mean_segment(self._latents, self._times, first, last)
+            self._segments[first, last] = mean_segment(self._latents, self._times, first, last, self._agreement)
         return self._segments[first, last]
 
     def cut(self, cuts: Callable[[int, int, Numbers], bool]) -> list[tuple[Segment, int]]:
@@ -325,6 +341,8 @@ class RunningMean:
 
 
 _ROWS = 64  # latents in float64 that stay in the processor's cache
+_FEWEST = 8  # segments compared at once
+_NO_SUM = 1e-12  # squared norm of a sum of unit latents that cancel out
 ROUNDING = 1e-12  # squared distance of two means, float64, of equal latents
 
 
@@ -333,12 +351,34 @@ def step_segment(latent: np.ndarray, time: float, index: int) -> Segment:
     return Segment(latent, time=time, start=time, end=time, first=index, last=index)
 
 
-def mean_segment(latents: np.ndarray, times: np.ndarray, first: int, last: int) -> Segment:
+def mean_segment(latents: np.ndarray, times: np.ndarray, first: int, last: int, agreement: float = 0.0) -> Segment:
     """Steps of a stream, latents (T, E) at times (T,), as a segment: as `OpenSegment` gives it."""
     start, end = float(times[first]), float(times[last])
     rows = latents[first : last + 1].astype(np.float64)
-    latent = unit_mean(rows[0] if first == last else np.add.reduce(rows), len(rows), latents[last])
-    return Segment(latent, (start + end) / 2, start, end, first, last)
+    total, weight = rows[0] if first == last else np.add.reduce(rows), float(len(rows))
+    if agreement and len(rows) > 1:
+        weights = _agreeing(rows, total, agreement)
+        total, weight = weights @ rows, float(weights.sum())
+    return Segment(unit_mean(total, weight, latents[last]), (start + end) / 2, start, end, first, last)
+
+
+def _agreeing(rows: np.ndarray, total: np.ndarray, agreement: float) -> np.ndarray:
+    """The weights (n,) of `OpenSegment` of steps (n, E) float64 with this sum (E,)."""
+    older = len(rows) - OpenSegment.kept
+    cosines = rows @ total / _norm(float(total.dot(total)))
+    if older > 0:
+        totals = rows[OpenSegment.kept :].copy()  # when each of the older ones left
+        totals[0] += np.add.reduce(rows[: OpenSegment.kept])
+        for before, row in pairwise(totals):
+            row += before
+        squares = np.vecdot(totals, totals)
+        cosines[:older] = np.vecdot(rows[:older], totals) / np.where(squares > _NO_SUM, np.sqrt(squares), 1.0)
+    weights: np.ndarray = np.exp(agreement * (cosines - 1))
+    return weights
+
+
+def _rows(columns: Sequence[np.ndarray]) -> Iterator[Numbers]:
+    return zip(*(column.tolist() for column in columns), strict=True)
 
 
 def unit_mean(total: np.ndarray, weight: float, last: np.ndarray) -> np.ndarray:
@@ -352,4 +392,4 @@ def unit_mean(total: np.ndarray, weight: float, last: np.ndarray) -> np.ndarray:
 
 def _norm(square: float) -> float:
     """The norm of a sum of unit latents of this squared norm; 1 where they cancel out."""
-    return math.sqrt(square) if square > 1e-12 else 1.0
+    return math.sqrt(square) if square > _NO_SUM else 1.0

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from jepa.errors import check_int, check_nonnegative, check_positive
-from jepa.selective.policies.base import ROUNDING, CausalPolicy, Comparisons, Numbers, OpenSegment, RunningMean
+from jepa.selective.policies.base import ROUNDING, CausalPolicy, Comparisons, OpenSegment, RunningMean
 from jepa.selective.types import Segment
 
 
@@ -82,12 +82,15 @@ class Gate(CausalPolicy):
         self.start()
         key, m = (self.name, self.pending, self.agreement), self.pending
 
-        def compare(known: list[Numbers], step: int, total: float, products: list[float]) -> Numbers:
-            """Squared distances of the open segment's mean to a step, and to the mean of the pending steps."""
-            n = len(known) + 1
-            mean = total / n**2
-            square = mean + squares[step] - 2 * products[0] / n
-            return square, square if m == 1 else mean + pending[step] - 2 * sum(products) / (n * m)
+        def compare(
+            n: np.ndarray, step: np.ndarray, square: np.ndarray, _: np.ndarray, products: np.ndarray
+        ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            """What a step adds to the noise, whether it has to wait, and the cost of joining what is pending."""
+            mean = square / n**2
+            apart = mean + squares[step] - 2 * products[0] / n
+            gap = apart if m == 1 else mean + pending[step] - 2 * products.sum(axis=0) / (n * m)
+            waits = others[step] >= apart if m > 1 else np.zeros(len(n), dtype=bool)
+            return n / (n + 1) * apart, waits, n * m / (n + m) * gap
 
         found = Comparisons(self.shared, key, latents, times, compare, m, self.agreement)
         squares = found.products(m)[0]
@@ -96,31 +99,30 @@ class Gate(CausalPolicy):
         threshold, floor, noise, known = self.threshold, self.noise_floor, self._noise, found.known(0)
         while step + m <= found.steps:
             if n := step - first:
-                square, gap = known[n - 1] if n <= len(known) else found.at(first, step)
-                cost = n * m / (n + m) * gap  # as `_changed` decides
-                if cost <= threshold * (noise.value + floor) + ROUNDING or (m > 1 and others[step] >= square):
-                    noise.add(n / (n + 1) * square)
+                added, waits, cost = known[n - 1] if n <= len(known) else found.at(first, step)
+                if waits or cost <= threshold * (noise.value + floor) + ROUNDING:  # as `_changed` decides
+                    noise.add(added)
                     step += 1
                     continue
                 segments.append((found.segment(first, step - 1), step + m - 1))
                 first, known = step, found.known(step)
             for joined in range(1, m):
-                self._learn(joined, found.at(first, first + joined)[0])
+                noise.add(found.at(first, first + joined)[0])
             step = first + m
         if found.steps:
             segments.append((found.segment(first, found.steps - 1), found.steps - 1))
         self.start()
         return segments
 
-    def _pending(self, found: Comparisons) -> tuple[list[float], list[float]]:
+    def _pending(self, found: Comparisons) -> tuple[np.ndarray, np.ndarray]:
         """Of the m steps from each on: the square of their mean, and of the first's distance from the others' mean."""
-        m, products = self.pending, np.array(found.products(self.pending))
+        m, products = self.pending, found.products(self.pending)
         total = np.zeros(found.steps)
         for oldest in range(m):
             for after in range(m - oldest):
                 total += (1 if after == 0 else 2) * np.roll(products[after], -oldest)
         gap = m**2 * products[0] + total - 2 * m * products.sum(axis=0)
-        return (total / m**2).tolist(), (gap / max(1, m - 1) ** 2).tolist()
+        return total / m**2, gap / max(1, m - 1) ** 2
 
     def close(self) -> list[Segment]:
         self._join_all()
@@ -141,13 +143,10 @@ class Gate(CausalPolicy):
         self.signal = cost / limit
         return cost > limit
 
-    def _learn(self, n: int, square: float) -> None:
-        """The noise, from a step that joins n others, from whose mean it is this far, squared."""
-        self._noise.add(n / (n + 1) * square)
-
     def _join(self, square: float) -> None:
         """Move the oldest pending step, this far from the open segment's mean, squared, into the segment."""
-        self._learn(self._open.count, square)
+        n = self._open.count
+        self._noise.add(n / (n + 1) * square)
         self._open.add(*self._waiting.popleft())
 
     def _join_all(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jepa.errors import check_nonnegative, check_positive
-from jepa.selective.policies.base import ROUNDING, CausalPolicy, Comparisons, Numbers, OpenSegment, RunningMean
+from jepa.selective.policies.base import ROUNDING, CausalPolicy, Comparisons, OpenSegment, RunningMean
 from jepa.selective.types import Segment
 
 
@@ -65,16 +65,18 @@ class PredictionError(CausalPolicy):
         if self.shared is None:
             return super().run(latents, times)
 
-        def compare(known: list[Numbers], step: int, square: float, products: list[float]) -> Numbers:
-            n, last, now = len(known) + 1, squares[step - 1], products[0]
-            before = known[-1][3] + last if known else last
-            mean, both = square / n**2, (now + before) / n
-            return nexts[step - 1] - both + mean, last - 2 * before / n + mean, squares[step] - 2 * now / n + mean, now
+        def compare(
+            n: np.ndarray, step: np.ndarray, square: np.ndarray, last: np.ndarray, products: np.ndarray
+        ) -> tuple[np.ndarray, ...]:
+            """As `_products`, of the step after the open segment and the last one in it."""
+            mean, before, now = square / n**2, last / n, products[0] / n
+            product = nexts[step - 1] - now - before + mean
+            return product, squares[step - 1] - 2 * before + mean, squares[step] - 2 * now + mean
 
         self.start()
         found = Comparisons(self.shared, self.name, latents, times, compare)
         squares, nexts = found.products(2)
-        segments = found.cut(lambda n, step, numbers: not self._expected(n, *numbers[:3]))
+        segments = found.cut(lambda n, step, numbers: not self._expected(n, *numbers))
         self.start()
         return segments
 

@@ -64,7 +64,7 @@ class LocalVariance(CausalPolicy):
 
     def _variances(self, found: Comparisons) -> list[list[float]]:
         """By the number of steps in a window, then by its newest step."""
-        products = np.array(found.products(min(self.window, found.steps)))
+        products = found.products(min(self.window, found.steps))
         totals = norms = np.zeros(found.steps)  # of the window that ends with each step: its square, its steps' squares
         variances = [[0.0] * found.steps]
         for count in range(1, len(products) + 1):
