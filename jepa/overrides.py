@@ -13,6 +13,8 @@ from jepa.errors import InputError
 # Last parts of the keys whose values are paths.
 PATHS = {"checkpoint", "output", "evaluation", "results", "folder", "path", "durations", "manifest", "databases"}
 PATHS |= {"train", "validation", "test", "features", "pretrained"}
+_RENDERED = ("results", "compare", "curves")  # of a report: what is there, without a sweep
+_SWEPT = {"policies", "references", "tolerances", "confidence", "checkpoint", "seed", "workers"}
 _PLAIN = re.compile(r"null|(?!(true|false|inf|nan)$)[a-z./][\w./-]*", re.ASCII | re.IGNORECASE)  # needs no quotes
 _NUMBER = re.compile(r"[\d.]+")  # of `streams.dense.test`, which is no path
 _GRAMMAR = re.compile(r"['\"\[]|\w+\(|.*\$\{|$")  # quoted already, a list, a function, an interpolation, or nothing
@@ -44,6 +46,11 @@ def overrides_of(command: str, arguments: Sequence[str]) -> list[str]:
         elif key.lstrip("+").rpartition(".")[2] in PATHS:
             item = f"{key}={_path(value, sweeps)}" if value else item
         overrides.append(item)
+    keys = [re.split(r"[.@/=]", item.lstrip("+~"))[0] for item in overrides]
+    rendered = [key for key in keys if key in _RENDERED]
+    unused = [item for key, item in zip(keys, overrides, strict=True) if key in _SWEPT]
+    if command == "report" and rendered and unused:
+        raise InputError(f"{rendered[0]}= is drawn without a sweep: {unused[0]} needs evaluation=")
     return overrides
 
 

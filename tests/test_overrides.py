@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from jepa.errors import InputError
 from jepa.overrides import overrides_of, short_name
 
 PARSER = OverridesParser.create()
@@ -60,3 +61,12 @@ def test_short_names_are_short_and_plain_and_tell_overrides_apart(one, other):
     assert all(read(f"checkpoint={name}") == [name] for name in names)
     assert one == other or names[0] != names[1]
     assert short_name("seed=-1") != short_name("seed=1")
+
+
+def test_a_report_without_a_sweep_refuses_what_only_a_sweep_reads():
+    for rendered in ("results=a.json", "compare=[a,b]", "curves=[a]"):
+        assert len(overrides_of("report", [rendered, "output=b"])) == 2
+        for swept in ("references=[]", "policies/extra=mine", "~policies.gate", "+policies.gate.values=[1]", "seed=1"):
+            with pytest.raises(InputError, match=rf"^{rendered.partition('=')[0]}= is drawn without a sweep: "):
+                overrides_of("report", [rendered, swept])
+            assert overrides_of("report", ["evaluation=a", swept]) == ["evaluation=a", swept]
