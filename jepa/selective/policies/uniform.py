@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -65,8 +65,7 @@ class Uniform(CausalPolicy):
     def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
         self.start()
         seconds = times.tolist()
-        due = [step for step, time in enumerate(seconds) if self._is_due(time)]
-        self.start()
+        due = list(_due(self.rate_hz, times.tobytes()))
         if not self.pool:
             return [(self.remembered(i, partial(_step, latents, seconds, i)), i) for i in due]
         if not seconds:
@@ -109,6 +108,13 @@ class Uniform(CausalPolicy):
         segments = self._open.close()
         self.start()
         return segments
+
+
+@lru_cache(maxsize=256)  # streams of equal length and rate have equal times
+def _due(rate_hz: float, times: bytes) -> list[int]:
+    """The steps at times (T,) float64 that are decoded."""
+    policy = Uniform(rate_hz)
+    return [step for step, time in enumerate(np.frombuffer(times).tolist()) if policy._is_due(time)]
 
 
 def _step(latents: np.ndarray, times: list[float], index: int) -> Segment:
