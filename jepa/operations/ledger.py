@@ -58,7 +58,7 @@ class PartCount(_Count):
     seconds: float = 0.0  # wall time
     # All parameters once a forward pass, also idle experts, and once more a backward pass, whoever shares a batch.
     weight_bytes: int = 0
-    cache_bytes: int = 0  # keys and values that the cache held before each pass
+    cache_bytes: int = 0  # keys and values that the network's own cache held before each pass
 
     def times(self, count: int) -> PartCount:
         """The FLOPs and bytes of `count` such counts."""

@@ -110,7 +110,8 @@ class Objective(nn.Module):
             if config.target != "gradient":
                 targets = targets.detach()
             predictions, targets = out.predictions.float(), targets.float()
-            pair = (F.normalize(x, dim=-1) if self.loss.unit_norm else x for x in (predictions, targets))
+            unit_norm = getattr(self.loss, "unit_norm", True)
+            pair = (F.normalize(x, dim=-1) if unit_norm else x for x in (predictions, targets))
             with torch.autocast(predictions.device.type, enabled=False):
                 parts["latent"] = self.loss(*pair, rows.target_ids)
                 if self.regulariser is not None:

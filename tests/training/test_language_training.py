@@ -28,6 +28,7 @@ from jepa.build import build
 from jepa.cli import compose
 from jepa.config import ObjectiveConfig, validate
 from jepa.errors import InputError
+from jepa.losses.distance import Cosine
 from jepa.losses.infonce import InfoNCE
 from jepa.metrics import LatentGeometry
 from jepa.operations import TrainingMeter, count_flops
@@ -104,6 +105,13 @@ def test_every_objective_trains_and_its_checkpoint_loads(arm, tmp_path):
     assert (loaded.transition is not None) == bool(logged(tmp_path, "kl")) == ("transition_weight" in changed)
     assert loaded.answer(["lines with a digit"], 3)[0].tokens <= 3
     assert loaded.predictor.tokens == model.get("tokens", 1)
+
+
+def test_a_loss_that_does_not_speak_of_norms_gets_unit_latents(tmp_path, monkeypatch):
+    train(train_config(ARMS["cosine"][0]), tmp_path / "said")
+    monkeypatch.delattr(Cosine, "unit_norm")
+    train(train_config(ARMS["cosine"][0]), tmp_path / "unsaid")
+    assert logged(tmp_path / "unsaid", "latent") == logged(tmp_path / "said", "latent")
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path):
