@@ -286,15 +286,15 @@ def sweep_evaluation(
 # --- Runs: a policy at one value, on both splits.
 
 
+_TOGETHER = 8  # streams cut before their segments are decoded
+
+
 class _Job(NamedTuple):
     """Policies with the same segments at `value`. `length` is in runs; a cache counts for two more, to calibrate it."""
 
     value: float
     policies: tuple[str, ...]
     length: int
-
-
-_TOGETHER = 8  # streams cut before their segments are decoded
 
 
 class _Run(NamedTuple):
