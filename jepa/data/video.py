@@ -252,7 +252,7 @@ def picture(frame: Any, size: int) -> np.ndarray:
     [pixel] = frame.opaque or [1.0]
     shape = frame.width * pixel, frame.height
     width, height = (max(size, round(side * size / min(shape))) for side in shape)
-    whole = _scaler.reformat(frame, width=width, height=height, format="rgb24", threads=1).to_ndarray()
+    whole = _scaler.reformat(frame, width=width, height=height, format="rgb24").to_ndarray()
     top, left = (height - size) // 2, (width - size) // 2
     square = whole[top : top + size, left : left + size]
     if (matrix := frame.side_data.get(SideData.DISPLAYMATRIX)) is None:
