@@ -174,6 +174,12 @@ def test_shared_comparisons_cut_nothing_out_of_rounding(build: Callable[[float],
         assert len(found) == 1 or len(latents) < 700
 
 
+def test_times_of_any_precision_give_the_same_due_steps() -> None:
+    latents, times = noisy_events(0, 40), times_of(40)
+    found = [[step for _, step in Uniform(0.7).run(latents, each)] for each in (times, times.astype(np.float32))]
+    assert found[0] == found[1] != []
+
+
 @given(seed=SEEDS, steps=st.integers(4, 200), count=st.integers(1, 4))
 @settings(max_examples=20)
 def test_comparisons_hold_the_inner_products(seed: int, steps: int, count: int) -> None:

@@ -65,7 +65,7 @@ class Uniform(CausalPolicy):
     def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
         self.start()
         seconds = times.tolist()
-        due = list(_due(self.rate_hz, times.tobytes()))
+        due = list(_due(self.rate_hz, times.astype(np.float64).tobytes()))
         if not self.pool:
             return [(self.remembered(i, partial(_step, latents, seconds, i)), i) for i in due]
         if not seconds:
