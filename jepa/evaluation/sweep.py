@@ -412,7 +412,7 @@ class _Setting:
     def operations(self, name: str, value: float, run: _Run) -> tuple[Operations, list[Emission]]:
         """What an operating point takes on the test streams, and its emissions on the first one."""
         policy, streams = self.config.policies[name], self.streams["test"]
-        segments = segment_streams(streams, self._policy(policy, value), _selection(policy), [{} for _ in streams])
+        segments = segment_streams(streams, self._policy(policy, value), _selection(policy))
         emissions, ledger = segments.emissions(self.decoder, run.cache, self.latent_delay)
         if run.error is not None:
             ledger.count_cache(audited=run.error.hits, wrong_hits=run.error.wrong)
