@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 
-gc.disable()  # until all is imported: see pytest_collection_finish
+gc.set_threshold(0)  # until all is imported: see pytest_collection_finish
 # One thread in each process, told before torch is imported: as many processes as cores run at once.
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -43,8 +43,7 @@ if TYPE_CHECKING:
     from jepa.live import Setup
     from jepa.results import StreamResults
 
-# The same examples in every run, so that a change is all that can break one. To search for new ones:
-# pytest --hypothesis-profile=default
+# The same examples in every run; to search for new ones: pytest --hypothesis-profile=default
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("house")
 torch.set_num_threads(1)
@@ -54,7 +53,6 @@ def pytest_collection_finish() -> None:
     """What was imported stays: the collector need not look through it again and again, and less often."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -99,11 +99,7 @@ def make_policy(config: PolicyConfig, value: float) -> Policy:
 
 def selects_steps(config: PolicyConfig) -> bool:
     """Whether the X-Encoder or the Predictor runs at some steps only."""
-    return config.steps is not None or _on_demand(config)
-
-
-def _on_demand(config: PolicyConfig) -> bool:
-    return _builds(config, OnDemand)
+    return config.steps is not None or _builds(config, OnDemand)
 
 
 def _builds(config: PolicyConfig, kind: type[Policy]) -> bool:
@@ -210,7 +206,7 @@ def _check_streams(streams: Streams, decoder: Decoder, policies: Mapping[str, Po
     for name, policy in policies.items():
         if policy.steps is not None and any(stream.changes is None for stream in every):
             raise InputError(f"policies.{name}.steps must be null: no change detector looked at these streams")
-        if _on_demand(policy) and any(stream.states is None for stream in every):
+        if _builds(policy, OnDemand) and any(stream.states is None for stream in every):
             raise InputError(f"policies.{name} predicts on demand, and these streams have no X-Encoder states")
         if policy.cache is not None and policy.cache.standing and not hasattr(decoder, "likelihood"):
             raise InputError(f"policies.{name}.cache.standing needs a decoder with likelihood(), got {decoder}")

@@ -147,7 +147,7 @@ def saving_at_equal_quality(
     weights = resample(len(reference_calibration.scores), resamples, seed)
     allowed = tolerance * _means(reference_calibration.scores, weights)
     held = {
-        value: float(np.mean(_means(_differences(point, reference_calibration), weights) + allowed >= 0))
+        value: float(np.mean(_drawn_differences(point, reference_calibration, resamples, seed) + allowed >= 0))
         for value, point in calibration.items()
     }
     value = min(
@@ -165,7 +165,6 @@ def saving_at_equal_quality(
         return Saving(*theirs, reason)
 
     chosen = test[value]
-    weights = resample(len(reference_test.scores), resamples, seed)
     difference = chosen.quality - reference_test.quality
     reached = chosen.quality >= (1 - tolerance) * reference_test.quality
     reason = (
@@ -181,7 +180,7 @@ def saving_at_equal_quality(
         value=value,
         reached=reached,
         quality=chosen.quality,
-        quality_difference=_interval(difference, _means(_differences(chosen, reference_test), weights)),
+        quality_difference=_interval(difference, _drawn_differences(chosen, reference_test, resamples, seed)),
         decodes_per_second=chosen.decodes_per_second,
         ratio=ratio,
     )
@@ -304,6 +303,12 @@ def _means(scores: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
 def _differences(point: SweepPoint, reference: SweepPoint) -> list[np.ndarray]:
     """Of the scores, so that the mean is exactly 0 where all are equal."""
     return [ours - theirs for ours, theirs in zip(point.scores, reference.scores, strict=True)]
+
+
+@functools.lru_cache(maxsize=256)  # for each tolerance the same
+def _drawn_differences(point: SweepPoint, reference: SweepPoint, resamples: int, seed: int) -> np.ndarray:
+    """(R,) mean difference in each resample."""
+    return _means(_differences(point, reference), resample(len(reference.scores), resamples, seed))
 
 
 def _interval(value: float, samples: np.ndarray) -> Interval:

@@ -249,13 +249,6 @@ def test_area_between_curves_equals_a_slow_one(seed):
     assert dataclasses.asdict(area.difference) == pytest.approx(expected, abs=1e-4)
 
 
-def test_curves_a_constant_apart_have_that_area():
-    reference = curve(0, 0.0, [2.0, 1.0, 0.5, 0.1])
-    higher = [dataclasses.replace(p, scores=tuple(stream + 0.7 for stream in p.scores)) for p in reference]
-    area = area_between_curves(reference, higher[::-1])
-    assert dataclasses.astuple(area.difference) == pytest.approx((0.7, 0.7, 0.7))
-
-
 def test_area_is_over_the_logarithm_of_the_rate():
     def point(rate: float, score: float) -> SweepPoint:
         return SweepPoint(rate, (np.full(2, score), np.full(3, score)), np.full(2, 100 * rate), np.full(2, 100.0))
