@@ -6,6 +6,7 @@ A user's mistake ends in one line, ``error: …``, and exit code 2. Any other ex
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import os
 import sys
@@ -139,6 +140,7 @@ COMMANDS: dict[str, Callable[[Any, Path], int | None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``argv`` (default: the command line without the program's name) and return the exit code."""
+    gc.set_threshold(max(5_000, gc.get_threshold()[0]))  # imports make many objects, and no garbage
     try:
         return _status(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
     except KeyboardInterrupt:

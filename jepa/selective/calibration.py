@@ -105,16 +105,15 @@ class CachedDecoder:
     takes_arrays = True
 
     def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
-        self._cached: dict[int, Decoded] = {}  # by 64 bits of hash of a latent's bytes
+        self.decoder, self._cached = decoder, dict[int, Decoded]()  # by 64 bits of hash of a latent's bytes
 
     def decode(self, latents: np.ndarray, payloads: Sequence[object] | None = None) -> list[Decoded]:
         """Results for latents (N, E), in their order."""
         keys = [hash(row.tobytes()) for row in latents]
         new = {key: row for row, key in enumerate(keys) if key not in self._cached}
         if new:
-            results = self.decoder.decode(given_to(self.decoder, latents[list(new.values())]))
-            self._cached.update(zip(new, results, strict=True))
+            rows = given_to(self.decoder, latents[list(new.values())])
+            self._cached.update(zip(new, self.decoder.decode(rows), strict=True))
         return [self._cached[key] for key in keys]
 
 
