@@ -125,12 +125,13 @@ def load(
     if auto is transformers.AutoModelForCausalLM:
         renamed = {**_TEXT_PART, **(renamed or {})}
         if config is not None and config.model_type == "mistral4":  # which the class does not know
-            auto.register(type(config), transformers.Mistral4ForCausalLM, exist_ok=True)
+            auto = transformers.Mistral4ForCausalLM
     if name is None:
         if config is None:
             raise ValueError("config must be given without a name, got None")
         try:
-            return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            make = getattr(auto, "from_config", None)
+            return auto(config) if make is None else make(config, dtype=torch.float32, trust_remote_code=False)
         except (ValueError, TypeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"architecture {config.model_type!r} cannot be built: {reason}") from error

@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
 import pytest
 import tokenizers
@@ -151,6 +150,8 @@ SMALL_TEXT_PARTS = [  # of conf/model/vl_jepa_small.yaml
 
 def write_video(path: Path, seed: int, seconds: int = 24) -> None:
     """A video of a square that changes its colour every three seconds."""
+    import av
+
     colours = np.random.default_rng(seed).integers(0, 255, (seconds // 3 + 1, 3))
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
