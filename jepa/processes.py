@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from threadpoolctl import threadpool_limits
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -25,8 +26,8 @@ def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers:
     """`work(task)` of every task, as soon as it is there.
 
     Tasks begin in their order, each in the first free process. Results must pickle. The processes are forked, so `work`
-    must not use a GPU; torch has one thread in each. They end with the iteration: with the last result, at an error of
-    `work`, at Ctrl-C. With fewer than 2 `workers` or tasks, or where processes cannot be forked, `work` runs here.
+    must not use a GPU; torch and numpy have one thread in each. They end with the last result, an error of `work` or
+    Ctrl-C. With fewer than 2 `workers` or tasks, or where processes cannot be forked, `work` runs here.
     """
     if min(workers, len(tasks)) < 2 or "fork" not in multiprocessing.get_all_start_methods():
         yield from map(work, tasks)
@@ -52,6 +53,7 @@ def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers:
 def _hold(work: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     torch.set_num_threads(1)
+    threadpool_limits(1)  # numpy's, which would wait for each other
     gc.disable()
     _held.append((work, tasks))
 

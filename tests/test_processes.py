@@ -9,6 +9,8 @@ import time
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from jepa.errors import InputError
 from jepa.processes import in_processes
@@ -27,6 +29,18 @@ def test_every_task_is_worked_through_in_another_process(workers: int) -> None:
     assert os.getpid() not in processes
     assert len(processes) <= min(workers, 4)
     assert not multiprocessing.active_children()
+
+
+def threads(task: int) -> list[int]:
+    return [torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info())]
+
+
+def test_torch_and_numpy_have_one_thread_in_each_process() -> None:
+    with threadpool_limits(2):
+        before = threads(0)
+        found = list(in_processes(threads, [1, 2], 2))
+    assert max(before) == 2
+    assert found == [[1] * len(before)] * 2
 
 
 def test_with_one_worker_the_work_stays_here() -> None:

@@ -143,7 +143,8 @@ def sweep_setting(
     """
     check_sweep(config)
     _check_streams(streams, decoder, config.policies, name)
-    policies, seed, workers = config.policies, config.seed, config.workers if _on_cpu(decoder) else 0
+    on_gpu = isinstance(decoder, torch.nn.Module) and any(p.device.type != "cpu" for p in decoder.parameters())
+    policies, seed, workers = config.policies, config.seed, 0 if on_gpu else config.workers
     store, of = store or KeptInMemory(), f"{name} {seed} {latent_delay}"
     made_of = {policy: each.model_dump_json(exclude={"label", "values"}) for policy, each in policies.items()}
     kept_as = {(policy, x): f"{of} {made_of[policy]} {x}" for policy, each in policies.items() for x in each.values}
@@ -217,10 +218,6 @@ def _check_streams(streams: Streams, decoder: Decoder, policies: Mapping[str, Po
     for stream in every:
         with located(f"stream {stream.record.video_id}"):
             SelectiveDecoder(Recorded([[]]), decoder).run(stream.latents, stream.times)
-
-
-def _on_cpu(decoder: Decoder) -> bool:
-    return not isinstance(decoder, torch.nn.Module) or all(p.device.type == "cpu" for p in decoder.parameters())
 
 
 def stream_results(folder: Path, config: ReportConfig) -> StreamResults | None:
