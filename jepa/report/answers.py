@@ -89,9 +89,8 @@ def remarks(results: AnswerResults) -> list[str]:
 
 def _claim(results: AnswerResults, name: str) -> Claim:
     metric, against = results.metrics[0], results.arms[name].against_baseline
-    figure = fmt.fixed(results.arms[name].accuracy[metric].value, 3)
-    if against is not None:
-        figure = f"{_points(against.metrics[metric].value)} points"
+    alone = fmt.fixed(results.arms[name].accuracy[metric].value, 3)
+    figure = alone if against is None else f"{_points(against.metrics[metric].value)} points"
     return Claim(name, figure, f"{verdict(results, name)}.")
 
 
@@ -272,7 +271,6 @@ def _drafts(results: AnswerResults) -> list[Block]:
 def _training(results: AnswerResults) -> list[Block]:
     """What validation measured against the operations spent: a line a seed, the baseline and the method on top."""
     series = series_of(results)
-
     lines = {
         title: [
             (series[run.arm], found) for run in reversed(results.runs) if (found := arms.validation_curve(run, key))
@@ -287,10 +285,9 @@ def _training(results: AnswerResults) -> list[Block]:
 def _settings(results: AnswerResults) -> list[Block]:
     if not results.settings:
         return []
-    told = [
-        (key, arm, json.dumps(value).strip('"')) for key, row in results.settings.items() for arm, value in row.items()
-    ]
-    columns = [(arm, {"": {key: value for key, name, value in told if name == arm}}) for arm in results.arms]
+    rows = results.settings.items()
+    told = {arm: {key: json.dumps(row[arm]).strip('"') for key, row in rows if arm in row} for arm in results.arms}
+    columns = [(arm, {"": cells}) for arm, cells in told.items()]
     return [Heading("What tells the arms apart"), note("settings", "lede"), side_by_side("Settings", columns)]
 
 
@@ -309,8 +306,7 @@ def _provenance(results: AnswerResults) -> list[Block]:
 
 def series_of(results: AnswerResults) -> dict[str, int]:
     """Arm -> number of its colour, the same in all figures of a document."""
-    others = [arm for arm in results.arms if arm not in _SERIES]
-    return _SERIES | {arm: 5 + index % 3 for index, arm in enumerate(others)}
+    return _SERIES | {arm: 5 + i % 3 for i, arm in enumerate(arm for arm in results.arms if arm not in _SERIES)}
 
 
 def _arms_figure(results: AnswerResults, colours: Colours) -> Drawing:
@@ -318,21 +314,17 @@ def _arms_figure(results: AnswerResults, colours: Colours) -> Drawing:
     metrics, series = results.metrics[:2], series_of(results)
     figure = figures.sized(1060, 96.0 + 36 * len(results.arms), "constrained")
     panels = figure.subplots(1, len(metrics) + 2, sharey=True, squeeze=False)[0]
-    for axes, metric in zip(panels, metrics, strict=False):
+    for axes, key in zip(panels, [*metrics, "retrieval@1", "unpaired_cosine"], strict=True):
         rows = []
         for name, arm in results.arms.items():
-            dots = [(f"{name}, seed {run.seed}", run.accuracy[metric]) for run in results.runs if run.arm == name]
-            mean = arm.accuracy[metric]
-            rows.append(figures.Dots(series[name], dots, mean.value, mean.low, mean.high))
-        figures.draw_dots(axes, _title(metric), rows, colours)
-    for axes, key in zip(panels[-2:], ("retrieval@1", "unpaired_cosine"), strict=True):
-        rows = []
-        for name, arm in results.arms.items():
-            runs = [run for run in results.runs if run.arm == name and key in run.geometry]
-            dots = [(f"{name}, seed {run.seed}", run.geometry[key]) for run in runs]
-            rows.append(figures.Dots(series[name], dots, arm.geometry.get(key)))
-        figures.draw_dots(axes, _GEOMETRY[key], rows, colours)
-        axes.set_xlim(min(-0.1, axes.get_xlim()[0]), 1.1)
+            runs = [(run.seed, {**run.geometry, **run.accuracy}.get(key)) for run in results.runs if run.arm == name]
+            dots = [(f"{name}, seed {seed}", value) for seed, value in runs if value is not None]
+            mean = arm.accuracy.get(key)
+            found = (arm.geometry.get(key), None, None) if mean is None else (mean.value, mean.low, mean.high)
+            rows.append(figures.Dots(series[name], dots, *found))
+        figures.draw_dots(axes, _GEOMETRY.get(key) or _title(key), rows, colours)
+        if key in _GEOMETRY:
+            axes.set_xlim(min(-0.1, axes.get_xlim()[0]), 1.1)
     names = [figures.short(name, 130) for name in results.arms]
     panels[0].set_yticks(range(len(names)), names, color=colours["ink"], parse_math=False)
     return figure

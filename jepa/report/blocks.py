@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 Colours = Mapping[str, str]  # a theme: the name of a colour, such as "ink" or "series-1", and its value
-
 MEASURED, ESTIMATED = "measured", "estimated"
 
 

@@ -184,13 +184,8 @@ def _training(record: Training) -> list[Block]:
 
 def origin(results: StreamResults) -> dict[str, str]:
     """When, from which seed, by which code and on which device the figures came about."""
-    rows = {
-        "created": results.created,
-        "seed": str(results.seed),
-        "code": fmt.code_text(results.code),
-        "device": fmt.device_text(results.device),
-    }
-    sweep = results.sweep
+    rows, sweep = {"created": results.created, "seed": str(results.seed)}, results.sweep
+    rows |= {"code": fmt.code_text(results.code), "device": fmt.device_text(results.device)}
     if sweep is not None:
         rows["report"] = f"{sweep.created}; {fmt.code_text(sweep.code)}; {fmt.device_text(sweep.device)}"
     return rows

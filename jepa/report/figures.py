@@ -116,7 +116,6 @@ def tooltip(text: str) -> str:
 
 # --- Text that fits.
 
-
 _CHARACTER = 6.0  # CSS pixels, on average, at the small size
 
 

@@ -64,9 +64,7 @@ def with_interval(found: Interval, digits: int = 2, sign: str = "", scale: float
 
 def difference(found: Interval | float | None) -> str:
     """A difference of qualities with its sign, and its interval where there is one."""
-    if isinstance(found, Interval):
-        return with_interval(found, sign="+")
-    return fixed(found, 2, "+")
+    return with_interval(found, sign="+") if isinstance(found, Interval) else fixed(found, 2, "+")
 
 
 def bounds(ratio: Ratio) -> str:

@@ -38,10 +38,9 @@ def savings_table(sweep: Sweep) -> Table:
     """Every policy against each reference, at each tolerance; the headline first."""
     groups: dict[str, list[Saving]] = {}
     for row in sorted(sweep.savings, key=lambda row: not row.headline):
-        scores = (
-            f"CIDEr-D {fmt.quality(row.reference_quality)}, {fmt.fixed(row.reference_decodes_per_second, 3)} decodes/s"
-        )
-        groups.setdefault(f"against {analysis.wanted_name(sweep, row)}: {scores}", []).append(row)
+        decodes, against = fmt.fixed(row.reference_decodes_per_second, 3), analysis.wanted_name(sweep, row)
+        scores = f"CIDEr-D {fmt.quality(row.reference_quality)}, {decodes} decodes/s"
+        groups.setdefault(f"against {against}: {scores}", []).append(row)
 
     def between(row: Saving) -> str:
         area = sweep.areas.get(row.policy)
@@ -131,11 +130,8 @@ def quality_table(sweep: Sweep) -> Table:
     def dense(title: str, key: str) -> Column[Operations]:
         return Column(title, lambda row: fmt.fraction(getattr(analysis.point(sweep, row).dense, key)))
 
-    def single(row: Operations) -> float | None:
-        return analysis.point(sweep, row).one_reference
-
-    def one_reference(row: Operations) -> str:
-        return NONE if (value := single(row)) is None else fmt.quality(value)
+    def single(row: Operations) -> str:
+        return fmt.quality(analysis.point(sweep, row).one_reference)
 
     def late(title: str, key: str) -> Column[Operations]:
         return Column(title, lambda row: fmt.seconds(row.ledger.to_dict()["latency_seconds"][key]))
@@ -144,7 +140,7 @@ def quality_table(sweep: Sweep) -> Table:
         Column("latency", lambda row: analysis.point(sweep, row).latency, words=True),
         Column("state", lambda row: analysis.point(sweep, row).state, words=True),
         Column("CIDEr-D", lambda row: fmt.quality(analysis.point(sweep, row).cider_d.value)),
-        *([Column("CIDEr-D, one reference", one_reference)] if any(map(single, sweep.operations)) else []),
+        *([Column("CIDEr-D, one reference", single)] if any(single(row) != NONE for row in sweep.operations) else []),
         dense("temporal F1, merged", "temporal_f1_merged"),
         dense("temporal F1", "temporal_f1"),
         dense("SODA_c", "soda_c"),
