@@ -294,7 +294,7 @@ def test_the_full_size_experiment_composes_and_has_the_published_parameters(arm,
 
 
 def test_the_controls_are_a_sweep_over_arms_and_seeds(tmp_path):
-    arms = ("ntp", "ntp_equal_flops")
+    arms = ("ntp", "ntp_equal_flops", "ntp_transition_flops")
     sweep = [f"hydra.sweep.dir={tmp_path}", f"arm={','.join(arms)}", "seed=0"]
     short = [*SHORT_LANGUAGE, *SHORT_DATA, "stage.epochs=0.4"]
     assert main(["train", "-m", "experiment=llm_jepa_controls", *sweep, *short]) == 0
@@ -304,7 +304,8 @@ def test_the_controls_are_a_sweep_over_arms_and_seeds(tmp_path):
         record = json.loads((folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
         assert (record["arm"], record["seed"], record["pairs"]) == (arm, 0, 4)
         steps[arm] = record["training"]["steps"]
-    assert steps["ntp_equal_flops"] > steps["ntp"], record["training"]
+        assert record["config"]["model"]["transition"] is None
+    assert steps["ntp_transition_flops"] > steps["ntp_equal_flops"] > steps["ntp"], record["training"]
 
 
 def fails(arguments: list[str], capsys, *parts: str) -> None:

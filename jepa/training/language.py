@@ -33,13 +33,13 @@ from jepa.predictors.transition import LatentTransition
 from jepa.processes import is_first_process, of_all_processes
 from jepa.training.callbacks import EMACallback, StageRecord, meter_of, summary
 from jepa.training.configs import ChatTokenizerConfig, LanguageStageConfig, LanguageTrainConfig, StageConfig
-from jepa.training.fit import StageRun, check_devices, fit, load_checkpoint, on_gpu, own_device, run_stages
+from jepa.training.fit import check_devices, fit, load_checkpoint, on_gpu, own_device, run_stages
 from jepa.training.latents import PairDecoderBatches
 from jepa.training.modules import DecoderModule, JointStage, ParameterGroup, Stage, without_gradients
 from jepa.training.objectives import Objective, next_latent_terms
 from jepa.training.saving import CheckpointCallback
 
-_NEXT_TOKEN_ARMS = ("ntp", "ntp_equal_flops")
+_NEXT_TOKEN_ARMS = ("ntp", "ntp_equal_flops", "ntp_transition_flops")
 
 
 class LanguageModule(JointStage):
@@ -125,13 +125,9 @@ def train(config: LanguageTrainConfig, output: Path) -> Path:
         print(splits.summary(), flush=True)
     config, model, before = _start(config, splits)
     model.language.set_attention("sdpa" if on_gpu(config) else "eager")
-    stages: dict[str, StageRun[LLMJEPA]] = {}
-    if epochs:
-        stages["llm_jepa"] = partial(_train_language, config, splits, output)
-    if config.decoder is not None:
-        stages["decoder"] = partial(_train_decoder, config, splits, output)
-    if config.draft is not None:
-        stages["draft"] = partial(_train_draft, config, splits, output)
+    asked = {"llm_jepa": epochs, "decoder": config.decoder, "draft": config.draft}
+    work = {"llm_jepa": _train_language, "decoder": _train_decoder, "draft": _train_draft}
+    stages = {name: partial(work[name], config, splits, output) for name, given in asked.items() if given}
     return run_stages(model, config, output, before, stages)
 
 
@@ -344,9 +340,12 @@ def step_flops(
 ) -> float:
     """Mean operations of a training step, forward and backward, of the first `sample` batches (without autocast).
 
-    With loss dropout α, batches with and without the latent term are measured apart and weighted by 1 − α and α.
+    With loss dropout α, batches with and without the latent term are measured apart and weighted by 1 − α and α. Where
+    the objective takes a transition and the model has none, it has one meanwhile.
     """
-    objective = objective.to(model.device)
+    objective, transition = objective.to(model.device), model.transition
+    if objective.config.transition_weight > 0 and transition is None:
+        model.transition = LatentTransition(model.language.width).to(model.device)
     batches = objective.batches(pairs, model, stage, seed, sample)
     with_latent = 1 - batches.loss_dropout if batches.latent else 0.0
     batches.loss_dropout = 0.0
@@ -360,6 +359,7 @@ def step_flops(
     for latent, weight in ((True, with_latent), (False, 1 - with_latent)):
         batches.latent = latent
         found += weight * (count_flops(run).total / sample) if weight else 0.0
+    model.transition = transition
     model.zero_grad(set_to_none=True)
     objective.zero_grad(set_to_none=True)
     return found
