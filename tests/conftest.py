@@ -12,7 +12,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 import copy
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from jepa.data.regex_grammar import generate
 from jepa.data.tokenizer import Tokenizer, train_bpe
 from jepa.data.world import corpus
 from jepa.encoders.language import LanguageModel
+from jepa.errors import InputError
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.vl_jepa import VLJEPA
 
@@ -93,6 +94,23 @@ def compositions_share_what_they_read() -> Iterator[None]:
         patch.setattr(ConfigStore, "__deepcopy__", lambda self, _: self, raising=False)  # it copies what it gives
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # which conf/ nowhere sets
         yield
+
+
+def refuses(message: str, call: Callable[..., object], *arguments: Any, **options: Any) -> str:
+    """What a call says that must end in an InputError; the message is looked for in it."""
+    with pytest.raises(InputError, match=message) as refused:
+        call(*arguments, **options)
+    return str(refused.value)
+
+
+def refusals(*cases: tuple[Any, ...], of: Callable[..., object] = lambda call: call()) -> Callable[..., None]:
+    """A test of many: a case is what `of` is given, a call to be made unless told, and what the InputError must say."""
+
+    @pytest.mark.parametrize("case", cases, ids=[case[-1] for case in cases])
+    def refused(case: tuple[Any, ...]) -> None:
+        refuses(case[-1], of, *case[:-1])
+
+    return refused
 
 
 def real_data(name: str) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import refuses
 
 import jepa.build
 from jepa.build import build, nearest
@@ -77,8 +78,7 @@ def test_build_refuses_a_target_by_its_name_and_imports_nothing(monkeypatch, tar
     imported: list[str] = []
     monkeypatch.setattr(jepa.build.importlib, "import_module", imported.append)
     node = {"_target_": target}
-    with pytest.raises(InputError, match="_target_ must"):
-        build({"_target_": "torch.nn.Sequential", "deep": [{"part": node}]} if nested else node)
+    refuses("_target_ must", build, {"_target_": "torch.nn.Sequential", "deep": [{"part": node}]} if nested else node)
     assert imported == []
 
 
@@ -98,13 +98,11 @@ def test_build_refuses_a_target_by_its_name_and_imports_nothing(monkeypatch, tar
     ],
 )
 def test_build_refuses_what_is_not_defined_as_class_or_function_of_an_allowed_package(target):
-    with pytest.raises(InputError, match=r"^_target_(: there is no module| must be a class or function)"):
-        build({"_target_": target})
+    refuses(r"^_target_(: there is no module| must be a class or function)", build, {"_target_": target})
 
 
 def test_build_names_the_nearest_target_argument_and_missing_arguments():
-    with pytest.raises(InputError, match=r"got 'torch\.nn\.Linera'; nearest: Linear"):
-        build({"_target_": "torch.nn.Linera"})
+    refuses(r"got 'torch\.nn\.Linera'; nearest: Linear", build, {"_target_": "torch.nn.Linera"})
     with pytest.raises(InputError, match=r"^torch\.nn\.Linear has no argument 'in_feature'; nearest valid: "):
         build({"_target_": "torch.nn.Linear", "in_feature": 3, "out_features": 2})
     with pytest.raises(InputError, match=r"^torch\.nn\.Linear needs the argument 'out_features'$"):
@@ -117,8 +115,7 @@ def test_build_names_the_nearest_target_argument_and_missing_arguments():
 
 
 def test_build_refuses_nodes_without_target_and_arguments_given_twice():
-    with pytest.raises(InputError, match="node must have a _target_, got the keys in_features"):
-        build({"in_features": 3})
+    refuses("node must have a _target_, got the keys in_features", build, {"in_features": 3})
     with pytest.raises(InputError, match=r"^out_features is set by the program .*, got 2$"):
         build({"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}, out_features=4)
 

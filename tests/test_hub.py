@@ -15,7 +15,7 @@ from threading import Thread
 
 import pytest
 import torch
-from conftest import LLAMA, language_config, tiny_config
+from conftest import LLAMA, language_config, refuses, tiny_config
 from huggingface_hub import constants
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,7 +24,6 @@ import jepa
 from jepa import checkpoint
 from jepa.cli import main
 from jepa.encoders import LanguageModel
-from jepa.errors import InputError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -155,13 +154,11 @@ def test_what_the_hub_refuses_is_one_line(hub, tiny_model, tmp_path, capsys):
         ("lab/pickled", None, "lab/pickled must hold tensors and plain data only, got model.bin"),
         ("lab/pickled", "v9", "lab/pickled has no revision 'v9'"),
     ):
-        with pytest.raises(InputError, match=message):
-            jepa.load(name, revision)
+        refuses(message, jepa.load, name, revision)
     assert main(["evaluate", "checkpoint=lab/none"]) == 2
     assert "no repository that you may read" in capsys.readouterr().err
     checkpoint.save(tiny_model, tiny_config(), tmp_path / "checkpoint")
-    with pytest.raises(InputError, match="to must be organisation/name, got 'tiny'"):
-        checkpoint.push(tmp_path / "checkpoint", "tiny")
+    refuses("to must be organisation/name, got 'tiny'", checkpoint.push, tmp_path / "checkpoint", "tiny")
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 2, "lora_alpha": 8, "init_lora_weights": False}])
@@ -184,8 +181,7 @@ def test_a_language_model_leaves_as_a_plain_folder_of_transformers(lora, chat_to
     stop = model.tokenizer.stop_ids
     row = plain.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=stop, pad_token_id=0)[0, ids.shape[1] :]
     assert tokenizer.decode(row, skip_special_tokens=True).strip() == own.text
-    with pytest.raises(InputError, match="checkpoint configuration not found"):
-        jepa.load(tmp_path / "plain")
+    refuses("checkpoint configuration not found", jepa.load, tmp_path / "plain")
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's own

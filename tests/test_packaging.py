@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import refuses
 
 import jepa
 from jepa.cli import COMMANDS
@@ -187,8 +188,7 @@ def test_a_missing_extra_is_named_with_its_command(module, package, monkeypatch,
     monkeypatch.setitem(sys.modules, package, None)  # not to be found
     monkeypatch.delitem(sys.modules, module)
     name = package.partition(".")[0]
-    with pytest.raises(InputError, match=rf"^{name} is not installed: pip install 'selective-jepa\[live\]'$"):
-        importlib.import_module(module)
+    refuses(rf"^{name} is not installed: pip install 'selective-jepa\[live\]'$", importlib.import_module, module)
     if package == "av":
         with pytest.raises(InputError, match=r"av is not installed: .*\[video\]"), VideoFile("a", tmp_path / "a"):
             pass

@@ -14,11 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import FEW_POLICIES, SHORT, SMALL_TEXT_PARTS
+from conftest import FEW_POLICIES, SHORT, SMALL_TEXT_PARTS, refuses
 
 import jepa.live.command
 from jepa.cli import main
-from jepa.errors import InputError
 from jepa.results import AnswerResults, StreamResults, TaskEvaluation, read_document
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -178,8 +177,7 @@ def test_the_animation_shows_what_was_known_at_a_moment(follow, monkeypatch):
     assert known
     world = {**results.config["train"], "world": {**results.config["train"]["world"], "held_out_percent": 50}}
     other = results.model_copy(update={"config": {**results.config, "train": world}})
-    with pytest.raises(InputError, match="must be of the world"):
-        script.Film(other, "dense", 20.0)
+    refuses("must be of the world", script.Film, other, "dense", 20.0)
 
 
 def test_every_tutorial_is_followed():

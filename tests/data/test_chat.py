@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 import pytest
+from conftest import refuses
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
@@ -14,7 +15,6 @@ from jepa.data.chat import ChatTokenizer
 from jepa.data.packing import IGNORE, Layout, pack
 from jepa.data.pairs import Example
 from jepa.data.tokenizer import train_bpe
-from jepa.errors import InputError
 
 PAIRS = [
     Example("lines with a digit", ".*[0-9].*", None),
@@ -349,18 +349,13 @@ def test_the_built_in_tokenizer_reads_any_text_and_gives_it_back(pairs, chat_tok
 
 
 def test_bad_tokenizers_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"vocab_size must be >= 261 .*, got 260"):
-        ChatTokenizer.train(["a"], 260)
-    with pytest.raises(InputError, match=r"tokenizer not found: .*tokenizer.json"):
-        ChatTokenizer.load(tmp_path)
-    with pytest.raises(InputError, match=r"tokenizer .* cannot be loaded"):
-        ChatTokenizer.pretrained(str(tmp_path))
+    refuses(r"vocab_size must be >= 261 .*, got 260", ChatTokenizer.train, ["a"], 260)
+    refuses(r"tokenizer not found: .*tokenizer.json", ChatTokenizer.load, tmp_path)
+    refuses(r"tokenizer .* cannot be loaded", lambda: ChatTokenizer.pretrained(str(tmp_path)))
     tokenizer = family("base")
     counted = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     for template, rule in (("{{ raise_exception('no') }}", "plain conversation: no"), (counted, "got prompt '1a'")):
         tokenizer.chat_template = template
-        with pytest.raises(InputError, match=rule):
-            ChatTokenizer(tokenizer)
+        refuses(rule, ChatTokenizer, tokenizer)
     tokenizer.eos_token = None
-    with pytest.raises(InputError, match="must have an end-of-text token"):
-        ChatTokenizer(tokenizer)
+    refuses("must have an end-of-text token", ChatTokenizer, tokenizer)

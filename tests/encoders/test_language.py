@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FAMILIES, LLAMA, family, language_config
+from conftest import FAMILIES, LLAMA, family, language_config, refuses
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 from jepa import checkpoint
@@ -91,8 +91,7 @@ LINEAR = {"layer_types": ["linear_attention", "full_attention"], "head_dim": 8, 
 )
 def test_models_that_no_block_mask_fits_are_refused(architecture, message):
     torch.manual_seed(0)
-    with pytest.raises(InputError, match=message):
-        LanguageModel(architecture={**LLAMA, **architecture})
+    refuses(message, LanguageModel, architecture={**LLAMA, **architecture})
 
 
 @torch.no_grad()
@@ -102,18 +101,14 @@ def test_a_text_that_changes_all_angles_is_refused():
     ours, theirs = language.logits(states(language, IDS[:, :11])), language.lm(input_ids=IDS).logits[:, :11]
     assert (ours - theirs).abs().max() > 0.1  # a twelfth token changes what comes before
     message = "a text must have at most 11 tokens, since .* got 12"
-    with pytest.raises(InputError, match=message):
-        states(language, IDS)
-    with pytest.raises(InputError, match=message):
-        language.extend(IDS, torch.ones_like(IDS, dtype=torch.bool), None)
+    refuses(message, states, language, IDS)
+    refuses(message, lambda: language.extend(IDS, torch.ones_like(IDS, dtype=torch.bool), None))
 
 
 def test_one_source_of_weights_is_needed(tmp_path):
     for arguments in ({}, {"pretrained": "a", "architecture": LLAMA}):
-        with pytest.raises(InputError, match="give either pretrained or architecture"):
-            LanguageModel(**arguments)
-    with pytest.raises(InputError, match=r"model .* cannot be loaded"):
-        LanguageModel(pretrained=str(tmp_path))
+        refuses("give either pretrained or architecture", LanguageModel, **arguments)
+    refuses(r"model .* cannot be loaded", lambda: LanguageModel(pretrained=str(tmp_path)))
 
 
 def test_checking_a_model_leaves_the_model_as_it_is():

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import language_config
+from conftest import language_config, refuses
 
 from jepa import checkpoint
 from jepa.config import AnswersConfig
 from jepa.data.pairs import Example, ExampleSplits
-from jepa.errors import InputError
 from jepa.evaluation.answers import check_answers, evaluate_answers
 from jepa.evaluation.generation import Generated
 from jepa.models.llm_jepa import LLMJEPA
@@ -48,14 +47,12 @@ def splits(*golds: str) -> ExampleSplits:
 def test_a_right_answer_that_no_metric_can_read_is_named_by_its_line():
     good = "It is 4.\n#### 4"
     check_answers(answers("gsm8k"), splits(good))
-    with pytest.raises(InputError, match=r"^test\.jsonl, line 2: .*'lines'"):
-        check_answers(answers("gsm8k"), splits(good, "lines"))
+    refuses(r"^test\.jsonl, line 2: .*'lines'", lambda: check_answers(answers("gsm8k"), splits(good, "lines")))
     check_answers(answers("gsm8k", limit=1), splits(good, "lines"))  # an answer that is not scored may be unreadable
 
 
 def test_a_missing_database_is_found_before_anything_is_generated(tmp_path):
-    with pytest.raises(InputError, match=r"^test\.jsonl, line 1: "):
-        check_answers(answers("spider", databases=str(tmp_path)), splits("select 1"))
+    refuses(r"^test\.jsonl, line 1: ", check_answers, answers("spider", databases=str(tmp_path)), splits("select 1"))
 
 
 # --- A checkpoint with random weights.

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import refuses
 
 from jepa.cli import main
 from jepa.errors import InputError
@@ -237,8 +238,7 @@ def test_arms_may_be_trained_differently(controls):
 def test_predictions_that_do_not_belong_are_refused(controls, spoil, place):
     path = controls / "ntp" / "seed_1" / "evaluation" / "predictions.jsonl"
     path.write_text(spoil(path.read_text()))
-    with pytest.raises(InputError, match=place):
-        results_of(controls)
+    refuses(place, results_of, controls)
 
 
 # --- Where evaluations are found, and the command.
@@ -251,8 +251,7 @@ def test_evaluations_are_found_below_a_folder_or_in_it(controls):
     assert answer_evaluations(controls / "nowhere") == []
     change(write(controls / "elsewhere", made_up("x", 0, 1)), "kind", "jepa.stream-evaluation/1")
     assert folder_results(controls / "elsewhere", SimpleNamespace()) is None
-    with pytest.raises(InputError, match="checkpoint"):
-        folder_results(controls / "ntp", SimpleNamespace(checkpoint="x"))
+    refuses("checkpoint", lambda: folder_results(controls / "ntp", SimpleNamespace(checkpoint="x")))
 
 
 def test_the_report_of_one_evaluation_lies_beside_it(tmp_path, capsys):

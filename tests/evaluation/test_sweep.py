@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import refuses
 from made_streams import CACHE, GATE, ON_DEMAND, SELECTION, UNIFORM, WORDS, NearestWord, family, stream_set
 
 from jepa.config import CacheConfig, PolicyConfig, ReferenceConfig, SweepConfig
@@ -379,8 +380,7 @@ def test_a_decoder_that_is_not_on_the_cpu_stays_in_this_process():
 def test_bad_latents_name_the_stream(spoil, message, workers):
     test = copy.deepcopy(stream_set("test", 2))
     spoil(test)
-    with pytest.raises(InputError, match=message):
-        run(POLICIES, splits={"calibration": stream_set("calibration", 1), "test": test}, workers=workers)
+    refuses(message, run, POLICIES, splits={"calibration": stream_set("calibration", 1), "test": test}, workers=workers)
 
 
 @pytest.mark.parametrize(
@@ -404,8 +404,7 @@ def test_what_no_sweep_can_have_is_refused_before_it(change, message):
     streams, decoder = [replace(each, changes=None, states=None) for each in stream_set("test", 2)], NearestWord()
     options = dict(change)
     gate = POLICIES["gate"].model_copy(update=options.pop("gate", {}))
-    with pytest.raises(InputError, match=message):
-        run({"gate": gate}, decoder, {"calibration": streams, "test": streams}, **options)
+    refuses(message, run, {"gate": gate}, decoder, {"calibration": streams, "test": streams}, **options)
     assert decoder.decoded == 0
 
 
@@ -427,8 +426,7 @@ def test_broken_files_of_streams_are_named(tmp_path):
     streams = stream_set("test", 5, streams=2)
 
     def refused(message: str) -> None:
-        with pytest.raises(InputError, match=message):
-            load_streams(tmp_path)
+        refuses(message, load_streams, tmp_path)
 
     save_streams(streams, tmp_path)
     path, records, encoding = (tmp_path / name for name in ("latents.safetensors", "records.jsonl", "encoding.json"))
@@ -475,7 +473,5 @@ def test_a_verified_standing_text_and_a_trigger_are_swept_beside_the_gate():
     events = [event.text for stream in stream_set("test", 2) for event in stream.record.events]
     calls = swept.sweep.curves["trigger"].test[0].decodes_per_second * 360
     assert calls == pytest.approx(sum(text in WORDS[:2] for text in events), abs=6)
-    with pytest.raises(InputError, match="needs a decoder with likelihood"):
-        run({"verified": every["verified"]})
-    with pytest.raises(InputError, match="needs sentences and a model with a Y-Encoder"):
-        run({"trigger": every["trigger"]})
+    refuses("needs a decoder with likelihood", lambda: run({"verified": every["verified"]}))
+    refuses("needs sentences and a model with a Y-Encoder", lambda: run({"trigger": every["trigger"]}))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_config, write_samples
+from conftest import refuses, tiny_config, write_samples
 
 from jepa import checkpoint
 from jepa.cli import main
@@ -19,7 +19,6 @@ from jepa.config import TaskConfig
 from jepa.data.manifests import read_manifest
 from jepa.data.world import World
 from jepa.data.world_tasks import world_samples
-from jepa.errors import InputError
 from jepa.evaluation.tasks import TASKS, Found, Task
 from jepa.results import TaskEvaluation, read_document
 from jepa.results.documents import AnswerCost, TaskScore
@@ -223,8 +222,7 @@ def test_samples_that_cannot_be_read_are_an_error_or_left_out_and_named(tmp_path
     for level in (0, 20):
         (tmp_path / f"level{level}.png").write_bytes(b"no picture")
     model = Reader(levels)
-    with pytest.raises(InputError, match=r"level0\.png: cannot be read as a picture"):
-        run("vqa", model, samples, workers=workers)
+    refuses(r"level0\.png: cannot be read as a picture", run, "vqa", model, samples, workers=workers)
     task = Task(model, TaskConfig(kind="vqa", skip_broken=True, workers=workers, **SETTINGS), samples, 2)
     scores, found, _, _ = TASKS["vqa"][1](task)
     assert [line["prediction"] for line in found] == ["yes", "no", "no"]
@@ -236,8 +234,7 @@ def test_samples_that_cannot_be_read_are_an_error_or_left_out_and_named(tmp_path
         f"{number}: {tmp_path}/level{level}.png" for number, level in (("1", 0), ("4", 20))
     ]
     broken = [samples[0], samples[3]]
-    with pytest.raises(InputError, match=r"none of 2 samples can be read, the first: 1: .*level0\.png"):
-        run("vqa", model, broken, skip_broken=True)
+    refuses(r"none of 2 samples can be read, the first: 1: .*level0\.png", run, "vqa", model, broken, skip_broken=True)
 
 
 def test_a_world_prediction_without_one_of_its_clips_is_left_out(tmp_path):

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import language_config, tiny_config
+from conftest import language_config, refuses, tiny_config
 
 from jepa import checkpoint
 from jepa.cli import main
@@ -170,8 +170,7 @@ def test_a_graph_that_says_something_else_is_refused(tiny_checkpoint, tmp_path, 
     message = capsys.readouterr().err
     assert message.startswith("error: y_decoder must differ from the model by at most bound=0.001, got 0.01")
     assert json.loads((tmp_path / "parity.json").read_text())["roles"]["y_decoder"]["difference"] > 0.009
-    with pytest.raises(InputError, match="export not found"):
-        TorchExportModel(tmp_path)
+    refuses("export not found", TorchExportModel, tmp_path)
 
 
 def test_what_cannot_be_exported_is_one_line(tiny_model, tiny_checkpoint, tiny_llm_jepa, tmp_path, capsys, monkeypatch):
@@ -194,8 +193,7 @@ def test_what_cannot_be_exported_is_one_line(tiny_model, tiny_checkpoint, tiny_l
     ):
         model = copy.deepcopy(tiny_model)
         setattr(model, part, module)
-        with pytest.raises(InputError, match=message):
-            next(graphs_of(model, clips, queries, queries))
+        refuses(message, next, graphs_of(model, clips, queries, queries))
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # not to be found
     with pytest.raises(InputError, match=r"^onnxscript is not installed: pip install 'selective-jepa\[export\]'$"):
         export_graphs(tiny_model, tmp_path / "out", "onnx")
@@ -213,18 +211,14 @@ def test_what_cannot_be_run_is_one_line(exported, tmp_path, monkeypatch):
         (lambda: model.decode(np.zeros((1, 9))), r"latents must be \(B, 16\), got \(1, 9\)"),
         (lambda: model.slots(3.0), "step_rate must divide the slot rate of 2 Hz"),
     ):
-        with pytest.raises(InputError, match=message):
-            call()
+        refuses(message, call)
     about = json.loads((exported / "export.json").read_text())
     (tmp_path / "tokenizer.json").write_bytes((exported / "tokenizer.json").read_bytes())
     (tmp_path / "export.json").write_text(json.dumps(about | {"int8": False}))
-    with pytest.raises(InputError, match=r"has no int8 graphs: export it with int8=true"):
-        OnnxModel(tmp_path, int8=True)
-    with pytest.raises(InputError, match=r"y_encoder\.onnx cannot be opened"):
-        OnnxModel(tmp_path).embed(["a"])
+    refuses(r"has no int8 graphs: export it with int8=true", OnnxModel, tmp_path, int8=True)
+    refuses(r"y_encoder\.onnx cannot be opened", lambda: OnnxModel(tmp_path).embed(["a"]))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # not to be found
     with pytest.raises(InputError, match=r"^onnxruntime is not installed: pip install 'selective-jepa\[runtime\]'$"):
         OnnxModel(exported).embed(["a"])
     (tmp_path / "export.json").write_text("[]")
-    with pytest.raises(InputError, match=r"format must be 'jepa.export/1', got None"):
-        OnnxModel(tmp_path)
+    refuses(r"format must be 'jepa.export/1', got None", OnnxModel, tmp_path)

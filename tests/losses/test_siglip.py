@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import refusals
 
-from jepa.errors import InputError
 from jepa.losses.siglip import SigLIP, siglip
 
 
@@ -64,17 +64,11 @@ def test_half_precision_and_autocast_are_computed_in_float32():
         assert siglip(predictions, targets, 10.0, -10.0) == expected
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: SigLIP(scale=0.0), "scale must be > 0, got 0.0"),
-        (lambda: siglip(latents(3, 0), latents(2, 0), 1.0, 0.0), r"same shape, got \(3, 7\) and \(2, 7\)"),
-        (
-            lambda: siglip(latents(3, 0), latents(3, 0), 1.0, 0.0, torch.arange(2)),
-            r"ids must be \(3,\) integers, got \(2,\) torch.int64",
-        ),
-    ],
+test_bad_input_is_refused = refusals(
+    (lambda: SigLIP(scale=0.0), "scale must be > 0, got 0.0"),
+    (lambda: siglip(latents(3, 0), latents(2, 0), 1.0, 0.0), r"same shape, got \(3, 7\) and \(2, 7\)"),
+    (
+        lambda: siglip(latents(3, 0), latents(3, 0), 1.0, 0.0, torch.arange(2)),
+        r"ids must be \(3,\) integers, got \(2,\) torch.int64",
+    ),
 )
-def test_bad_input_is_refused(call, message):
-    with pytest.raises(InputError, match=message):
-        call()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES, family
+from conftest import FAMILIES, family, refuses
 
 from jepa.encoders.language import LanguageModel
-from jepa.errors import InputError
 from jepa.models.drafts import Drafts, FirstOf, LatentDrafter, PromptLookup, generate, verify
 from jepa.predictors.transition import LatentTransition
 
@@ -128,8 +127,7 @@ def test_the_tokens_of_a_draft_may_be_restricted_and_are_counted():
     assert whole.cost.weight_bytes - few.cost.weight_bytes == 4 * 32 * (vocabulary - 2)
     said = [row.tokens for row in generate(language, PROMPTS, 16)]
     assert [row.tokens for row in generate(language, PROMPTS, 16, drafter=few)] == said
-    with pytest.raises(InputError, match=r"only must hold tokens in \[0, \d+\), got \[-1, 3\]"):
-        LatentDrafter(language, transition, only=[3, -1])
+    refuses(r"only must hold tokens in \[0, \d+\), got \[-1, 3\]", LatentDrafter, language, transition, only=[3, -1])
 
 
 class AssistantDrafter:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import LLAMA, language_config
+from conftest import LLAMA, language_config, refuses
 from transformers import GenerationConfig
 
 from jepa import checkpoint
@@ -138,8 +138,7 @@ def test_selective_decoding_answers_a_stream_of_requests(tiny_llm_jepa, pairs):
 
 def test_embeddings_are_decoded_by_a_lightweight_decoder_if_there_is_one(tiny_llm_jepa):
     latents = tiny_llm_jepa.embed(["a", "b|c"])
-    with pytest.raises(InputError, match="this checkpoint has no decoder from embeddings"):
-        tiny_llm_jepa.decode(latents)
+    refuses("this checkpoint has no decoder from embeddings", tiny_llm_jepa.decode, latents)
     model = copy.deepcopy(tiny_llm_jepa)
     model.y_decoder = PrefixDecoder(vocab_size=400, embedding_dim=32, width=16, depth=1, heads=2, max_length=5)
     for decoded, latent in zip(model.decode(latents), latents, strict=True):
@@ -184,7 +183,5 @@ def test_a_session_forgets_the_tokens_of_old_requests(tiny_llm_jepa, pairs, monk
 
 
 def test_bad_predictors_are_named():
-    with pytest.raises(InputError, match="tokens must be >= 0, got -1"):
-        TiedPredictor(-1)
-    with pytest.raises(InputError, match="placement must be append, prepend or turn, got 'before'"):
-        TiedPredictor(1, "before")
+    refuses("tokens must be >= 0, got -1", TiedPredictor, -1)
+    refuses("placement must be append, prepend or turn, got 'before'", TiedPredictor, 1, "before")

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from conftest import LLAMA, language_config
+from conftest import LLAMA, language_config, refuses
 
 from jepa import checkpoint
 from jepa.data.pairs import Example
-from jepa.errors import InputError
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.session import AnswerCache, RequestDecoder, RequestSession, follow
 from jepa.operations import OperationLedger, count_flops
@@ -157,8 +156,7 @@ def test_a_cache_of_answers_is_bounded():
     requests = [("a", 0.0), ("b", 1.0), ("c", 2.0), ("a", 0.0), ("c", 2.0)]
     cache = AnswerCache(-1.0, 2, name=lambda request: request.prompt)
     assert [source for _, source in run_cache(cache, requests)] == ["decoder"] * 4 + ["cache"]
-    with pytest.raises(InputError, match="payload"):
-        AnswerCache(0.1, 2).look_up(np.ones(2, dtype=np.float32))
+    refuses("payload", lambda: AnswerCache(0.1, 2).look_up(np.ones(2, dtype=np.float32)))
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import vlm_config
+from conftest import refuses, vlm_config
 
 from jepa import checkpoint
 from jepa.data.world import CAPTION_QUERIES, StreamStyle, World
@@ -163,5 +163,4 @@ def test_scores_of_both_arms_rank_candidates(vlm, tiny_model, states):
 def test_wrong_sizes_are_named(tokenizer):
     config = vlm_config()
     config["model"]["frames"] = 6
-    with pytest.raises(InputError, match="frames a multiple of tubelet 4, got frames 6"):
-        checkpoint.build_model(config, tokenizer)
+    refuses("frames a multiple of tubelet 4, got frames 6", checkpoint.build_model, config, tokenizer)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from conftest import refusals
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa.errors import InputError
@@ -147,26 +148,23 @@ def test_parts_by_hand():
     assert flops.router == 0
 
 
-@pytest.mark.parametrize(
-    ("changes", "arguments", "message"),
-    [
-        ({}, {"tokens": 0}, "tokens must be a whole number >= 1, got 0"),
-        ({}, {"context": 4}, "context must be a whole number >= 5, got 4"),
-        ({}, {"logits": 6}, "logits must be between 0 and the 5 tokens, got 6"),
-        ({}, {"context": 6, "training": True}, "context must be the 5 tokens when training, got 6"),
-        ({"model_type": "gpt2"}, {}, "config.model_type must be one of .*, got 'gpt2'"),
-        ({"hidden_size": 2.5}, {}, "config.hidden_size must be a whole number >= 0, got 2.5"),
-        (
-            {"model_type": "gemma2", "sliding_window": 4, "layer_types": ["sliding_attention"]},
-            {},
-            r"config.layer_types must be a list of 4 names, got \['sliding_attention'\]",
-        ),
-        ({"model_type": "mixtral", "sliding_window": None}, {}, "the config must have a field num_local_experts"),
-    ],
+test_bad_input_is_refused = refusals(
+    ({}, {"tokens": 0}, "tokens must be a whole number >= 1, got 0"),
+    ({}, {"context": 4}, "context must be a whole number >= 5, got 4"),
+    ({}, {"logits": 6}, "logits must be between 0 and the 5 tokens, got 6"),
+    ({}, {"context": 6, "training": True}, "context must be the 5 tokens when training, got 6"),
+    ({"model_type": "gpt2"}, {}, "config.model_type must be one of .*, got 'gpt2'"),
+    ({"hidden_size": 2.5}, {}, "config.hidden_size must be a whole number >= 0, got 2.5"),
+    (
+        {"model_type": "gemma2", "sliding_window": 4, "layer_types": ["sliding_attention"]},
+        {},
+        r"config.layer_types must be a list of 4 names, got \['sliding_attention'\]",
+    ),
+    ({"model_type": "mixtral", "sliding_window": None}, {}, "the config must have a field num_local_experts"),
+    of=lambda changes, arguments: transformer_flops(
+        {"model_type": "llama"} | SMALL | changes, **{"tokens": 5} | arguments
+    ),
 )
-def test_bad_input_is_refused(changes, arguments, message):
-    with pytest.raises(InputError, match=message):
-        transformer_flops({"model_type": "llama"} | SMALL | changes, **{"tokens": 5} | arguments)
 
 
 # Parameters, and bytes of the cache

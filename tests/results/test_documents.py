@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import refuses
 
 from jepa.errors import InputError
 from jepa.results import AnswerResults, StreamEvaluation, StreamResults, is_kind, read_document
@@ -66,8 +67,7 @@ def test_a_file_that_is_no_document_is_refused(tmp_path, content):
     path = tmp_path / "results.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=f"results file {path}"):
-        read_document(path, StreamResults)
+    refuses(f"results file {path}", read_document, path, StreamResults)
 
 
 def test_infinities_are_refused(stream_results, tmp_path):
@@ -75,8 +75,7 @@ def test_infinities_are_refused(stream_results, tmp_path):
     plain["settings"]["dense"]["savings"][0]["reference_quality"] = float("nan")
     path = tmp_path / "results.json"
     path.write_text(json.dumps(plain), encoding="utf-8")
-    with pytest.raises(InputError, match="reference_quality: Input should be a finite number"):
-        read_document(path, StreamResults)
+    refuses("reference_quality: Input should be a finite number", read_document, path, StreamResults)
 
 
 def test_a_failing_write_leaves_the_old_file_whole(stream_results, tmp_path, monkeypatch):
@@ -87,7 +86,6 @@ def test_a_failing_write_leaves_the_old_file_whole(stream_results, tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(InputError, match=r"results\.json must be writable, got: No space left on device"):
-        stream_results.save(tmp_path)
+    refuses(r"results\.json must be writable, got: No space left on device", stream_results.save, tmp_path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

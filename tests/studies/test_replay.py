@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -182,8 +183,7 @@ def test_fewer_videos_are_a_part_of_more_and_too_few_are_refused():
         assert taken.cut == 0
     assert chosen[0] < chosen[1] < chosen[2]
     assert list(map(len, chosen)) == [8, 16, 24]
-    with pytest.raises(InputError, match="the calibration split must have at least 2 streams, got 1"):
-        excerpt(made, 3, 0.0, 0.34, "video")
+    refuses("the calibration split must have at least 2 streams, got 1", excerpt, made, 3, 0.0, 0.34, "video")
 
 
 def test_a_replay_saves_what_the_events_allow(results):
@@ -348,8 +348,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_embedded(tmp_pat
     def never(texts: Sequence[str]) -> torch.Tensor:
         raise AssertionError("embedded")
 
-    with pytest.raises(InputError, match=message):
-        run(config(tmp_path, **changes), never)
+    refuses(message, lambda: run(config(tmp_path, **changes), never))
 
 
 def test_the_sentence_encoder_must_be_installed(monkeypatch):

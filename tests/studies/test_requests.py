@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import language_config, write_chat
+from conftest import language_config, refuses, write_chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa import checkpoint
 from jepa.cli import main
 from jepa.data.pairs import Example
-from jepa.errors import InputError
 from jepa.metrics import Interval
 from jepa.models.session import AnswerCache, RequestSession, follow, read_latent, read_state
 from jepa.operations import OperationLedger
@@ -118,8 +117,7 @@ def test_expressions_recur_by_zipfs_law():
 
 
 def test_a_request_without_words_is_refused():
-    with pytest.raises(InputError, match="here:3"):
-        type_requests([Example("  ", "x", None, source="here:3")], EVEN, (0,))
+    refuses("here:3", lambda: type_requests([Example("  ", "x", None, source="here:3")], EVEN, (0,)))
 
 
 # --- Sessions and rules.

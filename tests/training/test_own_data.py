@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import refuses
 from PIL import Image
 from processes import config, data_of, frozen, pictures, stages, train, train_in_two_processes
 
@@ -44,8 +45,7 @@ def test_media_that_are_left_out_are_counted_and_named(workers, tmp_path, capsys
     manifest = pictures(tmp_path / "pictures", 4)
     (tmp_path / "pictures" / "2.png").write_bytes(b"no picture")
     plain = config("decoder=null") | {"workers": workers, "data": data_of(manifest)}
-    with pytest.raises(InputError, match=r"2\.png: cannot be read as a picture"):
-        train(plain, tmp_path / "refused")
+    refuses(r"2\.png: cannot be read as a picture", train, plain, tmp_path / "refused")
     plain["data"]["skip_broken"] = True
     folder = train(plain, tmp_path / "run")
     [stage] = stages(folder)
@@ -81,8 +81,7 @@ def test_shards_are_trained_on_as_clips_and_as_features(tmp_path, capsys):
         ({"train": str(paths[0])}, "data.train must name a shard for each of 2 readers .*, got 1: "),
         ({"validation": f"{tmp_path}/shards/none.tar"}, "shard not found: .*none.tar"),
     ):
-        with pytest.raises(InputError, match=message):
-            train(plain | {"workers": 2, "data": data | change}, tmp_path / "refused")
+        refuses(message, train, plain | {"workers": 2, "data": data | change}, tmp_path / "refused")
 
 
 def test_two_processes_share_shards_and_features(tmp_path):
@@ -101,8 +100,7 @@ def test_a_stopped_run_goes_on_with_its_features(tmp_path, monkeypatch):
     (tmp_path / "pictures" / "3.png").write_bytes(b"no picture")
     plain = frozen(config("decoder=null")) | {"data": data_of(manifest, features=f"{tmp_path}/states")}
     monkeypatch.setattr("jepa.training.own_data.write_features", partial(write_features, per_file=1))
-    with pytest.raises(InputError, match=r"3\.png: cannot be read"):
-        train(plain, tmp_path / "stopped")
+    refuses(r"3\.png: cannot be read", train, plain, tmp_path / "stopped")
     assert not (tmp_path / "states").exists()
     assert len(Features(tmp_path / "states.partial")) == 3
     (tmp_path / "3.png").rename(tmp_path / "pictures" / "3.png")
@@ -194,8 +192,7 @@ def test_the_decoder_learns_the_same_from_shards(workers, tmp_path, tiny_model):
             torch.testing.assert_close(second[0], first[0])
             torch.testing.assert_close(second[2].latents, first[2].latents)
     paths[2].write_bytes(paths[2].read_bytes()[:-4096])
-    with pytest.raises(InputError, match=r"shard-00002\.tar: "):
-        decoder_source(packed, model, 0, workers)
+    refuses(r"shard-00002\.tar: ", decoder_source, packed, model, 0, workers)
     assert len(decoder_source(packed | {"skip_broken": True}, model, 0, workers)[2].latents) >= 6
 
 
@@ -220,8 +217,7 @@ def test_clips_with_the_same_text_stand_together(tmp_path, tiny_model):
     assert len(decoder_source(data | fractions, tiny_model, clips=2)[2].latents) == 2
     with Path(data["train"]).open("a", encoding="utf-8") as file:
         file.write('\n{"media": "broken.png", "label": "c"}')
-    with pytest.raises(InputError, match=r"broken\.png"):
-        decoder_source(data | fractions, tiny_model)
+    refuses(r"broken\.png", decoder_source, data | fractions, tiny_model)
     *_, streams, skipped = decoder_source(data | fractions | {"skip_broken": True}, tiny_model)
     assert len(streams.latents) == 6
     [(message, times)] = skipped.items()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import LLAMA
+from conftest import LLAMA, refuses
 from processes import (
     assert_same_weights,
     config,
@@ -210,12 +210,10 @@ def test_a_state_that_is_not_whole_is_named_and_the_one_before_used(spoil, begun
 
 def test_runs_that_cannot_go_on_are_refused(begun, tmp_path):
     plain, output = begun
-    with pytest.raises(InputError, match="resume must be false or auto where no run was begun"):
-        train(plain | {"resume": True}, tmp_path)
+    refuses("resume must be false or auto where no run was begun", train, plain | {"resume": True}, tmp_path)
     copied = Path(shutil.copytree(output, tmp_path / "copied"))
     changed = plain | {"jepa": plain["jepa"] | {"learning_rate": 0.5}}
-    with pytest.raises(InputError, match=r"jepa\.learning_rate must be 0\.001, as the run was begun, .* got 0\.5"):
-        train(changed, copied)
+    refuses(r"jepa\.learning_rate must be 0\.001, as the run was begun, .* got 0\.5", train, changed, copied)
     with pytest.raises(InputError, match="resume must be false where checkpoint is the run's own"):
         train(plain | {"checkpoint": str(copied / "checkpoint")}, copied)
 
