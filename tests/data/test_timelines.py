@@ -270,18 +270,17 @@ def test_epic_errors_name_the_line(tmp_path, row, rule):
 
 
 def test_other_errors_name_the_file(tmp_path):
-    with pytest.raises(InputError, match=r"video_info\.csv:2: duration must be a number > 0, got '-1'"):
+    with pytest.raises(InputError, match=r"video_info\.csv:2: duration .*, got '-1'"):
         read(tmp_path, "epic", durations="video_id,duration\nP01_01,-1\n")
-    with pytest.raises(InputError, match=r"video_info\.csv:1: the header must have the column duration"):
-        read(tmp_path, "epic", durations="video_id\nP01_01\n")
+    refuses(r"video_info\.csv:1: .* column duration", read, tmp_path, "epic", durations="video_id\nP01_01\n")
     refuses(r"vitt\.jsonl:2: \$\.id must be there", lambda: read(tmp_path, "vitt", [VITT[0], {"annotations": []}]))
     refuses(r"annotations not found: .*nowhere", read_timeline, tmp_path / "nowhere.json", "coin")
     broken = tmp_path / "broken.json"
     for content, rule in ((b'{"database": ', "JSON"), (b'{"database": "\xff"}', "UTF-8, got byte 0xff at 14")):
         broken.write_bytes(content)
         refuses(rf"broken\.json: .*{rule}", read_timeline, broken, "coin")
-    with pytest.raises(InputError, match=r"coin\.json: must hold at least one usable annotation"):
-        read(tmp_path, "coin", {"database": {"v": {"duration": 5, "annotation": []}}})
+    nothing = {"database": {"v": {"duration": 5, "annotation": []}}}
+    refuses(r"coin\.json: must hold at least one usable annotation", read, tmp_path, "coin", nothing)
 
 
 def test_ego4d_narrations_lose_their_tags_however_they_are_written(tmp_path):
@@ -317,16 +316,15 @@ def test_every_problem_of_a_timeline_is_reported(tmp_path):
 
 def test_files_with_a_blank_end_and_videos_that_are_listed_twice(tmp_path):
     assert len(read(tmp_path, "epic", [*EPIC_ROWS, "", "   ", "," * 14]).records) == 2
-    with pytest.raises(InputError, match=r"anet_dup_video\.json: .*'v_1' 2 times"):
-        read_timeline(real_data("cases/timelines/anet_dup_video.json"), "activitynet")
+    path = real_data("cases/timelines/anet_dup_video.json")
+    refuses(r"anet_dup_video\.json: .*'v_1' 2 times", read_timeline, path, "activitynet")
 
 
 def test_formats_are_named_and_never_guessed(tmp_path):
     refuses(r"format must be one of ego_exo4d, .*, got 'coco'", read_timeline, tmp_path / "x.json", "coco")
     for format, reader in FORMATS.items():
-        given_or_not = None if reader.durations else tmp_path / "lengths.json"
-        with pytest.raises(InputError, match=f"durations of the format {format} must (name|be null)"):
-            read_timeline(tmp_path / "x.json", format, durations=given_or_not)
+        lengths, rule = None if reader.durations else tmp_path, f"durations of the format {format} must (name|be null)"
+        refuses(rule, read_timeline, tmp_path / "x.json", format, durations=lengths)
     refuses("point_seconds must be finite and > 0, got 0", read_timeline, tmp_path / "x.json", "coin", point_seconds=0)
 
 

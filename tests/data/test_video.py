@@ -106,10 +106,9 @@ def test_real_files():
     pancake = read(real_data("video/flipping_a_pancake.mkv"), duration=10.0, size=48)
     assert pancake.shape == (80, 48, 48, 3)
     assert np.abs(np.diff(pancake.astype(float), axis=0)).mean() > 1
-    with pytest.raises(InputError, match=r"pancake\.mkv: must last 100\.00 s as annotated, got 10\.33 s"):
+    with pytest.raises(InputError, match=r"pancake\.mkv: .* 100\.00 s .*, got 10\.33 s"):
         read(real_data("video/flipping_a_pancake.mkv"), duration=100.0)
-    with pytest.raises(InputError, match=r"corrupted\.mp4: cannot be decoded beyond \d+\.\d\d s: "):
-        read(real_data("video/corrupted.mp4"), duration=60.0)
+    refuses(r"corrupted\.mp4: .* beyond \d+\.\d\d s: ", lambda: read(real_data("video/corrupted.mp4"), duration=60.0))
     keyboard = read(real_data("video/rotated_90.mov"), duration=0.1, size=48, fps=30)[0].astype(float).mean(2)
     bright = np.quantile(keyboard, 0.95)
     letters = {"I": (8, 15), "O": (8, 31), "K": (21, 19), "L": (21, 34), "M": (36, 12)}  # white, as the eye sees them

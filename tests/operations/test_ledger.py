@@ -21,14 +21,8 @@ SECONDS = st.floats(min_value=0, max_value=1e9)
 def ledgers() -> st.SearchStrategy[OperationLedger]:
     part = st.builds(PartCount, WHOLE, WHOLE, WHOLE, WHOLE, SECONDS, WHOLE, WHOLE)
     falling = st.lists(WHOLE, min_size=4, max_size=4).map(lambda counts: sorted(counts, reverse=True))
-    return st.builds(
-        _ledger,
-        st.tuples(*[part] * len(PARTS)),
-        st.tuples(falling, SECONDS),
-        SECONDS,
-        WHOLE,
-        st.lists(SECONDS, max_size=6),
-    )
+    parts, cache = st.tuples(*[part] * len(PARTS)), st.tuples(falling, SECONDS)
+    return st.builds(_ledger, parts, cache, SECONDS, WHOLE, st.lists(SECONDS, max_size=6))
 
 
 def _ledger(parts: Any, cache: Any, stream: float, steps: int, latencies: list[float]) -> OperationLedger:

@@ -22,7 +22,6 @@ from jepa.data.clips import ClipBatch
 from jepa.data.features import ClipReader, Features, write_features
 from jepa.data.manifests import read_manifest
 from jepa.data.shards import write_shards
-from jepa.errors import InputError
 from jepa.training.configs import JEPAStageConfig, TrainConfig
 from jepa.training.modules import JEPAModule
 from jepa.training.own_data import OwnData
@@ -145,11 +144,9 @@ def test_states_on_disk_are_refused_if_the_encoder_is_trained(tmp_path, tiny_mod
     data = manifest_data(tmp_path, features=str(tmp_path / "features"))
     encoder, reader = copy.deepcopy(tiny_model.x_encoder), ClipReader(tiny_model.frames, tiny_model.x_encoder.size)
     write_features(encoder, reader, [s.media for s in read_manifest(Path(data["train"]))], tmp_path / "features", 2)
-    with pytest.raises(InputError, match=r"an X-Encoder that is frozen .*, got a FrameViT that is trained"):
-        train(config("decoder=null") | {"data": data}, tmp_path)
-    states = torch.zeros(2, 32, 32)
-    with pytest.raises(InputError, match="need a frozen X-Encoder"):
-        JEPAModule(tiny_model, JEPAStageConfig()).encode(ClipBatch(states, [""] * 2, ["a"] * 2, []))
+    refuses(r"frozen .*, got a FrameViT that is trained", train, config("decoder=null") | {"data": data}, tmp_path)
+    batch = ClipBatch(torch.zeros(2, 32, 32), [""] * 2, ["a"] * 2, [])
+    refuses("need a frozen X-Encoder", JEPAModule(tiny_model, JEPAStageConfig()).encode, batch)
 
 
 def test_the_decoder_learns_from_a_manifest(tmp_path):
@@ -231,11 +228,9 @@ def test_texts_too_long_are_named_before_training(part, tmp_path):
     with Path(data["validation"]).open("a", encoding="utf-8") as file:
         file.write("\n\n" + json.dumps(long))
     plain["model"][part]["max_length"] = 8
-    with pytest.raises(InputError, match=rf"manifest\.jsonl:5: {part}: a text must have at most 8 tokens, got \d+: '"):
-        train(plain | {"data": data}, tmp_path)
+    refuses(rf"manifest\.jsonl:5: {part}: .* at most 8 tokens, got \d+: '", train, plain | {"data": data}, tmp_path)
     packed = write_shards(Path(data["validation"]), tmp_path / "shards", 9)
     shards = data | {"validation": str(packed[0]), "train": str(packed[0]), "fractions": None}
-    with pytest.raises(InputError, match=rf"shard-00000\.tar: .*: {part}: a text must have at most 8 tokens"):
-        train(plain | {"data": shards}, tmp_path)
+    refuses(rf"shard-00000\.tar: .*: {part}: .* at most 8 tokens", train, plain | {"data": shards}, tmp_path)
     if part == "y_decoder":  # which does not read it unless it is trained
         train(plain | {"data": data, "decoder": None}, tmp_path)

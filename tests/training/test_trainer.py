@@ -115,9 +115,8 @@ def test_a_resumed_stage_asks_for_the_runs_that_it_had(tmp_path, monkeypatch):
     """The identifiers are those that a state keeps; tested with wandb and mlflow themselves: docs/training.md."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     state = {"trackers": {"WandbLogger": "w1", "MLFlowLogger": "m1"}, "global_step": 16}
-    nodes = OmegaConf.to_container(
-        compose("train", ["experiment=scratch", "logger=[wandb,mlflow,tensorboard]"]).logger, resolve=True
-    )
+    composed = compose("train", ["experiment=scratch", "logger=[wandb,mlflow,tensorboard]"])
+    nodes = OmegaConf.to_container(composed.logger, resolve=True)
     asked: list[dict[str, Any]] = []
     for given in (None, state):
         with patch("jepa.training.loggers.build", side_effect=asked.append):
