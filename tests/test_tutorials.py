@@ -47,11 +47,8 @@ SHORTER = {  # further keys of the commands that begin so; the first that fits
     "jepa report evaluation=outputs/mine/long": [*FEW_POLICIES, "workers=0"],
     "jepa live": ["port=0", "accelerator=cpu"],
 }
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers",
-    "ignore:.*LeafSpec.*",
-    "ignore::jepa.training.modules.CollapseWarning",  # after two steps latents may be anything
-)
+# After two steps latents may be anything.
+pytestmark = pytest.mark.filterwarnings("ignore::jepa.training.modules.CollapseWarning")
 
 
 @pytest.fixture(scope="module")
@@ -158,12 +155,10 @@ def test_a_policy_of_your_own(follow):
     assert "time_slot" in swept.settings["dense"].curves
 
 
-def test_the_animation_shows_what_was_known_at_a_moment(follow, monkeypatch):
+def test_the_animation_shows_what_was_known_at_a_moment(follow, monkeypatch, script):
     """The stream is drawn again from the results, and a text appears when it was emitted."""
     folder, *_ = follow("tutorials/read_report.md")
-    monkeypatch.syspath_prepend(str(DOCS.parent / "scripts"))
-    import draw_animation as script
-
+    script = script("draw_animation")
     results = read_document(folder / "outputs/quick/results.json", StreamResults)
     film = script.Film(results, "dense", 20.0)
     drawn: list[str] = []
