@@ -6,13 +6,11 @@ import copy
 
 import pytest
 import torch
-import yaml
-from conftest import refuses, tiny_config
+from conftest import changed_file, refuses, tiny_config
 from safetensors.torch import load_file, save_file
 
 import jepa
 from jepa import checkpoint
-from jepa.errors import InputError
 
 
 @pytest.fixture
@@ -65,8 +63,7 @@ def test_weights_that_are_no_numbers_are_refused(tiny_model, tmp_path, value):
 
 def test_another_version_is_named(folder):
     path = folder / "config.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    path.write_text(yaml.safe_dump({**config, "format": "jepa.checkpoint/9"}), encoding="utf-8")
+    changed_file(path, "format", "jepa.checkpoint/9")
     refuses(r"format must be 'jepa.checkpoint/1', got 'jepa.checkpoint/9'", checkpoint.load, folder)
     path.write_text("a: [", encoding="utf-8")
     refuses(r"config.yaml: not YAML", checkpoint.load, folder)
@@ -81,24 +78,9 @@ def test_every_wrong_tensor_is_named(folder):
     tensors["y_encoder.head.weight"] = torch.zeros(3, 3)
     del tensors["predictor.head.bias"]
     save_file(tensors, path)
-    with pytest.raises(InputError) as caught:
-        checkpoint.load(folder)
-    for part in (
-        "missing predictor.head.bias",
-        "unexpected extra",
-        "y_encoder.head.weight has shape (3, 3) instead of (16, 32)",
-    ):
-        assert part in str(caught.value)
-
-
-@pytest.mark.parametrize("target", ["os.system", "jepa.cli.main", "builtins.eval", "torch.nn.Linear"])
-def test_a_checkpoint_cannot_call_what_it_likes(folder, target):
-    path = folder / "config.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    config["model"]["_target_"] = target
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    with pytest.raises(InputError):
-        checkpoint.load(folder)
+    said = refuses("missing predictor.head.bias", checkpoint.load, folder)
+    assert "unexpected extra" in said
+    assert "y_encoder.head.weight has shape (3, 3) instead of (16, 32)" in said
 
 
 def test_saving_leaves_the_old_checkpoint_whole_when_it_fails(tiny_model, folder, monkeypatch):

@@ -6,7 +6,6 @@ import builtins
 import gzip
 import io
 import json
-import os
 import pickle
 import shutil
 import tarfile
@@ -20,8 +19,7 @@ import av
 import numpy as np
 import pytest
 import torch
-import yaml
-from conftest import LLAMA, refuses, write_video
+from conftest import LLAMA, Program, changed_file, refuses, write_video
 from PIL import Image
 
 from jepa import checkpoint
@@ -38,21 +36,11 @@ from jepa.results import StreamResults, read_document
 TOUCH = "touch was_run"
 
 
-class Program:
-    """A pickle of it runs a program."""
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.system, (TOUCH,)
-
-
 @pytest.fixture(autouse=True)
-def watched(tmp_path, monkeypatch) -> Iterator[None]:
+def watched(tmp_path, monkeypatch, script) -> Iterator[None]:
     """No program is started, no socket opened, and nothing written but in the test's folder."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    from fuzz import guarded
-
     monkeypatch.chdir(tmp_path)
-    with guarded(tmp_path):
+    with script("fuzz").guarded(tmp_path):
         yield
     assert not (tmp_path / "was_run").exists()
 
@@ -121,17 +109,12 @@ def test_pickles_beside_a_checkpoint_or_within_a_shard_are_passed_over(folder):
     [
         {"_target_": "os.system", "command": TOUCH},
         {"_target_": "jepa.cli.main", "argv": ["train", "experiment=demo"]},
+        {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1},
         {"_target_": "timm.create_model", "model_name": "resnet18", "checkpoint_path": "pytorch_model.bin"},
     ],
 )
 def test_a_checkpoint_calls_its_parts_alone(folder, key, node):
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    *parents, last = key.split(".")
-    place = config
-    for parent in parents:
-        place = place[parent]
-    place[last] = node
-    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    changed_file(folder / "config.yaml", key, node)
     refuses(rf"config.yaml: {key}._target_ must lie within jepa\.\w+.*{node['_target_']}", checkpoint.load, folder)
 
 
@@ -155,12 +138,10 @@ def test_a_configuration_is_plain_and_small(folder, text, message):
     refuses(rf"config\.yaml: {message}", checkpoint.load, folder)
 
 
-@pytest.mark.parametrize("changed", [{"vocab_size": 10**7}, {"depth": 10**400}])
-def test_a_model_is_no_larger_than_its_weights(folder, changed):
+@pytest.mark.parametrize(("key", "value"), [("vocab_size", 10**7), ("depth", 10**400)])
+def test_a_model_is_no_larger_than_its_weights(folder, key, value):
     """It is refused before values are drawn: here they would take 1.3 GB, and for ever."""
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    config["model"]["y_encoder"] |= changed
-    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    changed_file(folder / "config.yaml", f"model.y_encoder.{key}", value)
     refuses(r"must fit its weights, \d+ tensors, got one that is larger", checkpoint.load, folder)
 
 
