@@ -6,13 +6,9 @@ import math
 
 import pytest
 import torch
-from conftest import refusals
+from conftest import randn, refusals
 
 from jepa.losses.tube import semantic_tube
-
-
-def randn(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def by_loop(states):
