@@ -117,9 +117,8 @@ def test_the_tokens_of_a_draft_may_be_restricted_and_are_counted():
     language, transition, states, texts = family("llama"), LatentTransition(32), torch.randn(6, 32), [[5]] * 6
     whole = LatentDrafter(language, transition, most=4)
     free = whole.draft(states, texts, 9).tokens
-    assert (
-        LatentDrafter(language, transition, 4, only=free.unique().tolist()).draft(states, texts, 9).tokens.equal(free)
-    )
+    same = LatentDrafter(language, transition, 4, only=free.unique().tolist())
+    assert same.draft(states, texts, 9).tokens.equal(free)
     few = LatentDrafter(language, transition, 4, only=[9, 7, 9])
     assert set(few.draft(states, texts, 9).tokens.unique().tolist()) <= {7, 9}
     vocabulary = language.lm.get_output_embeddings().weight.shape[0]

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from conftest import LLAMA, language_config, refuses
+from conftest import LLAMA, language_config, new_model, refuses
 
-from jepa import checkpoint
 from jepa.data.pairs import Example
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.session import AnswerCache, RequestDecoder, RequestSession, follow
@@ -27,9 +26,8 @@ EVERY_STEP = Uniform(1000.0)
 )
 def model(request, chat_tokenizer) -> LLMJEPA:
     architecture, tokens, placement = request.param
-    torch.manual_seed(0)
     config = language_config({**LLAMA, "initializer_range": 0.3, **architecture}, tokens, placement)
-    return checkpoint.build_model(config, chat_tokenizer).eval()
+    return new_model(config, chat_tokenizer)
 
 
 @pytest.fixture(scope="module")

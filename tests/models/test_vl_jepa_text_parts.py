@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import torch
-from conftest import LLAMA, refuses, tiny_config
+from conftest import BERT, LLAMA, refuses, tiny_config
 from transformers import AutoModelForCausalLM
 
 from jepa import checkpoint
 from jepa.data.pretrained_tokenizer import PretrainedTokenizer
 from jepa.pretrained import make_config
-
-BERT = {
-    "model_type": "bert", "vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-    "num_attention_heads": 2, "max_position_embeddings": 32,
-}  # fmt: skip
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import refusals, tiny_config
+from conftest import new_model, refusals, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models.vision_transformer import Block
@@ -224,8 +224,7 @@ def config() -> dict:
 
 @pytest.fixture(scope="module")
 def model(config, tokenizer) -> VLJEPA:
-    torch.manual_seed(0)
-    return checkpoint.build_model(config, tokenizer).eval()
+    return new_model(config, tokenizer)
 
 
 def test_a_checkpoint_gives_the_same_predictions_and_tells_the_active_parameters(config, model, tiny_model, tmp_path):
