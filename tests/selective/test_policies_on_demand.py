@@ -31,9 +31,8 @@ def test_each_segment_has_the_prediction_of_its_middle_step(seed: int, steps: in
     asked = Asked(latents)
     found = segments_of(OnDemand(Gate(0.7), asked, keep=keep), states, times)
     inner = segments_of(Gate(0.7), states, times)
-    assert [(s.first, s.last, s.time, s.start, s.end) for s in found] == [
-        (s.first, s.last, s.time, s.start, s.end) for s in inner
-    ]
+    spans = [[(s.first, s.last, s.time, s.start, s.end) for s in each] for each in (found, inner)]
+    assert spans[0] == spans[1]
     assert len(asked.steps) == len(found)
     for segment, step in zip(found, asked.steps, strict=True):
         assert np.array_equal(segment.latent, latents[step])
