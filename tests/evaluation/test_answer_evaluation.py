@@ -133,16 +133,8 @@ def test_spiders_answers_are_scored_by_running_them(folder, tmp_path, monkeypatc
     pairs = [Example(asked[what], gold, None) for what, (gold, _) in answered.items()]
     document, lines = evaluated(folder, answers("spider", databases=str(tmp_path)), pairs)
     assert [line["spider"] for line in lines] == [True, False, False, True]
+    assert document.scores["spider"].accuracy == 0.5
     assert document.scores["spider"].cost.tokens_per_right_answer == 6
-
-
-def test_gsm8ks_answers_are_scored_by_their_final_number(folder, monkeypatch):
-    golds = {"sum?": "1,000 and 200.\n#### 1,200", "half?": "#### 4", "all?": "#### -7"}
-    say(monkeypatch, {"sum?": "that is #### $1200.00, so", "half?": "4", "all?": "#### -7"})
-    pairs = [Example(prompt, gold, None) for prompt, gold in golds.items()]
-    document, lines = evaluated(folder, answers("gsm8k"), pairs)
-    assert [line["gsm8k"] for line in lines] == [True, False, True]
-    assert document.scores["gsm8k"].accuracy == pytest.approx(2 / 3)
 
 
 def test_the_training_of_all_stages_is_added_up(folder, monkeypatch):

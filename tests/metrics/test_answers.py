@@ -89,7 +89,7 @@ def test_spider_by_name(tmp_path):
     predictions, golds = ["select name from item", "junk", ""], ["SELECT name FROM item"] * 3
     requests = ["For db_id:[shop]\n\nWhat?"] * 3
     assert score("spider", predictions, golds, requests, databases=tmp_path) == [True, False, False]
-    with pytest.raises(InputError, match=r"item 0: databases must hold gone/gone\.sqlite, got no file"):
+    with pytest.raises(InputError, match=r"item 0: .* gone/gone\.sqlite"):
         score("spider", ["junk"], ["junk"], ["For db_id:[gone]"], databases=tmp_path)
     refuses("item 0: prompt must name its database", score, "spider", ["junk"], ["junk"], databases=tmp_path)
 

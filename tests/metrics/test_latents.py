@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import refusals, refuses
+from conftest import randn, refusals, refuses
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
 
-from jepa.errors import InputError
 from jepa.metrics.geometry import LatentGeometry
 from jepa.metrics.latents import (
     collapse_message,
@@ -25,10 +24,6 @@ from jepa.metrics.latents import (
     unpaired_cosine,
 )
 from jepa.metrics.retrieval import retrieval_ranks
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -147,9 +142,8 @@ def test_paraphrase_of_perfect_and_collapsed_latents():
 
 def test_the_message_of_a_collapse():
     geometry = {"unpaired_cosine": torch.tensor(0.95), "rankme": torch.tensor(1.24), "retrieval@1": torch.tensor(0.01)}
-    assert collapse_message(geometry) == (
-        "latents have collapsed: unpaired cosine 0.950 > 0.9, RankMe 1.2, retrieval@1 0.010"
-    )
+    said = "latents have collapsed: unpaired cosine 0.950 > 0.9, RankMe 1.2, retrieval@1 0.010"
+    assert collapse_message(geometry) == said
     assert collapse_message({**geometry, "unpaired_cosine": 0.9}) is None
 
 
@@ -202,9 +196,8 @@ def test_metric_merges_and_gathers():
     check(merged)
 
     others = iter([PREDICTIONS[2:], TARGETS[2:], IDS[2:]])  # states are gathered in order of definition
-    here = LatentGeometry(
-        dist_sync_fn=lambda state, group: [state, next(others)], distributed_available_fn=lambda: True
-    )
+    gather = {"dist_sync_fn": lambda state, group: [state, next(others)], "distributed_available_fn": lambda: True}
+    here = LatentGeometry(**gather)
     here.update(PREDICTIONS[:2], TARGETS[:2], IDS[:2])
     check(here)
 
@@ -228,8 +221,7 @@ def test_metric_refuses_what_it_cannot_measure():
     metric = LatentGeometry()
     metric.update(randn(3, 2), randn(3, 2), torch.tensor([5, 5, 5]))
     refuses("at least 2 different targets, got 1", metric.compute)
-    with pytest.raises(InputError, match=r"ids must be \(2,\) integers, got \(3,\)"):
-        metric.update(randn(2, 2), randn(2, 2), torch.tensor([1, 2, 3]))
+    refuses(r"ids must be \(2,\) .* got \(3,\)", metric.update, randn(2, 2), randn(2, 2), torch.tensor([1, 2, 3]))
 
 
 def test_recall_at_a_share_of_false_neighbours():
