@@ -12,7 +12,6 @@ from conftest import refuses, tiny_config
 
 from jepa.cli import compose, main
 from jepa.data.world import CAPTION_QUERIES, StreamStyle, World
-from jepa.errors import InputError
 from jepa.evaluation.streams import SPLITS, load_streams
 from jepa.live import Changes, Engine, EventLog, Mailbox, Source
 from jepa.live.recordings import paraphrases
@@ -127,8 +126,7 @@ def test_settings_change_while_it_runs_and_take_effect_at_the_next_step(engine):
     assert session.ledger.decoder.calls == calls + 1  # what was open answers the query before
     refuses(r"policy must be one of gate, .*got 'none'", lambda: session.change(Changes(policy="none", paused=True)))
     refuses("uniform_rate_hz must be finite and > 0", session.change, Changes(uniform_rate_hz=0.0, query="what?"))
-    with pytest.raises(InputError, match="uniform_rate_hz must be at most 2, the steps a second, got 100"):
-        session.change(Changes(uniform_rate_hz=100.0))
+    refuses("uniform_rate_hz must be at most 2, .* got 100", lambda: session.change(Changes(uniform_rate_hz=100.0)))
     assert session.described()["query"] == "how many objects are there?"
     session.change(Changes(policy="send_on_delta", threshold=0.0, cache_threshold=2.0))
     calls, hits = session.ledger.decoder.calls, session.ledger.cache.hits

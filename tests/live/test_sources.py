@@ -173,37 +173,10 @@ def test_frames_that_come_too_fast_are_dropped_and_counted_and_the_newest_window
     assert mailbox.dropped == 99 - waiting  # what passes by is not counted
 
 
-def test_a_source_that_breaks_off_comes_back_later_each_time():
-    failures, news, ready = iter([None, None, 2, None, 3]), list[SourceNews](), threading.Event()
-
-    def flaky():
-        pictures = next(failures, 1)
-        if pictures is None:
-            raise OSError("no route")
-        for number in range(pictures):
-            yield number / FPS, shot(number)
-        raise InputError("camera: went away")
-
-    def tell(told: SourceNews) -> None:
-        news.append(told)
-        if len(news) > 8:
-            ready.set()
-
-    mailbox = Mailbox(SIZE, FPS, 4)
-    feed = Feed(Source("camera", flaky, returns=True), mailbox, tell, back_off=(0.01, 0.03))
-    assert ready.wait(10)
-    feed.stop(5)
-    told = [(each.status, each.attempt, each.retry_seconds) for each in news[:8]]
-    assert told == [
-        ("lost", 1, 0.01), ("lost", 2, 0.02), ("connected", 0, 0.0), ("lost", 1, 0.01), ("lost", 2, 0.02),
-        ("connected", 0, 0.0), ("lost", 1, 0.01), ("connected", 0, 0.0),
-    ]  # fmt: skip
-    assert "no route" in news[0].message
-    assert news[3].message == "camera: went away"
-
-
 @contextmanager
-def told_until(source: Source, count: int) -> Iterator[tuple[list[SourceNews], Mailbox, threading.Event]]:
+def told_until(
+    source: Source, count: int, longest: float = 0.01
+) -> Iterator[tuple[list[SourceNews], Mailbox, threading.Event]]:
     """What a source tells, from which on something is set once there is so much; it is stopped in the end."""
     news, enough = list[SourceNews](), threading.Event()
 
@@ -213,12 +186,34 @@ def told_until(source: Source, count: int) -> Iterator[tuple[list[SourceNews], M
             enough.set()
 
     mailbox = Mailbox(SIZE, FPS, 4)
-    feed = Feed(source, mailbox, tell, back_off=(0.01, 0.01))
+    feed = Feed(source, mailbox, tell, back_off=(0.01, longest))
     try:
         yield news, mailbox, enough
     finally:
         feed.stop(10)
         assert not feed.alive
+
+
+def test_a_source_that_breaks_off_comes_back_later_each_time():
+    failures = iter([None, None, 2, None, 3])
+
+    def flaky():
+        pictures = next(failures, 1)
+        if pictures is None:
+            raise OSError("no route")
+        for number in range(pictures):
+            yield number / FPS, shot(number)
+        raise InputError("camera: went away")
+
+    with told_until(Source("camera", flaky, returns=True), 9, longest=0.03) as (news, _, ready):
+        assert ready.wait(10)
+    told = [(each.status, each.attempt, each.retry_seconds) for each in news[:8]]
+    assert told == [
+        ("lost", 1, 0.01), ("lost", 2, 0.02), ("connected", 0, 0.0), ("lost", 1, 0.01), ("lost", 2, 0.02),
+        ("connected", 0, 0.0), ("lost", 1, 0.01), ("connected", 0, 0.0),
+    ]  # fmt: skip
+    assert "no route" in news[0].message
+    assert news[3].message == "camera: went away"
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.m3u8"])

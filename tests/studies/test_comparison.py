@@ -21,7 +21,6 @@ from jepa.studies.comparison.report import counted
 from jepa.studies.comparison.train import ArmModule, StateBatch, StateBatches, held_out_clips
 from jepa.training.configs import StageConfig
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
 SHORT = [
     "accelerator=cpu", "precision=32-true", "pool=3", "held_out=10", "points=[1,2]", "learning_rate_factors=[0.5,1.0]",
     "answers=2", "stream.streams=1", "stream.seconds=8", "decoder.examples=24", "model.x_encoder.depth=1",
@@ -143,7 +142,7 @@ def test_the_report_puts_the_arms_side_by_side(runs, capsys):
     assert (runs / "report.png").stat().st_size > 5000
 
 
-def test_evaluations_that_do_not_compare_are_refused(runs, tmp_path, capsys):
+def test_evaluations_that_do_not_compare_are_refused(runs, tmp_path, fails):
     found = evaluations(runs)
     refuses("both arms must have the same seeds", lambda: comparison_results(found[:3], runs))
     refuses("arm token_vlm and seed 0 must occur once", lambda: comparison_results([*found, found[0]], runs))
@@ -152,17 +151,14 @@ def test_evaluations_that_do_not_compare_are_refused(runs, tmp_path, capsys):
     assert folder_results(tmp_path, None) is None
     shutil.copytree(runs / "vl_jepa" / "seed_0", tmp_path / "vl_jepa" / "seed_0")
     (tmp_path / "vl_jepa" / "seed_0" / "comparison.json").write_text("{}", encoding="utf-8")
-    assert main(["report", f"evaluation={tmp_path}"]) == 2
-    assert "jepa.comparison-arm/2" in capsys.readouterr().err
+    fails(["report", f"evaluation={tmp_path}"], "jepa.comparison-arm/2")
 
 
-def test_points_must_end_with_the_last_step(tmp_path, capsys):
+def test_points_must_end_with_the_last_step(tmp_path, fails):
     command = ["train", "experiment=controlled_comparison", f"states={tmp_path}/s", f"hydra.run.dir={tmp_path}"]
-    assert main([*command, *SHORT, "points=[1,3]"]) == 2
-    assert "points must increase up to stage.steps = 2, got [1, 3]" in capsys.readouterr().err
+    fails([*command, *SHORT, "points=[1,3]"], "points must increase up to stage.steps = 2, got [1, 3]")
 
 
-def test_a_checkpoint_of_the_baseline_is_not_evaluated_as_a_vl_jepa(runs, capsys):
+def test_a_checkpoint_of_the_baseline_is_not_evaluated_as_a_vl_jepa(runs, fails):
     folder = next(runs.glob("token_vlm/seed_0/samples_*"))
-    assert main(["evaluate", f"checkpoint={folder}"]) == 2
-    assert "checkpoint must be of vl_jepa or llm_jepa, got one of token_vlm" in capsys.readouterr().err
+    fails(["evaluate", f"checkpoint={folder}"], "must be of vl_jepa or llm_jepa, got one of token_vlm")

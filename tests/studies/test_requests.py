@@ -283,14 +283,8 @@ def folder(tmp_path_factory, tiny_llm_jepa, pairs) -> Path:
     again = [replace(pair, prompt=f"please, {pair.prompt}") for pair in pairs]
     write_chat(root / "train.jsonl", [*pairs, *again])
     write_chat(root / "test.jsonl", pairs[:8])
-    data = {
-        "_target_": "jepa.data.pairs.chat_files",
-        "train": "train.jsonl",
-        "test": "test.jsonl",
-        "validation_fraction": 0.4,
-        "seed": 0,
-        "folder": str(root),
-    }
+    files = {"train": "train.jsonl", "test": "test.jsonl", "folder": str(root)}
+    data = {"_target_": "jepa.data.pairs.chat_files", **files, "validation_fraction": 0.4, "seed": 0}
     config = {**language_config(), "data": data, "arm": "llm_jepa", "model": tiny_llm_jepa.node()}
     checkpoint.save(tiny_llm_jepa, config, root / "checkpoint")
     return root
@@ -352,9 +346,8 @@ def test_recurring_requests_are_evaluated(folder, tmp_path):
         (["requests=typing", "requests.style.corrections=2.0"], "corrections"),
     ],
 )
-def test_the_command_says_what_is_wrong(folder, overrides, named, capsys):
-    assert main(["evaluate", f"checkpoint={folder}/checkpoint", *overrides, "accelerator=cpu"]) == 2
-    assert named in capsys.readouterr().err
+def test_the_command_says_what_is_wrong(folder, overrides, named, fails):
+    fails(["evaluate", f"checkpoint={folder}/checkpoint", *overrides, "accelerator=cpu"], named)
 
 
 def test_a_method_that_waits_is_judged_by_the_figure_beside_its_verdict(typed):
@@ -371,10 +364,7 @@ def test_a_method_that_waits_is_judged_by_the_figure_beside_its_verdict(typed):
         return {cells[0]: tuple(cells) for _, group in table.groups for cells in group}
 
     table = shown(exact_match=late)
-    assert table["debounce"][2:5] == (
-        "0.100 (0.000 to 0.200); 1 s later 0.800 (0.700 to 0.900)",
-        "+0.0 (+0.0 to +0.0)",
-        "yes, 1 s later",
-    )
+    later = "0.100 (0.000 to 0.200); 1 s later 0.800 (0.700 to 0.900)"
+    assert table["debounce"][2:5] == (later, "+0.0 (+0.0 to +0.0)", "yes, 1 s later")
     assert ";" not in table["verify the answer in force"][2]
     assert shown(reached=False)["debounce"][4] == "no, 1 s later"
