@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import astuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jepa.metrics.cider import document_frequency, tokenize
-from jepa.metrics.dense import (
-    DenseScores,
-    dense_scores,
-    in_force,
-    merge_repeats,
-    soda_c,
-    temporal_f1,
-    tim_cover,
-    tim_redun,
-)
+from jepa.metrics.dense import dense_scores, in_force, merge_repeats, soda_c, temporal_f1, tim_cover, tim_redun
 from jepa.metrics.stream import CaptionPairs, match_nearest, stream_scores
 
 # Quarters of a second: ties and IoUs of exactly one half are frequent.
@@ -209,7 +201,7 @@ POOL = document_frequency([[tokenize(text)] for text in TEXTS])
 PAIRS = CaptionPairs(POOL)
 
 
-def scored(texts: list[str], spans: np.ndarray) -> tuple[DenseScores, np.ndarray]:
+def scored(texts: list[str], spans: np.ndarray) -> tuple[Any, np.ndarray]:
     times = spans.mean(axis=1)
     dense = dense_scores(TEXTS, EVENTS, texts, times, spans, 14.0, PAIRS.similarity)
     return dense, stream_scores(TEXTS, EVENTS.mean(axis=1), texts, times, PAIRS)
@@ -246,7 +238,7 @@ def test_decodes_that_miss_events_cost_recall():
 
 def test_a_stream_without_emissions():
     silent = dense_scores(TEXTS, EVENTS, [], [], [], 14.0, PAIRS.similarity)
-    assert silent == DenseScores(temporal_f1=0, temporal_f1_merged=0, soda_c=0, tim_redun=1, tim_cover=0)
+    assert astuple(silent) == (0, 0, 0, 1, 0)
 
 
 ONE = [(0.0, 1.0)]
