@@ -272,6 +272,20 @@ def test_the_full_size_experiment_composes_and_has_the_published_parameters(arm,
     assert sum(parameter.numel() for parameter in model.parameters()) == 1_235_814_400
 
 
+def test_the_controls_are_a_sweep_over_arms_and_seeds(tmp_path):
+    arms = ("ntp", "ntp_equal_flops")
+    sweep = [f"hydra.sweep.dir={tmp_path}", f"arm={','.join(arms)}", "seed=0"]
+    short = [*SHORT_LANGUAGE, *SHORT_DATA, "stage.epochs=0.4"]
+    assert main(["train", "-m", "experiment=llm_jepa_controls", *sweep, *short]) == 0
+    steps = {}
+    for arm in arms:
+        folder = tmp_path / "llm_jepa_controls" / arm / "seed_0"
+        record = json.loads((folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+        assert (record["arm"], record["seed"], record["pairs"]) == (arm, 0, 4)
+        steps[arm] = record["training"]["steps"]
+    assert steps["ntp_equal_flops"] > steps["ntp"], record["training"]
+
+
 def test_bad_input_ends_in_one_line(evaluated, tmp_path, fails):
     evaluation, checkpoint = evaluated / "evaluation", evaluated / "checkpoint"
     fails(["evaluate", f"checkpoint={tmp_path}/none"], "checkpoint not found", f"{tmp_path}/none")
