@@ -10,21 +10,26 @@ gc.set_threshold(0)  # until all is imported: see pytest_collection_finish
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 import copy
+import importlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import tokenizers
 import torch
+import yaml
 from filelock import FileLock
 from hypothesis import settings
+from omegaconf import OmegaConf
 
 from jepa import checkpoint
+from jepa.build import build
 from jepa.cli import compose, main
 from jepa.config import PolicyConfig, validate
 from jepa.data.chat import ChatTokenizer
@@ -35,6 +40,7 @@ from jepa.data.regex_grammar import generate
 from jepa.data.tokenizer import Tokenizer, train_bpe
 from jepa.data.world import corpus
 from jepa.encoders.language import LanguageModel
+from jepa.errors import InputError
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.vl_jepa import VLJEPA
 
@@ -93,6 +99,84 @@ def compositions_share_what_they_read() -> Iterator[None]:
         patch.setattr(ConfigStore, "__deepcopy__", lambda self, _: self, raising=False)  # it copies what it gives
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # which conf/ nowhere sets
         yield
+
+
+def refuses(message: str, call: Callable[..., object], *arguments: Any, **options: Any) -> str:
+    """What a call says that must end in an InputError; the message, a pattern, is looked for in it."""
+    with pytest.raises(InputError, match=message or None) as refused:
+        call(*arguments, **options)
+    return str(refused.value)
+
+
+def refusals(*cases: tuple[Any, ...], of: Callable[..., object] = lambda call: call()) -> Callable[..., None]:
+    """A test of many: a case is what `of` is given, a call to be made unless told, and what the InputError must say."""
+
+    @pytest.mark.parametrize("case", cases, ids=[case[-1] for case in cases])
+    def refused(case: tuple[Any, ...]) -> None:
+        refuses(case[-1], of, *case[:-1])
+
+    return refused
+
+
+def rebuilt(module: Any) -> Any:
+    """What the node of a module builds, with the module's weights."""
+    again = build(module.node())
+    again.load_state_dict(module.state_dict())
+    return again
+
+
+def never(*_: object, **__: object) -> Any:
+    """Stands in for work that must not be done again, or not yet."""
+    raise AssertionError("done")
+
+
+class Program:
+    """A pickle of it runs a program, which leaves `was_run` in the current folder."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch was_run",)
+
+
+def without_seconds(record: Any) -> Any:
+    """A record without its wall times."""
+    if isinstance(record, dict):
+        return {key: without_seconds(value) for key, value in record.items() if key != "seconds"}
+    return [without_seconds(each) for each in record] if isinstance(record, list) else record
+
+
+def changed_file(path: Path, key: str, value: Any) -> None:
+    """Writes another value at a dotted key of a file of YAML, or of JSON, which is YAML."""
+    document = OmegaConf.load(path)
+    OmegaConf.update(document, key, value, merge=False, force_add=True)
+    plain = OmegaConf.to_container(document)
+    path.write_text(json.dumps(plain) if path.suffix == ".json" else yaml.safe_dump(plain), encoding="utf-8")
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must end with 2 and one line `error: …` that holds the parts; gives that line."""
+
+    def run(arguments: list[str], *parts: str) -> str:
+        capsys.readouterr()
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        [line] = [row for row in error.splitlines() if row.startswith("error: ")]
+        assert [part for part in parts if part not in line] == []
+        return line
+
+    return run
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Imports a file of scripts/ by its name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    return importlib.import_module
 
 
 def real_data(name: str) -> Path:
@@ -164,6 +248,16 @@ def write_video(path: Path, seed: int, seconds: int = 24) -> None:
         container.mux(stream.encode(None))
 
 
+def annotate(folder: Path, count: int, seconds: float) -> list[str]:
+    """Annotations of `v_0`, `v_1` and so on in a folder, an event every three seconds, as overrides of `evaluate`."""
+    spans = [[start, min(start + 3.0, seconds)] for start in np.arange(0.0, seconds, 3.0).tolist()]
+    said = [f"event {number % 3}" for number in range(len(spans))]
+    one = {"duration": seconds, "timestamps": spans, "sentences": said}
+    (folder / "captions.json").write_text(json.dumps({f"v_{i}": one for i in range(count)}), encoding="utf-8")
+    timeline = ["videos.timeline.format=activitynet", f"videos.timeline.path={folder}/captions.json"]
+    return ["videos=folder", f"videos.folder={folder}", *timeline]
+
+
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The command of a Chromium, for tests of pages. Skips the test where there is none."""
@@ -176,7 +270,8 @@ def chromium() -> str:
 
 def tiny_config() -> dict[str, Any]:
     """The `world` and `model` of a checkpoint's configuration, 32 wide and one block deep."""
-    size = {"width": 32, "depth": 1, "heads": 2}
+    vit = {"tubelet": 4, "patch_size": 12, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    size = {"vocab_size": 512, "embedding_dim": 16, "width": 32, "depth": 1, "heads": 2}
     return {
         "name": "tiny",
         "seed": 0,
@@ -189,31 +284,11 @@ def tiny_config() -> dict[str, Any]:
                 "_target_": "jepa.encoders.vision.FrameViT",
                 "name": "vit_tiny_patch16_224",
                 "size": 48,
-                "tubelet": 4,
-                "patch_size": 12,
-                "embed_dim": 32,
-                "depth": 1,
-                "num_heads": 2,
+                **vit,
             },
-            "predictor": {
-                "_target_": "jepa.predictors.transformer.QueryPredictor",
-                "vocab_size": 512,
-                "state_dim": 32,
-                "embedding_dim": 16,
-                **size,
-            },
-            "y_encoder": {
-                "_target_": "jepa.encoders.text.TextTransformer",
-                "vocab_size": 512,
-                "embedding_dim": 16,
-                **size,
-            },
-            "y_decoder": {
-                "_target_": "jepa.decoders.prefix.PrefixDecoder",
-                "vocab_size": 512,
-                "embedding_dim": 16,
-                **size,
-            },
+            "predictor": {"_target_": "jepa.predictors.transformer.QueryPredictor", "state_dim": 32, **size},
+            "y_encoder": {"_target_": "jepa.encoders.text.TextTransformer", **size},
+            "y_decoder": {"_target_": "jepa.decoders.prefix.PrefixDecoder", **size},
         },
     }
 
@@ -221,27 +296,17 @@ def tiny_config() -> dict[str, Any]:
 def vlm_config() -> dict[str, Any]:
     """Of a token-space baseline: a two-layer Llama, 32 wide, on the X-Encoder of the tiny VL-JEPA."""
     tiny = tiny_config()
-    architecture = {
-        "model_type": "llama",
-        "vocab_size": 512,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    model = {
-        "_target_": "jepa.models.token_vlm.TokenVLM",
-        "frames": 8,
-        "fps": 8,
-        "max_length": 12,
-        "x_encoder": tiny["model"]["x_encoder"],
-        "language_model": {"_target_": "jepa.encoders.language.LanguageModel", "architecture": architecture},
-    }
+    architecture = {**LLAMA, "vocab_size": 512, "tie_word_embeddings": True}
+    language_model = {"_target_": "jepa.encoders.language.LanguageModel", "architecture": architecture}
+    parts = {"x_encoder": tiny["model"]["x_encoder"], "language_model": language_model}
+    model = {"_target_": "jepa.models.token_vlm.TokenVLM", "frames": 8, "fps": 8, "max_length": 12, **parts}
     return {**tiny, "variant": "token_vlm", "model": model}
+
+
+def new_model(config: dict[str, Any], *tokenizers: Any) -> Any:
+    """A model of a plain configuration, of random weights from a fixed seed, in evaluation mode."""
+    torch.manual_seed(0)
+    return checkpoint.build_model(config, *tokenizers).eval()
 
 
 @pytest.fixture(scope="session")
@@ -252,8 +317,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def tiny_model(tokenizer: Tokenizer) -> VLJEPA:
     """Random weights from a fixed seed, in evaluation mode. Do not change it: copy it."""
-    torch.manual_seed(0)
-    return checkpoint.build_model(tiny_config(), tokenizer).eval()
+    return new_model(tiny_config(), tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -299,8 +363,6 @@ def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, wo
 @pytest.fixture(scope="session")
 def live_setup(tiny_model: VLJEPA) -> Setup:
     """What live sessions of the tiny model share, with the policies of conf/policies/live.yaml."""
-    from omegaconf import OmegaConf
-
     from jepa.live import Setup
 
     policies = OmegaConf.to_container(compose("live", ["checkpoint=none"]).policies)
@@ -320,6 +382,10 @@ LLAMA = {
 }
 
 
+BERT = {
+    "model_type": "bert", "vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "max_position_embeddings": 32,
+}  # fmt: skip
 WINDOWS = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 LATENT = {  # multi-head latent attention, a dense layer and one of experts
@@ -348,32 +414,28 @@ FAMILIES = {
 }
 
 
+def architecture(name: str) -> dict[str, Any]:
+    """Of a family of language models, with weights so large that each matters."""
+    return {**LLAMA, "model_type": name, "pad_token_id": None, "initializer_range": 0.3, **FAMILIES[name]}
+
+
 def family(name: str, **changed: Any) -> LanguageModel:
     """A random language model of a family, two layers deep."""
     torch.manual_seed(0)
-    architecture = {**LLAMA, "model_type": name, "pad_token_id": None, "initializer_range": 0.3, **FAMILIES[name]}
-    return LanguageModel(architecture={**architecture, **changed}).eval()
+    return LanguageModel(architecture={**architecture(name), **changed}).eval()
 
 
 def language_config(
     architecture: dict[str, Any] | None = None, tokens: int = 1, placement: str = "append", **language_model: Any
 ) -> dict[str, Any]:
     """The plain configuration of an LLM-JEPA's checkpoint: a Llama 32 wide and two blocks deep unless told."""
-    return {
-        "name": "tiny",
-        "variant": "llm_jepa",
-        "seed": 0,
-        "data": {},
-        "model": {
-            "_target_": "jepa.models.llm_jepa.LLMJEPA",
-            "language_model": {
-                "_target_": "jepa.encoders.language.LanguageModel",
-                "architecture": architecture or LLAMA,
-                **language_model,
-            },
-            "predictor": {"_target_": "jepa.predictors.tied.TiedPredictor", "tokens": tokens, "placement": placement},
-        },
+    language_model = {"architecture": architecture or LLAMA, **language_model}
+    parts = {
+        "language_model": {"_target_": "jepa.encoders.language.LanguageModel", **language_model},
+        "predictor": {"_target_": "jepa.predictors.tied.TiedPredictor", "tokens": tokens, "placement": placement},
     }
+    model = {"_target_": "jepa.models.llm_jepa.LLMJEPA", **parts}
+    return {"name": "tiny", "variant": "llm_jepa", "seed": 0, "data": {}, "model": model}
 
 
 @pytest.fixture(scope="session")
@@ -396,5 +458,4 @@ def chat_tokenizer(trained_tokenizer: ChatTokenizer) -> ChatTokenizer:
 @pytest.fixture(scope="session")
 def tiny_llm_jepa(trained_tokenizer: ChatTokenizer) -> LLMJEPA:
     """Random weights from a fixed seed, in evaluation mode. Do not change it: copy it."""
-    torch.manual_seed(0)
-    return checkpoint.build_model(language_config(), copy.deepcopy(trained_tokenizer)).eval()
+    return new_model(language_config(), copy.deepcopy(trained_tokenizer))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,18 +23,9 @@ from jepa.training.language import make_tokenizer
 SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
-    yield
-    for name in ("bench_experts", "bench_import", "bench_llm_step", "bench_generate", "bench_peers", "bench_train"):
-        sys.modules.pop(name, None)
-
-
-def test_the_quick_training_benchmark_runs(monkeypatch, capsys):
+def test_the_quick_training_benchmark_runs(monkeypatch, capsys, script):
     """The plain loss holds three matrices of similarities at least, 64 MiB each; in chunks none is whole."""
-    import bench_train as bench
-
+    bench = script("bench_train")
     monkeypatch.setattr(sys, "argv", ["bench_train.py", "--quick"])
     fork = multiprocessing.get_context("fork")  # nothing is imported anew
     monkeypatch.setattr(bench.multiprocessing, "get_context", lambda _: fork)
@@ -51,9 +41,8 @@ def test_the_quick_training_benchmark_runs(monkeypatch, capsys):
     assert inputs < memory["chunked"] < memory["plain"]
 
 
-def test_the_experts_are_compared_at_equal_active_and_equal_total_parameters():
-    import bench_experts as bench
-
+def test_the_experts_are_compared_at_equal_active_and_equal_total_parameters(script):
+    bench = script("bench_experts")
     node = {"_target_": "jepa.predictors.transformer.QueryPredictor", "vocab_size": 50, "state_dim": 12}
     node |= {"embedding_dim": 8, "width": 16, "depth": 2, "heads": 2}
     mixture = {"_target_": "jepa.predictors.experts.Mixture", "experts": 6, "top_k": 2, "hidden": 16}
@@ -79,9 +68,8 @@ def tiny(predictors: int):
 
 
 @pytest.mark.parametrize("predictors", [0, 1, 3])
-def test_the_steps_compared_have_one_loss_and_one_gradient(predictors):
-    import bench_llm_step as bench
-
+def test_the_steps_compared_have_one_loss_and_one_gradient(predictors, script):
+    bench = script("bench_llm_step")
     model, pairs, config = tiny(predictors)
     losses = bench.variants(model, config, length=96)
     encoded = model.tokenizer.encode(pairs)
@@ -91,9 +79,8 @@ def test_the_steps_compared_have_one_loss_and_one_gradient(predictors):
         bench.check_agreement(model, shifted, encoded)
 
 
-def test_every_step_is_timed_and_counted():
-    import bench_llm_step as bench
-
+def test_every_step_is_timed_and_counted(script):
+    bench = script("bench_llm_step")
     model, pairs, config = tiny(1)
     losses = bench.variants(model, config, length=96)
     encoded = model.tokenizer.encode(pairs)
@@ -111,9 +98,8 @@ def test_every_step_is_timed_and_counted():
 
 
 @pytest.mark.parametrize("limit", [None, 128])
-def test_answers_are_those_of_one_request_at_a_time(limit):
-    import bench_generate as bench
-
+def test_answers_are_those_of_one_request_at_a_time(limit, script):
+    bench = script("bench_generate")
     model, pairs, _ = tiny(1)
     bench.train(model, pairs, steps=20, size=4, row_tokens=128)
     model.eval()
@@ -124,9 +110,8 @@ def test_answers_are_those_of_one_request_at_a_time(limit):
     assert tokens >= 1
 
 
-def test_answers_that_differ_are_refused(monkeypatch):
-    import bench_generate as bench
-
+def test_answers_that_differ_are_refused(monkeypatch, script):
+    bench = script("bench_generate")
     model, pairs, _ = tiny(1)
     others = Generated([Decoded("another", 2, 2)] * 6, [], PartCount())
     monkeypatch.setattr(bench, "generate", lambda *arguments: others)
@@ -135,9 +120,8 @@ def test_answers_that_differ_are_refused(monkeypatch):
         bench.answers_per_second(model, pairs[:6], 6, 4, 8, repetitions=1)
 
 
-def test_peers_are_compared_on_equal_results_or_skipped(monkeypatch):
-    import bench_peers as bench
-
+def test_peers_are_compared_on_equal_results_or_skipped(monkeypatch, script):
+    bench = script("bench_peers")
     clock = iter(range(100))
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock) ** 2)
     found = bench.ratios(lambda: [1.0, 2.0], {"same": lambda: [1.0, 2.1], "none": None}, 0.1, repetitions=1)
@@ -152,10 +136,9 @@ def test_peers_are_compared_on_equal_results_or_skipped(monkeypatch):
     assert min(ratios.values()) > 0
 
 
-def test_the_package_is_there_at_once(monkeypatch, capsys):
+def test_the_package_is_there_at_once(monkeypatch, capsys, script):
     """Importing torch alone would take fifty times as long as an empty process."""
-    import bench_import as bench
-
+    bench = script("bench_import")
     monkeypatch.setattr(sys, "argv", ["bench_import.py", "--quick"])
     bench.main()
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import refuses
 
 import jepa.build
 from jepa.build import build, nearest
@@ -77,8 +78,7 @@ def test_build_refuses_a_target_by_its_name_and_imports_nothing(monkeypatch, tar
     imported: list[str] = []
     monkeypatch.setattr(jepa.build.importlib, "import_module", imported.append)
     node = {"_target_": target}
-    with pytest.raises(InputError, match="_target_ must"):
-        build({"_target_": "torch.nn.Sequential", "deep": [{"part": node}]} if nested else node)
+    refuses("_target_ must", build, {"_target_": "torch.nn.Sequential", "deep": [{"part": node}]} if nested else node)
     assert imported == []
 
 
@@ -98,33 +98,27 @@ def test_build_refuses_a_target_by_its_name_and_imports_nothing(monkeypatch, tar
     ],
 )
 def test_build_refuses_what_is_not_defined_as_class_or_function_of_an_allowed_package(target):
-    with pytest.raises(InputError, match=r"^_target_(: there is no module| must be a class or function)"):
-        build({"_target_": target})
+    refuses(r"^_target_(: there is no module| must be a class or function)", build, {"_target_": target})
 
 
 def test_build_names_the_nearest_target_argument_and_missing_arguments():
-    with pytest.raises(InputError, match=r"got 'torch\.nn\.Linera'; nearest: Linear"):
-        build({"_target_": "torch.nn.Linera"})
-    with pytest.raises(InputError, match=r"^torch\.nn\.Linear has no argument 'in_feature'; nearest valid: "):
+    refuses(r"got 'torch\.nn\.Linera'; nearest: Linear", build, {"_target_": "torch.nn.Linera"})
+    with pytest.raises(InputError, match=r"Linear has no argument 'in_feature'; nearest"):
         build({"_target_": "torch.nn.Linear", "in_feature": 3, "out_features": 2})
-    with pytest.raises(InputError, match=r"^torch\.nn\.Linear needs the argument 'out_features'$"):
-        build({"_target_": "torch.nn.Linear", "in_features": 3})
+    refuses(r"Linear needs the argument 'out_features'$", build, {"_target_": "torch.nn.Linear", "in_features": 3})
     nested = {"_target_": "torch.nn.Dropout", "q": 1}
-    with pytest.raises(InputError, match=r"^torch\.nn\.Dropout has no argument 'custom_encoder\.q'; nearest"):
+    with pytest.raises(InputError, match=r"Dropout has no argument 'custom_encoder\.q'"):
         build({"_target_": "torch.nn.Transformer", "custom_encoder": nested})
-    with pytest.raises(InputError, match=r"^torch\.nn\.Linear has no argument '_partial_'"):
-        build({"_target_": "torch.nn.Linear", "_partial_": True})
+    refuses(r"Linear has no argument '_partial_'", build, {"_target_": "torch.nn.Linear", "_partial_": True})
 
 
 def test_build_refuses_nodes_without_target_and_arguments_given_twice():
-    with pytest.raises(InputError, match="node must have a _target_, got the keys in_features"):
-        build({"in_features": 3})
-    with pytest.raises(InputError, match=r"^out_features is set by the program .*, got 2$"):
-        build({"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}, out_features=4)
+    refuses("node must have a _target_, got the keys in_features", build, {"in_features": 3})
+    with pytest.raises(InputError, match=r"^out_features is set by .*, got 2$"):
+        build({"_target_": "torch.nn.Linear", "out_features": 2}, out_features=4)
 
 
 def test_a_value_that_the_target_refuses_is_an_input_error_and_a_bug_is_not():
-    with pytest.raises(InputError, match=r"^torch\.nn\.Dropout: dropout probability has to be between 0"):
-        build({"_target_": "torch.nn.Dropout", "p": 2.0})
+    refuses(r"^torch\.nn\.Dropout: dropout probability has to be", build, {"_target_": "torch.nn.Dropout", "p": 2.0})
     with pytest.raises(TypeError):
         build({"_target_": "torch.nn.Linear", "in_features": "three", "out_features": 1})

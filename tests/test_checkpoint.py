@@ -6,13 +6,11 @@ import copy
 
 import pytest
 import torch
-import yaml
-from conftest import tiny_config
+from conftest import changed_file, refuses, tiny_config
 from safetensors.torch import load_file, save_file
 
 import jepa
 from jepa import checkpoint
-from jepa.errors import InputError
 
 
 @pytest.fixture
@@ -34,8 +32,7 @@ def test_load_gives_the_model_back(tiny_model, folder):
 
 
 def test_missing_things_are_named(folder, tmp_path):
-    with pytest.raises(InputError, match=r"checkpoint not found: .*nowhere"):
-        checkpoint.load(tmp_path / "nowhere")
+    refuses(r"checkpoint not found: .*nowhere", checkpoint.load, tmp_path / "nowhere")
     for name, message in [
         ("model.safetensors", "tensors not found: .*model.safetensors"),
         ("tokenizer.json", "tokenizer not found: .*tokenizer.json"),
@@ -43,8 +40,7 @@ def test_missing_things_are_named(folder, tmp_path):
     ]:
         content = (folder / name).read_bytes()
         (folder / name).unlink()
-        with pytest.raises(InputError, match=message):
-            checkpoint.load(folder)
+        refuses(message, checkpoint.load, folder)
         (folder / name).write_bytes(content)
 
 
@@ -53,8 +49,7 @@ def test_truncated_weights_are_named(folder):
     whole = path.read_bytes()
     for size in (0, 5, 1000, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(InputError, match=r"model.safetensors: not a whole safetensors file"):
-            checkpoint.load(folder)
+        refuses(r"model.safetensors: not a whole safetensors file", checkpoint.load, folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -63,24 +58,17 @@ def test_weights_that_are_no_numbers_are_refused(tiny_model, tmp_path, value):
     with torch.no_grad():
         next(model.predictor.parameters()).view(-1)[-1] = value
     checkpoint.save(model, tiny_config(), tmp_path)
-    with pytest.raises(
-        InputError, match=r"model\.safetensors: weights must be finite numbers, got others in predictor\."
-    ):
-        checkpoint.load(tmp_path)
+    refuses(r"model\.safetensors: weights must be finite numbers, got others in predictor\.", checkpoint.load, tmp_path)
 
 
 def test_another_version_is_named(folder):
     path = folder / "config.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    path.write_text(yaml.safe_dump({**config, "format": "jepa.checkpoint/9"}), encoding="utf-8")
-    with pytest.raises(InputError, match=r"format must be 'jepa.checkpoint/1', got 'jepa.checkpoint/9'"):
-        checkpoint.load(folder)
+    changed_file(path, "format", "jepa.checkpoint/9")
+    refuses(r"format must be 'jepa.checkpoint/1', got 'jepa.checkpoint/9'", checkpoint.load, folder)
     path.write_text("a: [", encoding="utf-8")
-    with pytest.raises(InputError, match=r"config.yaml: not YAML"):
-        checkpoint.load(folder)
+    refuses(r"config.yaml: not YAML", checkpoint.load, folder)
     path.write_text("- 1", encoding="utf-8")
-    with pytest.raises(InputError, match="must hold a mapping, got list"):
-        checkpoint.load(folder)
+    refuses("must hold a mapping, got list", checkpoint.load, folder)
 
 
 def test_every_wrong_tensor_is_named(folder):
@@ -90,24 +78,9 @@ def test_every_wrong_tensor_is_named(folder):
     tensors["y_encoder.head.weight"] = torch.zeros(3, 3)
     del tensors["predictor.head.bias"]
     save_file(tensors, path)
-    with pytest.raises(InputError) as caught:
-        checkpoint.load(folder)
-    for part in (
-        "missing predictor.head.bias",
-        "unexpected extra",
-        "y_encoder.head.weight has shape (3, 3) instead of (16, 32)",
-    ):
-        assert part in str(caught.value)
-
-
-@pytest.mark.parametrize("target", ["os.system", "jepa.cli.main", "builtins.eval", "torch.nn.Linear"])
-def test_a_checkpoint_cannot_call_what_it_likes(folder, target):
-    path = folder / "config.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    config["model"]["_target_"] = target
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    with pytest.raises(InputError):
-        checkpoint.load(folder)
+    said = refuses("missing predictor.head.bias", checkpoint.load, folder)
+    assert "unexpected extra" in said
+    assert "y_encoder.head.weight has shape (3, 3) instead of (16, 32)" in said
 
 
 def test_saving_leaves_the_old_checkpoint_whole_when_it_fails(tiny_model, folder, monkeypatch):

@@ -111,15 +111,7 @@ def test_a_sweep_runs_each_job_in_its_own_folder(calls, tmp_path, capsys):
 
 
 def test_the_folders_of_long_sweeps_are_short_and_named_in_the_next_command(calls, tmp_path):
-    stage = (
-        "steps",
-        "batch_size",
-        "accumulate",
-        "warmup_steps",
-        "validate_every",
-        "validation_batches",
-        "weight_decay",
-    )
+    stage = "steps", "batch_size", "accumulate", "warmup_steps", "validate_every", "validation_batches"
     many = [f"{part}.{key}=3" for part in ("jepa", "decoder") for key in stage] + ["data.train=a=\u00fc, b.jsonl"]
     (tmp_path / "a=\u00fc, b.jsonl").touch()
     assert main(["train", "-m", "name=trial", "decoder.noise=0,1", *many]) == 0

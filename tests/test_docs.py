@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import language_config, tiny_config
+from conftest import language_config, refuses, tiny_config
 from torch.nn.functional import normalize
 
 from jepa import checkpoint
@@ -22,7 +22,6 @@ from jepa.config import EvaluateConfig, ReportConfig, validate
 from jepa.data import timelines
 from jepa.data.records import Event, StreamRecord
 from jepa.data.world import StreamStyle, World
-from jepa.errors import InputError
 from jepa.hub import ExportConfig, PushConfig
 from jepa.live import LiveConfig
 from jepa.models.roles import SlotEncoder
@@ -152,8 +151,7 @@ def test_the_encoder_of_extending_sees_each_cell_of_each_slot(module):
     assert encoder(frames).shape == (1, 8, 6)
     below = frames[0, 2:, 4:, :4].float().mean(dim=(1, 2)).flatten() / 255  # second slot, lower left cell
     torch.testing.assert_close(slots[0, 1, 2], encoder.map(below))
-    with pytest.raises(InputError, match="frames must be"):
-        encoder(frames[:, :, :4])
+    refuses("frames must be", lambda: encoder(frames[:, :, :4]))
 
 
 def test_the_format_of_extending_is_read(tmp_path, monkeypatch):
@@ -167,8 +165,7 @@ def test_the_format_of_extending_is_read(tmp_path, monkeypatch):
     [record] = timelines.read_timeline(path, name).records
     assert record == StreamRecord("kitchen", 9.0, (Event(1.0, 2.5, "a man cuts onions"),))
     path.write_text(json.dumps({"name": "kitchen", "seconds": 9.0, "labels": [{**label, "to": "2"}]}), encoding="utf-8")
-    with pytest.raises(InputError, match=r"labels.jsonl.*labels\[0\]"):
-        timelines.read_timeline(path, name)
+    refuses(r"labels.jsonl.*labels\[0\]", timelines.read_timeline, path, name)
 
 
 def test_the_document_of_extending_is_written_shown_and_read(module, tmp_path, capsys):

@@ -14,11 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import FEW_POLICIES, SHORT, SMALL_TEXT_PARTS
+from conftest import FEW_POLICIES, SHORT, SMALL_TEXT_PARTS, refuses
 
 import jepa.live.command
 from jepa.cli import main
-from jepa.errors import InputError
 from jepa.results import AnswerResults, StreamResults, TaskEvaluation, read_document
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -48,11 +47,8 @@ SHORTER = {  # further keys of the commands that begin so; the first that fits
     "jepa report evaluation=outputs/mine/long": [*FEW_POLICIES, "workers=0"],
     "jepa live": ["port=0", "accelerator=cpu"],
 }
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers",
-    "ignore:.*LeafSpec.*",
-    "ignore::jepa.training.modules.CollapseWarning",  # after two steps latents may be anything
-)
+# After two steps latents may be anything.
+pytestmark = pytest.mark.filterwarnings("ignore::jepa.training.modules.CollapseWarning")
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +155,10 @@ def test_a_policy_of_your_own(follow):
     assert "time_slot" in swept.settings["dense"].curves
 
 
-def test_the_animation_shows_what_was_known_at_a_moment(follow, monkeypatch):
+def test_the_animation_shows_what_was_known_at_a_moment(follow, monkeypatch, script):
     """The stream is drawn again from the results, and a text appears when it was emitted."""
     folder, *_ = follow("tutorials/read_report.md")
-    monkeypatch.syspath_prepend(str(DOCS.parent / "scripts"))
-    import draw_animation as script
-
+    script = script("draw_animation")
     results = read_document(folder / "outputs/quick/results.json", StreamResults)
     film = script.Film(results, "dense", 20.0)
     drawn: list[str] = []
@@ -178,8 +172,7 @@ def test_the_animation_shows_what_was_known_at_a_moment(follow, monkeypatch):
     assert known
     world = {**results.config["train"], "world": {**results.config["train"]["world"], "held_out_percent": 50}}
     other = results.model_copy(update={"config": {**results.config, "train": world}})
-    with pytest.raises(InputError, match="must be of the world"):
-        script.Film(other, "dense", 20.0)
+    refuses("must be of the world", script.Film, other, "dense", 20.0)
 
 
 def test_every_tutorial_is_followed():

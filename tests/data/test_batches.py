@@ -7,11 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from conftest import refuses
 
 from jepa.data.batches import PairBatches
 from jepa.data.chat import ChatIds
 from jepa.data.packing import IGNORE, Layout, pack
-from jepa.errors import InputError
 
 LAYOUT = Layout(row_tokens=40, predictors=(7,))
 
@@ -145,11 +145,9 @@ def test_equal_targets_have_equal_numbers(direction, view, part):
 
 
 def test_bad_batches_are_named():
-    with pytest.raises(InputError, match="batch_size"):
-        PairBatches(chats(3), LAYOUT, 0, 4, 1)
+    refuses("batch_size", lambda: PairBatches(chats(3), LAYOUT, 0, 4, 1))
     for fraction in (-0.1, 1.0, float("nan")):
-        with pytest.raises(InputError, match="loss_dropout"):
-            PairBatches(chats(3), LAYOUT, 0, 2, 1, loss_dropout=fraction)
+        refuses("loss_dropout", PairBatches, chats(3), LAYOUT, 0, 2, 1, loss_dropout=fraction)
     batches = PairBatches(chats(3), LAYOUT, 0, 2, 4)
     assert len(batches) == 4
     for index in (-1, 4):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 import pytest
+from conftest import refuses
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
@@ -14,7 +15,6 @@ from jepa.data.chat import ChatTokenizer
 from jepa.data.packing import IGNORE, Layout, pack
 from jepa.data.pairs import Example
 from jepa.data.tokenizer import train_bpe
-from jepa.errors import InputError
 
 PAIRS = [
     Example("lines with a digit", ".*[0-9].*", None),
@@ -230,9 +230,8 @@ def test_the_prompt_generated_from_is_the_prompt_trained_on(any_family):
         if pair.system is None:
             options = {"add_generation_prompt": True, "enable_thinking": False, "date_string": ""}
             turns = [{"role": "user", "content": pair.prompt}]
-            assert render(tokenizer, given) == undated(
-                tokenizer.hf.apply_chat_template(turns, tokenize=False, **options)
-            )
+            written = tokenizer.hf.apply_chat_template(turns, tokenize=False, **options)
+            assert render(tokenizer, given) == undated(written)
 
 
 @pytest.mark.parametrize(("name", "stamp"), [("llama", "Today Date: 26 Jul {}"), ("gpt_oss", "Current date: {}-07-26")])
@@ -261,10 +260,9 @@ def test_a_date_of_the_users_own_stays():
 def test_a_template_without_a_system_role_takes_its_words_before_the_users():
     tokenizer = ChatTokenizer(family("gemma"))
     [ids] = tokenizer.encode(PAIRS[1:])
-    assert render(tokenizer, ids.prompt) == (
-        f"<bos><start_of_turn>user\n{PAIRS[1].system}\n\n{PAIRS[1].prompt}<end_of_turn>\n"
-    )
-    assert render(tokenizer, ids.text) == f"<bos><start_of_turn>user\n{PAIRS[1].prompt}<end_of_turn>\n"
+    turn, pair = "<bos><start_of_turn>user\n{}<end_of_turn>\n", PAIRS[1]
+    assert render(tokenizer, ids.prompt) == turn.format(f"{pair.system}\n\n{pair.prompt}")
+    assert render(tokenizer, ids.text) == turn.format(pair.prompt)
 
 
 def test_a_thinking_model_is_asked_not_to_think():
@@ -349,18 +347,13 @@ def test_the_built_in_tokenizer_reads_any_text_and_gives_it_back(pairs, chat_tok
 
 
 def test_bad_tokenizers_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"vocab_size must be >= 261 .*, got 260"):
-        ChatTokenizer.train(["a"], 260)
-    with pytest.raises(InputError, match=r"tokenizer not found: .*tokenizer.json"):
-        ChatTokenizer.load(tmp_path)
-    with pytest.raises(InputError, match=r"tokenizer .* cannot be loaded"):
-        ChatTokenizer.pretrained(str(tmp_path))
+    refuses(r"vocab_size must be >= 261 .*, got 260", ChatTokenizer.train, ["a"], 260)
+    refuses(r"tokenizer not found: .*tokenizer.json", ChatTokenizer.load, tmp_path)
+    refuses(r"tokenizer .* cannot be loaded", lambda: ChatTokenizer.pretrained(str(tmp_path)))
     tokenizer = family("base")
     counted = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     for template, rule in (("{{ raise_exception('no') }}", "plain conversation: no"), (counted, "got prompt '1a'")):
         tokenizer.chat_template = template
-        with pytest.raises(InputError, match=rule):
-            ChatTokenizer(tokenizer)
+        refuses(rule, ChatTokenizer, tokenizer)
     tokenizer.eos_token = None
-    with pytest.raises(InputError, match="must have an end-of-text token"):
-        ChatTokenizer(tokenizer)
+    refuses("must have an end-of-text token", ChatTokenizer, tokenizer)

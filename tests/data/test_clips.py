@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from conftest import never
 
 from jepa.data.clips import ClipBatches, StateBatches, StoredClips
 from jepa.data.world import World, captions
@@ -67,7 +68,4 @@ def test_what_was_kept_is_not_encoded_again(stored):
     def kept(name: str, compute):
         return {"clips of 3 from 0": stored.states}[name]
 
-    def refuse(frames):
-        raise AssertionError("encoded again")
-
-    assert StoredClips.draw(DRAWN, CLIPS, refuse, kept).scenes == stored.scenes
+    assert StoredClips.draw(DRAWN, CLIPS, never, kept).scenes == stored.scenes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import write_manifest
+from conftest import refuses, write_manifest
 
 from jepa.data.manifests import (
     CaptionSample,
@@ -16,7 +16,7 @@ from jepa.data.manifests import (
     read_manifest,
 )
 from jepa.data.media import Media
-from jepa.errors import CollectedError, InputError
+from jepa.errors import CollectedError
 
 LINES = [
     {"media": "a.mp4", "start": 1.5, "end": 4.0, "captions": ["A man cuts onions.", "Onions «are» cut."]},
@@ -117,19 +117,14 @@ def test_image_folders_are_class_samples(tmp_path):
 )
 def test_bad_lines_are_named(folder, line, field):
     path = write(folder, {"media": "a.mp4", "label": "x", "id": "one"}, line)
-    with pytest.raises(InputError, match=rf"m\.jsonl:2: .*{field}"):
-        read_manifest(path)
+    refuses(rf"m\.jsonl:2: .*{field}", read_manifest, path)
 
 
 def test_bad_manifests_are_named(folder):
-    with pytest.raises(InputError, match=r"manifest not found: .*nowhere\.jsonl"):
-        read_manifest(folder / "nowhere.jsonl")
-    with pytest.raises(InputError, match=r"m\.jsonl: a manifest must have at least 1 sample, got none"):
-        read_manifest(write(folder))
-    with pytest.raises(InputError, match="frames: a manifest must have at least 1 sample"):
-        read_manifest(folder / "frames")
-    with pytest.raises(InputError, match="samples must be of kind caption or question, got class: 'c-17'"):
-        read_manifest(write(folder, *LINES[:4]), ["caption", "question"])
+    refuses(r"manifest not found: .*nowhere\.jsonl", read_manifest, folder / "nowhere.jsonl")
+    refuses(r"m\.jsonl: a manifest must have at least 1 sample, got none", lambda: read_manifest(write(folder)))
+    refuses("frames: a manifest must have at least 1 sample", read_manifest, folder / "frames")
+    refuses("or question, got class: 'c-17'", lambda: read_manifest(write(folder, *LINES[:4]), ["caption", "question"]))
 
 
 def test_every_problem_is_reported_and_the_first_twenty_shown(folder):

@@ -9,11 +9,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import real_data
+from conftest import real_data, refuses
 from PIL import Image
 
 from jepa.data.media import Media, frame_files, read_clip
-from jepa.errors import InputError
 
 
 def video(
@@ -49,9 +48,8 @@ def shown(clip: np.ndarray) -> np.ndarray:
 def decoded(content: bytes) -> np.ndarray:
     """The grey of each frame of a file, decoded one after the other."""
     with av.open(io.BytesIO(content)) as container:
-        return np.array(
-            [frame.to_ndarray(width=24, height=16, format="rgb24").mean() for frame in container.decode(video=0)]
-        )
+        frames = (frame.to_ndarray(width=24, height=16, format="rgb24") for frame in container.decode(video=0))
+        return np.array([frame.mean() for frame in frames])
 
 
 STEADY = [i / 5 for i in range(100)]  # to 19.81 seconds
@@ -121,8 +119,7 @@ def test_a_truncated_video_is_named():
         (Media("v.mov", video(STEADY, "mov")[:2000]), r"cannot be decoded beyond 0\.00 s"),
         (Media("none.mp4", Path("none.mp4")), r"cannot be decoded beyond 0\.00 s"),
     ):
-        with pytest.raises(InputError, match=rf"{media.name}: {rule}"):
-            read_clip(media, 8, 16)
+        refuses(rf"{media.name}: {rule}", read_clip, media, 8, 16)
 
 
 def test_a_picture_fills_the_clip_upright(tmp_path):
@@ -155,9 +152,8 @@ RAMP = np.tile(np.linspace(0, 255, 16).round().astype(np.uint8), (16, 1))
 def test_pictures_of_any_mode_show_their_ramp(mode, recwarn):
     grey, file = Image.fromarray(RAMP), io.BytesIO()
     image = Image.fromarray(RAMP.astype(np.uint16) * 257) if mode == "I;16" else grey.convert("RGB").convert(mode)
-    image.save(
-        file, "TIFF" if mode == "CMYK" else "PNG", **({"transparency": bytes(range(256))} if mode == "P" else {})
-    )
+    options = {"transparency": bytes(range(256))} if mode == "P" else {}
+    image.save(file, "TIFF" if mode == "CMYK" else "PNG", **options)
     clip = read_clip(Media("a.png", file.getvalue()), 1, 16)
     np.testing.assert_allclose(clip[0].mean(2), RAMP, atol=30 if mode == "P" else 1)  # a palette has steps of 51
     assert not recwarn.list
@@ -169,31 +165,26 @@ def test_pictures_that_went_wrong():
     assert (np.diff(ramp.astype(int)) >= 0).all()
     assert (ramp.min() < 5, ramp.max() > 250) == (True, True)
     assert [file.stem for file in frame_files(folder / "unpadded")] == [str(i) for i in range(1, 13)]
-    with pytest.raises(InputError, match=r"big_icc\.png: cannot be read as a picture: "):
-        read_clip(Media("big_icc.png", folder / "big_icc.png"), 1, 8)
+    refuses(r"big_icc\.png: cannot be read.*: ", lambda: read_clip(Media("big_icc.png", folder / "big_icc.png"), 1, 8))
 
 
 def test_a_start_must_be_a_number(tmp_path):
     for start in ("", "1", True, float("nan")):
-        with pytest.raises(InputError, match="start must be finite and >= 0"):
-            Media("a.mp4", tmp_path / "a.mp4", start=start)
+        refuses("start must be finite and >= 0", Media, "a.mp4", tmp_path / "a.mp4", start=start)
 
 
 def test_what_is_no_picture_is_named(tmp_path):
     Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:70])
-    with pytest.raises(InputError, match=r"a\.png: cannot be read as a picture: "):
-        read_clip(Media("a.png", tmp_path / "a.png"), 1, 8)
-    with pytest.raises(InputError, match=r"b\.jpg: cannot be read as a picture: "):
-        read_clip(Media("b.jpg", b"text"), 1, 8)
+    refuses(r"a\.png: cannot be read as a picture: ", lambda: read_clip(Media("a.png", tmp_path / "a.png"), 1, 8))
+    refuses(r"b\.jpg: cannot be read as a picture: ", lambda: read_clip(Media("b.jpg", b"text"), 1, 8))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty: a folder of frames must have pictures"):
-        read_clip(Media("empty", tmp_path / "empty"), 1, 8)
+    refuses(r"empty: a folder of frames must have pictures", read_clip, Media("empty", tmp_path / "empty"), 1, 8)
 
 
 def test_real_files():
     pancake = read_clip(Media("pancake.mkv", real_data("video/flipping_a_pancake.mkv")), 8, 48)
     assert np.abs(np.diff(pancake.astype(float), axis=0)).mean() > 1
     assert read_clip(Media("unordered.mov", real_data("video/unordered.mov")), 8, 48).shape == (8, 48, 48, 3)
-    with pytest.raises(InputError, match=r"corrupted\.mp4: cannot be decoded beyond \d+\.\d\d s: "):
-        read_clip(Media("corrupted.mp4", real_data("video/corrupted.mp4")), 8, 48)
+    broken = Media("corrupted.mp4", real_data("video/corrupted.mp4"))
+    refuses(r"corrupted\.mp4: cannot be decoded beyond \d+\.\d\d s: ", read_clip, broken, 8, 48)

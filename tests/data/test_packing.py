@@ -6,14 +6,13 @@ from collections import Counter
 from itertools import combinations, count, product
 
 import numpy as np
-import pytest
 import torch
+from conftest import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa.data.chat import ChatIds
 from jepa.data.packing import IGNORE, Layout, pack, pack_targets
-from jepa.errors import InputError
 
 
 def chat(prompt: int, answer: int, text: int, code: int, tokens: count) -> ChatIds:
@@ -212,9 +211,7 @@ def test_one_pass_computes_view_1_once():
 
 
 def test_bad_layouts_are_named():
-    with pytest.raises(InputError, match="row_tokens must be >= 1, got 0"):
-        Layout(0)
-    with pytest.raises(InputError, match="a batch must hold at least 1 pair, got none"):
-        pack([], Layout(8))
-    with pytest.raises(InputError, match="a view must have at least 1 token before its end of turn, got none"):
-        pack([ChatIds([5], [6], 0, [5], [6])], Layout(8, placement="turn"), [ChatIds([5], [6], 0, [5], [6])])
+    refuses("row_tokens must be >= 1, got 0", Layout, 0)
+    refuses("a batch must hold at least 1 pair, got none", lambda: pack([], Layout(8)))
+    short = [ChatIds([5], [6], 0, [5], [6])]
+    refuses("a view must have at least 1 token .*, got none", lambda: pack(short, Layout(8, placement="turn"), short))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from conftest import refuses
 
 from jepa.data.records import Event, StreamRecord, read_records, write_records
-from jepa.errors import InputError
 
 RECORD = StreamRecord(
     "kitchen-1", 12.5, (Event(0.0, 3.25, "a man cuts «onions»"), Event(3.25, 12.5, "he fries them", ("he cooks",)))
@@ -39,10 +39,8 @@ def test_round_trip(tmp_path):
 def test_bad_lines_are_named(tmp_path, line, message):
     path = tmp_path / "records.jsonl"
     path.write_text('{"video_id": "ok", "duration": 1, "events": []}\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match=message):
-        read_records(path)
+    refuses(message, read_records, path)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"stream records not found: .*nowhere.jsonl"):
-        read_records(tmp_path / "nowhere.jsonl")
+    refuses(r"stream records not found: .*nowhere.jsonl", read_records, tmp_path / "nowhere.jsonl")

@@ -12,7 +12,7 @@ from functools import cache
 from random import Random
 
 import pytest
-from conftest import real_data
+from conftest import real_data, refusals, refuses
 
 from jepa.data.regex_grammar import (
     PARAPHRASES,
@@ -26,7 +26,6 @@ from jepa.data.regex_grammar import (
     request,
     sample,
 )
-from jepa.errors import InputError
 
 NAMES = {pattern: name for name, pattern in TERMINALS.items()}
 # What stands around the parenthesised parts of a regular expression.
@@ -211,22 +210,18 @@ def test_pairs_depend_on_the_seed_alone():
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "bc23cd61b14f1478"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"pairs": 0}, "pairs"),
-        ({"test_pairs": -1}, "test_pairs"),
-        ({"phrasings": 3}, "phrasings"),
-        ({"validation_fraction": 1.0}, "validation_fraction"),
-        ({"limit": 19}, "limit"),
-    ],
+test_bad_numbers_are_refused = refusals(
+    ({"pairs": 0}, "pairs"),
+    ({"test_pairs": -1}, "test_pairs"),
+    ({"phrasings": 3}, "phrasings"),
+    ({"validation_fraction": 1.0}, "validation_fraction"),
+    ({"limit": 19}, "limit"),
+    of=lambda arguments: generate(
+        **({"pairs": 20, "test_pairs": 5, "validation_fraction": 0.1, "seed": 0} | arguments)
+    ),
 )
-def test_bad_numbers_are_refused(arguments, message):
-    with pytest.raises(InputError, match=message):
-        generate(**({"pairs": 20, "test_pairs": 5, "validation_fraction": 0.1, "seed": 0} | arguments))
 
 
 def test_asking_for_more_than_the_grammar_has_is_refused(monkeypatch):
     monkeypatch.setattr("jepa.data.regex_grammar.sample", lambda rng: Expression("a vowel"))
-    with pytest.raises(InputError, match=r"yields \(about 1\), got 12"):
-        generate(10, 2, 0.1, seed=0)
+    refuses(r"yields \(about 1\), got 12", generate, 10, 2, 0.1, seed=0)

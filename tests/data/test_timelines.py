@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import real_data
+from conftest import real_data, refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -252,8 +252,7 @@ FIRST = ["annotations", "take-1", 0]
     ],
 )
 def test_json_errors_name_file_and_key_path(tmp_path, format, keys, value, place):
-    with pytest.raises(InputError, match=rf"{format}\.json: .*{place}"):
-        read(tmp_path, format, wrong(DOCUMENTS[format][0], keys, value))
+    refuses(rf"{format}\.json: .*{place}", lambda: read(tmp_path, format, wrong(DOCUMENTS[format][0], keys, value)))
 
 
 @pytest.mark.parametrize(
@@ -267,26 +266,21 @@ def test_json_errors_name_file_and_key_path(tmp_path, format, keys, value, place
     ],
 )
 def test_epic_errors_name_the_line(tmp_path, row, rule):
-    with pytest.raises(InputError, match=rf"epic\.csv:3: .*{rule}"):
-        read(tmp_path, "epic", [EPIC_ROWS[1], row])
+    refuses(rf"epic\.csv:3: .*{rule}", lambda: read(tmp_path, "epic", [EPIC_ROWS[1], row]))
 
 
 def test_other_errors_name_the_file(tmp_path):
-    with pytest.raises(InputError, match=r"video_info\.csv:2: duration must be a number > 0, got '-1'"):
+    with pytest.raises(InputError, match=r"video_info\.csv:2: duration .*, got '-1'"):
         read(tmp_path, "epic", durations="video_id,duration\nP01_01,-1\n")
-    with pytest.raises(InputError, match=r"video_info\.csv:1: the header must have the column duration"):
-        read(tmp_path, "epic", durations="video_id\nP01_01\n")
-    with pytest.raises(InputError, match=r"vitt\.jsonl:2: \$\.id must be there"):
-        read(tmp_path, "vitt", [VITT[0], {"annotations": []}])
-    with pytest.raises(InputError, match=r"annotations not found: .*nowhere"):
-        read_timeline(tmp_path / "nowhere.json", "coin")
+    refuses(r"video_info\.csv:1: .* column duration", read, tmp_path, "epic", durations="video_id\nP01_01\n")
+    refuses(r"vitt\.jsonl:2: \$\.id must be there", lambda: read(tmp_path, "vitt", [VITT[0], {"annotations": []}]))
+    refuses(r"annotations not found: .*nowhere", read_timeline, tmp_path / "nowhere.json", "coin")
     broken = tmp_path / "broken.json"
     for content, rule in ((b'{"database": ', "JSON"), (b'{"database": "\xff"}', "UTF-8, got byte 0xff at 14")):
         broken.write_bytes(content)
-        with pytest.raises(InputError, match=rf"broken\.json: .*{rule}"):
-            read_timeline(broken, "coin")
-    with pytest.raises(InputError, match=r"coin\.json: must hold at least one usable annotation"):
-        read(tmp_path, "coin", {"database": {"v": {"duration": 5, "annotation": []}}})
+        refuses(rf"broken\.json: .*{rule}", read_timeline, broken, "coin")
+    nothing = {"database": {"v": {"duration": 5, "annotation": []}}}
+    refuses(r"coin\.json: must hold at least one usable annotation", read, tmp_path, "coin", nothing)
 
 
 def test_ego4d_narrations_lose_their_tags_however_they_are_written(tmp_path):
@@ -322,19 +316,16 @@ def test_every_problem_of_a_timeline_is_reported(tmp_path):
 
 def test_files_with_a_blank_end_and_videos_that_are_listed_twice(tmp_path):
     assert len(read(tmp_path, "epic", [*EPIC_ROWS, "", "   ", "," * 14]).records) == 2
-    with pytest.raises(InputError, match=r"anet_dup_video\.json: .*'v_1' 2 times"):
-        read_timeline(real_data("cases/timelines/anet_dup_video.json"), "activitynet")
+    path = real_data("cases/timelines/anet_dup_video.json")
+    refuses(r"anet_dup_video\.json: .*'v_1' 2 times", read_timeline, path, "activitynet")
 
 
 def test_formats_are_named_and_never_guessed(tmp_path):
-    with pytest.raises(InputError, match=r"format must be one of ego_exo4d, .*, got 'coco'"):
-        read_timeline(tmp_path / "x.json", "coco")
+    refuses(r"format must be one of ego_exo4d, .*, got 'coco'", read_timeline, tmp_path / "x.json", "coco")
     for format, reader in FORMATS.items():
-        given_or_not = None if reader.durations else tmp_path / "lengths.json"
-        with pytest.raises(InputError, match=f"durations of the format {format} must (name|be null)"):
-            read_timeline(tmp_path / "x.json", format, durations=given_or_not)
-    with pytest.raises(InputError, match="point_seconds must be finite and > 0, got 0"):
-        read_timeline(tmp_path / "x.json", "coin", point_seconds=0)
+        lengths, rule = None if reader.durations else tmp_path, f"durations of the format {format} must (name|be null)"
+        refuses(rule, read_timeline, tmp_path / "x.json", format, durations=lengths)
+    refuses("point_seconds must be finite and > 0, got 0", read_timeline, tmp_path / "x.json", "coin", point_seconds=0)
 
 
 @pytest.mark.parametrize(
@@ -346,5 +337,4 @@ def test_an_excerpt_that_cannot_be_is_refused(name, value):
     made = Timeline(records, {record.video_id: record.video_id for record in records}, {})
     chosen = {"videos": 0, "minutes": 0.0, "calibration_fraction": 0.5, "split_by": "group"}
     assert len(excerpt(made, **chosen).splits["test"]) == 4
-    with pytest.raises(InputError, match=name):
-        excerpt(made, **chosen | {name: value})
+    refuses(name, excerpt, made, **chosen | {name: value})

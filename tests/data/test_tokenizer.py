@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from conftest import refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import corpus
-from jepa.errors import InputError
 
 TOKENIZER = Tokenizer.train(corpus(), 512)
 
@@ -39,10 +38,7 @@ def test_saved_and_loaded(tmp_path):
 
 
 def test_bad_input_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"vocab_size must be >= 258 .* got 100"):
-        Tokenizer.train(["a"], 100)
-    with pytest.raises(InputError, match=r"tokenizer not found: .*tokenizer.json"):
-        Tokenizer.load(tmp_path / "missing")
+    refuses(r"vocab_size must be >= 258 .* got 100", Tokenizer.train, ["a"], 100)
+    refuses(r"tokenizer not found: .*tokenizer.json", Tokenizer.load, tmp_path / "missing")
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(InputError, match=r"tokenizer.json: not a tokenizer"):
-        Tokenizer.load(tmp_path)
+    refuses(r"tokenizer.json: not a tokenizer", Tokenizer.load, tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from conftest import real_data
+from conftest import real_data, refuses
 
 from jepa.data.media import Media, read_clip
 from jepa.data.records import StreamRecord
@@ -74,8 +74,7 @@ def test_a_video_that_ends_early_is_refused_and_its_last_frame_held_for_a_second
     np.testing.assert_array_equal(held[8:], np.broadcast_to(held[8], (8, 32, 32, 3)))
     assert held[8, 24, 24].mean() == pytest.approx(200, abs=4)
     for duration in (2.01, 60.0):
-        with pytest.raises(InputError, match=rf"v\.mp4: must last {duration:.2f} s as annotated, got 1\.00 s"):
-            read(path, duration)
+        refuses(rf"v\.mp4: must last {duration:.2f} s as annotated, got 1\.00 s", read, path, duration)
     assert len(read(path, duration=0.5)) == 4  # what lies beyond is not missed
 
 
@@ -107,10 +106,9 @@ def test_real_files():
     pancake = read(real_data("video/flipping_a_pancake.mkv"), duration=10.0, size=48)
     assert pancake.shape == (80, 48, 48, 3)
     assert np.abs(np.diff(pancake.astype(float), axis=0)).mean() > 1
-    with pytest.raises(InputError, match=r"pancake\.mkv: must last 100\.00 s as annotated, got 10\.33 s"):
+    with pytest.raises(InputError, match=r"pancake\.mkv: .* 100\.00 s .*, got 10\.33 s"):
         read(real_data("video/flipping_a_pancake.mkv"), duration=100.0)
-    with pytest.raises(InputError, match=r"corrupted\.mp4: cannot be decoded beyond \d+\.\d\d s: "):
-        read(real_data("video/corrupted.mp4"), duration=60.0)
+    refuses(r"corrupted\.mp4: .* beyond \d+\.\d\d s: ", lambda: read(real_data("video/corrupted.mp4"), duration=60.0))
     keyboard = read(real_data("video/rotated_90.mov"), duration=0.1, size=48, fps=30)[0].astype(float).mean(2)
     bright = np.quantile(keyboard, 0.95)
     letters = {"I": (8, 15), "O": (8, 31), "K": (21, 19), "L": (21, 34), "M": (36, 12)}  # white, as the eye sees them
@@ -121,8 +119,7 @@ def test_real_files():
 def test_files_that_are_no_video_are_named(tmp_path):
     (tmp_path / "text.mp4").write_text("not a video", encoding="utf-8")
     for name in ("none.mp4", "text.mp4"):
-        with pytest.raises(InputError, match=f"{name}: cannot be decoded"):
-            read(tmp_path / name, 1.0)
+        refuses(f"{name}: cannot be decoded", read, tmp_path / name, 1.0)
 
 
 def encode(path: Path, codec: str, greys: list[int], matrix: list[int] | None = None, **stated: Any) -> Path:
@@ -203,8 +200,7 @@ def test_no_name_is_a_url_and_no_file_opens_another(tmp_path, monkeypatch):
     lists = ("#EXTM3U\n#EXTINF:1,\nwhole.mp4\n", "ffconcat version 1.0\nfile whole.mp4\n")
     for name, text in zip(("list.mp4", "concat.mp4"), lists, strict=True):
         Path(name).write_text(text, encoding="utf-8")
-        with pytest.raises(InputError, match=f"{name}: cannot be decoded"):
-            read(Path(name), 0.3)
+        refuses(f"{name}: cannot be decoded", read, Path(name), 0.3)
 
 
 def test_videos_are_found_by_their_name(tmp_path):

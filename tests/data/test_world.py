@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from conftest import refusals
 
 from jepa.data.clips import ClipBatches
 from jepa.data.world import (
@@ -24,7 +25,6 @@ from jepa.data.world import (
     is_held_out,
     questions,
 )
-from jepa.errors import InputError
 
 EVERYDAY = StreamStyle(6.0, 0.5, 2.0, 0.15, 3.0, 0.35)
 DENSE = StreamStyle(2.45, 0.45, 1.0, 0.04, 1.5, 0.35)
@@ -144,19 +144,13 @@ def test_questions_have_one_right_answer_among_their_candidates():
     assert len(SHAPES) == len(set(SHAPES))
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: World(size=8), "size .* 8"),
-        (lambda: World(held_out_percent=100), "held_out_percent .* 100"),
-        (lambda: StreamStyle(mean_event=0), "mean_event .* 0"),
-        (lambda: StreamStyle(6.0, recurrence=1.0), "recurrence .* 1.0"),
-        (lambda: World().stream("s", (0,), -1.0, EVERYDAY), "duration of 's' .* -1.0"),
-    ],
+test_bad_values_are_named = refusals(
+    (lambda: World(size=8), "size .* 8"),
+    (lambda: World(held_out_percent=100), "held_out_percent .* 100"),
+    (lambda: StreamStyle(mean_event=0), "mean_event .* 0"),
+    (lambda: StreamStyle(6.0, recurrence=1.0), "recurrence .* 1.0"),
+    (lambda: World().stream("s", (0,), -1.0, EVERYDAY), "duration of 's' .* -1.0"),
 )
-def test_bad_values_are_named(make, message):
-    with pytest.raises(InputError, match=message):
-        make()
 
 
 @pytest.mark.parametrize("what", ["action", "shape", "colour"])

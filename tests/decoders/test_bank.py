@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import refusals, refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from jepa.decoders.bank import CaptionBank
-from jepa.errors import InputError
 from jepa.models.bank import BankCache, BankDecoder, calibrate_margin, caption_bank, fill_bank
 from jepa.selective import Decoded, SelectiveDecoder, Uniform
 
@@ -69,8 +69,7 @@ def test_what_a_bank_knows_is_a_hit_and_no_decoder_call():
         assert ledger.decoder.calls == 3 * streams
         assert ledger.decoder.tokens == 6 * streams
         assert ledger.cache.flops == 6 * streams * bank.flops == 6 * streams * 2 * 2 * 4
-    with pytest.raises(InputError, match="latents must be as wide as those before or in a shared cache, 4, got 3"):
-        selective.run(torch.eye(3), np.arange(3.0))
+    refuses("latents must be as wide as .* cache, 4, got 3", lambda: selective.run(torch.eye(3), np.arange(3.0)))
 
 
 @given(st.integers(1, 20), st.integers(2, 12), st.integers(0, 10**6), st.floats(-1, 1))
@@ -100,8 +99,7 @@ def test_a_bank_that_decodes_answers_everything_and_each_is_a_decode():
     selective = SelectiveDecoder(Uniform(1.0), BankDecoder(bank))
     selective.run(torch.eye(2), [0.0, 1.0])
     assert (selective.ledger.decoder.calls, selective.ledger.cache.lookups) == (2, 0)
-    with pytest.raises(InputError, match=r"a bank that is the decoder must have the margin -1, got 0\.5"):
-        BankDecoder(CaptionBank(["zero"], torch.eye(2)[:1], margin=0.5))
+    refuses(r"must have the margin -1, got 0\.5", BankDecoder, CaptionBank(["zero"], torch.eye(2)[:1], margin=0.5))
 
 
 # --- Filled and calibrated from decodes
@@ -127,8 +125,7 @@ def test_a_bank_holds_the_most_frequent_texts_at_the_means_of_their_latents():
     assert bank.texts == ("a", "b")
     assert np.allclose(bank.embeddings.numpy(), [(x + z) / np.sqrt(2), y])
     assert caption_bank(streams, 9).texts == ("a", "b", "c")
-    with pytest.raises(InputError, match="capacity must be a whole number >= 1, got 0"):
-        caption_bank(streams, 0)
+    refuses("capacity must be a whole number >= 1, got 0", caption_bank, streams, 0)
 
 
 @given(seed=st.integers(0, 10**6), error_rate=st.floats(0.02, 0.6))
@@ -163,28 +160,22 @@ def test_a_filled_bank_keeps_the_requested_error_on_other_streams():
     cache, calibration = fill_bank(decoded_streams(1, 12, wordings=30), 0.01, capacity=64)
     assert calibration.threshold == -1.0
     assert not any(cache.look_up(latent)[1] for latents, _ in decoded_streams(2, 5, 30) for latent in latents)
-    with pytest.raises(InputError, match="streams must be at least 4 to fill a bank and calibrate its margin, got 3"):
-        fill_bank(decoded_streams(1, 3), 0.1, capacity=4)
+    refuses("streams must be at least 4 .*, got 3", lambda: fill_bank(decoded_streams(1, 3), 0.1, capacity=4))
 
 
-@pytest.mark.parametrize(
-    ("texts", "embeddings", "margin", "message"),
-    [
-        ([], torch.zeros(0, 4), 0.0, r"embeddings must have the shape \(N, E\) with N, E >= 1, got \(0, 4\)"),
-        (["a"], torch.ones(4), 0.0, r"embeddings must have the shape \(N, E\) .*, got \(4,\)"),
-        (["a"], torch.eye(2), 0.0, "texts must be as many as embeddings, 2, got 1"),
-        (["a", "a"], torch.eye(2), 0.0, "texts must be distinct, got 'a' twice"),
-        (["a", "b"], torch.tensor([[1.0, 0], [0, 1.1]]), 0.0, r"must have unit norm, got norm 1\.1 in row 1"),
-        (["a"], torch.full((1, 2), math.nan), 0.0, "must have unit norm, got norm nan in row 0"),
-        (["a"], torch.eye(2)[:1], -1.5, r"margin must be >= -1, got -1\.5"),
-        (["a"], torch.eye(2)[:1], math.nan, r"margin must be a finite number, got nan"),
-    ],
+test_bad_banks_are_refused = refusals(
+    ([], torch.zeros(0, 4), 0.0, r"embeddings must have the shape \(N, E\) with N, E >= 1, got \(0, 4\)"),
+    (["a"], torch.ones(4), 0.0, r"embeddings must have the shape \(N, E\) .*, got \(4,\)"),
+    (["a"], torch.eye(2), 0.0, "texts must be as many as embeddings, 2, got 1"),
+    (["a", "a"], torch.eye(2), 0.0, "texts must be distinct, got 'a' twice"),
+    (["a", "b"], torch.tensor([[1.0, 0], [0, 1.1]]), 0.0, r"must have unit norm, got norm 1\.1 in row 1"),
+    (["a"], torch.full((1, 2), math.nan), 0.0, "must have unit norm, got norm nan in row 0"),
+    (["a"], torch.eye(2)[:1], -1.5, r"margin must be >= -1, got -1\.5"),
+    (["a"], torch.eye(2)[:1], math.nan, r"margin must be a finite number, got nan"),
+    of=lambda texts, embeddings, margin: CaptionBank(texts, embeddings, margin=margin),
 )
-def test_bad_banks_are_refused(texts, embeddings, margin, message):
-    with pytest.raises(InputError, match=message):
-        CaptionBank(texts, embeddings, margin=margin)
 
 
 def test_latents_of_another_width_are_refused():
-    with pytest.raises(InputError, match=r"latents must have the shape \(B, 2\), got \(1, 3\)"):
-        CaptionBank(["a"], torch.eye(2)[:1]).lookup(torch.eye(3)[:1])
+    bank = CaptionBank(["a"], torch.eye(2)[:1])
+    refuses(r"latents must have the shape \(B, 2\), got \(1, 3\)", bank.lookup, torch.eye(3)[:1])

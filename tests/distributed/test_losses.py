@@ -139,9 +139,8 @@ def test_further_negatives_count_on_their_rank_alone(ranks):
         others = [j for j in range(6) if IDS[j] != IDS[i]]
         right = (predictions[i] @ targets[i] / 0.3).exp()
         forth = right + sum((predictions[i] @ targets[j] / 0.3).exp() for j in others)
-        forth = forth + sum(
-            (predictions[i] @ z / 0.3).exp() for z, n in zip(unit(2, 2 + rank), (9, 7), strict=True) if n != IDS[i]
-        )
+        further = [z for z, n in zip(unit(2, 2 + rank), (9, 7), strict=True) if n != IDS[i]]
+        forth = forth + sum((predictions[i] @ z / 0.3).exp() for z in further)
         back = right + sum((predictions[j] @ targets[i] / 0.3).exp() for j in others)
         total = total - (right / forth).log() / 12 - (right / back).log() / 12
     total.backward()

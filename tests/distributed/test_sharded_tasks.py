@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import tiny_config
 
-from jepa import checkpoint
 from jepa.cli import compose
 from jepa.config import EvaluateConfig, validate
 from jepa.errors import InputError
@@ -54,11 +53,9 @@ def work(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_model) -> Path:
+def folder(tmp_path_factory, tiny_checkpoint) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
-    checkpoint.save(tiny_model, tiny_config(), folder / "checkpoint")
-    stage = {"name": "jepa", "steps": 1, "samples": 1, "seconds": 1.0, "curve": []}
-    (folder / "checkpoint" / "training.json").write_text(json.dumps({"stages": [stage]}))
+    shutil.copytree(tiny_checkpoint, folder / "checkpoint")
     mp.start_processes(work, (str(folder),), nprocs=2, start_method="fork")
     return folder
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import rebuilt, refuses
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, PreTrainedTokenizerFast
@@ -109,23 +111,19 @@ def test_it_trains_saves_and_reloads(saved, frozen):
             if name in trained and not name.endswith("key.bias"):  # a bias of all keys alike changes no attention
                 assert parameter.grad.any(), name
         optimizer.step()
-    again = build(encoder.node())
-    again.load_state_dict(encoder.state_dict())
+    again = rebuilt(encoder)
     assert torch.equal(again.eval()(IDS, MASK), encoder.eval()(IDS, MASK))
     assert {name for name, p in again.named_parameters() if p.requires_grad} == trained
 
 
 def test_what_does_not_fit_the_folder_is_refused(saved, tmp_path):
-    with pytest.raises(InputError, match=r"pooling of .* must be mean, got 'cls'"):
-        SentenceEncoder(5, "cls", pretrained=str(saved[1]))
-    with pytest.raises(InputError, match="pooling must be one of mean, cls, last, got 'max'"):
-        SentenceEncoder(5, "max", architecture=ARCHITECTURES["minilm"])
+    refuses(r"pooling of .* must be mean, got 'cls'", lambda: SentenceEncoder(5, "cls", pretrained=str(saved[1])))
+    refuses("pooling must be one of .*, got 'max'", SentenceEncoder, 5, "max", architecture=ARCHITECTURES["minilm"])
     saved[0].save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="has no dense maps"):
-        SentenceEncoder(5, pretrained=str(tmp_path), dense=True)
+    refuses("has no dense maps", lambda: SentenceEncoder(5, pretrained=str(tmp_path), dense=True))
     describe(tmp_path, "pooling_mode_mean_tokens", [(32, 8)])
     save_file({"linear.weight": torch.zeros(3, 3)}, tmp_path / "2_Dense" / "model.safetensors")
-    with pytest.raises(InputError, match=r"2_Dense/model\.safetensors: .*size mismatch for 0.weight"):
+    with pytest.raises(InputError, match=r"model\.safetensors: .*size mismatch for 0.weight"):
         SentenceEncoder(5, pretrained=str(tmp_path), dense=True)
 
 
@@ -146,9 +144,7 @@ def test_broken_files_are_named(file, content, message, tmp_path):
     describe(tmp_path, "pooling_mode_mean_tokens", [(32, 8)])
     path = tmp_path / file
     path.write_bytes(path.read_bytes()[:-100] if content is None else content)
-    with pytest.raises(InputError, match=message) as refused:
-        SentenceEncoder(5, pretrained=str(tmp_path), dense=True)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in refuses(message, SentenceEncoder, 5, pretrained=str(tmp_path), dense=True)
 
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "task", ":", "find", "a", "red", "bar", "ring", "moves"]
@@ -183,8 +179,7 @@ def test_a_prompt_stands_before_each_text_and_is_pooled_as_the_folder_says(pooli
     for prompt in ("query", "task: find "):
         encoder = SentenceEncoder(None, pooling, pretrained=str(tmp_path), prompt=prompt).eval()
         found.append(encoder(*tokenizer.encode(encoder.prepared(texts))))
-    again = build(encoder.node()).eval()
-    again.load_state_dict(encoder.state_dict())
+    again = rebuilt(encoder).eval()
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], again(*tokenizer.encode(again.prepared(texts))))
     for row, words in zip(found[0], ([7, 8, 9], [10]), strict=True):
@@ -192,10 +187,9 @@ def test_a_prompt_stands_before_each_text_and_is_pooled_as_the_folder_says(pooli
         pooled = states if included else states[4:]  # without [CLS] too, as sentence-transformers has it
         torch.testing.assert_close(row, F.normalize(pooled[0] if pooling == "cls" else pooled.mean(0), dim=0))
     assert SentenceEncoder(None, pooling, pretrained=str(tmp_path), prompt="document").prepared(["a"]) == ["a"]
-    with pytest.raises(InputError, match=r"the name of one in .*\(query, document\), got 'querry'"):
-        SentenceEncoder(None, pooling, pretrained=str(tmp_path), prompt="querry")
-    with pytest.raises(InputError, match=rf"pooling of .* must be {pooling}, got 'last'"):
-        SentenceEncoder(None, "last", pretrained=str(tmp_path))
+    named = partial(SentenceEncoder, None, pretrained=str(tmp_path))
+    refuses(r"the name of one in .*\(query, document\), got 'querry'", named, pooling, prompt="querry")
+    refuses(rf"pooling of .* must be {pooling}, got 'last'", named, "last")
 
 
 @torch.no_grad()
@@ -221,10 +215,9 @@ def test_the_text_tower_of_siglip_is_taken_from_the_whole_model(kind, tmp_path):
     assert {name for name, p in again.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
     assert again.lm.config.pad_token_id == 0
     assert sum(p.numel() for p in again.lm.parameters()) == sum(p.numel() for p in model.text_model.parameters())
-    with pytest.raises(InputError, match="a text must have at most 16 tokens, got 17"):
-        encoder(torch.full((1, 17), 7), torch.ones(1, 17, dtype=torch.bool))
-    with pytest.raises(InputError, match=f"pooling of a {kind}_text_model must be last, got 'mean'"):
-        SentenceEncoder(5, pretrained=str(tmp_path))
+    longer = torch.full((1, 17), 7)
+    refuses("a text must have at most 16 tokens, got 17", encoder, longer, longer > 0)
+    refuses(f"pooling of a {kind}_text_model must be last, got 'mean'", SentenceEncoder, 5, pretrained=str(tmp_path))
 
 
 OTHERS = {
@@ -247,9 +240,7 @@ def test_models_without_a_pooler_or_with_a_decoder_give_the_states_of_their_enco
         states = reference(input_ids=IDS[1:, :3], attention_mask=MASK[1:, :3].long()).last_hidden_state
         torch.testing.assert_close(encoder(IDS, MASK)[1], F.normalize(states[0].mean(0), dim=0))
     assert not any("decoder" in key or "pooler" in key for key in encoder.state_dict())
-    again = build(encoder.node())
-    again.load_state_dict(encoder.state_dict())
-    assert torch.equal(again.eval()(IDS, MASK), encoder(IDS, MASK))
+    assert torch.equal(rebuilt(encoder).eval()(IDS, MASK), encoder(IDS, MASK))
     encoder.train()(IDS, MASK)[:, 0].sum().backward()
     assert all(parameter.grad is not None for parameter in encoder.parameters())
 
@@ -267,7 +258,5 @@ def test_the_real_minilm_is_had_by_name_with_its_tokenizer(tmp_path):
     assert again.max_length == 16
     assert all(torch.equal(a, b) for a, b in zip(again.encode(texts), tokenizer.encode(texts), strict=True))
     assert tokenizer.decode(tokenizer.encode(texts)[0].tolist()) == texts
-    with pytest.raises(InputError, match=r"a text must have at most 16 tokens, got 22: 'a a a"):
-        tokenizer.encode(["b", "a " * 20])
-    with pytest.raises(InputError, match="a tokenizer must have an end-of-text token"):
-        tokenizer.encode_closed(texts)
+    refuses(r"a text must have at most 16 tokens, got 22: 'a a a", tokenizer.encode, ["b", "a " * 20])
+    refuses("a tokenizer must have an end-of-text token", tokenizer.encode_closed, texts)

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import language_config
+from conftest import language_config, refuses
 
 from jepa import checkpoint
 from jepa.config import AnswersConfig
 from jepa.data.pairs import Example, ExampleSplits
-from jepa.errors import InputError
 from jepa.evaluation.answers import check_answers, evaluate_answers
 from jepa.evaluation.generation import Generated
 from jepa.models.llm_jepa import LLMJEPA
@@ -48,14 +47,12 @@ def splits(*golds: str) -> ExampleSplits:
 def test_a_right_answer_that_no_metric_can_read_is_named_by_its_line():
     good = "It is 4.\n#### 4"
     check_answers(answers("gsm8k"), splits(good))
-    with pytest.raises(InputError, match=r"^test\.jsonl, line 2: .*'lines'"):
-        check_answers(answers("gsm8k"), splits(good, "lines"))
+    refuses(r"^test\.jsonl, line 2: .*'lines'", lambda: check_answers(answers("gsm8k"), splits(good, "lines")))
     check_answers(answers("gsm8k", limit=1), splits(good, "lines"))  # an answer that is not scored may be unreadable
 
 
 def test_a_missing_database_is_found_before_anything_is_generated(tmp_path):
-    with pytest.raises(InputError, match=r"^test\.jsonl, line 1: "):
-        check_answers(answers("spider", databases=str(tmp_path)), splits("select 1"))
+    refuses(r"^test\.jsonl, line 1: ", check_answers, answers("spider", databases=str(tmp_path)), splits("select 1"))
 
 
 # --- A checkpoint with random weights.
@@ -136,16 +133,8 @@ def test_spiders_answers_are_scored_by_running_them(folder, tmp_path, monkeypatc
     pairs = [Example(asked[what], gold, None) for what, (gold, _) in answered.items()]
     document, lines = evaluated(folder, answers("spider", databases=str(tmp_path)), pairs)
     assert [line["spider"] for line in lines] == [True, False, False, True]
+    assert document.scores["spider"].accuracy == 0.5
     assert document.scores["spider"].cost.tokens_per_right_answer == 6
-
-
-def test_gsm8ks_answers_are_scored_by_their_final_number(folder, monkeypatch):
-    golds = {"sum?": "1,000 and 200.\n#### 1,200", "half?": "#### 4", "all?": "#### -7"}
-    say(monkeypatch, {"sum?": "that is #### $1200.00, so", "half?": "4", "all?": "#### -7"})
-    pairs = [Example(prompt, gold, None) for prompt, gold in golds.items()]
-    document, lines = evaluated(folder, answers("gsm8k"), pairs)
-    assert [line["gsm8k"] for line in lines] == [True, False, True]
-    assert document.scores["gsm8k"].accuracy == pytest.approx(2 / 3)
 
 
 def test_the_training_of_all_stages_is_added_up(folder, monkeypatch):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import language_config, tiny_config
+from conftest import Program, language_config
 from made_streams import POLICIES
 from safetensors.numpy import load_file
 
@@ -21,7 +22,6 @@ from jepa.data.pairs import Example, ExampleSplits
 from jepa.evaluation import answers, sweep, videos
 from jepa.kept import Kept
 from jepa.models.llm_jepa import LLMJEPA
-from jepa.models.vl_jepa import VLJEPA
 from jepa.selective import Decoded
 
 
@@ -42,11 +42,8 @@ class Counted:
         return self.work(*arguments, **options)
 
 
-def test_streams_and_their_sweep_go_on(tiny_model: VLJEPA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "run" / "checkpoint"
-    checkpoint.save(tiny_model, tiny_config(), folder)
-    stage = {"name": "jepa", "steps": 1, "samples": 1, "seconds": 1.0, "operations": None, "curve": []}
-    (folder / "training.json").write_text(json.dumps({"stages": [stage]}), encoding="utf-8")
+def test_streams_and_their_sweep_go_on(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "run" / "checkpoint"))
     few = [f"streams.everyday.{each}" for each in ("calibration=2", "test=2", "seconds=20")]
     plain = compose("evaluate", [f"checkpoint={folder}", *few, "~streams.dense", "candidates=10", "accelerator=cpu"])
     config = validate(plain, EvaluateConfig)
@@ -62,10 +59,8 @@ def test_streams_and_their_sweep_go_on(tiny_model: VLJEPA, tmp_path: Path, monke
     assert run(None, tmp_path / "run" / "evaluation") == 1
     assert run(None, tmp_path / "run" / "whole") == 4
     for split in ("calibration", "test"):
-        found, wanted = (
-            load_file(tmp_path / "run" / name / "everyday" / split / "latents.safetensors")
-            for name in ("evaluation", "whole")
-        )
+        files = (tmp_path / "run" / name / "everyday" / split for name in ("evaluation", "whole"))
+        found, wanted = (load_file(each / "latents.safetensors") for each in files)
         assert found.keys() == wanted.keys()
         assert all((found[key] == wanted[key]).all() for key in wanted)
 
@@ -127,7 +122,7 @@ def test_only_whole_values_of_the_same_origin_and_of_known_kinds_are_used(tmp_pa
     source.write_text("one")
     kept = Kept(tmp_path, {"source": source}, (Decoded,))
     kept.put("known", Decoded("text", 1, 1))
-    kept.put("unknown", _Program())
+    kept.put("unknown", Program())
     kept.put("cut", list(range(10_000)))
     newest = max((tmp_path / ".kept").rglob("*.pt"), key=lambda path: path.stat().st_size)
     os.truncate(newest, 1000)
@@ -139,8 +134,3 @@ def test_only_whole_values_of_the_same_origin_and_of_known_kinds_are_used(tmp_pa
     with Kept(tmp_path, {"source": source}, (Decoded,)) as other:
         assert other.find("known") is None
     assert kept.find("known") is None  # removed: nothing can go on from it
-
-
-class _Program:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.system, ("touch was_run",)

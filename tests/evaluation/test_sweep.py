@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import refuses, without_seconds
 from made_streams import CACHE, GATE, ON_DEMAND, SELECTION, UNIFORM, WORDS, NearestWord, family, stream_set
 
 from jepa.config import CacheConfig, PolicyConfig, ReferenceConfig, SweepConfig
@@ -59,14 +60,7 @@ def operations(swept: Swept) -> dict[str, Any]:
 
 def digits(swept: Swept) -> dict[str, Any]:
     """A sweep without its wall times."""
-
-    def counted(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: counted(value) for key, value in node.items() if key != "seconds"}
-        return [counted(each) for each in node] if isinstance(node, list) else node
-
-    found: dict[str, Any] = counted(swept.sweep.model_dump(mode="json"))
-    return found | {"emissions": swept.emissions}
+    return without_seconds(swept.sweep.model_dump(mode="json")) | {"emissions": swept.emissions}
 
 
 # --- What is counted.
@@ -160,19 +154,23 @@ def test_predictions_on_demand_are_one_a_segment(steps):
 # --- Caches and oracles.
 
 
-def test_a_cache_is_counted_as_what_it_is_and_audited():
-    policies = {"gate": family(GATE, "threshold", [1.0]), "cached": family(GATE, "threshold", [1.0], CACHE)}
+@pytest.mark.parametrize(("settings", "sources"), [(CACHE, {"decoder", "cache"}), (BANK, {"cache"})])
+def test_a_cache_and_a_bank_are_counted_as_what_they_are_and_audited(settings, sources):
+    policies = {"gate": family(GATE, "threshold", [1.0]), "cached": family(GATE, "threshold", [1.0], settings)}
     swept = run(policies, tolerances=(0.5,))
     plain, cached = (operations(swept)[policy].ledger for policy in ("gate", "cached"))
-    counts, point = cached.cache, swept.sweep.curves["cached"].test[0]
+    counts, curve = cached.cache, swept.sweep.curves["cached"]
     assert counts.lookups == plain.decoder.calls
-    assert counts.hits == counts.lookups - cached.decoder.calls > 0
-    assert counts.audited == counts.hits
-    assert point.decodes_per_second == pytest.approx(cached.decoder.calls / 360)
-    error: CacheError = point.cache.error
+    assert counts.hits == counts.audited == counts.lookups - cached.decoder.calls > 0
+    assert curve.test[0].decodes_per_second == pytest.approx(cached.decoder.calls / 360)
+    error: CacheError = curve.test[0].cache.error
     assert (error.wrong, error.hits, error.lookups) == (counts.wrong_hits, counts.hits, counts.lookups)
-    assert {emission.source for emission in swept.emissions["cached"]} == {"decoder", "cache"}
+    assert {emission.source for emission in swept.emissions["cached"]} == sources
     assert len(swept.emissions["cached"]) == len(swept.emissions["gate"])
+    if settings is BANK:
+        assert counts.flops == 2 * 5 * 16 * counts.lookups  # of the five texts that any half of the streams has
+        assert curve.cache.model_dump() == BANK | {"standing": False}
+        assert error.value <= BANK["error_rate"]
 
 
 def test_the_error_of_a_cache_is_what_the_decoder_says_otherwise():
@@ -195,27 +193,12 @@ def test_the_error_of_a_cache_is_what_the_decoder_says_otherwise():
     assert (error.hits, error.wrong) == (hits, wrong)
 
 
-def test_a_bank_answers_for_the_decoder_and_is_counted_and_audited_as_a_cache():
-    policies = {"gate": family(GATE, "threshold", [1.0]), "banked": family(GATE, "threshold", [1.0], BANK)}
-    swept = run(policies, tolerances=(0.5,))
-    plain, banked = (operations(swept)[policy].ledger for policy in ("gate", "banked"))
-    counts, curve = banked.cache, swept.sweep.curves["banked"]
-    assert counts.lookups == plain.decoder.calls
-    assert counts.hits == counts.audited == counts.lookups - banked.decoder.calls > 0
-    assert counts.flops == 2 * 5 * 16 * counts.lookups  # of the five texts that any half of the streams has
-    assert curve.cache.model_dump() == BANK | {"standing": False}
-    assert curve.test[0].decodes_per_second == pytest.approx(banked.decoder.calls / 360)
-    assert curve.test[0].cache.error.wrong == counts.wrong_hits
-    assert curve.test[0].cache.error.value <= BANK["error_rate"]
-
-
 def test_streams_that_do_not_suffice_are_refused():
     splits = {"calibration": stream_set("calibration", 1)[:3], "test": stream_set("test", 2)}
-    with pytest.raises(InputError, match=r"policies\.banked\.cache\.bank needs at least 4 calibration streams, got 3"):
+    with pytest.raises(InputError, match=r"policies\.banked\.cache\.bank .* 4 .*, got 3"):
         run({"banked": family(GATE, "threshold", [1.0], BANK)}, splits=splits)
     test = [replace(stream, record=replace(stream.record, events=())) for stream in splits["test"]]
-    with pytest.raises(InputError, match="made: the test streams must hold at least one annotated event"):
-        run({}, splits={"calibration": test, "test": test})
+    refuses("made: .* must hold at least one annotated event", run, {}, splits={"calibration": test, "test": test})
 
 
 def test_quality_against_one_wording_stands_beside_that_against_all():
@@ -308,9 +291,7 @@ def test_what_is_said_is_what_the_selective_decoder_emits(policy):
             assert each.times.tolist() == [e.time for e in emitted]
             assert each.spans.tolist() == [[e.start, e.end] for e in emitted]
         assert sum(each.decodes for each in said) == ledger.decoder.calls >= word.decoded
-    assert [len(stream) for stream in segments.found] == [
-        len(stream) for stream in segment_streams(streams, policy).found
-    ]
+    assert list(map(len, segments.found)) == list(map(len, segment_streams(streams, policy).found))
 
 
 def test_emissions_and_counts_are_those_of_the_selective_decoder_alone():
@@ -364,32 +345,22 @@ def test_a_decoder_that_is_not_on_the_cpu_stays_in_this_process():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (
-            lambda s: s[3].latents.__setitem__((7, 2), np.nan),
-            "stream test-3: latents must be finite, got norm nan at step 7",
-        ),
+        (lambda s: s[3].latents.__setitem__((7, 2), np.nan), "stream test-3: latents must be finite, .* at step 7"),
         (lambda s: s[2].times.__setitem__(9, 0.1), "stream test-2: times must strictly increase, got 0.1 after 4.25"),
         (lambda s: s[0].latents.__imul__(2), "stream test-0: latents must have unit norm"),
-        (
-            lambda s: s.__setitem__(1, replace(s[1], latents=s[1].latents[:0], times=s[1].times[:0])),
-            "stream test-1: stream is empty",
-        ),
+        (lambda s: s.append(replace(s[1], latents=s[1].latents[:0], times=s[1].times[:0])), "test-1: stream is empty"),
     ],
 )
 def test_bad_latents_name_the_stream(spoil, message, workers):
     test = copy.deepcopy(stream_set("test", 2))
     spoil(test)
-    with pytest.raises(InputError, match=message):
-        run(POLICIES, splits={"calibration": stream_set("calibration", 1), "test": test}, workers=workers)
+    refuses(message, run, POLICIES, splits={"calibration": stream_set("calibration", 1), "test": test}, workers=workers)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"references": [ReferenceConfig(policy="uniform", rate_hz=3.0)]},
-            r"references\[0\] must be one of the swept .* got uniform at 3 Hz",
-        ),
+        ({"references": [REFERENCES[0].model_copy(update={"rate_hz": 3.0})]}, r"references\[0\] .* uniform at 3 Hz"),
         ({"gate": {"values": [1.0, 1.0]}}, r"policies\.gate\.values must be distinct, got"),
         ({"gate": {"values": [1.0, -1.0]}}, r"^policies\.gate\.policy, threshold=-1: .*threshold must be .* got -1\.0"),
         ({"gate": {"parameter": "foo"}}, r"^policies\.gate\.policy, foo=0\.5: .*Gate has no argument .foo."),
@@ -404,8 +375,7 @@ def test_what_no_sweep_can_have_is_refused_before_it(change, message):
     streams, decoder = [replace(each, changes=None, states=None) for each in stream_set("test", 2)], NearestWord()
     options = dict(change)
     gate = POLICIES["gate"].model_copy(update=options.pop("gate", {}))
-    with pytest.raises(InputError, match=message):
-        run({"gate": gate}, decoder, {"calibration": streams, "test": streams}, **options)
+    refuses(message, run, {"gate": gate}, decoder, {"calibration": streams, "test": streams}, **options)
     assert decoder.decoded == 0
 
 
@@ -426,28 +396,24 @@ def test_streams_survive_the_disk(tmp_path):
 def test_broken_files_of_streams_are_named(tmp_path):
     streams = stream_set("test", 5, streams=2)
 
-    def refused(message: str) -> None:
-        with pytest.raises(InputError, match=message):
-            load_streams(tmp_path)
-
     save_streams(streams, tmp_path)
     path, records, encoding = (tmp_path / name for name in ("latents.safetensors", "records.jsonl", "encoding.json"))
     path.write_bytes(path.read_bytes()[:-3])
-    refused("latents.safetensors: not a whole safetensors file")
+    refuses("latents.safetensors: not a whole safetensors file", load_streams, tmp_path)
     for part in ("times", "changes"):
         save_streams([replace(streams[0], **{part: getattr(streams[0], part)[:-1]}), *streams[1:]], tmp_path)
-        refused(rf"{part} of the stream 'test-0' must be of {len(streams[0].times)} steps, got shape")
+        refuses(rf"{part} of the stream 'test-0' must be of 120 steps, got shape", load_streams, tmp_path)
     save_streams(streams[:1], tmp_path)
     records.write_text(records.read_text(encoding="utf-8").replace("test-0", "test-7"), encoding="utf-8")
-    refused("no latents of the stream 'test-7' that records.jsonl lists")
+    refuses("no latents of the stream 'test-7' that records.jsonl lists", load_streams, tmp_path)
     save_streams(streams, tmp_path)
     encoding.write_text(encoding.read_text(encoding="utf-8").replace('"hop"', '"hope"'), encoding="utf-8")
-    refused("encoding.json cannot be read: KeyError")
+    refuses("encoding.json cannot be read: KeyError", load_streams, tmp_path)
     save_streams(streams[:1], tmp_path)
     few = encoding.read_text(encoding="utf-8")
     save_streams(streams, tmp_path)
     encoding.write_text(few, encoding="utf-8")
-    refused("encoding.json: ledgers must be one for each of 2 streams, got 1")
+    refuses("encoding.json: ledgers must be one for each of 2 streams, got 1", load_streams, tmp_path)
 
 
 class Verifying(NearestWord):
@@ -475,7 +441,5 @@ def test_a_verified_standing_text_and_a_trigger_are_swept_beside_the_gate():
     events = [event.text for stream in stream_set("test", 2) for event in stream.record.events]
     calls = swept.sweep.curves["trigger"].test[0].decodes_per_second * 360
     assert calls == pytest.approx(sum(text in WORDS[:2] for text in events), abs=6)
-    with pytest.raises(InputError, match="needs a decoder with likelihood"):
-        run({"verified": every["verified"]})
-    with pytest.raises(InputError, match="needs sentences and a model with a Y-Encoder"):
-        run({"trigger": every["trigger"]})
+    refuses("needs a decoder with likelihood", lambda: run({"verified": every["verified"]}))
+    refuses("needs sentences and a model with a Y-Encoder", lambda: run({"trigger": every["trigger"]}))

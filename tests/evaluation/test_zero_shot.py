@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_config, write_samples
+from conftest import refuses, write_samples
 
 from jepa import checkpoint
 from jepa.cli import main
@@ -19,7 +20,6 @@ from jepa.config import TaskConfig
 from jepa.data.manifests import read_manifest
 from jepa.data.world import World
 from jepa.data.world_tasks import world_samples
-from jepa.errors import InputError
 from jepa.evaluation.tasks import TASKS, Found, Task
 from jepa.results import TaskEvaluation, read_document
 from jepa.results.documents import AnswerCost, TaskScore
@@ -160,13 +160,9 @@ def test_captions_are_scored_beside_those_of_other_clips(tmp_path):
 
 
 def test_world_prediction_takes_two_states_as_one_clip(tmp_path):
+    pictures = [f"level{n}.png" for n in range(201)]
     lines = [
-        {
-            "before": f"level{a}.png",
-            "after": f"level{b}.png",
-            "candidates": [f"level{n}.png" for n in among],
-            "answer": k,
-        }
+        {"before": pictures[a], "after": pictures[b], "candidates": [pictures[n] for n in among], "answer": k}
         for a, b, among, k in ((0, 100, (0, 100, 50), 2), (200, 40, (120, 60), 1))  # seen: 50 and 120
     ]
     model = Reader({})
@@ -223,8 +219,7 @@ def test_samples_that_cannot_be_read_are_an_error_or_left_out_and_named(tmp_path
     for level in (0, 20):
         (tmp_path / f"level{level}.png").write_bytes(b"no picture")
     model = Reader(levels)
-    with pytest.raises(InputError, match=r"level0\.png: cannot be read as a picture"):
-        run("vqa", model, samples, workers=workers)
+    refuses(r"level0\.png: cannot be read as a picture", run, "vqa", model, samples, workers=workers)
     task = Task(model, TaskConfig(kind="vqa", skip_broken=True, workers=workers, **SETTINGS), samples, 2)
     scores, found, _, _ = TASKS["vqa"][1](task)
     assert [line["prediction"] for line in found] == ["yes", "no", "no"]
@@ -236,8 +231,7 @@ def test_samples_that_cannot_be_read_are_an_error_or_left_out_and_named(tmp_path
         f"{number}: {tmp_path}/level{level}.png" for number, level in (("1", 0), ("4", 20))
     ]
     broken = [samples[0], samples[3]]
-    with pytest.raises(InputError, match=r"none of 2 samples can be read, the first: 1: .*level0\.png"):
-        run("vqa", model, broken, skip_broken=True)
+    refuses(r"none of 2 samples can be read, the first: 1: .*level0\.png", run, "vqa", model, broken, skip_broken=True)
 
 
 def test_a_world_prediction_without_one_of_its_clips_is_left_out(tmp_path):
@@ -266,10 +260,8 @@ def test_captions_of_left_out_clips_are_no_candidates(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_model) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "checkpoint"
-    checkpoint.save(tiny_model, tiny_config(), folder)
-    return folder
+def trained(tmp_path_factory, tiny_checkpoint) -> Path:
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("run") / "checkpoint"))
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -289,12 +281,11 @@ def test_each_task_is_the_same_on_the_embedded_data_and_on_their_manifest(traine
     assert documents[0].samples == len((first / "predictions.jsonl").read_text().splitlines())
 
 
-def test_left_out_samples_are_in_the_record_and_in_the_report(trained, tmp_path, capsys):
+def test_left_out_samples_are_in_the_record_and_in_the_report(trained, tmp_path, capsys, fails):
     made = write_samples(world_samples(World(), "caption", 4, 2, 0), tmp_path)
     (tmp_path / "clip0001" / "0000.png").write_bytes(b"no picture")
     options = [f"checkpoint={trained}", "task=captioning", f"task.manifest={made}", "accelerator=cpu"]
-    assert main(["evaluate", *options]) == 2
-    assert "0000.png: cannot be read as a picture" in capsys.readouterr().err
+    fails(["evaluate", *options], "0000.png: cannot be read as a picture")
     assert main(["evaluate", *options, "task.skip_broken=true", f"output={tmp_path}/out"]) == 0
     printed = capsys.readouterr().out
     document = read_document(tmp_path / "out", TaskEvaluation)
@@ -317,13 +308,10 @@ def test_left_out_samples_are_in_the_record_and_in_the_report(trained, tmp_path,
         (["task=vqa", "task.manifest={made}"], "samples must be of kind question, got caption"),
     ],
 )
-def test_bad_tasks_end_in_one_line(trained, tmp_path, capsys, options, message):
+def test_bad_tasks_end_in_one_line(trained, tmp_path, fails, options, message):
     made = write_samples(world_samples(World(), "caption", 2, 1, 0), tmp_path)
     options = [option.replace("{made}", str(made)) for option in options]
-    assert main(["evaluate", f"checkpoint={trained}", "accelerator=cpu", *options]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.splitlines()) == 1
+    fails(["evaluate", f"checkpoint={trained}", "accelerator=cpu", *options], message)
 
 
 def test_templates_are_given_as_the_documentation_has_it(trained, tmp_path):
@@ -336,10 +324,9 @@ def test_templates_are_given_as_the_documentation_has_it(trained, tmp_path):
     assert json.loads(line)["id"] == "clip0000"
 
 
-def test_a_task_needs_a_vl_jepa(tmp_path, capsys):
+def test_a_task_needs_a_vl_jepa(tmp_path, fails):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     config = {"format": checkpoint.FORMAT, "variant": "llm_jepa", "model": {}, "data": {}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    assert main(["evaluate", f"checkpoint={folder}", "task=vqa"]) == 2
-    assert "task needs a checkpoint of vl_jepa, got one of llm_jepa" in capsys.readouterr().err
+    fails(["evaluate", f"checkpoint={folder}", "task=vqa"], "task needs a checkpoint of vl_jepa, got one of llm_jepa")

@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 
-import pytest
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    sys.modules.pop("bench_live", None)
-    import bench_live
-
-    return bench_live
-
-
-def test_streams_are_served_and_clients_leave_nothing(bench, live_setup):
+def test_streams_are_served_and_clients_leave_nothing(script, live_setup):
+    bench = script("bench_live")
     shots = bench.pictures(2.0)
     assert bench.served(live_setup, shots, 2, 3.0) > 0
     grown = bench.memory(live_setup, shots, 40 / 3600)

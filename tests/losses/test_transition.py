@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import refuses
 from torch import nn
 
-from jepa.errors import InputError
 from jepa.losses.transition import next_latent_loss
 from jepa.predictors.transition import LatentTransition
 
@@ -52,7 +52,5 @@ def test_no_gradient_goes_through_what_is_predicted(parts):
 
 def test_refuses_what_it_cannot_do(parts):
     transition, embed, head, states = parts
-    with pytest.raises(InputError, match="horizon must be >= 1, got 0"):
-        next_latent_loss(transition, states, LABELS, embed, head, 0)
-    with pytest.raises(InputError, match="at least 1 token"):
-        next_latent_loss(transition, states, torch.full_like(LABELS, -100), embed, head, 1)
+    refuses("horizon must be >= 1, got 0", next_latent_loss, transition, states, LABELS, embed, head, 0)
+    refuses("at least 1 token", next_latent_loss, transition, states, torch.full_like(LABELS, -100), embed, head, 1)

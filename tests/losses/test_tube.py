@@ -6,13 +6,9 @@ import math
 
 import pytest
 import torch
+from conftest import randn, refusals
 
-from jepa.errors import InputError
 from jepa.losses.tube import semantic_tube
-
-
-def randn(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def by_loop(states):
@@ -57,15 +53,10 @@ def test_half_precision_is_subtracted_in_float32():
         assert semantic_tube(states) == semantic_tube(states.float())
 
 
-@pytest.mark.parametrize(
-    ("states", "message"),
-    [
-        (torch.zeros(3, 4), r"states must be \(N, 3, E\) with N, E >= 1, got \(3, 4\)"),
-        (torch.zeros(2, 4, 5), r"got \(2, 4, 5\)"),
-        (torch.zeros(0, 3, 4), r"got \(0, 3, 4\)"),
-        (torch.zeros(2, 3, 4).long(), r"states must be floating point, got torch\.int64"),
-    ],
+test_bad_states_are_refused = refusals(
+    (torch.zeros(3, 4), r"states must be \(N, 3, E\) with N, E >= 1, got \(3, 4\)"),
+    (torch.zeros(2, 4, 5), r"got \(2, 4, 5\)"),
+    (torch.zeros(0, 3, 4), r"got \(0, 3, 4\)"),
+    (torch.zeros(2, 3, 4).long(), r"states must be floating point, got torch\.int64"),
+    of=semantic_tube,
 )
-def test_bad_states_are_refused(states, message):
-    with pytest.raises(InputError, match=message):
-        semantic_tube(states)

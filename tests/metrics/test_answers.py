@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 import torch
-from conftest import real_data
+from conftest import real_data, refusals, refuses
 from scipy import stats
 
 from jepa.errors import InputError
@@ -73,8 +73,7 @@ def test_rules(metric, prediction, gold, expected):
 def test_a_gold_answer_that_cannot_be_read_is_an_error(metric, gold, message):
     good = {"gsm8k": "#### 1"}.get(metric, "a")
     for prediction in ("", "x", gold):
-        with pytest.raises(InputError, match=message):
-            score(metric, [good, prediction], [good, gold])
+        refuses(message, score, metric, [good, prediction], [good, gold])
 
 
 @pytest.mark.parametrize("metric", [name for name in METRICS if name != "spider"])
@@ -90,29 +89,22 @@ def test_spider_by_name(tmp_path):
     predictions, golds = ["select name from item", "junk", ""], ["SELECT name FROM item"] * 3
     requests = ["For db_id:[shop]\n\nWhat?"] * 3
     assert score("spider", predictions, golds, requests, databases=tmp_path) == [True, False, False]
-    with pytest.raises(InputError, match=r"item 0: databases must hold gone/gone\.sqlite, got no file"):
+    with pytest.raises(InputError, match=r"item 0: .* gone/gone\.sqlite"):
         score("spider", ["junk"], ["junk"], ["For db_id:[gone]"], databases=tmp_path)
-    with pytest.raises(InputError, match="item 0: prompt must name its database"):
-        score("spider", ["junk"], ["junk"], databases=tmp_path)
+    refuses("item 0: prompt must name its database", score, "spider", ["junk"], ["junk"], databases=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: scorer_for("exact"), "metric must be one of exact_match, .*, got 'exact'"),
-        (lambda: scorer_for("gsm8k", databases="."), r"metric gsm8k must have no options, got \['databases'\]"),
-        (lambda: score("exact_match", ["a"], ["a", "b"]), "equally many, got 1 and 2 and 1"),
-        (lambda: score("exact_match", "a", ["a"]), "predictions must be a sequence of strings, got the string 'a'"),
-        (lambda: proportion_interval(3, 2), "got 3 and 2"),
-        (lambda: proportion_interval(0, 0), "got 0 and 0"),
-        (lambda: multiple_choice(torch.zeros(2, 3), torch.tensor([0, 3])), r"answers must be in 0\.\.2, got 0\.\.3"),
-        (lambda: multiple_choice(torch.zeros(2, 3), torch.ones(2)), r"\(2,\) integers, got \(2,\) torch.float32"),
-        (lambda: multiple_choice(torch.tensor([[0.0, torch.nan]]), torch.tensor([0])), "must be numbers, got 1 NaN"),
-    ],
+test_bad_input_is_refused = refusals(
+    (lambda: scorer_for("exact"), "metric must be one of exact_match, .*, got 'exact'"),
+    (lambda: scorer_for("gsm8k", databases="."), r"metric gsm8k must have no options, got \['databases'\]"),
+    (lambda: score("exact_match", ["a"], ["a", "b"]), "equally many, got 1 and 2 and 1"),
+    (lambda: score("exact_match", "a", ["a"]), "predictions must be a sequence of strings, got the string 'a'"),
+    (lambda: proportion_interval(3, 2), "got 3 and 2"),
+    (lambda: proportion_interval(0, 0), "got 0 and 0"),
+    (lambda: multiple_choice(torch.zeros(2, 3), torch.tensor([0, 3])), r"answers must be in 0\.\.2, got 0\.\.3"),
+    (lambda: multiple_choice(torch.zeros(2, 3), torch.ones(2)), r"\(2,\) integers, got \(2,\) torch.float32"),
+    (lambda: multiple_choice(torch.tensor([[0.0, torch.nan]]), torch.tensor([0])), "must be numbers, got 1 NaN"),
 )
-def test_bad_input_is_refused(call, message):
-    with pytest.raises(InputError, match=message):
-        call()
 
 
 def test_multiple_choice_is_by_likelihood_and_a_tie_is_wrong():

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import refusals
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycocoevalcap.cider import cider_scorer
 
-from jepa.errors import InputError
 from jepa.metrics import DocumentFrequency, cider_d, document_frequency, tokenize
 
 # Few words, so that captions share n-grams and repeat words; tokens that the tokenizer leaves as they are.
@@ -106,19 +106,14 @@ def test_a_perfect_caption_scores_ten_and_an_empty_one_nothing():
     assert scores == pytest.approx([10, 0, 0], abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("candidates", "references", "message"),
-    [
-        (["a"], [["a"], ["b"]], "candidates and references must be equally many, got 1 and 2"),
-        (["a", "b"], [["a"], []], r"references\[1\] must be a sequence of one string or more, got \[\]"),
-        (["a"], ["red"], r"references\[0\] must be a sequence of one string or more, got 'red'"),
-        ("a", [["a"]], "candidates must be a sequence of strings, got the string 'a'"),
-        ([], [], "references must hold at least one document, got none"),
-    ],
+test_bad_pairs_are_refused = refusals(
+    (["a"], [["a"], ["b"]], "candidates and references must be equally many, got 1 and 2"),
+    (["a", "b"], [["a"], []], r"references\[1\] must be a sequence of one string or more, got \[\]"),
+    (["a"], ["red"], r"references\[0\] must be a sequence of one string or more, got 'red'"),
+    ("a", [["a"]], "candidates must be a sequence of strings, got the string 'a'"),
+    ([], [], "references must hold at least one document, got none"),
+    of=cider_d,
 )
-def test_bad_pairs_are_refused(candidates, references, message):
-    with pytest.raises(InputError, match=message):
-        cider_d(candidates, references)
 
 
 def test_document_frequency_counts_documents_not_occurrences():

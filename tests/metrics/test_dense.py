@@ -5,24 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import astuple
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import refusals
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jepa.errors import InputError
 from jepa.metrics.cider import document_frequency, tokenize
-from jepa.metrics.dense import (
-    DenseScores,
-    dense_scores,
-    in_force,
-    merge_repeats,
-    soda_c,
-    temporal_f1,
-    tim_cover,
-    tim_redun,
-)
+from jepa.metrics.dense import dense_scores, in_force, merge_repeats, soda_c, temporal_f1, tim_cover, tim_redun
 from jepa.metrics.stream import CaptionPairs, match_nearest, stream_scores
 
 # Quarters of a second: ties and IoUs of exactly one half are frequent.
@@ -209,7 +201,7 @@ POOL = document_frequency([[tokenize(text)] for text in TEXTS])
 PAIRS = CaptionPairs(POOL)
 
 
-def scored(texts: list[str], spans: np.ndarray) -> tuple[DenseScores, np.ndarray]:
+def scored(texts: list[str], spans: np.ndarray) -> tuple[Any, np.ndarray]:
     times = spans.mean(axis=1)
     dense = dense_scores(TEXTS, EVENTS, texts, times, spans, 14.0, PAIRS.similarity)
     return dense, stream_scores(TEXTS, EVENTS.mean(axis=1), texts, times, PAIRS)
@@ -246,31 +238,25 @@ def test_decodes_that_miss_events_cost_recall():
 
 def test_a_stream_without_emissions():
     silent = dense_scores(TEXTS, EVENTS, [], [], [], 14.0, PAIRS.similarity)
-    assert silent == DenseScores(temporal_f1=0, temporal_f1_merged=0, soda_c=0, tim_redun=1, tim_cover=0)
+    assert astuple(silent) == (0, 0, 0, 1, 0)
 
 
 ONE = [(0.0, 1.0)]
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: in_force([1.0], 0.0), "duration must be finite and > 0, got 0.0"),
-        (lambda: in_force([1.0, math.nan], 9.0), r"spans must be finite .* got \[nan, nan\] at index 1"),
-        (lambda: in_force([(2.0, 1.0)], 9.0), r"spans must be finite with start <= end, got \[2.0, 1.0\] at index 0"),
-        (lambda: in_force([[[1.0]]], 9.0), r"spans must be \(N, 2\) .* got shape \(1, 1, 1\)"),
-        (lambda: temporal_f1([], ONE), r"events must be \(N, 2\) with N >= 1, .* got shape \(0,\)"),
-        (lambda: temporal_f1([(1.0, 0.0)], ONE), r"events must be finite .* got \[1.0, 0.0\]"),
-        (lambda: temporal_f1(ONE, [1.0, 2.0]), r"emissions must be \(N, 2\) .* got shape \(2,\)"),
-        (lambda: merge_repeats(ONE, []), "texts and intervals must be equally many, got 0 and 1"),
-        (lambda: soda_c([], ONE, ["a"], ONE, equal_text), "events_text and events must be equally many, got 0 and 1"),
-        (lambda: soda_c("a", ONE, ["a"], ONE, equal_text), "events_text must be a sequence of strings, got the string"),
-        (lambda: soda_c(["a"], ONE, ["a"], ONE, lambda a, b: np.ones(2)), "must give 1 values >= 0, got 2, the least"),
-        (lambda: soda_c(["a"], ONE, ["a"], ONE, lambda a, b: [-1.0]), "similarity must .* got 1, the least -1"),
-        (lambda: tim_redun(ONE, [math.inf]), "times must be finite, got inf at index 0"),
-        (lambda: dense_scores(["a"], ONE, ["a"], [], ONE, 9.0, equal_text), "times and emission_texts .* got 0 and 1"),
-    ],
+test_bad_input_is_refused = refusals(
+    (lambda: in_force([1.0], 0.0), "duration must be finite and > 0, got 0.0"),
+    (lambda: in_force([1.0, math.nan], 9.0), r"spans must be finite .* got \[nan, nan\] at index 1"),
+    (lambda: in_force([(2.0, 1.0)], 9.0), r"spans must be finite with start <= end, got \[2.0, 1.0\] at index 0"),
+    (lambda: in_force([[[1.0]]], 9.0), r"spans must be \(N, 2\) .* got shape \(1, 1, 1\)"),
+    (lambda: temporal_f1([], ONE), r"events must be \(N, 2\) with N >= 1, .* got shape \(0,\)"),
+    (lambda: temporal_f1([(1.0, 0.0)], ONE), r"events must be finite .* got \[1.0, 0.0\]"),
+    (lambda: temporal_f1(ONE, [1.0, 2.0]), r"emissions must be \(N, 2\) .* got shape \(2,\)"),
+    (lambda: merge_repeats(ONE, []), "texts and intervals must be equally many, got 0 and 1"),
+    (lambda: soda_c([], ONE, ["a"], ONE, equal_text), "events_text and events must be equally many, got 0 and 1"),
+    (lambda: soda_c("a", ONE, ["a"], ONE, equal_text), "events_text must be a sequence of strings, got the string"),
+    (lambda: soda_c(["a"], ONE, ["a"], ONE, lambda a, b: np.ones(2)), "must give 1 values >= 0, got 2, the least"),
+    (lambda: soda_c(["a"], ONE, ["a"], ONE, lambda a, b: [-1.0]), "similarity must .* got 1, the least -1"),
+    (lambda: tim_redun(ONE, [math.inf]), "times must be finite, got inf at index 0"),
+    (lambda: dense_scores(["a"], ONE, ["a"], [], ONE, 9.0, equal_text), "times and emission_texts .* got 0 and 1"),
 )
-def test_bad_input_is_refused(call, message):
-    with pytest.raises(InputError, match=message):
-        call()

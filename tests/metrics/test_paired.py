@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from conftest import refusals
 from scipy import stats
 
-from jepa.errors import InputError
 from jepa.metrics.paired import paired_test
 
 
@@ -40,10 +40,9 @@ def test_equal_differences(differences, p):
     assert result.low == result.mean == result.high == pytest.approx(differences[0])
 
 
-@pytest.mark.parametrize(
-    ("differences", "message"),
-    [([], "at least one, got none"), ([[1.0]], r"got shape \(1, 1\)"), ([1.0, math.nan], "finite, got nan at index 1")],
+test_bad_input_is_refused = refusals(
+    ([], "at least one, got none"),
+    ([[1.0]], r"got shape \(1, 1\)"),
+    ([1.0, math.nan], "finite, got nan at index 1"),
+    of=paired_test,
 )
-def test_bad_input_is_refused(differences, message):
-    with pytest.raises(InputError, match=message):
-        paired_test(differences)

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+from conftest import refusals, refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepa.errors import InputError
 from jepa.metrics.per_token import accuracy_area, accuracy_within, cost_of_pass, ock_score
 
 RIGHT = torch.tensor([True, False, True, False])
@@ -68,23 +68,17 @@ def test_longer_answers_are_never_better(rows, longest):
     assert accuracy_area(right, tokens + 1, longest) <= accuracy_area(right, tokens, longest)
 
 
-@pytest.mark.parametrize(
-    ("right", "costs", "words"),
-    [
-        (RIGHT, TOKENS[:3], r"right and costs must be \(N,\) with N >= 1, right of booleans, got \(4,\) .*\(3,\)"),
-        (RIGHT.long(), TOKENS, "right of booleans, got .* torch.int64"),
-        (RIGHT[:0], TOKENS[:0], r"N >= 1, .* got \(0,\)"),
-        (RIGHT, TOKENS - 3, "costs must be finite and >= 0, got -1"),
-        (RIGHT, TOKENS / 0, "costs must be finite and >= 0, got inf"),
-    ],
+test_bad_input = refusals(
+    (RIGHT, TOKENS[:3], r"right and costs must be \(N,\) with N >= 1, right of booleans, got \(4,\) .*\(3,\)"),
+    (RIGHT.long(), TOKENS, "right of booleans, got .* torch.int64"),
+    (RIGHT[:0], TOKENS[:0], r"N >= 1, .* got \(0,\)"),
+    (RIGHT, TOKENS - 3, "costs must be finite and >= 0, got -1"),
+    (RIGHT, TOKENS / 0, "costs must be finite and >= 0, got inf"),
+    of=cost_of_pass,
 )
-def test_bad_input(right, costs, words):
-    with pytest.raises(InputError, match=words):
-        cost_of_pass(right, costs)
 
 
 @pytest.mark.parametrize("curve", [accuracy_within, accuracy_area])
 @pytest.mark.parametrize("longest", [0, 2.5])
 def test_bad_budgets(curve, longest):
-    with pytest.raises(InputError, match=f"longest must be a whole number >= 1, got {longest}"):
-        curve(RIGHT, TOKENS, longest)
+    refuses(f"longest must be a whole number >= 1, got {longest}", curve, RIGHT, TOKENS, longest)

@@ -8,11 +8,10 @@ import re
 import time
 
 import pytest
-from conftest import real_data
+from conftest import real_data, refusals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa.errors import InputError
 from jepa.metrics.regex import UndecidedError, check_regex, equivalent
 
 STRINGS = ["".join(letters) for n in range(5) for letters in itertools.product("abc", repeat=n)]
@@ -101,37 +100,32 @@ def test_known_cases(first, second, expected):
     assert equivalent(second, first) is expected
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "have an operand, got its end at position 0"),
-        ("(a", r"close a group with '\)', got its end at position 2"),
-        ("a)", r"end after a complete expression, got '\)' at position 1"),
-        ("a|", "have an operand, got its end at position 2"),
-        ("*a", r"have an operand, got '\*' at position 0"),
-        ("a||b", r"have an operand, got '\|' at position 2"),
-        ("~", "have an operand, got its end"),
-        ("a\\", r"have an operand, got '\\\\' at position 1"),
-        ("a{", "have a repetition {n}, {n,} or {n,m}, got '{'"),
-        ("a{2", "have a repetition"),
-        ("a{,2}", "have a repetition"),
-        ("a{3,2}", "repeat n to m times, n <= m <= 1000"),
-        ("a{1001}", "repeat n to m times, n <= m <= 1000"),
-        ("a{" + "9" * 900 + "}", "have a repetition"),
-        ("[", r"close a class with '\]' after one character or more, got '\['"),
-        ("[]", "close a class"),
-        ("[a", "close a class"),
-        ("[a\\]", "close a class"),
-        ("[^]", "have a character in a class"),
-        ("[z-a]", "ranges from low to high, got its end at position 5"),
-        ("@", "have an operand, got '@'"),
-        ("(" * 21 + "a" + ")" * 21, "nest at most 20 groups"),
-        ("a" * 1001, "at most 1000 characters, got 1001"),
-    ],
+test_what_cannot_be_read_is_refused = refusals(
+    ("", "have an operand, got its end at position 0"),
+    ("(a", r"close a group with '\)', got its end at position 2"),
+    ("a)", r"end after a complete expression, got '\)' at position 1"),
+    ("a|", "have an operand, got its end at position 2"),
+    ("*a", r"have an operand, got '\*' at position 0"),
+    ("a||b", r"have an operand, got '\|' at position 2"),
+    ("~", "have an operand, got its end"),
+    ("a\\", r"have an operand, got '\\\\' at position 1"),
+    ("a{", "have a repetition {n}, {n,} or {n,m}, got '{'"),
+    ("a{2", "have a repetition"),
+    ("a{,2}", "have a repetition"),
+    ("a{3,2}", "repeat n to m times, n <= m <= 1000"),
+    ("a{1001}", "repeat n to m times, n <= m <= 1000"),
+    ("a{" + "9" * 900 + "}", "have a repetition"),
+    ("[", r"close a class with '\]' after one character or more, got '\['"),
+    ("[]", "close a class"),
+    ("[a", "close a class"),
+    ("[a\\]", "close a class"),
+    ("[^]", "have a character in a class"),
+    ("[z-a]", "ranges from low to high, got its end at position 5"),
+    ("@", "have an operand, got '@'"),
+    ("(" * 21 + "a" + ")" * 21, "nest at most 20 groups"),
+    ("a" * 1001, "at most 1000 characters, got 1001"),
+    of=check_regex,
 )
-def test_what_cannot_be_read_is_refused(text, message):
-    with pytest.raises(InputError, match=message):
-        check_regex(text)
 
 
 def test_a_comparison_has_a_limit():

@@ -7,12 +7,12 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 import torch
+from conftest import refusals
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import top_k_accuracy_score
 from sklearn.metrics.pairwise import cosine_similarity
 
-from jepa.errors import InputError
 from jepa.metrics.retrieval import Ranks, chance_ranks, retrieval_ranks, retrieval_scores
 
 
@@ -87,16 +87,13 @@ def test_chance_counts_the_captions_of_each_clip():
     assert Ranks(*ranks).recall(2).tolist() == pytest.approx([1 - 1 / 6, 2 / 4])
 
 
-@pytest.mark.parametrize(
-    ("queries", "gallery", "query_ids", "gallery_ids", "message"),
-    [
-        (torch.ones(2, 3), torch.ones(2, 4), [0, 1], [0, 1], "same E, got 3 and 4"),
-        (torch.ones(2, 3), torch.ones(2, 3), [0, 5], [0, 1], "got none for the id 5"),
-        (torch.ones(2, 3), torch.full((2, 3), torch.nan), [0, 1], [0, 1], "gallery must be finite"),
-        (torch.ones(2, 3), torch.ones(2, 3), [0], [0, 1], r"query_ids must be \(2,\) integers"),
-        (torch.ones(2, 3), torch.ones(0, 3), [0, 1], [], "gallery must be"),
-    ],
+test_bad_input_is_refused = refusals(
+    (torch.ones(2, 3), torch.ones(2, 4), [0, 1], [0, 1], "same E, got 3 and 4"),
+    (torch.ones(2, 3), torch.ones(2, 3), [0, 5], [0, 1], "got none for the id 5"),
+    (torch.ones(2, 3), torch.full((2, 3), torch.nan), [0, 1], [0, 1], "gallery must be finite"),
+    (torch.ones(2, 3), torch.ones(2, 3), [0], [0, 1], r"query_ids must be \(2,\) integers"),
+    (torch.ones(2, 3), torch.ones(0, 3), [0, 1], [], "gallery must be"),
+    of=lambda queries, gallery, query_ids, gallery_ids: retrieval_ranks(
+        queries, gallery, torch.tensor(query_ids), torch.tensor(gallery_ids)
+    ),
 )
-def test_bad_input_is_refused(queries, gallery, query_ids, gallery_ids, message):
-    with pytest.raises(InputError, match=message):
-        retrieval_ranks(queries, gallery, torch.tensor(query_ids), torch.tensor(gallery_ids))

@@ -8,9 +8,8 @@ import time
 from contextlib import closing
 
 import pytest
-from conftest import real_data
+from conftest import real_data, refuses
 
-from jepa.errors import InputError
 from jepa.metrics.sql import Spider, has_own_order
 
 REQUEST = "For db_id:[shop]\n\nWhat is sold?"
@@ -91,18 +90,8 @@ def test_rows_are_compared(folder, prediction, gold, expected):
         "SELECT '\ud800'",
         "PRAGMA table_info(nothing)",
         "DELETE FROM item WHERE 0",
-        "ATTACH DATABASE 'other.sqlite' AS other",
         "SELECT load_extension('x')",
         "BEGIN",
-    ],
-)
-def test_what_gives_no_table_is_wrong_even_against_an_empty_one(folder, prediction):
-    assert not Spider(folder)(prediction, "SELECT name FROM item WHERE 0", REQUEST)
-
-
-@pytest.mark.parametrize(
-    "prediction",
-    [
         "DELETE FROM item",
         "DROP TABLE item",
         "CREATE TABLE other (x)",
@@ -112,10 +101,11 @@ def test_what_gives_no_table_is_wrong_even_against_an_empty_one(folder, predicti
         "ATTACH DATABASE '{folder}/new.sqlite' AS new",
     ],
 )
-def test_a_prediction_cannot_write(folder, prediction):
+def test_what_gives_no_table_is_wrong_even_against_an_empty_one_and_cannot_write(folder, prediction):
     path = folder / "shop" / "shop.sqlite"
     before = path.read_bytes()
-    assert not Spider(folder)(prediction.format(folder=folder), "SELECT name FROM item", REQUEST)
+    for gold in ("SELECT name FROM item WHERE 0", "SELECT name FROM item"):
+        assert not Spider(folder)(prediction.format(folder=folder), gold, REQUEST)
     assert path.read_bytes() == before
     assert sorted(p.name for p in folder.rglob("*")) == ["shop", "shop.sqlite"]
 
@@ -147,16 +137,13 @@ def test_a_prediction_that_takes_too_long_is_wrong(folder, prediction, timeout_s
 )
 def test_what_is_not_the_predictions_fault_is_an_error(folder, gold, prompt, message):
     for prediction in ("junk", gold):
-        with pytest.raises(InputError, match=message):
-            Spider(folder, timeout_seconds=0.2)(prediction, gold, prompt)
+        refuses(message, Spider(folder, timeout_seconds=0.2), prediction, gold, prompt)
 
 
 def test_a_file_that_is_no_database_is_an_error(folder):
     (folder / "shop" / "shop.sqlite").write_bytes(b"version https://git-lfs.github.com/spec/v1\n" * 40)
-    with pytest.raises(InputError, match=r"must run on .*shop\.sqlite, got file is not a database"):
-        Spider(folder)("SELECT 1", "SELECT name FROM item", REQUEST)
-    with pytest.raises(InputError, match="timeout_seconds must be finite and > 0, got 0"):
-        Spider(folder, timeout_seconds=0)
+    refuses(r"shop\.sqlite, got file is not a database", Spider(folder), "SELECT 1", "SELECT name FROM item", REQUEST)
+    refuses("timeout_seconds must be finite and > 0, got 0", Spider, folder, timeout_seconds=0)
 
 
 @pytest.mark.parametrize(
@@ -180,5 +167,4 @@ def test_own_order(query, expected):
 def test_every_prompt_of_spider_names_its_database(tmp_path):
     for line in real_data("chat/spider_sample.jsonl").read_text(encoding="utf-8").splitlines():
         prompt = json.loads(line)["messages"][1]["content"]
-        with pytest.raises(InputError, match="got no file"):
-            Spider(tmp_path)("SELECT 1", "SELECT 1", prompt)
+        refuses("got no file", Spider(tmp_path), "SELECT 1", "SELECT 1", prompt)

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import LLAMA, language_config
+from conftest import LLAMA, language_config, new_model, refuses
 from transformers import GenerationConfig
 
-from jepa import checkpoint
 from jepa.data.packing import pack
 from jepa.data.pairs import Example
 from jepa.decoders.prefix import PrefixDecoder
-from jepa.errors import InputError
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.session import RequestDecoder, RequestSession
 from jepa.operations import OperationLedger, count_flops
@@ -29,8 +27,7 @@ FAMILIES = {"llama": SHARP, "gemma3": {**GEMMA, "pad_token_id": None}}
 
 @pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
 def any_model(request, chat_tokenizer) -> LLMJEPA:
-    torch.manual_seed(0)
-    return checkpoint.build_model(language_config(request.param, tokens=2), chat_tokenizer).eval()
+    return new_model(language_config(request.param, tokens=2), chat_tokenizer)
 
 
 def requests(pairs: list[Example]) -> list[str]:
@@ -43,8 +40,7 @@ def requests(pairs: list[Example]) -> list[str]:
 )
 @pytest.mark.parametrize("architecture", FAMILIES.values(), ids=FAMILIES)
 def test_streams_give_the_embeddings_of_packed_rows(architecture, tokens, placement, pairs, chat_tokenizer):
-    torch.manual_seed(0)
-    model = checkpoint.build_model(language_config(architecture, tokens, placement), chat_tokenizer).eval()
+    model = new_model(language_config(architecture, tokens, placement), chat_tokenizer)
     chosen = sorted(pairs, key=lambda pair: len(pair.prompt))[::8]
     encoded = chat_tokenizer.encode(chosen)
     rows = pack(encoded, model.layout(row_tokens=200), encoded, list(range(len(chosen))))
@@ -78,9 +74,8 @@ def test_predicting_leaves_the_cache_as_it_is(any_model, pairs):
 def test_a_pair_brings_its_system_prompt_along(any_model):
     plain, with_system = any_model.encode([Example("a", "", None), Example("a", "", "b c d")]).mask.sum(1).tolist()
     assert with_system > plain
-    assert torch.equal(
-        any_model.predict(any_model.encode(["a"])), any_model.predict(any_model.encode([Example("a", "x", None)]))
-    )
+    words, pair = (any_model.predict(any_model.encode([each])) for each in ("a", Example("a", "x", None)))
+    assert torch.equal(words, pair)
 
 
 def test_answers_are_greedy_and_the_same_in_batches(any_model, pairs):
@@ -132,14 +127,12 @@ def test_selective_decoding_answers_a_stream_of_requests(tiny_llm_jepa, pairs):
         ]
         assert [e.text for e in stepped + live.finish()] == [e.text for e in emissions]
 
-    with pytest.raises(InputError, match="a request as the payload of each step"):
-        SelectiveDecoder(Uniform(1.0), RequestDecoder(tiny_llm_jepa, 5)).run(latents, np.arange(6.0))
+    refuses("a request as the payload of each step", lambda: decoder.run(latents, np.arange(6.0)))
 
 
 def test_embeddings_are_decoded_by_a_lightweight_decoder_if_there_is_one(tiny_llm_jepa):
     latents = tiny_llm_jepa.embed(["a", "b|c"])
-    with pytest.raises(InputError, match="this checkpoint has no decoder from embeddings"):
-        tiny_llm_jepa.decode(latents)
+    refuses("this checkpoint has no decoder from embeddings", tiny_llm_jepa.decode, latents)
     model = copy.deepcopy(tiny_llm_jepa)
     model.y_decoder = PrefixDecoder(vocab_size=400, embedding_dim=32, width=16, depth=1, heads=2, max_length=5)
     for decoded, latent in zip(model.decode(latents), latents, strict=True):
@@ -162,18 +155,13 @@ def test_parameters_by_role_add_up(tiny_llm_jepa):
     assert role["modules"] == "LlamaForCausalLM"
 
 
-def test_an_answer_reads_each_request_once(tiny_llm_jepa, pairs, monkeypatch):
+def test_an_answer_reads_each_request_once_and_a_session_forgets_old_ones(tiny_llm_jepa, pairs, monkeypatch):
     model, read = copy.deepcopy(tiny_llm_jepa), []
     encode = model.tokenizer.encode
     monkeypatch.setattr(model.tokenizer, "encode", lambda given: read.extend(given) or encode(given))
     model.answer(pairs[:3], 2)
     assert read == pairs[:3]
-
-
-def test_a_session_forgets_the_tokens_of_old_requests(tiny_llm_jepa, pairs, monkeypatch):
-    model, read = copy.deepcopy(tiny_llm_jepa), []
-    encode = model.tokenizer.encode
-    monkeypatch.setattr(model.tokenizer, "encode", lambda given: read.extend(given) or encode(given))
+    read.clear()
     session = RequestSession(model)
     first = session.predict(pairs[0])
     for pair in pairs[1:17]:
@@ -184,7 +172,5 @@ def test_a_session_forgets_the_tokens_of_old_requests(tiny_llm_jepa, pairs, monk
 
 
 def test_bad_predictors_are_named():
-    with pytest.raises(InputError, match="tokens must be >= 0, got -1"):
-        TiedPredictor(-1)
-    with pytest.raises(InputError, match="placement must be append, prepend or turn, got 'before'"):
-        TiedPredictor(1, "before")
+    refuses("tokens must be >= 0, got -1", TiedPredictor, -1)
+    refuses("placement must be append, prepend or turn, got 'before'", TiedPredictor, 1, "before")

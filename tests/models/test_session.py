@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from conftest import LLAMA, language_config
+from conftest import LLAMA, language_config, new_model, refuses
 
-from jepa import checkpoint
 from jepa.data.pairs import Example
-from jepa.errors import InputError
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.models.session import AnswerCache, RequestDecoder, RequestSession, follow
 from jepa.operations import OperationLedger, count_flops
@@ -28,9 +26,8 @@ EVERY_STEP = Uniform(1000.0)
 )
 def model(request, chat_tokenizer) -> LLMJEPA:
     architecture, tokens, placement = request.param
-    torch.manual_seed(0)
     config = language_config({**LLAMA, "initializer_range": 0.3, **architecture}, tokens, placement)
-    return checkpoint.build_model(config, chat_tokenizer).eval()
+    return new_model(config, chat_tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +154,7 @@ def test_a_cache_of_answers_is_bounded():
     requests = [("a", 0.0), ("b", 1.0), ("c", 2.0), ("a", 0.0), ("c", 2.0)]
     cache = AnswerCache(-1.0, 2, name=lambda request: request.prompt)
     assert [source for _, source in run_cache(cache, requests)] == ["decoder"] * 4 + ["cache"]
-    with pytest.raises(InputError, match="payload"):
-        AnswerCache(0.1, 2).look_up(np.ones(2, dtype=np.float32))
+    refuses("payload", lambda: AnswerCache(0.1, 2).look_up(np.ones(2, dtype=np.float32)))
 
 
 @pytest.mark.parametrize("named", [True, False])

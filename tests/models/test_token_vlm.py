@@ -7,11 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import vlm_config
+from conftest import new_model, refuses, vlm_config
 
 from jepa import checkpoint
 from jepa.data.world import CAPTION_QUERIES, StreamStyle, World
-from jepa.errors import InputError
 from jepa.models.token_vlm import TokenVLM, WindowDecoder, candidate_scores, ranks_of_own
 from jepa.operations import OperationLedger, count_flops, transformer_flops
 from jepa.selective import SelectiveDecoder, Uniform
@@ -22,8 +21,7 @@ TEXTS = ["the red bar moves left", "a cyan ring spins", "red"]
 
 @pytest.fixture(scope="module")
 def vlm(tokenizer) -> TokenVLM:
-    torch.manual_seed(0)
-    model = checkpoint.build_model(vlm_config(), tokenizer).eval()
+    model = new_model(vlm_config(), tokenizer)
     with torch.no_grad():  # answers that end, and differ
         model.language_model.lm.get_input_embeddings().weight.mul_(20)
     return model
@@ -83,9 +81,7 @@ def test_flops_of_an_answer_are_those_that_run_alone(vlm, states):
 def test_flops_of_known_answers_are_those_of_the_closed_form(vlm, states):
     """Queries and answers are padded, and the states have a gradient."""
     given = states.clone().requires_grad_()
-    (_, query), (_, answer) = (
-        t.shape for t in (vlm.tokenizer.encode(QUERIES)[0], vlm.tokenizer.encode_closed(TEXTS)[0])
-    )
+    query, answer = vlm.tokenizer.encode(QUERIES)[0].shape[1], vlm.tokenizer.encode_closed(TEXTS)[0].shape[1]
     config, tokens = vlm.language_model.lm.config, states.shape[1] + query + answer - 1
     projection = 2 * states.numel() * vlm.language_model.width
     with torch.no_grad():
@@ -135,8 +131,8 @@ def test_a_stream_gives_the_answers_of_its_windows(vlm):
 
 
 def test_a_step_without_states_is_refused(vlm):
-    with pytest.raises(InputError, match="needs the states of a window as the payload"):
-        SelectiveDecoder(Uniform(2.0), WindowDecoder(vlm, QUERIES[0])).step(None, 0.0)
+    decoder = SelectiveDecoder(Uniform(2.0), WindowDecoder(vlm, QUERIES[0]))
+    refuses("needs the states of a window as the payload", decoder.step, None, 0.0)
 
 
 def test_a_checkpoint_gives_the_same_answers(vlm, states, tmp_path):
@@ -148,9 +144,8 @@ def test_a_checkpoint_gives_the_same_answers(vlm, states, tmp_path):
 
 def test_scores_of_both_arms_rank_candidates(vlm, tiny_model, states):
     queries = [CAPTION_QUERIES[0]] * 3
-    torch.testing.assert_close(
-        candidate_scores(vlm, states, queries, TEXTS), vlm.log_likelihoods(states, queries, TEXTS)
-    )
+    scores = candidate_scores(vlm, states, queries, TEXTS)
+    torch.testing.assert_close(scores, vlm.log_likelihoods(states, queries, TEXTS))
     with torch.no_grad():
         cosines = candidate_scores(tiny_model, states, queries, TEXTS)
         expected = torch.nn.functional.cosine_similarity(
@@ -163,5 +158,4 @@ def test_scores_of_both_arms_rank_candidates(vlm, tiny_model, states):
 def test_wrong_sizes_are_named(tokenizer):
     config = vlm_config()
     config["model"]["frames"] = 6
-    with pytest.raises(InputError, match="frames a multiple of tubelet 4, got frames 6"):
-        checkpoint.build_model(config, tokenizer)
+    refuses("frames a multiple of tubelet 4, got frames 6", checkpoint.build_model, config, tokenizer)

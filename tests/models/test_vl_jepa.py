@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import refuses
 
 from jepa.data.world import CAPTION_QUERIES, StreamStyle, World
-from jepa.errors import InputError
 from jepa.evaluation.streams import encode_stream, encoding_operations, load_streams, save_streams
 from jepa.losses.infonce import InfoNCE
 from jepa.models import WindowStream
@@ -22,9 +22,8 @@ QUERIES = ["what happens?", "what colour is the bar?", "how many objects are the
 
 
 def frames(count: int = 3, seed: int = 0) -> torch.Tensor:
-    return torch.randint(
-        0, 256, (count, 8, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 8, 48, 48, 3), dtype=torch.uint8, generator=generator)
 
 
 def test_every_parameter_gets_a_gradient(tiny_model):
@@ -59,17 +58,14 @@ def test_the_query_changes_the_prediction(tiny_model):
 
 def test_a_step_rate_that_does_not_fit_is_named(tiny_model):
     for rate in (3.0, 0.0, 1.7):
-        with pytest.raises(
-            InputError, match=f"step_rate must divide the slot rate of 2 Hz into whole hops, got {rate} Hz"
-        ):
-            list(tiny_model.stream([], rate, QUERIES[0]))
+        message = f"step_rate must divide the slot rate of 2 Hz into whole hops, got {rate} Hz"
+        refuses(message, lambda rate=rate: list(tiny_model.stream([], rate, QUERIES[0])))
 
 
 def test_decoding_counts_tokens_with_the_end(tiny_model):
     latents = tiny_model.embed(TEXTS)
-    for decoded, row in zip(
-        tiny_model.decode(latents), tiny_model.y_decoder.generate(latents, tiny_model.tokenizer.eos_id), strict=True
-    ):
+    rows = tiny_model.y_decoder.generate(latents, tiny_model.tokenizer.eos_id)
+    for decoded, row in zip(tiny_model.decode(latents), rows, strict=True):
         assert decoded.tokens == decoded.forward_passes == min(len(row) + 1, tiny_model.y_decoder.max_length)
 
 
@@ -88,21 +84,19 @@ def test_parameters_by_role_add_up(tiny_model):
     ],
 )
 def test_bad_frames_are_named(tiny_model, bad, message):
-    with pytest.raises(InputError, match=message):
-        tiny_model.encode(bad)
+    refuses(message, tiny_model.encode, bad)
 
 
 def test_frames_of_a_stream_that_have_another_size_are_named(tiny_model):
     size = tiny_model.x_encoder.size
-    with pytest.raises(InputError, match=rf"frames must be \(M, {size}, {size}, 3\) uint8, got \(8, 8, 8, 3\) uint8"):
-        next(tiny_model.stream([np.zeros((8, 8, 8, 3), np.uint8)], 2.0, "what happens?"))
+    stream = tiny_model.stream([np.zeros((8, 8, 8, 3), np.uint8)], 2.0, "what happens?")
+    refuses(rf"frames must be \(M, {size}, {size}, 3\) uint8, got \(8, 8, 8, 3\) uint8", next, stream)
 
 
 def test_a_text_that_is_too_long_is_named(tiny_model):
-    with pytest.raises(InputError, match="a text must have at most 32 tokens, got 40"):
-        tiny_model.embed([" ".join(["red"] * 40)])
-    with pytest.raises(InputError, match="a query must have at most 32 tokens, got 40"):
-        tiny_model.predict(tiny_model.encode(frames(1)), [" ".join(["red"] * 40)])
+    states, long = tiny_model.encode(frames(1)), [" ".join(["red"] * 40)]
+    refuses("a text must have at most 32 tokens, got 40", tiny_model.embed, long)
+    refuses("a query must have at most 32 tokens, got 40", tiny_model.predict, states, long)
 
 
 def test_selective_encoding_computes_the_selected_steps_and_encodes_only_their_slots(tiny_model):
@@ -137,9 +131,8 @@ def test_a_live_stream_takes_the_operations_that_the_evaluation_gives_a_recorded
     assert len(recorded.changes) == len(recorded.times)
     for steps in (StepSelection(1.0, burst=2, hold=6), StepSelection(None, hold=3)):
         live = OperationLedger()
-        list(
-            tiny_model.stream(stream.frames(), rate, CAPTION_QUERIES[0], live, SelectiveEncoding(ColourChange(), steps))
-        )
+        selection = SelectiveEncoding(ColourChange(), steps)
+        list(tiny_model.stream(stream.frames(), rate, CAPTION_QUERIES[0], live, selection))
         known, _ = encoding_operations(recorded, steps)
         assert 0 < known.predictor.calls < len(recorded.times)
         for part in ("encoder", "predictor"):
@@ -174,8 +167,7 @@ def test_a_live_stream_is_predicted_on_demand_as_a_recorded_one(tiny_model, step
     for part in ("encoder", "predictor"):
         ours, theirs = getattr(known, part), getattr(ledger, part)
         assert (ours.calls, ours.forward_passes, ours.flops) == (theirs.calls, theirs.forward_passes, theirs.flops)
-    with pytest.raises(InputError, match=f"step must be one of the newest 8 of {len(times)}, got 0"):
-        demand.predict(0)
+    refuses(f"step must be one of the newest 8 of {len(times)}, got 0", demand.predict, 0)
 
 
 @pytest.mark.parametrize("whole", [False, True])

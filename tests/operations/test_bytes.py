@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, LLAMA, family, language_config
+from conftest import FAMILIES, LLAMA, family, language_config, new_model
 from torch import nn
 
-from jepa import checkpoint
 from jepa.decoders.bank import CaptionBank
 from jepa.models.bank import BankDecoder
 from jepa.models.costs import pass_cost
@@ -95,8 +94,7 @@ def test_a_bank_that_decodes_is_read_whole():
 
 @pytest.fixture(params=[LLAMA, GPT2], ids=["closed form", "measured"])
 def language(request, chat_tokenizer) -> LLMJEPA:
-    torch.manual_seed(0)
-    return checkpoint.build_model(language_config(request.param, tokens=2), chat_tokenizer).eval()
+    return new_model(language_config(request.param, tokens=2), chat_tokenizer)
 
 
 def test_a_session_of_requests(language, pairs, monkeypatch):

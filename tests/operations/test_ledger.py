@@ -8,10 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+from conftest import refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepa.errors import InputError
 from jepa.operations import PARTS, TRAINING_PARTS, CacheCount, OperationLedger, PartCount, timed_together
 
 WHOLE = st.integers(min_value=0, max_value=10**12)
@@ -21,14 +21,8 @@ SECONDS = st.floats(min_value=0, max_value=1e9)
 def ledgers() -> st.SearchStrategy[OperationLedger]:
     part = st.builds(PartCount, WHOLE, WHOLE, WHOLE, WHOLE, SECONDS, WHOLE, WHOLE)
     falling = st.lists(WHOLE, min_size=4, max_size=4).map(lambda counts: sorted(counts, reverse=True))
-    return st.builds(
-        _ledger,
-        st.tuples(*[part] * len(PARTS)),
-        st.tuples(falling, SECONDS),
-        SECONDS,
-        WHOLE,
-        st.lists(SECONDS, max_size=6),
-    )
+    parts, cache = st.tuples(*[part] * len(PARTS)), st.tuples(falling, SECONDS)
+    return st.builds(_ledger, parts, cache, SECONDS, WHOLE, st.lists(SECONDS, max_size=6))
 
 
 def _ledger(parts: Any, cache: Any, stream: float, steps: int, latencies: list[float]) -> OperationLedger:
@@ -113,14 +107,11 @@ def test_ledgers_of_other_parts_are_told_apart() -> None:
     ledger, trained = _some_ledger(), OperationLedger(TRAINING_PARTS)
     trained.count("encoder", calls=1)
     for one, other in ((ledger, trained), (trained, ledger)):
-        with pytest.raises(InputError, match="ledgers must have the same parts, got"):
-            one.merge(other)
+        refuses("ledgers must have the same parts, got", one.merge, other)
     assert ledger == _some_ledger()
     assert trained.encoder == PartCount(calls=1)
-    with pytest.raises(InputError, match=r"part must be one of encoder, .*, optimizer, got 'detector'"):
-        _ = trained.detector
-    with pytest.raises(InputError, match=r"parts must be \('detector', .* got \('encoder', 'other'\)"):
-        OperationLedger(["encoder", "other"])
+    refuses(r"part must be one of encoder, .*, optimizer, got 'detector'", lambda: trained.detector)
+    refuses(r"parts must be \('detector', .* got \('encoder', 'other'\)", OperationLedger, ["encoder", "other"])
 
 
 @given(ledgers(), ledgers())
@@ -181,8 +172,7 @@ def _some_ledger() -> OperationLedger:
 )
 def test_refusals_leave_the_ledger_as_it_was(call: Any, message: str) -> None:
     ledger = _some_ledger()
-    with pytest.raises(InputError, match=message):
-        call(ledger)
+    refuses(message, call, ledger)
     assert ledger == _some_ledger()
 
 
@@ -202,8 +192,7 @@ def test_refusals_leave_the_ledger_as_it_was(call: Any, message: str) -> None:
 def test_a_damaged_record_is_refused(change: Any, message: str) -> None:
     record = _some_ledger().to_dict()
     change(record)
-    with pytest.raises(InputError, match=message):
-        OperationLedger.from_dict(record)
+    refuses(message, OperationLedger.from_dict, record)
 
 
 def test_what_several_compute_together_counts_in_full_for_each_and_once():

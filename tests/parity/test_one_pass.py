@@ -183,8 +183,5 @@ def test_padding_takes_no_part(encoded, chat_tokenizer):
     ours, theirs = model(rows), model(changed)
     torch.testing.assert_close(ours.logits, theirs.logits, rtol=0, atol=0)
     torch.testing.assert_close(ours.predictions, theirs.predictions, rtol=0, atol=0)
-    assert (
-        int((rows.labels != IGNORE).sum())
-        == len(ours.labels)
-        == sum(len(pair.completion) - pair.opening for pair in encoded)
-    )
+    said = sum(len(pair.completion) - pair.opening for pair in encoded)
+    assert int((rows.labels != IGNORE).sum()) == len(ours.labels) == said

@@ -17,11 +17,8 @@ SLOW = ("language", "results", "overrides", "checkpoint", "vjepa", "shard", "vid
 
 
 @pytest.fixture
-def fuzz(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    import fuzz
-
-    return fuzz
+def fuzz(script):
+    return script("fuzz")
 
 
 def test_a_slice_of_the_inputs_gives_values_and_refusals_alone(fuzz, tmp_path, monkeypatch):

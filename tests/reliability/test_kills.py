@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 
 
 @pytest.mark.parametrize(("name", "shorter"), [("language", "stage.epochs=2"), ("shards", "jepa.steps=20")])
-def test_commands_that_are_killed_end_as_those_that_are_not(name, shorter, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    import soak
-
+def test_commands_that_are_killed_end_as_those_that_are_not(name, shorter, tmp_path, script):
+    soak = script("soak")
     case = soak.Case(lambda data: [[*each, shorter] for each in soak.CASES[name].commands(data)])
     found = soak.soak(case, 3, tmp_path, random.Random(0))
     assert found.kills == 3

@@ -7,9 +7,9 @@ import io
 from dataclasses import replace
 
 import pytest
+from conftest import refuses
 from PIL import Image
 
-from jepa.errors import InputError
 from jepa.report import figures
 from jepa.report.blocks import Claim, Columns, Definitions, Figure, Heading, Report, Text
 from jepa.report.render import html as page_of
@@ -138,5 +138,4 @@ def test_files_are_written_whole_or_not_at_all(report, tmp_path):
     picture = Image.open(io.BytesIO(paths["comparison.png"].read_bytes()))
     assert picture.size == (720, 450)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="must be writable"):
-        write_report(None, report, tmp_path / "file")
+    refuses("must be writable", write_report, None, report, tmp_path / "file")

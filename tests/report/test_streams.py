@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from conftest import refuses
 from made_streams import with_contrast, with_savings
 
-from jepa.errors import InputError
 from jepa.report import checkpoint, compare, streams, sweep_figures, sweep_tables, timeline
 from jepa.report import format as fmt
 from jepa.report.figures import HATCH, LIGHT, drawing
@@ -128,9 +128,8 @@ def test_compute_is_flops_per_second_of_stream(stream_results):
         scale, _ = sweep_figures.flops_unit(setting)
         assert len(made) == len(setting.operations)
         for row, cells in zip(setting.operations, made, strict=True):
-            parts = [
-                float(cells[part].replace(",", "")) for part in ("encoder", "predictor", "decoder", "detector", "cache")
-            ]
+            names = ("encoder", "predictor", "decoder", "detector", "cache")
+            parts = [float(cells[name].replace(",", "")) for name in names]
             assert sum(parts) == pytest.approx(float(cells["all"].replace(",", "")), rel=0.02)
             total = row.ledger.total_flops / row.ledger.stream_seconds / scale
             assert float(cells["all"].replace(",", "")) == pytest.approx(total, rel=0.01)
@@ -215,9 +214,8 @@ def test_curves_show_every_policy_and_mark_the_operating_points(stream_results):
         assert f"tip:{analysis.label(curve)}" in tips
     reached = [row for row in analysis.headline_savings(setting) if row.value is not None and row.decodes_per_second]
     marked = [line for line in axes.lines if ": CIDEr-D" in (line.get_gid() or "")]
-    assert len(marked) == len(
-        [row for row in reached if row.policy in sweep_figures.series_of(stream_results.settings)]
-    )
+    series = sweep_figures.series_of(stream_results.settings)
+    assert len(marked) == sum(row.policy in series for row in reached)
 
 
 @pytest.mark.parametrize("measure", ["flops", "seconds"])
@@ -268,9 +266,8 @@ def test_overlapping_events_have_rows_of_their_own(stream_results):
 def test_a_broken_picture_is_refused(stream_results):
     setting = stream_results.settings["everyday"]
     thumbnail = setting.timeline.thumbnails[0].model_copy(update={"png": "AAAA"})
-    stream = setting.timeline.model_copy(update={"thumbnails": (thumbnail,)})
-    with pytest.raises(InputError, match="thumbnail of the timeline must be a whole PNG"):
-        timeline.timeline({"a": setting.model_copy(update={"timeline": stream})}, "a", LIGHT)
+    spoilt = setting.model_copy(update={"timeline": setting.timeline.model_copy(update={"thumbnails": (thumbnail,)})})
+    refuses("thumbnail .* must be a whole PNG", timeline.timeline, {"a": spoilt}, "a", LIGHT)
 
 
 # --- Runs side by side.

@@ -56,6 +56,15 @@ def plain(segments: list[Segment]) -> list[tuple[Any, ...]]:
     return [(s.latent.tobytes(), s.time, s.start, s.end, s.first, s.last) for s in segments]
 
 
+def running(first: float, values: list[float]) -> float:
+    """The average that causal policies keep, anew from all values: of weight 4 at first, and of 64 at most."""
+    value, weight = first, 4
+    for each in values:
+        weight = min(weight + 1, 64)
+        value = (1 - 1 / weight) * value + each / weight
+    return value
+
+
 def sse(latents: np.ndarray) -> float:
     """Within-segment sum of squares of one segment."""
     rows = latents.astype(np.float64)

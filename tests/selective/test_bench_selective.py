@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -12,12 +11,8 @@ from jepa.selective import Gate
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    sys.modules.pop("bench_selective", None)
-    import bench_selective
-
-    return bench_selective
+def bench(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("bench_selective")
 
 
 def test_the_sweep_runs_every_value_of_each_policy_once(bench: ModuleType) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import refuses
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jepa.errors import InputError
 from jepa.selective import CacheEntry, LatentCache
 
 X, Y, Z = np.eye(3, dtype=np.float32)
@@ -93,12 +93,10 @@ def test_discarded_entries_are_forgotten_and_the_others_kept() -> None:
 def test_another_width_is_refused_and_changes_nothing() -> None:
     cache = LatentCache(0.1, 3)
     entry, _ = cache.look_up(X)
-    with pytest.raises(InputError, match="latents must have the width of the cache's keys, 3, got 2"):
-        cache.look_up(np.ones(2, dtype=np.float32))
+    refuses("latents must have the width of the cache's keys, 3, got 2", cache.look_up, np.ones(2, dtype=np.float32))
     assert cache.look_up(X) == (entry, True)
 
 
 @pytest.mark.parametrize(("arguments", "name"), [((float("nan"), 4), "threshold"), ((0.1, -1), "capacity")])
 def test_bad_arguments_are_named(arguments: Any, name: str) -> None:
-    with pytest.raises(InputError, match=f"{name} must be a .* number"):
-        LatentCache(*arguments)
+    refuses(f"{name} must be a .* number", LatentCache, *arguments)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from jepa.errors import InputError
 from jepa.selective import (
     Decoded,
     ErrorRate,
@@ -181,5 +181,5 @@ GOOD = (MEANINGS, ["x"] * 12)
     ],
 )
 def test_bad_input_is_named(streams: Any, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message.replace("(", r"\(").replace(")", r"\)")):
-        calibrate_threshold(streams, **{"error_rate": 0.1, "capacity": 4} | options)
+    pattern = message.replace("(", r"\(").replace(")", r"\)")
+    refuses(pattern, calibrate_threshold, streams, **{"error_rate": 0.1, "capacity": 4} | options)

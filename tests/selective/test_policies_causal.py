@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from policy_streams import LENGTHS, SEEDS, closed_by, firsts_of, noisy_events, times_of, unit
+from policy_streams import LENGTHS, SEEDS, closed_by, firsts_of, noisy_events, running, times_of, unit
 
 from jepa.selective import Gate, LocalVariance, Policy, PredictionError, SendOnDelta
 
@@ -79,19 +79,12 @@ def naive_prediction_error(latents: np.ndarray, threshold: float, floor: float) 
     rows = latents.astype(np.float64)
     firsts, errors, products, squares = [0], [], [], []
 
-    def average(first: float, values: list[float]) -> float:
-        value, weight = first, 4
-        for item in values:
-            weight = min(weight + 1, 64)
-            value = (1 - 1 / weight) * value + item / weight
-        return value
-
     for i in range(1, len(rows)):
         n = i - firsts[-1]
         mean = rows[firsts[-1] : i].mean(axis=0)
-        phi = np.clip(average(0.0, products) / average(floor, squares), 0, 1)
+        phi = np.clip(running(0.0, products) / running(floor, squares), 0, 1)
         error = n / (n + 1) * np.sum((rows[i] - mean - phi * (rows[i - 1] - mean)) ** 2)
-        limit = threshold * (average(floor, errors) + floor)
+        limit = threshold * (running(floor, errors) + floor)
         errors.append(min(error, limit))
         if error > limit:
             firsts.append(i)
@@ -133,10 +126,11 @@ def test_prediction_error_learns_a_stream_noisier_than_expected() -> None:
 # --- All of them
 
 
-@pytest.mark.parametrize(
-    "policy", [LocalVariance(0.3), PredictionError(1.0), Gate(1.0)], ids=lambda policy: policy.name
-)
-@given(lengths=st.lists(st.integers(4, 12), min_size=1, max_size=10), seed=SEEDS)
+GATES = [Gate(threshold, pending=pending) for threshold in (0.2, 1.0, 1.5) for pending in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("policy", [LocalVariance(0.3), PredictionError(1.0), *GATES], ids=lambda policy: policy.name)
+@given(lengths=st.lists(st.integers(4, 12), min_size=1, max_size=12), seed=SEEDS)
 @settings(max_examples=15)
 def test_clean_boundaries_are_found_exactly(policy: Policy, lengths: list[int], seed: int) -> None:
     centres, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((16, 16)))

@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from conftest import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_streams import LENGTHS, SEEDS, firsts_of, noisy_events, sse, times_of, unit
 from sklearn import cluster
 from sklearn.feature_extraction.image import grid_to_graph
 
-from jepa.errors import InputError
 from jepa.selective import Oracle, Ward
 from jepa.selective.policies import ward
 from jepa.selective.policies.ward import ward_mergers
@@ -122,7 +122,6 @@ def test_an_oracle_is_told_before_each_stream() -> None:
     latents, times = noisy_events(0, 10), times_of(10)
     oracle = Oracle("mean")
     for boundaries in ([2.0], []):
-        with pytest.raises(InputError, match="boundaries must be set before each stream, got None"):
-            oracle.run(latents, times)
+        refuses("boundaries must be set before each stream, got None", oracle.run, latents, times)
         oracle.boundaries = boundaries
         assert len(oracle.run(latents, times)) == 1 + len(boundaries)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import refuses
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import poisson
 
-from jepa.errors import InputError
 from jepa.selective import (
     Decoded,
     OnTrigger,
@@ -50,8 +50,7 @@ def test_a_live_trigger_and_its_policy_raise_the_alarms_of_the_recorded_stream(s
 
 def test_a_policy_without_embeddings_says_so_and_takes_thresholds_of_each():
     policy = OnTrigger(0.9, ["a", "b"])
-    with pytest.raises(InputError, match="embeddings of its sentences"):
-        policy.step(AXIS, 0.0)
+    refuses("embeddings of its sentences", policy.step, AXIS, 0.0)
     policy.watch(np.eye(2, dtype=np.float32), thresholds=[2.0, 0.5])
     policy.start()
     assert not policy.step(AXIS, 0.0)
@@ -94,8 +93,7 @@ def test_an_alarm_in_its_event_is_not_false_and_its_delay_is_known():
     stream = ScoredStream(scores, np.arange(12.0), 12.0, [(5.0, 7.0), (9.0, 9.5)])
     assert stream.judged(0.5) == ([1.0], [1.0, 2.0])  # the last alarm comes 1.5 s after its event
     assert stream.judged(0.75) == ([1.0], [1.0])
-    with pytest.raises(InputError, match="at least one recorded stream"):
-        calibrate_trigger([], 1.0)
+    refuses("at least one recorded stream", calibrate_trigger, [], 1.0)
 
 
 class Speaker:

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import vlm_config
+from conftest import refuses, vlm_config
 from safetensors.torch import load_file, save_file
 
 from jepa import checkpoint
@@ -15,14 +15,12 @@ from jepa.build import build
 from jepa.cli import main
 from jepa.data.clips import ClipBatches
 from jepa.data.world import World
-from jepa.errors import InputError
 from jepa.results import read_document
 from jepa.studies.comparison import ArmEvaluation, ComparisonResults, comparison_results, folder_results
 from jepa.studies.comparison.report import counted
 from jepa.studies.comparison.train import ArmModule, StateBatch, StateBatches, held_out_clips
 from jepa.training.configs import StageConfig
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
 SHORT = [
     "accelerator=cpu", "precision=32-true", "pool=3", "held_out=10", "points=[1,2]", "learning_rate_factors=[0.5,1.0]",
     "answers=2", "stream.streams=1", "stream.seconds=8", "decoder.examples=24", "model.x_encoder.depth=1",
@@ -86,8 +84,7 @@ def test_the_order_depends_on_the_seed_alone_and_takes_every_sample_once(tmp_pat
         assert sorted(seen[0][first] + seen[0][first + 1]) == [str(number) for number in range(10)]
     for batch in StateBatches(tmp_path, 0, 5, 4):
         assert batch.states[:, 0, 0].tolist() == [float(text) for text in batch.texts]
-    with pytest.raises(InputError, match="at least a batch of 11 samples, got 10"):
-        StateBatches(tmp_path, 0, 11, 1)
+    refuses("at least a batch of 11 samples, got 10", StateBatches, tmp_path, 0, 11, 1)
 
 
 def test_validation_and_test_share_no_composition_with_each_other_or_with_training():
@@ -99,8 +96,7 @@ def test_validation_and_test_share_no_composition_with_each_other_or_with_traini
     assert not train & set(validation.scenes + test.scenes)
     assert test.frames.shape == (40, 8, 48, 48, 3)
     assert all(name in references for name, references in zip(test.names, test.references, strict=True))
-    with pytest.raises(InputError, match="held-out clips must be at most"):
-        held_out_clips(world, 10_000, 8, seed=0)
+    refuses("held-out clips must be at most", held_out_clips, world, 10_000, 8, seed=0)
 
 
 def test_every_trained_parameter_of_the_baseline_gets_a_gradient_and_the_encoder_none(tokenizer):
@@ -146,29 +142,23 @@ def test_the_report_puts_the_arms_side_by_side(runs, capsys):
     assert (runs / "report.png").stat().st_size > 5000
 
 
-def test_evaluations_that_do_not_compare_are_refused(runs, tmp_path, capsys):
+def test_evaluations_that_do_not_compare_are_refused(runs, tmp_path, fails):
     found = evaluations(runs)
-    with pytest.raises(InputError, match="both arms must have the same seeds"):
-        comparison_results(found[:3], runs)
-    with pytest.raises(InputError, match="arm token_vlm and seed 0 must occur once"):
-        comparison_results([*found, found[0]], runs)
+    refuses("both arms must have the same seeds", lambda: comparison_results(found[:3], runs))
+    refuses("arm token_vlm and seed 0 must occur once", lambda: comparison_results([*found, found[0]], runs))
     other = found[1].model_copy(update={"run": found[1].run.model_copy(update={"encoder_states": "another"})})
-    with pytest.raises(InputError, match="encoder_states must be the same in all runs"):
-        comparison_results([found[0], other, *found[2:]], runs)
+    refuses("encoder_states must be the same in all runs", comparison_results, [found[0], other, *found[2:]], runs)
     assert folder_results(tmp_path, None) is None
     shutil.copytree(runs / "vl_jepa" / "seed_0", tmp_path / "vl_jepa" / "seed_0")
     (tmp_path / "vl_jepa" / "seed_0" / "comparison.json").write_text("{}", encoding="utf-8")
-    assert main(["report", f"evaluation={tmp_path}"]) == 2
-    assert "jepa.comparison-arm/2" in capsys.readouterr().err
+    fails(["report", f"evaluation={tmp_path}"], "jepa.comparison-arm/2")
 
 
-def test_points_must_end_with_the_last_step(tmp_path, capsys):
+def test_points_must_end_with_the_last_step(tmp_path, fails):
     command = ["train", "experiment=controlled_comparison", f"states={tmp_path}/s", f"hydra.run.dir={tmp_path}"]
-    assert main([*command, *SHORT, "points=[1,3]"]) == 2
-    assert "points must increase up to stage.steps = 2, got [1, 3]" in capsys.readouterr().err
+    fails([*command, *SHORT, "points=[1,3]"], "points must increase up to stage.steps = 2, got [1, 3]")
 
 
-def test_a_checkpoint_of_the_baseline_is_not_evaluated_as_a_vl_jepa(runs, capsys):
+def test_a_checkpoint_of_the_baseline_is_not_evaluated_as_a_vl_jepa(runs, fails):
     folder = next(runs.glob("token_vlm/seed_0/samples_*"))
-    assert main(["evaluate", f"checkpoint={folder}"]) == 2
-    assert "checkpoint must be of vl_jepa or llm_jepa, got one of token_vlm" in capsys.readouterr().err
+    fails(["evaluate", f"checkpoint={folder}"], "must be of vl_jepa or llm_jepa, got one of token_vlm")

@@ -62,21 +62,10 @@ def train_config(
         tiny["transition"] = {"_target_": "jepa.predictors.transition.LatentTransition", "horizon": 2}
     tiny["language_model"] = {"pretrained": None, "lora": None, **tiny["language_model"]}
     data = {"pairs": 100, "test_pairs": 2, "validation_fraction": 0.1, "seed": 0, "system": False}
-    config = {
-        "name": "tiny",
-        "arm": "llm_jepa",
-        "seed": seed,
-        "precision": "32-true",
-        "accelerator": "cpu",
-        "workers": 0,
-        "data": {"_target_": "jepa.data.regex_grammar.generate", **data},
-        "tokenizer": {"vocab_size": 400},
-        "model": tiny,
-        "method": objective_config(),
-        "objective": objective_config(**(changed or {})),
-        "equal_flops": equal_flops,
-        "stage": {**STAGE, **(stage or {})},
-    }
+    run = {"name": "tiny", "arm": "llm_jepa", "seed": seed, "precision": "32-true", "accelerator": "cpu", "workers": 0}
+    terms = {"method": objective_config(), "objective": objective_config(**(changed or {})), "equal_flops": equal_flops}
+    given = {"data": {"_target_": "jepa.data.regex_grammar.generate", **data}, "tokenizer": {"vocab_size": 400}}
+    config = {**run, **given, **terms, "model": tiny, "stage": {**STAGE, **(stage or {})}}
     return validate(config, LanguageTrainConfig).model_dump()
 
 

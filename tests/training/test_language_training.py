@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import refuses
 from processes import (
     INFONCE,
     STAGE,
@@ -27,7 +28,6 @@ from jepa import checkpoint
 from jepa.build import build
 from jepa.cli import compose
 from jepa.config import ObjectiveConfig, validate
-from jepa.errors import InputError
 from jepa.losses.distance import Cosine
 from jepa.losses.infonce import InfoNCE
 from jepa.metrics import LatentGeometry
@@ -337,8 +337,7 @@ def test_collapse_is_warned_of_while_there_is_a_latent_term(tmp_path):
 )
 def test_bad_runs_are_named(changed, message, tmp_path):
     plain = train_config(stage=changed.get("stage"))
-    with pytest.raises(InputError, match=message):
-        train(plain | changed | {"stage": plain["stage"]}, tmp_path)
+    refuses(message, lambda: train(plain | changed | {"stage": plain["stage"]}, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -416,11 +415,8 @@ def test_arms_follow_the_method():
     changes = ["objective@method=cosine", "method.weight=2", "method.target=stop_gradient"]
     arms = {arm: composed(*changes, f"arm={arm}") for arm in ("llm_jepa", "shuffled", "ntp", "ntp_equal_flops")}
     method = arms["llm_jepa"]["objective"]
-    assert (method["weight"], method["target"], method["loss"]) == (
-        2.0,
-        "stop_gradient",
-        {"_target_": LOSSES + "distance.Cosine"},
-    )
+    assert (method["weight"], method["target"]) == (2.0, "stop_gradient")
+    assert method["loss"] == {"_target_": LOSSES + "distance.Cosine"}
     assert arms["shuffled"]["objective"] == method | {"pairs": "shuffled"}
     assert arms["ntp_equal_flops"]["equal_flops"] == method
     assert arms["ntp"]["equal_flops"] is None
@@ -435,7 +431,6 @@ def test_what_diverges_ends_in_one_line_and_keeps_what_was_validated(tmp_path, m
         return broken(self, batch, index) * (float("nan") if index >= 3 else 1.0)
 
     monkeypatch.setattr(LanguageModule, "training_step", training_step)
-    with pytest.raises(InputError, match=r"must stay finite, got a NaN .* after step 4; the learning rate, 0\.01"):
-        train(train_config(stage={"epochs": 1}), tmp_path)
+    refuses(r"got a NaN .* after step 4; the learning rate, 0\.01", train, train_config(stage={"epochs": 1}), tmp_path)
     checkpoint.load(tmp_path / "checkpoint")
     assert record(tmp_path / "checkpoint")["steps"] == 2

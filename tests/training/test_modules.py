@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import warnings
 
 import lightning as L
 import pytest
 import torch
-from conftest import LLAMA
+from conftest import LLAMA, refuses
 from torch.utils.data import DataLoader
 
 from jepa.data.clips import CLASS_QUERY, ClipBatch, ClipBatches
 from jepa.data.world import SOLO_ACTIONS, StreamStyle, World, is_held_out, questions
 from jepa.decoders.language import LanguageDecoder
-from jepa.errors import InputError
 from jepa.training.configs import JEPAStageConfig, StageConfig
 from jepa.training.latents import DecoderBatches, StreamLatents, predicted_latents, prediction_error, training_texts
 from jepa.training.modules import CollapseWarning, DecoderModule, JEPAModule, text_ids
@@ -63,17 +61,13 @@ def test_every_trained_parameter_is_in_one_group(frozen, tiny_model):
     model.x_encoder.requires_grad_(not frozen)
     module = jepa_module(model, target="stop_gradient" if frozen else "gradient")
     grouped = [id(p) for group in module.parameter_groups() for p in group["params"]]
-    trained = [
-        module.model.predictor,
-        module.loss,
-        *([] if frozen else [module.model.x_encoder, module.model.y_encoder]),
-    ]
+    encoders = [] if frozen else [module.model.x_encoder, module.model.y_encoder]
+    trained = [module.model.predictor, module.loss, *encoders]
     assert sorted(grouped) == sorted(id(p) for part in trained for p in part.parameters())
 
 
 def test_a_regulariser_comes_with_its_weight(tiny_model):
-    with pytest.raises(InputError, match=r"regulariser and jepa\.regulariser_weight must be given together"):
-        jepa_module(tiny_model, regulariser_weight=0.1)
+    refuses(r"jepa\.regulariser_weight must be given together", jepa_module, tiny_model, regulariser_weight=0.1)
 
 
 def test_slow_copies_follow_once_a_step(tiny_model):
@@ -110,18 +104,11 @@ def test_collapse_is_warned_of(tiny_model, tmp_path):
         for head in (module.model.predictor.head, module.model.y_encoder.head):
             head.weight.zero_()
             head.bias.fill_(1.0)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = L.Trainer(accelerator="cpu", **quiet)
     loader = DataLoader(ClipBatches(World(), 0, 8, 1), batch_size=None)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*num_workers.*|.*does not have many workers.*")
-        with pytest.warns(CollapseWarning, match=r"unpaired cosine 1.000 > 0.9"):
-            trainer.validate(module, loader, verbose=False)
+    with pytest.warns(CollapseWarning, match=r"unpaired cosine 1.000 > 0.9"):
+        trainer.validate(module, loader, verbose=False)
 
 
 def gradients(module: JEPAModule, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -205,10 +192,8 @@ def test_decoder_batches_are_noisy_texts_single_steps_and_segment_means():
     texts = ["x", "y"]
     text_latents = torch.nn.functional.normalize(torch.randn(2, 6, generator=torch.Generator().manual_seed(1)), dim=-1)
     data = DecoderBatches(text_latents, texts, recorded, noise=0.0, seed=0, batch_size=30, batches=50)
-    owner = {
-        text: range(int(a), int(b) + 1)
-        for text, a, b in zip(recorded.texts, recorded.first, recorded.last, strict=True)
-    }
+    spans = zip(recorded.texts, recorded.first, recorded.last, strict=True)
+    owner = {text: range(int(first), int(last) + 1) for text, first, last in spans}
     lengths = []
     for index in range(50):
         latents, labels = data[index]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import LLAMA
+from conftest import LLAMA, Program, refuses, without_seconds
 from processes import (
     assert_same_weights,
     config,
@@ -31,7 +31,6 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from jepa.cli import main
 from jepa.data.shards import write_shards
-from jepa.errors import InputError
 from jepa.training.configs import StageConfig
 from jepa.training.resume import newest, read_state
 from jepa.training.saving import StateCallback
@@ -109,12 +108,6 @@ def killed(plain: dict[str, Any], output: Path, stage: str, step: int) -> None:
         mp.start_processes(_killed, (plain, output, stage, step), nprocs=1, start_method="fork")
 
 
-def without_seconds(record: Any) -> Any:
-    if isinstance(record, dict):
-        return {key: without_seconds(value) for key, value in record.items() if key != "seconds"}
-    return [without_seconds(each) for each in record] if isinstance(record, list) else record
-
-
 def assert_same_run(found: Path, wanted: Path) -> None:
     assert_same_weights(found / "checkpoint", wanted / "checkpoint", atol=0, rtol=0)
     assert without_seconds(stages(found / "checkpoint")) == without_seconds(stages(wanted / "checkpoint"))
@@ -179,7 +172,7 @@ def altered(path: Path) -> None:
 
 def executable(path: Path) -> None:
     """A program in a pickle."""
-    torch.save({**torch.load(path, weights_only=True), "more": _Program()}, path)
+    torch.save({**torch.load(path, weights_only=True), "more": Program()}, path)
 
 
 def garbled(path: Path) -> None:
@@ -187,11 +180,6 @@ def garbled(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", b"\x80\x02X\x01\0\0\0\x85.")
         file.writestr("archive/version", b"3\n")
-
-
-class _Program:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.system, ("touch was_run",)
 
 
 @pytest.mark.parametrize("spoil", [truncated, altered, executable, garbled])
@@ -210,14 +198,12 @@ def test_a_state_that_is_not_whole_is_named_and_the_one_before_used(spoil, begun
 
 def test_runs_that_cannot_go_on_are_refused(begun, tmp_path):
     plain, output = begun
-    with pytest.raises(InputError, match="resume must be false or auto where no run was begun"):
-        train(plain | {"resume": True}, tmp_path)
+    refuses("resume must be false or auto where no run was begun", train, plain | {"resume": True}, tmp_path)
     copied = Path(shutil.copytree(output, tmp_path / "copied"))
     changed = plain | {"jepa": plain["jepa"] | {"learning_rate": 0.5}}
-    with pytest.raises(InputError, match=r"jepa\.learning_rate must be 0\.001, as the run was begun, .* got 0\.5"):
-        train(changed, copied)
-    with pytest.raises(InputError, match="resume must be false where checkpoint is the run's own"):
-        train(plain | {"checkpoint": str(copied / "checkpoint")}, copied)
+    refuses(r"jepa\.learning_rate must be 0\.001, as the run was begun, .* got 0\.5", train, changed, copied)
+    own = plain | {"checkpoint": str(copied / "checkpoint")}
+    refuses("resume must be false where checkpoint is the run's own", train, own, copied)
 
 
 def test_a_run_begun_anew_forgets_the_one_before(begun, tmp_path):
