@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from itertools import takewhile
 
+from jepa.build import FREE
 from jepa.errors import InputError
 
 # Last parts of the keys whose values are paths.
@@ -54,12 +55,14 @@ def overrides_of(command: str, arguments: Sequence[str]) -> list[str]:
     return overrides
 
 
-def short_name(overrides: str) -> str:
+def short_name(items: Sequence[str]) -> str:
     """A job's overrides as the name of its folder: any command takes it as it stands, and any file system.
+    Those of `FREE` keys are left out: with others of them, a sweep goes on in its folders.
 
-    >>> short_name("experiment=demo,seed=0")
+    >>> short_name(["seed=0", "resume=auto", "experiment=demo"])
     'experiment-demo-seed-0'
     """
+    overrides = ",".join(sorted(item for item in items if re.split(r"[.=@]", item.lstrip("+~"))[0] not in FREE))
     name = re.sub(r"[^\w.+-]+", "-", overrides).strip("-") or "run"
     if len(name.encode()) <= 80 and set(overrides) - set(name) <= {"=", ","}:
         return name

@@ -56,11 +56,16 @@ def test_grammar_stays_grammar():
 
 @given(st.text(max_size=300), st.text(max_size=300))
 def test_short_names_are_short_and_plain_and_tell_overrides_apart(one, other):
-    names = [short_name(text) for text in (one, other)]
+    names = [short_name([f"key={text}"]) for text in (one, other)]
     assert all(0 < len(name.encode()) <= 80 for name in names)
     assert all(read(f"checkpoint={name}") == [name] for name in names)
     assert one == other or names[0] != names[1]
-    assert short_name("seed=-1") != short_name("seed=1")
+    assert short_name(["seed=-1"]) != short_name(["seed=1"])
+
+
+def test_a_folder_has_no_name_of_what_may_change_when_a_sweep_goes_on():
+    free = ["resume=auto", "trainer.enable_progress_bar=false", "logger=csv", "+callbacks.mine.own=a:B", "saves.keep=1"]
+    assert short_name(["seed=1", *free, "name=x"]) == short_name(["name=x", "seed=1"]) == "name-x-seed-1"
 
 
 def test_a_report_without_a_sweep_refuses_what_only_a_sweep_reads():

@@ -30,7 +30,7 @@ def read_lines(path: Path, what: str, read: Callable[[JsonObject, int], T]) -> l
         for number, line in enumerate(file, start=1):
             if line.removeprefix(BOM_UTF8).strip():
                 with problems.collect(), located(f"{path}:{number}"):
-                    found.append(read(parse(line), number))
+                    found.append(read(parse(line.rstrip()), number))
     problems.raise_any()
     return found
 

@@ -120,7 +120,7 @@ class TrainerConfig(Config):
     """Keys of `lightning.Trainer`; ``accelerator``, ``devices``, ``strategy`` and ``precision`` are the run's own."""
 
     num_nodes: Count = 1  # of ``devices`` each
-    deterministic: bool | Literal["warn"] = False
+    deterministic: Literal[True, False, "warn"] = False
     benchmark: bool | None = None
     detect_anomaly: bool = False
     profiler: Literal["simple", "advanced", "pytorch"] | None = None
@@ -136,10 +136,10 @@ class RunConfig(Config):
 
     name: Text
     seed: Natural = 0
-    precision: Precision | Literal["auto"] = "auto"  # auto: bf16-mixed where the device computes in it
+    precision: Literal[Precision, "auto"] = "auto"  # auto: bf16-mixed where the device computes in it
     accelerator: Accelerator = "auto"
     workers: Natural = 1
-    resume: bool | Literal["auto"] = False  # go on from the newest state; auto: or begin where there is none
+    resume: Literal[True, False, "auto"] = False  # go on from the newest state; auto: or begin where there is none
     saves: SavesConfig = SavesConfig()
     monitor: str | None = None  # of the logs, such as val/retrieval@1: a sweeper gets the last value of each job
     trainer: TrainerConfig = TrainerConfig()
@@ -147,12 +147,22 @@ class RunConfig(Config):
     callbacks: dict[str, Node] = {}  # see `jepa.training.loggers.own_callbacks`
 
 
-class TrainConfig(RunConfig):
+class _Devices(RunConfig):
+    """A training that several devices may share, launched by torchrun."""
+
+    devices: Count = 1  # of each node
+
+    @property
+    def processes(self) -> int:
+        """Of all nodes together."""
+        return self.devices * self.trainer.num_nodes
+
+
+class TrainConfig(_Devices):
     """A VL-JEPA, stage by stage; a stage that is null is left out."""
 
     variant: Literal["vl_jepa"] = "vl_jepa"
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # launched by torchrun on `devices` devices
-    devices: Count = 1  # of each node
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     compile: bool = False
     checkpoint: str | None = None  # to go on from: its model and tokenizer take the place of those below
     data: ManifestsConfig | None = ManifestsConfig()
@@ -162,11 +172,6 @@ class TrainConfig(RunConfig):
     clips: ClipsConfig = ClipsConfig()
     jepa: JEPAStageConfig | None = JEPAStageConfig()
     decoder: DecoderStageConfig | None
-
-    @property
-    def processes(self) -> int:
-        """Of all nodes together."""
-        return self.devices * self.trainer.num_nodes
 
 
 class ChatTokenizerConfig(TokenizerConfig):
@@ -189,11 +194,10 @@ class LanguageStageConfig(Config):
     validation_pairs: Count = 200
 
 
-class LanguageTrainConfig(RunConfig):
+class LanguageTrainConfig(_Devices):
     variant: Literal["llm_jepa"] = "llm_jepa"
     arm: str
     strategy: Literal["auto", "ddp"] = "auto"
-    devices: Count = 1  # of each node
     data: Node
     checkpoint: str | None = None  # to go on from
     tokenizer: ChatTokenizerConfig = ChatTokenizerConfig()
@@ -205,8 +209,3 @@ class LanguageTrainConfig(RunConfig):
     decoder: StageConfig | None = None  # of the Y-Decoder from embeddings, the rest frozen
     draft: StageConfig | None = None  # of the transition that drafts answers, the rest frozen
     answers: AnswersConfig = AnswersConfig()
-
-    @property
-    def processes(self) -> int:
-        """Of all nodes together."""
-        return self.devices * self.trainer.num_nodes

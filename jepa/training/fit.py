@@ -21,13 +21,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from jepa import checkpoint
+from jepa.build import FREE
 from jepa.errors import InputError
 from jepa.processes import is_first_process, of_all_processes
 from jepa.training.callbacks import ProgressBar, StageRecord
 from jepa.training.configs import LanguageTrainConfig, Precision, RunConfig, TrainConfig
 from jepa.training.loggers import loggers, own_callbacks
 from jepa.training.modules import Stage
-from jepa.training.resume import FREE, Run, Signals, StateIO, Stopped, ignore_signals, read_state, say
+from jepa.training.resume import Run, Signals, StateIO, Stopped, ignore_signals, read_state, say
 from jepa.training.saving import CheckpointCallback, StateCallback
 from jepa.training.sharding import gather
 
@@ -170,7 +171,6 @@ def fit(
     """Trains for the stage's steps with a progress bar, from where the `checkpoints` left it on.
 
     Logs go to `output/logs/<name>`; those of another run are removed.
-
     `batches` has as many as all devices need, which take turns, in order: steps * accumulate * devices. Every device
     validates on all of `validation`. An `IterableDataset` has no end and shares itself out among devices; of one for
     validation `stage.validation_batches` are taken.
@@ -242,12 +242,22 @@ def fit(
             "in eval mode at the start",
             "returned a view tensor",
             "You're using the WeightAveraging callback with a model that overrides",
+            "resuming from a checkpoint that ended before the epoch ended",
+            "logs directory .* not empty",
         ):
             warnings.filterwarnings("ignore", message=f".*{noise}")
-        for noise in ("resuming from a checkpoint that ended before the epoch ended", "logs directory .* not empty"):
-            warnings.filterwarnings("ignore", message=f".*{noise}")
         held_out = DataLoader(cast("Dataset[Any]", validation), batch_size=None)
-        trainer.fit(module, loader, held_out, ckpt_path=path, weights_only=True)
+        signals = Signals() if state is None else state.signals  # new ones handle nothing
+        signals.hold()
+        try:
+            trainer.fit(module, loader, held_out, ckpt_path=path, weights_only=True)
+        except RuntimeError as error:
+            if "Early stopping conditioned" in str(error):
+                raise InputError(f"callbacks: {' '.join(str(error).split())}") from None
+            raise
+        finally:
+            signals.stepping = False
+            signals.listen()
     return trainer
 
 

@@ -7,8 +7,10 @@ tensors and plain data are read from them.
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -22,14 +24,14 @@ from typing import Any, TypeAlias
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from jepa.build import Node, dotted_keys
+from jepa.build import FREE, Node, dotted_keys
+from jepa.data.json_lines import read_json
 from jepa.errors import InputError
 from jepa.processes import is_first_process
 from jepa.training.callbacks import StageRecord
 from jepa.training.configs import RunConfig
 
 State: TypeAlias = Node  # tensors and plain data, as Lightning names them
-FREE = ("resume", "saves", "trainer", "logger", "callbacks")  # keys that may change when a run goes on
 _PARTS = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "processes", "rows", "trackers"}
 
 
@@ -52,7 +54,7 @@ class Run:
         if config.resume is True and not begun:
             raise InputError(f"resume must be false or auto where no run was begun, got true: {output}")
         if begun:
-            kept = json.loads(self._file.read_text(encoding="utf-8"))
+            kept = read_json(self._file, "record of the run")
             _check_unchanged(kept["config"], self._config)
             self.finished = kept["finished"]
             if len(self.finished) < len(stages):
@@ -98,7 +100,7 @@ def newest(folder: Path, stage: str) -> Path | None:
         try:
             step = read_state(path)["global_step"]
         except InputError as error:
-            say(f"resume: {error}; the one before is used")
+            say(f"resume: {error}; it is not used")
         else:
             say(f"resume: stage {stage} goes on after step {step}: {path}")
             return path
@@ -133,6 +135,12 @@ class StateIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: State, path: Any, storage_options: Any = None) -> None:
         partial = Path(f"{path}.partial")
+        for name, own in checkpoint["callbacks"].items():
+            torch.save(own, buffer := io.BytesIO())
+            try:
+                torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+            except pickle.UnpicklingError:
+                raise InputError(f"the state of the callback {name} must be tensors and plain data") from None
         try:
             with partial.open("wb") as file:
                 torch.save(checkpoint, file)
@@ -180,10 +188,15 @@ class Signals:
         for each, handler in self._before.items():
             signal.signal(each, handler)
 
+    def hold(self) -> None:
+        """Let the signals wait until `listen`: Lightning takes them when a fit begins, and ends it anyhow."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._before)
+
     def listen(self) -> None:
-        """Take the signals over, also from Lightning, which takes them when a fit begins."""
+        """Take the signals over, also from Lightning."""
         for each in self._before:
             signal.signal(each, self._receive)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
 
     def stop(self, what: str) -> None:
         """Raise `Stopped`, after `what`, if a signal was received."""

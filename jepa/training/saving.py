@@ -88,14 +88,8 @@ class StateCallback(Checkpoint):
         self._since = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.signals.listen()
         self.signals.stepping, self._since = True, time.monotonic()
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.signals.stepping = False
-
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        self.signals.stepping = False
+        self.signals.listen()
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, index: int) -> None:
         if self._own is not None:

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import torch.multiprocessing as mp
 from conftest import LLAMA, Program, refuses, without_seconds
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from processes import (
     assert_same_weights,
     config,
@@ -141,6 +143,46 @@ def test_two_processes_go_on_as_if_they_had_not_been_killed(tmp_path):
     assert read_state(state)["global_step"] == 3  # both stopped after it, though one alone was told to
     in_two_processes(train, plain | {"resume": True}, tmp_path / "killed")
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_signal_while_the_loader_starts_waits_for_a_step(tmp_path, monkeypatch, capsys):
+    """Lightning has its own handlers there, and an exception in the middle of a fork is lost."""
+    set_up = _FitLoop.setup_data
+
+    def setup_data(loop: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        set_up(loop)
+
+    plain = config("jepa.steps=5", "decoder=null") | {"saves": SAVES, "resume": "auto"}
+    with monkeypatch.context() as patch:
+        patch.setattr(_FitLoop, "setup_data", setup_data)
+        with pytest.raises(SystemExit) as stopped:
+            train(plain, tmp_path / "stopped")
+    assert stopped.value.code == 143
+    assert "stopped by SIGTERM after step 1 of stage jepa" in capsys.readouterr().out
+    train(plain, tmp_path / "stopped")
+    train(plain, tmp_path / "whole")
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_record_of_a_run_that_is_cut_off_is_named(begun, tmp_path):
+    plain, output = begun
+    folder = Path(shutil.copytree(output / "resume", tmp_path / "resume"))
+    os.truncate(folder / "run.json", 100)
+    refuses("resume/run.json: not JSON", train, plain, tmp_path)
+
+
+class Keeps(L.Callback):
+    """Its state is an object."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"own": Program()}
+
+
+def test_a_callback_whose_state_could_not_be_read_again_is_refused(tmp_path):
+    own = {"mine": {"own": f"{__name__}:Keeps"}}
+    plain = config("jepa.steps=5", "decoder=null") | {"saves": SAVES, "callbacks": own}
+    refuses("state of the callback Keeps must be tensors and plain data", train, plain, tmp_path)
 
 
 def _train_until(plain: dict[str, Any], output: Path, step: int, number: signal.Signals) -> None:

@@ -83,6 +83,7 @@ def test_the_checkpoint_holds_the_average_of_the_weights(tmp_path):
     ("overrides", "message"),
     [
         (["logger=trackio"], r"logger\.trackio must have its package installed, got No module named 'trackio'"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/nope"], r"callbacks: .*metric `val/nope`"),
         (["+callbacks.mine.own=nowhere:Told"], r"callbacks\.mine\.own must be <module>:<class>, got 'nowhere:Told'"),
         (["+callbacks.mine.own=json:JSONDecoder"], r"callbacks\.mine\.own must be a lightning\.Callback, got JSONDec"),
         (
