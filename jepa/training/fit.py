@@ -248,7 +248,7 @@ def fit(
             warnings.filterwarnings("ignore", message=f".*{noise}")
         held_out = DataLoader(cast("Dataset[Any]", validation), batch_size=None)
         signals = Signals() if state is None else state.signals  # new ones handle nothing
-        signals.hold()
+        signals.stepping = True  # an exception while workers are forked would be lost
         try:
             trainer.fit(module, loader, held_out, ckpt_path=path, weights_only=True)
         except RuntimeError as error:

@@ -188,15 +188,10 @@ class Signals:
         for each, handler in self._before.items():
             signal.signal(each, handler)
 
-    def hold(self) -> None:
-        """Let the signals wait until `listen`: Lightning takes them when a fit begins, and ends it anyhow."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._before)
-
     def listen(self) -> None:
-        """Take the signals over, also from Lightning."""
+        """Take the signals over, also from Lightning, which takes them when a fit begins."""
         for each in self._before:
             signal.signal(each, self._receive)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
 
     def stop(self, what: str) -> None:
         """Raise `Stopped`, after `what`, if a signal was received."""

@@ -88,8 +88,9 @@ class StateCallback(Checkpoint):
         self._since = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.signals.stepping, self._since = True, time.monotonic()
+        self._since = time.monotonic()
         self.signals.listen()
+        trainer._signal_connector.received_sigterm = False  # it would end the run without a state, and with 0
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, index: int) -> None:
         if self._own is not None:
