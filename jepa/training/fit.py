@@ -216,7 +216,7 @@ def fit(
         enable_progress_bar=options.enable_progress_bar,
         callbacks=callbacks,
         plugins=[StateIO()],
-        enable_checkpointing=state is not None,
+        enable_checkpointing=False,  # Lightning's callbacks for it come last, ours before those that log
         enable_model_summary=False,
         use_distributed_sampler=False,
     )

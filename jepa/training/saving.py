@@ -15,7 +15,6 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from jepa.operations import OperationLedger
@@ -71,7 +70,7 @@ class CheckpointCallback(L.Callback):
         return record
 
 
-class StateCallback(Checkpoint):
+class StateCallback(L.Callback):
     """Writes a stage's state every so many steps and minutes, and before training stops for a signal.
 
     It does so when the next step begins: all of the step before is validated and logged then. The first step after

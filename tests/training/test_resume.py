@@ -51,7 +51,15 @@ def world(folder: Path) -> dict[str, Any]:
 
 def features(folder: Path) -> dict[str, Any]:
     """With a slow copy of the whole model, by the callback."""
-    plain = frozen(config("jepa.steps=5", "decoder=null", "callbacks=ema", "callbacks.ema.decay=0.5"))
+    plain = frozen(
+        config(
+            "jepa.steps=5",
+            "decoder=null",
+            "callbacks=[ema,learning_rate]",
+            "callbacks.ema.decay=0.5",
+            "trainer.log_every_n_steps=1",
+        )
+    )
     return plain | {"data": data_of(pictures(folder / "pictures", 7), features=str(folder / "states"))}
 
 
