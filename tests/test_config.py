@@ -136,6 +136,7 @@ POLICY = {"label": "new", "policy": {"_target_": "jepa.X"}, "parameter": "rate_h
         ("replay", "calibration_fraction", 1.0, "calibration_fraction must be < 1, got 1.0"),
         ("replay", "noise", [-0.1], "noise[0] must be >= 0, got -0.1"),
         ("train", "accelerator", "abacus", "accelerator must be one of "),
+        ("train", "resume", "maybe", "resume must be one of True, False, auto, got 'maybe'"),
         ("report", "policies.new", {**POLICY, "values": [1, "two"]}, "policies.new.values[1] must be a finite number"),
         ("report", "policies.new", {**POLICY, "values": 3}, "policies.new.values must be a list, got 3"),
         ("train", "model.deep", [{"size": "???"}], "model.deep[0].size is missing"),

@@ -26,7 +26,7 @@ def test_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "records.jsonl:2: not JSON"),
+        ("{", "records.jsonl:2: not JSON: .* at column 2"),
         ("[]", "records.jsonl:2: must be a JSON object, got list"),
         ('{"duration": 1, "events": []}', "records.jsonl:2: a stream record needs 'video_id', got None"),
         ('{"video_id": "a", "duration": -1, "events": []}', "duration of 'a' must be > 0 seconds, got -1.0"),
