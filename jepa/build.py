@@ -12,7 +12,6 @@ from jepa.errors import InputError
 
 ALLOWED_TARGETS = ("jepa", "torch.nn", "torch.optim", "timm", "torchmetrics", "lightning")
 MISSING = "???"  # OmegaConf's mark of a value that the user has to give
-FREE = ("resume", "saves", "trainer", "logger", "callbacks")  # keys that may change when a training goes on
 Node: TypeAlias = dict[str, Any]  # a `_target_` tree: plain data
 T = TypeVar("T")
 

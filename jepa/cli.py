@@ -9,6 +9,7 @@ import errno
 import gc
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -193,12 +194,15 @@ def _main(arguments: list[str]) -> int:
 def _launch(name: str, overrides: list[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from jepa.config import validate
     from jepa.hub import with_local_checkpoint
+    from jepa.training.configs import FREE
 
     statuses, schemas = list[int](), register_schemas()
 
@@ -218,6 +222,10 @@ def _launch(name: str, overrides: list[str]) -> int:
     before, was_set = sys.argv, "HYDRA_FULL_ERROR" in os.environ
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = [f"jepa {name}", *overrides], "1"  # with it, exceptions reach us
     try:
+        free = [each for each in overrides if re.split("[.=@]", each.lstrip("+~"))[0] in FREE]
+        parsed = OverridesParser.create().parse_overrides(free)
+        fixed = [each.key_or_group for each in parsed if not each.is_sweep_override()]
+        OmegaConf.register_new_resolver("short", partial(short_name, left_out=fixed), replace=True)
         job()
     except (HydraException, OmegaConfBaseException) as error:
         raise _composition_error(error, name, overrides) from error

@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from itertools import takewhile
 
-from jepa.build import FREE
 from jepa.errors import InputError
 
 # Last parts of the keys whose values are paths.
@@ -55,14 +54,13 @@ def overrides_of(command: str, arguments: Sequence[str]) -> list[str]:
     return overrides
 
 
-def short_name(items: Sequence[str]) -> str:
+def short_name(items: Sequence[str], left_out: Sequence[str] = ()) -> str:
     """A job's overrides as the name of its folder: any command takes it as it stands, and any file system.
-    Those of `FREE` keys are left out: with others of them, a sweep goes on in its folders.
 
-    >>> short_name(["seed=0", "resume=auto", "experiment=demo"])
+    >>> short_name(["seed=0", "resume=auto", "experiment=demo"], left_out=["resume"])
     'experiment-demo-seed-0'
     """
-    overrides = ",".join(sorted(item for item in items if re.split(r"[.=@]", item.lstrip("+~"))[0] not in FREE))
+    overrides = ",".join(sorted(item for item in items if re.split("[=@]", item.lstrip("+~"))[0] not in left_out))
     name = re.sub(r"[^\w.+-]+", "-", overrides).strip("-") or "run"
     if len(name.encode()) <= 80 and set(overrides) - set(name) <= {"=", ","}:
         return name

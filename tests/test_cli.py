@@ -110,6 +110,16 @@ def test_a_sweep_runs_each_job_in_its_own_folder(calls, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[1].startswith("job 1: name=trial seed=1 -> ")
 
 
+def test_a_sweep_goes_on_in_its_folders_and_one_over_what_may_change_has_a_folder_each(calls):
+    changed = ["resume=auto", "trainer.enable_progress_bar=false", "logger=[csv,tensorboard]", "saves.keep=1"]
+    for more in ([], changed):
+        assert main(["train", "-m", "name=trial", "seed=0,1", *more]) == 0
+    first, second, *again = [output for _, output in calls]
+    assert [first, second] == again
+    assert main(["train", "-m", "name=trial", "seed=0", "trainer.deterministic=false,true", "resume=auto"]) == 0
+    assert len({output for _, output in calls}) == 4
+
+
 def test_the_folders_of_long_sweeps_are_short_and_named_in_the_next_command(calls, tmp_path):
     stage = "steps", "batch_size", "accumulate", "warmup_steps", "validate_every", "validation_batches"
     many = [f"{part}.{key}=3" for part in ("jepa", "decoder") for key in stage] + ["data.train=a=\u00fc, b.jsonl"]

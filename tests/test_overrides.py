@@ -63,11 +63,6 @@ def test_short_names_are_short_and_plain_and_tell_overrides_apart(one, other):
     assert short_name(["seed=-1"]) != short_name(["seed=1"])
 
 
-def test_a_folder_has_no_name_of_what_may_change_when_a_sweep_goes_on():
-    free = ["resume=auto", "trainer.enable_progress_bar=false", "logger=csv", "+callbacks.mine.own=a:B", "saves.keep=1"]
-    assert short_name(["seed=1", *free, "name=x"]) == short_name(["name=x", "seed=1"]) == "name-x-seed-1"
-
-
 def test_a_report_without_a_sweep_refuses_what_only_a_sweep_reads():
     for rendered in ("results=a.json", "compare=[a,b]", "curves=[a]"):
         assert len(overrides_of("report", [rendered, "output=b"])) == 2

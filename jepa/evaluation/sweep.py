@@ -519,10 +519,11 @@ def _operating_points(savings: Sequence[Saving]) -> list[tuple[str, float]]:
 
 def _curve(config: PolicyConfig, runs: Mapping[float, _Run], seed: int) -> documents.Curve:
     policies = {value: make_policy(config, value) for value in runs}
+    first = policies[config.values[0]]
     return documents.Curve(
         label=config.label,
-        causal=policies[config.values[0]].causal,
-        oracle=isinstance(policies[config.values[0]], Oracle),
+        causal=first.causal,
+        oracle=isinstance(first, Oracle),
         parameter=config.parameter,
         cache=None if config.cache is None else CacheSettings(**dict(config.cache)),
         selects_steps=selects_steps(config),

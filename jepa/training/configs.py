@@ -20,6 +20,7 @@ from jepa.config import (
     WithLabel,
 )
 
+FREE = ("resume", "saves", "trainer", "logger", "callbacks")  # keys that may change when a run goes on
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true"]
 INFONCE: Node = {"_target_": "jepa.losses.infonce.InfoNCE", "temperature": 0.07}
 
@@ -148,9 +149,7 @@ class RunConfig(Config):
 
 
 class _Devices(RunConfig):
-    """A training that several devices may share, launched by torchrun."""
-
-    devices: Count = 1  # of each node
+    devices: Count = 1  # of each node; several are launched by torchrun
 
     @property
     def processes(self) -> int:

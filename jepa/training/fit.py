@@ -14,18 +14,17 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from jepa import checkpoint
-from jepa.build import FREE
 from jepa.errors import InputError
 from jepa.processes import is_first_process, of_all_processes
 from jepa.training.callbacks import ProgressBar, StageRecord
-from jepa.training.configs import LanguageTrainConfig, Precision, RunConfig, TrainConfig
+from jepa.training.configs import FREE, LanguageTrainConfig, Precision, RunConfig, TrainConfig
 from jepa.training.loggers import loggers, own_callbacks
 from jepa.training.modules import Stage
 from jepa.training.resume import Run, Signals, StateIO, Stopped, ignore_signals, read_state, say
@@ -171,6 +170,7 @@ def fit(
     """Trains for the stage's steps with a progress bar, from where the `checkpoints` left it on.
 
     Logs go to `output/logs/<name>`; those of another run are removed.
+
     `batches` has as many as all devices need, which take turns, in order: steps * accumulate * devices. Every device
     validates on all of `validation`. An `IterableDataset` has no end and shares itself out among devices; of one for
     validation `stage.validation_batches` are taken.
@@ -216,7 +216,7 @@ def fit(
         enable_progress_bar=options.enable_progress_bar,
         callbacks=callbacks,
         plugins=[StateIO()],
-        enable_checkpointing=False,  # Lightning's callbacks for it come last, ours before those that log
+        enable_checkpointing=any(isinstance(each, Checkpoint) for each in callbacks),  # of the user's own
         enable_model_summary=False,
         use_distributed_sampler=False,
     )

@@ -24,12 +24,12 @@ from typing import Any, TypeAlias
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from jepa.build import FREE, Node, dotted_keys
+from jepa.build import Node, dotted_keys
 from jepa.data.json_lines import read_json
 from jepa.errors import InputError
 from jepa.processes import is_first_process
 from jepa.training.callbacks import StageRecord
-from jepa.training.configs import RunConfig
+from jepa.training.configs import FREE, RunConfig
 
 State: TypeAlias = Node  # tensors and plain data, as Lightning names them
 _PARTS = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "processes", "rows", "trackers"}
@@ -135,6 +135,7 @@ class StateIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: State, path: Any, storage_options: Any = None) -> None:
         partial = Path(f"{path}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)  # of a user's own callback
         for name, own in checkpoint["callbacks"].items():
             torch.save(own, buffer := io.BytesIO())
             try:

@@ -48,8 +48,15 @@ def test_groups_reach_the_trainer_and_ones_own_callback_is_called(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(OWN)
     groups = ["trainer=profile", "callbacks=[learning_rate,probes]", "logger=csv", "+callbacks.mine.own=mine:Told"]
+    kept = {
+        "_target_": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "dirpath": str(tmp_path / "kept"),
+        "filename": "theirs",
+    }
+    groups += [f"+callbacks.kept.{key}={value}" for key, value in kept.items()]
     train(config("decoder=null", *groups, "+callbacks.mine.times=5", "trainer.log_every_n_steps=1"), tmp_path)
     assert (tmp_path / "told").read_text() == "10"
+    assert (tmp_path / "kept" / "theirs.ckpt").is_file()
     assert "run_training_batch" in (tmp_path / "logs" / "jepa" / "fit-profile.txt").read_text()
     assert not list(tmp_path.rglob("events.out.*"))
     wanted = {f"probe/{rows}/{key}" for rows in ("states", "latents") for key in ("knn", "linear", "rankme")}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jepa import checkpoint
-from jepa.build import FREE, build
+from jepa.build import build
 from jepa.data.records import StreamRecord
 from jepa.data.tokenizer import Tokenizer
 from jepa.data.world import CAPTION_QUERIES, World, corpus
@@ -29,6 +29,7 @@ from jepa.results.documents import RoleParameters
 from jepa.selective import Decoded, Emission, SelectiveDecoder, Uniform
 from jepa.studies.comparison import results, train
 from jepa.studies.configs import ComparisonStreamConfig, ComparisonTrainConfig
+from jepa.training.configs import FREE
 
 _STREAM_SEED = 9_001
 _In = TypeVar("_In")
