@@ -22,7 +22,7 @@ from jepa.metrics.paired import paired_test
 from jepa.results import is_kind, leaves, read_document
 from jepa.results.documents import (
     Accuracy,
-    AgainstBaseline,
+    Against,
     AnswerCosts,
     AnswerEvaluation,
     AnswerResults,
@@ -92,7 +92,6 @@ def answer_results(evaluations: Sequence[Path], root: Path) -> AnswerResults:
     names = sorted({run.document.arm for run in runs}, key=lambda arm: (arm != BASELINE, arm != METHOD, arm))
     by_seed = sorted(runs, key=lambda run: run.document.seed)
     arms = {arm: [run for run in by_seed if run.document.arm == arm] for arm in names}
-    _check_budget(arms)
     documents = [run.document for run in runs]
     first, baseline = documents[0], arms.get(BASELINE, [])
     return AnswerResults(
@@ -105,7 +104,10 @@ def answer_results(evaluations: Sequence[Path], root: Path) -> AnswerResults:
         metrics=tuple(first.scores),
         baseline=BASELINE if baseline else None,
         method=next((arm for arm in arms if arm != BASELINE), None),
-        arms={arm: _arm(chosen, baseline if arm != BASELINE else []) for arm, chosen in arms.items()},
+        arms={
+            arm: _arm(chosen, baseline if arm != BASELINE else [], _of_equal_flops(arms, chosen[0]))
+            for arm, chosen in arms.items()
+        },
         settings=_settings(arms),
         runs=tuple(_run(run, root) for chosen in arms.values() for run in chosen),
         parameters=first.parameters,
@@ -193,24 +195,16 @@ def _settings_of(run: _Evaluated, keys: Sequence[str]) -> dict[str, JsonValue]:
     }
 
 
-def _check_budget(arms: Mapping[str, Sequence[_Evaluated]]) -> None:
-    """An arm of equal operations was given those of the method beside it."""
-    method = arms.get(METHOD)
-    for arm, runs in arms.items():
-        other = runs[0].document.config["equal_flops"]
-        if other is not None and method is not None and other != method[0].document.config["objective"]:
-            raise InputError(
-                f"{runs[0].path}: config.equal_flops of arm {arm!r} must be the objective of {METHOD!r}: "
-                f"change both, objective and equal_flops; got {other}"
-            )
-
-
 # --- The parts of the document.
 
 
-def _arm(runs: Sequence[_Evaluated], baseline: Sequence[_Evaluated]) -> Arm:
-    others = {run.document.seed: run for run in baseline}
-    pairs = [(run, others[run.document.seed]) for run in runs if run.document.seed in others]
+def _of_equal_flops(arms: Mapping[str, Sequence[_Evaluated]], run: _Evaluated) -> Sequence[_Evaluated]:
+    """The runs of next tokens that were given the operations of this run's objective."""
+    objective = run.document.config["objective"]
+    return next((runs for runs in arms.values() if runs[0].document.config["equal_flops"] == objective), [])
+
+
+def _arm(runs: Sequence[_Evaluated], baseline: Sequence[_Evaluated], equal_flops: Sequence[_Evaluated]) -> Arm:
     geometry, costs = [run.document.geometry for run in runs], [run.costs for run in runs]
     scores = {metric: [run.document.scores[metric] for run in runs] for metric in runs[0].verdicts}
     means = {key: _mean([getattr(cost, key) for cost in costs]) for key in RunCosts.model_fields}
@@ -218,7 +212,8 @@ def _arm(runs: Sequence[_Evaluated], baseline: Sequence[_Evaluated]) -> Arm:
         seeds=tuple(run.document.seed for run in runs),
         accuracy={metric: _accuracy(each) for metric, each in scores.items()},
         answer_costs={metric: _answer_costs(each) for metric, each in scores.items()},
-        against_baseline=_against(pairs) if pairs else None,
+        against_baseline=_against(runs, baseline),
+        at_equal_flops=_against(runs, equal_flops),
         costs=RunCosts.model_validate(means | {"flops_measured": all(cost.flops_measured for cost in costs)}),
         geometry={
             key: _mean([values[key] for values in geometry])
@@ -272,15 +267,20 @@ def _answer_costs(scores: Sequence[AnswerScore]) -> AnswerCosts:
     )
 
 
-def _against(pairs: Sequence[tuple[_Evaluated, _Evaluated]]) -> AgainstBaseline:
-    """Differences to the baseline of the same seed, and the operations of training relative to it."""
+def _against(runs: Sequence[_Evaluated], others: Sequence[_Evaluated]) -> Against | None:
+    """Differences to the other arm's run of the same seed, and the operations of training relative to it."""
+    of_seed = {run.document.seed: run for run in others}
+    pairs = [(run, of_seed[run.document.seed]) for run in runs if run.document.seed in of_seed]
+    if not pairs:
+        return None
     metrics = {}
     for metric in pairs[0][0].verdicts:
         test = paired_test([run.accuracy[metric] - base.accuracy[metric] for run, base in pairs])
         metrics[metric] = Contrast(
             value=test.mean, low=test.low, high=test.high, p=test.p, examples=_mcnemar(pairs, metric)
         )
-    return AgainstBaseline(
+    return Against(
+        arm=pairs[0][1].document.arm,
         seeds=tuple(run.document.seed for run, _ in pairs),
         metrics=metrics,
         flops_ratio=_mean([run.costs.flops / base.costs.flops for run, base in pairs]),

@@ -8,7 +8,7 @@ from jepa.lazy import lazily
 from jepa.metrics.cider import DocumentFrequency, cider_d, document_frequency, tokenize
 from jepa.metrics.dense import DenseScores, dense_scores
 from jepa.metrics.latents import paired_cosine, rankme, unpaired_cosine
-from jepa.metrics.paired import PairedTest, paired_test
+from jepa.metrics.paired import PairedTest, corrected, paired_test
 from jepa.metrics.regex import UndecidedError
 from jepa.metrics.retrieval import Ranks, retrieval_ranks, retrieval_scores
 from jepa.metrics.savings import (
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CaptionPairs", "CurveDifference", "DenseScores", "DocumentFrequency", "Interval", "LatentGeometry", "PairedTest",
     "Ranks", "References", "Saving", "Spider", "SweepPoint", "UndecidedError", "area_between_curves", "bootstrap_mean",
-    "bootstrap_ratio", "cider_d", "dense_scores", "document_frequency", "match_nearest", "paired_cosine",
+    "bootstrap_ratio", "cider_d", "corrected", "dense_scores", "document_frequency", "match_nearest", "paired_cosine",
     "paired_test", "rankme", "resample", "retrieval_ranks", "retrieval_scores", "saving_at_equal_quality",
     "stream_scores", "tokenize", "unpaired_cosine",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from jepa.report import format as fmt
 from jepa.report.blocks import ESTIMATED, MEASURED, Block, Claim, Colours, Columns, Figure, Heading, Report, Text
 from jepa.report.notes import note, terms
 from jepa.report.tables import EST, NONE, Cells, Column, Table, side_by_side, table
-from jepa.results import Accuracy, AnswerResults, Arm, Interval, arms
+from jepa.results import Accuracy, AnswerResults, Arm, Contrast, Interval, arms
 
 _SERIES = {"ntp": 1, "ntp_equal_flops": 0, "llm_jepa": 4, "cosine": 3, "shuffled": 2}
 
@@ -21,7 +21,6 @@ _SERIES = {"ntp": 1, "ntp_equal_flops": 0, "llm_jepa": 4, "cosine": 3, "shuffled
 def report(results: AnswerResults) -> Report:
     """The blocks of a document."""
     seeds = sorted({seed for arm in results.arms.values() for seed in arm.seeds})
-    devices = "; ".join(map(fmt.device_text, results.device))
     told = results.method or next(iter(results.arms))
     claim, evidence, known = _claim(results, told), _evidence(results), remarks(results)
     others = [f"{verdict(results, name)}." for name in results.arms if name not in (told, results.baseline)]
@@ -44,7 +43,7 @@ def report(results: AnswerResults) -> Report:
             terms("answers"),
         ],
         overview=partial(_arms_figure, results),
-        footer=f"Measured on {devices}. All figures are in the results document beside it.",
+        footer=f"Measured on {'; '.join(map(fmt.device_text, results.device))}. Its document holds all figures.",
     )
 
 
@@ -59,11 +58,10 @@ def verdict(results: AnswerResults, name: str) -> str:
         missing = "no run of arm ntp beside it, so no difference" if results.baseline is None else "no seed in common"
         why = "" if name == results.baseline else f", {missing}"
         return f"{name}: {_title(metric)} {_accuracy(arm.accuracy[metric])}{why}; {latents(arm)}"
-    found, names = against.metrics[metric], f"{name} against {results.baseline}"
-    test = f"1 seed, so no interval; over examples p {_p(found.examples.p)}"
-    if found.low is not None and found.high is not None:
-        test = f"{fmt.interval(100 * found.low, 100 * found.high, 1, '+')}; p {_p(found.p)}, {len(against.seeds)} seeds"
-    return f"{names}: {_points(found.value)} points {_title(metric)} ({test}); {latents(arm)}"
+    found, test = against.metrics[metric], f"p {_p(against.metrics[metric].p)}, {len(against.seeds)} seeds"
+    if found.p is None:
+        test = f"1 seed, so no interval; over examples p {_p(found.examples.p)}"
+    return f"{name} against {against.arm}: {_difference(found)} points {_title(metric)}, {test}; {latents(arm)}"
 
 
 def latents(arm: Arm) -> str:
@@ -165,16 +163,24 @@ def _metric_cells(results: AnswerResults, metric: str, name: str) -> Mapping[str
             "area of accuracy against tokens": fmt.fixed(costs.accuracy_area, 3),
         }
     if against is not None:
-        found, points = against.metrics[metric], _points(against.metrics[metric].value)
-        if found.low is not None and found.high is not None:
-            points += f" ({fmt.interval(100 * found.low, 100 * found.high, 1, '+')})"
+        found, corrected = against.metrics[metric], arms.corrected_p(results, metric)
         cells |= {
-            f"points over {results.baseline}, 95 % interval over seeds": points,
+            f"points over {against.arm}, 95 % interval over seeds": _difference(found),
             "p, paired t test over seeds": _p(found.p),
+            f"p, corrected for the number of arms ({len(corrected)})": _p(corrected.get(name)),
             "answers won : lost, seeds pooled": f"{found.examples.won} : {found.examples.lost}",
             "p, McNemar over examples, seeds pooled": _p(found.examples.p),
         }
+    if arm.at_equal_flops is not None:
+        found = arm.at_equal_flops.metrics[metric]
+        cells |= {"points over next tokens of equal FLOPs": _difference(found), "p at equal FLOPs": _p(found.p)}
     return cells
+
+
+def _difference(found: Contrast) -> str:
+    if found.low is None or found.high is None:
+        return _points(found.value)
+    return fmt.with_interval(Interval(found.value, found.low, found.high), 1, "+", 100)
 
 
 def _per(amount: float, count: float, shown: Callable[[float], str] = fmt.significant) -> str:
@@ -189,14 +195,13 @@ def _generation_cells(results: AnswerResults, name: str) -> Mapping[str, str]:
         "bytes of weights and cache read an answer": _per(spent.weight_bytes + spent.cache_bytes, spent.calls),
     }
     if drafts is not None:
-        alone = drafts.uniform
         cells |= {
             "drafts": f"{drafts.drafts}, at most {drafts.most} tokens",
             "drafted tokens that stand": fmt.fraction(drafts.accepted_fraction),
-            "passes saved": _per(alone.forward_passes, spent.forward_passes, fmt.factor),
-            "FLOPs saved": _per(alone.flops, spent.flops, fmt.factor),
-            "seconds saved": _per(alone.seconds, spent.seconds, fmt.factor),
-            "texts identical to token by token": f"{drafts.identical:,} of {alone.calls:,}",
+            "passes saved": _per(drafts.uniform.forward_passes, spent.forward_passes, fmt.factor),
+            "FLOPs saved": _per(drafts.uniform.flops, spent.flops, fmt.factor),
+            "seconds saved": _per(drafts.uniform.seconds, spent.seconds, fmt.factor),
+            "texts identical to token by token": f"{drafts.identical:,} of {drafts.uniform.calls:,}",
         }
     return cells
 

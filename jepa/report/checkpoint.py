@@ -70,7 +70,8 @@ def _spent(cost: AnswerCost | None, right: bool = False) -> str:
         return NONE
     tokens = cost.tokens_per_right_answer if right else cost.tokens_per_answer
     flops = cost.flops_per_right_answer if right else cost.flops_per_answer
-    return NONE if tokens is None or flops is None else f"{tokens:,.3g} tokens, {fmt.in_unit(flops, 'FLOPs')}"
+    scale, letter = fmt.prefix(flops or 0)
+    return NONE if tokens is None or flops is None else f"{tokens:,.3g} tokens, {flops / scale:.3g} {letter}FLOPs"
 
 
 def scores_table(scores: Scores) -> Table:

@@ -82,12 +82,6 @@ def prefix(largest: float) -> tuple[float, str]:
     return next((pair for pair in _PREFIXES if largest >= pair[0]), _PREFIXES[-1])
 
 
-def in_unit(value: float, unit: str) -> str:
-    """Three significant digits with an SI prefix, such as "12.3 MFLOPs"."""
-    scale, letter = prefix(abs(value))
-    return f"{value / scale:.3g} {letter}{unit}"
-
-
 def code_text(code: Code) -> str:
     """The version and the commit that figures come from."""
     state = {True: ", with uncommitted changes", False: "", None: ", state of the tree unknown"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
+from jepa.metrics import corrected
 from jepa.operations import PartCount
 from jepa.results.documents import AnswerResults, Arm, Drafting, Run
 
@@ -22,6 +23,13 @@ def latents(arm: Arm) -> str | None:
     if retrieval >= INFORMATIVE_RETRIEVAL and cosine < INFORMATIVE_COSINE:
         return "informative"
     return "uninformative" if retrieval < UNINFORMATIVE_RETRIEVAL else "partly informative"
+
+
+def corrected_p(results: AnswerResults, metric: str) -> dict[str, float]:
+    """p of each arm's difference to the baseline, corrected for the number of arms that have one."""
+    against = {name: arm.against_baseline for name, arm in results.arms.items()}
+    known = {name: p for name, each in against.items() if each and (p := each.metrics[metric].p) is not None}
+    return dict(zip(known, corrected([*known.values()]), strict=True))
 
 
 def flops_ratio(results: AnswerResults, arm: str) -> float | None:

@@ -513,7 +513,7 @@ class ExampleTest(Record):
 
 
 class Contrast(Record):
-    """A difference to the baseline over paired seeds; no interval and no p with one seed."""
+    """A difference of two arms over paired seeds; no interval and no p with one seed."""
 
     value: float
     low: float | None
@@ -522,9 +522,10 @@ class Contrast(Record):
     examples: ExampleTest
 
 
-class AgainstBaseline(Record):
-    """An arm less the baseline, on the seeds that both have, by metric."""
+class Against(Record):
+    """An arm less another, on the seeds that both have, by metric."""
 
+    arm: str
     seeds: tuple[int, ...]
     metrics: dict[str, Contrast]
     flops_ratio: Positive
@@ -548,7 +549,8 @@ class Arm(Record):
     seeds: tuple[int, ...]
     accuracy: dict[str, Accuracy]
     answer_costs: dict[str, AnswerCosts | None]
-    against_baseline: AgainstBaseline | None
+    against_baseline: Against | None
+    at_equal_flops: Against | None  # next tokens with the operations of this arm
     costs: RunCosts
     geometry: dict[str, float]
     collapsed: Count
@@ -573,7 +575,7 @@ class Run(Record):
 class AnswerResults(Document):
     """Arms and seeds of a language model compared on the answers to one set of examples."""
 
-    kind: Literal["jepa.answers/4"] = "jepa.answers/4"
+    kind: Literal["jepa.answers/5"] = "jepa.answers/5"
     split: str
     pairs: Count
     training_pairs: Count

@@ -14,6 +14,7 @@ from jepa.cli import main
 from jepa.evaluation.arms import answer_evaluations, answer_results, folder_results
 from jepa.operations import TRAINING_PARTS
 from jepa.results import AnswerResults, read_document
+from jepa.results.arms import corrected_p
 
 N = 20
 
@@ -104,6 +105,26 @@ def test_arms_are_compared_over_seeds_and_over_examples(controls):
     assert arm.geometry == pytest.approx({"retrieval@1": 0.92, "unpaired_cosine": 0.01, "paraphrase.auc": 0.99})
     assert results.arms["ntp"].against_baseline is None
     assert results.settings == {"objective.weight": {"ntp": 0.0, "llm_jepa": 0.3, "mine": 0.3}}
+
+
+def test_an_arm_is_compared_with_next_tokens_of_its_own_operations(controls):
+    assert results_of(controls).arms["llm_jepa"].at_equal_flops is None
+    for arm, rights, weight in (("ntp_equal_flops", (11, 12, 12), 0.3), ("ntp_of_another", (0, 0, 0), 0.7)):
+        for seed, right in enumerate(rights):
+            folder = write(controls, made_up(arm, seed, right))
+            change(folder, "config.objective.weight", 0.0)
+            change(folder, "config.equal_flops", {"weight": weight})
+    arms = results_of(controls).arms
+    found = arms["llm_jepa"].at_equal_flops
+    assert (found.arm, found.seeds) == ("ntp_equal_flops", (0, 1, 2))
+    assert found.metrics["exact_match"].value == pytest.approx((12 + 13 + 15 - 11 - 12 - 12) / 3 / N)
+    assert (arms["ntp"].at_equal_flops, arms["ntp_of_another"].at_equal_flops) == (None, None)
+
+
+def test_p_is_corrected_for_the_number_of_arms(controls):
+    results = results_of(controls)
+    alone = results.arms["llm_jepa"].against_baseline.metrics["exact_match"].p
+    assert corrected_p(results, "exact_match") == pytest.approx({"llm_jepa": 2 * alone, "mine": 1.0})
 
 
 def test_a_right_answer_costs_what_all_answers_did(controls):

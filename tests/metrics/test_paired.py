@@ -9,7 +9,7 @@ import pytest
 from conftest import refusals
 from scipy import stats
 
-from jepa.metrics.paired import paired_test
+from jepa.metrics.paired import corrected, paired_test
 
 
 def test_it_equals_scipy():
@@ -38,6 +38,12 @@ def test_equal_differences(differences, p):
     result = paired_test(differences)
     assert result.p == p
     assert result.low == result.mean == result.high == pytest.approx(differences[0])
+
+
+def test_holm():
+    assert corrected([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])  # never below a smaller p's
+    assert corrected([0.6, 0.9, 0.2]) == pytest.approx([1.0, 1.0, 0.6])
+    assert corrected([]) == []
 
 
 test_bad_input_is_refused = refusals(

@@ -10,7 +10,7 @@ from jepa.report import answers
 from jepa.report.render import html, markdown, terminal
 from jepa.results import (
     Accuracy,
-    AgainstBaseline,
+    Against,
     AnswerCosts,
     AnswerResults,
     Arm,
@@ -50,13 +50,14 @@ def make_arm(accuracy: float, seeds: int, gain: float | None, retrieval: float, 
     if gain is not None:
         ends = {"low": gain - 0.007, "high": gain + 0.007, "p": 0.2} if several else dict.fromkeys(("low", "high", "p"))
         found = Contrast(value=gain, examples=ExampleTest(count=600, won=12, lost=9, p=0.0004), **ends)
-        against = AgainstBaseline(seeds=tuple(range(seeds)), metrics={"exact_match": found}, flops_ratio=1.5)
+        against = Against(arm="ntp", seeds=tuple(range(seeds)), metrics={"exact_match": found}, flops_ratio=1.5)
     over = "seeds" if several else "examples"
     return Arm(
         seeds=tuple(range(seeds)),
         accuracy={"exact_match": Accuracy(value=accuracy, low=accuracy - 0.02, high=accuracy + 0.02, over=over)},
         answer_costs={"exact_match": SPENT},
         against_baseline=against,
+        at_equal_flops=None,
         costs=COSTS,
         geometry={"retrieval@1": retrieval, "unpaired_cosine": cosine, "paired_cosine": 0.8, "rankme": 21.3},
         collapsed=seeds if cosine > 0.9 else 0,
@@ -117,9 +118,9 @@ def cells(results) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("arm", "words"),
     [
-        ("llm_jepa", "against ntp: +0.4 points exact match (−0.3 to +1.1; p 0.2, 3 seeds); latents informative"),
+        ("llm_jepa", "against ntp: +0.4 (−0.3 to +1.1) points exact match, p 0.2, 3 seeds; latents informative"),
         ("cosine", "latents collapsed in 3 of 3 seeds (retrieval@1 0.00, unpaired cosine 1.00)"),
-        ("single", "−2.0 points exact match (1 seed, so no interval; over examples p < 0.001); latents partly"),
+        ("single", "−2.0 points exact match, 1 seed, so no interval; over examples p < 0.001; latents partly"),
         ("ntp", "ntp: exact match 0.860 (0.840 to 0.880); latents uninformative"),
     ],
 )

@@ -35,8 +35,8 @@ def test_the_real_sweep_has_something_to_say(stream_results):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(kind="jepa.streams/9"), "kind must be one of jepa.streams/3, jepa.answers/4, got"),
-        (lambda d: d.update(kind={"a": 1}), "kind must be one of jepa.streams/3, jepa.answers/4, got {'a': 1}"),
+        (lambda d: d.update(kind="jepa.streams/9"), "kind must be one of jepa.streams/3, jepa.answers/5, got"),
+        (lambda d: d.update(kind={"a": 1}), "kind must be one of jepa.streams/3, jepa.answers/5, got {'a': 1}"),
         (lambda d: d.pop("seed"), "seed: Field required"),
         (lambda d: d.update(speed=1), "speed: Extra inputs are not permitted, got 1"),
         (lambda d: d["settings"]["dense"].update(step_rate_hz=0), r"settings.dense.step_rate_hz: .*, got 0"),
