@@ -15,7 +15,7 @@ from jepa.data.chat import ChatIds
 from jepa.data.pairs import Example, ExampleSplits
 from jepa.errors import InputError
 from jepa.kept import Kept, KeptInMemory
-from jepa.models.drafts import Continuation, Drafter, fastest
+from jepa.models.drafts import Continuation, Drafter, fastest, packed
 from jepa.models.llm_jepa import LLMJEPA
 from jepa.operations import PartCount
 from jepa.results.documents import Drafting
@@ -70,6 +70,13 @@ def with_drafts(
     model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig, splits: ExampleSplits, store: Kept | None = None
 ) -> tuple[Generated, Drafting | None]:
     """Answers as configured. With drafts they are generated token by token as well, for comparison."""
+    with packed(model):
+        return _with_drafts(model, pairs, answers, splits, store)
+
+
+def _with_drafts(
+    model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig, splits: ExampleSplits, store: Kept | None
+) -> tuple[Generated, Drafting | None]:
     uniform = generate(model, pairs, answers.batch_size, store=store)
     if (drafter := drafter_of(model, answers, splits)) is None:
         return uniform, None

@@ -40,9 +40,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         return evaluate_videos(folder, Path(config.output or folder.parent / "evaluation"), config)
     if config.task is not None:
         raise InputError(f"task needs a checkpoint of vl_jepa, got one of {trained['variant']}: {folder}")
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise InputError(f"a language model is evaluated by one process, without torchrun, got {processes}")
-    splits = build_as(ExampleSplits, "data", data_of(trained["data"], config.data))
+    splits = splits_of(trained, config)
     from jepa.evaluation.answers import evaluate_answers
 
     answers = validate({**trained["answers"], **config.answers}, AnswersConfig, "answers")
@@ -51,10 +49,12 @@ def evaluate(config: EvaluateConfig) -> Path:
     return evaluate_answers(folder, output, answers, config.accelerator, splits)
 
 
-def data_of(trained: Mapping[str, Any], changes: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The data node of an evaluation: that of the training with `changes`, or these alone if they have a `_target_`."""
-    changes = changes or {}
-    return changes if "_target_" in changes else {**trained, **changes}
+def splits_of(trained: Mapping[str, Any], config: EvaluateConfig) -> ExampleSplits:
+    """The pairs of a language model's evaluation, in one process: those of the training, changed by `config.data`."""
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise InputError(f"a language model is evaluated by one process, without torchrun, got {processes}")
+    changes = config.data or {}
+    return build_as(ExampleSplits, "data", changes if "_target_" in changes else {**trained["data"], **changes})
 
 
 def results_of(

@@ -1,7 +1,7 @@
 """Models: the four roles composed, and what decodes streams with them."""
 
 from jepa.models.bank import BankCache, BankDecoder
-from jepa.models.drafts import Continuation, Drafter, Drafts, FirstOf, LatentDrafter, PromptLookup, Verified
+from jepa.models.drafts import Continuation, Drafter, Drafts, FirstOf, LatentDrafter, PromptLookup, Verified, packed
 from jepa.models.llm_jepa import LLMJEPA, Pass, RequestStates
 from jepa.models.roles import Part, Predictor, SlotEncoder, TextTokenizer, XEncoder, YDecoder, YEncoder
 from jepa.models.session import AnswerCache, RequestDecoder, RequestSession
@@ -38,4 +38,5 @@ __all__ = [
     "XEncoder",
     "YDecoder",
     "YEncoder",
+    "packed",
 ]

@@ -10,13 +10,14 @@ B rows, G drafted tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepa.encoders.language import LanguageModel
 from jepa.errors import InputError
@@ -24,6 +25,9 @@ from jepa.operations import PartCount, weight_bytes
 from jepa.predictors.transition import LatentTransition
 
 T = TypeVar("T")
+
+_SMALL = 2**19  # weights: from here on oneDNN's layout is faster for one row, too
+_MOST_PACKED = 2**31  # bytes that are held twice
 
 
 class Drafts(NamedTuple):
@@ -156,6 +160,47 @@ def verify(
     place = accepted[:, None, None].expand(-1, 1, p.shape[-1])
     rest = (p - q).clamp_min(0).gather(1, place)[:, 0]
     return accepted, torch.multinomial(rest, 1, generator=generator)[:, 0]
+
+
+@contextmanager
+def packed(*modules: nn.Module) -> Iterator[None]:
+    """For generation on a CPU: linear layers hold their weights in oneDNN's own layout, too, and read them from there.
+
+    The few rows of a pass that verifies drafts take a third to a half of the time (`scripts/bench_drafts.py`). Layers
+    that are not float32, and models of more than 2 GiB, run as they are. Weights must not change meanwhile.
+
+    >>> layer, row = torch.nn.Linear(3, 2), torch.ones(1, 3)
+    >>> with torch.no_grad(), packed(layer):
+    ...     torch.allclose(layer(row), row @ layer.weight.T + layer.bias)
+    True
+    """
+    linear = {layer for module in modules for layer in module.modules() if type(layer) is nn.Linear}
+    layers = [layer for layer in linear if layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32]
+    layers = [layer for layer in layers if "forward" not in vars(layer)]  # as another library's hook has put it there
+    known = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    if not known or 4 * sum(layer.weight.numel() for layer in layers) > _MOST_PACKED:
+        layers = []
+    for layer in layers:
+        vars(layer)["forward"] = _packed_forward(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def _packed_forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    weight, bias, width = layer.weight.detach(), layer.bias, layer.in_features
+    own, plain = torch.ops.mkldnn._reorder_linear_weight(weight), layer.forward
+
+    def forward(x: Tensor) -> Tensor:
+        one_row = x.numel() == width and weight.numel() < _SMALL
+        if one_row or x.dtype != weight.dtype or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return plain(x)
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, own, bias, "none", [], "")
+        return result
+
+    return forward
 
 
 class LatentDrafter:

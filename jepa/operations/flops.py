@@ -147,6 +147,11 @@ def _grouped_product(a: Any, b: Any, *_: Any, **__: Any) -> int:
     return _product(a[-2:] if len(b) == 2 else a, b)
 
 
+def _linear(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    """(..., K) x (N, K) transposed."""
+    return 2 * prod(x) * weight[0]
+
+
 def _vector_product(a: Any, *_: Any, **__: Any) -> int:
     """(M, K) x (K,), or (K,) x (K,)."""
     return 2 * prod(a)
@@ -205,3 +210,5 @@ _FORMULAS = {
     for name in names.split()
     if hasattr(torch.ops.aten, name)
 }
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    _FORMULAS[torch.ops.mkldnn._linear_pointwise] = shape_wrapper(_linear)

@@ -7,7 +7,8 @@ import torch
 from conftest import FAMILIES, family, refuses
 
 from jepa.encoders.language import LanguageModel
-from jepa.models.drafts import Drafts, FirstOf, LatentDrafter, PromptLookup, generate, verify
+from jepa.models.drafts import Drafts, FirstOf, LatentDrafter, PromptLookup, generate, packed, verify
+from jepa.operations import count_flops
 from jepa.predictors.transition import LatentTransition
 
 PROMPTS = [[7, 8, 9, 10, 11, 12, 13], [20, 21], list(range(30, 50)), [3, 4, 3, 4, 3]]
@@ -51,9 +52,10 @@ def test_text_is_the_models_own_whatever_is_drafted(name):
         assert len(row.tokens) == len(row.passes) + sum(each.accepted for each in row.passes)
         assert len(row.passes) < 14
         assert any(0 < each.accepted < each.drafted for each in row.passes)
-    for prompt, text in zip(PROMPTS, alone, strict=True):
-        [row] = generate(language, [prompt], 16, drafter=KnownDrafter([prompt], [text]))
-        assert row.tokens == text
+    with packed(language):
+        for prompt, text in zip(PROMPTS, alone, strict=True):
+            [row] = generate(language, [prompt], 16, drafter=KnownDrafter([prompt], [text]))
+            assert row.tokens == text
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
@@ -73,6 +75,26 @@ def test_rows_end_at_their_stop_token(name):
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_packed_weights_give_the_same_states_and_count_the_same_operations():
+    layers = torch.nn.Sequential(torch.nn.Linear(640, 900), torch.nn.Linear(900, 7, bias=False)).eval()
+    hooked, double = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3).double()
+    hooked.forward = own = lambda x: x + 1
+    for x in (torch.randn(1, 640), torch.randn(2, 5, 640)):
+        plain = count_flops(lambda x=x: layers(x))
+        with packed(layers, hooked, double):
+            found = count_flops(lambda x=x: layers(x))
+            assert ("forward" in vars(layers[0])) == torch.backends.cpu.get_cpu_capability().startswith("AVX")
+            assert (hooked.forward, vars(double).get("forward")) == (own, None)
+        assert found.total == plain.total > 0
+        assert torch.allclose(found.result, plain.result, atol=1e-5)
+    assert "forward" not in vars(layers[0])
+    with pytest.raises(KeyError), packed(layers):
+        raise KeyError
+    layers[0].weight.mul_(2)
+    assert not torch.allclose(layers(x), plain.result)
+
+
 def test_sampled_text_has_the_distribution_of_the_model():
     """Frequencies of the first tokens after a drafted one, against the model's own probabilities (chi squared)."""
     generator = torch.Generator().manual_seed(0)
