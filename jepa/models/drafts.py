@@ -210,7 +210,8 @@ class LatentDrafter:
         language: whose head and token embeddings are used.
         transition: h_t, x_{t+1} -> h_{t+1}.
         most: γ, tokens in a draft.
-        threshold: a draft ends before the probability that all of it stands, by the head's own estimate, falls below.
+        threshold: a draft ends before the probability that all of it stands, by the head's own estimate, falls below;
+            those of a batch end together once fewer than half of them go on.
         only: the tokens that may be drafted; with a large vocabulary, few of them make the head cheap.
 
     Raises:
@@ -260,7 +261,7 @@ class LatentDrafter:
             predicted += sure >= self.threshold
             sure = sure * best
             meant = sure >= self.threshold
-            if not bool(meant.any()):
+            if 2 * int(meant.sum()) < len(meant):
                 break
             counts += meant
             tokens.append(chosen)

@@ -125,10 +125,13 @@ def test_a_threshold_ends_a_draft():
     some = LatentDrafter(language, transition, most=5, threshold=0.05).draft(states, texts, 9)
     p, sure = states, torch.ones(3)
     chosen = torch.tensor([5, 6, 7])
-    for step in range(some.tokens.shape[1]):
+    for step in range(5):
         p = transition(p, language.lm.get_input_embeddings()(chosen))
         best, chosen = language.logits(p).softmax(-1).max(-1)
         sure = sure * best
+        assert (2 * (sure >= 0.05).sum() >= 3) == (step < some.tokens.shape[1])  # half of the rows go on
+        if step == some.tokens.shape[1]:
+            break
         assert (some.counts > step).tolist() == (sure >= 0.05).tolist()
         assert some.tokens[:, step].tolist() == chosen.tolist()
 
