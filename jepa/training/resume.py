@@ -60,6 +60,8 @@ class Run:
             if len(self.finished) < len(stages):
                 self.state = newest(self.folder, stages[len(self.finished)])
         elif is_first_process():
+            if self._file.is_file():
+                say(f"{output}: trains anew and replaces an earlier run; resume=auto goes on with one")
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             self._write()

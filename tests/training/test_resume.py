@@ -171,6 +171,9 @@ def test_a_signal_while_the_loader_starts_waits_for_a_step(tmp_path, monkeypatch
     train(plain, tmp_path / "stopped")
     train(plain, tmp_path / "whole")
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    assert "trains anew" not in capsys.readouterr().out
+    train(plain | {"resume": False}, tmp_path / "whole")
+    assert "trains anew and replaces an earlier run" in capsys.readouterr().out
 
 
 def test_a_record_of_a_run_that_is_cut_off_is_named(begun, tmp_path):
