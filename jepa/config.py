@@ -189,7 +189,7 @@ class ReportConfig(SweepConfig):
     curves: list[str] | None = None  # folders of trainings, whose logs are drawn over each other
     fail_under: str | None = None  # <name>[.<setting or arm>][.low]>=<number>: exit status 1 if it does not hold
     checkpoint: str | None = None  # null: the evaluated one; only its decoder runs
-    output: str | None = None  # null: the parent folder of the evaluation
+    output: str | None = None  # null: beside the folder `evaluation`, or in a folder of another name
     tolerances: Annotated[list[FractionBelowOne], NotEmpty] = [0.0, 0.02, 0.05, 0.1]  # of the quality, may be lost
 
 

@@ -78,7 +78,8 @@ def results_of(
         document = next((found for make, _ in kinds if (found := make(folder, config)) is not None), None)
         if document is None:
             raise InputError(f"evaluation not found: {path}")
-        output = output or (folder.parent if path.is_file() else folder)
+        beside = path.is_file() and folder.name == "evaluation"  # of another, the report lies in it
+        output = output or (folder.parent if beside else folder)
     if required is not None:
         required.check_document(document)
     return document, output, required

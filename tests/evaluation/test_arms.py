@@ -262,6 +262,9 @@ def test_the_report_of_one_evaluation_lies_beside_it(tmp_path, capsys):
     assert main(["report", f"evaluation={folder}"]) == 0
     assert {path.name for path in folder.parent.iterdir()} >= {"results.json", "report.md", "report.png", "report.html"}
     assert "0.500" in capsys.readouterr().out
+    other = folder.rename(folder.with_name("evaluation_validation"))
+    assert main(["report", f"evaluation={other}"]) == 0
+    assert (other / "report.md").is_file()
 
 
 def test_the_command_reports_what_training_left(tmp_path, monkeypatch):
