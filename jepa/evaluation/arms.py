@@ -39,7 +39,7 @@ METHOD = "llm_jepa"  # the arm of the report's first sentence; without it, the f
 
 _ALIKE = ("config.data", "config.tokenizer", "config.model.language_model", "split", "pairs", "scores")  # in all
 _OF_ARM = ("config.objective", "config.equal_flops", "config.stage", "config.precision", "config.model")  # of an arm
-_FREE = "config.stage.row_tokens"  # how examples are packed into rows changes no loss
+_FREE = {f"config.stage.{key}" for key in ("row_tokens", "validate_every", "validation_pairs")}  # change no weight
 _T = TypeVar("_T")
 
 
@@ -191,7 +191,7 @@ def _settings_of(run: _Evaluated, keys: Sequence[str]) -> dict[str, JsonValue]:
     return {
         key: value
         for key, value in leaves(settings)
-        if key != _FREE and any(key == start or key.startswith(f"{start}.") for start in keys)
+        if key not in _FREE and any(key == start or key.startswith(f"{start}.") for start in keys)
     }
 
 

@@ -225,6 +225,7 @@ def test_arms_may_be_trained_differently(controls):
     for seed in range(3):
         change(controls / "mine" / f"seed_{seed}" / "evaluation", "config.stage.epochs", 5.0)
         change(controls / "mine" / f"seed_{seed}" / "evaluation", "config.model.predictor", {"placement": "turn"})
+    change(controls / "mine" / "seed_1" / "evaluation", "config.stage.validation_pairs", 7)  # changes no weight
     assert results_of(controls).settings["stage.epochs"] == {"ntp": 2.0, "llm_jepa": 2.0, "mine": 5.0}
 
 
