@@ -71,16 +71,10 @@ def with_drafts(
 ) -> tuple[Generated, Drafting | None]:
     """Answers as configured. With drafts they are generated token by token as well, for comparison."""
     with packed(model):
-        return _with_drafts(model, pairs, answers, splits, store)
-
-
-def _with_drafts(
-    model: LLMJEPA, pairs: Sequence[Example], answers: AnswersConfig, splits: ExampleSplits, store: Kept | None
-) -> tuple[Generated, Drafting | None]:
-    uniform = generate(model, pairs, answers.batch_size, store=store)
-    if (drafter := drafter_of(model, answers, splits)) is None:
-        return uniform, None
-    found = generate(model, pairs, answers.batch_size, drafter, store, f"drafted at {drafter.threshold}")
+        uniform = generate(model, pairs, answers.batch_size, store=store)
+        if (drafter := drafter_of(model, answers, splits)) is None:
+            return uniform, None
+        found = generate(model, pairs, answers.batch_size, drafter, store, f"drafted at {drafter.threshold}")
     passes = [each for row in found.rows for each in row.passes]
     gains = [gain for row in found.rows for gain in _gains(row)]
     places, positions = range(answers.draft_tokens), range(max(place for place, _ in gains) + 1)

@@ -177,7 +177,8 @@ def packed(*modules: nn.Module) -> Iterator[None]:
     linear = {layer for module in modules for layer in module.modules() if type(layer) is nn.Linear}
     layers = [layer for layer in linear if layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32]
     layers = [layer for layer in layers if "forward" not in vars(layer)]  # as another library's hook has put it there
-    known = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    known = known and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     if not known or 4 * sum(layer.weight.numel() for layer in layers) > _MOST_PACKED:
         layers = []
     for layer in layers:

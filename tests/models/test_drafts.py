@@ -75,7 +75,6 @@ def test_rows_end_at_their_stop_token(name):
 
 
 @torch.no_grad()
-@torch.no_grad()
 def test_packed_weights_give_the_same_states_and_count_the_same_operations():
     layers = torch.nn.Sequential(torch.nn.Linear(640, 900), torch.nn.Linear(900, 7, bias=False)).eval()
     hooked, double = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3).double()
@@ -95,6 +94,7 @@ def test_packed_weights_give_the_same_states_and_count_the_same_operations():
     assert not torch.allclose(layers(x), plain.result)
 
 
+@torch.no_grad()
 def test_sampled_text_has_the_distribution_of_the_model():
     """Frequencies of the first tokens after a drafted one, against the model's own probabilities (chi squared)."""
     generator = torch.Generator().manual_seed(0)
