@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from jepa.encoders.flow import PATCH_CHANNELS, optical_flow
 from jepa.encoders.vision import FrozenWhere, SlotsInTime, check_frames
@@ -44,7 +48,7 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         flow: add the `optical_flow` between all frames of a slot, 25 channels a pair, to D.
         level: which of timm's `feature_info` gives the states, from 0, each normalised; what comes after it is left
             out. None: the last.
-        frozen: no gradients, and evaluation mode for good.
+        frozen: no gradients, and evaluation mode for good. Batch norms become part of the convolutions before them.
         gradient_checkpointing: recompute activations in the backward pass.
         mean: of red, green and blue (0 to 1), by which pixels are normalised; None: the model's own.
         std: likewise.
@@ -103,6 +107,7 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
             self.model.set_grad_checkpointing(True)
         if frozen:
             self.freeze()
+            fold_batch_norms(self.model, torch.zeros(1, 3, self.size, self.size))
         self._check(name)
 
     def node(self) -> dict[str, object]:
@@ -153,6 +158,62 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
             return torch.cat([self.model.forward_features(part) for part in parts])
         found: Tensor = self.model.forward_features(pictures)
         return found
+
+
+class _Uses(TorchFunctionMode):
+    """Counts how often a tensor is an argument, by its id, and keeps all of them alive, so that ids stay different."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self._alive = Counter[int](), list[Tensor]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if any(isinstance(each, Tensor) for each in tree_leaves(found)):  # to read a shape is no use
+            self._alive += (used := [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)])
+            self.count.update(map(id, used))
+        return found
+
+
+@torch.no_grad()
+def fold_batch_norms(model: Any, pictures: Tensor) -> None:
+    """In evaluation: a batch norm that alone reads a convolution becomes part of it, found by a pass over `pictures`.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    >>> model.forward_features = model.forward
+    >>> fold_batch_norms(model, torch.zeros(1, 3, 8, 8))
+    >>> model
+    Sequential(
+      (0): Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
+      (1): Identity()
+      (2): ReLU()
+    )
+    """
+    made: dict[int, nn.Conv2d] = {}
+    read: dict[nn.Module, tuple[nn.Conv2d, int]] = {}
+    calls = Counter[nn.Module]()
+
+    def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        calls[module] += 1
+        if isinstance(module, nn.Conv2d):
+            made[id(output)] = module
+        elif isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in made:
+            read[module] = made[id(inputs[0])], id(inputs[0])
+
+    hooks = [module.register_forward_hook(see) for module in model.modules()]
+    with _Uses() as uses:
+        model.forward_features(pictures)
+    for hook in hooks:
+        hook.remove()
+    for name, norm in list(model.named_modules()):
+        if norm not in read or norm.running_mean is None:
+            continue
+        convolution, output = read[norm]
+        if uses.count[output] == 1 and calls[norm] == calls[convolution] == 1:
+            fused = fuse_conv_bn_eval(convolution, norm)
+            convolution.weight, convolution.bias = fused.weight, fused.bias
+            rest = [getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)]  # of timm's BatchNormAct2d
+            model.set_submodule(name, nn.Sequential(*rest) if rest else nn.Identity())
 
 
 def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> Any:
