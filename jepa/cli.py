@@ -5,6 +5,7 @@ A user's mistake ends in one line, ``error: …``, and exit code 2. Any other ex
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import importlib
@@ -36,6 +37,7 @@ EXIT_NOT_MET = 1  # a report below what `fail_under` asks
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141  # as of a program that SIGPIPE ends
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 # Of files and folders that the user named, or of the disk: no traceback helps.
 _USERS_OS_ERRORS = {getattr(errno, n) for n in ["EACCES", "EDQUOT", "EEXIST", "ENOSPC", "ENOTDIR", "EPERM", "EROFS"]}
 # Kinds of results that `jepa report` makes of a folder of evaluations: what makes it, its class, what shows it.
@@ -142,11 +144,23 @@ COMMANDS: dict[str, Callable[[Any, Path], int | None]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``argv`` (default: the command line without the program's name) and return the exit code."""
     gc.set_threshold(max(5_000, gc.get_threshold()[0]))  # imports make many objects, and no garbage
+    _keep_freed_memory()
     try:
         return _status(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc keep up to half a gigabyte of what was freed, for layers on a CPU ask for the same megabytes again.
+
+    Handed back, they are pages that the system clears anew: a step of the demo's training takes 1.1 to 1.3 times as
+    long, the stream of an evaluation 1.2 to 1.4 times.
+    """
+    if sys.platform == "linux" and hasattr(glibc := ctypes.CDLL(None), "gnu_get_libc_version"):
+        glibc.mallopt(_MMAP_THRESHOLD, 64 << 20)
+        glibc.mallopt(_TRIM_THRESHOLD, 512 << 20)
 
 
 def _status(work: Callable[[], int | None]) -> int:
