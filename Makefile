@@ -17,10 +17,11 @@ help:
 	@echo "make clean  remove caches and build products; keeps $(VENV) and outputs"
 	@echo "Variables: VENV=$(VENV) (where to install), PYTHON=... (which Python makes it), WORKERS=$(WORKERS) (test processes)"
 
+# `jepa train experiment=demo`, evaluate and report, in one process: what they import is imported once.
 demo: $(VENV)/.installed
-	$(BIN)/jepa train experiment=demo
-	$(BIN)/jepa evaluate checkpoint=outputs/demo/checkpoint
-	$(BIN)/jepa report evaluation=outputs/demo/evaluation
+	$(BIN)/python -c "from jepa.cli import main; raise SystemExit(main(['train', 'experiment=demo']) \
+		or main(['evaluate', 'checkpoint=outputs/demo/checkpoint']) \
+		or main(['report', 'evaluation=outputs/demo/evaluation']))"
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
