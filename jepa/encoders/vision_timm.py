@@ -189,16 +189,16 @@ def fold_batch_norms(model: Any, pictures: Tensor) -> None:
       (2): ReLU()
     )
     """
-    made: dict[int, nn.Conv2d] = {}
+    made: dict[int, tuple[nn.Conv2d, Any]] = {}  # by the id of an output, which stays alive
     read: dict[nn.Module, tuple[nn.Conv2d, int]] = {}
     calls = Counter[nn.Module]()
 
     def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         calls[module] += 1
         if isinstance(module, nn.Conv2d):
-            made[id(output)] = module
+            made[id(output)] = module, output
         elif isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in made:
-            read[module] = made[id(inputs[0])], id(inputs[0])
+            read[module] = made[id(inputs[0])][0], id(inputs[0])
 
     hooks = [module.register_forward_hook(see) for module in model.modules()]
     with _Uses() as uses:
