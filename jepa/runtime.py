@@ -137,11 +137,7 @@ class ExportedModel(ABC):
         ledger: OperationLedger | None = None,
         selection: SelectiveEncoding | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Latents of a sliding window over a stream, as chunks (M, S, S, 3) uint8 of its frames arrive.
-
-        As `VLJEPA.stream`: yields latents (T, E) float32, L2-normalised, and the centres (T,) float64 of their windows
-        in seconds. Windows share their slots. The ledger counts encoder and predictor calls with their FLOPs.
-        """
+        """As `VLJEPA.stream`. Windows share their slots; the ledger counts encoder and predictor calls and FLOPs."""
         stream = WindowStream(self, step_rate, ledger, selection)
         flops = self._query_flops(query)
         for chunk in frames:
@@ -154,9 +150,7 @@ class ExportedModel(ABC):
                 yield latents, stream.times(stream.due)
             stream.forget()
 
-    def slots(self, step_rate: float) -> tuple[int, int]:
-        """Slots from one step to the next, and of a window. Raises `InputError` if the step rate does not fit."""
-        return slots_of(self, step_rate)
+    slots = slots_of
 
     def _encode_due(self, stream: WindowStream) -> np.ndarray:
         """States (T, N, D) of the windows of the steps that are due."""

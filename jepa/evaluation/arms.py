@@ -52,6 +52,11 @@ class _Evaluated(NamedTuple):
     verdicts: dict[str, list[bool]]
 
     @property
+    def next_tokens_alone(self) -> bool:
+        weights = ("objective.weight", "objective.transition_weight")
+        return not any(value for key, value in leaves(self.document.config) if key in weights)
+
+    @property
     def accuracy(self) -> dict[str, float]:
         return {metric: score.accuracy for metric, score in self.document.scores.items()}
 
@@ -69,7 +74,7 @@ class _Evaluated(NamedTuple):
 def answer_evaluations(folder: Path) -> list[Path]:
     """The evaluations of language models that a folder is (with an `evaluation.json`) or has below it, in order."""
     own = folder / AnswerEvaluation.file_name
-    paths = [own] if own.is_file() else sorted(folder.glob(f"**/evaluation/{AnswerEvaluation.file_name}"))
+    paths = [own] if own.is_file() else sorted(folder.glob(f"**/evaluation/{own.name}"))
     return [path.parent for path in paths] if any(is_kind(path, AnswerEvaluation) for path in paths) else []
 
 
@@ -105,7 +110,7 @@ def answer_results(evaluations: Sequence[Path], root: Path) -> AnswerResults:
         baseline=BASELINE if baseline else None,
         method=next((arm for arm in arms if arm != BASELINE), None),
         arms={
-            arm: _arm(chosen, baseline if arm != BASELINE else [], _of_equal_flops(arms, chosen[0]))
+            arm: _arm(chosen, baseline if arm != BASELINE else [], _of_equal_flops(arms, chosen))
             for arm, chosen in arms.items()
         },
         settings=_settings(arms),
@@ -181,11 +186,10 @@ def _check_alike(runs: Sequence[_Evaluated]) -> None:
 
 def _settings_of(run: _Evaluated, keys: Sequence[str]) -> dict[str, JsonValue]:
     """The evaluation's settings below some keys, by dotted key."""
-    document = run.document
     settings: dict[str, JsonValue] = {
-        "config": document.config,
-        "split": document.split,
-        "pairs": document.pairs,
+        "config": run.document.config,
+        "split": run.document.split,
+        "pairs": run.document.pairs,
         "scores": [*run.verdicts],
     }
     return {
@@ -198,10 +202,14 @@ def _settings_of(run: _Evaluated, keys: Sequence[str]) -> dict[str, JsonValue]:
 # --- The parts of the document.
 
 
-def _of_equal_flops(arms: Mapping[str, Sequence[_Evaluated]], run: _Evaluated) -> Sequence[_Evaluated]:
-    """The runs of next tokens that were given the operations of this run's objective."""
-    objective = run.document.config["objective"]
-    return next((runs for runs in arms.values() if runs[0].document.config["equal_flops"] == objective), [])
+def _of_equal_flops(arms: Mapping[str, Sequence[_Evaluated]], runs: Sequence[_Evaluated]) -> Sequence[_Evaluated]:
+    """The runs of next tokens alone whose operations are nearest to those of `runs`, if they are within 10 %."""
+
+    def distance(others: Sequence[_Evaluated]) -> float:
+        return abs(math.log(_mean([run.costs.flops for run in others]) / _mean([run.costs.flops for run in runs])))
+
+    near = [others for others in arms.values() if others[0].next_tokens_alone and distance(others) <= math.log(1.1)]
+    return () if runs[0].next_tokens_alone else min(near, key=distance, default=())
 
 
 def _arm(runs: Sequence[_Evaluated], baseline: Sequence[_Evaluated], equal_flops: Sequence[_Evaluated]) -> Arm:
@@ -301,9 +309,8 @@ def _mcnemar(pairs: Sequence[tuple[_Evaluated, _Evaluated]], metric: str) -> Exa
 def _settings(arms: Mapping[str, Sequence[_Evaluated]]) -> dict[str, dict[str, JsonValue]]:
     """The settings of training that differ between arms: dotted key -> arm -> value, where the arm has it."""
     found: dict[str, dict[str, JsonValue]] = {}
-    for arm, runs in arms.items():
-        config = runs[0].document.config
-        for key, value in leaves({name: config[name] for name in ("objective", "stage", "precision")}):
+    for arm, (run, *_) in arms.items():
+        for key, value in leaves({name: run.document.config[name] for name in ("objective", "stage", "precision")}):
             found.setdefault(key, {})[arm] = value
     return {key: values for key, values in found.items() if len(distinct([values.get(arm) for arm in arms])) > 1}
 

@@ -157,6 +157,4 @@ class WindowedModel(nn.Module):
         """Calls of the encoder from one step to the next, and for a window."""
         return self.slots(step_rate) if isinstance(self.x_encoder, SlotEncoder) else (1, 1)
 
-    def slots(self, step_rate: float) -> tuple[int, int]:
-        """Slots from one step to the next, and of a window. Raises `InputError` if the step rate does not fit."""
-        return slots_of(self, step_rate)
+    slots = slots_of

@@ -100,8 +100,8 @@ def _points(value: float) -> str:
     return fmt.fixed(100 * value, 1, "+")
 
 
-def _p(value: float | None) -> str:
-    return NONE if value is None else "< 0.001" if value < 0.001 else f"{value:.2g}"
+def _p(*values: float | None) -> str:
+    return "; ".join(NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}" for p in values)
 
 
 def _or_infinite(value: float | None, shown: Callable[[float], str] = "{:.3g}".format) -> str:
@@ -163,17 +163,17 @@ def _metric_cells(results: AnswerResults, metric: str, name: str) -> Mapping[str
             "area of accuracy against tokens": fmt.fixed(costs.accuracy_area, 3),
         }
     if against is not None:
-        found, corrected = against.metrics[metric], arms.corrected_p(results, metric)
+        found, corrected = against.metrics[metric], arms.corrected_p(results, metric, "against_baseline")
         cells |= {
             f"points over {against.arm}, 95 % interval over seeds": _difference(found),
-            "p, paired t test over seeds": _p(found.p),
-            f"p, corrected for the number of arms ({len(corrected)})": _p(corrected.get(name)),
+            f"p, paired t test over seeds; corrected for {len(corrected)} arms": _p(found.p, corrected.get(name)),
             "answers won : lost, seeds pooled": f"{found.examples.won} : {found.examples.lost}",
             "p, McNemar over examples, seeds pooled": _p(found.examples.p),
         }
     if arm.at_equal_flops is not None:
-        found = arm.at_equal_flops.metrics[metric]
-        cells |= {"points over next tokens of equal FLOPs": _difference(found), "p at equal FLOPs": _p(found.p)}
+        found, corrected = arm.at_equal_flops.metrics[metric], arms.corrected_p(results, metric, "at_equal_flops")
+        cells["points over next tokens of equal FLOPs"] = _difference(found)
+        cells[f"p at equal FLOPs; corrected for {len(corrected)} arms"] = _p(found.p, corrected.get(name))
     return cells
 
 

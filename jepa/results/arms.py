@@ -25,9 +25,9 @@ def latents(arm: Arm) -> str | None:
     return "uninformative" if retrieval < UNINFORMATIVE_RETRIEVAL else "partly informative"
 
 
-def corrected_p(results: AnswerResults, metric: str) -> dict[str, float]:
-    """p of each arm's difference to the baseline, corrected for the number of arms that have one."""
-    against = {name: arm.against_baseline for name, arm in results.arms.items()}
+def corrected_p(results: AnswerResults, metric: str, difference: str) -> dict[str, float]:
+    """p of each arm's `against_baseline` or `at_equal_flops`, corrected for the number of arms that have one."""
+    against = {name: getattr(arm, difference) for name, arm in results.arms.items()}
     known = {name: p for name, each in against.items() if each and (p := each.metrics[metric].p) is not None}
     return dict(zip(known, corrected([*known.values()]), strict=True))
 

@@ -550,7 +550,7 @@ class Arm(Record):
     accuracy: dict[str, Accuracy]
     answer_costs: dict[str, AnswerCosts | None]
     against_baseline: Against | None
-    at_equal_flops: Against | None  # next tokens with the operations of this arm
+    at_equal_flops: Against | None  # next tokens alone, with as many operations
     costs: RunCosts
     geometry: dict[str, float]
     collapsed: Count

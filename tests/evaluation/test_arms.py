@@ -107,24 +107,24 @@ def test_arms_are_compared_over_seeds_and_over_examples(controls):
     assert results.settings == {"objective.weight": {"ntp": 0.0, "llm_jepa": 0.3, "mine": 0.3}}
 
 
-def test_an_arm_is_compared_with_next_tokens_of_its_own_operations(controls):
-    assert results_of(controls).arms["llm_jepa"].at_equal_flops is None
-    for arm, rights, weight in (("ntp_equal_flops", (11, 12, 12), 0.3), ("ntp_of_another", (0, 0, 0), 0.7)):
-        for seed, right in enumerate(rights):
-            folder = write(controls, made_up(arm, seed, right))
-            change(folder, "config.objective.weight", 0.0)
-            change(folder, "config.equal_flops", {"weight": weight})
+def test_an_arm_is_compared_with_the_next_tokens_of_nearest_operations(controls):
+    for arm, flops in (("near", 1.4e12), ("nearer", 1.51e12), ("far", 5e12), ("transition", 1.05e12)):
+        for seed in range(3):
+            folder = write(controls, made_up(arm, seed, 11, flops=flops))
+            change(folder, "config.objective", {"weight": 0.0, "transition_weight": float(arm == "transition")})
     arms = results_of(controls).arms
     found = arms["llm_jepa"].at_equal_flops
-    assert (found.arm, found.seeds) == ("ntp_equal_flops", (0, 1, 2))
-    assert found.metrics["exact_match"].value == pytest.approx((12 + 13 + 15 - 11 - 12 - 12) / 3 / N)
-    assert (arms["ntp"].at_equal_flops, arms["ntp_of_another"].at_equal_flops) == (None, None)
+    assert (found.arm, found.seeds) == ("nearer", (0, 1, 2))
+    assert found.metrics["exact_match"].value == pytest.approx((12 + 13 + 15 - 33) / 3 / N)
+    assert arms["transition"].at_equal_flops.arm == "ntp"
+    assert [arms[arm].at_equal_flops for arm in ("ntp", "near", "nearer", "far")] == [None] * 4
 
 
 def test_p_is_corrected_for_the_number_of_arms(controls):
     results = results_of(controls)
     alone = results.arms["llm_jepa"].against_baseline.metrics["exact_match"].p
-    assert corrected_p(results, "exact_match") == pytest.approx({"llm_jepa": 2 * alone, "mine": 1.0})
+    assert corrected_p(results, "exact_match", "against_baseline") == pytest.approx({"llm_jepa": 2 * alone, "mine": 1})
+    assert corrected_p(results, "exact_match", "at_equal_flops") == {}  # all have 1.5 times the operations of ntp
 
 
 def test_a_right_answer_costs_what_all_answers_did(controls):
