@@ -224,7 +224,7 @@ FEW_POLICIES = [  # those that take longest are left out of a report
     f"~policies.{name}"
     for name in (
         *("ward_mean", "ward_midpoint", "oracle", "local_variance", "prediction_error", "gate_cache"),
-        *("on_demand", "selective_on_demand", "selective_on_demand_cache"),
+        *("on_demand", "on_demand_cache", "on_demand_once_cache"),
     )
 ]
 SMALL_TEXT_PARTS = [  # of conf/model/vl_jepa_small.yaml

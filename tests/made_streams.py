@@ -38,6 +38,9 @@ class NearestWord:
         return [Decoded(WORDS[i], 3, 3, flops=3_000) for i in latents[:, : len(WORDS)].argmax(-1).tolist()]
 
 
+WATCHING = PartCount(calls=120, flops=1_200, seconds=0.001)  # what the states of a stream take to summarise
+
+
 def stream_set(split: str, seed: int, noise: float = 0.25, streams: int = 6, event: float = 6.0) -> list[EncodedStream]:
     """Streams of 60 s at 2 Hz; an event lasts `event` seconds. Latents are noisy one-hot vectors over `WORDS`."""
     rng = np.random.default_rng(seed)
@@ -60,7 +63,7 @@ def stream_set(split: str, seed: int, noise: float = 0.25, streams: int = 6, eve
         ledger.stream(60.0)
         changes = np.append(0.0, 1 - (latents[1:] * latents[:-1]).sum(1)).astype(np.float32)
         record, states = StreamRecord(f"{split}-{number}", 60.0, events), latents[:, ::-1].copy()
-        made.append(EncodedStream(record, latents, times, ledger, changes, states))
+        made.append(EncodedStream(record, latents, times, ledger, changes, states, watching=WATCHING))
     return made
 
 

@@ -145,3 +145,16 @@ def test_the_package_is_there_at_once(monkeypatch, capsys, script):
     assert figures["pass"]["ratio"] == 1
     assert figures["import jepa"]["ratio"] < 4
     assert figures["jepa --help"]["ratio"] < 12
+
+
+def test_prediction_on_demand_is_timed_from_frames_to_texts(monkeypatch, capsys, script):
+    """A small model with random weights: every FLOP of a stream, also of the watching."""
+    bench = script("bench_on_demand")
+    monkeypatch.setattr(sys, "argv", ["bench_on_demand.py", "--quick", "--threads", "1"])
+    bench.main()
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])["policies"]
+    assert figures["uniform"] == {"flops_ratio": 1.0, "seconds_ratio": 1.0, "texts": 20}
+    for name in ("on_demand_cache", "on_demand_once_cache"):
+        assert figures[name]["flops_ratio"] > figures["gate_cache"]["flops_ratio"] > 1
+        assert figures[name]["seconds_ratio"] > 0
+        assert 1 <= figures[name]["texts"] < 20

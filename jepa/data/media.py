@@ -5,6 +5,7 @@ F frames, S their side in pixels.
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import warnings
@@ -145,3 +146,10 @@ def _read_picture(name: str, source: Path | bytes, size: int) -> np.ndarray:
         raise InputError(f"{name}: cannot be read as a picture: its format is not known") from None
     except Exception as error:  # on broken bytes Pillow raises whatever its parsers stumble over
         raise InputError(f"{name}: cannot be read as a picture: {error}") from None
+
+
+def png(pixels: np.ndarray) -> str:
+    """A frame (S, S, 3) uint8 as a PNG in base64."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

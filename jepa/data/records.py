@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,17 @@ def write_records(records: Iterable[StreamRecord], path: Path) -> None:
 def read_records(path: Path) -> list[StreamRecord]:
     """The records of a JSON-lines file. Raises `InputError` naming file, line and field."""
     return read_lines(path, "stream records", lambda data, _: _record(data))
+
+
+def density(records: Sequence[StreamRecord]) -> dict[str, float]:
+    """How many events streams have, how long these are, and the fraction that repeats an earlier one of its stream."""
+    events = [event for record in records for event in record.events]
+    repeated = sum(len(r.events) - len({event.text for event in r.events}) for r in records)
+    return {
+        "events_per_second": len(events) / sum(record.duration for record in records),
+        "mean_event_seconds": sum(event.end - event.start for event in events) / len(events),
+        "repeated_events": repeated / len(events),
+    }
 
 
 def _record(data: JsonObject) -> StreamRecord:

@@ -5,11 +5,9 @@ T steps, E embedding dimensions, N latents.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +17,12 @@ from safetensors.numpy import load_file, save_file
 
 from jepa.checkpoint import read_tensors
 from jepa.data.json_lines import read_json
+from jepa.data.media import png
 from jepa.data.records import Event, StreamRecord, read_records, write_records
 from jepa.data.video import VideoStream
 from jepa.data.world import CAPTION_QUERIES, Stream
 from jepa.errors import InputError
-from jepa.models.vl_jepa import VLJEPA, mean_states
+from jepa.models.vl_jepa import VLJEPA, summary, summary_flops
 from jepa.operations import CacheCount, OperationLedger, PartCount
 from jepa.results import EstimatedSeconds
 from jepa.results.documents import Thumbnail
@@ -36,6 +35,7 @@ from jepa.selective import (
     OnDemand,
     Oracle,
     Policy,
+    Readout,
     Recorded,
     Segment,
     SelectiveDecoder,
@@ -53,8 +53,8 @@ _TENSORS = ("latents", "times", "changes", "states")  # of a stream, as they are
 class EncodedStream:
     """The latents (T, E) float32 of a stream at `times` (T,) seconds, its annotations, and the ledger of its encoding.
 
-    `changes` (T,) is the statistic of the change detector, `states` (T, D) the X-Encoder's mean state
-    (`jepa.models.vl_jepa.mean_states`); both are None where latents came from elsewhere. Step i needs `length`
+    `changes` (T,) is the change detector's statistic, `states` (T, D) the X-Encoder's, summarised with `watching`
+    operations (`jepa.models.vl_jepa.summary`); both are None where latents came from elsewhere. Step i needs `length`
     encodings from number `i * hop` on: of time slots, or of the whole window.
 
     >>> record = StreamRecord("a", 1.0, ())
@@ -70,6 +70,7 @@ class EncodedStream:
     states: np.ndarray | None = None
     hop: int = 1
     length: int = 1
+    watching: PartCount = field(default_factory=PartCount)
 
     def mask(self, steps: StepSelection) -> np.ndarray:
         """Which steps (T,) are selected."""
@@ -103,44 +104,41 @@ def encode_stream(model: VLJEPA, stream: Stream | VideoStream, step_rate: float)
     Raises `InputError` for a rate that does not fit the model, and a stream that is short or broken.
     """
     check_length(model, stream)
-    hop, length = model.encodings(step_rate)
-    ledger, every = OperationLedger(), EveryStep()
-    parts = [
-        (model.predict_steps(states, CAPTION_QUERIES[0], ledger), mean_states(states), times)
-        for states, times in model.windows(stream.frames(), step_rate, ledger, SelectiveEncoding(ColourChange(), every))
-    ]
+    ledger, watching, every = OperationLedger(), OperationLedger(), EveryStep()
+    parts = []
+    for window, at in model.windows(stream.frames(), step_rate, ledger, SelectiveEncoding(ColourChange(), every)):
+        predicted = model.predict_steps(window, CAPTION_QUERIES[0], ledger)
+        with watching.timed("detector"):
+            parts.append((predicted, summary(window), at))
+        watching.count("detector", calls=len(window), flops=summary_flops(window))
     ledger.stream(stream.record.duration)
     latents, states, times = (np.concatenate(part) for part in zip(*parts, strict=True))
-    changes = np.array(every.changes, dtype=np.float32)
-    return EncodedStream(stream.record, latents.astype(np.float32), times, ledger, changes, states, hop, length)
+    read = np.array(every.changes, dtype=np.float32), states, *model.encodings(step_rate), watching.detector
+    return EncodedStream(stream.record, latents.astype(np.float32), times, ledger, *read)
 
 
-def density(records: Sequence[StreamRecord]) -> dict[str, float]:
-    """How many events streams have, how long these are, and the fraction that repeats an earlier one of its stream."""
-    events = [event for record in records for event in record.events]
-    repeated = sum(len(r.events) - len({event.text for event in r.events}) for r in records)
-    return {
-        "events_per_second": len(events) / sum(record.duration for record in records),
-        "mean_event_seconds": sum(event.end - event.start for event in events) / len(events),
-        "repeated_events": repeated / len(events),
-    }
+def read_out(streams: Mapping[str, Sequence[EncodedStream]]) -> dict[str, list[EncodedStream]]:
+    """The streams, by split, with what a `Readout` fitted on those of "calibration" makes of their states."""
+    parts = ([getattr(each, part) for each in streams["calibration"]] for part in ("states", "latents"))
+    readout = Readout.fit(*map(np.concatenate, parts))
+
+    def read(stream: EncodedStream) -> EncodedStream:
+        ledger = OperationLedger()
+        with ledger.timed("detector"):
+            states = None if stream.states is None else readout(stream.states)
+        ledger.count("detector", flops=len(stream.times) * readout.flops)
+        return replace(stream, states=states, watching=stream.watching + ledger.detector)
+
+    return {split: [read(stream) for stream in each] for split, each in streams.items()}
 
 
 def thumbnails(stream: Stream | VideoStream, count: int = 36) -> tuple[Thumbnail, ...]:
     """`count` frames at equal distances."""
-    from PIL import Image
-
     chosen = ((np.arange(count) + 0.5) / count * stream.frame_count).astype(int).tolist()
-    pictures: list[Thumbnail] = []
-    first = 0
+    pictures, first = list[Thumbnail](), 0
     for chunk in stream.frames():
-        for index in chosen[len(pictures) :]:
-            if index >= first + len(chunk):
-                break
-            buffer = io.BytesIO()
-            Image.fromarray(chunk[index - first]).save(buffer, format="PNG")
-            png = base64.b64encode(buffer.getvalue()).decode("ascii")
-            pictures.append(Thumbnail(time=float(index / stream.fps), png=png))
+        for index in [each for each in chosen[len(pictures) :] if each < first + len(chunk)]:
+            pictures.append(Thumbnail(time=float(index / stream.fps), png=png(chunk[index - first])))
         first += len(chunk)
     return tuple(pictures)
 
@@ -153,6 +151,7 @@ def save_streams(streams: Sequence[EncodedStream], folder: Path) -> None:
     write_records([each.record for each in streams], folder / "records.jsonl")
     hop, length = next(((each.hop, each.length) for each in streams), (1, 1))
     encoding = {"hop": hop, "length": length, "ledgers": [each.ledger.to_dict() for each in streams]}
+    encoding["watching"] = [asdict(each.watching) for each in streams]
     (folder / "encoding.json").write_text(json.dumps(encoding), encoding="utf-8")
 
 
@@ -164,13 +163,14 @@ def load_streams(folder: Path) -> list[EncodedStream]:
     encoding = read_json(encoded, "encoding of streams")
     try:
         ledgers = [OperationLedger.from_dict(ledger) for ledger in encoding["ledgers"]]
+        watching = [PartCount(**count) for count in encoding["watching"]]
         hop, length = int(encoding["hop"]), int(encoding["length"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{encoded} cannot be read: {error!r}") from None
-    if len(ledgers) != len(records):
+    if not len(ledgers) == len(watching) == len(records):
         raise InputError(f"{encoded}: ledgers must be one for each of {len(records)} streams, got {len(ledgers)}")
     streams = []
-    for record, ledger in zip(records, ledgers, strict=True):
+    for record, ledger, watched in zip(records, ledgers, watching, strict=True):
         found: dict[str, np.ndarray] = {}
         for part in _TENSORS:
             name, rows = f"{part} of the stream {record.video_id!r}", tensors.get(f"{record.video_id}/{part}")
@@ -179,8 +179,7 @@ def load_streams(folder: Path) -> list[EncodedStream]:
             found[part], steps = rows, len(found.get("latents", rows))
             if rows.shape[:1] != (steps,) or rows.ndim != (2 if part in ("latents", "states") else 1):
                 raise InputError(f"{path}: {name} must be of {steps} steps, got shape {rows.shape}")
-        parts = {part: rows for part, rows in found.items() if rows is not None}
-        streams.append(EncodedStream(record, **parts, ledger=ledger, hop=hop, length=length))
+        streams.append(EncodedStream(record, **found, ledger=ledger, hop=hop, length=length, watching=watched))
     return streams
 
 
@@ -218,9 +217,8 @@ class Segments:
 
     def extend(self, others: Segments) -> None:
         """Append those of further streams."""
-        self.times.extend(others.times)
-        self.found.extend(others.found)
-        self.predicted.extend(others.predicted)
+        for mine, theirs in zip(vars(self).values(), vars(others).values(), strict=True):
+            mine.extend(theirs)
 
     def said(self, decoder: Decoder, known: dict[int, tuple[np.ndarray, str]]) -> list[Said]:
         """What the decoder says of each stream; `known` holds its texts of latents met before, by identity."""
@@ -263,10 +261,8 @@ def segment_streams(
         if isinstance(policy, OnDemand) and stream.states is not None:
             policy.predict, rows = stream.latents.__getitem__, stream.states
         found = policy.run(rows, stream.times)
-        segments.times.append(stream.times)
-        segments.found.append(found)
         predicted = sum(len(policy.predicted(each)) for each, _ in found) if isinstance(policy, OnDemand) else None
-        segments.predicted.append(predicted)
+        segments.extend(Segments([stream.times], [found], [predicted]))
     return segments
 
 
@@ -287,6 +283,9 @@ def encoding_operations(
         if selection.threshold is not None:
             ledger.add("detector", whole.detector)
     if predicted is not None:
+        rate, own = calls["predictor"] / max(1, whole.predictor.calls), stream.watching
+        counts = {name: round(rate * getattr(own, name)) for name in ("calls", "flops")}
+        ledger.count("detector", seconds=rate * own.seconds, **counts)
         calls["predictor"] = predicted
     for part, once in (("encoder", whole.encoder), ("predictor", whole.predictor)):
         fraction = calls[part] / once.calls if once.calls else 0.0

@@ -24,7 +24,7 @@ from jepa import checkpoint
 from jepa.build import build, build_as
 from jepa.config import CacheConfig, PolicyConfig, ReportConfig, SweepConfig
 from jepa.data.json_lines import located
-from jepa.data.records import StreamRecord
+from jepa.data.records import StreamRecord, density
 from jepa.errors import InputError
 from jepa.evaluation.provenance import code_version, describe_device, kept_in, now
 from jepa.evaluation.streams import (
@@ -32,9 +32,9 @@ from jepa.evaluation.streams import (
     EncodedStream,
     Said,
     Segments,
-    density,
     encoding_operations,
     load_streams,
+    read_out,
     segment_streams,
 )
 from jepa.kept import Kept, KeptInMemory
@@ -145,6 +145,7 @@ def sweep_setting(
     _check_streams(streams, decoder, config.policies, name)
     on_gpu = isinstance(decoder, torch.nn.Module) and any(p.device.type != "cpu" for p in decoder.parameters())
     policies, seed, workers = config.policies, config.seed, 0 if on_gpu else config.workers
+    streams = read_out(streams) if any(_builds(each, OnDemand) for each in policies.values()) else streams
     store, of = store or KeptInMemory(), f"{name} {seed} {latent_delay}"
     made_of = {policy: each.model_dump_json(exclude={"label", "values"}) for policy, each in policies.items()}
     kept_as = {(policy, x): f"{of} {made_of[policy]} {x}" for policy, each in policies.items() for x in each.values}

@@ -21,7 +21,7 @@ from jepa.evaluation.tasks import score_tasks
 from jepa.evaluation.videos import training_record
 from jepa.live.session import KeptStep, Session
 from jepa.models.vl_jepa import VLJEPA
-from jepa.operations import OperationLedger
+from jepa.operations import OperationLedger, PartCount
 from jepa.results import StreamEvaluation
 from jepa.results.documents import Decode, EncodedStreams, LiveSession, Scores
 
@@ -147,6 +147,7 @@ class Saver:
             np.stack([step.state for step in steps]),
             windows.hop,
             windows.length,
+            PartCount(calls=len(steps), flops=sum(step.summary_flops for step in steps)),
         )
 
     def _scored(self) -> Scores:

@@ -5,8 +5,6 @@ E width of the latent space, D width of the states.
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import math
 import threading
@@ -17,17 +15,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from jepa.build import build_as
 from jepa.config import PolicyConfig
 from jepa.data.json_lines import JsonObject
+from jepa.data.media import png
 from jepa.errors import InputError, check_finite, check_nonnegative, check_positive
 from jepa.live.events import EventLog
 from jepa.live.recordings import QUERY, Recordings
 from jepa.live.sources import Feed, Mailbox, Source, SourceNews
-from jepa.models.vl_jepa import VLJEPA, mean_states
+from jepa.models.vl_jepa import VLJEPA, summary, summary_flops
 from jepa.models.windows import WindowStream
 from jepa.operations import OperationLedger
 from jepa.results.documents import Thumbnail
@@ -141,15 +139,16 @@ class Changes:
 class KeptStep:
     """A step as it is saved: encoder calls are those since the step before.
 
-    >>> KeptStep(0.5, np.ones(2), np.ones(3), 0.0, 2).time
+    >>> KeptStep(0.5, np.ones(2), np.ones(3), 0.0, 2, 30).time
     0.5
     """
 
     time: float
     latent: np.ndarray  # (E,)
-    state: np.ndarray  # (D,)
+    state: np.ndarray  # (D,), the summary of its states
     change: float
     encoder_calls: int
+    summary_flops: int
 
 
 class Session:
@@ -321,7 +320,8 @@ class Session:
     def advance(self, states: Tensor, latents: np.ndarray, times: np.ndarray) -> Generator[Waiting, None, None]:
         """Steps that were computed: states (T, N, D), latents (T, E) at `times` (T,); work for `decode_together`."""
         try:
-            means, calls = mean_states(states), self.ledger.encoder.calls
+            summaries, calls = summary(states), self.ledger.encoder.calls
+            flops = summary_flops(states) // len(states)
             with self.lock:
                 if self.status == "ended":
                     return
@@ -329,7 +329,7 @@ class Session:
                 del self._steps.changes[: len(times)]
                 for row, (latent, at) in enumerate(zip(latents, times.tolist(), strict=True)):
                     new, self._encoder_calls = calls - self._encoder_calls, calls
-                    self.kept.append(KeptStep(at, latent, means[row], changes[row], new))
+                    self.kept.append(KeptStep(at, latent, summaries[row], changes[row], new, flops))
                     yield from self._step(latent, at)
                 if time.monotonic() - self._counted_at >= _COUNTERS_EVERY:
                     self._count()
@@ -452,13 +452,6 @@ def uniform_decodes(steps: int, step_rate_hz: float, rate_hz: float) -> int:
     (4, 8)
     """
     return min(steps, math.ceil(steps * rate_hz / step_rate_hz - 1e-9))
-
-
-def png(pixels: np.ndarray) -> str:
-    """A frame (S, S, 3) uint8 as a PNG in base64."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float | None]:

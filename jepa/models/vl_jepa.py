@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -24,7 +23,7 @@ from jepa.models.roles import Predictor, TextTokenizer, XEncoder, YDecoder, YEnc
 from jepa.models.windows import WindowedModel
 from jepa.operations import OperationLedger, count_flops, timed_together
 from jepa.predictors.experts import active_parameters
-from jepa.selective import Decoded, SelectiveEncoding
+from jepa.selective import Decoded, Readout, SelectiveEncoding
 
 ROLES = {"x_encoder": "X-Encoder", "predictor": "Predictor", "y_encoder": "Y-Encoder", "y_decoder": "Y-Decoder"}
 TEXT_ROLES = ("predictor", "y_encoder", "y_decoder")
@@ -204,21 +203,31 @@ def _in_batches(
     return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
 
 
-def mean_states(states: Tensor) -> np.ndarray:
-    """What a policy watches of T windows (T, N, D) without the Predictor: mean states (T, D), float32 of unit norm."""
-    watched: np.ndarray = F.normalize(states.float().mean(1), dim=-1).cpu().numpy()
-    return watched
+def summary(states: Tensor) -> np.ndarray:
+    """Mean, maximum and standard deviation over the N states of T windows (T, N, D): (T, 3 D) float32."""
+    states = states.float()
+    parts = states.mean(1), states.amax(1), states.std(1, correction=0)
+    found: np.ndarray = torch.cat(parts, dim=1).cpu().numpy()
+    return found
+
+
+def summary_flops(states: Tensor) -> int:
+    """FLOPs of the `summary` of T windows (T, N, D): an operation an element for mean and maximum each, three more."""
+    return 5 * states.numel()
 
 
 class PredictorOnDemand:
     """The X-Encoder at every step of a stream, the Predictor for a step when the policy `OnDemand` asks for it.
 
-    `model` is in evaluation mode. The states of the newest `held` steps are held: as many as `OnDemand` may ask for,
-    and those that its policy lets pass before it closes a segment. An example is in `docs/concepts.md`.
+    `model` is in evaluation mode. The policy watches what the `readout` makes of a step's states, a detector call of
+    the ledger. The states of the newest `held` steps are held: as many as `OnDemand` may ask for, and those that its
+    policy lets pass before it closes a segment. An example is in `docs/concepts.md`.
     """
 
-    def __init__(self, model: VLJEPA, query: str, ledger: OperationLedger | None = None, held: int = 32) -> None:
-        self.model, self.query = model, query
+    def __init__(
+        self, model: VLJEPA, query: str, readout: Readout, ledger: OperationLedger | None = None, held: int = 32
+    ) -> None:
+        self.model, self.query, self.readout = model, query, readout
         self.ledger = OperationLedger() if ledger is None else ledger
         self.held = check_int("held", held, 1)
         self._windows: dict[int, Tensor] = {}  # states (N, D) of the newest steps
@@ -227,14 +236,18 @@ class PredictorOnDemand:
     def stream(
         self, frames: Iterable[np.ndarray], step_rate: float, selection: SelectiveEncoding | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Mean states (T, D) of the steps of a stream and their times (T,), as frames arrive: see `VLJEPA.windows`."""
+        """What the policy watches (T, E) of a stream, and times (T,), as frames arrive: see `VLJEPA.windows`."""
         self._windows, self._steps = {}, 0
         for states, times in self.model.windows(frames, step_rate, self.ledger, selection):
             for step in [step for step in self._windows if step < self._steps - self.held]:
                 del self._windows[step]
             self._windows.update(enumerate(states, start=self._steps))
             self._steps += len(states)
-            yield mean_states(states), times
+            with timed_together("detector", [self.ledger]):
+                watched = self.readout(summary(states))
+            flops = summary_flops(states) + len(states) * self.readout.flops
+            self.ledger.count("detector", calls=len(states), flops=flops)
+            yield watched, times
 
     def predict(self, step: int) -> np.ndarray:
         """The predicted embedding (E,), float32 of unit norm, of step number `step`; `InputError` if it is not held."""

@@ -13,6 +13,7 @@ from jepa.selective.cache import CacheEntry, LatentCache
 from jepa.selective.decoder import SelectiveDecoder, Waiting, decode_together
 from jepa.selective.encoding import ColourChange, EveryStep, SelectiveEncoding, StepSelection, slots_needed
 from jepa.selective.policies import *  # noqa: F403
+from jepa.selective.readout import Readout
 from jepa.selective.triggers import (
     ScoredStream,
     Trigger,
@@ -49,6 +50,7 @@ __all__ = [
     "ErrorRate",
     "EveryStep",
     "LatentCache",
+    "Readout",
     "ScoredStream",
     "Segment",
     "SelectiveDecoder",

@@ -10,12 +10,12 @@ import torch
 from conftest import refuses
 
 from jepa.data.world import CAPTION_QUERIES, StreamStyle, World
-from jepa.evaluation.streams import encode_stream, encoding_operations, load_streams, save_streams
+from jepa.evaluation.streams import encode_stream, encoding_operations, load_streams, read_out, save_streams
 from jepa.losses.infonce import InfoNCE
 from jepa.models import WindowStream
-from jepa.models.vl_jepa import PredictorOnDemand
+from jepa.models.vl_jepa import PredictorOnDemand, summary, summary_flops
 from jepa.operations import OperationLedger
-from jepa.selective import ColourChange, Gate, OnDemand, SelectiveDecoder, SelectiveEncoding, StepSelection
+from jepa.selective import ColourChange, Gate, OnDemand, Readout, SelectiveDecoder, SelectiveEncoding, StepSelection
 
 TEXTS = ["the red bar moves left", "a cyan ring spins", "red"]
 QUERIES = ["what happens?", "what colour is the bar?", "how many objects are there?"]
@@ -146,15 +146,17 @@ def test_a_live_stream_takes_the_operations_that_the_evaluation_gives_a_recorded
 def test_a_live_stream_is_predicted_on_demand_as_a_recorded_one(tiny_model, steps):
     """What the sweep finds in saved latents and states is what a live stream gives, at the same operations."""
     stream = World().stream("s", (3,), 30.0, StreamStyle(3.0, shortest=1.0))
-    recorded = encode_stream(tiny_model, stream, 2.0).selected(steps)
-    latents, states, times = recorded.latents, recorded.states, recorded.times
+    encoded = encode_stream(tiny_model, stream, 2.0)
+    readout = Readout.fit(encoded.states, encoded.latents)
+    recorded = read_out({"calibration": [encoded]})["calibration"][0]
+    latents, states, times = (getattr(recorded.selected(steps), part) for part in ("latents", "states", "times"))
 
     def policy(predict):
         return OnDemand(Gate(0.3, noise_floor=0.01), predict, keep=6)
 
     expected = SelectiveDecoder(policy(latents.__getitem__), tiny_model).run(states, times)
     ledger, found = OperationLedger(), []
-    demand = PredictorOnDemand(tiny_model, CAPTION_QUERIES[0], ledger, held=8)
+    demand = PredictorOnDemand(tiny_model, CAPTION_QUERIES[0], readout, ledger, held=8)
     selective = SelectiveDecoder(policy(demand.predict), tiny_model, ledger)
     selection = None if steps is None else SelectiveEncoding(ColourChange(), steps)
     for some, at in demand.stream(stream.frames(), 2.0, selection):
@@ -162,12 +164,21 @@ def test_a_live_stream_is_predicted_on_demand_as_a_recorded_one(tiny_model, step
             found += selective.step(state, float(time))
     found += selective.finish()
     assert [(e.start, e.end, e.text) for e in found] == [(e.start, e.end, e.text) for e in expected]
-    known, _ = encoding_operations(encode_stream(tiny_model, stream, 2.0), steps, predicted=len(found))
+    known, _ = encoding_operations(recorded, steps, predicted=len(found))
     assert 1 < len(found) < len(times)
-    for part in ("encoder", "predictor"):
+    for part in ("detector", "encoder", "predictor"):
         ours, theirs = getattr(known, part), getattr(ledger, part)
         assert (ours.calls, ours.forward_passes, ours.flops) == (theirs.calls, theirs.forward_passes, theirs.flops)
     refuses(f"step must be one of the newest 8 of {len(times)}, got 0", demand.predict, 0)
+
+
+def test_states_are_summarised_over_a_window_alone():
+    states = torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(0))
+    rows = states.numpy()
+    expected = np.concatenate([rows.mean(1), rows.max(1), rows.std(1)], axis=1)
+    np.testing.assert_allclose(summary(states), expected, atol=1e-6)
+    assert np.isfinite(summary(states[:, :1].bfloat16())).all()  # one state has no spread
+    assert summary_flops(states) == 5 * 3 * 7 * 4
 
 
 @pytest.mark.parametrize("whole", [False, True])

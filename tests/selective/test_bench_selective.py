@@ -18,7 +18,7 @@ def bench(script: Callable[[str], ModuleType]) -> ModuleType:
 def test_the_sweep_runs_every_value_of_each_policy_once(bench: ModuleType) -> None:
     families = bench.configured_families()
     assert {"uniform", "ward_mean", "gate", "oracle"} <= families.keys()
-    assert not {"gate_cache", "selective_on_demand_cache"} & families.keys()  # the same policy and values as gate
+    assert not {"gate_cache", "on_demand_cache"} & families.keys()  # the same policy and values as gate
     gates = list(bench.policies(families["gate"]))
     assert [gate.threshold for gate in gates] == families["gate"]["values"]
     assert all(isinstance(gate, Gate) for gate in gates)

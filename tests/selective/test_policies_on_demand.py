@@ -8,8 +8,9 @@ from conftest import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_streams import LENGTHS, SEEDS, noisy_events, segments_of, times_of
+from sklearn.linear_model import Ridge
 
-from jepa.selective import Budget, Decoded, Gate, LatentCache, LongestGap, OnDemand, SelectiveDecoder
+from jepa.selective import Budget, Decoded, Gate, LatentCache, LongestGap, OnDemand, Readout, SelectiveDecoder
 
 
 class Asked:
@@ -83,3 +84,26 @@ def test_the_threshold_is_that_of_the_policy_inside() -> None:
 
 def test_without_predictions_no_segment_is_closed() -> None:
     refuses("OnDemand needs predict", lambda: segments_of(OnDemand(Gate(1.0)), noisy_events(0, 9), times_of(9)))
+
+
+def test_a_readout_is_ridge_regression_on_standardised_states() -> None:
+    """scikit-learn's as an independent reference; a state that never changes says nothing."""
+    rng = np.random.default_rng(0)
+    states = (rng.normal(size=(300, 8)) * 10.0 ** np.arange(-3, 5) + 7).astype(np.float32)
+    states[:, 2] = 5.0
+    latents = (states[:, 3:6] - 7) / states[:, 3:6].std(0) + 0.5 * rng.normal(size=(300, 3))
+    latents = (latents / np.linalg.norm(latents, axis=1, keepdims=True)).astype(np.float32)
+    scale = np.where(np.ptp(states, axis=0) > 0, states.std(0, dtype=np.float64), 1.0)
+    standard = (states - states.mean(0, dtype=np.float64)) / scale
+    reference = Ridge(alpha=0.1 * len(states)).fit(standard, latents).predict(standard)
+    found = Readout.fit(states, latents)(states)
+    np.testing.assert_allclose(found, reference / np.linalg.norm(reference, axis=1, keepdims=True), atol=1e-4)
+    assert found.dtype == np.float32
+    assert (found * latents).sum(1).mean() > 0.8
+
+
+def test_a_readout_refuses_what_does_not_fit() -> None:
+    states, latents = noisy_events(0, 9, 5), noisy_events(1, 9, 3)
+    for wrong in ((states[:8], latents), (states[:0], latents[:0]), (states[0], latents)):
+        refuses("states and latents must be", Readout.fit, *wrong)
+    refuses(r"states must be \(T, 5\), got shape \(9, 3\)", Readout.fit(states, latents), latents)

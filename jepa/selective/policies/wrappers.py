@@ -165,9 +165,9 @@ class Budget(_Around):
 class OnDemand(_Around):
     """Another policy that watches X-Encoder states, and embeddings predicted for the segments that it cuts alone.
 
-    The policy is given the mean of a step's states, scaled to unit norm. When it closes a segment, the Predictor runs
-    for `predictions` of its newest `keep` steps, which part these into equal stretches (one: the middle one), and their
-    renormalised mean is decoded. Means of states lie close together: a `Gate` needs a smaller `noise_floor` for them.
+    The policy is given what a `Readout` makes of a step's states. When it closes a segment, the Predictor runs for
+    `predictions` of its newest `keep` steps, which part these into equal stretches (one: the middle one), and their
+    renormalised mean is decoded.
 
     Args:
         policy: a causal policy; it must not be used elsewhere.
