@@ -23,6 +23,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from jepa.cli import main as jepa
 from jepa.data.json_lines import write_lines
@@ -135,6 +137,7 @@ def _work(arguments: list[str], folder: Path, rank: int, processes: int, port: i
     status = 70
     try:
         os.setsid()
+        tqdm.set_lock(threading.RLock())  # that which forks share may be held by one that was killed
         os.chdir(folder)
         out = os.open("out" if rank == 0 else os.devnull, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(out, 1)
