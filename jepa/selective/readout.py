@@ -24,7 +24,7 @@ class Readout:
     >>> states = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
     >>> readout = Readout.fit(states, states[:, :2] / np.linalg.norm(states[:, :2], axis=1, keepdims=True))
     >>> readout(states[:3]).shape, readout.flops
-    ((3, 2), 36)
+    ((3, 2), 30)
     """
 
     def __init__(self, weight: np.ndarray, bias: np.ndarray) -> None:
