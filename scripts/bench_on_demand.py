@@ -129,12 +129,14 @@ def main() -> None:
     report = arguments.report
     measured = of_random_weights() if report is None else of_report(report, arguments.setting, count)
     flops, seconds, texts, calls = (dict.fromkeys(measured.points, 0.0) for _ in range(4))
-    for stream in tqdm(measured.streams[:count], desc="streams", unit="stream"):
+    streams = measured.streams[:count]
+    for stream in tqdm(streams, desc="streams", unit="stream"):
         chunk = round(measured.model.fps / measured.step_rate)  # the frames of a step, as they would arrive
         frames = [part for block in stream.frames() for part in np.split(block, range(chunk, len(block), chunk))]
         frames = frames[: round(arguments.seconds * measured.step_rate)]
-        for point in measured.points.values() if stream is measured.streams[0] else ():
-            decode(measured, point, frames[:12])  # what is counted once and kept, and kernels
+        if stream is streams[0]:
+            for point in measured.points.values():
+                decode(measured, point, frames[:12])  # what is counted once and kept, and kernels
         for name, point in measured.points.items():
             ledger, taken, said = decode(measured, point, frames)
             parts = ("detector", "encoder", "predictor", "decoder")
@@ -150,7 +152,7 @@ def main() -> None:
         numbers = f"{point.value:12.2f}{texts[name]:12.0f}{calls[name]:12.0f}{flops[name] / 1e9:12.1f}"
         print(f"{name:18}{numbers}{seconds[name]:12.1f}{ratios[0]:11.2f}x{ratios[1]:11.2f}x")
         rows[name] = {"flops_ratio": round(ratios[0], 3), "seconds_ratio": round(ratios[1], 3), "texts": texts[name]}
-    print(json.dumps({"bench": "on_demand", "streams": count, "threads": arguments.threads, "policies": rows}))
+    print(json.dumps({"bench": "on_demand", "streams": len(streams), "threads": arguments.threads, "policies": rows}))
 
 
 if __name__ == "__main__":

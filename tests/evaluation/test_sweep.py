@@ -15,7 +15,7 @@ from made_streams import CACHE, GATE, ON_DEMAND, SELECTION, UNIFORM, WATCHING, W
 
 from jepa.config import CacheConfig, PolicyConfig, ReferenceConfig, SweepConfig
 from jepa.errors import InputError
-from jepa.evaluation.streams import load_streams, save_streams, segment_streams
+from jepa.evaluation.streams import load_streams, read_out, save_streams, segment_streams
 from jepa.evaluation.sweep import Swept, sweep_setting
 from jepa.results.documents import CacheError
 from jepa.selective import CachedDecoder, Decoded, Gate, OnDemand, Oracle, SelectiveDecoder, StepSelection, Uniform
@@ -150,8 +150,14 @@ def test_predictions_on_demand_are_one_a_segment(steps):
     assert (estimated.encoder > 0) == (steps is not None)
     curves = swept.sweep.curves
     assert all(curves[policy].selects_steps and curves[policy].causal for policy in ("demand", "cached"))
+    made = {"calibration": stream_set("calibration", 1), "test": stream_set("test", 2)}
+    read = read_out(made)["test"]
+    chosen = [stream.selected(None if steps is None else StepSelection(0.5, burst=2, hold=4)) for stream in read]
+    for point in curves["demand"].test:
+        segments = sum(len(Gate(point.value).run(stream.states, stream.times)) for stream in chosen)
+        assert point.decodes_per_second == pytest.approx(segments / 360)
     ours, theirs = ([point.decodes_per_second for point in curves[policy].test] for policy in ("demand", "gate"))
-    assert ours == pytest.approx(theirs, rel=0.1)
+    assert ours == pytest.approx(theirs, rel=0.1)  # the states tell the latents
     assert min(point.cider_d.value for point in curves["demand"].test) > 5  # latents hold the words, states do not
 
 
