@@ -35,7 +35,15 @@ from jepa.evaluation.videos import made_streams
 from jepa.models.vl_jepa import VLJEPA, PredictorOnDemand
 from jepa.operations import OperationLedger
 from jepa.results import StreamResults, read_document
-from jepa.selective import LatentCache, OnDemand, Readout, SelectiveDecoder
+from jepa.selective import (
+    ColourChange,
+    LatentCache,
+    OnDemand,
+    Readout,
+    SelectiveDecoder,
+    SelectiveEncoding,
+    StepSelection,
+)
 from jepa.training.configs import TrainConfig
 
 BASELINE = "uniform"
@@ -105,7 +113,9 @@ def decode(measured: Measured, point: Point, frames: Sequence[np.ndarray]) -> tu
         demand = PredictorOnDemand(measured.model, CAPTION_QUERIES[0], measured.readout, ledger)
         policy.predict, steps = demand.predict, demand.stream(frames, measured.step_rate)
     else:
-        steps = measured.model.stream(frames, measured.step_rate, CAPTION_QUERIES[0], ledger)
+        every = max(1, round(measured.step_rate / point.value))  # uniform decoding needs no step but those it decodes
+        selection = None if policy.reads_latents else SelectiveEncoding(ColourChange(), StepSelection(None, hold=every))
+        steps = measured.model.stream(frames, measured.step_rate, CAPTION_QUERIES[0], ledger, selection)
     cache = None if point.cache is None else point.cache.fresh()
     selective = SelectiveDecoder(policy, measured.model, ledger, cache=cache)
     for rows, times in steps:

@@ -72,8 +72,10 @@ class EncodedStream:
     length: int = 1
     watching: PartCount = field(default_factory=PartCount)
 
-    def mask(self, steps: StepSelection) -> np.ndarray:
-        """Which steps (T,) are selected."""
+    def mask(self, steps: StepSelection | None) -> np.ndarray:
+        """Which steps (T,) are selected; None selects all."""
+        if steps is None:
+            return np.ones(len(self.times), dtype=bool)
         if self.changes is None:
             raise InputError(f"stream {self.record.video_id}: no change detector looked at it")
         return steps.select(self.changes)
@@ -204,16 +206,14 @@ class Said(NamedTuple):
 class Segments:
     """The segments of each stream, with the step at which each came out.
 
-    `times` (T,) are those of the steps that were computed of each stream. `predicted` counts the embeddings that each
-    stream took, None where every step has one.
+    `times` (T,) are those of the selected steps of each stream.
 
-    >>> Segments([], [], []).said(None, {})
+    >>> Segments([], []).said(None, {})
     []
     """
 
     times: list[np.ndarray]
     found: list[list[tuple[Segment, int]]]
-    predicted: list[int | None]
 
     def extend(self, others: Segments) -> None:
         """Append those of further streams."""
@@ -251,7 +251,7 @@ def segment_streams(
     An oracle is told where the events of a stream begin and end. A policy on demand sees states in place of latents.
     `shared`, a dictionary a stream, holds what policies of one selection that differ in a parameter have in common.
     """
-    segments = Segments([], [], [])
+    segments = Segments([], [])
     for number, whole in enumerate(streams):
         policy.shared = None if shared is None else shared[number]
         stream = policy.remembered("selected", partial(whole.selected, selection))
@@ -260,37 +260,43 @@ def segment_streams(
         rows = stream.latents
         if isinstance(policy, OnDemand) and stream.states is not None:
             policy.predict, rows = stream.latents.__getitem__, stream.states
-        found = policy.run(rows, stream.times)
-        predicted = sum(len(policy.predicted(each)) for each, _ in found) if isinstance(policy, OnDemand) else None
-        segments.extend(Segments([stream.times], [found], [predicted]))
+        segments.extend(Segments([stream.times], [policy.run(rows, stream.times)]))
     return segments
 
 
 def encoding_operations(
-    stream: EncodedStream, selection: StepSelection | None, predicted: int | None = None
+    stream: EncodedStream,
+    selection: StepSelection | None,
+    policy: Policy | None = None,
+    found: Sequence[tuple[Segment, int]] = (),
 ) -> tuple[OperationLedger, EstimatedSeconds]:
-    """What encoding a stream takes, and predicting at every selected step, or `predicted` times.
+    """What encoding and predicting take, at every selected step, or as a policy that `found` these segments needs it.
 
-    The whole stream was encoded once. The calls and FLOPs of a selection of steps are exact, since all calls cost the
-    same. Its wall time was not measured: the estimate is a call's mean time, times the calls.
+    A policy that reads no latents needs the steps that it decodes, and a policy on demand the predictions that it asks
+    for. The whole stream was encoded once. The calls and FLOPs of a part of it are exact, since all calls cost the
+    same. Their wall time was not measured: the estimate is a call's mean time, times the calls.
     """
-    whole, ledger = stream.ledger, OperationLedger()
+    whole, ledger, mask = stream.ledger, OperationLedger(), stream.mask(selection)
     ledger.stream(whole.stream_seconds)
-    calls, estimated = {"encoder": whole.encoder.calls, "predictor": whole.predictor.calls}, {}
-    if selection is not None:
-        mask = stream.mask(selection)
-        calls = {"encoder": slots_needed(mask, stream.hop, stream.length), "predictor": int(mask.sum())}
-        if selection.threshold is not None:
-            ledger.add("detector", whole.detector)
-    if predicted is not None:
-        rate, own = calls["predictor"] / max(1, whole.predictor.calls), stream.watching
+    if selection is not None and selection.threshold is not None:
+        ledger.add("detector", whole.detector)
+    if policy is not None and not policy.reads_latents:
+        decoded = np.zeros(int(mask.sum()), dtype=bool)
+        for segment, _ in found:
+            decoded[segment.first : segment.last + 1] = True
+        mask[mask] = decoded
+    calls, estimated = {"encoder": whole.encoder.calls, "predictor": int(mask.sum())}, {}
+    if not mask.all():
+        calls["encoder"] = slots_needed(mask, stream.hop, stream.length)
+    if isinstance(policy, OnDemand):
+        rate, own = mask.mean(), stream.watching
         counts = {name: round(rate * getattr(own, name)) for name in ("calls", "flops")}
         ledger.count("detector", seconds=rate * own.seconds, **counts)
-        calls["predictor"] = predicted
+        calls["predictor"] = sum(len(policy.predicted(segment)) for segment, _ in found)
     for part, once in (("encoder", whole.encoder), ("predictor", whole.predictor)):
-        fraction = calls[part] / once.calls if once.calls else 0.0
-        measured = selection is None and (part == "encoder" or predicted is None)
+        count = min(calls[part], once.calls)  # 0 where latents came from elsewhere
+        fraction, measured = count / once.calls if once.calls else 0.0, count == once.calls
         estimated[part] = 0.0 if measured else once.seconds * fraction
         exact = {name: round(getattr(once, name) * fraction) for name in ("forward_passes", "flops", "weight_bytes")}
-        ledger.count(part, calls=calls[part], seconds=once.seconds if measured else 0.0, **exact)
+        ledger.count(part, calls=count, seconds=once.seconds if measured else 0.0, **exact)
     return ledger, EstimatedSeconds(**estimated)

@@ -368,7 +368,7 @@ class _Setting:
         policies = [self._policy(config, job.value) for config, job in zip(configs, jobs, strict=True)]
         said: list[list[Said]] = [[] for _ in jobs]
         for first in range(0, len(streams), _TOGETHER):
-            cut = [Segments([], [], []) for _ in jobs]
+            cut = [Segments([], []) for _ in jobs]
             for stream in streams[first : first + _TOGETHER]:
                 shared = dict[object, object]()
                 for policy, config, segments in zip(policies, configs, cut, strict=True):
@@ -406,16 +406,17 @@ class _Setting:
     def operations(self, name: str, value: float, run: _Run) -> tuple[Operations, list[Emission]]:
         """What an operating point takes on the test streams, and its emissions on the first one."""
         policy, streams = self.config.policies[name], self.streams["test"]
-        segments = segment_streams(streams, self._policy(policy, value), _selection(policy))
+        selection, made = _selection(policy), self._policy(policy, value)
+        segments = segment_streams(streams, made, selection)
         emissions, ledger = segments.emissions(self.decoder, run.cache, self.latent_delay)
         if run.error is not None:
             ledger.count_cache(audited=run.error.hits, wrong_hits=run.error.wrong)
         encoder = predictor = 0.0
-        for stream, predicted in zip(streams, segments.predicted, strict=True):
-            encoding, estimated = encoding_operations(stream, _selection(policy), predicted)
+        for stream, found in zip(streams, segments.found, strict=True):
+            encoding, estimated = encoding_operations(stream, selection, made, found)
             ledger.merge(encoding)
             encoder, predictor = encoder + estimated.encoder, predictor + estimated.predictor
-        seconds = EstimatedSeconds(encoder=encoder, predictor=predictor) if selects_steps(policy) else None
+        seconds = EstimatedSeconds(encoder=encoder, predictor=predictor) if encoder or predictor else None
         return Operations(policy=name, value=value, ledger=ledger, estimated=seconds), emissions[0]
 
 
@@ -527,7 +528,6 @@ def _curve(config: PolicyConfig, runs: Mapping[float, _Run], seed: int) -> docum
         oracle=isinstance(first, Oracle),
         parameter=config.parameter,
         cache=None if config.cache is None else CacheSettings(**dict(config.cache)),
-        selects_steps=selects_steps(config),
         calibration=tuple(_point(run.points["calibration"], seed) for run in runs.values()),
         test=tuple(
             documents.TestPoint(

@@ -88,7 +88,6 @@ class Curve(Record):
     oracle: bool
     parameter: str
     cache: CacheSettings | None
-    selects_steps: bool
     test: Annotated[tuple[TestPoint, ...], Field(min_length=1)]
     calibration: Annotated[tuple[Point, ...], Field(min_length=1)]
 

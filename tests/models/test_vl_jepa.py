@@ -15,7 +15,16 @@ from jepa.losses.infonce import InfoNCE
 from jepa.models import WindowStream
 from jepa.models.vl_jepa import PredictorOnDemand, summary, summary_flops
 from jepa.operations import OperationLedger
-from jepa.selective import ColourChange, Gate, OnDemand, Readout, SelectiveDecoder, SelectiveEncoding, StepSelection
+from jepa.selective import (
+    ColourChange,
+    Gate,
+    OnDemand,
+    Readout,
+    SelectiveDecoder,
+    SelectiveEncoding,
+    StepSelection,
+    Uniform,
+)
 
 TEXTS = ["the red bar moves left", "a cyan ring spins", "red"]
 QUERIES = ["what happens?", "what colour is the bar?", "how many objects are there?"]
@@ -140,6 +149,9 @@ def test_a_live_stream_takes_the_operations_that_the_evaluation_gives_a_recorded
             assert (ours.calls, ours.forward_passes, ours.flops) == (theirs.calls, theirs.forward_passes, theirs.flops)
         if steps.threshold is not None:
             assert (known.detector.calls, known.detector.flops) == (live.detector.calls, live.detector.flops)
+    uniform = Uniform(rate / 3)  # one step in three: what `hold=3` computes is what it needs
+    found = uniform.run(recorded.latents, recorded.times)
+    assert encoding_operations(recorded, None, uniform, found)[0] == known
 
 
 @pytest.mark.parametrize("steps", [None, StepSelection(1.0, burst=3, hold=4)])
@@ -164,7 +176,8 @@ def test_a_live_stream_is_predicted_on_demand_as_a_recorded_one(tiny_model, step
             found += selective.step(state, float(time))
     found += selective.finish()
     assert [(e.start, e.end, e.text) for e in found] == [(e.start, e.end, e.text) for e in expected]
-    known, _ = encoding_operations(recorded, steps, predicted=len(found))
+    asking = policy(latents.__getitem__)
+    known, _ = encoding_operations(recorded, steps, asking, asking.run(states, times))
     assert 1 < len(found) < len(times)
     for part in ("detector", "encoder", "predictor"):
         ours, theirs = getattr(known, part), getattr(ledger, part)
