@@ -81,6 +81,12 @@ def checkpoints(tiny_model, tiny_llm_jepa, tmp_path, monkeypatch):
     checkpoint.save(tiny_llm_jepa, language_config(), tmp_path / "outputs/llm_jepa_regex/checkpoint")
 
 
+def test_every_experiment_is_in_the_table_of_them():
+    part = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").split("## What there is to train")[1].split("## ")[0]
+    names = [name for row in part.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(names) == sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
 def test_the_code_of_the_readme_decodes_your_own_embeddings(checkpoints, capsys):
     latents = normalize(torch.ones(20, 16) + torch.arange(16) * (torch.arange(20)[:, None] > 9), dim=-1)
     scope = {"stream": zip(latents.numpy(), np.arange(20) / 2, strict=True)}
