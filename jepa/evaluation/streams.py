@@ -202,6 +202,9 @@ class Said(NamedTuple):
         return self._replace(texts=texts, decodes=len(hits) - sum(hits))
 
 
+Cut = list[tuple[Segment, int]]  # the segments of a stream, each with the step at which it came out
+
+
 @dataclass(frozen=True)
 class Segments:
     """The segments of each stream, with the step at which each came out.
@@ -213,7 +216,7 @@ class Segments:
     """
 
     times: list[np.ndarray]
-    found: list[list[tuple[Segment, int]]]
+    found: list[Cut]
 
     def extend(self, others: Segments) -> None:
         """Append those of further streams."""
@@ -265,10 +268,7 @@ def segment_streams(
 
 
 def encoding_operations(
-    stream: EncodedStream,
-    selection: StepSelection | None,
-    policy: Policy | None = None,
-    found: Sequence[tuple[Segment, int]] = (),
+    stream: EncodedStream, selection: StepSelection | None, policy: Policy | None, found: Cut
 ) -> tuple[OperationLedger, EstimatedSeconds]:
     """What encoding and predicting take, at every selected step, or as a policy that `found` these segments needs it.
 
@@ -281,13 +281,10 @@ def encoding_operations(
     if selection is not None and selection.threshold is not None:
         ledger.add("detector", whole.detector)
     if policy is not None and not policy.reads_latents:
-        decoded = np.zeros(int(mask.sum()), dtype=bool)
-        for segment, _ in found:
-            decoded[segment.first : segment.last + 1] = True
-        mask[mask] = decoded
-    calls, estimated = {"encoder": whole.encoder.calls, "predictor": int(mask.sum())}, {}
-    if not mask.all():
-        calls["encoder"] = slots_needed(mask, stream.hop, stream.length)
+        decoded = [step for segment, _ in found for step in range(segment.first, segment.last + 1)]
+        mask[mask] = np.isin(np.arange(mask.sum()), decoded)
+    slots = whole.encoder.calls if mask.all() else slots_needed(mask, stream.hop, stream.length)
+    calls, estimated = {"encoder": slots, "predictor": int(mask.sum())}, {}
     if isinstance(policy, OnDemand):
         rate, own = mask.mean(), stream.watching
         counts = {name: round(rate * getattr(own, name)) for name in ("calls", "flops")}

@@ -97,12 +97,8 @@ def make_policy(config: PolicyConfig, value: float) -> Policy:
     return policy
 
 
-def selects_steps(config: PolicyConfig) -> bool:
-    """Whether the X-Encoder or the Predictor runs at some steps only."""
-    return config.steps is not None or _builds(config, OnDemand)
-
-
-def _builds(config: PolicyConfig, kind: type[Policy]) -> bool:
+def builds(config: PolicyConfig, kind: type[Policy]) -> bool:
+    """Whether the configuration is of a policy of that kind."""
     return str(config.policy["_target_"]).endswith(f".{kind.__name__}")
 
 
@@ -145,7 +141,7 @@ def sweep_setting(
     _check_streams(streams, decoder, config.policies, name)
     on_gpu = isinstance(decoder, torch.nn.Module) and any(p.device.type != "cpu" for p in decoder.parameters())
     policies, seed, workers = config.policies, config.seed, 0 if on_gpu else config.workers
-    streams = read_out(streams) if any(_builds(each, OnDemand) for each in policies.values()) else streams
+    streams = read_out(streams) if any(builds(each, OnDemand) for each in policies.values()) else streams
     store, of = store or KeptInMemory(), f"{name} {seed} {latent_delay}"
     made_of = {policy: each.model_dump_json(exclude={"label", "values"}) for policy, each in policies.items()}
     kept_as = {(policy, x): f"{of} {made_of[policy]} {x}" for policy, each in policies.items() for x in each.values}
@@ -208,11 +204,11 @@ def _check_streams(streams: Streams, decoder: Decoder, policies: Mapping[str, Po
     for name, policy in policies.items():
         if policy.steps is not None and any(stream.changes is None for stream in every):
             raise InputError(f"policies.{name}.steps must be null: no change detector looked at these streams")
-        if _builds(policy, OnDemand) and any(stream.states is None for stream in every):
+        if builds(policy, OnDemand) and any(stream.states is None for stream in every):
             raise InputError(f"policies.{name} predicts on demand, and these streams have no X-Encoder states")
         if policy.cache is not None and policy.cache.standing and not hasattr(decoder, "likelihood"):
             raise InputError(f"policies.{name}.cache.standing needs a decoder with likelihood(), got {decoder}")
-        if _builds(policy, OnTrigger) and not (policy.policy.get("sentences") and hasattr(decoder, "embed_all")):
+        if builds(policy, OnTrigger) and not (policy.policy.get("sentences") and hasattr(decoder, "embed_all")):
             raise InputError(f"policies.{name} needs sentences and a model with a Y-Encoder, got {policy.policy}")
         if policy.cache is not None and policy.cache.bank and (count := len(streams["calibration"])) < 4:
             raise InputError(f"policies.{name}.cache.bank needs at least 4 calibration streams, got {count}")

@@ -33,7 +33,7 @@ from jepa.encoders.sentence import SENTENCE_ENCODER, embed_sentences
 from jepa.errors import InputError
 from jepa.evaluation import provenance
 from jepa.evaluation.streams import EncodedStream
-from jepa.evaluation.sweep import check_sweep, selects_steps, sweep_setting
+from jepa.evaluation.sweep import builds, check_sweep, sweep_setting
 from jepa.models.bank import BankDecoder
 from jepa.operations import OperationLedger
 from jepa.report import figures, sweep_figures, sweep_tables
@@ -45,6 +45,7 @@ from jepa.report.tables import NONE, Column, Table, table
 from jepa.results import Code, Device, Document, Saving, Sweep
 from jepa.results.analysis import has_cache, headline_savings, label, operating_point, reference_name
 from jepa.results.base import Count, Fraction, Quantity, Record
+from jepa.selective import OnDemand
 from jepa.studies.configs import ReplayConfig
 
 Embed = Callable[[Sequence[str]], Tensor]
@@ -181,7 +182,7 @@ def run(config: ReplayConfig, embed: Embed = embed_sentences) -> ReplayResults:
     are no frames here. `embed` gives N texts embeddings (N, E) of unit norm. Raises InputError before that for a
     timeline, excerpt, policies, references or a confidence that no replay can have.
     """
-    policies = {name: policy for name, policy in config.policies.items() if not selects_steps(policy)}
+    policies = {name: each for name, each in config.policies.items() if not (each.steps or builds(each, OnDemand))}
     swept = config.model_copy(update={"policies": policies})
     check_sweep(swept)
     source = config.timeline

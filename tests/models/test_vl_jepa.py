@@ -142,7 +142,7 @@ def test_a_live_stream_takes_the_operations_that_the_evaluation_gives_a_recorded
         live = OperationLedger()
         selection = SelectiveEncoding(ColourChange(), steps)
         list(tiny_model.stream(stream.frames(), rate, CAPTION_QUERIES[0], live, selection))
-        known, _ = encoding_operations(recorded, steps)
+        known, _ = encoding_operations(recorded, steps, None, [])
         assert 0 < known.predictor.calls < len(recorded.times)
         for part in ("encoder", "predictor"):
             ours, theirs = getattr(known, part), getattr(live, part)

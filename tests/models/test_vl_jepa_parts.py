@@ -172,7 +172,7 @@ def test_selective_encoding_encodes_the_windows_of_the_steps_selected(model):
     latents, at = (np.concatenate(p) for p in zip(*chosen, strict=True))
     assert 0 < len(at) < len(times)
     np.testing.assert_allclose(latents, every[np.isin(times, at)], rtol=1e-4, atol=1e-5)
-    known, _ = encoding_operations(encode_stream(model, stream, 2.0), steps)
+    known, _ = encoding_operations(encode_stream(model, stream, 2.0), steps, None, [])
     for ledger in (live, known):
         assert ledger.encoder.calls == ledger.predictor.calls == len(at)
     assert known.encoder.flops == live.encoder.flops
