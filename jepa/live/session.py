@@ -243,9 +243,9 @@ class Session:
     def counters(self) -> JsonObject:
         """What was counted; `selective` is the ledger to the digit."""
         with self.lock:
-            ledger, decoder = self.ledger, self.ledger.decoder
+            ledger, decoder, predictor = self.ledger, self.ledger.decoder, self.ledger.predictor
             calls = uniform_decodes(ledger.step_count, self._setup.step_rate_hz, self._uniform_rate)
-            each = max(1, decoder.calls)
+            each, looked_at = max(1, decoder.calls), min(1.0, self._uniform_rate * self._setup.model.window)
             return {
                 "time": self._next / self._setup.model.fps,
                 "steps": ledger.step_count,
@@ -266,6 +266,9 @@ class Session:
                     "decoder_calls": calls,
                     "decoder_flops": calls * decoder.flops / each,
                     "decoder_seconds": calls * decoder.seconds / each,
+                    # What it does not decode it need not compute: windows in which no moment is due are left out.
+                    "flops": looked_at * ledger.encoder.flops
+                    + calls * (predictor.flops / max(1, predictor.calls) + decoder.flops / each),
                 },
                 "latency": percentiles(list(self._latencies)),
                 "compute": percentiles(self.compute_seconds()),

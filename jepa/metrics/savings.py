@@ -300,15 +300,11 @@ def _means(scores: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
     return np.asarray((weights @ totals) / (weights @ counts))
 
 
-def _differences(point: SweepPoint, reference: SweepPoint) -> list[np.ndarray]:
-    """Of the scores, so that the mean is exactly 0 where all are equal."""
-    return [ours - theirs for ours, theirs in zip(point.scores, reference.scores, strict=True)]
-
-
 @functools.lru_cache(maxsize=256)  # for each tolerance the same
 def _drawn_differences(point: SweepPoint, reference: SweepPoint, resamples: int, seed: int) -> np.ndarray:
-    """(R,) mean difference in each resample."""
-    return _means(_differences(point, reference), resample(len(reference.scores), resamples, seed))
+    """(R,) mean difference in each resample, exactly 0 where all scores are equal."""
+    differences = [ours - theirs for ours, theirs in zip(point.scores, reference.scores, strict=True)]
+    return _means(differences, resample(len(reference.scores), resamples, seed))
 
 
 def _interval(value: float, samples: np.ndarray) -> Interval:

@@ -88,7 +88,7 @@ def _compute_claim(setting: Setting) -> tuple[str, str]:
         f"{fmt.difference(analysis.quality_difference(setting, row))}"
     )
     if ratios.seconds:
-        text += f"; saving in wall time: {fmt.factor(ratios.seconds)}{' (estimated)' * (row.estimated is not None)}"
+        text += f"; saving in wall time: {fmt.factor(ratios.seconds)}{' (estimated)' * ratios.estimated}"
     if analysis.without_contrast(setting):
         return VOID, f"{fmt.factor(ratio)} {text}."
     return fmt.factor(ratio), f"{text}."

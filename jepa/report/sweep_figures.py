@@ -13,7 +13,7 @@ from jepa.report import figures
 from jepa.report import format as fmt
 from jepa.report.blocks import Colours
 from jepa.report.figures import Line, fill, frame, short, tooltip
-from jepa.results import ESTIMATED_PARTS, PARTS, Curve, Saving, Sweep, analysis
+from jepa.results import PARTS, Curve, Saving, Sweep, analysis
 
 # Two uniform policies in greys, two Ward policies in oranges; other policies take the colours that are left.
 _SERIES = {"uniform": 1, "uniform_pool": 0, "ward_midpoint": 2, "ward_mean": 3, "gate": 4}
@@ -140,7 +140,7 @@ def operations(sweeps: Mapping[str, Sweep], name: str, measure: str, colours: Co
         left, span, curve = 0.0, row.ledger.stream_seconds, sweep.curves[row.policy]
         for part, shade in _SHADES.items():
             length = analysis.part_amount(row, part, measure) / span / scale if span else 0.0
-            estimated = measure == "seconds" and row.estimated is not None and part in ESTIMATED_PARTS
+            estimated = measure == "seconds" and analysis.estimated_seconds(row, part) > 0
             filled = fill(own[row.policy] if part in _OWN else colours["muted"], shade, estimated)
             tip = tooltip(f"{part}: {length:.3g} {unit}s per second of stream")
             axes.barh(y, length, 0.56, left, gid=tip, **filled)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from jepa.report import format as fmt
 from jepa.report.sweep_figures import flops_unit, series_of
 from jepa.report.tables import EST, NONE, Column, Table, table
-from jepa.results import ESTIMATED_PARTS, PARTS, CacheResult, Operations, Saving, Sweep, analysis
+from jepa.results import PARTS, CacheResult, Operations, Saving, Sweep, analysis
 
 Row = TypeVar("Row", Saving, Operations)
 
@@ -80,8 +80,8 @@ def compute_table(sweep: Sweep) -> Table:
         return Column(name, lambda row: per_second(row, analysis.part_flops(row.ledger, name), scale))
 
     def wall_time(row: Operations) -> str:
-        ratio = analysis.operations_ratio(sweep, row).seconds
-        return fmt.factor(ratio) + EST * (row.estimated is not None and ratio is not None)
+        ratios = analysis.operations_ratio(sweep, row)
+        return fmt.factor(ratios.seconds) + EST * (ratios.estimated and ratios.seconds is not None)
 
     columns: list[Column[Operations]] = [
         *map(part, (*PARTS, "cache")),
@@ -105,21 +105,21 @@ def operations_facts(sweep: Sweep) -> str:
 def operations_table(sweep: Sweep) -> Table:
     """Counts and wall seconds of each operating point."""
 
-    def time(row: Operations, value: float, estimated: bool) -> str:
-        return fmt.seconds(value) + EST * (estimated and row.estimated is not None and value > 0)
-
     def calls(part: str) -> Column[Operations]:
         return Column(f"{part} calls", lambda row: f"{getattr(row.ledger, part).calls:,}")
 
     def timed(part: str) -> Column[Operations]:
-        return Column(f"{part}, s", lambda row: time(row, analysis.part_seconds(row, part), part in ESTIMATED_PARTS))
+        def cell(row: Operations) -> str:
+            return fmt.seconds(analysis.part_seconds(row, part)) + EST * (analysis.estimated_seconds(row, part) > 0)
+
+        return Column(f"{part}, s", cell)
 
     columns: list[Column[Operations]] = [
         *map(calls, PARTS),
         Column("decoder forward passes", lambda row: f"{row.ledger.decoder.forward_passes:,}"),
         Column("tokens decoded", lambda row: f"{row.ledger.decoder.tokens:,}"),
         *map(timed, (*PARTS, "cache")),
-        Column("all, s", lambda row: time(row, row.seconds, True)),
+        Column("all, s", lambda row: fmt.seconds(row.seconds) + EST * (row.estimated is not None)),
     ]
     return table("Operations", of_policies(sweep, columns), [("", sweep.operations)])
 

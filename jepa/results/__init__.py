@@ -3,7 +3,7 @@
 from jepa.metrics import CurveDifference, Interval
 from jepa.operations import PARTS, TRAINING_PARTS, PartCount
 from jepa.results import analysis, documents
-from jepa.results.analysis import ESTIMATED_PARTS, Ratios
+from jepa.results.analysis import Ratios
 from jepa.results.bars import Measured, NotMetError, Requirement
 from jepa.results.base import (
     Code,
@@ -23,7 +23,6 @@ from jepa.results.base import (
 from jepa.results.documents import *  # noqa: F403
 
 __all__ = [
-    "ESTIMATED_PARTS",
     "PARTS",
     "TRAINING_PARTS",
     "Code",

@@ -14,7 +14,6 @@ from jepa.metrics import Interval
 from jepa.operations import PARTS, OperationLedger
 from jepa.results.documents import Curve, Decode, Operations, Saving, Setting, Sweep, TestPoint
 
-ESTIMATED_PARTS = ("encoder", "predictor")  # their wall time is estimated where a policy selects steps
 HIGHLIGHTED, TIMELINE_ROWS = 8, 5  # policies with a colour of their own; of these, policies beside one stream
 
 
@@ -153,8 +152,12 @@ def counted_flops(ledger: OperationLedger) -> int | None:
 
 def part_seconds(row: Operations, part: str) -> float:
     """Wall seconds of a part or of the "cache", measured and estimated."""
-    extra = getattr(row.estimated, part) if row.estimated is not None and part in ESTIMATED_PARTS else 0.0
-    return float(getattr(row.ledger, part).seconds + extra)
+    return float(getattr(row.ledger, part).seconds + estimated_seconds(row, part))
+
+
+def estimated_seconds(row: Operations, part: str) -> float:
+    """Wall seconds of a part that were not measured: of encoder and Predictor, where not every step is computed."""
+    return float(getattr(row.estimated, part, 0.0))
 
 
 def part_amount(row: Operations, part: str, measure: str) -> float:
@@ -165,16 +168,17 @@ def part_amount(row: Operations, part: str, measure: str) -> float:
 class Ratios(NamedTuple):
     """Reference over policy, per second of stream; None without a reference, a count or a divisor."""
 
-    calls: float | None
-    flops: float | None
-    seconds: float | None
+    calls: float | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    estimated: bool = False  # some of the seconds of either were not measured
 
 
 def operations_ratio(sweep: Sweep, row: Operations) -> Ratios:
     """The savings of an operating point against the reference: in decoder calls, and end to end over all parts."""
     reference = reference_row(sweep)
     if reference is None:
-        return Ratios(None, None, None)
+        return Ratios()
     theirs, ours = reference.ledger, row.ledger
 
     def ratio(of_reference: float | None, of_policy: float | None) -> float | None:
@@ -188,6 +192,7 @@ def operations_ratio(sweep: Sweep, row: Operations) -> Ratios:
         ratio(theirs.decoder.calls, ours.decoder.calls),
         ratio(counted_flops(theirs), counted_flops(ours)),
         ratio(reference.seconds, row.seconds) if comparable else None,
+        reference.estimated is not None or row.estimated is not None,
     )
 
 

@@ -88,7 +88,7 @@ class Device(Record):
 
 
 class Document(Record):
-    """A results document. A subclass sets `kind` as a `Literal` such as ``"jepa.streams/3"``.
+    """A results document. A subclass sets `kind` as a `Literal` such as ``"jepa.streams/4"``.
 
     >>> from jepa.results import StreamResults, read_document
     >>> schema = StreamResults.model_json_schema()

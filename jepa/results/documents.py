@@ -405,7 +405,7 @@ class SweepOrigin(Record):
 class StreamResults(ModelDocument):
     """Decoding policies swept over the streams of a VL-JEPA, with the scores of its checkpoint."""
 
-    kind: Literal["jepa.streams/3"] = "jepa.streams/3"
+    kind: Literal["jepa.streams/4"] = "jepa.streams/4"
     training: Training
     scores: Scores
     settings: dict[str, Setting]

@@ -15,16 +15,8 @@ from jepa.losses.infonce import InfoNCE
 from jepa.models import WindowStream
 from jepa.models.vl_jepa import PredictorOnDemand, summary, summary_flops
 from jepa.operations import OperationLedger
-from jepa.selective import (
-    ColourChange,
-    Gate,
-    OnDemand,
-    Readout,
-    SelectiveDecoder,
-    SelectiveEncoding,
-    StepSelection,
-    Uniform,
-)
+from jepa.selective import ColourChange, Gate, OnDemand, Readout, SelectiveDecoder, SelectiveEncoding, StepSelection
+from jepa.selective.policies import Uniform
 
 TEXTS = ["the red bar moves left", "a cyan ring spins", "red"]
 QUERIES = ["what happens?", "what colour is the bar?", "how many objects are there?"]

@@ -67,11 +67,11 @@ def test_ratios_are_of_totals_per_second_of_stream(setting):
             assert ratios.calls == pytest.approx(reference.ledger.decoder.calls / row.ledger.decoder.calls * seconds)
         assert ratios.flops == pytest.approx(reference.ledger.total_flops / row.ledger.total_flops * seconds)
         assert ratios.seconds == pytest.approx(reference.seconds / row.seconds * seconds)
-    assert tuple(analysis.operations_ratio(setting, reference)) == (1.0, 1.0, 1.0)
+    assert analysis.operations_ratio(setting, reference)[:3] == (1.0, 1.0, 1.0)
     elsewhere = setting.model_copy(update={"one_device": False})
     assert {analysis.operations_ratio(elsewhere, row).seconds for row in setting.operations} == {None}
     alone = setting.model_copy(update={"operations": (setting.operations[-1],)})
-    assert tuple(analysis.operations_ratio(alone, setting.operations[-1])) == (None, None, None)
+    assert analysis.operations_ratio(alone, setting.operations[-1])[:3] == (None, None, None)
 
 
 def test_flops_of_a_called_part_without_a_count_are_unknown():

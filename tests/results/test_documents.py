@@ -35,8 +35,8 @@ def test_the_real_sweep_has_something_to_say(stream_results):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(kind="jepa.streams/9"), "kind must be one of jepa.streams/3, jepa.answers/5, got"),
-        (lambda d: d.update(kind={"a": 1}), "kind must be one of jepa.streams/3, jepa.answers/5, got {'a': 1}"),
+        (lambda d: d.update(kind="jepa.streams/9"), "kind must be one of jepa.streams/4, jepa.answers/5, got"),
+        (lambda d: d.update(kind={"a": 1}), "kind must be one of jepa.streams/4, jepa.answers/5, got {'a': 1}"),
         (lambda d: d.pop("seed"), "seed: Field required"),
         (lambda d: d.update(speed=1), "speed: Extra inputs are not permitted, got 1"),
         (lambda d: d["settings"]["dense"].update(step_rate_hz=0), r"settings.dense.step_rate_hz: .*, got 0"),
@@ -61,7 +61,7 @@ def test_a_broken_rule_names_the_file_and_the_place(
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("content", [None, b"", b"[1]", b'{"kind": "jepa.streams/3"', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("content", [None, b"", b"[1]", b'{"kind": "jepa.streams/4"', b"\xff", b"[" * 100_000])
 def test_a_file_that_is_no_document_is_refused(tmp_path, content):
     path = tmp_path / "results.json"
     if content is not None:

@@ -231,8 +231,7 @@ function showCounters({ selective, uniform, latency, compute, steps }) {
     $(`bar-${side}`).style.setProperty("--share", calls / most);
     write($(`bar-${side}`), whole(calls));
   }
-  const rest = selective.flops - selective.decoder_flops; // the other parts run for uniform decoding, too
-  const known = selective.decoder_calls ? { ...uniform, flops: rest + uniform.decoder_flops } : { decoder_calls: uniform.decoder_calls };
+  const known = selective.decoder_calls ? uniform : { decoder_calls: uniform.decoder_calls };
   for (const [name, [, format]] of Object.entries(COUNTERS)) {
     const pair = { selective: selective[name], uniform: known[name] ?? NaN }; // no decode yet: no mean of a call
     for (const [side, value] of Object.entries(pair)) {

@@ -39,7 +39,7 @@ class Policy(ABC):
     state: str  # what is kept between two steps, in words
     lag: int | None = None  # most steps after a segment's last one until it comes out; None: there is no such bound
     decodes_input = True  # False if segments hold other latents than it is given, perhaps of another width
-    reads_latents = True  # False if times alone decide: such a policy may be run without latents
+    reads_latents = True  # False if times alone decide: it runs without latents, and needs those alone that it decodes
     shared: dict[Any, Any] | None = None  # what policies of one kind have in common of a stream, set before it is run
 
     @abstractmethod

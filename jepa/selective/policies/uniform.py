@@ -67,7 +67,8 @@ class Uniform(CausalPolicy):
         seconds = times.tolist()
         due = list(_due(self.rate_hz, times.astype(np.float64).tobytes()))
         if not self.pool:
-            return [(self.remembered(i, partial(_step, latents, seconds, i)), i) for i in due]
+            rows = latents.astype(np.float32)
+            return [(self.remembered(i, partial(step_segment, rows[i], seconds[i], i)), i) for i in due]
         if not seconds:
             return []
         if due[-1] != len(seconds) - 1:
@@ -115,7 +116,3 @@ def _due(rate_hz: float, times: bytes) -> list[int]:
     """The steps at times (T,) float64 that are decoded."""
     policy = Uniform(rate_hz)
     return [step for step, time in enumerate(np.frombuffer(times).tolist()) if policy._is_due(time)]
-
-
-def _step(latents: np.ndarray, times: list[float], index: int) -> Segment:
-    return step_segment(np.array(latents[index], dtype=np.float32), times[index], index)

@@ -105,8 +105,8 @@ def selective_decoding(
     """Fewer requests on a stream: a policy's saving of decoder calls in `results`, or an assumed `factor` > 0.
 
     `results` is a `results.json` of `jepa report`, or its folder. Without a `setting` its first one counts, without a
-    `policy` the best causal one. If the policy selects steps, perception's steps are divided by the ratio of the
-    computed steps. The Predictor is priced at each of them, without the saving of prediction on demand.
+    `policy` the best causal one. Perception's steps are divided by the ratio of the steps that uniform decoding and
+    the policy compute. The Predictor is priced at each of them, without the saving of prediction on demand.
 
     >>> selective_decoding("selective", 2.85, results=None, setting=None, policy=None, factor=2.85).change
     'decoder calls / 2.85'
@@ -149,8 +149,8 @@ def _measured(label: str, claim: float | None, path: str, name: str | None, poli
     row = next((row for row in setting.operations if (row.policy, row.value) == point), None)
     if row is not None and reference is not None:
         flops = operations_ratio(setting, row).flops
-        before, after = (r.ledger.step_count / r.ledger.stream_seconds for r in (reference, row))
-        steps = before / after
+        theirs = reference.ledger.predictor.calls or reference.ledger.step_count
+        steps = theirs * row.ledger.stream_seconds / (row.ledger.step_count * reference.ledger.stream_seconds)
     high = ratio.value if ratio.high is None else ratio.high  # no bound: the value is the safe end
     requests = Range(value=ratio.value, low=ratio.low, high=high)
     fewer = "" if steps == 1 else f", steps of perception / {steps:.2f}"
