@@ -113,6 +113,11 @@ def test_a_loss_that_does_not_speak_of_norms_gets_unit_latents(tmp_path, monkeyp
     assert logged(tmp_path / "unsaid", "latent") == logged(tmp_path / "said", "latent")
 
 
+def test_another_seed_trains_otherwise(tmp_path):
+    first, other = (train(train_config(seed=seed), tmp_path / str(seed)).parent for seed in (0, 1))
+    assert logged(first, "next_token") != logged(other, "next_token")
+
+
 # --- The objective. ---
 
 

@@ -67,8 +67,8 @@ class Uniform(CausalPolicy):
         seconds = times.tolist()
         due = list(_due(self.rate_hz, times.astype(np.float64).tobytes()))
         if not self.pool:
-            rows = latents.astype(np.float32)
-            return [(self.remembered(i, partial(step_segment, rows[i], seconds[i], i)), i) for i in due]
+            made = {i: partial(step_segment, latents[i].astype(np.float32), seconds[i], i) for i in due}
+            return [(self.remembered(i, make), i) for i, make in made.items()]
         if not seconds:
             return []
         if due[-1] != len(seconds) - 1:
