@@ -21,8 +21,7 @@ class LanguageDecoder(nn.Module):
     """A causal language model that continues `prefix` input embeddings, a linear map of the embedding (ClipCap,
     arXiv 2111.09734); all of it is trained.
 
-    `pretrained` is a hub name or a local folder; without it, `architecture` is the model's configuration, with random
-    weights.
+    `pretrained` is a hub name or a local folder. Without it, `architecture` configures a model of random weights.
 
     Raises:
         InputError: the model cannot be had, a tensor is missing or does not fit (they are listed), or a text has more

@@ -46,8 +46,7 @@ class TimmEncoder(FrozenWhere, SlotsInTime):
         tubelet: frames of a slot.
         stride: the model sees every so many frames of a slot, from the first on: D is tubelet / stride times its width.
         flow: add the `optical_flow` between all frames of a slot, 25 channels a pair, to D.
-        level: which of timm's `feature_info` gives the states, from 0, each normalised; what comes after it is left
-            out. None: the last.
+        level: which of timm's `feature_info` gives the states, from 0, normalised; later ones are left out. None: last.
         frozen: no gradients, and evaluation mode for good. Batch norms become part of the convolutions before them.
         gradient_checkpointing: recompute activations in the backward pass.
         mean: of red, green and blue (0 to 1), by which pixels are normalised; None: the model's own.

@@ -189,8 +189,7 @@ class EndlessWorld:
 class FrameClock:
     """Numbers frames at `fps`, whatever the times of the pictures: frame m shows the newest picture at m / fps seconds.
 
-    A clock that goes back, or ahead by more than 4 s, was set anew: its next picture follows the last by the usual
-    interval.
+    A clock that goes back, or ahead by more than 4 s, was set anew: its next picture follows at the usual interval.
 
     >>> clock = FrameClock(fps=8)
     >>> [list(clock.advance(time)) for time in (7.0, 7.3, 2.0, 2.3)]  # frames that show the picture before

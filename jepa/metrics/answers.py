@@ -1,8 +1,7 @@
 """Whether generated answers are right, by the metric that the config names.
 
 A scorer takes (prediction, gold, prompt) and says whether the prediction is right. Only Spider reads the prompt. A
-prediction that cannot be read is wrong, an empty one always; a gold answer that is blank or cannot be read is an
-InputError.
+prediction that cannot be read is wrong, an empty one always. Such a gold answer, or a blank one, is an InputError.
 
 N: items; C: choices.
 """

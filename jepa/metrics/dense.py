@@ -139,8 +139,7 @@ def soda_c(
     words by how telling they are, and stays below 1 for equal captions of fewer than four words.
 
     Takes A annotations with events (A, 2), and D texts with emissions (D, 2) as ``in_force`` gives them. `similarity`
-    is called once, with the emission texts and the annotations of the pairs that overlap. In 0..1; 0 without any
-    emission.
+    is called once, with the emission texts and the annotations of the pairs that overlap. In 0..1; 0 without emissions.
 
     >>> same = lambda ours, theirs: np.array([float(a == b) for a, b in zip(ours, theirs)])
     >>> soda_c(["a", "b"], [(0, 4), (4, 8)], ["a"], [(0, 4)], same)

@@ -111,9 +111,7 @@ class RequestSession:
         return self.worst_gap(pair, ids.completion[ids.opening :]) <= tolerance
 
     def worst_gap(self, request: Request, draft: list[int]) -> float:
-        """How far, in nats, the log-probability of a draft's worst token, its end included, lies below that of the
-        likeliest in its place.
-        """
+        """How far, in nats, a draft's worst token, its end included, lies below the likeliest in its place."""
         pair = as_example(request)
         states = self._run("decoder", [*self._ids(pair).given, *draft[:-1]], last=len(draft), logits=len(draft))
         gap, own = self._judge(pair, draft, states)

@@ -31,8 +31,7 @@ from jepa.selective import Decoded
 class TokenVLM(WindowedModel):
     """X-Encoder, a linear projection of its states, and a causal language model over states, query and answer.
 
-    An answer has at most `max_length` tokens, its end included. Streams are decoded by a `SelectiveDecoder` with a
-    `WindowDecoder`.
+    An answer has at most `max_length` tokens, its end included. A `WindowDecoder` decodes streams.
     """
 
     tokenizer_type = Tokenizer

@@ -117,8 +117,7 @@ _WITHOUT_INTERVAL = ("compute_savings", "retrieval")
 class Requirement:
     """The `figure` of a `setting`, or the lower end of its interval, is at least `least`.
 
-    The setting is one of a stream document, or an arm of an answer document. None means the first setting, or the
-    arm of the method.
+    The setting is one of a stream document, or an arm of an answer document. None: the first, or the method's.
 
     >>> Requirement.parse("savings.dense.low>=2")
     Requirement(text='savings.dense.low>=2', figure='savings', setting='dense', low=True, least=2.0)

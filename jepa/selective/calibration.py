@@ -39,8 +39,7 @@ Replayed = tuple[list[str], list[bool]]  # the text of each look-up, and whether
 class ErrorRate:
     """How often the texts of a cache differed from the decoder's, with its 95 % interval.
 
-    The interval is the wider, at either end, of Clopper and Pearson's and, of several streams, a bootstrap over them:
-    see `calibrate_threshold`.
+    The interval is the wider, at either end, of Clopper and Pearson's and, of several streams, a bootstrap over them.
 
     >>> measured_error(np.array([1, 0]), np.array([6, 5]), np.array([10, 10])).value
     0.05

@@ -50,8 +50,7 @@ class SelectiveDecoder:
 
     If the decoder fails, its segments are lost: the policy has moved on, and the cache forgets them.
 
-    *Several live streams*, each with a selective decoder of its own, share the decoder's batches by `stepping` and
-    `decode_together`.
+    *Live streams*, each with a selective decoder of its own, share batches by `stepping` and `decode_together`.
 
     Args:
         policy: which latents to decode. It must not be shared with another decoder, nor the cache.

@@ -30,8 +30,7 @@ class StandingText(LatentCache):
     """A cache of one text, the last one decoded, which a `Verifier` asks the decoder for.
 
     A latent hits if the mean log-probability of the standing text's tokens under it is at least −`threshold`. It costs
-    one pass over the whole text, where writing takes one a token, of about the same FLOPs in all: these count as those
-    of the look-up.
+    one pass over the whole text, of about the FLOPs of writing it: these count as those of the look-up.
 
     Args:
         threshold: nats a token, on the negative log-probability; below 0 nothing hits.

@@ -1,7 +1,6 @@
 """Triggers: a sentence that is watched for in a stream of latents, by its embedding. No decoder runs.
 
-T steps of a stream, E width of the latent space, S streams. Latents and embeddings are float32 of unit norm, times are
-seconds.
+T steps of a stream, E width of the latent space, S streams. Latents, embeddings: unit float32; times: seconds.
 """
 
 from __future__ import annotations

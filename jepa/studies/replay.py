@@ -165,8 +165,7 @@ def last_in_force(record: StreamRecord, times: np.ndarray) -> np.ndarray:
 def simulate_latents(targets: np.ndarray, noise: float, autocorrelation: float, seed: Sequence[int]) -> np.ndarray:
     """The predictor's stand-in: targets (T, E) of unit norm plus noise, renormalised, float32 (T, E).
 
-    `noise` is σ, `autocorrelation` ρ in [0, 1). The draws depend on seed and shape alone: levels of noise are the same
-    draws, scaled.
+    `noise` is σ, `autocorrelation` ρ in [0, 1). The draws depend on seed and shape alone; levels of noise scale them.
     """
     rng = np.random.default_rng(seed)
     draws = rng.standard_normal(targets.shape)

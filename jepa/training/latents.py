@@ -93,8 +93,7 @@ class DecoderBatches(_LatentBatches):
 
     A third each: text embeddings with Gaussian noise of deviation `noise` per dimension (CapDec, arXiv 2211.00575, with
     the noise measured instead of chosen); predicted embeddings of single steps; and means of consecutive predicted
-    embeddings of one event (what a segment's latent is). Without `predictions` or `segment_means`, text embeddings take
-    the place of that third.
+    embeddings of one event (what a segment's latent is). Without one of these, text embeddings take its place.
 
     >>> streams = StreamLatents(torch.eye(4), torch.tensor([0]), torch.tensor([3]), ["an event"])
     >>> latents, texts = DecoderBatches(torch.eye(4), list("abcd"), streams, 0.0, seed=0, batch_size=6, batches=1)[0]

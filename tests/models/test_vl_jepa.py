@@ -156,7 +156,7 @@ def test_a_live_stream_is_predicted_on_demand_as_a_recorded_one(tiny_model, step
     latents, states, times = (getattr(recorded.selected(steps), part) for part in ("latents", "states", "times"))
 
     def policy(predict):
-        return OnDemand(Gate(0.3, noise_floor=0.01), predict, keep=6)
+        return OnDemand(Gate(0.3, noise_floor=0.01), predict, keep=6, correction=0.5)
 
     expected = SelectiveDecoder(policy(latents.__getitem__), tiny_model).run(states, times)
     ledger, found = OperationLedger(), []

@@ -133,7 +133,7 @@ def test_a_recorded_stream_gives_what_its_steps_give(build: Callable[[], Policy]
         partial(Gate, pending=3, agreement=8.0),
         PredictionError,
         LocalVariance,
-        lambda threshold: OnDemand(Gate(threshold), predict=lambda step: np.eye(60, dtype=np.float32)[step]),
+        lambda threshold: OnDemand(Gate(threshold), noisy_events(0, 60).__getitem__, correction=0.5),
     ],
     ids=["gate", "gate_1", "gate_agreement", "prediction", "variance", "on_demand"],
 )

@@ -17,8 +17,7 @@ class Asked:
     """Gives the prediction of a step, and keeps which were asked for."""
 
     def __init__(self, latents: np.ndarray) -> None:
-        self.latents = latents
-        self.steps: list[int] = []
+        self.latents, self.steps = latents, list[int]()
 
     def __call__(self, step: int) -> np.ndarray:
         self.steps.append(step)
@@ -41,19 +40,19 @@ def test_each_segment_has_the_prediction_of_its_middle_step(seed: int, steps: in
         assert step == newest[(len(newest) - 1) // 2]
 
 
-@given(seed=SEEDS, steps=LENGTHS, predictions=st.integers(2, 4))
-@settings(max_examples=40)
-def test_several_predictions_part_a_segment_and_their_mean_is_decoded(seed: int, steps: int, predictions: int) -> None:
+@given(seed=SEEDS, steps=LENGTHS, predictions=st.integers(1, 4), keep=st.integers(8, 60), correction=st.floats(0, 1))
+@settings(max_examples=60)
+def test_predictions_part_a_segment_and_read_outs_correct_their_mean(seed, steps, predictions, keep, correction):
     states, latents, times = noisy_events(seed, steps), noisy_events(seed + 1, steps), times_of(steps)
-    asked = Asked(latents)
-    for segment in segments_of(OnDemand(Gate(0.7), asked, predictions=predictions, keep=60), states, times):
+    asked, read = Asked(latents), segments_of(Gate(0.7), states, times)
+    policy = OnDemand(Gate(0.7), asked, predictions=predictions, keep=keep, correction=correction)
+    for segment, inner in zip(segments_of(policy, states, times), read, strict=True):
         own = [step for step in asked.steps if segment.first <= step <= segment.last]
         assert 1 <= len(own) == len(set(own)) <= predictions
-        total = latents[own].astype(np.float64).sum(0)
-        np.testing.assert_allclose(segment.latent, total / np.linalg.norm(total), atol=1e-6)
-        span = segment.last - segment.first
-        gaps = np.diff([segment.first, *own, segment.last])
-        assert span < predictions or gaps.max() - gaps.min() <= 1
+        total = latents[own].mean(0) + correction * (inner.latent - states[own].mean(0))
+        np.testing.assert_allclose(segment.latent, total / np.linalg.norm(total), atol=1e-5)
+        gaps = np.diff([max(segment.first, segment.last - keep + 1), *own, segment.last])
+        assert gaps.sum() < predictions or gaps.max() - gaps.min() <= 1
 
 
 def test_what_is_decoded_and_looked_up_is_what_was_predicted() -> None:
@@ -74,8 +73,7 @@ def test_what_is_decoded_and_looked_up_is_what_was_predicted() -> None:
 
 
 def test_the_threshold_is_that_of_the_policy_inside() -> None:
-    assert OnDemand(Gate(1.0), threshold=2.0).policy.threshold == 2.0
-    assert OnDemand(Gate(1.0)).policy.threshold == 1.0
+    assert [OnDemand(Gate(1.0), threshold=each).policy.threshold for each in (2.0, None)] == [2.0, 1.0]
     states, times = noisy_events(2, 60), times_of(60)
     steered = segments_of(Budget(OnDemand(Gate(1.0), Asked(noisy_events(1, 60))), 0.3), states, times)
     plainly = segments_of(Budget(Gate(1.0), 0.3), states, times)
@@ -84,6 +82,8 @@ def test_the_threshold_is_that_of_the_policy_inside() -> None:
 
 def test_without_predictions_no_segment_is_closed() -> None:
     refuses("OnDemand needs predict", lambda: segments_of(OnDemand(Gate(1.0)), noisy_events(0, 9), times_of(9)))
+    wide = OnDemand(Gate(1.0), Asked(noisy_events(0, 9, 5)), correction=0.5)
+    refuses("must be 5 wide to correct, got 8", lambda: segments_of(wide, noisy_events(0, 9), times_of(9)))
 
 
 def test_a_readout_is_ridge_regression_on_standardised_states() -> None:

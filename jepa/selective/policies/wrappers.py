@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from jepa.errors import InputError, check_finite, check_int, check_positive
+from jepa.errors import InputError, check_finite, check_int, check_nonnegative, check_positive
 from jepa.selective.policies.base import CausalPolicy, Policy, unit_mean
 from jepa.selective.types import Segment
 
@@ -167,7 +168,8 @@ class OnDemand(_Around):
 
     The policy is given what a `Readout` makes of a step's states. When it closes a segment, the Predictor runs for
     `predictions` of its newest `keep` steps, which part these into equal stretches (one: the middle one), and their
-    renormalised mean is decoded.
+    renormalised mean is decoded. With a `correction` c read-outs are a control variate, so that steps without a
+    prediction count as well: c · (r − mean r_i) is added, of the segment's own latent r and those steps' read-outs r_i.
 
     Args:
         policy: a causal policy; it must not be used elsewhere.
@@ -175,6 +177,7 @@ class OnDemand(_Around):
             `PredictorOnDemand.predict`. It may be set later.
         predictions: embeddings a segment, >= 1; of a short one as many as it has steps at most.
         keep: steps, >= 1.
+        correction: c, >= 0; above 0, what the policy watches must be as wide as the predictions.
         threshold: set on `policy`; None leaves its own.
 
     >>> from jepa.selective import Gate
@@ -193,30 +196,47 @@ class OnDemand(_Around):
         *,
         predictions: int = 1,
         keep: int = 16,
+        correction: float = 0.0,
         threshold: float | None = None,
     ) -> None:
         super().__init__(policy)
         self.predict, self.decodes_input = predict, False
         self.predictions, self.keep = check_int("predictions", predictions, 1), check_int("keep", keep, 1)
+        self.correction = check_nonnegative("correction", correction)
         if threshold is not None:
             self.threshold = threshold
         self.state = f"{self.policy.state}, of X-Encoder states; the windows of the segment's newest {keep} steps"
+        self.start()
+
+    def start(self) -> None:
+        super().start()
+        most = None if self.lag is None else self.keep + self.lag
+        self._steps, self._watched = 0, deque[np.ndarray](maxlen=most)  # what the policy saw of the newest steps
 
     def step(self, latent: np.ndarray, time: float) -> list[Segment]:
+        self._steps += 1
+        if self.correction:
+            self._watched.append(latent.copy())
         return [self._predicted(segment) for segment in self.policy.step(latent, time)]
 
     def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
-        self.policy.shared = self.shared
-        return [
-            (self.remembered((self.name, segment.first, segment.last), partial(self._predicted, segment)), step)
-            for segment, step in self.policy.run(latents, times)
+        self.policy.shared, key = self.shared, (self.name, self.predictions, self.correction)
+        found = self.policy.run(latents, times)
+        self._steps, self._watched = len(latents), deque(latents)
+        segments = [
+            (self.remembered((*key, each.first, each.last), partial(self._predicted, each)), step)
+            for each, step in found
         ]
+        self.start()
+        return segments
 
     def close(self) -> list[Segment]:
         return [self._predicted(segment) for segment in self.policy.close()]
 
     def finish(self) -> list[Segment]:
-        return [self._predicted(segment) for segment in super().finish()]
+        segments = [self._predicted(segment) for segment in self.policy.finish()]
+        self.start()
+        return segments
 
     def predicted(self, segment: Segment) -> list[int]:
         """The steps of a segment for which the Predictor runs."""
@@ -227,8 +247,13 @@ class OnDemand(_Around):
     def _predicted(self, segment: Segment) -> Segment:
         if self.predict is None:
             raise InputError("OnDemand needs predict, which gives the predicted embedding of a step, got none")
-        latents = [self.predict(step) for step in self.predicted(segment)]
-        if len(latents) == 1:
+        steps = self.predicted(segment)
+        latents = [self.predict(step) for step in steps]
+        if len(latents) == 1 and not self.correction:
             return replace(segment, latent=latents[0])
         total = np.stack(latents).astype(np.float64).sum(axis=0)
+        if self.correction:
+            if segment.latent.shape != total.shape:
+                raise InputError(f"watched latents must be {len(total)} wide to correct, got {len(segment.latent)}")
+            total += self.correction * sum(segment.latent - self._watched[step - self._steps] for step in steps)
         return replace(segment, latent=unit_mean(total, len(latents), latents[-1]))

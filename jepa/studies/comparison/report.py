@@ -1,5 +1,4 @@
-"""The report of the controlled comparison: quality against samples, parameters, costs. Intervals are 95 % t intervals
-over seeds."""
+"""The report of the controlled comparison: quality against samples, parameters, costs, with 95 % t intervals."""
 
 from __future__ import annotations
 

@@ -163,8 +163,7 @@ class WordsModule(_LossModule):
 class ArmModule(_LossModule):
     """One arm on the states of the frozen X-Encoder; keeps copies of its weights after the steps in `points`.
 
-    VL-JEPA learns by `loss` between predicted embeddings and those of the texts, the token VLM by the cross-entropy of
-    the texts' tokens.
+    VL-JEPA learns by `loss` between predicted embeddings and the texts', the token VLM by their tokens' cross-entropy.
     """
 
     def __init__(self, model: VLJEPA | TokenVLM, loss: nn.Module | None, stage: StageConfig, points: Sequence[int]):

@@ -177,8 +177,7 @@ def serving_cost(
 
     where s is the mean context I + O/2 and κ a token's bytes in the cache; a request costs prefill + O/B decode steps.
     Both are in chip-seconds, so n drops out and only decides what fits. In the prefill, the requests of a batch share
-    the reading of the weights. Arrays of the factors broadcast to an array of costs. Raises InputError if the model
-    does not fit.
+    the reading of the weights. Arrays of the factors broadcast. Raises InputError if the model does not fit.
     """
     chips, model, batch = scenario.chip_count(), scenario.model.model, scenario.batch
     flops = scenario.hardware.peaks[scenario.weights].value * np.asarray(compute, dtype=np.float64)

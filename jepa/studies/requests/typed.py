@@ -1,8 +1,7 @@
 """Requests typed word by word: when to answer anew.
 
 Uniform decoding answers at every word. A method answers where it expects another answer. It is scored by the answer in
-force at the last word of each request. Thresholds are chosen on streams of validation examples, figures come from
-streams of test examples.
+force at the last word of each request. Thresholds are chosen on validation examples, figures come from test examples.
 """
 
 from __future__ import annotations
