@@ -174,8 +174,7 @@ class LLMJEPA(nn.Module):
     ) -> Drafter:
         """What drafts at most `most` tokens: "latent" by the transition, "lookup" from the prompt, "both" in turn.
 
-        `only` names the tokens that the transition may draft. Raises `InputError` for another kind, or where the model
-        has no transition for it.
+        `only` names the tokens that the transition may draft. Raises `InputError` for another kind, or no transition.
         """
         lookup = PromptLookup(most)
         if kind == "lookup":
