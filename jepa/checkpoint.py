@@ -83,7 +83,7 @@ def load(name: str | os.PathLike[str], revision: str | None = None) -> Any:
     It has two methods more: `save_pretrained(folder)`, and `push_to_hub("organisation/name")`, see `push`.
 
     Raises:
-        InputError: a file is missing, cut off or of another format, or tensors, then listed, misfit or are not finite.
+        InputError: a file is missing, cut off or of another format, or tensors (listed) do not fit or are not finite.
     """
     folder = folder_of(os.fspath(name), revision)
     config = read_config(folder)

@@ -20,7 +20,7 @@ class CaptionBank(nn.Module):
     Args:
         texts: the N captions, distinct.
         embeddings: (N, E) of unit norm, in the space of the latents, row i that of caption i.
-        margin: the lowest cosine that the bank answers for, >= −1; `jepa.models.bank.calibrate_margin` finds one.
+        margin: the lowest cosine that the bank answers for, >= −1: see `jepa.models.bank.calibrate_margin`.
 
     Raises:
         InputError: an argument breaks its rule; norms may be off by 0.001.

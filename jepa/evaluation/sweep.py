@@ -134,7 +134,7 @@ def sweep_setting(
     results; the ledgers of the operations are counted in this process.
 
     Raises:
-        InputError: before anything runs, for wrong options, streams without annotations, latents no decoder takes.
+        InputError: before anything runs, for wrong options, streams without annotations, and latents of a wrong width.
     """
     check_sweep(config)
     _check_streams(streams, decoder, config.policies, name)

@@ -36,7 +36,7 @@ def info_nce(
     L2-normalised; the temperature is > 0. Other shapes and types raise `InputError`.
 
     Args:
-        ids: (B,) integers, equal for equal target texts, if `gather` on all ranks; None when all differ.
+        ids: (B,) integers, equal for equal target texts (of all ranks, if `gather`); None when all differ.
         negatives: (M, E), L2-normalised: further texts that predictions are told from. They have no predictions of
             their own, so that they count in the direction from predictions to targets only, and on this rank only.
         negative_ids: (M,) integers like `ids`; needed with `negatives` if `ids` are given, else `InputError`.

@@ -31,7 +31,7 @@ from jepa.selective import Decoded
 class TokenVLM(WindowedModel):
     """X-Encoder, a linear projection of its states, and a causal language model over states, query and answer.
 
-    An answer has at most `max_length` tokens, its end included. A `WindowDecoder` decodes streams.
+    An answer has at most `max_length` tokens with its end. Streams take a `SelectiveDecoder` with a `WindowDecoder`.
     """
 
     tokenizer_type = Tokenizer

@@ -163,7 +163,7 @@ class MeasuredTimesConfig(Config):
 class DeployedModelConfig(Config):
     """A deployed model: its language ``model``, and what it runs at every step of a stream.
 
-    It reads ``input_per_step`` tokens with every request beside the workload's, at each step if ``every_step``.
+    It reads ``input_per_step`` more tokens with every request; ``every_step``: it generates at every step of a stream.
     """
 
     name: str

@@ -13,8 +13,8 @@ class SendOnDelta(CausalPolicy):
     """Decodes a step at once when its latent is far from the one decoded last.
 
     The first step is decoded, and then each step with 1 − cos(z_t, z_last) > `threshold`, where z_last is the latent
-    decoded last: send-on-delta sampling (Miskowicz 2006, Sensors 6(1), 49-63). Nothing is pooled and nothing waits: for
-    text while it is typed, or wherever a late answer is worth less than a noisy one. Segments are single steps.
+    decoded last: send-on-delta sampling (Miskowicz 2006, Sensors 6(1), 49-63). Nothing is pooled or waits: for typed
+    text, or wherever a late answer is worth less than a noisy one. A segment is one step; `finish` decodes none.
 
     Args:
         threshold: cosine distance, >= 0; unrelated latents are 1 apart, opposite ones 2.

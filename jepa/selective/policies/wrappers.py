@@ -205,7 +205,7 @@ class OnDemand(_Around):
         self.correction = check_nonnegative("correction", correction)
         if threshold is not None:
             self.threshold = threshold
-        self.state = f"{self.policy.state}, of X-Encoder states; the windows of the segment's newest {keep} steps"
+        self.state = f"{self.policy.state}, of X-Encoder states; the newest {keep} steps' windows and read-outs"
         self.start()
 
     def start(self) -> None:
