@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import jepa
+from jepa.training.configs import LanguageTrainConfig
 
 ROOT = Path(__file__).parents[1]
 LINKED = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]  # beside docs/, whose links the build checks
@@ -46,6 +47,13 @@ def test_the_site_has_every_page_and_what_the_api_says(site):
     shown = (site / "api" / "selective" / "index.html").read_text(encoding="utf-8")
     for name in ("SelectiveDecoder", "Gate", "LatentCache", "calibrate_threshold"):
         assert re.search(rf'id="jepa\.selective\.[\w.]*{name}"', shown), name
+
+
+def test_every_key_of_a_training_is_explained(site):
+    shown = (site / "api" / "configuration" / "index.html").read_text(encoding="utf-8")
+    table = shown[shown.index('id="jepa.training.configs.LanguageTrainConfig"') :].partition("</table>")[0]
+    assert re.findall(r"<tr>\s*<td><code>(\w+)</code>", table) == list(LanguageTrainConfig.model_fields)
+    assert "<code>objective</code></td>\n<td><code>ObjectiveConfig</code></td>\n<td>must be given</td>" in table
 
 
 def test_a_page_asks_nobody_else_for_anything(site):

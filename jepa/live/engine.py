@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from jepa.data.world import World
 from jepa.errors import InputError
@@ -84,16 +83,6 @@ class Engine:
             [session.advance(states, rows, at) for (session, states, at), rows in zip(found, latents, strict=True)]
         )
         return waited
-
-    def drain(self, until: Callable[[], bool], seconds: float = 60.0) -> None:
-        """Passes in the caller's thread until something holds; `TimeoutError` after so many seconds."""
-        deadline = time.monotonic() + seconds
-        while not until():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not done after {seconds} s")
-            self._wake.clear()
-            if not self.work():
-                self._wake.wait(0.01)
 
     def _run(self) -> None:
         try:

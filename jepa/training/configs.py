@@ -194,6 +194,8 @@ class LanguageStageConfig(Config):
 
 
 class LanguageTrainConfig(_Devices):
+    """An LLM-JEPA, stage by stage; a stage that is null is left out."""
+
     variant: Literal["llm_jepa"] = "llm_jepa"
     arm: str
     strategy: Literal["auto", "ddp"] = "auto"

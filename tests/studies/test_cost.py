@@ -270,9 +270,9 @@ def test_selective_decoding_takes_its_saving_from_results(results_file, stream_r
     refuses(r"setting must be one of .*, got 'other'", lambda: analyse(settings(*selective(results_file, "other"))))
 
 
-@pytest.mark.parametrize("policy", ["selective_encoding", "gate"])
+@pytest.mark.parametrize("policy", ["selective_encoding", "gate", "on_demand"])
 def test_a_policy_takes_perception_with_it(policy, results_file, stream_results):
-    """Perception's steps are divided by the ratio of the steps that were computed."""
+    """Perception's steps are divided by the ratio of the steps that were computed; a few of them may be predicted."""
     setting = stream_results.settings["dense"]
     saving = next(row for row in headline_savings(setting) if row.policy == policy)
     rows = {(row.policy, row.value): row.ledger for row in setting.operations}
@@ -281,7 +281,12 @@ def test_a_policy_takes_perception_with_it(policy, results_file, stream_results)
     assert ratio != 1
     found = analyse(settings(*selective(results_file, "dense", policy)))
     assert found.baseline.steps / found.optimised.steps == pytest.approx(ratio)
-    assert f"steps of perception / {ratio:.2f}" in optimisation(found, "selective").change
+    change, fraction = optimisation(found, "selective").change, after.predictor.calls / after.step_count
+    assert f"steps of perception / {ratio:.2f}" in change
+    assert (fraction < 1) == (policy == "on_demand") == (f"the Predictor at {fraction:.0%} of them" in change)
+    for part, each in (("encoder", 1.0), ("predictor", fraction)):
+        spent = (getattr(found, key).parts[part].chip_seconds for key in ("optimised", "baseline"))
+        assert next(spent) / next(spent) == pytest.approx(each / ratio)
 
 
 @pytest.mark.parametrize(

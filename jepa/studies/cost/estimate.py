@@ -107,6 +107,7 @@ class Scenario:
     output_tokens: float  # O; it may be a fraction, such as a mean
     batch: int  # B, requests or streams
     steps: float = 0.0  # of perception in a unit of work; 0 without a stream
+    predicted: float = 1.0  # fraction of the steps at which the Predictor runs
     requests: float = 1.0  # in that unit
     chips: int | None = None  # n; None: the least power of two that the model fits in
     memory_fraction: float = 0.9  # of the memory, for weights and cache
@@ -199,7 +200,8 @@ def serving_cost(
     for name, part in scenario.model.perception.items() if scenario.steps else ():
         tokens = part.tokens_at(scenario.steps)
         weights = part.size.read_weights(batch * tokens)
-        add(name, part.size.prefill_flops(tokens) / flops, weights, nothing, scenario.steps)
+        times = scenario.steps * (scenario.predicted if name == "predictor" else 1.0)
+        add(name, part.size.prefill_flops(tokens) / flops, weights, nothing, times)
     if context:
         add("prefill", model.prefill_flops(context) / flops, model.read_weights(batch * context), nothing, number)
     held = model.cached(context + output / 2) * FORMATS[scenario.cache] / bandwidth

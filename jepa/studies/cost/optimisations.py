@@ -106,7 +106,7 @@ def selective_decoding(
 
     `results` is a `results.json` of `jepa report`, or its folder. Without a `setting` its first one counts, without a
     `policy` the best causal one. Perception's steps are divided by the ratio of the steps that uniform decoding and
-    the policy compute. The Predictor is priced at each of them, without the saving of prediction on demand.
+    the policy compute. A policy on demand runs the Predictor at a fraction of them.
 
     >>> selective_decoding("selective", 2.85, results=None, setting=None, policy=None, factor=2.85).change
     'decoder calls / 2.85'
@@ -119,12 +119,12 @@ def selective_decoding(
     return Optimisation(label, claim, f"decoder calls / {factor:g}", _fewer_steps, "assumed", requests)
 
 
-def _fewer_steps(scenario: Scenario, ratio: float = 1.0) -> Scenario:
+def _fewer_steps(scenario: Scenario, ratio: float = 1.0, predicted: float = 1.0) -> Scenario:
     if not scenario.steps:
         raise InputError("must be applied to a stream, got stream_rates=null")
     if scenario.model.every_step:
         raise InputError(f"must be applied to a model that may stay silent, got {scenario.model.name}")
-    return replace(scenario, steps=scenario.steps / ratio)
+    return replace(scenario, steps=scenario.steps / ratio, predicted=predicted)
 
 
 def _measured(label: str, claim: float | None, path: str, name: str | None, policy: str | None) -> Optimisation:
@@ -144,15 +144,18 @@ def _measured(label: str, claim: float | None, path: str, name: str | None, poli
     if warning := without_contrast(setting):
         rule = f"setting, one of {', '.join(settings)} in {path}, must have a quality that depends on decoding"
         raise InputError(f"{rule}, got {name!r}: {warning}")
-    steps, flops, reference, ratio = 1.0, None, reference_row(setting), saving.ratio
+    steps, predicted, flops, reference, ratio = 1.0, 1.0, None, reference_row(setting), saving.ratio
     point = (saving.policy, saving.value)
     row = next((row for row in setting.operations if (row.policy, row.value) == point), None)
     if row is not None and reference is not None:
         flops = operations_ratio(setting, row).flops
         theirs = reference.ledger.predictor.calls or reference.ledger.step_count
         steps = theirs * row.ledger.stream_seconds / (row.ledger.step_count * reference.ledger.stream_seconds)
+        predicted = (row.ledger.predictor.calls or row.ledger.step_count) / row.ledger.step_count
     high = ratio.value if ratio.high is None else ratio.high  # no bound: the value is the safe end
     requests = Range(value=ratio.value, low=ratio.low, high=high)
     fewer = "" if steps == 1 else f", steps of perception / {steps:.2f}"
+    fewer += "" if predicted == 1 else f", the Predictor at {predicted:.0%} of them"
     change = f"decoder calls / {ratio.value:.2f}{fewer}, as {saving.policy} saved on {name} streams"
-    return Optimisation(label, claim, change, partial(_fewer_steps, ratio=steps), "measured", requests, flops)
+    apply = partial(_fewer_steps, ratio=steps, predicted=predicted)
+    return Optimisation(label, claim, change, apply, "measured", requests, flops)
