@@ -322,8 +322,7 @@ def _model_card(folder: Path, config: Node, name: str, licence: str | None) -> s
     if found.is_file():
         scores = json.loads(found.read_text(encoding="utf-8")).get("scores") or {}
         rows = [f"| {key} | {value:.4g} |" for key, value in _numbers(scores)]
-        parts.append(f"Figures of `jepa evaluate checkpoint={name}`:")
-        parts.append("\n".join(["| score | value |", "|---|---|", *rows]))
+        parts += f"Figures of `jepa evaluate checkpoint={name}`:", "\n".join(["| score | value |", "|---|---|", *rows])
     return "\n\n".join(parts) + "\n"
 
 

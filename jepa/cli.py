@@ -144,7 +144,7 @@ COMMANDS: dict[str, Callable[[Any, Path], int | None]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``argv`` (default: the command line without the program's name) and return the exit code."""
     gc.set_threshold(max(5_000, gc.get_threshold()[0]))  # imports make many objects, and no garbage
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         return _status(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
     except KeyboardInterrupt:
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Lets glibc keep up to half a gigabyte of what was freed, for layers on a CPU ask for the same megabytes again.
 
     Handed back, they are pages that the system clears anew: a step of the demo's training takes 1.1 to 1.3 times as

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sys
 
 import pytest
@@ -27,8 +26,6 @@ def test_the_quick_training_benchmark_runs(monkeypatch, capsys, script):
     """The plain loss holds three matrices of similarities at least, 64 MiB each; in chunks none is whole."""
     bench = script("bench_train")
     monkeypatch.setattr(sys, "argv", ["bench_train.py", "--quick"])
-    fork = multiprocessing.get_context("fork")  # nothing is imported anew
-    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda _: fork)
     bench.main()
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     embedded = figures["models"]["embedded"]

@@ -105,10 +105,11 @@ def drafter_of(model: LLMJEPA, answers: AnswersConfig, splits: ExampleSplits) ->
     drafter = model.drafter(answers.drafts, answers.draft_tokens, answers.draft_threshold or 0.0, only)
     if answers.drafts == "lookup" or answers.draft_threshold is not None:
         return drafter
-    if not (pairs := splits.validation[: max(64, 8 * answers.batch_size)]):
+    if not (pairs := sorted(splits.validation[: max(64, 8 * answers.batch_size)], key=lambda pair: len(pair.prompt))):
         raise InputError("answers.draft_threshold must be given where there are no validation pairs, got null")
     drafters = [model.drafter(answers.drafts, answers.draft_tokens, each, only) for each in _THRESHOLDS]
-    return fastest(drafters, lambda each: generate(model, pairs, answers.batch_size, each))
+    batches = [pairs[start : start + answers.batch_size] for start in range(0, len(pairs), answers.batch_size)]
+    return fastest(drafters, lambda drafter, batch: generate(model, batch, answers.batch_size, drafter), batches)
 
 
 def longest_answer(encoded: Iterable[ChatIds]) -> int:

@@ -24,6 +24,7 @@ from jepa.operations import PartCount, weight_bytes
 from jepa.predictors.transition import LatentTransition
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 _SMALL = 2**19  # weights: from here on oneDNN's layout is faster for one row, too
 _MOST_PACKED = 2**31  # bytes that are held twice
@@ -210,9 +211,10 @@ class LatentDrafter:
         language: whose head and token embeddings are used.
         transition: h_t, x_{t+1} -> h_{t+1}.
         most: γ, tokens in a draft.
-        threshold: a draft ends before the probability that all of it stands, by the head's own estimate, falls below;
-            those of a batch end together once fewer than half of them go on.
+        threshold: drafts end before the probability that all of a draft stands, by the head's own estimate and in the
+            mean of the rows, falls below. A draft that has ended its text counts 0.
         only: the tokens that may be drafted; with a large vocabulary, few of them make the head cheap.
+        stop_ids: tokens that end a text, and with it the draft.
 
     Raises:
         InputError: `most`, `threshold` or a token of `only` is out of range, or `only` is empty.
@@ -233,10 +235,12 @@ class LatentDrafter:
         most: int = 8,
         threshold: float = 0.0,
         only: Iterable[int] | None = None,
+        stop_ids: Iterable[int] = (),
     ) -> None:
         if most < 1 or not 0 <= threshold <= 1:
             raise InputError(f"most must be >= 1 and threshold in [0, 1], got {most} and {threshold}")
         self.language, self.transition, self.most, self.threshold = language, transition, most, threshold
+        self._stops = frozenset(stop_ids)
         own = language.lm.get_output_embeddings()
         self._only, self._head, weight = None, None, own.weight
         if only is not None:
@@ -250,22 +254,22 @@ class LatentDrafter:
         self.cost = PartCount(flops=transition.flops() + 2 * weight.numel(), weight_bytes=read)
 
     def draft(self, states: Tensor, texts: Sequence[Sequence[int]], most: int) -> Drafts:
-        embed = self.language.lm.get_input_embeddings()
-        chosen = torch.tensor([text[-1] for text in texts], device=states.device)
-        sure = torch.ones(len(states), device=states.device)
-        counts, predicted, tokens = torch.zeros_like(chosen), torch.zeros_like(chosen), []
-        for _ in range(min(most, self.most)):
-            states = self.transition(states, embed(chosen))
-            best, chosen = self.language.logits(states, self._head).softmax(-1).max(-1)
-            chosen = chosen if self._only is None else self._only[chosen]
-            predicted += sure >= self.threshold
-            sure = sure * best
-            meant = sure >= self.threshold
-            if 2 * int(meant.sum()) < len(meant):
+        embed, chosen = self.language.lm.get_input_embeddings(), [text[-1] for text in texts]
+        sure = [float(token not in self._stops) for token in chosen]
+        counts, predicted, tokens = [0] * len(texts), [0] * len(texts), list[list[int]]()
+        while len(tokens) < min(most, self.most) and any(sure):
+            states = self.transition(states, embed(torch.tensor(chosen, device=states.device)))
+            best, places = self.language.logits(states, self._head).softmax(-1).max(-1)
+            chosen = (places if self._only is None else self._only[places]).tolist()
+            predicted = [count + (p > 0) for count, p in zip(predicted, sure, strict=True)]
+            sure = [p * each for p, each in zip(sure, best.tolist(), strict=True)]
+            if not sum(sure) >= self.threshold * len(sure):
                 break
-            counts += meant
+            counts = [count + (p > 0) for count, p in zip(counts, sure, strict=True)]
             tokens.append(chosen)
-        return Drafts(torch.stack(tokens, dim=1) if tokens else chosen[:, None][:, :0], counts, predicted)
+            sure = [0.0 if token in self._stops else p for p, token in zip(sure, chosen, strict=True)]
+        columns = torch.tensor(tokens, dtype=torch.long, device=states.device).reshape(len(tokens), len(texts))
+        return Drafts(columns.T, *torch.tensor([counts, predicted], device=states.device))
 
 
 class PromptLookup:
@@ -333,19 +337,19 @@ class FirstOf:
         return found
 
 
-def fastest(candidates: Sequence[T], run: Callable[[T], object]) -> T:
-    """The candidate with which `run` takes the fewest seconds, the best of five runs, or of those begun within 30 s."""
+def fastest(candidates: Sequence[T], run: Callable[[T, U], object], items: Sequence[U]) -> T:
+    """The candidate that takes `run` the fewest seconds: for each item the best of five rounds, or of those of 30 s."""
 
-    def seconds(candidate: T) -> float:
+    def seconds(candidate: T, item: U) -> float:
         started = time.perf_counter()
-        run(candidate)
+        run(candidate, item)
         return time.perf_counter() - started
 
-    run(candidates[0])  # what runs for the first time is slow
-    started, rounds = time.perf_counter(), [[seconds(candidate) for candidate in candidates]]
-    while len(rounds) < 5 and time.perf_counter() - started < 30:
-        rounds.append([seconds(candidate) for candidate in candidates])
-    return candidates[min(range(len(candidates)), key=lambda i: min(each[i] for each in rounds))]
+    seconds(candidates[0], items[0])  # what runs for the first time is slow
+    started, rounds = time.perf_counter(), list[list[list[float]]]()
+    while not rounds or (len(rounds) < 5 and time.perf_counter() - started < 30):
+        rounds.append([[seconds(candidate, item) for candidate in candidates] for item in items])
+    return candidates[int(torch.tensor(rounds).amin(0).sum(0).argmin())]
 
 
 def _first(counts: Tensor, width: int) -> Tensor:

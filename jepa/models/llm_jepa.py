@@ -183,7 +183,7 @@ class LLMJEPA(nn.Module):
             raise InputError(f"drafts must be latent, lookup or both, got {kind}")
         if self.transition is None:
             raise InputError(f"drafts={kind} needs a checkpoint with a draft stage: train llm_jepa_draft")
-        latent = LatentDrafter(self.language, self.transition, most, threshold, only)
+        latent = LatentDrafter(self.language, self.transition, most, threshold, only, self.tokenizer.stop_ids)
         return latent if kind == "latent" else FirstOf(lookup, latent)
 
     def texts(

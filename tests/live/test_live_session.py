@@ -36,7 +36,6 @@ def pictures(seconds: float, seed: int = 0, start: float = 0.0):
 
 
 def drain(engine, *sessions):
-    """Passes in this thread until sessions have ended."""
     deadline = monotonic() + 60
     while any(session.status != "ended" for session in sessions):
         assert monotonic() < deadline

@@ -7,7 +7,7 @@ import torch
 from conftest import FAMILIES, family, refuses
 
 from jepa.encoders.language import LanguageModel
-from jepa.models.drafts import Drafts, FirstOf, LatentDrafter, PromptLookup, generate, packed, verify
+from jepa.models.drafts import Drafts, FirstOf, LatentDrafter, PromptLookup, fastest, generate, packed, verify
 from jepa.operations import count_flops
 from jepa.predictors.transition import LatentTransition
 
@@ -116,24 +116,34 @@ def test_sampled_text_has_the_distribution_of_the_model():
 
 
 @torch.no_grad()
-def test_a_threshold_ends_a_draft():
-    language = family("llama")
-    transition = LatentTransition(32)
-    states, texts = torch.randn(3, 32), [[5], [6], [7]]
-    assert LatentDrafter(language, transition, most=5).draft(states, texts, 9).counts.tolist() == [5, 5, 5]
-    assert LatentDrafter(language, transition, most=5, threshold=1.0).draft(states, texts, 9).counts.tolist() == [0] * 3
-    some = LatentDrafter(language, transition, most=5, threshold=0.05).draft(states, texts, 9)
+def test_a_draft_ends_at_the_threshold_and_with_its_text():
+    language, transition, states = family("llama"), LatentTransition(32), torch.randn(3, 32)
+
+    def drafts(**options):
+        return LatentDrafter(language, transition, most=5, **options).draft(states, [[5], [6], [7]], 9)
+
+    free, some, none = drafts(), drafts(threshold=0.05), drafts(threshold=1.0)
+    assert (free.counts.tolist(), none.counts.tolist()) == ([5] * 3, [0] * 3)
     p, sure = states, torch.ones(3)
-    chosen = torch.tensor([5, 6, 7])
-    for step in range(5):
+    for step, chosen in enumerate(torch.cat([torch.tensor([[5], [6], [7]]), free.tokens], 1).T[:5]):
         p = transition(p, language.lm.get_input_embeddings()(chosen))
-        best, chosen = language.logits(p).softmax(-1).max(-1)
-        sure = sure * best
-        assert (2 * (sure >= 0.05).sum() >= 3) == (step < some.tokens.shape[1])  # half of the rows go on
+        sure = sure * language.logits(p).softmax(-1).amax(-1)
+        assert (sure.mean() >= 0.05) == (step < some.tokens.shape[1])  # all rows go on, or none
         if step == some.tokens.shape[1]:
             break
-        assert (some.counts > step).tolist() == (sure >= 0.05).tolist()
-        assert some.tokens[:, step].tolist() == chosen.tolist()
+    assert some.tokens.equal(free.tokens[:, :step])
+    assert (some.counts.tolist(), some.predicted.tolist()) == ([step] * 3, [step + 1] * 3)
+    ended = drafts(stop_ids=[int(stop := free.tokens[0, 1]), 7])
+    lengths = [[*(row == stop).nonzero()[:, 0].tolist(), 4][0] + 1 for row in free.tokens[:2]]
+    assert ended.counts.tolist() == ended.predicted.tolist() == [*lengths, 0]  # the third had ended before
+    assert ended.tokens.equal(free.tokens[:, : max(lengths)])
+
+
+def test_the_fastest_is_found_where_each_round_is_disturbed(monkeypatch):
+    clock, seconds = [0.0], {"slow": [6, *[2] * 10], "fast": [9, 1, 1, 9, 9, 1, 1, 9, 9, 1]}  # 1 or 9, of two items
+    monkeypatch.setattr("jepa.models.drafts.time.perf_counter", lambda: clock[0])
+    found = fastest(["slow", "fast"], lambda name, item: clock.insert(0, clock[0] + seconds[name].pop(0) / 4), [0, 1])
+    assert (found, seconds) == ("fast", {"slow": [], "fast": []})
 
 
 @torch.no_grad()

@@ -108,8 +108,7 @@ def test_the_budget_is_held_when_the_density_changes(inner: Callable[[], CausalP
     for seed in range(3):
         latents, times = changing(seed, steps, before=6.0, after=2.0), 0.5 * np.arange(steps)
         out = steps_out(Budget(inner(), rate).run(latents, times)[:-1])
-        for half in (0, 1200):
-            errors.append(np.sum((out >= half) & (out < half + 1200)) / 600 / rate - 1)
+        errors += [np.sum((out >= half) & (out < half + 1200)) / 600 / rate - 1 for half in (0, 1200)]
         out = steps_out(inner().run(latents, times)[:-1])
         free.append((np.sum(out < 1200) / 600, np.sum(out >= 1200) / 600))
     assert np.abs(errors).max() <= 0.12
