@@ -152,7 +152,7 @@ def test_nothing_is_wider_than_the_window(page, width):
 def test_every_control_has_a_name(page):
     tree = page.command("Accessibility.getFullAXTree")["nodes"]
     roles = {"button", "slider", "textbox", "combobox", "region"}
-    names = {node["name"]["value"] for node in tree if node.get("role", {}).get("value") in roles}
+    names = {node["name"]["value"].strip() for node in tree if node.get("role", {}).get("value") in roles}
     assert {"Pause", "Session", "Policy", "Timeline, scrolls sideways"} <= names
     assert "" not in names
 
