@@ -55,7 +55,7 @@ class Drafter(Protocol):
     def threshold(self) -> float: ...
 
     def draft(self, states: Tensor, texts: Sequence[Sequence[int]], most: int) -> Drafts:
-        """At most `most` tokens >= 1 after those of `texts`; `states` (B, D) of the last but one token of each."""
+        """At most `most` >= 1 tokens after those of `texts`, after [] none; `states` (B, D) of the last but one."""
 
 
 class Verified(NamedTuple):
@@ -123,7 +123,7 @@ def generate(
         room = ids.new_tensor([max_new_tokens - len(rows[row].tokens) - 1 for row in alive])  # before the token after
         drafts = Drafts(ids[:, :0], torch.zeros_like(room), torch.zeros_like(room))
         if drafter is not None and bool((room > 0).any()):
-            texts = [[*prompts[row], *rows[row].tokens] for row in alive]
+            texts = [[] if done else [*prompts[i], *rows[i].tokens] for i, done in zip(alive, ended, strict=True)]
             drafts = drafter.draft(states, texts, int(room.max()))
             drafts = drafts._replace(counts=drafts.counts.minimum(room), predicted=drafts.predicted.minimum(room))
         ids = torch.cat([ids, drafts.tokens], dim=1)
@@ -254,8 +254,8 @@ class LatentDrafter:
         self.cost = PartCount(flops=transition.flops() + 2 * weight.numel(), weight_bytes=read)
 
     def draft(self, states: Tensor, texts: Sequence[Sequence[int]], most: int) -> Drafts:
-        embed, chosen = self.language.lm.get_input_embeddings(), [text[-1] for text in texts]
-        sure = [float(token not in self._stops) for token in chosen]
+        embed, chosen = self.language.lm.get_input_embeddings(), [text[-1] if text else 0 for text in texts]
+        sure = [float(len(text) > 0) for text in texts]
         counts, predicted, tokens = [0] * len(texts), [0] * len(texts), list[list[int]]()
         while len(tokens) < min(most, self.most) and any(sure):
             states = self.transition(states, embed(torch.tensor(chosen, device=states.device)))
@@ -331,7 +331,7 @@ class FirstOf:
                     torch.where(has, found.counts, drafts.counts),
                     found.predicted + drafts.predicted * ~has,
                 )
-            if bool((found.counts > 0).all()):
+            if all(count > 0 or not text for count, text in zip(found.counts.tolist(), texts, strict=True)):
                 break
         assert found is not None
         return found

@@ -31,7 +31,7 @@ class KnownDrafter:
     def draft(self, states, texts, most):
         rows = []
         for number, text in enumerate(texts):
-            [whole] = [known for known in self.texts if known[: len(text)] == list(text)]
+            whole = next(known for known in self.texts if known[: len(text)] == list(text)) if text else []
             drafted = whole[len(text) : len(text) + min(most, 1 + (len(text) + number) % 6)]
             rows.append([(token + 1) % 400 if (len(text) + i) % 3 == 0 else token for i, token in enumerate(drafted)])
         width = max(len(row) for row in rows)
@@ -120,7 +120,8 @@ def test_a_draft_ends_at_the_threshold_and_with_its_text():
     language, transition, states = family("llama"), LatentTransition(32), torch.randn(3, 32)
 
     def drafts(**options):
-        return LatentDrafter(language, transition, most=5, **options).draft(states, [[5], [6], [7]], 9)
+        last = [] if "stop_ids" in options else [7]  # of a row that has ended: none
+        return LatentDrafter(language, transition, most=5, **options).draft(states, [[5], [6], last], 9)
 
     free, some, none = drafts(), drafts(threshold=0.05), drafts(threshold=1.0)
     assert (free.counts.tolist(), none.counts.tolist()) == ([5] * 3, [0] * 3)
@@ -133,7 +134,7 @@ def test_a_draft_ends_at_the_threshold_and_with_its_text():
             break
     assert some.tokens.equal(free.tokens[:, :step])
     assert (some.counts.tolist(), some.predicted.tolist()) == ([step] * 3, [step + 1] * 3)
-    ended = drafts(stop_ids=[int(stop := free.tokens[0, 1]), 7])
+    ended = drafts(stop_ids=[int(stop := free.tokens[0, 1])])
     lengths = [[*(row == stop).nonzero()[:, 0].tolist(), 4][0] + 1 for row in free.tokens[:2]]
     assert ended.counts.tolist() == ended.predicted.tolist() == [*lengths, 0]  # the third had ended before
     assert ended.tokens.equal(free.tokens[:, : max(lengths)])
@@ -209,7 +210,6 @@ def test_text_and_passes_are_those_of_transformers(kind):
 
 
 def test_prompt_lookup_takes_the_longest_and_first_match():
-    lookup = PromptLookup(most=4)
-    drafts = lookup.draft(torch.zeros(3, 2), [[1, 2, 3, 9, 2, 3, 8, 1, 2, 3], [1, 2, 3], [5, 4, 5, 6, 5]], 3)
+    drafts = PromptLookup(most=4).draft(torch.ones(3), [[1, 2, 3, 9, 2, 3, 8, 1, 2, 3], [1, 2, 3], [5, 4, 5, 6, 5]], 3)
     assert drafts.tokens.tolist() == [[9, 2, 3], [0, 0, 0], [4, 5, 6]]
     assert drafts.counts.tolist() == [3, 0, 3]
