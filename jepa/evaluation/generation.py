@@ -105,11 +105,12 @@ def drafter_of(model: LLMJEPA, answers: AnswersConfig, splits: ExampleSplits) ->
     drafter = model.drafter(answers.drafts, answers.draft_tokens, answers.draft_threshold or 0.0, only)
     if answers.drafts == "lookup" or answers.draft_threshold is not None:
         return drafter
-    if not (pairs := sorted(splits.validation[: max(64, 8 * answers.batch_size)], key=lambda pair: len(pair.prompt))):
+    if not (encoded := model.tokenizer.encode(splits.validation[: max(64, 8 * answers.batch_size)])):
         raise InputError("answers.draft_threshold must be given where there are no validation pairs, got null")
     drafters = [model.drafter(answers.drafts, answers.draft_tokens, each, only) for each in _THRESHOLDS]
-    batches = [pairs[start : start + answers.batch_size] for start in range(0, len(pairs), answers.batch_size)]
-    return fastest(drafters, lambda drafter, batch: generate(model, batch, answers.batch_size, drafter), batches)
+    prompts, longest = sorted((ids.given for ids in encoded), key=len), longest_answer(encoded)
+    batches = [prompts[start : start + answers.batch_size] for start in range(0, len(prompts), answers.batch_size)]
+    return fastest(drafters, lambda drafter, batch: model.continuations(batch, longest, drafter), batches)
 
 
 def longest_answer(encoded: Iterable[ChatIds]) -> int:

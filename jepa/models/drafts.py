@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from jepa.encoders.language import LanguageModel
 from jepa.errors import InputError
@@ -24,7 +25,6 @@ from jepa.operations import PartCount, weight_bytes
 from jepa.predictors.transition import LatentTransition
 
 T = TypeVar("T")
-U = TypeVar("U")
 
 _SMALL = 2**19  # weights: from here on oneDNN's layout is faster for one row, too
 _MOST_PACKED = 2**31  # bytes that are held twice
@@ -103,8 +103,7 @@ def generate(
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=ids.device)
     mask = torch.arange(longest, device=ids.device) >= longest - lengths[:, None]
     cache, ended = None, [False] * len(rows)
-    nothing = torch.zeros_like(lengths)
-    drafts = Drafts(ids[:, :0], nothing, nothing)
+    drafts = Drafts(ids[:, :0], *torch.zeros_like(lengths).expand(2, -1))
     while True:
         states, cache = language.extend(ids, mask, cache)
         states = states[:, -1 - drafts.tokens.shape[1] :]
@@ -255,7 +254,7 @@ class LatentDrafter:
 
     def draft(self, states: Tensor, texts: Sequence[Sequence[int]], most: int) -> Drafts:
         embed, chosen = self.language.lm.get_input_embeddings(), [text[-1] if text else 0 for text in texts]
-        sure = [float(len(text) > 0) for text in texts]
+        sure = [float(len(text) > 0) for text in texts]  # lists: for few rows faster than tensors
         counts, predicted, tokens = [0] * len(texts), [0] * len(texts), list[list[int]]()
         while len(tokens) < min(most, self.most) and any(sure):
             states = self.transition(states, embed(torch.tensor(chosen, device=states.device)))
@@ -337,10 +336,10 @@ class FirstOf:
         return found
 
 
-def fastest(candidates: Sequence[T], run: Callable[[T, U], object], items: Sequence[U]) -> T:
+def fastest(candidates: Sequence[Drafter], run: Callable[[Drafter, T], object], items: Sequence[T]) -> Drafter:
     """The candidate that takes `run` the fewest seconds: for each item the best of five rounds, or of those of 30 s."""
 
-    def seconds(candidate: T, item: U) -> float:
+    def seconds(candidate: Drafter, item: T) -> float:
         started = time.perf_counter()
         run(candidate, item)
         return time.perf_counter() - started
@@ -348,7 +347,7 @@ def fastest(candidates: Sequence[T], run: Callable[[T, U], object], items: Seque
     seconds(candidates[0], items[0])  # what runs for the first time is slow
     started, rounds = time.perf_counter(), list[list[list[float]]]()
     while not rounds or (len(rounds) < 5 and time.perf_counter() - started < 30):
-        rounds.append([[seconds(candidate, item) for candidate in candidates] for item in items])
+        rounds.append([[seconds(d, item) for d in candidates] for item in tqdm(items, "timing drafts", leave=False)])
     return candidates[int(torch.tensor(rounds).amin(0).sum(0).argmin())]
 
 

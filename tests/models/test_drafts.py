@@ -119,8 +119,7 @@ def test_sampled_text_has_the_distribution_of_the_model():
 def test_a_draft_ends_at_the_threshold_and_with_its_text():
     language, transition, states = family("llama"), LatentTransition(32), torch.randn(3, 32)
 
-    def drafts(**options):
-        last = [] if "stop_ids" in options else [7]  # of a row that has ended: none
+    def drafts(last=(7,), **options):
         return LatentDrafter(language, transition, most=5, **options).draft(states, [[5], [6], last], 9)
 
     free, some, none = drafts(), drafts(threshold=0.05), drafts(threshold=1.0)
@@ -128,13 +127,14 @@ def test_a_draft_ends_at_the_threshold_and_with_its_text():
     p, sure = states, torch.ones(3)
     for step, chosen in enumerate(torch.cat([torch.tensor([[5], [6], [7]]), free.tokens], 1).T[:5]):
         p = transition(p, language.lm.get_input_embeddings()(chosen))
-        sure = sure * language.logits(p).softmax(-1).amax(-1)
-        assert (sure.mean() >= 0.05) == (step < some.tokens.shape[1])  # all rows go on, or none
+        best, likeliest = language.logits(p).softmax(-1).max(-1)
+        sure, goes_on = sure * best, step < some.tokens.shape[1]  # all rows, or none
+        assert (likeliest.tolist(), bool(sure.mean() >= 0.05)) == (free.tokens[:, step].tolist(), goes_on)
         if step == some.tokens.shape[1]:
             break
     assert some.tokens.equal(free.tokens[:, :step])
     assert (some.counts.tolist(), some.predicted.tolist()) == ([step] * 3, [step + 1] * 3)
-    ended = drafts(stop_ids=[int(stop := free.tokens[0, 1])])
+    ended = drafts([], stop_ids=[int(stop := free.tokens[0, 1])])
     lengths = [[*(row == stop).nonzero()[:, 0].tolist(), 4][0] + 1 for row in free.tokens[:2]]
     assert ended.counts.tolist() == ended.predicted.tolist() == [*lengths, 0]  # the third had ended before
     assert ended.tokens.equal(free.tokens[:, : max(lengths)])
