@@ -378,13 +378,11 @@ def _vitt_lines(path: Path, problems: Problems) -> list[_Json]:
 def _vitt(item: _Json, reading: _Reading) -> list[_Stream]:
     video = item["id"].text()
     reading.seen[video] += 1  # one line an annotator
-    points = reading.problems.each(item["annotations"].array(), _timed_tag)
+    points = reading.problems.each(
+        item["annotations"].array(), lambda tag: Annotation(tag["timestamp"].number() / 1000, None, tag["tag"].text())
+    )
     seconds, group = reading.length(video, f"{item.where}.id")
     return [_Stream(item.where, f"{video}/{reading.seen[video]}", group, seconds, points)]
-
-
-def _timed_tag(tag: _Json) -> Annotation:
-    return Annotation(tag["timestamp"].number() / 1000, None, tag["tag"].text())
 
 
 def _items(path: Path, problems: Problems, key: str | None = None) -> list[tuple[str, _Json]]:
@@ -400,9 +398,8 @@ FORMATS: Mapping[str, _Format] = {  # by name, with the files of annotations and
     # atomic_descriptions_{split}.json
     "ego_exo4d": _Format(partial(_items, key="annotations"), _ego_exo4d, "takes.json", _takes),
     "ego4d": _Format(_items, _ego4d, "ego4d.json", _ego4d_videos),  # narration.json
-    "epic": _Format(
-        _epic_videos, _epic, "EPIC_100_video_info.csv", _csv_lengths
-    ),  # a CSV of EPIC-KITCHENS-100 segments
+    # a CSV of EPIC-KITCHENS-100 segments
+    "epic": _Format(_epic_videos, _epic, "EPIC_100_video_info.csv", _csv_lengths),
     "activitynet": _Format(_items, _activitynet),  # {train,val_1,val_2}.json of ActivityNet Captions
     "youcook2": _Format(partial(_items, key="database"), _YOUCOOK2),  # youcookii_annotations_*.json
     "coin": _Format(partial(_items, key="database"), _COIN),  # COIN.json

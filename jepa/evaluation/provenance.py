@@ -49,9 +49,7 @@ def device_of(accelerator: str) -> str:
 
 def announce(summary: str, paths: Mapping[str, Path]) -> None:
     """Prints what a command found, and where it wrote it."""
-    print(summary)
-    for name, path in paths.items():
-        print(f"{name}: {path}", flush=True)
+    print(summary, *(f"{name}: {path}" for name, path in paths.items()), sep="\n", flush=True)
 
 
 def evaluated(

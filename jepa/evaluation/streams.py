@@ -24,6 +24,7 @@ from jepa.data.world import CAPTION_QUERIES, Stream
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA, summary, summary_flops
 from jepa.operations import CacheCount, OperationLedger, PartCount
+from jepa.processes import ahead
 from jepa.results import EstimatedSeconds
 from jepa.results.documents import Thumbnail
 from jepa.selective import (
@@ -107,8 +108,8 @@ def encode_stream(model: VLJEPA, stream: Stream | VideoStream, step_rate: float)
     """
     check_length(model, stream)
     ledger, watching, every = OperationLedger(), OperationLedger(), EveryStep()
-    parts = []
-    for window, at in model.windows(stream.frames(), step_rate, ledger, SelectiveEncoding(ColourChange(), every)):
+    parts, frames = [], ahead(stream.frames())
+    for window, at in model.windows(frames, step_rate, ledger, SelectiveEncoding(ColourChange(), every)):
         predicted = model.predict_steps(window, CAPTION_QUERIES[0], ledger)
         with watching.timed("detector"):
             parts.append((predicted, summary(window), at))
@@ -289,7 +290,7 @@ def encoding_operations(
         rate, own = mask.mean(), stream.watching
         counts = {name: round(rate * getattr(own, name)) for name in ("calls", "flops")}
         ledger.count("detector", seconds=rate * own.seconds, **counts)
-        calls["predictor"] = sum(len(policy.predicted(segment)) for segment, _ in found)
+        calls["predictor"] = sum(segment.predictions for segment, _ in found)
     for part, once in (("encoder", whole.encoder), ("predictor", whole.predictor)):
         count = min(calls[part], once.calls)  # 0 where latents came from elsewhere
         fraction, measured = count / once.calls if once.calls else 0.0, count == once.calls

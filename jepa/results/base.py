@@ -38,13 +38,9 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
-def _ledger(value: Any) -> OperationLedger:
-    return value if isinstance(value, OperationLedger) else OperationLedger.from_dict(value)
-
-
 Ledger = Annotated[
     OperationLedger,
-    BeforeValidator(_ledger),
+    BeforeValidator(lambda value: value if isinstance(value, OperationLedger) else OperationLedger.from_dict(value)),
     PlainSerializer(OperationLedger.to_dict),
     WithJsonSchema({"type": "object", "title": "OperationLedger"}),
 ]

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
-from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
@@ -34,6 +34,7 @@ from jepa.training.sharding import gather
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
 StageRun: TypeAlias = Callable[[M, CheckpointCallback], StageRecord]
+_PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 _PRINTED = 20  # media that were left out
 
 
@@ -211,7 +212,7 @@ def fit(
         deterministic=options.deterministic,
         benchmark=options.benchmark,
         detect_anomaly=options.detect_anomaly,
-        profiler=_profiler(options.profiler, logs / name),
+        profiler=options.profiler and _PROFILERS[options.profiler](dirpath=logs / name, filename="profile"),
         gradient_clip_algorithm=options.gradient_clip_algorithm,
         enable_progress_bar=options.enable_progress_bar,
         callbacks=callbacks,
@@ -259,11 +260,6 @@ def fit(
             signals.stepping = False
             signals.listen()
     return trainer
-
-
-def _profiler(kind: str | None, folder: Path) -> Profiler | None:
-    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
-    return None if kind is None else kinds[kind](dirpath=folder, filename="profile")
 
 
 class _Rest(Sampler[int]):

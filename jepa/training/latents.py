@@ -13,6 +13,7 @@ from tqdm import tqdm
 from jepa.data.world import CAPTION_QUERIES, Scene, StreamStyle, World, captions, questions
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA
+from jepa.processes import ahead
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def predicted_latents(
     pieces, events, offset = [], [], 0
     for index in tqdm(range(streams), desc="latents for the decoder", unit="stream"):
         stream = world.stream(f"train-{index}", (seed, index), seconds, style, split="train")
-        parts = list(model.stream(stream.frames(), step_rate, CAPTION_QUERIES[0]))
+        parts = list(model.stream(ahead(stream.frames()), step_rate, CAPTION_QUERIES[0]))
         latents = np.concatenate([part[0] for part in parts])
         times = np.concatenate([part[1] for part in parts])
         for span in stream.spans:

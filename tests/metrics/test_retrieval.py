@@ -25,18 +25,14 @@ def brute_force(cosines: list[float], right: list[bool], k: int) -> tuple[float,
     return float(np.mean([rank <= k for rank in ranks])), float(np.mean(ranks))
 
 
-def on_the_circle(cosines: list[float]) -> torch.Tensor:
-    """Rows (M, 2) with these cosines to (1, 0)."""
-    first = torch.tensor(cosines)
-    return torch.stack([first, (1 - first**2).sqrt()], 1)
-
-
 @given(st.lists(st.tuples(st.sampled_from([-0.5, 0.0, 0.3, 0.9]), st.booleans()), min_size=1, max_size=6), st.data())
 def test_ranks_and_recall_are_means_over_all_orders_of_level_rows(rows, data):
     cosines, right = [c for c, _ in rows], [r for _, r in rows]
     right[data.draw(st.integers(0, len(rows) - 1))] = True
     ids = torch.tensor([7 if r else 100 + i for i, r in enumerate(right)])
-    ranks = retrieval_ranks(torch.tensor([[2.0, 0.0]]), 3 * on_the_circle(cosines), torch.tensor([7]), ids)
+    first = torch.tensor(cosines)  # to (1, 0)
+    candidates = 3 * torch.stack([first, (1 - first**2).sqrt()], 1)
+    ranks = retrieval_ranks(torch.tensor([[2.0, 0.0]]), candidates, torch.tensor([7]), ids)
     for k in range(1, len(rows) + 1):
         recall, rank = brute_force(cosines, right, k)
         assert float(ranks.recall(k)) == pytest.approx(recall, abs=1e-9)

@@ -81,13 +81,8 @@ class LocalVariance(CausalPolicy):
 
     def _variance_with(self, row: np.ndarray) -> float:
         """Variance of the window that ends with this step."""
-        variance = _variance(np.array(self._recent), row)
+        gaps = np.array(self._recent) - row  # from the newest step, whose own is 0: no variance of equal steps
+        mean = gaps.sum(axis=0) / (len(gaps) + 1)
+        variance = float((gaps * gaps).sum()) / (len(gaps) + 1) - float(mean @ mean)
         self.signal = variance / max(self.threshold, ROUNDING)
         return variance
-
-
-def _variance(before: np.ndarray, row: np.ndarray) -> float:
-    """Of the steps (N, E) and the one after them (E,)."""
-    gaps = before - row  # from the newest step, whose own is 0: no variance of equal steps
-    mean = gaps.sum(axis=0) / (len(gaps) + 1)
-    return float((gaps * gaps).sum()) / (len(gaps) + 1) - float(mean @ mean)

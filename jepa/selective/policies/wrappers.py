@@ -167,17 +167,19 @@ class OnDemand(_Around):
     """Another policy that watches X-Encoder states, and embeddings predicted for the segments that it cuts alone.
 
     The policy is given what a `Readout` makes of a step's states. When it closes a segment, the Predictor runs for
-    `predictions` of its newest `keep` steps, which part these into equal stretches (one: the middle one), and their
-    renormalised mean is decoded. With a `correction` c read-outs are a control variate, so that steps without a
+    `predictions` of its newest `keep` steps, in the middle, at three quarters, a quarter, seven eighths (the sequence
+    of van der Corput), and their renormalised mean is decoded. With a `doubt` it runs no further once a prediction is
+    so near to its step's read-out. With a `correction` c read-outs are a control variate, so that steps without a
     prediction count as well: c · (r − mean r_i) is added, of the segment's own latent r and those steps' read-outs r_i.
 
     Args:
         policy: a causal policy; it must not be used elsewhere.
         predict: from the number of a step of the stream to its predicted embedding (E,), unit float32, such as
             `PredictorOnDemand.predict`. It may be set later.
-        predictions: embeddings a segment, >= 1; of a short one as many as it has steps at most.
+        predictions: most embeddings a segment, >= 1; steps that coincide in a short one are predicted once.
         keep: steps, >= 1.
         correction: c, >= 0; above 0, what the policy watches must be as wide as the predictions.
+        doubt: on 1 − cos of a prediction and its step's read-out, >= 0; 0 asks for all predictions.
         threshold: set on `policy`; None leaves its own.
 
     >>> from jepa.selective import Gate
@@ -197,12 +199,13 @@ class OnDemand(_Around):
         predictions: int = 1,
         keep: int = 16,
         correction: float = 0.0,
+        doubt: float = 0.0,
         threshold: float | None = None,
     ) -> None:
         super().__init__(policy)
         self.predict, self.decodes_input = predict, False
         self.predictions, self.keep = check_int("predictions", predictions, 1), check_int("keep", keep, 1)
-        self.correction = check_nonnegative("correction", correction)
+        self.correction, self.doubt = check_nonnegative("correction", correction), check_nonnegative("doubt", doubt)
         if threshold is not None:
             self.threshold = threshold
         self.state = f"{self.policy.state}, of X-Encoder states; the newest {keep} steps' windows and read-outs"
@@ -215,12 +218,11 @@ class OnDemand(_Around):
 
     def step(self, latent: np.ndarray, time: float) -> list[Segment]:
         self._steps += 1
-        if self.correction:
-            self._watched.append(latent.copy())
+        self._watched.append(latent.copy())
         return [self._predicted(segment) for segment in self.policy.step(latent, time)]
 
     def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
-        self.policy.shared, key = self.shared, (self.name, self.predictions, self.correction)
+        self.policy.shared, key = self.shared, (self.name, self.predictions, self.correction, self.doubt)
         found = self.policy.run(latents, times)
         self._steps, self._watched = len(latents), deque(latents)
         segments = [
@@ -238,22 +240,27 @@ class OnDemand(_Around):
         self.start()
         return segments
 
-    def predicted(self, segment: Segment) -> list[int]:
-        """The steps of a segment for which the Predictor runs."""
-        oldest = max(segment.first, segment.last - self.keep + 1)
-        parts, span = self.predictions + 1, segment.last - oldest
-        return sorted({oldest + i * span // parts for i in range(1, parts)})
-
     def _predicted(self, segment: Segment) -> Segment:
         if self.predict is None:
             raise InputError("OnDemand needs predict, which gives the predicted embedding of a step, got none")
-        steps = self.predicted(segment)
-        latents = [self.predict(step) for step in steps]
-        if len(latents) == 1 and not self.correction:
-            return replace(segment, latent=latents[0])
-        total = np.stack(latents).astype(np.float64).sum(axis=0)
+        oldest, found = max(segment.first, segment.last - self.keep + 1), dict[int, np.ndarray]()
+        for number in range(1, self.predictions + 1):
+            part = 1 - int(bin(number)[:1:-1], 2) / 2 ** number.bit_length()  # its binary digits behind the point
+            step = oldest + int(part * (segment.last - oldest))
+            if step not in found:
+                found[step] = latent = self.predict(step)
+                if self.doubt and 1 - float(latent @ self._seen(step, latent)) <= self.doubt:
+                    break
+        if len(found) == 1 and not self.correction:
+            return replace(segment, latent=latent, predictions=1)
+        total = np.stack([*found.values()]).astype(np.float64).sum(axis=0)
         if self.correction:
-            if segment.latent.shape != total.shape:
-                raise InputError(f"watched latents must be {len(total)} wide to correct, got {len(segment.latent)}")
-            total += self.correction * sum(segment.latent - self._watched[step - self._steps] for step in steps)
-        return replace(segment, latent=unit_mean(total, len(latents), latents[-1]))
+            total += self.correction * sum(segment.latent - self._seen(step, total) for step in found)
+        return replace(segment, latent=unit_mean(total, len(found), latent), predictions=len(found))
+
+    def _seen(self, step: int, predicted: np.ndarray) -> np.ndarray:
+        """What the policy saw of a step, as wide as what is predicted (E,)."""
+        watched = self._watched[step - self._steps]
+        if watched.shape != predicted.shape:
+            raise InputError(f"watched latents must be {len(predicted)} wide, as predictions are, got {len(watched)}")
+        return watched

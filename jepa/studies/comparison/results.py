@@ -196,7 +196,8 @@ def comparison_results(evaluations: Sequence[ArmEvaluation], root: Path) -> Comp
     if not seeds or seeds != others:
         raise InputError(f"{root}: both arms must have the same seeds, got vl_jepa {seeds} and token_vlm {others}")
     arms = {arm: tuple(found[seed] for seed in seeds) for arm, found in by_seed.items()}
-    jepa, vlm = ({key: _by_point(runs, key) for key in FIGURES} for runs in arms.values())
+    points = (list(zip(*(run.points for run in runs), strict=True)) for runs in arms.values())  # of each, its seeds'
+    jepa, vlm = ({key: [[getattr(one, key) for one in each] for each in found] for key in FIGURES} for found in points)
     return ComparisonResults(
         created=max(evaluation.created for evaluation in evaluations),
         name=first.name,
@@ -217,11 +218,6 @@ def comparison_results(evaluations: Sequence[ArmEvaluation], root: Path) -> Comp
         libraries=distinct([evaluation.libraries for evaluation in evaluations]),
         device=distinct([evaluation.device for evaluation in evaluations]),
     )
-
-
-def _by_point(runs: Sequence[ArmRun], key: str) -> list[list[float]]:
-    """At each point the values of the seeds."""
-    return [[getattr(point, key) for point in points] for points in zip(*(run.points for run in runs), strict=True)]
 
 
 def _check_alike(evaluation: ArmEvaluation, first: ArmEvaluation, root: Path) -> None:
