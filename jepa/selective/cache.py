@@ -93,12 +93,9 @@ class LatentCache:
             nearest = int(np.vecdot(self._keys[:held], key).argmax())
             self.flops += 2 * held * len(key)
             if half_square(self._keys[nearest] - key) <= self.threshold:
-                return self._hit(nearest), True
+                self._used[nearest] = self._clock = self._clock + 1
+                return self._entries[nearest], True
         return self._add(key), False
-
-    def _hit(self, slot: int) -> CacheEntry:
-        self._used[slot] = self._clock = self._clock + 1
-        return self._entries[slot]
 
     def discard(self, entries: Iterable[CacheEntry]) -> None:
         """Forget those of these entries that are still held: their text will not come."""

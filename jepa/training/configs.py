@@ -72,7 +72,7 @@ class JEPAStageConfig(StageConfig):
 
 
 class DecoderStageConfig(StageConfig):
-    """The Y-Decoder, on streams of the world or samples of ``data``: see `jepa.training.latents.DecoderBatches`."""
+    """The Y-Decoder, on samples of ``data``, clips that ``jepa.clips`` stored, or streams: see `DecoderBatches`."""
 
     steps: Count = 600
     batch_size: Count = 256

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from jepa.data.clips import StoredClips
 from jepa.data.world import CAPTION_QUERIES, Scene, StreamStyle, World, captions, questions
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA
@@ -18,7 +19,7 @@ from jepa.processes import ahead
 
 @dataclass(frozen=True)
 class StreamLatents:
-    """Predicted latents (T, E) of training streams end to end; event i covers steps first[i] to last[i].
+    """Predicted latents (T, E) of training streams end to end, or of clips; event i covers steps first[i] to last[i].
 
     >>> StreamLatents(torch.eye(4), first=torch.tensor([0, 2]), last=torch.tensor([1, 3]), texts=["a", "b"]).texts
     ['a', 'b']
@@ -53,6 +54,19 @@ def predicted_latents(
         raise InputError(f"training streams must be longer than {model.window} s to hold a whole step, got {seconds} s")
     first, last, texts = zip(*events, strict=True)
     return StreamLatents(torch.cat(pieces), torch.tensor(first), torch.tensor(last), list(texts))
+
+
+@torch.no_grad()
+def clip_latents(model: VLJEPA, clips: StoredClips, seed: int) -> StreamLatents:
+    """What the model predicts of stored clips, each an event of one step with one of its texts.
+
+    The clips may be those that the model was trained on: there are many more of them than events in a few streams.
+    """
+    rng, query, latents = np.random.default_rng(seed), CAPTION_QUERIES[0], list[Tensor]()
+    for part in tqdm(clips.states.split(256), desc="latents for the decoder", unit="batch"):
+        latents.append(model.predict(part.to(model.device).float(), [query] * len(part)).cpu())
+    rows, texts = torch.arange(len(clips.scenes)), [str(rng.choice(clips.wordings[each])) for each in clips.scenes]
+    return StreamLatents(torch.cat(latents), rows, rows, texts)
 
 
 def prediction_error(model: VLJEPA, streams: StreamLatents) -> float:

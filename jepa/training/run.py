@@ -42,7 +42,7 @@ from jepa.training.fit import (
     precision,
     run_stages,
 )
-from jepa.training.latents import DecoderBatches, predicted_latents, prediction_error, training_texts
+from jepa.training.latents import DecoderBatches, clip_latents, predicted_latents, prediction_error, training_texts
 from jepa.training.modules import DecoderModule, JEPAModule, without_gradients
 from jepa.training.own_data import OwnData
 from jepa.training.saving import CheckpointCallback
@@ -268,13 +268,12 @@ def _train_decoder(
         noise = prediction_error(model, source[2])
     else:
         held: AbstractContextManager[None] = nullcontext()
-        sizes = stage.streams, stage.stream_seconds, stage.step_rate_hz
-        streams = predicted_latents(model, world, build(stage.style), seed, *sizes)
         if config.jepa is not None and config.jepa.clips:
             stored = _stored(config, config.jepa, world, output, model)
-            texts, held = list(stored.texts), stored.held(model)
+            texts, held, streams = list(stored.texts), stored.held(model), clip_latents(model, stored.clips[0], seed)
         else:
-            texts = training_texts(world)
+            sizes = stage.streams, stage.stream_seconds, stage.step_rate_hz
+            texts, streams = training_texts(world), predicted_latents(model, world, build(stage.style), seed, *sizes)
         with held:
             source = held_out = model.embed_all(texts), texts, streams
             noise = prediction_error(model, streams)

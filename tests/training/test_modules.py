@@ -10,11 +10,18 @@ import torch
 from conftest import LLAMA, refuses
 from torch.utils.data import DataLoader
 
-from jepa.data.clips import CLASS_QUERY, ClipBatch, ClipBatches
+from jepa.data.clips import CLASS_QUERY, ClipBatch, ClipBatches, StoredClips
 from jepa.data.world import SOLO_ACTIONS, StreamStyle, World, is_held_out, questions
 from jepa.decoders.language import LanguageDecoder
 from jepa.training.configs import JEPAStageConfig, StageConfig
-from jepa.training.latents import DecoderBatches, StreamLatents, predicted_latents, prediction_error, training_texts
+from jepa.training.latents import (
+    DecoderBatches,
+    StreamLatents,
+    clip_latents,
+    predicted_latents,
+    prediction_error,
+    training_texts,
+)
 from jepa.training.modules import CollapseWarning, DecoderModule, JEPAModule, text_ids
 
 STAGE = StageConfig(steps=10, batch_size=8, learning_rate=1e-2, warmup_steps=4, validate_every=5)
@@ -246,6 +253,16 @@ def test_prediction_error_is_the_root_mean_square_difference(tiny_model):
     expected = torch.stack(differences).square().mean().sqrt()
     assert prediction_error(tiny_model, recorded) == pytest.approx(float(expected), rel=1e-5)
     assert len(differences) == len(recorded.latents)
+
+
+def test_clip_latents_are_predicted_from_stored_states_with_a_text_of_each_clip(tiny_model):
+    clips = StoredClips.draw(ClipBatches(World(), 3, 4, 1, tiny_model.frames), 300, tiny_model.encode)
+    found, other = (clip_latents(tiny_model, clips, seed) for seed in (0, 1))
+    expected = tiny_model.predict(clips.states[250:260].float(), ["what happens?"] * 10).detach()
+    torch.testing.assert_close(found.latents[250:260], expected)
+    assert found.first.tolist() == found.last.tolist() == list(range(300))
+    assert all(text in clips.wordings[scene] for text, scene in zip(found.texts, clips.scenes, strict=True))
+    assert found.texts != other.texts
 
 
 def test_training_texts_hold_no_held_out_caption():
