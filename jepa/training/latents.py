@@ -41,9 +41,8 @@ def predicted_latents(
     pieces, events, offset = [], [], 0
     for index in tqdm(range(streams), desc="latents for the decoder", unit="stream"):
         stream = world.stream(f"train-{index}", (seed, index), seconds, style, split="train")
-        parts = list(model.stream(ahead(stream.frames()), step_rate, CAPTION_QUERIES[0]))
-        latents = np.concatenate([part[0] for part in parts])
-        times = np.concatenate([part[1] for part in parts])
+        parts = zip(*model.stream(ahead(stream.frames()), step_rate, CAPTION_QUERIES[0]), strict=True)
+        latents, times = map(np.concatenate, parts)
         for span in stream.spans:
             inside = np.flatnonzero((times >= span.start) & (times < span.end))
             if len(inside):

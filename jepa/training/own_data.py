@@ -79,7 +79,9 @@ class OwnData:
 
         def batches(split: str, seed: int, count: int) -> Dataset[ClipBatch]:
             if split in self.samples:
-                fractions: Mapping[Any, float] = data.fractions or _own_fractions(self.samples[split])
+                kinds = Counter(sample.kind for sample in self.samples[split])
+                own = {kind: float(kinds[kind]) for kind in KINDS if kinds[kind] and kind != "world_prediction"}
+                fractions: Mapping[Any, float] = data.fractions or own
                 return ManifestBatches(self.samples[split], read, seed, size, count, fractions, prompts, skip)
             validates = split == "validation"
             buffer = 1 if validates else data.buffer  # the order of the shards will do, and is there at once
@@ -229,12 +231,6 @@ def _ask(read: Read, prompts: Prompts, seed: int, samples: Sequence[tuple[int, A
         except InputError as error:
             asked.append((error, query, text))
     return asked
-
-
-def _own_fractions(samples: Sequence[Sample]) -> dict[Any, float]:
-    """The fraction of each kind among samples that can be trained on."""
-    kinds = [sample.kind for sample in samples]
-    return {kind: float(kinds.count(kind)) for kind in KINDS if kind in kinds and kind != "world_prediction"}
 
 
 def _unpacked(path: Path, skip_broken: bool, media: bool = True) -> Iterator[Sample]:

@@ -26,15 +26,10 @@ def batch(lengths: list[tuple[int, int, int, int]]) -> list[ChatIds]:
     return [chat(*of_pair, tokens) for of_pair in lengths]
 
 
-def seen(rows, row: int, column: int) -> list[int]:
-    """Columns that a token sees, as `PackedBatch` defines it."""
-    segment, parent = rows.segments[row, column], rows.parents[row, column]
-    return [c for c in range(column + 1) if rows.segments[row, c] in (segment, parent)]
-
-
 def context(rows, row: int, column: int) -> tuple[int, ...]:
     """The tokens that a token sees, itself the last; their positions have to count up from 0."""
-    columns = seen(rows, row, column)
+    seen = rows.segments[row, column], rows.parents[row, column]  # as `PackedBatch` defines it
+    columns = [c for c in range(column + 1) if rows.segments[row, c] in seen]
     assert rows.positions[row, columns].tolist() == list(range(len(columns)))
     return tuple(rows.ids[row, columns].tolist())
 

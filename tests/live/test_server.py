@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import http.client
 import io
 import json
@@ -24,6 +25,7 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from jepa.data import media
 from jepa.data.world import CAPTION_QUERIES, StreamStyle, World
 from jepa.live import Changes, Engine, LimitsConfig, Saver, Server, Source
 from jepa.live.command import bind, serve
@@ -112,13 +114,7 @@ def client(make):
 def shots() -> list[bytes]:
     """30 seconds of the world as PNGs, 8 a second."""
     stream = WORLD.stream("s", (0,), 30.0, StreamStyle(mean_event=3.0))
-    return [encoded(frame) for chunk in stream.frames() for frame in chunk]
-
-
-def encoded(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return [base64.b64decode(media.png(frame)) for chunk in stream.frames() for frame in chunk]
 
 
 @pytest.fixture

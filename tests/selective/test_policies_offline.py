@@ -24,11 +24,6 @@ def walk(seed: int, steps: int) -> np.ndarray:
     return unit(rng.standard_normal((steps, 4)).cumsum(axis=0) + 0.3 * rng.standard_normal((steps, 4)))
 
 
-def rate_of(number: int, steps: int) -> float:
-    """The rate at which `times_of(steps)` is cut into so many segments."""
-    return number / (steps * 0.5 if steps > 1 else 1.0)
-
-
 # --- Ward
 
 
@@ -59,7 +54,8 @@ def brute_force_ward(latents: np.ndarray) -> list[list[int]]:
 def test_ward_equals_brute_force_at_every_number_of_segments(seed: int, steps: int) -> None:
     latents = walk(seed, steps)
     for number, firsts in enumerate(brute_force_ward(latents), start=1):
-        assert firsts_of(Ward(rate_of(number, steps), "mean"), latents) == firsts
+        rate = number / (steps * 0.5 if steps > 1 else 1.0)
+        assert firsts_of(Ward(rate, "mean"), latents) == firsts
 
 
 @given(seed=SEEDS, steps=st.integers(2, 60), length=st.integers(0, 3), runs=st.integers(1, 4))

@@ -134,7 +134,8 @@ class Gate(CausalPolicy):
         total = _total([latent for latent, _ in self._waiting])
         if not self._over(self._open.count, square if m == 1 else self._open.distance(total, m)):
             return False
-        return m == 1 or _to_others(oldest, total, m) < square
+        gap = oldest - (total - oldest) / max(1, m - 1)  # to the mean of the other pending steps
+        return m == 1 or float(gap @ gap) < square
 
     def _over(self, n: int, gap: float) -> bool:
         """Whether the pending steps' mean is too far from the mean of the n open ones, by this squared distance."""
@@ -164,9 +165,3 @@ def _total(pending: list[np.ndarray]) -> np.ndarray:
     for latent in pending[1:]:
         total = total + latent
     return total
-
-
-def _to_others(oldest: np.ndarray, total: np.ndarray, m: int) -> float:
-    """Squared distance of the oldest of m >= 2 pending steps, of this total, to the mean of the others."""
-    gap = oldest - (total - oldest) / (m - 1)
-    return float(gap @ gap)
