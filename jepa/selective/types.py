@@ -33,7 +33,7 @@ class Segment:
     end: float  # time of the last step covered
     first: int  # index of the first step covered
     last: int  # index of the last step covered, inclusive
-    predictions: int = 0  # that were made for it alone: see `OnDemand`
+    predictions: int = 0  # calls of the Predictor for it alone: see `OnDemand`
     payload: object | None = None  # given with the last step covered, for decoder and cache; policies never see it
 
 

@@ -72,13 +72,13 @@ class JEPAStageConfig(StageConfig):
 
 
 class DecoderStageConfig(StageConfig):
-    """The Y-Decoder, on samples of ``data``, clips that ``jepa.clips`` stored, or streams: see `DecoderBatches`."""
+    """The Y-Decoder, on samples of ``data``, else ``jepa.clips``, else streams of the world: see `DecoderBatches`."""
 
     steps: Count = 600
     batch_size: Count = 256
     learning_rate: Positive = 2e-3
     validate_every: Count = 200
-    streams: Count = 48
+    streams: Count = 48  # this and the next three: without data and jepa.clips
     stream_seconds: Positive = 120.0
     step_rate_hz: Positive = 2.0
     style: Node

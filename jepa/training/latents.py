@@ -59,7 +59,7 @@ def predicted_latents(
 def clip_latents(model: VLJEPA, clips: StoredClips, seed: int) -> StreamLatents:
     """What the model predicts of stored clips, each an event of one step with one of its texts.
 
-    The clips may be those that the model was trained on: there are many more of them than events in a few streams.
+    There are many more of them than events in a few streams; but the model was trained on them, and errs more on others.
     """
     rng, query, latents = np.random.default_rng(seed), CAPTION_QUERIES[0], list[Tensor]()
     for part in tqdm(clips.states.split(256), desc="latents for the decoder", unit="batch"):
@@ -107,7 +107,8 @@ class DecoderBatches(_LatentBatches):
 
     A third each: text embeddings with Gaussian noise of deviation `noise` per dimension (CapDec, arXiv 2211.00575, with
     the noise measured instead of chosen); predicted embeddings of single steps; and means of consecutive predicted
-    embeddings of one event (what a segment's latent is). Without one of these, text embeddings take its place.
+    embeddings of one event (what a segment's latent is), which of clips are single, too. Without one of these, text
+    embeddings take its place.
 
     >>> streams = StreamLatents(torch.eye(4), torch.tensor([0]), torch.tensor([3]), ["an event"])
     >>> latents, texts = DecoderBatches(torch.eye(4), list("abcd"), streams, 0.0, seed=0, batch_size=6, batches=1)[0]

@@ -178,7 +178,7 @@ class OnDemand(_Around):
             `PredictorOnDemand.predict`. It may be set later.
         predictions: most embeddings a segment, >= 1; steps that coincide in a short one are predicted once.
         keep: steps, >= 1.
-        correction: c, >= 0; above 0, what the policy watches must be as wide as the predictions.
+        correction: c, >= 0. For it and a `doubt` the policy has to watch unit latents as wide as the predictions.
         doubt: on 1 − cos of a prediction and its step's read-out, >= 0; 0 asks for all predictions.
         threshold: set on `policy`; None leaves its own.
 
@@ -218,7 +218,8 @@ class OnDemand(_Around):
 
     def step(self, latent: np.ndarray, time: float) -> list[Segment]:
         self._steps += 1
-        self._watched.append(latent.copy())
+        if self.correction or self.doubt:
+            self._watched.append(latent.copy())
         return [self._predicted(segment) for segment in self.policy.step(latent, time)]
 
     def run(self, latents: np.ndarray, times: np.ndarray) -> list[tuple[Segment, int]]:
@@ -245,7 +246,7 @@ class OnDemand(_Around):
             raise InputError("OnDemand needs predict, which gives the predicted embedding of a step, got none")
         oldest, found = max(segment.first, segment.last - self.keep + 1), dict[int, np.ndarray]()
         for number in range(1, self.predictions + 1):
-            part = 1 - int(bin(number)[:1:-1], 2) / 2 ** number.bit_length()  # its binary digits behind the point
+            part = 1 - int(bin(number)[:1:-1], 2) / 2 ** number.bit_length()  # 1/2, 3/4, 1/4, 7/8
             step = oldest + int(part * (segment.last - oldest))
             if step not in found:
                 found[step] = latent = self.predict(step)
