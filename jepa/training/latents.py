@@ -59,7 +59,7 @@ def predicted_latents(
 def clip_latents(model: VLJEPA, clips: StoredClips, seed: int) -> StreamLatents:
     """What the model predicts of stored clips, each an event of one step with one of its texts.
 
-    There are many more of them than events in a few streams; but the model was trained on them, and errs more on others.
+    There are many more of them than events in a few streams, but the model was trained on them, and errs less there.
     """
     rng, query, latents = np.random.default_rng(seed), CAPTION_QUERIES[0], list[Tensor]()
     for part in tqdm(clips.states.split(256), desc="latents for the decoder", unit="batch"):
