@@ -7,11 +7,11 @@ import multiprocessing
 import os
 import signal
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -48,16 +48,6 @@ def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers:
         raise
     finally:
         pool.shutdown()
-
-
-def ahead(items: Iterable[Result]) -> Iterator[Result]:
-    """The items, each made by a thread while the one before it is in use."""
-    iterator, end = iter(items), object()
-    with ThreadPoolExecutor(1) as beside:
-        following = beside.submit(next, iterator, end)
-        while (item := following.result()) is not end:
-            following = beside.submit(next, iterator, end)
-            yield cast(Result, item)
 
 
 def _hold(work: Callable[[Any], Any], tasks: Sequence[Any]) -> None:

@@ -76,7 +76,7 @@ UNTYPED = 40  # `dict[str, Any]` in jepa/: only where JSON or YAML is read or wr
 # Cases that fail today, by test. Each goes from this list as soon as it holds: a listed case that passes is a failure.
 NOT_YET = {"lines": {"jepa", "tests"}}
 # Where a budget is not met yet, what stands there: it may shrink, and grow no more.
-CEILINGS = {"jepa": 34_073, "tests": 23_344}
+CEILINGS = {"jepa": 34_061, "tests": 23_325}
 
 
 class Module(NamedTuple):

@@ -5,18 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
-from conftest import refuses
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from jepa.errors import InputError
-from jepa.processes import ahead, in_processes
+from jepa.processes import in_processes
 
 
 def squares(task: range) -> tuple[list[int], int]:
@@ -32,22 +29,6 @@ def test_every_task_is_worked_through_in_another_process(workers: int) -> None:
     assert os.getpid() not in processes
     assert len(processes) <= min(workers, 4)
     assert not multiprocessing.active_children()
-
-
-def test_an_item_is_made_while_the_one_before_is_in_use() -> None:
-    second = threading.Event()
-
-    def items() -> Iterator[int]:
-        yield 1
-        second.set()
-        yield 2
-        raise InputError("stream 3: empty")
-
-    found = ahead(items())
-    assert next(found) == 1
-    assert second.wait(60)
-    assert next(found) == 2
-    refuses("stream 3: empty", lambda: next(found))
 
 
 def threads(task: int) -> list[int]:

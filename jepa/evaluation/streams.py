@@ -24,7 +24,6 @@ from jepa.data.world import CAPTION_QUERIES, Stream
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA, summary, summary_flops
 from jepa.operations import CacheCount, OperationLedger, PartCount
-from jepa.processes import ahead
 from jepa.results import EstimatedSeconds
 from jepa.results.documents import Thumbnail
 from jepa.selective import (
@@ -108,8 +107,8 @@ def encode_stream(model: VLJEPA, stream: Stream | VideoStream, step_rate: float)
     """
     check_length(model, stream)
     ledger, watching, every = OperationLedger(), OperationLedger(), EveryStep()
-    parts, frames = [], ahead(stream.frames())
-    for window, at in model.windows(frames, step_rate, ledger, SelectiveEncoding(ColourChange(), every)):
+    parts = []
+    for window, at in model.windows(stream.frames(), step_rate, ledger, SelectiveEncoding(ColourChange(), every)):
         predicted = model.predict_steps(window, CAPTION_QUERIES[0], ledger)
         with watching.timed("detector"):
             parts.append((predicted, summary(window), at))

@@ -14,7 +14,6 @@ from jepa.data.clips import StoredClips
 from jepa.data.world import CAPTION_QUERIES, Scene, StreamStyle, World, captions, questions
 from jepa.errors import InputError
 from jepa.models.vl_jepa import VLJEPA
-from jepa.processes import ahead
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def predicted_latents(
     pieces, events, offset = [], [], 0
     for index in tqdm(range(streams), desc="latents for the decoder", unit="stream"):
         stream = world.stream(f"train-{index}", (seed, index), seconds, style, split="train")
-        parts = zip(*model.stream(ahead(stream.frames()), step_rate, CAPTION_QUERIES[0]), strict=True)
+        parts = zip(*model.stream(stream.frames(), step_rate, CAPTION_QUERIES[0]), strict=True)
         latents, times = map(np.concatenate, parts)
         for span in stream.spans:
             inside = np.flatnonzero((times >= span.start) & (times < span.end))
