@@ -158,7 +158,7 @@ def sweep_setting(
     by_policy = {policy: {value: found[policy, value] for value in each.values} for policy, each in policies.items()}
     savings = tuple(_savings(by_policy, config, tolerances))
     operations, emissions = [], {}
-    for policy, value in _operating_points(savings):
+    for policy, value in tqdm(_operating_points(savings), desc=f"operating points, {name}", unit="policy"):
         row, emitted = setting.operations(policy, value, found[policy, value])
         operations.append(row)
         emissions[policy] = tuple(Decode(**asdict(emission)) for emission in emitted)
