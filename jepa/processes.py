@@ -44,7 +44,7 @@ def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers:
             yield future.result()
     except BaseException:
         for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
+            process.kill()  # where training handles SIGTERM, they leave it to this process
         raise
     finally:
         pool.shutdown()

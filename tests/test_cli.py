@@ -162,7 +162,6 @@ def test_hydra_flags_work(tmp_path):
         (["seeed=1"], r"unknown key 'seeed'; nearest valid: seed"),
         (["+seeed=1"], r"unknown key 'seeed'; nearest valid: seed"),
         (["++seeed=1"], r"unknown key 'seeed'; nearest valid: seed"),
-        (["-m", "seeed=1,2"], r"unknown key 'seeed'; nearest valid: seed"),
         (["name=x", "jepa=null", "jepa.steps=4"], r"jepa\.steps cannot be given: jepa is null or has no keys"),
         (["experiment=vl_jepa_decoder", "jepa.steps=4"], r"jepa\.steps cannot be given: jepa is null or has no keys"),
         (["experment=demo"], r"unknown key 'experment'; nearest valid: experiment"),

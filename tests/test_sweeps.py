@@ -38,10 +38,8 @@ def test_optuna_gets_the_monitored_value_of_each_job(tmp_path, monkeypatch):
         (output / "checkpoint" / "training.json").write_text(json.dumps({"stages": [stage]}))
 
     monkeypatch.setitem(COMMANDS, "train", train)
-    sweep = (
-        "train -m experiment=demo monitor=val/x hydra/sweeper=optuna hydra.sweeper.n_trials=4 hydra.sweeper.n_jobs=1"
-    )
-    sweep += " hydra.sweeper.direction=maximize 'jepa.learning_rate=interval(0.001,0.1)'"
+    sweep = "train -m experiment=demo monitor=val/x hydra/sweeper=optuna hydra.sweeper.n_trials=4"
+    sweep += " hydra.sweeper.n_jobs=1 hydra.sweeper.direction=maximize 'jepa.learning_rate=interval(0.001,0.1)'"
     assert main(shlex.split(sweep)) == 0
     assert len(set(tried)) == 4
     [found] = tmp_path.rglob("optimization_results.yaml")

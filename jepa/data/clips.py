@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -177,38 +176,35 @@ class StoredClips:
         clips: int,
         encode: Callable[[Tensor], Tensor],
         keep: Callable[[str, Callable[[], Tensor]], Tensor] = lambda name, compute: compute(),
+        over: Callable[..., Iterable[tuple[int, np.ndarray]]] = map,
     ) -> StoredClips:
         """Draws clips as those of `batches`, and encodes some at a time: (B, F, S, S, 3) uint8 -> (B, N, D).
 
-        `keep` gives the states that were kept under a name, or computes them.
+        `keep` gives the states that were kept under a name, or computes them. `over`, as `map`, goes through the
+        parts: `jepa.processes.in_processes` shares them out.
         """
-        scenes, states, drawn = list[Scene](), list[Tensor](), dict[int, Future[Tensor]]()
 
         def sample(first: int) -> tuple[list[Scene], np.random.Generator]:
             rng = np.random.default_rng([batches.seed, _STORED, first])
             return [batches._scene(rng) for _ in range(min(_AT_ONCE, clips - first))], rng
 
-        def render(first: int) -> Tensor:
-            some, rng = sample(first)
-            return batches._clips([batches._show(scene, rng) for scene in some], rng)
+        def compute(first: int) -> Tensor:
+            shown, rng = sample(first)
+            frames = batches._clips([batches._show(scene, rng) for scene in shown], rng)
+            return torch.cat([encode(some) for some in frames.split(_AT_ONCE // 2)]).detach().half().cpu()
 
-        with ThreadPoolExecutor(1) as beside:  # it renders the next clips while these are encoded
-            for first in tqdm(range(0, clips, _AT_ONCE), desc="states of clips", unit="batch"):
+        def states(first: int) -> tuple[int, np.ndarray]:
+            return first, keep(f"clips of {batches.seed} from {first}", partial(compute, first)).numpy()
 
-                def compute(first: int = first, following: int = first + _AT_ONCE) -> Tensor:
-                    frames = drawn.pop(first, None) or beside.submit(render, first)
-                    if following < clips:
-                        drawn[following] = beside.submit(render, following)
-                    return encode(frames.result()).half().cpu()
-
-                scenes += sample(first)[0]
-                states.append(keep(f"clips of {batches.seed} from {first}", compute))
+        starts = range(0, clips, _AT_ONCE)
+        found = dict(tqdm(over(states, starts), desc="states of clips", unit="batch", total=len(starts)))
+        scenes = [scene for first in starts for scene in sample(first)[0]]
         rng, wordings = np.random.default_rng([batches.seed, _STORED]), dict[Scene, Sequence[str]]()
         for scene in dict.fromkeys([*batches.world.splits[batches.split][0], *scenes]):
             texts = captions(scene)
             few = len(scene.objects) > 1 and scene.action != IDLE
             wordings[scene] = [texts[i] for i in rng.permutation(len(texts))[:_PAIR_WORDINGS]] if few else texts
-        return cls(torch.cat(states), scenes, wordings)
+        return cls(torch.from_numpy(np.concatenate([found[first] for first in starts])), scenes, wordings)
 
     @property
     def texts(self) -> list[str]:

@@ -66,9 +66,8 @@ def parse_any(text: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"must be UTF-8, got byte 0x{text[error.start]:02x} at {error.start}") from None
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"must be valid Unicode, got a lone surrogate in {error.object[error.start :][:40]!r}"
-        ) from None
+        found = error.object[error.start :][:40]
+        raise InputError(f"must be valid Unicode, got a lone surrogate in {found!r}") from None
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise InputError(f"not JSON: {error.msg} at {line}column {error.colno}") from None

@@ -95,9 +95,8 @@ KINDS = (EncodedStream, StreamRecord, Event, OperationLedger, PartCount, CacheCo
 def check_length(model: VLJEPA, stream: Stream | VideoStream) -> None:
     """Raises `InputError` for a stream that is shorter than a window of the model."""
     if stream.frame_count < model.frames:
-        raise InputError(
-            f"stream {stream.record.video_id} must last at least {model.window} s, got {stream.record.duration} s"
-        )
+        name, duration = stream.record.video_id, stream.record.duration
+        raise InputError(f"stream {name} must last at least {model.window} s, got {duration} s")
 
 
 def encode_stream(model: VLJEPA, stream: Stream | VideoStream, step_rate: float) -> EncodedStream:

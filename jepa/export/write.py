@@ -82,9 +82,8 @@ def export_graphs(
     role, difference = parity.worst
     if not difference <= bound:
         (folder / MANIFEST).unlink()
-        raise InputError(
-            f"{role} must differ from the model by at most bound={bound:g}, got {difference:.3g}: {folder / PARITY}"
-        )
+        got = f"{difference:.3g}: {folder / PARITY}"
+        raise InputError(f"{role} must differ from the model by at most bound={bound:g}, got {got}")
     return parity, quantised
 
 

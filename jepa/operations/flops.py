@@ -71,9 +71,8 @@ def count_flops(run: Callable[[], Any]) -> FlopCount:
     with _Counter() as counter:
         result = run()
     if counter.unknown:
-        raise InputError(
-            f"an operation that computes must have a FLOP formula, got {', '.join(sorted(counter.unknown))}"
-        )
+        unknown = ", ".join(sorted(counter.unknown))
+        raise InputError(f"an operation that computes must have a FLOP formula, got {unknown}")
     counts = {str(operator): int(flops) for operator, flops in counter.counts.items()}
     return FlopCount(sum(counts.values()), counts, result)
 

@@ -172,9 +172,7 @@ class SelectiveDecoder:
         T and E may differ between streams. An `InputError` names the stream if there are several.
         """
         if self._steps:
-            raise InputError(
-                f"a live stream is open, at step {self._steps}: call finish() or start() before a recorded one"
-            )
+            raise InputError(f"a live stream is open, at step {self._steps}: finish() or start() must come first")
         checked, width = [], self._width
         for number, (latents, times) in enumerate(streams):
             try:
@@ -227,9 +225,8 @@ class SelectiveDecoder:
         if len(rows) != len(seconds):
             raise InputError(f"latents and times must have equal lengths, got {len(rows)} and {len(seconds)}")
         if width and rows.shape[1] not in (0, width):
-            raise InputError(
-                f"latents must be as wide as those before or in a shared cache, {width}, got {rows.shape[1]}"
-            )
+            rule = "must be as wide as those before or in a shared cache"
+            raise InputError(f"latents {rule}, {width}, got {rows.shape[1]}")
         with np.errstate(over="ignore", invalid="ignore"):
             norms = np.sqrt(np.vecdot(rows, rows)) if rows.shape[1] else np.ones(len(rows))
         earlier = np.append(before, seconds[:-1])

@@ -33,9 +33,8 @@ class Readout:
     @classmethod
     def fit(cls, states: np.ndarray, latents: np.ndarray) -> Readout:
         if states.ndim != 2 or latents.ndim != 2 or len(states) != len(latents) or not len(states):
-            raise InputError(
-                f"states and latents must be (T, D) and (T, E) with T >= 1, got shapes {states.shape}, {latents.shape}"
-            )
+            got = f"{states.shape}, {latents.shape}"
+            raise InputError(f"states and latents must be (T, D) and (T, E) with T >= 1, got shapes {got}")
         mean, offset = states.mean(axis=0, dtype=np.float64), latents.mean(axis=0, dtype=np.float64)
         scale = states.std(axis=0, dtype=np.float64)
         scale = np.where(scale > 0, scale, 1.0)

@@ -70,9 +70,8 @@ def check_devices(config: TrainConfig | LanguageTrainConfig) -> None:
     if config.accelerator == "mps" and not torch.backends.mps.is_available():
         raise InputError("accelerator is mps, but no such device is available")
     if devices > 1 and "LOCAL_RANK" not in os.environ:
-        raise InputError(
-            f"{devices} devices must be launched by torchrun --nproc-per-node {config.devices}, got one process"
-        )
+        launched = f"launched by torchrun --nproc-per-node {config.devices}"
+        raise InputError(f"{devices} devices must be {launched}, got one process")
     if (devices > 1) != (strategy != "auto"):
         raise InputError(f"devices > 1 must come with a strategy other than auto, got {devices} and {strategy}")
 

@@ -70,10 +70,8 @@ class OwnData:
                 f"got {len(shards['train'])}: {data.train}"
             )
         if data.features is not None and any(p.requires_grad for p in self.encoder.parameters()):
-            raise InputError(
-                "data.features must come with an X-Encoder that is frozen (frozen: true), "
-                f"got a {type(self.encoder).__name__} that is trained"
-            )
+            rule, kind = "an X-Encoder that is frozen (frozen: true)", type(self.encoder).__name__
+            raise InputError(f"data.features must come with {rule}, got a trained {kind}")
         self.write_missing_features(stage.chunk or stage.batch_size)
         read, size, prompts, skip = self._reader(), stage.batch_size, self.prompts, data.skip_broken
 

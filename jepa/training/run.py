@@ -28,6 +28,7 @@ from jepa.encoders import SentenceEncoder
 from jepa.errors import InputError
 from jepa.kept import Kept, held
 from jepa.models.vl_jepa import VLJEPA, set_fused_attention
+from jepa.processes import in_processes
 from jepa.training import language
 from jepa.training.callbacks import StageRecord, summary
 from jepa.training.configs import DecoderStageConfig, JEPAStageConfig, LanguageTrainConfig, TokenizerConfig, TrainConfig
@@ -88,9 +89,8 @@ def _train(config: TrainConfig, output: Path) -> Path:
     world = build(config.world)
     through_decoder = config.jepa is not None and config.jepa.decoder_weight > 0
     if through_decoder and not any(stage["name"] == "decoder" for stage in before):
-        raise InputError(
-            f"jepa.decoder_weight > 0 must come with a checkpoint whose decoder is trained, got {config.checkpoint}"
-        )
+        rule = "must come with a checkpoint whose decoder is trained"
+        raise InputError(f"jepa.decoder_weight > 0 {rule}, got {config.checkpoint}")
     if config.data is not None:
         OwnData(config, model).check_texts(decoded=config.decoder is not None or through_decoder)
     elif (world.size, world.fps) != (model.x_encoder.size, model.fps):
@@ -196,10 +196,8 @@ def _stored(config: TrainConfig, stage: JEPAStageConfig, world: World, output: P
     """Encodes `jepa.clips` once, and texts if the Y-Encoder is frozen; `output/states` keeps both."""
     encoder: Any = model.x_encoder
     if any(parameter.requires_grad for parameter in encoder.parameters()):
-        raise InputError(
-            "jepa.clips must come with an X-Encoder that is frozen (frozen: true), "
-            f"got {stage.clips} with a {type(encoder).__name__} that is trained"
-        )
+        kind = type(encoder).__name__
+        raise InputError(f"jepa.clips must come with an X-Encoder that is frozen (frozen: true), got a trained {kind}")
     y_encoder: Any = (
         model.y_encoder if isinstance(model.y_encoder, SentenceEncoder) and model.y_encoder.frozen else None
     )
@@ -215,7 +213,9 @@ def _stored(config: TrainConfig, stage: JEPAStageConfig, world: World, output: P
     depends_on = [config.world, config.clips.model_dump(), model.frames, frozen]
     with Kept(output / "states", depends_on, lasting=True) as kept:
         sizes = stage.clips, stage.validation_batches * stage.batch_size
-        clips = [StoredClips.draw(each, size, model.encode, kept.get) for each, size in zip(drawn, sizes, strict=True)]
+        over = partial(in_processes, workers=torch.get_num_threads() if model.device.type == "cpu" else 0)
+        drawing = partial(StoredClips.draw, encode=model.encode, keep=kept.get, over=over)
+        clips = [drawing(each, size) for each, size in zip(drawn, sizes, strict=True)]
         texts, pooled = sorted({text for each in clips for text in each.texts}), None
         if y_encoder is not None:
             pooled = kept.get(f"texts of {config.seed} {sizes}", partial(model.pool_all, texts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import never
 
 from jepa.data.clips import ClipBatches, StateBatches, StoredClips
 from jepa.data.world import World, captions
+from jepa.processes import in_processes
 
 WORLD = World(size=16, fps=4)
 CLIPS, SIZE = 20, 8
@@ -62,6 +64,12 @@ def test_a_batch_depends_on_seed_and_number_alone(stored):
     for number in (7, 2):
         assert torch.equal(one[number].frames, again[number].frames)
         assert one[number][1:] == again[number][1:] != other[number][1:]
+
+
+def test_processes_that_share_the_work_draw_the_same_clips():
+    one, shared = (StoredClips.draw(DRAWN, 150, encode, over=over) for over in (map, partial(in_processes, workers=2)))
+    assert torch.equal(one.states, shared.states)
+    assert (one.scenes, one.wordings, len(one.states)) == (shared.scenes, shared.wordings, 150)
 
 
 def test_what_was_kept_is_not_encoded_again(stored):

@@ -28,7 +28,6 @@ from jepa.metrics.answers import METRICS, multiple_choice, proportion_interval, 
         ("regex_equivalence", "(.)*dog.*", ".*dog.*", True),
         ("regex_equivalence", " .*dog.*\n", ".*dog.*", True),
         ("regex_equivalence", ".*dog", ".*dog.*", False),
-        ("regex_equivalence", r"\bdog\b", r"dog", False),
         ("regex_equivalence", "(.*dog", ".*dog", False),  # cannot be read
         ("regex_equivalence", "", "()", False),
         ("regex_equivalence", "(.*a.{30})|(.*a.{30}b.*a.{30})", ".*a.{30}", False),  # too large to tell
@@ -43,7 +42,6 @@ from jepa.metrics.answers import METRICS, multiple_choice, proportion_interval, 
         ("gsm8k", "the answer is 18", "#### 18", False),  # no mark
         ("gsm8k", "#### eighteen", "#### 18", False),
         ("gsm8k", "#### 18\n\nNext question ... #### 7", "#### 18", True),  # the first mark counts
-        ("gsm8k", "#### 7\n#### 18", "#### 18", False),
         ("gsm8k", "", "#### 18", False),
         ("nq_open", "The six geese, a-laying!", "6 geese a-laying; six geese alaying", True),
         ("nq_open", "maids a-milking", "6 geese a-laying; maids a-milking", True),

@@ -148,9 +148,7 @@ def test_the_error_measured_at_the_threshold_is_that_of_a_replay(shared: bool) -
 def test_error_on_other_streams_is_as_low_as_asked_for() -> None:
     kept = []
     for seed in range(20):
-        held_out, fresh = (
-            decode_segments(Uniform(2.0), Nearest(), recorded(seed + offset, 8, 80)) for offset in (100, 200)
-        )
+        held_out, fresh = (decode_segments(Uniform(2.0), Nearest(), recorded(seed + k, 8, 80)) for k in (100, 200))
         found = calibrate_threshold(held_out, 0.05, capacity=16, seed=seed)
         assert found.bound <= 0.05
         assert found.measured.hits > 0

@@ -109,9 +109,8 @@ def test_perception_runs_at_every_step_whatever_is_requested():
 
 @given(st.floats(10, 1e5), st.floats(1, 1e4), st.integers(1, 512), st.floats(1.1, 10))
 def test_fewer_output_tokens_save_less_than_their_factor_of_what_is_not_cache(inputs, outputs, batch, fewer):
-    before, after = (
-        serving_cost(scenario(inputs, tokens, batch, chips=1024), 0.5, 0.7) for tokens in (outputs, outputs / fewer)
-    )
+    made = (scenario(inputs, tokens, batch, chips=1024) for tokens in (outputs, outputs / fewer))
+    before, after = (serving_cost(each, 0.5, 0.7) for each in made)
     assert after.parts["prefill"] == before.parts["prefill"]
     # Fewer tokens also attend to a shorter context, so that decoding saves at least the factor.
     assert before.parts["decode"] / after.parts["decode"] >= fewer * (1 - 1e-9)

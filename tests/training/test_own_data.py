@@ -144,7 +144,7 @@ def test_states_on_disk_are_refused_if_the_encoder_is_trained(tmp_path, tiny_mod
     data = manifest_data(tmp_path, features=str(tmp_path / "features"))
     encoder, reader = copy.deepcopy(tiny_model.x_encoder), ClipReader(tiny_model.frames, tiny_model.x_encoder.size)
     write_features(encoder, reader, [s.media for s in read_manifest(Path(data["train"]))], tmp_path / "features", 2)
-    refuses(r"frozen .*, got a FrameViT that is trained", train, config("decoder=null") | {"data": data}, tmp_path)
+    refuses(r"frozen .*, got a trained FrameViT", train, config("decoder=null") | {"data": data}, tmp_path)
     batch = ClipBatch(torch.zeros(2, 32, 32), [""] * 2, ["a"] * 2, [])
     refuses("need a frozen X-Encoder", JEPAModule(tiny_model, JEPAStageConfig()).encode, batch)
 
