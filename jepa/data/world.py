@@ -302,15 +302,15 @@ class World:
         self, motion: _Motion, scene: np.ndarray, backdrop: _Backdrop, row: np.ndarray, now: np.ndarray, rng: Generator
     ) -> np.ndarray:
         """(M, S, S, 3) uint8: frame m shows `scene[m]` at `now[m]` seconds before backdrop `row[m]`."""
-        frames = np.empty((len(now), self.size, self.size, 3), dtype=np.uint8)
+        frames = np.empty((len(now), 3, self.size, self.size), dtype=np.uint8)
         grains = np.lib.stride_tricks.sliding_window_view(_noise_bank(), self.size**2)
         start = rng.integers(len(grains) - 1, size=len(now))
         for first in range(0, len(now), _FRAMES_AT_ONCE):
             some = slice(first, first + _FRAMES_AT_ONCE)
             image = self._without_noise(motion, scene[some], backdrop, row[some], now[some])
             image += self.noise * grains[start[some]].reshape(-1, 1, self.size, self.size)
-            frames[some] = np.clip(image, 0, 255).transpose(0, 2, 3, 1)
-        return frames
+            frames[some] = np.clip(image, 0, 255, out=image)
+        return frames.transpose(0, 2, 3, 1)
 
     def _without_noise(
         self, motion: _Motion, scene: np.ndarray, backdrop: _Backdrop, row: np.ndarray, now: np.ndarray
