@@ -211,9 +211,8 @@ class World:
     def vary(self, scene: Scene, what: str, rng: Generator, split: str) -> Scene | None:
         """A scene of the split that differs from `scene` in its `what` alone; None if there is none."""
         key = split, scene, what, int(rng.integers(len(scene.objects)))
-        if key not in self._varied:
-            self._varied[key] = self._variations(*key)
-        options = self._varied[key]
+        if (options := self._varied.get(key)) is None:
+            options = self._varied[key] = self._variations(*key)
         return options[rng.integers(len(options))] if options else None
 
     def _variations(self, split: str, scene: Scene, what: str, slot: int) -> list[Scene]:
@@ -315,6 +314,7 @@ class World:
     def _without_noise(
         self, motion: _Motion, scene: np.ndarray, backdrop: _Backdrop, row: np.ndarray, now: np.ndarray
     ) -> np.ndarray:
+        """(M, 3, S, S) float32, of the arguments of `_render`."""
         image = backdrop.paint(row, now, self.size)
         state = motion.at(scene, now)
         for slot in range(2):

@@ -49,6 +49,7 @@ def folder(tmp_path):
         ("SELECT name AS other FROM item", "SELECT name FROM item", True),  # and not by name
         ("SELECT price FROM item WHERE name = 'fig'", "SELECT NULL", True),
         ("SELECT 0", "SELECT NULL", False),
+        ("SELECT ''", "SELECT NULL", False),
         ("SELECT 0.1 + 0.2", "SELECT price FROM item WHERE name = 'plum'", True),
         ("SELECT 18.0", "SELECT 18", True),
         ("SELECT '18'", "SELECT 18", False),
